@@ -1,0 +1,57 @@
+"""Every failure that Secateurs foresees. A message says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SecateursError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class TraceError(SecateursError):
+    """The model could not be run or read."""
+
+
+class PlanError(SecateursError):
+    """A selection or a plan is not valid, or belongs to another network."""
+
+
+class VerificationError(SecateursError):
+    """The sliced network differs from the masked one."""
+
+
+class BudgetError(SecateursError):
+    """A budget that is malformed or that cannot be met."""
+
+
+class ConfigError(SecateursError):
+    """A setting (method, recipe, option) has a value that makes no sense."""
+
+
+class SpecError(SecateursError):
+    """A model or data spec that names nothing we can find."""
+
+
+class DataError(SecateursError):
+    """Data that cannot be read, or does not fit the model."""
+
+
+class TrainingError(SecateursError):
+    """Training cannot go on (a loss that is not finite, say)."""
+
+
+class ArtifactError(SecateursError):
+    """A saved folder is missing something, is damaged, or comes from a newer version."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the names that look like it, or all of them if few."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    if len(names) <= 20:
+        return f"Known: {', '.join(names)}."
+    return f"{len(names)} names are known."
