@@ -1,0 +1,8 @@
+"""Which channels of a network belong together: labels, rules, the tracer, and the graph they give."""
+
+from secateurs.channels.cost import Cost, count
+from secateurs.channels.graph import ChannelGraph, ChannelGroup, Slot
+from secateurs.channels.rules import register_rule
+from secateurs.channels.tracing import trace
+
+__all__ = ["ChannelGraph", "ChannelGroup", "Cost", "Slot", "count", "register_rule", "trace"]

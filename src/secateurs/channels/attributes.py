@@ -1,0 +1,65 @@
+"""The attributes of PyTorch's own modules that repeat the shape of a parameter, and what they become after a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+Shape = tuple[int, ...]
+_WEIGHTS = ("weight", "weight_v", "parametrizations.weight.original", "parametrizations.weight.original1")
+
+
+def rewritten(module: nn.Module | None) -> bool:
+    """Whether `rewrites` knows modules of this kind."""
+    return isinstance(module, _ConvNd | nn.Linear | _NormBase | nn.LayerNorm | nn.GroupNorm)
+
+
+def rewrites(
+    modules: Mapping[str, nn.Module], old: Mapping[str, Shape], new: Mapping[str, Shape]
+) -> dict[tuple[str, str], Any]:
+    """`{(module, attribute): value}` for the modules whose parameters change shape from `old` to `new`."""
+    found: dict[tuple[str, str], Any] = {}
+    for name in {_module_of(p) for p in new}:
+        module = modules.get(name)
+        if module is None:
+            continue
+        prefix = f"{name}." if name else ""
+        key = next((prefix + w for w in (*_WEIGHTS, "running_mean") if prefix + w in new), None)
+        if key is not None:
+            for attribute, value in _attributes(module, old[key], new[key]).items():
+                if getattr(module, attribute, value) != value:
+                    found[name, attribute] = value
+    return dict(sorted(found.items()))
+
+
+def _module_of(param: str) -> str:
+    head = param.partition(".parametrizations.")[0] if ".parametrizations." in param else param.rpartition(".")[0]
+    return "" if param.startswith("parametrizations.") else head
+
+
+def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
+    if isinstance(module, _ConvNd):
+        groups = module.groups
+        if groups > 1 and old[not module.transposed] == 1:  # depthwise: every channel is a group
+            groups = new[0] * groups // old[0]
+        first, second = new[0], new[1] * groups
+        into, out = (first, second) if module.transposed else (second, first)
+        return {"in_channels": into, "out_channels": out, "groups": groups}
+    if isinstance(module, nn.Linear):
+        return {"in_features": new[1], "out_features": new[0]}
+    if isinstance(module, _NormBase):
+        return {"num_features": new[0]}
+    if isinstance(module, nn.LayerNorm):
+        return {"normalized_shape": new}
+    if isinstance(module, nn.GroupNorm):
+        per_channel = module.num_groups == module.num_channels
+        return {"num_channels": new[0], **({"num_groups": new[0]} if per_channel else {})}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": new[0]}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": new[0], "embedding_dim": new[1]}
+    return {}

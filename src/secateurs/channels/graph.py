@@ -1,0 +1,133 @@
+"""The channel graph: which channels a network has, where each one lives, and what the network costs at any widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateurs.channels.cost import Cost, CostModel
+from secateurs.errors import PlanError, nearest
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the channels of a group live on one axis of one parameter or buffer."""
+
+    param: str
+    axis: int
+    index: Array = field(repr=False)  # (size, m): the m indices of each channel
+    produces: bool = False  # the parameter creates the channels on this axis …
+    consumes: bool = False  # … or reads them; neither: it goes along (batch norm, bias)
+
+    @property
+    def module(self) -> str:
+        """The module that owns the parameter, or the parameter itself where the model holds it directly."""
+        head = self.param.partition(".parametrizations.")[0]
+        return head if head != self.param else self.param.rpartition(".")[0] or self.param
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that stand side by side on the very same parameter axes; each can live or die by itself."""
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...] = field(repr=False)
+    exact: bool  # masked ≡ sliced; not so where a normalisation takes its statistics over the channels
+    internal: bool  # no channel lies on a shortcut
+    reason: str | None  # why it is not prunable, or None
+
+    @property
+    def prunable(self) -> bool:
+        """May be cut without further ado. An inexact group is not, unless the trace was made with `allow_inexact`."""
+        return self.reason is None
+
+    @cached_property
+    def producers(self) -> tuple[str, ...]:
+        """Names of the layers that create these channels."""
+        return tuple(dict.fromkeys(s.module for s in self.slots if s.produces))
+
+    @cached_property
+    def consumers(self) -> tuple[str, ...]:
+        """Names of the layers that read them."""
+        return tuple(dict.fromkeys(s.module for s in self.slots if s.consumes))
+
+    def filters(self, model: nn.Module, bias: bool = True) -> Tensor:
+        """All weights that create each channel, as one data point: (size, weights per channel), float32.
+
+        A channel that lives on several coupled layers is one row made of all its filters; with `bias`, a producing
+        layer's own bias is appended to its weights (EPruner, sec. III-A).
+        """
+        params = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        rows = []
+        for slot in self.slots:
+            if slot.produces:
+                w = params[slot.param].detach()
+                rows.append(_take(w, slot))
+                own = slot.param.rpartition(".")[0] + ".bias"
+                rows += [_take(params[s.param].detach(), s) for s in self.slots if bias and s.param == own]
+        return torch.cat([r.float() for r in rows], dim=1)
+
+
+def _take(w: Tensor, slot: Slot) -> Tensor:
+    index = torch.from_numpy(slot.index).to(w.device)
+    taken = w if _whole(slot.index, w.shape[slot.axis]) else w.index_select(slot.axis, index.reshape(-1))
+    return taken.movedim(slot.axis, 0).reshape(len(slot.index), -1)
+
+
+def _whole(index: Array, n: int) -> bool:
+    return index.size == n and bool((index.ravel() == np.arange(n)).all())
+
+
+class ChannelGraph:
+    """What `sc.trace` answers: the groups of channels, and the cost of the network at any widths.
+
+    `groups` holds every group, prunable or not, in the order in which the network first uses them.
+    """
+
+    def __init__(
+        self, groups: Iterable[ChannelGroup], cost_model: CostModel, shapes: Mapping[str, tuple[int, ...]], modules: Any
+    ) -> None:
+        self.groups = tuple(groups)
+        self.shapes = dict(shapes)  # of all parameters and buffers that the trace saw
+        self._modules = modules
+        self._cost = cost_model
+        self._at = {g.name: i for i, g in enumerate(self.groups)}
+        self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        """The group of that name; PlanError with the nearest names if there is none."""
+        if name not in self._at:
+            raise PlanError(f"The network has no channel group {name!r}. {nearest(name, self._at)}")
+        return self.groups[self._at[name]]
+
+    def __repr__(self) -> str:
+        prunable = sum(g.prunable for g in self.groups)
+        return f"ChannelGraph({len(self.groups)} groups, {prunable} prunable, {self.cost().macs:,} MACs)"
+
+    def index(self, name: str) -> int:
+        """Position of a group in `groups` and in width vectors."""
+        return self._at[self[name].name]
+
+    def cost(self, widths: Mapping[str, int] | Array | None = None) -> Cost:
+        """MACs and parameters at these widths, from the graph alone: `{group name: channels}` (groups left out stay
+        whole), or a vector with one width per group. Takes microseconds."""
+        if isinstance(widths, np.ndarray):
+            return self._cost(widths)
+        vector = self.sizes.copy()
+        for name, width in (widths or {}).items():
+            vector[self.index(name)] = width
+        return self._cost(vector)
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The traced model's modules by name."""
+        return self._modules

@@ -1,0 +1,129 @@
+"""From the solved labels to channel groups and a cost model, all vectorised: time grows with the number of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from secateurs.channels.cost import CostModel
+from secateurs.channels.graph import ChannelGroup, Slot
+from secateurs.channels.labels import CONSUMED, PRODUCED, SHORTCUT, Classes
+from secateurs.channels.tracer import Tape
+
+Array = np.ndarray
+
+
+class Grouping:
+    """Channels of one signature — the multiset of parameter axes they live on — form a group."""
+
+    def __init__(self, tape: Tape, classes: Classes) -> None:
+        self.tape, self.classes = tape, classes
+        axes = tape.axes
+        self.labels = np.concatenate([a.labels for a in axes]) if axes else np.zeros(0, np.int64)
+        self.owner = np.repeat(np.arange(len(axes)), [len(a.labels) for a in axes])  # axis of each label
+        self.position = np.concatenate([np.arange(len(a.labels)) for a in axes]) if axes else self.labels
+        root = classes.root[self.labels]
+        # A class's signature: the sum of one random number per axis that it touches, with multiplicity.
+        draws = np.random.default_rng(0).integers(1, 2**62, size=(max(len(axes), 1)), dtype=np.int64)
+        n = len(classes.root)
+        signature = np.zeros(n, dtype=np.int64)
+        np.add.at(signature, root, draws[self.owner])
+        whole = np.stack([signature, classes.frozen, classes.inexact], axis=1)[root]
+        _, first, inverse = np.unique(whole, axis=0, return_index=True, return_inverse=True)
+        inverse = inverse.reshape(-1)
+        # What no layer creates (kernel positions, the channels of an input image) is no group but a constant, -1. The
+        # others are numbered by where their first label stands, so that they come in the network's order.
+        created = np.zeros(len(first), dtype=bool)
+        created[inverse[(classes.flags[self.labels] & PRODUCED) > 0]] = True
+        self.groups = int(created.sum())
+        number = np.full(len(first), -1)
+        number[np.flatnonzero(created)[np.argsort(first[created], kind="stable")]] = np.arange(self.groups)
+        self.group = number[inverse]  # group of each label
+        self.of_label = np.full(n, -1)  # the same by label
+        self.of_label[self.labels] = self.group
+        self.channel = self._number_channels(root)
+        self.sizes = np.zeros(self.groups, dtype=np.int64)
+        inside = self.group >= 0
+        np.maximum.at(self.sizes, self.group[inside], self.channel[inside] + 1)
+
+    def _number_channels(self, root: Array) -> Array:
+        """Each label's channel within its group: classes counted in the order of their smallest label."""
+        order = np.lexsort((root, self.group))
+        g, r = self.group[order], root[order]
+        new_group = np.r_[True, g[1:] != g[:-1]] if len(g) else np.zeros(0, bool)
+        new_class = (np.r_[True, r[1:] != r[:-1]] if len(r) else new_group) | new_group
+        running = np.cumsum(new_class) - 1
+        start = np.maximum.accumulate(np.where(new_group, running, 0)) if len(g) else running
+        channel = np.empty(len(g), dtype=np.int64)
+        channel[order] = running - start
+        return channel
+
+    def build(self, allow_inexact: bool, refuted: Mapping[int, str]) -> list[ChannelGroup]:
+        """`refuted`: groups that a cut network was found to break on, and why."""
+        order = np.lexsort((self.position, self.channel, self.owner, self.group))
+        order = order[self.group[order] >= 0]
+        key = self.group[order] * max(len(self.tape.axes), 1) + self.owner[order]
+        starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
+        slots: list[list[Slot]] = [[] for _ in range(self.groups)]
+        for i, j in zip(starts, np.r_[starts[1:], len(key)], strict=True):
+            at = order[i:j]
+            g, axis = self.group[at[0]], self.tape.axes[self.owner[at[0]]]
+            flags = int(self.classes.flags[self.labels[at[0]]])
+            index = self.position[at].reshape(self.sizes[g], -1)
+            slots[g].append(Slot(axis.param, axis.axis, index, bool(flags & PRODUCED), bool(flags & CONSUMED)))
+        first = np.full(self.groups + 1, -1)
+        first[self.group[::-1]] = self.labels[::-1]
+        names: dict[str, int] = {}
+        built = []
+        for g in range(self.groups):
+            label = first[g]
+            owner = next(s.module for s in slots[g] if s.produces)
+            names[owner] = names.get(owner, 0) + 1
+            inexact = self.classes.inexact[label]
+            built.append(
+                ChannelGroup(
+                    name=owner if names[owner] == 1 else f"{owner}#{names[owner]}",
+                    size=int(self.sizes[g]),
+                    slots=tuple(slots[g]),
+                    exact=bool(inexact < 0),
+                    internal=not self.classes.flags[label] & SHORTCUT,
+                    reason=refuted.get(g) or self._reason(int(label), slots[g], allow_inexact),
+                )
+            )
+        return built
+
+    def _reason(self, label: int, slots: list[Slot], allow_inexact: bool) -> str | None:
+        frozen, inexact = self.classes.frozen[label], self.classes.inexact[label]
+        if frozen >= 0:
+            return self.classes.reasons[frozen]
+        if not any(s.consumes for s in slots):
+            return "no layer reads it"
+        if inexact >= 0 and not allow_inexact:
+            return f"inexact: {self.classes.reasons[inexact]} (allow_inexact=True cuts it all the same)"
+        return None
+
+    def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
+        """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""
+        model = CostModel(self.groups)
+        cache: dict[int, int] = {}
+
+        def form(labels: Array) -> int:
+            key = id(labels)
+            if key not in cache:
+                group = self.of_label[labels]
+                counts = np.bincount(group[group >= 0], minlength=self.groups)
+                at = np.flatnonzero(counts)
+                cache[key] = model.form(int((group < 0).sum()), {int(g): counts[g] / self.sizes[g] for g in at})
+            return cache[key]
+
+        for coefficient, factors in self.tape.costs:
+            model.add("macs", coefficient, tuple(form(f) for f in factors))
+        by_param: dict[str, list[Array]] = {}
+        for axis in self.tape.axes:
+            by_param.setdefault(axis.param, []).append(axis.labels)
+        for name, shape in params.items():
+            if name in by_param:
+                model.add("params", 1, tuple(form(labels) for labels in by_param[name]))
+            else:
+                model.add("params", int(np.prod(shape)), ())
+        return model.freeze()

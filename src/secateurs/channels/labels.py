@@ -1,0 +1,143 @@
+"""Labels: one integer for each index of each parameter axis, unified wherever the computation makes two of them meet.
+
+Label 0 stands for "no channel": a constant, padding, the model's input. What meets it is frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+
+PRODUCED, CONSUMED, SHORTCUT = 1, 2, 4
+
+
+class Mismatch(Exception):
+    """Two different channels met while a cut network was checked."""
+
+
+@dataclass
+class Classes:
+    """The solved label space; every array has one entry per label."""
+
+    root: Array  # the smallest label of its class
+    flags: Array  # PRODUCED | CONSUMED of the label itself; SHORTCUT of its class
+    frozen: Array  # index into `reasons`, or -1; one value per class
+    inexact: Array  # likewise
+    reasons: list[str]
+
+
+class LabelSpace:
+    """Records which labels meet, which are frozen and why, while a trace runs; `solve` then finds the classes."""
+
+    def __init__(self) -> None:
+        self.size = 1  # label 0 is "no channel"
+        self._edges: list[tuple[Array, Array]] = []
+        self._frozen: list[tuple[Array, int]] = []
+        self._inexact: list[tuple[Array, int]] = []
+        self._marks: list[tuple[Array, int]] = []
+        self._reasons: dict[str, int] = {}
+
+    def fresh(self, n: int) -> Array:
+        self.size += n
+        return np.arange(self.size - n, self.size)
+
+    def unify(self, a: Array, b: Array, reason: str) -> None:
+        """Make a[i] and b[i] one channel. Where one of the two is no channel the other is frozen, for `reason`."""
+        if a is b:
+            return
+        if not (a.all() and b.all()):
+            self.freeze(a[b == 0], reason)
+            self.freeze(b[a == 0], reason)
+            both = (a != 0) & (b != 0)
+            a, b = a[both], b[both]
+        self._edges.append((a, b))
+
+    def freeze(self, labels: Array, reason: str) -> None:
+        if labels.size:
+            self._frozen.append((labels, self._reason(reason)))
+
+    def inexact(self, labels: Array, reason: str) -> None:
+        self._inexact.append((labels, self._reason(reason)))
+
+    def mark(self, labels: Array, flag: int) -> None:
+        self._marks.append((labels, flag))
+
+    def _reason(self, text: str) -> int:
+        return self._reasons.setdefault(text, len(self._reasons))
+
+    def checkpoint(self) -> tuple[int, ...]:
+        """A point to go `back` to when what follows turns out to be unusable."""
+        return len(self._edges), len(self._frozen), len(self._inexact), len(self._marks)
+
+    def back(self, point: tuple[int, ...]) -> None:
+        for events, length in zip((self._edges, self._frozen, self._inexact, self._marks), point, strict=True):
+            del events[length:]
+
+    def solve(self) -> Classes:
+        root = components(self.size, self._edges)
+        own = np.zeros(self.size, dtype=np.uint8)
+        shared = np.zeros(self.size, dtype=np.uint8)
+        for labels, flag in self._marks:
+            if flag == SHORTCUT:
+                shared[root[labels]] |= flag
+            else:
+                own[labels] |= flag
+        return Classes(
+            root=root,
+            flags=own | shared[root],
+            frozen=self._first_reason(root, self._frozen),
+            inexact=self._first_reason(root, self._inexact),
+            reasons=list(self._reasons),
+        )
+
+    def _first_reason(self, root: Array, events: list[tuple[Array, int]]) -> Array:
+        first = np.full(self.size, -1)
+        for labels, reason in reversed(events):
+            first[root[labels]] = reason
+        first[0] = -1
+        return first[root]
+
+
+class KnownLabels:
+    """The same face as `LabelSpace`, for a network whose channels are already known: to unify is to check.
+
+    Tracing a cut network with the labels of the network that it was cut from proves that it computes the same
+    function minus the channels cut: every sum adds equal channels, every weight reads the channel it was trained on.
+    """
+
+    def unify(self, a: Array, b: Array, reason: str) -> None:
+        if a is not b and not np.array_equal(a, b):
+            differ = (a != b) & (a != 0) & (b != 0)
+            if differ.any():
+                raise Mismatch(reason)
+
+    def freeze(self, labels: Array, reason: str) -> None: ...
+
+    def inexact(self, labels: Array, reason: str) -> None: ...
+
+    def mark(self, labels: Array, flag: int) -> None: ...
+
+
+def components(n: int, edges: list[tuple[Array, Array]]) -> Array:
+    """Connected components of n nodes as the smallest node of each, (n,): min-label hooking and pointer jumping,
+    vectorised over all edges, in O(log n) rounds."""
+    parent = np.arange(n)
+    if not edges:
+        return parent
+    a = np.concatenate([e[0] for e in edges])
+    b = np.concatenate([e[1] for e in edges])
+    while True:
+        a, b = parent[a], parent[b]
+        apart = a != b
+        if not apart.any():
+            return parent
+        a, b = a[apart], b[apart]
+        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
+        while True:
+            up = parent[parent]
+            if np.array_equal(up, parent):
+                break
+            parent = up

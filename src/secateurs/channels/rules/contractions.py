@@ -1,0 +1,153 @@
+"""Convolutions and matrix products: they consume the labels of the axis they sum over and pass the others on."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from secateurs.channels.rules import rule
+
+if TYPE_CHECKING:
+    from secateurs.channels.tracer import Labels, Tracer
+
+aten = torch.ops.aten
+
+
+@rule(aten.convolution)
+def convolution(
+    t: Tracer,
+    x: Tensor,  # (N, C, *spatial)
+    w: Tensor,  # (O, C / groups, *kernel), transposed: (C, O / groups, *kernel)
+    bias: Tensor | None,  # (O,)
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Labels:
+    t.freeze({a: v for a, v in t.labels(w).items() if a > 1}, "a kernel position")
+    reads, out = t.axis(x, 1), None
+    if groups == 1:
+        i, o = (0, 1) if transposed else (1, 0)
+        t.unify(reads, t.axis(w, i))
+        t.consume(w, i)
+        out = t.axis(w, o)
+        t.produce(w, o)
+    elif w.shape[1 - transposed] // (groups if transposed else 1) == 1:
+        out = depthwise(t, reads, w, groups, transposed)
+    else:
+        out = grouped(t, reads, w, groups, transposed)
+    if bias is not None:
+        t.unify(out, bias)
+    kept = spatial(t, x)
+    if 0 in t.labels(x):
+        kept[0] = t.labels(x)[0]
+    extent = x if transposed else t.out
+    t.cost(*(kept.get(a, extent.shape[a]) if a in kept else extent.shape[a] for a in (0, *range(2, extent.ndim))),
+           math.prod(w.shape[2:]), t.width(w, 0), t.width(w, 1))  # fmt: skip
+    return {1: out, **kept}
+
+
+def depthwise(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
+    """Every input channel has filters of its own, which live and die with it."""
+    # w: (C·m, 1, *kernel), transposed: (C, m, *kernel)
+    if transposed and w.shape[1] > 1:
+        t.freeze(reads, "a transposed depthwise convolution with a multiplier")
+        t.freeze(t.labels(w), "a transposed depthwise convolution with a multiplier")
+        return t.zeros(groups * w.shape[1])
+    owned = t.axis(w, 0)
+    t.unify(reads.repeat(len(owned) // groups), owned)
+    t.produce(w, 0)
+    t.depends_on_groups(w, groups)
+    return owned
+
+
+def grouped(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
+    """Groups must stay even: the k-th input channels of all groups are one channel, and so are the k-th filters."""
+    if transposed:  # w: (C, O / groups, *kernel)
+        t.couple(t.axis(w, 0).reshape(groups, -1))
+        t.unify(reads, t.axis(w, 0))
+        t.consume(w, 0)
+        t.produce(w, 1)
+        out = t.tile(t.axis(w, 1), groups)
+    else:  # w: (O, C / groups, *kernel)
+        t.couple(t.axis(w, 0).reshape(groups, -1))
+        t.unify(reads, t.tile(t.axis(w, 1), groups))
+        t.consume(w, 1)
+        t.produce(w, 0)
+        out = t.axis(w, 0)
+    t.depends_on_groups(w, groups)
+    return out
+
+
+def spatial(t: Tracer, x: Tensor) -> dict[int, Any]:
+    """Channels that lie on an axis which the kernel slides over (ECA): each output mixes neighbours."""
+    kept = {}
+    for a, labels in t.labels(x).items():
+        if a < 2:
+            continue
+        if t.out.shape[a] == x.shape[a]:
+            t.inexact(labels, f"{t.op_name} slides over channels: neighbours change with the cut")
+            kept[a] = labels
+        else:
+            t.freeze(labels, f"{t.op_name} slides over channels")
+    return kept
+
+
+def product(t: Tracer, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Labels:
+    """(*batch, m, k) @ (*batch, k, n): sums over k."""
+    la, lb = t.labels(a), t.labels(b)
+    last = a.ndim - 1
+    k, n, m = last, last, last - 1
+    if t.is_weight(a) or t.is_weight(b):
+        t.unify(t.axis(a, k), t.axis(b, m))
+        if t.is_weight(b):
+            t.consume(b, m)
+            t.produce(b, n)
+        else:
+            t.consume(a, k)
+            t.produce(a, m)
+    else:  # attention scores and the like: there is no weight in which to mask a channel
+        reason = f"{t.op_name} sums over it in a product of two activations"
+        t.freeze(t.axis(a, k), reason)
+        t.freeze(t.axis(b, m), reason)
+    out: Labels = {}
+    for axis in range(a.ndim - 2):
+        if axis in la or axis in lb:
+            t.unify(t.axis(a, axis), t.axis(b, axis))
+            out[axis] = t.axis(a, axis)
+    if m in la:
+        out[m] = la[m]
+    if n in lb:
+        out[n] = lb[n]
+    if bias is not None and n in out:
+        t.join([(out, t.out.shape), (t.labels(bias), bias.shape)])
+    t.cost(*(t.width(a, i) for i in range(a.ndim)), t.width(b, n))
+    return out
+
+
+@rule(aten.mm, aten.bmm)
+def mm(t: Tracer, a: Tensor, b: Tensor) -> Labels:
+    return product(t, a, b)
+
+
+@rule(aten.addmm, aten.baddbmm)
+def addmm(t: Tracer, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Labels:
+    return product(t, a, b, bias)
+
+
+@rule(aten.linear)
+def linear(t: Tracer, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Labels:
+    """x: (*, I), w: (O, I)."""
+    last = x.ndim - 1
+    t.unify(t.axis(x, last), t.axis(w, 1))
+    t.consume(w, 1)
+    t.produce(w, 0)
+    if bias is not None:
+        t.unify(t.axis(w, 0), bias)
+    t.cost(*(t.width(x, i) for i in range(last)), t.width(w, 0), t.width(w, 1))
+    return {**{a: v for a, v in t.labels(x).items() if a != last}, last: t.axis(w, 0)}

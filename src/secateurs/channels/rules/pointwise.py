@@ -1,0 +1,87 @@
+"""Elementwise ops and per-channel normalisations: whatever meets element by element must live and die together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from secateurs.channels.rules import rule
+
+if TYPE_CHECKING:
+    from secateurs.channels.tracer import Labels, Tracer
+
+aten = torch.ops.aten
+
+
+# Elementwise ops that PyTorch does not tag as such; the tagged ones reach `pointwise` without being listed.
+@rule(
+    aten._to_copy, aten.alias, aten.bernoulli_, aten.clone, aten.contiguous, aten.copy_, aten.detach, aten.detach_,
+    aten.dropout, aten.empty_like, aten.fill_, aten.full_like, aten.hardswish_, aten.hardtanh_, aten.isnan,
+    aten.lift_fresh, aten.nan_to_num, aten.native_dropout, aten.normal_, aten.ones_like, aten.rand_like,
+    aten.randn_like, aten.relu6, aten.rrelu, aten.to, aten.uniform_, aten.zero_, aten.zeros_like,
+)  # fmt: skip
+def pointwise(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    if len(tensors) == 1:
+        return t.labels(tensors[0])
+    return t.join([(t.labels(x), x.shape) for x in tensors])
+
+
+@rule(aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub)
+def add(t: Tracer, x: Any, y: Any, **_: Any) -> Labels:
+    """Where two activations are summed, their channels lie on a shortcut."""
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and t.is_live(x) and t.is_live(y):
+        t.shortcut(x, y)
+    return pointwise(t, x, y)
+
+
+@rule(aten.prelu, aten._prelu_kernel)
+def prelu(t: Tracer, x: Tensor, w: Tensor) -> Labels:
+    """w: (C,) for prelu, already (1, C, 1, …) for its kernel."""
+    if w.ndim == 1 and x.ndim > 1 and w.shape[0] > 1:
+        t.unify(t.axis(x, 1), w)
+        return t.labels(x)
+    return pointwise(t, x, w)
+
+
+@rule(
+    aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
+    aten._batch_norm_with_update, aten._batch_norm_no_update, aten.cudnn_batch_norm, aten.miopen_batch_norm,
+)  # fmt: skip
+def batch_norm(
+    t: Tracer, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any = None, var: Any = None, *_: Any
+) -> Labels:
+    """A per-channel affine map: its parameters live on x's channel axis."""  # x: (N, C, *)  weight: (C,)
+    t.unify(t.axis(x, 1), weight, bias, *(s for s in (mean, var) if isinstance(s, Tensor)))
+    for axis, labels in t.labels(x).items():
+        if axis != 1:  # weight standardisation by a batch norm over the weight
+            t.inexact(labels, f"{t.op_name} takes its statistics over channels")
+    return t.labels(x)
+
+
+@rule(aten.native_layer_norm)
+def layer_norm(t: Tracer, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Labels:
+    """Statistics over the last axes, an affine map on them."""
+    first = x.ndim - len(shape)
+    for axis, labels in t.labels(x).items():
+        if axis >= first:
+            t.inexact(labels, "layer norm takes its statistics over channels")
+            t.depends_on(weight, labels, "the normalised shape is a constant in the code")
+    affine = [(t.labels(p), p.shape) for p in (weight, bias) if p is not None]
+    return t.join([(t.labels(x), x.shape), *affine])
+
+
+@rule(aten.native_group_norm)
+def group_norm(
+    t: Tracer, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, groups: int, eps: float
+) -> Labels:
+    """Statistics over each of `groups` equal runs of channels; one channel a group is exact."""  # x: (N, C, *)
+    labels = t.axis(x, 1)
+    t.unify(labels, weight, bias)
+    if groups < c:
+        t.couple(labels.reshape(groups, -1))
+        t.inexact(labels, "group norm takes its statistics over channels")
+    t.depends_on(weight, labels, "the number of groups is a constant in the code")
+    return t.labels(x)

@@ -1,0 +1,112 @@
+"""Output shapes without arithmetic, for the ops that dominate a CNN.
+
+A trace needs shapes, not values, so it runs on meta tensors. For some ops PyTorch's own meta kernel is slower than the
+real kernel on a small input (it runs through Python decompositions); these few are answered here. Any other op, and any
+op on real tensors, runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+Shape = Callable[..., Any]
+
+
+def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    fast = _FAST.get(func)
+    if fast is not None:
+        first = args[0][0] if isinstance(args[0], list | tuple) else args[0]
+        if isinstance(first, Tensor) and first.is_meta:
+            out = fast(*args, **kwargs)
+            if out is not None:
+                return out
+    return func(*args, **kwargs)
+
+
+def convolution(
+    x: Tensor, w: Tensor, bias: Any, stride: Any, pad: Any, dilation: Any, transposed: bool, out_pad: Any, groups: int
+) -> Tensor | None:
+    spatial = x.ndim - 2
+    if transposed or w.ndim != x.ndim or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
+        return None  # rare or wrong: PyTorch knows, or says so
+    sizes = []
+    for i in range(spatial):
+        s, p, d = (v[i] if len(v) > 1 else v[0] for v in (stride, pad, dilation))
+        sizes.append((x.shape[2 + i] + 2 * p - d * (w.shape[2 + i] - 1) - 1) // s + 1)
+    if min(sizes, default=1) < 1 or (bias is not None and bias.shape[0] != w.shape[0]):
+        return None
+    return x.new_empty((x.shape[0], w.shape[0], *sizes))
+
+
+def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
+    c = x.shape[1]
+    if any(p is not None and p.shape[0] != c for p in (weight, bias, mean, var)):
+        return None
+    empty = x.new_empty((0,))
+    return torch.empty_like(x), empty, empty
+
+
+def cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
+    first = tensors[0]
+    dim %= first.ndim
+    rest = first.shape[:dim], first.shape[dim + 1 :]
+    for x in tensors:
+        if x.ndim != first.ndim or x.dtype != first.dtype or (x.shape[:dim], x.shape[dim + 1 :]) != rest:
+            return None
+    return first.new_empty((*rest[0], sum(x.shape[dim] for x in tensors), *rest[1]))
+
+
+def same(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def inplace(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
+def pool(x: Tensor, kernel: Any, stride: Any = (), pad: Any = (0,), *rest: Any) -> Tensor | None:
+    """Average pooling over two axes, floor mode."""
+    if x.ndim != 4 or (rest and rest[0]):
+        return None
+    sizes = []
+    for i in range(2):
+        k, s, p = (v[i] if len(v) > 1 else v[0] for v in (kernel, stride or kernel, pad))
+        sizes.append((x.shape[2 + i] + 2 * p - k) // s + 1)
+    return x.new_empty((*x.shape[:2], *sizes)) if min(sizes) > 0 else None
+
+
+def max_pool(x: Tensor, kernel: Any, stride: Any = (), pad: Any = (0,), dilation: Any = (1,), ceil: bool = False) -> Any:
+    if ceil or any(d != 1 for d in dilation):
+        return None
+    out = pool(x, kernel, stride, pad)
+    return None if out is None else (out, torch.empty_like(out, dtype=torch.int64))
+
+
+def mean(x: Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
+    if not dims or dtype is not None:
+        return None
+    axes = {d % x.ndim for d in dims}
+    return x.new_empty([1 if a in axes else n for a, n in enumerate(x.shape) if keepdim or a not in axes])
+
+
+_FAST: dict[Any, Shape] = {
+    aten.convolution.default: convolution,
+    aten._native_batch_norm_legit_no_training.default: batch_norm,
+    aten.cat.default: cat,
+    aten.avg_pool2d.default: pool,
+    aten.max_pool2d_with_indices.default: max_pool,
+    aten.mean.dim: mean,
+    aten.hardswish_.default: inplace,
+    aten.hardtanh_.default: inplace,
+    aten.silu_.default: inplace,
+    aten.relu_.default: inplace,
+    aten.hardswish.default: same,
+    aten.hardtanh.default: same,
+    aten.hardsigmoid.default: same,
+    aten.hardsigmoid_.default: inplace,
+}

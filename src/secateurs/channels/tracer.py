@@ -1,0 +1,317 @@
+"""Run a model once and follow the labels of its channels through every op that PyTorch dispatches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateurs.channels import attributes, rules, shapes
+from secateurs.channels.labels import CONSUMED, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
+
+Array = np.ndarray
+Labels = dict[int, Array]  # axis → one label per index; axes of size 1 and axes without channels are left out
+_NONE: Labels = {}
+_POINTWISE = torch.Tag.pointwise
+_TORCH = torch.__path__[0]
+
+
+@dataclass
+class Axis:
+    """One axis of a parameter or buffer, and the labels it was given."""
+
+    param: str
+    axis: int
+    labels: Array
+
+
+@dataclass
+class Site:
+    """A place where the code may hold a constant that only fits the uncut network."""
+
+    where: str
+    key: tuple[str, int]  # code line and how often it had been passed before
+    labels: list[Array]
+    reason: str
+    options: int = 0  # how many readings there are
+
+
+@dataclass
+class Tape:
+    """What a trace leaves behind, beside the label space."""
+
+    axes: list[Axis] = field(default_factory=list)
+    costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labelled factors
+    sites: list[Site] = field(default_factory=list)
+    grouped: dict[str, int] = field(default_factory=dict)  # weight of a grouped convolution → its groups
+
+
+class Tracer(TorchDispatchMode):
+    """The dispatch mode; also what a rule sees as `t`."""
+
+    def __init__(
+        self,
+        space: LabelSpace | KnownLabels,
+        params: Mapping[int, str],
+        modules: Mapping[str, nn.Module],
+        choices: Mapping[tuple[str, int], int],
+        known: Mapping[tuple[str, int], Array] | None = None,
+    ) -> None:
+        super().__init__()
+        self.space, self.tape = space, Tape()
+        self.op: Any = None  # the op that a rule is called for
+        self.out: Any = None  # and what it returned
+        self.counting = True
+        self._names, self._modules, self._choices, self._known = params, modules, choices, known
+        self._params: dict[int, Labels] = {}
+        self._visits: dict[str, int] = {}
+
+    # -- dispatch ------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = shapes.run(func, args, kwargs)
+        labelled = live = False
+        for a in args if not kwargs else (*args, *kwargs.values()):
+            for x in a if isinstance(a, list | tuple) else (a,):
+                if isinstance(x, Tensor):
+                    found, alive = self._look(x)
+                    labelled, live = labelled or bool(found), live or alive
+        self.op, self.out = func, out
+        apply = rules.find(func)
+        if apply is None:
+            apply = rules.pointwise.pointwise if _POINTWISE in func.tags else self._unknown
+        if labelled or apply in _ALWAYS:
+            labels = apply(self, *args, **kwargs)
+            self._assign(out, labels or _NONE, live)
+        elif live:
+            self._assign(out, _NONE, live)
+        return out
+
+    def _unknown(self, *args: Any, **kwargs: Any) -> None:
+        tensors = [x for x in pytree.tree_leaves((args[1:] if args and args[0] is self else args, kwargs))]
+        for x in tensors:
+            if isinstance(x, Tensor):
+                self.freeze(self.labels(x), f"op {self.op_name} has no rule")
+
+    def _assign(self, out: Any, labels: Any, live: bool) -> None:
+        if isinstance(out, Tensor):
+            if id(out) not in self._names:
+                out._secateurs = (self, labels[0] if isinstance(labels, list) else labels, live)  # type: ignore[attr-defined]
+        elif isinstance(out, list | tuple):
+            each = labels if isinstance(labels, list) else [labels] + [_NONE] * (len(out) - 1)
+            for x, own in zip(out, each, strict=False):
+                self._assign(x, own, live)
+
+    def enter(self, x: Tensor) -> None:
+        """x is an input of the model."""
+        self._assign(x, _NONE, True)
+
+    def _look(self, x: Tensor) -> tuple[Labels, bool]:
+        """Labels of a tensor, and whether the model's input went into it."""
+        key = id(x)
+        if key in self._names:
+            own = self._params.get(key)
+            return (own if own is not None else self._register(x)), False
+        note = getattr(x, "_secateurs", None)
+        return (note[1], note[2]) if note is not None and note[0] is self else (_NONE, False)
+
+    def _register(self, x: Tensor) -> Labels:
+        """Labels for a parameter that is seen for the first time."""
+        name = self._names[id(x)]
+        own: Labels = {}
+        for axis, n in enumerate(x.shape):
+            if self._known is not None:
+                if (name, axis) in self._known:
+                    own[axis] = self._known[name, axis]
+            elif n > 1:
+                assert isinstance(self.space, LabelSpace)
+                own[axis] = self.space.fresh(n)
+                self.tape.axes.append(Axis(name, axis, own[axis]))
+        self._params[id(x)] = own
+        return own
+
+    # -- what rules may ask and say ------------------------------------------------------------------------------
+
+    @property
+    def op_name(self) -> str:
+        return str(self.op.overloadpacket)
+
+    def labels(self, x: Tensor) -> Labels:
+        """`{axis: labels}` of the axes of x that carry channels."""
+        return self._look(x)[0]
+
+    def axis(self, x: Tensor, axis: int) -> Array:
+        """One label per index of this axis; zeros where it carries no channels."""
+        found = self._look(x)[0].get(axis)
+        return found if found is not None else self.zeros(x.shape[axis])
+
+    @staticmethod
+    def zeros(n: int) -> Array:
+        return np.zeros(n, dtype=np.int64)
+
+    @staticmethod
+    def tile(labels: Array, times: int) -> Array:
+        return np.tile(labels, times)
+
+    def is_live(self, x: Tensor) -> bool:
+        """Whether x was computed from the model's input (and not from parameters alone)."""
+        return self._look(x)[1]
+
+    def is_weight(self, x: Tensor) -> bool:
+        labels, live = self._look(x)
+        return bool(labels) and not live
+
+    def width(self, x: Tensor, axis: int) -> int | Array:
+        """The size of an axis, as a factor for `cost`: its labels where it may shrink."""
+        found = self._look(x)[0].get(axis)
+        return found if found is not None else x.shape[axis]
+
+    def unify(self, *operands: Array | Tensor | None) -> None:
+        """The i-th channels of all operands (labels, or parameters of shape (C,)) are one channel."""
+        present = [self.axis(o, 0) if isinstance(o, Tensor) else o for o in operands if o is not None]
+        reason = f"meets the model's input or a constant in {self.op_name}"
+        for other in present[1:]:
+            self.space.unify(present[0], other, reason)
+
+    def couple(self, pieces: Array) -> None:
+        """The k-th channels of all pieces are one channel.  pieces: (pieces, channels)"""
+        if pieces.shape[0] > 1:
+            self.space.unify(np.tile(pieces[0], len(pieces) - 1), pieces[1:].ravel(), f"{self.op_name} pads a piece")
+
+    def join(self, operands: list[tuple[Labels, Any]]) -> Labels:
+        """Operands (labels, shape) meet element by element, with broadcasting: unify what meets."""
+        ndim = max(len(shape) for _, shape in operands)
+        out: Labels = {}
+        for labels, shape in operands:
+            for axis, own in labels.items():
+                at = axis + ndim - len(shape)
+                if at not in out:
+                    out[at] = own
+                elif out[at] is not own:
+                    self.unify(out[at], own)
+        for at, own in out.items():
+            for labels, shape in operands:
+                axis = at - ndim + len(shape)
+                if axis >= 0 and axis not in labels and shape[axis] > 1:
+                    self.unify(own, self.zeros(len(own)))
+        return out
+
+    def freeze(self, labels: Array | Labels, reason: str) -> None:
+        """These channels can't be cut, and this is why."""
+        for own in labels.values() if isinstance(labels, dict) else (labels,):
+            self.space.freeze(own, reason)
+
+    def inexact(self, labels: Array, reason: str) -> None:
+        """A cut changes more than what is cut: only done on request."""
+        self.space.inexact(labels, reason)
+
+    def shortcut(self, *tensors: Tensor) -> None:
+        found = [labels for labels in map(self.labels, tensors) if labels]
+        if len(found) == len(tensors):
+            for labels in found:
+                for own in labels.values():
+                    self.space.mark(own, SHORTCUT)
+
+    def produce(self, w: Tensor, axis: int) -> None:
+        """w creates the channels on this axis."""
+        if axis in self.labels(w):
+            self.space.mark(self.labels(w)[axis], PRODUCED)
+
+    def consume(self, w: Tensor, axis: int) -> None:
+        """w reads the channels on this axis: zeroing it there masks them."""
+        if axis in self.labels(w):
+            self.space.mark(self.labels(w)[axis], CONSUMED)
+
+    def cost(self, *factors: int | Array) -> None:
+        """This op does the product of these many multiply-accumulates."""
+        if self.counting:
+            coefficient = 1
+            for f in factors:
+                coefficient *= 1 if isinstance(f, np.ndarray) else int(f)
+            self.tape.costs.append((coefficient, tuple(f for f in factors if isinstance(f, np.ndarray))))
+
+    # -- constants in the author's code --------------------------------------------------------------------------
+
+    def assume(self, labels: Array, reason: str) -> None:
+        """The code is taken to compute this figure from the shape; the check of a cut network will tell."""
+        self._site([labels], reason, 1)
+
+    def choose(self, options: int, labels: Array, reason: str) -> int | None:
+        """Which of several readings of the code to take: the next one that no check has refuted, None after the last."""
+        site = self._site([labels.ravel()], reason, options)
+        choice = self._choices.get(site.key, 0)
+        return choice if choice < options else None
+
+    def depends_on(self, param: Tensor | None, labels: Array, reason: str) -> None:
+        """An attribute that surgery rewrites if a module of ours owns `param`; else a constant in the code."""
+        if param is None or not self._owned(param):
+            self.assume(labels, reason)
+
+    def depends_on_groups(self, w: Tensor, groups: int) -> None:
+        if self._owned(w):
+            self.tape.grouped[self._names[id(w)]] = groups
+        else:
+            for own in self.labels(w).values():
+                self.assume(own, "the number of groups is a constant in the code")
+
+    def _owned(self, param: Tensor) -> bool:
+        return attributes.rewritten(self._modules.get(self._names.get(id(param), "").rpartition(".")[0]))
+
+    def _site(self, labels: list[Array], reason: str, options: int) -> Site:
+        where = _caller()
+        visit = self._visits.get(where, 0)
+        self._visits[where] = visit + 1
+        site = Site(where, (where, visit), labels, reason, options)
+        self.tape.sites.append(site)
+        return site
+
+
+_ALWAYS = (rules.contractions.convolution, rules.contractions.mm, rules.contractions.addmm, rules.contractions.linear)
+
+
+def _caller() -> str:
+    """The line of the author's code that is running: the innermost frame outside torch and this package."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_TORCH) and "secateurs/channels" not in file.replace("\\", "/"):
+            return f"{file.replace(chr(92), '/').rpartition('/')[2]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"
+
+
+@contextmanager
+def swapped(model: nn.Module, tensors: Mapping[int, Tensor], rewrites: Mapping[tuple[str, str], Any] = {}) -> Iterator[None]:
+    """The model with other tensors in the place of its own (by id) and other attributes, in eval mode without
+    gradients; on exit every module is as it was, whatever its forward stored on it."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    saved = [
+        (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in {id(m): m for m in modules.values()}.values()
+    ]
+    try:
+        for m, _, parameters, buffers in saved:
+            m.__dict__["training"] = False
+            for own, old in ((m._parameters, parameters), (m._buffers, buffers)):
+                for name, x in old.items():
+                    if x is not None and id(x) in tensors:
+                        own[name] = tensors[id(x)]  # type: ignore[assignment]
+        for (name, attribute), value in rewrites.items():
+            modules[name].__dict__[attribute] = value
+        with torch.no_grad():
+            yield
+    finally:
+        for m, attributes_before, parameters, buffers in saved:
+            for own, old in ((m._parameters, parameters), (m._buffers, buffers)):
+                own.clear()
+                own.update(old)  # type: ignore[arg-type]
+            m.__dict__.clear()
+            m.__dict__.update(attributes_before)

@@ -1,0 +1,221 @@
+"""`trace`: from a model and example inputs to its channel graph, checked on a cut copy where the code is ambiguous."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from secateurs.channels.attributes import rewrites
+from secateurs.channels.graph import ChannelGraph
+from secateurs.channels.grouping import Grouping
+from secateurs.channels.inputs import call, map_tensors, tensors
+from secateurs.channels.labels import KnownLabels, LabelSpace
+from secateurs.channels.tracer import Site, Tape, Tracer, swapped
+from secateurs.errors import TraceError
+
+Array = np.ndarray
+G = TypeVar("G", bound=ChannelGraph)
+_RETRIES = 4  # readings of an ambiguous split that are tried before its channels are frozen
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    allow_inexact: bool = False,
+    kind: type[G] = ChannelGraph,  # type: ignore[assignment]
+) -> G:
+    """Find the channels of a network: run it once in eval mode and follow every channel through every op.
+
+    example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, as the model takes them.
+    allow_inexact: let channels be prunable although a normalisation takes its statistics over them (layer norm over
+        channels, group norm), so that a cut changes more than what is cut.
+
+    The run needs shapes, not values: it happens on meta tensors, and on the real ones where a model needs values (its
+    control flow depends on data, say). The model is left as it was. An op without a rule does not stop the trace: it
+    freezes the channels it touches, and the group says so.
+
+    Raises TraceError if the model cannot be run on these inputs.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("A TorchScript module hides its layers: trace the Python model that it was made from.")
+    if hasattr(model, "_orig_mod") or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TraceError(f"{type(model).__name__} wraps the model: trace what it wraps (._orig_mod or .module).")
+    lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise TraceError(f"{lazy[0]} has no shape yet: run the model once on its inputs, then trace it.")
+    return _Trace(model, example_inputs).graph(allow_inexact, kind)
+
+
+class _Trace:
+    """The steps of one trace, on meta tensors or, failing that, on the real ones."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+        self.model = model
+        self.modules = dict(model.named_modules())
+        self.named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
+        self.example_inputs = example_inputs
+        self.meta = True
+        self.choices: dict[tuple[str, int], int] = {}
+
+    def graph(self, allow_inexact: bool, kind: type[G]) -> G:
+        for attempt in range(_RETRIES + 1):
+            grouping = self.follow()
+            broken = self.broken(grouping)
+            again = [s for s in broken.values() for s in s if self.choices.get(s.key, 0) + 1 < s.options]
+            if not again or attempt == _RETRIES:
+                break
+            for site in again:
+                self.choices[site.key] = self.choices.get(site.key, 0) + 1
+        refuted = {g: _blame(sites) for g, sites in broken.items()}
+        params = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
+        seen = {a.param: self.shapes[a.param] for a in grouping.tape.axes}
+        return kind(grouping.build(allow_inexact, refuted), grouping.cost_model(params), seen, self.modules)
+
+    # -- one run ------------------------------------------------------------------------------------------------
+
+    def follow(self) -> Grouping:
+        """Run the model and solve for its channels."""
+        if self.meta:
+            try:
+                return self._follow()
+            except Exception:  # whatever a model does with values that meta tensors don't have
+                self.meta = False
+        try:
+            return self._follow()
+        except Exception as error:
+            raise TraceError(
+                f"The model does not run on these example inputs: {type(error).__name__}: {error}. "
+                f"Pass inputs of the shape and type that it takes, as a tensor, a tuple or a dict."
+            ) from error
+
+    def _follow(self) -> Grouping:
+        space = LabelSpace()
+        tape = self._run(space, {})
+        return Grouping(tape, space.solve())
+
+    def _run(
+        self,
+        space: LabelSpace | KnownLabels,
+        cut: Mapping[str, Tensor],
+        known: Mapping[tuple[str, int], Array] | None = None,
+        attributes: Mapping[tuple[str, str], Any] = {},
+    ) -> Tape:
+        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes)."""
+        standins = {n: cut.get(n, p.to("meta") if self.meta else p) for n, p in self.named.items()}
+        names = {id(x): n for n, x in standins.items()}
+        inputs = map_tensors(lambda x: x.to("meta"), self.example_inputs) if self.meta else self.example_inputs
+        replaced = {id(p): standins[n] for n, p in self.named.items()}
+        tracer = Tracer(space, names, self.modules, self.choices, known)
+        with swapped(self.model, replaced, attributes):
+            self._pass(tracer, inputs)
+            if isinstance(space, LabelSpace):
+                idle = {n for n, _ in self.model.named_parameters()} - {a.param for a in tracer.tape.axes}
+                if any(max(self.shapes[n], default=1) > 1 for n in idle):
+                    self._training_pass(tracer, space, inputs)
+        return tracer.tape
+
+    def _pass(self, tracer: Tracer, inputs: Any) -> None:
+        # Inputs are tensors of their own here, so that what the tracer notes on them goes with this run.
+        inputs = map_tensors(lambda x: x.detach(), inputs)
+        for x in tensors(inputs):
+            tracer.enter(x)
+        with tracer:
+            out = call(self.model, inputs)
+        for x in tensors(out):
+            tracer.freeze(tracer.labels(x), "reaches the model's output")
+
+    def _training_pass(self, tracer: Tracer, space: LabelSpace, inputs: Any) -> None:
+        """Some parameters only work in training (auxiliary heads): what they read must be cut on them too."""
+        point, axes = space.checkpoint(), len(tracer.tape.axes)
+        tracer.counting = False
+        for m in self.model.modules():
+            m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
+        try:
+            self._pass(tracer, inputs)
+        except Exception:  # a forward that wants targets, say: it is none of an inference graph's business
+            space.back(point)
+            del tracer.tape.axes[axes:]
+
+    # -- the check on a cut network --------------------------------------------------------------------------------
+
+    def broken(self, grouping: Grouping) -> dict[int, list[Site]]:
+        """Groups that cannot be cut although the labels allow it, each with the ambiguous places it goes through."""
+        touching: dict[int, list[Site]] = {}
+        for site in grouping.tape.sites:
+            for labels in site.labels:
+                for g in np.unique(grouping.of_label[labels[labels > 0]]):
+                    touching.setdefault(int(g), []).append(site)
+        free = [g for g in touching if g >= 0 and self._may_be_cut(grouping, g)]
+        # Groups that go through the same lines of code stand or fall together more often than not.
+        kinds: dict[frozenset[str], list[int]] = {}
+        for g in free:
+            kinds.setdefault(frozenset(s.where for s in touching[g]), []).append(g)
+        bad = [] if not free or self._holds(grouping, free) else self._failing(grouping, list(kinds.values()))
+        return {g: touching[g] for g in bad}
+
+    def _may_be_cut(self, grouping: Grouping, g: int) -> bool:
+        label = grouping.labels[np.argmax(grouping.group == g)]
+        return grouping.sizes[g] > 1 and grouping.classes.frozen[label] < 0
+
+    def _failing(self, grouping: Grouping, kinds: Sequence[list[int]]) -> list[int]:
+        bad: list[int] = []
+        for groups in kinds:
+            if len(groups) > 2 and not any(self._holds(grouping, [g]) for g in (groups[0], groups[-1])):
+                bad += groups  # a line that fails at its first and its last use fails at all of them
+            else:
+                bad += self._bisect(grouping, groups)
+        rest = [g for groups in kinds for g in groups if g not in bad]
+        return bad if not rest or self._holds(grouping, rest) else bad + rest
+
+    def _bisect(self, grouping: Grouping, groups: list[int]) -> list[int]:
+        if not groups or self._holds(grouping, groups):
+            return []
+        if len(groups) == 1:
+            return groups
+        half = len(groups) // 2
+        return self._bisect(grouping, groups[:half]) + self._bisect(grouping, groups[half:])
+
+    def _holds(self, grouping: Grouping, groups: list[int]) -> bool:
+        """Cut about half of these groups at random, and trace the cut network with the labels it inherits."""
+        draw = np.random.default_rng(len(groups))
+        dead = np.zeros(len(grouping.classes.root), dtype=bool)
+        chosen = np.isin(grouping.group, groups)
+        for g in groups:
+            size = int(grouping.sizes[g])
+            gone = draw.permutation(size)[: max(1, min(size // 2, size - 1))]
+            at = grouping.group == g
+            dead[grouping.labels[at][np.isin(grouping.channel[at], gone)]] = True
+        known: dict[tuple[str, int], Array] = {}
+        kept: dict[str, dict[int, Array]] = {}
+        del chosen
+        for axis in grouping.tape.axes:
+            alive = ~dead[axis.labels]
+            known[axis.param, axis.axis] = grouping.classes.root[axis.labels[alive]]
+            if not alive.all():
+                kept.setdefault(axis.param, {})[axis.axis] = np.flatnonzero(alive)
+        cut = {n: self._sliced(self.named[n], axes) for n, axes in kept.items()}
+        new = {n: tuple(x.shape) for n, x in cut.items()}
+        try:
+            self._run(KnownLabels(), cut, known, rewrites(self.modules, self.shapes, new))
+        except Exception:  # a Mismatch, or whatever the author's code raises on shapes it was not written for
+            return False
+        return True
+
+    def _sliced(self, x: Tensor, axes: Mapping[int, Array]) -> Tensor:
+        if self.meta:
+            return torch.empty([len(axes.get(a, range(n))) for a, n in enumerate(x.shape)], dtype=x.dtype, device="meta")
+        for a, index in axes.items():
+            x = x.index_select(a, torch.from_numpy(index).to(x.device))
+        return x
+
+
+def _blame(sites: list[Site]) -> str:
+    first = sites[0]
+    return f"{first.reason} ({first.where})"

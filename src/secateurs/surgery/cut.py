@@ -1,0 +1,144 @@
+"""Apply a plan: slice a copy, mask a copy, or cut in place and take the optimizer along."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateurs.errors import PlanError
+from secateurs.surgery.plan import Kept, Plan
+
+
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """A new module with what the plan keeps; the given one is untouched. Raises PlanError for another network's plan."""
+    plan.check(model)
+    # Whole parameters that are cut never get copied: the copy finds their slices in the memo.
+    memo: dict[int, Any] = {id(p): sliced for p, sliced in _slices(model, plan)}
+    small = _copy(model, memo)
+    _rewrite(small, plan)
+    return small
+
+
+def mask(model: nn.Module, plan: Plan) -> nn.Module:
+    """A new module of the old shape in which every consumer's weights for the channels that go are zero."""
+    plan.check(model)
+    masked = _copy(model, {})
+    params = _named(masked)
+    with torch.no_grad():
+        for name, axis in plan.consumes:
+            w = params[name]
+            alive = torch.zeros(w.shape[axis], dtype=torch.bool, device=w.device)
+            alive[list(plan.kept[name][axis])] = True
+            w.mul_(alive.view([-1 if a == axis else 1 for a in range(w.ndim)]))
+    return masked
+
+
+def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn.Module:
+    """Cut the model itself. Training goes on as if nothing had happened: gradients and the optimizer's state (momenta,
+    moments) are sliced with their parameters, and the optimizer's references point at the new ones.
+
+    Either all of it is done or, when something does not fit (PlanError), none.
+    """
+    plan.check(model)
+    params = _named(model)
+    new = {id(p): sliced for p, sliced in _slices(model, plan)}
+    states = {} if optimizer is None else _sliced_states(optimizer, plan, params)
+    for name, p in params.items():
+        if p.grad is not None and id(p) in new:
+            new[id(p)].grad = take(p.grad, plan.kept[name])
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
+            for key, p in own.items():
+                if p is not None and id(p) in new:
+                    own[key] = new[id(p)]  # type: ignore[assignment]
+    _rewrite(model, plan)
+    if optimizer is not None:
+        for group in optimizer.param_groups:
+            group["params"] = [new.get(id(p), p) for p in group["params"]]
+        for p, state in states.items():
+            del optimizer.state[p]
+            optimizer.state[new[id(p)]] = state
+    return model
+
+
+def take(w: Tensor, axes: Mapping[int, Kept]) -> Tensor:
+    """The kept indices of a tensor, axis by axis, in a tensor of its own and in the same memory format."""
+    channels_last = w.ndim == 4 and not w.is_contiguous() and w.is_contiguous(memory_format=torch.channels_last)
+    out = w.detach()
+    for axis, index in sorted(axes.items(), key=lambda item: len(item[1]) / w.shape[item[0]]):
+        out = out.index_select(axis, torch.tensor(index, device=w.device))
+    return out.contiguous(memory_format=torch.channels_last) if channels_last else out
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _slices(model: nn.Module, plan: Plan) -> list[tuple[Tensor, Tensor]]:
+    params = _named(model)
+    pairs = []
+    for name, axes in plan.kept.items():
+        p = params[name]
+        w = take(p, axes)
+        pairs.append((p, nn.Parameter(w, p.requires_grad) if isinstance(p, nn.Parameter) else w))
+    return pairs
+
+
+def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor]) -> dict[Tensor, dict[str, Any]]:
+    states = {}
+    for name, axes in plan.kept.items():
+        p = params[name]
+        if p in optimizer.state:
+            states[p] = {k: _sliced_state(v, p, axes, name, k) for k, v in optimizer.state[p].items()}
+    return states
+
+
+def _sliced_state(value: Any, p: Tensor, axes: Mapping[int, Kept], name: str, key: str) -> Any:
+    if not isinstance(value, Tensor) or value.numel() == 1 and value.shape != p.shape:
+        return value
+    if value.shape != p.shape:
+        raise PlanError(
+            f"The optimizer keeps {key!r} of shape {tuple(value.shape)} for {name} of shape {tuple(p.shape)}: "
+            f"that cannot be cut along. Cut without it and make a new optimizer."
+        )
+    return take(value, axes)
+
+
+def _rewrite(model: nn.Module, plan: Plan) -> None:
+    modules = dict(model.named_modules())
+    for (name, attribute), value in plan.attributes.items():
+        setattr(modules[name], attribute, value)
+
+
+_ATOMS = (int, float, str, bytes, bool, complex, type(None), type, torch.dtype, torch.device, torch.Size)
+
+
+def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """`copy.deepcopy` of a module tree, at a fraction of its time where a module holds nothing but the usual."""
+    if id(module) in memo:
+        return memo[id(module)]
+    if getattr(type(module), "__deepcopy__", None) is not None:
+        return copy.deepcopy(module, memo)
+    new = module.__class__.__new__(module.__class__)
+    memo[id(module)] = new
+    for key, value in module.__dict__.items():
+        if isinstance(value, _ATOMS):
+            copied = value
+        elif key == "_modules":
+            copied = {k: m if m is None else _copy(m, memo) for k, m in value.items()}
+        elif isinstance(value, dict) and not value and type(value) in _PLAIN:
+            copied = type(value)()
+        elif isinstance(value, Tensor) and not value.is_leaf:  # what a weight-norm hook left of its last forward
+            copied = value.detach().clone()
+        else:
+            copied = copy.deepcopy(value, memo)
+        new.__dict__[key] = copied
+    return new
+
+
+_PLAIN = (dict, type(nn.Module()._forward_hooks))

@@ -1,0 +1,174 @@
+"""A plan says what stays: self-contained, immutable, JSON in and out. Applying it needs a model and no graph."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateurs import channels
+from secateurs.channels.attributes import rewrites
+from secateurs.channels.graph import ChannelGraph, ChannelGroup
+from secateurs.errors import PlanError
+
+VERSION = 1
+Kept = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays of each parameter axis, and what the modules around it must be told."""
+
+    groups: Mapping[str, Kept]  # the selection it was made from: kept channels per group
+    kept: Mapping[str, Mapping[int, Kept]]  # parameter → axis → kept indices; axes left out stay whole
+    shapes: Mapping[str, tuple[int, ...]]  # of those parameters before the cut
+    attributes: Mapping[tuple[str, str], Any]  # (module, attribute) → value after the cut
+    consumes: frozenset[tuple[str, int]]  # the (parameter, axis) that read channels: zeroed in the masked twin
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("groups", "shapes", "attributes"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        kept = {p: MappingProxyType(dict(axes)) for p, axes in self.kept.items()}
+        object.__setattr__(self, "kept", MappingProxyType(kept))
+
+    def check(self, model: nn.Module) -> None:
+        """Raise PlanError unless this plan was made for a network with these parameters."""
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, shape in self.shapes.items():
+            if name not in own:
+                raise PlanError(f"The plan cuts {name}, which this model does not have: it was made for another network.")
+            if tuple(own[name].shape) != shape:
+                raise PlanError(
+                    f"The plan expects {name} of shape {shape}, this model has {tuple(own[name].shape)}: "
+                    f"it was made for another network, or this one is cut already."
+                )
+
+    def to_json(self) -> str:
+        """The plan as JSON text, with a digest of its content."""
+        body = {
+            "format": "secateurs-plan",
+            "version": VERSION,
+            "exact": self.exact,
+            "groups": {g: list(v) for g, v in self.groups.items()},
+            "shapes": {p: list(s) for p, s in self.shapes.items()},
+            "kept": {p: {str(a): list(v) for a, v in axes.items()} for p, axes in self.kept.items()},
+            "attributes": [[m, a, list(v) if isinstance(v, tuple) else v] for (m, a), v in self.attributes.items()],
+            "consumes": sorted([p, a] for p, a in self.consumes),
+        }
+        return json.dumps({**body, "digest": _digest(body)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back. Raises PlanError for text that is no plan, was changed or cut off, or is too new."""
+        try:
+            body = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"The plan is not valid JSON, as if cut off: {error}.") from None
+        if not isinstance(body, dict) or body.get("format") != "secateurs-plan":
+            raise PlanError("This JSON is not a Secateurs plan.")
+        if not isinstance(body.get("version"), int) or body["version"] > VERSION:
+            raise PlanError(f"The plan has version {body.get('version')}, this Secateurs reads up to {VERSION}: upgrade it.")
+        digest = body.pop("digest", None)
+        if digest != _digest(body):
+            raise PlanError("The plan's content does not match its digest: it was changed by hand or damaged.")
+        try:
+            plan = cls(
+                groups={g: tuple(v) for g, v in body["groups"].items()},
+                kept={p: {int(a): tuple(v) for a, v in axes.items()} for p, axes in body["kept"].items()},
+                shapes={p: tuple(s) for p, s in body["shapes"].items()},
+                attributes={(m, a): tuple(v) if isinstance(v, list) else v for m, a, v in body["attributes"]},
+                consumes=frozenset((p, a) for p, a in body["consumes"]),
+                exact=body["exact"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"The plan lacks a part or has one of the wrong kind: {error!r}.") from None
+        plan._check_indices()
+        return plan
+
+    def _check_indices(self) -> None:
+        for param, axes in self.kept.items():
+            shape = self.shapes.get(param)
+            for axis, index in axes.items():
+                if shape is None or not 0 <= axis < len(shape):
+                    raise PlanError(f"The plan cuts axis {axis} of {param}, whose shape it gives as {shape}.")
+                _checked(index, shape[axis], f"axis {axis} of {param}")
+
+
+class PrunableGraph(ChannelGraph):
+    """A channel graph that makes plans."""
+
+    def plan(self, selection: Mapping[str, Iterable[int]], *, allow_inexact: bool = False) -> Plan:
+        """A plan that keeps these channels of these groups: `{group name: kept indices}`; the others stay whole.
+
+        allow_inexact: also accept groups that are not `exact` (see `ChannelGroup`).
+
+        Raises PlanError for an unknown or unprunable group, indices that repeat or are out of range, and a selection
+        that would leave a group empty.
+        """
+        kept: dict[str, dict[int, np.ndarray]] = {}
+        groups: dict[str, Kept] = {}
+        consumes: set[tuple[str, int]] = set()
+        exact = True
+        for name, wanted in selection.items():
+            group = self[name]
+            index = _checked(wanted, group.size, f"group {name}")
+            if len(index) == group.size:
+                continue
+            if not group.prunable and not (allow_inexact and not group.exact and _only_inexact(group)):
+                raise PlanError(f"Group {name} cannot be cut: {group.reason}.")
+            groups[name] = tuple(index.tolist())
+            exact = exact and group.exact
+            gone = np.setdiff1d(np.arange(group.size), index)
+            for slot in group.slots:
+                n = self.shapes[slot.param][slot.axis]
+                alive = kept.setdefault(slot.param, {}).setdefault(slot.axis, np.ones(n, dtype=bool))
+                alive[slot.index[gone].ravel()] = False
+                if slot.consumes:
+                    consumes.add((slot.param, slot.axis))
+        shapes = {p: self.shapes[p] for p in kept}
+        new = {p: tuple(int(axes[a].sum()) if a in axes else n for a, n in enumerate(shapes[p])) for p, axes in kept.items()}
+        return Plan(
+            groups=groups,
+            kept={p: {a: tuple(np.flatnonzero(v).tolist()) for a, v in axes.items()} for p, axes in kept.items()},
+            shapes=shapes,
+            attributes=rewrites(self.modules, shapes, new),
+            consumes=frozenset(consumes),
+            exact=exact,
+        )
+
+
+def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False) -> PrunableGraph:
+    return channels.trace(model, example_inputs, allow_inexact=allow_inexact, kind=PrunableGraph)
+
+
+trace.__doc__ = channels.trace.__doc__
+
+
+def _only_inexact(group: ChannelGroup) -> bool:
+    return group.reason is not None and group.reason.startswith("inexact:")
+
+
+def _checked(wanted: Iterable[int], n: int, where: str) -> np.ndarray:
+    """Kept indices as a sorted array, or PlanError."""
+    index = np.asarray(list(wanted))
+    if index.size == 0:
+        raise PlanError(f"Nothing would be left of {where}: keep at least one of its {n} channels.")
+    if index.ndim != 1 or index.dtype.kind not in "iu":
+        raise PlanError(f"Kept channels of {where} must be integers, not {index.dtype}.")
+    index = np.sort(index.astype(np.int64))
+    if index[0] < 0 or index[-1] >= n:
+        raise PlanError(f"Kept channels of {where} must lie in 0…{n - 1}, not reach from {index[0]} to {index[-1]}.")
+    if (index[1:] == index[:-1]).any():
+        raise PlanError(f"Kept channels of {where} repeat: {index[1:][index[1:] == index[:-1]][0]} is there twice.")
+    return index
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
