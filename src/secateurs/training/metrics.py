@@ -1,0 +1,147 @@
+"""Outputs of any shape that models give, the usual loss on them, and top-1/top-5."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from secateurs.errors import DataError, TrainingError
+from secateurs.training import batches as B
+from secateurs.training import precision as P
+
+AUX_WEIGHT = 0.3  # of an auxiliary classifier, as GoogLeNet's paper has it
+
+Loss = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """`top1` and `top5` in percent, `loss` per example, `examples` counted, `seconds` it took."""
+
+    top1: float
+    top5: float
+    loss: float
+    examples: int
+    seconds: float = 0.0
+
+    def asdict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """model(x), model(*xs) or model(**named), as the inputs are a tensor, a tuple or a dict."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The logits (N, classes) and the auxiliary classifiers' logits of a tensor, tuple, dict or dataclass."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs, []
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        main, rest = outputs["logits"], [v for k, v in outputs.items() if k.startswith("aux")]
+    elif hasattr(outputs, "logits"):  # a dataclass or a named tuple
+        names = getattr(outputs, "_fields", None) or vars(outputs)
+        main, rest = outputs.logits, [getattr(outputs, n) for n in names if n.startswith("aux")]
+    elif isinstance(outputs, (tuple, list)) and outputs:
+        main, rest = outputs[0], list(outputs[1:])
+    else:
+        main, rest = None, []
+    if not isinstance(main, torch.Tensor):
+        raise TrainingError(
+            f"The model returned a {type(outputs).__name__} in which no logits are found: expected a tensor, a tuple "
+            "whose first item is one, or an object or dict with 'logits'. Other outputs need a loss of your own."
+        )
+    return main, [r for r in rest if isinstance(r, torch.Tensor) and r.shape == main.shape]
+
+
+class CrossEntropy:
+    """Mean cross-entropy, auxiliary classifiers weighted by 0.3. Targets: (N,) indices or (N, classes) shares."""
+
+    def __init__(self, label_smoothing: float = 0.0):
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        main, aux = heads(outputs)
+        loss = F.cross_entropy(main, targets, label_smoothing=self.label_smoothing)
+        for other in aux:
+            loss = loss + AUX_WEIGHT * F.cross_entropy(other, targets, label_smoothing=self.label_smoothing)
+        return loss
+
+
+def hits(outputs: Any, targets: torch.Tensor, ks: tuple[int, ...] = (1,)) -> torch.Tensor:
+    """How many examples have their class among the k highest logits, per k: (len(ks),) on the logits' device."""
+    logits, _ = heads(outputs)
+    if targets.ndim > 1:
+        targets = targets.argmax(1)
+    if logits.ndim != 2:
+        return logits.new_zeros(len(ks), dtype=torch.float32)
+    k = min(max(ks), logits.shape[1])
+    top = logits.topk(k, dim=1).indices if k > 1 else logits.argmax(1, keepdim=True)
+    found = top == targets[:, None]  # (N, k)
+    return torch.stack([found[:, :n].any(1).sum() for n in ks]).float()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Any,
+    *,
+    device: torch.device | str | None = None,
+    loss: Loss | None = None,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Metrics:
+    """Top-1, top-5 and loss of the model in eval mode, which it leaves as it found it.
+
+    `batches`: iterable of (inputs, targets), or a function that returns one. `device`: where to run, by default where
+    the model is. `reduce` sums a tensor over processes, `share` = (rank, world) says which rows of each batch are ours.
+    """
+    first = next(model.parameters(), None)
+    where = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
+    loss = loss or CrossEntropy()
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    total = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, examples
+    sums = torch.zeros(4, device=where)
+    began = time.perf_counter()
+    source: Iterable[Any] = batches() if callable(batches) and not hasattr(batches, "__iter__") else batches
+    try:
+        for index, raw in enumerate(source):
+            batch = B.as_batch(raw, index)
+            if batch.targets.shape[0] < share[1] and share[0]:
+                continue  # too few rows for every process: the first takes them all
+            if batch.targets.shape[0] >= share[1]:
+                batch = B.share(batch, *share)
+            inputs, targets = B.place(batch, where, channels_last)
+            rows = targets.shape[0]
+            with P.autocast(precision, where):
+                outputs = call(model, inputs)
+                value = loss(outputs, targets)
+            sums[0] += value.float() * rows
+            sums[1:3] += hits(outputs, targets, (1, 5))
+            sums[3] += rows
+            if index % 64 == 63:  # float32 on the device, double here: long passes keep their digits
+                total += sums.cpu().double()
+                sums.zero_()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    total += sums.cpu().double()
+    if reduce is not None:
+        total = reduce(total.to(where, torch.float32)).cpu().double()
+    lost, top1, top5, n = total.tolist()
+    if n == 0:
+        raise DataError("There is nothing to evaluate on: the data yields no batches.")
+    return Metrics(100 * top1 / n, 100 * top5 / n, lost / n, int(n), time.perf_counter() - began)

@@ -1,0 +1,78 @@
+"""A network and the optimizer that trains it: what the engine prepares, steps and saves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.training.recipe import Recipe
+
+
+class Part:
+    """`module` and `optimizer` are the plain ones; `net` is what to call (wrapped for several processes, compiled).
+
+    While `active` is False the optimizer is not stepped. A main part's `refresh` keeps its optimizer in line with
+    its module's parameters; a hook's optimizer is the hook's own business.
+    """
+
+    def __init__(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer):
+        self.name, self.module, self.optimizer = name, module, optimizer
+        self.active = True
+        self.net: nn.Module = module
+        self.stepper: Any = optimizer
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def set_lr(self, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            if group.get("scheduled", True):
+                group["lr"] = group["initial_lr"] * factor
+
+    def refresh(self) -> None:
+        """Parameters that left the module leave the optimizer, state and all; new ones join the group of their kind.
+
+        In the module's order, so that a saved state finds its parameters again.
+        """
+        own = [g for g in self.optimizer.param_groups if "kind" in g]
+        known = {id(p): g["kind"] for g in own for p in g["params"]}
+        present = list(self.module.parameters())
+        for group in own:
+            group["params"] = [p for p in present if known.get(id(p), kind(p)) == group["kind"]]
+        alive = {id(p) for p in self.parameters()}
+        for p in [p for p in self.optimizer.state if id(p) not in alive]:
+            del self.optimizer.state[p]
+
+
+def kind(parameter: torch.Tensor) -> str:
+    """'norm' for biases, norm and scale parameters (one value per channel), 'weight' for the rest."""
+    return "norm" if parameter.ndim <= 1 else "weight"
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer, with weight decay on weights only unless `decay_norm`."""
+    params = list(parameters)
+    decay = {"weight": recipe.weight_decay, "norm": recipe.weight_decay if recipe.decay_norm else 0.0}
+    groups = [
+        {"params": [p for p in params if kind(p) == name], "weight_decay": value, "kind": name}
+        for name, value in decay.items()
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
+
+
+@torch.no_grad()
+def average_(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema ← decay · ema + (1 − decay) · model, over parameters and floating-point buffers; the rest is copied."""
+    for old, new in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, 1 - decay)
+        else:
+            old.copy_(new)

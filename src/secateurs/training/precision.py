@@ -1,0 +1,39 @@
+"""Which number format and which memory layout a device trains fastest in."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies bfloat16: Ampere GPUs on, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip is not None
+    if device.type == "cpu":
+        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: they may move between releases
+        return any(getattr(torch.cpu, name, bool)() for name in probes)
+    return False
+
+
+def resolve(precision: str, device: torch.device, launched: str = "no") -> str:
+    """'auto' made concrete: what `accelerate launch --mixed_precision` asked for, else bf16 where it is fast."""
+    if precision != "auto":
+        return precision
+    if launched in DTYPES:
+        return launched
+    return "bf16" if bf16_is_fast(device) else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    dtype = DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def wants_channels_last(setting: bool | str, precision: str, model: nn.Module) -> bool:
+    """Reduced-precision convolutions run channels-last; in float32 the usual layout wins on CPUs."""
+    if setting == "auto":
+        return precision != "fp32" and any(isinstance(m, nn.Conv2d) for m in model.modules())
+    return bool(setting)

@@ -1,0 +1,99 @@
+"""What one sees while it trains: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from secateurs.errors import ConfigError
+
+Mode = Literal["auto", "bar", "lines", "silent"]
+
+
+class Reporter:
+    """`mode`: 'bar', 'lines' (one per `interval` seconds), 'silent', or 'auto' (a bar where stderr is a terminal)."""
+
+    def __init__(self, mode: Mode | bool = "auto", title: str = "training", interval: float = 15.0):
+        if isinstance(mode, bool):
+            mode = "auto" if mode else "silent"
+        if mode not in ("auto", "bar", "lines", "silent"):
+            raise ConfigError(f"progress={mode!r}: choose auto, bar, lines or silent")
+        self.console = Console(stderr=True)
+        self.mode = mode if mode != "auto" else "bar" if self.console.is_terminal else "lines"
+        self.title, self.interval = title, interval
+        self.total: int | None = None
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._due = 0.0
+        self._first = self._began = 0.0
+
+    def start(self, total: int | None, done: int) -> None:
+        """`total` steps are to come, `done` of them were taken by an earlier life of the run."""
+        self.total, self._first, self._began = total, done, time.perf_counter()
+        self._due = self._began + self.interval
+        if self.mode == "bar":
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(None),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+            )
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._task = self._bar.add_task(self.title, total=total, completed=done, text="")
+            self._bar.start()
+
+    def update(self, step: int, epoch: int, loss: float, top1: float, rate: float) -> None:
+        """After a step. `top1` in percent, over the epoch so far; `rate` in images per second."""
+        now = time.perf_counter()
+        if self.mode == "silent" or now < self._due:
+            return
+        self._due = now + (0.1 if self.mode == "bar" else self.interval)
+        steps = f"{step}/{self.total}" if self.total else f"{step}"
+        text = f"loss {loss:.3f}  top-1 {top1:.1f}  {rate:,.0f} img/s"
+        if self.total and step > self._first:
+            text += f"  {clock((self.total - step) * (now - self._began) / (step - self._first))} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=text)
+        else:
+            self.line(f"{self.title}  epoch {epoch + 1}  step {steps}  {text}")
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self.mode == "silent":
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def summary(line: dict[str, Any], title: str) -> str:
+    """An epoch's line in the log, for people."""
+    text = f"{title}  epoch {line['epoch']}  loss {line['train_loss']:.3f}  top-1 {line['train_top1']:.1f}"
+    if "val_top1" in line:
+        text += f"  val top-1 {line['val_top1']:.2f}  top-5 {line['val_top5']:.2f}"
+    return f"{text}  {line['images_per_second']:,.0f} img/s  {clock(line['seconds'])}"

@@ -1,0 +1,111 @@
+"""How to train: one frozen, validated object, the same for recovery and for methods that prune while training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from secateurs.errors import ConfigError, nearest
+
+
+class Recipe(BaseModel):
+    """Optimizer, schedule, regularisation and precision. Values that make no sense raise `ConfigError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    epochs: float | None = Field(
+        None, ge=0, description="passes over the training data, a fraction is fine (default 3)"
+    )
+    steps: int | None = Field(None, ge=0, description="optimizer steps, instead of epochs")
+    lr: float = Field(0.02, gt=0, description="peak learning rate")
+    schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
+    milestones: tuple[float, ...] = Field((), description="where 'step' multiplies by gamma, in epochs (or steps)")
+    gamma: float = Field(0.1, gt=0, le=1, description="the factor of 'step'")
+    warmup: float | None = Field(None, ge=0, lt=1, description="share of training spent rising to lr (onecycle 0.3)")
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum, Adam's beta1")
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty (decoupled for adamw)")
+    decay_norm: bool = Field(False, description="let weight decay touch norm parameters and biases too")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta(alpha, alpha), 0 for none")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: Literal["auto"] | bool = "auto"
+    compile: bool = Field(False, description="torch.compile the network")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(type(self), error)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("epochs") is None and values.get("steps") is None:
+            return {**values, "epochs": 3}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give epochs or steps, not both")
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule='step' needs milestones=(...), the epochs at which lr is multiplied by gamma")
+        if self.milestones and self.schedule != "step":
+            raise ValueError(f"milestones belong to schedule='step', not to '{self.schedule}'")
+        if list(self.milestones) != sorted(self.milestones) or any(m < 0 for m in self.milestones):
+            raise ValueError(f"milestones must rise and be positive, got {self.milestones}")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs optimizer='sgd' and a momentum above 0")
+        return self
+
+    def factor(self, done: float, position: float) -> float:
+        """The learning rate as a multiple of `lr`.
+
+        A pure function, so a resumed run needs no schedule state. `done`: share of training behind us, in [0, 1];
+        `position`: the same in epochs (in steps where the recipe counts steps), which milestones are measured in.
+        """
+        if self.schedule == "onecycle":  # from lr/25 up to lr, then down to lr/10000, both along a cosine
+            rise = 0.3 if self.warmup is None else self.warmup
+            if done < rise:
+                return _cosine(1 / 25, 1.0, done / rise)
+            return _cosine(1.0, 1e-4, (done - rise) / (1 - rise))
+        rise = self.warmup or 0.0
+        if done < rise:
+            return max(done / rise, 1e-3)
+        if self.schedule == "cosine":
+            return _cosine(1.0, 0.0, (done - rise) / (1 - rise))
+        return self.gamma ** sum(position >= m for m in self.milestones)  # 'constant' has no milestones
+
+
+class Recover(Recipe):
+    """Getting the accuracy back after a cut: fine-tuning with the loss the network was trained with."""
+
+
+def _cosine(start: float, end: float, t: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        message = item["msg"].removeprefix("Value error, ")
+        if not item["loc"]:
+            lines.append(message)
+            continue
+        name = str(item["loc"][0])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"there is no setting '{name}'. {nearest(name, cls.model_fields)}")
+            continue
+        field = cls.model_fields.get(name)
+        what = f" ({name}: {field.description})" if field and field.description else ""
+        line = f"{name}={item['input']!r}: {message[:1].lower()}{message[1:]}{what}"
+        if line not in lines:
+            lines.append(line)
+    return f"{cls.__name__}: " + "; ".join(lines)

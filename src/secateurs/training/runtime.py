@@ -1,0 +1,73 @@
+"""Where training runs: device, processes, number format, memory layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.errors import ConfigError
+from secateurs.training import precision as P
+from secateurs.training.recipe import Recipe
+
+
+class Runtime:
+    """accelerate's device, processes, wrapping and trackers, with precision and accumulation of our own.
+
+    accelerate keeps those two in process-wide state that a second engine could not change, and its autocast wraps the
+    user's model for good. `precision` is 'fp32', 'bf16' or 'fp16'; `scaler` the loss scaler of the latter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        device: str | torch.device | None,
+        track: Sequence[str] = (),
+        folder: Path | None = None,
+    ):
+        from accelerate import Accelerator  # takes a while to import, and starts process groups
+        from accelerate.utils import GradientAccumulationPlugin
+
+        if track and folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator: Any = Accelerator(
+            cpu=str(device) == "cpu",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=list(track) or None,
+            project_dir=str(folder) if track and folder is not None else None,
+        )
+        launched = str(self.accelerator.mixed_precision)
+        self.accelerator.native_amp, self.accelerator.scaler = False, None
+        if len(self.accelerator.log_with) < len(track):
+            raise ConfigError(f"tracker {' or '.join(track)} is not installed: pip install {' '.join(track)}")
+        self.rank, self.world = int(self.accelerator.process_index), int(self.accelerator.num_processes)
+        alone = self.world == 1 and device is not None  # several processes: the launcher gives each its device
+        self.device = torch.device(device or "cpu") if alone else self.accelerator.device
+        self.precision = P.resolve(recipe.precision, self.device, launched)
+        self.channels_last = P.wants_channels_last(recipe.channels_last, self.precision, model)
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
+        self.compile = recipe.compile
+
+    def autocast(self) -> torch.autocast:
+        return P.autocast(self.precision, self.device)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor summed over all processes."""
+        return self.accelerator.reduce(tensor, "sum") if self.world > 1 else tensor
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            self.accelerator.wait_for_everyone()
+
+    def share(self, source: Any) -> tuple[int, int]:
+        """(rank, world) to split batches by; loaders that know of the processes have split them already."""
+        return (0, 1) if getattr(source, "world_size", 1) == self.world else (self.rank, self.world)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        net: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
+        return torch.compile(net) if self.compile else net  # type: ignore[return-value]
