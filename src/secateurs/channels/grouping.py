@@ -87,15 +87,17 @@ class Grouping:
                     slots=tuple(slots[g]),
                     exact=bool(inexact < 0),
                     internal=not self.classes.flags[label] & SHORTCUT,
-                    reason=refuted.get(g) or self._reason(int(label), slots[g], allow_inexact),
+                    reason=refuted.get(g) or self._reason(g, slots[g], int(label), allow_inexact),
                 )
             )
         return built
 
-    def _reason(self, label: int, slots: list[Slot], allow_inexact: bool) -> str | None:
+    def _reason(self, g: int, slots: list[Slot], label: int, allow_inexact: bool) -> str | None:
         frozen, inexact = self.classes.frozen[label], self.classes.inexact[label]
         if frozen >= 0:
             return self.classes.reasons[frozen]
+        if self.sizes[g] == 1:
+            return "it is a single channel"
         if not any(s.consumes for s in slots):
             return "no layer reads it"
         if inexact >= 0 and not allow_inexact:

@@ -101,15 +101,20 @@ class Tracer(TorchDispatchMode):
         for x in tensors:
             if isinstance(x, Tensor):
                 self.freeze(self.labels(x), f"op {self.op_name} has no rule")
+                if self.is_weight(x):
+                    self.produce(x, 0)  # so that the layer shows up, with this reason
 
     def _assign(self, out: Any, labels: Any, live: bool) -> None:
         if isinstance(out, Tensor):
             if id(out) not in self._names:
-                out._secateurs = (self, labels[0] if isinstance(labels, list) else labels, live)  # type: ignore[attr-defined]
+                own = labels[0] if isinstance(labels, list) else labels
+                if any(len(v) == 1 for v in own.values()):
+                    own = {a: v for a, v in own.items() if len(v) > 1}
+                out._secateurs = (self, own, live)  # type: ignore[attr-defined]
         elif isinstance(out, list | tuple):
             each = labels if isinstance(labels, list) else [labels] + [_NONE] * (len(out) - 1)
-            for x, own in zip(out, each, strict=False):
-                self._assign(x, own, live)
+            for x, one in zip(out, each, strict=False):
+                self._assign(x, one, live)
 
     def enter(self, x: Tensor) -> None:
         """x is an input of the model."""
@@ -187,21 +192,25 @@ class Tracer(TorchDispatchMode):
         if pieces.shape[0] > 1:
             self.space.unify(np.tile(pieces[0], len(pieces) - 1), pieces[1:].ravel(), f"{self.op_name} pads a piece")
 
-    def join(self, operands: list[tuple[Labels, Any]]) -> Labels:
-        """Operands (labels, shape) meet element by element, with broadcasting: unify what meets."""
-        ndim = max(len(shape) for _, shape in operands)
+    def join(self, operands: list[tuple[Labels, Tensor]]) -> Labels:
+        """Operands with these labels meet element by element, with broadcasting: unify what meets."""
+        ndim = max(x.ndim for _, x in operands)
         out: Labels = {}
-        for labels, shape in operands:
+        for labels, x in operands:
             for axis, own in labels.items():
-                at = axis + ndim - len(shape)
+                at = axis + ndim - x.ndim
                 if at not in out:
                     out[at] = own
                 elif out[at] is not own:
                     self.unify(out[at], own)
         for at, own in out.items():
-            for labels, shape in operands:
-                axis = at - ndim + len(shape)
-                if axis >= 0 and axis not in labels and shape[axis] > 1:
+            for labels, x in operands:
+                axis = at - ndim + x.ndim
+                if axis < 0 or axis in labels or x.shape[axis] == 1:
+                    continue
+                if x.stride(axis) == 0:  # one value, expanded to as many as there are channels
+                    self.assume(own, "a tensor is expanded to a size that is a constant in the code")
+                else:
                     self.unify(own, self.zeros(len(own)))
         return out
 
@@ -275,7 +284,10 @@ class Tracer(TorchDispatchMode):
         return site
 
 
-_ALWAYS = (rules.contractions.convolution, rules.contractions.mm, rules.contractions.addmm, rules.contractions.linear)
+_ALWAYS = frozenset({
+    rules.contractions.convolution, rules.contractions.mm, rules.contractions.addmm, rules.contractions.linear,
+    rules.contractions.attention, rules.contractions.scaled_dot_product_attention,
+})  # fmt: skip
 
 
 def _caller() -> str:

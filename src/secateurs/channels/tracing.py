@@ -68,7 +68,8 @@ class _Trace:
         for attempt in range(_RETRIES + 1):
             grouping = self.follow()
             broken = self.broken(grouping)
-            again = [s for s in broken.values() for s in s if self.choices.get(s.key, 0) + 1 < s.options]
+            doubtful = [*(s for sites in broken.values() for s in sites), *self._frozen_sites(grouping)]
+            again = {s.key: s for s in doubtful if self.choices.get(s.key, 0) + 1 < s.options}.values()
             if not again or attempt == _RETRIES:
                 break
             for site in again:
@@ -159,6 +160,11 @@ class _Trace:
             kinds.setdefault(frozenset(s.where for s in touching[g]), []).append(g)
         bad = [] if not free or self._holds(grouping, free) else self._failing(grouping, list(kinds.values()))
         return {g: touching[g] for g in bad}
+
+    def _frozen_sites(self, grouping: Grouping) -> list[Site]:
+        """Places with several readings, where the one that was taken left nothing to cut."""
+        frozen = grouping.classes.frozen
+        return [s for s in grouping.tape.sites if s.options > 1 and all((frozen[v] >= 0).all() for v in s.labels)]
 
     def _may_be_cut(self, grouping: Grouping, g: int) -> bool:
         label = grouping.labels[np.argmax(grouping.group == g)]

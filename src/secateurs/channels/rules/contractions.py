@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import flop_registry
 
 from secateurs.channels.rules import rule
 
@@ -105,12 +106,11 @@ def product(t: Tracer, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Labe
     k, n, m = last, last, last - 1
     if t.is_weight(a) or t.is_weight(b):
         t.unify(t.axis(a, k), t.axis(b, m))
-        if t.is_weight(b):
-            t.consume(b, m)
-            t.produce(b, n)
-        else:
-            t.consume(a, k)
-            t.produce(a, m)
+        reader, reads, writes = (b, m, n) if t.is_weight(b) else (a, k, m)
+        t.consume(reader, reads)
+        t.produce(reader, writes)
+        if t.is_weight(a) and t.is_weight(b):  # a factorised weight: one factor creates what the other reads
+            t.produce(a, k)
     else:  # attention scores and the like: there is no weight in which to mask a channel
         reason = f"{t.op_name} sums over it in a product of two activations"
         t.freeze(t.axis(a, k), reason)
@@ -125,7 +125,7 @@ def product(t: Tracer, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Labe
     if n in lb:
         out[n] = lb[n]
     if bias is not None and n in out:
-        t.join([(out, t.out.shape), (t.labels(bias), bias.shape)])
+        t.join([(out, t.out), (t.labels(bias), bias)])
     t.cost(*(t.width(a, i) for i in range(a.ndim)), t.width(b, n))
     return out
 
@@ -151,3 +151,41 @@ def linear(t: Tracer, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Label
         t.unify(t.axis(w, 0), bias)
     t.cost(*(t.width(x, i) for i in range(last)), t.width(w, 0), t.width(w, 1))
     return {**{a: v for a, v in t.labels(x).items() if a != last}, last: t.axis(w, 0)}
+
+
+@rule(aten.mv)
+def mv(t: Tracer, a: Tensor, v: Tensor) -> Labels:
+    """a: (m, k), v: (k,). Spectral norm and the like: a statistic over k."""
+    t.unify(t.axis(a, 1), v)
+    t.inexact(t.axis(a, 1), "aten.mv sums over it")
+    return {0: t.axis(a, 0)}
+
+
+@rule(aten.dot, aten.vdot)
+def dot(t: Tracer, a: Tensor, b: Tensor) -> None:
+    t.unify(t.axis(a, 0), b)
+    t.inexact(t.axis(a, 0), f"{t.op_name} sums over it")
+
+
+@rule(aten._safe_softmax)
+def attention(t: Tracer, x: Tensor, *_: Any, **__: Any) -> Labels:
+    """On meta tensors attention is made of products; on real ones it is one op, and costs what that costs."""
+    if x.is_meta:
+        raise NotImplementedError("attention is traced on real tensors")
+    return t.labels(x)
+
+
+@rule(
+    aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
+    aten._scaled_dot_product_attention_math,
+)  # fmt: skip
+def scaled_dot_product_attention(t: Tracer, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Labels:
+    """q, k, v: (N, heads, tokens, channels): sums over the channels of q and k, keeps those of v."""
+    reason = f"{t.op_name} sums over it in a product of two activations"
+    for x in (q, k):
+        t.freeze(t.labels(x), reason)
+    t.freeze({a: labels for a, labels in t.labels(v).items() if a != v.ndim - 1}, reason)
+    if t.op.overloadpacket in flop_registry:
+        t.cost(flop_registry[t.op.overloadpacket](q, k, v, out_val=t.out) // 2)
+    return {v.ndim - 1: t.labels(v)[v.ndim - 1]} if v.ndim - 1 in t.labels(v) else {}

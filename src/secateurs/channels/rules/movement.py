@@ -53,25 +53,43 @@ def move(t: Tracer, x: Tensor, run: Any) -> list[Labels]:
         result = result or [{} for _ in outputs]
         for out, piece in zip(result, outputs, strict=True):
             axes = varying(piece)
-            if len(axes) > 1:
-                out.update(split(t, gather(labels, piece, axes), axes))
-            elif axes:
-                out[axes[0]] = gather(labels, piece, axes)
-            elif piece.numel():
+            if not axes and piece.numel():
                 t.freeze(labels, f"{t.op_name} takes single channels by their index, a constant in the code")
+            elif axes:
+                found = gather(labels, piece, axes)
+                settle(t, out, *(split(t, *drop_constant(found, axes)) if len(axes) > 1 else (axes[0], found)))
     return result
 
 
-def split(t: Tracer, labels: np.ndarray, axes: list[int]) -> Labels:
+def settle(t: Tracer, out: Labels, axis: int | None, labels: np.ndarray) -> None:
+    """Two axes of channels flattened into one: it keeps the labels of the first, the others have to stay."""
+    if axis in out:
+        t.freeze(labels, f"{t.op_name} lays several axes of channels into one")
+    elif axis is not None:
+        out[axis] = labels
+
+
+def drop_constant(labels: np.ndarray, axes: list[int]) -> tuple[np.ndarray, list[int]]:
+    """Take out the axes along which the labels repeat (the H·W of a flattened map), as long as one is left."""
+    for i in reversed(range(len(axes))):
+        first = labels.take([0], axis=i)
+        if labels.ndim > 1 and (labels == first).all():
+            labels, axes = first.squeeze(i), [a for j, a in enumerate(axes) if j != i]
+    return labels, axes
+
+
+def split(t: Tracer, labels: np.ndarray, axes: list[int]) -> tuple[int | None, np.ndarray]:
     """One axis of channels became several. One of them can shrink; along the others the pieces must stay alike."""
+    if len(axes) == 1:
+        return axes[0], labels
     free = t.choose(len(axes), labels, "split sizes are constants in the code")
     if free is None:
         t.freeze(labels.ravel(), "split sizes are constants in the code")
-        return {}
+        return None, labels
     free = len(axes) - 1 - free  # first guess: (groups, channels // groups)
     pieces = np.moveaxis(labels, free, -1).reshape(-1, labels.shape[free])
     t.couple(pieces)
-    return {axes[free]: pieces[0]}
+    return axes[free], pieces[0]
 
 
 @rule(
@@ -82,6 +100,10 @@ def split(t: Tracer, labels: np.ndarray, axes: list[int]) -> Labels:
 def rearrange(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
     """Axes change places, appear, disappear or are repeated."""
     labels = t.labels(x)
+    if t.op.overloadpacket is aten.expand:
+        for a, own in labels.items():
+            if args[0][a - x.ndim] != -1:
+                t.assume(own, "a tensor is expanded to a size that is a constant in the code")
     moved = move(t, x, lambda numbering: t.op(numbering, *args, **kwargs)) if labels else []
     return moved[0] if moved else None
 
@@ -95,6 +117,14 @@ def view(t: Tracer, x: Tensor, *args: Any, **_: Any) -> Labels | None:
         for values in labels.values():
             t.assume(values, "a size is a constant in the code")
     return move(t, x, lambda numbering: numbering.reshape(shape))[0]
+
+
+@rule(aten.as_strided, aten.as_strided_)
+def as_strided(t: Tracer, x: Tensor, size: Any, *_: Any) -> Labels | None:
+    """Only ever the identity (a change of memory format), as far as we follow it."""
+    if tuple(size) == tuple(x.shape):
+        return t.labels(x)
+    return t.freeze(t.labels(x), f"{t.op_name} addresses memory")
 
 
 @rule(aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.native_channel_shuffle)

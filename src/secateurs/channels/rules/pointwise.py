@@ -26,7 +26,7 @@ def pointwise(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     if len(tensors) == 1:
         return t.labels(tensors[0])
-    return t.join([(t.labels(x), x.shape) for x in tensors])
+    return t.join([(t.labels(x), x) for x in tensors])
 
 
 @rule(aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub)
@@ -61,6 +61,15 @@ def batch_norm(
     return t.labels(x)
 
 
+@rule(aten._weight_norm_interface, aten._weight_norm)
+def weight_norm(t: Tracer, v: Tensor, g: Tensor, dim: int = 0) -> Labels:
+    """w = g · v / ‖v‖, the norm over all axes of v but one."""
+    for axis, labels in t.labels(v).items():
+        if axis != dim:
+            t.inexact(labels, "weight norm takes a norm over channels")
+    return t.join([(t.labels(v), v), (t.labels(g), g)])
+
+
 @rule(aten.native_layer_norm)
 def layer_norm(t: Tracer, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Labels:
     """Statistics over the last axes, an affine map on them."""
@@ -69,8 +78,8 @@ def layer_norm(t: Tracer, x: Tensor, shape: list[int], weight: Tensor | None, bi
         if axis >= first:
             t.inexact(labels, "layer norm takes its statistics over channels")
             t.depends_on(weight, labels, "the normalised shape is a constant in the code")
-    affine = [(t.labels(p), p.shape) for p in (weight, bias) if p is not None]
-    return t.join([(t.labels(x), x.shape), *affine])
+    affine = [(t.labels(p), p) for p in (weight, bias) if p is not None]
+    return t.join([(t.labels(x), x), *affine])
 
 
 @rule(aten.native_group_norm)
