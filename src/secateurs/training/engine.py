@@ -34,7 +34,7 @@ class Engine:
     `data`: an iterable of (inputs, targets) batches, a function that returns one, or an object with `.train`, `.val`.
     `loss(outputs, targets) -> scalar` gets the model's raw outputs (default: cross-entropy, auxiliary heads included).
     `folder`: where `metrics.jsonl` goes. `checkpoints` are saved at every epoch's end, and every `save_steps` steps and
-    `save_seconds` seconds if given. `track`: names of accelerate's trackers ("tensorboard", "wandb"…).
+    `save_seconds` seconds if given. `track`: accelerate's trackers ("tensorboard", "wandb"…, or objects).
 
     For hooks: `model`, `optimizer`, `ema`, `device`, `rank`, `world`, `step` (optimizer steps taken), `total` (steps to
     take, None if unknown), `epoch`, `batch` (position in the data), `parts`, `history`, `syncing`, `report.line(text)`.
@@ -55,7 +55,7 @@ class Engine:
         save_steps: int | None = None,
         save_seconds: float | None = None,
         progress: Mode | bool = "auto",
-        track: Sequence[str] = (),
+        track: Sequence[Any] = (),
         title: str = "training",
     ):
         if loss is not None and recipe.label_smoothing:

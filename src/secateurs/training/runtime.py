@@ -26,12 +26,13 @@ class Runtime:
         model: nn.Module,
         recipe: Recipe,
         device: str | torch.device | None,
-        track: Sequence[str] = (),
+        track: Sequence[Any] = (),
         folder: Path | None = None,
     ):
         from accelerate import Accelerator  # takes a while to import, and starts process groups
         from accelerate.utils import GradientAccumulationPlugin
 
+        _check(track, folder)
         if track and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self.accelerator: Any = Accelerator(
@@ -42,8 +43,6 @@ class Runtime:
         )
         launched = str(self.accelerator.mixed_precision)
         self.accelerator.native_amp, self.accelerator.scaler = False, None
-        if len(self.accelerator.log_with) < len(track):
-            raise ConfigError(f"tracker {' or '.join(track)} is not installed: pip install {' '.join(track)}")
         self.rank, self.world = int(self.accelerator.process_index), int(self.accelerator.num_processes)
         alone = self.world == 1 and device is not None  # several processes: the launcher gives each its device
         self.device = torch.device(device or "cpu") if alone else self.accelerator.device
@@ -71,3 +70,20 @@ class Runtime:
     def wrap(self, module: nn.Module) -> nn.Module:
         net: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
         return torch.compile(net) if self.compile else net  # type: ignore[return-value]
+
+
+def _check(track: Sequence[Any], folder: Path | None) -> None:
+    """Raises ConfigError for a tracker that accelerate would refuse, or pass over in silence."""
+    if not track:
+        return
+    from accelerate.tracking import get_available_trackers
+
+    ready = sorted(str(getattr(t, "value", t)) for t in get_available_trackers())
+    for name in track:
+        if isinstance(name, str) and name not in ready:
+            raise ConfigError(
+                f"There is no tracker '{name}' here: it has to be one that accelerate knows, and be installed "
+                f"(pip install {name}). At hand: {', '.join(ready) or 'none'}."
+            )
+    if folder is None and any(isinstance(name, str) for name in track):
+        raise ConfigError("track=... needs folder=..., where trackers may write.")
