@@ -1,0 +1,537 @@
+"""Affinity propagation (Frey and Dueck, Science 2007), for all layers of a network at once.
+
+Every filter of a layer is a point, and points send each other two kinds of message until a few of them, the *exemplars*,
+stand for all: the responsibility ``r(i, k)``, how well ``k`` would stand for ``i`` beside its rivals, and the availability
+``a(i, k)``, how many others already trust ``k``. Nobody says beforehand how many exemplars there will be: the preference
+``s(k, k)`` decides, and EPruner sets it to ``beta`` times the median similarity of filter ``k``.
+
+    affinities = Affinities(filters)        # similarities and medians, computed once …
+    affinities.exemplars(0.7)               # … and reused for every beta that a budget search tries
+
+**What agrees with what.** By default the exemplars are those of scikit-learn's ``AffinityPropagation(affinity="precomputed",
+random_state=0)``: the same damping, the same stop (exemplars unchanged for 15 iterations), the same tie-breaking noise, the
+same refinement of each exemplar to the medoid of its cluster, the same answers when all points look alike; only where it
+gives up without any exemplar do we answer the medoid of all points. With ``convergence=None`` it is what the EPruner paper
+writes instead: all 200 iterations, then equation 10, no refinement.
+
+**Ties.** Two filters that mirror each other would swap roles for ever. scikit-learn breaks the symmetry with noise in the
+last bit of every similarity, drawn from a seeded generator: we draw the same numbers. They only mean something in float64,
+so everything here is float64, whatever the filters are.
+
+**How it is fast.** Most messages cannot matter, and which ones is known before the first is sent:
+
+- A point that prefers itself to every other is an exemplar from the first iteration to the last. Its availability to others
+  is exactly zero, for ever, and its votes for others are negative, for ever: it leaves the problem, and remains as a fixed
+  offer ``o(i)`` to each point ``i`` that stays (the most similar of those that left).
+- Availabilities of others are never positive, the own one is never negative. So a candidate ``k`` that is less similar to
+  ``i`` than ``i``'s own preference, or than the offer, is never ``i``'s best, and ``r(i, k)`` is never positive: it leaves too.
+
+What is left is a short list of neighbours for each point: a tenth of the matrix, or a hundredth, at the preferences at which
+pruning happens. Nothing is approximated: the messages on these lists are those of the full matrix. Lists of different layers,
+whatever their sizes, lie side by side in one array, so an iteration of a whole network is a dozen in-place operations on
+buffers allocated once, and layers that have converged are dropped from it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateurs.errors import ConfigError
+
+__all__ = ["Affinities", "Clustering", "affinity_propagation", "exemplars", "medians", "preferences", "similarity"]
+
+CLOSE = 1e-6  # pairs nearer than this fraction of their squared norms lose half their digits to cancellation
+NEVER = -1e200  # the similarity of a candidate that isn't there: finite, so that differences of two stay numbers
+BATCH = 1 << 18  # list entries that are iterated together: enough to hide the cost of a call, few enough for the cache
+STACK = 1 << 24  # numbers of points that are turned into similarities together
+
+
+@dataclass(frozen=True, eq=False)
+class Clustering:
+    """The outcome for one layer."""
+
+    exemplars: Tensor  # (k,) the points that stay, ascending, at least one
+    labels: Tensor  # (n,) for each point, the position in `exemplars` of the one that stands for it
+    iterations: int
+    converged: bool
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what the messages start from
+
+
+def similarity(points: Tensor) -> Tensor:
+    """Negative squared Euclidean distances ``(B, n, d) -> (B, n, n)``, float64, symmetric, zero on the diagonal.
+
+    One matrix product of centred points; the few pairs for which that product cancels are measured directly, so that twins
+    are as exact as strangers, and exact copies are at distance zero exactly.
+    """
+    x = points.detach().to(torch.float64)
+    x = x - x.mean(1, keepdim=True)
+    norms = x.square().sum(-1)
+    scale = norms.unsqueeze(-1) + norms.unsqueeze(-2)  # (B, n, n)
+    out = torch.baddbmm(scale, x, x.mT, beta=-1.0, alpha=2.0)
+    close = out.ge(scale.mul_(-CLOSE)).triu_(1).nonzero()
+    for part in close.split(max(1, (1 << 22) // max(1, x.shape[-1]))):
+        b, i, j = part.unbind(1)
+        out[b, i, j] = (x[b, i] - x[b, j]).square_().sum(-1).neg_()
+    out.triu_(1)
+    return out + out.mT
+
+
+def medians(similarities: Tensor, *, diagonal: bool = True) -> Tensor:
+    """The median similarity of each point, ``(B, n, n) -> (B, n)``; of an even count, the mean of the middle two.
+
+    ``diagonal=True`` counts a point's zero distance to itself, as EPruner's released code does.
+    """
+    n = similarities.shape[-1]
+    if not diagonal and n > 1:
+        off = ~torch.eye(n, dtype=torch.bool, device=similarities.device)
+        similarities = similarities[:, off].view(-1, n, n - 1)
+    count = similarities.shape[-1]
+    if similarities.device.type == "cpu":  # NumPy's vectorised sort is ten times as fast as any selection in torch
+        ordered = torch.from_numpy(np.sort(similarities.detach().numpy(), axis=-1))
+    else:
+        ordered = similarities.sort(-1).values
+    return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
+
+
+def preferences(similarities: Tensor, beta: float, *, diagonal: bool = True) -> Tensor:
+    """``beta`` times the median similarity of each point: lower for a larger beta, hence fewer exemplars."""
+    return beta * medians(similarities, diagonal=diagonal)
+
+
+@functools.lru_cache(maxsize=4)
+def _noise(n: int) -> Tensor:
+    """The numbers that scikit-learn draws for `n` points and ``random_state=0``, ``(n, n)``."""
+    return torch.from_numpy(np.random.RandomState(0).standard_normal((n, n)))
+
+
+def _jitter(values: Tensor, noise: Tensor) -> Tensor:
+    """`values` with noise in their last bit, zeros with hardly any."""
+    info = torch.finfo(torch.float64)
+    return torch.addcmul(values, values.mul(info.eps).add_(100 * info.tiny), noise)
+
+
+class _Layer:
+    """One layer's points, in all that does not depend on their preferences."""
+
+    def __init__(self, similarities: Tensor) -> None:
+        s = similarities.detach().to(torch.float64)  # (n, n)
+        n = len(s)
+        noise = _noise(n).to(s.device)
+        self.last = s[0, -1].item()
+        self.alike = bool((s[0, 1:] == self.last).all()) and int((s == self.last).fill_diagonal_(True).sum()) == n * n
+        self.similar = _jitter(s, noise).fill_diagonal_(-torch.inf)
+        self.nearest = self.similar.amax(1)
+        self.own_noise = noise.diagonal().clone()
+
+    def __len__(self) -> int:
+        return len(self.nearest)
+
+    def trivial(self, preferences: Tensor) -> Clustering | None:
+        """One point, or points that nothing tells apart: all of them if they like themselves best, else the first."""
+        every = torch.arange(len(self), device=self.nearest.device)
+        if len(self) > 1 and not (self.alike and bool((preferences == preferences[0]).all())):
+            return None
+        if len(self) > 1 and preferences[0].item() > self.last:
+            return Clustering(every, every, 0, True)
+        return Clustering(every[:1], torch.zeros_like(every), 0, True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# which messages matter
+
+
+class _Problem:
+    """A layer with preferences, cut down to the points that are not exemplars for certain and the candidates that matter."""
+
+    def __init__(self, layer: _Layer, preferences: Tensor, *, second: bool) -> None:
+        self.layer = layer
+        self.preferences = _jitter(preferences.detach().to(torch.float64), layer.own_noise)
+        self.certain = self.preferences > layer.nearest
+        self.points = (~self.certain).nonzero().squeeze(1)  # (m,) those that remain
+        self.own = self.preferences[self.points]
+        # the offer of the certain exemplars, and the second best (which only equation 10 asks for)
+        self.offer = torch.full_like(self.own, NEVER)
+        self.second = torch.full_like(self.own, NEVER)
+        self.offerer = torch.zeros_like(self.points)
+        rows = layer.similar[self.points] if len(self.points) < len(layer) else layer.similar
+        inner = rows
+        if len(self.points) < len(layer):
+            inner = rows[:, self.points]
+            sure = self.certain.nonzero().squeeze(1)
+            outer = rows[:, sure]  # (m, n - m)
+            if second and len(self.points):
+                best = outer.topk(min(2, len(sure)), dim=1)
+                self.offer, self.offerer = best.values[:, 0], sure[best.indices[:, 0]]
+                self.second = best.values[:, 1] if len(sure) > 1 else self.second
+            elif len(self.points):
+                self.offer = outer.amax(1)
+        matters = inner >= torch.maximum(self.own, self.offer).unsqueeze(1)
+        self.row, self.candidate = matters.nonzero().unbind(1)
+        self.value = inner[self.row, self.candidate]
+        self.degree = torch.bincount(self.row, minlength=len(self.points))
+        self.width = max(1, int(self.degree.max())) if len(self.points) else 0
+
+
+class _Batch:
+    """The messages of several problems: a column per point, in it the list of its candidates, padded to one length."""
+
+    def __init__(self, problems: Sequence[_Problem], damping: float) -> None:
+        self.keep, self.move = damping, 1 - damping
+        first = problems[0].own
+        sizes = [len(problem.points) for problem in problems]
+        points, width = sum(sizes), max(problem.width for problem in problems)
+        starts = np.cumsum([0, *sizes]).tolist()
+        row = torch.cat([problem.row + start for problem, start in zip(problems, starts, strict=False)])
+        degree = torch.cat([problem.degree for problem in problems])
+        place = torch.arange(len(row), device=row.device) - (degree.cumsum(0) - degree)[row]
+        self.similar = first.new_full((width, points), NEVER)
+        self.similar[place, row] = torch.cat([problem.value for problem in problems])
+        self.candidate = torch.full_like(self.similar, points, dtype=torch.long)  # padding points at nobody
+        self.candidate[place, row] = torch.cat(
+            [problem.candidate + start for problem, start in zip(problems, starts, strict=False)]
+        )
+        self.respons = torch.zeros_like(self.similar)  # r
+        self.unavail = torch.zeros_like(self.similar)  # -a
+        self.own = torch.cat([problem.own for problem in problems])
+        self.offer = torch.cat([problem.offer for problem in problems])
+        self.second = torch.cat([problem.second for problem in problems])
+        self.own_respons, self.own_avail, self.offer_respons = (torch.zeros_like(self.own) for _ in range(3))
+        self.owner = torch.repeat_interleave(
+            torch.arange(len(problems), device=row.device), torch.tensor(sizes, device=row.device)
+        )
+        self._allocate()
+
+    def _allocate(self) -> None:
+        points = self.similar.shape[1]
+        self.scratch, self.total = torch.empty_like(self.similar), torch.empty_like(self.similar)
+        self.votes = self.own.new_zeros(points + 1)
+        self.trust = self.own.new_zeros(points + 1)
+
+    def step(self, *, literal: bool = False) -> Tensor:
+        """Send every message once; which points are exemplars of their own accord, ``(points,)``."""
+        move, scratch, index = self.move, self.scratch, self.candidate.view(-1)
+
+        # responsibilities: r(i, k) <- s(i, k) - the best of a(i, k') + s(i, k') over the rivals k' of k
+        torch.sub(self.similar, self.unavail, out=scratch)
+        best, at = scratch.max(0)
+        scratch.scatter_(0, at.unsqueeze(0), NEVER)
+        rest = scratch.amax(0)
+        own = self.own + self.own_avail
+        if literal:
+            rival = torch.maximum(torch.maximum(best, own), self.second)
+            self.offer_respons.lerp_(self.offer - rival, move)
+        self.own_respons.lerp_(self.own - torch.maximum(best, self.offer), move)
+        floor = torch.maximum(own, self.offer)
+        best, rest = torch.maximum(best, floor), torch.maximum(rest, floor)
+        self.respons.lerp_(self.similar, move).sub_(best, alpha=move)
+        self.respons.scatter_add_(0, at.unsqueeze(0), (best - rest).mul_(move).unsqueeze(0))
+
+        # availabilities: a(i, k) <- min(0, r(k, k) + the positive responsibilities that k gets from all but i and k)
+        torch.clamp_min(self.respons, 0, out=scratch)
+        self.votes.zero_().scatter_add_(0, index, scratch.view(-1))
+        votes = self.votes[:-1]
+        self.own_avail.lerp_(votes, move)
+        torch.add(votes, self.own_respons, out=self.trust[:-1])
+        torch.index_select(self.trust, 0, index, out=self.total.view(-1))
+        self.unavail.lerp_(scratch.sub_(self.total).clamp_min_(0), move)
+        return self.own_avail + self.own_respons > 0
+
+    def drop(self, gone: Tensor) -> Tensor:
+        """Take out the points of the problems marked in `gone`; which points stay, as a mask over the former ones."""
+        stay = ~gone[self.owner]
+        kept = stay.nonzero().squeeze(1)
+        place = torch.full((len(stay) + 1,), len(kept), device=kept.device)
+        place[kept] = torch.arange(len(kept), device=kept.device)
+        candidate = self.candidate[:, kept]
+        width = max(1, int((candidate < len(stay)).sum(0).max()))
+        self.candidate = place[candidate[:width]]
+        for name in ("similar", "respons", "unavail"):
+            setattr(self, name, getattr(self, name)[:width, kept])
+        for name in ("own", "offer", "second", "own_respons", "own_avail", "offer_respons", "owner"):
+            setattr(self, name, getattr(self, name)[kept])
+        self._allocate()
+        return stay
+
+    def choices(self, problem: _Problem) -> Tensor:
+        """Equation 10, of a batch of this one problem: the point ``j`` that maximises ``r(i, j) + a(i, j)``, for each ``i``."""
+        chosen = torch.arange(len(problem.layer), device=self.own.device)  # the certain exemplars choose themselves
+        value, at = (self.respons - self.unavail).max(0)
+        other = problem.points[self.candidate.gather(0, at.unsqueeze(0)).squeeze(0).clamp_max(len(problem.points) - 1)]
+        own = self.own_respons + self.own_avail
+        pick = torch.where(own >= value, problem.points, other)
+        pick = torch.where(self.offer_respons > torch.maximum(own, value), problem.offerer, pick)
+        chosen[problem.points] = pick
+        return chosen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# until the exemplars hold still
+
+
+def _solve(
+    layers: Sequence[_Layer],
+    preferences: Sequence[Tensor],
+    *,
+    iterations: int = 200,
+    damping: float = 0.5,
+    convergence: int | None = 15,
+) -> list[Clustering]:
+    """Affinity propagation on layers of any sizes.
+
+    iterations:  at most this many.
+    damping:     the share of its old value that a message keeps, lambda in the paper.
+    convergence: stop once the exemplars are the same for this many iterations; ``None``: the paper's way, see above.
+    """
+    if iterations < 1 or not 0 <= damping < 1 or (convergence is not None and convergence < 1):
+        raise ConfigError(f"affinity propagation cannot run with {iterations=}, {damping=}, {convergence=}")
+    results: dict[int, Clustering] = {}
+    problems: dict[int, _Problem] = {}
+    for index, (layer, own) in enumerate(zip(layers, preferences, strict=True)):
+        if own.shape != (len(layer),):
+            raise ConfigError(f"problem {index} has {len(layer)} points, but preferences of shape {tuple(own.shape)}")
+        trivial = layer.trivial(own)
+        if trivial is not None:
+            results[index] = trivial
+            continue
+        problem = _Problem(layer, own, second=convergence is None)
+        if len(problem.points):
+            problems[index] = problem
+        else:
+            every = torch.arange(len(layer), device=own.device)
+            results[index] = Clustering(every, every, 0, True)
+    for group in _groups(problems, alone=convergence is None):
+        batch = _Batch([problems[index] for index in group], damping)
+        if convergence is None:
+            for _ in range(iterations):
+                batch.step(literal=True)
+            chosen = batch.choices(problems[group[0]])
+            exemplars, labels = chosen.unique(return_inverse=True)
+            results[group[0]] = Clustering(exemplars, labels, iterations, False)
+            continue
+        for position, willing, count, converged in _converge(batch, [problems[i] for i in group], iterations, convergence):
+            results[group[position]] = _refine(problems[group[position]], willing, count, converged)
+    return [results[index] for index in range(len(layers))]
+
+
+def _groups(problems: dict[int, _Problem], *, alone: bool) -> Iterator[list[int]]:
+    """Problems with lists of like length, which go well together."""
+    group: list[int] = []
+    points = entries = 0
+    for index in sorted(problems, key=lambda index: -problems[index].width):
+        problem = problems[index]
+        width = problems[group[0]].width if group else problem.width
+        padded = (points + len(problem.points)) * width
+        entries += len(problem.points) * problem.width
+        other = group and problem.own.device != problems[group[0]].own.device
+        if group and (alone or other or padded > BATCH or padded > 2 * entries + (1 << 14)):
+            yield group
+            group, points, entries = [], 0, len(problem.points) * problem.width
+        group.append(index)
+        points += len(problem.points)
+    if group:
+        yield group
+
+
+def _converge(
+    batch: _Batch, problems: Sequence[_Problem], iterations: int, convergence: int
+) -> Iterator[tuple[int, Tensor, int, bool]]:
+    """Iterate; yields (position, which of the problem's points are exemplars, iterations, converged) as each is done."""
+    device = batch.own.device
+    sizes = [len(problem.points) for problem in problems]
+    certain = torch.tensor([len(p.layer) > len(p.points) for p in problems], device=device)
+    stable = torch.zeros(len(problems), dtype=torch.long, device=device)
+    done = torch.zeros(len(problems), dtype=torch.bool, device=device)
+    dropped = done.clone()
+    before = torch.zeros_like(batch.owner, dtype=torch.bool)
+    for count in range(1, iterations + 1):
+        willing = batch.step()
+        stable += 1
+        stable[batch.owner[willing != before]] = 1
+        before = willing
+        if count <= convergence and count < iterations:
+            continue
+        populated = certain.clone()
+        populated[batch.owner[willing]] = True
+        held = (stable >= convergence) & populated & (count > convergence)
+        finished = ~done if count == iterations else held & ~done
+        if not finished.any():
+            continue
+        for position in finished.nonzero().squeeze(1).tolist():
+            yield position, willing[batch.owner == position], count, bool(held[position])
+        done |= finished
+        if done.all():
+            return
+        left = sum(size for size, over in zip(sizes, done.tolist(), strict=True) if not over)
+        if left < 0.8 * len(willing):
+            before = before[batch.drop(done & ~dropped)]
+            dropped = done.clone()
+
+
+def _refine(problem: _Problem, willing: Tensor, iterations: int, converged: bool) -> Clustering:
+    """Each exemplar gives way to the medoid of the points that it stands for, preferences included."""
+    similar = problem.layer.similar
+    n = len(similar)
+    chosen = problem.certain.clone()
+    chosen[problem.points[willing]] = True
+    if not chosen.any():  # nobody: the one point that is most similar to all others
+        medoid = similar.clone().fill_diagonal_(0).sum(0).argmax()
+        return Clustering(medoid.view(1), torch.zeros(n, dtype=torch.long, device=similar.device), iterations, False)
+
+    exemplars = chosen.nonzero().squeeze(1)
+    labels, followers = _assign(similar, exemplars, chosen)
+    if len(followers):
+        followed = torch.zeros(len(exemplars), dtype=torch.bool, device=similar.device)
+        followed[labels[followers]] = True
+        member = followed[labels].nonzero().squeeze(1)  # the points of all clusters of more than one
+        mine = labels[member]
+        inside = similar[member][:, member]
+        inside.diagonal().copy_(problem.preferences[member])
+        score = inside.masked_fill_(mine.unsqueeze(1) != mine, 0).sum(0)
+        top = score.new_full((len(exemplars),), -torch.inf).scatter_reduce_(0, mine, score, "amax")
+        winner = member.masked_fill(score != top[mine], n)
+        moved = torch.full_like(exemplars, n).scatter_reduce_(0, mine, winner, "amin")
+        moved = torch.where(followed, moved, exemplars).sort().values
+        if not torch.equal(moved, exemplars):
+            exemplars = moved
+            labels, _ = _assign(similar, exemplars, torch.zeros_like(chosen).index_fill_(0, exemplars, True))
+    return Clustering(exemplars, labels, iterations, converged)
+
+
+def _assign(similar: Tensor, exemplars: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """For each point the position of the exemplar most similar to it, and the points that are no exemplars themselves."""
+    labels = chosen.cumsum(0) - 1
+    followers = (~chosen).nonzero().squeeze(1)
+    labels[followers] = similar[followers][:, exemplars].max(1).indices
+    return labels, followers
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the way in
+
+
+def exemplars(
+    similarities: Tensor,
+    preferences: Tensor,
+    *,
+    iterations: int = 200,
+    damping: float = 0.5,
+    convergence: int | None = 15,
+) -> list[Tensor]:
+    """The exemplars of each problem of a batch, ``(B, n, n), (B, n) -> B index vectors``, ascending, never empty."""
+    layers = [_Layer(_checked(similar, index)) for index, similar in enumerate(similarities)]
+    found = _solve(layers, list(preferences), iterations=iterations, damping=damping, convergence=convergence)
+    return [clustering.exemplars for clustering in found]
+
+
+def _checked(similarities: Tensor, index: int) -> Tensor:
+    if similarities.dim() != 2 or similarities.shape[0] != similarities.shape[1] or not len(similarities):
+        raise ConfigError(f"problem {index}: similarities have shape {tuple(similarities.shape)}, not (n, n) with n > 0")
+    if not torch.isfinite(similarities.sum()):
+        raise ConfigError(f"problem {index} has similarities that are not finite numbers: are the weights themselves?")
+    return similarities
+
+
+class Affinities:
+    """The similarities of many layers and their medians, computed once, to be clustered at one beta after another.
+
+    points:   for each layer a ``(filters, …)`` tensor, flattened to one point per filter.
+    diagonal: whether a filter's median counts the zero distance to itself, as EPruner's released code does.
+
+    Keeps ``n x n`` doubles per layer. Sizes may differ from layer to layer.
+    """
+
+    def __init__(self, points: Sequence[Tensor], *, diagonal: bool = True) -> None:
+        flat = []
+        for index, layer in enumerate(points):
+            if layer.dim() < 1 or not len(layer):
+                raise ConfigError(f"layer {index} has no filters to cluster: its shape is {tuple(layer.shape)}")
+            layer = layer.detach()
+            layer = layer.cpu() if layer.device.type == "mps" else layer  # which has no float64
+            flat.append(layer.reshape(len(layer), -1) if layer.numel() else layer.new_zeros(len(layer), 1))
+        self._layers: list[_Layer] = []
+        self.medians: list[Tensor] = []  # (n,) per layer
+        made: dict[int, tuple[_Layer, Tensor]] = {}
+        for group in _alike_shapes(flat):
+            stacked = similarity(torch.stack([flat[index] for index in group]))
+            middle = medians(stacked, diagonal=diagonal)
+            for index, similar, median in zip(group, stacked, middle, strict=True):
+                made[index] = _Layer(_checked(similar, index)), median
+        for index in range(len(flat)):
+            layer_, median = made[index]
+            self._layers.append(layer_)
+            self.medians.append(median)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many filters each layer has."""
+        return [len(layer) for layer in self._layers]
+
+    def clusterings(
+        self,
+        beta: float | Sequence[float],
+        *,
+        iterations: int = 200,
+        damping: float = 0.5,
+        convergence: int | None = 15,
+    ) -> list[Clustering]:
+        """Each layer's exemplars, and who stands for whom. `beta`: one for all layers, or one for each."""
+        betas = list(beta) if isinstance(beta, Sequence) else [beta] * len(self)
+        if len(betas) != len(self):
+            raise ConfigError(f"{len(betas)} values of beta for {len(self)} layers: give one, or one for each layer")
+        own = [b * median for b, median in zip(betas, self.medians, strict=True)]
+        return _solve(self._layers, own, iterations=iterations, damping=damping, convergence=convergence)
+
+    def exemplars(
+        self,
+        beta: float | Sequence[float],
+        *,
+        iterations: int = 200,
+        damping: float = 0.5,
+        convergence: int | None = 15,
+    ) -> list[Tensor]:
+        """The filters of each layer that stay, ascending, at least one. A larger beta keeps fewer."""
+        found = self.clusterings(beta, iterations=iterations, damping=damping, convergence=convergence)
+        return [clustering.exemplars for clustering in found]
+
+
+def _alike_shapes(points: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Groups of layers that can be stacked, wide ones alone, those of one width one after the other (they share noise)."""
+
+    def shape(index: int) -> tuple[int, int, str, str]:
+        x = points[index]
+        return len(x), x.shape[1], str(x.dtype), str(x.device)
+
+    group: list[int] = []
+    for index in sorted(range(len(points)), key=shape):
+        if group and (shape(group[0]) != shape(index) or (len(group) + 1) * points[index].numel() > STACK):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def affinity_propagation(
+    points: Sequence[Tensor],
+    beta: float | Sequence[float],
+    *,
+    diagonal: bool = True,
+    iterations: int = 200,
+    damping: float = 0.5,
+    convergence: int | None = 15,
+) -> list[Tensor]:
+    """The exemplars of each layer, from its filters, in one go. To try several betas keep an `Affinities`."""
+    affinities = Affinities(points, diagonal=diagonal)
+    return affinities.exemplars(beta, iterations=iterations, damping=damping, convergence=convergence)
