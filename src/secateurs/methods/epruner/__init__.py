@@ -1,0 +1,5 @@
+"""EPruner: adaptive exemplar filters by affinity propagation (Lin et al., TNNLS 2021)."""
+
+from secateurs.methods.epruner.pruner import EPruner
+
+__all__ = ["EPruner"]

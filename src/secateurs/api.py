@@ -1,0 +1,157 @@
+"""The Python face: prune a network with a method, within a budget, and get it back verified and recovered."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import secateurs
+from secateurs import artifact, training
+from secateurs.budget import Budget
+from secateurs.channels import Cost
+from secateurs.data import Data
+from secateurs.errors import ArtifactError, ConfigError
+from secateurs.methods.method import Method, Scope, Task, resolve
+from secateurs.surgery import Plan, apply, trace, verify
+from secateurs.training import Recover
+from secateurs.zoo import build as build_from_zoo
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a network costs and, where there is validation data, how good it is (top-1 and top-5 in percent)."""
+
+    macs: int
+    params: int
+    top1: float | None = None
+    top5: float | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `prune` answers."""
+
+    model: nn.Module  # the smaller network
+    plan: Plan  # what stays of the original
+    before: Figures  # the original
+    cut: Figures  # right after the cut
+    after: Figures  # after recovery
+    error: float  # relative difference between the sliced and the masked network
+    method: Method
+    history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
+    source: dict[str, Any] | None = None  # how to build the unpruned model anew, where it came from `build`
+
+    def save(self, folder: str | Path) -> Path:
+        """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`."""
+        return artifact.save(folder, self.model, self.plan, self.card())
+
+    def card(self) -> dict[str, Any]:
+        """The record that is saved beside the network, JSON-able."""
+        return {
+            "source": self.source,
+            "method": {"name": self.method.name, **self.method.model_dump()},
+            "before": asdict(self.before),
+            "cut": asdict(self.cut),
+            "after": asdict(self.after),
+            "error": self.error,
+            "history": self.history,
+            "versions": {
+                "secateurs": secateurs.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    method: str | Method = "epruner",
+    budget: Budget | None = None,
+    data: Any = None,
+    recover: Recover | None = None,
+    scope: Scope = "internal",
+    seed: int = 0,
+    *,
+    allow_inexact: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> Result:
+    """Trace, select, cut, verify and (on request) recover. The given model is untouched.
+
+    method: a name (see `methods()`) or a configured method, `EPruner(beta=0.7)` say.
+    budget: what may stay; always met, never exceeded.
+    data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
+    recover: how to train the cut network; None leaves it as cut.
+    scope: "internal" leaves channels that lie on a shortcut alone, "all" cuts them too.
+    allow_inexact: also cut channels that a normalisation takes its statistics over (the proof does not hold for them:
+        the error in the result is then nan).
+    report: gets one line about each stage.
+    options: passed on to the training engine (device, folder, checkpoints, progress …).
+
+    Raises BudgetError before any work for a budget that cannot be met, VerificationError for a cut that does not verify.
+    """
+    chosen = resolve(method)
+    if recover is not None and data is None:
+        raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
+    source = None if data is None else Data.of(data)
+    graph = trace(model, example_inputs, allow_inexact=allow_inexact)
+    task = Task(model, graph, budget, scope=scope, data=source, seed=seed)
+    chosen.check(task)
+    task.widths.check()
+    base = graph.cost()
+    report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
+    before = _figures(base, model, source, options)
+    selection = chosen.select(task)
+    plan = graph.plan(selection, allow_inexact=allow_inexact)
+    cost = graph.cost({name: len(kept) for name, kept in plan.groups.items()})
+    report(f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters")
+    error = verify(model, plan, example_inputs) if plan.exact else float("nan")
+    small = apply(model, plan)
+    chosen.initialise(task, selection, small)
+    report(f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)")
+    cut = _figures(cost, small, source, options)
+    history = list(task.history)
+    after = cut
+    if recover is not None:
+        history += training.recover(small, source, recover, seed=seed, **options)
+        after = _figures(cost, small, source, options)
+    small.train(model.training)
+    return Result(small, plan, before, cut, after, error, chosen, history, getattr(model, "secateurs_source", None))
+
+
+def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
+    model = build_from_zoo(spec, weights, num_classes, **options)
+    model.secateurs_source = {"spec": spec, "num_classes": num_classes, **options}  # type: ignore[assignment]
+    return model
+
+
+build.__doc__ = build_from_zoo.__doc__
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The pruned network of a saved artifact, in eval mode.
+
+    model: a fresh, unpruned model to cut; needed where the original did not come from `build`. It is left untouched.
+    """
+    if model is None:
+        _, card = artifact.read(folder)
+        source = card.get("source")
+        if not source:
+            raise ArtifactError(f"{folder} does not say how to build its network: pass load({str(folder)!r}, model=…).")
+        model = build_from_zoo(**source)
+    return artifact.load(folder, model)
+
+
+def _figures(cost: Cost, model: nn.Module, data: Data | None, options: dict[str, Any]) -> Figures:
+    if data is None or data.val is None:
+        return Figures(cost.macs, cost.params)
+    found = training.evaluate(model, data.val, device=options.get("device"))
+    return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)

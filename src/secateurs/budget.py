@@ -1,0 +1,62 @@
+"""Budgets: how much of a network may stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateurs.channels import Cost
+from secateurs.errors import BudgetError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may stay, as a fraction (a float up to 1.0) or an absolute figure (above 1): `Budget(macs=0.5)`,
+    `Budget(params=2_000_000)`; with both, both hold.
+
+    align: kept widths are multiples of this many channels, where a group has as many.
+
+    Raises BudgetError for figures that make no sense.
+    """
+
+    macs: float | int | None = None
+    params: float | int | None = None
+    align: int = 1
+
+    def __post_init__(self) -> None:
+        if self.macs is None and self.params is None:
+            raise BudgetError("A budget needs a figure: Budget(macs=0.5), say, or Budget(params=1_000_000).")
+        for name, value in (("macs", self.macs), ("params", self.params)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+                raise BudgetError(f"{name}={value!r} is no budget: give a fraction up to 1.0 or a number above 1.")
+        if not isinstance(self.align, int) or self.align < 1:
+            raise BudgetError(f"align={self.align!r} must be a whole number of channels, 1 or more.")
+
+    def limits(self, base: Cost) -> Cost:
+        """The absolute figures that must not be exceeded by a network whose uncut cost is `base`."""
+        return Cost(_absolute(self.macs, base.macs), _absolute(self.params, base.params))
+
+    def allows(self, cost: Cost, base: Cost) -> bool:
+        limits = self.limits(base)
+        return cost.macs <= limits.macs and cost.params <= limits.params
+
+    def check(self, base: Cost, lowest: Cost) -> None:
+        """Raise BudgetError if even the `lowest` cost that cutting can reach is over it."""
+        limits = self.limits(base)
+        for name in ("macs", "params"):
+            limit, least, full = getattr(limits, name), getattr(lowest, name), getattr(base, name)
+            if least > limit:
+                raise BudgetError(
+                    f"The budget {name}={getattr(self, name)} ({limit:,} of {full:,}) cannot be met: with every channel "
+                    f"cut that may be cut, {least:,} remain. The lowest budget that can be met is "
+                    f"{name}={_ceil_fraction(least, full)}; scope='all' may allow less."
+                )
+
+
+def _absolute(value: float | int | None, full: int) -> int:
+    if value is None:
+        return full
+    return int(value * full) if value <= 1 else int(value)
+
+
+def _ceil_fraction(part: int, whole: int) -> float:
+    return -(-part * 10_000 // whole) / 10_000

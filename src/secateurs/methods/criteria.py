@@ -1,0 +1,75 @@
+"""The classic criteria: a score for each channel from the weights alone."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from secateurs.channels import ChannelGroup
+from secateurs.errors import ConfigError
+from secateurs.methods.method import Criterion, Task, register
+
+
+@register("l1")
+class L1(Criterion):
+    """Sum of absolute weights over a channel's filters (Li et al., ICLR 2017)."""
+
+    def scores(self, task: Task) -> dict[str, Tensor]:
+        return {g.name: g.filters(task.model, bias=False).abs().sum(1) for g in task.groups}
+
+
+@register("l2")
+class L2(Criterion):
+    """Euclidean norm over a channel's filters (He et al., IJCAI 2018)."""
+
+    def scores(self, task: Task) -> dict[str, Tensor]:
+        return {g.name: g.filters(task.model, bias=False).norm(dim=1) for g in task.groups}
+
+
+@register("bn-scale")
+class BNScale(Criterion):
+    """|γ| of the batch norms that a channel goes through (network slimming, Liu et al., ICCV 2017).
+
+    The γ's are compared as they are in a global ranking: they are on one scale by construction. A group without a
+    batch norm cannot be scored and is refused by name.
+    """
+
+    comparable: ClassVar[bool] = True
+
+    def scores(self, task: Task) -> dict[str, Tensor]:
+        norms = {n for n, m in task.model.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+        return {g.name: self._scale(g, task, norms) for g in task.groups}
+
+    def _scale(self, group: ChannelGroup, task: Task, norms: set[str]) -> Tensor:
+        params = dict(task.model.named_parameters())
+        found = [
+            params[s.param].detach().float()[torch.from_numpy(s.index)].abs().mean(1)
+            for s in group.slots
+            if s.module in norms and s.param.endswith("weight")
+        ]
+        if not found:
+            raise ConfigError(f"bn-scale: no batch norm with a scale follows {group.name}; choose another criterion.")
+        return torch.stack(found).mean(0)
+
+
+@register("random")
+class Random(Criterion):
+    """Uniform random scores: the floor that every other method must clear."""
+
+    comparable: ClassVar[bool] = True
+
+    def scores(self, task: Task) -> dict[str, Tensor]:
+        generator = task.generator()
+        return {g.name: torch.rand(g.size, generator=generator) for g in task.groups}
+
+
+@register("index")
+class Index(Criterion):
+    """Keep each group's first channels: widths without any choice of filters, as in a uniformly thinner network."""
+
+    comparable: ClassVar[bool] = True
+
+    def scores(self, task: Task) -> dict[str, Tensor]:
+        return {g.name: 1 - torch.arange(g.size) / g.size for g in task.groups}

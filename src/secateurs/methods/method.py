@@ -1,0 +1,143 @@
+"""What a pruning method is: it looks at a task and answers which channels stay. And the registry of methods by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from secateurs.budget import Budget
+from secateurs.channels import ChannelGraph, ChannelGroup
+from secateurs.errors import ConfigError, nearest
+from secateurs.methods.select import Widths, meet
+
+Scope = Literal["internal", "all"]
+Selection = dict[str, np.ndarray]  # group name → kept channels, sorted; groups left out stay whole
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a method may look at."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    budget: Budget | None
+    scope: Scope = "internal"
+    data: Any = None  # a `secateurs.data.Data`, or None
+    seed: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)  # what the method put on record
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        """The groups that may be cut: prunable, and in scope."""
+        return [g for g in self.graph.groups if g.prunable and (self.scope == "all" or g.internal)]
+
+    @property
+    def widths(self) -> Widths:
+        """The budget's view of those groups."""
+        return Widths(self.graph, self.groups, self.budget)
+
+    def note(self, **record: Any) -> None:
+        """Put something on the run's record."""
+        self.history.append(record)
+
+    def generator(self, device: str = "cpu") -> torch.Generator:
+        """A fresh generator with the task's seed."""
+        return torch.Generator(device).manual_seed(self.seed)
+
+
+class Method(BaseModel):
+    """Base of all methods: fields are its settings (they cite the paper's symbol), `select` its work."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: ClassVar[str] = ""
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(p) for p in first["loc"])
+            known = ", ".join(type(self).model_fields) or "none"
+            raise ConfigError(
+                f"{type(self).__name__}: {where}={first.get('input')!r}: {first['msg']}. Its settings are: {known}."
+            ) from None
+
+    def check(self, task: Task) -> None:
+        """Raise before any work if the task lacks something this method needs."""
+        if task.budget is None:
+            raise ConfigError(f"{self.name} needs a budget: budget=sc.Budget(macs=0.5), say.")
+
+    def select(self, task: Task) -> Selection:
+        """The channels to keep, by group."""
+        raise NotImplementedError
+
+    def initialise(self, task: Task, selection: Mapping[str, np.ndarray], small: nn.Module) -> None:
+        """Change the weights of the cut network before recovery. Most methods keep what they have."""
+
+
+class Criterion(Method):
+    """A method that scores channels and keeps the highest.
+
+    ranking: "global" compares channels across groups, after dividing a group's scores by their mean (layers differ in
+        scale, and a channel should not pay for its layer's); "layer" keeps the same share of every group.
+    """
+
+    ranking: Literal["global", "layer"] = "global"
+
+    comparable: ClassVar[bool] = False  # scores of different groups are on one scale as they are
+
+    def scores(self, task: Task) -> dict[str, torch.Tensor]:
+        """group name → (size,) scores, higher = more worth keeping."""
+        raise NotImplementedError
+
+    def select(self, task: Task) -> Selection:
+        scores = {name: s.detach().double().cpu().numpy() for name, s in self.scores(task).items()}
+        for name, values in scores.items():
+            if not np.isfinite(values).all():
+                raise ConfigError(f"{self.name} gives scores for {name} that are not finite: is the network trained?")
+        return meet(task.widths, {name: self._ranked(v) for name, v in scores.items()})
+
+    def _ranked(self, values: np.ndarray) -> np.ndarray:
+        """Scores as they are compared across groups."""
+        if self.ranking == "layer":
+            order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+            return (order + 1) / len(values)
+        mean = np.abs(values).mean()
+        return values if self.comparable or mean == 0 else values / mean
+
+
+M = TypeVar("M", bound=type[Method])
+_METHODS: dict[str, type[Method]] = {}
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Make a method known by name to `sc.prune`, the CLI, the demo and the conformance suite."""
+
+    def decorate(cls: M) -> M:
+        if name in _METHODS:
+            raise ValueError(f"a method named {name!r} is registered already: {_METHODS[name].__qualname__}")
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return decorate
+
+
+def methods() -> tuple[str, ...]:
+    """Names of all registered methods."""
+    return tuple(_METHODS)
+
+
+def resolve(method: str | Method, **settings: Any) -> Method:
+    """A configured method from its name and settings; ConfigError with the nearest names if there is none."""
+    if isinstance(method, Method):
+        return method.model_copy(update=settings) if settings else method
+    if method not in _METHODS:
+        raise ConfigError(f"There is no method {method!r}. {nearest(str(method), _METHODS)}")
+    return _METHODS[method](**settings)

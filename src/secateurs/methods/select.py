@@ -1,0 +1,87 @@
+"""From scores to widths: the largest selection, best channels first, that a budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from secateurs.budget import Budget
+from secateurs.channels import ChannelGraph, ChannelGroup, Cost
+from secateurs.errors import BudgetError
+
+Array = np.ndarray
+
+
+class Widths:
+    """Costs and limits of cutting some groups of a graph; a candidate is one width per group."""
+
+    def __init__(self, graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget | None) -> None:
+        self.graph, self.groups, self.budget = graph, list(groups), budget
+        self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
+        self._at = np.array([graph.index(g.name) for g in self.groups], dtype=np.int64)
+        self.base = graph.cost()
+        self.step = budget.align if budget else 1
+        self.least = np.minimum(self.sizes, self.step)
+
+    def cost(self, widths: Array) -> Cost:
+        whole = self.graph.sizes.copy()
+        whole[self._at] = widths
+        return self.graph.cost(whole)
+
+    def fits(self, widths: Array) -> bool:
+        return self.budget is None or self.budget.allows(self.cost(widths), self.base)
+
+    def aligned(self, widths: Array) -> Array:
+        """Widths rounded up to whole alignment steps, at least one and at most the whole group."""
+        return np.minimum(self.sizes, np.maximum(-(-widths // self.step) * self.step, self.least))
+
+    def check(self) -> None:
+        """Raise BudgetError before any work if the budget cannot be met."""
+        if not self.groups:
+            raise BudgetError("No channel group may be cut: `secateurs inspect` says why. scope='all' may help.")
+        if self.budget is not None:
+            self.budget.check(self.base, self.cost(self.least))
+
+
+def meet(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:
+    """Cut the lowest scores, all groups together, until the budget is met; then give back what still fits.
+
+    Lands within one channel (one alignment step) of the budget and never over it: no further channel of any group
+    could be kept.
+    """
+    orders = [np.argsort(-scores[g.name], kind="stable") for g in widths.groups]  # best first
+    sizes = widths.sizes
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    flat = np.concatenate([scores[g.name] for g in widths.groups])
+    ranking = group[np.argsort(flat, kind="stable")]  # the group that loses a channel, worst channel first
+
+    def after(cuts: int) -> Array:
+        lost = np.bincount(ranking[:cuts], minlength=len(sizes))
+        return widths.aligned(sizes - lost)
+
+    low, high = 0, len(ranking)  # the fewest cuts that fit
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if widths.fits(after(middle)) else (middle + 1, high)
+    kept = after(low)
+    # Give back in the order of the score of the next channel that a group would regain.
+    fill(widths, kept, [scores[g.name][order] for g, order in zip(widths.groups, orders, strict=True)])
+    return {g.name: np.sort(o[:k]) for g, o, k in zip(widths.groups, orders, kept, strict=True)}
+
+
+def fill(widths: Widths, kept: Array, worth: Sequence[Array]) -> None:
+    """Grow `kept` in place, one alignment step at a time, as long as anything fits; the most worthy first.
+
+    worth: for each group its channels' scores in the order in which they would be kept.
+    """
+    open_groups = set(np.flatnonzero(kept < widths.sizes).tolist())
+    while open_groups:
+        g = max(open_groups, key=lambda i: (worth[i][kept[i]], -i))
+        before = kept[g]
+        kept[g] = min(before + widths.step, widths.sizes[g])
+        if not widths.fits(kept):
+            kept[g] = before
+            open_groups.discard(g)
+        elif kept[g] == widths.sizes[g]:
+            open_groups.discard(g)
