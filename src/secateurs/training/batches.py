@@ -159,7 +159,8 @@ def place(batch: Batch, device: torch.device, channels_last: bool = False) -> Ba
 
 
 def share(batch: Batch, rank: int, world: int) -> Batch:
-    """This process's rows of a batch that every process has read. Fewer rows than processes: all keep all of them."""
+    """This process's rows of a batch that every process has read. Fewer rows than processes: all keep
+    all of them, which leaves gradients right (the mean over copies) and only the unbiased variance a shade off."""
     rows = batch.targets.shape[0]
     if world == 1 or rows < world:
         return batch

@@ -26,6 +26,7 @@ from secateurs.training.progress import Mode, Reporter, summary
 from secateurs.training.recipe import Recipe
 from secateurs.training.runtime import Runtime
 from secateurs.training.seeds import borrowed, seed_all
+from secateurs.training.syncnorm import synchronised
 
 
 class Engine:
@@ -254,13 +255,12 @@ class Engine:
         self.syncing = last or self._micro == self.recipe.accumulate
         main = self.parts["main"]
         with ExitStack() as stack:
-            if not self.syncing and self.world > 1:
-                for part in self.parts.values():
-                    stack.enter_context(self.runtime.accelerator.no_sync(part.net))
+            if self.world > 1:
+                self._together(stack)
             with self.runtime.autocast():
                 for hook in self.hooks:
                     batch = hook.before_batch(self, batch) or batch
-                outputs, loss = self._forward(main.net, batch)
+                outputs, loss = M.forward(main.net, batch, self.loss, self.recipe.mixup)
                 for hook in self.hooks:
                     loss = hook.loss(self, loss, outputs, batch.targets)
             rows = batch.targets.shape[0]
@@ -275,22 +275,20 @@ class Engine:
             self.runtime.accelerator.backward(self.runtime.scaler.scale(loss) if self.runtime.scaler else loss)
         self._pending.append((index, figures))
         self._drain(0 if self.device.type == "cpu" else 2)  # a GPU is not made to wait for its own loss
+        if self.syncing and self.world > 1:
+            for part in self.parts.values():
+                part.average_guests(self.sum, self.world)
         for hook in self.hooks:
             hook.after_backward(self)
         if self.syncing:
             self._step()
 
-    def _forward(self, net: nn.Module, batch: B.Batch) -> tuple[Any, torch.Tensor]:
-        if not self.recipe.mixup:
-            outputs = M.call(net, batch.inputs)
-            return outputs, self.loss(outputs, batch.targets)
-        # The mirror image of the batch is mixed in; `keep` > 1/2 so that `targets` stay the dominant labels.
-        keep = float(torch.distributions.Beta(self.recipe.mixup, self.recipe.mixup).sample())
-        keep = max(keep, 1 - keep)
-        outputs = M.call(net, B.apply(lambda x: keep * x + (1 - keep) * x.flip(0), batch.inputs))
-        return outputs, keep * self.loss(outputs, batch.targets) + (1 - keep) * self.loss(
-            outputs, batch.targets.flip(0)
-        )
+    def _together(self, stack: ExitStack) -> None:
+        for part in self.parts.values():
+            if not self.syncing:
+                stack.enter_context(self.runtime.accelerator.no_sync(part.net))
+            if self.recipe.sync_norm and not self.recipe.compile:  # compiled, it would be compiled anew every step
+                stack.enter_context(synchronised(part.module))
 
     def _step(self) -> None:
         active = [p for p in self.parts.values() if p.active]

@@ -78,6 +78,18 @@ class CrossEntropy:
         return loss
 
 
+def forward(net: nn.Module, batch: B.Batch, loss: Loss, mixup: float = 0.0) -> tuple[Any, torch.Tensor]:
+    """The outputs and their loss. With `mixup` > 0 the batch's mirror image is mixed into it, at a share drawn from
+    Beta(mixup, mixup) and at most a half, so that `targets` stay the dominant labels."""
+    if not mixup:
+        outputs = call(net, batch.inputs)
+        return outputs, loss(outputs, batch.targets)
+    keep = float(torch.distributions.Beta(mixup, mixup).sample())
+    keep = max(keep, 1 - keep)
+    outputs = call(net, B.apply(lambda x: keep * x + (1 - keep) * x.flip(0), batch.inputs))
+    return outputs, keep * loss(outputs, batch.targets) + (1 - keep) * loss(outputs, batch.targets.flip(0))
+
+
 def hits(outputs: Any, targets: torch.Tensor, ks: tuple[int, ...] = (1,)) -> torch.Tensor:
     """How many examples have their class among the k highest logits, per k: (len(ks),) on the logits' device."""
     logits, _ = heads(outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,6 +28,14 @@ class Part:
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def average_guests(self, total: Callable[[torch.Tensor], torch.Tensor], world: int) -> None:
+        """Means over processes of gradients that the wrapped module does not see to: of parameters not its own.
+        `total` sums a tensor over the `world` processes."""
+        own = {id(p) for p in self.module.parameters()}
+        for p in self.parameters():
+            if id(p) not in own and p.grad is not None:
+                p.grad = total(p.grad) / world
 
     def set_lr(self, factor: float) -> None:
         for group in self.optimizer.param_groups:

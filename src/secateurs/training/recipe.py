@@ -36,6 +36,7 @@ class Recipe(BaseModel):
     accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
+    sync_norm: bool = Field(True, description="on several processes, batch norm over the whole batch, not each's share")
     compile: bool = Field(False, description="torch.compile the network")
 
     def __init__(self, **values: Any) -> None:

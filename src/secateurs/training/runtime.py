@@ -36,7 +36,8 @@ class Runtime:
         if track and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self.accelerator: Any = Accelerator(
-            cpu=str(device) == "cpu",
+            # without an accelerator it would pass over torchrun's processes, unless told that the CPU is meant
+            cpu=str(device) == "cpu" or not torch.accelerator.is_available(),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=list(track) or None,
             project_dir=str(folder) if track and folder is not None else None,
