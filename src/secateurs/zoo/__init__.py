@@ -1,0 +1,137 @@
+"""Networks by name: the papers' CIFAR networks, torchvision's, timm's, and anyone's own factory."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateurs.errors import SecateursError, SpecError, nearest
+from secateurs.zoo import cifar, cifar_resnet, vision
+from secateurs.zoo.weights import load_into, load_state
+
+__all__ = ["build", "load_state", "names"]
+
+Factory = Callable[..., nn.Module]
+
+_OWN: dict[str, Factory] = {
+    "alexnet_bn": cifar.alexnet_bn,
+    "googlenet": cifar.googlenet,
+    "resnet20": cifar_resnet.resnet20,
+    "resnet32": cifar_resnet.resnet32,
+    "resnet44": cifar_resnet.resnet44,
+    "resnet56": cifar_resnet.resnet56,
+    "resnet110": cifar_resnet.resnet110,
+    "small_cnn": cifar.small_cnn,
+    "vgg16": cifar.vgg16,
+}
+_FAMILIES = ("zoo", "torchvision", "timm", "python")
+
+
+def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
+    """A network from a spec: `zoo:NAME`, `torchvision:NAME`, `timm:NAME` or `python:package.module:factory`.
+
+    Without `weights` it is initialised at random; nothing is ever downloaded. `weights` is a `.safetensors` file or a
+    state dict that loads without pickle, and has to fit exactly. `options` go to the network's own constructor.
+    A `python:` factory is looked for in the working directory too, and given `num_classes` if it takes it.
+
+    Raises SpecError for a spec that names nothing, ArtifactError for weights that cannot be read or do not fit.
+    """
+    family, colon, name = spec.partition(":")
+    if not colon or not name:
+        raise SpecError(f"{spec!r} is no model spec: write FAMILY:NAME, such as zoo:resnet56. {_suggest(spec)}")
+    if family not in _FAMILIES:
+        raise SpecError(f"{spec!r}: there is no model family {family!r}. {nearest(family, _FAMILIES)}")
+    if num_classes is not None:
+        options = {**options, "num_classes": num_classes}
+    model = _python(name, options) if family == "python" else _named(family, name, options)
+    if weights is not None:
+        load_into(model, weights, spec)
+    return model
+
+
+def names(family: str) -> list[str]:
+    """The networks of a family, sorted: `zoo`, `torchvision` or `timm`. SpecError for any other."""
+    if family == "zoo":
+        return sorted(_OWN)
+    if family == "torchvision":
+        return sorted(vision.torchvision().models.list_models())
+    if family == "timm":
+        return sorted(vision.timm().list_models())
+    raise SpecError(f"No list of models for {family!r}. {nearest(family, ('zoo', 'torchvision', 'timm'))}")
+
+
+def _suggest(name: str) -> str:
+    if name in _OWN:
+        return f"Did you mean zoo:{name}?"
+    return nearest(name, [f"zoo:{own}" for own in _OWN])
+
+
+def _named(family: str, name: str, options: dict[str, Any]) -> nn.Module:
+    known = names(family)
+    # timm also knows NAME.TAG, the tag being a set of weights.
+    if (name.partition(".")[0] if family == "timm" else name) not in known:
+        raise SpecError(f"{family} has no model {name!r}. {nearest(name, known)}")
+    if family == "zoo":
+        return _call(_OWN[name], f"zoo:{name}", options)
+    if family == "timm":
+        return _call(vision.timm().create_model, f"timm:{name}", {"model_name": name, "pretrained": False, **options})
+    models = vision.torchvision().models
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
+    defaults: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in parameters:
+        defaults["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        defaults["init_weights"] = True  # what they do when left alone, but for a FutureWarning
+    return _call(models.get_model, f"torchvision:{name}", {"name": name, **defaults, **options})
+
+
+def _python(name: str, options: dict[str, Any]) -> nn.Module:
+    spec = f"python:{name}"
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
+        raise SpecError(f"{spec!r}: write python:package.module:factory.")
+    working = os.getcwd()
+    if working not in sys.path and "" not in sys.path:
+        sys.path.insert(0, working)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise SpecError(f"{spec!r}: {module_name} needs {error.name}, which is not installed.") from error
+        raise SpecError(f"{spec!r}: there is no module {error.name} in {working} or on sys.path.") from error
+    public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        raise SpecError(f"{spec!r}: {module_name} has no {attribute!r}. {nearest(attribute, public)}")
+    if not callable(factory):
+        raise SpecError(f"{spec!r}: {attribute} is a {type(factory).__name__}; it has to be a class or a function.")
+    if "num_classes" in options and not _accepts(factory, "num_classes"):
+        options = {key: value for key, value in options.items() if key != "num_classes"}
+    model = _call(factory, spec, options)
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"{spec!r} returned a {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def _accepts(factory: Factory, name: str) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # some builtins have none
+        return False
+    return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def _call(factory: Factory, spec: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return factory(**options)
+    except SecateursError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{spec} could not be built with {options or 'no options'}: {error}") from error
