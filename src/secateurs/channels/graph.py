@@ -60,26 +60,39 @@ class ChannelGroup:
         """Names of the layers that read them."""
         return tuple(dict.fromkeys(s.module for s in self.slots if s.consumes))
 
+    def weights(self, model: nn.Module, bias: bool = False) -> list[Tensor]:
+        """For each layer that creates these channels, its weights by channel: (size, weights per channel). Views where
+        that can be. With `bias`, the layer's own bias follows as a (size, 1) of its own."""
+        found = []
+        for slot in self.slots:
+            if slot.produces:
+                found.append(_take(parameter(model, slot.param).detach(), slot))
+                own = slot.param.rpartition(".")[0] + ".bias"
+                found += [_take(parameter(model, s.param).detach(), s) for s in self.slots if bias and s.param == own]
+        return found
+
     def filters(self, model: nn.Module, bias: bool = True) -> Tensor:
         """All weights that create each channel, as one data point: (size, weights per channel), float32.
 
         A channel that lives on several coupled layers is one row made of all its filters; with `bias`, a producing
         layer's own bias is appended to its weights (EPruner, sec. III-A).
         """
-        params = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        rows = []
-        for slot in self.slots:
-            if slot.produces:
-                w = params[slot.param].detach()
-                rows.append(_take(w, slot))
-                own = slot.param.rpartition(".")[0] + ".bias"
-                rows += [_take(params[s.param].detach(), s) for s in self.slots if bias and s.param == own]
-        return torch.cat([r.float() for r in rows], dim=1)
+        return torch.cat([w.float() for w in self.weights(model, bias)], dim=1)
+
+
+def parameter(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its full name."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    found = module._parameters.get(leaf)
+    return found if found is not None else module._buffers[leaf]  # type: ignore[return-value]
 
 
 def _take(w: Tensor, slot: Slot) -> Tensor:
-    index = torch.from_numpy(slot.index).to(w.device)
-    taken = w if _whole(slot.index, w.shape[slot.axis]) else w.index_select(slot.axis, index.reshape(-1))
+    if _whole(slot.index, w.shape[slot.axis]):
+        taken = w
+    else:
+        taken = w.index_select(slot.axis, torch.from_numpy(slot.index).to(w.device).reshape(-1))
     return taken.movedim(slot.axis, 0).reshape(len(slot.index), -1)
 
 

@@ -23,14 +23,19 @@ class Grouping:
         self.owner = np.repeat(np.arange(len(axes)), [len(a.labels) for a in axes])  # axis of each label
         self.position = np.concatenate([np.arange(len(a.labels)) for a in axes]) if axes else self.labels
         root = classes.root[self.labels]
-        # A class's signature: the sum of one random number per axis that it touches, with multiplicity.
-        draws = np.random.default_rng(0).integers(1, 2**62, size=(max(len(axes), 1)), dtype=np.int64)
         n = len(classes.root)
+        # A class's signature: the sum of one random number for each axis that it touches, with multiplicity, and for
+        # what keeps it whole. Sums wrap around; two signatures agree by accident once in 2⁶⁴.
+        draws = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, size=len(axes) + 2, dtype=np.int64)
         signature = np.zeros(n, dtype=np.int64)
-        np.add.at(signature, root, draws[self.owner])
-        whole = np.stack([signature, classes.frozen, classes.inexact], axis=1)[root]
-        _, first, inverse = np.unique(whole, axis=0, return_index=True, return_inverse=True)
-        inverse = inverse.reshape(-1)
+        np.add.at(signature, root, draws[2:][self.owner])
+        signature += draws[0] * (classes.frozen + 1) + draws[1] * (classes.inexact + 1)
+        roots, first_of_root = np.unique(root, return_index=True)
+        _, first, inverse = np.unique(signature[roots], return_index=True, return_inverse=True)
+        first = first_of_root[first]
+        of_root = np.empty(n, dtype=np.int64)
+        of_root[roots] = inverse.reshape(-1)
+        inverse = of_root[root]
         # What no layer creates (kernel positions, the channels of an input image) is no group but a constant, -1. The
         # others are numbered by where their first label stands, so that they come in the network's order.
         created = np.zeros(len(first), dtype=bool)
@@ -48,21 +53,23 @@ class Grouping:
 
     def _number_channels(self, root: Array) -> Array:
         """Each label's channel within its group: classes counted in the order of their smallest label."""
-        order = np.lexsort((root, self.group))
-        g, r = self.group[order], root[order]
-        new_group = np.r_[True, g[1:] != g[:-1]] if len(g) else np.zeros(0, bool)
-        new_class = (np.r_[True, r[1:] != r[:-1]] if len(r) else new_group) | new_group
-        running = np.cumsum(new_class) - 1
-        start = np.maximum.accumulate(np.where(new_group, running, 0)) if len(g) else running
-        channel = np.empty(len(g), dtype=np.int64)
-        channel[order] = running - start
-        return channel
+        roots, of_label = np.unique(root, return_inverse=True)
+        group = np.empty(len(roots), dtype=np.int64)
+        group[of_label] = self.group
+        order = np.argsort(group, kind="stable")  # by group, then by smallest label
+        g = group[order]
+        starts = np.flatnonzero(np.r_[True, g[1:] != g[:-1]]) if len(g) else np.zeros(0, np.int64)
+        channel = np.empty(len(roots), dtype=np.int64)
+        channel[order] = np.arange(len(g)) - np.repeat(starts, np.diff(np.r_[starts, len(g)]))
+        return channel[of_label]
 
     def build(self, allow_inexact: bool, refuted: Mapping[int, str]) -> list[ChannelGroup]:
         """`refuted`: groups that a cut network was found to break on, and why."""
-        order = np.lexsort((self.position, self.channel, self.owner, self.group))
-        order = order[self.group[order] >= 0]
-        key = self.group[order] * max(len(self.tape.axes), 1) + self.owner[order]
+        # Labels stand in the order of (owner, position): a stable sort by channel, then by (group, owner), does it.
+        inside = np.flatnonzero(self.group >= 0)
+        key = self.group[inside] * max(len(self.tape.axes), 1) + self.owner[inside]
+        order = np.argsort(key * (int(self.channel.max(initial=0)) + 1) + self.channel[inside], kind="stable")
+        key, order = key[order], inside[order]
         starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
         slots: list[list[Slot]] = [[] for _ in range(self.groups)]
         for i, j in zip(starts, np.r_[starts[1:], len(key)], strict=True):

@@ -51,6 +51,30 @@ def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum:
     return torch.empty_like(x), empty, empty
 
 
+def batch_norm_either(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+) -> Any:
+    return None if training else batch_norm(x, weight, bias, mean, var, momentum, eps)
+
+
+def addmm(bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Tensor | None:
+    fits = a.shape[1] == b.shape[0] and bias.shape == b.shape[1:]
+    return a.new_empty((a.shape[0], b.shape[1])) if fits else None
+
+
+def binary(a: Tensor, b: Any, **_: Any) -> Tensor | None:
+    """Elementwise over two tensors of one shape, or one that spreads over the other's axes of size 1."""
+    if not isinstance(b, Tensor) or a.dtype != b.dtype or a.ndim != b.ndim:
+        return None
+    if any(n != m and m != 1 for n, m in zip(a.shape, b.shape, strict=True)):
+        return None
+    return torch.empty_like(a)
+
+
+def binary_(a: Tensor, b: Any, **_: Any) -> Tensor | None:
+    return None if binary(a, b) is None else a
+
+
 def cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
     first = tensors[0]
     dim %= first.ndim
@@ -97,6 +121,13 @@ def mean(x: Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> T
 _FAST: dict[Any, Shape] = {
     aten.convolution.default: convolution,
     aten._native_batch_norm_legit_no_training.default: batch_norm,
+    aten.native_batch_norm.default: batch_norm_either,
+    aten.addmm.default: addmm,
+    aten.add.Tensor: binary,
+    aten.mul.Tensor: binary,
+    aten.add_.Tensor: binary_,
+    aten.mul_.Tensor: binary_,
+    aten.sigmoid.default: same,
     aten.cat.default: cat,
     aten.avg_pool2d.default: pool,
     aten.max_pool2d_with_indices.default: max_pool,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from secateurs.channels import ChannelGroup
+from secateurs.channels.graph import parameter
 from secateurs.errors import ConfigError
 from secateurs.methods.method import Criterion, Task, register
 
@@ -17,7 +18,7 @@ class L1(Criterion):
     """Sum of absolute weights over a channel's filters (Li et al., ICLR 2017)."""
 
     def scores(self, task: Task) -> dict[str, Tensor]:
-        return {g.name: g.filters(task.model, bias=False).abs().sum(1) for g in task.groups}
+        return {g.name: _norm(g, task, 1) for g in task.groups}
 
 
 @register("l2")
@@ -25,7 +26,13 @@ class L2(Criterion):
     """Euclidean norm over a channel's filters (He et al., IJCAI 2018)."""
 
     def scores(self, task: Task) -> dict[str, Tensor]:
-        return {g.name: g.filters(task.model, bias=False).norm(dim=1) for g in task.groups}
+        return {g.name: _norm(g, task, 2) for g in task.groups}
+
+
+def _norm(group: ChannelGroup, task: Task, p: int) -> Tensor:
+    """p-norm of each channel's weights, all its layers together: (size,)."""
+    norms = [torch.linalg.vector_norm(w.float(), p, dim=1) for w in group.weights(task.model)]
+    return torch.linalg.vector_norm(torch.stack(norms, 1), p, dim=1)
 
 
 @register("bn-scale")
@@ -43,9 +50,8 @@ class BNScale(Criterion):
         return {g.name: self._scale(g, task, norms) for g in task.groups}
 
     def _scale(self, group: ChannelGroup, task: Task, norms: set[str]) -> Tensor:
-        params = dict(task.model.named_parameters())
         found = [
-            params[s.param].detach().float()[torch.from_numpy(s.index)].abs().mean(1)
+            parameter(task.model, s.param).detach().float().cpu()[torch.from_numpy(s.index)].abs().mean(1)
             for s in group.slots
             if s.module in norms and s.param.endswith("weight")
         ]

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -70,9 +71,20 @@ def take(w: Tensor, axes: Mapping[int, Kept]) -> Tensor:
     """The kept indices of a tensor, axis by axis, in a tensor of its own and in the same memory format."""
     channels_last = w.ndim == 4 and not w.is_contiguous() and w.is_contiguous(memory_format=torch.channels_last)
     out = w.detach()
-    for axis, index in sorted(axes.items(), key=lambda item: len(item[1]) / w.shape[item[0]]):
-        out = out.index_select(axis, torch.tensor(index, device=w.device))
+    for axis, index in sorted(axes.items(), key=lambda item: (len(item[1]) / w.shape[item[0]], item[0])):
+        out = _select(out, axis, np.array(index))
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
+
+
+def _select(w: Tensor, axis: int, index: np.ndarray) -> Tensor:
+    """`index_select`, by whole blocks where the indices come in blocks (a channel's H·W inputs of a linear layer)."""
+    breaks = np.flatnonzero(np.diff(index) != 1) + 1
+    block = int(np.gcd.reduce([*index[np.r_[0, breaks]], *breaks, len(index), w.shape[axis]]))
+    if block > 1:
+        shape = w.shape
+        blocks = w.unflatten(axis, (-1, block)).index_select(axis, torch.from_numpy(index[::block] // block).to(w.device))
+        return blocks.view(*shape[:axis], len(index), *shape[axis + 1 :])
+    return w.index_select(axis, torch.from_numpy(index).to(w.device))
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:
