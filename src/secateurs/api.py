@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import secateurs
+from secateurs.version import __version__
 from secateurs import artifact, training
 from secateurs.budget import Budget
 from secateurs.channels import Cost
@@ -63,7 +63,7 @@ class Result:
             "error": self.error,
             "history": self.history,
             "versions": {
-                "secateurs": secateurs.__version__,
+                "secateurs": __version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },

@@ -76,8 +76,13 @@ def take(w: Tensor, axes: Mapping[int, Kept]) -> Tensor:
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
 
 
+_MANY = 4096  # indices from which on it pays to look for blocks
+
+
 def _select(w: Tensor, axis: int, index: np.ndarray) -> Tensor:
     """`index_select`, by whole blocks where the indices come in blocks (a channel's H·W inputs of a linear layer)."""
+    if w.shape[axis] < _MANY:
+        return w.index_select(axis, torch.from_numpy(index).to(w.device))
     breaks = np.flatnonzero(np.diff(index) != 1) + 1
     block = int(np.gcd.reduce([*index[np.r_[0, breaks]], *breaks, len(index), w.shape[axis]]))
     if block > 1:
