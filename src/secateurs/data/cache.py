@@ -1,0 +1,109 @@
+"""Decoded images kept between runs, under `~/.cache/secateurs` (or XDG_CACHE_HOME), never beside the user's data."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from secateurs.data.images import FolderSplit, decode
+from secateurs.errors import DataError
+
+log = logging.getLogger("secateurs")
+
+_FORMAT = 1  # goes up when what is stored changes
+
+
+def folder() -> Path:
+    """Where decoded images are kept."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "secateurs"
+
+
+def decoded(
+    split: FolderSplit, size: tuple[int, int], resize: bool, *, workers: int, use_cache: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a split that decode, (count, H, W, 3) uint8, and their indices in the split, (count,) int64.
+
+    From the cache, mapped into memory, if every file is still as it was; otherwise decoded by threads and cached.
+    """
+    images_at, kept_at = _paths(split, size, resize)
+    if use_cache and (found := _read(images_at, kept_at, split, size)) is not None:
+        return found
+    images, kept = _decode_all(split, size, resize, workers)
+    if use_cache:
+        try:
+            _write(images_at, kept_at, images, kept)
+        except OSError as error:  # a full disk or a read-only home costs time at the next start, no more
+            log.warning("decoded images could not be cached in %s: %s", folder(), error)
+    return images, kept
+
+
+def _paths(split: FolderSplit, size: tuple[int, int], resize: bool) -> tuple[Path, Path]:
+    """Named by what is read and how (a changed folder replaces its old entry), and by the state of the files."""
+    what = hashlib.sha256(repr((_FORMAT, str(split.root.resolve()), size, resize)).encode())
+    state = hashlib.sha256()
+    for file in split.files:
+        stat = file.stat()
+        state.update(f"{file.relative_to(split.root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    name = f"{what.hexdigest()[:16]}-{state.hexdigest()[:32]}"
+    return folder() / f"{name}.npy", folder() / f"{name}.kept.npy"
+
+
+def _read(
+    images_at: Path, kept_at: Path, split: FolderSplit, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        # Copy on write: torch takes no read-only arrays, and the file stays as it is.
+        images = np.load(images_at, mmap_mode="c", allow_pickle=False)
+        kept = np.load(kept_at, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = images.dtype == np.uint8 and images.shape == (len(kept), *size, 3) and kept.dtype == np.int64
+    return (images, kept) if whole and (kept < len(split)).all() else None
+
+
+def _write(images_at: Path, kept_at: Path, images: np.ndarray, kept: np.ndarray) -> None:
+    images_at.parent.mkdir(parents=True, exist_ok=True)
+    stale = set(images_at.parent.glob(f"{images_at.name[:16]}-*.npy"))
+    for path, array in ((kept_at, kept), (images_at, images)):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, array, allow_pickle=False)
+            os.replace(temporary, path)  # whole or not at all
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    for path in stale - {images_at, kept_at}:
+        path.unlink(missing_ok=True)
+
+
+def _decode_all(split: FolderSplit, size: tuple[int, int], resize: bool, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    images = np.empty((len(split), *size, 3), dtype=np.uint8)
+    good = np.zeros(len(split), dtype=bool)
+
+    def fill(rows: range) -> None:
+        for i in rows:
+            array = decode(split.files[i], size, resize)
+            if array is not None:
+                images[i], good[i] = array, True
+
+    chunks = [range(i, min(i + 256, len(split))) for i in range(0, len(split), 256)]
+    with ThreadPoolExecutor(workers) as pool:
+        tasks = [pool.submit(fill, rows) for rows in chunks]
+        try:
+            for task in tasks:
+                task.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    kept = np.flatnonzero(good).astype(np.int64)
+    if not len(kept):
+        raise DataError(f"None of the {len(split)} images in {split.root} can be decoded.")
+    return (images if len(kept) == len(split) else images[kept]), kept

@@ -1,0 +1,125 @@
+"""Data by spec."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from secateurs.data.augment import Augment
+from secateurs.data.bundle import Data
+from secateurs.data.cache import decoded
+from secateurs.data.digits import CLASSES, digits
+from secateurs.data.images import FolderSplit, first_size, scan
+from secateurs.data.loader import ArraySource, FileSource, Loader, Source
+from secateurs.errors import DataError, SpecError, nearest
+
+log = logging.getLogger("secateurs")
+
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+NORMALIZATIONS: dict[str, Statistics] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+def load(
+    spec: str,
+    *,
+    batch_size: int = 128,
+    image_size: int | None = None,
+    normalize: str | Statistics = "imagenet",
+    augment: bool = True,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    workers: int | None = None,
+    drop_last: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    memory_limit: int = 4 << 30,
+    cache: bool = True,
+) -> Data:
+    """Batches to train and to validate on: `digits`, or `folder:PATH` (`train/<class>/…` and `val/` or `test/`).
+
+    Inputs are (N, 3, H, W) float32 in [0, 1], normalised by `normalize` (`imagenet`, `cifar10`, `none`, or a mean and
+    a standard deviation per channel), on `device`; targets are (N,) int64, sorted class names being the order. Training
+    batches are shuffled and, with `augment`, cropped after reflected padding (an eighth of the side, 4 pixels of 32;
+    digits 2) and flipped (not digits); validation batches are in order and as they are.
+
+    `image_size` resizes the shorter side and keeps the middle; without it all images must be of one size. Images that
+    take up to `memory_limit` bytes when decoded are decoded once and, with `cache`, kept for the next start; more are
+    decoded as they are needed, by `workers` threads. `batch_size` is that of all `world_size` processes together.
+
+    Raises SpecError for a spec that names nothing, DataError for data that makes no sense.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size={batch_size} must be at least 1.")
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size={image_size} must be at least 1.")
+    workers = workers or min(16, os.cpu_count() or 1)
+    device = torch.device(device)
+    mean, std = _statistics(normalize)
+    family, _, rest = spec.partition(":")
+    if spec == "digits":
+        classes = CLASSES
+        size = (image_size or 32,) * 2
+        policy = Augment(pad=min(max(1, size[0] // 16), size[0] - 1), flip=False)
+        sources: list[Source] = [ArraySource(x, y, device=device) for x, y in digits(size[0])]
+    elif family == "folder" and rest:
+        *splits, classes = scan(Path(rest).expanduser())
+        size = (image_size, image_size) if image_size else first_size(splits[0])
+        policy = Augment(pad=min(max(4, min(size) // 8), min(size) - 1))
+        fits = sum(map(len, splits)) * size[0] * size[1] * 3 <= memory_limit
+        sources = [
+            _in_memory(split, size, bool(image_size), workers, device, cache)
+            if fits
+            else FileSource(split, size, bool(image_size), workers=workers, device=device)
+            for split in splits
+        ]
+    else:
+        known = ("digits", "folder:PATH")
+        raise SpecError(f"{spec!r} is no data spec. {nearest(spec if spec != 'folder:' else 'folder:PATH', known)}")
+    train = Loader(
+        sources[0],
+        batch_size=batch_size,
+        mean=mean,
+        std=std,
+        augment=policy if augment else None,
+        shuffle=True,
+        seed=seed,
+        drop_last=drop_last,
+        rank=rank,
+        world_size=world_size,
+        device=device,
+    )
+    val = Loader(sources[1], batch_size=batch_size, mean=mean, std=std, rank=rank, world_size=world_size, device=device)
+    return Data(train, val, classes, (3, *size))
+
+
+def _in_memory(
+    split: FolderSplit, size: tuple[int, int], resize: bool, workers: int, device: torch.device, cache: bool
+) -> ArraySource:
+    images, kept = decoded(split, size, resize, workers=workers, use_cache=cache)
+    skipped = len(split) - len(kept)
+    if skipped:
+        first = min(set(range(len(split))) - set(kept.tolist()))
+        log.warning("%d of %d images in %s cannot be decoded and are skipped; the first is %s",
+                    skipped, len(split), split.root, split.files[first])  # fmt: skip
+    return ArraySource(torch.from_numpy(images), torch.from_numpy(split.labels[kept]), device=device, skipped=skipped)
+
+
+def _statistics(normalize: str | Statistics) -> Statistics:
+    if isinstance(normalize, str):
+        if normalize not in NORMALIZATIONS:
+            raise DataError(f"normalize={normalize!r} is not known. {nearest(normalize, NORMALIZATIONS)}")
+        return NORMALIZATIONS[normalize]
+    try:
+        mean, std = (tuple(float(v) for v in values) for values in normalize)
+    except (TypeError, ValueError):
+        mean, std = (), ()
+    if len(mean) != 3 or len(std) != 3 or not all(v > 0 for v in std):
+        raise DataError(f"normalize={normalize!r} must be ((three means), (three standard deviations above 0)).")
+    return mean, std
