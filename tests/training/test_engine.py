@@ -44,7 +44,8 @@ def bare_loop(model: nn.Module, train: list, recipe: T.Recover, epochs: int) -> 
 
 def test_equals_a_bare_loop_to_the_bit() -> None:
     ours, theirs = net(dropout=0), net(dropout=0)
-    history = T.recover(ours, data(), recipe(lr=0.1), device="cpu", progress="silent")
+    settings = recipe(lr=0.1, channels_last=False)
+    history = T.recover(ours, data(), settings, device="cpu", progress="silent")
     bare_loop(theirs, batches(), recipe(lr=0.1), 2)
     assert same(ours, theirs)
     assert [line["epoch"] for line in history] == [1, 2]

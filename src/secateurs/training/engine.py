@@ -148,7 +148,7 @@ class Engine:
             raise ConfigError(f"there is a network '{name}' already")
         part = Part(name, module.to(self.device), optimizer)
         self.parts[name] = part
-        self._prepare(part)
+        part.net = self.runtime.wrap(part.module)
         return part
 
     def cut(self, plan: Any) -> None:
@@ -166,7 +166,7 @@ class Engine:
         self.runtime.accelerator.free_memory()
         self.parts["main"].refresh()
         for part in self.parts.values():
-            self._prepare(part)
+            part.net = self.runtime.wrap(part.module)
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 
@@ -179,14 +179,10 @@ class Engine:
         if self.recipe.ema:
             self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.parts["main"] = Part("main", self.model, make_optimizer(self.model.parameters(), self.recipe))
-        self._prepare(self.parts["main"])
+        self.parts["main"].net = self.runtime.wrap(self.model)
         self.total, self.per_epoch = B.measure(self.recipe, self.train_data)
         if self.track:
             self.runtime.accelerator.init_trackers("secateurs", config=self.recipe.model_dump(mode="json"))
-
-    def _prepare(self, part: Part) -> None:
-        part.net = self.runtime.wrap(part.module)
-        part.stepper = self.runtime.accelerator.prepare_optimizer(part.optimizer, device_placement=False)
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -305,11 +301,10 @@ class Engine:
                 torch._foreach_mul_(grads, self.recipe.accumulate / self._micro)
             if self.recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(part.parameters(), self.recipe.clip_norm)
-            self.runtime.accelerator.sync_gradients = True
             if self.runtime.scaler:
                 self.runtime.scaler.step(part.optimizer)
             else:
-                part.stepper.step()
+                part.optimizer.step()
         if self.runtime.scaler:
             self.runtime.scaler.update()
         for part in self.parts.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +21,6 @@ class Part:
         self.name, self.module, self.optimizer = name, module, optimizer
         self.active = True
         self.net: nn.Module = module
-        self.stepper: Any = optimizer
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
 

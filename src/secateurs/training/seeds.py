@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+MPS = torch.backends.mps.is_available()
+
 
 def mix(*words: int | str) -> int:
     """63 well-mixed bits, the same on every machine."""
@@ -25,7 +27,13 @@ def mix(*words: int | str) -> int:
 def seed_all(*words: int | str) -> int:
     """Seeds torch (all devices), numpy and Python with a mix of the words."""
     seed = mix(*words)
-    torch.manual_seed(seed)
+    # torch.manual_seed would, until CUDA is up, queue a call with its whole traceback every time
+    torch.default_generator.manual_seed(seed)
+    for backend in (torch.cuda, torch.xpu):
+        if backend.is_initialized():
+            backend.manual_seed_all(seed)
+    if MPS:
+        torch.mps.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
     return seed
