@@ -1,35 +1,38 @@
 """Affinity propagation (Frey and Dueck, Science 2007), for all layers of a network at once.
 
-Every filter of a layer is a point, and points send each other two kinds of message until a few of them, the *exemplars*,
-stand for all: the responsibility ``r(i, k)``, how well ``k`` would stand for ``i`` beside its rivals, and the availability
-``a(i, k)``, how many others already trust ``k``. Nobody says beforehand how many exemplars there will be: the preference
-``s(k, k)`` decides, and EPruner sets it to ``beta`` times the median similarity of filter ``k``.
+Every filter of a layer is a point, and points send each other two kinds of message until a few of them, the
+*exemplars*, stand for all: the responsibility ``r(i, k)``, how well ``k`` would stand for ``i`` beside its rivals, and
+the availability ``a(i, k)``, how many others already trust ``k``. Nobody says beforehand how many exemplars there will
+be: the preference ``s(k, k)`` decides, and EPruner sets it to ``beta`` times the median similarity of filter ``k``.
 
     affinities = Affinities(filters)        # similarities and medians, computed once …
     affinities.exemplars(0.7)               # … and reused for every beta that a budget search tries
 
-**What agrees with what.** By default the exemplars are those of scikit-learn's ``AffinityPropagation(affinity="precomputed",
-random_state=0)``: the same damping, the same stop (exemplars unchanged for 15 iterations), the same tie-breaking noise, the
-same refinement of each exemplar to the medoid of its cluster, the same answers when all points look alike; only where it
-gives up without any exemplar do we answer the medoid of all points. With ``convergence=None`` it is what the EPruner paper
-writes instead: all 200 iterations, then equation 10, no refinement.
+**What agrees with what.** By default the exemplars are those of scikit-learn's ``AffinityPropagation`` with
+``affinity="precomputed", random_state=0``: the same damping, the same stop (exemplars unchanged for 15 iterations), the
+same tie-breaking noise, the same refinement of each exemplar to the medoid of its cluster, the same answers when all
+points look alike; only where it gives up without any exemplar do we answer the medoid of all points. With
+``convergence=None`` it is what the EPruner paper writes instead: all 200 iterations, then equation 10, no refinement.
 
-**Ties.** Two filters that mirror each other would swap roles for ever. scikit-learn breaks the symmetry with noise in the
-last bit of every similarity, drawn from a seeded generator: we draw the same numbers. They only mean something in float64,
-so everything here is float64, whatever the filters are.
+**Ties.** Two filters that mirror each other would swap roles for ever. scikit-learn breaks the symmetry with noise in
+the last bit of every similarity, drawn from a seeded generator: we draw the same numbers. They only mean something in
+float64, so everything here is float64, whatever the filters are. Even so, which one of several *exact copies* (dead
+filters, all zero) stands for them hangs on the order of summation, and may differ from scikit-learn's pick.
 
 **How it is fast.** Most messages cannot matter, and which ones is known before the first is sent:
 
-- A point that prefers itself to every other is an exemplar from the first iteration to the last. Its availability to others
-  is exactly zero, for ever, and its votes for others are negative, for ever: it leaves the problem, and remains as a fixed
-  offer ``o(i)`` to each point ``i`` that stays (the most similar of those that left).
-- Availabilities of others are never positive, the own one is never negative. So a candidate ``k`` that is less similar to
-  ``i`` than ``i``'s own preference, or than the offer, is never ``i``'s best, and ``r(i, k)`` is never positive: it leaves too.
+- A point that prefers itself to every other is an exemplar from the first iteration to the last. Its availability to
+  others is exactly zero, for ever, and its votes for others are negative, for ever: it leaves the problem, and remains
+  as a fixed offer ``o(i)`` to each point ``i`` that stays (the most similar of those that left).
+- Availabilities of others are never positive, the own one is never negative. So a candidate ``k`` that is less similar
+  to ``i`` than ``i``'s own preference, or than the offer, is never ``i``'s best, and ``r(i, k)`` is never positive: it
+  leaves too.
 
-What is left is a short list of neighbours for each point: a tenth of the matrix, or a hundredth, at the preferences at which
-pruning happens. Nothing is approximated: the messages on these lists are those of the full matrix. Lists of different layers,
-whatever their sizes, lie side by side in one array, so an iteration of a whole network is a dozen in-place operations on
-buffers allocated once, and layers that have converged are dropped from it.
+What is left is a short list of neighbours for each point: a tenth of the matrix, or a hundredth, at the preferences at
+which pruning happens. Nothing is approximated: the messages on these lists are those of the full matrix. Lists of
+different layers, whatever their sizes, lie side by side in one array, so an iteration of a whole network is two dozen
+in-place operations on buffers allocated once, and layers that have converged are dropped from it. Similarities are
+computed where the filters are; messages always travel on the CPU, where a sum has one order and a call costs little.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ __all__ = ["Affinities", "Clustering", "affinity_propagation", "exemplars", "med
 
 CLOSE = 1e-6  # pairs nearer than this fraction of their squared norms lose half their digits to cancellation
 NEVER = -1e200  # the similarity of a candidate that isn't there: finite, so that differences of two stay numbers
-BATCH = 1 << 18  # list entries that are iterated together: enough to hide the cost of a call, few enough for the cache
+BATCH = (1 << 15) - 1  # list entries iterated together: within the cache, and below what torch splits among threads
 STACK = 1 << 24  # numbers of points that are turned into similarities together
 
 
@@ -69,8 +72,8 @@ class Clustering:
 def similarity(points: Tensor) -> Tensor:
     """Negative squared Euclidean distances ``(B, n, d) -> (B, n, n)``, float64, symmetric, zero on the diagonal.
 
-    One matrix product of centred points; the few pairs for which that product cancels are measured directly, so that twins
-    are as exact as strangers, and exact copies are at distance zero exactly.
+    One matrix product of centred points; the few pairs for which that product cancels are measured directly, so that
+    twins are as exact as strangers, and exact copies are at distance zero exactly.
     """
     x = points.detach().to(torch.float64)
     x = x - x.mean(1, keepdim=True)
@@ -95,10 +98,8 @@ def medians(similarities: Tensor, *, diagonal: bool = True) -> Tensor:
         off = ~torch.eye(n, dtype=torch.bool, device=similarities.device)
         similarities = similarities[:, off].view(-1, n, n - 1)
     count = similarities.shape[-1]
-    if similarities.device.type == "cpu":  # NumPy's vectorised sort is ten times as fast as any selection in torch
-        ordered = torch.from_numpy(np.sort(similarities.detach().numpy(), axis=-1))
-    else:
-        ordered = similarities.sort(-1).values
+    # NumPy's vectorised sort is ten times as fast as any selection in torch
+    ordered = torch.from_numpy(np.sort(similarities.detach().cpu().numpy(), axis=-1)).to(similarities.device)
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
 
 
@@ -123,9 +124,9 @@ class _Layer:
     """One layer's points, in all that does not depend on their preferences."""
 
     def __init__(self, similarities: Tensor) -> None:
-        s = similarities.detach().to(torch.float64)  # (n, n)
+        s = similarities.detach().to("cpu", torch.float64)  # (n, n)
         n = len(s)
-        noise = _noise(n).to(s.device)
+        noise = _noise(n)
         self.last = s[0, -1].item()
         self.alike = bool((s[0, 1:] == self.last).all()) and int((s == self.last).fill_diagonal_(True).sum()) == n * n
         self.similar = _jitter(s, noise).fill_diagonal_(-torch.inf)
@@ -137,7 +138,7 @@ class _Layer:
 
     def trivial(self, preferences: Tensor) -> Clustering | None:
         """One point, or points that nothing tells apart: all of them if they like themselves best, else the first."""
-        every = torch.arange(len(self), device=self.nearest.device)
+        every = torch.arange(len(self))
         if len(self) > 1 and not (self.alike and bool((preferences == preferences[0]).all())):
             return None
         if len(self) > 1 and preferences[0].item() > self.last:
@@ -150,11 +151,11 @@ class _Layer:
 
 
 class _Problem:
-    """A layer with preferences, cut down to the points that are not exemplars for certain and the candidates that matter."""
+    """A layer with preferences, cut down to the points that aren't certain exemplars and the candidates that matter."""
 
     def __init__(self, layer: _Layer, preferences: Tensor, *, second: bool) -> None:
         self.layer = layer
-        self.preferences = _jitter(preferences.detach().to(torch.float64), layer.own_noise)
+        self.preferences = _jitter(preferences.detach().to("cpu", torch.float64), layer.own_noise)
         self.certain = self.preferences > layer.nearest
         self.points = (~self.certain).nonzero().squeeze(1)  # (m,) those that remain
         self.own = self.preferences[self.points]
@@ -192,7 +193,7 @@ class _Batch:
         starts = np.cumsum([0, *sizes]).tolist()
         row = torch.cat([problem.row + start for problem, start in zip(problems, starts, strict=False)])
         degree = torch.cat([problem.degree for problem in problems])
-        place = torch.arange(len(row), device=row.device) - (degree.cumsum(0) - degree)[row]
+        place = torch.arange(len(row)) - (degree.cumsum(0) - degree)[row]
         self.similar = first.new_full((width, points), NEVER)
         self.similar[place, row] = torch.cat([problem.value for problem in problems])
         self.candidate = torch.full_like(self.similar, points, dtype=torch.long)  # padding points at nobody
@@ -205,9 +206,7 @@ class _Batch:
         self.offer = torch.cat([problem.offer for problem in problems])
         self.second = torch.cat([problem.second for problem in problems])
         self.own_respons, self.own_avail, self.offer_respons = (torch.zeros_like(self.own) for _ in range(3))
-        self.owner = torch.repeat_interleave(
-            torch.arange(len(problems), device=row.device), torch.tensor(sizes, device=row.device)
-        )
+        self.owner = torch.repeat_interleave(torch.arange(len(problems)), torch.tensor(sizes))
         self._allocate()
 
     def _allocate(self) -> None:
@@ -249,8 +248,8 @@ class _Batch:
         """Take out the points of the problems marked in `gone`; which points stay, as a mask over the former ones."""
         stay = ~gone[self.owner]
         kept = stay.nonzero().squeeze(1)
-        place = torch.full((len(stay) + 1,), len(kept), device=kept.device)
-        place[kept] = torch.arange(len(kept), device=kept.device)
+        place = torch.full((len(stay) + 1,), len(kept))
+        place[kept] = torch.arange(len(kept))
         candidate = self.candidate[:, kept]
         width = max(1, int((candidate < len(stay)).sum(0).max()))
         self.candidate = place[candidate[:width]]
@@ -262,8 +261,8 @@ class _Batch:
         return stay
 
     def choices(self, problem: _Problem) -> Tensor:
-        """Equation 10, of a batch of this one problem: the point ``j`` that maximises ``r(i, j) + a(i, j)``, for each ``i``."""
-        chosen = torch.arange(len(problem.layer), device=self.own.device)  # the certain exemplars choose themselves
+        """Equation 10, of a batch of this one problem: for each ``i`` the ``j`` with the largest r(i, j) + a(i, j)."""
+        chosen = torch.arange(len(problem.layer))  # the certain exemplars choose themselves
         value, at = (self.respons - self.unavail).max(0)
         other = problem.points[self.candidate.gather(0, at.unsqueeze(0)).squeeze(0).clamp_max(len(problem.points) - 1)]
         own = self.own_respons + self.own_avail
@@ -306,7 +305,7 @@ def _solve(
         if len(problem.points):
             problems[index] = problem
         else:
-            every = torch.arange(len(layer), device=own.device)
+            every = torch.arange(len(layer))
             results[index] = Clustering(every, every, 0, True)
     for group in _groups(problems, alone=convergence is None):
         batch = _Batch([problems[index] for index in group], damping)
@@ -317,8 +316,9 @@ def _solve(
             exemplars, labels = chosen.unique(return_inverse=True)
             results[group[0]] = Clustering(exemplars, labels, iterations, False)
             continue
-        for position, willing, count, converged in _converge(batch, [problems[i] for i in group], iterations, convergence):
-            results[group[position]] = _refine(problems[group[position]], willing, count, converged)
+        members = [problems[index] for index in group]
+        for position, willing, count, converged in _converge(batch, members, iterations, convergence):
+            results[group[position]] = _refine(members[position], willing, count, converged)
     return [results[index] for index in range(len(layers))]
 
 
@@ -331,8 +331,7 @@ def _groups(problems: dict[int, _Problem], *, alone: bool) -> Iterator[list[int]
         width = problems[group[0]].width if group else problem.width
         padded = (points + len(problem.points)) * width
         entries += len(problem.points) * problem.width
-        other = group and problem.own.device != problems[group[0]].own.device
-        if group and (alone or other or padded > BATCH or padded > 2 * entries + (1 << 14)):
+        if group and (alone or padded > BATCH or padded > 2 * entries + (1 << 14)):
             yield group
             group, points, entries = [], 0, len(problem.points) * problem.width
         group.append(index)
@@ -344,12 +343,11 @@ def _groups(problems: dict[int, _Problem], *, alone: bool) -> Iterator[list[int]
 def _converge(
     batch: _Batch, problems: Sequence[_Problem], iterations: int, convergence: int
 ) -> Iterator[tuple[int, Tensor, int, bool]]:
-    """Iterate; yields (position, which of the problem's points are exemplars, iterations, converged) as each is done."""
-    device = batch.own.device
+    """Yields (position, which of the problem's points are exemplars, iterations, converged) as each is done."""
     sizes = [len(problem.points) for problem in problems]
-    certain = torch.tensor([len(p.layer) > len(p.points) for p in problems], device=device)
-    stable = torch.zeros(len(problems), dtype=torch.long, device=device)
-    done = torch.zeros(len(problems), dtype=torch.bool, device=device)
+    certain = torch.tensor([len(p.layer) > len(p.points) for p in problems])
+    stable = torch.zeros(len(problems), dtype=torch.long)
+    done = torch.zeros(len(problems), dtype=torch.bool)
     dropped = done.clone()
     before = torch.zeros_like(batch.owner, dtype=torch.bool)
     for count in range(1, iterations + 1):
@@ -371,7 +369,7 @@ def _converge(
         if done.all():
             return
         left = sum(size for size, over in zip(sizes, done.tolist(), strict=True) if not over)
-        if left < 0.8 * len(willing):
+        if left < 0.65 * len(willing):
             before = before[batch.drop(done & ~dropped)]
             dropped = done.clone()
 
@@ -384,12 +382,12 @@ def _refine(problem: _Problem, willing: Tensor, iterations: int, converged: bool
     chosen[problem.points[willing]] = True
     if not chosen.any():  # nobody: the one point that is most similar to all others
         medoid = similar.clone().fill_diagonal_(0).sum(0).argmax()
-        return Clustering(medoid.view(1), torch.zeros(n, dtype=torch.long, device=similar.device), iterations, False)
+        return Clustering(medoid.view(1), torch.zeros(n, dtype=torch.long), iterations, False)
 
     exemplars = chosen.nonzero().squeeze(1)
     labels, followers = _assign(similar, exemplars, chosen)
     if len(followers):
-        followed = torch.zeros(len(exemplars), dtype=torch.bool, device=similar.device)
+        followed = torch.zeros(len(exemplars), dtype=torch.bool)
         followed[labels[followers]] = True
         member = followed[labels].nonzero().squeeze(1)  # the points of all clusters of more than one
         mine = labels[member]
@@ -407,7 +405,7 @@ def _refine(problem: _Problem, willing: Tensor, iterations: int, converged: bool
 
 
 def _assign(similar: Tensor, exemplars: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """For each point the position of the exemplar most similar to it, and the points that are no exemplars themselves."""
+    """For each point the position of the exemplar most similar to it; and the points that are not exemplars."""
     labels = chosen.cumsum(0) - 1
     followers = (~chosen).nonzero().squeeze(1)
     labels[followers] = similar[followers][:, exemplars].max(1).indices
@@ -434,7 +432,7 @@ def exemplars(
 
 def _checked(similarities: Tensor, index: int) -> Tensor:
     if similarities.dim() != 2 or similarities.shape[0] != similarities.shape[1] or not len(similarities):
-        raise ConfigError(f"problem {index}: similarities have shape {tuple(similarities.shape)}, not (n, n) with n > 0")
+        raise ConfigError(f"problem {index}: similarities must be (n, n) with n > 0, not {tuple(similarities.shape)}")
     if not torch.isfinite(similarities.sum()):
         raise ConfigError(f"problem {index} has similarities that are not finite numbers: are the weights themselves?")
     return similarities
@@ -461,7 +459,7 @@ class Affinities:
         self.medians: list[Tensor] = []  # (n,) per layer
         made: dict[int, tuple[_Layer, Tensor]] = {}
         for group in _alike_shapes(flat):
-            stacked = similarity(torch.stack([flat[index] for index in group]))
+            stacked = similarity(torch.stack([flat[index] for index in group])).cpu()
             middle = medians(stacked, diagonal=diagonal)
             for index, similar, median in zip(group, stacked, middle, strict=True):
                 made[index] = _Layer(_checked(similar, index)), median
@@ -507,7 +505,7 @@ class Affinities:
 
 
 def _alike_shapes(points: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Groups of layers that can be stacked, wide ones alone, those of one width one after the other (they share noise)."""
+    """Groups of layers that can be stacked; those of one width one after the other, for they share noise."""
 
     def shape(index: int) -> tuple[int, int, str, str]:
         x = points[index]
