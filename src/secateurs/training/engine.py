@@ -163,7 +163,7 @@ class Engine:
 
     def rebind(self) -> None:
         """After parameters were replaced, frozen or thawed: optimizers and wrappers are made to fit again."""
-        self.runtime.accelerator.free_memory()
+        self.runtime.release()
         self.parts["main"].refresh()
         for part in self.parts.values():
             part.net = self.runtime.wrap(part.module)
@@ -388,7 +388,7 @@ class Engine:
             self.model.load_state_dict(self.ema.state_dict())
         if self.runtime.channels_last:
             self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        self.runtime.accelerator.free_memory()
+        self.runtime.release()
         for part in self.parts.values():
             part.net = part.module
         if self.track:

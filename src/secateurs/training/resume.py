@@ -88,7 +88,7 @@ def _restore(engine: Engine, state: dict[str, Any], where: str) -> None:
     if state["plans"]:
         from secateurs.surgery import Plan
 
-        for text in state["plans"]:
+        for text in state["plans"][len(engine.plans) :]:  # a hook's `start` may have made the first cuts already
             engine.cut(Plan.from_json(text))
     for i, hook in enumerate(engine.hooks):
         hook.load(state["hooks"][_name(i, hook)])

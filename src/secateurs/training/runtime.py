@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ class Runtime:
         _check(track, folder)
         if track and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.accelerator: Any = Accelerator(
-            # without an accelerator it would pass over torchrun's processes, unless told that the CPU is meant
-            cpu=str(device) == "cpu" or not torch.accelerator.is_available(),
+            # Without a GPU it would pass over torchrun's processes, unless told that the CPU is meant. Alone, the
+            # device is ours to choose: accelerate's first answer holds for the whole life of a process.
+            cpu=several and (str(device) == "cpu" or not torch.accelerator.is_available()),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=list(track) or None,
             project_dir=str(folder) if track and folder is not None else None,
@@ -68,8 +71,16 @@ class Runtime:
         """(rank, world) to split batches by; loaders that know of the processes have split them already."""
         return (0, 1) if getattr(source, "world_size", 1) == self.world else (self.rank, self.world)
 
+    def release(self) -> None:
+        """Forgets what was wrapped."""
+        if self.world > 1:
+            self.accelerator.free_memory()
+
     def wrap(self, module: nn.Module) -> nn.Module:
-        net: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
+        """What to call in the module's stead: it averages gradients over the processes."""
+        net = module
+        if self.world > 1 and any(p.requires_grad for p in module.parameters()):
+            net = self.accelerator.prepare_model(module, device_placement=False)
         return torch.compile(net) if self.compile else net  # type: ignore[return-value]
 
 
