@@ -30,12 +30,13 @@ class Grouping:
         signature = np.zeros(n, dtype=np.int64)
         np.add.at(signature, root, draws[2:][self.owner])
         signature += draws[0] * (classes.frozen + 1) + draws[1] * (classes.inexact + 1)
-        roots, first_of_root = np.unique(root, return_index=True)
+        # A class is known by its smallest label, which is also the first that stands in `labels`.
+        roots = np.flatnonzero(classes.root == np.arange(n))[1:]
+        rank = np.cumsum(classes.root == np.arange(n)) - 2  # of a root among the roots
         _, first, inverse = np.unique(signature[roots], return_index=True, return_inverse=True)
-        first = first_of_root[first]
-        of_root = np.empty(n, dtype=np.int64)
-        of_root[roots] = inverse.reshape(-1)
-        inverse = of_root[root]
+        first = roots[first]
+        self.class_of = rank[root]  # class of each label
+        inverse = inverse.reshape(-1)[self.class_of]
         # What no layer creates (kernel positions, the channels of an input image) is no group but a constant, -1. The
         # others are numbered by where their first label stands, so that they come in the network's order.
         created = np.zeros(len(first), dtype=bool)
@@ -46,22 +47,21 @@ class Grouping:
         self.group = number[inverse]  # group of each label
         self.of_label = np.full(n, -1)  # the same by label
         self.of_label[self.labels] = self.group
-        self.channel = self._number_channels(root)
+        self.channel = self._number_channels(len(roots))
         self.sizes = np.zeros(self.groups, dtype=np.int64)
         inside = self.group >= 0
         np.maximum.at(self.sizes, self.group[inside], self.channel[inside] + 1)
 
-    def _number_channels(self, root: Array) -> Array:
+    def _number_channels(self, classes: int) -> Array:
         """Each label's channel within its group: classes counted in the order of their smallest label."""
-        roots, of_label = np.unique(root, return_inverse=True)
-        group = np.empty(len(roots), dtype=np.int64)
-        group[of_label] = self.group
+        group = np.empty(classes, dtype=np.int64)
+        group[self.class_of] = self.group
         order = np.argsort(group, kind="stable")  # by group, then by smallest label
         g = group[order]
         starts = np.flatnonzero(np.r_[True, g[1:] != g[:-1]]) if len(g) else np.zeros(0, np.int64)
-        channel = np.empty(len(roots), dtype=np.int64)
+        channel = np.empty(classes, dtype=np.int64)
         channel[order] = np.arange(len(g)) - np.repeat(starts, np.diff(np.r_[starts, len(g)]))
-        return channel[of_label]
+        return channel[self.class_of]
 
     def build(self, allow_inexact: bool, refuted: Mapping[int, str]) -> list[ChannelGroup]:
         """`refuted`: groups that a cut network was found to break on, and why."""

@@ -82,7 +82,7 @@ class LabelSpace:
         shared = np.zeros(self.size, dtype=np.uint8)
         for labels, flag in self._marks:
             if flag == SHORTCUT:
-                shared[root[labels]] |= flag
+                shared[root[labels]] = SHORTCUT
             else:
                 own[labels] |= flag
         return Classes(
@@ -98,7 +98,7 @@ class LabelSpace:
         for labels, reason in reversed(events):
             first[root[labels]] = reason
         first[0] = -1
-        return first[root]
+        return first[root] if events else first
 
 
 class KnownLabels:

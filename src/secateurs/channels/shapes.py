@@ -28,6 +28,10 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
+def empty(x: Tensor, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(shape, dtype=dtype or x.dtype, device="meta")
+
+
 def convolution(
     x: Tensor, w: Tensor, bias: Any, stride: Any, pad: Any, dilation: Any, transposed: bool, out_pad: Any, groups: int
 ) -> Tensor | None:
@@ -40,15 +44,15 @@ def convolution(
         sizes.append((x.shape[2 + i] + 2 * p - d * (w.shape[2 + i] - 1) - 1) // s + 1)
     if min(sizes, default=1) < 1 or (bias is not None and bias.shape[0] != w.shape[0]):
         return None
-    return x.new_empty((x.shape[0], w.shape[0], *sizes))
+    return empty(x, (x.shape[0], w.shape[0], *sizes))
 
 
 def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
     c = x.shape[1]
     if any(p is not None and p.shape[0] != c for p in (weight, bias, mean, var)):
         return None
-    empty = x.new_empty((0,))
-    return torch.empty_like(x), empty, empty
+    nothing = empty(x, (0,))
+    return empty(x, x.shape), nothing, nothing
 
 
 def batch_norm_either(
@@ -59,7 +63,7 @@ def batch_norm_either(
 
 def addmm(bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Tensor | None:
     fits = a.shape[1] == b.shape[0] and bias.shape == b.shape[1:]
-    return a.new_empty((a.shape[0], b.shape[1])) if fits else None
+    return empty(a, (a.shape[0], b.shape[1])) if fits else None
 
 
 def binary(a: Tensor, b: Any, **_: Any) -> Tensor | None:
@@ -68,7 +72,7 @@ def binary(a: Tensor, b: Any, **_: Any) -> Tensor | None:
         return None
     if any(n != m and m != 1 for n, m in zip(a.shape, b.shape, strict=True)):
         return None
-    return torch.empty_like(a)
+    return empty(a, a.shape)
 
 
 def binary_(a: Tensor, b: Any, **_: Any) -> Tensor | None:
@@ -82,11 +86,11 @@ def cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
     for x in tensors:
         if x.ndim != first.ndim or x.dtype != first.dtype or (x.shape[:dim], x.shape[dim + 1 :]) != rest:
             return None
-    return first.new_empty((*rest[0], sum(x.shape[dim] for x in tensors), *rest[1]))
+    return empty(first, (*rest[0], sum(x.shape[dim] for x in tensors), *rest[1]))
 
 
 def same(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return torch.empty_like(x)
+    return empty(x, x.shape)
 
 
 def inplace(x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -101,21 +105,21 @@ def pool(x: Tensor, kernel: Any, stride: Any = (), pad: Any = (0,), *rest: Any) 
     for i in range(2):
         k, s, p = (v[i] if len(v) > 1 else v[0] for v in (kernel, stride or kernel, pad))
         sizes.append((x.shape[2 + i] + 2 * p - k) // s + 1)
-    return x.new_empty((*x.shape[:2], *sizes)) if min(sizes) > 0 else None
+    return empty(x, (*x.shape[:2], *sizes)) if min(sizes) > 0 else None
 
 
 def max_pool(x: Tensor, kernel: Any, stride: Any = (), pad: Any = (0,), dilation: Any = (1,), ceil: bool = False) -> Any:
     if ceil or any(d != 1 for d in dilation):
         return None
     out = pool(x, kernel, stride, pad)
-    return None if out is None else (out, torch.empty_like(out, dtype=torch.int64))
+    return None if out is None else (out, empty(out, out.shape, torch.int64))
 
 
 def mean(x: Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
     if not dims or dtype is not None:
         return None
     axes = {d % x.ndim for d in dims}
-    return x.new_empty([1 if a in axes else n for a, n in enumerate(x.shape) if keepdim or a not in axes])
+    return empty(x, [1 if a in axes else n for a, n in enumerate(x.shape) if keepdim or a not in axes])
 
 
 _FAST: dict[Any, Shape] = {

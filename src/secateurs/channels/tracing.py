@@ -109,7 +109,7 @@ class _Trace:
         attributes: Mapping[tuple[str, str], Any] = {},
     ) -> Tape:
         """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes)."""
-        standins = {n: cut.get(n, p.to("meta") if self.meta else p) for n, p in self.named.items()}
+        standins = {n: cut[n] if n in cut else p.to("meta") if self.meta else p for n, p in self.named.items()}
         names = {id(x): n for n, x in standins.items()}
         inputs = map_tensors(lambda x: x.to("meta"), self.example_inputs) if self.meta else self.example_inputs
         replaced = {id(p): standins[n] for n, p in self.named.items()}

@@ -49,7 +49,7 @@ def convolution(
         kept[0] = t.labels(x)[0]
     extent = x if transposed else t.out
     t.cost(*(kept.get(a, extent.shape[a]) if a in kept else extent.shape[a] for a in (0, *range(2, extent.ndim))),
-           math.prod(w.shape[2:]), t.width(w, 0), t.width(w, 1))  # fmt: skip
+           math.prod(w.shape[2:]), t.width(w, 0) if transposed else out, t.width(w, 1))  # fmt: skip
     return {1: out, **kept}
 
 
@@ -60,6 +60,9 @@ def depthwise(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -
         t.freeze(reads, "a transposed depthwise convolution with a multiplier")
         t.freeze(t.labels(w), "a transposed depthwise convolution with a multiplier")
         return t.zeros(groups * w.shape[1])
+    if 0 not in t.labels(w) and w.stride(0) == 0 and not transposed:  # one fixed filter for all channels: a blur
+        t.assume(reads, "the number of groups is a constant in the code")
+        return reads.repeat(w.shape[0] // groups)
     owned = t.axis(w, 0)
     t.unify(reads.repeat(len(owned) // groups), owned)
     t.produce(w, 0)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from secateurs.channels.tracer import Labels, Tracer
 
 aten = torch.ops.aten
+PICKED = "takes single channels by their index, a constant in the code"
 
 
 def numbers(x: Tensor, axis: int) -> Tensor:
@@ -54,7 +55,7 @@ def move(t: Tracer, x: Tensor, run: Any) -> list[Labels]:
         for out, piece in zip(result, outputs, strict=True):
             axes = varying(piece)
             if not axes and piece.numel():
-                t.freeze(labels, f"{t.op_name} takes single channels by their index, a constant in the code")
+                t.freeze(labels, f"{t.op_name} {PICKED}")
             elif axes:
                 found = gather(labels, piece, axes)
                 settle(t, out, *(split(t, *drop_constant(found, axes)) if len(axes) > 1 else (axes[0], found)))
@@ -93,8 +94,8 @@ def split(t: Tracer, labels: np.ndarray, axes: list[int]) -> tuple[int | None, n
 
 
 @rule(
-    aten.expand, aten.flip, aten.movedim, aten.numpy_T, aten.permute, aten.repeat, aten.squeeze, aten.squeeze_, aten.t,
-    aten.transpose, aten.transpose_, aten.unsqueeze, aten.unsqueeze_, aten.t_, aten.unfold, aten.diagonal,
+    aten.expand, aten.flip, aten.movedim, aten.numpy_T, aten.permute, aten.repeat, aten.rot90, aten.squeeze,
+    aten.squeeze_, aten.t, aten.transpose, aten.transpose_, aten.unsqueeze, aten.unsqueeze_, aten.t_, aten.unfold, aten.diagonal,
     aten.repeat_interleave.self_int,
 )  # fmt: skip
 def rearrange(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
@@ -215,7 +216,19 @@ def split_(t: Tracer, x: Tensor, sizes: Any, dim: int = 0) -> list[Labels]:
     ]
 
 
-@rule(aten.select, aten.unbind, aten.index, aten.index_select, aten.gather, aten.take_along_dim, aten.embedding)
+@rule(aten.gather, aten.take_along_dim)
+def gather_(t: Tracer, x: Tensor, dim: int, index: Tensor, **_: Any) -> Labels:
+    """Picked along one axis; along the others x and the positions stand side by side."""
+    kept = _without(t, x, {dim % x.ndim, *(a for a in range(x.ndim) if x.shape[a] != index.shape[a])})
+    for axis, labels in t.labels(index).items():
+        if axis in kept:
+            t.unify(kept[axis], labels)
+        else:
+            t.freeze(labels, f"{t.op_name} reads it as positions")
+    return kept
+
+
+@rule(aten.select, aten.unbind, aten.index, aten.index_select, aten.embedding)
 def pick(t: Tracer, x: Tensor, *args: Any, **_: Any) -> Any:
     """Elements picked by position. Along an axis of channels the position is the author's: those stay whole."""
     if t.op.overloadpacket in (aten.select, aten.unbind):
@@ -241,13 +254,13 @@ def pick(t: Tracer, x: Tensor, *args: Any, **_: Any) -> Any:
         return {t.out.ndim - 1: kept[1]} if 1 in kept else {}
     dim = args[0] % x.ndim
     t.freeze(t.labels(args[1]), f"{t.op_name} reads it as positions")
-    return _without(t, x, {dim} if t.op.overloadpacket is aten.index_select else set(range(x.ndim)))
+    return _without(t, x, {dim})
 
 
 def _without(t: Tracer, x: Tensor, dims: set[int]) -> Labels:
     for axis, labels in t.labels(x).items():
         if axis in dims:
-            t.freeze(labels, f"{t.op_name} takes single channels by their index, a constant in the code")
+            t.freeze(labels, f"{t.op_name} {PICKED}")
     return {a: v for a, v in t.labels(x).items() if a not in dims}
 
 
@@ -270,6 +283,39 @@ def cat(t: Tracer, tensors: list[Tensor], dim: int = 0) -> Labels:
             labels.get(dim, t.zeros(x.shape[dim])) for labels, x in zip(shifted, parts, strict=True)
         ])
     return out
+
+
+@rule(aten.glu)
+def glu(t: Tracer, x: Tensor, dim: int = -1) -> Labels:
+    """The first half, gated by the second."""
+    labels = dict(t.labels(x))
+    dim %= x.ndim
+    if dim in labels:
+        t.couple(labels[dim].reshape(2, -1))
+        labels[dim] = labels[dim].reshape(2, -1)[0]
+    return labels
+
+
+@rule(aten.view_as_real, aten.view_as_complex)
+def real_view(t: Tracer, x: Tensor) -> Labels:
+    """Complex numbers and pairs on a last axis."""
+    labels = t.labels(x)
+    if t.op.overloadpacket is aten.view_as_complex:
+        t.freeze(labels.get(x.ndim - 1, t.zeros(0)), f"{t.op_name} {PICKED}")
+    return {a: v for a, v in labels.items() if a < t.out.ndim}
+
+
+@rule(aten.col2im)
+def col2im(t: Tracer, x: Tensor, size: Any, kernel: list[int], *_: Any) -> Labels:
+    """(N, C·k·k, L) → (N, C, H, W): the k·k positions of a channel go together."""
+    labels = t.labels(x)
+    c = x.ndim - 2
+    t.freeze(labels.get(x.ndim - 1, t.zeros(0)), f"{t.op_name} slides over channels")
+    if c not in labels:
+        return {}
+    patches = labels[c].reshape(-1, kernel[0] * kernel[1])  # (C, k·k)
+    t.couple(patches.T)
+    return {c: patches[:, 0].copy()}
 
 
 @rule(aten.im2col)

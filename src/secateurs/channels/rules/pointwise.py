@@ -17,10 +17,12 @@ aten = torch.ops.aten
 
 # Elementwise ops that PyTorch does not tag as such; the tagged ones reach `pointwise` without being listed.
 @rule(
-    aten._to_copy, aten.alias, aten.bernoulli_, aten.clone, aten.contiguous, aten.copy_, aten.detach, aten.detach_,
-    aten.dropout, aten.empty_like, aten.fill_, aten.full_like, aten.hardswish_, aten.hardtanh_, aten.isnan,
-    aten.lift_fresh, aten.nan_to_num, aten.native_dropout, aten.normal_, aten.ones_like, aten.rand_like,
-    aten.randn_like, aten.relu6, aten.rrelu, aten.to, aten.uniform_, aten.zero_, aten.zeros_like,
+    aten._to_copy, aten.alias, aten.bernoulli, aten.bernoulli_, aten.clone, aten.complex, aten.contiguous, aten.copy_,
+    aten.detach, aten.detach_, aten.dropout, aten.empty_like, aten.fill_, aten.full_like, aten.hardswish,
+    aten.hardswish_, aten.hardtanh_, aten.isnan, aten.lift_fresh, aten.log_sigmoid_forward, aten.mish_, aten.nan_to_num,
+    aten.native_dropout, aten.normal_, aten.ones_like, aten.polar, aten.rand_like, aten.randint_like, aten.randn_like,
+    aten.relu6, aten.rrelu, aten.rrelu_with_noise, aten.rrelu_with_noise_, aten.to, aten.uniform_, aten.zero_,
+    aten.zeros_like,
 )  # fmt: skip
 def pointwise(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
@@ -35,6 +37,15 @@ def add(t: Tracer, x: Any, y: Any, **_: Any) -> Labels:
     if isinstance(x, Tensor) and isinstance(y, Tensor) and t.is_live(x) and t.is_live(y):
         t.shortcut(x, y)
     return pointwise(t, x, y)
+
+
+@rule(aten.new_empty, aten.new_empty_strided, aten.new_full, aten.new_ones, aten.new_zeros)
+def new(t: Tracer, x: Tensor, size: list[int], *_: Any, **__: Any) -> Labels:
+    """A buffer to be filled: where it is as wide as x, it is taken to hold x's channels."""
+    kept = {a: v for a, v in t.labels(x).items() if a < len(size) and size[a] == x.shape[a]}
+    for labels in kept.values():
+        t.assume(labels, "a size is a constant in the code")
+    return kept
 
 
 @rule(aten.prelu, aten._prelu_kernel)

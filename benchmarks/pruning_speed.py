@@ -1,0 +1,99 @@
+"""From a network to the cut network, ours beside torch-pruning's, in one process.
+
+Both find the coupled channels, score them by the l1 norm of their weights, and cut the lower half of every group that
+may be cut, the network's classifier excepted. Each network is measured `--repeats` times and the fastest run counts.
+
+    python benchmarks/pruning_speed.py            # needs torch-pruning and torchvision
+    python benchmarks/pruning_speed.py --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import secateurs as sc
+from secateurs.zoo.vision import torchvision
+
+QUICK = ["resnet18", "mobilenet_v2", "densenet121"]
+NETWORKS = [
+    "alexnet", "vgg11_bn", "vgg16", "resnet18", "resnet50", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
+    "densenet121", "densenet201", "googlenet", "squeezenet1_0", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_large",
+    "mobilenet_v3_small", "mnasnet1_0", "efficientnet_b0", "efficientnet_b4", "efficientnet_v2_s", "regnet_x_400mf",
+    "regnet_x_8gf", "regnet_y_400mf", "regnet_y_8gf", "inception_v3", "shufflenet_v2_x1_0", "convnext_tiny",
+]  # fmt: skip
+
+
+def ours(model: nn.Module, x: torch.Tensor) -> None:
+    graph = sc.trace(model, x)
+    keep = {}
+    for g in graph.groups:
+        if g.prunable:
+            scores = sum(torch.linalg.vector_norm(w, 1, dim=1) for w in g.weights(model))
+            keep[g.name] = scores.topk(max(1, g.size // 2)).indices.tolist()
+    sc.cut_(model, graph.plan(keep))
+
+
+def theirs(model: nn.Module, x: torch.Tensor) -> None:
+    import torch_pruning as tp
+
+    classifier = [m for m in model.modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == 1000]
+    tp.pruner.BasePruner(
+        model, x, importance=tp.importance.GroupMagnitudeImportance(p=1), pruning_ratio=0.5, ignored_layers=classifier
+    ).step()
+
+
+def fastest(run: Callable[[nn.Module, torch.Tensor], None], model: nn.Module, x: torch.Tensor, repeats: int) -> float:
+    times = []
+    while len(times) < repeats and sum(times) < 100:
+        copied = copy.deepcopy(model)
+        start = time.perf_counter()
+        run(copied, x)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="threads for torch, 0 for its own choice")
+    parser.add_argument("networks", nargs="*")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
+    models = torchvision().models
+    console, table = Console(), Table("network", "forward ms", "ours ms", "torch-pruning ms", "ratio")
+    ratios = []
+    for name in args.networks or (QUICK if args.quick else NETWORKS):
+        torch.manual_seed(0)
+        model = models.get_model(name, weights=None).eval()
+        size = 299 if name == "inception_v3" else 224
+        x = torch.randn(1, 3, size, size)
+        with torch.no_grad():
+            forward = fastest(lambda m, x: m(x), model, x, args.repeats)
+        mine = fastest(ours, model, x, args.repeats)
+        try:
+            other = fastest(theirs, model, x, args.repeats)
+        except Exception as error:
+            table.add_row(name, f"{forward * 1e3:.0f}", f"{mine * 1e3:.0f}", f"fails: {type(error).__name__}", "")
+            continue
+        ratios.append(other / mine)
+        table.add_row(name, f"{forward * 1e3:.0f}", f"{mine * 1e3:.0f}", f"{other * 1e3:.0f}", f"{other / mine:.1f}x")
+        console.print(f"{name}: ours {mine * 1e3:.0f} ms, torch-pruning {other * 1e3:.0f} ms, {other / mine:.1f}x")
+    console.print(table)
+    console.print(f"median {statistics.median(ratios):.1f}x over {len(ratios)} networks")
+
+
+if __name__ == "__main__":
+    main()
