@@ -134,6 +134,12 @@ def test_metrics_file_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert shown.out == ""
 
 
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError, match="can't be written"):
+        engine(net(), data(), folder=tmp_path / "file").fit()
+
+
 def test_bar(capsys: pytest.CaptureFixture[str]) -> None:
     engine(net(), data(), progress="bar").fit()
     assert "epoch 2" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateurs.errors import ConfigError, TrainingError
@@ -118,15 +119,27 @@ def rewrite_log(engine: Engine) -> None:
     """`metrics.jsonl` made to hold the history and no more: lines past the checkpoint are trained and written again."""
     if engine.folder is None or engine.rank:
         return
-    engine.folder.mkdir(parents=True, exist_ok=True)
     path = engine.folder / "metrics.jsonl"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in engine.history))
-    os.replace(temporary, path)
+    try:
+        engine.folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in engine.history))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _unwritten(path, error) from error
 
 
 def append_log(engine: Engine, line: dict[str, Any]) -> None:
     if engine.folder is None or engine.rank:
         return
-    with open(engine.folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
+    path = engine.folder / "metrics.jsonl"
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> TrainingError:
+    what = error.strerror or error
+    return TrainingError(f"{path} can't be written: {what}. Make room (or choose another folder) and resume.")
