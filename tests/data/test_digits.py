@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from secateurs.data import load
+from secateurs.zoo import build
 
 pytest.importorskip("sklearn")
 
@@ -40,3 +41,22 @@ def test_image_size() -> None:
     data = load("digits", image_size=16)
     assert next(iter(data.train))[0].shape == (128, 3, 16, 16)
     assert F.one_hot(next(iter(data.val))[1], 10).sum() == 128
+
+
+@pytest.mark.slow
+def test_the_small_network_learns_them_in_seconds() -> None:
+    torch.manual_seed(0)
+    data, model, epochs = load("digits", batch_size=64), build("zoo:small_cnn"), 5
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=epochs * len(data.train))
+    for epoch in range(epochs):
+        data.train.set_epoch(epoch)
+        for x, y in data.train:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            schedule.step()
+    model.eval()
+    with torch.no_grad():
+        right = torch.cat([model(x).argmax(1) == y for x, y in data.val])
+    assert right.float().mean() > 0.94  # 97 % here; 98 to 99 % after 8 epochs
