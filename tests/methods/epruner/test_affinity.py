@@ -94,7 +94,7 @@ class TestSimilarity:
 
 
 class TestAgainstScikitLearn:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(
         n=st.integers(3, 60),
         d=st.integers(1, 40),
@@ -175,7 +175,7 @@ class TestAgainstScikitLearn:
 class TestThePaper:
     @pytest.mark.parametrize("seed", range(6))
     def test_fixed_iterations_and_equation_10(self, seed: int) -> None:
-        similar = similarity(cloud(14 + seed, 6, seed, clusters=seed % 3 * 2)[None])
+        similar = similarity(cloud(9 + seed, 6, seed, clusters=seed % 3 * 2)[None])
         for beta in (0.2, 0.5, 0.8, 1.0):
             own = preferences(similar, beta)
             assert exemplars(similar, own, convergence=None)[0].tolist() == literally(similar[0], own[0])

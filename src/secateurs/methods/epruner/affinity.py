@@ -37,6 +37,7 @@ computed where the filters are; messages always travel on the CPU, where a sum h
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ __all__ = ["Affinities", "Clustering", "affinity_propagation", "exemplars", "med
 
 CLOSE = 1e-6  # pairs nearer than this fraction of their squared norms lose half their digits to cancellation
 NEVER = -1e200  # the similarity of a candidate that isn't there: finite, so that differences of two stay numbers
-BATCH = (1 << 15) - 1  # list entries iterated together: within the cache, and below what torch splits among threads
+BATCH = 1 << 16  # list entries that are iterated together: enough to hide the cost of a call, few enough for the cache
+BRIEF = 1 << 28  # multiplications that one thread is done with before a second one would have started
 STACK = 1 << 24  # numbers of points that are turned into similarities together
 
 
@@ -81,7 +83,7 @@ def similarity(points: Tensor) -> Tensor:
     scale = norms.unsqueeze(-1) + norms.unsqueeze(-2)  # (B, n, n)
     out = torch.baddbmm(scale, x, x.mT, beta=-1.0, alpha=2.0)
     close = out.ge(scale.mul_(-CLOSE)).triu_(1).nonzero()
-    for part in close.split(max(1, (1 << 22) // max(1, x.shape[-1]))):
+    for part in close.split(max(1, (1 << 22) // max(1, x.shape[-1]))) if len(close) else ():
         b, i, j = part.unbind(1)
         out[b, i, j] = (x[b, i] - x[b, j]).square_().sum(-1).neg_()
     out.triu_(1)
@@ -106,6 +108,20 @@ def medians(similarities: Tensor, *, diagonal: bool = True) -> Tensor:
 def preferences(similarities: Tensor, beta: float, *, diagonal: bool = True) -> Tensor:
     """``beta`` times the median similarity of each point: lower for a larger beta, hence fewer exemplars."""
     return beta * medians(similarities, diagonal=diagonal)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Thousands of calls of a few microseconds: waiting for a second thread each time costs more than it does.
+
+    A second thread wins a sixth on an idle machine, and loses a factor of a hundred where others use the cores too.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.lru_cache(maxsize=4)
@@ -276,6 +292,7 @@ class _Batch:
 # until the exemplars hold still
 
 
+@_one_thread()
 def _solve(
     layers: Sequence[_Layer],
     preferences: Sequence[Tensor],
@@ -459,10 +476,13 @@ class Affinities:
         self.medians: list[Tensor] = []  # (n,) per layer
         made: dict[int, tuple[_Layer, Tensor]] = {}
         for group in _alike_shapes(flat):
-            stacked = similarity(torch.stack([flat[index] for index in group])).cpu()
+            n, d = flat[group[0]].shape
+            with _one_thread() if len(group) * n * n * d < BRIEF else contextlib.nullcontext():
+                stacked = similarity(torch.stack([flat[index] for index in group])).cpu()
             middle = medians(stacked, diagonal=diagonal)
-            for index, similar, median in zip(group, stacked, middle, strict=True):
-                made[index] = _Layer(_checked(similar, index)), median
+            with _one_thread():
+                for index, similar, median in zip(group, stacked, middle, strict=True):
+                    made[index] = _Layer(_checked(similar, index)), median
         for index in range(len(flat)):
             layer_, median = made[index]
             self._layers.append(layer_)
