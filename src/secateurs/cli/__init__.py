@@ -1,0 +1,68 @@
+"""The command line: one file per verb. torch is imported by the verbs when they run, so that help comes at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+
+from secateurs.cli.demo import demo
+from secateurs.cli.evaluate import evaluate
+from secateurs.cli.inspect import inspect
+from secateurs.cli.prune import prune
+from secateurs.errors import SecateursError
+from secateurs.version import __version__
+
+__all__ = ["app", "main"]
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+app = App(
+    name="secateurs",
+    version=__version__,
+    help_format="markdown",
+    help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
+    "`--debug`, with any command, shows the traceback of a failure.",
+)
+for verb in (demo, inspect, prune, evaluate):
+    app.command(verb)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0 fine, 1 failed, 2 wrong usage, 130 interrupted.
+
+    A failure is one message on stderr, whatever failed.
+    """
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in tokens
+    tokens = [t for t in tokens if t != "--debug"]
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    try:
+        status = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever reads us (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except CycloptsError as error:
+        return _fail(f"{str(error).rstrip()}\nsecateurs --help, and secateurs COMMAND --help, show what there is.", USAGE)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+            return FAILED
+        expected = isinstance(error, SecateursError)
+        text = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
+        return _fail(text, FAILED)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"secateurs: {message}", file=sys.stderr)
+    return status

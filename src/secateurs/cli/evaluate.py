@@ -1,0 +1,124 @@
+"""`secateurs evaluate`: how good a network is and what it costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from secateurs.cli import options
+from secateurs.cli.options import DataOptions, ModelOptions
+from secateurs.errors import ConfigError, SpecError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from secateurs import Data
+
+
+def evaluate(
+    artifact: Path | None = None,
+    *,
+    model: str | None = None,
+    model_options: ModelOptions | None = None,
+    data_options: DataOptions | None = None,
+    device: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Measure a saved artifact beside the figures on its card, or any network with its weights.
+
+    An artifact is measured on the data that it was made with, unless `--data` names other.
+
+    ```
+    EXAMPLE
+    ```
+
+    Parameters
+    ----------
+    artifact
+        the folder of a pruned network
+    model
+        instead of an artifact: zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory;
+        beside an artifact: how to build its network, where its card does not say
+    device
+        cpu, cuda, cuda:1 …; an accelerator if there is one
+    as_json
+        print JSON instead of a table
+    """
+    model_options, data_options = model_options or ModelOptions(), data_options or DataOptions()
+    if artifact is None and model is None:
+        raise ConfigError("Give the folder of an artifact, or --model and --weights.")
+    if artifact is not None and model_options.weights is not None:
+        raise ConfigError(f"{artifact} has weights of its own: leave --weights out.")
+    if artifact is None and model_options.weights is None:
+        raise ConfigError(f"Without --weights {model} is untrained: there is nothing to measure.")
+    where = options.pick(device)
+    card: dict[str, Any] = {}
+    if artifact is not None:
+        card = _card(artifact)
+        data_options = data_options.over(card.get("data") or {})
+    else:
+        model_options.check(str(model))
+    data = data_options.load(0, where)
+    if artifact is not None:
+        network = _load(artifact, model, model_options.num_classes).to(where)
+    else:
+        network = model_options.build(str(model), data, where)
+    found = _measure(network, data, where)
+    if as_json:
+        print(json.dumps({"measured": found, "card": {k: card.get(k) for k in ("before", "cut", "after")}}, indent=2))
+    else:
+        _show(str(artifact or model), found, card)
+
+
+def _card(artifact: Path) -> dict[str, Any]:
+    from secateurs.artifact import read
+
+    return read(artifact)[1]
+
+
+def _load(artifact: Path, spec: str | None, num_classes: int | None) -> nn.Module:
+    import secateurs as sc
+
+    return sc.load(artifact, None if spec is None else sc.build(spec, num_classes=num_classes))
+
+
+def _measure(network: nn.Module, data: Data, where: torch.device) -> dict[str, Any]:
+    import secateurs as sc
+    from secateurs import training
+
+    inputs = options.example(data)
+    found, classes = options.outputs(network, inputs), len(data.classes or ())
+    if classes and found not in (None, classes):
+        raise SpecError(f"The network has {found} outputs and the data {classes} classes: give the data it is for.")
+    cost = sc.count(network, inputs)
+    metrics = training.evaluate(network, data.val, device=where)
+    return {
+        "macs": cost.macs,
+        "params": cost.params,
+        "top1": metrics.top1,
+        "top5": metrics.top5,
+        "loss": metrics.loss,
+        "examples": metrics.examples,
+        "seconds": round(metrics.seconds, 2),
+    }
+
+
+def _show(what: str, found: dict[str, Any], card: dict[str, Any]) -> None:
+    from secateurs.report import duration, percent, short, table
+
+    rows = table("", "MACs", "parameters", "top-1 %", "top-5 %", "loss")
+    stages = [("measured now", found)]
+    stages += [(name, card[key]) for name, key in (("on the card", "after"), ("the original", "before")) if key in card]
+    for name, figures in stages:
+        loss = figures.get("loss")
+        rows.add_row(
+            *(name, short(figures["macs"]), short(figures["params"])),
+            *(percent(figures.get("top1")), percent(figures.get("top5")), "–" if loss is None else f"{loss:.3f}"),
+        )
+    console = options.out()
+    console.print(rows)
+    console.print(f"{what}: {found['examples']:,} images in {duration(found['seconds'])}", markup=False)

@@ -1,0 +1,155 @@
+"""`secateurs inspect`: which channels a network has, which of them may be cut, and why the rest may not."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from secateurs.errors import ConfigError, TraceError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from secateurs.channels import ChannelGraph, ChannelGroup, Cost
+
+
+def inspect(
+    model: str,
+    *,
+    input: str | None = None,
+    num_classes: int | None = None,
+    allow_inexact: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Show a network's channel groups: what may be cut, and why the rest may not.
+
+    A group is a set of channels that live on the same layers. Its share is that of the network's MACs that involve
+    its channels; a MAC involves an input and an output channel, so shares add up to more than 100%.
+
+    ```
+    EXAMPLE
+    ```
+
+    Parameters
+    ----------
+    model
+        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory
+    input
+        shape of one input, such as 3,224,224; by default what the network was made for
+    num_classes
+        outputs of the network
+    allow_inexact
+        count channels as prunable that a layer or group norm takes its statistics over
+    as_json
+        print JSON instead of a table
+    """
+    import torch
+
+    import secateurs as sc
+
+    network = sc.build(model, num_classes=num_classes)
+    shape = _shape(input) if input else default_shape(model, network)
+    try:
+        graph = sc.trace(network, torch.zeros(1, *shape), allow_inexact=allow_inexact)
+    except TraceError as error:
+        raise TraceError(f"{error} Here: --input {','.join(map(str, shape))}.") from error
+    if as_json:
+        print(json.dumps(_record(model, shape, graph), indent=2))
+    else:
+        _show(model, shape, graph)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(n) for n in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ConfigError(f"--input {text}: write the shape of one input without its batch, such as 3,224,224.")
+    return shape
+
+
+def default_shape(spec: str, network: nn.Module) -> tuple[int, ...]:
+    """The input that a network was made for, as far as its family says."""
+    family, _, name = spec.partition(":")
+    if family == "zoo":
+        return (3, 32, 32)
+    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
+    if isinstance(config, dict) and config.get("input_size"):
+        return tuple(config["input_size"])
+    return (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
+
+
+def lowest(graph: ChannelGraph, scope: str) -> Cost:
+    """The cost with one channel left of every group that the scope lets one cut."""
+    return graph.cost({g.name: 1 for g in graph.groups if g.prunable and (scope == "all" or g.internal)})
+
+
+def macs_share(graph: ChannelGraph, group: ChannelGroup) -> float:
+    """The share of the network's MACs that involve this group's channels."""
+    whole = graph.cost().macs
+    return (whole - graph.cost({group.name: 0}).macs) / whole if whole else 0.0
+
+
+def _verdict(group: ChannelGroup) -> str:
+    if group.reason is not None:
+        return f"no: {group.reason}"
+    return "yes" if group.internal else "with --scope all (on a shortcut)"
+
+
+def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> dict[str, Any]:
+    cost = graph.cost()
+    floors = {scope: lowest(graph, scope) for scope in ("internal", "all")}
+    return {
+        "model": model,
+        "input": list(shape),
+        "macs": cost.macs,
+        "flops": 2 * cost.macs,
+        "params": cost.params,
+        "lowest": {scope: {"macs": c.macs, "params": c.params} for scope, c in floors.items()},
+        "groups": [
+            {
+                "name": g.name,
+                "size": g.size,
+                "producers": list(g.producers),
+                "consumers": list(g.consumers),
+                "macs_share": round(macs_share(graph, g), 6),
+                "prunable": g.prunable,
+                "internal": g.internal,
+                "exact": g.exact,
+                "reason": g.reason,
+            }
+            for g in graph.groups
+        ],
+    }
+
+
+def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> None:
+    from secateurs.cli.options import out
+    from secateurs.report import listing, share, short, table
+
+    console, cost = out(), graph.cost()
+    rows = table("group", "size", "MACs", "made by", "read by", "may be cut")
+    for column in rows.columns[3:]:
+        column.justify, column.no_wrap = "left", False
+    for g in graph.groups:
+        rows.add_row(
+            *(g.name, str(g.size), f"{macs_share(graph, g):.1%}"),
+            *(listing(g.producers), listing(g.consumers) or "–", _verdict(g)),
+        )
+    console.print(rows)
+    prunable = [g for g in graph.groups if g.prunable]
+    inside, every = (sum(g.size for g in prunable if g.internal or not only) for only in (True, False))
+    total = sum(g.size for g in graph.groups)
+    console.print(
+        f"{model} on {'×'.join(map(str, shape))}: {cost.macs:,} MACs ({short(2 * cost.macs)} FLOPs), "
+        f"{cost.params:,} parameters\n{every:,} of {total:,} channels may be cut, {inside:,} of them without --scope all"
+    )
+    for scope in ("internal", "all"):
+        floor = lowest(graph, scope)
+        console.print(
+            f"lowest with --scope {scope:8}: {short(floor.macs)} MACs ({share(floor.macs, cost.macs)}), "
+            f"{short(floor.params)} parameters ({share(floor.params, cost.params)})"
+        )

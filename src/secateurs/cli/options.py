@@ -1,0 +1,148 @@
+"""What several commands take, and how it becomes a network, data and a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from secateurs.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from secateurs.data import Data
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DataOptions:
+    data: str | None = None
+    """`digits` (the default), or `folder:PATH` with train/CLASS/… and test/CLASS/… (or val/)"""
+    normalize: str | None = None
+    """`imagenet` (the default), `cifar10`, `none`, or means/deviations: 0.5,0.5,0.5/0.2,0.2,0.2"""
+    batch_size: int | None = None
+    """images per step, 128 by default"""
+    image_size: int | None = None
+    """resize images to this side; without it all must be of one size"""
+
+    def over(self, defaults: Mapping[str, Any]) -> DataOptions:
+        """What is left open here, as it is there."""
+        return replace(self, **{k: defaults.get(k) for k, v in asdict(self).items() if v is None})
+
+    def complete(self) -> DataOptions:
+        """What is still left open, as usual."""
+        return self.over({"data": "digits", "normalize": "imagenet", "batch_size": 128})
+
+    def load(self, seed: int, device: torch.device) -> Data:
+        from secateurs import data
+
+        o = self.complete()
+        return data.load(
+            o.data or "digits",
+            normalize=_normalization(o.normalize or "imagenet"),
+            batch_size=128 if o.batch_size is None else o.batch_size,
+            image_size=o.image_size,
+            seed=seed,
+            device=device,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelOptions:
+    weights: Path | None = None
+    """trained weights: a .safetensors, or a state dict that loads without pickle"""
+    num_classes: int | None = None
+    """outputs of the network; by default as many as the data has classes"""
+
+    def check(self, spec: str) -> None:
+        """Raise now for a model that cannot be built or weights that are not there: reading data may take a while."""
+        import secateurs as sc
+        from secateurs.zoo import load_state
+
+        sc.build(spec, num_classes=self.num_classes)
+        if self.weights is not None:
+            load_state(self.weights)
+
+    def build(self, spec: str, data: Data, device: torch.device, seed: int = 0) -> nn.Module:
+        """The network for this data; DataError if it has another number of outputs than the data has classes."""
+        import torch
+
+        import secateurs as sc
+
+        torch.manual_seed(seed)  # of initial weights
+        classes = len(data.classes or ())
+        model = sc.build(spec, self.weights, self.num_classes or classes or None).to(device)
+        found = outputs(model, example(data))
+        if classes and found not in (None, classes):
+            raise DataError(
+                f"{spec} has {found} outputs and the data {classes} classes: "
+                f"pass --num-classes {classes}, or the data that the network is for."
+            )
+        return model
+
+
+def example(data: Data) -> torch.Tensor:
+    """One image as the network gets it, to trace with: (1, …)."""
+    inputs, _ = next(iter(data.batches("train" if data.val is None else "val")))
+    first: torch.Tensor = inputs[:1]
+    return first
+
+
+def outputs(model: nn.Module, inputs: torch.Tensor) -> int | None:
+    """How many classes the network tells apart, None if its output is not one row of logits per image."""
+    import torch
+
+    from secateurs.errors import TraceError
+    from secateurs.training.metrics import heads
+
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits, _ = heads(model.eval()(inputs))
+    except (RuntimeError, ValueError) as error:
+        raise TraceError(f"The network does not run on images of shape {tuple(inputs.shape[1:])}: {error}") from error
+    finally:
+        model.train(training)
+    return logits.shape[1] if logits.ndim == 2 else None
+
+
+def pick(device: str | None) -> torch.device:
+    """The device asked for, else an accelerator if there is one."""
+    import torch
+
+    try:
+        if device is not None:
+            return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"--device {device} cannot be used here: {reason}") from error
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def out() -> Console:
+    """Where results go. Off a terminal lines are made as wide as they need to be."""
+    console = Console(highlight=False, soft_wrap=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140))
+
+
+def say(line: str) -> None:
+    """Progress, and whatever else is no result."""
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(line, markup=False)
+
+
+def _normalization(text: str) -> Any:
+    """A name, or ((means), (deviations))."""
+    if "/" not in text:
+        return text
+    try:
+        mean, std = (tuple(float(v) for v in part.split(",")) for part in text.split("/"))
+    except ValueError:
+        raise ConfigError(f"--normalize {text}: write means/deviations, such as 0.5,0.5,0.5/0.2,0.2,0.2.") from None
+    return mean, std

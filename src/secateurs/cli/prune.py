@@ -1,0 +1,324 @@
+"""`secateurs prune`: a network in, a smaller one out, verified and recovered."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from secateurs.cli import options
+from secateurs.cli.options import DataOptions, ModelOptions, say
+from secateurs.cli.runs import RunFolder, digest
+from secateurs.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from secateurs import Budget, Data, Method, Recover
+
+Flag = Annotated[bool, Parameter(negative="")]
+Share = float  # a fraction up to 1, or an absolute figure
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RecoverOptions:
+    recover: str | None = None
+    """finetune:EPOCHS, or none"""
+    recover_epochs: float | None = None
+    """the same in short; 3 by default, 0 for none"""
+    lr: float = 0.02
+    """peak learning rate of recovery"""
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+    def recipe(self) -> Recover | None:
+        from secateurs import Recover
+
+        epochs = self._epochs()
+        if epochs == 0:
+            return None
+        names = ("lr", "schedule", "weight_decay", "label_smoothing", "precision")
+        return Recover(epochs=epochs, **{name: getattr(self, name) for name in names})
+
+    def _epochs(self) -> float:
+        if self.recover is None:
+            return 3 if self.recover_epochs is None else self.recover_epochs
+        kind, _, epochs = self.recover.partition(":")
+        if self.recover_epochs is not None:
+            raise ConfigError("--recover and --recover-epochs say the same thing: give one of them.")
+        if kind == "none" and not epochs:
+            return 0
+        try:
+            if kind == "finetune":
+                return float(epochs or 3)
+        except ValueError:
+            pass
+        raise ConfigError(f"--recover {self.recover}: write finetune:EPOCHS, finetune:3 say, or none.")
+
+
+def prune(
+    model: str,
+    *,
+    method: str = "epruner",
+    macs: Share | None = None,
+    params: Share | None = None,
+    align: int = 1,
+    scope: Literal["internal", "all"] = "internal",
+    ranking: Literal["global", "layer"] | None = None,
+    settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
+    allow_inexact: Flag = False,
+    model_options: ModelOptions | None = None,
+    data_options: DataOptions | None = None,
+    recover_options: RecoverOptions | None = None,
+    pretrain_epochs: float | None = None,
+    pretrain_lr: float = 0.05,
+    out: Path,
+    resume: Flag = False,
+    force: Flag = False,
+    seed: int = 0,
+    device: str | None = None,
+    track: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+) -> None:
+    """Prune a network to a budget, verify the cut, recover the accuracy, save the result.
+
+    Without `--weights` the network is trained first, on the same data. A run that was killed goes on with `--resume`.
+
+    ```
+    EXAMPLE
+    ```
+
+    Parameters
+    ----------
+    model
+        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory
+    method
+        how channels are chosen; `secateurs demo` runs every method there is
+    macs
+        the MACs that may stay: a fraction up to 1 (0.5), or a figure (60e6)
+    params
+        the parameters that may stay, likewise
+    align
+        keep widths that are multiples of this
+    scope
+        internal leaves channels on a shortcut alone, all cuts them too
+    ranking
+        compare channels over the whole network, or cut the same share of every group
+    settings
+        a setting of the method, key=value; may be given several times
+    allow_inexact
+        also cut channels that a layer or group norm takes its statistics over; the cut is then not verified
+    pretrain_epochs
+        how long to train where there are no --weights; by default 10 to 30, fewer the more data there is
+    pretrain_lr
+        peak learning rate of that training
+    out
+        folder for the artifact, the checkpoints and the log
+    resume
+        go on with the run in --out
+    force
+        replace what is in --out
+    seed
+        of initial weights, the order of the data, augmentation and the method
+    device
+        cpu, cuda, cuda:1 …; an accelerator if there is one
+    track
+        a tracker that accelerate knows (tensorboard, wandb …)
+    """
+    began = time.perf_counter()
+    model_options, data_options = model_options or ModelOptions(), (data_options or DataOptions()).complete()
+    recipe = (recover_options or RecoverOptions()).recipe()
+    run = _Run(
+        spec=model,
+        method=configured(method, settings, ranking),
+        budget=_budget(macs, params, align),
+        model=model_options,
+        data=data_options,
+        recipe=recipe,
+        scope=scope,
+        allow_inexact=allow_inexact,
+        pretrain=(pretrain_epochs, pretrain_lr),
+        folder=RunFolder(out),
+        seed=seed,
+        device=device,
+        track=track,
+    )
+    run.model.check(model)
+    record = run.record()
+    if run.folder.check(record, resume=resume, force=force):
+        say(f"{out} is finished already: nothing to do.")
+    else:
+        run.go(record, resume=resume, began=began)
+    _show(out)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run: its settings, and its stages one after another."""
+
+    spec: str
+    method: Method
+    budget: Budget | None
+    model: ModelOptions
+    data: DataOptions
+    recipe: Recover | None
+    scope: Literal["internal", "all"]
+    allow_inexact: bool
+    pretrain: tuple[float | None, float]  # epochs, learning rate
+    folder: RunFolder
+    seed: int
+    device: str | None
+    track: Sequence[str]
+
+    def record(self) -> dict[str, Any]:
+        """All that the result depends on. A resumed run has to agree."""
+        weights = self.model.weights
+        return {
+            "model": self.spec,
+            "weights": None if weights is None else digest(weights),
+            "num_classes": self.model.num_classes,
+            **asdict(self.data),
+            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
+            "budget": None if self.budget is None else asdict(self.budget),
+            "scope": self.scope,
+            "allow_inexact": self.allow_inexact,
+            "recover": None if self.recipe is None else self.recipe.model_dump(mode="json"),
+            "pretrain": None if weights is not None else list(self.pretrain),
+            "seed": self.seed,
+        }
+
+    def go(self, record: dict[str, Any], *, resume: bool, began: float) -> None:
+        import secateurs as sc
+        from secateurs import artifact
+        from secateurs.training import CheckpointStore
+
+        where = options.pick(self.device)
+        data = self.data.load(self.seed, where)
+        network = self.model.build(self.spec, data, where, self.seed)
+        inputs = options.example(data)
+        self._preflight(network, inputs, data)
+        self.folder.writable()
+        self.folder.begin(record, resume=resume)
+        network = self._trained(network, data, where, resume)
+        result = sc.prune(
+            network,
+            inputs,
+            self.method,
+            self.budget,
+            data,
+            self.recipe,
+            self.scope,
+            self.seed,
+            allow_inexact=self.allow_inexact,
+            report=say,
+            device=where,
+            folder=self.folder.folder,
+            checkpoints=CheckpointStore(self.folder.checkpoints),
+            save_seconds=60,
+            resume=resume,
+            track=self.track,
+        )
+        card = {
+            **result.card(),
+            "data": asdict(self.data),
+            "budget": record["budget"],
+            "recover": record["recover"],
+            "seed": self.seed,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        artifact.save(self.folder.folder, result.model, result.plan, card)
+        self.folder.finish(record)
+
+    def _preflight(self, network: nn.Module, inputs: torch.Tensor, data: Data) -> None:
+        """Whatever would make the run fail in the end, made to fail now."""
+        from secateurs.methods import Task
+        from secateurs.surgery import trace
+
+        graph = trace(network, inputs, allow_inexact=self.allow_inexact)
+        task = Task(network, graph, self.budget, scope=self.scope, data=data, seed=self.seed)
+        self.method.check(task)
+        task.widths.check()
+
+    def _trained(self, network: nn.Module, data: Data, where: torch.device, resume: bool) -> nn.Module:
+        """The network itself if it came with weights; else trained, and kept as pretrained.safetensors."""
+        from safetensors.torch import save_file
+
+        from secateurs.training import CheckpointStore, Engine, Recipe
+        from secateurs.zoo import load_state
+
+        if self.model.weights is not None:
+            return network
+        if self.folder.pretrained.exists():
+            network.load_state_dict(load_state(self.folder.pretrained))
+            return network
+        epochs, lr = self.pretrain
+        if epochs is None:
+            epochs = usual_epochs(data)
+        if epochs > 0:
+            say(f"no --weights: training {self.spec} on {self.data.data} first, {epochs:g} epochs (--pretrain-epochs)")
+            Engine(
+                network,
+                data,
+                Recipe(epochs=epochs, lr=lr),
+                seed=self.seed,
+                device=where,
+                folder=self.folder.pretraining,
+                checkpoints=CheckpointStore(self.folder.pretraining / "checkpoints"),
+                save_seconds=60,
+                title="pretrain",
+            ).fit(resume=resume)
+        temporary = self.folder.pretrained.with_suffix(".tmp")
+        save_file({k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}, temporary)
+        temporary.replace(self.folder.pretrained)
+        return network
+
+
+def configured(method: str, settings: Sequence[str], ranking: str | None = None) -> Method:
+    """The method with its settings; values are read as JSON where they are JSON, so that 0.7, true, null mean that."""
+    from secateurs.methods import resolve
+
+    values: dict[str, Any] = {} if ranking is None else {"ranking": ranking}
+    for item in settings:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {item}: write key=value, such as --set beta=0.7.")
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    return resolve(method, **values)
+
+
+def usual_epochs(data: Data) -> int:
+    """Some 1.5 million images, but 10 to 30 passes: 30 over CIFAR, 10 over ImageNet."""
+    images = getattr(data.train, "samples", 50_000)
+    return max(10, min(30, round(1_500_000 / images)))
+
+
+def _budget(macs: Share | None, params: Share | None, align: int) -> Budget | None:
+    from secateurs import Budget
+
+    if macs is None and params is None:
+        if align != 1:
+            raise ConfigError("--align rounds the widths that a budget leads to: give --macs or --params with it.")
+        return None  # some methods have a knob of their own
+    return Budget(macs, params, align)
+
+
+def _show(folder: Path) -> None:
+    from secateurs import artifact
+    from secateurs.report import duration, error, outcome
+
+    _, card = artifact.read(folder)
+    console = options.out()
+    console.print(outcome(card))
+    console.print(f"masked ≡ sliced to {error(card['error'])} · {duration(card['seconds'])} · saved to {folder}")
+    console.print(f'model = secateurs.load("{folder}")', markup=False)

@@ -1,0 +1,47 @@
+"""The tables that several commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from rich import box
+from rich.table import Table
+
+from secateurs.report.figures import percent, share, short
+
+Justify = Literal["left", "right"]
+
+
+def table(*columns: str, left: int = 1) -> Table:
+    """An empty table, its first `left` columns flush left and the others (figures) flush right."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for i, name in enumerate(columns):
+        justify: Justify = "left" if i < left else "right"
+        made.add_column(name, justify=justify, no_wrap=i >= left)
+    return made
+
+
+def outcome(card: Mapping[str, Any]) -> Table:
+    """Before, after the cut, after recovery: from an artifact's card."""
+    made = table("", "MACs", "", "parameters", "", "top-1 %", "top-5 %", "loss")
+    before = card["before"]
+    stages = [("before", "before"), ("after the cut", "cut")]
+    if card["after"] != card["cut"]:
+        stages.append(("after recovery", "after"))
+    for name, key in stages:
+        stage = card[key]
+        loss = "–" if stage.get("loss") is None else f"{stage['loss']:.3f}"
+        made.add_row(
+            name,
+            *(short(stage["macs"]), share(stage["macs"], before["macs"])),
+            *(short(stage["params"]), share(stage["params"], before["params"])),
+            *(percent(stage.get("top1")), percent(stage.get("top5")), loss),
+        )
+    return made
+
+
+def listing(names: Sequence[str], most: int = 2) -> str:
+    """'conv1, conv2 +3': the first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" +{more}" if more > 0 else "")
