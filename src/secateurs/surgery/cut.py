@@ -16,7 +16,7 @@ from secateurs.surgery.plan import Kept, Plan
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """A new module with what the plan keeps; the given one is untouched. Raises PlanError for another network's plan."""
+    """A new module with what the plan keeps; the given one is untouched. PlanError for another network's plan."""
     plan.check(model)
     # Whole parameters that are cut never get copied: the copy finds their slices in the memo.
     memo: dict[int, Any] = {id(p): sliced for p, sliced in _slices(model, plan)}
@@ -87,7 +87,9 @@ def _select(w: Tensor, axis: int, index: np.ndarray) -> Tensor:
     block = int(np.gcd.reduce([*index[np.r_[0, breaks]], *breaks, len(index), w.shape[axis]]))
     if block > 1:
         shape = w.shape
-        blocks = w.unflatten(axis, (-1, block)).index_select(axis, torch.from_numpy(index[::block] // block).to(w.device))
+        blocks = w.unflatten(axis, (-1, block)).index_select(
+            axis, torch.from_numpy(index[::block] // block).to(w.device)
+        )
         return blocks.view(*shape[:axis], len(index), *shape[axis + 1 :])
     return w.index_select(axis, torch.from_numpy(index).to(w.device))
 
@@ -116,7 +118,7 @@ def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor
 
 
 def _sliced_state(value: Any, p: Tensor, axes: Mapping[int, Kept], name: str, key: str) -> Any:
-    if not isinstance(value, Tensor) or value.numel() == 1 and value.shape != p.shape:
+    if not isinstance(value, Tensor) or (value.numel() == 1 and value.shape != p.shape):
         return value
     if value.shape != p.shape:
         raise PlanError(

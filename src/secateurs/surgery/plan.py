@@ -43,7 +43,9 @@ class Plan:
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, shape in self.shapes.items():
             if name not in own:
-                raise PlanError(f"The plan cuts {name}, which this model does not have: it was made for another network.")
+                raise PlanError(
+                    f"The plan cuts {name}, which this model does not have: it was made for another network."
+                )
             if tuple(own[name].shape) != shape:
                 raise PlanError(
                     f"The plan expects {name} of shape {shape}, this model has {tuple(own[name].shape)}: "
@@ -74,7 +76,9 @@ class Plan:
         if not isinstance(body, dict) or body.get("format") != "secateurs-plan":
             raise PlanError("This JSON is not a Secateurs plan.")
         if not isinstance(body.get("version"), int) or body["version"] > VERSION:
-            raise PlanError(f"The plan has version {body.get('version')}, this Secateurs reads up to {VERSION}: upgrade it.")
+            raise PlanError(
+                f"The plan has version {body.get('version')}, this Secateurs reads up to {VERSION}: upgrade it."
+            )
         digest = body.pop("digest", None)
         if digest != _digest(body):
             raise PlanError("The plan's content does not match its digest: it was changed by hand or damaged.")
@@ -133,7 +137,10 @@ class PrunableGraph(ChannelGraph):
                 if slot.consumes:
                     consumes.add((slot.param, slot.axis))
         shapes = {p: self.shapes[p] for p in kept}
-        new = {p: tuple(int(axes[a].sum()) if a in axes else n for a, n in enumerate(shapes[p])) for p, axes in kept.items()}
+        new = {
+            p: tuple(int(axes[a].sum()) if a in axes else n for a, n in enumerate(shapes[p]))
+            for p, axes in kept.items()
+        }
         return Plan(
             groups=groups,
             kept={p: {a: tuple(np.flatnonzero(v).tolist()) for a, v in axes.items()} for p, axes in kept.items()},

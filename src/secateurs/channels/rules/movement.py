@@ -7,6 +7,7 @@ comes out its label goes. A 0 that comes out is padding.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,8 +96,8 @@ def split(t: Tracer, labels: np.ndarray, axes: list[int]) -> tuple[int | None, n
 
 @rule(
     aten.expand, aten.flip, aten.movedim, aten.numpy_T, aten.permute, aten.repeat, aten.rot90, aten.squeeze,
-    aten.squeeze_, aten.t, aten.transpose, aten.transpose_, aten.unsqueeze, aten.unsqueeze_, aten.t_, aten.unfold, aten.diagonal,
-    aten.repeat_interleave.self_int,
+    aten.squeeze_, aten.t, aten.transpose, aten.transpose_, aten.unsqueeze, aten.unsqueeze_, aten.t_, aten.unfold,
+    aten.diagonal, aten.repeat_interleave.self_int,
 )  # fmt: skip
 def rearrange(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
     """Axes change places, appear, disappear or are repeated."""
@@ -173,7 +174,9 @@ def pad(t: Tracer, x: Tensor, amounts: list[int], value: float = 0) -> Labels:
 
 
 @rule(aten.slice, aten.narrow)
-def slice_(t: Tracer, x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Labels:
+def slice_(
+    t: Tracer, x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Labels:
     if t.op.overloadpacket is aten.narrow:
         start, end = start or 0, (start or 0) + (end or 0)
     labels = dict(t.labels(x))
@@ -212,7 +215,7 @@ def split_(t: Tracer, x: Tensor, sizes: Any, dim: int = 0) -> list[Labels]:
     ends = np.cumsum([0, *lengths])
     return [
         {a: v[i:j] if a == dim else v for a, v in labels.items() if a != dim or j - i > 1}
-        for i, j in zip(ends[:-1], ends[1:], strict=True)
+        for i, j in itertools.pairwise(ends)
     ]
 
 
@@ -279,9 +282,9 @@ def cat(t: Tracer, tensors: list[Tensor], dim: int = 0) -> Labels:
             t.unify(*present)
             out[axis] = present[0]
     if not stacked and any(dim in labels for labels in shifted):
-        out[dim] = np.concatenate([
-            labels.get(dim, t.zeros(x.shape[dim])) for labels, x in zip(shifted, parts, strict=True)
-        ])
+        out[dim] = np.concatenate(
+            [labels.get(dim, t.zeros(x.shape[dim])) for labels, x in zip(shifted, parts, strict=True)]
+        )
     return out
 
 

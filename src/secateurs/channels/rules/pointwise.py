@@ -82,7 +82,9 @@ def weight_norm(t: Tracer, v: Tensor, g: Tensor, dim: int = 0) -> Labels:
 
 
 @rule(aten.native_layer_norm)
-def layer_norm(t: Tracer, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Labels:
+def layer_norm(
+    t: Tracer, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Labels:
     """Statistics over the last axes, an affine map on them."""
     first = x.ndim - len(shape)
     for axis, labels in t.labels(x).items():

@@ -96,7 +96,8 @@ rule(
 rule(
     aten._adaptive_avg_pool2d, aten._upsample_bicubic2d_aa, aten._upsample_bilinear2d_aa,
     aten._upsample_nearest_exact2d, aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d, aten.avg_pool2d,
-    aten.fractional_max_pool2d, aten.grid_sampler_2d, aten.max_pool2d_with_indices, aten.mkldnn_max_pool2d, aten.upsample_bicubic2d, aten.upsample_bilinear2d, aten.upsample_nearest2d,
+    aten.fractional_max_pool2d, aten.grid_sampler_2d, aten.max_pool2d_with_indices,
+    aten.mkldnn_max_pool2d, aten.upsample_bicubic2d, aten.upsample_bilinear2d, aten.upsample_nearest2d,
     aten.reflection_pad2d, aten.replication_pad2d,
 )(resampling(2))  # fmt: skip
 rule(
