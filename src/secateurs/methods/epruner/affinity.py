@@ -54,7 +54,7 @@ CLOSE = 1e-6  # pairs nearer than this fraction of their squared norms lose half
 NEVER = -1e200  # the similarity of a candidate that isn't there: finite, so that differences of two stay numbers
 BATCH = 1 << 16  # list entries that are iterated together: enough to hide the cost of a call, few enough for the cache
 BRIEF = 1 << 28  # multiplications that one thread is done with before a second one would have started
-STACK = 1 << 24  # numbers of points that are turned into similarities together
+STACK = 1 << 16  # numbers in all of the small layers that are turned into similarities together, within the cache
 
 
 @dataclass(frozen=True, eq=False)
