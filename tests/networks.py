@@ -631,6 +631,19 @@ def view_by_constants() -> nn.Module:
     )  # fmt: skip
 
 
+@case({"e": 4}, {"a": (8, SIZE)})
+def view_adds_axes_by_a_constant() -> nn.Module:
+    return Net(
+        lambda s, x: (lambda y: s.h(y * s.f(F.relu(s.e(y.mean((2, 3))))).view(-1, 8, 1, 1)))(s.a(x)),
+        a=conv(3, 8), e=nn.Linear(8, 4), f=nn.Linear(4, 8), h=head(8),
+    )  # fmt: skip
+
+
+@case(stays={"a": (8, SIZE)})
+def view_drops_axes_by_a_constant() -> nn.Module:
+    return Net(lambda s, x: s.h(s.a(x).mean((2, 3), keepdim=True).view(-1, 8)), a=conv(3, 8), h=nn.Linear(8, 5))
+
+
 @case({"a": 2})
 def view_groups_last() -> nn.Module:
     """(c / 4, 4): here the second axis is the author's constant."""

@@ -115,7 +115,7 @@ def view(t: Tracer, x: Tensor, *args: Any, **_: Any) -> Labels | None:
     labels, shape = t.labels(x), tuple(t.out.shape)
     if not labels:
         return None
-    if [n for n in shape if n > 1] != [n for n in x.shape if n > 1]:
+    if shape != tuple(x.shape):
         for values in labels.values():
             t.assume(values, "a size is a constant in the code")
     return move(t, x, lambda numbering: numbering.reshape(shape))[0]
