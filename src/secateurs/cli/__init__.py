@@ -26,6 +26,7 @@ app = App(
     name="secateurs",
     version=__version__,
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # main sees to it
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except CycloptsError as error:
-        return _fail(f"{str(error).rstrip()}\nsecateurs --help, and secateurs COMMAND --help, show what there is.", USAGE)
+        return _fail(f"{str(error).rstrip()} See secateurs COMMAND --help.", USAGE)
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import DataOptions, ModelOptions
-from secateurs.errors import ConfigError, SpecError
+from secateurs.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +26,21 @@ def evaluate(
     model_options: ModelOptions | None = None,
     data_options: DataOptions | None = None,
     device: str | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:
     """Measure a saved artifact beside the figures on its card, or any network with its weights.
 
     An artifact is measured on the data that it was made with, unless `--data` names other.
 
     ```
-    EXAMPLE
+    $ secateurs evaluate runs/digits
+                   MACs  parameters  top-1 %  top-5 %   loss
+    ────────────────────────────────────────────────────────
+    measured now  1.48M       23.1k    98.33   100.00  0.069
+    on the card   1.48M       23.1k    98.33   100.00  0.069
+    the original  2.99M       46.1k    99.72   100.00  0.020
+
+    runs/digits: 359 images in 0.0 s
     ```
 
     Parameters
@@ -65,6 +72,7 @@ def evaluate(
     data = data_options.load(0, where)
     if artifact is not None:
         network = _load(artifact, model, model_options.num_classes).to(where)
+        options.suits(network, data, str(artifact))
     else:
         network = model_options.build(str(model), data, where)
     found = _measure(network, data, where)
@@ -90,11 +98,7 @@ def _measure(network: nn.Module, data: Data, where: torch.device) -> dict[str, A
     import secateurs as sc
     from secateurs import training
 
-    inputs = options.example(data)
-    found, classes = options.outputs(network, inputs), len(data.classes or ())
-    if classes and found not in (None, classes):
-        raise SpecError(f"The network has {found} outputs and the data {classes} classes: give the data it is for.")
-    cost = sc.count(network, inputs)
+    cost = sc.count(network, options.example(data))
     metrics = training.evaluate(network, data.val, device=where)
     return {
         "macs": cost.macs,
@@ -117,7 +121,7 @@ def _show(what: str, found: dict[str, Any], card: dict[str, Any]) -> None:
         loss = figures.get("loss")
         rows.add_row(
             *(name, short(figures["macs"]), short(figures["params"])),
-            *(percent(figures.get("top1")), percent(figures.get("top5")), "–" if loss is None else f"{loss:.3f}"),
+            *(percent(figures.get("top1")), percent(figures.get("top5")), "-" if loss is None else f"{loss:.3f}"),
         )
     console = options.out()
     console.print(rows)

@@ -20,16 +20,29 @@ def inspect(
     *,
     input: str | None = None,
     num_classes: int | None = None,
-    allow_inexact: Annotated[bool, Parameter(negative="")] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:
     """Show a network's channel groups: what may be cut, and why the rest may not.
 
     A group is a set of channels that live on the same layers. Its share is that of the network's MACs that involve
-    its channels; a MAC involves an input and an output channel, so shares add up to more than 100%.
+    its channels; a MAC involves an input and an output channel, so shares add up to more than 100%. Groups on a
+    shortcut are cut with `--scope all` only.
 
     ```
-    EXAMPLE
+    $ secateurs inspect zoo:small_cnn
+    group    size   MACs  made by         read by    may be cut, or why not
+    ──────────────────────────────────────────────────────────────────────────
+    stem.0     16  13.6%  stem.0          plain.0    yes
+    plain.0    32  34.6%  plain.0         plain.3    yes
+    plain.3    40  86.4%  plain.3, conv2  conv1, fc  with --scope all
+    conv1      40  61.7%  conv1           conv2      yes
+    fc         10   0.0%  fc              -          reaches the model's output
+
+    zoo:small_cnn on 3x32x32: 2,986,384 MACs (5.97M FLOPs), 46,106 parameters
+    128 of 138 channels may be cut, 88 of them without --scope all
+    lowest with --scope internal: 77.0k MACs (2.6%), 1.69k parameters (3.7%)
+    lowest with --scope all     : 9.23k MACs (0.3%), 93 parameters (0.2%)
     ```
 
     Parameters
@@ -95,8 +108,8 @@ def macs_share(graph: ChannelGraph, group: ChannelGroup) -> float:
 
 def _verdict(group: ChannelGroup) -> str:
     if group.reason is not None:
-        return f"no: {group.reason}"
-    return "yes" if group.internal else "with --scope all (on a shortcut)"
+        return group.reason
+    return "yes" if group.internal else "with --scope all"
 
 
 def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> dict[str, Any]:
@@ -131,22 +144,23 @@ def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> None:
     from secateurs.report import listing, share, short, table
 
     console, cost = out(), graph.cost()
-    rows = table("group", "size", "MACs", "made by", "read by", "may be cut")
+    rows = table("group", "size", "MACs", "made by", "read by", "may be cut, or why not")
     for column in rows.columns[3:]:
         column.justify, column.no_wrap = "left", False
     for g in graph.groups:
         rows.add_row(
             *(g.name, str(g.size), f"{macs_share(graph, g):.1%}"),
-            *(listing(g.producers), listing(g.consumers) or "–", _verdict(g)),
+            *(listing(g.producers), listing(g.consumers) or "-", _verdict(g)),
         )
     console.print(rows)
     prunable = [g for g in graph.groups if g.prunable]
     inside, every = (sum(g.size for g in prunable if g.internal or not only) for only in (True, False))
     total = sum(g.size for g in graph.groups)
     console.print(
-        f"{model} on {'×'.join(map(str, shape))}: {cost.macs:,} MACs ({short(2 * cost.macs)} FLOPs), "
-        f"{cost.params:,} parameters\n{every:,} of {total:,} channels may be cut, {inside:,} of them without --scope all"
+        f"{model} on {'x'.join(map(str, shape))}: {cost.macs:,} MACs ({short(2 * cost.macs)} FLOPs), "
+        f"{cost.params:,} parameters"
     )
+    console.print(f"{every:,} of {total:,} channels may be cut, {inside:,} of them without --scope all")
     for scope in ("internal", "all"):
         floor = lowest(graph, scope)
         console.print(

@@ -77,14 +77,9 @@ class ModelOptions:
         import secateurs as sc
 
         torch.manual_seed(seed)  # of initial weights
-        classes = len(data.classes or ())
-        model = sc.build(spec, self.weights, self.num_classes or classes or None).to(device)
-        found = outputs(model, example(data))
-        if classes and found not in (None, classes):
-            raise DataError(
-                f"{spec} has {found} outputs and the data {classes} classes: "
-                f"pass --num-classes {classes}, or the data that the network is for."
-            )
+        classes = len(data.classes or ()) or None
+        model = sc.build(spec, self.weights, self.num_classes or classes).to(device)
+        suits(model, data, spec)
         return model
 
 
@@ -95,22 +90,26 @@ def example(data: Data) -> torch.Tensor:
     return first
 
 
-def outputs(model: nn.Module, inputs: torch.Tensor) -> int | None:
-    """How many classes the network tells apart, None if its output is not one row of logits per image."""
+def suits(model: nn.Module, data: Data, name: str) -> None:
+    """Raise DataError if the network does not take the data's images, or tells another number of classes apart."""
     import torch
 
-    from secateurs.errors import TraceError
     from secateurs.training.metrics import heads
 
-    training = model.training
+    inputs, classes, training = example(data), len(data.classes or ()), model.training
     try:
         with torch.no_grad():
             logits, _ = heads(model.eval()(inputs))
     except (RuntimeError, ValueError) as error:
-        raise TraceError(f"The network does not run on images of shape {tuple(inputs.shape[1:])}: {error}") from error
+        shape = "x".join(map(str, inputs.shape[1:]))
+        raise DataError(f"{name} does not run on images of {shape} (--image-size resizes them): {error}") from error
     finally:
         model.train(training)
-    return logits.shape[1] if logits.ndim == 2 else None
+    if classes and logits.ndim == 2 and logits.shape[1] != classes:
+        raise DataError(
+            f"{name} has {logits.shape[1]} outputs and the data {classes} classes: "
+            f"pass --num-classes {classes}, or the data that the network is for."
+        )
 
 
 def pick(device: str | None) -> torch.device:

@@ -31,11 +31,11 @@ class RunFolder:
         if resume and force:
             raise ConfigError("--resume goes on and --force starts anew: give one of them.")
         state = self._read()
-        if not resume and not force and (what := self._to_lose()):
+        if not resume and not force and (what := self.to_lose()):
             raise ConfigError(f"{self.folder} holds {what}: --resume goes on with it, --force replaces it.")
         if not resume:
             return False
-        if state is None and self._to_lose():
+        if state is None and self.to_lose():
             raise ConfigError(f"{self.folder} was not written by this command (it has no run.json): nothing to resume.")
         if state is not None:
             now, then = json.loads(json.dumps(settings)), state["settings"]
@@ -69,10 +69,11 @@ class RunFolder:
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         self._write(settings, finished=True)
-        for path in (self.checkpoints, self.pretraining):
+        for path in (self.checkpoints, self.pretraining / "checkpoints"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _to_lose(self) -> str | None:
+    def to_lose(self) -> str | None:
+        """What of value is in the folder."""
         if (self.folder / "card.json").exists():
             return "an artifact"
         if any(self.checkpoints.glob("step-*")) or self.pretrained.exists() or any(self.pretraining.glob("*/step-*")):
@@ -83,7 +84,7 @@ class RunFolder:
         try:
             state = json.loads(self.file.read_text())
             return {"settings": dict(state["settings"]), "finished": bool(state["finished"])}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{self.file} is damaged ({error}): --force starts the run anew.") from None
@@ -96,12 +97,8 @@ class RunFolder:
 
 def digest(path: Path) -> str:
     """Tells one file of weights from another."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10
     sha = hashlib.sha256()
-    while block := file.read(1 << 20):
-        sha.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
     return sha.hexdigest()

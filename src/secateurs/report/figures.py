@@ -15,12 +15,12 @@ def short(n: float) -> str:
 
 def share(part: float, whole: float) -> str:
     """Part of a whole, in percent with one digit: '40.0%'."""
-    return f"{part / whole:.1%}" if whole else "–"
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 def percent(value: float | None) -> str:
     """An accuracy that is in percent already."""
-    return "–" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:.2f}"
 
 
 def error(value: float | None) -> str:

@@ -15,7 +15,7 @@ Justify = Literal["left", "right"]
 
 def table(*columns: str, left: int = 1) -> Table:
     """An empty table, its first `left` columns flush left and the others (figures) flush right."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         justify: Justify = "left" if i < left else "right"
         made.add_column(name, justify=justify, no_wrap=i >= left)
@@ -24,14 +24,14 @@ def table(*columns: str, left: int = 1) -> Table:
 
 def outcome(card: Mapping[str, Any]) -> Table:
     """Before, after the cut, after recovery: from an artifact's card."""
-    made = table("", "MACs", "", "parameters", "", "top-1 %", "top-5 %", "loss")
+    made = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
     before = card["before"]
     stages = [("before", "before"), ("after the cut", "cut")]
     if card["after"] != card["cut"]:
         stages.append(("after recovery", "after"))
     for name, key in stages:
         stage = card[key]
-        loss = "–" if stage.get("loss") is None else f"{stage['loss']:.3f}"
+        loss = "-" if stage.get("loss") is None else f"{stage['loss']:.3f}"
         made.add_row(
             name,
             *(short(stage["macs"]), share(stage["macs"], before["macs"])),

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import re
+
+import secateurs as sc
+from secateurs.methods.criteria import L1
+
+QUICK = ("--epochs", 1, "--recover-epochs", 1)
+
+
+def _figures(out: str) -> str:
+    return re.sub(r"\d+\.?\d* s\b", "", out)
+
+
+def test_every_method_has_a_row(run):
+    ran = run("demo", *QUICK)
+    assert ran.status == 0, ran.err
+    rows = [line.split()[0] for line in ran.out.splitlines() if "(" in line]
+    assert rows == list(sc.methods())
+
+
+def test_same_seed_same_table(run):
+    once, again = (run("demo", "--methods", "l1,epruner", *QUICK) for _ in range(2))
+    assert once.status == 0
+    assert _figures(once.out) == _figures(again.out)
+    assert _figures(run("demo", "--methods", "l1,epruner", *QUICK, "--seed", 1).out) != _figures(once.out)
+
+
+def test_an_unknown_method(run):
+    ran = run("demo", "--methods", "l1,eprunr")
+    assert ran.status == 1
+    assert "Did you mean epruner" in ran.err
+
+
+def test_a_method_that_fails_does_not_stop_the_others(run, monkeypatch):
+    def scores(self, task):
+        raise sc.ConfigError("no scores today")
+
+    monkeypatch.setattr(L1, "scores", scores)
+    ran = run("demo", "--methods", "l1,l2", *QUICK)
+    assert ran.status == 1
+    assert "l1: no scores today" in ran.err
+    assert "failed" in ran.out
+    assert "l2" in ran.out

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+
+import pytest
+import torch
+
+import secateurs as sc
+from secateurs.cli.inspect import inspect as verb
+
+
+def test_table(run):
+    ran = run("inspect", "zoo:small_cnn")
+    assert ran.status == 0
+    assert "plain.3, conv2" in ran.out
+    assert "with --scope all" in ran.out
+    assert "reaches the model's output" in ran.out
+    assert "2,986,384 MACs (5.97M FLOPs), 46,106 parameters" in ran.out
+    assert run("inspect", "--model", "zoo:small_cnn").out == ran.out
+
+
+def test_json_agrees_with_the_graph(run):
+    record = json.loads(run("inspect", "zoo:resnet20", "--json").out)
+    model = sc.build("zoo:resnet20")
+    graph = sc.trace(model, torch.zeros(1, 3, 32, 32))
+    assert record["flops"] == 2 * record["macs"] == 2 * graph.cost().macs
+    assert [g["name"] for g in record["groups"]] == [g.name for g in graph.groups]
+    first = record["groups"][0]
+    without = graph.cost({first["name"]: 0}).macs
+    assert first["macs_share"] == pytest.approx(1 - without / record["macs"], abs=1e-6)
+    assert record["lowest"]["all"]["macs"] < record["lowest"]["internal"]["macs"] < record["macs"]
+
+
+def test_input_shape(run):
+    record = json.loads(run("inspect", "zoo:resnet20", "--input", "3,64,64", "--json").out)
+    assert record["input"] == [3, 64, 64]
+    for wrong in ("3,a,b", "3,0,5"):
+        ran = run("inspect", "zoo:resnet20", "--input", wrong)
+        assert ran.status == 1
+        assert "write the shape of one input" in ran.err
+    ran = run("inspect", "zoo:resnet20", "--input", "5,32,32")
+    assert ran.status == 1
+    assert "Here: --input 5,32,32" in ran.err
+
+
+def test_usual_shapes(run):
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    assert json.loads(run("inspect", "timm:test_resnet", "--json").out)["input"] == [3, 160, 160]
+    assert json.loads(run("inspect", "torchvision:squeezenet1_1", "--json").out)["input"] == [3, 224, 224]
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [("zoo:resnet57", "resnet56"), ("resnet56", "Did you mean zoo:resnet56"), ("zo:resnet56", "Did you mean zoo")],
+)
+def test_unknown_model(run, spec, hint):
+    ran = run("inspect", spec)
+    assert ran.status == 1
+    assert hint in ran.err
+
+
+def test_the_example_in_help_is_the_real_output(run):
+    shown = inspect.getdoc(verb).split("$ secateurs inspect zoo:small_cnn\n")[1].split("```")[0]
+    real = run("inspect", "zoo:small_cnn").out
+    assert [line.split() for line in shown.splitlines() if line.strip("─ ")] == [
+        line.split() for line in real.splitlines() if line.strip("─ ")
+    ]

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import secateurs
+from secateurs.cli import app
+
+VERBS = ("demo", "inspect", "prune", "evaluate")
+
+# The CLI's own modules, with an empty package in the place of `secateurs`, whose import brings torch.
+_ALONE = f"""
+import sys, types
+package = types.ModuleType("secateurs")
+package.__path__ = [{str(Path(secateurs.__file__).parent)!r}]
+sys.modules["secateurs"] = package
+from secateurs.cli import main
+for verb in {VERBS!r}:
+    assert main([verb, "--help"]) == 0
+assert "torch" not in sys.modules, "help waits for torch"
+"""
+
+
+def test_help_does_not_wait_for_torch():
+    subprocess.run([sys.executable, "-c", _ALONE], check=True, capture_output=True)
+
+
+def test_help_lists_the_verbs(run):
+    ran = run("--help")
+    assert ran.status == 0
+    assert all(verb in ran.out for verb in VERBS)
+    assert run("--version").out.strip() == secateurs.__version__
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_help_shows_a_real_example(run, verb):
+    ran = run(verb, "--help")
+    assert ran.status == 0
+    assert f"$ secateurs {verb}" in ran.out
+    assert "EXAMPLE" not in ran.out
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (("inspekt",), 'Did you mean "inspect"'),
+        (("inspect",), "model"),
+        (("inspect", "zoo:resnet20", "--jsn"), "Did you mean --json"),
+        (("prune", "zoo:resnet20", "--macs", "half", "--out", "x"), "--macs"),
+        (("prune", "zoo:resnet20", "--macs", "0.5"), "--out"),
+        (("prune", "zoo:resnet20", "--scope", "most", "--out", "x"), "internal"),
+    ],
+)
+def test_wrong_usage(run, tokens, message):
+    ran = run(*tokens)
+    assert ran.status == 2
+    assert message in ran.err
+    assert ran.out == ""
+
+
+def test_an_unforeseen_failure_is_one_message_and_debug_shows_where(run, monkeypatch):
+    def broken(*args, **options):
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr(secateurs, "build", broken)
+    ran = run("inspect", "zoo:resnet20")
+    assert ran.status == 1
+    assert ran.err == "secateurs: ZeroDivisionError: by nought (--debug shows where)\n"
+    assert "Traceback" in run("inspect", "zoo:resnet20", "--debug").err
+
+
+def test_interrupted(run, monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(secateurs, "build", interrupt)
+    ran = run("inspect", "zoo:resnet20")
+    assert ran.status == 130
+    assert ran.err == "Interrupted.\n"
+
+
+def test_a_reader_that_leaves_early_is_no_failure_to_speak_of():
+    script = f"{sys.executable} -m secateurs.cli inspect zoo:resnet20 | head -1"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_app_is_named_after_its_command():
+    assert app.name == ("secateurs",)

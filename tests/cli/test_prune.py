@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import secateurs as sc
+from secateurs.training import CheckpointStore
+
+NET = "zoo:small_cnn"
+QUICK = ("--batch-size", 16, "--pretrain-epochs", 2, "--recover-epochs", 2, "--method", "l1", "--macs", 0.5)
+
+
+@pytest.fixture
+def job(images: Path) -> tuple[object, ...]:
+    return ("prune", NET, "--data", f"folder:{images}", *QUICK)
+
+
+def test_trains_cuts_recovers_and_saves(run, job, tmp_path):
+    ran = run(*job, "--out", tmp_path / "r")
+    assert ran.status == 0, ran.err
+    assert "no --weights" in ran.err
+    assert "before" in ran.out
+    assert "after recovery" in ran.out
+    assert "masked ≡ sliced to" in ran.out
+    assert f'secateurs.load("{tmp_path / "r"}")' in ran.out
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert card["after"]["macs"] <= 0.5 * card["before"]["macs"]
+    assert card["source"] == {"spec": NET, "num_classes": 2}
+    assert card["data"]["normalize"] == "imagenet"
+    assert not (tmp_path / "r" / "checkpoints").exists()
+    small = sc.load(tmp_path / "r")
+    assert sc.count(small, torch.zeros(1, 3, 32, 32)).macs == card["after"]["macs"]
+    # and what it pruned can be had again
+    assert set(load_file(tmp_path / "r" / "pretrained.safetensors")) == set(sc.build(NET).state_dict())
+
+
+def test_given_weights_are_pruned_as_they_are(run, images, tmp_path):
+    model = sc.build(NET, num_classes=2)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    args = ("--weights", tmp_path / "w.safetensors", "--data", f"folder:{images}", "--method", "l2", "--params", 0.5)
+    ran = run("prune", "--model", NET, *args, "--recover", "none", "--align", 4, "--out", tmp_path / "r")
+    assert ran.status == 0, ran.err
+    assert "no --weights" not in ran.err
+    assert "after recovery" not in ran.out
+    plan = json.loads((tmp_path / "r" / "plan.json").read_text())
+    assert all(len(kept) % 4 == 0 for kept in plan["groups"].values())
+    assert not (tmp_path / "r" / "pretrained.safetensors").exists()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_killed_run_goes_on_to_the_same_network(run, job, tmp_path, monkeypatch, stage):
+    """Killed after the first checkpoint of training, the last one of it, the first one of recovery."""
+    assert run(*job, "--out", tmp_path / "whole").status == 0
+    saved = 0
+
+    def save(store, step, state):
+        nonlocal saved
+        path = whole(store, step, state)
+        saved += 1
+        if saved == stage:
+            raise KeyboardInterrupt
+        return path
+
+    with monkeypatch.context() as patch:
+        whole = CheckpointStore.save
+        patch.setattr(CheckpointStore, "save", save)
+        ran = run(*job, "--out", tmp_path / "killed")
+    assert ran.status == 130
+    assert "Traceback" not in ran.err
+    refused = run(*job, "--out", tmp_path / "killed")
+    assert refused.status == 1
+    assert "--resume" in refused.err
+    ran = run(*job, "--out", tmp_path / "killed", "--resume")
+    assert ran.status == 0, ran.err
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_what_resume_does_with_a_finished_run_and_with_another_one(run, job, tmp_path):
+    out = ("--out", tmp_path / "r")
+    assert run(*job, *out).status == 0
+    written = (tmp_path / "r" / "card.json").stat().st_mtime_ns
+    ran = run(*job, *out, "--resume")
+    assert ran.status == 0
+    assert "finished already" in ran.err
+    assert "after recovery" in ran.out
+    ran = run(*job, *out)
+    assert ran.status == 1
+    assert "holds an artifact" in ran.err
+    ran = run(*job, "--seed", 1, *out, "--resume")
+    assert ran.status == 1
+    assert "seed (0 then, 1 now)" in ran.err
+    assert (tmp_path / "r" / "card.json").stat().st_mtime_ns == written
+    ran = run(*job, "--seed", 1, *out, "--force")
+    assert ran.status == 0, ran.err
+    assert json.loads((tmp_path / "r" / "card.json").read_text())["seed"] == 1
+
+
+def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
+    args = ("--data", f"folder:{images}", "--pretrain-epochs", 0, "--recover", "none")
+    ran = run("prune", NET, *args, "--method", "epruner", "--set", "beta=0.9", "--out", tmp_path / "r")
+    assert ran.status == 0, ran.err
+    assert json.loads((tmp_path / "r" / "card.json").read_text())["method"]["beta"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (("zoo:smal_cnn",), "Did you mean small_cnn"),
+        (("--method", "eprunr"), "Did you mean epruner"),
+        (("--macs", "0.001"), "The lowest budget that can be met is macs=0.0"),
+        (("--macs", "-1"), "macs=-1.0 is no budget"),
+        (("--weights", "nowhere.safetensors"), "there is no such file"),
+        (("--num-classes", "7"), "7 outputs and the data 2 classes"),
+        (("--data", "folder:/nowhere"), "no folder /nowhere"),
+        (("--normalize", "cfar10"), "Did you mean cifar10"),
+        (("--normalize", "1,2/x"), "write means/deviations"),
+        (("--set", "beta"), "write key=value"),
+        (("--set", "foo=1"), "Its settings are: ranking"),
+        (("--recover", "distil:3"), "finetune:EPOCHS"),
+        (("--lr", "-1"), "lr=-1.0"),
+        (("--image-size", "4"), "--image-size"),
+        (("--device", "warp"), "--device warp cannot be used"),
+        (("--resume", "--force"), "give one of them"),
+    ],
+)
+def test_refused_before_any_work(run, images, tmp_path, tokens, message):
+    defaults = {"--data": f"folder:{images}", "--method": "l1", "--macs": 0.5, "--out": tmp_path / "r"}
+    rest = [x for k, v in defaults.items() if k not in tokens for x in (k, v)]
+    model = () if tokens[0].startswith("zoo:") else (NET if "--image-size" not in tokens else "zoo:alexnet_bn",)
+    ran = run("prune", *model, *tokens, *rest)
+    assert ran.status == 1
+    assert message in ran.err
+    assert ran.err.startswith("secateurs: ")
+    assert len(ran.err.strip().splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_unwritable_place_is_found_first(run, job, tmp_path):
+    (tmp_path / "file").write_text("")
+    ran = run(*job, "--out", tmp_path / "file" / "r")
+    assert ran.status == 1
+    assert "cannot be written to" in ran.err
+    ran = run(*job, "--out", tmp_path / "file")
+    assert ran.status == 1
+    assert "is a file" in ran.err
+
+
+def test_a_budget_is_asked_for(run, images, tmp_path):
+    ran = run("prune", NET, "--data", f"folder:{images}", "--method", "l1", "--out", tmp_path / "r")
+    assert ran.status == 1
+    assert "--macs 0.5" in ran.err
+
+
+def test_a_damaged_run_file(run, job, tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    ran = run(*job, "--out", tmp_path, "--resume")
+    assert ran.status == 1
+    assert "damaged" in ran.err
