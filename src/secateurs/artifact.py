@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,36 +24,42 @@ from secateurs.surgery import Plan, apply
 
 VERSION = 1
 PLAN, MODEL, CARD = "plan.json", "model.safetensors", "card.json"
+STAGED = ".saving-"  # files that are being written
+NEW = ".new"  # files that are complete and count, on their way to their places
 
 
 def save(folder: str | os.PathLike[str], model: nn.Module, plan: Plan, card: Mapping[str, Any]) -> Path:
-    """Write an artifact, replacing one that is there. The folder is whole at every moment: the old one until the new
-    one is complete on disk. What else lies in it (checkpoints, logs) stays.
+    """Write an artifact, replacing one that is there. The folder holds a whole one at every moment: the old until the
+    new is complete on disk. What else lies in it (checkpoints, logs) is not touched.
 
     Raises ArtifactError if the disk is full or the place cannot be written to; the old artifact is then untouched.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file: give a folder to save to.")
-    temporary: Path | None = None
+    fresh, staged = not target.exists(), None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        safetensors.torch.save_model(model, str(temporary / MODEL))
-        (temporary / PLAN).write_text(plan.to_json())
-        body = {"format": "secateurs", "version": VERSION, **card}
-        body["files"] = {name: _sha256(temporary / name) for name in (PLAN, MODEL)}
-        (temporary / CARD).write_text(json.dumps(body, indent=2))
-        for name in (PLAN, MODEL, CARD):
-            _flush(temporary / name)
-        os.chmod(temporary, 0o755)
-        _put_in_place(temporary, target)
-        _flush(target.parent)
+        target.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=STAGED, dir=target))
+        safetensors.torch.save_model(model, str(staged / MODEL))
+        (staged / PLAN).write_text(plan.to_json())
+        body = {"format": "secateurs", "version": VERSION, **_plain(card)}
+        body["files"] = {name: _sha256(staged / name) for name in (PLAN, MODEL)}
+        (staged / CARD).write_text(json.dumps(body, indent=2, allow_nan=False))
+        for part in (staged / PLAN, staged / MODEL, staged / CARD, staged):
+            _flush(part)
+        os.chmod(staged, 0o755)
+        _commit(staged, target)
     except (OSError, SafetensorError) as error:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+        if fresh:
+            with contextlib.suppress(OSError):
+                target.rmdir()
         raise ArtifactError(f"Could not save to {target}: {error}. What was there before is untouched.") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the new artifact is on disk and counts: the rest is tidying
+        _settle(target)
+        _sweep(target)
     return target
 
 
@@ -61,11 +71,11 @@ def read(folder: str | os.PathLike[str]) -> tuple[Plan, dict[str, Any]]:
     path = Path(folder)
     if not path.is_dir():
         raise ArtifactError(f"There is no folder {path}.")
-    missing = [name for name in (CARD, PLAN, MODEL) if not (path / name).is_file()]
+    missing = [name for name in (CARD, PLAN, MODEL) if not _file(path, name).is_file()]
     if missing:
         raise ArtifactError(f"{path} is not a whole artifact: {', '.join(missing)} is missing.")
     try:
-        card = json.loads((path / CARD).read_text())
+        card = json.loads(_file(path, CARD).read_text())
     except ValueError as error:
         raise ArtifactError(f"{path / CARD} is damaged: {error}.") from None
     if not isinstance(card, dict) or card.get("format") != "secateurs":
@@ -74,17 +84,18 @@ def read(folder: str | os.PathLike[str]) -> tuple[Plan, dict[str, Any]]:
         raise ArtifactError(
             f"{path} was saved as version {card.get('version')}, this Secateurs reads up to {VERSION}: upgrade it."
         )
-    for name, digest in card.get("files", {}).items():
-        if name in (PLAN, MODEL) and _sha256(path / name) != digest:
+    digests = card.get("files")
+    for name in (PLAN, MODEL):
+        if not isinstance(digests, dict) or _sha256(_file(path, name)) != digests.get(name):
             raise ArtifactError(f"{path / name} is damaged: its content does not match the digest on the card.")
-    return Plan.from_json((path / PLAN).read_text()), card
+    return Plan.from_json(_file(path, PLAN).read_text()), card
 
 
 def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """The pruned network of an artifact, in eval mode; `model` is a fresh, unpruned one, and is left untouched."""
     plan, _ = read(folder)
     small = apply(model, plan)
-    path = Path(folder) / MODEL
+    path = _file(Path(folder), MODEL)
     try:
         safetensors.torch.load_model(small, str(path), strict=True)
     except (SafetensorError, OSError) as error:
@@ -94,31 +105,54 @@ def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     return small.eval()
 
 
-def _put_in_place(temporary: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(temporary, target)
+def _commit(staged: Path, target: Path) -> None:
+    """Make the staged files those that count, in one step: their folder gets the name that readers look for first."""
+    for last in (False, False, False, True):
+        _settle(target)
+        try:
+            os.rename(staged, target / NEW)
+            _flush(target)
+            return
+        except OSError as error:  # another process has just done the same
+            if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def _settle(target: Path) -> None:
+    """Move the files of a committed artifact to where they belong. Killed half-way it goes on the next time."""
+    if not (target / NEW).is_dir():
         return
-    # The finished files and the old ones change places in one step where the system can do that, else in two.
-    for other in target.iterdir():
-        if other.name not in (PLAN, MODEL, CARD):
-            os.rename(other, temporary / other.name)
-    if not _exchange(temporary, target):
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-        os.rename(target, old / target.name)
-        os.rename(temporary, target)
-        shutil.rmtree(old, ignore_errors=True)
+    for name in (MODEL, PLAN, CARD):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target / NEW / name, target / name)
+    _flush(target)
+    (target / NEW).rmdir()
 
 
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two folders atomically (Linux); False where that is not to be had."""
-    import ctypes
+def _sweep(target: Path) -> None:
+    """Remove what killed saves have left behind, if it is old enough to be nobody's."""
+    for stale in target.glob(f"{STAGED}*"):
+        if time.time() - stale.stat().st_mtime > 3600:
+            shutil.rmtree(stale, ignore_errors=True)
 
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    at_cwd, exchange = -100, 2
-    return renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
+
+def _file(folder: Path, name: str) -> Path:
+    """Where a file of the artifact is: among those committed but not yet moved, or in the folder itself."""
+    new = folder / NEW / name
+    return new if new.is_file() else folder / name
+
+
+def _plain(value: Any) -> Any:
+    """The same in JSON's types: NaN and infinity, which JSON does not have, are null; arrays are lists."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def _sha256(path: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from secateurs.channels import Cost
 from secateurs.errors import BudgetError
@@ -26,9 +28,10 @@ class Budget:
         if self.macs is None and self.params is None:
             raise BudgetError("A budget needs a figure: Budget(macs=0.5), say, or Budget(params=1_000_000).")
         for name, value in (("macs", self.macs), ("params", self.params)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            sound = isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
+            if value is not None and not sound:
                 raise BudgetError(f"{name}={value!r} is no budget: give a fraction up to 1.0 or a number above 1.")
-        if not isinstance(self.align, int) or self.align < 1:
+        if isinstance(self.align, bool) or not isinstance(self.align, Integral) or self.align < 1:
             raise BudgetError(f"align={self.align!r} must be a whole number of channels, 1 or more.")
 
     def limits(self, base: Cost) -> Cost:
@@ -46,8 +49,8 @@ class Budget:
             limit, least, full = getattr(limits, name), getattr(lowest, name), getattr(base, name)
             if least > limit:
                 raise BudgetError(
-                    f"The budget {name}={getattr(self, name)} ({limit:,} of {full:,}) cannot be met: with every channel "
-                    f"cut that may be cut, {least:,} remain. The lowest budget that can be met is "
+                    f"The budget {name}={getattr(self, name)} ({limit:,} of {full:,}) cannot be met: with every "
+                    f"channel cut that may be cut, {least:,} remain. The lowest budget that can be met is "
                     f"{name}={_ceil_fraction(least, full)}; scope='all' may allow less."
                 )
 
@@ -59,4 +62,8 @@ def _absolute(value: float | int | None, full: int) -> int:
 
 
 def _ceil_fraction(part: int, whole: int) -> float:
-    return -(-part * 10_000 // whole) / 10_000
+    """The smallest fraction of four digits that, as a budget, lets `part` of `whole` stay."""
+    digits = -(-part * 10_000 // whole)
+    while _absolute(digits / 10_000, whole) < part:  # 0.57 · 100 is 56.99… in binary
+        digits += 1
+    return digits / 10_000

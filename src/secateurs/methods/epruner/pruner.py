@@ -35,12 +35,12 @@ class EPruner(Method):
     damping: float = Field(0.5, ge=0, lt=1, description="λ of eq. 8-9")
     iterations: int = Field(200, ge=1, description="at most so many rounds of messages")
     convergence: int | None = Field(15, ge=1, description="stop after so many rounds without change; None: never")
-    diagonal: bool = Field(True, description="count the zero distance to itself in the median, as the released code does")
+    diagonal: bool = Field(True, description="count the zero distance to itself in the median, as their code does")
     bias: bool = Field(True, description="append a filter's bias to its weights")
 
     def check(self, task: Task) -> None:
         if (self.beta is None) == (task.budget is None):
-            raise ConfigError("epruner needs either beta=… (how hard to prune) or a budget to find it from, and not both.")
+            raise ConfigError("epruner needs either beta=… (how hard to prune) or a budget to find it from, not both.")
 
     def select(self, task: Task) -> Selection:
         widths = task.widths
@@ -71,13 +71,15 @@ def _arrays(found: list[Tensor]) -> list[Array]:
 
 
 def _search(widths: Widths, find: Callable[[float], list[Array]]) -> tuple[float, list[Array]]:
-    """The smallest β whose exemplars fit the budget, and those exemplars with what more of the next smaller β's fits."""
+    """The smallest β whose exemplars fit the budget; those exemplars, and what more of the next smaller β's fits."""
 
     def fits(kept: list[Array]) -> bool:
         return widths.fits(widths.aligned(np.array([len(k) for k in kept])))
 
     low, high = 0.0, 1.0
     more = [np.arange(n) for n in widths.sizes]  # at β → 0 every filter is its own exemplar
+    if fits(more):
+        return low, more
     kept = find(high)
     while not fits(kept):
         if high > 1e6:  # one exemplar a group, and still too many: the budget takes the rest

@@ -16,17 +16,22 @@ def project(task: Task, selection: Mapping[str, np.ndarray], small: nn.Module) -
     """Sparse random projection: each filter's weights are mapped to the smaller number of input channels by a random
     matrix, which keeps distances, instead of dropping the channels that are gone (Li et al., KDD 2006)."""
     generator = task.generator()
-    old = dict(task.model.named_parameters())
-    filters = _kept_filters(task, selection)
+    old, modules = dict(task.model.named_parameters()), dict(small.named_modules())
+    alive, reads = _alive(task, selection)
     with torch.no_grad():
         for name, w in small.named_parameters():
-            before = old[name]
-            if w.ndim < 2 or w.shape[1] == before.shape[1] or name not in filters:
+            axis = reads.get(name)
+            grouped = axis == 0 and getattr(modules[name.rpartition(".")[0]], "groups", 1) > 1
+            if axis is None or axis > 1 or w.ndim < 2 or grouped:
                 continue
-            # (O, C, *kernel) of the filters that stay → (O, C·k) @ (C·k, c·k) → (O, c, *kernel)
-            full = before.detach()[filters[name].to(before.device)].flatten(1).float().cpu()
-            small_dim = math.prod(w.shape[1:])
-            w.copy_((full @ sparse_projection(full.shape[1], small_dim, generator)).view(w.shape))
+            full = old[name].detach()
+            for a, index in alive[name].items():
+                full = full if a == axis else full.index_select(a, index.to(full.device))
+            # (O, C, *kernel) of the filters that stay → (O, C·k) @ (C·k, c·k) → (O, c, *kernel); transposed: (C, O, …)
+            shape = w.shape if axis == 1 else (w.shape[1], w.shape[0], *w.shape[2:])
+            full = (full if axis == 1 else full.transpose(0, 1)).flatten(1).float().cpu()
+            projected = (full @ sparse_projection(full.shape[1], math.prod(shape[1:]), generator)).view(shape)
+            w.copy_(projected if axis == 1 else projected.transpose(0, 1))
 
 
 def sparse_projection(n: int, k: int, generator: torch.Generator) -> Tensor:
@@ -46,23 +51,27 @@ def reset(task: Task, small: nn.Module) -> None:
         for name, module in small.named_modules():
             if name not in touched:
                 continue
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.reset_parameters()
+            own = list(module.parameters(recurse=False))
+            if not any(p.ndim > 1 for p in own):  # a norm, a PReLU: as it was when new
+                if callable(getattr(module, "reset_parameters", None)):
+                    module.reset_parameters()
                 continue
-            for p in module.parameters(recurse=False):
+            for p in own:
                 fan_in = math.prod(p.shape[1:]) if p.ndim > 1 else 0
                 p.copy_(torch.randn(p.shape, generator=generator) * math.sqrt(2 / fan_in)) if fan_in else p.zero_()
 
 
-def _kept_filters(task: Task, selection: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """For each weight that reads or makes channels: the rows (filters) of it that stay."""
-    rows: dict[str, np.ndarray] = {
-        n: np.ones(p.shape[0], dtype=bool) for n, p in task.model.named_parameters() if p.ndim > 1
-    }
+def _alive(task: Task, selection: Mapping[str, np.ndarray]) -> tuple[dict[str, dict[int, Tensor]], dict[str, int]]:
+    """For each parameter that is cut the indices that stay, by axis; and the axis on which it reads channels."""
+    stay: dict[str, dict[int, np.ndarray]] = {}
+    reads: dict[str, int] = {}
     for name, kept in selection.items():
-        group = next(g for g in task.graph.groups if g.name == name)
+        group = task.graph[name]
         gone = np.setdiff1d(np.arange(group.size), kept)
-        for slot in group.slots:
-            if slot.axis == 0 and slot.param in rows:
-                rows[slot.param][slot.index[gone].ravel()] = False
-    return {n: torch.from_numpy(np.flatnonzero(v)) for n, v in rows.items()}
+        for slot in group.slots if len(gone) else ():
+            n = task.graph.shapes[slot.param][slot.axis]
+            mask = stay.setdefault(slot.param, {}).setdefault(slot.axis, np.ones(n, dtype=bool))
+            mask[slot.index[gone].ravel()] = False
+            if slot.consumes:
+                reads[slot.param] = slot.axis
+    return {p: {a: torch.from_numpy(np.flatnonzero(m)) for a, m in axes.items()} for p, axes in stay.items()}, reads
