@@ -31,7 +31,8 @@ def test_trains_cuts_recovers_and_saves(run, job, tmp_path):
     assert card["after"]["macs"] <= 0.5 * card["before"]["macs"]
     assert card["source"] == {"spec": NET, "num_classes": 2}
     assert card["data"]["normalize"] == "imagenet"
-    assert not (tmp_path / "r" / "checkpoints").exists()
+    assert not list((tmp_path / "r").rglob("checkpoints"))
+    assert (tmp_path / "r" / "recover" / "metrics.jsonl").is_file()
     small = sc.load(tmp_path / "r")
     assert sc.count(small, torch.zeros(1, 3, 32, 32)).macs == card["after"]["macs"]
     # and what it pruned can be had again

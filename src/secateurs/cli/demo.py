@@ -73,8 +73,8 @@ def demo(
         say(f"[{i}/{len(chosen)}] {method.name}")
         try:
             rows.add_row(*_row(method, network, data, macs, recover_epochs, seed))
-        except Exception as error:  # the others still get their rows
-            failures.append((method.name, error))
+        except Exception as failure:  # the others still get their rows
+            failures.append((method.name, failure))
             rows.add_row(method.name, *["-"] * 6, "failed")
     console = options.out()
     console.print(f"{SPEC} on scikit-learn's digits")

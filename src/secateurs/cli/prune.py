@@ -77,7 +77,7 @@ def prune(
     macs: Share | None = None,
     params: Share | None = None,
     align: int = 1,
-    scope: Literal["internal", "all"] = "internal",
+    scope: Literal["internal", "all"] | None = None,
     ranking: Literal["global", "layer"] | None = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     allow_inexact: Flag = False,
@@ -130,7 +130,7 @@ def prune(
     align
         keep widths that are multiples of this
     scope
-        internal leaves channels on a shortcut alone, all cuts them too
+        internal leaves channels on a shortcut alone, all cuts them too; by default as the method's paper does
     ranking
         compare channels over the whole network, or cut the same share of every group
     settings
@@ -157,14 +157,15 @@ def prune(
     began = time.perf_counter()
     model_options, data_options = model_options or ModelOptions(), (data_options or DataOptions()).complete()
     recipe = (recover_options or RecoverOptions()).recipe()
+    chosen = configured(method, settings, ranking)
     run = _Run(
         spec=model,
-        method=configured(method, settings, ranking),
+        method=chosen,
         budget=_budget(macs, params, align),
         model=model_options,
         data=data_options,
         recipe=recipe,
-        scope=scope,
+        scope=scope or chosen.default_scope,
         allow_inexact=allow_inexact,
         pretrain=(pretrain_epochs, pretrain_lr),
         folder=RunFolder(out),
@@ -224,7 +225,6 @@ class _Run:
     def go(self, record: dict[str, Any], *, resume: bool, began: float) -> None:
         import secateurs as sc
         from secateurs import artifact
-        from secateurs.training import CheckpointStore
 
         where = options.pick(self.device)
         data = self.data.load(self.seed, where)
@@ -245,11 +245,10 @@ class _Run:
             self.seed,
             allow_inexact=self.allow_inexact,
             report=say,
-            device=where,
             folder=self.folder.folder,
-            checkpoints=CheckpointStore(self.folder.checkpoints),
-            save_seconds=60,
             resume=resume,
+            device=where,
+            save_seconds=60,
             track=self.track,
         )
         card = {
@@ -269,7 +268,7 @@ class _Run:
         from secateurs.surgery import trace
 
         graph = trace(network, inputs, allow_inexact=self.allow_inexact)
-        task = Task(network, graph, self.budget, scope=self.scope, data=data, seed=self.seed)
+        task = Task(network, graph, self.budget, self.scope, data, self.seed, inputs)
         try:
             self.method.check(task)
         except ConfigError as error:
@@ -288,7 +287,7 @@ class _Run:
         if self.folder.pretrained.exists():
             network.load_state_dict(load_state(self.folder.pretrained))
             return network
-        epochs, lr = self.pretrain
+        own, (epochs, lr) = self.folder.folder / "pretrain", self.pretrain
         if epochs is None:
             epochs = usual_epochs(data)
         if epochs > 0:
@@ -299,8 +298,8 @@ class _Run:
                 Recipe(epochs=epochs, lr=lr),
                 seed=self.seed,
                 device=where,
-                folder=self.folder.pretraining,
-                checkpoints=CheckpointStore(self.folder.pretraining / "checkpoints"),
+                folder=own,
+                checkpoints=CheckpointStore(own / "checkpoints"),
                 save_seconds=60,
                 title="pretrain",
             ).fit(resume=resume)

@@ -13,17 +13,15 @@ from typing import Any
 
 from secateurs.errors import ArtifactError, ConfigError
 
-_OWN = ("run.json", "checkpoints", "pretraining", "pretrained.safetensors", "metrics.jsonl")
+PHASES = ("pretrain", "prune", "recover")  # each of them has a folder with its log and, until the end, checkpoints
 
 
 class RunFolder:
-    """`run.json` (settings, finished or not), `checkpoints/`, and in the end the artifact, all in one folder."""
+    """`run.json` (settings, finished or not), the phases' logs and checkpoints, and in the end the artifact."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "run.json"
-        self.checkpoints = folder / "checkpoints"
-        self.pretraining = folder / "pretraining"
         self.pretrained = folder / "pretrained.safetensors"
 
     def check(self, settings: Mapping[str, Any], *, resume: bool, force: bool) -> bool:
@@ -49,34 +47,35 @@ class RunFolder:
         return bool(state and state["finished"])
 
     def writable(self) -> None:
-        """Raise now if the folder, or the one it lies in (saving goes by way of it), takes no files."""
+        """Raise now if the folder takes no files."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ArtifactError(f"{self.folder} is a file: give a folder to write to.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for place in (self.folder, self.folder.parent):
-                tempfile.TemporaryFile(dir=place).close()
+            tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
             raise ArtifactError(f"{self.folder} cannot be written to: {error.strerror or error}.") from error
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Put the settings on record; what an earlier run left goes, but its artifact until the new one is there."""
         if not resume:
-            for name in _OWN:
-                path = self.folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            for name in PHASES:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            self.pretrained.unlink(missing_ok=True)
         self._write(settings, finished=False)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         self._write(settings, finished=True)
-        for path in (self.checkpoints, self.pretraining / "checkpoints"):
-            shutil.rmtree(path, ignore_errors=True)
+        for name in PHASES:
+            shutil.rmtree(self.folder / name / "checkpoints", ignore_errors=True)
 
     def to_lose(self) -> str | None:
         """What of value is in the folder."""
-        if (self.folder / "card.json").exists():
+        from secateurs.artifact import CARD, NEW
+
+        if (self.folder / CARD).exists() or (self.folder / NEW / CARD).exists():
             return "an artifact"
-        if any(self.checkpoints.glob("step-*")) or self.pretrained.exists() or any(self.pretraining.glob("*/step-*")):
+        if self.pretrained.exists() or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in PHASES):
             return "an unfinished run"
         return None
 
