@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,15 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.version import __version__
 from secateurs import artifact, training
 from secateurs.budget import Budget
 from secateurs.channels import Cost
 from secateurs.data import Data
 from secateurs.errors import ArtifactError, ConfigError
 from secateurs.methods.method import Method, Scope, Task, resolve
+from secateurs.methods.pruner import TrainingMethod
 from secateurs.surgery import Plan, apply, trace, verify
-from secateurs.training import Recover
+from secateurs.training import CheckpointStore, Recover
+from secateurs.version import __version__
 from secateurs.zoo import build as build_from_zoo
 
 
@@ -56,7 +60,7 @@ class Result:
         """The record that is saved beside the network, JSON-able."""
         return {
             "source": self.source,
-            "method": {"name": self.method.name, **self.method.model_dump()},
+            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "before": asdict(self.before),
             "cut": asdict(self.cut),
             "after": asdict(self.after),
@@ -77,11 +81,13 @@ def prune(
     budget: Budget | None = None,
     data: Any = None,
     recover: Recover | None = None,
-    scope: Scope = "internal",
+    scope: Scope | None = None,
     seed: int = 0,
     *,
     allow_inexact: bool = False,
     report: Callable[[str], None] = lambda line: None,
+    folder: str | Path | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> Result:
     """Trace, select, cut, verify and (on request) recover. The given model is untouched.
@@ -90,20 +96,29 @@ def prune(
     budget: what may stay; always met, never exceeded.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
     recover: how to train the cut network; None leaves it as cut.
-    scope: "internal" leaves channels that lie on a shortcut alone, "all" cuts them too.
+    scope: "internal" leaves channels that lie on a shortcut alone, "all" cuts them too; None is what the method's paper
+        does ("internal" mostly).
     allow_inexact: also cut channels that a normalisation takes its statistics over (the proof does not hold for them:
         the error in the result is then nan).
     report: gets one line about each stage.
-    options: passed on to the training engine (device, folder, checkpoints, progress …).
+    folder: where training leaves its log and checkpoints, a folder for each phase.
+    resume: go on from the last whole checkpoint in `folder`, if there is one.
+    options: passed on to the training engine (device, progress, save_steps, track …).
 
     Raises BudgetError before any work for a budget that cannot be met, VerificationError for a cut that does not verify.
     """
     chosen = resolve(method)
+    modes = {name: module.training for name, module in model.named_modules()}
     if recover is not None and data is None:
         raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
     source = None if data is None else Data.of(data)
     graph = trace(model, example_inputs, allow_inexact=allow_inexact)
-    task = Task(model, graph, budget, scope=scope, data=source, seed=seed)
+    if isinstance(chosen, TrainingMethod):
+        model = copy.deepcopy(model)
+    task = Task(
+        model, graph, budget, scope=scope or chosen.default_scope, data=source, seed=seed, example_inputs=example_inputs,
+        engine_options=_phase(folder, "prune", options), resume=resume,
+    )  # fmt: skip
     chosen.check(task)
     task.widths.check()
     base = graph.cost()
@@ -121,15 +136,19 @@ def prune(
     history = list(task.history)
     after = cut
     if recover is not None:
-        history += training.recover(small, source, recover, seed=seed, **options)
+        history += training.recover(
+            small, source, recover, seed=seed, resume=resume, **_phase(folder, "recover", options)
+        )
         after = _figures(cost, small, source, options)
-    small.train(model.training)
-    return Result(small, plan, before, cut, after, error, chosen, history, getattr(model, "secateurs_source", None))
+    for name, module in small.named_modules():
+        module.training = modes.get(name, modes[""])
+    return Result(small, plan, before, cut, after, error, chosen, history, _source(model))
 
 
 def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
     model = build_from_zoo(spec, weights, num_classes, **options)
     model.secateurs_source = {"spec": spec, "num_classes": num_classes, **options}  # type: ignore[assignment]
+    model.secateurs_shapes = _shapes(model)  # type: ignore[assignment]
     return model
 
 
@@ -148,6 +167,30 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             raise ArtifactError(f"{folder} does not say how to build its network: pass load({str(folder)!r}, model=…).")
         model = build_from_zoo(**source)
     return artifact.load(folder, model)
+
+
+def _source(model: nn.Module) -> dict[str, Any] | None:
+    """How to build this network anew; None if it did not come from `build`, or is not what it was then."""
+    source = getattr(model, "secateurs_source", None)
+    if not isinstance(source, dict) or getattr(model, "secateurs_shapes", None) != _shapes(model):
+        return None
+    try:
+        return source if json.loads(json.dumps(source)) == source else None
+    except (TypeError, ValueError):  # an option that cannot be written down
+        return None
+
+
+def _shapes(model: nn.Module) -> str:
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()
+
+
+def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The engine's options for one phase of a run."""
+    if folder is None:
+        return options
+    own = Path(folder) / name
+    return {**options, "folder": own, "checkpoints": CheckpointStore(own / "checkpoints")}
 
 
 def _figures(cost: Cost, model: nn.Module, data: Data | None, options: dict[str, Any]) -> Figures:

@@ -30,6 +30,9 @@ class Task:
     scope: Scope = "internal"
     data: Any = None  # a `secateurs.data.Data`, or None
     seed: int = 0
+    example_inputs: Any = None
+    engine_options: Mapping[str, Any] = field(default_factory=dict)  # device, checkpoints, progress … of training
+    resume: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)  # what the method put on record
 
     @property
@@ -56,6 +59,7 @@ class Method(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = ""
+    default_scope: ClassVar[Scope] = "internal"
 
     def __init__(self, **settings: Any) -> None:
         try:
@@ -137,7 +141,7 @@ def methods() -> tuple[str, ...]:
 def resolve(method: str | Method, **settings: Any) -> Method:
     """A configured method from its name and settings; ConfigError with the nearest names if there is none."""
     if isinstance(method, Method):
-        return method.model_copy(update=settings) if settings else method
+        return type(method)(**{**method.model_dump(), **settings}) if settings else method
     if method not in _METHODS:
         raise ConfigError(f"There is no method {method!r}. {nearest(str(method), _METHODS)}")
     return _METHODS[method](**settings)

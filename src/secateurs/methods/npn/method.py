@@ -1,0 +1,228 @@
+"""NPN, the method: settings, and the run that alternates between the pruner network and both networks."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from secateurs import zoo
+from secateurs.channels import trace
+from secateurs.errors import ConfigError
+from secateurs.methods.method import Scope, Selection, Task, register
+from secateurs.methods.npn.control import Controller
+from secateurs.methods.npn.network import PrunerNetwork
+from secateurs.methods.pruner import Pruner, TrainingMethod, keep
+from secateurs.methods.select import meet
+from secateurs.surgery.gates import Gates
+from secateurs.training import Recipe
+
+
+@register("npn")
+class NPN(TrainingMethod):
+    """A pruner network gates the main network's channels (Verma et al., WACV 2020).
+
+    The pruner sees the same images, and answers a gate in [0, 1] for every channel by a scaled sigmoid; λ‖gates‖₁ closes
+    them. Epochs alternate between the pruner alone (the main network frozen) and both. Channels whose mean gate ends below
+    the threshold go; what is left of the others is folded into the weights.
+    """
+
+    default_scope: ClassVar[Scope] = "all"
+
+    lam: float | None = Field(None, gt=0, le=10, description="λ of eq. 3; with a budget it is where control starts")
+    epochs: float = Field(6, gt=0, description="N of algorithm 1: epochs of pruning, half of them the pruner's alone")
+    lr: float = Field(0.01, gt=0, le=10, description="β of eq. 5: learning rate of the main network")
+    pruner_lr: float = Field(1e-3, gt=0, le=10, description="α of eq. 4: learning rate of the pruner network (Adam)")
+    head_lr: float = Field(10.0, gt=0, description="the heads are new, and learn so many times faster")
+    gates: Literal["sample", "batch"] = Field("sample", description="one gate vector for each image, or for each batch")
+    scale: float = Field(30.0, ge=1, description="scale of the sigmoid in the end (30; 50 for ResNet-50 in the paper)")
+    sharpen: float = Field(0.5, gt=0, lt=1, description="share of training after which the scale is raised from 1")
+    schedule: Literal["step", "ramp"] = Field("step", description="raise it at once, or geometrically from there to the end")
+    threshold: float = Field(0.5, gt=0, lt=1, description="a channel dies if its mean gate is below")
+    open: float = Field(2.5, description="bias of the heads at first: all gates start at sigmoid(open)")
+    pruner: str | None = Field(None, description="spec of another network to be the pruner, zoo:resnet20 say")
+    calibration: int = Field(2048, ge=1, description="images over which gates are averaged in the end")
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        if self.lam is None and task.budget is None:
+            raise ConfigError("npn needs lam=… (how hard to prune) or a budget to steer it by.")
+
+    def recipe(self) -> Recipe:
+        return Recipe(epochs=self.epochs, lr=self.lr, schedule="cosine", weight_decay=5e-4)
+
+    def attach(self, task: Task) -> NPNPruner:
+        return NPNPruner(task, self)
+
+
+class NPNPruner(Pruner):
+    """The run. Gates are set in the main network's own forward, from what the pruner says of the same inputs."""
+
+    def __init__(self, task: Task, config: NPN) -> None:
+        super().__init__(task)
+        self.config, self.model = config, task.model
+        self.groups = task.groups
+        self.sizes = [g.size for g in self.groups]
+        base, graph = self.model, task.graph
+        if config.pruner is not None:
+            base = zoo.build(config.pruner).to(next(self.model.parameters()).device)
+            graph = trace(base, task.example_inputs)
+        self.network = PrunerNetwork(base, graph, sum(self.sizes), config.open, task.generator())
+        heads = list(self.network.heads[0].parameters())
+        trunk = [p for p in self.network.parameters() if all(p is not h for h in heads)]
+        self.optimizer = torch.optim.Adam(
+            [{"params": trunk, "lr": config.pruner_lr}, {"params": heads, "lr": config.pruner_lr * config.head_lr}]
+        )
+        self.networks = {"pruner": (self.network, self.optimizer)}
+        self._latest: Tensor | None = None
+        self.norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.widths = task.widths
+        goal = 1.0
+        if task.budget is not None:
+            limits = task.budget.limits(self.widths.base)
+            goal = min(limits.macs / self.widths.base.macs, limits.params / self.widths.base.params)
+        self.lam = config.lam or 1e-3
+        self.controller = Controller(self.lam, goal, 0.9 * config.sharpen) if task.budget is not None else None
+        self.logits = torch.full((sum(self.sizes),), config.open)  # mean over images and lately seen batches
+        self._gate: Tensor | None = None
+        self.gates = Gates(self.model, self.groups).attach()
+        # Before the gates' own hook, so that they are set when it looks.
+        self._handle = self.model.register_forward_pre_hook(self._set_gates, with_kwargs=True, prepend=True)
+        self._phase()
+
+    # -- the forward pass ---------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        return self.steps / self.total if self.total else 0.0
+
+    @property
+    def sharpness(self) -> float:
+        """Scale a of the sigmoid 1 / (1 + exp(-a·x)), which pulls gates to 0 and 1 in the end (sec. 4.1)."""
+        over = (self.progress - self.config.sharpen) / (1 - self.config.sharpen)
+        if over < 0:
+            return 1.0
+        return self.config.scale if self.config.schedule == "step" else self.config.scale ** min(1.0, over)
+
+    @property
+    def alone(self) -> bool:
+        """Epochs alternate: the pruner alone in the even ones, both in the odd (algorithm 1)."""
+        return (self.steps // self.epoch_steps) % 2 == 0
+
+    def _set_gates(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if not model.training:
+            self.network.eval()
+        elif not self.network.training:
+            self.network.train()
+        if model.training and self.alone:
+            for norm in self.norms:  # frozen, statistics and all
+                norm.training = False
+        part = self.wrapped.get("pruner")
+        logits = (self.network if part is None else part.net)(*args, **kwargs).float()  # (N, channels)
+        if self.config.gates == "batch":
+            logits = logits.mean(0)
+        gate = torch.sigmoid(self.sharpness * logits)
+        self.gates.flat(gate)
+        if model.training:
+            self._gate = gate
+            self._latest = logits.detach().mean(0) if logits.ndim == 2 else logits.detach()
+
+    def penalty(self) -> Tensor | float:
+        """λ‖gates‖₁, the mean over the images of the batch (eq. 3)."""
+        if self._gate is None:
+            return 0.0
+        gate, self._gate = self._gate, None
+        rows = gate if gate.ndim == 2 else gate[None]
+        return self.lam * rows.sum(1).mean()
+
+    # -- after each step ----------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        if self._latest is not None:
+            self.logits.lerp_(self.mean(self._latest).to(self.logits), 0.1)
+        if self.controller is not None:
+            self.lam = self.controller.update(self._open_cost(), self.progress)
+        self._phase()
+
+    def _phase(self) -> None:
+        for p in self.trainable:
+            p.requires_grad_(not self.alone)
+
+    def _open_cost(self) -> float:
+        """Share of the budgeted cost that is still open, counting a gate near the threshold in part: so the cost moves
+        before a gate has crossed it, and λ can answer in time."""
+        share = torch.sigmoid(2.5 * self.logits)
+        widths = np.array([float(s.sum()) for s in share.split(self.sizes)])
+        cost = self.widths.cost(np.maximum(widths, self.widths.least))
+        budget = self.task.budget
+        assert budget is not None
+        shares = [cost.macs / self.widths.base.macs] if budget.macs is not None else []
+        shares += [cost.params / self.widths.base.params] if budget.params is not None else []
+        return max(shares)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> Selection:
+        means, undecided, disagree = self._calibrate()
+        self._handle.remove()
+        self.gates.detach()
+        for p in self.trainable:
+            p.requires_grad_(True)
+        scores = {g.name: s.numpy() for g, s in zip(self.groups, means.split(self.sizes), strict=True)}
+        if self.task.budget is None:
+            selection = keep(scores, self.config.threshold)
+        else:
+            selection = meet(self.widths, scores)
+        self.task.note(
+            event="gates", undecided=round(undecided, 4), disagree=round(disagree, 4), lam=self.lam,
+            closed=int((means < self.config.threshold).sum()), of=len(means),
+        )  # fmt: skip
+        self._fold(scores, selection)
+        return selection
+
+    @torch.no_grad()
+    def _calibrate(self) -> tuple[Tensor, float, float]:
+        """Mean gate of each channel over calibration images, the share of gates in (0.1, 0.9), and how often an image's
+        gate is on the other side of the threshold than the mean."""
+        self.model.eval()
+        self.network.eval()
+        device = next(self.model.parameters()).device
+        seen: list[Tensor] = []
+        for inputs, _ in self.task.data.batches("train"):
+            logits = self.network(inputs.to(device)).float()
+            if self.config.gates == "batch":
+                logits = logits.mean(0, keepdim=True)
+            seen.append(torch.sigmoid(self.sharpness * logits).cpu())
+            if sum(map(len, seen)) >= self.config.calibration:
+                break
+        gates = torch.cat(seen)  # (N, channels)
+        means = self.mean(gates.double().mean(0))
+        undecided = ((gates > 0.1) & (gates < 0.9)).double().mean()
+        t = self.config.threshold
+        disagree = ((gates < t) != (means < t)).double().mean()
+        return means, float(undecided), float(disagree)
+
+    def _fold(self, scores: dict[str, np.ndarray], selection: Selection) -> None:
+        """Surviving gates become part of the weights that read their channels."""
+        factors = {}
+        for name, s in scores.items():
+            alive = np.zeros(len(s))
+            alive[selection[name]] = s[selection[name]]
+            factors[name] = torch.from_numpy(alive).float()
+        self.gates.fold_(factors)
+
+    def state(self) -> dict[str, Any]:
+        control = None if self.controller is None else self.controller.base
+        return {**super().state(), "lam": self.lam, "logits": self.logits, "control": control}
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self.lam, self.logits = state["lam"], state["logits"]
+        if self.controller is not None:
+            self.controller.base = state["control"]
+        self._phase()

@@ -1,0 +1,72 @@
+"""The pruner network: a network whose classifier is replaced by one head per channel group of the main network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.channels import ChannelGraph
+from secateurs.errors import ConfigError
+
+OUTPUT = "reaches the model's output"
+
+
+class Heads(nn.Linear):
+    """All heads side by side: features (N, D, *) → logits (N, channels), one column for each channel that is gated.
+
+    Weights start small and biases at `open`, so that at first all gates are nearly the same and well open: zero logits
+    would halve every feature map of a trained network.
+    """
+
+    def __init__(self, features: int, channels: int, open: float, generator: torch.Generator) -> None:
+        super().__init__(features, channels)
+        with torch.no_grad():
+            self.weight.copy_(torch.randn(channels, features, generator=generator) * 0.01)
+            self.bias.fill_(open)
+        self.logits: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.flatten(2).mean(2) if x.ndim > 2 else x
+        self.logits = super().forward(pooled)
+        # What follows a convolutional classifier wants maps, and is not ours to read.
+        return self.logits if x.ndim == 2 else self.logits.view(*self.logits.shape, *[1] * (x.ndim - 2))
+
+
+class PrunerNetwork(nn.Module):
+    """`base` with heads for so many channels in the place of its classifier; answers logits (N, channels)."""
+
+    def __init__(self, base: nn.Module, graph: ChannelGraph, channels: int, open: float, generator: torch.Generator) -> None:
+        super().__init__()
+        name, features = classifier(base, graph)
+        self.net = copy.deepcopy(base)
+        self.heads = [Heads(features, channels, open, generator)]  # in a list: registered once, within the network
+        parent, _, leaf = name.rpartition(".")
+        device = next(base.parameters()).device
+        setattr(self.net.get_submodule(parent), leaf, self.heads[0].to(device))
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        self.net(*inputs, **named)
+        logits = self.heads[0].logits
+        assert logits is not None
+        self.heads[0].logits = None
+        return logits
+
+
+def classifier(model: nn.Module, graph: ChannelGraph) -> tuple[str, int]:
+    """Name and input features of the layer that makes the network's output.
+
+    Raises ConfigError where that is no single linear or convolutional layer.
+    """
+    modules = dict(model.named_modules())
+    for group in reversed(graph.groups):
+        if group.reason == OUTPUT:
+            for name in reversed(group.producers):
+                module = modules.get(name)
+                if isinstance(module, nn.Linear):
+                    return name, module.in_features
+                if isinstance(module, nn.modules.conv._ConvNd):
+                    return name, module.in_channels
+    raise ConfigError("The pruner needs a network that ends in a linear or convolutional classifier, to put its heads there.")

@@ -1,0 +1,140 @@
+"""Methods that prune while training: a `Pruner` is attached to a model, stepped after each batch, and asked for a plan."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateurs.errors import ConfigError
+from secateurs.methods.method import Method, Selection, Task
+from secateurs.training import Engine, Hook, Part, Recipe
+
+
+class Pruner:
+    """A pruning run in progress on `task.model`. Step-based, so that it goes along with any loop:
+
+        loss = criterion(model(x), y) + pruner.penalty()
+        loss.backward(); optimizer.step(); optimizer.zero_grad()
+        pruner.step()
+
+    networks: networks of its own by name, each with the optimizer that trains it. Whoever runs the loop steps them: the
+    engine does, and `step` does in a loop of the user's.
+    """
+
+    networks: Mapping[str, tuple[nn.Module, Optimizer]] = {}
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.steps = 0  # optimizer steps taken
+        self.total = 0  # steps to take
+        self.epoch_steps = 1
+        self.wrapped: Mapping[str, Part] = {}  # the networks as the engine runs them, on several processes say
+        self.mean: Callable[[Tensor], Tensor] = lambda x: x  # over all processes
+
+    def begin(self, total: int, epoch_steps: int) -> None:
+        """How long the run will be, in optimizer steps, and how many of them make an epoch."""
+        self.total, self.epoch_steps = total, max(1, epoch_steps)
+
+    def penalty(self) -> Tensor | float:
+        """To be added to the loss of the batch that the model has just seen."""
+        return 0.0
+
+    def step(self, *, own: bool = True) -> None:
+        """After each optimizer step. own: also step the pruner's own networks."""
+        if own:
+            for network, optimizer in self.networks.values():
+                optimizer.step()
+                optimizer.zero_grad()
+        self.steps += 1
+        self.advance()
+
+    def advance(self) -> None:
+        """What the method does after step number `steps`."""
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to do."""
+        return 0 < self.total <= self.steps
+
+    @abstractmethod
+    def finish(self) -> Selection:
+        """Take everything off the model that was attached to it, and say which channels stay. The model's weights are
+        then those that the plan is for."""
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+
+class PrunerHook(Hook):
+    """A pruner in the engine's loop."""
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.pruner = pruner
+
+    def start(self, engine: Engine) -> None:
+        if engine.total is None:
+            raise ConfigError(f"{self.pruner.task.name} must know how long it trains: give its data a length, or steps=….")
+        networks = self.pruner.networks.items()
+        self.pruner.wrapped = {name: engine.add_network(name, net, optimizer) for name, (net, optimizer) in networks}
+        self.pruner.mean = lambda x: engine.sum(x.to(engine.device)).to(x.device) / engine.world
+        self.pruner.begin(engine.total, engine.per_epoch or 1)
+
+    def loss(self, engine: Engine, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
+        return loss + self.pruner.penalty()
+
+    def after_step(self, engine: Engine) -> None:
+        trainable = [p.requires_grad for p in engine.model.parameters()]
+        self.pruner.step(own=False)
+        if trainable != [p.requires_grad for p in engine.model.parameters()]:
+            engine.rebind()
+
+    def done(self, engine: Engine) -> bool:
+        return self.pruner.done
+
+    def state(self) -> dict[str, Any]:
+        return self.pruner.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.pruner.load(state)
+
+
+class TrainingMethod(Method):
+    """A method that prunes while training. `select` runs it on the engine; `attach` gives it to a loop of the user's."""
+
+    def recipe(self) -> Recipe:
+        """How the network trains meanwhile."""
+        raise NotImplementedError
+
+    def attach(self, task: Task) -> Pruner:
+        """Start pruning `task.model`, in place."""
+        raise NotImplementedError
+
+    def check(self, task: Task) -> None:
+        if task.data is None:
+            raise ConfigError(f"{self.name} prunes while training: pass data=….")
+
+    def select(self, task: Task) -> Selection:
+        pruner = self.attach(task)
+        engine = Engine(
+            task.model, task.data, self.recipe(), hooks=[PrunerHook(pruner)], seed=task.seed, title=self.name,
+            **task.engine_options,
+        )  # fmt: skip
+        task.history.extend(engine.fit(resume=task.resume))
+        return pruner.finish()
+
+
+def keep(scores: Mapping[str, np.ndarray], threshold: float) -> Selection:
+    """Channels with a score of at least the threshold; of a group without any, the best one."""
+    found: Selection = {}
+    for name, s in scores.items():
+        kept = np.flatnonzero(s >= threshold)
+        found[name] = kept if len(kept) else np.array([int(s.argmax())])
+    return found
