@@ -109,6 +109,8 @@ def _slices(model: nn.Module, plan: Plan) -> list[tuple[Tensor, Tensor]]:
 
 
 def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor]) -> dict[Tensor, dict[str, Any]]:
+    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+        raise PlanError("LBFGS keeps one history for all parameters: cut without it and make a new optimizer.")
     states = {}
     for name, axes in plan.kept.items():
         p = params[name]

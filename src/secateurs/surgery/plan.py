@@ -19,6 +19,11 @@ from secateurs.errors import PlanError
 
 VERSION = 1
 Kept = tuple[int, ...]
+# The attributes of modules that a plan may set; nothing else is taken from a file.
+REWRITTEN = frozenset({
+    "embedding_dim", "groups", "in_channels", "in_features", "normalized_shape", "num_channels", "num_embeddings",
+    "num_features", "num_groups", "num_parameters", "out_channels", "out_features",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,14 @@ class Plan:
                 raise PlanError(
                     f"The plan expects {name} of shape {shape}, this model has {tuple(own[name].shape)}: "
                     f"it was made for another network, or this one is cut already."
+                )
+
+        modules = dict(model.named_modules())
+        for module, attribute in self.attributes:
+            if not hasattr(modules.get(module), attribute):
+                raise PlanError(
+                    f"The plan rewrites {attribute} of {module or 'the model'}, which this model does not have: "
+                    f"it was made for another network."
                 )
 
     def to_json(self) -> str:
@@ -93,16 +106,24 @@ class Plan:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"The plan lacks a part or has one of the wrong kind: {error!r}.") from None
-        plan._check_indices()
+        plan._check_content()
         return plan
 
-    def _check_indices(self) -> None:
+    def _check_content(self) -> None:
         for param, axes in self.kept.items():
             shape = self.shapes.get(param)
             for axis, index in axes.items():
                 if shape is None or not 0 <= axis < len(shape):
                     raise PlanError(f"The plan cuts axis {axis} of {param}, whose shape it gives as {shape}.")
-                _checked(index, shape[axis], f"axis {axis} of {param}")
+                if _checked(index, shape[axis], f"axis {axis} of {param}").tolist() != list(index):
+                    raise PlanError(f"Kept channels of axis {axis} of {param} are not in rising order.")
+        for param, axis in self.consumes:
+            if axis not in self.kept.get(param, ()):
+                raise PlanError(f"The plan masks axis {axis} of {param}, which it does not cut.")
+        for (module, attribute), value in self.attributes.items():
+            sizes = value if isinstance(value, tuple) else (value,)
+            if attribute not in REWRITTEN or not all(type(n) is int and n > 0 for n in sizes):
+                raise PlanError(f"The plan sets {module}.{attribute} to {value!r}, which is none of a cut's business.")
 
 
 class PrunableGraph(ChannelGraph):
@@ -164,10 +185,15 @@ def _only_inexact(group: ChannelGroup) -> bool:
 
 def _checked(wanted: Iterable[int], n: int, where: str) -> np.ndarray:
     """Kept indices as a sorted array, or PlanError."""
-    index = np.asarray(list(wanted))
+    try:
+        index = np.asarray(list(wanted))
+    except (TypeError, ValueError):  # no iterable, or a ragged one
+        raise PlanError(f"Kept channels of {where} must be a list of integers, not {wanted!r:.80}.") from None
     if index.size == 0:
         raise PlanError(f"Nothing would be left of {where}: keep at least one of its {n} channels.")
-    if index.ndim != 1 or index.dtype.kind not in "iu":
+    if index.ndim != 1:
+        raise PlanError(f"Kept channels of {where} must be a flat list of integers, not {index.ndim}-dimensional.")
+    if index.dtype.kind not in "iu":
         raise PlanError(f"Kept channels of {where} must be integers, not {index.dtype}.")
     index = np.sort(index.astype(np.int64))
     if index[0] < 0 or index[-1] >= n:

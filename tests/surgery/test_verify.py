@@ -1,0 +1,142 @@
+"""The proof: it passes what is right, and refuses what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secateurs.errors import VerificationError
+from secateurs.surgery import Plan, trace, verify
+from tests.networks import CASES, Net, conv, half, head, image
+
+
+def planned(model: nn.Module, inputs: Any, **options: Any) -> Plan:
+    graph = trace(model, inputs, **options)
+    return graph.plan(half(graph))
+
+
+def changed(plan: Plan, param: str, axis: int, kept: tuple[int, ...]) -> Plan:
+    axes = {p: dict(a) for p, a in plan.kept.items()}
+    axes[param][axis] = kept
+    return dataclasses.replace(plan, kept=axes)
+
+
+def test_a_good_plan_passes_and_the_model_is_left_alone() -> None:
+    model = CASES["chain"].make().train()
+    model.na.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    error = verify(model, planned(model, image()), image())
+    assert isinstance(error, float)
+    assert 0 <= error <= 1e-5
+    assert model.training
+    assert not model.na.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_keeping_nothing_less_is_no_difference() -> None:
+    model = CASES["chain"].make()
+    assert verify(model, trace(model, image()).plan({}), image()) == 0
+
+
+@pytest.mark.parametrize(
+    ("param", "axis", "kept"),
+    [("a.weight", 0, (0, 1, 2, 4)), ("b.weight", 1, (0, 1, 2, 4)), ("na.running_mean", 0, (0, 1, 2, 4))],
+)  # fmt: skip
+def test_one_wrong_channel_is_found(param: str, axis: int, kept: tuple[int, ...]) -> None:
+    model = CASES["chain"].make()
+    plan = trace(model, image()).plan({"a": [0, 1, 2, 3]})
+    with pytest.raises(
+        VerificationError, match=r"differs from the masked one by \d\.\de[-+]\d\d of the output's range"
+    ):
+        verify(model, changed(plan, param, axis, kept), image())
+
+
+def test_a_cut_that_does_not_run_is_found() -> None:
+    model = CASES["chain"].make()
+    plan = trace(model, image()).plan({"a": [0, 1, 2, 3]})
+    with pytest.raises(VerificationError, match="The sliced network does not run: RuntimeError"):
+        verify(model, changed(plan, "b.weight", 1, (0, 1, 2)), image())
+
+
+def test_the_tolerance_counts() -> None:
+    model = CASES["dense_head"].make()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    plan = planned(model, image())
+    assert verify(model, plan, image(), tolerance=1e-5) <= 1e-5
+    with pytest.raises(VerificationError, match="at most -1e"):
+        verify(model, plan, image(), tolerance=-1.0)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "group_norm", "efficient_channel_attention", "unit_length"])
+def test_inexact_plans_do_not_pass(name: str) -> None:
+    model = CASES[name].make()
+    plan = planned(model, image(), allow_inexact=True)
+    with pytest.raises(
+        VerificationError, match=r"differs from the masked one.* a normalisation takes its statistics over"
+    ):
+        verify(model, plan, image())
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_half_precision_is_compared_in_single(name: str) -> None:
+    case = CASES[name]
+    model = case.make()
+    assert verify(model, planned(model, case.inputs()), case.inputs()) <= 1e-5
+    assert model.a.weight.dtype == case.inputs().dtype
+
+
+def test_a_width_in_a_formula_is_found() -> None:
+    """No label can tell that an activation is divided by its number of channels."""
+    model = Net(lambda s, x: (lambda y: s.h(y / y.shape[1]))(s.a(x)), a=conv(3, 8), h=head(8)).eval()
+    with pytest.raises(VerificationError, match="differs"):
+        verify(model, planned(model, image()), image())
+
+
+def test_a_network_that_only_runs_in_single_precision() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x)
+        return s.h(
+            F.conv2d(y.flatten(0, 1)[:, None], torch.full((1, 1, 3, 3), 0.1)).view(y.shape[0], -1, 10, 10) / s.d(y)
+        )
+
+    model = Net(run, a=conv(3, 8), h=head(8), d=Width()).eval()
+    plan = planned(model, image())
+    with pytest.raises(VerificationError, match="differs"):  # and not "expected scalar type Double but found Float"
+        verify(model, plan, image())
+
+
+class Width(nn.Module):
+    def forward(self, x: Tensor) -> int:
+        return x.shape[1]
+
+
+def test_outputs_of_any_kind_are_compared() -> None:
+    def run(s: Any, x: Tensor) -> dict[str, Any]:
+        y = s.h(s.b(s.a(x)))
+        return {"class": y.argmax(1), "scores": [y, (y.softmax(1),)], "name": "net", "none": None}
+
+    model = Net(run, a=conv(3, 8), b=conv(8, 6), h=head(6)).eval()
+    plan = trace(model, image()).plan({"a": [0, 1, 2, 3]})
+    assert verify(model, plan, image()) <= 1e-5
+    with pytest.raises(VerificationError, match="differs"):
+        verify(model, changed(plan, "b.weight", 1, (4, 5, 6, 7)), image())
+
+
+def test_infinite_outputs_prove_nothing() -> None:
+    model = CASES["chain"].make()
+    plan = planned(model, image())
+    with pytest.raises(VerificationError, match="not finite"):
+        verify(model, plan, image() * float("inf"))
+
+
+def test_inputs_that_do_not_fit() -> None:
+    model = CASES["chain"].make()
+    with pytest.raises(VerificationError, match="The model does not run on these example inputs"):
+        verify(model, planned(model, image()), image(channels=4))
