@@ -1,6 +1,6 @@
 """Cut whole filters, channels and stripes out of trained CNNs, and prove that nothing else changed."""
 
-from secateurs.api import Figures, Result, build, load, prune
+from secateurs.api import Figures, Result, attach, build, load, prune
 from secateurs.budget import Budget
 from secateurs.channels import ChannelGraph, ChannelGroup, Cost, count, register_rule
 from secateurs.data import Data
@@ -16,7 +16,7 @@ from secateurs.errors import (
     TrainingError,
     VerificationError,
 )
-from secateurs.methods import L1, L2, BNScale, EPruner, Index, Method, Random, methods
+from secateurs.methods import L1, L2, NPN, BNScale, EPruner, Index, Method, Random, methods
 from secateurs.surgery import Plan, apply, cut_, mask, trace, verify
 from secateurs.training import Recover
 from secateurs.version import __version__
@@ -24,6 +24,7 @@ from secateurs.version import __version__
 __all__ = [
     "L1",
     "L2",
+    "NPN",
     "ArtifactError",
     "BNScale",
     "Budget",
@@ -50,6 +51,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "apply",
+    "attach",
     "build",
     "count",
     "cut_",

@@ -20,7 +20,7 @@ from secateurs.channels import Cost
 from secateurs.data import Data
 from secateurs.errors import ArtifactError, ConfigError
 from secateurs.methods.method import Method, Scope, Task, resolve
-from secateurs.methods.pruner import TrainingMethod
+from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.surgery import Plan, apply, trace, verify
 from secateurs.training import CheckpointStore, Recover
 from secateurs.version import __version__
@@ -112,26 +112,27 @@ def prune(
     if recover is not None and data is None:
         raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
     source = None if data is None else Data.of(data)
-    graph = trace(model, example_inputs, allow_inexact=allow_inexact)
     if isinstance(chosen, TrainingMethod):
         model = copy.deepcopy(model)
-    task = Task(
-        model, graph, budget, scope=scope or chosen.default_scope, data=source, seed=seed, example_inputs=example_inputs,
+    task = _task(
+        model, example_inputs, chosen, budget, scope, data=source, seed=seed, allow_inexact=allow_inexact,
         engine_options=_phase(folder, "prune", options), resume=resume,
     )  # fmt: skip
-    chosen.check(task)
-    task.widths.check()
-    base = graph.cost()
+    graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
     before = _figures(base, model, source, options)
     selection = chosen.select(task)
     plan = graph.plan(selection, allow_inexact=allow_inexact)
     cost = graph.cost({name: len(kept) for name, kept in plan.groups.items()})
-    report(f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters")
+    report(
+        f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
+    )
     error = verify(model, plan, example_inputs) if plan.exact else float("nan")
     small = apply(model, plan)
     chosen.initialise(task, selection, small)
-    report(f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)")
+    report(
+        f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
+    )
     cut = _figures(cost, small, source, options)
     history = list(task.history)
     after = cut
@@ -153,6 +154,35 @@ def build(spec: str, weights: str | Path | None = None, num_classes: int | None 
 
 
 build.__doc__ = build_from_zoo.__doc__
+
+
+def attach(
+    model: nn.Module,
+    example_inputs: Any,
+    method: str | TrainingMethod,
+    budget: Budget | None = None,
+    *,
+    steps: int,
+    epoch_steps: int,
+    data: Any,
+    scope: Scope | None = None,
+    seed: int = 0,
+    allow_inexact: bool = False,
+) -> Pruner:
+    """Prune in a training loop of your own, in place; see `Pruner` for the loop.
+
+    steps, epoch_steps: optimizer steps that the loop will take, and how many of them make an epoch.
+    data: the training batches once more, for what a method must measure before or after.
+    """
+    chosen = resolve(method)
+    if not isinstance(chosen, TrainingMethod):
+        raise ConfigError(f"{chosen.name} does not prune while training: call prune(…) instead.")
+    task = _task(
+        model, example_inputs, chosen, budget, scope, data=Data.of(data), seed=seed, allow_inexact=allow_inexact
+    )
+    pruner = chosen.attach(task)
+    pruner.begin(steps, epoch_steps)
+    return pruner
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -183,6 +213,18 @@ def _source(model: nn.Module) -> dict[str, Any] | None:
 def _shapes(model: nn.Module) -> str:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()
+
+
+def _task(
+    model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, *,
+    allow_inexact: bool, **rest: Any,
+) -> Task:  # fmt: skip
+    """Trace, and refuse before any work what cannot be done."""
+    graph = trace(model, example_inputs, allow_inexact=allow_inexact)
+    task = Task(model, graph, budget, scope or method.default_scope, example_inputs=example_inputs, **rest)
+    method.check(task)
+    task.widths.check()
+    return task
 
 
 def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+
 from secateurs.channels.cost import CostModel
 from secateurs.channels.graph import ChannelGroup, Slot
 from secateurs.channels.labels import CONSUMED, PRODUCED, SHORTCUT, Classes

@@ -6,6 +6,7 @@ Label 0 stands for "no channel": a constant, padding, the model's input. What me
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,8 +74,9 @@ class LabelSpace:
         return len(self._edges), len(self._frozen), len(self._inexact), len(self._marks)
 
     def back(self, point: tuple[int, ...]) -> None:
-        for events, length in zip((self._edges, self._frozen, self._inexact, self._marks), point, strict=True):
-            del events[length:]
+        events: tuple[list[Any], ...] = (self._edges, self._frozen, self._inexact, self._marks)
+        for recorded, length in zip(events, point, strict=True):
+            del recorded[length:]
 
     def solve(self) -> Classes:
         root = components(self.size, self._edges)

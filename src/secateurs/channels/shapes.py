@@ -108,7 +108,9 @@ def pool(x: Tensor, kernel: Any, stride: Any = (), pad: Any = (0,), *rest: Any) 
     return empty(x, (*x.shape[:2], *sizes)) if min(sizes) > 0 else None
 
 
-def max_pool(x: Tensor, kernel: Any, stride: Any = (), pad: Any = (0,), dilation: Any = (1,), ceil: bool = False) -> Any:
+def max_pool(
+    x: Tensor, kernel: Any, stride: Any = (), pad: Any = (0,), dilation: Any = (1,), ceil: bool = False
+) -> Any:
     if ceil or any(d != 1 for d in dilation):
         return None
     out = pool(x, kernel, stride, pad)

@@ -97,7 +97,7 @@ class Tracer(TorchDispatchMode):
         return out
 
     def _unknown(self, *args: Any, **kwargs: Any) -> None:
-        tensors = [x for x in pytree.tree_leaves((args[1:] if args and args[0] is self else args, kwargs))]
+        tensors = list(pytree.tree_leaves((args[1:] if args and args[0] is self else args, kwargs)))
         for x in tensors:
             if isinstance(x, Tensor):
                 self.freeze(self.labels(x), f"op {self.op_name} has no rule")
@@ -302,12 +302,15 @@ def _caller() -> str:
 
 
 @contextmanager
-def swapped(model: nn.Module, tensors: Mapping[int, Tensor], rewrites: Mapping[tuple[str, str], Any] = {}) -> Iterator[None]:
+def swapped(
+    model: nn.Module, tensors: Mapping[int, Tensor], rewrites: Mapping[tuple[str, str], Any] = {}
+) -> Iterator[None]:
     """The model with other tensors in the place of its own (by id) and other attributes, in eval mode without
     gradients; on exit every module is as it was, whatever its forward stored on it."""
     modules = dict(model.named_modules(remove_duplicate=False))
     saved = [
-        (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in {id(m): m for m in modules.values()}.values()
+        (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers))
+        for m in {id(m): m for m in modules.values()}.values()
     ]
     try:
         for m, _, parameters, buffers in saved:
@@ -315,7 +318,7 @@ def swapped(model: nn.Module, tensors: Mapping[int, Tensor], rewrites: Mapping[t
             for own, old in ((m._parameters, parameters), (m._buffers, buffers)):
                 for name, x in old.items():
                     if x is not None and id(x) in tensors:
-                        own[name] = tensors[id(x)]  # type: ignore[assignment]
+                        own[name] = tensors[id(x)]
         for (name, attribute), value in rewrites.items():
             modules[name].__dict__[attribute] = value
         with torch.no_grad():
@@ -324,6 +327,6 @@ def swapped(model: nn.Module, tensors: Mapping[int, Tensor], rewrites: Mapping[t
         for m, attributes_before, parameters, buffers in saved:
             for own, old in ((m._parameters, parameters), (m._buffers, buffers)):
                 own.clear()
-                own.update(old)  # type: ignore[arg-type]
+                own.update(old)
             m.__dict__.clear()
             m.__dict__.update(attributes_before)

@@ -216,7 +216,9 @@ class _Trace:
 
     def _sliced(self, x: Tensor, axes: Mapping[int, Array]) -> Tensor:
         if self.meta:
-            return torch.empty([len(axes.get(a, range(n))) for a, n in enumerate(x.shape)], dtype=x.dtype, device="meta")
+            return torch.empty(
+                [len(axes.get(a, range(n))) for a, n in enumerate(x.shape)], dtype=x.dtype, device="meta"
+            )
         for a, index in axes.items():
             x = x.index_select(a, torch.from_numpy(index).to(x.device))
         return x

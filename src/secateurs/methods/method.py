@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from secateurs.budget import Budget
-from secateurs.channels import ChannelGraph, ChannelGroup
+from secateurs.channels import ChannelGroup
 from secateurs.errors import ConfigError, nearest
 from secateurs.methods.select import Widths, meet
+from secateurs.surgery import PrunableGraph
 
 Scope = Literal["internal", "all"]
 Selection = dict[str, np.ndarray]  # group name → kept channels, sorted; groups left out stay whole
@@ -25,7 +26,7 @@ class Task:
     """All that a method may look at."""
 
     model: nn.Module
-    graph: ChannelGraph
+    graph: PrunableGraph
     budget: Budget | None
     scope: Scope = "internal"
     data: Any = None  # a `secateurs.data.Data`, or None

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from secateurs.errors import ConfigError
 from secateurs.methods.method import Method, Selection, Task
+from secateurs.surgery import Plan
 from secateurs.training import Engine, Hook, Part, Recipe
 
 
@@ -21,6 +22,8 @@ class Pruner:
         loss = criterion(model(x), y) + pruner.penalty()
         loss.backward(); optimizer.step(); optimizer.zero_grad()
         pruner.step()
+        if pruner.done: break
+    secateurs.cut_(model, pruner.plan(), optimizer)
 
     networks: networks of its own by name, each with the optimizer that trains it. Whoever runs the loop steps them: the
     engine does, and `step` does in a loop of the user's.
@@ -47,7 +50,7 @@ class Pruner:
     def step(self, *, own: bool = True) -> None:
         """After each optimizer step. own: also step the pruner's own networks."""
         if own:
-            for network, optimizer in self.networks.values():
+            for _network, optimizer in self.networks.values():
                 optimizer.step()
                 optimizer.zero_grad()
         self.steps += 1
@@ -66,7 +69,12 @@ class Pruner:
         """Take everything off the model that was attached to it, and say which channels stay. The model's weights are
         then those that the plan is for."""
 
+    def plan(self) -> Plan:
+        """`finish`, as a plan: apply it to the model, or cut the model in place with its optimizer."""
+        return self.task.graph.plan(self.finish(), allow_inexact=True)
+
     def state(self) -> dict[str, Any]:
+        """What `load` needs to go on in another process: tensors and JSON-able values."""
         return {"steps": self.steps}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -81,7 +89,9 @@ class PrunerHook(Hook):
 
     def start(self, engine: Engine) -> None:
         if engine.total is None:
-            raise ConfigError(f"{self.pruner.task.name} must know how long it trains: give its data a length, or steps=….")
+            raise ConfigError(
+                f"{type(self.pruner).__name__} must know how long it trains: give its data a length, or steps=…."
+            )
         networks = self.pruner.networks.items()
         self.pruner.wrapped = {name: engine.add_network(name, net, optimizer) for name, (net, optimizer) in networks}
         self.pruner.mean = lambda x: engine.sum(x.to(engine.device)).to(x.device) / engine.world

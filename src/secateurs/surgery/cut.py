@@ -54,9 +54,7 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
             new[id(p)].grad = take(p.grad, plan.kept[name])
     for module in model.modules():
         for own in (module._parameters, module._buffers):
-            for key, p in own.items():
-                if p is not None and id(p) in new:
-                    own[key] = new[id(p)]  # type: ignore[assignment]
+            own.update({key: new[id(p)] for key, p in own.items() if id(p) in new})  # type: ignore[misc]
     _rewrite(model, plan)
     if optimizer is not None:
         for group in optimizer.param_groups:
@@ -148,6 +146,7 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     new = module.__class__.__new__(module.__class__)
     memo[id(module)] = new
     for key, value in module.__dict__.items():
+        copied: Any
         if isinstance(value, _ATOMS):
             copied = value
         elif key == "_modules":

@@ -168,7 +168,9 @@ class Gates:
                 f"its group out."
             )
         source = torch.from_numpy(self._sources[param, axis]).to(x.device)
-        v = self._flat[:, source.repeat(x.shape[at] // len(source))].to(x)  # (N, channels); a grouped conv reads them in turn
+        v = self._flat[:, source.repeat(x.shape[at] // len(source))].to(
+            x
+        )  # (N, channels); a grouped conv reads them in turn
         shape = [n if a == 0 else -1 if a == at else 1 for a, n in enumerate(x.shape)]
         return (x * v.view(shape), *args[1:])
 

@@ -95,9 +95,8 @@ def split(t: Tracer, labels: np.ndarray, axes: list[int]) -> tuple[int | None, n
 
 
 @rule(
-    aten.expand, aten.flip, aten.movedim, aten.numpy_T, aten.permute, aten.repeat, aten.rot90, aten.squeeze,
-    aten.squeeze_, aten.t, aten.transpose, aten.transpose_, aten.unsqueeze, aten.unsqueeze_, aten.t_, aten.unfold,
-    aten.diagonal, aten.repeat_interleave.self_int,
+    aten.expand, aten.flip, aten.movedim, aten.numpy_T, aten.permute, aten.repeat, aten.rot90, aten.squeeze, aten.t,
+    aten.transpose, aten.unsqueeze, aten.unfold, aten.diagonal, aten.repeat_interleave.self_int,
 )  # fmt: skip
 def rearrange(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
     """Axes change places, appear, disappear or are repeated."""
@@ -108,6 +107,25 @@ def rearrange(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
                 t.assume(own, "a tensor is expanded to a size that is a constant in the code")
     moved = move(t, x, lambda numbering: t.op(numbering, *args, **kwargs)) if labels else []
     return moved[0] if moved else None
+
+
+@rule(aten.squeeze_, aten.t_, aten.transpose_, aten.unsqueeze_)
+def rearrange_(t: Tracer, x: Tensor, *args: Any) -> Labels:
+    """The same in place: x has its new shape by now."""
+    labels, op = t.labels(x), t.op.overloadpacket
+    if op is aten.unsqueeze_:
+        return {a + (a >= args[0] % x.ndim): v for a, v in labels.items()}
+    if op is not aten.squeeze_:
+        i, j = (d % x.ndim for d in args or (0, x.ndim - 1))
+        return {{i: j, j: i}.get(a, a): v for a, v in labels.items()}
+    dims = () if not args else args[0] if isinstance(args[0], list | tuple) else args
+    gone = {d % (x.ndim + len(dims)) for d in dims}
+    squeezed = {a - sum(d < a for d in gone): v for a, v in labels.items() if a not in gone}
+    # Whether there was anything to squeeze shows in where the labels fit.
+    fits = [c for c in (labels, squeezed) if all(a < x.ndim and x.shape[a] == len(v) for a, v in c.items())]
+    if (args and len(fits) == 1) or (len(fits) == 2 and labels.keys() == squeezed.keys()):
+        return fits[0]
+    return t.freeze(labels, f"{t.op_name} changes axes beyond recognition") or {}
 
 
 @rule(aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.unflatten, aten._reshape_alias)
@@ -126,7 +144,8 @@ def as_strided(t: Tracer, x: Tensor, size: Any, *_: Any) -> Labels | None:
     """Only ever the identity (a change of memory format), as far as we follow it."""
     if tuple(size) == tuple(x.shape):
         return t.labels(x)
-    return t.freeze(t.labels(x), f"{t.op_name} addresses memory")
+    t.freeze(t.labels(x), f"{t.op_name} addresses memory")
+    return None
 
 
 @rule(aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.native_channel_shuffle)

@@ -41,7 +41,9 @@ class NPN(TrainingMethod):
     gates: Literal["sample", "batch"] = Field("sample", description="one gate vector for each image, or for each batch")
     scale: float = Field(30.0, ge=1, description="scale of the sigmoid in the end (30; 50 for ResNet-50 in the paper)")
     sharpen: float = Field(0.5, gt=0, lt=1, description="share of training after which the scale is raised from 1")
-    schedule: Literal["step", "ramp"] = Field("step", description="raise it at once, or geometrically from there to the end")
+    schedule: Literal["step", "ramp"] = Field(
+        "step", description="raise it at once, or geometrically from there to the end"
+    )
     threshold: float = Field(0.5, gt=0, lt=1, description="a channel dies if its mean gate is below")
     open: float = Field(2.5, description="bias of the heads at first: all gates start at sigmoid(open)")
     pruner: str | None = Field(None, description="spec of another network to be the pruner, zoo:resnet20 say")
@@ -174,10 +176,7 @@ class NPNPruner(Pruner):
         for p in self.trainable:
             p.requires_grad_(True)
         scores = {g.name: s.numpy() for g, s in zip(self.groups, means.split(self.sizes), strict=True)}
-        if self.task.budget is None:
-            selection = keep(scores, self.config.threshold)
-        else:
-            selection = meet(self.widths, scores)
+        selection = keep(scores, self.config.threshold) if self.task.budget is None else meet(self.widths, scores)
         self.task.note(
             event="gates", undecided=round(undecided, 4), disagree=round(disagree, 4), lam=self.lam,
             closed=int((means < self.config.threshold).sum()), of=len(means),

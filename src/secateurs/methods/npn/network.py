@@ -38,7 +38,9 @@ class Heads(nn.Linear):
 class PrunerNetwork(nn.Module):
     """`base` with heads for so many channels in the place of its classifier; answers logits (N, channels)."""
 
-    def __init__(self, base: nn.Module, graph: ChannelGraph, channels: int, open: float, generator: torch.Generator) -> None:
+    def __init__(
+        self, base: nn.Module, graph: ChannelGraph, channels: int, open: float, generator: torch.Generator
+    ) -> None:
         super().__init__()
         name, features = classifier(base, graph)
         self.net = copy.deepcopy(base)
@@ -69,4 +71,6 @@ def classifier(model: nn.Module, graph: ChannelGraph) -> tuple[str, int]:
                     return name, module.in_features
                 if isinstance(module, nn.modules.conv._ConvNd):
                     return name, module.in_channels
-    raise ConfigError("The pruner needs a network that ends in a linear or convolutional classifier, to put its heads there.")
+    raise ConfigError(
+        "The pruner needs a network that ends in a linear or convolutional classifier, to put its heads there."
+    )
