@@ -1,0 +1,314 @@
+"""Artifacts: what is saved comes back, what is damaged is refused, what is killed leaves the old one whole."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import secateurs as sc
+from secateurs import artifact
+from secateurs.artifact import CARD, MODEL, NEW, PLAN, STAGED
+
+
+def image() -> torch.Tensor:
+    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return sc.build("zoo:small_cnn")
+
+
+@pytest.fixture(scope="module")
+def result(model: nn.Module) -> sc.Result:
+    return sc.prune(model, image(), "l1", sc.Budget(macs=0.5))
+
+
+@pytest.fixture
+def saved(result: sc.Result, tmp_path: Path) -> Path:
+    return result.save(tmp_path / "run")
+
+
+def assert_equal(a: nn.Module, b: nn.Module) -> None:
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for key, value in a.state_dict().items():
+        assert torch.equal(value, b.state_dict()[key]), key
+
+
+def change_card(folder: Path, **changes: Any) -> None:
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps({**card, **changes}))
+
+
+class TestRoundTrip:
+    def test_from_the_source(self, result: sc.Result, saved: Path) -> None:
+        loaded = sc.load(str(saved))
+        assert_equal(loaded, result.model)
+        assert not loaded.training
+        assert sorted(p.name for p in saved.iterdir()) == [CARD, MODEL, PLAN]
+
+    def test_into_a_model_which_is_left_as_it_is(self, model: nn.Module, result: sc.Result, saved: Path) -> None:
+        fresh = sc.build("zoo:small_cnn")
+        before = {k: v.clone() for k, v in fresh.state_dict().items()}
+        assert_equal(sc.load(saved, model=fresh), result.model)
+        for key, value in before.items():
+            assert torch.equal(fresh.state_dict()[key], value)
+
+    def test_what_is_read_says_where_it_came_from(self, saved: Path, result: sc.Result) -> None:
+        plan, card = artifact.read(saved)
+        assert plan == result.plan
+        assert card["source"] == {"spec": "zoo:small_cnn", "num_classes": None}
+        assert card["after"]["macs"] == result.after.macs
+        assert card["method"]["name"] == "l1"
+
+    def test_tied_and_half_precision_weights(self, tmp_path: Path) -> None:
+        def build() -> nn.Module:
+            torch.manual_seed(1)
+            net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)).half()
+            net[2].weight = net[1].weight
+            return net
+
+        result = sc.prune(build(), image().half(), "l1", sc.Budget(macs=0.6), scope="all")
+        loaded = sc.load(result.save(tmp_path / "run"), model=build())
+        assert_equal(loaded, result.model)
+        assert loaded[1].weight is loaded[2].weight
+        assert loaded[0].weight.dtype is torch.float16
+
+    def test_a_card_of_arrays_and_of_numbers_that_json_does_not_have(self, result: sc.Result, tmp_path: Path) -> None:
+        card = {"a": np.int64(3), "b": torch.tensor([1.0, float("nan")]), "c": float("inf"), "d": Path("x"), 5: (1, 2)}
+        artifact.save(tmp_path / "run", result.model, result.plan, card)
+        text = (tmp_path / "run" / CARD).read_text()
+        read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        assert {k: read[k] for k in ("a", "b", "c", "d", "5")} == {
+            "a": 3, "b": [1.0, None], "c": None, "d": "x", "5": [1, 2],
+        }  # fmt: skip
+
+    def test_any_folder(self, result: sc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A nested one, the working directory, a link, one whose parent cannot be written to."""
+        assert_equal(sc.load(result.save(tmp_path / "a" / "b" / "c")), result.model)
+        (tmp_path / "here").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "here")
+        monkeypatch.chdir(tmp_path / "here")
+        for folder in (".", tmp_path / "link", tmp_path / "here"):
+            assert_equal(sc.load(result.save(folder)), result.model)
+        assert (tmp_path / "link").is_symlink()
+        assert sorted(os.listdir(".")) == [CARD, MODEL, PLAN]
+
+    def test_no_pickle(self, result: sc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def used(*_: object, **__: object) -> None:
+            raise AssertionError("pickle was used")
+
+        for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
+            monkeypatch.setattr(pickle, name, used)
+        for name in ("save", "load"):
+            monkeypatch.setattr(torch, name, used)
+        saved = result.save(tmp_path / "run")
+        assert_equal(sc.load(saved), result.model)
+        for path in saved.iterdir():
+            raw = path.read_bytes()
+            assert not raw.startswith((b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK\x03\x04"))
+            assert b"torch._utils" not in raw
+            assert b"_rebuild_tensor" not in raw
+
+
+class TestDamage:
+    def test_no_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(sc.ArtifactError, match=r"no folder .*nowhere"):
+            sc.load(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("name", [PLAN, MODEL, CARD])
+    def test_missing_file(self, saved: Path, name: str) -> None:
+        (saved / name).unlink()
+        with pytest.raises(sc.ArtifactError, match=rf"not a whole artifact: {name} is missing"):
+            sc.load(saved)
+
+    @pytest.mark.parametrize("name", [PLAN, MODEL, CARD])
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+    def test_truncated(self, saved: Path, name: str, share: float) -> None:
+        raw = (saved / name).read_bytes()
+        (saved / name).write_bytes(raw[: int(share * len(raw))])
+        with pytest.raises(sc.ArtifactError, match=rf"{name} is damaged"):
+            sc.load(saved)
+
+    @pytest.mark.parametrize("name", [PLAN, MODEL])
+    def test_flipped_bit(self, saved: Path, name: str) -> None:
+        raw = bytearray((saved / name).read_bytes())
+        for at in random.Random(0).sample(range(len(raw)), 5):
+            flipped = bytearray(raw)
+            flipped[at] ^= 1 << 4
+            (saved / name).write_bytes(flipped)
+            with pytest.raises(sc.ArtifactError, match=rf"{name} is damaged.*digest"):
+                sc.load(saved)
+
+    @pytest.mark.parametrize("text", ["[]", "3", '{"a": 1}', '{"format": "other", "version": 1}', "\xff\xfe"])
+    def test_another_card(self, saved: Path, text: str) -> None:
+        (saved / CARD).write_bytes(text.encode("latin-1"))
+        with pytest.raises(sc.ArtifactError, match=r"card\.json is (not the card|damaged)"):
+            sc.load(saved)
+
+    @pytest.mark.parametrize("files", [None, [], {}, {PLAN: "0"}, "x"])
+    def test_card_without_digests(self, saved: Path, files: Any) -> None:
+        change_card(saved, files=files)
+        with pytest.raises(sc.ArtifactError, match="digest"):
+            sc.load(saved)
+
+    @pytest.mark.parametrize("version", [2, 99, None, "1"])
+    def test_newer_version(self, saved: Path, version: Any) -> None:
+        """Said before anything else of what it does not understand."""
+        change_card(saved, version=version, files={})
+        with pytest.raises(sc.ArtifactError, match=rf"version {version}.*reads up to 1: upgrade"):
+            sc.load(saved)
+
+    def test_wrong_model(self, saved: Path) -> None:
+        with pytest.raises(sc.PlanError, match="another network"):
+            sc.load(saved, model=sc.build("zoo:resnet20"))
+        with pytest.raises(sc.ArtifactError, match="does not fit"):
+            sc.load(saved, model=sc.build("zoo:small_cnn", num_classes=7))
+
+    def test_cut_model(self, saved: Path, result: sc.Result) -> None:
+        with pytest.raises(sc.PlanError, match="cut already"):
+            sc.load(saved, model=result.model)
+
+    def test_no_source(self, model: nn.Module, tmp_path: Path) -> None:
+        plain = copy.deepcopy(model)
+        del plain.secateurs_source
+        path = sc.prune(plain, image(), "l1", sc.Budget(macs=0.5)).save(tmp_path / "run")
+        with pytest.raises(sc.ArtifactError, match="pass load.*model="):
+            sc.load(path)
+
+    def test_file_in_the_place_of_the_folder(self, result: sc.Result, tmp_path: Path) -> None:
+        (tmp_path / "run").write_text("mine")
+        with pytest.raises(sc.ArtifactError, match="run is a file"):
+            result.save(tmp_path / "run")
+        with pytest.raises(sc.ArtifactError, match="no folder"):
+            sc.load(tmp_path / "run")
+        with pytest.raises(sc.ArtifactError, match="Could not save"):
+            result.save(tmp_path / "run" / "below")
+        assert (tmp_path / "run").read_text() == "mine"
+
+
+class TestSavingOver:
+    @pytest.fixture
+    def other(self, model: nn.Module) -> sc.Result:
+        return sc.prune(model, image(), "index", sc.Budget(macs=0.3))
+
+    def test_what_else_is_there_stays(self, saved: Path, other: sc.Result) -> None:
+        (saved / "checkpoints" / "3").mkdir(parents=True)
+        (saved / "checkpoints" / "3" / "state").write_bytes(b"abc")
+        with (saved / "metrics.jsonl").open("a") as log:
+            log.write("one\n")
+            other.save(saved)
+            log.write("two\n")
+        assert (saved / "checkpoints" / "3" / "state").read_bytes() == b"abc"
+        assert (saved / "metrics.jsonl").read_text() == "one\ntwo\n"
+        assert_equal(sc.load(saved), other.model)
+        assert sorted(p.name for p in saved.iterdir()) == [CARD, "checkpoints", "metrics.jsonl", MODEL, PLAN]
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+    @pytest.mark.parametrize("step", ["write_text", "fsync", "rename", "save_model"])
+    def test_disk_full(
+        self, saved: Path, result: sc.Result, other: sc.Result, monkeypatch: pytest.MonkeyPatch, step: str, code: int
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        place = {"write_text": Path, "fsync": os, "rename": os, "save_model": safetensors.torch}[step]
+        with monkeypatch.context() as patch:
+            patch.setattr(place, step, full)
+            with pytest.raises(sc.ArtifactError, match=rf"Could not save to .*{os.strerror(code)}.*untouched"):
+                other.save(saved)
+            with pytest.raises(sc.ArtifactError):
+                other.save(saved.parent / "fresh")
+        assert_equal(sc.load(saved), result.model)
+        assert sorted(p.name for p in saved.iterdir()) == [CARD, MODEL, PLAN]
+        assert not (saved.parent / "fresh").exists()
+
+    @pytest.mark.parametrize("moves", range(4))
+    def test_stopped_among_the_last_moves(
+        self, saved: Path, result: sc.Result, other: sc.Result, monkeypatch: pytest.MonkeyPatch, moves: int
+    ) -> None:
+        """Once it is committed the new artifact counts, wherever its files are; the next save tidies up."""
+        real, left = os.replace, [moves]
+
+        def replace(*args: Any) -> None:
+            if not left[0]:
+                raise OSError(errno.EIO, "gone")
+            left[0] -= 1
+            real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            other.save(saved)
+        assert (saved / NEW).exists() == (moves < 3)
+        assert_equal(sc.load(saved), other.model)
+        result.save(saved)
+        assert_equal(sc.load(saved), result.model)
+        assert not (saved / NEW).exists()
+
+    def test_stale_folders_are_harmless(self, saved: Path, other: sc.Result) -> None:
+        for name, age in (("old", 7200), ("young", 0)):
+            stale = saved / f"{STAGED}{name}"
+            stale.mkdir()
+            (stale / CARD).write_text("half wri")
+            os.utime(stale, (time.time() - age,) * 2)
+        sc.load(saved)
+        other.save(saved)
+        assert_equal(sc.load(saved), other.model)
+        assert not (saved / f"{STAGED}old").exists()
+        assert (saved / f"{STAGED}young").exists()  # somebody may be at it
+
+    def test_killed(self, tmp_path: Path) -> None:
+        """Saving two artifacts in turn, killed at any moment: one of the two is there, whole."""
+        run = tmp_path / "run"
+        script = f"""
+import torch, secateurs as sc
+torch.manual_seed(0)
+model, x = sc.build("zoo:small_cnn"), torch.zeros(1, 3, 16, 16)
+found = [sc.prune(model, x, "index", sc.Budget(macs=share)) for share in (0.3, 0.6)]
+found[0].save({str(run)!r})
+(__import__("pathlib").Path({str(run)!r}) / "metrics.jsonl").write_text("kept")
+print("ready", flush=True)
+while True:
+    for result in found:
+        result.save({str(run)!r})
+"""
+        draw = random.Random(0)
+        sizes, expected = set(), set()
+        torch.manual_seed(0)
+        model = sc.build("zoo:small_cnn")
+        for share in (0.3, 0.6):
+            expected.add(sc.prune(model, image()[:1], "index", sc.Budget(macs=share)).after.params)
+        for _ in range(2):
+            child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+            try:
+                assert child.stdout is not None
+                assert child.stdout.readline() == "ready\n"
+                for _ in range(12):  # stopped in its tracks, looked at, and on
+                    time.sleep(draw.uniform(0.002, 0.02))
+                    child.send_signal(signal.SIGSTOP)
+                    os.waitpid(child.pid, os.WUNTRACED)
+                    sizes.add(sum(p.numel() for p in sc.load(run).parameters()))
+                    child.send_signal(signal.SIGCONT)
+            finally:
+                child.kill()
+                child.communicate()
+            sizes.add(sum(p.numel() for p in sc.load(run).parameters()))
+            assert (run / "metrics.jsonl").read_text() == "kept"
+        assert sizes <= expected
