@@ -406,6 +406,15 @@ def fold_and_sort() -> nn.Module:
     return Net(run, a=conv(3, 6), h=head(6))
 
 
+@case({"a": 8})
+def axes_in_place() -> nn.Module:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x).unsqueeze_(2).transpose_(1, 3)  # (N, H, 1, C, W)
+        return s.h(y.squeeze_(2).transpose_(1, -2).clone().squeeze_(2))
+
+    return Net(run, a=conv(3, 8), h=head(8))
+
+
 # -- attention over channels -----------------------------------------------------------------------------------------
 
 
