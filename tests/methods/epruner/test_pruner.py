@@ -1,0 +1,313 @@
+"""EPruner from a network to a selection, and the weights that recovery begins from."""
+
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.methods.epruner.weights import sparse_projection
+from secateurs.methods.method import Task
+from tests import localdata
+from tests.networks import randomise
+
+IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def network(seed: int = 0, classes: int = 10) -> nn.Module:
+    """A small network whose filters come in bunches, as those of a trained one do."""
+    torch.manual_seed(seed)
+    model = randomise(sc.build("zoo:small_cnn", num_classes=classes), seed).eval()
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 4:
+                centres = p[torch.randint(len(p) // 3, (len(p),), generator=g)]
+                p.copy_(centres + 0.4 * p.std() * torch.randn(p.shape, generator=g))
+    return model
+
+
+def select(model: nn.Module, method: sc.EPruner, budget: sc.Budget | None = None, scope: str = "internal") -> sc.Result:
+    return sc.prune(model, IMAGE, method, budget, scope=scope)
+
+
+def sklearn_exemplars(filters: Tensor, beta: float) -> list[int]:
+    """The released code's call."""
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = filters.double().numpy()
+    similar = -pytest.importorskip("scipy.spatial.distance").cdist(x, x, "sqeuclidean")
+    preference = beta * np.median(similar, axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = cluster.AffinityPropagation(affinity="precomputed", random_state=0, preference=preference).fit(similar)
+    return sorted(int(i) for i in found.cluster_centers_indices_)
+
+
+class TestWhichFiltersStay:
+    def test_needs_beta_or_a_budget_and_not_both(self) -> None:
+        for method, budget in ((sc.EPruner(), None), (sc.EPruner(beta=0.7), sc.Budget(macs=0.5))):
+            with pytest.raises(sc.ConfigError, match="either beta=.* or a budget"):
+                select(network(), method, budget)
+
+    @pytest.mark.parametrize("settings", [{"beta": 0}, {"beta": -1}, {"init": "zeros"}, {"damping": 1}, {"gamma": 1}])
+    def test_settings_are_checked(self, settings: dict[str, object]) -> None:
+        with pytest.raises(sc.ConfigError, match=rf"{next(iter(settings))}.*Its settings are: beta"):
+            sc.EPruner(**settings)
+
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("beta", [0.5, 0.8, 1.0])
+    def test_exemplars_are_scikit_learns(self, beta: float, bias: bool) -> None:
+        """On the coupled channels too: one data point made of all their filters."""
+        model = network()
+        result = select(model, sc.EPruner(beta=beta, bias=bias), scope="all")
+        graph = sc.trace(model, IMAGE)
+        groups = [g for g in graph.groups if g.prunable]
+        assert any(len(g.producers) > 1 for g in groups)
+        for g in groups:
+            expected = sklearn_exemplars(g.filters(model, bias), beta)
+            assert list(result.plan.groups.get(g.name, range(g.size))) == expected
+        assert result.history[0] == {
+            "event": "exemplars",
+            "beta": beta,
+            "kept": sum(len(result.plan.groups.get(g.name, range(g.size))) for g in groups),
+            "of": sum(g.size for g in groups),
+        }
+
+    def test_larger_beta_keeps_fewer(self) -> None:
+        kept = [select(network(), sc.EPruner(beta=b)).after.macs for b in (0.05, 0.2, 0.9, 2.0, 8.0)]
+        assert kept == sorted(kept, reverse=True)
+        assert kept[0] > 2 * kept[-1]
+
+    def test_layers_have_widths_of_their_own(self) -> None:
+        model = network()
+        plan = select(model, sc.EPruner(), sc.Budget(macs=0.4)).plan
+        graph = sc.trace(model, IMAGE)
+        shares = [len(kept) / graph[name].size for name, kept in plan.groups.items()]
+        assert np.ptp(shares) > 0.02
+
+    @pytest.mark.parametrize("share", [0.9, 0.6, 0.3, 0.15])
+    def test_budget_finds_beta(self, share: float) -> None:
+        """The exemplars of the β on record are all kept, and little else: the last step is trimmed."""
+        model = network()
+        result = select(model, sc.EPruner(), sc.Budget(macs=share))
+        assert result.after.macs <= share * result.before.macs
+        again = select(model, sc.EPruner(beta=result.history[0]["beta"] + 1e-6))
+        graph = sc.trace(model, IMAGE)
+        step = 0
+        for g in graph.groups:
+            mine, theirs = (set(r.plan.groups.get(g.name, range(g.size))) for r in (result, again))
+            assert theirs <= mine
+            step += len(mine - theirs)
+        assert step <= 0.15 * sum(g.size for g in graph.groups)
+        assert again.after.macs <= result.after.macs
+
+    @pytest.mark.parametrize("convergence", [15, None])
+    def test_a_budget_below_what_any_beta_gives(self, convergence: int | None) -> None:
+        """One channel a group: there is always a β, or else the best exemplar of each, for the lowest budget there is."""
+        model = network()
+        graph = sc.trace(model, IMAGE)
+        lowest = graph.cost({g.name: 1 for g in graph.groups if g.prunable and g.internal})
+        result = select(model, sc.EPruner(convergence=convergence), sc.Budget(macs=lowest.macs))
+        assert result.after.macs == lowest.macs
+
+    def test_dead_filters_are_one_exemplar_at_most(self) -> None:
+        """A quarter of a layer's filters are zero, bias and all: they are copies of one point."""
+        model = network()
+        with torch.no_grad():
+            model.conv1.weight[::4] = 0
+        kept = select(model, sc.EPruner(beta=0.8)).plan.groups["conv1"]
+        assert sum(k % 4 == 0 for k in kept) <= 1
+
+    def test_all_filters_dead(self) -> None:
+        model = network()
+        with torch.no_grad():
+            model.conv1.weight.zero_()
+        result = select(model, sc.EPruner(), sc.Budget(macs=0.5))
+        assert result.after.macs <= 0.5 * result.before.macs
+        assert len(select(model, sc.EPruner(beta=0.7)).plan.groups["conv1"]) == 1
+
+    def test_weights_that_are_not_finite(self) -> None:
+        model = network()
+        with torch.no_grad():
+            model.conv1.weight[0, 0, 0, 0] = float("inf")
+        with pytest.raises(sc.ConfigError, match="not finite"):
+            select(model, sc.EPruner(beta=0.7))
+
+    def test_bias_is_part_of_the_filter(self) -> None:
+        model = nn.Sequential(*(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)))
+        with torch.no_grad():
+            model[0].weight.copy_(model[0].weight[:1].expand(6, 3, 1, 1))
+            model[0].bias.copy_(torch.tensor([0.0, 0.1, 0.2, 9.0, 9.1, 9.2]))
+        kept = select(model, sc.EPruner(beta=0.5)).plan.groups["0"]
+        assert {k // 3 for k in kept} == {0, 1}
+        assert len(select(model, sc.EPruner(beta=0.5, bias=False)).plan.groups["0"]) == 1
+
+
+class TestWeightsToBeginFrom:
+    """Section III-C and Table V."""
+
+    BUDGET = sc.Budget(macs=0.4)
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        return network()
+
+    def prune(self, init: str, seed: int = 0) -> sc.Result:
+        return sc.prune(self.model, IMAGE, sc.EPruner(init=init), self.BUDGET, seed=seed)
+
+    def test_exemplar_is_what_the_cut_leaves(self) -> None:
+        result = self.prune("exemplar")
+        for key, value in sc.apply(self.model, result.plan).state_dict().items():
+            assert torch.equal(result.model.state_dict()[key], value), key
+        kept = list(result.plan.kept["conv2.weight"][1])
+        assert torch.equal(result.model.conv2.weight, self.model.conv2.weight[:, kept])
+
+    def test_l1_has_the_same_widths_and_the_largest_filters(self) -> None:
+        exemplar, largest = self.prune("exemplar"), self.prune("l1")
+        assert exemplar.plan != largest.plan
+        graph = sc.trace(self.model, IMAGE)
+        for name, kept in largest.plan.groups.items():
+            assert len(kept) == len(exemplar.plan.groups[name])
+            norms = graph[name].filters(self.model).abs().sum(1)
+            assert set(kept) == set(norms.topk(len(kept)).indices.tolist())
+        assert largest.after.macs == exemplar.after.macs
+
+    @pytest.mark.parametrize("init", ["random", "projection"])
+    def test_seeded_and_only_where_the_cut_was(self, init: str) -> None:
+        torch.manual_seed(1)
+        one, other, again = self.prune(init), self.prune(init, 1), self.prune(init)
+        assert one.plan == other.plan == self.prune("exemplar").plan
+        sliced = sc.apply(self.model, one.plan).state_dict()
+        changed = set()
+        for key, value in one.model.state_dict().items():
+            assert torch.equal(value, again.model.state_dict()[key])
+            assert value.shape == sliced[key].shape
+            assert value.isfinite().all()
+            if not torch.equal(value, sliced[key]):
+                changed.add(key)
+                if value.ndim == 4:
+                    assert not torch.equal(value, other.model.state_dict()[key])
+        whole = {n for n, p in self.model.named_parameters() if n not in one.plan.kept}
+        assert whole
+        assert not changed & whole
+        assert all(key in one.plan.kept for key in changed)
+        reads = {name for name, axis in one.plan.consumes if axis == 1}
+        assert reads <= changed  # every layer that lost inputs
+        if init == "projection":
+            assert changed == reads
+
+    def test_random_has_the_scale_of_a_new_network(self) -> None:
+        result = self.prune("random")
+        for name, module in result.model.named_modules():
+            touched = any(f"{name}.{leaf}" in result.plan.kept for leaf, _ in module.named_parameters(recurse=False))
+            if touched and isinstance(module, nn.BatchNorm2d):
+                assert (module.weight == 1).all()
+                assert not module.bias.any()
+                assert not module.running_mean.any()
+                assert (module.running_var == 1).all()
+            elif touched and isinstance(module, nn.Conv2d):
+                w = module.weight
+                assert w.std().item() == pytest.approx((2 / w[0].numel()) ** 0.5, rel=0.15)
+
+    def test_random_leaves_a_network_that_can_learn(self) -> None:
+        """Norms and activations with one number per channel are new, not zero."""
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 12, 3), nn.GroupNorm(12, 12), nn.PReLU(12)),
+            *(nn.Conv2d(12, 12, 3), nn.InstanceNorm2d(12, affine=True), nn.ReLU()),
+            *(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(12, 4)),
+        )
+        result = sc.prune(model, IMAGE, sc.EPruner(init="random", beta=1.1))
+        small = result.model.train()
+        small(IMAGE).square().sum().backward()
+        assert set(result.plan.groups) == {"0", "3"}
+        assert all(p.grad.abs().sum() > 0 for n, p in small.named_parameters() if not re.search("[03].bias", n))
+        assert small[1].weight.tolist() == [1.0] * small[1].num_channels
+
+    def test_projection_of_a_transposed_convolution_runs_along_its_inputs(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 12, 3), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)),
+        )
+        result = sc.prune(model, IMAGE, sc.EPruner(init="projection"), sc.Budget(macs=0.3))
+        inputs, outs = (list(result.plan.kept["2.weight"][a]) for a in (0, 1))
+        assert result.model[2].weight.shape[:2] == (len(inputs), len(outs))
+        # Each output's filter was projected by itself: zeroing another's weights leaves it as it was.
+        changed = model[2].weight.detach().clone()
+        changed[:, outs[0]] = 0
+        twin = nn.Sequential(*model[:2], nn.ConvTranspose2d(16, 12, 3), *model[3:])
+        twin[2].load_state_dict({"weight": changed, "bias": model[2].bias.detach()})
+        from secateurs.methods.epruner.weights import project
+
+        small = sc.apply(twin, result.plan)
+        selection = {n: np.array(k) for n, k in result.plan.groups.items()}
+        project(Task(twin, sc.trace(twin, IMAGE), self.BUDGET), selection, small)
+        assert not small[2].weight[:, 0].any()
+        assert torch.equal(small[2].weight[:, 1:], result.model[2].weight[:, 1:])
+
+    def test_projection_is_sparse_and_keeps_distances(self) -> None:
+        """Johnson and Lindenstrauss: squared distances are kept on average, and the more closely the more dimensions."""
+        generator = torch.Generator().manual_seed(0)
+        n, points = 576, torch.randn(12, 576, generator=generator)
+        far = torch.pdist(points)
+        spread = []
+        for k in (72, 288):
+            ratios = []
+            for _ in range(30):
+                matrix = sparse_projection(n, k, generator)
+                nonzero = matrix[matrix != 0]
+                assert (matrix != 0).float().mean().item() == pytest.approx(n**-0.5, rel=0.2)
+                assert nonzero.abs().unique().numel() == 1
+                assert nonzero.sign().mean().abs() < 0.15
+                ratios.append((torch.pdist(points @ matrix) / far).square())
+            found = torch.stack(ratios)
+            assert found.mean().item() == pytest.approx(1, abs=0.03)
+            spread.append(found.std().item())
+        assert spread[1] < 0.65 * spread[0]  # it falls with the root of k: 0.5
+        assert spread[0] < 0.3
+
+    def test_projection_of_the_network_keeps_the_filters_distances(self) -> None:
+        ratios = []
+        for seed in range(10):
+            result = self.prune("projection", seed)
+            rows = list(result.plan.kept["plain.3.weight"].get(0, range(40)))
+            old = self.model.plain[3].weight.detach()[rows].flatten(1)
+            ratios.append((torch.pdist(result.model.plain[3].weight.detach().flatten(1)) / torch.pdist(old)).square())
+        assert torch.stack(ratios).mean().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(("name", "beta"), [("resnet20", 0.6), ("resnet56", 0.56), ("vgg16", 0.75)])
+class TestTrainedNetworks:
+    def model(self, name: str) -> nn.Module:
+        path = localdata.checkpoint(name)
+        if path is None:
+            pytest.skip(localdata.MISSING)
+        model = sc.build(f"zoo:{name}")
+        state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(Path(path)).items()}
+        model.load_state_dict(state)
+        return model.eval()
+
+    def test_exemplars_are_scikit_learns(self, name: str, beta: float) -> None:
+        model = self.model(name)
+        graph = sc.trace(model, IMAGE[:1])
+        plan = sc.prune(model, IMAGE[:1], sc.EPruner(beta=beta)).plan
+        groups = [g for g in graph.groups if g.prunable and g.internal and g.size <= 256]
+        assert len(groups) == {"resnet20": 9, "resnet56": 27, "vgg16": 7}[name]
+        for g in groups:
+            kept = list(plan.groups.get(g.name, range(g.size)))
+            assert kept == sklearn_exemplars(g.filters(model), beta), g.name
+
+    def test_budget(self, name: str, beta: float) -> None:
+        model = self.model(name)
+        result = sc.prune(model, IMAGE[:1], "epruner", sc.Budget(macs=0.4))
+        assert 0.39 < result.after.macs / result.before.macs <= 0.4
+        assert result.error <= 1e-5

@@ -1,0 +1,111 @@
+"""From scores to widths, against trying every selection."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import secateurs as sc
+from secateurs.methods.select import Widths, fill, meet
+
+SIZES = (4, 6, 3)
+
+
+@functools.cache
+def graph() -> sc.ChannelGraph:
+    a, b, c = SIZES
+    net = nn.Sequential(
+        *(nn.Conv2d(3, a, 3), nn.ReLU(), nn.Conv2d(a, b, 3), nn.ReLU(), nn.Conv2d(b, c, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 5)),
+    )
+    return sc.trace(net, torch.zeros(1, 3, 9, 9))
+
+
+def widths(budget: sc.Budget) -> Widths:
+    return Widths(graph(), [g for g in graph().groups if g.prunable], budget)
+
+
+def every(step: int) -> list[tuple[int, ...]]:
+    """All widths that there are: whole steps, or the whole group."""
+    return list(itertools.product(*[sorted({*range(step, n, step), n}) for n in SIZES]))
+
+
+budgets = st.builds(
+    sc.Budget,
+    macs=st.one_of(st.floats(0.3, 1.0), st.integers(5_000, 40_000)),
+    params=st.one_of(st.none(), st.floats(0.3, 1.0)),
+    align=st.sampled_from([1, 1, 2, 3, 4]),
+)
+score = st.one_of(st.integers(0, 5).map(float), st.floats(-1, 1))
+scores = st.tuples(*[st.lists(score, min_size=n, max_size=n) for n in SIZES])
+
+
+@settings(max_examples=300, deadline=None)
+@given(budgets, scores)
+def test_meet(budget: sc.Budget, drawn: tuple[list[float], ...]) -> None:
+    w = widths(budget)
+    base = graph().cost()
+    fitting = [k for k in every(budget.align) if budget.allows(w.cost(np.array(k)), base)]
+    if not fitting:
+        with pytest.raises(sc.BudgetError):
+            w.check()
+        return
+    w.check()
+    values = {g.name: np.array(s) for g, s in zip(w.groups, drawn, strict=True)}
+    found = meet(w, values)
+    kept = tuple(len(found[g.name]) for g in w.groups)
+
+    assert kept in fitting  # never over, never empty, aligned
+    larger = [k for k in fitting if k != kept and all(a >= b for a, b in zip(k, kept, strict=True))]
+    assert not larger  # no channel more of any group, nor of several
+    for name, index in found.items():
+        assert (np.diff(index) > 0).all()
+        gone = np.setdiff1d(np.arange(len(values[name])), index)
+        if len(gone):
+            assert values[name][index].min() >= values[name][gone].max()  # the best of each group stay
+
+
+def test_the_lowest_scores_go_first_whatever_their_group() -> None:
+    """Without alignment, what is cut beyond the budget's need is only what did not fit back."""
+    w = widths(sc.Budget(macs=0.6))
+    values = {g.name: np.linspace(1, 2, g.size) for g in w.groups}
+    values[w.groups[1].name] = np.linspace(0, 0.1, SIZES[1])  # all of the second group is worse than all else
+    kept = meet(w, values)
+    assert [len(kept[g.name]) for g in w.groups][::2] == [SIZES[0], SIZES[2]]
+    assert len(kept[w.groups[1].name]) < SIZES[1]
+
+
+def test_equal_scores_keep_the_first_channels() -> None:
+    w = widths(sc.Budget(macs=0.5))
+    for index in meet(w, {g.name: np.zeros(g.size) for g in w.groups}).values():
+        assert index.tolist() == list(range(len(index)))
+
+
+def test_no_budget_keeps_all() -> None:
+    w = Widths(graph(), [g for g in graph().groups if g.prunable], None)
+    assert [len(v) for v in meet(w, {g.name: np.zeros(g.size) for g in w.groups}).values()] == list(SIZES)
+
+
+def test_fill_gives_to_the_most_worthy_first() -> None:
+    w = widths(sc.Budget(macs=0.5))
+    low = np.ones(3, dtype=np.int64)
+    for first in range(3):
+        kept = low.copy()
+        fill(w, kept, [np.full(n, float(i == first)) for i, n in enumerate(SIZES)])
+        only = low.copy()  # as much of that group as fits beside one channel of each other
+        while only[first] < SIZES[first] and w.fits(only + np.eye(3, dtype=np.int64)[first]):
+            only[first] += 1
+        assert kept[first] == only[first]
+
+
+def test_nothing_to_cut() -> None:
+    empty = Widths(graph(), [], sc.Budget(macs=0.5))
+    with pytest.raises(sc.BudgetError, match="No channel group may be cut"):
+        empty.check()

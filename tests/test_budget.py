@@ -1,0 +1,89 @@
+"""Budgets: what they allow, and that what they name as the lowest is."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secateurs import Budget, BudgetError, Cost
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {},
+        {"align": 8},
+        {"macs": 0},
+        {"macs": -0.5},
+        {"macs": float("nan")},
+        {"macs": float("inf")},
+        {"params": True},
+        {"params": "half"},
+        {"macs": 0.5, "params": 0},
+        {"macs": 0.5, "align": 0},
+        {"macs": 0.5, "align": 1.5},
+        {"macs": 0.5, "align": True},
+    ],
+)
+def test_nonsense_is_refused(figures: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError, match=r"budget|align"):
+        Budget(**figures)
+
+
+@pytest.mark.parametrize(
+    ("figures", "limits"),
+    [
+        ({"macs": 0.5}, (500, 90)),
+        ({"macs": 1.0}, (1000, 90)),
+        ({"macs": 1}, (1000, 90)),
+        ({"macs": 700}, (700, 90)),
+        ({"macs": 5000}, (5000, 90)),
+        ({"params": 0.333}, (1000, 29)),
+        ({"macs": 0.25, "params": 12.9}, (250, 12)),
+        ({"macs": np.float32(0.5), "params": np.int64(7)}, (500, 7)),
+    ],
+)
+def test_limits(figures: dict[str, Any], limits: tuple[int, int]) -> None:
+    assert Budget(**figures).limits(Cost(1000, 90)) == Cost(*limits)
+
+
+def test_allows_what_is_at_the_limit_and_nothing_above() -> None:
+    base, budget = Cost(1000, 100), Budget(macs=0.5, params=30)
+    assert budget.allows(Cost(500, 30), base)
+    assert not budget.allows(Cost(501, 30), base)
+    assert not budget.allows(Cost(500, 31), base)
+
+
+def test_message_says_what_was_asked_and_what_there_is() -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget(macs=0.1).check(Cost(10_000, 100), Cost(2_345, 10))
+    assert "macs=0.1 (1,000 of 10,000)" in str(caught.value)
+    assert "2,345 remain" in str(caught.value)
+    assert "lowest budget that can be met is macs=0.2345" in str(caught.value)
+    with pytest.raises(BudgetError, match=r"params=9 \(9 of 100\).*params=0\.1;"):
+        Budget(macs=0.5, params=9).check(Cost(10_000, 100), Cost(2_345, 10))
+
+
+@given(st.integers(1, 10**10), st.data())
+def test_named_figure_works(full: int, data: st.DataObject) -> None:
+    least = data.draw(st.integers(1, full))
+    base, lowest = Cost(full, full), Cost(least, least)
+    for limit in (least - 0.5, least / full * 0.99):
+        if limit <= 0 or Budget(macs=limit).allows(lowest, base):
+            continue
+        with pytest.raises(BudgetError) as caught:
+            Budget(macs=limit).check(base, lowest)
+        named = float(re.search(r"macs=([\d.]+);", str(caught.value))[1])
+        assert named <= 1
+        Budget(macs=named).check(base, lowest)
+        assert named - least / full <= 2e-4
+
+
+@given(st.floats(1e-6, 1.0), st.integers(1, 10**12))
+def test_a_fraction_is_never_exceeded(share: float, full: int) -> None:
+    assert Budget(macs=share).limits(Cost(full, full)).macs <= share * full
