@@ -125,4 +125,4 @@ def _show(what: str, found: dict[str, Any], card: dict[str, Any]) -> None:
         )
     console = options.out()
     console.print(rows)
-    console.print(f"{what}: {found['examples']:,} images in {duration(found['seconds'])}", markup=False)
+    console.print(f"{what}: {found['examples']:,} images in {duration(found['seconds'])}")

@@ -126,9 +126,9 @@ def pick(device: str | None) -> torch.device:
 
 
 def out() -> Console:
-    """Where results go. Off a terminal lines are made as wide as they need to be."""
-    console = Console(highlight=False, soft_wrap=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140))
+    """Where results go. Off a terminal lines are as wide as they need to be."""
+    console = Console(highlight=False, markup=False)  # reasons and paths may hold brackets
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=1000)
 
 
 def say(line: str) -> None:

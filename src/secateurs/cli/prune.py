@@ -349,4 +349,4 @@ def _show(folder: Path) -> None:
     console = options.out()
     console.print(outcome(card))
     console.print(f"masked ≡ sliced to {error(card['error'])} · {duration(card['seconds'])} · saved to {folder}")
-    console.print(f'model = secateurs.load("{folder}")', markup=False)
+    console.print(f'model = secateurs.load("{folder}")')

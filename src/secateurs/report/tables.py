@@ -18,7 +18,7 @@ def table(*columns: str, left: int = 1) -> Table:
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         justify: Justify = "left" if i < left else "right"
-        made.add_column(name, justify=justify, no_wrap=i >= left)
+        made.add_column(name, justify=justify, no_wrap=i >= left, overflow="fold")
     return made
 
 
