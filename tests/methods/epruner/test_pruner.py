@@ -54,7 +54,7 @@ def sklearn_exemplars(filters: Tensor, beta: float) -> list[int]:
 class TestWhichFiltersStay:
     def test_needs_beta_or_a_budget_and_not_both(self) -> None:
         for method, budget in ((sc.EPruner(), None), (sc.EPruner(beta=0.7), sc.Budget(macs=0.5))):
-            with pytest.raises(sc.ConfigError, match="either beta=.* or a budget"):
+            with pytest.raises(sc.ConfigError, match=r"either beta=.* or a budget"):
                 select(network(), method, budget)
 
     @pytest.mark.parametrize("settings", [{"beta": 0}, {"beta": -1}, {"init": "zeros"}, {"damping": 1}, {"gamma": 1}])
@@ -311,3 +311,13 @@ class TestTrainedNetworks:
         result = sc.prune(model, IMAGE[:1], "epruner", sc.Budget(macs=0.4))
         assert 0.39 < result.after.macs / result.before.macs <= 0.4
         assert result.error <= 1e-5
+
+
+def test_code_of_the_card_runs() -> None:
+    text = (Path(sc.__file__).parent / "methods" / "epruner" / "README.md").read_text()
+    namespace: dict[str, object] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert [len(kept) for kept in namespace["stay"]] <= [64, 128]
