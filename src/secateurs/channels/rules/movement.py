@@ -43,11 +43,12 @@ def gather(labels: np.ndarray, moved: Tensor, axes: list[int]) -> np.ndarray:
         if a not in axes:
             moved = moved.narrow(a, 0, 1)
     at = moved.reshape([moved.shape[a] for a in axes]).numpy()
-    return np.concatenate([[0], labels])[at]
+    return np.concatenate([labels[:1] * 0, labels])[at]
 
 
-def move(t: Tracer, x: Tensor, run: Any) -> list[Labels]:
-    """Labels of each output of a movement op; `run` applies the op to a numbering of x."""
+def move(t: Tracer, x: Tensor, run: Any, computed: int | None = None) -> list[Labels]:
+    """Labels of each output of a movement op; `run` applies the op to a numbering of x. `computed`: an output axis whose
+    size is known to follow from the others."""
     result: list[Labels] = []
     for axis, labels in t.labels(x).items():
         moved = run(numbers(x, axis))
@@ -59,7 +60,7 @@ def move(t: Tracer, x: Tensor, run: Any) -> list[Labels]:
                 t.freeze(labels, f"{t.op_name} {PICKED}")
             elif axes:
                 found = gather(labels, piece, axes)
-                settle(t, out, *(split(t, *drop_constant(found, axes)) if len(axes) > 1 else (axes[0], found)))
+                settle(t, out, *split(t, *drop_constant(found, axes), computed))
     return result
 
 
@@ -80,15 +81,18 @@ def drop_constant(labels: np.ndarray, axes: list[int]) -> tuple[np.ndarray, list
     return labels, axes
 
 
-def split(t: Tracer, labels: np.ndarray, axes: list[int]) -> tuple[int | None, np.ndarray]:
+def split(t: Tracer, labels: np.ndarray, axes: list[int], computed: int | None) -> tuple[int | None, np.ndarray]:
     """One axis of channels became several. One of them can shrink; along the others the pieces must stay alike."""
     if len(axes) == 1:
         return axes[0], labels
-    free = t.choose(len(axes), labels, "split sizes are constants in the code")
-    if free is None:
-        t.freeze(labels.ravel(), "split sizes are constants in the code")
-        return None, labels
-    free = len(axes) - 1 - free  # first guess: (groups, channels // groups)
+    if computed in axes:
+        free = axes.index(computed)
+    else:
+        choice = t.choose(len(axes), labels, "split sizes are constants in the code")
+        if choice is None:
+            t.freeze(labels.ravel(), "split sizes are constants in the code")
+            return None, labels
+        free = len(axes) - 1 - choice  # first guess: (groups, channels // groups)
     pieces = np.moveaxis(labels, free, -1).reshape(-1, labels.shape[free])
     t.couple(pieces)
     return axes[free], pieces[0]
@@ -101,7 +105,7 @@ def split(t: Tracer, labels: np.ndarray, axes: list[int]) -> tuple[int | None, n
 def rearrange(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
     """Axes change places, appear, disappear or are repeated."""
     labels = t.labels(x)
-    if t.op.overloadpacket is aten.expand:
+    if t.op.overloadpacket is aten.expand and t.call[0] is not Tensor.expand_as:
         for a, own in labels.items():
             if args[0][a - x.ndim] != -1:
                 t.assume(own, "a tensor is expanded to a size that is a constant in the code")
@@ -125,7 +129,8 @@ def rearrange_(t: Tracer, x: Tensor, *args: Any) -> Labels:
     fits = [c for c in (labels, squeezed) if all(a < x.ndim and x.shape[a] == len(v) for a, v in c.items())]
     if (args and len(fits) == 1) or (len(fits) == 2 and labels.keys() == squeezed.keys()):
         return fits[0]
-    return t.freeze(labels, f"{t.op_name} changes axes beyond recognition") or {}
+    t.freeze(labels, f"{t.op_name} changes axes beyond recognition")
+    return {}
 
 
 @rule(aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.unflatten, aten._reshape_alias)
@@ -133,10 +138,23 @@ def view(t: Tracer, x: Tensor, *args: Any, **_: Any) -> Labels | None:
     labels, shape = t.labels(x), tuple(t.out.shape)
     if not labels:
         return None
-    if shape != tuple(x.shape):
-        for values in labels.values():
-            t.assume(values, "a size is a constant in the code")
-    return move(t, x, lambda numbering: numbering.reshape(shape))[0]
+    computed = computed_axis(t)
+    out = move(t, x, lambda numbering: numbering.reshape(shape), computed)[0]
+    if shape != tuple(x.shape) and t.call[0] not in (torch.flatten, Tensor.flatten):
+        for axis, own in out.items():
+            if axis != computed:
+                t.assume(own, "a size is a constant in the code")
+    return out
+
+
+def computed_axis(t: Tracer) -> int | None:
+    """The axis for which the author wrote -1, so that its size follows from the others."""
+    func, args, kwargs = t.call
+    if func not in (Tensor.view, Tensor.reshape, torch.reshape):
+        return None
+    sizes = kwargs.get("shape", kwargs.get("size", args[1:]))
+    sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
+    return sizes.index(-1) if len(sizes) == t.out.ndim and -1 in sizes else None
 
 
 @rule(aten.as_strided, aten.as_strided_)
@@ -217,7 +235,9 @@ def slice_(
 def pieces_stay_even(t: Tracer, labels: np.ndarray, unit: int, interleaved: bool = False) -> None:
     """The author may have written `x[:, : c // 2]`: then pieces keep their proportions."""
     reason = "split sizes are constants in the code"
-    if t.choose(1, labels, reason) is None or len(labels) % unit:
+    if t.call[0] in (torch.chunk, Tensor.chunk) and len(labels) % unit == 0:
+        t.couple(labels.reshape(-1, unit))
+    elif t.choose(1, labels, reason) is None or len(labels) % unit:
         t.freeze(labels, reason)
     else:
         t.couple(labels.reshape(-1, unit).T if interleaved else labels.reshape(-1, unit))
