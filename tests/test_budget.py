@@ -69,9 +69,19 @@ def test_message_says_what_was_asked_and_what_there_is() -> None:
         Budget(macs=0.5, params=9).check(Cost(10_000, 100), Cost(2_345, 10))
 
 
+@pytest.mark.parametrize("full", [1, 7, 100, 1000])
+def test_named_figure_works_for_round_ones(full: int) -> None:
+    """57 of 100 is 0.57, and 0.57 * 100 is 56.99… in binary."""
+    for least in range(1, full + 1):
+        named_figure_works(full, least)
+
+
 @given(st.integers(1, 10**10), st.data())
 def test_named_figure_works(full: int, data: st.DataObject) -> None:
-    least = data.draw(st.integers(1, full))
+    named_figure_works(full, data.draw(st.integers(1, full)))
+
+
+def named_figure_works(full: int, least: int) -> None:
     base, lowest = Cost(full, full), Cost(least, least)
     for limit in (least - 0.5, least / full * 0.99):
         if limit <= 0 or Budget(macs=limit).allows(lowest, base):
