@@ -82,6 +82,21 @@ def test_a_killed_run_goes_on_to_the_same_network(run, job, tmp_path, monkeypatc
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_method_reads_the_same_batches_however_long_the_network_was_trained(run, images, tmp_path, monkeypatch):
+    read = []
+
+    def scores(self, task):
+        read.append(next(iter(task.data.batches("train")))[0])
+        return {g.name: torch.arange(g.size) for g in task.groups}
+
+    monkeypatch.setattr(sc.L1, "scores", scores)
+    args = ("--data", f"folder:{images}", "--batch-size", 16, "--method", "l1", "--macs", 0.5, "--recover", "none")
+    for epochs in (0, 2):
+        ran = run("prune", NET, *args, "--pretrain-epochs", epochs, "--out", tmp_path / str(epochs))
+        assert ran.status == 0, ran.err
+    assert torch.equal(*read)
+
+
 def test_what_resume_does_with_a_finished_run_and_with_another_one(run, job, tmp_path):
     out = ("--out", tmp_path / "r")
     assert run(*job, *out).status == 0

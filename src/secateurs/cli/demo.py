@@ -113,6 +113,7 @@ def _row(method: Method, network: nn.Module, data: Data, macs: float, epochs: fl
     from secateurs import report
 
     began = time.perf_counter()
+    options.rewind(data)
     recipe: dict[str, Any] = {"epochs": epochs, "lr": 0.05}
     quiet: dict[str, Any] = {"device": "cpu", "progress": "silent"}
     recover = sc.Recover(**recipe) if epochs else None

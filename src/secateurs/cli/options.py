@@ -90,6 +90,12 @@ def example(data: Data) -> torch.Tensor:
     return first
 
 
+def rewind(data: Data) -> None:
+    """Training batches from epoch 0 again: what a method reads of them must not depend on what was trained before."""
+    if hasattr(data.train, "set_epoch"):
+        data.train.set_epoch(0)
+
+
 def suits(model: nn.Module, data: Data, name: str) -> None:
     """Raise DataError if the network does not take the data's images, or tells another number of classes apart."""
     import torch

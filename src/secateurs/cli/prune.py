@@ -234,6 +234,7 @@ class _Run:
         self.folder.writable()
         self.folder.begin(record, resume=resume)
         network = self._trained(network, data, where, resume)
+        options.rewind(data)
         result = sc.prune(
             network,
             inputs,
