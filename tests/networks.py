@@ -632,7 +632,7 @@ def every_second() -> nn.Module:
     return Net(lambda s, x: (lambda y: s.h(y[:, ::2] * torch.sigmoid(y[:, 1::2])))(s.a(x)), a=conv(3, 8), h=head(4))
 
 
-@case({"a": 12}, {"b": (4, SIZE)})
+@case({"a": 12}, {"b": (4, SPLIT)})
 def view_by_constants() -> nn.Module:
     return Net(
         lambda s, x: s.h(s.b(s.a(x)).view(2, 4, 4, 12, 12).transpose(1, 2).reshape(2, 16, 12, 12)),

@@ -8,7 +8,7 @@ import numpy as np
 
 from secateurs.channels.cost import CostModel
 from secateurs.channels.graph import ChannelGroup, Slot
-from secateurs.channels.labels import CONSUMED, PRODUCED, SHORTCUT, Classes
+from secateurs.channels.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, Classes
 from secateurs.channels.tracer import Tape
 
 Array = np.ndarray
@@ -20,64 +20,63 @@ class Grouping:
     def __init__(self, tape: Tape, classes: Classes) -> None:
         self.tape, self.classes = tape, classes
         axes = tape.axes
-        self.labels = np.concatenate([a.labels for a in axes]) if axes else np.zeros(0, np.int64)
-        self.owner = np.repeat(np.arange(len(axes)), [len(a.labels) for a in axes])  # axis of each label
-        self.position = np.concatenate([np.arange(len(a.labels)) for a in axes]) if axes else self.labels
-        root = classes.root[self.labels]
+        lengths = [len(a.labels) for a in axes]
+        self.labels = np.concatenate([a.labels for a in axes]) if axes else np.zeros(0, LABEL)
+        self.owner = np.repeat(np.arange(len(axes), dtype=LABEL), lengths)  # axis of each label
         n = len(classes.root)
         # A class's signature: the sum of one random number for each axis that it touches, with multiplicity, and for
         # what keeps it whole. Sums wrap around; two signatures agree by accident once in 2⁶⁴.
         draws = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, size=len(axes) + 2, dtype=np.int64)
         signature = np.zeros(n, dtype=np.int64)
-        np.add.at(signature, root, draws[2:][self.owner])
-        signature += draws[0] * (classes.frozen + 1) + draws[1] * (classes.inexact + 1)
+        np.add.at(signature, classes.root[self.labels], draws[2:][self.owner])
         # A class is known by its smallest label, which is also the first that stands in `labels`.
-        roots = np.flatnonzero(classes.root == np.arange(n))[1:]
-        rank = np.cumsum(classes.root == np.arange(n)) - 2  # of a root among the roots
-        _, first, inverse = np.unique(signature[roots], return_index=True, return_inverse=True)
-        first = roots[first]
-        self.class_of = rank[root]  # class of each label
-        inverse = inverse.reshape(-1)[self.class_of]
+        is_root = classes.root == np.arange(n, dtype=LABEL)
+        roots = np.flatnonzero(is_root)[1:]
+        frozen, inexact = classes.frozen[roots].astype(np.int64), classes.inexact[roots].astype(np.int64)
+        signature = signature[roots] + draws[0] * (frozen + 1) + draws[1] * (inexact + 1)
+        _, first, of_class = np.unique(signature, return_index=True, return_inverse=True)
+        of_class = of_class.reshape(-1)
+        rank = np.cumsum(is_root, dtype=LABEL) - 2  # of a root among the roots
+        self.class_of = rank[classes.root[self.labels]]  # class of each label
         # What no layer creates (kernel positions, the channels of an input image) is no group but a constant, -1. The
         # others are numbered by where their first label stands, so that they come in the network's order.
         created = np.zeros(len(first), dtype=bool)
-        created[inverse[(classes.flags[self.labels] & PRODUCED) > 0]] = True
+        created[of_class[self.class_of[(classes.flags[self.labels] & PRODUCED) > 0]]] = True
         self.groups = int(created.sum())
-        number = np.full(len(first), -1)
+        number = np.full(len(first), -1, dtype=LABEL)
         number[np.flatnonzero(created)[np.argsort(first[created], kind="stable")]] = np.arange(self.groups)
-        self.group = number[inverse]  # group of each label
-        self.of_label = np.full(n, -1)  # the same by label
+        of_class = number[of_class]  # group of each class
+        self.group = of_class[self.class_of]  # group of each label
+        self.of_label = np.full(n, -1, dtype=LABEL)  # the same by label
         self.of_label[self.labels] = self.group
-        self.channel = self._number_channels(len(roots))
-        self.sizes = np.zeros(self.groups, dtype=np.int64)
-        inside = self.group >= 0
-        np.maximum.at(self.sizes, self.group[inside], self.channel[inside] + 1)
+        self.channel = self._number_channels(of_class)[self.class_of]  # channel of each label within its group
+        self.sizes = np.bincount(of_class[of_class >= 0], minlength=self.groups)
 
-    def _number_channels(self, classes: int) -> Array:
-        """Each label's channel within its group: classes counted in the order of their smallest label."""
-        group = np.empty(classes, dtype=np.int64)
-        group[self.class_of] = self.group
+    @staticmethod
+    def _number_channels(group: Array) -> Array:
+        """Each class's channel within its group: classes counted in the order of their smallest label."""
         order = np.argsort(group, kind="stable")  # by group, then by smallest label
         g = group[order]
-        starts = np.flatnonzero(np.r_[True, g[1:] != g[:-1]]) if len(g) else np.zeros(0, np.int64)
-        channel = np.empty(classes, dtype=np.int64)
+        starts = np.flatnonzero(np.r_[True, g[1:] != g[:-1]]) if len(g) else np.zeros(0, LABEL)
+        channel = np.empty(len(group), dtype=LABEL)
         channel[order] = np.arange(len(g)) - np.repeat(starts, np.diff(np.r_[starts, len(g)]))
-        return channel[self.class_of]
+        return channel
 
     def build(self, allow_inexact: bool, refuted: Mapping[int, str]) -> list[ChannelGroup]:
         """`refuted`: groups that a cut network was found to break on, and why."""
         # Labels stand in the order of (owner, position): a stable sort by channel, then by (group, owner), does it.
         inside = np.flatnonzero(self.group >= 0)
-        key = self.group[inside] * max(len(self.tape.axes), 1) + self.owner[inside]
+        key = self.group[inside].astype(np.int64) * max(len(self.tape.axes), 1) + self.owner[inside]
         order = np.argsort(key * (int(self.channel.max(initial=0)) + 1) + self.channel[inside], kind="stable")
         key, order = key[order], inside[order]
         starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
+        offset = np.cumsum([0, *(len(a.labels) for a in self.tape.axes)])
         slots: list[list[Slot]] = [[] for _ in range(self.groups)]
         for i, j in zip(starts, np.r_[starts[1:], len(key)], strict=True):
             at = order[i:j]
             g, axis = self.group[at[0]], self.tape.axes[self.owner[at[0]]]
             flags = int(self.classes.flags[self.labels[at[0]]])
-            index = self.position[at].reshape(self.sizes[g], -1)
+            index = (at - offset[self.owner[at[0]]]).reshape(self.sizes[g], -1)
             slots[g].append(Slot(axis.param, axis.axis, index, bool(flags & PRODUCED), bool(flags & CONSUMED)))
         first = np.full(self.groups + 1, -1)
         first[self.group[::-1]] = self.labels[::-1]

@@ -12,6 +12,8 @@ import numpy as np
 
 Array = np.ndarray
 
+LABEL = np.int32  # half the memory of the default, and no network has two thousand million channels
+
 PRODUCED, CONSUMED, SHORTCUT = 1, 2, 4
 
 
@@ -43,7 +45,7 @@ class LabelSpace:
 
     def fresh(self, n: int) -> Array:
         self.size += n
-        return np.arange(self.size - n, self.size)
+        return np.arange(self.size - n, self.size, dtype=LABEL)
 
     def unify(self, a: Array, b: Array, reason: str) -> None:
         """Make a[i] and b[i] one channel. Where one of the two is no channel the other is frozen, for `reason`."""
@@ -96,7 +98,7 @@ class LabelSpace:
         )
 
     def _first_reason(self, root: Array, events: list[tuple[Array, int]]) -> Array:
-        first = np.full(self.size, -1)
+        first = np.full(self.size, -1, dtype=np.int16)
         for labels, reason in reversed(events):
             first[root[labels]] = reason
         first[0] = -1
@@ -126,7 +128,7 @@ class KnownLabels:
 def components(n: int, edges: list[tuple[Array, Array]]) -> Array:
     """Connected components of n nodes as the smallest node of each, (n,): min-label hooking and pointer jumping,
     vectorised over all edges, in O(log n) rounds."""
-    parent = np.arange(n)
+    parent = np.arange(n, dtype=LABEL)
     if not edges:
         return parent
     a = np.concatenate([e[0] for e in edges])

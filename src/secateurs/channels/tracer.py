@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,17 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.channels import attributes, rules, shapes
-from secateurs.channels.labels import CONSUMED, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
+from secateurs.channels.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
 
 Array = np.ndarray
 Labels = dict[int, Array]  # axis → one label per index; axes of size 1 and axes without channels are left out
 _NONE: Labels = {}
 _POINTWISE = torch.Tag.pointwise
-_TORCH = torch.__path__[0]
+_TORCH = torch.__path__[0] + os.sep
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Tracer(TorchDispatchMode):
         self.space, self.tape = space, Tape()
         self.op: Any = None  # the op that a rule is called for
         self.out: Any = None  # and what it returned
+        self.call: tuple[Any, tuple[Any, ...], dict[str, Any]] = (None, (), {})  # the author's call that it came from
         self.counting = True
         self._names, self._modules, self._choices, self._known = params, modules, choices, known
         self._params: dict[int, Labels] = {}
@@ -161,7 +164,7 @@ class Tracer(TorchDispatchMode):
 
     @staticmethod
     def zeros(n: int) -> Array:
-        return np.zeros(n, dtype=np.int64)
+        return np.zeros(n, dtype=LABEL)
 
     @staticmethod
     def tile(labels: Array, times: int) -> Array:
@@ -282,6 +285,26 @@ class Tracer(TorchDispatchMode):
         site = Site(where, (where, visit), labels, reason, options)
         self.tape.sites.append(site)
         return site
+
+
+class Calls(TorchFunctionMode):
+    """Notes each call that the author's code makes into torch, with its arguments as they were written: `flatten(1)` or
+    `view(n, -1)` tell that a size is computed, which the op they end in no longer does. And code that asks for the
+    number of channels may do anything with it: whether it still runs on fewer has to be tried."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.size or getattr(func, "__self__", None) is Tensor.shape:
+            labels = self.tracer.labels(args[0])
+            if labels and (len(args) == 1 or args[1] % args[0].ndim in labels):
+                for own in labels.values():
+                    self.tracer.assume(own, "the code depends on the number of channels")
+        else:
+            self.tracer.call = (func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 _ALWAYS = frozenset({

@@ -15,7 +15,7 @@ from secateurs.channels.graph import ChannelGraph
 from secateurs.channels.grouping import Grouping
 from secateurs.channels.inputs import call, map_tensors, tensors
 from secateurs.channels.labels import KnownLabels, LabelSpace
-from secateurs.channels.tracer import Site, Tape, Tracer, swapped
+from secateurs.channels.tracer import Calls, Site, Tape, Tracer, swapped
 from secateurs.errors import TraceError
 
 Array = np.ndarray
@@ -127,7 +127,7 @@ class _Trace:
         inputs = map_tensors(lambda x: x.detach(), inputs)
         for x in tensors(inputs):
             tracer.enter(x)
-        with tracer:
+        with tracer, Calls(tracer):
             out = call(self.model, inputs)
         for x in tensors(out):
             tracer.freeze(tracer.labels(x), "reaches the model's output")

@@ -140,11 +140,18 @@ def view(t: Tracer, x: Tensor, *args: Any, **_: Any) -> Labels | None:
         return None
     computed = computed_axis(t)
     out = move(t, x, lambda numbering: numbering.reshape(shape), computed)[0]
-    if shape != tuple(x.shape) and t.call[0] not in (torch.flatten, Tensor.flatten):
+    if shape != tuple(x.shape) and t.call[0] in _WRITTEN:
         for axis, own in out.items():
             if axis != computed:
                 t.assume(own, "a size is a constant in the code")
     return out
+
+
+# Calls in which an author writes sizes down. Any other (`flatten`, `linear` on more than two axes) computes them.
+_WRITTEN = (
+    Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.unflatten,
+    torch.nn.functional.multi_head_attention_forward,
+)  # fmt: skip
 
 
 def computed_axis(t: Tracer) -> int | None:
