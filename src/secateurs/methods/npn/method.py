@@ -82,6 +82,7 @@ class NPNPruner(Pruner):
         self.networks = {"pruner": (self.network, self.optimizer)}
         self._latest: Tensor | None = None
         self.norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
+        self._frozen: set[_BatchNorm] = set()  # of those, the ones that stand still and should not for good
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.widths = task.widths
         goal = 1.0
@@ -121,9 +122,8 @@ class NPNPruner(Pruner):
             self.network.eval()
         elif not self.network.training:
             self.network.train()
-        if model.training and self.alone:
-            for norm in self.norms:  # frozen, statistics and all
-                norm.training = False
+        if model.training:
+            self._freeze_norms(self.alone)
         part = self.wrapped.get("pruner")
         logits = (self.network if part is None else part.net)(*args, **kwargs).float()  # (N, channels)
         if self.config.gates == "batch":
@@ -133,6 +133,15 @@ class NPNPruner(Pruner):
         if model.training:
             self._gate = gate
             self._latest = logits.detach().mean(0) if logits.ndim == 2 else logits.detach()
+
+    def _freeze_norms(self, frozen: bool) -> None:
+        """Statistics and all; a loop may well call `model.train()` once only, so they are thawed here, too."""
+        if frozen:
+            self._frozen.update(n for n in self.norms if n.training)
+        for norm in self._frozen:
+            norm.training = not frozen
+        if not frozen:
+            self._frozen.clear()
 
     def penalty(self) -> Tensor | float:
         """λ‖gates‖₁, the mean over the images of the batch (eq. 3)."""
@@ -170,6 +179,7 @@ class NPNPruner(Pruner):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def finish(self) -> Selection:
+        self._freeze_norms(False)
         means, undecided, disagree = self._calibrate()
         self._handle.remove()
         self.gates.detach()

@@ -1,0 +1,123 @@
+"""Any method that prunes while training, in a Lightning `Trainer`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from secateurs.errors import ConfigError
+from secateurs.integrations.run import Pairs, PruningRun, persistent
+from secateurs.surgery import Plan
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError:
+    try:
+        from pytorch_lightning import Callback, LightningModule, Trainer
+    except ImportError as error:
+        raise ConfigError("This callback is for Lightning. Run: pip install 'secateurs[lightning]'") from error
+
+
+class PruningCallback(Callback):
+    """Prunes while a Trainer trains:
+
+        callback = PruningCallback("npn", sc.Budget(macs=0.5), network="model")
+        Trainer(max_epochs=10, callbacks=[callback]).fit(module, loader)
+        callback.plan        # what was kept; module.model is the small network now
+
+    The settings are those of `secateurs.integrations.run.PruningRun`; `network` is the CNN's attribute in the
+    LightningModule.
+
+    How it works. `on_train_start` attaches, for only then the network is on its device and the optimizers exist. The
+    penalty is added to what `training_step` returns, by wrapping it for the time of training: hooks such as
+    `on_before_backward` see the loss and cannot replace it, and a second backward pass would upset gradient
+    accumulation, precision and DistributedDataParallel, which all get to see one loss as usual this way. The pruner is
+    stepped whenever `trainer.global_step` has moved, so with accumulated batches once for all of them. Its own optimizer
+    is stepped then, too; its gradients are unscaled (16-mixed) and averaged over the processes before. It stops when the
+    pruner is done, cuts when training ends, and goes on from Lightning's checkpoints (those of unfinished pruning).
+
+    Several processes: where a method freezes the network for a while, as NPN does, DistributedDataParallel must be told,
+    by `strategy="ddp_find_unused_parameters_true"`.
+    """
+
+    def __init__(self, method: Any, budget: Any = None, **settings: Any) -> None:
+        super().__init__()
+        self.run = PruningRun(method, budget, **settings)
+        self._seen = 0
+
+    @property
+    def plan(self) -> Plan | None:
+        """What was kept, once the pruner is done."""
+        return self.run.plan
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not pl_module.automatic_optimization:
+            raise ConfigError(
+                "This callback needs automatic optimization: in a training step that steps its optimizers itself, use "
+                "secateurs.attach(…), as docs/training.md shows."
+            )
+        if len(trainer.optimizers) > 1 and self.run.cut:
+            raise ConfigError("The module has several optimizers: pass cut=False, and cut it with .plan afterwards.")
+        steps = trainer.estimated_stepping_batches
+        if self.run.steps is None and (steps == float("inf") or steps < 1):
+            raise ConfigError("Pruning must know how long it trains: give the Trainer max_steps=…, or pass steps=….")
+        batches = trainer.train_dataloader
+        if not self.run.stop:
+            if trainer.world_size > 1:
+                raise ConfigError("stop=False goes on with the cut network, which several processes cannot do.")
+            if self.run.data is None and persistent(batches):
+                raise ConfigError("stop=False and a loader of persistent workers: pass data=…, a loader of its own.")
+        accumulate = max(1, trainer.accumulate_grad_batches)
+        count = trainer.num_training_batches
+        epoch_steps = -(-int(count) // accumulate) if count != float("inf") else int(self.run.steps or steps)
+        self.run.begin(
+            pl_module, steps=int(self.run.steps or steps), epoch_steps=epoch_steps, batches=Pairs(batches, _pair)
+        )
+        self._seen = trainer.global_step
+        self._wrap(pl_module)
+
+    def _wrap(self, pl_module: LightningModule) -> None:
+        inner = pl_module.training_step
+
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            penalty = self.run.penalty()
+            if isinstance(output, dict):
+                return {**output, "loss": output["loss"] + penalty}
+            return output + penalty if isinstance(output, Tensor) else output
+
+        pl_module.training_step = training_step
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.run.before_step(1.0 if scaler is None else float(scaler.get_scale()))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._seen:
+            return
+        self._seen = trainer.global_step
+        if self.run.after_step(trainer.optimizers):
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.__dict__.pop("training_step", None)
+        self.run.finish(trainer.optimizers)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        pl_module.__dict__.pop("training_step", None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.run.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.run.loaded = state_dict or None
+
+
+def _pair(batch: Any) -> Any:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return tuple(batch)
+    raise ConfigError(
+        f"The training batches are no pairs (inputs, targets) but each a {type(batch).__name__}: pass data=…, such pairs, "
+        "for what the method measures."
+    )

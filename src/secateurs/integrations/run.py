@@ -1,0 +1,219 @@
+"""What the callbacks have in common: a pruner, stepped by whatever trainer there is."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.optim import Optimizer
+
+from secateurs.api import attach
+from secateurs.budget import Budget
+from secateurs.data import Data
+from secateurs.errors import ConfigError, SpecError
+from secateurs.methods.method import Method, Scope, resolve
+from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.surgery import Plan, cut_
+from secateurs.zoo import vision
+
+log = logging.getLogger("secateurs")
+
+with contextlib.suppress(SpecError):
+    vision.torchvision()  # trainers import it where it is installed, and not every build imports by itself
+
+
+class PruningRun:
+    """A pruning run that others' loops drive: `begin`, `penalty` and `before_step` and `after_step`, `finish`.
+
+    The callbacks take these settings:
+
+    method: a method that prunes while training, by name or configured: `"npn"`, `sc.NPN(epochs=10)`.
+    budget: what may stay.
+    network: the CNN within the trained module: a path such as `"model"` or `"backbone"`, or a function that returns it;
+        None is the trained module itself.
+    example_inputs: to trace it with; by default the first image of a training batch.
+    data: `(inputs, targets)` batches for what a method measures; by default the trainer's own training batches.
+    cut: cut the network in place in the end, together with the trainer's optimizer. Otherwise it stays whole, and
+        `plan` says what to keep.
+    stop: end the training when the pruner is done. Otherwise training goes on with the network as cut.
+    steps: optimizer steps that pruning takes; by default all that the trainer will take.
+    """
+
+    def __init__(
+        self,
+        method: str | Method,
+        budget: Budget | None = None,
+        *,
+        network: str | Callable[[Any], nn.Module] | None = None,
+        example_inputs: Any = None,
+        data: Any = None,
+        scope: Scope | None = None,
+        seed: int = 0,
+        allow_inexact: bool = False,
+        cut: bool = True,
+        stop: bool = True,
+        steps: int | None = None,
+    ) -> None:
+        chosen = resolve(method)
+        if not isinstance(chosen, TrainingMethod):
+            raise ConfigError(f"{chosen.name} does not prune while training: call secateurs.prune(…) instead.")
+        if steps is not None and steps < 1:
+            raise ConfigError(f"steps={steps} must be at least 1.")
+        self.method, self.budget = chosen, budget
+        self.network, self.example_inputs, self.data = network, example_inputs, data
+        self.settings: dict[str, Any] = {"scope": scope, "seed": seed, "allow_inexact": allow_inexact}
+        self.cut, self.stop, self.steps = cut, stop, steps
+        self.pruner: Pruner | None = None
+        self.plan: Plan | None = None
+        self.model: nn.Module | None = None
+        self.loaded: dict[str, Any] | None = None  # of a run that is taken up again
+
+    @property
+    def active(self) -> bool:
+        return self.pruner is not None and self.plan is None
+
+    def begin(self, module: nn.Module, *, steps: int, epoch_steps: int, batches: Any) -> None:
+        """Start pruning. batches: the trainer's, as `(inputs, targets)`, to go through as often as it takes."""
+        self.plan = None
+        self.model = find(module, self.network)
+        self._modes = [(m, m.training) for m in self.model.modules()]  # methods leave it in eval mode
+        first = next(self.model.parameters(), None)
+        device = torch.device("cpu") if first is None else first.device
+        data = Data.of(batches if self.data is None else self.data)
+        example = self.example_inputs
+        if example is None:
+            example = _each(lambda x: x[:1], next(iter(data.batches("train")))[0])
+        self.pruner = attach(
+            self.model, _each(lambda x: x.to(device), example), self.method, self.budget,
+            steps=self.steps or steps, epoch_steps=epoch_steps, data=data, **self.settings,
+        )  # fmt: skip
+        self.pruner.mean = lambda x: _mean(x, device)
+        if self.loaded is not None:
+            self._load(self.loaded)
+            self.loaded = None
+
+    def penalty(self) -> Tensor | float:
+        return self.pruner.penalty() if self.pruner is not None and self.active else 0.0
+
+    def before_step(self, scale: float = 1.0) -> None:
+        """Before each optimizer step: the gradients of the pruner's own networks, which the trainer knows nothing of,
+        become what the trainer makes of its own ones. scale: that of the loss, in float16."""
+        if self.pruner is None or not self.active:
+            return
+        for network, optimizer in self.pruner.networks.values():
+            params = [p for p in network.parameters() if p.requires_grad]
+            if _world() > 1:  # a parameter may be without gradient here and not elsewhere
+                for p in params:
+                    p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                    dist.all_reduce(p.grad)
+                    p.grad /= _world()
+            grads = [p.grad for p in params if p.grad is not None]
+            if scale != 1.0 and grads:
+                torch._foreach_div_(grads, scale)
+                if not all(bool(g.isfinite().all()) for g in grads):  # the step is skipped, as a loss scaler does
+                    optimizer.zero_grad()
+
+    def after_step(self, optimizers: list[Optimizer]) -> bool:
+        """After each optimizer step: whether the training should end."""
+        if self.pruner is None or not self.active:
+            return False
+        self.pruner.step()
+        if not self.pruner.done:
+            return False
+        if not self.stop:
+            self.finish(optimizers)
+        return self.stop
+
+    def finish(self, optimizers: list[Optimizer]) -> None:
+        """Take the pruner off, make the plan and cut."""
+        if self.pruner is None or self.model is None or not self.active:
+            return
+        if self.cut and len(optimizers) > 1:
+            raise ConfigError(
+                f"The network is trained by {len(optimizers)} optimizers: pass cut=False, and cut it with .plan afterwards."
+            )
+        if not self.pruner.done:
+            log.warning(
+                "training ended after %d of the pruner's %d steps: the cut may cost more accuracy than it would have",
+                self.pruner.steps, self.pruner.total,
+            )  # fmt: skip
+        self.plan = self.pruner.plan()
+        if self.cut:
+            cut_(self.model, self.plan, *optimizers)
+        for module, mode in self._modes:
+            module.training = mode
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, with which `load` takes the run up again."""
+        if self.pruner is None or not self.active:
+            return {}
+        networks = {
+            name: {"module": dict(network.state_dict()), "optimizer": optimizer.state_dict()}
+            for name, (network, optimizer) in self.pruner.networks.items()
+        }
+        return {"pruner": self.pruner.state(), "networks": networks}
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        assert self.pruner is not None
+        for name, (network, optimizer) in self.pruner.networks.items():
+            saved = state["networks"][name]
+            network.load_state_dict(saved["module"])
+            optimizer.load_state_dict(saved["optimizer"])
+        self.pruner.load(state["pruner"])
+
+
+class Pairs:
+    """A trainer's batches as `(inputs, targets)`, to be gone through again and again."""
+
+    def __init__(self, batches: Any, pair: Callable[[Any], Any]) -> None:
+        self.batches, self.pair = batches, pair
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.pair, self.batches)
+
+
+def find(module: nn.Module, network: str | Callable[[Any], nn.Module] | None) -> nn.Module:
+    """The CNN within a trained module."""
+    if network is None:
+        return module
+    if callable(network):
+        return network(module)
+    try:
+        return module.get_submodule(network)
+    except AttributeError:
+        names = ", ".join(name for name, _ in module.named_children()) or "nothing"
+        raise ConfigError(
+            f"{type(module).__name__} has no network {network!r}: pass network=…. It holds {names}."
+        ) from None
+
+
+def persistent(loader: Any) -> bool:
+    """Whether going through a DataLoader would end the pass that someone else is making."""
+    return bool(getattr(loader, "num_workers", 0) and getattr(loader, "persistent_workers", False))
+
+
+def _each(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {name: _each(function, value) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(_each(function, value) for value in inputs)
+    return inputs
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _mean(x: Tensor, device: torch.device) -> Tensor:
+    if _world() == 1:
+        return x
+    total = x.to(device, copy=True)
+    dist.all_reduce(total)
+    return (total / _world()).to(x.device)

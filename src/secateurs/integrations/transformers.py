@@ -1,0 +1,145 @@
+"""Any method that prunes while training, in a `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from secateurs.errors import ConfigError
+from secateurs.integrations.run import Pairs, PruningRun, persistent
+from secateurs.surgery import Plan
+from secateurs.training import CheckpointStore
+
+try:
+    from transformers import Trainer, TrainerCallback
+except ImportError as error:
+    raise ConfigError("This callback is for transformers. Run: pip install 'secateurs[transformers]'") from error
+
+FOLDER = "secateurs"  # within a checkpoint
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes while a `transformers.Trainer` trains:
+
+        callback = PruningCallback("npn", sc.Budget(macs=0.5), network="model")
+        trainer = callback.join(Trainer(model, args, train_dataset=images))
+        trainer.train()
+        callback.plan        # what was kept; model.model is the small network now
+
+    The settings are those of `secateurs.integrations.run.PruningRun`; `network` is the CNN's attribute in the model that
+    is trained, which as usual takes the batch by name and answers its loss. Batches are dicts: the targets are what goes
+    by the name of `labels`, the inputs the rest.
+
+    How it works. A callback of transformers never sees the loss, so `join` adds the callback to the trainer and wraps the
+    trainer's `compute_loss`, the one place that every loss comes from: the model's own, label smoothing's and
+    `compute_loss_func`'s. (A hook on the model would miss the last two, a `compute_loss_func` would replace the first.)
+    The penalty is divided by the number of accumulated batches where the trainer does not divide. The pruner is stepped
+    after each optimizer step, its own optimizer, too; gradients of its own are unscaled (fp16) and averaged over the
+    processes before. It stops when the pruner is done, cuts when training ends, and saves what it needs to go on with
+    `resume_from_checkpoint` in the trainer's checkpoints.
+
+    Several processes: where a method freezes the network for a while, as NPN does, pass the TrainingArguments
+    `ddp_find_unused_parameters=True`.
+    """
+
+    def __init__(self, method: Any, budget: Any = None, *, labels: str = "labels", **settings: Any) -> None:
+        self.run = PruningRun(method, budget, **settings)
+        self.labels = labels
+        self._joined = False
+
+    @property
+    def plan(self) -> Plan | None:
+        """What was kept, once the pruner is done."""
+        return self.run.plan
+
+    def join(self, trainer: Trainer) -> Trainer:
+        """Prune in this trainer. Returns it."""
+        if self._joined:
+            raise ConfigError("This callback prunes in another trainer already: make a new one.")
+        self._joined = True
+        inner = trainer.compute_loss
+
+        def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            output = inner(model, inputs, *args, **kwargs)
+            if not model.training:
+                return output
+            penalty = self.run.penalty()
+            if _divided(trainer, kwargs.get("num_items_in_batch")):
+                penalty = penalty / trainer.current_gradient_accumulation_steps
+            if isinstance(output, tuple):
+                return (output[0] + penalty, *output[1:])
+            return output + penalty
+
+        trainer.compute_loss = compute_loss
+        trainer.add_callback(self)
+        return trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._joined:
+            raise ConfigError("A callback cannot change the loss: write PruningCallback(…).join(trainer).")
+        if args.n_gpu > 1:
+            raise ConfigError("Several GPUs in one process copy the network for each batch: launch with torchrun.")
+        if self.run.cut and args.load_best_model_at_end:
+            raise ConfigError("load_best_model_at_end would load weights from before the cut: pass cut=False.")
+        loader = kwargs["train_dataloader"]
+        if not self.run.stop:
+            if args.world_size > 1:
+                raise ConfigError("stop=False goes on with the cut network, which several processes cannot do.")
+            if self.run.data is None and persistent(loader):
+                raise ConfigError("stop=False and a loader of persistent workers: pass data=…, a loader of its own.")
+        try:
+            epoch_steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
+        except TypeError:
+            epoch_steps = state.max_steps
+        if state.global_step:
+            folder = _checkpoint(args, state)
+            found = CheckpointStore(folder / FOLDER).load()
+            if found is None:
+                raise ConfigError(f"{folder} was not saved by this callback in pruning: it cannot go on from there.")
+            self.run.loaded = found[1]
+        self.run.begin(
+            kwargs["model"], steps=state.max_steps, epoch_steps=epoch_steps, batches=Pairs(loader, self._pair)
+        )
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        scaler = getattr(kwargs.get("optimizer"), "scaler", None)
+        self.run.before_step(1.0 if scaler is None else float(scaler.get_scale()))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.run.after_step([_plain(kwargs["optimizer"])]):
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.run.finish([_plain(kwargs["optimizer"])])
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.run.active:
+            CheckpointStore(_checkpoint(args, state) / FOLDER).save(state.global_step, self.run.state())
+
+    def _pair(self, batch: Any) -> tuple[Any, Tensor]:
+        if not isinstance(batch, Mapping) or self.labels not in batch:
+            found = ", ".join(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise ConfigError(f"The training batches have no {self.labels!r} (there is {found}): pass labels=….")
+        inputs = {name: value for name, value in batch.items() if name != self.labels}
+        alone = next(iter(inputs.values())) if len(inputs) == 1 and self.run.network is not None else None
+        return inputs if alone is None else alone, batch[self.labels]
+
+
+def _divided(trainer: Trainer, items: Any) -> bool:
+    """Whether the loss counts as divided by the number of accumulated batches, so that the trainer won't divide it."""
+    said = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if said is not None:
+        return bool(said)
+    return (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
+
+
+def _plain(optimizer: Any) -> Any:
+    return getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -1,0 +1,29 @@
+"""A loop of one's own."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+import secateurs as sc
+from tests.integrations.networks import cnn, images
+
+
+def test_norms_learn_again_when_the_network_does_though_train_is_called_once() -> None:
+    """NPN freezes them while the pruner learns alone."""
+    model, (x, y) = cnn(), images(8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = sc.attach(model, x[:1], "npn", sc.Budget(macs=0.6), steps=4, epoch_steps=2, data=[(x, y)])
+    model.train()
+    statistics = []
+    for _ in range(4):
+        (F.cross_entropy(model(x), y) + pruner.penalty()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+        statistics.append(model[1].running_mean.clone())
+    alone, joint = statistics[1], statistics[3]
+    assert torch.equal(alone, torch.zeros_like(alone))
+    assert not torch.equal(joint, alone)
+    assert pruner.done
+    pruner.plan()

@@ -1,0 +1,152 @@
+"""Pruning in a transformers.Trainer is pruning in a plain loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import secateurs as sc
+from tests.integrations.networks import cnn, images, reference
+
+try:
+    from secateurs.integrations.transformers import PruningCallback
+except sc.ConfigError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+BUDGET = sc.Budget(macs=0.6)
+METHOD = sc.NPN(lr=0.05)
+
+
+class Classifier(nn.Module):
+    """As transformers want it: batches by name, the loss in the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = cnn()
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.model(pixel_values)
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Images(torch.utils.data.Dataset):
+    def __init__(self) -> None:
+        self.x, self.y = images()
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return {"pixel_values": self.x[i], "labels": self.y[i]}
+
+
+class InOrder(transformers.Trainer):
+    def _get_train_sampler(self, *_):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def trainer(callback, tmp_path: Path, trainer_options=None, **options):
+    model = Classifier()
+    settings = {"per_device_train_batch_size": 8, "num_train_epochs": 4, "learning_rate": 0.05, "max_grad_norm": 0}
+    settings |= {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1000}
+    settings |= {"lr_scheduler_type": "constant", "output_dir": str(tmp_path), **options}
+    arguments = transformers.TrainingArguments(**settings)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    run = InOrder(
+        model,
+        arguments,
+        train_dataset=Images(),
+        eval_dataset=Images(),
+        optimizers=(sgd, None),
+        **(trainer_options or {}),
+    )
+    return callback.join(run)
+
+
+def callback(method=METHOD, **options):
+    return PruningCallback(method, BUDGET, **{"network": "model", "scope": "internal", **options})
+
+
+def loss_of_mine(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "own_loss"), [(1, False), (2, False), (2, True)], ids=["plain", "accumulated", "own loss"]
+)
+def test_same_as_a_plain_loop(tmp_path: Path, accumulate: int, own_loss: bool) -> None:
+    pruning = callback()
+    own = {"compute_loss_func": loss_of_mine} if own_loss else None
+    run = trainer(pruning, tmp_path, own, gradient_accumulation_steps=accumulate)
+    run.train()
+    small, plan = reference(METHOD, BUDGET, epochs=4, accumulate=accumulate)
+    assert pruning.plan == plan
+    for name, value in small.state_dict().items():
+        torch.testing.assert_close(run.model.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    sgd = run.optimizer
+    assert {id(p) for g in sgd.param_groups for p in g["params"]} == {id(p) for p in run.model.parameters()}
+
+
+def test_stops_when_done_or_goes_on_with_the_cut_network(tmp_path: Path) -> None:
+    pruning = callback(steps=8)
+    run = trainer(pruning, tmp_path)
+    run.train()
+    assert run.state.global_step == 8
+    pruning = callback(steps=8, stop=False)
+    run = trainer(pruning, tmp_path)
+    run.train()
+    assert run.state.global_step == 16
+    assert run.model.model[0].out_channels < 8
+
+
+def test_evaluation_has_no_penalty(tmp_path: Path) -> None:
+    pruning = callback(cut=False)
+    run = trainer(pruning, tmp_path, eval_strategy="epoch", per_device_eval_batch_size=32)
+    run.train()
+    last = [line["eval_loss"] for line in run.state.log_history if "eval_loss" in line]
+    assert len(last) == 4
+    plain = run.evaluate()["eval_loss"]
+    x, y = images()
+    with torch.no_grad():
+        assert plain == pytest.approx(float(F.cross_entropy(run.model.eval().model(x), y)), rel=1e-5)
+
+
+def test_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    whole, first, second = callback(), callback(), callback()
+    run = trainer(whole, tmp_path / "a")
+    run.train()
+
+    class Stop(transformers.TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    half = trainer(first, tmp_path / "b", save_strategy="steps", save_steps=8)
+    half.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        half.train()
+    again = trainer(second, tmp_path / "b")
+    again.train(resume_from_checkpoint=True)
+    assert second.plan == whole.plan
+    for name, value in run.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], value)
+
+
+def test_what_cannot_work_is_said_before_training(tmp_path: Path) -> None:
+    pruning = callback()
+    run = trainer(pruning, tmp_path)
+    with pytest.raises(sc.ConfigError, match="another trainer"):
+        pruning.join(run)
+    lonely = callback()
+    run = trainer(callback(), tmp_path)
+    run.add_callback(lonely)
+    with pytest.raises(sc.ConfigError, match=r"join\(trainer\)"):
+        run.train()
+    with pytest.raises(sc.ConfigError, match=r"no 'classes' \(there is .*labels.*pass labels="):
+        trainer(callback(labels="classes"), tmp_path).train()
