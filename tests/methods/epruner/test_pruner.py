@@ -17,6 +17,7 @@ import secateurs as sc
 from secateurs.methods.epruner.weights import sparse_projection
 from secateurs.methods.method import Task
 from tests import localdata
+from tests.conformance import steps_that_fit
 from tests.networks import randomise
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -101,6 +102,7 @@ class TestWhichFiltersStay:
         assert result.after.macs <= share * result.before.macs
         again = select(model, sc.EPruner(beta=result.history[0]["beta"] + 1e-6))
         graph = sc.trace(model, IMAGE)
+        assert not list(steps_that_fit(graph, result.plan, sc.Budget(macs=share), "internal"))
         step = 0
         for g in graph.groups:
             mine, theirs = (set(r.plan.groups.get(g.name, range(g.size))) for r in (result, again))
