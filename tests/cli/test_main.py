@@ -48,7 +48,7 @@ def test_every_help_shows_a_real_example(run, verb):
     [
         (("inspekt",), 'Did you mean "inspect"'),
         (("inspect",), "model"),
-        (("inspect", "zoo:resnet20", "--jsn"), "Did you mean --json"),
+        (("inspect", "zoo:resnet20", "--jsn"), "--json"),
         (("prune", "zoo:resnet20", "--macs", "half", "--out", "x"), "--macs"),
         (("prune", "zoo:resnet20", "--macs", "0.5"), "--out"),
         (("prune", "zoo:resnet20", "--scope", "most", "--out", "x"), "internal"),
