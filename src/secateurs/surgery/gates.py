@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.channels.graph import ChannelGroup, parameter
@@ -28,51 +28,70 @@ class Gates:
     is as it was, whatever happened in it.
 
     The parameters' names, values and identities do not change, so optimizers, checkpoints and plans don't notice.
-    Works on copies of a gated model too (an average of its weights, say), under autocast and torch.compile, and inside
-    DistributedDataParallel.
+    Works under autocast and torch.compile, and inside DistributedDataParallel. A copy of a gated model (an average of
+    its weights, say) goes by the same gates as the model, until they are detached.
+
+    Per-sample gates reach consumers that are called as modules, not weights that code reads for itself. Recomputation of
+    activations in the backward pass (torch.utils.checkpoint) sees per-sample gates, but no per-batch ones.
     """
 
     def __init__(self, model: nn.Module, groups: Iterable[ChannelGroup]) -> None:
         self.model = model
         self.groups = {g.name: g for g in groups}
-        self._starts: dict[str, int] = {}
-        width = 1  # a leading 1 stands for every channel that has no gate
-        for name, group in self.groups.items():
-            self._starts[name] = width
-            width += group.size
-        self._sources = self._find_sources()
-        self._flat: Tensor | None = None  # (1 + channels,) or (N, 1 + channels)
+        self.sizes = [g.size for g in self.groups.values()]
+        self.channels = sum(self.sizes)
+        self._consumers = [
+            _Consumer(param, axis, source, self.sizes) for (param, axis), source in self._sources().items()
+        ]
+        self._places = self._find_places()
+        self._flat: Tensor | None = None  # (channels,) or (N, channels)
+        self._parts: tuple[Tensor, ...] = ()  # the same by group
         self._handles: list[RemovableHandle] = []
-        self._swapped: list[tuple[nn.Module, str, Any]] = []
+        self._swapped: list[tuple[dict[str, Any], str, Any]] = []
 
-    def _find_sources(self) -> dict[tuple[str, int], np.ndarray]:
-        """For each (parameter, axis) that reads gated channels: where in the flat vector each index finds its factor."""
+    def _sources(self) -> dict[tuple[str, int], np.ndarray]:
+        """For each (parameter, axis) that reads gated channels: which channel each index reads, -1 for one not gated."""
         sources: dict[tuple[str, int], np.ndarray] = {}
-        for name, group in self.groups.items():
-            at = self._starts[name] + np.arange(group.size)
+        start = 0
+        for group in self.groups.values():
+            at = start + np.arange(group.size)
+            start += group.size
             for slot in group.slots:
                 if slot.consumes:
                     n = parameter(self.model, slot.param).shape[slot.axis]
-                    source = sources.setdefault((slot.param, slot.axis), np.zeros(n, dtype=np.int64))
+                    source = sources.setdefault((slot.param, slot.axis), np.full(n, -1, dtype=np.int64))
                     source[slot.index] = at[:, None]
         return sources
+
+    def _find_places(self) -> dict[str, list[tuple[str, str]]]:
+        """Where each consuming parameter is to be found, (module, attribute): a tied one is in several places."""
+        names = {id(parameter(self.model, c.param)): c.param for c in self._consumers}
+        places: dict[str, list[tuple[str, str]]] = {c.param: [] for c in self._consumers}
+        for path, module in self.model.named_modules():
+            for leaf, p in [*module._parameters.items(), *module._buffers.items()]:
+                if id(p) in names:
+                    places[names[id(p)]].append((path, leaf))
+        return places
 
     # -- attaching ----------------------------------------------------------------------------------------------------
 
     def attach(self) -> Gates:
         """Start gating; `with` does it for you."""
         if not self._handles:
-            self._handles.append(self.model.register_forward_pre_hook(self._enter))
-            self._handles.append(self.model.register_forward_hook(self._leave, always_call=True))
-            for param, axis in self._sources:
-                module = self.model.get_submodule(param.rpartition(".")[0])
-                hook = _GateInput(self, param, axis)
-                self._handles.append(module.register_forward_pre_hook(hook))
+            add = self._handles.append
+            add(self.model.register_forward_pre_hook(_Enter(self)))
+            add(self.model.register_forward_hook(_Leave(self), always_call=True))
+            for consumer in self._consumers:
+                for path, leaf in self._places[consumer.param]:
+                    module = self.model.get_submodule(path)
+                    hook = _GateInput(self, consumer, leaf)
+                    add(module.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def detach(self) -> None:
         """Stop gating and leave no trace."""
         self._restore()
+        self._flat, self._parts = None, ()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -91,98 +110,160 @@ class Gates:
         Raises ConfigError for a group that is not gated here, or factors of the wrong shape.
         """
         if not factors:
-            self._flat = None
+            self.flat(None)
             return
         for name, f in factors.items():
             if name not in self.groups:
                 raise ConfigError(f"{name} is not among the gated groups.")
-            if f.ndim not in (1, 2) or f.shape[-1] != self.groups[name].size:
-                raise ConfigError(
-                    f"Gates of {name} must have shape ({self.groups[name].size},) or (N, {self.groups[name].size}), "
-                    f"not {tuple(f.shape)}."
-                )
+            size = self.groups[name].size
+            if f.ndim not in (1, 2) or f.shape[-1] != size:
+                raise ConfigError(f"Gates of {name} must have shape ({size},) or (N, {size}), not {tuple(f.shape)}.")
         rows = {f.shape[0] for f in factors.values() if f.ndim == 2}
         if len(rows) > 1:
             raise ConfigError(f"Per-sample gates disagree on the number of samples: {sorted(rows)}.")
         lead = tuple(rows)
         some = next(iter(factors.values()))
-        parts = [some.new_ones((*lead, 1))]
+        parts = []
         for name, group in self.groups.items():
             own = factors.get(name)
-            parts.append(some.new_ones((*lead, group.size)) if own is None else own.expand(*lead, group.size))
-        self._flat = torch.cat(parts, dim=-1)
+            shape = (*lead, group.size)
+            parts.append(some.new_ones(shape) if own is None else own.to(some.device).expand(shape))
+        self.flat(torch.cat(parts, dim=-1))
 
     def flat(self, flat: Tensor | None) -> None:
         """The same for all groups at once, in order: (channels,) or (N, channels)."""
-        self._flat = None if flat is None else torch.cat([torch.ones_like(flat[..., :1]), flat], dim=-1)
+        if flat is not None and (flat.ndim not in (1, 2) or flat.shape[-1] != self.channels):
+            raise ConfigError(
+                f"Gates of all groups must have shape ({self.channels},) or (N, {self.channels}), "
+                f"not {tuple(flat.shape)}."
+            )
+        self._flat = flat
+        self._parts = () if flat is None else flat.split(self.sizes, dim=-1)
 
     def fold_(self, factors: Mapping[str, Tensor]) -> None:
         """Multiply per-batch factors into the consumers' weights for good: the plain network then computes what the
         gated one did, and a channel with factor zero can be cut exactly."""
+        if any(f.ndim != 1 for f in factors.values()):
+            raise ConfigError("Only per-batch gates can be folded into weights, one factor for each channel.")
         self.set({name: f.detach() for name, f in factors.items()})
         with torch.no_grad():
-            for param, axis in self._sources:
-                w = parameter(self.model, param)
-                w.mul_(self._factors(param, axis, w))
+            for consumer in self._consumers:
+                w = parameter(self.model, consumer.param)
+                w.mul_(self._factors(consumer, w))
         self.set(None)
 
     # -- in the forward pass ------------------------------------------------------------------------------------------
 
-    def _factors(self, param: str, axis: int, w: Tensor) -> Tensor:
-        """Factors shaped to multiply w along one axis."""
+    def _factors(self, consumer: _Consumer, w: Tensor) -> Tensor:
+        """Per-batch factors shaped to multiply w along the axis that reads them."""
         assert self._flat is not None
-        source = torch.from_numpy(self._sources[param, axis]).to(self._flat.device)
-        v = self._flat.index_select(0, source).to(w)
-        return v.view([-1 if a == axis else 1 for a in range(w.ndim)])
+        v = consumer.factors(self._flat, self._parts).to(w)
+        return v.view([-1 if a == consumer.axis else 1 for a in range(w.ndim)])
 
-    def _enter(self, model: nn.Module, args: Any) -> None:
+    def _enter(self, model: nn.Module) -> None:
         if self._flat is None or self._flat.ndim != 1:
             return
         gated: dict[str, Tensor] = {}
-        for param, axis in self._sources:
-            w = gated.get(param)
-            w = parameter(model, param) if w is None else w
-            gated[param] = w * self._factors(param, axis, w)
+        for consumer in self._consumers:
+            w = gated.get(consumer.param)
+            w = parameter(model, consumer.param) if w is None else w
+            gated[consumer.param] = w * self._factors(consumer, w)
         for param, w in gated.items():
-            path, _, leaf = param.rpartition(".")
-            module = model.get_submodule(path)
-            self._swapped.append((module, leaf, module._parameters[leaf]))
-            module._parameters[leaf] = w  # type: ignore[assignment]
-
-    def _leave(self, model: nn.Module, args: Any, out: Any) -> None:
-        self._restore()
+            for path, leaf in self._places[param]:
+                module = model.get_submodule(path)
+                own: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+                self._swapped.append((own, leaf, own[leaf]))
+                own[leaf] = w
 
     def _restore(self) -> None:
         while self._swapped:
-            module, leaf, w = self._swapped.pop()
-            module._parameters[leaf] = w
+            own, leaf, w = self._swapped.pop()
+            own[leaf] = w
 
-    def _gate_input(self, module: nn.Module, args: tuple[Any, ...], param: str, axis: int) -> Any:
+    def _gate_input(
+        self, consumer: _Consumer, leaf: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if self._flat is None or self._flat.ndim != 2:
             return None
-        x = args[0]
-        at = 1 if isinstance(module, _ConvNd) else x.ndim - 1 if isinstance(module, nn.Linear) else None
-        if at is None or param.rpartition(".")[2] != "weight":
+        x = args[0] if args else kwargs.get("input")
+        at = _input_axis(module, leaf, consumer.axis)
+        if at is None or not isinstance(x, Tensor):
             raise ConfigError(
-                f"{param} is read by a {type(module).__name__}, which takes no per-sample gates: gate per batch, or leave "
-                f"its group out."
+                f"{consumer.param} is read by a {type(module).__name__}, which takes no per-sample gates: gate per "
+                f"batch, or leave its group out."
             )
-        source = torch.from_numpy(self._sources[param, axis]).to(x.device)
-        v = self._flat[:, source.repeat(x.shape[at] // len(source))].to(
-            x
-        )  # (N, channels); a grouped conv reads them in turn
-        shape = [n if a == 0 else -1 if a == at else 1 for a, n in enumerate(x.shape)]
-        return (x * v.view(shape), *args[1:])
+        at %= x.ndim
+        v = consumer.factors(self._flat, self._parts)
+        if x.ndim < 2 or x.shape[0] != v.shape[0]:
+            raise ConfigError(
+                f"Gates of {v.shape[0]} samples meet inputs of shape {tuple(x.shape)} at {consumer.param}: per-sample "
+                f"gates need a row for each of the {x.shape[0]}."
+            )
+        turns = x.shape[at] // v.shape[1]  # a grouped convolution's groups read the same channels in turn
+        v = (v if turns == 1 else v.repeat(1, turns)).to(x)
+        x = x * v.view([n if a == 0 else -1 if a == at else 1 for a, n in enumerate(x.shape)])
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
 
 
-class _GateInput:
-    """The hook on one consumer."""
+def _input_axis(module: nn.Module, leaf: str, axis: int) -> int | None:
+    """The axis of the module's input that this axis of its parameter reads; None if it is not known."""
+    if leaf == "weight" and isinstance(module, _ConvNd):
+        return 1 if axis == (0 if isinstance(module, _ConvTransposeNd) else 1) else None
+    if leaf == "weight" and isinstance(module, nn.Linear):
+        return -1 if axis == 1 else None
+    return None
 
-    def __init__(self, gates: Gates, param: str, axis: int) -> None:
-        self.gates, self.param, self.axis = gates, param, axis
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        return self.gates._gate_input(module, args, self.param, self.axis)
+class _Consumer:
+    """One axis of one parameter, and which channels it reads."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _GateInput:
-        return self  # a copy of the model is gated by the same gates
+    def __init__(self, param: str, axis: int, source: np.ndarray, sizes: list[int]) -> None:
+        self.param, self.axis = param, axis
+        starts = np.cumsum([0, *sizes])
+        # Mostly that is one group as it stands, and there is nothing to look up.
+        part = int(np.searchsorted(starts, source[0], side="right")) - 1
+        whole = (
+            part >= 0 and len(source) == sizes[part] and bool((source == starts[part] + np.arange(sizes[part])).all())
+        )
+        self.part = part if whole else None
+        self.open = bool((source < 0).any())  # some indices have no gate
+        self.source = torch.from_numpy(np.where(source < 0, starts[-1], source))
+
+    def factors(self, flat: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+        """Its factors, (n,) or (N, n), of those of all channels."""
+        if self.part is not None:
+            return parts[self.part]
+        if self.source.device != flat.device:
+            self.source = self.source.to(flat.device)
+        if self.open:
+            flat = torch.cat([flat, torch.ones_like(flat[..., :1])], dim=-1)
+        return flat.index_select(-1, self.source)
+
+
+class _Hook:
+    """A copy of the model is gated by the same gates: the hooks of it are these."""
+
+    def __init__(self, gates: Gates) -> None:
+        self.gates = gates
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+
+class _Enter(_Hook):
+    def __call__(self, model: nn.Module, args: Any) -> None:
+        self.gates._enter(model)
+
+
+class _Leave(_Hook):
+    def __call__(self, model: nn.Module, args: Any, out: Any) -> None:
+        self.gates._restore()
+
+
+class _GateInput(_Hook):
+    def __init__(self, gates: Gates, consumer: _Consumer, leaf: str) -> None:
+        super().__init__(gates)
+        self.consumer, self.leaf = consumer, leaf
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.gates._gate_input(self.consumer, self.leaf, module, args, kwargs)
