@@ -1,9 +1,10 @@
 """Cut whole filters, channels and stripes out of trained CNNs, and prove that nothing else changed."""
 
-from secateurs.api import Figures, Result, attach, build, load, prune
-from secateurs.budget import Budget
-from secateurs.channels import ChannelGraph, ChannelGroup, Cost, count, register_rule
-from secateurs.data import Data
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from secateurs.errors import (
     ArtifactError,
     BudgetError,
@@ -16,10 +17,16 @@ from secateurs.errors import (
     TrainingError,
     VerificationError,
 )
-from secateurs.methods import L1, L2, NPN, BNScale, EPruner, Index, Method, Random, methods
-from secateurs.surgery import Plan, apply, cut_, mask, trace, verify
-from secateurs.training import Recover
 from secateurs.version import __version__
+
+if TYPE_CHECKING:
+    from secateurs.api import Figures, Result, attach, build, load, prune
+    from secateurs.budget import Budget
+    from secateurs.channels import ChannelGraph, ChannelGroup, Cost, count, register_rule
+    from secateurs.data import Data
+    from secateurs.methods import L1, L2, NPN, BNScale, EPruner, Index, Method, Random, methods
+    from secateurs.surgery import Plan, apply, cut_, mask, trace, verify  # type: ignore[no-redef]
+    from secateurs.training import Recover
 
 __all__ = [
     "L1",
@@ -63,3 +70,35 @@ __all__ = [
     "trace",
     "verify",
 ]
+
+_HOMES = {
+    "secateurs.api": "Figures Result attach build load prune",
+    "secateurs.budget": "Budget",
+    "secateurs.channels": "ChannelGraph ChannelGroup Cost count register_rule",
+    "secateurs.data": "Data",
+    "secateurs.methods": "L1 L2 NPN BNScale EPruner Index Method Random methods",
+    "secateurs.surgery": "Plan apply cut_ mask trace verify",
+    "secateurs.training": "Recover",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+class _Package(ModuleType):
+    """Names come when they are first asked for: torch takes a second to import, which help and errors need not wait for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _HOME:
+            self.__dict__[name] = getattr(import_module(_HOME[name]), name)
+            return self.__dict__[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing a subpackage sets it as an attribute here: `methods`, the package, must not hide the function.
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

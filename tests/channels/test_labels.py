@@ -112,7 +112,7 @@ def test_back_takes_back_what_happened_since() -> None:
     space = LabelSpace()
     a, b = space.fresh(2), space.fresh(2)
     space.mark(a, PRODUCED)
-    point = space.checkpoint()
+    point = space.point()
     space.unify(a, b, "")
     space.freeze(a, "late")
     space.inexact(a, "late")

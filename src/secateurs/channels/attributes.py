@@ -44,7 +44,8 @@ def _module_of(param: str) -> str:
 def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
     if isinstance(module, _ConvNd):
         groups = module.groups
-        if groups > 1 and old[not module.transposed] == 1:  # depthwise: every channel is a group
+        depthwise = old[0] == groups if module.transposed else old[1] == 1
+        if groups > 1 and depthwise:  # every input channel is a group
             groups = new[0] * groups // old[0]
         first, second = new[0], new[1] * groups
         into, out = (first, second) if module.transposed else (second, first)

@@ -72,7 +72,7 @@ class Grouping:
         starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
         offset = np.cumsum([0, *(len(a.labels) for a in self.tape.axes)])
         slots: list[list[Slot]] = [[] for _ in range(self.groups)]
-        for i, j in zip(starts, np.r_[starts[1:], len(key)], strict=True):
+        for i, j in zip(starts, [*starts[1:], len(key)], strict=False):
             at = order[i:j]
             g, axis = self.group[at[0]], self.tape.axes[self.owner[at[0]]]
             flags = int(self.classes.flags[self.labels[at[0]]])

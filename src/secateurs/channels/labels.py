@@ -41,6 +41,7 @@ class LabelSpace:
         self._frozen: list[tuple[Array, int]] = []
         self._inexact: list[tuple[Array, int]] = []
         self._marks: list[tuple[Array, int]] = []
+        self._kin: list[tuple[Array, Array]] = []
         self._reasons: dict[str, int] = {}
 
     def fresh(self, n: int) -> Array:
@@ -68,16 +69,22 @@ class LabelSpace:
     def mark(self, labels: Array, flag: int) -> None:
         self._marks.append((labels, flag))
 
+    def kin(self, a: Array, b: Array) -> None:
+        """What is said of a[i] by `mark`, as part of a weight, is true of b[i] too: the weight is their sum."""
+        self._kin.append((a, b))
+
     def _reason(self, text: str) -> int:
         return self._reasons.setdefault(text, len(self._reasons))
 
-    def checkpoint(self) -> tuple[int, ...]:
+    def point(self) -> tuple[int, ...]:
         """A point to go `back` to when what follows turns out to be unusable."""
-        return len(self._edges), len(self._frozen), len(self._inexact), len(self._marks)
+        return tuple(map(len, self._events()))
+
+    def _events(self) -> tuple[list[Any], ...]:
+        return self._edges, self._frozen, self._inexact, self._marks, self._kin
 
     def back(self, point: tuple[int, ...]) -> None:
-        events: tuple[list[Any], ...] = (self._edges, self._frozen, self._inexact, self._marks)
-        for recorded, length in zip(events, point, strict=True):
+        for recorded, length in zip(self._events(), point, strict=True):
             del recorded[length:]
 
     def solve(self) -> Classes:
@@ -89,6 +96,10 @@ class LabelSpace:
                 shared[root[labels]] = SHORTCUT
             else:
                 own[labels] |= flag
+        if self._kin:
+            family = components(self.size, self._kin)
+            np.bitwise_or.at(own, family, own.copy())
+            own = own[family]
         return Classes(
             root=root,
             flags=own | shared[root],
@@ -123,6 +134,8 @@ class KnownLabels:
     def inexact(self, labels: Array, reason: str) -> None: ...
 
     def mark(self, labels: Array, flag: int) -> None: ...
+
+    def kin(self, a: Array, b: Array) -> None: ...
 
 
 def components(n: int, edges: list[tuple[Array, Array]]) -> Array:

@@ -40,10 +40,11 @@ class Site:
     """A place where the code may hold a constant that only fits the uncut network."""
 
     where: str
-    key: tuple[str, int]  # code line and how often it had been passed before
+    key: tuple[str, str, int]  # code line, reason, and how often the two had come together before
     labels: list[Array]
     reason: str
     options: int = 0  # how many readings there are
+    out: dict[tuple[int, int], Array] = field(default_factory=dict)  # (output, axis) → the labels that left it
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Tracer(TorchDispatchMode):
         space: LabelSpace | KnownLabels,
         params: Mapping[int, str],
         modules: Mapping[str, nn.Module],
-        choices: Mapping[tuple[str, int], int],
+        choices: Mapping[tuple[str, str, int], int],
         known: Mapping[tuple[str, int], Array] | None = None,
     ) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class Tracer(TorchDispatchMode):
         self.counting = True
         self._names, self._modules, self._choices, self._known = params, modules, choices, known
         self._params: dict[int, Labels] = {}
-        self._visits: dict[str, int] = {}
+        self._visits: dict[tuple[str, str], int] = {}
 
     # -- dispatch ------------------------------------------------------------------------------------------------
 
@@ -93,7 +94,11 @@ class Tracer(TorchDispatchMode):
         if apply is None:
             apply = rules.pointwise.pointwise if _POINTWISE in func.tags else self._unknown
         if labelled or apply in _ALWAYS:
+            sites = len(self.tape.sites)
             labels = apply(self, *args, **kwargs)
+            for site in self.tape.sites[sites:]:
+                each = labels if isinstance(labels, list) else [labels]
+                site.out = {(i, a): own for i, one in enumerate(each) for a, own in (one or _NONE).items()}
             self._assign(out, labels or _NONE, live)
         elif live:
             self._assign(out, _NONE, live)
@@ -233,6 +238,12 @@ class Tracer(TorchDispatchMode):
                 for own in labels.values():
                     self.space.mark(own, SHORTCUT)
 
+    def sum_of_weights(self, v: Tensor, w: Tensor) -> None:
+        """What creates or reads channels is v + w: the same is true of both."""
+        if v.ndim == w.ndim:
+            for axis in self.labels(v).keys() & self.labels(w).keys():
+                self.space.kin(self.labels(v)[axis], self.labels(w)[axis])
+
     def produce(self, w: Tensor, axis: int) -> None:
         """w creates the channels on this axis."""
         if axis in self.labels(w):
@@ -280,9 +291,9 @@ class Tracer(TorchDispatchMode):
 
     def _site(self, labels: list[Array], reason: str, options: int) -> Site:
         where = _caller()
-        visit = self._visits.get(where, 0)
-        self._visits[where] = visit + 1
-        site = Site(where, (where, visit), labels, reason, options)
+        visit = self._visits.get((where, reason), 0)
+        self._visits[where, reason] = visit + 1
+        site = Site(where, (where, reason, visit), labels, reason, options)
         self.tape.sites.append(site)
         return site
 

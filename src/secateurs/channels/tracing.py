@@ -20,6 +20,7 @@ from secateurs.errors import TraceError
 
 Array = np.ndarray
 G = TypeVar("G", bound=ChannelGraph)
+_CHECKS = 64  # cut networks that are tried at most
 _RETRIES = 4  # readings of an ambiguous split that are tried before its channels are frozen
 
 
@@ -62,7 +63,8 @@ class _Trace:
         self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
         self.example_inputs = example_inputs
         self.meta = True
-        self.choices: dict[tuple[str, int], int] = {}
+        self.choices: dict[tuple[str, str, int], int] = {}
+        self.checks = 0
 
     def graph(self, allow_inexact: bool, kind: type[G]) -> G:
         for attempt in range(_RETRIES + 1):
@@ -134,7 +136,7 @@ class _Trace:
 
     def _training_pass(self, tracer: Tracer, space: LabelSpace, inputs: Any) -> None:
         """Some parameters only work in training (auxiliary heads): what they read must be cut on them too."""
-        point, axes = space.checkpoint(), len(tracer.tape.axes)
+        point, axes = space.point(), len(tracer.tape.axes)
         tracer.counting = False
         for m in self.model.modules():
             m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
@@ -190,9 +192,10 @@ class _Trace:
 
     def _holds(self, grouping: Grouping, groups: list[int]) -> bool:
         """Cut about half of these groups at random, and trace the cut network with the labels it inherits."""
+        if self.checks >= _CHECKS:
+            return False  # so much is ambiguous that the rest stays whole
         draw = np.random.default_rng(len(groups))
         dead = np.zeros(len(grouping.classes.root), dtype=bool)
-        chosen = np.isin(grouping.group, groups)
         for g in groups:
             size = int(grouping.sizes[g])
             gone = draw.permutation(size)[: max(1, min(size // 2, size - 1))]
@@ -200,7 +203,6 @@ class _Trace:
             dead[grouping.labels[at][np.isin(grouping.channel[at], gone)]] = True
         known: dict[tuple[str, int], Array] = {}
         kept: dict[str, dict[int, Array]] = {}
-        del chosen
         for axis in grouping.tape.axes:
             alive = ~dead[axis.labels]
             known[axis.param, axis.axis] = grouping.classes.root[axis.labels[alive]]
@@ -208,10 +210,20 @@ class _Trace:
                 kept.setdefault(axis.param, {})[axis.axis] = np.flatnonzero(alive)
         cut = {n: self._sliced(self.named[n], axes) for n, axes in kept.items()}
         new = {n: tuple(x.shape) for n, x in cut.items()}
+        self.checks += 1
         try:
-            self._run(KnownLabels(), cut, known, rewrites(self.modules, self.shapes, new))
+            tape = self._run(KnownLabels(), cut, known, rewrites(self.modules, self.shapes, new))
         except Exception:  # a Mismatch, or whatever the author's code raises on shapes it was not written for
             return False
+        # What leaves each ambiguous place must be what left it before, minus the channels cut.
+        found = {site.key: site.out for site in tape.sites}
+        for site in grouping.tape.sites:
+            for at, before in site.out.items():
+                alive = grouping.classes.root[before[~dead[before]]]
+                after = found.get(site.key, {}).get(at)  # with coupled channels already one, a split may not show
+                several = bool((alive != alive[:1]).any())  # of a single channel there is no telling where it lies
+                if several and after is not None and not np.array_equal(alive, after):
+                    return False
         return True
 
     def _sliced(self, x: Tensor, axes: Mapping[int, Array]) -> Tensor:

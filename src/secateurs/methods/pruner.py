@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ class Pruner:
         self.epoch_steps = 1
         self.wrapped: Mapping[str, Part] = {}  # the networks as the engine runs them, on several processes say
         self.mean: Callable[[Tensor], Tensor] = lambda x: x  # over all processes
+        self.processes = 1
+        self.share = (0, 1)  # rank and number of those that a batch of the data is yet to be split between
 
     def begin(self, total: int, epoch_steps: int) -> None:
         """How long the run will be, in optimizer steps, and how many of them make an epoch."""
@@ -84,8 +87,8 @@ class Pruner:
 class PrunerHook(Hook):
     """A pruner in the engine's loop."""
 
-    def __init__(self, pruner: Pruner) -> None:
-        self.pruner = pruner
+    def __init__(self, pruner: Pruner, settings: Mapping[str, Any]) -> None:
+        self.pruner, self.settings = pruner, settings
 
     def start(self, engine: Engine) -> None:
         if engine.total is None:
@@ -95,6 +98,8 @@ class PrunerHook(Hook):
         networks = self.pruner.networks.items()
         self.pruner.wrapped = {name: engine.add_network(name, net, optimizer) for name, (net, optimizer) in networks}
         self.pruner.mean = lambda x: engine.sum(x.to(engine.device)).to(x.device) / engine.world
+        self.pruner.processes = engine.world
+        self.pruner.share = engine.runtime.share(engine.train_data)
         self.pruner.begin(engine.total, engine.per_epoch or 1)
 
     def loss(self, engine: Engine, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
@@ -110,10 +115,14 @@ class PrunerHook(Hook):
         return self.pruner.done
 
     def state(self) -> dict[str, Any]:
-        return self.pruner.state()
+        return {"settings": self.settings, "pruner": self.pruner.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.pruner.load(state)
+        then, now = state["settings"], self.settings
+        changed = [f"{k} ({then.get(k)!r} then, {now.get(k)!r} now)" for k in now if now.get(k) != then.get(k)]
+        if changed:
+            raise ConfigError(f"The checkpoint is of another run, which differs in {', '.join(changed)}.")
+        self.pruner.load(state["pruner"])
 
 
 class TrainingMethod(Method):
@@ -133,8 +142,10 @@ class TrainingMethod(Method):
 
     def select(self, task: Task) -> Selection:
         pruner = self.attach(task)
+        budget = None if task.budget is None else asdict(task.budget)
+        settings = {**self.model_dump(mode="json"), "method": self.name, "budget": budget, "scope": task.scope}
         engine = Engine(
-            task.model, task.data, self.recipe(), hooks=[PrunerHook(pruner)], seed=task.seed, title=self.name,
+            task.model, task.data, self.recipe(), hooks=[PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
             **task.engine_options,
         )  # fmt: skip
         task.history.extend(engine.fit(resume=task.resume))

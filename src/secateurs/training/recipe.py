@@ -18,26 +18,32 @@ class Recipe(BaseModel):
     epochs: float | None = Field(
         None, ge=0, description="passes over the training data, a fraction is fine (default 3)"
     )
-    steps: int | None = Field(None, ge=0, description="optimizer steps, instead of epochs")
-    lr: float = Field(0.02, gt=0, description="peak learning rate")
+    steps: int | None = Field(default=None, ge=0, description="optimizer steps, instead of epochs")
+    lr: float = Field(default=0.02, gt=0, description="peak learning rate")
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
-    milestones: tuple[float, ...] = Field((), description="where 'step' multiplies by gamma, in epochs (or steps)")
-    gamma: float = Field(0.1, gt=0, le=1, description="the factor of 'step'")
-    warmup: float | None = Field(None, ge=0, lt=1, description="share of training spent rising to lr (onecycle 0.3)")
+    milestones: tuple[float, ...] = Field(
+        default=(), description="where 'step' multiplies by gamma, in epochs (or steps)"
+    )
+    gamma: float = Field(default=0.1, gt=0, le=1, description="the factor of 'step'")
+    warmup: float | None = Field(
+        default=None, ge=0, lt=1, description="share of training spent rising to lr (onecycle 0.3)"
+    )
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum, Adam's beta1")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum, Adam's beta1")
     nesterov: bool = False
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty (decoupled for adamw)")
-    decay_norm: bool = Field(False, description="let weight decay touch norm parameters and biases too")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta(alpha, alpha), 0 for none")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none")
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    weight_decay: float = Field(default=5e-4, ge=0, description="L2 penalty (decoupled for adamw)")
+    decay_norm: bool = Field(default=False, description="let weight decay touch norm parameters and biases too")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's Beta(alpha, alpha), 0 for none")
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none")
+    clip_norm: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
-    sync_norm: bool = Field(True, description="on several processes, batch norm over the whole batch, not each's share")
-    compile: bool = Field(False, description="torch.compile the network")
+    sync_norm: bool = Field(
+        default=True, description="on several processes, batch norm over the whole batch, not each's share"
+    )
+    compile: bool = Field(default=False, description="torch.compile the network")
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -33,9 +33,12 @@ def pointwise(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
 
 @rule(aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub)
 def add(t: Tracer, x: Any, y: Any, **_: Any) -> Labels:
-    """Where two activations are summed, their channels lie on a shortcut."""
-    if isinstance(x, Tensor) and isinstance(y, Tensor) and t.is_live(x) and t.is_live(y):
-        t.shortcut(x, y)
+    """Where two activations are summed, their channels lie on a shortcut; the sum of two weights is a weight."""
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        if t.is_live(x) and t.is_live(y):
+            t.shortcut(x, y)
+        elif t.is_weight(x) and t.is_weight(y):
+            t.sum_of_weights(x, y)
     return pointwise(t, x, y)
 
 

@@ -28,15 +28,21 @@ class EPruner(Method):
     last step is trimmed so that the budget is met within one channel.
     """
 
-    beta: float | None = Field(None, gt=0, description="β of eq. 3: larger keeps fewer; found from the budget if None")
+    beta: float | None = Field(
+        default=None, gt=0, description="β of eq. 3: larger keeps fewer; found from the budget if None"
+    )
     init: Literal["exemplar", "projection", "l1", "random"] = Field(
         "exemplar", description="weights of the pruned network before recovery (sec. III-C, Table V)"
     )
-    damping: float = Field(0.5, ge=0, lt=1, description="λ of eq. 8-9")
-    iterations: int = Field(200, ge=1, description="at most so many rounds of messages")
-    convergence: int | None = Field(15, ge=1, description="stop after so many rounds without change; None: never")
-    diagonal: bool = Field(True, description="count the zero distance to itself in the median, as their code does")
-    bias: bool = Field(True, description="append a filter's bias to its weights")
+    damping: float = Field(default=0.5, ge=0, lt=1, description="λ of eq. 8-9")
+    iterations: int = Field(default=200, ge=1, description="at most so many rounds of messages")
+    convergence: int | None = Field(
+        default=15, ge=1, description="stop after so many rounds without change; None: never"
+    )
+    diagonal: bool = Field(
+        default=True, description="count the zero distance to itself in the median, as their code does"
+    )
+    bias: bool = Field(default=True, description="append a filter's bias to its weights")
 
     def check(self, task: Task) -> None:
         if (self.beta is None) == (task.budget is None):

@@ -20,6 +20,10 @@ from secateurs.methods.pruner import Pruner, TrainingMethod, keep
 from secateurs.methods.select import meet
 from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe
+from secateurs.training.batches import place, share, walk
+from secateurs.training.metrics import call
+from secateurs.training.seeds import borrowed
+from secateurs.training.syncnorm import all_sum
 
 
 @register("npn")
@@ -33,21 +37,35 @@ class NPN(TrainingMethod):
 
     default_scope: ClassVar[Scope] = "all"
 
-    lam: float | None = Field(None, gt=0, le=10, description="λ of eq. 3; with a budget it is where control starts")
-    epochs: float = Field(6, gt=0, description="N of algorithm 1: epochs of pruning, half of them the pruner's alone")
-    lr: float = Field(0.01, gt=0, le=10, description="β of eq. 5: learning rate of the main network")
-    pruner_lr: float = Field(1e-3, gt=0, le=10, description="α of eq. 4: learning rate of the pruner network (Adam)")
-    head_lr: float = Field(10.0, gt=0, description="the heads are new, and learn so many times faster")
-    gates: Literal["sample", "batch"] = Field("sample", description="one gate vector for each image, or for each batch")
-    scale: float = Field(30.0, ge=1, description="scale of the sigmoid in the end (30; 50 for ResNet-50 in the paper)")
-    sharpen: float = Field(0.5, gt=0, lt=1, description="share of training after which the scale is raised from 1")
+    lam: float | None = Field(
+        default=None, gt=0, le=10, description="λ of eq. 3; with a budget it is where control starts"
+    )
+    epochs: float = Field(
+        6, gt=0, allow_inf_nan=False, description="N of algorithm 1: epochs of pruning, half of them the pruner's alone"
+    )
+    lr: float = Field(default=0.01, gt=0, le=10, description="β of eq. 5: learning rate of the main network")
+    pruner_lr: float = Field(
+        default=1e-3, gt=0, le=10, description="α of eq. 4: learning rate of the pruner network (Adam)"
+    )
+    head_lr: float = Field(default=10.0, gt=0, le=1000, description="the heads are new, and learn so many times faster")
+    gates: Literal["sample", "batch"] = Field(
+        default="sample", description="one gate vector for each image, or for each batch"
+    )
+    scale: float = Field(
+        30.0, ge=1, le=1000, description="scale of the sigmoid in the end (30; 50 for ResNet-50 in the paper)"
+    )
+    sharpen: float = Field(
+        default=0.5, gt=0, lt=1, description="share of training after which the scale is raised from 1"
+    )
     schedule: Literal["step", "ramp"] = Field(
         "step", description="raise it at once, or geometrically from there to the end"
     )
-    threshold: float = Field(0.5, gt=0, lt=1, description="a channel dies if its mean gate is below")
-    open: float = Field(2.5, description="bias of the heads at first: all gates start at sigmoid(open)")
-    pruner: str | None = Field(None, description="spec of another network to be the pruner, zoo:resnet20 say")
-    calibration: int = Field(2048, ge=1, description="images over which gates are averaged in the end")
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="a channel dies if its mean gate is below")
+    open: float = Field(
+        default=2.5, ge=-10, le=10, description="bias of the heads at first: all gates start at sigmoid(open)"
+    )
+    pruner: str | None = Field(default=None, description="spec of another network to be the pruner, zoo:resnet20 say")
+    calibration: int = Field(default=2048, ge=1, description="images over which gates are averaged in the end")
 
     def check(self, task: Task) -> None:
         super().check(task)
@@ -80,7 +98,7 @@ class NPNPruner(Pruner):
             [{"params": trunk, "lr": config.pruner_lr}, {"params": heads, "lr": config.pruner_lr * config.head_lr}]
         )
         self.networks = {"pruner": (self.network, self.optimizer)}
-        self._latest: Tensor | None = None
+        self._latest: Tensor | None = None  # (1 + channels,): images of the last batch, sums of their logits
         self.norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
         self._frozen: set[_BatchNorm] = set()  # of those, the ones that stand still and should not for good
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
@@ -117,22 +135,26 @@ class NPNPruner(Pruner):
         """Epochs alternate: the pruner alone in the even ones, both in the odd (algorithm 1)."""
         return (self.steps // self.epoch_steps) % 2 == 0
 
+    def __deepcopy__(self, memo: Any) -> NPNPruner:
+        return self  # a copy of the model (an average of its weights, say) goes by the same pruner
+
     def _set_gates(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if not model.training:
-            self.network.eval()
-        elif not self.network.training:
-            self.network.train()
+        if not self.gates.attached:
+            return
+        self.network.train(model.training)
         if model.training:
             self._freeze_norms(self.alone)
         part = self.wrapped.get("pruner")
         logits = (self.network if part is None else part.net)(*args, **kwargs).float()  # (N, channels)
+        self.gates.flat(None)
+        if model.training:
+            self._latest = torch.cat([logits.new_tensor([len(logits)]), logits.detach().sum(0)])
         if self.config.gates == "batch":
-            logits = logits.mean(0)
+            logits = self._batch_mean(logits) if model.training else logits.mean(0)
         gate = torch.sigmoid(self.sharpness * logits)
         self.gates.flat(gate)
         if model.training:
             self._gate = gate
-            self._latest = logits.detach().mean(0) if logits.ndim == 2 else logits.detach()
 
     def _freeze_norms(self, frozen: bool) -> None:
         """Statistics and all; a loop may well call `model.train()` once only, so they are thawed here, too."""
@@ -142,6 +164,13 @@ class NPNPruner(Pruner):
             norm.training = not frozen
         if not frozen:
             self._frozen.clear()
+
+    def _batch_mean(self, logits: Tensor) -> Tensor:
+        """Over the rows of all processes."""
+        if self.processes == 1:
+            return logits.mean(0)
+        total = all_sum(torch.cat([logits.sum(0), logits.new_tensor([len(logits)])]))
+        return total[:-1] / total[-1].detach()
 
     def penalty(self) -> Tensor | float:
         """λ‖gates‖₁, the mean over the images of the batch (eq. 3)."""
@@ -155,7 +184,9 @@ class NPNPruner(Pruner):
 
     def advance(self) -> None:
         if self._latest is not None:
-            self.logits.lerp_(self.mean(self._latest).to(self.logits), 0.1)
+            total = self.mean(self._latest)
+            self.logits.lerp_((total[1:] / total[0]).to(self.logits), 0.1)
+            self._latest = None
         if self.controller is not None:
             self.lam = self.controller.update(self._open_cost(), self.progress)
         self._phase()
@@ -187,9 +218,11 @@ class NPNPruner(Pruner):
             p.requires_grad_(True)
         scores = {g.name: s.numpy() for g, s in zip(self.groups, means.split(self.sizes), strict=True)}
         selection = keep(scores, self.config.threshold) if self.task.budget is None else meet(self.widths, scores)
+        left = np.array([max(1, int((s >= self.config.threshold).sum())) for s in scores.values()])
         self.task.note(
             event="gates", undecided=round(undecided, 4), disagree=round(disagree, 4), lam=self.lam,
             closed=int((means < self.config.threshold).sum()), of=len(means),
+            macs=round(self.widths.cost(left).macs / self.widths.base.macs, 4),  # before the budget has the last word
         )  # fmt: skip
         self._fold(scores, selection)
         return selection
@@ -198,23 +231,27 @@ class NPNPruner(Pruner):
     def _calibrate(self) -> tuple[Tensor, float, float]:
         """Mean gate of each channel over calibration images, the share of gates in (0.1, 0.9), and how often an image's
         gate is on the other side of the threshold than the mean."""
-        self.model.eval()
         self.network.eval()
         device = next(self.model.parameters()).device
-        seen: list[Tensor] = []
-        for inputs, _ in self.task.data.batches("train"):
-            logits = self.network(inputs.to(device)).float()
-            if self.config.gates == "batch":
-                logits = logits.mean(0, keepdim=True)
-            seen.append(torch.sigmoid(self.sharpness * logits).cpu())
-            if sum(map(len, seen)) >= self.config.calibration:
-                break
-        gates = torch.cat(seen)  # (N, channels)
-        means = self.mean(gates.double().mean(0))
-        undecided = ((gates > 0.1) & (gates < 0.9)).double().mean()
+        images, rows = 0, []
+        with borrowed():  # the first epoch's batches, wherever training has got to
+            for _, raw, _ in walk(self.task.data.train, seed=self.task.seed, epoch=0):
+                batch = place(share(raw, *self.share), device)
+                logits = call(self.network, batch.inputs).float()
+                if self.config.gates == "batch":
+                    logits = logits.mean(0, keepdim=True).expand_as(logits)
+                rows.append(torch.sigmoid(self.sharpness * logits).cpu())
+                images += round(float(self.mean(torch.tensor([float(len(logits))]))) * self.processes)
+                if images >= self.config.calibration:
+                    break
+        gates = torch.cat(rows).double()  # (N, channels)
+        count = self.mean(torch.tensor([float(len(gates))])).double()
+        means = self.mean(gates.sum(0)) / count
+        undecided = ((gates > 0.1) & (gates < 0.9)).double().mean(1).sum()
         t = self.config.threshold
-        disagree = ((gates < t) != (means < t)).double().mean()
-        return means, float(undecided), float(disagree)
+        disagree = ((gates < t) != (means < t)).double().mean(1).sum()
+        shares = self.mean(torch.stack([undecided, disagree])) / count
+        return means, float(shares[0]), float(shares[1])
 
     def _fold(self, scores: dict[str, np.ndarray], selection: Selection) -> None:
         """Surviving gates become part of the weights that read their channels."""
