@@ -218,3 +218,13 @@ def test_unknown_specs(spec: str, message: str) -> None:
 def test_bad_options(images: Path, options: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_(images, **options)
+
+
+def test_a_last_batch_of_broken_images(images: Path, caplog) -> None:
+    """Left out, where no other process waits for it; in the middle of an epoch it means that something is wrong."""
+    for name in ("1", "2"):
+        (images / "test" / "bee" / f"{name}.png").write_bytes(b"no image")
+    assert [len(y) for _, y in open_(images, memory_limit=0).val] == [4]
+    (images / "test" / "ant" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"None of the images of a batch.*test"):
+        list(open_(images, memory_limit=0, batch_size=1).val)

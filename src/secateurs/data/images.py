@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,32 +67,33 @@ def _split(root: Path, classes: tuple[str, ...]) -> FolderSplit:
     return FolderSplit(root, files, np.asarray(labels, dtype=np.int64))
 
 
-def first_size(split: FolderSplit) -> tuple[int, int]:
+def first_size(files: Iterable[Path | bytes], where: Path | str) -> tuple[int, int]:
     """(height, width) of the first image that opens, which the others are held to."""
-    image = _pillow()
-    for file in split.files:
+    image, count = _pillow(), 0
+    for count, file in enumerate(files, 1):  # noqa: B007
         try:
-            with image.open(file) as opened:
+            with image.open(_source(file)) as opened:
                 return opened.height, opened.width
         except (OSError, SyntaxError, ValueError):
             continue
-    raise DataError(f"None of the {len(split)} images in {split.root} can be opened.")
+    raise DataError(f"None of the {count} images in {where} can be opened.")
 
 
-def decode(file: Path, size: tuple[int, int], resize: bool) -> np.ndarray | None:
-    """One image as RGB, (H, W, 3) uint8; None if it is damaged.
+def decode(file: Path | bytes, size: tuple[int, int], resize: bool, name: str | None = None) -> np.ndarray | None:
+    """One image, from a file or as its bytes, as RGB (H, W, 3) uint8; None if it is damaged. name: for messages.
 
     With `resize`, the shorter side is brought to size and the middle is kept; without, DataError for another size.
     """
     image = _pillow()
     height, width = size
+    name = name or (file.as_posix() if isinstance(file, Path) else "an image")
     try:
-        with image.open(file) as opened:
+        with image.open(_source(file)) as opened:
             if opened.mode.partition(";")[0] in _DEEP:
-                raise DataError(f"{file} has more than 8 bits per channel (mode {opened.mode}); convert it to 8 bits.")
+                raise DataError(f"{name} has more than 8 bits per channel (mode {opened.mode}); convert it to 8 bits.")
             if not resize and (opened.height, opened.width) != size:
                 raise DataError(
-                    f"{file} is {opened.height}x{opened.width}, but the first training image is {height}x{width} "
+                    f"{name} is {opened.height}x{opened.width}, but the first training image is {height}x{width} "
                     f"(height x width). Pass image_size={min(size)} to resize them all."
                 )
             rgb = opened
@@ -108,9 +111,13 @@ def decode(file: Path, size: tuple[int, int], resize: bool) -> np.ndarray | None
         return None
 
 
+def _source(file: Path | bytes) -> Path | io.BytesIO:
+    return io.BytesIO(file) if isinstance(file, bytes) else file
+
+
 def _pillow():  # type: ignore[no-untyped-def]
     try:
         from PIL import Image
     except ImportError as error:
-        raise SpecError("Folders of images are read by Pillow. Run: pip install 'secateurs[vision]'") from error
+        raise SpecError("Images are read by Pillow. Run: pip install 'secateurs[vision]'") from error
     return Image

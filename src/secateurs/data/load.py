@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from secateurs.data.augment import Augment
 from secateurs.data.bundle import Data
 from secateurs.data.cache import decoded
+from secateurs.data.decoder import Decoder
 from secateurs.data.digits import CLASSES, digits
+from secateurs.data.hub import open_hf, open_wds
 from secateurs.data.images import FolderSplit, first_size, scan
 from secateurs.data.loader import ArraySource, FileSource, Loader, Source
+from secateurs.data.stream import StreamLoader, StreamSource
 from secateurs.errors import DataError, SpecError, nearest
 
 log = logging.getLogger("secateurs")
@@ -42,7 +46,20 @@ def load(
     memory_limit: int = 4 << 30,
     cache: bool = True,
 ) -> Data:
-    """Batches to train and to validate on: `digits`, or `folder:PATH` (`train/<class>/…` and `val/` or `test/`).
+    """Batches to train and to validate on, by spec:
+
+    - `digits`;
+    - `folder:PATH`: `train/<class>/…` and `val/<class>/…` or `test/<class>/…`;
+    - `hf:NAME_OR_PATH`: through Hugging Face `datasets`, a name on the Hub, a folder (of Parquet files, of images, or
+      written by `save_to_disk`) or a Parquet file;
+    - `wds:SHARDS,SHARDS`: WebDataset shards to train and to validate on, local paths or addresses, such as
+      `wds:train-{000..123}.tar,val-{00..06}.tar`.
+
+    The last two take options, `hf:NAME?image=img&label=fine_label`: the columns `image` and `label`, `config`, the
+    splits `train` and `val` (`val=none` goes without), `classes` (how many, or names with commas), `train_size` and
+    `val_size` where the data does not say, and `stream` (`true`, `false`). `hf:` data is read from a copy on disk, in any
+    order; if it is larger than `memory_limit` it is streamed, as `wds:` data always is: shards are shared out to the
+    processes, nothing is kept, and an epoch can still be taken up at any batch. See `StreamLoader`.
 
     Inputs are (N, 3, H, W) float32 in [0, 1], normalised by `normalize` (`imagenet`, `cifar10`, `none`, or a mean and
     a standard deviation per channel), on `device`; targets are (N,) int64, sorted class names being the order. Training
@@ -67,36 +84,47 @@ def load(
         classes = CLASSES
         size = (image_size or 32,) * 2
         policy = Augment(pad=min(max(1, size[0] // 16), size[0] - 1), flip=False)
-        sources: list[Source] = [ArraySource(x, y, device=device) for x, y in digits(size[0])]
+        sources: list[Source | StreamSource | None] = [ArraySource(x, y, device=device) for x, y in digits(size[0])]
     elif family == "folder" and rest:
         *splits, classes = scan(Path(rest).expanduser())
-        size = (image_size, image_size) if image_size else first_size(splits[0])
-        policy = Augment(pad=min(max(4, min(size) // 8), min(size) - 1))
+        size = (image_size, image_size) if image_size else first_size(splits[0].files, splits[0].root)
+        policy = _crops(size)
         fits = sum(map(len, splits)) * size[0] * size[1] * 3 <= memory_limit
         sources = [
             _in_memory(split, size, bool(image_size), workers, device, cache)
             if fits
-            else FileSource(split, size, bool(image_size), workers=workers, device=device)
+            else FileSource(split, size, bool(image_size), workers=workers, device=device, alone=world_size == 1)
             for split in splits
         ]
+    elif family in ("hf", "wds") and rest:
+        count, on = workers, device
+
+        def decoder(size: tuple[int, int], where: str) -> Decoder:
+            return Decoder(size, bool(image_size), workers=count, device=on, where=where, alone=world_size == 1)
+
+        opened = (open_hf if family == "hf" else open_wds)(rest, image_size, memory_limit, decoder)
+        classes, size, sources = opened.classes, opened.size, [opened.train, opened.val]
+        policy = _crops(size)
     else:
-        known = ("digits", "folder:PATH")
-        raise SpecError(f"{spec!r} is no data spec. {nearest(spec if spec != 'folder:' else 'folder:PATH', known)}")
-    train = Loader(
-        sources[0],
-        batch_size=batch_size,
-        mean=mean,
-        std=std,
-        augment=policy if augment else None,
-        shuffle=True,
-        seed=seed,
-        drop_last=drop_last,
-        rank=rank,
-        world_size=world_size,
-        device=device,
-    )
-    val = Loader(sources[1], batch_size=batch_size, mean=mean, std=std, rank=rank, world_size=world_size, device=device)
+        known = ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL")
+        like = {"folder:": known[1], "hf:": known[2], "wds:": known[3]}.get(spec, spec)
+        raise SpecError(f"{spec!r} is no data spec. {nearest(like, known)}")
+
+    def loader(source: Source | StreamSource, **more: Any) -> Loader:
+        kind: Any = StreamLoader if isinstance(source, StreamSource) else Loader
+        made: Loader = kind(
+            source, batch_size=batch_size, mean=mean, std=std, rank=rank, world_size=world_size, device=device, **more
+        )
+        return made
+
+    assert sources[0] is not None
+    train = loader(sources[0], augment=policy if augment else None, shuffle=True, seed=seed, drop_last=drop_last)
+    val = None if sources[1] is None else loader(sources[1])
     return Data(train, val, classes, (3, *size))
+
+
+def _crops(size: tuple[int, int]) -> Augment:
+    return Augment(pad=min(max(4, min(size) // 8), min(size) - 1))
 
 
 def _in_memory(

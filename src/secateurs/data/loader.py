@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from secateurs.data.augment import Augment, Draws, gather, generator
-from secateurs.data.images import FolderSplit, decode
+from secateurs.data.decoder import Decoder
+from secateurs.data.images import FolderSplit
 from secateurs.errors import DataError
 
-log = logging.getLogger("secateurs")
-
-_AHEAD = 2  # batches decoded ahead of the one in use
-_ORDER = 0xFFFFFFFF  # in the place of the batch index, for the draw of the order
+ORDER = 0xFFFFFFFF  # in the place of the batch index, for the draw of the order
 
 
 class Source(Protocol):
@@ -56,52 +50,34 @@ class ArraySource:
 
 
 class FileSource:
-    """Images too many for memory: decoded by threads as they are needed, a few batches ahead.
+    """Images too many for memory: files, decoded as they are needed."""
 
-    A file that cannot be decoded is left out of its batch, counted in `skipped` and reported once.
-    """
-
-    def __init__(self, split: FolderSplit, size: tuple[int, int], resize: bool, *, workers: int, device: torch.device):
-        self.split, self.size, self.resize, self.workers, self.device = split, size, resize, workers, device
+    def __init__(
+        self,
+        split: FolderSplit,
+        size: tuple[int, int],
+        resize: bool,
+        *,
+        workers: int,
+        device: torch.device,
+        alone: bool = True,
+    ):
+        self.split = split
         self.targets = torch.from_numpy(split.labels)
-        self._broken: set[int] = set()
+        self.decoder = Decoder(size, resize, workers=workers, device=device, where=str(split.root), alone=alone)
 
     @property
     def skipped(self) -> int:
-        return len(self._broken)
+        return self.decoder.skipped
 
     def __len__(self) -> int:
         return len(self.split.files)
 
     def stream(self, batches: Iterator[tuple[Tensor, Draws | None]]) -> Iterator[tuple[Tensor, Tensor]]:
-        pending: deque[tuple[Tensor, Draws | None, list[Future[np.ndarray | None]]]] = deque()
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            while True:
-                while len(pending) <= _AHEAD and (item := next(batches, None)) is not None:
-                    futures = [pool.submit(decode, self.split.files[i], self.size, self.resize) for i in item[0]]
-                    pending.append((*item, futures))
-                if not pending:
-                    return
-                yield self._collect(*pending.popleft())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _collect(
-        self, indices: Tensor, draws: Draws | None, futures: list[Future[np.ndarray | None]]
-    ) -> tuple[Tensor, Tensor]:
-        decoded = [future.result() for future in futures]
-        good = torch.tensor([image is not None for image in decoded], dtype=torch.bool)
-        for i in indices[~good].tolist():
-            if not self._broken:
-                log.warning("%s cannot be decoded and is skipped, as will be others like it", self.split.files[i])
-            self._broken.add(i)
-        arrays = [image for image in decoded if image is not None]
-        if not arrays:
-            raise DataError(f"None of the {len(decoded)} images of a batch could be decoded ({self.split.root}).")
-        images = torch.from_numpy(np.stack(arrays)).to(self.device, non_blocking=True)
-        rows = torch.arange(len(arrays), device=self.device)
-        return gather(images, rows, None if draws is None else draws[good]), self.targets[indices[good]].to(self.device)
+        files = self.split.files
+        return self.decoder.run(
+            ([(str(files[i]), files[i]) for i in indices], self.targets[indices], draws) for indices, draws in batches
+        )
 
 
 class Loader:
@@ -132,17 +108,22 @@ class Loader:
                 f"batch_size={batch_size} is that of all processes together and must be at least "
                 f"world_size={world_size}, and rank={rank} must be in 0…{world_size - 1}."
             )
-        if drop_last and len(source) < batch_size:
-            raise DataError(f"drop_last leaves nothing: {len(source)} images are less than a batch of {batch_size}.")
         self.source = source
         self.batch_size, self.drop_last = batch_size, drop_last
         self.augment, self.shuffle, self.seed = augment, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self._check()
         # (x / 255 - mean) / std as one multiplication and one addition per pixel
         scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
         self._scale = scale.float().view(3, 1, 1).to(device)
         self._shift = (-torch.tensor(mean, dtype=torch.float64) * 255 * scale).float().view(3, 1, 1).to(device)
+
+    def _check(self) -> None:
+        if self.drop_last and not len(self):
+            raise DataError(
+                f"drop_last leaves nothing: {len(self.source)} images are less than a batch of {self.batch_size}."
+            )
 
     @property
     def skipped(self) -> int:
@@ -172,21 +153,27 @@ class Loader:
         return self._iterate(self.epoch, batch_index)
 
     def _iterate(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, targets in self.source.stream(self._draws(epoch, start)):
+        yield from self._normalised(self.source.stream(self._draws(epoch, start)))
+
+    def _normalised(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in batches:
             x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (N, 3, H, W)
             yield x.mul_(self._scale).add_(self._shift), targets
 
     def _draws(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Draws | None]]:
         count = len(self.source)
-        order = torch.randperm(count, generator=generator(self.seed, epoch, _ORDER)) if self.shuffle else None
+        order = torch.randperm(count, generator=generator(self.seed, epoch, ORDER)) if self.shuffle else None
         for batch in range(start, len(self)):
             low, high = batch * self.batch_size, min((batch + 1) * self.batch_size, count)
             indices = torch.arange(low, high) if order is None else order[low:high]
-            draws = None
-            if self.augment is not None:  # drawn for the whole batch and shared out afterwards
-                draws = self.augment.draw(high - low, generator(self.seed, epoch, batch))
             mine = self._share(high - low)
-            yield indices[mine], None if draws is None else draws[mine]
+            yield indices[mine], self._augmentation(epoch, batch, high - low, mine)
+
+    def _augmentation(self, epoch: int, batch: int, rows: int, mine: slice) -> Draws | None:
+        """Drawn for the whole batch, of which this process gets its share."""
+        if self.augment is None:
+            return None
+        return self.augment.draw(rows, generator(self.seed, epoch, batch))[mine]
 
     def _share(self, rows: int) -> slice:
         if rows < self.world_size:

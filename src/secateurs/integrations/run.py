@@ -92,7 +92,7 @@ class PruningRun:
             self.model, _each(lambda x: x.to(device), example), self.method, self.budget,
             steps=self.steps or steps, epoch_steps=epoch_steps, data=data, **self.settings,
         )  # fmt: skip
-        self.pruner.mean = lambda x: _mean(x, device)
+        self.pruner.mean, self.pruner.processes = lambda x: _mean(x, device), _world()
         if self.loaded is not None:
             self._load(self.loaded)
             self.loaded = None

@@ -1,0 +1,84 @@
+"""Encoded images to batches, by threads, a few batches ahead of the one in use."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateurs.data.augment import Draws, gather
+from secateurs.data.images import decode
+from secateurs.errors import DataError
+
+log = logging.getLogger("secateurs")
+
+_AHEAD = 2  # batches decoded ahead of the one in use
+
+Encoded = tuple[str, "Path | bytes"]  # what to call it, and the image
+EncodedBatch = tuple[list[Encoded], Tensor, "Draws | None"]  # with targets (N,)
+
+
+class Decoder:
+    """An image that cannot be decoded is left out of its batch, counted in `skipped` and reported once.
+
+    alone: no other process waits for batches of ours, so that a last batch in which nothing is left may be left out.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], resize: bool, *, workers: int, device: torch.device, where: str, alone: bool = True
+    ) -> None:
+        self.alone = alone
+        self.size, self.resize, self.workers, self.device, self.where = size, resize, workers, device, where
+        self._broken: set[str] = set()
+
+    @property
+    def skipped(self) -> int:
+        return len(self._broken)
+
+    def run(self, batches: Iterator[EncodedBatch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (N, H, W, 3) uint8 and targets (N,), on the device. The batches are drawn in a thread of their own."""
+        pending: deque[tuple[EncodedBatch, list[Future[np.ndarray | None]]]] = deque()
+        pool, reader = ThreadPoolExecutor(self.workers), ThreadPoolExecutor(1)
+        try:
+            coming = reader.submit(next, batches, None)
+            more = True
+            while True:
+                while more and len(pending) <= _AHEAD:
+                    batch = coming.result()
+                    more = batch is not None
+                    if batch is not None:
+                        coming = reader.submit(next, batches, None)
+                        tasks = [pool.submit(decode, x, self.size, self.resize, name) for name, x in batch[0]]
+                        pending.append((batch, tasks))
+                if not pending:
+                    return
+                images, targets = self._collect(*pending.popleft())
+                if len(targets):
+                    yield images, targets
+                elif more or pending or not self.alone:
+                    raise DataError(f"None of the images of a batch could be decoded ({self.where}).")
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            reader.shutdown(wait=True, cancel_futures=True)
+
+    def _collect(self, batch: EncodedBatch, futures: list[Future[np.ndarray | None]]) -> tuple[Tensor, Tensor]:
+        encoded, targets, draws = batch
+        decoded = [future.result() for future in futures]
+        good = torch.tensor([image is not None for image in decoded], dtype=torch.bool)
+        for (name, _), image in zip(encoded, decoded, strict=True):
+            if image is None:
+                if not self._broken:
+                    log.warning("%s cannot be decoded and is skipped, as will be others like it", name)
+                self._broken.add(name)
+        arrays = [image for image in decoded if image is not None]
+        if not arrays:
+            return torch.empty(0), torch.empty(0)
+        images = torch.from_numpy(np.stack(arrays)).to(self.device, non_blocking=True)
+        rows = torch.arange(len(arrays), device=self.device)
+        return gather(images, rows, None if draws is None else draws[good]), targets[good].to(self.device)

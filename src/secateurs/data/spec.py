@@ -1,0 +1,104 @@
+"""The fine print of data specs: `NAME?key=value&…`, and patterns for many files."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from urllib.parse import unquote_plus
+
+from secateurs.errors import DataError, SpecError, nearest
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may follow the `?` of `hf:` and `wds:` specs."""
+
+    image: str | None = None  # the column of images
+    label: str | None = None  # the column of classes
+    config: str | None = None  # which of several data sets of that name
+    train: str | None = None  # split to train on (wds: shards)
+    val: str | None = None  # split to validate on (wds: shards), or `none`
+    stream: str | None = None  # true or false: read in passing, or from a copy on disk
+    classes: str | None = None  # how many there are, or their names with commas, where the data does not say
+    train_size: str | None = None  # images, where the data does not say
+    val_size: str | None = None
+
+    @property
+    def streamed(self) -> bool | None:
+        if self.stream not in (None, "true", "false"):
+            raise SpecError(f"stream={self.stream}: write stream=true or stream=false.")
+        return None if self.stream is None else self.stream == "true"
+
+    def size(self, split: str) -> int | None:
+        text = self.train_size if split == "train" else self.val_size
+        if text is not None and (not text.isdecimal() or not int(text)):
+            raise SpecError(f"{split}_size={text}: write the number of images.")
+        return None if text is None else int(text)
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The classes as given: a number of them, or names."""
+        if self.classes is None:
+            return None
+        if self.classes.isdecimal():
+            return tuple(map(str, range(int(self.classes))))
+        return tuple(self.classes.split(","))
+
+
+def parse(rest: str) -> tuple[str, Options]:
+    """The name, and the options after its last question mark; SpecError for one that there is not."""
+    name, mark, query = rest.rpartition("?")
+    known = [f.name for f in fields(Options)]
+    if not mark or ("=" not in query):
+        return rest, Options()
+    found: dict[str, str] = {}
+    for item in query.split("&"):
+        key, _, value = item.partition("=")
+        if key not in known or not value:
+            raise SpecError(
+                f"…?{query}: {key!r} is no option of a data spec. {nearest(key, known)}"
+                if key not in known
+                else f"…?{query}: {key} has no value."
+            )
+        found[key] = unquote_plus(value)
+    return name, Options(**found)
+
+
+def parts(text: str) -> list[str]:
+    """Split at commas that are not within braces."""
+    return re.split(r",(?![^{]*\})", text)
+
+
+def shards(pattern: str) -> list[str]:
+    """The files of `train-{000..123}.tar`, `{a,b}.tar`, `train-*.tar`, in order; addresses are taken as they are.
+
+    DataError names those that do not exist.
+    """
+    found: list[str] = []
+    for name in _braces(pattern):
+        if "://" in name:
+            found.append(name)
+            continue
+        path = str(Path(name).expanduser())
+        matches = sorted(glob.glob(path)) if any(c in path for c in "*?[") and not Path(path).exists() else [path]
+        found += [m for m in matches if Path(m).is_file()]
+        if not matches or any(not Path(m).is_file() for m in matches):
+            raise DataError(f"There is no file {name}" + (f" (of {pattern})." if name != pattern else "."))
+    return found
+
+
+def _braces(pattern: str) -> list[str]:
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span is not None:
+        low, high = span.groups()
+        values = [str(i).zfill(len(low)) for i in range(int(low), int(high) + 1)]
+        if not values:
+            raise SpecError(f"{{{match[1]}}} in {pattern} names no shard: it goes down.")
+    else:
+        values = match[1].split(",")
+    return [name for value in values for name in _braces(pattern[: match.start()] + value + pattern[match.end() :])]
