@@ -36,7 +36,7 @@ from sklearn.cluster import AffinityPropagation
 from sklearn.metrics import euclidean_distances
 from torch import Tensor
 
-from secateurs.methods.epruner import affinity
+from secateurs.methods.epruner import affinity, messages
 from secateurs.methods.epruner.affinity import Affinities
 
 T = TypeVar("T")
@@ -96,8 +96,8 @@ def main() -> None:
     similarity_ours, similar = timed(lambda: [affinity.similarity(x[None])[0] for x in points])
     similarity_theirs, _ = timed(lambda: [-euclidean_distances(x, squared=True) for x in arrays])
     all_ours, affinities = timed(lambda: Affinities(points))
-    with affinity._one_thread():  # as Affinities does it
-        once_ours, _ = timed(lambda: [(affinity.medians(s), affinity._Layer(s)) for s in similar], repeats)
+    with messages.one_thread():  # as Affinities does it
+        once_ours, _ = timed(lambda: [(affinity.medians(s), messages.Layer(s)) for s in similar], repeats)
     matrices = [s.numpy() for s in similar]
     once_theirs, _ = timed(lambda: [np.median(s, axis=0) for s in matrices], repeats)
 

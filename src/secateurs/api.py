@@ -238,5 +238,8 @@ def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dic
 def _figures(cost: Cost, model: nn.Module, data: Data | None, options: dict[str, Any]) -> Figures:
     if data is None or data.val is None:
         return Figures(cost.macs, cost.params)
-    found = training.evaluate(model, data.val, device=options.get("device"))
+    device = options.get("device")
+    if device is not None:
+        model = copy.deepcopy(model).to(device)  # the given model stays where it is
+    found = training.evaluate(model, data.val, device=device)
     return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)

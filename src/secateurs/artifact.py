@@ -43,6 +43,7 @@ def save(folder: str | os.PathLike[str], model: nn.Module, plan: Plan, card: Map
         staged = Path(tempfile.mkdtemp(prefix=STAGED, dir=target))
         safetensors.torch.save_model(model, str(staged / MODEL))
         (staged / PLAN).write_text(plan.to_json())
+        shutil.copymode(staged / PLAN, staged / MODEL)  # as readable as any new file; safetensors makes it private
         body = {"format": "secateurs", "version": VERSION, **_plain(card)}
         body["files"] = {name: _sha256(staged / name) for name in (PLAN, MODEL)}
         (staged / CARD).write_text(json.dumps(body, indent=2, allow_nan=False))

@@ -45,12 +45,12 @@ class Grouping:
         self.groups = int(created.sum())
         number = np.full(len(first), -1, dtype=LABEL)
         number[np.flatnonzero(created)[np.argsort(first[created], kind="stable")]] = np.arange(self.groups)
-        of_class = number[of_class]  # group of each class
-        self.group = of_class[self.class_of]  # group of each label
+        group_of_class = number[of_class]
+        self.group = group_of_class[self.class_of]  # group of each label
         self.of_label = np.full(n, -1, dtype=LABEL)  # the same by label
         self.of_label[self.labels] = self.group
-        self.channel = self._number_channels(of_class)[self.class_of]  # channel of each label within its group
-        self.sizes = np.bincount(of_class[of_class >= 0], minlength=self.groups)
+        self.channel = self._number_channels(group_of_class)[self.class_of]  # channel of each label within its group
+        self.sizes = np.bincount(group_of_class[group_of_class >= 0], minlength=self.groups)
 
     @staticmethod
     def _number_channels(group: Array) -> Array:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateurs.errors import ConfigError
-from secateurs.methods.epruner import affinity
+from secateurs.methods.epruner import messages
 from secateurs.methods.epruner.affinity import (
     Affinities,
     affinity_propagation,
@@ -197,8 +197,8 @@ class TestTogether:
         layers = [cloud(n, d, n + d, clusters=c) for n, d, c in shapes]
         for beta in (0.4, 0.8):
             alone = [affinity_propagation([layer], beta, convergence=convergence)[0] for layer in layers]
-            for entries in (1, 300, affinity.BATCH):
-                monkeypatch.setattr(affinity, "BATCH", entries)
+            for entries in (1, 300, messages.BATCH):
+                monkeypatch.setattr(messages, "BATCH", entries)
                 together = affinity_propagation(layers, beta, convergence=convergence)
                 assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 

@@ -38,37 +38,20 @@ computed where the filters are; messages always travel on the CPU, where a sum h
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from secateurs.errors import ConfigError
+from secateurs.methods.epruner.messages import Clustering, Layer, one_thread, solve
 
 __all__ = ["Affinities", "Clustering", "affinity_propagation", "exemplars", "medians", "preferences", "similarity"]
 
 CLOSE = 1e-6  # pairs nearer than this fraction of their squared norms lose half their digits to cancellation
-NEVER = -1e200  # the similarity of a candidate that isn't there: finite, so that differences of two stay numbers
-BATCH = 1 << 16  # list entries that are iterated together: enough to hide the cost of a call, few enough for the cache
 BRIEF = 1 << 28  # multiplications that one thread is done with before a second one would have started
 STACK = 1 << 16  # numbers in all of the small layers that are turned into similarities together, within the cache
-
-
-@dataclass(frozen=True, eq=False)
-class Clustering:
-    """The outcome for one layer."""
-
-    exemplars: Tensor  # (k,) the points that stay, ascending, at least one
-    labels: Tensor  # (n,) for each point, the position in `exemplars` of the one that stands for it
-    iterations: int
-    converged: bool
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# what the messages start from
 
 
 def similarity(points: Tensor) -> Tensor:
@@ -110,329 +93,6 @@ def preferences(similarities: Tensor, beta: float, *, diagonal: bool = True) -> 
     return beta * medians(similarities, diagonal=diagonal)
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Thousands of calls of a few microseconds: waiting for a second thread each time costs more than it does.
-
-    A second thread wins a sixth on an idle machine, and loses a factor of a hundred where others use the cores too.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@functools.lru_cache(maxsize=4)
-def _noise(n: int) -> Tensor:
-    """The numbers that scikit-learn draws for `n` points and ``random_state=0``, ``(n, n)``."""
-    return torch.from_numpy(np.random.RandomState(0).standard_normal((n, n)))
-
-
-def _jitter(values: Tensor, noise: Tensor) -> Tensor:
-    """`values` with noise in their last bit, zeros with hardly any."""
-    info = torch.finfo(torch.float64)
-    return torch.addcmul(values, values.mul(info.eps).add_(100 * info.tiny), noise)
-
-
-class _Layer:
-    """One layer's points, in all that does not depend on their preferences."""
-
-    def __init__(self, similarities: Tensor) -> None:
-        s = similarities.detach().to("cpu", torch.float64)  # (n, n)
-        n = len(s)
-        noise = _noise(n)
-        self.last = s[0, -1].item()
-        self.alike = bool((s[0, 1:] == self.last).all()) and int((s == self.last).fill_diagonal_(True).sum()) == n * n
-        self.similar = _jitter(s, noise).fill_diagonal_(-torch.inf)
-        self.nearest = self.similar.amax(1)
-        self.own_noise = noise.diagonal().clone()
-
-    def __len__(self) -> int:
-        return len(self.nearest)
-
-    def trivial(self, preferences: Tensor) -> Clustering | None:
-        """One point, or points that nothing tells apart: all of them if they like themselves best, else the first."""
-        every = torch.arange(len(self))
-        if len(self) > 1 and not (self.alike and bool((preferences == preferences[0]).all())):
-            return None
-        if len(self) > 1 and preferences[0].item() > self.last:
-            return Clustering(every, every, 0, True)
-        return Clustering(every[:1], torch.zeros_like(every), 0, True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# which messages matter
-
-
-class _Problem:
-    """A layer with preferences, cut down to the points that aren't certain exemplars and the candidates that matter."""
-
-    def __init__(self, layer: _Layer, preferences: Tensor, *, second: bool) -> None:
-        self.layer = layer
-        self.preferences = _jitter(preferences.detach().to("cpu", torch.float64), layer.own_noise)
-        self.certain = self.preferences > layer.nearest
-        self.points = (~self.certain).nonzero().squeeze(1)  # (m,) those that remain
-        self.own = self.preferences[self.points]
-        # the offer of the certain exemplars, and the second best (which only equation 10 asks for)
-        self.offer = torch.full_like(self.own, NEVER)
-        self.second = torch.full_like(self.own, NEVER)
-        self.offerer = torch.zeros_like(self.points)
-        rows = layer.similar[self.points] if len(self.points) < len(layer) else layer.similar
-        inner = rows
-        if len(self.points) < len(layer):
-            inner = rows[:, self.points]
-            sure = self.certain.nonzero().squeeze(1)
-            outer = rows[:, sure]  # (m, n - m)
-            if second and len(self.points):
-                best = outer.topk(min(2, len(sure)), dim=1)
-                self.offer, self.offerer = best.values[:, 0], sure[best.indices[:, 0]]
-                self.second = best.values[:, 1] if len(sure) > 1 else self.second
-            elif len(self.points):
-                self.offer = outer.amax(1)
-        matters = inner >= torch.maximum(self.own, self.offer).unsqueeze(1)
-        self.row, self.candidate = matters.nonzero().unbind(1)
-        self.value = inner[self.row, self.candidate]
-        self.degree = torch.bincount(self.row, minlength=len(self.points))
-        self.width = max(1, int(self.degree.max())) if len(self.points) else 0
-
-
-class _Batch:
-    """The messages of several problems: a column per point, in it the list of its candidates, padded to one length."""
-
-    def __init__(self, problems: Sequence[_Problem], damping: float) -> None:
-        self.keep, self.move = damping, 1 - damping
-        first = problems[0].own
-        sizes = [len(problem.points) for problem in problems]
-        points, width = sum(sizes), max(problem.width for problem in problems)
-        starts = np.cumsum([0, *sizes]).tolist()
-        row = torch.cat([problem.row + start for problem, start in zip(problems, starts, strict=False)])
-        degree = torch.cat([problem.degree for problem in problems])
-        place = torch.arange(len(row)) - (degree.cumsum(0) - degree)[row]
-        self.similar = first.new_full((width, points), NEVER)
-        self.similar[place, row] = torch.cat([problem.value for problem in problems])
-        self.candidate = torch.full_like(self.similar, points, dtype=torch.long)  # padding points at nobody
-        self.candidate[place, row] = torch.cat(
-            [problem.candidate + start for problem, start in zip(problems, starts, strict=False)]
-        )
-        self.respons = torch.zeros_like(self.similar)  # r
-        self.unavail = torch.zeros_like(self.similar)  # -a
-        self.own = torch.cat([problem.own for problem in problems])
-        self.offer = torch.cat([problem.offer for problem in problems])
-        self.second = torch.cat([problem.second for problem in problems])
-        self.own_respons, self.own_avail, self.offer_respons = (torch.zeros_like(self.own) for _ in range(3))
-        self.owner = torch.repeat_interleave(torch.arange(len(problems)), torch.tensor(sizes))
-        self._allocate()
-
-    def _allocate(self) -> None:
-        points = self.similar.shape[1]
-        self.scratch, self.total = torch.empty_like(self.similar), torch.empty_like(self.similar)
-        self.votes = self.own.new_zeros(points + 1)
-        self.trust = self.own.new_zeros(points + 1)
-
-    def step(self, *, literal: bool = False) -> Tensor:
-        """Send every message once; which points are exemplars of their own accord, ``(points,)``."""
-        move, scratch, index = self.move, self.scratch, self.candidate.view(-1)
-
-        # responsibilities: r(i, k) <- s(i, k) - the best of a(i, k') + s(i, k') over the rivals k' of k
-        torch.sub(self.similar, self.unavail, out=scratch)
-        best, at = scratch.max(0)
-        scratch.scatter_(0, at.unsqueeze(0), NEVER)
-        rest = scratch.amax(0)
-        own = self.own + self.own_avail
-        if literal:
-            rival = torch.maximum(torch.maximum(best, own), self.second)
-            self.offer_respons.lerp_(self.offer - rival, move)
-        self.own_respons.lerp_(self.own - torch.maximum(best, self.offer), move)
-        floor = torch.maximum(own, self.offer)
-        best, rest = torch.maximum(best, floor), torch.maximum(rest, floor)
-        self.respons.lerp_(self.similar, move).sub_(best, alpha=move)
-        self.respons.scatter_add_(0, at.unsqueeze(0), (best - rest).mul_(move).unsqueeze(0))
-
-        # availabilities: a(i, k) <- min(0, r(k, k) + the positive responsibilities that k gets from all but i and k)
-        torch.clamp_min(self.respons, 0, out=scratch)
-        self.votes.zero_().scatter_add_(0, index, scratch.view(-1))
-        votes = self.votes[:-1]
-        self.own_avail.lerp_(votes, move)
-        torch.add(votes, self.own_respons, out=self.trust[:-1])
-        torch.index_select(self.trust, 0, index, out=self.total.view(-1))
-        self.unavail.lerp_(scratch.sub_(self.total).clamp_min_(0), move)
-        return self.own_avail + self.own_respons > 0
-
-    def drop(self, gone: Tensor) -> Tensor:
-        """Take out the points of the problems marked in `gone`; which points stay, as a mask over the former ones."""
-        stay = ~gone[self.owner]
-        kept = stay.nonzero().squeeze(1)
-        place = torch.full((len(stay) + 1,), len(kept))
-        place[kept] = torch.arange(len(kept))
-        candidate = self.candidate[:, kept]
-        width = max(1, int((candidate < len(stay)).sum(0).max()))
-        self.candidate = place[candidate[:width]]
-        for name in ("similar", "respons", "unavail"):
-            setattr(self, name, getattr(self, name)[:width, kept])
-        for name in ("own", "offer", "second", "own_respons", "own_avail", "offer_respons", "owner"):
-            setattr(self, name, getattr(self, name)[kept])
-        self._allocate()
-        return stay
-
-    def choices(self, problem: _Problem) -> Tensor:
-        """Equation 10, of a batch of this one problem: for each ``i`` the ``j`` with the largest r(i, j) + a(i, j)."""
-        chosen = torch.arange(len(problem.layer))  # the certain exemplars choose themselves
-        value, at = (self.respons - self.unavail).max(0)
-        other = problem.points[self.candidate.gather(0, at.unsqueeze(0)).squeeze(0).clamp_max(len(problem.points) - 1)]
-        own = self.own_respons + self.own_avail
-        pick = torch.where(own >= value, problem.points, other)
-        pick = torch.where(self.offer_respons > torch.maximum(own, value), problem.offerer, pick)
-        chosen[problem.points] = pick
-        return chosen
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# until the exemplars hold still
-
-
-@_one_thread()
-def _solve(
-    layers: Sequence[_Layer],
-    preferences: Sequence[Tensor],
-    *,
-    iterations: int = 200,
-    damping: float = 0.5,
-    convergence: int | None = 15,
-) -> list[Clustering]:
-    """Affinity propagation on layers of any sizes.
-
-    iterations:  at most this many.
-    damping:     the share of its old value that a message keeps, lambda in the paper.
-    convergence: stop once the exemplars are the same for this many iterations; ``None``: the paper's way, see above.
-    """
-    if iterations < 1 or not 0 <= damping < 1 or (convergence is not None and convergence < 1):
-        raise ConfigError(f"affinity propagation cannot run with {iterations=}, {damping=}, {convergence=}")
-    results: dict[int, Clustering] = {}
-    problems: dict[int, _Problem] = {}
-    for index, (layer, own) in enumerate(zip(layers, preferences, strict=True)):
-        if own.shape != (len(layer),):
-            raise ConfigError(f"problem {index} has {len(layer)} points, but preferences of shape {tuple(own.shape)}")
-        trivial = layer.trivial(own)
-        if trivial is not None:
-            results[index] = trivial
-            continue
-        problem = _Problem(layer, own, second=convergence is None)
-        if len(problem.points):
-            problems[index] = problem
-        else:
-            every = torch.arange(len(layer))
-            results[index] = Clustering(every, every, 0, True)
-    for group in _groups(problems, alone=convergence is None):
-        batch = _Batch([problems[index] for index in group], damping)
-        if convergence is None:
-            for _ in range(iterations):
-                batch.step(literal=True)
-            chosen = batch.choices(problems[group[0]])
-            exemplars, labels = chosen.unique(return_inverse=True)
-            results[group[0]] = Clustering(exemplars, labels, iterations, False)
-            continue
-        members = [problems[index] for index in group]
-        for position, willing, count, converged in _converge(batch, members, iterations, convergence):
-            results[group[position]] = _refine(members[position], willing, count, converged)
-    return [results[index] for index in range(len(layers))]
-
-
-def _groups(problems: dict[int, _Problem], *, alone: bool) -> Iterator[list[int]]:
-    """Problems with lists of like length, which go well together."""
-    group: list[int] = []
-    points = entries = 0
-    for index in sorted(problems, key=lambda index: -problems[index].width):
-        problem = problems[index]
-        width = problems[group[0]].width if group else problem.width
-        padded = (points + len(problem.points)) * width
-        entries += len(problem.points) * problem.width
-        if group and (alone or padded > BATCH or padded > 2 * entries + (1 << 14)):
-            yield group
-            group, points, entries = [], 0, len(problem.points) * problem.width
-        group.append(index)
-        points += len(problem.points)
-    if group:
-        yield group
-
-
-def _converge(
-    batch: _Batch, problems: Sequence[_Problem], iterations: int, convergence: int
-) -> Iterator[tuple[int, Tensor, int, bool]]:
-    """Yields (position, which of the problem's points are exemplars, iterations, converged) as each is done."""
-    sizes = [len(problem.points) for problem in problems]
-    certain = torch.tensor([len(p.layer) > len(p.points) for p in problems])
-    stable = torch.zeros(len(problems), dtype=torch.long)
-    done = torch.zeros(len(problems), dtype=torch.bool)
-    dropped = done.clone()
-    before = torch.zeros_like(batch.owner, dtype=torch.bool)
-    for count in range(1, iterations + 1):
-        willing = batch.step()
-        stable += 1
-        stable[batch.owner[willing != before]] = 1
-        before = willing
-        if count <= convergence and count < iterations:
-            continue
-        populated = certain.clone()
-        populated[batch.owner[willing]] = True
-        held = (stable >= convergence) & populated & (count > convergence)
-        finished = ~done if count == iterations else held & ~done
-        if not finished.any():
-            continue
-        for position in finished.nonzero().squeeze(1).tolist():
-            yield position, willing[batch.owner == position], count, bool(held[position])
-        done |= finished
-        if done.all():
-            return
-        left = sum(size for size, over in zip(sizes, done.tolist(), strict=True) if not over)
-        if left < 0.65 * len(willing):
-            before = before[batch.drop(done & ~dropped)]
-            dropped = done.clone()
-
-
-def _refine(problem: _Problem, willing: Tensor, iterations: int, converged: bool) -> Clustering:
-    """Each exemplar gives way to the medoid of the points that it stands for, preferences included."""
-    similar = problem.layer.similar
-    n = len(similar)
-    chosen = problem.certain.clone()
-    chosen[problem.points[willing]] = True
-    if not chosen.any():  # nobody: the one point that is most similar to all others
-        medoid = similar.clone().fill_diagonal_(0).sum(0).argmax()
-        return Clustering(medoid.view(1), torch.zeros(n, dtype=torch.long), iterations, False)
-
-    exemplars = chosen.nonzero().squeeze(1)
-    labels, followers = _assign(similar, exemplars, chosen)
-    if len(followers):
-        followed = torch.zeros(len(exemplars), dtype=torch.bool)
-        followed[labels[followers]] = True
-        member = followed[labels].nonzero().squeeze(1)  # the points of all clusters of more than one
-        mine = labels[member]
-        inside = similar[member][:, member]
-        inside.diagonal().copy_(problem.preferences[member])
-        score = inside.masked_fill_(mine.unsqueeze(1) != mine, 0).sum(0)
-        top = score.new_full((len(exemplars),), -torch.inf).scatter_reduce_(0, mine, score, "amax")
-        winner = member.masked_fill(score != top[mine], n)
-        moved = torch.full_like(exemplars, n).scatter_reduce_(0, mine, winner, "amin")
-        moved = torch.where(followed, moved, exemplars).sort().values
-        if not torch.equal(moved, exemplars):
-            exemplars = moved
-            labels, _ = _assign(similar, exemplars, torch.zeros_like(chosen).index_fill_(0, exemplars, True))
-    return Clustering(exemplars, labels, iterations, converged)
-
-
-def _assign(similar: Tensor, exemplars: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """For each point the position of the exemplar most similar to it; and the points that are not exemplars."""
-    labels = chosen.cumsum(0) - 1
-    followers = (~chosen).nonzero().squeeze(1)
-    labels[followers] = similar[followers][:, exemplars].max(1).indices
-    return labels, followers
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the way in
-
-
 def exemplars(
     similarities: Tensor,
     preferences: Tensor,
@@ -442,8 +102,8 @@ def exemplars(
     convergence: int | None = 15,
 ) -> list[Tensor]:
     """The exemplars of each problem of a batch, ``(B, n, n), (B, n) -> B index vectors``, ascending, never empty."""
-    layers = [_Layer(_checked(similar, index)) for index, similar in enumerate(similarities)]
-    found = _solve(layers, list(preferences), iterations=iterations, damping=damping, convergence=convergence)
+    layers = [Layer(_checked(similar, index)) for index, similar in enumerate(similarities)]
+    found = solve(layers, list(preferences), iterations=iterations, damping=damping, convergence=convergence)
     return [clustering.exemplars for clustering in found]
 
 
@@ -472,17 +132,17 @@ class Affinities:
             layer = layer.detach()
             layer = layer.cpu() if layer.device.type == "mps" else layer  # which has no float64
             flat.append(layer.reshape(len(layer), -1) if layer.numel() else layer.new_zeros(len(layer), 1))
-        self._layers: list[_Layer] = []
+        self._layers: list[Layer] = []
         self.medians: list[Tensor] = []  # (n,) per layer
-        made: dict[int, tuple[_Layer, Tensor]] = {}
+        made: dict[int, tuple[Layer, Tensor]] = {}
         for group in _alike_shapes(flat):
             n, d = flat[group[0]].shape
-            with _one_thread() if len(group) * n * n * d < BRIEF else contextlib.nullcontext():
+            with one_thread() if len(group) * n * n * d < BRIEF else contextlib.nullcontext():
                 stacked = similarity(torch.stack([flat[index] for index in group])).cpu()
             middle = medians(stacked, diagonal=diagonal)
-            with _one_thread():
+            with one_thread():
                 for index, similar, median in zip(group, stacked, middle, strict=True):
-                    made[index] = _Layer(_checked(similar, index)), median
+                    made[index] = Layer(_checked(similar, index)), median
         for index in range(len(flat)):
             layer_, median = made[index]
             self._layers.append(layer_)
@@ -509,7 +169,7 @@ class Affinities:
         if len(betas) != len(self):
             raise ConfigError(f"{len(betas)} values of beta for {len(self)} layers: give one, or one for each layer")
         own = [b * median for b, median in zip(betas, self.medians, strict=True)]
-        return _solve(self._layers, own, iterations=iterations, damping=damping, convergence=convergence)
+        return solve(self._layers, own, iterations=iterations, damping=damping, convergence=convergence)
 
     def exemplars(
         self,
