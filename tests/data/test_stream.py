@@ -87,6 +87,7 @@ def test_processes_share_the_global_batch(world: int, counts: list[int] | None) 
     for index, (x, y) in enumerate(whole):
         assert torch.equal(torch.cat([part[index][0] for part in parts]), x)
         assert torch.equal(torch.cat([part[index][1] for part in parts]), y)
+    assert same(list(make(counts, rank=1, world_size=world).whole()), whole)
 
 
 def test_a_process_reads_its_own_shards_and_what_is_skipped_is_not_read() -> None:

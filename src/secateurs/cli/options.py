@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class DataOptions:
     data: str | None = None
-    """`digits` (the default), or `folder:PATH` with train/CLASS/… and test/CLASS/… (or val/)"""
+    """`digits` (the default), `folder:PATH` with train/CLASS/… and test/CLASS/… (or val/), `hf:NAME_OR_PATH` or
+    `wds:SHARDS,SHARDS`"""
     normalize: str | None = None
     """`imagenet` (the default), `cifar10`, `none`, or means/deviations: 0.5,0.5,0.5/0.2,0.2,0.2"""
     batch_size: int | None = None
@@ -43,14 +45,18 @@ class DataOptions:
         from secateurs import data
 
         o = self.complete()
-        return data.load(
+        found = data.load(
             o.data or "digits",
             normalize=_normalization(o.normalize or "imagenet"),
             batch_size=128 if o.batch_size is None else o.batch_size,
             image_size=o.image_size,
             seed=seed,
             device=device,
+            rank=int(os.environ.get("RANK", "0")),  # as torchrun and accelerate set them
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
         )
+        # Every process validates on all images: figures are wanted before and after training, too.
+        return replace(found, val=None if found.val is None else found.val.whole())
 
 
 @Parameter(name="*")

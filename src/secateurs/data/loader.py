@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -138,6 +139,12 @@ class Loader:
     def __len__(self) -> int:
         count = len(self.source)
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+
+    def whole(self) -> Loader:
+        """The same batches, not shared with other processes."""
+        other = copy.copy(self)
+        other.rank, other.world_size = 0, 1
+        return other
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration is of."""

@@ -348,6 +348,8 @@ class Engine:
         if self.val_data is not None:
             found = self.evaluate()
             line |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5}
+        if skipped := getattr(self.train_data, "skipped", 0):  # images that could not be decoded
+            line["skipped"] = skipped
         for hook in self.hooks:
             hook.epoch_end(self, line)
         self._done = self._done or any(hook.done(self) for hook in self.hooks)

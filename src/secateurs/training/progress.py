@@ -96,4 +96,6 @@ def summary(line: dict[str, Any], title: str) -> str:
     text = f"{title}  epoch {line['epoch']}  loss {line['train_loss']:.3f}  top-1 {line['train_top1']:.1f}"
     if "val_top1" in line:
         text += f"  val top-1 {line['val_top1']:.2f}  top-5 {line['val_top5']:.2f}"
+    if "skipped" in line:
+        text += f"  {line['skipped']} damaged images skipped"
     return f"{text}  {line['images_per_second']:,.0f} img/s  {clock(line['seconds'])}"
