@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -107,12 +107,16 @@ class ChannelGraph:
     """
 
     def __init__(
-        self, groups: Iterable[ChannelGroup], cost_model: CostModel, shapes: Mapping[str, tuple[int, ...]], modules: Any
+        self,
+        groups: Iterable[ChannelGroup],
+        cost_model: Callable[[], CostModel],
+        shapes: Mapping[str, tuple[int, ...]],
+        modules: Any,
     ) -> None:
         self.groups = tuple(groups)
         self.shapes = dict(shapes)  # of all parameters and buffers that the trace saw
         self._modules = modules
-        self._cost = cost_model
+        self._make_cost = cost_model  # made when first asked for
         self._at = {g.name: i for i, g in enumerate(self.groups)}
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
 
@@ -121,6 +125,10 @@ class ChannelGraph:
         if name not in self._at:
             raise PlanError(f"The network has no channel group {name!r}. {nearest(name, self._at)}")
         return self.groups[self._at[name]]
+
+    @cached_property
+    def _cost(self) -> CostModel:
+        return self._make_cost()
 
     def __repr__(self) -> str:
         prunable = sum(g.prunable for g in self.groups)

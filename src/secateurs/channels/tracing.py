@@ -79,7 +79,8 @@ class _Trace:
         refuted = {g: _blame(sites) for g, sites in broken.items()}
         params = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
         seen = {a.param: self.shapes[a.param] for a in grouping.tape.axes}
-        return kind(grouping.build(allow_inexact, refuted), grouping.cost_model(params), seen, self.modules)
+        groups = grouping.build(allow_inexact, refuted)
+        return kind(groups, lambda: grouping.cost_model(params), seen, self.modules)
 
     # -- one run ------------------------------------------------------------------------------------------------
 

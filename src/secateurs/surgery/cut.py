@@ -65,12 +65,18 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
     return model
 
 
-def take(w: Tensor, axes: Mapping[int, Kept]) -> Tensor:
-    """The kept indices of a tensor, axis by axis, in a tensor of its own and in the same memory format."""
+def take(w: Tensor, axes: Mapping[int, Kept], arrays: dict[int, np.ndarray] | None = None) -> Tensor:
+    """The kept indices of a tensor, axis by axis, in a tensor of its own and in the same memory format.
+
+    arrays: remembers each tuple of indices as an array, by id, for tensors that share it.
+    """
+    arrays = {} if arrays is None else arrays
     channels_last = w.ndim == 4 and not w.is_contiguous() and w.is_contiguous(memory_format=torch.channels_last)
     out = w.detach()
     for axis, index in sorted(axes.items(), key=lambda item: (len(item[1]) / w.shape[item[0]], item[0])):
-        out = _select(out, axis, np.array(index))
+        if id(index) not in arrays:
+            arrays[id(index)] = np.array(index)
+        out = _select(out, axis, arrays[id(index)])
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
 
 
@@ -99,9 +105,10 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
 def _slices(model: nn.Module, plan: Plan) -> list[tuple[Tensor, Tensor]]:
     params = _named(model)
     pairs = []
+    arrays: dict[int, np.ndarray] = {}
     for name, axes in plan.kept.items():
         p = params[name]
-        w = take(p, axes)
+        w = take(p, axes, arrays)
         pairs.append((p, nn.Parameter(w, p.requires_grad) if isinstance(p, nn.Parameter) else w))
     return pairs
 

@@ -158,13 +158,21 @@ class PrunableGraph(ChannelGraph):
                 if slot.consumes:
                     consumes.add((slot.param, slot.axis))
         shapes = {p: self.shapes[p] for p in kept}
+        # The parameters of a layer and its batch norm keep the same indices: one tuple serves them all.
+        tuples: dict[bytes, Kept] = {}
+        indices: dict[str, dict[int, Kept]] = {p: {} for p in kept}
+        for param, axes in kept.items():
+            for axis, alive in axes.items():
+                key = alive.tobytes()
+                if key not in tuples:
+                    tuples[key] = tuple(np.flatnonzero(alive).tolist())
+                indices[param][axis] = tuples[key]
         new = {
-            p: tuple(int(axes[a].sum()) if a in axes else n for a, n in enumerate(shapes[p]))
-            for p, axes in kept.items()
+            p: tuple(len(axes[a]) if a in axes else n for a, n in enumerate(shapes[p])) for p, axes in indices.items()
         }
         return Plan(
             groups=groups,
-            kept={p: {a: tuple(np.flatnonzero(v).tolist()) for a, v in axes.items()} for p, axes in kept.items()},
+            kept=indices,
             shapes=shapes,
             attributes=rewrites(self.modules, shapes, new),
             consumes=frozenset(consumes),
