@@ -150,3 +150,19 @@ def test_what_cannot_work_is_said_before_training(tmp_path: Path) -> None:
         run.train()
     with pytest.raises(sc.ConfigError, match=r"no 'classes' \(there is .*labels.*pass labels="):
         trainer(callback(labels="classes"), tmp_path).train()
+
+
+def test_a_model_that_computes_its_own_loss(tmp_path: Path) -> None:
+    """The whole of a model of transformers, which gets its labels as well."""
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=4
+    )
+    model = transformers.ResNetForImageClassification(config)
+    pruning = callback(sc.NPN(lr=0.05, gates="batch"), network=None, scope="all")
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=4, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no"
+    )
+    pruning.join(transformers.Trainer(model, arguments, train_dataset=Images())).train()
+    assert any(len(kept) < size for kept, size in zip(pruning.plan.groups.values(), (8, 8, 16, 16), strict=False))
+    with torch.no_grad():
+        assert model(images()[0]).logits.shape == (32, 4)

@@ -105,6 +105,13 @@ class PruningCallback(TrainerCallback):
             kwargs["model"], steps=state.max_steps, epoch_steps=epoch_steps, batches=Pairs(loader, self._pair)
         )
 
+        assert self.run.pruner is not None
+        for network, _ in self.run.pruner.networks.values():  # copies of the model perhaps, which know of no classes
+            network.register_forward_pre_hook(self._without_labels, with_kwargs=True)
+
+    def _without_labels(self, network: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {name: value for name, value in kwargs.items() if name != self.labels}
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         scaler = getattr(kwargs.get("optimizer"), "scaler", None)
         self.run.before_step(1.0 if scaler is None else float(scaler.get_scale()))
