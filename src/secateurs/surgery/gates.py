@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
@@ -87,6 +88,10 @@ class Gates:
                     hook = _GateInput(self, consumer, leaf)
                     add(module.register_forward_pre_hook(hook, with_kwargs=True))
         return self
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._handles)
 
     def detach(self) -> None:
         """Stop gating and leave no trace."""
@@ -201,7 +206,8 @@ class Gates:
             )
         turns = x.shape[at] // v.shape[1]  # a grouped convolution's groups read the same channels in turn
         v = (v if turns == 1 else v.repeat(1, turns)).to(x)
-        x = x * v.view([n if a == 0 else -1 if a == at else 1 for a, n in enumerate(x.shape)])
+        v = v.view([n if a == 0 else -1 if a == at else 1 for a, n in enumerate(x.shape)])
+        x = x * v if x.ndim == 2 or torch.compiler.is_compiling() else _Scaled.apply(x, v)
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
 
 
@@ -238,6 +244,34 @@ class _Consumer:
         if self.open:
             flat = torch.cat([flat, torch.ones_like(flat[..., :1])], dim=-1)
         return flat.index_select(-1, self.source)
+
+
+class _Scaled(torch.autograd.Function):
+    """x · v, whose backward pass goes over the activations once, a piece that fits the cache at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(x, v)
+        return x * v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, v = ctx.saved_tensors
+        need_x, need_v = ctx.needs_input_grad
+        axes = [a for a, n in enumerate(v.shape) if a and n == 1]
+        rows = max(1, _CACHED * len(g) // g.numel()) if g.device.type == "cpu" else len(g)
+        gx, gv = torch.empty_like(g) if need_x else None, torch.empty_like(v) if need_v else None
+        for i in range(0, len(g), rows):
+            at = slice(i, i + rows)
+            if gx is not None:
+                torch.mul(g[at], v[at], out=gx[at])
+            if gv is not None:
+                torch.sum(g[at] * x[at], axes, keepdim=True, out=gv[at])
+        return gx, gv
+
+
+_CACHED = 1 << 16  # values
 
 
 class _Hook:

@@ -28,6 +28,12 @@ class _Sum(torch.autograd.Function):
         return grad
 
 
+def all_sum(x: torch.Tensor) -> torch.Tensor:
+    """Summed over all processes, and so is the gradient."""
+    total: torch.Tensor = _Sum.apply(x)
+    return total
+
+
 def batch_norm(bn: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
     """What `bn(x)` gives in train mode for the rows of all processes together. x: (N, C, *), N may differ."""
     axes = [0, *range(2, x.ndim)]

@@ -10,12 +10,16 @@ class Controller:
 
     λ = base · exp(gain · excess), where excess is how far the cost lies above the line; the base follows slowly, so that
     what λ has to be in the long run is learned, and the exponential answers at once. Far below the line λ is next to
-    nothing, and the loss alone may open gates again.
+    little, and the loss alone may open gates again. Gates follow late and go on once they move: so the answer is bounded,
+    lest λ is far too high by the time that the first of them close.
     """
 
-    def __init__(self, start: float, goal: float, arrive: float, gain: float = 30.0, rate: float = 0.1) -> None:
+    REACH = 3.0  # the base stays within a factor of e³ of where it starts …
+    BOUND = 0.2  # … and an excess beyond this counts as this
+
+    def __init__(self, start: float, goal: float, arrive: float, gain: float = 12.0, rate: float = 0.1) -> None:
         self.goal, self.arrive, self.gain, self.rate = goal, arrive, gain, rate
-        self.low, self.high = math.log(start) - 7, math.log(start) + 7
+        self.low, self.high = math.log(start) - self.REACH, math.log(start) + self.REACH
         self.base = math.log(start)
 
     def target(self, progress: float) -> float:
@@ -24,6 +28,6 @@ class Controller:
 
     def update(self, cost: float, progress: float) -> float:
         """λ for the next step, given the share of the cost that is still open."""
-        excess = max(-0.3, min(0.3, cost - self.target(progress)))
+        excess = max(-self.BOUND, min(self.BOUND, cost - self.target(progress)))
         self.base = max(self.low, min(self.high, self.base + self.rate * excess))
         return math.exp(self.base + self.gain * excess)

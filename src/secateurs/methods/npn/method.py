@@ -91,11 +91,12 @@ class NPNPruner(Pruner):
         if config.pruner is not None:
             base = zoo.build(config.pruner).to(next(self.model.parameters()).device)
             graph = trace(base, task.example_inputs)
-        self.network = PrunerNetwork(base, graph, sum(self.sizes), config.open, task.generator())
+        self.network = PrunerNetwork(base, graph, task.example_inputs, sum(self.sizes), config.open, task.generator())
         heads = list(self.network.heads[0].parameters())
         trunk = [p for p in self.network.parameters() if all(p is not h for h in heads)]
         self.optimizer = torch.optim.Adam(
-            [{"params": trunk, "lr": config.pruner_lr}, {"params": heads, "lr": config.pruner_lr * config.head_lr}]
+            [{"params": trunk, "lr": config.pruner_lr}, {"params": heads, "lr": config.pruner_lr * config.head_lr}],
+            betas=(0.9, 0.99),  # λ moves by orders of magnitude: what gradients were long ago says little
         )
         self.networks = {"pruner": (self.network, self.optimizer)}
         self._latest: Tensor | None = None  # (1 + channels,): images of the last batch, sums of their logits
@@ -110,6 +111,7 @@ class NPNPruner(Pruner):
         self.lam = config.lam or 1e-3
         self.controller = Controller(self.lam, goal, 0.9 * config.sharpen) if task.budget is not None else None
         self.logits = torch.full((sum(self.sizes),), config.open)  # mean over images and lately seen batches
+        self._full = torch.sigmoid(2.5 * self.logits[:1])  # what counts as open
         self._gate: Tensor | None = None
         self.gates = Gates(self.model, self.groups).attach()
         # Before the gates' own hook, so that they are set when it looks.
@@ -198,7 +200,7 @@ class NPNPruner(Pruner):
     def _open_cost(self) -> float:
         """Share of the budgeted cost that is still open, counting a gate near the threshold in part: so the cost moves
         before a gate has crossed it, and λ can answer in time."""
-        share = torch.sigmoid(2.5 * self.logits)
+        share = (torch.sigmoid(2.5 * self.logits) / self._full).clamp(max=1)
         widths = np.array([float(s.sum()) for s in share.split(self.sizes)])
         cost = self.widths.cost(np.maximum(widths, self.widths.least))
         budget = self.task.budget
@@ -211,13 +213,17 @@ class NPNPruner(Pruner):
 
     def finish(self) -> Selection:
         self._freeze_norms(False)
-        means, undecided, disagree = self._calibrate()
+        means, logits, undecided, disagree = self._calibrate()
         self._handle.remove()
         self.gates.detach()
         for p in self.trainable:
             p.requires_grad_(True)
         scores = {g.name: s.numpy() for g, s in zip(self.groups, means.split(self.sizes), strict=True)}
-        selection = keep(scores, self.config.threshold) if self.task.budget is None else meet(self.widths, scores)
+        if self.task.budget is None:
+            selection = keep(scores, self.config.threshold)
+        else:  # many gates are 1 to the last digit: among those the logits decide
+            ranks = (means + 1e-6 * logits.clamp(-100, 100)).split(self.sizes)
+            selection = meet(self.widths, {g.name: r.numpy() for g, r in zip(self.groups, ranks, strict=True)})
         left = np.array([max(1, int((s >= self.config.threshold).sum())) for s in scores.values()])
         self.task.note(
             event="gates", undecided=round(undecided, 4), disagree=round(disagree, 4), lam=self.lam,
@@ -228,9 +234,9 @@ class NPNPruner(Pruner):
         return selection
 
     @torch.no_grad()
-    def _calibrate(self) -> tuple[Tensor, float, float]:
-        """Mean gate of each channel over calibration images, the share of gates in (0.1, 0.9), and how often an image's
-        gate is on the other side of the threshold than the mean."""
+    def _calibrate(self) -> tuple[Tensor, Tensor, float, float]:
+        """Mean gate and mean logit of each channel over calibration images, the share of gates in (0.1, 0.9), and how
+        often an image's gate is on the other side of the threshold than the mean."""
         self.network.eval()
         device = next(self.model.parameters()).device
         images, rows = 0, []
@@ -240,18 +246,19 @@ class NPNPruner(Pruner):
                 logits = call(self.network, batch.inputs).float()
                 if self.config.gates == "batch":
                     logits = logits.mean(0, keepdim=True).expand_as(logits)
-                rows.append(torch.sigmoid(self.sharpness * logits).cpu())
+                rows.append(logits.double().cpu())
                 images += round(float(self.mean(torch.tensor([float(len(logits))]))) * self.processes)
                 if images >= self.config.calibration:
                     break
-        gates = torch.cat(rows).double()  # (N, channels)
+        logits = torch.cat(rows)  # (N, channels)
+        gates = torch.sigmoid(self.sharpness * logits)
         count = self.mean(torch.tensor([float(len(gates))])).double()
-        means = self.mean(gates.sum(0)) / count
+        means, middle = self.mean(torch.stack([gates.sum(0), logits.sum(0)])) / count
         undecided = ((gates > 0.1) & (gates < 0.9)).double().mean(1).sum()
         t = self.config.threshold
         disagree = ((gates < t) != (means < t)).double().mean(1).sum()
         shares = self.mean(torch.stack([undecided, disagree])) / count
-        return means, float(shares[0]), float(shares[1])
+        return means, middle, float(shares[0]), float(shares[1])
 
     def _fold(self, scores: dict[str, np.ndarray], selection: Selection) -> None:
         """Surviving gates become part of the weights that read their channels."""

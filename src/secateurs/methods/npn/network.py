@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.channels import ChannelGraph
+from secateurs.channels.inputs import call
 from secateurs.errors import ConfigError
 
 OUTPUT = "reaches the model's output"
@@ -39,10 +40,10 @@ class PrunerNetwork(nn.Module):
     """`base` with heads for so many channels in the place of its classifier; answers logits (N, channels)."""
 
     def __init__(
-        self, base: nn.Module, graph: ChannelGraph, channels: int, open: float, generator: torch.Generator
+        self, base: nn.Module, graph: ChannelGraph, inputs: Any, channels: int, open: float, generator: torch.Generator
     ) -> None:
         super().__init__()
-        name, features = classifier(base, graph)
+        name, features = classifier(base, graph, inputs)
         self.net = copy.deepcopy(base)
         self.heads = [Heads(features, channels, open, generator)]  # in a list: registered once, within the network
         parent, _, leaf = name.rpartition(".")
@@ -57,20 +58,34 @@ class PrunerNetwork(nn.Module):
         return logits
 
 
-def classifier(model: nn.Module, graph: ChannelGraph) -> tuple[str, int]:
-    """Name and input features of the layer that makes the network's output.
+def classifier(model: nn.Module, graph: ChannelGraph, inputs: Any) -> tuple[str, int]:
+    """Name and input features of the layer that makes the network's output, the last one where there are several
+    (auxiliary classifiers, which run in training only, come before).
 
-    Raises ConfigError where that is no single linear or convolutional layer.
+    Raises ConfigError where that is no linear or convolutional layer.
     """
-    modules = dict(model.named_modules())
-    for group in reversed(graph.groups):
-        if group.reason == OUTPUT:
-            for name in reversed(group.producers):
-                module = modules.get(name)
-                if isinstance(module, nn.Linear):
-                    return name, module.in_features
-                if isinstance(module, nn.modules.conv._ConvNd):
-                    return name, module.in_channels
-    raise ConfigError(
-        "The pruner needs a network that ends in a linear or convolutional classifier, to put its heads there."
-    )
+    names = {name for g in graph.groups if g.reason == OUTPUT for name in g.producers}
+    found: list[tuple[str, int]] = []
+
+    def watch(name: str, features: int) -> Any:
+        return lambda *_: found.append((name, features))
+
+    handles = []
+    for name, module in model.named_modules():
+        if name in names and isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            features = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+            handles.append(module.register_forward_hook(watch(name, features)))
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        with torch.no_grad():
+            call(model.eval(), inputs)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise ConfigError(
+            "The pruner needs a network that ends in a linear or convolutional classifier, to put its heads there."
+        )
+    return found[-1]

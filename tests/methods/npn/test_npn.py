@@ -1,0 +1,498 @@
+"""NPN: what the paper's equations say, by hand; the alternation; λ under control; and what becomes of bad input."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs import data as digits_data
+from secateurs.methods import Task
+from secateurs.methods.npn.control import Controller
+from secateurs.methods.npn.method import NPNPruner
+from secateurs.methods.npn.network import PrunerNetwork, classifier
+from secateurs.training import CheckpointStore, Recover, recover
+from tests.networks import Net, randomise
+
+
+def images(n: int = 8, seed: int = 0, size: int = 16) -> Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(count: int = 4, rows: int = 8) -> list[tuple[Tensor, Tensor]]:
+    return [(images(rows, i), torch.arange(rows) % 4) for i in range(count)]
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return randomise(sc.build("zoo:small_cnn", num_classes=4), seed)
+
+
+def attached(
+    steps: int = 40, epoch_steps: int = 10, budget: sc.Budget | None = None, data: Any = None, **settings: Any
+) -> tuple[nn.Module, NPNPruner]:
+    model = network()
+    settings = {"lam": 0.01} | settings if budget is None else settings
+    pruner = sc.attach(
+        model, images(1), sc.NPN(**settings), budget, steps=steps, epoch_steps=epoch_steps,
+        data=batches() if data is None else data,
+    )  # fmt: skip
+    assert isinstance(pruner, NPNPruner)
+    return model, pruner
+
+
+def set_logits(pruner: NPNPruner, bias: Tensor) -> None:
+    """The heads say this, whatever they see."""
+    with torch.no_grad():
+        pruner.network.heads[0].weight.zero_()
+        pruner.network.heads[0].bias.copy_(bias)
+
+
+# -- eq. 3 and the scaled sigmoid --------------------------------------------------------------------------------------
+
+
+def test_the_scale_is_raised_by_a_step_or_a_ramp() -> None:
+    _, pruner = attached(steps=100, sharpen=0.4, scale=30)
+    found = []
+    for pruner.steps in (0, 39, 40, 99, 100):
+        found.append(pruner.sharpness)
+    assert found == [1, 1, 30, 30, 30]
+    _, pruner = attached(steps=100, sharpen=0.5, scale=50, schedule="ramp")
+    found = []
+    for pruner.steps in (0, 50, 75, 100, 110):
+        found.append(pruner.sharpness)
+    assert found == pytest.approx([1, 1, math.sqrt(50), 50, 50])
+
+
+def test_gates_are_well_open_at_first() -> None:
+    model, pruner = attached(open=2.5)
+    model.train()
+    model(images())
+    assert pruner._gate is not None
+    assert pruner._gate.shape == (8, sum(pruner.sizes))
+    assert (pruner._gate - torch.sigmoid(torch.tensor(2.5))).abs().max() < 0.05
+    assert pruner._gate.std(0).max() > 0  # but they do look at the image
+
+
+def test_penalty_by_hand() -> None:
+    """λ times the sum over gates, the mean over images, of 1 / (1 + exp(-a·x))."""
+    model, pruner = attached(lam=0.02, sharpen=0.5, scale=7)
+    for pruner.steps in (0, 30):
+        model.train()
+        x = images(5)
+        model(x)
+        found = pruner.penalty()
+        with torch.no_grad():
+            logits = pruner.network(x)
+        a = 1 if pruner.steps == 0 else 7
+        want = 0.02 * sum((1 / (1 + torch.exp(-a * row))).sum() for row in logits) / 5
+        torch.testing.assert_close(found, want)
+        assert pruner.penalty() == 0.0  # once for each batch
+    model, pruner = attached(lam=0.02, gates="batch")
+    model.train()
+    model(x)
+    with torch.no_grad():
+        want = 0.02 * torch.sigmoid(pruner.network(x).mean(0)).sum()
+    torch.testing.assert_close(pruner.penalty(), want)
+
+
+@pytest.mark.parametrize("kind", ["sample", "batch"])
+def test_the_main_network_computes_with_the_gates(kind: str) -> None:
+    model, pruner = attached(gates=kind)
+    with torch.no_grad():
+        pruner.network.heads[0].weight.normal_(0, 1)
+    twin = network().train()
+    x = images(4)
+    model.train()
+    pruner.steps = 10  # an odd epoch: batch norm as in training
+    found = model(x)
+    with torch.no_grad():
+        logits = pruner.network.train()(x)
+    gate = torch.sigmoid(logits.mean(0, keepdim=True).expand_as(logits) if kind == "batch" else logits)
+    assert gate.std() > 0.05
+    parts = dict(zip((g.name for g in pruner.groups), gate.split(pruner.sizes, 1), strict=True))
+    consumers = {c: parts[g.name] for g in pruner.groups for c in g.consumers}
+    for name, v in consumers.items():
+
+        def scaled(m: nn.Module, args: Any, v: Tensor = v) -> Any:
+            return (args[0] * v.view(*v.shape, *[1] * (args[0].ndim - 2)),)
+
+        twin.get_submodule(name).register_forward_pre_hook(scaled)
+    torch.testing.assert_close(found, twin(x), rtol=1e-4, atol=1e-5)
+
+
+# -- algorithm 1 -------------------------------------------------------------------------------------------------------
+
+
+def test_epochs_alternate() -> None:
+    """Even epochs leave the main network as it is, weights and statistics, to the bit; odd ones train both."""
+    model, pruner = attached(steps=40, epoch_steps=2)
+    frozen = model.get_submodule("bn1") if hasattr(model, "bn1") else None
+    opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    model.train()  # once, as many loops do
+    for epoch in range(4):
+        state, heads = copy.deepcopy(model.state_dict()), pruner.network.heads[0].bias.clone()
+        for x, y in batches(2):
+            assert all(p.requires_grad == bool(epoch % 2) for p in model.parameters())
+            loss = F.cross_entropy(model(x), y) + pruner.penalty()
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+            pruner.step()
+        changed = {k for k, v in model.state_dict().items() if not torch.equal(v, state[k])}
+        assert not torch.equal(heads, pruner.network.heads[0].bias)
+        if epoch % 2:
+            assert changed == set(state)
+        else:
+            assert not changed
+    assert frozen is None or frozen.training
+
+
+def test_alternation_under_the_engine() -> None:
+    states = []
+
+    class Watch(NPNPruner):
+        def advance(self) -> None:
+            super().advance()
+            if self.steps % 4 == 0:
+                states.append(copy.deepcopy(self.model.state_dict()))
+
+    class Watched(sc.NPN):
+        def attach(self, task: Task) -> Watch:
+            return Watch(task, self)
+
+    model = network()
+    sc.prune(model, images(1), Watched(epochs=3, lam=0.01), data=batches(), progress="silent")
+    first = model.state_dict()
+    assert all(torch.equal(first[k], states[0][k]) for k in first)
+    assert not any(torch.equal(states[0][k], states[1][k]) for k in first)
+    assert all(torch.equal(states[1][k], states[2][k]) for k in first)
+
+
+def test_frozen_weights_and_norms_of_the_users_stay_so() -> None:
+    model = network()
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    first.weight.requires_grad_(False)
+    pruner = sc.attach(model, images(1), sc.NPN(lam=0.01), steps=8, epoch_steps=2, data=batches())
+    model.train()
+    norm.eval()
+    for x, _ in batches(4):
+        (model(x).sum() + pruner.penalty()).backward()
+        pruner.step()
+        assert not norm.training
+        assert not first.weight.requires_grad
+    pruner.plan()
+    assert not first.weight.requires_grad
+    assert model.training
+
+
+# -- λ -----------------------------------------------------------------------------------------------------------------
+
+
+def test_controller_answers_at_once_and_learns_slowly() -> None:
+    control = Controller(1e-3, goal=0.5, arrive=0.5)
+    assert control.target(0) == 1
+    assert control.target(0.25) == pytest.approx(0.75)
+    assert control.target(0.9) == 0.5
+    on_line, above, below = (control.update(c, 0.25) for c in (0.75, 0.85, 0.65))
+    assert on_line == pytest.approx(1e-3)
+    assert above > 2 * on_line
+    assert below < on_line / 2
+    for _ in range(10_000):
+        highest = control.update(1.0, 1.0)
+    assert math.isfinite(highest)
+    assert highest < 1
+    for _ in range(10_000):
+        lowest = control.update(0.0, 1.0)
+    assert 0 < lowest < 1e-5
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    data = digits_data.load("digits", batch_size=64)
+    torch.manual_seed(0)
+    model = sc.build("zoo:small_cnn", num_classes=10)
+    recover(model, data, Recover(epochs=5, lr=0.1, nesterov=True), progress="silent")
+    torch.set_num_threads(threads)
+    return model, data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("goal", [0.7, 0.5, 0.3])
+def test_control_arrives_at_its_budget(trained: tuple[nn.Module, Any], goal: float) -> None:
+    model, data = trained
+    result = sc.prune(
+        model, torch.zeros(1, 3, 32, 32), sc.NPN(epochs=16), sc.Budget(macs=goal), data=data, progress="silent",
+        recover=sc.Recover(epochs=2, lr=0.02),
+    )  # fmt: skip
+    (gates,) = [h for h in result.history if h.get("event") == "gates"]
+    print(f"\n{goal}: {gates['macs']} before trimming, {result.after.top1:.1f} %")
+    assert abs(gates["macs"] - goal) < TOLERANCE
+    assert result.after.macs <= goal * result.before.macs
+    assert gates["undecided"] < 0.05
+    assert result.after.top1 > 80
+
+
+TOLERANCE = 0.04
+
+
+def test_lambda_alone_decides_without_a_budget() -> None:
+    """More of it leaves less of the network."""
+    kept = []
+    for lam in (1e-4, 1.0):
+        model = network()
+        result = sc.prune(
+            model, images(1), sc.NPN(epochs=20, lam=lam, lr=1e-3), data=batches(), progress="silent", scope="internal"
+        )
+        (gates,) = [h for h in result.history if h.get("event") == "gates"]
+        assert gates["lam"] == lam
+        assert gates["macs"] == pytest.approx(result.after.macs / result.before.macs, abs=1e-3)
+        kept.append(result.after.macs)
+    assert kept[1] < 0.5 * kept[0]
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_dead_groups_keep_their_best_channel_and_gates_are_folded() -> None:
+    model, pruner = attached()
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(sum(pruner.sizes), generator=g) * 0.1 - 3
+    alive = pruner.sizes[0]
+    logits[:alive] = torch.linspace(-2, 2, alive)  # half of the first group stays
+    set_logits(pruner, logits)
+    model.eval()
+    x = images(3, seed=9)
+    selection = pruner.finish()
+    parts = dict(zip((q.name for q in pruner.groups), logits.split(pruner.sizes), strict=True))
+    for i, (name, kept) in enumerate(selection.items()):
+        want = np.flatnonzero(parts[name].numpy() >= 0) if i == 0 else [int(parts[name].argmax())]
+        assert kept.tolist() == list(want)
+    reference = network().eval()
+    for group in pruner.groups:  # what the gated network computed, with the dead ones shut
+        gate = torch.zeros(group.size)
+        gate[selection[group.name]] = torch.sigmoid(parts[group.name])[selection[group.name]]
+        for name in group.consumers:
+
+            def scaled(m: nn.Module, args: Any, v: Tensor = gate) -> Any:
+                return (args[0] * v.view(1, -1, *[1] * (args[0].ndim - 2)),)
+
+            reference.get_submodule(name).register_forward_pre_hook(scaled)
+    plan = pruner.task.graph.plan(selection)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), reference(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sc.apply(model, plan).eval()(x), reference(x), rtol=1e-4, atol=1e-5)
+    assert sc.verify(model, plan, x) <= 1e-5
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_calibration_by_hand() -> None:
+    data = [(images(6, 1), torch.zeros(6, dtype=torch.long)), (images(6, 2), torch.zeros(6, dtype=torch.long))]
+    _, pruner = attached(data=data, calibration=7, threshold=0.6)
+    with torch.no_grad():
+        pruner.network.heads[0].weight.normal_(0, 1, generator=torch.Generator().manual_seed(0))
+        pruner.network.heads[0].bias.normal_(0, 1, generator=torch.Generator().manual_seed(1))
+    means, _, undecided, disagree = pruner._calibrate()
+    with torch.no_grad():
+        gates = torch.sigmoid(pruner.network.eval()(torch.cat([x for x, _ in data])))  # both: 6 < 7
+    assert gates.shape[0] == 12
+    want = gates.mean(0)
+    torch.testing.assert_close(means.float(), want, rtol=1e-4, atol=1e-5)
+    inside = sum(1 for g in gates.flatten().tolist() if 0.1 < g < 0.9) / gates.numel()
+    other = sum((gates[i, j] < 0.6) != (want[j] < 0.6) for i in range(12) for j in range(gates.shape[1]))
+    assert undecided == pytest.approx(inside, abs=1e-3)
+    assert disagree == pytest.approx(float(other) / gates.numel(), abs=1e-3)
+    assert 0 < disagree < undecided < 1
+    pruner.config = pruner.config.model_copy(update={"calibration": 6})
+    torch.testing.assert_close(pruner._calibrate()[0].float(), gates[:6].mean(0), rtol=1e-4, atol=1e-5)
+    pruner.config = pruner.config.model_copy(update={"gates": "batch"})
+    with torch.no_grad():
+        logits = pruner.network(data[0][0])
+    means, _, _, disagree = pruner._calibrate()
+    torch.testing.assert_close(means.float(), torch.sigmoid(logits.mean(0)), rtol=1e-4, atol=1e-5)
+    assert disagree == 0
+
+
+def test_calibration_does_not_depend_on_where_training_stands() -> None:
+    from tests.test_resume_prune import loader
+
+    data = loader()
+    _, pruner = attached(data=data)
+    with torch.no_grad():
+        pruner.network.heads[0].weight.normal_(0, 1)
+    first, *_ = pruner._calibrate()
+    data.train.set_epoch(3)
+    torch.manual_seed(77)
+    assert torch.equal(pruner._calibrate()[0], first)
+
+
+# -- pruner networks ---------------------------------------------------------------------------------------------------
+
+
+CLASSIFIERS = {
+    "torchvision:resnet18": ("fc", 512),
+    "torchvision:vgg11_bn": ("classifier.6", 4096),
+    "torchvision:squeezenet1_1": ("classifier.1", 512),
+    "torchvision:googlenet": ("fc", 1024),
+    "torchvision:densenet121": ("classifier", 1024),
+    "torchvision:mobilenet_v2": ("classifier.1", 1280),
+    "timm:mobilenetv3_small_050": ("classifier", 1024),
+    "timm:resnet10t": ("fc", 512),
+}
+
+
+@pytest.mark.parametrize("spec", CLASSIFIERS)
+def test_classifier_is_found(spec: str) -> None:
+    if importlib.util.find_spec(spec.partition(":")[0]) is None:
+        pytest.skip("not installed")
+    options: dict[str, Any] = {"init_weights": False} if spec.endswith("googlenet") else {}
+    torch.manual_seed(0)
+    model = sc.build(spec, num_classes=7, **options).eval()
+    x = images(2, size=64)
+    graph = sc.trace(model, x[:1])
+    assert classifier(model, graph, x[:1]) == CLASSIFIERS[spec]
+    before = copy.deepcopy(model.state_dict())
+    pruner = PrunerNetwork(model, graph, x[:1], 11, 2.5, torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        logits = pruner(x)
+    assert logits.shape == (2, 11)
+    assert (logits - 2.5).abs().max() < 2
+    assert len(list(pruner.parameters())) == len({id(p) for p in pruner.parameters()})
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_network_without_a_classifier_is_refused() -> None:
+    model = Net(
+        lambda s, x: F.linear(F.relu(s.b(F.relu(s.a(x)))).mean((2, 3)), s.w),
+        a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 3), w=nn.Parameter(torch.randn(4, 8)),
+    )  # fmt: skip
+    with pytest.raises(sc.ConfigError, match="ends in a linear or convolutional classifier, to put its heads there"):
+        sc.prune(model, images(1), "npn", sc.Budget(macs=0.5), data=batches(), progress="silent")
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_another_network_as_pruner() -> None:
+    model = sc.build("zoo:resnet20", num_classes=4)
+    result = sc.prune(
+        model,
+        images(1),
+        sc.NPN(epochs=2, pruner="zoo:small_cnn"),
+        sc.Budget(macs=0.6),
+        data=batches(),
+        progress="silent",
+    )
+    assert result.after.macs <= 0.6 * result.before.macs
+    assert result.error <= 1e-5
+    with pytest.raises(sc.SecateursError, match="no_such"):
+        sc.prune(model, images(1), sc.NPN(epochs=2, lam=0.1, pruner="zoo:no_such"), data=batches(), progress="silent")
+
+
+# -- a loop of one's own -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sample", "batch"])
+def test_five_lines_in_a_plain_loop(kind: str) -> None:
+    model, data = network(), batches()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    method = sc.NPN(gates=kind)
+    pruner = sc.attach(model, images(1), method, sc.Budget(macs=0.5), steps=16, epoch_steps=4, data=data)  # 1
+    model.train()
+    for _ in range(10):
+        for x, y in data:
+            loss = F.cross_entropy(model(x), y) + pruner.penalty()  # 2
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            pruner.step()  # 3
+        if pruner.done:  # 4
+            break
+    assert pruner.steps == 16
+    whole = copy.deepcopy(model)
+    before = sc.count(network(), images(1)).macs
+    plan = pruner.plan()
+    assert sc.verify(model, plan, images(3)) <= 1e-5
+    small = sc.apply(model, plan).eval()
+    from secateurs.surgery import cut_
+
+    cut_(model, plan, optimizer)  # 5
+    assert sc.count(model, images(1)).macs <= 0.5 * before
+    assert model.training
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(model).eval()(images(3)), small(images(3)))
+        assert whole(images(3)).isfinite().all()  # a copy made meanwhile is an ordinary network by now
+    F.cross_entropy(model(images()), torch.zeros(8, dtype=torch.long)).backward()
+    optimizer.step()
+
+
+def test_copies_go_by_the_same_pruner() -> None:
+    """An average of the weights, say, which callbacks make by copying."""
+    model, pruner = attached()
+    with torch.no_grad():
+        pruner.network.heads[0].weight.normal_(0, 3)
+    twin = copy.deepcopy(model).eval()
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(twin(images()), model(images()))
+        pruner.finish()
+        plain = network().eval()
+        assert torch.equal(twin(images()), plain(images()))
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"lam": 0}, "lam"), ({"lam": -1e-3}, "lam"), ({"lam": 11}, "lam"), ({"lam": math.nan}, "lam"), ({"lr": 0}, "lr"),
+     ({"lr": 100}, "lr"), ({"pruner_lr": -1}, "pruner_lr"), ({"head_lr": math.inf}, "head_lr"), ({"epochs": 0}, "epochs"),
+     ({"epochs": math.inf}, "epochs"), ({"threshold": 1}, "threshold"), ({"gates": "layer"}, "gates"),
+     ({"open": math.nan}, "open"), ({"lambda_": 1}, "lambda_")],
+)  # fmt: skip
+def test_settings_out_of_range(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(sc.ConfigError, match=f"NPN: {named}="):
+        sc.NPN(**settings)
+
+
+def test_what_npn_needs() -> None:
+    model = network()
+    with pytest.raises(sc.ConfigError, match="npn prunes while training: pass data="):
+        sc.prune(model, images(1), "npn", sc.Budget(macs=0.5))
+    with pytest.raises(sc.ConfigError, match=r"npn needs lam=.* or a budget"):
+        sc.prune(model, images(1), "npn", data=batches())
+    with pytest.raises(sc.ConfigError, match="l1 does not prune while training: call prune"):
+        sc.attach(model, images(1), "l1", sc.Budget(macs=0.5), steps=1, epoch_steps=1, data=batches())
+    with pytest.raises(sc.SecateursError, match=r"length|ran out|one-shot"):
+        sc.prune(model, images(1), "npn", sc.Budget(macs=0.5), data=iter(batches()), progress="silent")
+
+
+def test_a_loss_that_is_not_finite_names_the_batch(tmp_path: Any) -> None:
+    data = batches(6)
+    bad = [*data]
+    bad[4] = (data[4][0] * math.nan, data[4][1])
+    with pytest.raises(sc.TrainingError, match=r"epoch 1, batch 4.*last good checkpoint is .*step-0+4\b"):
+        sc.prune(
+            network(), images(1), sc.NPN(epochs=2), sc.Budget(macs=0.5), data=bad, folder=tmp_path, save_steps=2,
+            progress="silent",
+        )  # fmt: skip
+    store = CheckpointStore(tmp_path / "prune" / "checkpoints")
+    assert store.steps() == [2, 4]
+    step, state = store.load() or (0, {})
+    assert step == 4
+    assert all(v.isfinite().all() for v in state["parts"]["pruner"]["module"].values())
+    result = sc.prune(
+        network(), images(1), sc.NPN(epochs=2), sc.Budget(macs=0.5), data=data, folder=tmp_path, resume=True,
+        save_steps=2, progress="silent",
+    )  # fmt: skip
+    assert result.error <= 1e-5
