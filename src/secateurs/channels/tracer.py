@@ -54,7 +54,6 @@ class Tape:
     axes: list[Axis] = field(default_factory=list)
     costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labelled factors
     sites: list[Site] = field(default_factory=list)
-    grouped: dict[str, int] = field(default_factory=dict)  # weight of a grouped convolution → its groups
 
 
 class Tracer(TorchDispatchMode):
@@ -279,12 +278,10 @@ class Tracer(TorchDispatchMode):
         if param is None or not self._owned(param):
             self.assume(labels, reason)
 
-    def depends_on_groups(self, w: Tensor, groups: int) -> None:
-        if self._owned(w):
-            self.tape.grouped[self._names[id(w)]] = groups
-        else:
-            for own in self.labels(w).values():
-                self.assume(own, "the number of groups is a constant in the code")
+    def depends_on_groups(self, w: Tensor) -> None:
+        """The same for the groups of a convolution."""
+        for own in self.labels(w).values():
+            self.depends_on(w, own, "the number of groups is a constant in the code")
 
     def _owned(self, param: Tensor) -> bool:
         return attributes.rewritten(self._modules.get(self._names.get(id(param), "").rpartition(".")[0]))

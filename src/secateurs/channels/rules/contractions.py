@@ -66,7 +66,7 @@ def depthwise(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -
     owned = t.axis(w, 0)
     t.unify(reads.repeat(len(owned) // groups), owned)
     t.produce(w, 0)
-    t.depends_on_groups(w, groups)
+    t.depends_on_groups(w)
     return owned
 
 
@@ -84,7 +84,7 @@ def grouped(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -> 
         t.consume(w, 1)
         t.produce(w, 0)
         out = t.axis(w, 0)
-    t.depends_on_groups(w, groups)
+    t.depends_on_groups(w)
     return out
 
 
