@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import nn
 
 import secateurs as sc
+from secateurs.methods.criteria import norms
 from secateurs.zoo.vision import torchvision
 
 QUICK = ["resnet18", "mobilenet_v2", "densenet121"]
@@ -38,8 +39,7 @@ def ours(model: nn.Module, x: torch.Tensor) -> None:
     keep = {}
     for g in graph.groups:
         if g.prunable:
-            scores = sum(torch.linalg.vector_norm(w, 1, dim=1) for w in g.weights(model))
-            keep[g.name] = scores.topk(max(1, g.size // 2)).indices.tolist()
+            keep[g.name] = norms(g, model, 1).topk(max(1, g.size // 2)).indices.tolist()
     sc.cut_(model, graph.plan(keep))
 
 

@@ -80,6 +80,19 @@ class ChannelGroup:
         return torch.cat([w.float() for w in self.weights(model, bias)], dim=1)
 
 
+def named_tensors(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a shared one once, in one walk over the modules."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for path, module in (modules or dict(model.named_modules())).items():
+        for own in (module._parameters, module._buffers):
+            for leaf, x in own.items():
+                if x is not None and id(x) not in seen:
+                    seen.add(id(x))
+                    found[f"{path}.{leaf}" if path else leaf] = x
+    return found
+
+
 def parameter(model: nn.Module, name: str) -> Tensor:
     """A parameter or buffer by its full name."""
     path, _, leaf = name.rpartition(".")

@@ -334,22 +334,18 @@ def _caller() -> str:
 
 @contextmanager
 def swapped(
-    model: nn.Module, tensors: Mapping[int, Tensor], rewrites: Mapping[tuple[str, str], Any] = {}
+    modules: Mapping[str, nn.Module], tensors: Mapping[int, Tensor], rewrites: Mapping[tuple[str, str], Any] = {}
 ) -> Iterator[None]:
-    """The model with other tensors in the place of its own (by id) and other attributes, in eval mode without
-    gradients; on exit every module is as it was, whatever its forward stored on it."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    saved = [
-        (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers))
-        for m in {id(m): m for m in modules.values()}.values()
-    ]
+    """All modules of a model with other tensors in the place of their own (by id) and other attributes, in eval mode
+    without gradients; on exit every module is as it was, whatever its forward stored on it."""
+    saved = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in modules.values()]
     try:
         for m, _, parameters, buffers in saved:
             m.__dict__["training"] = False
             for own, old in ((m._parameters, parameters), (m._buffers, buffers)):
                 for name, x in old.items():
                     if x is not None and id(x) in tensors:
-                        own[name] = tensors[id(x)]
+                        own[name] = tensors[id(x)]  # type: ignore[assignment]
         for (name, attribute), value in rewrites.items():
             modules[name].__dict__[attribute] = value
         with torch.no_grad():
@@ -358,6 +354,6 @@ def swapped(
         for m, attributes_before, parameters, buffers in saved:
             for own, old in ((m._parameters, parameters), (m._buffers, buffers)):
                 own.clear()
-                own.update(old)
+                own.update(old)  # type: ignore[arg-type]
             m.__dict__.clear()
             m.__dict__.update(attributes_before)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.channels.attributes import rewrites
-from secateurs.channels.graph import ChannelGraph
+from secateurs.channels.graph import ChannelGraph, named_tensors
 from secateurs.channels.grouping import Grouping
 from secateurs.channels.inputs import call, map_tensors, tensors
 from secateurs.channels.labels import KnownLabels, LabelSpace
@@ -47,9 +47,6 @@ def trace(
         raise TraceError("A TorchScript module hides its layers: trace the Python model that it was made from.")
     if hasattr(model, "_orig_mod") or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise TraceError(f"{type(model).__name__} wraps the model: trace what it wraps (._orig_mod or .module).")
-    lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise TraceError(f"{lazy[0]} has no shape yet: run the model once on its inputs, then trace it.")
     return _Trace(model, example_inputs).graph(allow_inexact, kind)
 
 
@@ -59,7 +56,11 @@ class _Trace:
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         self.model = model
         self.modules = dict(model.named_modules())
-        self.named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.named = named_tensors(model, self.modules)
+        lazy = next((n for n, p in self.named.items() if nn.parameter.is_lazy(p)), None)
+        if lazy is not None:
+            raise TraceError(f"{lazy} has no shape yet: run the model once on its inputs, then trace it.")
+        self.params = {n: tuple(p.shape) for n, p in self.named.items() if isinstance(p, nn.Parameter)}
         self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
         self.example_inputs = example_inputs
         self.meta = True
@@ -77,7 +78,7 @@ class _Trace:
             for site in again:
                 self.choices[site.key] = self.choices.get(site.key, 0) + 1
         refuted = {g: _blame(sites) for g, sites in broken.items()}
-        params = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
+        params = self.params
         seen = {a.param: self.shapes[a.param] for a in grouping.tape.axes}
         groups = grouping.build(allow_inexact, refuted)
         return kind(groups, lambda: grouping.cost_model(params), seen, self.modules)
@@ -117,10 +118,10 @@ class _Trace:
         inputs = map_tensors(lambda x: x.to("meta"), self.example_inputs) if self.meta else self.example_inputs
         replaced = {id(p): standins[n] for n, p in self.named.items()}
         tracer = Tracer(space, names, self.modules, self.choices, known)
-        with swapped(self.model, replaced, attributes):
+        with swapped(self.modules, replaced, attributes):
             self._pass(tracer, inputs)
             if isinstance(space, LabelSpace):
-                idle = {n for n, _ in self.model.named_parameters()} - {a.param for a in tracer.tape.axes}
+                idle = self.params.keys() - {a.param for a in tracer.tape.axes}
                 if any(max(self.shapes[n], default=1) > 1 for n in idle):
                     self._training_pass(tracer, space, inputs)
         return tracer.tape
@@ -139,7 +140,7 @@ class _Trace:
         """Some parameters only work in training (auxiliary heads): what they read must be cut on them too."""
         point, axes = space.point(), len(tracer.tape.axes)
         tracer.counting = False
-        for m in self.model.modules():
+        for m in self.modules.values():
             m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
         try:
             self._pass(tracer, inputs)

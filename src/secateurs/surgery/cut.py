@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from secateurs.channels.graph import named_tensors
 from secateurs.errors import PlanError
 from secateurs.surgery.plan import Kept, Plan
 
@@ -29,7 +30,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """A new module of the old shape in which every consumer's weights for the channels that go are zero."""
     plan.check(model)
     masked = _copy(model, {})
-    params = _named(masked)
+    params = named_tensors(masked)
     with torch.no_grad():
         for name, axis in plan.consumes:
             w = params[name]
@@ -46,7 +47,7 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
     Either all of it is done or, when something does not fit (PlanError), none.
     """
     plan.check(model)
-    params = _named(model)
+    params = named_tensors(model)
     new = {id(p): sliced for p, sliced in _slices(model, plan)}
     states = {} if optimizer is None else _sliced_states(optimizer, plan, params)
     for name, p in params.items():
@@ -98,12 +99,8 @@ def _select(w: Tensor, axis: int, index: np.ndarray) -> Tensor:
     return w.index_select(axis, torch.from_numpy(index).to(w.device))
 
 
-def _named(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 def _slices(model: nn.Module, plan: Plan) -> list[tuple[Tensor, Tensor]]:
-    params = _named(model)
+    params = named_tensors(model)
     pairs = []
     arrays: dict[int, np.ndarray] = {}
     for name, axes in plan.kept.items():
@@ -136,9 +133,8 @@ def _sliced_state(value: Any, p: Tensor, axes: Mapping[int, Kept], name: str, ke
 
 
 def _rewrite(model: nn.Module, plan: Plan) -> None:
-    modules = dict(model.named_modules())
     for (name, attribute), value in plan.attributes.items():
-        setattr(modules[name], attribute, value)
+        setattr(model.get_submodule(name), attribute, value)
 
 
 _ATOMS = (int, float, str, bytes, bool, complex, type(None), type, torch.dtype, torch.device, torch.Size)

@@ -14,7 +14,7 @@ from torch import nn
 
 from secateurs import channels
 from secateurs.channels.attributes import rewrites
-from secateurs.channels.graph import ChannelGraph, ChannelGroup
+from secateurs.channels.graph import ChannelGraph, ChannelGroup, named_tensors
 from secateurs.errors import PlanError
 
 VERSION = 1
@@ -45,7 +45,7 @@ class Plan:
 
     def check(self, model: nn.Module) -> None:
         """Raise PlanError unless this plan was made for a network with these parameters."""
-        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        own = named_tensors(model)
         for name, shape in self.shapes.items():
             if name not in own:
                 raise PlanError(
