@@ -12,6 +12,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -177,7 +179,7 @@ def test_killed_at_any_moment(seed: int, whole: tuple[Path, float], tmp_path: Pa
     draw = random.Random(seed)
     chosen: dict[str, Any]
     if seed % 2:
-        chosen = {"after": draw.uniform(0.02, 1.0) * seconds}
+        chosen = {"after": draw.uniform(0.3, 1.0) * seconds}
     else:
         name = POINTS[(seed // 2) % len(POINTS)]
         most = {"fsync": 90, "rename": 40, "replace": 3, "report": 3, "calibrate": 1, "artifact": 1}[name]
@@ -218,3 +220,36 @@ def test_another_run_is_not_resumed(whole: tuple[Path, float]) -> None:
             sc.build("zoo:small_cnn", num_classes=4), torch.zeros(1, 3, 32, 32), sc.NPN(epochs=4), sc.Budget(macs=0.4),
             data=loader(), folder=whole[0], resume=True, progress="silent",
         )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_command_line_resumes(tmp_path: Path) -> None:
+    """Killed after the pruning phase's second epoch, and once more in recovery."""
+    command = [sys.executable, "-u", "-m", "secateurs.cli", "prune", "zoo:small_cnn", "--normalize", "none", "--method",
+               "npn", "--set", "epochs=3", "--macs", "0.5", "--pretrain-epochs", "1", "--recover-epochs", "2"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "whole")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    killed = 0
+    for fatal in ("npn  epoch 2", "recover  epoch 1", None):
+        run = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "run"), *(["--resume"] if killed else [])], env=environment,
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert run.stderr is not None
+        for line in run.stderr:
+            if fatal is not None and fatal in line:
+                run.kill()
+                killed += 1
+                break
+        run.stderr.close()
+        assert run.wait(60) == (0 if fatal is None else -signal.SIGKILL)
+    assert killed == 2
+    (plan, card), (plan2, card2) = (artifact.read(tmp_path / name) for name in ("whole", "run"))
+    assert plan.to_json() == plan2.to_json()
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "run")]
+    assert files[0] == files[1]
+    assert card["after"] == card2["after"]
+    assert not list((tmp_path / "run").rglob("checkpoints"))

@@ -241,5 +241,7 @@ def _figures(cost: Cost, model: nn.Module, data: Data | None, options: dict[str,
     device = options.get("device")
     if device is not None:
         model = copy.deepcopy(model).to(device)  # the given model stays where it is
-    found = training.evaluate(model, data.val, device=device)
+    # Where processes have split the data each one looks at all of it: the figures are everyone's.
+    images = data.val.whole() if hasattr(data.val, "whole") else data.val
+    found = training.evaluate(model, images, device=device)
     return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)

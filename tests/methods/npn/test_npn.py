@@ -233,7 +233,7 @@ def trained() -> tuple[nn.Module, Any]:
 def test_control_arrives_at_its_budget(trained: tuple[nn.Module, Any], goal: float) -> None:
     model, data = trained
     result = sc.prune(
-        model, torch.zeros(1, 3, 32, 32), sc.NPN(epochs=16), sc.Budget(macs=goal), data=data, progress="silent",
+        model, torch.zeros(1, 3, 32, 32), sc.NPN(epochs=10), sc.Budget(macs=goal), data=data, progress="silent",
         recover=sc.Recover(epochs=2, lr=0.02),
     )  # fmt: skip
     (gates,) = [h for h in result.history if h.get("event") == "gates"]
@@ -244,7 +244,7 @@ def test_control_arrives_at_its_budget(trained: tuple[nn.Module, Any], goal: flo
     assert result.after.top1 > 80
 
 
-TOLERANCE = 0.04
+TOLERANCE = 0.03  # by itself; trimming to the budget comes on top
 
 
 def test_lambda_alone_decides_without_a_budget() -> None:

@@ -65,6 +65,7 @@ class NPN(TrainingMethod):
         default=2.5, ge=-10, le=10, description="bias of the heads at first: all gates start at sigmoid(open)"
     )
     pruner: str | None = Field(default=None, description="spec of another network to be the pruner, zoo:resnet20 say")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
     calibration: int = Field(default=2048, ge=1, description="images over which gates are averaged in the end")
 
     def check(self, task: Task) -> None:
@@ -73,7 +74,7 @@ class NPN(TrainingMethod):
             raise ConfigError("npn needs lam=… (how hard to prune) or a budget to steer it by.")
 
     def recipe(self) -> Recipe:
-        return Recipe(epochs=self.epochs, lr=self.lr, schedule="cosine", weight_decay=5e-4)
+        return Recipe(epochs=self.epochs, lr=self.lr, schedule="cosine", weight_decay=5e-4, precision=self.precision)
 
     def attach(self, task: Task) -> NPNPruner:
         return NPNPruner(task, self)
