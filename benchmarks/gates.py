@@ -4,6 +4,9 @@ Steps of all kinds take turns in one process, and each is compared with the plai
 counts. Seconds are CPU seconds of this process, which other load on the machine hardly moves. Random data of CIFAR's
 shape, batch 128, one thread, memory layout as the engine chooses it.
 
+Two networks hold twice the activations, which glibc gives back to the system after each step and fetches again, page by
+page. MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000 in the environment keep them.
+
     python benchmarks/gates.py            # resnet20, resnet56, vgg16
     python benchmarks/gates.py --quick    # resnet20, fewer turns
 """

@@ -37,7 +37,7 @@ def prune(case: str, rank: int = 0, world: int = 1, folder: Path | None = None, 
             source.rank, source.world_size = rank, world
     scope: Literal["internal"] | None = "internal" if case == "internal" else None
     return sc.prune(
-        model, torch.zeros(1, 3, 32, 32), sc.NPN(epochs=2, calibration=40, precision="fp32", **CASES[case]),
+        model, torch.zeros(1, 3, 32, 32), sc.NPN(epochs=2, calibration=40, open=0.3, precision="fp32", **CASES[case]),
         sc.Budget(macs=0.5), data=data, recover=sc.Recover(epochs=1, lr=0.01, precision="fp32"), scope=scope, progress="silent",
         folder=folder, resume=resume, save_steps=4,
     )  # fmt: skip
@@ -88,9 +88,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             assert torch.equal(weights[0][name], weights[1][name]), (case, name)
             torch.testing.assert_close(weights[0][name], value, rtol=1e-4, atol=1e-4, msg=f"{case} {name}: {{}}".format)
         (gates,) = [h for h in one.history if h.get("event") == "gates"]
+        lams = {h["lam"] for record in records for h in record["history"] if "lam" in h}
+        assert len(lams) == 1, case  # both steer alike, to the bit
         for record in records:
             (theirs,) = [h for h in record["history"] if h.get("event") == "gates"]
-            assert theirs.pop("lam") == pytest.approx(gates["lam"], rel=1e-2), case
+            assert theirs.pop("lam") == pytest.approx(gates["lam"], rel=1e-3), case
             assert theirs == pytest.approx({k: v for k, v in gates.items() if k != "lam"}, abs=2e-3), case
             assert record["top1"] == pytest.approx(one.after.top1, abs=1e-3), case
             for a, b in zip(record["history"], one.history, strict=True):
