@@ -143,8 +143,15 @@ def out() -> Console:
     return console if console.is_terminal else Console(highlight=False, markup=False, width=1000)
 
 
+def first() -> bool:
+    """Whether this process is the one that prints and writes; of several, as torchrun and accelerate number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
     """Progress, and whatever else is no result."""
+    if not first():
+        return
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(line, markup=False)
 
 

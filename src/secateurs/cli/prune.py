@@ -184,7 +184,8 @@ def prune(
             if run.folder.to_lose():
                 say(f"{out} keeps what is done so far: the same command with --resume goes on from there.")
             raise
-    _show(out)
+    if options.first():
+        _show(out)
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,8 @@ class _Run:
         inputs = options.example(data)
         self._preflight(network, inputs, data)
         self.folder.writable()
-        self.folder.begin(record, resume=resume)
+        if options.first():  # the others wait for it where training starts
+            self.folder.begin(record, resume=resume)
         network = self._trained(network, data, where, resume)
         options.rewind(data)
         result = sc.prune(
@@ -260,6 +262,8 @@ class _Run:
             "seed": self.seed,
             "seconds": round(time.perf_counter() - began, 1),
         }
+        if not options.first():
+            return
         artifact.save(self.folder.folder, result.model, result.plan, card)
         self.folder.finish(record)
 
@@ -304,6 +308,8 @@ class _Run:
                 save_seconds=60,
                 title="pretrain",
             ).fit(resume=resume)
+        if not options.first():
+            return network
         temporary = self.folder.pretrained.with_suffix(".tmp")
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}, temporary)
         temporary.replace(self.folder.pretrained)
