@@ -1,4 +1,4 @@
-"""Every ```python block of README.md and docs/ runs, those of one file one after another in one namespace."""
+"""Every ```python block of README.md, docs/ and the methods' cards runs, those of a file one after another in one namespace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(p for p in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")) if "```python" in p.read_text())
+PAGES = sorted((ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/secateurs/methods/*/README.md")))
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -24,6 +24,6 @@ def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"

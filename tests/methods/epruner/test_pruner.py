@@ -313,13 +313,3 @@ class TestTrainedNetworks:
         result = sc.prune(model, IMAGE[:1], "epruner", sc.Budget(macs=0.4))
         assert 0.39 < result.after.macs / result.before.macs <= 0.4
         assert result.error <= 1e-5
-
-
-def test_code_of_the_card_runs() -> None:
-    text = (Path(sc.__file__).parent / "methods" / "epruner" / "README.md").read_text()
-    namespace: dict[str, object] = {}
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert [len(kept) for kept in namespace["stay"]] <= [64, 128]
