@@ -52,8 +52,8 @@ def example(name: str) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(1, 3, size, size)
 
 
-def peak(name: str, what: str) -> int:
-    """Bytes by which the peak memory of a fresh process grows when it traces a network, or runs it."""
+def peak(name: str, what: str) -> tuple[int, int]:
+    """Peak memory in bytes of a fresh process that traces a network, or runs it; and by how much that made it grow."""
     code = f"""
 import resource, torch
 from benchmarks.zoo import example
@@ -67,10 +67,13 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if {what!r} == "trace": sc.trace(model, x)
 else:
     with torch.no_grad(): model(x)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(after, after - before)
 """
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    return int(run.stdout) * (1024 if sys.platform == "linux" else 1)
+    unit = 1024 if sys.platform == "linux" else 1
+    total, growth = (int(n) * unit for n in run.stdout.split())
+    return total, growth
 
 
 def main() -> None:
@@ -83,9 +86,10 @@ def main() -> None:
     console = Console()
     names = args.networks or (QUICK if args.quick else networks())
     if args.memory:
-        table = Table("network", "forward MB", "trace MB")
+        table = Table("network", "forward MB", "trace MB", "beyond the loaded network: forward", "trace")
         for name in names:
-            table.add_row(name, *(f"{peak(name, what) / 1e6:.0f}" for what in ("forward", "trace")))
+            (run, run_growth), (traced, trace_growth) = peak(name, "forward"), peak(name, "trace")
+            table.add_row(name, *(f"{n / 1e6:.0f}" for n in (run, traced, run_growth, trace_growth)))
         console.print(table)
         return
     table = Table("network", "trace ms", "channels", "prunable", "MACs left", "relative error", "cost exact")
