@@ -58,7 +58,7 @@ class RunFolder:
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Put the settings on record; what an earlier run left goes, but its artifact until the new one is there."""
-        if not resume:
+        if not resume and self.file.exists():  # else the folders are somebody else's
             for name in PHASES:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             self.pretrained.unlink(missing_ok=True)
@@ -77,6 +77,9 @@ class RunFolder:
             return "an artifact"
         if self.pretrained.exists() or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in PHASES):
             return "an unfinished run"
+        foreign = [n for n in ("model.safetensors", "plan.json", *PHASES) if (self.folder / n).exists()]
+        if foreign and not self.file.exists():
+            return f"{foreign[0]}, which is no work of this command"
         return None
 
     def _read(self) -> dict[str, Any] | None:
