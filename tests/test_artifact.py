@@ -107,7 +107,7 @@ class TestRoundTrip:
         (tmp_path / "link").symlink_to(tmp_path / "here")
         monkeypatch.chdir(tmp_path / "here")
         for folder in (".", tmp_path / "link", tmp_path / "here"):
-            assert_equal(sc.load(result.save(folder)), result.model)
+            assert_equal(sc.load(result.save(folder, overwrite=True)), result.model)
         assert (tmp_path / "link").is_symlink()
         assert sorted(os.listdir(".")) == [CARD, MODEL, PLAN]
 
@@ -209,12 +209,34 @@ class TestSavingOver:
     def other(self, model: nn.Module) -> sc.Result:
         return sc.prune(model, image(), "index", sc.Budget(macs=0.3))
 
+    def test_on_request_only(self, saved: Path, result: sc.Result, other: sc.Result) -> None:
+        with pytest.raises(sc.ArtifactError, match=r"holds an artifact already.*overwrite=True"):
+            other.save(saved)
+        assert_equal(sc.load(saved), result.model)
+        other.save(saved, overwrite=True)
+        assert_equal(sc.load(saved), other.model)
+
+    @pytest.mark.parametrize("name", [MODEL, PLAN, CARD])
+    @pytest.mark.parametrize("text", ["", '{"format": "another"}', "[]", "\0"])
+    def test_never_over_what_is_somebody_elses(self, result: sc.Result, tmp_path: Path, name: str, text: str) -> None:
+        (tmp_path / name).write_text(text)
+        for overwrite in (False, True):
+            with pytest.raises(sc.ArtifactError, match=f"holds {name}, which is no part of an artifact"):
+                result.save(tmp_path, overwrite=overwrite)
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_text() == text
+
+    def test_beside_files_of_other_names(self, result: sc.Result, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+        assert_equal(sc.load(result.save(tmp_path)), result.model)
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+
     def test_what_else_is_there_stays(self, saved: Path, other: sc.Result) -> None:
         (saved / "checkpoints" / "3").mkdir(parents=True)
         (saved / "checkpoints" / "3" / "state").write_bytes(b"abc")
         with (saved / "metrics.jsonl").open("a") as log:
             log.write("one\n")
-            other.save(saved)
+            other.save(saved, overwrite=True)
             log.write("two\n")
         assert (saved / "checkpoints" / "3" / "state").read_bytes() == b"abc"
         assert (saved / "metrics.jsonl").read_text() == "one\ntwo\n"
@@ -233,7 +255,7 @@ class TestSavingOver:
         with monkeypatch.context() as patch:
             patch.setattr(place, step, full)
             with pytest.raises(sc.ArtifactError, match=rf"Could not save to .*{os.strerror(code)}.*untouched"):
-                other.save(saved)
+                other.save(saved, overwrite=True)
             with pytest.raises(sc.ArtifactError):
                 other.save(saved.parent / "fresh")
         assert_equal(sc.load(saved), result.model)
@@ -255,10 +277,10 @@ class TestSavingOver:
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", replace)
-            other.save(saved)
+            other.save(saved, overwrite=True)
         assert (saved / NEW).exists() == (moves < 3)
         assert_equal(sc.load(saved), other.model)
-        result.save(saved)
+        result.save(saved, overwrite=True)
         assert_equal(sc.load(saved), result.model)
         assert not (saved / NEW).exists()
 
@@ -269,7 +291,7 @@ class TestSavingOver:
             (stale / CARD).write_text("half wri")
             os.utime(stale, (time.time() - age,) * 2)
         sc.load(saved)
-        other.save(saved)
+        other.save(saved, overwrite=True)
         assert_equal(sc.load(saved), other.model)
         assert not (saved / f"{STAGED}old").exists()
         assert (saved / f"{STAGED}young").exists()  # somebody may be at it
@@ -287,7 +309,7 @@ found[0].save({str(run)!r})
 print("ready", flush=True)
 while True:
     for result in found:
-        result.save({str(run)!r})
+        result.save({str(run)!r}, overwrite=True)
 """
         draw = random.Random(0)
         sizes, expected = set(), set()

@@ -56,7 +56,7 @@ def run(folder: str, resume: bool) -> None:
         recover=sc.Recover(epochs=2, lr=0.02), folder=folder, resume=resume, save_steps=2, progress="silent",
         report=_reported,
     )  # fmt: skip
-    result.save(Path(folder) / "artifact")
+    result.save(Path(folder) / "artifact", overwrite=True)
 
 
 def _reported(line: str) -> None:

@@ -52,9 +52,15 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
     source: dict[str, Any] | None = None  # how to build the unpruned model anew, where it came from `build`
 
-    def save(self, folder: str | Path) -> Path:
-        """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`."""
-        return artifact.save(folder, self.model, self.plan, self.card())
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`.
+
+        overwrite: replace an artifact that is in the folder; it stays whole until the new one is.
+
+        Raises ArtifactError where something would be lost: an artifact without `overwrite`, files of these names that
+        are no artifact in any case.
+        """
+        return artifact.save(folder, self.model, self.plan, self.card(), overwrite=overwrite)
 
     def card(self) -> dict[str, Any]:
         """The record that is saved beside the network, JSON-able."""

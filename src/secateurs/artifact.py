@@ -28,15 +28,23 @@ STAGED = ".saving-"  # files that are being written
 NEW = ".new"  # files that are complete and count, on their way to their places
 
 
-def save(folder: str | os.PathLike[str], model: nn.Module, plan: Plan, card: Mapping[str, Any]) -> Path:
-    """Write an artifact, replacing one that is there. The folder holds a whole one at every moment: the old until the
-    new is complete on disk. What else lies in it (checkpoints, logs) is not touched.
+def save(
+    folder: str | os.PathLike[str], model: nn.Module, plan: Plan, card: Mapping[str, Any], *, overwrite: bool = False
+) -> Path:
+    """Write an artifact; with `overwrite` also in the place of one that is there. The folder then holds a whole one at
+    every moment: the old until the new is complete on disk. What else lies in it (checkpoints, logs) is not touched.
 
-    Raises ArtifactError if the disk is full or the place cannot be written to; the old artifact is then untouched.
+    Raises ArtifactError if the folder holds an artifact and `overwrite` is not set, if it holds files of these names that
+    are no artifact (whatever `overwrite` says), if the disk is full or the place cannot be written to; what was there
+    before is then untouched.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file: give a folder to save to.")
+    if names := foreign(target):
+        raise ArtifactError(f"{target} holds {names[0]}, which is no part of an artifact: move it, or save elsewhere.")
+    if not overwrite and exists(target):
+        raise ArtifactError(f"{target} holds an artifact already: save elsewhere, or replace it with overwrite=True.")
     fresh, staged = not target.exists(), None
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -45,7 +53,7 @@ def save(folder: str | os.PathLike[str], model: nn.Module, plan: Plan, card: Map
         (staged / PLAN).write_text(plan.to_json())
         shutil.copymode(staged / PLAN, staged / MODEL)  # as readable as any new file; safetensors makes it private
         body = {"format": "secateurs", "version": VERSION, **_plain(card)}
-        body["files"] = {name: _sha256(staged / name) for name in (PLAN, MODEL)}
+        body["files"] = {name: digest(staged / name) for name in (PLAN, MODEL)}
         (staged / CARD).write_text(json.dumps(body, indent=2, allow_nan=False))
         for part in (staged / PLAN, staged / MODEL, staged / CARD, staged):
             _flush(part)
@@ -87,9 +95,34 @@ def read(folder: str | os.PathLike[str]) -> tuple[Plan, dict[str, Any]]:
         )
     digests = card.get("files")
     for name in (PLAN, MODEL):
-        if not isinstance(digests, dict) or _sha256(_file(path, name)) != digests.get(name):
+        if not isinstance(digests, dict) or digest(_file(path, name)) != digests.get(name):
             raise ArtifactError(f"{path / name} is damaged: its content does not match the digest on the card.")
     return Plan.from_json(_file(path, PLAN).read_text()), card
+
+
+def exists(folder: str | os.PathLike[str]) -> bool:
+    """Whether there is an artifact in the folder, whole or not: a card that Secateurs wrote."""
+    for path in (Path(folder) / NEW / CARD, Path(folder) / CARD):
+        with contextlib.suppress(OSError, ValueError):
+            card = json.loads(path.read_text())
+            if isinstance(card, dict) and card.get("format") == "secateurs":
+                return True
+    return False
+
+
+def foreign(folder: str | os.PathLike[str]) -> list[str]:
+    """Files that have an artifact's names and are somebody else's: there is no card of ours beside them."""
+    names = [name for name in (MODEL, PLAN, CARD) if os.path.lexists(Path(folder) / name)]
+    return names if names and not exists(folder) else []
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -154,14 +187,6 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -52,6 +52,8 @@ def test_every_help_shows_a_real_example(run, verb):
         (("prune", "zoo:resnet20", "--macs", "half", "--out", "x"), "--macs"),
         (("prune", "zoo:resnet20", "--macs", "0.5"), "--out"),
         (("prune", "zoo:resnet20", "--scope", "most", "--out", "x"), "internal"),
+        (("prune", "zoo:resnet20", "--macs", "0.5", "--out", ""), "name a folder"),
+        (("evaluate", ""), "name a folder"),
     ],
 )
 def test_wrong_usage(run, tokens, message):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from secateurs.cli import options
-from secateurs.cli.options import DataOptions, ModelOptions
+from secateurs.cli.options import DataOptions, Folder, ModelOptions
 from secateurs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    artifact: Path | None = None,
+    artifact: Folder | None = None,
     *,
     model: str | None = None,
     model_options: ModelOptions | None = None,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from rich.console import Console
 
 from secateurs.errors import ConfigError, DataError
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from secateurs.data import Data
+
+
+def _folder(_type: type, tokens: Sequence[Token]) -> Path:
+    if not tokens[0].value.strip():  # as a path it would be the working directory
+        raise ValueError("it is empty, name a folder.")
+    return Path(tokens[0].value)
+
+
+Folder = Annotated[Path, Parameter(converter=_folder)]
 
 
 @Parameter(name="*")

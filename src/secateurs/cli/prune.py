@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
-from secateurs.cli.options import DataOptions, ModelOptions, say
-from secateurs.cli.runs import RunFolder, digest
+from secateurs.cli.options import DataOptions, Folder, ModelOptions, say
+from secateurs.cli.runs import RunFolder
 from secateurs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def prune(
     recover_options: RecoverOptions | None = None,
     pretrain_epochs: float | None = None,
     pretrain_lr: float = 0.05,
-    out: Path,
+    out: Folder,
     resume: Flag = False,
     force: Flag = False,
     seed: int = 0,
@@ -174,6 +174,7 @@ def prune(
         track=track,
     )
     run.model.check(model)
+    run.folder.spare(run.model.weights)
     record = run.record()
     if run.folder.check(record, resume=resume, force=force):
         say(f"{out} is finished already: nothing to do.")
@@ -208,6 +209,8 @@ class _Run:
 
     def record(self) -> dict[str, Any]:
         """All that the result depends on. A resumed run has to agree."""
+        from secateurs.artifact import digest
+
         weights = self.model.weights
         return {
             "model": self.spec,
@@ -264,7 +267,7 @@ class _Run:
         }
         if not options.first():
             return
-        artifact.save(self.folder.folder, result.model, result.plan, card)
+        artifact.save(self.folder.folder, result.model, result.plan, card, overwrite=True)
         self.folder.finish(record)
 
     def _preflight(self, network: nn.Module, inputs: torch.Tensor, data: Data) -> None:
@@ -310,7 +313,7 @@ class _Run:
             ).fit(resume=resume)
         if not options.first():
             return network
-        temporary = self.folder.pretrained.with_suffix(".tmp")
+        temporary = self.folder.pretrained.with_name(f".{self.folder.pretrained.name}.tmp")
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}, temporary)
         temporary.replace(self.folder.pretrained)
         return network

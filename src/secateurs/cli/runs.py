@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateurs.errors import ArtifactError, ConfigError
 
 PHASES = ("pretrain", "prune", "recover")  # each of them has a folder with its log and, until the end, checkpoints
+TRACKED = "secateurs"  # where trackers that write files put them, within a phase's folder
 
 
 class RunFolder:
-    """`run.json` (settings, finished or not), the phases' logs and checkpoints, and in the end the artifact."""
+    """`run.json` (settings, finished or not), the phases' logs and checkpoints, and in the end the artifact.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Only what a run wrote is ever replaced or removed. Files of these names without a `run.json` or a card of ours are
+    somebody else's: the folder is then refused, with `--force` too.
+    """
+
+    def __init__(self, folder: Path, phases: Sequence[str] = PHASES) -> None:
+        self.folder, self.phases = folder, tuple(phases)
         self.file = folder / "run.json"
         self.pretrained = folder / "pretrained.safetensors"
 
@@ -29,22 +34,35 @@ class RunFolder:
         if resume and force:
             raise ConfigError("--resume goes on and --force starts anew: give one of them.")
         state = self._read()
-        if not resume and not force and (what := self.to_lose()):
-            raise ConfigError(f"{self.folder} holds {what}: --resume goes on with it, --force replaces it.")
+        if name := self._foreign(state):
+            raise ConfigError(
+                f"{self.folder} holds {name}, which this command did not write, and would have to: "
+                "move it, or give another --out."
+            )
         if not resume:
+            if not force and (what := self.to_lose()):
+                go_on = "--resume goes on with it, " if state is not None else ""
+                raise ConfigError(f"{self.folder} holds {what}: {go_on}--force replaces it.")
             return False
-        if state is None and self.to_lose():
-            raise ConfigError(f"{self.folder} was not written by this command (it has no run.json): nothing to resume.")
-        if state is not None:
-            now, then = json.loads(json.dumps(settings)), state["settings"]
-            changed = [
-                f"{k} ({then.get(k)!r} then, {now.get(k)!r} now)"
-                for k in dict.fromkeys([*then, *now])
-                if then.get(k) != now.get(k)
-            ]
-            if changed:
-                raise ConfigError(f"{self.folder} is another run: it differs in {', '.join(changed)}.")
-        return bool(state and state["finished"])
+        if state is None:
+            if self.to_lose():
+                raise ConfigError(f"{self.folder} has no run.json: there is no run to resume, only an artifact.")
+            return False
+        changed = list(_differences(state["settings"], json.loads(json.dumps(settings))))
+        if changed:
+            raise ConfigError(f"{self.folder} is another run: it differs in {', '.join(changed)}.")
+        return bool(state["finished"])
+
+    def spare(self, weights: Path | None) -> None:
+        """Raise ConfigError for weights that the run would replace or remove: they have its own files' place."""
+        if weights is None:
+            return
+        from secateurs.artifact import CARD, MODEL, NEW, PLAN
+
+        inside, folder = weights.resolve(), self.folder.resolve()
+        ours = {self.file.name, self.pretrained.name, CARD, MODEL, NEW, PLAN, *self.phases}
+        if inside.is_relative_to(folder) and inside.relative_to(folder).parts[0] in ours:
+            raise ConfigError(f"--weights {weights} lies where this run would write its own files: give another --out.")
 
     def writable(self) -> None:
         """Raise now if the folder takes no files."""
@@ -58,29 +76,42 @@ class RunFolder:
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Put the settings on record; what an earlier run left goes, but its artifact until the new one is there."""
-        if not resume and self.file.exists():  # else the folders are somebody else's
-            for name in PHASES:
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+        if not resume and self.file.exists():  # else there was no run
+            for name in self.phases:
+                phase = self.folder / name
+                (phase / "metrics.jsonl").unlink(missing_ok=True)
+                shutil.rmtree(phase / "checkpoints", ignore_errors=True)
+                shutil.rmtree(phase / TRACKED, ignore_errors=True)
+                with contextlib.suppress(OSError):  # what else lies there is not ours
+                    phase.rmdir()
             self.pretrained.unlink(missing_ok=True)
         self._write(settings, finished=False)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         self._write(settings, finished=True)
-        for name in PHASES:
+        for name in self.phases:
             shutil.rmtree(self.folder / name / "checkpoints", ignore_errors=True)
+
+    def resumable(self) -> bool:
+        """Whether a run has come so far that it need not start from the beginning."""
+        return self.pretrained.exists() or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in self.phases)
 
     def to_lose(self) -> str | None:
         """What of value is in the folder."""
-        from secateurs.artifact import CARD, NEW
+        from secateurs import artifact
 
-        if (self.folder / CARD).exists() or (self.folder / NEW / CARD).exists():
-            return "an artifact"
-        if self.pretrained.exists() or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in PHASES):
-            return "an unfinished run"
-        foreign = [n for n in ("model.safetensors", "plan.json", *PHASES) if (self.folder / n).exists()]
-        if foreign and not self.file.exists():
-            return f"{foreign[0]}, which is no work of this command"
-        return None
+        return "an artifact" if artifact.exists(self.folder) else "an unfinished run" if self.resumable() else None
+
+    def _foreign(self, state: Mapping[str, Any] | None) -> str | None:
+        """The first of the names that a run writes which is taken by somebody else's file or folder."""
+        from secateurs import artifact
+
+        if names := artifact.foreign(self.folder):
+            return names[0]
+        others = [self.pretrained.name, *self.phases] if state is None else []
+        if state is not None and state["settings"].get("weights") is not None:
+            others = [self.pretrained.name]  # a run with weights of its own trains none before
+        return next((name for name in others if os.path.lexists(self.folder / name)), None)
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -89,18 +120,33 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{self.file} is damaged ({error}): --force starts the run anew.") from None
+            raise ArtifactError(
+                f"{self.file} is damaged, or no file of this command ({type(error).__name__}: {error}): "
+                "move it, or give another --out."
+            ) from None
 
     def _write(self, settings: Mapping[str, Any], *, finished: bool) -> None:
-        temporary = self.file.with_suffix(".tmp")
+        temporary = self.folder / f".{self.file.name}.tmp"
         temporary.write_text(json.dumps({"finished": finished, "settings": settings}, indent=2))
         os.replace(temporary, self.file)
 
 
-def digest(path: Path) -> str:
-    """Tells one file of weights from another."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """What to call each setting that is not what it was, and its two values."""
+    keys = (
+        ["name"] if then.get("name") != now.get("name") else dict.fromkeys([*then, *now])
+    )  # another method altogether
+    for key in keys:
+        a, b = then.get(key), now.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _differences(a, b, f"{within}{key}.")
+        elif a != b:
+            yield f"{within}{key} ({_brief(a)} then, {_brief(b)} now)"
+
+
+def _brief(value: Any) -> str:
+    """A value as it fits into a sentence; of a file's digest the first digits."""
+    if value is None or isinstance(value, Mapping):
+        return "none" if value is None else "given"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"

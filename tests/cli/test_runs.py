@@ -1,0 +1,125 @@
+"""What `prune --out` may replace and remove: what a run of ours wrote, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+import secateurs as sc
+from secateurs.cli.runs import PHASES, RunFolder
+from secateurs.errors import ConfigError
+
+NET = "zoo:small_cnn"
+NAMES = ("model.safetensors", "plan.json", "card.json", "pretrained.safetensors", *PHASES)
+
+
+@pytest.fixture
+def job(images: Path) -> tuple[object, ...]:
+    quick = ("--batch-size", 16, "--pretrain-epochs", 1, "--recover-epochs", 1, "--method", "l1", "--macs", 0.5)
+    return ("prune", NET, "--data", f"folder:{images}", *quick)
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("flag", [(), ("--force",), ("--resume",)])
+def test_what_somebody_else_wrote_is_never_replaced(run, job, tmp_path, name, flag):
+    out = tmp_path / "r"
+    mine = out / name / "mine.txt" if name in PHASES else out / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    ran = run(*job, "--out", out, *flag)
+    assert ran.status == 1
+    assert f"holds {name}, which this command did not write" in ran.err
+    assert _tree(out) == {str(mine.relative_to(out)): b"mine"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "another tool\'s"}'])
+def test_nor_is_a_run_file_that_is_none(run, job, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    for flag in ((), ("--force",), ("--resume",)):
+        ran = run(*job, "--out", tmp_path, *flag)
+        assert ran.status == 1
+        assert "run.json is damaged, or no file of this command" in ran.err
+    assert _tree(tmp_path) == {"run.json": text.encode()}
+
+
+def test_force_leaves_what_lies_in_a_phase_beside_the_log(run, job, tmp_path):
+    out = tmp_path / "r"
+    assert run(*job, "--out", out).status == 0
+    mine = [out / "notes.txt", *(out / phase / "mine.txt" for phase in PHASES)]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (out / "pretrain" / "secateurs").mkdir()
+    (out / "pretrain" / "secateurs" / "events.out.tfevents.0").write_text("old")
+    ran = run(*job, "--out", out, "--force")
+    assert ran.status == 0, ran.err
+    assert all(path.read_text() == "mine" for path in mine)
+    assert not (out / "pretrain" / "secateurs").exists()
+    assert len((out / "recover" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_new_run_removes_the_old_ones_logs_and_no_more(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.begin({"weights": None}, resume=False)
+    for phase in PHASES:
+        (tmp_path / phase / "checkpoints" / "step-000000001").mkdir(parents=True)
+        (tmp_path / phase / "metrics.jsonl").write_text("{}")
+    (tmp_path / "prune" / "mine.txt").write_text("mine")
+    folder.pretrained.write_text("old")
+    assert folder.resumable()
+    folder.begin({"weights": None}, resume=True)
+    assert folder.resumable()
+    folder.begin({"weights": None}, resume=False)
+    assert sorted(_tree(tmp_path)) == ["prune/mine.txt", "run.json"]
+    assert not (tmp_path / "recover").exists()
+
+
+def test_a_run_with_weights_does_not_own_pretrained_weights(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.begin({"weights": "abc"}, resume=False)
+    folder.pretrained.write_text("mine")
+    with pytest.raises(ConfigError, match=r"pretrained\.safetensors, which this command did not write"):
+        folder.check({"weights": "abc"}, resume=False, force=True)
+
+
+@pytest.mark.parametrize("name", ["pretrained.safetensors", "model.safetensors", "recover/w.safetensors"])
+def test_weights_are_not_where_the_run_would_write(run, images, tmp_path, name):
+    weights = tmp_path / "r" / name
+    weights.parent.mkdir(parents=True)
+    save_file(sc.build(NET, num_classes=2).state_dict(), weights)
+    before = weights.read_bytes()
+    (tmp_path / "r" / "run.json").write_text(json.dumps({"finished": False, "settings": {"weights": None}}))
+    for flag in ((), ("--force",)):
+        args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--out", tmp_path / "r", *flag)
+        ran = run("prune", NET, "--weights", weights, *args)
+        assert ran.status == 1
+        assert "--weights" in ran.err
+        assert "give another --out" in ran.err
+        assert weights.read_bytes() == before
+
+
+def test_weights_beside_them_are_used(run, images, tmp_path):
+    save_file(sc.build(NET, num_classes=2).state_dict(), tmp_path / "w.safetensors")
+    args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--recover", "none", "--out", tmp_path)
+    ran = run("prune", NET, "--weights", tmp_path / "w.safetensors", *args)
+    assert ran.status == 0, ran.err
+    assert (tmp_path / "w.safetensors").exists()
+
+
+def test_only_what_differs_is_named(run, job, tmp_path):
+    out = ("--out", tmp_path / "r")
+    assert run(*job, *out).status == 0
+    ran = run(*job, "--lr", 0.5, *out, "--resume")
+    assert ran.status == 1
+    assert ran.err == f"secateurs: {tmp_path / 'r'} is another run: it differs in recover.lr (0.02 then, 0.5 now).\n"
+    ran = run(*job[:-4], "--method", "l2", "--macs", 0.4, *out, "--resume")
+    assert "method.name ('l1' then, 'l2' now), budget.macs (0.5 then, 0.4 now)." in ran.err
+    ran = run(*job[:-6], *job[-4:], "--recover", "none", *out, "--resume")
+    assert "recover (given then, none now)." in ran.err
