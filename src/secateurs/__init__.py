@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from secateurs.budget import Budget
     from secateurs.channels import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.data import Data
-    from secateurs.methods import L1, L2, NPN, BNScale, EPruner, Index, Method, Random, methods
+    from secateurs.methods import AOFP, L1, L2, NPN, BNScale, EPruner, Index, Method, Random, methods
     from secateurs.surgery import Plan, apply, cut_, mask, trace, verify  # type: ignore[no-redef]
     from secateurs.training import Recover
 
 __all__ = [
+    "AOFP",
     "L1",
     "L2",
     "NPN",
@@ -76,7 +77,7 @@ _HOMES = {
     "secateurs.budget": "Budget",
     "secateurs.channels": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.data": "Data",
-    "secateurs.methods": "L1 L2 NPN BNScale EPruner Index Method Random methods",
+    "secateurs.methods": "AOFP L1 L2 NPN BNScale EPruner Index Method Random methods",
     "secateurs.surgery": "Plan apply cut_ mask trace verify",
     "secateurs.training": "Recover",
 }

@@ -1,5 +1,6 @@
 """Which channels go: the protocol, the registry, the classic criteria, and one folder for each paper's system."""
 
+from secateurs.methods.aofp import AOFP
 from secateurs.methods.criteria import L1, L2, BNScale, Index, Random
 from secateurs.methods.epruner import EPruner
 from secateurs.methods.method import Criterion, Method, Task, methods, register, resolve
@@ -7,6 +8,6 @@ from secateurs.methods.npn import NPN
 from secateurs.methods.pruner import Pruner, TrainingMethod
 
 __all__ = [
-    "L1", "L2", "NPN", "BNScale", "Criterion", "EPruner", "Index", "Method", "Pruner", "Random", "Task", "TrainingMethod",
-    "methods", "register", "resolve",
+    "AOFP", "L1", "L2", "NPN", "BNScale", "Criterion", "EPruner", "Index", "Method", "Pruner", "Random", "Task",
+    "TrainingMethod", "methods", "register", "resolve",
 ]  # fmt: skip

@@ -1,0 +1,7 @@
+"""AOFP: approximated oracle filter pruning (Ding et al., ICML 2019)."""
+
+from secateurs.methods.aofp.method import AOFP
+from secateurs.methods.aofp.scoring import Damage
+from secateurs.methods.aofp.search import BinaryFilterSearch, Move
+
+__all__ = ["AOFP", "BinaryFilterSearch", "Damage", "Move"]

@@ -1,0 +1,245 @@
+"""Isolated damage against brute force: mask the weights, run everything again, and apply eq. 7 by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.channels.graph import parameter
+from secateurs.methods.aofp import Damage
+from tests.networks import randomise
+
+Act = Callable[[Tensor], Tensor] | None
+
+
+@dataclass
+class Case:
+    """A network, and for each layer that reads channels what belongs to its outcome: (batch norm, the rest)."""
+
+    model: nn.Module
+    follows: dict[str, tuple[str | None, Act]]
+    graph_options: dict[str, Any]
+    x: Tensor
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv1, self.bn1 = nn.Conv2d(8, 10, 3, padding=1, stride=1, bias=False), nn.BatchNorm2d(10)
+        self.conv2, self.bn2 = nn.Conv2d(10, 8, 3, padding=1, bias=True), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)), inplace=True)
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        out += x
+        return self.fc(F.relu(out).mean((2, 3)))
+
+
+class Concatenated(nn.Module):
+    """One branch is read at two places of the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 5, 1)
+        self.norm = nn.BatchNorm2d(17)
+        self.conv = nn.Conv2d(17, 9, 3, stride=2, padding=1, padding_mode="reflect")
+        self.norm2, self.act = nn.BatchNorm2d(9), nn.SiLU(inplace=True)
+        self.fc = nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        x = F.relu(self.norm(torch.cat([a, b, a], 1)))
+        return self.fc(self.act(self.norm2(self.conv(x))).mean((2, 3)))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        w = w - w.mean((2, 3), keepdim=True)
+        return self._conv_forward(x, w, self.bias)
+
+
+class NormAct(nn.BatchNorm2d):
+    """The norm and its non-linearity in one module, as timm has them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = (None, None) if self.training else (self.running_mean, self.running_var)
+        return F.leaky_relu(F.batch_norm(x, mean, var, self.weight, self.bias, self.training, 0.1, self.eps), 0.1)
+
+
+class Swish(nn.Module):
+    """Not a non-linearity that anyone knows: what comes before it counts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+def cases() -> dict[str, Callable[[], Case]]:
+    def images(n: int = 6) -> Tensor:
+        return torch.randn(n, 3, 12, 12, generator=torch.Generator().manual_seed(5))
+
+    def made(model: nn.Module, follows: dict[str, tuple[str | None, Act]], **options: Any) -> Case:
+        return Case(randomise(model, 1), follows, options, images())
+
+    head: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+
+    def plain() -> Case:
+        model = nn.Sequential(
+            nn.Conv2d(3, 9, 3, bias=False), nn.BatchNorm2d(9), nn.ReLU(True), nn.MaxPool2d(2),
+            nn.Conv2d(9, 7, 3), nn.BatchNorm2d(7), nn.ReLU(inplace=True), *copy.deepcopy(head), nn.Linear(7, 4),
+        )  # fmt: skip
+        return made(model, {"4": ("5", F.relu), "9": (None, None)})
+
+    def bare() -> Case:
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(8, 6, 3), nn.Hardtanh(-2, 2, True),
+            nn.Conv2d(6, 5, 1), nn.GroupNorm(5, 5, affine=False), nn.ReLU6(), nn.Conv2d(5, 5, 1), Swish(), *copy.deepcopy(head), nn.Linear(5, 4),
+        )  # fmt: skip
+        return made(
+            model,
+            {
+                "2": (None, lambda y: F.hardtanh(y, -2, 2)),
+                "4": (None, lambda y: F.relu6(F.group_norm(y, 5))),
+                "7": (None, None),
+                "11": (None, None),
+            },
+        )
+
+    def depthwise() -> Case:
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.ReLU6(True),
+            nn.Conv2d(8, 10, 1, bias=False), nn.BatchNorm2d(10), nn.ReLU6(True), *copy.deepcopy(head), nn.Linear(10, 4),
+        )  # fmt: skip
+        return made(model, {"6": ("7", F.relu6), "11": (None, None)})
+
+    def grouped() -> Case:
+        model = nn.Sequential(
+            nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.GELU(), nn.Conv2d(12, 8, 3, groups=2), nn.BatchNorm2d(8), nn.GELU(),
+            nn.ConvTranspose2d(8, 6, 3, stride=2, output_padding=1, groups=2), nn.BatchNorm2d(6), nn.Softplus(),
+            *copy.deepcopy(head), nn.Linear(6, 4),
+        )  # fmt: skip
+        return made(model, {"3": ("4", F.gelu), "6": ("7", F.softplus), "11": (None, None)})
+
+    def flattened() -> Case:
+        model = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, 11), nn.BatchNorm1d(11), nn.Tanh(),
+            nn.Dropout(0.0), nn.Linear(11, 4),
+        )  # fmt: skip
+        return made(model, {"4": ("5", torch.tanh), "8": (None, None)})
+
+    def unusual() -> Case:
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), NormAct(8), Standardised(8, 6, 3), NormAct(6), Standardised(6, 6, 3), nn.BatchNorm2d(6), nn.ELU(),
+            *copy.deepcopy(head), nn.Linear(6, 4),
+        )  # fmt: skip
+        return made(
+            model, {"2": ("3", lambda z: F.leaky_relu(z, 0.1)), "4": ("5", F.elu), "9": (None, None)}
+        )  # fmt: skip
+
+    relu = F.relu
+    return {
+        "plain": plain,
+        "residual": lambda: made(Residual(), {"conv1": ("bn1", relu), "conv2": ("bn2", None), "fc": (None, None)}),
+        "concatenated": lambda: made(Concatenated(), {"conv": ("norm2", F.silu), "fc": (None, None)}),
+        "depthwise": depthwise,
+        "grouped": grouped,
+        "flattened": flattened,
+        "bare": bare,
+        "unusual": unusual,
+    }  # fmt: skip
+
+
+CASES = cases()
+
+
+def half(size: int, seed: int = 0) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).permutation(size)[: max(1, size // 2)])
+
+
+def outcome(
+    model: nn.Module, x: Tensor, layer: str, norm: str | None, act: Act, statistics: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """(M, the layer's plain output) by a full forward; batch norm with these statistics, or those of the pass."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda m, a, y: seen.append(y.clone()))
+    with torch.no_grad():
+        model(x)
+    handle.remove()
+    (y,) = seen
+    z = y
+    if norm is not None:
+        bn: Any = model.get_submodule(norm)
+        axes = [0, *range(2, y.ndim)]
+        if statistics is None and bn.training:
+            statistics = y.mean(axes), y.var(axes, unbiased=False)
+        mean, var = statistics or (bn.running_mean, bn.running_var)
+        shape = [1, -1] + [1] * (y.ndim - 2)
+        z = (y - mean.view(shape)) / (var.view(shape) + bn.eps).sqrt() * bn.weight.view(shape) + bn.bias.view(shape)
+    return (z if act is None else act(z.clone())), y
+
+
+@torch.no_grad()
+def brute(case: Case, group: sc.ChannelGroup, ablated: np.ndarray, ratio: str) -> float:
+    """Eq. 7 in float64, by masking the weights that read the channels; the mean over the group's readers."""
+    found: list[float] = []
+    for slot in group.slots:
+        if not slot.consumes:
+            continue
+        norm, act = case.follows[slot.module]
+        base, masked = copy.deepcopy(case.model).double(), copy.deepcopy(case.model).double()
+        m, y = outcome(base, case.x.double(), slot.module, norm, act, None)
+        w = parameter(masked, slot.param)
+        w.index_fill_(slot.axis, torch.from_numpy(slot.index[ablated].ravel()), 0)
+        bn: Any = None if norm is None else case.model.get_submodule(norm)
+        axes = [0, *range(2, y.ndim)]
+        statistics = (y.mean(axes), y.var(axes, unbiased=False)) if bn is not None and bn.training else None
+        other, _ = outcome(masked, case.x.double(), slot.module, norm, act, statistics)
+        above, below = (m - other).flatten(1).square().sum(1), m.flatten(1).square().sum(1)
+        t = (above / below).mean() if ratio == "example" else above.sum() / below.sum()
+        found.append(float(t))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("ratio", ["example", "batch"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", list(CASES))
+def test_damage_is_what_brute_force_finds(name: str, layout: str, mode: str, ratio: Any) -> None:
+    torch.manual_seed(0)
+    case = CASES[name]()
+    if layout == "channels_last":
+        case.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        case.x = case.x.to(memory_format=torch.channels_last)
+    graph = sc.trace(case.model, case.x[:2], **case.graph_options)
+    groups = [g for g in graph.groups if g.reason is None]
+    assert len(groups) >= 2 or name == "flattened", [(g.name, g.reason) for g in graph.groups]
+    case.model.train(mode == "train")
+    ablated = {g.name: half(g.size, i) for i, g in enumerate(groups)}
+    buffers = {k: v.clone() for k, v in case.model.named_buffers()}
+    with Damage(case.model, groups, case.x[:2], ratio) as damage:
+        assert damage.names == [g.name for g in groups]
+        assert all(torch.equal(v, buffers[k]) for k, v in case.model.named_buffers())
+        damage.ablate(ablated)
+        twin = copy.deepcopy(case.model)
+        out = case.model(case.x)
+        found = damage.take()
+        assert damage.take() == {}
+    torch.testing.assert_close(out, twin(case.x), rtol=0, atol=0)
+    for key, value in case.model.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[key]), f"{key}: statistics have moved by the scoring"
+    assert set(found) == set(ablated)
+    for g in groups:
+        want = brute(case, g, ablated[g.name], ratio)
+        assert want > 1e-4
+        assert found[g.name] == pytest.approx(want, rel=1e-5), g.name
