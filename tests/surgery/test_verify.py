@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secateurs.channels import register_rule, rules
 from secateurs.errors import VerificationError
 from secateurs.surgery import Plan, trace, verify
+from secateurs.surgery.verify import steady
 from tests.networks import CASES, Net, conv, half, head, image
 
 
@@ -51,7 +53,7 @@ def test_one_wrong_channel_is_found(param: str, axis: int, kept: tuple[int, ...]
     model = CASES["chain"].make()
     plan = trace(model, image()).plan({"a": [0, 1, 2, 3]})
     with pytest.raises(
-        VerificationError, match=r"differs from the masked one by \d\.\de[-+]\d\d of the output's range"
+        VerificationError, match=r"differs from the masked one by \d\.\de[-+]\d\d of the output's range.* was changed"
     ):
         verify(model, changed(plan, param, axis, kept), image())
 
@@ -92,29 +94,72 @@ def test_half_precision_is_compared_in_single(name: str) -> None:
     assert model.a.weight.dtype == case.inputs().dtype
 
 
-def test_a_width_in_a_formula_is_found() -> None:
-    """No label can tell that an activation is divided by its number of channels."""
-    model = Net(lambda s, x: (lambda y: s.h(y / y.shape[1]))(s.a(x)), a=conv(3, 8), h=head(8)).eval()
-    with pytest.raises(VerificationError, match="differs"):
-        verify(model, planned(model, image()), image())
+@torch.library.custom_op("verify::ranked", mutates_args=())
+def ranked(x: Tensor) -> Tensor:
+    """Each channel times its position: a cut moves those behind it."""
+    return x * torch.arange(1.0, x.shape[1] + 1, dtype=x.dtype)[:, None, None]
 
 
-def test_a_network_that_only_runs_in_single_precision() -> None:
+@ranked.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@pytest.fixture
+def wrong_rule() -> Any:
+    register_rule(torch.ops.verify.ranked)(lambda t, x: t.labels(x))
+    yield
+    del rules._RULES[torch.ops.verify.ranked]
+
+
+def chained(n: int, *bad: int) -> nn.Module:
+    """n convolutions, of which some are followed by an op with a wrong rule."""
+
     def run(s: Any, x: Tensor) -> Tensor:
-        y = s.a(x)
-        return s.h(
-            F.conv2d(y.flatten(0, 1)[:, None], torch.full((1, 1, 3, 3), 0.1)).view(y.shape[0], -1, 10, 10) / s.d(y)
-        )
+        for i, layer in enumerate(s.layers):
+            x = layer(x).relu()
+            x = torch.ops.verify.ranked(x) if i in bad else x
+        return s.h(x)
 
-    model = Net(run, a=conv(3, 8), h=head(8), d=Width()).eval()
+    torch.manual_seed(0)
+    layers = nn.ModuleList(conv(3 if i == 0 else 8, 8, bias=False) for i in range(n))
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight)
+    return Net(run, layers=layers, h=head(8)).eval()
+
+
+def test_the_groups_to_blame_are_named(wrong_rule: None) -> None:
+    model = chained(9, 6)
+    with pytest.raises(VerificationError, match=r"differs .* It comes from cutting group layers\.6: leave that whole"):
+        verify(model, planned(model, image()), image())
+    model = chained(9, 1, 6)
+    with pytest.raises(VerificationError, match=r"It comes from cutting groups layers\.1, layers\.6: leave"):
+        verify(model, planned(model, image()), image())
+    model = chained(9, *range(9))
+    with pytest.raises(VerificationError, match=r"groups layers\.0, layers\.1, layers\.2 and perhaps others: leave"):
+        verify(model, planned(model, image()), image())
+    model = chained(9, 6)
+    kept = half(trace(model, image()))
+    del kept["layers.6"]
+    assert verify(model, trace(model, image()).plan(kept), image()) <= 1e-5
+
+
+def test_a_model_that_is_random_in_eval_mode_is_told_so() -> None:
+    model = Net(lambda s, x: s.h(F.dropout(s.a(x), 0.5)), a=conv(3, 8), h=head(8)).eval()
+    with pytest.raises(VerificationError, match="differently each time, even in eval mode"):
+        verify(model, planned(model, image()), image())
+    steady(CASES["chain"].make(), image())
+
+
+def test_a_network_that_only_runs_in_single_precision(wrong_rule: None) -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = torch.ops.verify.ranked(s.a(x))
+        return s.h(F.conv2d(y.flatten(0, 1)[:, None], torch.full((1, 1, 3, 3), 0.1)).view(y.shape[0], -1, 10, 10))
+
+    model = Net(run, a=conv(3, 8), h=head(8)).eval()
     plan = planned(model, image())
     with pytest.raises(VerificationError, match="differs"):  # and not "expected scalar type Double but found Float"
         verify(model, plan, image())
-
-
-class Width(nn.Module):
-    def forward(self, x: Tensor) -> int:
-        return x.shape[1]
 
 
 def test_outputs_of_any_kind_are_compared() -> None:

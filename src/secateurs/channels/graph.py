@@ -125,9 +125,11 @@ class ChannelGraph:
         cost_model: Callable[[], CostModel],
         shapes: Mapping[str, tuple[int, ...]],
         modules: Any,
+        random: Iterable[str] = (),
     ) -> None:
         self.groups = tuple(groups)
         self.shapes = dict(shapes)  # of all parameters and buffers that the trace saw
+        self.random = tuple(dict.fromkeys(random))  # lines that drew random numbers, though in eval mode
         self._modules = modules
         self._make_cost = cost_model  # made when first asked for
         self._at = {g.name: i for i, g in enumerate(self.groups)}

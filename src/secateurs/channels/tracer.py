@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateurs.channels import attributes, rules, shapes
+from secateurs.channels import attributes, numbers, rules, shapes
 from secateurs.channels.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
 
 Array = np.ndarray
@@ -55,6 +55,8 @@ class Tape:
     costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labelled factors
     sites: list[Site] = field(default_factory=list)
 
+    numbers: list[numbers.Number] = field(default_factory=list)
+    random: list[str] = field(default_factory=list)  # lines that draw random numbers
 
 class Tracer(TorchDispatchMode):
     """The dispatch mode; also what a rule sees as `t`."""
@@ -90,6 +92,9 @@ class Tracer(TorchDispatchMode):
                     labelled, live = labelled or bool(found), live or alive
         self.op, self.out = func, out
         apply = rules.find(func)
+        kind = numbers.kind(func)
+        if kind and self.counting:
+            self._note(kind, args, kwargs)
         if apply is None:
             apply = rules.pointwise.pointwise if _POINTWISE in func.tags else self._unknown
         if labelled or apply in _ALWAYS:
@@ -104,6 +109,17 @@ class Tracer(TorchDispatchMode):
         return out
 
     def _unknown(self, *args: Any, **kwargs: Any) -> None:
+    def _note(self, kind: int, args: Any, kwargs: Any) -> None:
+        if kind == numbers.RANDOM:
+            self.tape.random.append(f"{_caller()} ({self.op_name})")
+        elif found := numbers.values(args, kwargs):
+            self.note_number(self.op, found, [x for x in args if isinstance(x, Tensor)])
+
+    def note_number(self, op: Any, found: tuple[float, ...], tensors: Iterable[Tensor] = ()) -> None:
+        if found and self.counting:
+            labels = tuple(own for x in tensors for own in self.labels(x).values())
+            self.tape.numbers.append(numbers.Number(op, found, labels, _caller()))
+
         tensors = list(pytree.tree_leaves((args[1:] if args and args[0] is self else args, kwargs)))
         for x in tensors:
             if isinstance(x, Tensor):
@@ -315,6 +331,8 @@ class Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+            if func in numbers.MADE:
+                self.tracer.note_number(func, numbers.written(*args, **(kwargs or {})))
 _ALWAYS = frozenset({
     rules.contractions.convolution, rules.contractions.mm, rules.contractions.addmm, rules.contractions.linear,
     rules.contractions.attention, rules.contractions.scaled_dot_product_attention,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from secateurs.channels import numbers
 from secateurs.channels.attributes import rewrites
 from secateurs.channels.graph import ChannelGraph, named_tensors
 from secateurs.channels.grouping import Grouping
 from secateurs.channels.inputs import call, map_tensors, tensors
-from secateurs.channels.labels import KnownLabels, LabelSpace
+from secateurs.channels.labels import CONSUMED, KnownLabels, LabelSpace
 from secateurs.channels.tracer import Calls, Site, Tape, Tracer, swapped
 from secateurs.errors import TraceError
 
@@ -50,6 +52,14 @@ def trace(
     return _Trace(model, example_inputs).graph(allow_inexact, kind)
 
 
+@dataclass(frozen=True)
+class _Fault:
+    """Why a group cannot be cut, and the ambiguous places that another reading might mend."""
+
+    reason: str
+    sites: Sequence[Site] = ()
+
+
 class _Trace:
     """The steps of one trace, on meta tensors or, failing that, on the real ones."""
 
@@ -66,22 +76,23 @@ class _Trace:
         self.meta = True
         self.choices: dict[tuple[str, str, int], int] = {}
         self.checks = 0
+        self.changed: list[int] = []  # numbers of the tape that the last check found to follow a width
 
     def graph(self, allow_inexact: bool, kind: type[G]) -> G:
         for attempt in range(_RETRIES + 1):
             grouping = self.follow()
             broken = self.broken(grouping)
-            doubtful = [*(s for sites in broken.values() for s in sites), *self._frozen_sites(grouping)]
+            doubtful = [*(s for fault in broken.values() for s in fault.sites), *self._frozen_sites(grouping)]
             again = {s.key: s for s in doubtful if self.choices.get(s.key, 0) + 1 < s.options}.values()
             if not again or attempt == _RETRIES:
                 break
             for site in again:
                 self.choices[site.key] = self.choices.get(site.key, 0) + 1
-        refuted = {g: _blame(sites) for g, sites in broken.items()}
+        refuted = {g: fault.reason for g, fault in broken.items()}
         params = self.params
         seen = {a.param: self.shapes[a.param] for a in grouping.tape.axes}
         groups = grouping.build(allow_inexact, refuted)
-        return kind(groups, lambda: grouping.cost_model(params), seen, self.modules)
+        return kind(groups, lambda: grouping.cost_model(params), seen, self.modules, grouping.tape.random)
 
     # -- one run ------------------------------------------------------------------------------------------------
 
@@ -150,50 +161,93 @@ class _Trace:
 
     # -- the check on a cut network --------------------------------------------------------------------------------
 
-    def broken(self, grouping: Grouping) -> dict[int, list[Site]]:
-        """Groups that cannot be cut although the labels allow it, each with the ambiguous places it goes through."""
+    def broken(self, grouping: Grouping) -> dict[int, _Fault]:
+        """Groups that cannot be cut although the labels allow it.
+
+        Code that goes through ambiguous places, or computes with numbers, is tried with all groups cut that it may
+        concern. Without any of the two nothing is tried: labels then say all there is to say.
+        """
         touching: dict[int, list[Site]] = {}
         for site in grouping.tape.sites:
             for labels in site.labels:
-                for g in np.unique(grouping.of_label[labels[labels > 0]]):
-                    touching.setdefault(int(g), []).append(site)
-        free = [g for g in touching if g >= 0 and self._may_be_cut(grouping, g)]
-        # Groups that go through the same lines of code stand or fall together more often than not.
-        kinds: dict[frozenset[str], list[int]] = {}
-        for g in free:
-            kinds.setdefault(frozenset(s.where for s in touching[g]), []).append(g)
-        bad = [] if not free or self._holds(grouping, free) else self._failing(grouping, list(kinds.values()))
-        return {g: touching[g] for g in bad}
+                for g in self._groups(grouping, labels):
+                    touching.setdefault(g, []).append(site)
+        free = [g for g in touching if self._may_be_cut(grouping, g)]
+        if grouping.tape.numbers:  # whose width a number may be made from is anyone's guess
+            free += [g for g in range(grouping.groups) if g not in touching and self._may_be_cut(grouping, g)]
+        # Mostly a number is put to use on the very channels that it counts: one look, and another to see if it is so.
+        faults: dict[int, _Fault] = {}
+        rest = free
+        while rest and not self._holds(grouping, rest):
+            numbered = [n for i, n in enumerate(grouping.tape.numbers) if i in self.changed]
+            counted = {g: n for n in numbered for labels in n.labels for g in self._groups(grouping, labels)}
+            found = {g: _Fault(f"{numbers.REASON} ({n.where})") for g, n in counted.items() if g in rest}
+            if not found:
+                return self._failing(grouping, free, touching)
+            faults |= found
+            rest = [g for g in rest if g not in faults]
+        return self._cleared(grouping, faults, rest)
+
+    def _cleared(self, grouping: Grouping, faults: dict[int, _Fault], rest: list[int]) -> dict[int, _Fault]:
+        """Without the groups that a number was applied to, but does not follow: `weight / weight.shape[1]` has two."""
+        for g in list(faults) if len(faults) > 1 else ():
+            if self._holds(grouping, [*rest, g]):
+                rest = [*rest, g]
+                del faults[g]
+        return faults
 
     def _frozen_sites(self, grouping: Grouping) -> list[Site]:
         """Places with several readings, where the one that was taken left nothing to cut."""
         frozen = grouping.classes.frozen
         return [s for s in grouping.tape.sites if s.options > 1 and all((frozen[v] >= 0).all() for v in s.labels)]
 
+    def _groups(self, grouping: Grouping, labels: Array) -> Iterable[int]:
+        found = np.unique(grouping.of_label[labels[labels > 0]])
+        return found[found >= 0].tolist()
+
     def _may_be_cut(self, grouping: Grouping, g: int) -> bool:
         label = grouping.labels[np.argmax(grouping.group == g)]
         return grouping.sizes[g] > 1 and grouping.classes.frozen[label] < 0
 
-    def _failing(self, grouping: Grouping, kinds: Sequence[list[int]]) -> list[int]:
-        bad: list[int] = []
-        for groups in kinds:
-            if len(groups) > 2 and not any(self._holds(grouping, [g]) for g in (groups[0], groups[-1])):
-                bad += groups  # a line that fails at its first and its last use fails at all of them
+    def _failing(
+        self, grouping: Grouping, groups: Sequence[int], touching: Mapping[int, list[Site]]
+    ) -> dict[int, _Fault]:
+        """One by one, as far as need be."""
+        # Groups that go through the same lines of code stand or fall together more often than not.
+        kinds: dict[frozenset[str], list[int]] = {}
+        for g in groups:
+            kinds.setdefault(frozenset(s.where for s in touching.get(g, ())), []).append(g)
+        bad: dict[int, _Fault] = {}
+        for lines, alike in kinds.items():
+            if lines and len(alike) > 2 and not any(self._holds(grouping, [g]) for g in (alike[0], alike[-1])):
+                bad |= {g: self._fault(grouping, touching.get(g, ())) for g in alike}  # at all its uses, then
             else:
-                bad += self._bisect(grouping, groups)
-        rest = [g for groups in kinds for g in groups if g not in bad]
-        return bad if not rest or self._holds(grouping, rest) else bad + rest
+                bad |= self._bisect(grouping, alike, touching)
+        rest = [g for g in groups if g not in bad]
+        if rest and not self._holds(grouping, rest):
+            bad |= {g: self._fault(grouping, touching.get(g, ())) for g in rest}
+        return bad
 
-    def _bisect(self, grouping: Grouping, groups: list[int]) -> list[int]:
+    def _bisect(self, grouping: Grouping, groups: list[int], touching: Mapping[int, list[Site]]) -> dict[int, _Fault]:
         if not groups or self._holds(grouping, groups):
-            return []
+            return {}
         if len(groups) == 1:
-            return groups
+            return {groups[0]: self._fault(grouping, touching.get(groups[0], ()))}
         half = len(groups) // 2
-        return self._bisect(grouping, groups[:half]) + self._bisect(grouping, groups[half:])
+        return self._bisect(grouping, groups[:half], touching) | self._bisect(grouping, groups[half:], touching)
+
+    def _fault(self, grouping: Grouping, sites: Sequence[Site]) -> _Fault:
+        """What the last check failed for."""
+        if self.changed:
+            at = min(self.changed[0], len(grouping.tape.numbers) - 1)
+            return _Fault(f"{numbers.REASON} ({grouping.tape.numbers[at].where})")
+        if sites:
+            return _Fault(f"{sites[0].reason} ({sites[0].where})", sites)
+        return _Fault("a network with fewer of these channels does not run, or computes something else")
 
     def _holds(self, grouping: Grouping, groups: list[int]) -> bool:
         """Cut about half of these groups at random, and trace the cut network with the labels it inherits."""
+        self.changed = []
         if self.checks >= _CHECKS:
             return False  # so much is ambiguous that the rest stays whole
         draw = np.random.default_rng(len(groups))
@@ -226,7 +280,12 @@ class _Trace:
                 several = bool((alive != alive[:1]).any())  # of a single channel there is no telling where it lies
                 if several and after is not None and not np.array_equal(alive, after):
                     return False
-        return True
+        self.changed = numbers.changed(grouping.tape.numbers, tape.numbers)
+        if self.changed and not self.meta:  # a number may be read from an activation, too: look at the masked network
+            whole = {(a.param, a.axis): grouping.classes.root[a.labels] for a in grouping.tape.axes}
+            twin = self._run(KnownLabels(), self._masked(grouping, dead), whole)
+            self.changed = numbers.changed(twin.numbers, tape.numbers, tolerance=1e-4)
+        return not self.changed
 
     def _sliced(self, x: Tensor, axes: Mapping[int, Array]) -> Tensor:
         if self.meta:
@@ -237,7 +296,12 @@ class _Trace:
             x = x.index_select(a, torch.from_numpy(index).to(x.device))
         return x
 
-
-def _blame(sites: list[Site]) -> str:
-    first = sites[0]
-    return f"{first.reason} ({first.where})"
+    def _masked(self, grouping: Grouping, dead: Array) -> dict[str, Tensor]:
+        """The parameters that read dead channels, with zeros there."""
+        masked: dict[str, Tensor] = {}
+        for axis in grouping.tape.axes:
+            gone = dead[axis.labels] & (grouping.classes.flags[axis.labels] & CONSUMED > 0)
+            if gone.any():
+                w = masked.setdefault(axis.param, self.named[axis.param].detach().clone())
+                w.index_fill_(axis.axis, torch.from_numpy(np.flatnonzero(gone)).to(w.device), 0)
+        return masked

@@ -19,17 +19,13 @@ from secateurs.surgery.plan import Kept, Plan
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """A new module with what the plan keeps; the given one is untouched. PlanError for another network's plan."""
     plan.check(model)
-    # Whole parameters that are cut never get copied: the copy finds their slices in the memo.
-    memo: dict[int, Any] = {id(p): sliced for p, sliced in _slices(model, plan)}
-    small = _copy(model, memo)
-    _rewrite(small, plan)
-    return small
+    return remade(model, _slices(model, plan), plan.attributes)
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """A new module of the old shape in which every consumer's weights for the channels that go are zero."""
     plan.check(model)
-    masked = _copy(model, {})
+    masked = copied(model)
     params = named_tensors(masked)
     with torch.no_grad():
         for name, axis in plan.consumes:
@@ -48,7 +44,7 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
     """
     plan.check(model)
     params = named_tensors(model)
-    new = {id(p): sliced for p, sliced in _slices(model, plan)}
+    new = {id(params[name]): _like(params[name], w) for name, w in _slices(model, plan).items()}
     states = {} if optimizer is None else _sliced_states(optimizer, plan, params)
     for name, p in params.items():
         if p.grad is not None and id(p) in new:
@@ -56,7 +52,7 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
     for module in model.modules():
         for own in (module._parameters, module._buffers):
             own.update({key: new[id(p)] for key, p in own.items() if id(p) in new})  # type: ignore[misc]
-    _rewrite(model, plan)
+    _rewrite(model, plan.attributes)
     if optimizer is not None:
         for group in optimizer.param_groups:
             group["params"] = [new.get(id(p), p) for p in group["params"]]
@@ -64,6 +60,21 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
             del optimizer.state[p]
             optimizer.state[new[id(p)]] = state
     return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the model."""
+    return _copy(model, {})
+
+
+def remade(model: nn.Module, new: Mapping[str, Tensor], attributes: Mapping[tuple[str, str], Any]) -> nn.Module:
+    """A copy with these tensors in the places of its own, and these attributes of modules. The given one is untouched."""
+    params = named_tensors(model)
+    # What is replaced never gets copied: the copy finds the new tensors in the memo.
+    memo: dict[int, Any] = {id(params[name]): _like(params[name], w) for name, w in new.items()}
+    made = _copy(model, memo)
+    _rewrite(made, attributes)
+    return made
 
 
 def take(w: Tensor, axes: Mapping[int, Kept], arrays: dict[int, np.ndarray] | None = None) -> Tensor:
@@ -99,15 +110,14 @@ def _select(w: Tensor, axis: int, index: np.ndarray) -> Tensor:
     return w.index_select(axis, torch.from_numpy(index).to(w.device))
 
 
-def _slices(model: nn.Module, plan: Plan) -> list[tuple[Tensor, Tensor]]:
+def _slices(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     params = named_tensors(model)
-    pairs = []
     arrays: dict[int, np.ndarray] = {}
-    for name, axes in plan.kept.items():
-        p = params[name]
-        w = take(p, axes, arrays)
-        pairs.append((p, nn.Parameter(w, p.requires_grad) if isinstance(p, nn.Parameter) else w))
-    return pairs
+    return {name: take(params[name], axes, arrays) for name, axes in plan.kept.items()}
+
+
+def _like(old: Tensor, w: Tensor) -> Tensor:
+    return nn.Parameter(w, old.requires_grad) if isinstance(old, nn.Parameter) else w
 
 
 def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor]) -> dict[Tensor, dict[str, Any]]:
@@ -132,8 +142,8 @@ def _sliced_state(value: Any, p: Tensor, axes: Mapping[int, Kept], name: str, ke
     return take(value, axes)
 
 
-def _rewrite(model: nn.Module, plan: Plan) -> None:
-    for (name, attribute), value in plan.attributes.items():
+def _rewrite(model: nn.Module, attributes: Mapping[tuple[str, str], Any]) -> None:
+    for (name, attribute), value in attributes.items():
         setattr(model.get_submodule(name), attribute, value)
 
 

@@ -146,7 +146,7 @@ class PrunableGraph(ChannelGraph):
             index = _checked(wanted, group.size, f"group {name}")
             if len(index) == group.size:
                 continue
-            if not group.prunable and not (allow_inexact and not group.exact and _only_inexact(group)):
+            if not group.prunable and not (allow_inexact and not group.exact and only_inexact(group)):
                 raise PlanError(f"Group {name} cannot be cut: {group.reason}.")
             groups[name] = tuple(index.tolist())
             exact = exact and group.exact
@@ -187,7 +187,7 @@ def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False)
 trace.__doc__ = channels.trace.__doc__
 
 
-def _only_inexact(group: ChannelGroup) -> bool:
+def only_inexact(group: ChannelGroup) -> bool:
     return group.reason is not None and group.reason.startswith("inexact:")
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.channels.inputs import call, map_tensors, tensors
-from secateurs.errors import PlanError, VerificationError
-from secateurs.surgery.cut import apply, mask
-from secateurs.surgery.plan import Plan
+from secateurs.errors import PlanError, TraceError, VerificationError
+from secateurs.surgery.culprits import culprits
+from secateurs.surgery.cut import apply, copied, mask
+from secateurs.surgery.plan import Plan, trace
 
 TOLERANCE = 1e-5
 
@@ -24,26 +24,59 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: floa
     Half-precision models are compared in float32. Where float32 leaves doubt (the error is above the tolerance),
     float64 decides. A plan over inexact groups cannot pass: its networks differ by nature.
 
-    Raises VerificationError above the tolerance, or when the sliced network does not run.
+    Raises VerificationError above the tolerance, or when the sliced network does not run; its message names the groups
+    that are to blame. Also for a model that answers the same inputs differently each time.
     """
-    error = difference(model, plan, example_inputs, torch.float32)
+    error, wrong = _judged(model, plan, example_inputs, tolerance)
+    if not wrong:
+        return error
+    if plan.exact:
+        steady(model, example_inputs)
+        with contextlib.suppress(TraceError, VerificationError):
+            graph = trace(model, example_inputs, allow_inexact=True)
+            wrong += " " + culprits(graph, plan, lambda p: bool(_judged(model, p, example_inputs, tolerance)[1]))
+    else:
+        wrong += " The plan cuts channels that a normalisation takes its statistics over."
+    raise VerificationError(wrong)
+
+
+def steady(model: nn.Module, example_inputs: Any) -> None:
+    """Raise VerificationError if two runs of the model in eval mode, on the same inputs, give different outputs."""
+    runs = [outputs(copied(model), example_inputs, torch.float32) for _ in range(2)]
+    if not disagreement(runs[0], runs[1], "given") <= TOLERANCE:
+        raise VerificationError(
+            "The model answers the same inputs differently each time, even in eval mode, so that no cut can be verified: "
+            "something random runs in its forward, such as noise, or F.dropout without training=self.training. "
+            "Let it depend on self.training."
+        )
+
+
+def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float) -> tuple[float, str]:
+    """The error, and what to say of it: nothing if the plan passes."""
+    try:
+        error = difference(model, plan, example_inputs, torch.float32)
+    except SlicedError as failure:
+        return float("inf"), str(failure)
     if not error <= tolerance:
         # A network that makes float32 tensors of its own may not run in float64: then float32 has the last word.
         with contextlib.suppress(VerificationError):
             error = difference(model, plan, example_inputs, torch.float64)
-    if not error <= tolerance:
-        raise VerificationError(
-            f"The sliced network differs from the masked one by {error:.1e} of the output's range (at most "
-            f"{tolerance:.0e} is allowed)."
-            + ("" if plan.exact else " The plan cuts channels that a normalisation takes its statistics over.")
-        )
-    return error
+    if error <= tolerance:
+        return error, ""
+    return error, (
+        f"The sliced network differs from the masked one by {error:.1e} of the output's range (at most "
+        f"{tolerance:.0e} is allowed)."
+    )
+
+
+class SlicedError(VerificationError):
+    """The sliced network does not run."""
 
 
 def difference(model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype) -> float:
     """max |sliced - masked| / max |masked| over all outputs; inf where they are not even of one shape."""
     try:
-        masked = _run(lambda: mask(model, plan), example_inputs, dtype)
+        masked = outputs(mask(model, plan), example_inputs, dtype)
     except PlanError:
         raise
     except Exception as error:
@@ -51,17 +84,23 @@ def difference(model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.d
             f"The model does not run on these example inputs in {dtype}: {type(error).__name__}: {error}"
         ) from error
     try:
-        sliced = _run(lambda: apply(model, plan), example_inputs, dtype)
+        sliced = outputs(apply(model, plan), example_inputs, dtype)
     except Exception as error:
-        raise VerificationError(f"The sliced network does not run: {type(error).__name__}: {error}") from error
-    if [x.shape for x in sliced] != [x.shape for x in masked]:
+        raise SlicedError(f"The sliced network does not run: {type(error).__name__}: {error}.") from error
+    return disagreement(sliced, masked, "masked")
+
+
+def disagreement(found: list[Tensor], due: list[Tensor], what: str) -> float:
+    """max |found - due| / max |due| over all outputs; inf where they are not even of one shape. `what` network the
+    outputs that are due come from."""
+    if [x.shape for x in found] != [x.shape for x in due]:
         return float("inf")
     worst = 0.0
-    for a, b in zip(sliced, masked, strict=True):
+    for a, b in zip(found, due, strict=True):
         if b.numel() and b.is_floating_point():
             if not bool(b.isfinite().all()):
                 raise VerificationError(
-                    "The masked network's output is not finite on these inputs: nothing to compare."
+                    f"The {what} network's output is not finite on these inputs: nothing to compare."
                 )
             scale = b.abs().max().clamp_min(torch.finfo(b.dtype).tiny)
             worst = max(worst, float((a - b).abs().max() / scale))
@@ -70,8 +109,9 @@ def difference(model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.d
     return worst
 
 
-def _run(build: Callable[[], nn.Module], example_inputs: Any, dtype: torch.dtype) -> list[Tensor]:
-    model = build().to(dtype).eval()
+def outputs(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[Tensor]:
+    """What the model answers in eval mode and this precision, which it is left in."""
+    model = model.to(dtype).eval()
     inputs = map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, copy.copy(example_inputs))
     with torch.no_grad(), torch.autocast(device_type="cpu", enabled=False):
         return [x.detach() for x in tensors(call(model, inputs))]
