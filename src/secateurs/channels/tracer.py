@@ -54,9 +54,9 @@ class Tape:
     axes: list[Axis] = field(default_factory=list)
     costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labelled factors
     sites: list[Site] = field(default_factory=list)
-
     numbers: list[numbers.Number] = field(default_factory=list)
     random: list[str] = field(default_factory=list)  # lines that draw random numbers
+
 
 class Tracer(TorchDispatchMode):
     """The dispatch mode; also what a rule sees as `t`."""
@@ -91,10 +91,10 @@ class Tracer(TorchDispatchMode):
                     found, alive = self._look(x)
                     labelled, live = labelled or bool(found), live or alive
         self.op, self.out = func, out
-        apply = rules.find(func)
         kind = numbers.kind(func)
         if kind and self.counting:
             self._note(kind, args, kwargs)
+        apply = rules.find(func)
         if apply is None:
             apply = rules.pointwise.pointwise if _POINTWISE in func.tags else self._unknown
         if labelled or apply in _ALWAYS:
@@ -108,7 +108,6 @@ class Tracer(TorchDispatchMode):
             self._assign(out, _NONE, live)
         return out
 
-    def _unknown(self, *args: Any, **kwargs: Any) -> None:
     def _note(self, kind: int, args: Any, kwargs: Any) -> None:
         if kind == numbers.RANDOM:
             self.tape.random.append(f"{_caller()} ({self.op_name})")
@@ -120,6 +119,7 @@ class Tracer(TorchDispatchMode):
             labels = tuple(own for x in tensors for own in self.labels(x).values())
             self.tape.numbers.append(numbers.Number(op, found, labels, _caller()))
 
+    def _unknown(self, *args: Any, **kwargs: Any) -> None:
         tensors = list(pytree.tree_leaves((args[1:] if args and args[0] is self else args, kwargs)))
         for x in tensors:
             if isinstance(x, Tensor):
@@ -328,11 +328,11 @@ class Calls(TorchFunctionMode):
                     self.tracer.assume(own, "the code depends on the number of channels")
         else:
             self.tracer.call = (func, args, kwargs or {})
+            if func in numbers.MADE:
+                self.tracer.note_number(func, numbers.written(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
-            if func in numbers.MADE:
-                self.tracer.note_number(func, numbers.written(*args, **(kwargs or {})))
 _ALWAYS = frozenset({
     rules.contractions.convolution, rules.contractions.mm, rules.contractions.addmm, rules.contractions.linear,
     rules.contractions.attention, rules.contractions.scaled_dot_product_attention,
