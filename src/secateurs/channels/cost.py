@@ -51,6 +51,7 @@ class CostModel:
         self._forms: dict[tuple[tuple[int, int], ...] | int, int] = {}
         self._rows: list[tuple[int, tuple[tuple[int, int], ...]]] = []
         self._terms: dict[str, list[tuple[int, tuple[int, ...]]]] = {"macs": [], "params": []}
+        self.kernels: dict[str, int] = {}  # weight of a convolution → the form that counts its stripes
         self._packed: dict[str, tuple[Array, Array]] = {}
 
     def form(self, constant: int, multiplicities: Mapping[int, int]) -> int:
@@ -60,6 +61,13 @@ class CostModel:
             self._forms[key] = len(self._rows)
             self._rows.append(key)
         return self._forms[key]
+
+    def stripes(self, kernel: str, constant: int, multiplicities: Mapping[int, int]) -> int:
+        """Index of the form that counts this kernel's stripes, of which a cost may be asked with fewer."""
+        if kernel not in self.kernels:
+            self.kernels[kernel] = len(self._rows)
+            self._rows.append((constant, tuple(sorted(multiplicities.items()))))
+        return self.kernels[kernel]
 
     def add(self, what: str, coefficient: int, forms: tuple[int, ...]) -> None:
         """One more product: `coefficient · Π forms`, to the `macs` or the `params`."""
@@ -83,11 +91,14 @@ class CostModel:
         self._multiplicity = np.array([m for _, _, m in flat], dtype=np.float64)
         return self
 
-    def __call__(self, widths: Array) -> Cost:
-        """Cost at these widths, (groups,)."""
+    def __call__(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Cost:
+        """Cost at these widths, (groups,), and with so many stripes left of these kernels; of others all are left that
+        the widths allow."""
         weights = self._multiplicity * np.asarray(widths)[self._group]
         values = self._constants + np.bincount(self._row, weights=weights, minlength=len(self._constants))
         whole = values.astype(np.int64)  # exact: widths are far below 2⁵³
+        for kernel, left in (stripes or {}).items():
+            whole[self.kernels[kernel]] = left
         return Cost(self._total("macs", whole), self._total("params", whole))
 
     def _total(self, what: str, values: Array) -> int:

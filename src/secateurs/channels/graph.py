@@ -153,15 +153,41 @@ class ChannelGraph:
         """Position of a group in `groups` and in width vectors."""
         return self._at[self[name].name]
 
-    def cost(self, widths: Mapping[str, int] | Array | None = None) -> Cost:
+    def cost(self, widths: Mapping[str, int] | Array | None = None, stripes: Mapping[str, int] | None = None) -> Cost:
         """MACs and parameters at these widths, from the graph alone: `{group name: channels}` (groups left out stay
-        whole), or a vector with one width per group. Takes microseconds."""
+        whole), or a vector with one width per group. Takes microseconds.
+
+        stripes: for a convolution's weight (see `kernels`) how many stripes are left, of all its filters together.
+        """
+        if unknown := (stripes or {}).keys() - self.kernels.keys():
+            name = min(unknown)
+            raise PlanError(f"{name} is no convolution that stripes can be cut from. {nearest(name, self.kernels)}")
         if isinstance(widths, np.ndarray):
-            return self._cost(widths)
+            return self._cost(widths, stripes)
         vector = self.sizes.copy()
         for name, width in (widths or {}).items():
             vector[self.index(name)] = width
-        return self._cost(vector)
+        return self._cost(vector, stripes)
+
+    @cached_property
+    def kernels(self) -> dict[str, tuple[int, int, int]]:
+        """Weights that stripes can be cut from, by name, with their filters, rows and columns: (O, KH, KW).
+
+        These are plain convolutions of one group that pad with zeros and share their weight with no other layer.
+        """
+        owners: dict[int, int] = {}
+        for module in self._modules.values():
+            for p in module._parameters.values():
+                owners[id(p)] = owners.get(id(p), 0) + 1
+        found = {}
+        known = self.shapes.keys() & self._cost.kernels.keys()
+        for name, module in self._modules.items():
+            weight = f"{name}.weight" if name else "weight"
+            plain = type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
+            if plain and weight in known and owners.get(id(module._parameters.get("weight"))) == 1:
+                o, _, rows, columns = self.shapes[weight]
+                found[weight] = (o, rows, columns)
+        return found
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:

@@ -114,25 +114,48 @@ class Grouping:
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
         """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""
         model = CostModel(self.groups)
-        cache: dict[int, int] = {}
+        known: dict[int, tuple[int, dict[int, int]]] = {}
+        by_param: dict[str, dict[int, Array]] = {}
+        for axis in self.tape.axes:
+            by_param.setdefault(axis.param, {})[axis.axis] = axis.labels
 
-        def form(labels: Array) -> int:
-            key = id(labels)
-            if key not in cache:
+        def affine(labels: Array) -> tuple[int, dict[int, int]]:
+            if id(labels) not in known:
                 group = self.of_label[labels]
                 counts = np.bincount(group[group >= 0], minlength=self.groups)
                 at = np.flatnonzero(counts)
-                cache[key] = model.form(int((group < 0).sum()), {int(g): counts[g] / self.sizes[g] for g in at})
-            return cache[key]
+                known[id(labels)] = int((group < 0).sum()), {int(g): counts[g] / self.sizes[g] for g in at}
+            return known[id(labels)]
 
-        for coefficient, factors in self.tape.costs:
-            model.add("macs", coefficient, tuple(form(f) for f in factors))
-        by_param: dict[str, list[Array]] = {}
-        for axis in self.tape.axes:
-            by_param.setdefault(axis.param, []).append(axis.labels)
-        for name, shape in params.items():
-            if name in by_param:
-                model.add("params", 1, tuple(form(labels) for labels in by_param[name]))
+        def form(labels: Array) -> int:
+            return model.form(*affine(labels))
+
+        def stripes(kernel: str) -> int:
+            """Filters times positions."""
+            positions = int(np.prod(params[kernel][2:]))
+            constant, widths = affine(by_param[kernel][0]) if 0 in by_param.get(kernel, {}) else (1, {})
+            return model.stripes(kernel, positions * constant, {g: positions * m for g, m in widths.items()})
+
+        kernels = {i: name for i, name in self.tape.kernels.items() if name in params}
+        for i, (coefficient, factors) in enumerate(self.tape.costs):
+            if i in kernels:
+                own = by_param.get(kernels[i], {}).get(0)
+                rest = tuple(form(f) for f in factors if f is not own)
+                positions = int(np.prod(params[kernels[i]][2:]))
+                model.add("macs", coefficient // positions, (stripes(kernels[i]), *rest))
             else:
+                model.add("macs", coefficient, tuple(form(f) for f in factors))
+        striped = set(kernels.values())
+        for name, shape in params.items():
+            axes = by_param.get(name)
+            if axes is None:
                 model.add("params", int(np.prod(shape)), ())
+            elif name in striped:
+                model.add(
+                    "params",
+                    shape[1] if 1 not in axes else 1,
+                    (stripes(name), *(form(axes[a]) for a in axes if a == 1)),
+                )
+            else:
+                model.add("params", 1, tuple(form(labels) for labels in axes.values()))
         return model.freeze()

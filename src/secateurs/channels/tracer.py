@@ -53,6 +53,7 @@ class Tape:
 
     axes: list[Axis] = field(default_factory=list)
     costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labelled factors
+    kernels: dict[int, str] = field(default_factory=dict)  # which of the costs are a convolution's, and its weight
     sites: list[Site] = field(default_factory=list)
     numbers: list[numbers.Number] = field(default_factory=list)
     random: list[str] = field(default_factory=list)  # lines that draw random numbers
@@ -269,9 +270,11 @@ class Tracer(TorchDispatchMode):
         if axis in self.labels(w):
             self.space.mark(self.labels(w)[axis], CONSUMED)
 
-    def cost(self, *factors: int | Array) -> None:
-        """This op does the product of these many multiply-accumulates."""
+    def cost(self, *factors: int | Array, kernel: Tensor | None = None) -> None:
+        """This op does the product of these many multiply-accumulates. kernel: the weight, if it is a convolution."""
         if self.counting:
+            if kernel is not None and id(kernel) in self._names:
+                self.tape.kernels[len(self.tape.costs)] = self._names[id(kernel)]
             coefficient = 1
             for f in factors:
                 coefficient *= 1 if isinstance(f, np.ndarray) else int(f)

@@ -49,7 +49,8 @@ def convolution(
         kept[0] = t.labels(x)[0]
     extent = x if transposed else t.out
     t.cost(*(kept.get(a, extent.shape[a]) if a in kept else extent.shape[a] for a in (0, *range(2, extent.ndim))),
-           math.prod(w.shape[2:]), t.width(w, 0) if transposed else out, t.width(w, 1))  # fmt: skip
+           math.prod(w.shape[2:]), t.width(w, 0) if transposed else out, t.width(w, 1),
+           kernel=w if groups == 1 and not transposed else None)  # fmt: skip
     return {1: out, **kept}
 
 
