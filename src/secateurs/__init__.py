@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from secateurs.budget import Budget
     from secateurs.channels import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.data import Data
-    from secateurs.methods import AOFP, L1, L2, NPN, BNScale, EPruner, Index, Method, Random, methods
+    from secateurs.methods import AOFP, L1, L2, NPN, BNScale, EPruner, Index, Method, OneStep, Random, methods
     from secateurs.surgery import Plan, apply, cut_, mask, trace, verify  # type: ignore[no-redef]
-    from secateurs.training import Recover
+    from secateurs.training import Distil, Mimic, Recover
 
 __all__ = [
     "AOFP",
@@ -43,10 +43,13 @@ __all__ = [
     "Cost",
     "Data",
     "DataError",
+    "Distil",
     "EPruner",
     "Figures",
     "Index",
     "Method",
+    "Mimic",
+    "OneStep",
     "Plan",
     "PlanError",
     "Random",
@@ -77,9 +80,9 @@ _HOMES = {
     "secateurs.budget": "Budget",
     "secateurs.channels": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.data": "Data",
-    "secateurs.methods": "AOFP L1 L2 NPN BNScale EPruner Index Method Random methods",
+    "secateurs.methods": "AOFP L1 L2 NPN BNScale EPruner Index Method OneStep Random methods",
     "secateurs.surgery": "Plan apply cut_ mask trace verify",
-    "secateurs.training": "Recover",
+    "secateurs.training": "Distil Mimic Recover",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from secateurs.errors import ArtifactError, ConfigError
 from secateurs.methods.method import Method, Scope, Task, resolve
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.surgery import Plan, apply, trace, verify
-from secateurs.training import CheckpointStore, Recover
+from secateurs.training import CheckpointStore, Recipe
 from secateurs.version import __version__
 from secateurs.zoo import build as build_from_zoo
 
@@ -86,7 +86,7 @@ def prune(
     method: str | Method = "epruner",
     budget: Budget | None = None,
     data: Any = None,
-    recover: Recover | None = None,
+    recover: Recipe | Sequence[Recipe] | None = None,
     scope: Scope | None = None,
     seed: int = 0,
     *,
@@ -101,7 +101,8 @@ def prune(
     method: a name (see `methods()`) or a configured method, `EPruner(beta=0.7)` say.
     budget: what may stay; always met, never exceeded.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
-    recover: how to train the cut network; None leaves it as cut.
+    recover: how to train the cut network: `Recover`, `Mimic`, `Distil`, or several of them one after another; None leaves
+        it as cut. `Mimic` and `Distil` learn from the given model.
     scope: "internal" leaves channels that lie on a shortcut alone, "all" cuts them too; None is what the method's paper
         does ("internal" mostly).
     allow_inexact: also cut channels that a normalisation takes its statistics over (the proof does not hold for them:
@@ -115,9 +116,12 @@ def prune(
     """
     chosen = resolve(method)
     modes = {name: module.training for name, module in model.named_modules()}
-    if recover is not None and data is None:
+    steps = training.phases(recover)
+    if steps and data is None:
         raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
+    training.check(recover, model)
     source = None if data is None else Data.of(data)
+    original = model
     if isinstance(chosen, TrainingMethod):
         model = copy.deepcopy(model)
     task = _task(
@@ -142,10 +146,12 @@ def prune(
     cut = _figures(cost, small, source, options)
     history = list(task.history)
     after = cut
-    if recover is not None:
+    for name, recipe in steps:
         history += training.recover(
-            small, source, recover, seed=seed, resume=resume, **_phase(folder, "recover", options)
-        )
+            small, source, recipe, teacher=original, example_inputs=example_inputs, nodes=task.nodes, seed=seed,
+            resume=resume, **_phase(folder, name, options),
+        )  # fmt: skip
+    if steps:
         after = _figures(cost, small, source, options)
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])

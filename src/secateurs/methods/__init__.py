@@ -5,9 +5,10 @@ from secateurs.methods.criteria import L1, L2, BNScale, Index, Random
 from secateurs.methods.epruner import EPruner
 from secateurs.methods.method import Criterion, Method, Task, methods, register, resolve
 from secateurs.methods.npn import NPN
+from secateurs.methods.onestep import OneStep
 from secateurs.methods.pruner import Pruner, TrainingMethod
 
 __all__ = [
-    "AOFP", "L1", "L2", "NPN", "BNScale", "Criterion", "EPruner", "Index", "Method", "Pruner", "Random", "Task",
+    "AOFP", "L1", "L2", "NPN", "BNScale", "Criterion", "EPruner", "Index", "Method", "OneStep", "Pruner", "Random", "Task",
     "TrainingMethod", "methods", "register", "resolve",
 ]  # fmt: skip

@@ -35,6 +35,7 @@ class Task:
     engine_options: Mapping[str, Any] = field(default_factory=dict)  # device, checkpoints, progress … of training
     resume: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)  # what the method put on record
+    nodes: list[str] = field(default_factory=list)  # feature maps that the method wants recovery to mimic
 
     @property
     def groups(self) -> list[ChannelGroup]:

@@ -6,19 +6,24 @@ from secateurs.training.engine import Engine
 from secateurs.training.hooks import Hook
 from secateurs.training.metrics import CrossEntropy, Metrics, evaluate
 from secateurs.training.parts import Part
-from secateurs.training.recipe import Recipe, Recover
-from secateurs.training.recover import recover
+from secateurs.training.recipe import MODES, Distil, Mimic, Recipe, Recover
+from secateurs.training.recover import check, phases, recover
 
 __all__ = [
+    "MODES",
     "Batch",
     "CheckpointStore",
     "CrossEntropy",
+    "Distil",
     "Engine",
     "Hook",
     "Metrics",
+    "Mimic",
     "Part",
     "Recipe",
     "Recover",
+    "check",
     "evaluate",
+    "phases",
     "recover",
 ]

@@ -1,21 +1,84 @@
-"""Getting the accuracy back after a cut."""
+"""Getting the accuracy back after a cut: fine-tuning, mimicking, distillation, one after another."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from secateurs.errors import ConfigError
+from secateurs.training.distil import Distilling
 from secateurs.training.engine import Engine
-from secateurs.training.recipe import Recipe
+from secateurs.training.features import check_names
+from secateurs.training.mimic import Mimicking
+from secateurs.training.recipe import Distil, Mimic, Recipe
+from secateurs.training.teacher import Taught
+
+
+def phases(recover: Recipe | Sequence[Recipe] | None) -> list[tuple[str, Recipe]]:
+    """The recipes of recovery in order, each with the name of its folder: `recover`, or where there are several
+    `recover-1-mimic`, `recover-2-finetune`. ConfigError for anything that is no recipe."""
+    recipes = [recover] if isinstance(recover, Recipe) else list(recover or ())
+    for recipe in recipes:
+        if not isinstance(recipe, Recipe):
+            raise ConfigError(
+                f"recover={recipe!r}: give sc.Recover(…), sc.Mimic(…) or sc.Distil(…), or a list of them."
+            )
+    if len(recipes) == 1:
+        return [("recover", recipes[0])]
+    return [(f"recover-{i}-{_mode(recipe)}", recipe) for i, recipe in enumerate(recipes, start=1)]
+
+
+def check(recover: Recipe | Sequence[Recipe] | None, model: nn.Module) -> None:
+    """Raise ConfigError before any work for recipes that the uncut network shows to be wrong already."""
+    for _, recipe in phases(recover):
+        if isinstance(recipe, Mimic):
+            check_names(model, recipe.nodes or ())
 
 
 def recover(
-    model: nn.Module, data: Any, recipe: Recipe, *, seed: int = 0, resume: bool = False, **options: Any
+    model: nn.Module,
+    data: Any,
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | None = None,
+    example_inputs: Any = None,
+    nodes: Sequence[str] = (),
+    seed: int = 0,
+    resume: bool = False,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """Fine-tunes the model in place; returns the history, one dict per epoch. `options` are `Engine`'s.
+    """Trains the cut model in place as the recipe says; returns the history, one dict per epoch.
 
-    Whatever is to pull on the outputs beside the loss is a hook: `before_batch` sees the inputs, `loss` the outputs.
+    teacher: the original network, for `Mimic` and `Distil`; it is left as it is, and a copy of it asked.
+    example_inputs: as for tracing, for `Mimic`, which looks for feature maps that the cut has not changed.
+    nodes: feature maps to mimic where the recipe names none, as far as they have kept their shape.
+    options: `Engine`'s. A hook of your own comes before the teacher's.
     """
-    options.setdefault("title", "recover")
-    return Engine(model, data, recipe, seed=seed, **options).fit(resume=resume)
+    options.setdefault("title", "recover" if _mode(recipe) == "finetune" else _mode(recipe))
+    taught = _taught(model, recipe, teacher, example_inputs, nodes)
+    try:
+        hooks = [*options.pop("hooks", ()), *([taught] if taught else [])]
+        return Engine(model, data, recipe, seed=seed, hooks=hooks, **options).fit(resume=resume)
+    finally:
+        if taught:
+            taught.close()
+
+
+def _mode(recipe: Recipe) -> str:
+    return getattr(recipe, "mode", "finetune")
+
+
+def _taught(
+    model: nn.Module, recipe: Recipe, teacher: nn.Module | None, example_inputs: Any, nodes: Sequence[str]
+) -> Taught | None:
+    if not isinstance(recipe, Mimic | Distil):
+        return None
+    if teacher is None:
+        raise ConfigError(f"{type(recipe).__name__} needs the original network: teacher=….")
+    if isinstance(recipe, Distil):
+        return Distilling(model, teacher, recipe)
+    if example_inputs is None:
+        raise ConfigError("Mimic needs example_inputs=…, to see which feature maps have kept their shape.")
+    return Mimicking(model, teacher, recipe, example_inputs, nodes)

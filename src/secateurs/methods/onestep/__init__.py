@@ -1,0 +1,5 @@
+"""One-step pruning-recovery (Wang et al., 2018): importance vectors, crucial layers."""
+
+from secateurs.methods.onestep.method import OneStep
+
+__all__ = ["OneStep"]

@@ -1,0 +1,225 @@
+"""One-step pruning, the method: importance vectors are learned, crucial layers stay whole, the rest is cut at once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from secateurs.errors import ConfigError, TrainingError
+from secateurs.methods.method import Selection, Task, register
+from secateurs.methods.onestep.layers import Layer, find_layers, scored
+from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.methods.select import Widths, meet
+from secateurs.surgery.gates import Gates
+from secateurs.training import Recipe
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar": {"lam": 1.0, "lr": 1e-5, "epochs": 15},  # sec. 4.1
+    "imagenet": {"lam": 0.1, "lr": 1e-4, "epochs": 10},  # sec. 4.5
+}
+
+
+@register("onestep")
+class OneStep(TrainingMethod):
+    """Importance vectors, one factor |β| for each channel, learned on a frozen network (Wang et al., 2018).
+
+    The loss is the usual one plus λ‖β‖₁; weights and batch-norm statistics stand still. The layers with the largest mean
+    |β| are crucial: they stay whole, and are the nodes that recovery mimics (`Mimic`). Of all other channels together
+    those with the smallest |β| go, in one step.
+
+    β acts on the channel as its consumers read it, behind batch norm and non-linearity; the paper's acts on the layer's
+    output. For |β| ≥ 0 behind batch norm and a ReLU that is the same: ReLU(|β|·x) = |β|·ReLU(x).
+    """
+
+    preset: Literal["cifar", "imagenet"] | None = Field(
+        default=None, description="the paper's λ, lr and epochs for that data, where they are not given"
+    )
+    lam: float = Field(default=0.01, gt=0, le=1000, description="λ of eq. 3")
+    lr: float = Field(default=1e-3, gt=0, le=1, description="Adam's learning rate: about how far a β moves in a step")
+    epochs: float = Field(default=2, gt=0, allow_inf_nan=False, description="epochs of learning β")
+    l1: Literal["sum", "mean"] = Field(
+        default="sum", description="‖β‖₁ over all channels (eq. 3), or their mean, which does not grow with the network"
+    )
+    crucial: int | tuple[str, ...] | None = Field(
+        default=None,
+        description="N of eq. 8, or the convolutions by name, or None: a quarter of all layers, but 2 to 4",
+    )
+    ranking: Literal["global", "layer"] = Field(
+        default="global", description="rank all channels together, or cut every group by the same share"
+    )
+    rate: float | None = Field(
+        default=None, ge=1, le=1e4, allow_inf_nan=False,
+        description="instead of a budget: every layer that is not crucial keeps this fraction 1/rate (8 in sec. 4.1)",
+    )  # fmt: skip
+    fold: bool = Field(
+        default=False, description="multiply |β| into the weights instead of discarding it after the cut"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        preset = values.get("preset")
+        return {**PRESETS[preset], **values} if isinstance(preset, str) and preset in PRESETS else values
+
+    @model_validator(mode="after")
+    def _enough(self) -> OneStep:
+        if isinstance(self.crucial, int) and self.crucial < 2:
+            raise ValueError("at least two layers have to be mimicked (N ≥ 2, sec. 3.3)")
+        return self
+
+    @classmethod
+    def cifar(cls, **settings: Any) -> OneStep:
+        """As the paper learns β on CIFAR-10 (sec. 4.1)."""
+        return cls(preset="cifar", **settings)
+
+    @classmethod
+    def imagenet(cls, **settings: Any) -> OneStep:
+        """As the paper learns β on ImageNet, with batches of 128 (sec. 4.5)."""
+        return cls(preset="imagenet", **settings)
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        if (self.rate is None) == (task.budget is None):
+            raise ConfigError(
+                "onestep takes a budget, or rate=… (how many times fewer filters in each layer): one of them."
+            )
+        find_layers(task.model, task.graph, scored(task.graph), task.example_inputs)
+
+    def recipe(self) -> Recipe:
+        return Recipe(epochs=self.epochs, lr=self.lr, schedule="constant", weight_decay=0, precision=self.precision)
+
+    def attach(self, task: Task) -> OneStepPruner:
+        return OneStepPruner(task, self)
+
+
+class Importance(nn.Module):
+    """All importance vectors end to end, initialised to 1: β = 1 + `offset`.
+
+    Adam at the paper's 1e-5 moves a β by a few hundredths at most, and ranks follow from differences far smaller: next to
+    1 float32 would round them away.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, like: Tensor) -> Tensor:  # DistributedDataParallel wants an input
+        return (1 + self.offset).abs()
+
+
+class OneStepPruner(Pruner):
+    """The run. Only the importance vectors train; the network runs in eval mode and does not change."""
+
+    def __init__(self, task: Task, config: OneStep) -> None:
+        super().__init__(task)
+        self.config, self.model = config, task.model
+        self.groups = scored(task.graph)
+        self.layers = find_layers(self.model, task.graph, self.groups, task.example_inputs)
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        for p in self.trainable:
+            p.requires_grad_(False)
+        self.gates = Gates(self.model, self.groups).attach()
+        some = next(self.model.parameters())
+        self.importance = Importance(self.gates.channels).to(some.device)
+        self._some = torch.zeros(1, device=some.device)
+        self.networks = {"beta": (self.importance, torch.optim.Adam(self.importance.parameters(), lr=config.lr))}
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self._handles = [
+            # Before the gates' own hook, so that they are set when it looks.
+            self.model.register_forward_pre_hook(self._enter, prepend=True),
+            self.model.register_forward_hook(self._leave, always_call=True),
+        ]
+
+    def __deepcopy__(self, memo: Any) -> OneStepPruner:
+        return self  # a copy of the model goes by the same pruner
+
+    def _enter(self, model: nn.Module, args: Any) -> None:
+        # Eval mode within, so that nothing of the network moves: statistics, the power iterations of a spectral norm.
+        self._modes = [(m, m.training) for m in model.modules()]
+        for module, _ in self._modes:
+            module.training = False
+        part = self.wrapped.get("beta")
+        self.gates.flat((self.importance if part is None else part.net)(self._some.to(self.importance.offset)))
+
+    def _leave(self, model: nn.Module, args: Any, out: Any) -> None:
+        for module, mode in self._modes:
+            module.training = mode
+        self._modes = []
+
+    def penalty(self) -> Tensor | float:
+        """λ‖β‖₁ (eq. 3)."""
+        beta = self.importance(self._some)
+        return self.config.lam * (beta.sum() if self.config.l1 == "sum" else beta.mean())
+
+    def beta(self) -> dict[str, np.ndarray]:
+        """|β| of each group's channels."""
+        flat = (1 + self.importance.offset.detach().double()).abs().cpu()
+        if not flat.isfinite().all():
+            raise TrainingError("The importance vectors are not finite: lower lr, and look for bad values in the data.")
+        return {g.name: b.numpy() for g, b in zip(self.groups, flat.split(self.gates.sizes), strict=True)}
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> Selection:
+        beta = self.beta()
+        for handle in self._handles:
+            handle.remove()
+        crucial = self.layers.crucial(beta, self.config.crucial)
+        whole, released = self._affordable(crucial)
+        kept = [layer for layer in crucial if layer not in released]
+        self.task.nodes[:] = [layer.node for layer in sorted(kept, key=self._order)]
+        self.task.note(
+            event="crucial", layers={layer.name: round(layer.score(beta), 8) for layer in crucial},
+            nodes=list(self.task.nodes), released=[layer.name for layer in released],
+            scores={layer.name: round(layer.score(beta), 8) for layer in self.layers.all},
+        )  # fmt: skip
+        free = [g for g in self.task.groups if g.name not in whole]
+        ranks = {g.name: self._ranked(beta.get(g.name, np.ones(g.size))) for g in free}
+        if self.config.rate is not None:
+            rate = self.config.rate
+            selection = {
+                name: np.sort(np.argsort(-r, kind="stable")[: math.ceil(len(r) / rate)]) for name, r in ranks.items()
+            }
+        else:
+            selection = meet(Widths(self.task.graph, free, self.task.budget), ranks) if free else {}
+        if self.config.fold:
+            self.gates.fold_({name: torch.from_numpy(b).float() for name, b in beta.items()})
+        self.gates.detach()
+        for p in self.trainable:
+            p.requires_grad_(True)
+        return selection
+
+    def _order(self, layer: Layer) -> int:
+        return len(self.layers.all) if layer == self.layers.final else self.layers.all.index(layer)
+
+    def _affordable(self, crucial: list[Layer]) -> tuple[set[str], list[Layer]]:
+        """Groups that stay whole, and the crucial layers that cannot, the least precious first: where the budget could not
+        be met even with one channel left in each other group. The classifier's hidden layers stay whole where they can."""
+        task = self.task
+        whole: set[str] = set()
+        released = []
+        for layer in crucial:
+            if self._fits(whole | set(layer.groups)):
+                whole |= set(layer.groups)
+            else:
+                released.append(layer)
+        hidden = set(self.layers.classifier)
+        if self._fits(whole | hidden):
+            whole |= hidden
+        return whole & {g.name for g in task.groups}, released[::-1]
+
+    def _fits(self, whole: set[str]) -> bool:
+        free = [g for g in self.task.groups if g.name not in whole]
+        widths = Widths(self.task.graph, free, self.task.budget)
+        return widths.fits(widths.least)
+
+    def _ranked(self, beta: np.ndarray) -> np.ndarray:
+        if self.config.ranking == "global":
+            return beta
+        return (np.argsort(np.argsort(beta, kind="stable"), kind="stable") + 1) / len(beta)

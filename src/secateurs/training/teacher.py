@@ -1,0 +1,55 @@
+"""The original network beside the one that trains: asked, on the very inputs that the other one got."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from secateurs.training.hooks import Hook
+
+if TYPE_CHECKING:
+    from secateurs.training.batches import Batch
+    from secateurs.training.engine import Engine
+
+
+class Taught(Hook):
+    """Base of hooks with a teacher. It runs in eval mode, without gradients, in the precision of training (bf16 where the
+    hardware is fast at it, unless the recipe says otherwise), on a copy of the network that was given.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        self.student = student
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self._given: tuple[Any, Any] | None = None
+        self._open = False
+        # At the network itself: mixup has been at the inputs by then.
+        self._handles = [student.register_forward_pre_hook(self._see, with_kwargs=True)]
+
+    def start(self, engine: Engine) -> None:
+        self.teacher.to(engine.device)
+        if engine.runtime.channels_last:
+            self.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def before_batch(self, engine: Engine, batch: Batch) -> None:
+        self._open = True
+
+    def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._open:
+            self._given = args, kwargs
+
+    def ask(self) -> Any:
+        """The teacher's outputs for the batch that the student has just seen."""
+        assert self._given is not None
+        (args, kwargs), self._given, self._open = self._given, None, False
+        with torch.no_grad():
+            return self.teacher(*args, **kwargs)
+
+    def close(self) -> None:
+        """Leave the student as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._given = None
