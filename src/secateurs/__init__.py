@@ -24,7 +24,22 @@ if TYPE_CHECKING:
     from secateurs.budget import Budget
     from secateurs.channels import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.data import Data
-    from secateurs.methods import AOFP, L1, L2, NPN, BNScale, EPruner, Index, Method, OneStep, Random, methods
+    from secateurs.methods import (
+        AOFP,
+        L1,
+        L2,
+        NPN,
+        APoZ,
+        BNScale,
+        EPruner,
+        Index,
+        Method,
+        OneStep,
+        Oracle,
+        Random,
+        Taylor,
+        methods,
+    )
     from secateurs.surgery import Plan, apply, cut_, mask, trace, verify  # type: ignore[no-redef]
     from secateurs.training import Distil, Mimic, Recover
 
@@ -33,6 +48,7 @@ __all__ = [
     "L1",
     "L2",
     "NPN",
+    "APoZ",
     "ArtifactError",
     "BNScale",
     "Budget",
@@ -50,6 +66,7 @@ __all__ = [
     "Method",
     "Mimic",
     "OneStep",
+    "Oracle",
     "Plan",
     "PlanError",
     "Random",
@@ -57,6 +74,7 @@ __all__ = [
     "Result",
     "SecateursError",
     "SpecError",
+    "Taylor",
     "TraceError",
     "TrainingError",
     "VerificationError",
@@ -80,7 +98,7 @@ _HOMES = {
     "secateurs.budget": "Budget",
     "secateurs.channels": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.data": "Data",
-    "secateurs.methods": "AOFP L1 L2 NPN BNScale EPruner Index Method OneStep Random methods",
+    "secateurs.methods": "AOFP L1 L2 NPN APoZ BNScale EPruner Index Method OneStep Oracle Random Taylor methods",
     "secateurs.surgery": "Plan apply cut_ mask trace verify",
     "secateurs.training": "Distil Mimic Recover",
 }

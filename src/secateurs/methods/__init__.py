@@ -1,14 +1,16 @@
 """Which channels go: the protocol, the registry, the classic criteria, and one folder for each paper's system."""
 
+from secateurs.methods.activations import APoZ, Taylor
 from secateurs.methods.aofp import AOFP
 from secateurs.methods.criteria import L1, L2, BNScale, Index, Random
 from secateurs.methods.epruner import EPruner
 from secateurs.methods.method import Criterion, Method, Task, methods, register, resolve
 from secateurs.methods.npn import NPN
 from secateurs.methods.onestep import OneStep
+from secateurs.methods.oracle import Oracle
 from secateurs.methods.pruner import Pruner, TrainingMethod
 
 __all__ = [
-    "AOFP", "L1", "L2", "NPN", "BNScale", "Criterion", "EPruner", "Index", "Method", "OneStep", "Pruner", "Random", "Task",
-    "TrainingMethod", "methods", "register", "resolve",
+    "AOFP", "L1", "L2", "NPN", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "Method", "OneStep", "Oracle", "Pruner", "Random",
+    "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
 ]  # fmt: skip

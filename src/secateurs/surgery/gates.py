@@ -191,7 +191,7 @@ class Gates:
         if self._flat is None or self._flat.ndim != 2:
             return None
         x = args[0] if args else kwargs.get("input")
-        at = _input_axis(module, leaf, consumer.axis)
+        at = input_axis(module, leaf, consumer.axis)
         if at is None or not isinstance(x, Tensor):
             raise ConfigError(
                 f"{consumer.param} is read by a {type(module).__name__}, which takes no per-sample gates: gate per "
@@ -211,7 +211,7 @@ class Gates:
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
 
 
-def _input_axis(module: nn.Module, leaf: str, axis: int) -> int | None:
+def input_axis(module: nn.Module, leaf: str, axis: int) -> int | None:
     """The axis of the module's input that this axis of its parameter reads; None if it is not known."""
     if leaf == "weight" and isinstance(module, _ConvNd):
         return 1 if axis == (0 if isinstance(module, _ConvTransposeNd) else 1) else None

@@ -49,18 +49,21 @@ class Reporter:
 
     def update(self, step: int, epoch: int, loss: float, top1: float, rate: float) -> None:
         """After a step. `top1` in percent, over the epoch so far; `rate` in images per second."""
+        self.show(step, f"loss {loss:.3f}  top-1 {top1:.1f}  {rate:,.0f} img/s", f"epoch {epoch + 1}  ")
+
+    def show(self, step: int, text: str, where: str = "") -> None:
+        """Step number `step` is done. `where` is for lines alone: a bar shows it."""
         now = time.perf_counter()
         if self.mode == "silent" or now < self._due:
             return
         self._due = now + (0.1 if self.mode == "bar" else self.interval)
         steps = f"{step}/{self.total}" if self.total else f"{step}"
-        text = f"loss {loss:.3f}  top-1 {top1:.1f}  {rate:,.0f} img/s"
         if self.total and step > self._first:
             text += f"  {clock((self.total - step) * (now - self._began) / (step - self._first))} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         else:
-            self.line(f"{self.title}  epoch {epoch + 1}  step {steps}  {text}")
+            self.line(f"{self.title}  {where}step {steps}  {text}")
 
     def line(self, text: str) -> None:
         """A line that stays."""

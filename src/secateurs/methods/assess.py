@@ -1,0 +1,136 @@
+"""A copy of a network in eval mode and some examples held beside it, for methods that try things out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateurs.errors import ConfigError, DataError
+from secateurs.methods.method import Task
+from secateurs.training import batches as B
+from secateurs.training import metrics as M
+from secateurs.training import precision as P
+from secateurs.training.progress import Reporter
+from secateurs.training.seeds import borrowed
+
+
+class Assessor:
+    """`model` is a private copy of the task's, in eval mode and without gradients; `batches` are its first `examples`
+    training examples (of epoch 0, augmented as training is), on the device, `rows` at a time.
+
+    Every process of several looks at all of them, so that all come to the same answer.
+    """
+
+    def __init__(self, task: Task, examples: int, *, precision: str = "fp32", rows: int | None = None) -> None:
+        first = next(task.model.parameters(), None)
+        device = task.engine_options.get("device")
+        here = torch.device("cpu") if first is None else first.device
+        self.device = here if device is None else torch.device(device)
+        self.precision = P.resolve(precision, self.device)
+        self.channels_last = P.wants_channels_last("auto", self.precision, self.device, task.model)
+        self.model = copy.deepcopy(task.model).to(self.device).eval().requires_grad_(False)
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss: M.Loss = task.engine_options.get("loss") or M.CrossEntropy()
+        self.rows = rows or (256 if self.device.type == "cpu" else 2048)
+        self.batches = self.hold(_head(task.data.train, examples, task.seed))
+        self.examples = sum(len(b.targets) for b in self.batches)
+
+    def hold(self, batches: Iterator[B.Batch]) -> list[B.Batch]:
+        """The batches on the device, cut anew to `rows`."""
+        pieces, waiting, held = [], 0, []
+        for batch in batches:
+            pieces.append(batch)
+            waiting += len(batch.targets)
+            while waiting >= self.rows:
+                whole = _joined(pieces)
+                held.append(_rows(whole, 0, self.rows))
+                pieces, waiting = [_rows(whole, self.rows, waiting)], waiting - self.rows
+        if waiting:
+            held.append(_joined(pieces))
+        return [B.place(batch, self.device, self.channels_last) for batch in held]
+
+    def run(self, batch: B.Batch) -> tuple[Tensor, Tensor]:
+        """The loss summed over the batch's examples, and how many of them are hit: two scalars on the device."""
+        with P.autocast(self.precision, self.device):
+            outputs = M.call(self.model, batch.inputs)
+            return self.loss(outputs, batch.targets).float() * len(batch.targets), M.hits(outputs, batch.targets)[0]
+
+
+def reporter(task: Task, title: str) -> Reporter:
+    """Progress as the engine would show it."""
+    return Reporter(task.engine_options.get("progress", "auto"), title)
+
+
+def needs_examples(task: Task, name: str, what: str) -> None:
+    """Raise ConfigError if the task has no data."""
+    if task.data is None:
+        raise ConfigError(f"{name} {what}: pass data=….")
+
+
+def spread(source: Any, examples: int | None) -> Iterator[B.Batch]:
+    """`examples` rows of validation data, evenly spaced: such data is often sorted by class. None: all of them."""
+    source = _whole(source)
+    if examples is None:
+        yield from _all(source)
+        return
+    total = int(getattr(source, "samples", 0)) or sum(len(batch.targets) for batch in _all(source))
+    at = torch.arange(min(examples, total)) * total // min(examples, total)  # sorted, no two alike
+    seen = 0
+    for batch in _all(source):
+        n = len(batch.targets)
+        mine = at[(at >= seen) & (at < seen + n)] - seen
+        seen += n
+        if len(mine):
+            yield B.Batch(_taken(batch.inputs, mine), _taken(batch.targets, mine))
+
+
+def _taken(inputs: Any, rows: Tensor) -> Any:
+    return B.apply(lambda x: x[rows.to(x.device)], inputs)
+
+
+def _head(source: Any, examples: int, seed: int) -> Iterator[B.Batch]:
+    """The first examples of the training data's first epoch."""
+    left = examples
+    with borrowed():
+        for _, batch, _ in B.walk(_whole(source), seed=seed, epoch=0):
+            n = min(left, len(batch.targets))
+            yield _rows(batch, 0, n)
+            left -= n
+            if not left:
+                return
+
+
+def _whole(source: Any) -> Any:
+    return source.whole() if hasattr(source, "whole") else source
+
+
+def _all(source: Any) -> Iterator[B.Batch]:
+    fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
+    for i, raw in enumerate(fresh):
+        yield B.as_batch(raw, i)
+
+
+def _rows(batch: B.Batch, low: int, high: int) -> B.Batch:
+    return B.Batch(B.apply(lambda x: x[low:high], batch.inputs), batch.targets[low:high])
+
+
+def _joined(batches: list[B.Batch]) -> B.Batch:
+    if len(batches) == 1:
+        return batches[0]
+    return B.Batch(_cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches]))
+
+
+def _cat(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: _cat([p[name] for p in parts]) for name in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(_cat(list(each)) for each in zip(*parts, strict=True))
+    if any(p.shape[1:] != first.shape[1:] for p in parts):
+        raise DataError("Examples of different shapes cannot be measured together: resize them to one size.")
+    return torch.cat(parts)

@@ -1,0 +1,109 @@
+"""The loss of a network without some channels of one group, for many choices of them."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateurs.channels import ChannelGroup
+from secateurs.channels.graph import parameter
+from secateurs.methods.assess import Assessor
+from secateurs.methods.oracle.prefix import Held, Prefix
+from secateurs.surgery.gates import Gates
+from secateurs.training import batches as B
+
+
+class Ablation:
+    """Masks of one group's channels in, losses out; nothing of the network moves. A context: it gates the assessor's model.
+
+    What comes before the group's readers runs once for each batch, not for each mask. `hold`: bytes of that which may be
+    kept for good, as long as nothing but this group's masks changes; all batches are held or none.
+    """
+
+    def __init__(self, assessor: Assessor, group: ChannelGroup, hold: int = 0) -> None:
+        self.assessor, self.group = assessor, group
+        self.gates = Gates(assessor.model, [group])
+        self._held: list[Held] = []
+        self._hold = hold
+
+    def __enter__(self) -> Ablation:
+        self.gates.attach()
+        probe = B.Batch(B.apply(lambda x: x[:4], self.assessor.batches[0].inputs), self.assessor.batches[0].targets[:4])
+        every = torch.ones(self.group.size, device=self.assessor.device)
+        half = every.clone()
+        half[::2] = 0
+        self.prefix = Prefix(
+            self.assessor.model,
+            self._readers(),
+            lambda: self._run(probe, every)[0],
+            lambda: self._run(probe, half)[0],
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.prefix.close()
+        self.gates.detach()
+        self._held = []
+
+    def _readers(self) -> list[Any]:
+        """The modules that own what reads the group's channels; a tied parameter has several owners."""
+        model = self.assessor.model
+        read = {id(parameter(model, s.param)) for s in self.group.slots if s.consumes}
+        return [
+            m for m in model.modules() if any(id(p) in read for p in [*m._parameters.values(), *m._buffers.values()])
+        ]
+
+    # -- measuring ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(self, masks: Tensor, batches: list[B.Batch] | None = None) -> Tensor:
+        """For each mask (rows of (M, size), 1 = there) the sums over all examples of loss and of top-1 hits: (M, 2).
+
+        batches: other ones than the assessor's, which are never held.
+        """
+        masks = masks.to(self.assessor.device)
+        sums = torch.zeros(len(masks), 2, dtype=torch.float64)
+        for i, batch in enumerate(self.assessor.batches if batches is None else batches):
+            first, held = self._prepare(i, batch, masks[0], batches is None)
+            found = [first if first is not None else self._replay(held, batch, masks[0])]
+            found += [self._replay(held, batch, mask) for mask in masks[1:]]
+            sums += torch.stack(found).double().cpu()
+        return sums
+
+    @torch.no_grad()
+    def on(self, index: int, mask: Tensor) -> Tensor:
+        """The same for one mask and one of the assessor's batches: (2,) on the device."""
+        batch, mask = self.assessor.batches[index], mask.to(self.assessor.device)
+        first, held = self._prepare(index, batch, mask, True)
+        return self._replay(held, batch, mask) if first is None else first
+
+    def _prepare(self, i: int, batch: B.Batch, mask: Tensor, ours: bool) -> tuple[Tensor | None, Held]:
+        """What to replay on this batch; and what the mask gives on it, where it had to be run for that."""
+        if ours and self._held:
+            return None, self._held[i]
+        found, held = self.prefix.capture(lambda: self._run(batch, mask))
+        if ours and i == 0 and self._hold:
+            self._fill(held)
+        return found, held
+
+    def _fill(self, first: Held) -> None:
+        """Hold all batches' prefixes if they are small enough."""
+        batches = self.assessor.batches
+        bytes_each = sum(x.untyped_storage().nbytes() for x in first.values())
+        if bytes_each * len(batches) <= self._hold:
+            every = torch.ones(self.group.size, device=self.assessor.device)
+            rest = [self.prefix.capture(lambda b=b: self._run(b, every))[1] for b in batches[1:]]  # type: ignore[misc]
+            self._held = [first, *rest]
+
+    def _replay(self, held: Held, batch: B.Batch, mask: Tensor) -> Tensor:
+        found: Tensor = self.prefix.replay(held, lambda: self._run(batch, mask))
+        return found
+
+    def _run(self, batch: B.Batch, mask: Tensor) -> Tensor:
+        self.gates.flat(mask)
+        return torch.stack(self.assessor.run(batch))
