@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 import secateurs as sc
 from secateurs.methods.criteria import L1
 
@@ -30,6 +32,26 @@ def test_an_unknown_method(run):
     ran = run("demo", "--methods", "l1,eprunr")
     assert ran.status == 1
     assert "Did you mean epruner" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (("--methods", ""), "--methods names none. Known: "),
+        (("--methods", " ,"), "--methods names none. Known: "),
+        (("--macs", 0), "--macs 0.0 is no budget"),
+        (("--macs", 0.0001), "The lowest budget that can be met is --macs 0.0"),
+        (("--epochs", -1), "--epochs -1: the number of epochs"),
+        (("--recover-epochs", "nan"), "--recover-epochs nan: the number of epochs"),
+    ],
+)
+def test_refused_before_any_work(run, tokens, message):
+    ran = run("demo", *tokens)
+    assert ran.status == 1
+    assert message in ran.err
+    assert "training" not in ran.err
+    assert len(ran.err.splitlines()) == 1
+    assert "--scope" not in ran.err
 
 
 def test_a_method_that_fails_does_not_stop_the_others(run, monkeypatch):

@@ -47,7 +47,12 @@ def test_every_help_shows_a_real_example(run, verb):
     ("tokens", "message"),
     [
         (("inspekt",), 'Did you mean "inspect"'),
-        (("inspect",), "model"),
+        (("inspect",), "needs a MODEL"),
+        (("prune", "--out", "x"), "needs a MODEL"),
+        (("inspect", "zoo:resnet20", "--num-classes", "0"), "--num-classes"),
+        (("inspect", "zoo:resnet20", "--num-classes", "-3"), "--num-classes"),
+        (("prune", "zoo:resnet20", "--seed", 2**64, "--out", "x"), "--seed"),
+        (("demo", "--seed", "-1"), "--seed"),
         (("inspect", "zoo:resnet20", "--jsn"), "--json"),
         (("prune", "zoo:resnet20", "--macs", "half", "--out", "x"), "--macs"),
         (("prune", "zoo:resnet20", "--macs", "0.5"), "--out"),

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import secateurs as sc
+from secateurs.cli import options
 from secateurs.training import CheckpointStore
 
 NET = "zoo:small_cnn"
@@ -129,17 +132,31 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
     [
         (("zoo:smal_cnn",), "Did you mean small_cnn"),
         (("--method", "eprunr"), "Did you mean epruner"),
-        (("--macs", "0.001"), "The lowest budget that can be met is macs=0.0"),
-        (("--macs", "-1"), "macs=-1.0 is no budget"),
+        (("--macs", "0.001"), "The lowest budget that can be met is --macs 0.0"),
+        (("--macs", "-1"), "--macs -1.0 is no budget"),
         (("--weights", "nowhere.safetensors"), "there is no such file"),
         (("--num-classes", "7"), "7 outputs and the data 2 classes"),
         (("--data", "folder:/nowhere"), "no folder /nowhere"),
         (("--normalize", "cfar10"), "Did you mean cifar10"),
         (("--normalize", "1,2/x"), "write means/deviations"),
         (("--set", "beta"), "write key=value"),
-        (("--set", "foo=1"), "Its settings are: ranking"),
+        (("--set", "foo=1"), "--set foo=1: there is no such setting. l1's settings are: ranking"),
         (("--recover", "distil:3"), "finetune:EPOCHS"),
-        (("--lr", "-1"), "lr=-1.0"),
+        (("--set", "ranking=best"), "--ranking best: must be 'global' or 'layer'"),
+        (("--lr", "-1"), "--lr -1.0: must be greater than 0"),
+        (("--recover-epochs", "-1"), "--recover-epochs -1: the number of epochs must be 0 or more"),
+        (("--recover", "finetune:nan"), "--recover finetune:nan: the number of epochs must be 0 or more"),
+        (("--pretrain-epochs", "-1"), "--pretrain-epochs -1: the number of epochs"),
+        (("--pretrain-epochs", "inf"), "--pretrain-epochs inf: the number of epochs"),
+        (("--pretrain-lr", "-1"), "--pretrain-lr -1.0: must be greater than 0"),
+        (("--track", "tensorbord"), "There is no tracker 'tensorbord'"),
+        (("--image-size", "900000"), "--image-size 900000: the images would take"),
+        (
+            ("--method", "npn", "--set", "pruner=zoo:nope"),
+            "--set pruner=zoo:nope cannot be used here: zoo has no model",
+        ),
+        (("--method", "epruner", "--set", "beta=0.5"), "--set beta=0.5 says how hard epruner prunes"),
+        (("--method", "epruner", "--set", "beta=-1"), "--set beta=-1: must be greater than 0. epruner's settings are"),
         (("--image-size", "4"), "--image-size"),
         (("--device", "warp"), "--device warp cannot be used"),
         (("--resume", "--force"), "give one of them"),
@@ -148,13 +165,64 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
 def test_refused_before_any_work(run, images, tmp_path, tokens, message):
     defaults = {"--data": f"folder:{images}", "--method": "l1", "--macs": 0.5, "--out": tmp_path / "r"}
     rest = [x for k, v in defaults.items() if k not in tokens for x in (k, v)]
-    model = () if tokens[0].startswith("zoo:") else (NET if "--image-size" not in tokens else "zoo:alexnet_bn",)
+    model = () if tokens[0].startswith("zoo:") else (NET if tokens[1] != "4" else "zoo:alexnet_bn",)
     ran = run("prune", *model, *tokens, *rest)
     assert ran.status == 1
     assert message in ran.err
     assert ran.err.startswith("secateurs: ")
     assert len(ran.err.strip().splitlines()) == 1
     assert not (tmp_path / "r").exists()
+
+
+class Untrainable(nn.Module):
+    """Runs, but not in train mode."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise RuntimeError("output size is too small")
+        return self.fc(self.net(x))
+
+
+def test_a_network_that_cannot_train_is_found_first(run, images, tmp_path):
+    args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--out", tmp_path / "r")
+    spec = f"python:{__name__}:Untrainable"
+    ran = run("prune", spec, *args)
+    assert ran.status == 1
+    assert "does not train on images of 3x32x32: output size is too small. --image-size resizes them." in ran.err
+    assert not (tmp_path / "r").exists()
+    save_file(Untrainable().state_dict(), tmp_path / "w.safetensors")
+    assert run("prune", spec, *args, "--weights", tmp_path / "w.safetensors", "--recover", "none").status == 0
+
+
+def test_the_try_leaves_the_network_and_the_random_draws_as_they_were():
+    model = sc.build(NET).train()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    options.trains(model, torch.randn(1, 3, 32, 32, generator=torch.Generator()), NET)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("option", [("--pretrain-epochs", 1), ("--pretrain-lr", 0.1)])
+def test_training_first_is_not_for_a_network_with_weights(run, images, tmp_path, option):
+    save_file(sc.build(NET, num_classes=2).state_dict(), tmp_path / "w.safetensors")
+    args = ("--weights", tmp_path / "w.safetensors", "--data", f"folder:{images}", "--macs", 0.5)
+    ran = run("prune", NET, *args, *option, "--out", tmp_path / "r")
+    assert ran.status == 1
+    assert f"{option[0]} is of training a network that has no --weights" in ran.err
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_untrained_network_is_said_to_be_one(run, images, tmp_path):
+    args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--recover", "none")
+    ran = run("prune", NET, *args, "--pretrain-epochs", 0, "--out", tmp_path / "r")
+    assert ran.status == 0
+    assert "pruned untrained, with random weights" in ran.err
 
 
 def test_an_unwritable_place_is_found_first(run, job, tmp_path):

@@ -15,12 +15,14 @@ from secateurs.cli.demo import demo
 from secateurs.cli.evaluate import evaluate
 from secateurs.cli.inspect import inspect
 from secateurs.cli.prune import prune
+from secateurs.cli.words import spoken
 from secateurs.errors import SecateursError
 from secateurs.version import __version__
 
 __all__ = ["app", "main"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+NO_MODEL = "parameter --model requires an argument."  # it is a positional one, too
 
 app = App(
     name="secateurs",
@@ -54,13 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except CycloptsError as error:
-        return _fail(f"{str(error).rstrip()} See secateurs COMMAND --help.", USAGE)
+        text = str(error).rstrip().replace(NO_MODEL, "needs a MODEL, zoo:resnet56 say.")
+        return _fail(f"{text} See secateurs COMMAND --help.", USAGE)
     except Exception as error:
         if debug:
             traceback.print_exc()
             return FAILED
         expected = isinstance(error, SecateursError)
-        text = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
+        text = spoken(str(error)) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
         return _fail(text, FAILED)
 
 

@@ -6,13 +6,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from secateurs.cli import options
-from secateurs.cli.options import DataOptions, say
-from secateurs.errors import SecateursError
+from secateurs.cli.options import DataOptions, Seed, say
+from secateurs.cli.recipes import sound
+from secateurs.cli.words import spoken
+from secateurs.errors import BudgetError, ConfigError, SecateursError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from secateurs import Data, Method
+    from secateurs import Budget, Data, Method
 
 SPEC = "zoo:small_cnn"
 
@@ -23,7 +25,7 @@ def demo(
     macs: float = 0.5,
     epochs: float = 12,
     recover_epochs: float = 4,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Train a small CNN on handwritten digits and prune it with every method, side by side.
 
@@ -61,19 +63,30 @@ def demo(
     began = time.perf_counter()
     import torch
 
+    import secateurs as sc
     from secateurs import report
 
     torch.set_num_threads(1)  # so small a network gains nothing by more, and loses much where cores are shared
     chosen = _methods(methods)
     cpu = torch.device("cpu")  # a GPU gains nothing on a network of this size
+    budget = sc.Budget(macs=macs)
+    sound(epochs, "--epochs"), sound(recover_epochs, "--recover-epochs")
     data = DataOptions(data="digits", normalize="none", batch_size=64).load(seed, cpu)
-    network = _trained(data, epochs, seed)
+    torch.manual_seed(seed)
+    network = sc.build(SPEC, num_classes=10)
+    for method in chosen:
+        try:
+            options.feasible(method, network, options.example(data), budget, method.default_scope, data, seed)
+        except BudgetError as error:  # without advice on a scope, which is not to be had here
+            raise BudgetError(f"{method.name}: {str(error).partition('; scope=')[0]}") from error
+    options.rewind(data)
+    _train(network, data, epochs, seed)
     rows = report.table("method", "MACs", "params", "before", "cut", "recovered", "error", "time")
     failures: list[tuple[str, Exception]] = []
     for i, method in enumerate(chosen, start=1):
         say(f"[{i}/{len(chosen)}] {method.name}")
         try:
-            rows.add_row(*_row(method, network, data, macs, recover_epochs, seed))
+            rows.add_row(*_row(method, network, data, budget, recover_epochs, seed))
         except Exception as failure:  # the others still get their rows
             failures.append((method.name, failure))
             rows.add_row(method.name, *["-"] * 6, "failed")
@@ -82,8 +95,8 @@ def demo(
     console.print(rows)
     console.print("before, cut, recovered: top-1 %; error: sliced against masked network")
     console.print(f"{report.duration(time.perf_counter() - began)} in all")
-    for name, error in failures:
-        say(f"secateurs: {name}: {error}")
+    for name, cause in failures:
+        say(f"secateurs: {name}: {spoken(str(cause))}")
     if failures:
         raise SecateursError(f"{len(failures)} of {len(chosen)} methods failed.") from failures[0][1]
 
@@ -92,23 +105,20 @@ def _methods(names: str | None) -> list[Method]:
     import secateurs as sc
     from secateurs.methods import resolve
 
-    return [resolve(name.strip()) for name in (names.split(",") if names else sc.methods())]
+    if names is not None and not names.strip(" ,"):
+        raise ConfigError(f"--methods names none. Known: {', '.join(sc.methods())}.")
+    return [resolve(name.strip()) for name in (names.strip(" ,").split(",") if names else sc.methods())]
 
 
-def _trained(data: Data, epochs: float, seed: int) -> nn.Module:
-    import torch
-
-    import secateurs as sc
+def _train(network: nn.Module, data: Data, epochs: float, seed: int) -> None:
+    from secateurs.report import count
     from secateurs.training import Engine, Recipe
 
-    torch.manual_seed(seed)
-    network = sc.build(SPEC, num_classes=10)
-    say(f"training {SPEC} on the digits, {epochs:g} epochs")
+    say(f"training {SPEC} on the digits, {count(epochs, 'epoch')}")
     Engine(network, data, Recipe(epochs=epochs, lr=0.1), seed=seed, device="cpu", title="train").fit()
-    return network
 
 
-def _row(method: Method, network: nn.Module, data: Data, macs: float, epochs: float, seed: int) -> list[str]:
+def _row(method: Method, network: nn.Module, data: Data, budget: Budget, epochs: float, seed: int) -> list[str]:
     import secateurs as sc
     from secateurs import report
 
@@ -117,7 +127,7 @@ def _row(method: Method, network: nn.Module, data: Data, macs: float, epochs: fl
     recipe: dict[str, Any] = {"epochs": epochs, "lr": 0.05}
     quiet: dict[str, Any] = {"device": "cpu", "progress": "silent"}
     recover = sc.Recover(**recipe) if epochs else None
-    result = sc.prune(network, options.example(data), method, sc.Budget(macs=macs), data, recover, seed=seed, **quiet)
+    result = sc.prune(network, options.example(data), method, budget, data, recover, seed=seed, **quiet)
     before, after = result.before, result.after
     return [
         method.name,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from secateurs.cli.options import Count
 from secateurs.errors import ConfigError, TraceError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def inspect(
     model: str,
     *,
     input: str | None = None,
-    num_classes: int | None = None,
+    num_classes: Count | None = None,
     allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:

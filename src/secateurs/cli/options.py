@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
+from cyclopts.validators import Number
 from rich.console import Console
 
-from secateurs.errors import ConfigError, DataError
+from secateurs.errors import ConfigError, DataError, SecateursError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from secateurs.budget import Budget
     from secateurs.data import Data
+    from secateurs.methods import Method
 
 
 def _folder(_type: type, tokens: Sequence[Token]) -> Path:
@@ -27,6 +32,8 @@ def _folder(_type: type, tokens: Sequence[Token]) -> Path:
 
 
 Folder = Annotated[Path, Parameter(converter=_folder)]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
 
 
 @Parameter(name="*")
@@ -37,9 +44,9 @@ class DataOptions:
     `wds:SHARDS,SHARDS`"""
     normalize: str | None = None
     """`imagenet` (the default), `cifar10`, `none`, or means/deviations: 0.5,0.5,0.5/0.2,0.2,0.2"""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """images per step, 128 by default"""
-    image_size: int | None = None
+    image_size: Count | None = None
     """resize images to this side; without it all must be of one size"""
 
     def over(self, defaults: Mapping[str, Any]) -> DataOptions:
@@ -54,6 +61,7 @@ class DataOptions:
         from secateurs import data
 
         o = self.complete()
+        self._check_memory()
         found = data.load(
             o.data or "digits",
             normalize=_normalization(o.normalize or "imagenet"),
@@ -67,13 +75,28 @@ class DataOptions:
         # Every process validates on all images: figures are wanted before and after training, too.
         return replace(found, val=None if found.val is None else found.val.whole())
 
+    def _check_memory(self) -> None:
+        """Raise ConfigError for images of which not even a batch fits into the machine."""
+        o = self.complete()
+        if o.image_size is None or o.batch_size is None or not hasattr(os, "sysconf"):
+            return
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        pixels = 3 * o.image_size**2
+        need = max(4 * o.batch_size * pixels, 2 * 1797 * pixels if o.data == "digits" else 0)  # digits are held whole
+        if need > memory:
+            raise ConfigError(
+                f"--image-size {o.image_size}: the images would take {need / 2**30:,.0f} GiB at once, and this machine has "
+                f"{memory / 2**30:,.0f}. Give a smaller --image-size"
+                + ("." if o.data == "digits" else " or --batch-size.")
+            )
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ModelOptions:
     weights: Path | None = None
     """trained weights: a .safetensors, or a state dict that loads without pickle"""
-    num_classes: int | None = None
+    num_classes: Count | None = None
     """outputs of the network; by default as many as the data has classes"""
 
     def check(self, spec: str) -> None:
@@ -111,8 +134,11 @@ def rewind(data: Data) -> None:
         data.train.set_epoch(0)
 
 
-def suits(model: nn.Module, data: Data, name: str) -> None:
-    """Raise DataError if the network does not take the data's images, or tells another number of classes apart."""
+def suits(model: nn.Module, data: Data, name: str, advice: str = "") -> None:
+    """Raise DataError if the network does not take the data's images, or tells another number of classes apart.
+
+    advice: what to do in the second case; by default --num-classes.
+    """
     import torch
 
     from secateurs.training.metrics import heads
@@ -121,16 +147,68 @@ def suits(model: nn.Module, data: Data, name: str) -> None:
     try:
         with torch.no_grad():
             logits, _ = heads(model.eval()(inputs))
-    except (RuntimeError, ValueError) as error:
-        shape = "x".join(map(str, inputs.shape[1:]))
-        raise DataError(f"{name} does not run on images of {shape} (--image-size resizes them): {error}") from error
+    except SecateursError:
+        raise
+    except Exception as error:  # of the network's own code
+        raise DataError(_unfit(name, "run", inputs, error)) from error
     finally:
         model.train(training)
     if classes and logits.ndim == 2 and logits.shape[1] != classes:
-        raise DataError(
-            f"{name} has {logits.shape[1]} outputs and the data {classes} classes: "
-            f"pass --num-classes {classes}, or the data that the network is for."
-        )
+        advice = advice or f"pass --num-classes {classes}, or the data that the network is for."
+        raise DataError(f"{name} has {logits.shape[1]} outputs and the data {classes} classes: {advice}")
+
+
+def trains(model: nn.Module, inputs: torch.Tensor, name: str) -> None:
+    """Raise DataError if the network, which runs on such images, cannot be trained on them. It is left as it is.
+
+    inputs: (1, …), of which a batch of two is made.
+    """
+    import torch
+
+    from secateurs.training import CrossEntropy
+    from secateurs.training.batches import Batch
+    from secateurs.training.metrics import forward
+    from secateurs.training.seeds import borrowed
+
+    probe = copy.deepcopy(model).train()
+    batch = Batch(torch.cat([inputs, inputs]), torch.zeros(2, dtype=torch.long, device=inputs.device))
+    try:
+        with borrowed():
+            forward(probe, batch, CrossEntropy())[1].backward()
+    except SecateursError:
+        raise
+    except Exception as error:  # of the network's own code
+        raise DataError(_unfit(name, "train", inputs, error)) from error
+
+
+def _unfit(name: str, what: str, inputs: torch.Tensor, error: Exception) -> str:
+    """Why a network does not take an image."""
+    shape = "x".join(map(str, inputs.shape[1:]))
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return f"{name} does not {what} on images of {shape}: {reason}. --image-size resizes them."
+
+
+def feasible(
+    method: Method,
+    network: nn.Module,
+    inputs: torch.Tensor,
+    budget: Budget | None,
+    scope: Literal["internal", "all"],
+    data: Data,
+    seed: int,
+    allow_inexact: bool = False,
+) -> None:
+    """Raise now if the method lacks something, or if the budget cannot be met."""
+    from secateurs.methods import Task
+    from secateurs.surgery import trace
+
+    task = Task(network, trace(network, inputs, allow_inexact=allow_inexact), budget, scope, data, seed, inputs)
+    try:
+        method.check(task)
+    except ConfigError as error:  # the method's own settings, as they are written here
+        names = "|".join(type(method).model_fields)
+        raise ConfigError(re.sub(rf"(?<![-\w.])({names})=", r"--set \1=", str(error))) from error
+    task.widths.check()
 
 
 def pick(device: str | None) -> torch.device:

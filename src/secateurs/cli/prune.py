@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
-from secateurs.cli.options import DataOptions, Folder, ModelOptions, say
+from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
+from secateurs.cli.recipes import PretrainOptions, RecoverOptions
 from secateurs.cli.runs import RunFolder
 from secateurs.errors import ConfigError
 
@@ -27,56 +28,13 @@ Many = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Share = float  # a fraction up to 1, or an absolute figure
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class RecoverOptions:
-    recover: str | None = None
-    """finetune:EPOCHS, or none"""
-    recover_epochs: float | None = None
-    """the same in short; 3 by default, 0 for none"""
-    lr: float = 0.02
-    """peak learning rate of recovery"""
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    """how the learning rate goes from step to step"""
-    weight_decay: float = 5e-4
-    """of weights; norms and biases have none"""
-    label_smoothing: float = 0.0
-    """share of each label that is spread over all classes"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto is bf16 where the hardware is fast at it"""
-
-    def recipe(self) -> Recover | None:
-        from secateurs import Recover
-
-        epochs = self._epochs()
-        if epochs == 0:
-            return None
-        names = ("lr", "schedule", "weight_decay", "label_smoothing", "precision")
-        return Recover(epochs=epochs, **{name: getattr(self, name) for name in names})
-
-    def _epochs(self) -> float:
-        if self.recover is None:
-            return 3 if self.recover_epochs is None else self.recover_epochs
-        kind, _, epochs = self.recover.partition(":")
-        if self.recover_epochs is not None:
-            raise ConfigError("--recover and --recover-epochs say the same thing: give one of them.")
-        if kind == "none" and not epochs:
-            return 0
-        try:
-            if kind == "finetune":
-                return float(epochs or 3)
-        except ValueError:
-            pass
-        raise ConfigError(f"--recover {self.recover}: write finetune:EPOCHS, finetune:3 say, or none.")
-
-
 def prune(
     model: str,
     *,
     method: str = "epruner",
     macs: Share | None = None,
     params: Share | None = None,
-    align: int = 1,
+    align: Count = 1,
     scope: Literal["internal", "all"] | None = None,
     ranking: Literal["global", "layer"] | None = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
@@ -84,12 +42,11 @@ def prune(
     model_options: ModelOptions | None = None,
     data_options: DataOptions | None = None,
     recover_options: RecoverOptions | None = None,
-    pretrain_epochs: float | None = None,
-    pretrain_lr: float = 0.05,
+    pretrain_options: PretrainOptions | None = None,
     out: Folder,
     resume: Flag = False,
     force: Flag = False,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | None = None,
     track: Many = (),
 ) -> None:
@@ -137,10 +94,6 @@ def prune(
         a setting of the method, key=value; may be given several times
     allow_inexact
         also cut channels that a layer or group norm takes its statistics over; the cut is then not verified
-    pretrain_epochs
-        how long to train where there are no --weights; by default 10 to 30, fewer the more data there is
-    pretrain_lr
-        peak learning rate of that training
     out
         folder for the artifact, the checkpoints and the log
     resume
@@ -167,12 +120,13 @@ def prune(
         recipe=recipe,
         scope=scope or chosen.default_scope,
         allow_inexact=allow_inexact,
-        pretrain=(pretrain_epochs, pretrain_lr),
+        pretrain=pretrain_options or PretrainOptions(),
         folder=RunFolder(out),
         seed=seed,
         device=device,
         track=track,
     )
+    run.pretrain.check(run.model.weights)
     run.model.check(model)
     run.folder.spare(run.model.weights)
     record = run.record()
@@ -201,7 +155,7 @@ class _Run:
     recipe: Recover | None
     scope: Literal["internal", "all"]
     allow_inexact: bool
-    pretrain: tuple[float | None, float]  # epochs, learning rate
+    pretrain: PretrainOptions
     folder: RunFolder
     seed: int
     device: str | None
@@ -222,7 +176,7 @@ class _Run:
             "scope": self.scope,
             "allow_inexact": self.allow_inexact,
             "recover": None if self.recipe is None else self.recipe.model_dump(mode="json"),
-            "pretrain": None if weights is not None else list(self.pretrain),
+            "pretrain": None if weights is not None else asdict(self.pretrain),
             "seed": self.seed,
         }
 
@@ -272,22 +226,21 @@ class _Run:
 
     def _preflight(self, network: nn.Module, inputs: torch.Tensor, data: Data) -> None:
         """Whatever would make the run fail in the end, made to fail now."""
-        from secateurs.methods import Task
-        from secateurs.surgery import trace
+        from secateurs.methods import TrainingMethod
+        from secateurs.training.runtime import check_trackers
 
-        graph = trace(network, inputs, allow_inexact=self.allow_inexact)
-        task = Task(network, graph, self.budget, self.scope, data, self.seed, inputs)
-        try:
-            self.method.check(task)
-        except ConfigError as error:
-            raise ConfigError(f"{error} Here: --macs 0.5." if self.budget is None else str(error)) from error
-        task.widths.check()
+        check_trackers(self.track, self.folder.folder)
+        options.feasible(self.method, network, inputs, self.budget, self.scope, data, self.seed, self.allow_inexact)
+        first = self.model.weights is None and self.pretrain.recipe(data).epochs
+        if first or self.recipe is not None or isinstance(self.method, TrainingMethod):
+            options.trains(network, inputs, self.spec)
 
     def _trained(self, network: nn.Module, data: Data, where: torch.device, resume: bool) -> nn.Module:
         """The network itself if it came with weights; else trained, and kept as pretrained.safetensors."""
         from safetensors.torch import save_file
 
-        from secateurs.training import CheckpointStore, Engine, Recipe
+        from secateurs.report import count
+        from secateurs.training import CheckpointStore, Engine
         from secateurs.zoo import load_state
 
         if self.model.weights is not None:
@@ -295,15 +248,14 @@ class _Run:
         if self.folder.pretrained.exists():
             network.load_state_dict(load_state(self.folder.pretrained))
             return network
-        own, (epochs, lr) = self.folder.folder / "pretrain", self.pretrain
-        if epochs is None:
-            epochs = usual_epochs(data)
-        if epochs > 0:
-            say(f"no --weights: training {self.spec} on {self.data.data} first, {epochs:g} epochs (--pretrain-epochs)")
+        own, recipe = self.folder.folder / "pretrain", self.pretrain.recipe(data)
+        if recipe.epochs:
+            epochs = count(recipe.epochs, "epoch")
+            say(f"no --weights: training {self.spec} on {self.data.data} first, {epochs} (--pretrain-epochs)")
             Engine(
                 network,
                 data,
-                Recipe(epochs=epochs, lr=lr),
+                recipe,
                 seed=self.seed,
                 device=where,
                 folder=own,
@@ -311,6 +263,8 @@ class _Run:
                 save_seconds=60,
                 title="pretrain",
             ).fit(resume=resume)
+        else:
+            say(f"no --weights and --pretrain-epochs 0: {self.spec} is pruned untrained, with random weights")
         if not options.first():
             return network
         temporary = self.folder.pretrained.with_name(f".{self.folder.pretrained.name}.tmp")
@@ -332,13 +286,12 @@ def configured(method: str, settings: Sequence[str], ranking: str | None = None)
             values[key] = json.loads(text)
         except ValueError:
             values[key] = text
-    return resolve(method, **values)
-
-
-def usual_epochs(data: Data) -> int:
-    """Some 1.5 million images, but 10 to 30 passes: 30 over CIFAR, 10 over ImageNet."""
-    images = getattr(data.train, "samples", 50_000)
-    return max(10, min(30, round(1_500_000 / images)))
+    found = resolve(method)
+    try:
+        return resolve(found, **values)
+    except ConfigError as error:
+        text = str(error).removeprefix(f"{type(found).__name__}: ").replace("Its settings", f"{method}'s settings")
+        raise ConfigError(text if text.startswith("ranking=") else f"--set {text}") from None
 
 
 def _budget(macs: Share | None, params: Share | None, align: int) -> Budget | None:

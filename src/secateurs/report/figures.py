@@ -34,3 +34,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def count(n: float, one: str) -> str:
+    """'1 epoch', '3 epochs', '0.5 epochs', '1,203 images'."""
+    return f"{n:,} {one}{'' if n == 1 else 's'}" if isinstance(n, int) else f"{n:g} {one}{'' if n == 1 else 's'}"

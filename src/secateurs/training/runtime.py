@@ -33,7 +33,7 @@ class Runtime:
         from accelerate import Accelerator  # takes a while to import, and starts process groups
         from accelerate.utils import GradientAccumulationPlugin
 
-        _check(track, folder)
+        check_trackers(track, folder)
         if track and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -84,7 +84,7 @@ class Runtime:
         return torch.compile(net) if self.compile else net  # type: ignore[return-value]
 
 
-def _check(track: Sequence[Any], folder: Path | None) -> None:
+def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
     """Raises ConfigError for a tracker that accelerate would refuse, or pass over in silence."""
     if not track:
         return

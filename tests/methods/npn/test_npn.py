@@ -395,8 +395,30 @@ def test_another_network_as_pruner() -> None:
     )
     assert result.after.macs <= 0.6 * result.before.macs
     assert result.error <= 1e-5
-    with pytest.raises(sc.SecateursError, match="no_such"):
-        sc.prune(model, images(1), sc.NPN(epochs=2, lam=0.1, pruner="zoo:no_such"), data=batches(), progress="silent")
+
+
+@pytest.mark.parametrize(("spec", "why"), [("zoo:no_such", "no model 'no_such'"), ("no_such", "no model spec")])
+def test_another_network_as_pruner_is_built_before_any_work(
+    spec: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sc.NPN, "select", lambda *_: pytest.fail("it started"))
+    with pytest.raises(sc.ConfigError, match=f"pruner={spec} cannot be used here: .*{why}"):
+        sc.prune(network(), images(1), sc.NPN(lam=0.1, pruner=spec), data=batches(), progress="silent")
+
+
+def test_the_weights_of_another_network_as_pruner_follow_the_seed() -> None:
+    def weights(seed: int) -> list[torch.Tensor]:
+        graph = sc.trace(network(), images(1))
+        task = Task(network(), graph, None, seed=seed, example_inputs=images(1))
+        state = torch.get_rng_state()
+        base, _ = sc.NPN(lam=0.1, pruner="zoo:small_cnn").base(task)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.rand(7)
+        return list(base.parameters())
+
+    one = weights(3)
+    assert all(torch.equal(a, b) for a, b in zip(one, weights(3), strict=True))
+    assert not torch.equal(one[0], weights(4)[0])
 
 
 # -- a loop of one's own -----------------------------------------------------------------------------------------------
@@ -469,7 +491,7 @@ def test_what_npn_needs() -> None:
     model = network()
     with pytest.raises(sc.ConfigError, match="npn prunes while training: pass data="):
         sc.prune(model, images(1), "npn", sc.Budget(macs=0.5))
-    with pytest.raises(sc.ConfigError, match=r"npn needs lam=.* or a budget"):
+    with pytest.raises(sc.ConfigError, match=r"npn needs a budget, .* or lam="):
         sc.prune(model, images(1), "npn", data=batches())
     with pytest.raises(sc.ConfigError, match="l1 does not prune while training: call prune"):
         sc.attach(model, images(1), "l1", sc.Budget(macs=0.5), steps=1, epoch_steps=1, data=batches())

@@ -45,8 +45,12 @@ class EPruner(Method):
     bias: bool = Field(default=True, description="append a filter's bias to its weights")
 
     def check(self, task: Task) -> None:
-        if (self.beta is None) == (task.budget is None):
-            raise ConfigError("epruner needs either beta=… (how hard to prune) or a budget to find it from, not both.")
+        if self.beta is None and task.budget is None:
+            raise ConfigError("epruner needs a budget, budget=sc.Budget(macs=0.5) say, or beta=… (how hard to prune).")
+        if self.beta is not None and task.budget is not None:
+            raise ConfigError(
+                f"beta={self.beta:g} says how hard epruner prunes, and so does the budget: give one of them."
+            )
 
     def select(self, task: Task) -> Selection:
         widths = task.widths

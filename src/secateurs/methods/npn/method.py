@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs import zoo
-from secateurs.channels import trace
-from secateurs.errors import ConfigError
+from secateurs.channels import ChannelGraph, trace
+from secateurs.errors import ConfigError, SecateursError
 from secateurs.methods.method import Scope, Selection, Task, register
 from secateurs.methods.npn.control import Controller
-from secateurs.methods.npn.network import PrunerNetwork
+from secateurs.methods.npn.network import PrunerNetwork, classifier
 from secateurs.methods.pruner import Pruner, TrainingMethod, keep
 from secateurs.methods.select import meet
 from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe
 from secateurs.training.batches import place, share, walk
 from secateurs.training.metrics import call
-from secateurs.training.seeds import borrowed
+from secateurs.training.seeds import borrowed, seed_all
 from secateurs.training.syncnorm import all_sum
 
 
@@ -71,7 +71,24 @@ class NPN(TrainingMethod):
     def check(self, task: Task) -> None:
         super().check(task)
         if self.lam is None and task.budget is None:
-            raise ConfigError("npn needs lam=… (how hard to prune) or a budget to steer it by.")
+            raise ConfigError("npn needs a budget, budget=sc.Budget(macs=0.5) say, or lam=… (how hard to prune).")
+        if self.pruner is not None:
+            self.base(task)
+
+    def base(self, task: Task) -> tuple[nn.Module, ChannelGraph]:
+        """The network that becomes the pruner, and its graph: a copy of the main one, or that of `pruner`."""
+        if self.pruner is None:
+            return task.model, task.graph
+        try:
+            with borrowed():  # its initial weights are drawn
+                seed_all(task.seed, "pruner")
+                model = zoo.build(self.pruner)
+            model.to(next(task.model.parameters()).device)
+            graph: ChannelGraph = trace(model, task.example_inputs)
+            classifier(model, graph, task.example_inputs)
+        except SecateursError as error:
+            raise ConfigError(f"pruner={self.pruner} cannot be used here: {error}") from error
+        return model, graph
 
     def recipe(self) -> Recipe:
         return Recipe(epochs=self.epochs, lr=self.lr, schedule="cosine", weight_decay=5e-4, precision=self.precision)
@@ -88,10 +105,7 @@ class NPNPruner(Pruner):
         self.config, self.model = config, task.model
         self.groups = task.groups
         self.sizes = [g.size for g in self.groups]
-        base, graph = self.model, task.graph
-        if config.pruner is not None:
-            base = zoo.build(config.pruner).to(next(self.model.parameters()).device)
-            graph = trace(base, task.example_inputs)
+        base, graph = config.base(task)
         self.network = PrunerNetwork(base, graph, task.example_inputs, sum(self.sizes), config.open, task.generator())
         heads = list(self.network.heads[0].parameters())
         trunk = [p for p in self.network.parameters() if all(p is not h for h in heads)]
