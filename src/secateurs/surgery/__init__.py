@@ -2,6 +2,7 @@
 
 from secateurs.surgery.cut import apply, cut_, mask
 from secateurs.surgery.plan import Plan, PrunableGraph, trace
+from secateurs.surgery.reset import reinitialise
 from secateurs.surgery.verify import verify
 
-__all__ = ["Plan", "PrunableGraph", "apply", "cut_", "mask", "trace", "verify"]
+__all__ = ["Plan", "PrunableGraph", "apply", "cut_", "mask", "reinitialise", "trace", "verify"]

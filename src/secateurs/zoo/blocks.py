@@ -14,6 +14,13 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: 
     ]
 
 
+class Network(nn.Module):
+    """A network that knows how it starts: `reset_parameters`, after those of its layers, as PyTorch's layers do."""
+
+    def reset_parameters(self) -> None:
+        initialise(self)
+
+
 def initialise(model: nn.Module) -> None:
     """He initialisation of the convolutions (fan out), and small normal weights for the linear layers."""
     for module in model.modules():

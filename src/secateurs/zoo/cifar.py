@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateurs.zoo.blocks import conv_bn_relu, initialise
+from secateurs.zoo.blocks import Network, conv_bn_relu
 
 
-class VGG16(nn.Module):
+class VGG16(Network):
     """Thirteen 3×3 convolutions with batch norm, four max pools, an average pool, one linear layer.
 
     Input (N, in_channels, 32, 32). 313.2M MACs, 14.72M parameters.
@@ -25,7 +25,7 @@ class VGG16(nn.Module):
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers, nn.AvgPool2d(2))
         self.classifier = nn.Linear(512, num_classes)
-        initialise(self)
+        self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)  # (N, 512, 1, 1)
@@ -53,7 +53,7 @@ class Inception(nn.Module):
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], dim=1)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Network):
     """GoogLeNet as the CIFAR-10 pruning papers use it: a 3×3 stem at full size and nine inceptions.
 
     Input (N, in_channels, 32, 32). 1.52G MACs, 6.17M parameters. Convolutions have biases, as the published counts do.
@@ -79,7 +79,7 @@ class GoogLeNet(nn.Module):
         )
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.fc = nn.Linear(1024, num_classes)
-        initialise(self)
+        self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.inception3(self.stem(x)))  # (N, 480, H/2, W/2)
@@ -87,7 +87,7 @@ class GoogLeNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-class AlexNetBN(nn.Module):
+class AlexNetBN(Network):
     """AlexNet with batch norm: five convolutions, an adaptive pool, three linear layers.
 
     Input (N, in_channels, H, W). Images of 64 pixels and more enter through the 11×11 convolution at stride 4 of the
@@ -115,14 +115,14 @@ class AlexNetBN(nn.Module):
             *(nn.Dropout(0.5), nn.Linear(hidden, hidden), nn.ReLU(inplace=True)),
             nn.Linear(hidden, num_classes),
         )
-        initialise(self)
+        self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.features(x))  # (N, 256, side, side)
         return self.classifier(x.flatten(1))
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(Network):
     """About 50k parameters, one plain stage and one residual one: quick enough to train on a CPU while one waits.
 
     Input (N, in_channels, H, W), 32×32 by design.
@@ -137,7 +137,7 @@ class SmallCNN(nn.Module):
         self.conv2 = nn.Conv2d(40, 40, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(40)
         self.fc = nn.Linear(40, num_classes)
-        initialise(self)
+        self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.plain(self.stem(x))  # (N, 40, H/4, W/4)

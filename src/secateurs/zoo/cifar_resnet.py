@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateurs.zoo.blocks import initialise
+from secateurs.zoo.blocks import Network
 
 
 class PadShortcut(nn.Module):
@@ -44,7 +44,7 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Three stages of `blocks` blocks, 16, 32 and 64 channels wide. Input (N, in_channels, 32, 32) or any size ≥ 4."""
 
     def __init__(self, blocks: int, num_classes: int = 10, in_channels: int = 3) -> None:
@@ -55,7 +55,7 @@ class ResNet(nn.Module):
         self.layer2 = self._stage(16, 32, blocks, 2)
         self.layer3 = self._stage(32, 64, blocks, 2)
         self.fc = nn.Linear(64, num_classes)
-        initialise(self)
+        self.reset_parameters()
 
     @staticmethod
     def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
