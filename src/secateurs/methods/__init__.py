@@ -11,6 +11,6 @@ from secateurs.methods.oracle import Oracle
 from secateurs.methods.pruner import Pruner, TrainingMethod
 
 __all__ = [
-    "AOFP", "L1", "L2", "NPN", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "Method", "OneStep", "Oracle", "Pruner", "Random",
-    "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
+    "AOFP", "L1", "L2", "NPN", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "Method", "OneStep", "Oracle", "Pruner",
+    "Random", "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
 ]  # fmt: skip
