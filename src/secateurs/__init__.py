@@ -20,7 +20,7 @@ from secateurs.errors import (
 from secateurs.version import __version__
 
 if TYPE_CHECKING:
-    from secateurs.api import Figures, Result, attach, build, load, prune
+    from secateurs.api import Figures, Result, attach, build, load, prune, widen
     from secateurs.budget import Budget
     from secateurs.channels import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.data import Data
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         Taylor,
         methods,
     )
-    from secateurs.surgery import Plan, apply, cut_, mask, trace, verify  # type: ignore[no-redef]
+    from secateurs.surgery import Plan, apply, cut_, mask, reinitialise, trace, verify  # type: ignore[no-redef]
     from secateurs.training import Distil, Mimic, Recover
 
 __all__ = [
@@ -89,17 +89,19 @@ __all__ = [
     "methods",
     "prune",
     "register_rule",
+    "reinitialise",
     "trace",
     "verify",
+    "widen",
 ]
 
 _HOMES = {
-    "secateurs.api": "Figures Result attach build load prune",
+    "secateurs.api": "Figures Result attach build load prune widen",
     "secateurs.budget": "Budget",
     "secateurs.channels": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.data": "Data",
     "secateurs.methods": "AOFP L1 L2 NPN APoZ BNScale EPruner Index Method OneStep Oracle Random Taylor methods",
-    "secateurs.surgery": "Plan apply cut_ mask trace verify",
+    "secateurs.surgery": "Plan apply cut_ mask reinitialise trace verify",
     "secateurs.training": "Distil Mimic Recover",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

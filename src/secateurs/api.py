@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from torch import nn
 from secateurs import artifact, training
 from secateurs.budget import Budget
 from secateurs.channels import Cost
+from secateurs.channels.inputs import check_model
 from secateurs.data import Data
-from secateurs.errors import ArtifactError, ConfigError
-from secateurs.methods.method import Method, Scope, Task, resolve
+from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
+from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope, resolve
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.surgery import Plan, apply, trace, verify
-from secateurs.training import CheckpointStore, Recipe
+from secateurs.surgery.grow import resized, widened
+from secateurs.surgery.verify import steady
+from secateurs.training import CheckpointStore, Engine, Recipe
 from secateurs.version import __version__
 from secateurs.zoo import build as build_from_zoo
 
@@ -38,7 +43,7 @@ class Figures:
     loss: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What `prune` answers."""
 
@@ -51,6 +56,12 @@ class Result:
     method: Method
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
     source: dict[str, Any] | None = None  # how to build the unpruned model anew, where it came from `build`
+
+    def __repr__(self) -> str:
+        told = [f"macs {self.before.macs:,} → {self.after.macs:,}", f"params {self.before.params:,} → {self.after.params:,}"]
+        if self.before.top1 is not None and self.after.top1 is not None:
+            told.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
+        return f"Result({self.method.name}: {', '.join(told)}, error {self.error:.1e})"
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`.
@@ -110,11 +121,16 @@ def prune(
     report: gets one line about each stage.
     folder: where training leaves its log and checkpoints, a folder for each phase.
     resume: go on from the last whole checkpoint in `folder`, if there is one.
-    options: passed on to the training engine (device, progress, save_steps, track …).
+    options: the training engine's: device, progress, loss, save_steps, save_seconds, track; and hooks, those of recovery.
 
-    Raises BudgetError before any work for a budget that cannot be met, VerificationError for a cut that does not verify.
+    Raises ConfigError before any work for what makes no sense, BudgetError before any work for a budget that cannot be met, VerificationError for a cut that does not verify, and before any work
+    for a model that is random in eval mode.
     """
     chosen = resolve(method)
+    _check(model, budget, scope)
+    _check_options(options, chosen)
+    if recover is not None and not isinstance(recover, Recipe | list | tuple):
+        raise ConfigError(f"recover={recover!r} is no way to recover: pass sc.Recover(epochs=3), say, or a list of such.")
     modes = {name: module.training for name, module in model.named_modules()}
     steps = training.phases(recover)
     if steps and data is None:
@@ -159,6 +175,8 @@ def prune(
 
 
 def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
+    if not isinstance(spec, str):
+        raise SpecError(f"{spec!r} is no model spec: write FAMILY:NAME, such as zoo:resnet56.")
     model = build_from_zoo(spec, weights, num_classes, **options)
     model.secateurs_source = {"spec": spec, "num_classes": num_classes, **options}  # type: ignore[assignment]
     model.secateurs_shapes = _shapes(model)  # type: ignore[assignment]
@@ -185,8 +203,15 @@ def attach(
 
     steps, epoch_steps: optimizer steps that the loop will take, and how many of them make an epoch.
     data: the training batches once more, for what a method must measure before or after.
+
+    Raises ConfigError for what makes no sense, and where a pruner is attached already; BudgetError and VerificationError
+    as `prune` does.
     """
     chosen = resolve(method)
+    _check(model, budget, scope)
+    for name, value in (("steps", steps), ("epoch_steps", epoch_steps)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ConfigError(f"{name}={value!r}: give a number of optimizer steps, at least 1.")
     if not isinstance(chosen, TrainingMethod):
         raise ConfigError(f"{chosen.name} does not prune while training: call prune(…) instead.")
     task = _task(
@@ -202,13 +227,55 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     model: a fresh, unpruned model to cut; needed where the original did not come from `build`. It is left untouched.
     """
+    if model is not None:
+        check_model(model)
     if model is None:
         _, card = artifact.read(folder)
         source = card.get("source")
         if not source:
             raise ArtifactError(f"{folder} does not say how to build its network: pass load({str(folder)!r}, model=…).")
-        model = build_from_zoo(**source)
+        model = rebuilt(source)
     return artifact.load(folder, model)
+
+
+def widen(
+    model: nn.Module,
+    example_inputs: Any,
+    widths: float | Mapping[str, int],
+    *,
+    scope: Scope = "internal",
+    allow_inexact: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """A wider network that computes what the given one does (Net2Net, Chen et al., ICLR 2016): the way back from `apply`.
+    The given model is untouched.
+
+    widths: a factor, 1.5 say, by which every channel group in scope grows; or `{group name: channels}`. Groups that may
+        not be cut cannot grow either. To train the wider network from scratch instead, `reinitialise` it.
+    scope: of a factor: "internal" leaves channels that lie on a shortcut alone, "all" widens them too.
+    allow_inexact: also widen channels that a normalisation takes its statistics over; what the network computes is then
+        another thing.
+    seed: of which channels are copied, and of how their readers share out their weights among the copies: unevenly, so
+        that the copies part ways in training.
+
+    Proven before it is returned: it agrees with the given network on the example inputs to a relative error of 1e-5,
+    costs what the graph says, and traces to the widths asked for. Raises PlanError for widths that cannot be, and
+    VerificationError where it does not hold: most often for a figure in the network's code that fits the old width only.
+    """
+    wide, how = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
+    source = _source(model)
+    if source is not None:
+        wide.secateurs_source = {**source, "widen": [*source.get("widen", []), how.record()]}  # type: ignore[assignment]
+        wide.secateurs_shapes = _shapes(wide)  # type: ignore[assignment]
+    return wide
+
+
+def rebuilt(source: Mapping[str, Any]) -> nn.Module:
+    """The unpruned network of an artifact's card: built from its spec, and as wide as it was."""
+    model = build_from_zoo(**{k: v for k, v in source.items() if k != "widen"})
+    for record in source.get("widen", []):
+        model = resized(model, record)
+    return model
 
 
 def _source(model: nn.Module) -> dict[str, Any] | None:
@@ -233,14 +300,50 @@ def _task(
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
     graph = trace(model, example_inputs, allow_inexact=allow_inexact)
+    if graph.random and not allow_inexact:
+        steady(model, example_inputs)
     task = Task(model, graph, budget, scope or method.default_scope, example_inputs=example_inputs, **rest)
     method.check(task)
     task.widths.check()
     return task
 
 
+def _check(model: Any, budget: Any, scope: Any) -> None:
+    check_model(model)
+    check_budget(budget)
+    check_scope(scope)
+    for name, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            home = getattr(hook, "__module__", None) or type(hook).__module__
+            if home.startswith("secateurs."):
+                raise ConfigError(
+                    f"A pruner is already attached to this model{f' (at {name})' if name else ''}: let it end with its "
+                    f"finish() or plan(), or take a fresh model."
+                )
+
+
+_OPTIONS = {
+    name for name, p in inspect.signature(Engine).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
+} - {"seed", "folder", "checkpoints", "title"}  # `prune` sees to these
+
+
+def _check_options(options: dict[str, Any], method: Method) -> None:
+    for name, value in options.items():
+        if name in type(method).model_fields:
+            call = f"sc.{type(method).__name__}({name}={value!r})"
+            raise ConfigError(f"{name} is a setting of the method {method.name}: pass method={call}.")
+        if name not in _OPTIONS:
+            known = {*inspect.signature(prune).parameters, *_OPTIONS} - {"options"}
+            raise ConfigError(
+                f"prune has no option {name!r}. {nearest(name, known)} Options of training: "
+                f"{', '.join(sorted(_OPTIONS))}; settings of a method go with it: method=sc.L1(ranking=…), say."
+            )
+
+
 def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dict[str, Any]:
     """The engine's options for one phase of a run."""
+    if name == "prune":
+        options = {k: v for k, v in options.items() if k != "hooks"}
     if folder is None:
         return options
     own = Path(folder) / name
