@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
+from secateurs import training
 from tests.conformance import data, images, network, outputs
 from tests.networks import CASES
 
@@ -75,6 +76,134 @@ def test_wrong_requests() -> None:
         sc.prune(model, images(), "l1", HALF, data=[images()])
     with pytest.raises(sc.BudgetError, match=r"No channel group may be cut.*scope='all'"):
         sc.prune(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), images(), "l1", HALF)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"scope": "typo"}, r"no scope 'typo'. Known: all, internal"),
+        ({"scope": "intern"}, r"no scope 'intern'. Did you mean internal"),
+        ({"ranking": "layer"}, r"ranking is a setting of the method l1: pass method=sc\.L1\(ranking='layer'\)"),
+        ({"scop": "all"}, r"no option 'scop'. Did you mean scope\?"),
+        ({"nonsense": 1}, r"no option 'nonsense'.*Options of training: device, hooks, .*method=sc\.L1"),
+        ({"checkpoints": None}, r"no option 'checkpoints'"),
+        ({"budget": 0.5}, r"budget=0\.5 is no budget: pass sc\.Budget\(macs=0\.5\)"),
+        ({"budget": {"params": 0.3}}, r"is no budget: pass sc\.Budget\(params=0\.3\)"),
+        ({"method": 3}, "no method 3"),
+        ({"method": sc.L1}, "no method"),
+        ({"recover": 3}, r"recover=3 is no way to recover: pass sc\.Recover\(epochs=3\)"),
+        ({"recover": "finetune"}, "recover='finetune' is no way"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused_before_any_work(asked: dict[str, Any], message: str) -> None:
+    class Idle(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("it was run")
+
+    with pytest.raises(sc.ConfigError, match=message):
+        sc.prune(Idle(), images(), **{"method": "l1", "budget": HALF, "data": data(), **asked})
+    if "scope" in asked or "budget" in asked:
+        with pytest.raises(sc.ConfigError, match=message):
+            sc.attach(
+                Idle(), images(), **{"method": "npn", "steps": 1, "epoch_steps": 1, "data": data().train, **asked}
+            )
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("zoo:resnet20", r"not a str: sc\.build\('zoo:resnet20'\) makes one"),
+        (None, "not a NoneType"),
+        (nn.Conv2d, r"class, not a network: pass Conv2d\(…\)"),
+    ],
+)
+def test_what_is_no_model(model: Any, message: str, tmp_path: Path) -> None:
+    result = sc.prune(network(), images(), "l1", HALF)
+    saved = result.save(tmp_path / "run")
+    asks = [
+        lambda: sc.prune(model, images(), "l1", HALF),
+        lambda: sc.attach(model, images(), "npn", HALF, steps=1, epoch_steps=1, data=data()),
+        lambda: sc.trace(model, images()),
+        lambda: sc.count(model, images()),
+        lambda: sc.apply(model, result.plan),
+        lambda: sc.cut_(model, result.plan),
+        lambda: sc.verify(model, result.plan, images()),
+    ]
+    if model is not None:
+        asks.append(lambda: sc.load(saved, model=model))
+    for ask in asks:
+        with pytest.raises(sc.TraceError, match=message):
+            ask()
+
+
+def test_build_of_nothing() -> None:
+    with pytest.raises(sc.SpecError, match="None is no model spec"):
+        sc.build(None)  # type: ignore[arg-type]
+
+
+def test_options_of_training_are_let_through() -> None:
+    class Watch(training.Hook):
+        steps = 0
+
+        def after_step(self, engine: Any) -> None:
+            self.steps += 1
+
+    hook, given = Watch(), data()
+    options: dict[str, Any] = {"progress": "silent", "device": "cpu", "hooks": [hook]}
+    sc.prune(network(), images(), "l1", HALF, given, sc.Recover(steps=2), **options)
+    assert hook.steps == 2
+    sc.prune(network(), images(), sc.NPN(epochs=1), HALF, given, sc.Recover(steps=2), **options)
+    assert hook.steps == 4  # of recovery only
+
+
+@pytest.mark.parametrize("length", [0, -3, 1.5, True, None])
+def test_attach_wants_a_length(length: Any) -> None:
+    for name in ("steps", "epoch_steps"):
+        with pytest.raises(sc.ConfigError, match=f"{name}={length!r}: give a number of optimizer steps"):
+            sc.attach(network(), images(), "npn", HALF, data=data(), **{"steps": 4, "epoch_steps": 2, name: length})
+
+
+def test_a_second_pruner_is_refused() -> None:
+    model, given = network(), data()
+    options: dict[str, Any] = {"steps": 1, "epoch_steps": 1, "data": given}
+    first = sc.attach(model, images(), "npn", HALF, **options)
+    for again in (
+        lambda: sc.attach(model, images(), "npn", HALF, **options),
+        lambda: sc.prune(model, images(), "l1", HALF),
+    ):
+        with pytest.raises(sc.ConfigError, match="A pruner is already attached to this model"):
+            again()
+    model(images())
+    first.plan()
+    sc.attach(model, images(), "npn", HALF, **options).plan()
+
+
+def test_a_model_that_is_random_in_eval_mode_is_refused_before_any_work() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(nn.functional.dropout(x, 0.5))
+
+    class Never(sc.L1):
+        def scores(self, task: Any) -> Any:
+            raise AssertionError("it was asked")
+
+    with pytest.raises(sc.VerificationError, match="differently each time, even in eval mode"):
+        sc.prune(Noisy(), images(), Never(), HALF)
+
+
+def test_short_descriptions() -> None:
+    result = sc.prune(network(), images(), "l1", HALF, data())
+    assert len(repr(result)) < 200
+    assert repr(result).startswith(f"Result(l1: macs {result.before.macs:,} → {result.after.macs:,}, params ")
+    assert f"top1 {result.before.top1:.2f} → " in repr(result)
+    groups = result.plan.groups
+    left = sum(map(len, groups.values()))
+    assert repr(result.plan).startswith(f"Plan({len(groups)} groups cut to {left} channels, ")
+    assert len(repr(result.plan)) < 120
 
 
 def test_inexact_cut_on_request_only(tmp_path: Path) -> None:

@@ -58,7 +58,10 @@ class Result:
     source: dict[str, Any] | None = None  # how to build the unpruned model anew, where it came from `build`
 
     def __repr__(self) -> str:
-        told = [f"macs {self.before.macs:,} → {self.after.macs:,}", f"params {self.before.params:,} → {self.after.params:,}"]
+        told = [
+            f"macs {self.before.macs:,} → {self.after.macs:,}",
+            f"params {self.before.params:,} → {self.after.params:,}",
+        ]
         if self.before.top1 is not None and self.after.top1 is not None:
             told.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
         return f"Result({self.method.name}: {', '.join(told)}, error {self.error:.1e})"
@@ -123,14 +126,16 @@ def prune(
     resume: go on from the last whole checkpoint in `folder`, if there is one.
     options: the training engine's: device, progress, loss, save_steps, save_seconds, track; and hooks, those of recovery.
 
-    Raises ConfigError before any work for what makes no sense, BudgetError before any work for a budget that cannot be met, VerificationError for a cut that does not verify, and before any work
-    for a model that is random in eval mode.
+    Raises before any work: ConfigError for what makes no sense, BudgetError for a budget that cannot be met,
+    VerificationError for a model that is random in eval mode. VerificationError also for a cut that does not verify.
     """
     chosen = resolve(method)
     _check(model, budget, scope)
     _check_options(options, chosen)
     if recover is not None and not isinstance(recover, Recipe | list | tuple):
-        raise ConfigError(f"recover={recover!r} is no way to recover: pass sc.Recover(epochs=3), say, or a list of such.")
+        raise ConfigError(
+            f"recover={recover!r} is no way to recover: pass sc.Recover(epochs=3), say, or a list of such."
+        )
     modes = {name: module.training for name, module in model.named_modules()}
     steps = training.phases(recover)
     if steps and data is None:

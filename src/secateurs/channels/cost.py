@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateurs.channels.inputs import call
+from secateurs.channels.inputs import call, check_model
 
 Array = np.ndarray
 
@@ -26,6 +26,7 @@ class Cost:
 
 def count(model: nn.Module, example_inputs: Any) -> Cost:
     """Cost of a model as it stands: `FlopCounterMode` over one forward pass in eval mode, halved, and its parameters."""
+    check_model(model)
     training = {m: m.training for m in model.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()

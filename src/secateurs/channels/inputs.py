@@ -9,6 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateurs.errors import TraceError
+
+
+def check_model(model: Any) -> None:
+    """Raise TraceError for what is no model, but its name or its class, say."""
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        raise TraceError(f"The model is a class, not a network: pass {model.__name__}(…), an object of it.")
+    hint = f"sc.build({model!r}) makes one from a spec" if isinstance(model, str) else "pass the network itself"
+    raise TraceError(f"The model must be a torch.nn.Module, not a {type(model).__name__}: {hint}.")
+
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
     """Run the model on its example inputs."""

@@ -15,7 +15,7 @@ from secateurs.channels import numbers
 from secateurs.channels.attributes import rewrites
 from secateurs.channels.graph import ChannelGraph, named_tensors
 from secateurs.channels.grouping import Grouping
-from secateurs.channels.inputs import call, map_tensors, tensors
+from secateurs.channels.inputs import call, check_model, map_tensors, tensors
 from secateurs.channels.labels import CONSUMED, KnownLabels, LabelSpace
 from secateurs.channels.tracer import Calls, Site, Tape, Tracer, swapped
 from secateurs.errors import TraceError
@@ -45,6 +45,7 @@ def trace(
 
     Raises TraceError if the model cannot be run on these inputs.
     """
+    check_model(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("A TorchScript module hides its layers: trace the Python model that it was made from.")
     if hasattr(model, "_orig_mod") or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,19 @@ from secateurs.surgery import PrunableGraph
 
 Scope = Literal["internal", "all"]
 Selection = dict[str, np.ndarray]  # group name → kept channels, sorted; groups left out stay whole
+
+
+def check_scope(scope: Any) -> None:
+    """Raise ConfigError for a scope that is none. None is the method's own."""
+    if scope is not None and scope not in get_args(Scope):
+        raise ConfigError(f"There is no scope {scope!r}. {nearest(str(scope), get_args(Scope))}")
+
+
+def check_budget(budget: Any) -> None:
+    """Raise ConfigError for a figure in the place of a budget."""
+    if budget is not None and not isinstance(budget, Budget):
+        given = ", ".join(f"{k}={v!r}" for k, v in budget.items()) if isinstance(budget, Mapping) else "macs=0.5"
+        raise ConfigError(f"budget={budget!r} is no budget: pass sc.Budget({given}).")
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,6 @@ def resolve(method: str | Method, **settings: Any) -> Method:
     """A configured method from its name and settings; ConfigError with the nearest names if there is none."""
     if isinstance(method, Method):
         return type(method)(**{**method.model_dump(), **settings}) if settings else method
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise ConfigError(f"There is no method {method!r}. {nearest(str(method), _METHODS)}")
     return _METHODS[method](**settings)

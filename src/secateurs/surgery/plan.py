@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from secateurs import channels
 from secateurs.channels.attributes import rewrites
 from secateurs.channels.graph import ChannelGraph, ChannelGroup, named_tensors
+from secateurs.channels.inputs import check_model
 from secateurs.errors import PlanError
 
 VERSION = 1
@@ -26,7 +27,7 @@ REWRITTEN = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What stays of each parameter axis, and what the modules around it must be told."""
 
@@ -43,8 +44,15 @@ class Plan:
         kept = {p: MappingProxyType(dict(axes)) for p, axes in self.kept.items()}
         object.__setattr__(self, "kept", MappingProxyType(kept))
 
+    def __repr__(self) -> str:
+        left = sum(map(len, self.groups.values()))
+        return (
+            f"Plan({len(self.groups)} groups cut to {left} channels, {len(self.kept)} parameters, exact={self.exact})"
+        )
+
     def check(self, model: nn.Module) -> None:
         """Raise PlanError unless this plan was made for a network with these parameters."""
+        check_model(model)
         own = named_tensors(model)
         for name, shape in self.shapes.items():
             if name not in own:
@@ -173,7 +181,7 @@ class PrunableGraph(ChannelGraph):
         return Plan(
             groups=groups,
             kept=indices,
-            shapes=shapes,
+            shapes=shapes | {p: self.shapes[p] for p in left},
             attributes=rewrites(self.modules, shapes, new),
             consumes=frozenset(consumes),
             exact=exact,

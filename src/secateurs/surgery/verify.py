@@ -42,7 +42,12 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: floa
 
 def steady(model: nn.Module, example_inputs: Any) -> None:
     """Raise VerificationError if two runs of the model in eval mode, on the same inputs, give different outputs."""
-    runs = [outputs(copied(model), example_inputs, torch.float32) for _ in range(2)]
+    try:
+        runs = [outputs(copied(model), example_inputs, torch.float32) for _ in range(2)]
+    except Exception as error:
+        raise VerificationError(
+            f"The model does not run on these example inputs: {type(error).__name__}: {error}"
+        ) from error
     if not disagreement(runs[0], runs[1], "given") <= TOLERANCE:
         raise VerificationError(
             "The model answers the same inputs differently each time, even in eval mode, so that no cut can be verified: "
@@ -77,7 +82,7 @@ def difference(model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.d
     """max |sliced - masked| / max |masked| over all outputs; inf where they are not even of one shape."""
     try:
         masked = outputs(mask(model, plan), example_inputs, dtype)
-    except PlanError:
+    except (PlanError, TraceError):
         raise
     except Exception as error:
         raise VerificationError(
