@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -181,7 +181,7 @@ class PrunableGraph(ChannelGraph):
         return Plan(
             groups=groups,
             kept=indices,
-            shapes=shapes | {p: self.shapes[p] for p in left},
+            shapes=shapes,
             attributes=rewrites(self.modules, shapes, new),
             consumes=frozenset(consumes),
             exact=exact,
