@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Taylor,
         methods,
     )
+    from secateurs.stripes import StripeConv2d, tune
     from secateurs.surgery import Plan, apply, cut_, mask, reinitialise, trace, verify  # type: ignore[no-redef]
     from secateurs.training import Distil, Mimic, Recover
 
@@ -74,6 +75,7 @@ __all__ = [
     "Result",
     "SecateursError",
     "SpecError",
+    "StripeConv2d",
     "Taylor",
     "TraceError",
     "TrainingError",
@@ -91,6 +93,7 @@ __all__ = [
     "register_rule",
     "reinitialise",
     "trace",
+    "tune",
     "verify",
     "widen",
 ]
@@ -101,6 +104,7 @@ _HOMES = {
     "secateurs.channels": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.data": "Data",
     "secateurs.methods": "AOFP L1 L2 NPN APoZ BNScale EPruner Index Method OneStep Oracle Random Taylor methods",
+    "secateurs.stripes": "StripeConv2d tune",
     "secateurs.surgery": "Plan apply cut_ mask reinitialise trace verify",
     "secateurs.training": "Distil Mimic Recover",
 }

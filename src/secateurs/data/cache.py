@@ -11,18 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from secateurs.caching import cache_folder
 from secateurs.data.images import FolderSplit, decode
 from secateurs.errors import DataError
 
 log = logging.getLogger("secateurs")
 
 _FORMAT = 1  # goes up when what is stored changes
-
-
-def folder() -> Path:
-    """Where decoded images are kept."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "secateurs"
 
 
 def decoded(
@@ -40,7 +35,7 @@ def decoded(
         try:
             _write(images_at, kept_at, images, kept)
         except OSError as error:  # a full disk or a read-only home costs time at the next start, no more
-            log.warning("decoded images could not be cached in %s: %s", folder(), error)
+            log.warning("decoded images could not be cached in %s: %s", cache_folder(), error)
     return images, kept
 
 
@@ -52,7 +47,7 @@ def _paths(split: FolderSplit, size: tuple[int, int], resize: bool) -> tuple[Pat
         stat = file.stat()
         state.update(f"{file.relative_to(split.root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     name = f"{what.hexdigest()[:16]}-{state.hexdigest()[:32]}"
-    return folder() / f"{name}.npy", folder() / f"{name}.kept.npy"
+    return cache_folder() / f"{name}.npy", cache_folder() / f"{name}.kept.npy"
 
 
 def _read(

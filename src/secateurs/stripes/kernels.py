@@ -1,0 +1,132 @@
+"""Ways to compute a stripe convolution. All give the same output, to rounding; which is fastest depends on the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateurs.stripes import native
+from secateurs.stripes.layout import Layout, dense
+
+Cached = dict[str, Any]  # what a kernel has made of the weights, to be used again until they change
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """run(layout, weight, bias, x, cached) -> (N, O, H', W'). Without gradients. `usable` says where it can run."""
+
+    run: Callable[[Layout, Tensor, Tensor | None, Tensor, Cached], Tensor]
+    usable: Callable[[Tensor], bool]
+
+
+def padded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Zeros around the image, or rows and columns off it."""
+    top, bottom, left, right = padding
+    return x if not any(padding) else F.pad(x, (left, right, top, bottom))
+
+
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
+    """The dense convolution with this weight, (O, C, KH, KW)."""
+    top, bottom, left, right = layout.padding
+    if top == bottom >= 0 and left == right >= 0:
+        return F.conv2d(x, weight, bias, layout.stride, (top, left), layout.dilation)
+    return F.conv2d(padded(x, layout.padding), weight, bias, layout.stride, 0, layout.dilation)
+
+
+def _dense(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
+    if "dense" not in cached:
+        cached["dense"] = dense(layout.kept, weight)
+    return convolved(x, cached["dense"], bias, layout)
+
+
+def _gemm(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
+    """One product for all stripes over each phase of the stride, then a shifted addition for each position.
+
+    A few images at a time, so that the products of all stripes, S/O times the output, stay in cache.
+    """
+    if "gemm" not in cached:
+        cached["gemm"] = [
+            (
+                place,
+                weight[torch.cat([rows for _, rows, _ in own])][..., None, None],
+                [(position, filters.to(weight.device)) for position, _, filters in own],
+            )
+            for place, own in _by_phase(layout).items()
+        ]
+    x = padded(x, layout.padding)
+    (sh, sw), (dh, dw) = layout.stride, layout.dilation
+    height = (x.shape[2] - dh * (layout.kernel_size[0] - 1) - 1) // sh + 1
+    width = (x.shape[3] - dw * (layout.kernel_size[1] - 1) - 1) // sw + 1
+    outputs = layout.kept.shape[0]
+    exact = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    start = x.new_zeros(outputs, dtype=exact) if bias is None else bias.to(exact)
+    out = start.view(1, -1, 1, 1).expand(len(x), -1, height, width).contiguous()
+    images = len(x) if x.device.type != "cpu" else max(1, _CACHED // max(1, len(weight) * x.shape[2] * x.shape[3]))
+    for first in range(0, len(x), images):
+        chunk, sums = x[first : first + images], out[first : first + images]
+        for (a, b), rows, owners in cached["gemm"]:
+            part = chunk[:, :, a::sh, b::sw]
+            products = F.conv2d(part, rows)  # (n, S, h, w): one product, by the library that is best at it
+            at = 0
+            for position, filters in owners:
+                r, c = (o // s for o, s in zip(layout.offset(position), layout.stride, strict=True))
+                own = products[:, at : at + len(filters), r : r + height, c : c + width]
+                sums.index_add_(1, filters, own.to(exact))
+                at += len(filters)
+    return out.to(x.dtype)
+
+
+_CACHED = 1 << 20  # values
+
+
+def _by_phase(layout: Layout) -> dict[tuple[int, int], list[tuple[int, Tensor, Tensor]]]:
+    phases: dict[tuple[int, int], list[tuple[int, Tensor, Tensor]]] = {}
+    for position, rows, filters in layout.positions:
+        r, c = layout.offset(position)
+        phases.setdefault((r % layout.stride[0], c % layout.stride[1]), []).append((position, rows, filters))
+    return phases
+
+
+def _native(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
+    ops = native.load()
+    packed = cached.get("native")
+    if packed is None:
+        packed = cached["native"] = native.Packed(layout, weight, ops.most())
+    return ops.stripe_conv2d(
+        x, packed.weights, packed.blocks, packed.filters, bias, len(layout.kept), layout.kernel_size, layout.stride,
+        layout.padding, layout.dilation,
+    )  # fmt: skip
+
+
+def _triton(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
+    from secateurs.stripes import gpu
+
+    packed = cached.get("triton")
+    if packed is None:
+        packed = cached["triton"] = gpu.Packed(layout, weight)
+    return gpu.stripe_conv2d(layout, packed, bias, x)
+
+
+def _on_gpu(x: Tensor) -> bool:
+    if x.device.type != "cuda":
+        return False
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+KERNELS: dict[str, Kernel] = {
+    "dense": Kernel(_dense, lambda x: True),
+    "gemm": Kernel(_gemm, lambda x: True),
+    "native": Kernel(
+        _native, lambda x: x.device.type == "cpu" and x.dtype == torch.float32 and native.load() is not None
+    ),
+    "triton": Kernel(_triton, _on_gpu),
+}

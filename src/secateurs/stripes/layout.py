@@ -1,0 +1,73 @@
+"""Where the stripes of a convolution are: a filter's stripe is its weights at one position of the kernel, over all channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a kernel must know of a stripe convolution beside its weights."""
+
+    kept: Tensor  # (O, KH, KW) bool
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]  # top, bottom, left, right
+    dilation: tuple[int, int]
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        return self.kept.shape[1], self.kept.shape[2]
+
+    @property
+    def positions(self) -> list[tuple[int, Tensor, Tensor]]:
+        """For each position of the kernel that any filter keeps: (position, rows of the weight, the filters they are of).
+
+        Weights are (S, C), in the order of `kept.nonzero()`.
+        """
+        filters, position = self.kept.flatten(1).cpu().nonzero(as_tuple=True)
+        found = []
+        for p in position.unique().tolist():
+            rows = (position == p).nonzero()[:, 0]
+            found.append((p, rows, filters[rows]))
+        return found
+
+    def offset(self, position: int) -> tuple[int, int]:
+        """By how much a position reads to the bottom and right, in pixels of the padded input."""
+        row, column = divmod(position, self.kernel_size[1])
+        return row * self.dilation[0], column * self.dilation[1]
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the output for an input of this size."""
+        top, bottom, left, right = self.padding
+        (sh, sw), (dh, dw), (kh, kw) = self.stride, self.dilation, self.kernel_size
+        return (height + top + bottom - dh * (kh - 1) - 1) // sh + 1, (
+            width + left + right - dw * (kw - 1) - 1
+        ) // sw + 1
+
+
+def dense(kept: Tensor, weight: Tensor) -> Tensor:
+    """The weight of the dense convolution that computes the same: (S, C) → (O, C, KH, KW), differentiable."""
+    full = weight.new_zeros(*kept.shape, weight.shape[1])  # (O, KH, KW, C)
+    return full.masked_scatter(kept[..., None], weight).permute(0, 3, 1, 2).contiguous()
+
+
+def shrunk(
+    kept: Tensor, padding: tuple[int, int, int, int], dilation: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Kept stripes and padding without the outer rows and columns of the kernel that no filter uses."""
+    used = kept.any(0)
+    if not used.any():
+        return kept[:, :1, :1], (padding[0], _rest(padding[1], kept.shape[1], dilation[0]), padding[2],
+                                 _rest(padding[3], kept.shape[2], dilation[1]))  # fmt: skip
+    rows, columns = used.any(1).nonzero()[:, 0].tolist(), used.any(0).nonzero()[:, 0].tolist()
+    (r0, r1), (c0, c1) = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
+    top, bottom, left, right = padding
+    (kh, kw), (dh, dw) = kept.shape[1:], dilation
+    fitted = (top - r0 * dh, bottom - (kh - r1) * dh, left - c0 * dw, right - (kw - c1) * dw)
+    return kept[:, r0:r1, c0:c1], fitted
+
+
+def _rest(padding: int, size: int, dilation: int) -> int:
+    return padding - (size - 1) * dilation

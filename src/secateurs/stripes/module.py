@@ -1,0 +1,175 @@
+"""The stripe convolution as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from secateurs.errors import ConfigError
+from secateurs.stripes import op
+from secateurs.stripes.kernels import KERNELS, Cached, convolved
+from secateurs.stripes.layout import Layout, dense, shrunk
+
+
+class StripeConv2d(nn.Module):
+    """A convolution of which each filter keeps some positions of its kernel: the dense masked convolution's output, for
+    the kept stripes' multiply-accumulates (PFF, Meng et al., NeurIPS 2020, sec. 3.2).
+
+    weight: (S, C), the kept stripes in the order of `kept.nonzero()`: filter, row, column. kept: (O, KH, KW), bool.
+    padding: one number, (vertical, horizontal), or (top, bottom, left, right); a negative one takes pixels off.
+
+    Without gradients a layer computes with the kernel that `tune` found fastest for inputs of that size; one that it was
+    not tuned for, with gradients, under torch.compile and in exports it is the dense convolution with zeros. Kernels
+    agree to rounding, so `kernels` decides about the last digits: it is a plain dict, and saved beside the network.
+    """
+
+    kept: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        kept: Tensor,
+        *,
+        stride: int | tuple[int, int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if kept.ndim != 3 or kept.dtype != torch.bool:
+            raise ConfigError(
+                f"kept must be a bool tensor (filters, rows, columns), not {kept.dtype} {tuple(kept.shape)}."
+            )
+        self.in_channels, self.out_channels = in_channels, kept.shape[0]
+        self.kernel_size = (kept.shape[1], kept.shape[2])
+        self.stride, self.dilation, self.padding = _pair(stride), _pair(dilation), _sides(padding)
+        self.register_buffer("kept", kept.to(device))
+        like = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(int(kept.sum()), in_channels, **like))
+        self.bias = nn.Parameter(torch.zeros(len(kept), **like)) if bias else None
+        self.kernels: dict[str, str] = {}  # input size → the fastest kernel
+        self._cached: Cached = {}
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5) if self.weight.numel() else None
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, kept: Tensor) -> StripeConv2d:
+        """What is left of `conv` with these stripes; rows and columns of the kernel that no filter uses go as well.
+
+        kept: (O, KH, KW), bool. Raises ConfigError for a grouped convolution, or one that pads with other than zeros.
+        """
+        o, _, kh, kw = conv.weight.shape
+        if conv.groups != 1:
+            raise ConfigError(f"A convolution of {conv.groups} groups has no stripes: they are for groups=1.")
+        if conv.padding_mode != "zeros":
+            raise ConfigError(f"padding_mode={conv.padding_mode!r}: stripes can be taken where zeros are padded.")
+        if tuple(kept.shape) != (o, kh, kw) or kept.dtype != torch.bool:
+            raise ConfigError(f"kept must be bool and of shape {(o, kh, kw)}, not {kept.dtype} {tuple(kept.shape)}.")
+        kept = kept.to(conv.weight.device)
+        dilation = _pair(conv.dilation)
+        small, padding = shrunk(kept, _padding(conv), dilation)
+        made = cls(
+            conv.in_channels, small.contiguous(), stride=_pair(conv.stride), padding=padding, dilation=dilation,
+            bias=conv.bias is not None, device=conv.weight.device, dtype=conv.weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            made.weight.copy_(conv.weight.permute(0, 2, 3, 1)[kept])
+            if conv.bias is not None:
+                made.bias.copy_(conv.bias)  # type: ignore[union-attr]
+        made.weight.requires_grad_(conv.weight.requires_grad)
+        return made.train(conv.training)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.kept, self.stride, self.padding, self.dilation)
+
+    def dense_weight(self) -> Tensor:
+        """(O, C, KH, KW), with zeros where stripes are gone; differentiable."""
+        return dense(self.kept, self.weight)
+
+    def to_dense(self) -> nn.Module:
+        """A plain convolution that computes the same, weights included."""
+        top, bottom, left, right = self.padding
+        even = top == bottom >= 0 and left == right >= 0
+        conv = nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, (top, left) if even else 0, self.dilation,
+            bias=self.bias is not None, device=self.weight.device, dtype=self.weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            conv.weight.copy_(self.dense_weight())
+            if self.bias is not None:
+                conv.bias.copy_(self.bias)  # type: ignore[union-attr]
+        conv.train(self.training)
+        return conv if even else nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, O, H', W')."""
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return convolved(x, self.dense_weight(), self.bias, self.layout)
+        if _get_current_dispatch_mode() is not None:  # a counter, say: one op, that it may count the stripes of
+            return op.stripe_conv2d(x, self.weight, self.bias, self.kept, self.stride, self.padding, self.dilation)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.parameters())):
+            return convolved(x, self.dense_weight(), self.bias, self.layout)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        return self.run(self.kernels.get(size_of(x, dtype), "dense"), x.to(dtype))
+
+    def run(self, kernel: str, x: Tensor) -> Tensor:
+        """With this kernel, without gradients. (C, H, W) is one image, as for nn.Conv2d."""
+        if x.ndim == 3:
+            return self.run(kernel, x[None])[0]
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ConfigError(
+                f"A stripe convolution of {self.in_channels} channels got an input of shape {tuple(x.shape)}."
+            )
+        weight = self.weight.detach()
+        version = 0 if weight.is_inference() else weight._version
+        state = (weight.data_ptr(), version, self.kept.data_ptr(), x.dtype, weight.device)
+        if self._cached.get("state") != state:
+            self._cached = {"state": state}
+        bias = None if self.bias is None else self.bias.detach().to(x.dtype)
+        known = KERNELS.get(kernel)
+        if known is None or not known.usable(x):
+            known = KERNELS["dense"]
+        return known.run(self.layout, weight.to(x.dtype), bias, x, self._cached)
+
+    def extra_repr(self) -> str:
+        stripes, of = self.weight.shape[0], self.kept.numel()
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}, stripes={stripes}/{of}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cached": {}}  # copies make their own
+
+
+def size_of(x: Tensor, dtype: torch.dtype | None = None) -> str:
+    """What the choice of a kernel depends on: 'cpu float32 1x64x56x56'."""
+    return f"{x.device.type} {str(dtype or x.dtype).removeprefix('torch.')} {'x'.join(map(str, x.shape))}"
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    if isinstance(padding, int):
+        return (padding,) * 4
+    if len(padding) == 2:
+        return padding[0], padding[0], padding[1], padding[1]
+    top, bottom, left, right = padding
+    return top, bottom, left, right
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    if conv.padding == "valid":
+        return (0, 0, 0, 0)
+    if conv.padding == "same":  # what is left over goes to the bottom and right
+        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2
+    return _sides([p for p in conv.padding if isinstance(p, int)])

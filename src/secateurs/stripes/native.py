@@ -1,0 +1,78 @@
+"""The fused CPU kernel: native.cpp, compiled once on the user's machine where a compiler is at hand."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateurs.caching import cache_folder
+from secateurs.stripes.layout import Layout
+
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast")
+
+log = logging.getLogger("secateurs")
+
+
+@functools.cache
+def load() -> Any:
+    """The compiled ops, or None where they cannot be had; the reason is logged once.
+
+    The library is kept in a cache folder under the digest of all
+    that it depends on, and moved there whole: processes that build at the same time don't wait for each other, and one
+    that is killed leaves nothing behind.
+    """
+    try:
+        path = cache_folder() / f"stripes-{_digest()}.so"
+        if not path.exists():
+            _build(path)
+        torch.ops.load_library(path)
+    except Exception as error:  # no compiler, no ninja, no place to write: the other kernels do
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        log.warning("The fused stripe kernel cannot be built, others are used instead: %s", reason)
+        return None
+    return torch.ops.secateurs_native
+
+
+def _digest() -> str:
+    machine = (platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.__version__, *FLAGS)
+    return hashlib.sha256(SOURCE.read_bytes() + repr(machine).encode()).hexdigest()[:16]
+
+
+def _build(path: Path) -> None:
+    from torch.utils import cpp_extension
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log.info("building the fused stripe kernel, once")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = cpp_extension.load(
+            "stripes", [str(SOURCE)], extra_cflags=list(FLAGS), build_directory=folder, is_python_module=False
+        )
+        del made
+        os.replace(Path(folder) / "stripes.so", path)
+
+
+class Packed:
+    """Weights as the kernel reads them: by kernel position, in blocks of filters, channels first."""
+
+    def __init__(self, layout: Layout, weight: Tensor, most: int) -> None:
+        blocks: list[tuple[int, int, int]] = []
+        weights, filters, at = [], [], 0
+        for position, rows, owners in layout.positions:
+            for part in torch.arange(len(rows)).tensor_split(-(-len(rows) // most)):
+                blocks.append((position, len(part), at))
+                at += len(part)
+                weights.append(weight[rows[part]].t().reshape(-1))  # (C, filters), flat
+                filters.append(owners[part])
+        self.blocks = torch.tensor(blocks, dtype=torch.int64).reshape(-1, 3)
+        self.weights = torch.cat(weights) if weights else weight.new_empty(0)
+        self.filters = torch.cat(filters) if filters else torch.empty(0, dtype=torch.int64)

@@ -1,0 +1,68 @@
+"""The stripe convolution as one op, for whoever looks at the ops of a network: counters see what stripes cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from secateurs.stripes.kernels import convolved, padded
+from secateurs.stripes.layout import Layout, dense
+
+
+@torch.library.custom_op("secateurs::stripe_conv2d", mutates_args=())
+def stripe_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kept: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """x: (N, C, H, W); weight: (S, C); kept: (O, KH, KW); padding: top, bottom, left, right."""
+    layout = _layout(kept, stride, padding, dilation)
+    if x.dtype != weight.dtype:  # under autocast
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return convolved(x, dense(kept, weight), bias, layout)
+
+
+def _layout(kept: Tensor, stride: Any, padding: Any, dilation: Any) -> Layout:
+    return Layout(kept, tuple(stride), tuple(padding), tuple(dilation))
+
+
+@stripe_conv2d.register_fake
+def _(x: Tensor, weight: Tensor, bias: Any, kept: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    height, width = _layout(kept, stride, padding, dilation).out_size(*x.shape[-2:])
+    return x.new_empty(*x.shape[:-3], kept.shape[0], height, width)
+
+
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, bias, kept, stride, padding, dilation = inputs
+    ctx.save_for_backward(x, weight, kept)
+    ctx.layout, ctx.bias = _layout(kept, stride, padding, dilation), bias is not None
+
+
+def _backward(ctx: Any, grad: Tensor) -> Any:
+    x, weight, kept = ctx.saved_tensors
+    layout: Layout = ctx.layout
+    top, bottom, left, right = layout.padding
+    gx, gw, gb = torch.ops.aten.convolution_backward(
+        grad, padded(x, layout.padding), dense(kept, weight), [len(kept)], list(layout.stride), [0, 0],
+        list(layout.dilation), False, [0, 0], 1, [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias],
+    )  # fmt: skip
+    gx = None if gx is None else padded(gx, (-top, -bottom, -left, -right))
+    gw = None if gw is None else gw.permute(0, 2, 3, 1)[kept]
+    return gx, gw, gb, None, None, None, None
+
+
+stripe_conv2d.register_autograd(_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.secateurs.stripe_conv2d)
+def _flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Twice the multiply-accumulates of the kept stripes: (S, C) at each place of the output."""
+    n, _, height, width = out_shape
+    return int(2 * n * weight[0] * weight[1] * height * width)

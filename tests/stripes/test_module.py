@@ -1,0 +1,295 @@
+"""A stripe convolution computes what the dense convolution with those stripes zeroed computes, whatever the kernel."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import secateurs as sc
+from secateurs.stripes import StripeConv2d, native, tune
+from secateurs.stripes.kernels import KERNELS
+from secateurs.stripes.module import size_of
+
+ON_CPU = ["dense", "gemm", pytest.param("native", marks=pytest.mark.skipif("not native.load()", reason="no compiler"))]
+
+
+def layer(
+    share: float = 0.4, seed: int = 0, channels: int = 5, filters: int = 19, kernel: Any = 3, **options: Any
+) -> tuple[nn.Conv2d, StripeConv2d]:
+    """A convolution whose dropped stripes are zero, and its stripes."""
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(channels, filters, kernel, **options)
+    kept = torch.rand(filters, *conv.kernel_size) < share
+    with torch.no_grad():
+        conv.weight.mul_(kept[:, None])
+    return conv, StripeConv2d.of(conv, kept)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    a, b = a.detach(), b.detach()
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max())))
+
+
+def two(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_kernels_compute_the_masked_convolution(name: str) -> None:
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(
+        kernel=two(1, 5), stride=two(1, 3), dilation=two(1, 2), padding=two(0, 3), size=two(9, 34), images=st.integers(1, 3),
+        share=st.sampled_from([0.0, 0.03, 0.3, 1.0]), filters=st.sampled_from([1, 7, 30]), bias=st.booleans(),
+    )  # fmt: skip
+    def check(kernel: Any, stride: Any, dilation: Any, padding: Any, size: Any, images: int, share: float, filters: int,
+              bias: bool) -> None:  # fmt: skip
+        if any(s + 2 * p < d * (k - 1) + 1 for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)):
+            return  # not an output at all
+        conv, stripes = layer(
+            share, filters=filters, kernel=kernel, stride=stride, dilation=dilation, padding=padding, bias=bias
+        )
+        x = torch.randn(images, 5, *size)
+        with torch.no_grad():
+            wanted = copy.deepcopy(conv).double()(x.double()).float()
+            assert close(stripes.run(name, x), wanted)
+            assert close(stripes.run(name, x.transpose(2, 3).contiguous().transpose(2, 3)), wanted)
+
+    check()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.skipif("not native.load()", reason="no compiler")
+def test_native_on_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for images, size in ((1, 16), (3, 16), (5, 21)):
+            conv, stripes = layer(0.4, filters=40, padding=1)
+            x = torch.randn(images, 5, size, size)
+            with torch.no_grad():
+                assert close(stripes.run("native", x), conv(x))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_same_padding_and_shrunk_kernels() -> None:
+    """Rows and columns that no filter uses go, with padding that may end uneven or negative."""
+    for used in [(0, 0), (2, 2), (0, 2), (1, 1)]:
+        conv = nn.Conv2d(4, 6, 3, padding="same", dilation=2)
+        kept = torch.zeros(6, 3, 3, dtype=torch.bool)
+        kept[:, used[0], used[1]] = True
+        with torch.no_grad():
+            conv.weight.mul_(kept[:, None])
+        stripes = StripeConv2d.of(conv, kept)
+        assert stripes.kernel_size == (1, 1)
+        x = torch.randn(2, 4, 9, 8)
+        with torch.no_grad():
+            for name in ("dense", "gemm", *(["native"] if native.load() else [])):
+                assert close(stripes.run(name, x), conv(x)), (used, name)
+            assert close(stripes.to_dense()(x), conv(x))
+    kept = torch.zeros(6, 3, 3, dtype=torch.bool)
+    kept[2, 0, 1] = kept[4, 1, 1] = True
+    conv = nn.Conv2d(4, 6, 3, padding=1, stride=2)
+    stripes = StripeConv2d.of(conv, kept)
+    assert (stripes.kernel_size, stripes.padding) == ((2, 1), (1, 0, 0, 0))
+    x = torch.randn(1, 4, 7, 7)
+    wanted = F.conv2d(x, conv.weight * kept[:, None], conv.bias, 2, 1)
+    assert close(stripes(x), wanted)
+    assert close(stripes.to_dense()(x), wanted)
+
+
+def test_no_stripes_leave_the_bias() -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    stripes = StripeConv2d.of(conv, torch.zeros(4, 3, 3, dtype=torch.bool))
+    x = torch.randn(2, 3, 5, 6)
+    wanted = conv.bias.detach().view(1, 4, 1, 1).expand(2, 4, 5, 6)
+    with torch.no_grad():
+        for name in ("dense", "gemm", *(["native"] if native.load() else [])):
+            assert close(stripes.run(name, x), wanted)
+
+
+def test_gradients_are_the_dense_ones() -> None:
+    conv, stripes = layer(padding=1, stride=2)
+    x = torch.randn(2, 5, 8, 9)
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    for module, own in zip((conv, stripes), inputs, strict=True):
+        module(own).square().sum().backward()
+    assert close(inputs[1].grad, inputs[0].grad)
+    assert close(stripes.weight.grad, conv.weight.grad.permute(0, 2, 3, 1)[stripes.kept])
+    assert close(stripes.bias.grad, conv.bias.grad)
+
+
+def test_the_op_counts_stripes_and_has_the_same_gradients() -> None:
+    conv, stripes = layer(padding=(1, 2))
+    x = torch.randn(2, 5, 8, 9, requires_grad=True)
+    conv(x).square().sum().backward()
+    wanted, x.grad = x.grad, None
+    with FlopCounterMode(display=False) as counter:
+        out = stripes(x)
+    out.square().sum().backward()
+    assert close(x.grad, wanted)
+    assert close(stripes.weight.grad, conv.weight.grad.permute(0, 2, 3, 1)[stripes.kept])
+    assert close(stripes.bias.grad, conv.bias.grad)
+    positions = out.shape[0] * out.shape[2] * out.shape[3]
+    assert counter.get_total_flops() == 2 * len(stripes.weight) * 5 * positions
+    assert sc.count(stripes, x.detach()).macs == len(stripes.weight) * 5 * positions
+
+
+def test_uneven_padding_has_gradients_in_the_op() -> None:
+    stripes = StripeConv2d(3, torch.ones(4, 2, 3, dtype=torch.bool), padding=(0, 1, 2, -1))
+    x = torch.randn(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)
+    stripes = stripes.double()
+    with FlopCounterMode(display=False):
+        counted = stripes(x)
+    wanted = stripes(x)
+    assert torch.allclose(counted, wanted)
+    a, b = (torch.autograd.grad(out.square().sum(), [x, *stripes.parameters()]) for out in (counted, wanted))
+    for one, other in zip(a, b, strict=True):
+        assert torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    conv, stripes = layer(padding=1, channels=16)
+    x = torch.randn(2, 16, 8, 8)
+    with torch.no_grad():
+        wanted = conv(x)
+        stripes.to(dtype)
+        for name in ("dense", "gemm", "native"):  # the native one is for float32: the dense one takes its place
+            assert close(stripes.run(name, x.to(dtype)).float(), wanted, 0.02)
+            assert stripes.run(name, x.to(dtype)).dtype == dtype
+
+
+def test_autocast() -> None:
+    conv, stripes = layer(padding=1)
+    x = torch.randn(2, 5, 8, 8)
+    for grad in (True, False):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+            stripes.kernels[size_of(x, torch.bfloat16)] = "gemm"
+            out = stripes(x)
+        assert out.dtype == torch.bfloat16
+        assert close(out.float(), conv(x).detach(), 0.05)
+
+
+def test_weights_that_change_are_noticed() -> None:
+    """Kernels keep the weights packed as they like: not beyond a change of them."""
+    _, stripes = layer(padding=1)
+    x = torch.randn(1, 5, 8, 8)
+    for name in ("dense", "gemm", "native"):
+        stripes.kernels[size_of(x)] = name
+        with torch.no_grad():
+            before = stripes(x)
+            stripes.weight.mul_(2)
+            stripes.bias.mul_(2)
+            assert close(stripes(x), 2 * before)
+            stripes.load_state_dict({k: v / 4 if v.is_floating_point() else v for k, v in stripes.state_dict().items()})
+            assert close(stripes(x), before / 2)
+            other = copy.deepcopy(stripes)
+            other.weight.zero_()
+            other.bias.zero_()
+            assert not other(x).any()
+            assert stripes(x).any()
+
+
+def test_saved_and_copied() -> None:
+    _, stripes = layer(padding=1)
+    x = torch.randn(1, 5, 8, 8)
+    with torch.no_grad():
+        wanted = stripes(x)
+        again = StripeConv2d(5, stripes.kept, padding=1)
+        again.load_state_dict(stripes.state_dict())
+        assert torch.equal(again(x), wanted)
+        stream = io.BytesIO()
+        torch.save(stripes, stream)
+        stream.seek(0)
+        assert torch.equal(torch.load(stream, weights_only=False)(x), wanted)
+        assert torch.equal(stripes(x[0]), wanted[0])
+
+
+def test_exported() -> None:
+    _, stripes = layer(padding=1)
+    x = torch.randn(2, 5, 8, 8)
+    program = torch.export.export(stripes.eval(), (x,))
+    assert close(program.module()(x), stripes(x))
+
+
+def test_tuned() -> None:
+    """Every usable kernel is measured at the sizes that occur, the choice is the fastest, the model is left alone."""
+    _, one = layer(0.5, channels=8, filters=8, padding=1)
+    _, two_ = layer(0.05, channels=8, filters=8, padding=1)
+    model = nn.Sequential(one, nn.BatchNorm2d(8), nn.MaxPool2d(2), two_)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = torch.randn(2, 8, 32, 32)
+    found = tune(model, x, rounds=3)
+    assert list(found) == ["0", "3"]
+    assert model.training
+    for name, times in found.items():
+        module: Any = model.get_submodule(name)
+        assert set(times) >= {"dense", "gemm"}
+        (chosen,) = module.kernels.values()
+        assert times[chosen] == (1.0 if chosen == "dense" else min(times.values()))
+    assert list(one.kernels) == ["cpu float32 2x8x32x32"]
+    assert list(two_.kernels) == ["cpu float32 2x8x16x16"]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    wanted = [one.to_dense(), two_.to_dense()]
+    with torch.no_grad():
+        assert close(one(x), wanted[0](x))
+        assert close(two_(x[..., :16, :16]), wanted[1](x[..., :16, :16]))
+
+
+def test_a_slow_kernel_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secateurs.stripes import kernels
+
+    _, stripes = layer(padding=1)
+
+    def slowly(run: Any) -> Any:
+        return lambda *args: [run(*args) for _ in range(50)].pop()
+
+    for name, kernel in KERNELS.items():
+        if name != "dense":
+            monkeypatch.setitem(KERNELS, name, kernels.Kernel(slowly(kernel.run), kernel.usable))
+    tune(stripes, torch.randn(4, 5, 32, 32), rounds=3)
+    assert set(stripes.kernels.values()) == {"dense"}
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The reason is said once, and the dense convolution does."""
+    _, stripes = layer(padding=1)
+    x = torch.randn(1, 5, 8, 8)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    native.load.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING), torch.no_grad():
+            stripes.kernels[size_of(x)] = "native"
+            assert torch.equal(stripes(x), stripes.run("dense", x))
+            assert torch.equal(stripes(x), stripes.run("dense", x))
+        assert [r.name for r in caplog.records].count("secateurs") == 1
+        assert "cannot be built" in caplog.text
+        assert not list(tmp_path.rglob("*.so"))
+    finally:
+        native.load.cache_clear()
+
+
+def test_bad_input() -> None:
+    conv = nn.Conv2d(4, 6, 3)
+    with pytest.raises(sc.ConfigError, match="groups"):
+        StripeConv2d.of(nn.Conv2d(4, 6, 3, groups=2), torch.ones(6, 3, 3, dtype=torch.bool))
+    with pytest.raises(sc.ConfigError, match="padding_mode='reflect'"):
+        StripeConv2d.of(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), torch.ones(6, 3, 3, dtype=torch.bool))
+    with pytest.raises(sc.ConfigError, match=r"\(6, 3, 3\)"):
+        StripeConv2d.of(conv, torch.ones(6, 9, dtype=torch.bool))
+    with pytest.raises(sc.ConfigError, match="bool"):
+        StripeConv2d.of(conv, torch.ones(6, 3, 3))
+    with pytest.raises(sc.ConfigError, match="4 channels"), torch.no_grad():
+        StripeConv2d.of(conv, torch.ones(6, 3, 3, dtype=torch.bool))(torch.randn(1, 3, 8, 8))
