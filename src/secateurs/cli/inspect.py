@@ -104,7 +104,9 @@ def lowest(graph: ChannelGraph, scope: str) -> Cost:
 def macs_share(graph: ChannelGraph, group: ChannelGroup) -> float:
     """The share of the network's MACs that involve this group's channels."""
     whole = graph.cost().macs
-    return (whole - graph.cost({group.name: 0}).macs) / whole if whole else 0.0
+    widths = graph.sizes.copy()
+    widths[graph.index(group.name)] = 0
+    return (whole - graph.cost(widths).macs) / whole if whole else 0.0
 
 
 def _verdict(group: ChannelGroup) -> str:
