@@ -15,7 +15,8 @@ class Budget:
     """What may stay, as a fraction (a float up to 1.0) or an absolute figure (above 1): `Budget(macs=0.5)`,
     `Budget(params=2_000_000)`; with both, both hold.
 
-    align: kept widths are multiples of this many channels, where a group has as many.
+    align: kept widths are multiples of this many channels. A group of a size that is none may also stay whole; one with
+        no more channels than that is never cut.
 
     Raises BudgetError for figures that make no sense.
     """
@@ -42,8 +43,8 @@ class Budget:
         limits = self.limits(base)
         return cost.macs <= limits.macs and cost.params <= limits.params
 
-    def check(self, base: Cost, lowest: Cost) -> None:
-        """Raise BudgetError if even the `lowest` cost that cutting can reach is over it."""
+    def check(self, base: Cost, lowest: Cost, advice: str = "") -> None:
+        """Raise BudgetError if even the `lowest` cost that cutting can reach is over it. advice: what may help then."""
         limits = self.limits(base)
         for name in ("macs", "params"):
             limit, least, full = getattr(limits, name), getattr(lowest, name), getattr(base, name)
@@ -51,7 +52,7 @@ class Budget:
                 raise BudgetError(
                     f"The budget {name}={getattr(self, name)} ({limit:,} of {full:,}) cannot be met: with every "
                     f"channel cut that may be cut, {least:,} remain. The lowest budget that can be met is "
-                    f"{name}={_ceil_fraction(least, full)}; scope='all' may allow less."
+                    f"{name}={fraction(least, full)}{advice}."
                 )
 
 
@@ -61,7 +62,7 @@ def _absolute(value: float | int | None, full: int) -> int:
     return int(value * full) if value <= 1 else int(value)
 
 
-def _ceil_fraction(part: int, whole: int) -> float:
+def fraction(part: int, whole: int) -> float:
     """The smallest fraction of four digits that, as a budget, lets `part` of `whole` stay."""
     digits = -(-part * 10_000 // whole)
     while _absolute(digits / 10_000, whole) < part:  # 0.57 · 100 is 56.99… in binary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +112,16 @@ def test_counting_leaves_the_model_alone() -> None:
 def test_unknown_groups() -> None:
     with pytest.raises(PlanError, match="no channel group 'c'"):
         trace(chain(), image()).cost({"c": 3})
+
+
+@pytest.mark.parametrize("width", [0, -1, 9, 99, 2.5, True, "4", None])
+def test_impossible_widths(width: Any) -> None:
+    graph = trace(CASES["chain"].make(), image())
+    with pytest.raises(
+        PlanError, match=rf"Group a has 8 channels: its width is a whole number in 1…8, not {width!r}\."
+    ):
+        graph.cost({"b": 3, "a": width})
+    assert graph.cost({"a": np.int64(8)}) == graph.cost()
 
 
 def test_large_figures_are_exact() -> None:

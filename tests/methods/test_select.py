@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -109,3 +110,30 @@ def test_nothing_to_cut() -> None:
     empty = Widths(graph(), [], sc.Budget(macs=0.5))
     with pytest.raises(sc.BudgetError, match="No channel group may be cut"):
         empty.check()
+
+
+def refusal(budget: sc.Budget, scope: str = "all") -> str:
+    groups = [g for g in graph().groups if g.prunable]
+    with pytest.raises(sc.BudgetError) as caught:
+        Widths(graph(), groups if scope == "all" else groups[:1], budget).check()
+    return str(caught.value)
+
+
+def test_another_scope_is_named_where_it_would_help() -> None:
+    assert "scope='all' may allow less" in refusal(sc.Budget(macs=0.001), "internal")
+    assert "scope" not in refusal(sc.Budget(macs=0.001))
+    nothing = sc.trace(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 2, 2))
+    with pytest.raises(sc.BudgetError, match=r"says why\.$"):
+        Widths(nothing, [], sc.Budget(macs=0.5)).check()
+
+
+def test_alignment_is_named_where_it_is_in_the_way() -> None:
+    named = re.search(r"align=2 is why it is not lower, align=1 could go to macs=([\d.]+) or params=([\d.]+)\.$",
+                      refusal(sc.Budget(macs=0.05, align=2)))  # fmt: skip
+    assert named is not None
+    widths(sc.Budget(macs=float(named[1]))).check()
+    widths(sc.Budget(params=float(named[2]))).check()
+    for step in (6, 100):
+        told = refusal(sc.Budget(macs=0.9, align=step))
+        assert f"align={step} is too coarse: no group has more than 6 channels, so that none can be cut." in told
+    widths(sc.Budget(macs=1.0, align=100)).check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ class ChannelGraph:
 
     def cost(self, widths: Mapping[str, int] | Array | None = None, stripes: Mapping[str, int] | None = None) -> Cost:
         """MACs and parameters at these widths, from the graph alone: `{group name: channels}` (groups left out stay
-        whole), or a vector with one width per group. Takes microseconds.
+        whole), or a vector with one width per group, which is not checked. Takes microseconds.
 
         stripes: for a convolution's weight (see `kernels`) how many stripes are left, of all its filters together.
         """
@@ -166,7 +167,12 @@ class ChannelGraph:
             return self._cost(widths, stripes)
         vector = self.sizes.copy()
         for name, width in (widths or {}).items():
-            vector[self.index(name)] = width
+            size = self[name].size
+            if not isinstance(width, Integral) or isinstance(width, bool) or not 1 <= width <= size:
+                raise PlanError(
+                    f"Group {name} has {size} channels: its width is a whole number in 1…{size}, not {width!r}."
+                )
+            vector[self._at[name]] = width
         return self._cost(vector, stripes)
 
     @cached_property

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from secateurs.budget import Budget
+from secateurs.budget import Budget, fraction
 from secateurs.channels import ChannelGraph, ChannelGroup, Cost
 from secateurs.errors import BudgetError
 
@@ -38,10 +38,26 @@ class Widths:
 
     def check(self) -> None:
         """Raise BudgetError before any work if the budget cannot be met."""
+        narrow = len(self.groups) < sum(g.prunable for g in self.graph.groups)  # some are out of scope
         if not self.groups:
-            raise BudgetError("No channel group may be cut: `secateurs inspect` says why. scope='all' may help.")
+            why = "No channel group may be cut: `secateurs inspect` says why."
+            raise BudgetError(why + (" scope='all' may help." if narrow else ""))
         if self.budget is not None:
-            self.budget.check(self.base, self.cost(self.least))
+            advice = f"; align={self.step} is {self._coarse()}" if self.step > 1 else ""
+            self.budget.check(
+                self.base, self.cost(self.least), advice + ("; scope='all' may allow less" if narrow else "")
+            )
+
+    def _coarse(self) -> str:
+        """What the alignment does to the lowest cost."""
+        if self.step >= self.sizes.max():
+            return f"too coarse: no group has more than {self.sizes.max()} channels, so that none can be cut"
+        finest = self.cost(np.ones_like(self.sizes))
+        shares = [
+            f"macs={fraction(finest.macs, self.base.macs)}",
+            f"params={fraction(finest.params, self.base.params)}",
+        ]
+        return f"why it is not lower, align=1 could go to {' or '.join(shares)}"
 
 
 def meet(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:
