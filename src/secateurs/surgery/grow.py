@@ -29,7 +29,8 @@ Shape = tuple[int, ...]
 class Growth:
     """How a network grows: where each index of the wider axes comes from, and how readers share out their weights."""
 
-    widths: Mapping[str, int]  # of the groups that grow
+    before: Mapping[str, int]  # widths of the groups that grow
+    widths: Mapping[str, int]  # the same afterwards
     index: Mapping[str, Mapping[int, Kept]]  # parameter → axis → old indices, copies beside what they are copies of
     shares: Mapping[tuple[str, int], Array]  # (parameter, axis) that read channels → (levels, new length), see `_share`
     shapes: Mapping[str, Shape]  # of those parameters afterwards
@@ -39,6 +40,7 @@ class Growth:
     def record(self) -> dict[str, Any]:
         """What `resized` needs, as JSON has it."""
         return {
+            "before": dict(self.before),
             "widths": dict(self.widths),
             "shapes": {p: list(s) for p, s in self.shapes.items()},
             "attributes": [[m, a, list(v) if isinstance(v, tuple) else v] for (m, a), v in self.attributes.items()],
@@ -116,9 +118,10 @@ def growth(graph: PrunableGraph, widths: Mapping[str, int], *, seed: int = 0) ->
     shapes = {
         p: tuple(len(axes[a]) if a in axes else n for a, n in enumerate(graph.shapes[p])) for p, axes in index.items()
     }
-    before = {p: graph.shapes[p] for p in shapes}
+    attributes = rewrites(graph.modules, {p: graph.shapes[p] for p in shapes}, shapes)
     exact = all(graph[name].exact for name in widths)
-    return Growth(dict(widths), index, shares, shapes, rewrites(graph.modules, before, shapes), exact)
+    before = {name: graph[name].size for name in widths}
+    return Growth(before, dict(widths), index, shares, shapes, attributes, exact)
 
 
 def grow(model: nn.Module, how: Growth) -> nn.Module:
@@ -168,7 +171,10 @@ def prove(model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, 
             f"{TOLERANCE:.0e} is allowed). A figure in its code that only fits the old width may be the cause: widen "
             f"fewer groups, {{group: width}}, to find the one."
         )
-    cost, expected = count(wide, example_inputs), graph.cost(dict(how.widths))
+    vector = graph.sizes.copy()
+    for name, width in how.widths.items():
+        vector[graph.index(name)] = width
+    cost, expected = count(wide, example_inputs), graph.cost(vector)
     if cost != expected:
         raise VerificationError(f"The widened network costs {cost}, but {expected} at these widths is what was due.")
     again = {g.name: g.size for g in trace(wide, example_inputs, allow_inexact=not how.exact).groups}
