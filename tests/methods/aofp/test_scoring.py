@@ -104,7 +104,8 @@ def cases() -> dict[str, Callable[[], Case]]:
     def bare() -> Case:
         model = nn.Sequential(
             nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(8, 6, 3), nn.Hardtanh(-2, 2, True),
-            nn.Conv2d(6, 5, 1), nn.GroupNorm(5, 5, affine=False), nn.ReLU6(), nn.Conv2d(5, 5, 1), Swish(), *copy.deepcopy(head), nn.Linear(5, 4),
+            nn.Conv2d(6, 5, 1), nn.GroupNorm(5, 5, affine=False), nn.ReLU6(), nn.Conv2d(5, 5, 1), Swish(),
+            *copy.deepcopy(head), nn.Linear(5, 4),
         )  # fmt: skip
         return made(
             model,
@@ -133,15 +134,15 @@ def cases() -> dict[str, Callable[[], Case]]:
 
     def flattened() -> Case:
         model = nn.Sequential(
-            nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, 11), nn.BatchNorm1d(11), nn.Tanh(),
-            nn.Dropout(0.0), nn.Linear(11, 4),
+            nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, 11), nn.BatchNorm1d(11),
+            nn.Tanh(), nn.Dropout(0.0), nn.Linear(11, 4),
         )  # fmt: skip
         return made(model, {"4": ("5", torch.tanh), "8": (None, None)})
 
     def unusual() -> Case:
         model = nn.Sequential(
-            nn.Conv2d(3, 8, 3), NormAct(8), Standardised(8, 6, 3), NormAct(6), Standardised(6, 6, 3), nn.BatchNorm2d(6), nn.ELU(),
-            *copy.deepcopy(head), nn.Linear(6, 4),
+            nn.Conv2d(3, 8, 3), NormAct(8), Standardised(8, 6, 3), NormAct(6), Standardised(6, 6, 3), nn.BatchNorm2d(6),
+            nn.ELU(), *copy.deepcopy(head), nn.Linear(6, 4),
         )  # fmt: skip
         return made(
             model, {"2": ("3", lambda z: F.leaky_relu(z, 0.1)), "4": ("5", F.elu), "9": (None, None)}
