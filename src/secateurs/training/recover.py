@@ -19,7 +19,8 @@ from secateurs.training.teacher import Taught
 def phases(recover: Recipe | Sequence[Recipe] | None) -> list[tuple[str, Recipe]]:
     """The recipes of recovery in order, each with the name of its folder: `recover`, or where there are several
     `recover-1-mimic`, `recover-2-finetune`. ConfigError for anything that is no recipe."""
-    recipes = [recover] if isinstance(recover, Recipe) else list(recover or ())
+    recipes = list(recover) if isinstance(recover, Sequence) and not isinstance(recover, str) else [recover]
+    recipes = [] if recover is None else recipes
     for recipe in recipes:
         if not isinstance(recipe, Recipe):
             raise ConfigError(

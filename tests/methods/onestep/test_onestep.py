@@ -1,0 +1,456 @@
+"""One-step pruning: the importance vectors, the crucial layers, what is cut."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.methods.method import Task
+from secateurs.methods.onestep.layers import find_layers, scored
+from secateurs.methods.onestep.method import OneStepPruner
+from secateurs.methods.select import Widths
+from secateurs.training.features import by_name, feature_maps
+from secateurs.training.mimic import choose
+from tests.conformance import data, images, network
+from tests.networks import randomise
+
+
+class Plain(nn.Module):
+    """Three convolutions, and the same network with factors on their outputs written by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, 5, 6, 7]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(w) for w in widths[1:])
+        self.fc = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor, beta: list[Tensor] | None = None) -> Tensor:
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x))  # (N, C, H, W): the paper's β acts here, behind batch norm
+            x = F.relu(x if beta is None else x * beta[i].abs()[:, None, None])
+        return self.fc(x.mean((2, 3)))
+
+
+def plain(dtype: torch.dtype = torch.float64) -> Plain:
+    torch.manual_seed(0)
+    return randomise(Plain()).eval().to(dtype)
+
+
+def attached(model: nn.Module, inputs: Tensor, method: sc.OneStep, budget: sc.Budget | None, **options: Any) -> Any:
+    scope = options.pop("scope", "internal")
+    task = Task(model, sc.trace(model, inputs), budget, scope, data(), 0, inputs)
+    return method.attach(task)
+
+
+# -- importance vectors -------------------------------------------------------------------------------------------------
+
+
+def test_gates_are_the_papers_betas_and_so_is_their_gradient() -> None:
+    model, x = plain(), images(4).double()
+    y = torch.tensor([0, 1, 2, 3])
+    pruner = attached(model, x[:1], sc.OneStep(lam=0.3), sc.Budget(macs=0.5))
+    pruner.importance.double()
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        pruner.importance.offset.copy_(torch.randn(18, generator=g, dtype=torch.float64) * 0.4)
+    beta = [(1 + b).detach().requires_grad_() for b in pruner.importance.offset.split([5, 6, 7])]
+    by_hand = copy.deepcopy(plain())
+    expected = F.cross_entropy(by_hand(x, beta), y) + 0.3 * sum(b.abs().sum() for b in beta)
+    loss = F.cross_entropy(model(x), y) + pruner.penalty()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(pruner.importance.offset.grad, torch.cat([b.grad for b in beta]), rtol=1e-9, atol=1e-12)
+
+    def at(offset: Tensor) -> float:
+        with torch.no_grad():
+            pruner.importance.offset.copy_(offset)
+            return float(F.cross_entropy(model(x), y) + pruner.penalty())
+
+    start, step = pruner.importance.offset.detach().clone(), 1e-6
+    for i in (0, 6, 17):  # finite differences
+        e = torch.zeros_like(start)
+        e[i] = step
+        slope = (at(start + e) - at(start - e)) / (2 * step)
+        assert slope == pytest.approx(float(pruner.importance.offset.grad[i]), rel=1e-5)
+
+
+def test_only_beta_moves() -> None:
+    """Weights, statistics and modes of the network are what they were, to the bit, and so is what it computes."""
+    model = network("residual")
+    model.blocks[0].append(nn.Dropout(0.9))
+    before = copy.deepcopy(model.state_dict())
+    asked = [p.requires_grad for p in model.parameters()]
+    x = images(4)
+    pruner = sc.attach(
+        model, x[:1], sc.OneStep(), sc.Budget(macs=0.5), data=data(), steps=4, epoch_steps=2, scope="all"
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=0.1)
+    model.train()
+    modes = [m.training for m in model.modules()]
+    for x, y in data(4).train:
+        loss = F.cross_entropy(model(x), y) + pruner.penalty()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+        assert modes == [m.training for m in model.modules()]
+    assert pruner.done
+    assert all((np.abs(b - 1) > 1e-4).all() for b in pruner.beta().values())
+    pruner.plan()
+    assert modes == [m.training for m in model.modules()]
+    assert asked == [p.requires_grad for p in model.parameters()]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
+def test_lambda_presses_all_betas_down() -> None:
+    """With λ far above the gradients every β falls by about lr in each step: Adam."""
+    model = network()
+    pruner = sc.attach(
+        model, images(1), sc.OneStep(lam=1000, lr=1e-3), sc.Budget(macs=0.5), data=data(), steps=4, epoch_steps=4
+    )
+    for x, y in data(4).train:
+        (F.cross_entropy(model(x), y) + pruner.penalty()).backward()
+        pruner.step()
+    for beta in pruner.beta().values():
+        np.testing.assert_allclose(beta, 1 - 4e-3, atol=1e-5)
+
+
+def test_mean_l1_does_not_grow_with_the_network() -> None:
+    model = plain(torch.float32)
+    for kind, expected in (("sum", 18 * 0.5), ("mean", 0.5)):
+        pruner = attached(model, images(1), sc.OneStep(lam=0.5, l1=kind), sc.Budget(macs=0.5))
+        assert pruner.penalty().item() == pytest.approx(expected)
+        pruner.finish()
+
+
+def test_ranks_survive_differences_that_float32_would_round_away() -> None:
+    """Near 1 float32 knows no step below 6e-8."""
+    pruner = attached(plain(torch.float32), images(1), sc.OneStep(crucial=2), sc.Budget(macs=0.5))
+    with torch.no_grad():
+        pruner.importance.offset[:5] = 1e-9 * torch.tensor([3.0, 1, 5, 2, 4])
+    assert list(np.argsort(pruner.beta()["convs.0"])) == [1, 3, 0, 4, 2]
+
+
+def test_presets_are_the_papers() -> None:
+    cifar, imagenet = sc.OneStep.cifar(), sc.OneStep(preset="imagenet")
+    assert (cifar.lam, cifar.lr, cifar.epochs) == (1.0, 1e-5, 15)
+    assert (imagenet.lam, imagenet.lr, imagenet.epochs) == (0.1, 1e-4, 10)
+    assert sc.OneStep.imagenet(lam=0.2).lam == 0.2
+    assert sc.OneStep.imagenet() == imagenet
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"preset": "mnist"}, "cifar"),
+        ({"crucial": 1}, "at least two"),
+        ({"rate": 0.5}, "greater than or equal to 1"),
+        ({"lam": 0}, "greater than 0"),
+        ({"beta": 1}, "lam"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(sc.ConfigError, match=says):
+        sc.OneStep(**settings)
+
+
+# -- layers -------------------------------------------------------------------------------------------------------------
+
+
+def layers_of(model: nn.Module, x: Tensor) -> Any:
+    graph = sc.trace(model, x)
+    return find_layers(model, graph, scored(graph), x)
+
+
+def test_coupled_convolutions_are_one_layer_and_its_node_is_the_junction() -> None:
+    model, x = sc.build("zoo:resnet20").eval(), torch.randn(1, 3, 32, 32)
+    found = layers_of(model, x)
+    assert len(found.all) == 9 + 3
+    nodes = {layer.name: layer.node for layer in found.all if layer.junction}
+    assert nodes == {"layer1.2.conv2": "layer1", "layer2.2.conv2": "layer2", "layer3.2.conv2": "layer3"}
+    inner = next(layer for layer in found.all if layer.name == "layer2.1.conv1")
+    assert (inner.node, inner.junction, inner.groups) == ("layer2.1.conv2:input", False, ("layer2.1.conv1",))
+    assert (found.final.name, found.final.node) == ("layer3.2.conv2", "layer3")
+    assert len(found.final.groups) == 3  # 16 channels of the first stage, 16 and 32 that were padded
+    assert found.usual() == 3
+    assert found.classifier == ()
+
+
+def test_hidden_layers_of_the_classifier_are_none_to_mimic() -> None:
+    found = layers_of(sc.build("zoo:alexnet_bn").eval(), torch.randn(1, 3, 32, 32))
+    assert found.classifier == ("classifier.1", "classifier.4")
+    assert (found.final.name, found.final.node) == ("features.14", "features.16")
+
+
+SPECS = {  # spec: input size, usual number of nodes, the last one
+    "zoo:vgg16": (32, 3, "features.42"),
+    "zoo:resnet56": (32, 3, "layer3"),
+    "zoo:googlenet": (32, 4, "inception5"),
+    "torchvision:resnet50": (64, 4, "layer4"),
+    "torchvision:densenet121": (64, 4, "features"),
+    "torchvision:mobilenet_v2": (64, 4, "features"),
+    "torchvision:googlenet": (64, 4, "inception5b"),
+    "timm:mobilenetv3_small_100": (64, 4, "blocks"),
+}
+
+
+@pytest.mark.parametrize("scope", ["internal", "all"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_nodes_are_found_on_every_kind_of_network(spec: str, scope: Any) -> None:
+    """Whatever β says, at half the MACs: the method's nodes keep their shape in the cut network."""
+    if not spec.startswith("zoo") and importlib.util.find_spec(spec.partition(":")[0]) is None:
+        pytest.skip("needs the vision extra")
+    size, usual, last = SPECS[spec]
+    torch.manual_seed(0)
+    model, x = sc.build(spec).eval(), torch.randn(1, 3, size, size)
+    pruner = attached(model, x, sc.OneStep(), sc.Budget(macs=0.5), scope=scope)
+    with torch.no_grad():
+        pruner.importance.offset.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    plan = pruner.plan()
+    nodes = pruner.task.nodes
+    assert len(nodes) == usual
+    assert nodes[-1] == last
+    small = sc.apply(model, plan)
+    before, after = by_name(feature_maps(model, x)), by_name(feature_maps(small, x))
+    assert [before[n].shape for n in nodes] == [after[n].shape for n in nodes]
+    assert choose(sc.Mimic(), small, model, x, nodes) == tuple(nodes)
+
+
+# -- which are crucial --------------------------------------------------------------------------------------------------
+
+
+def betas(pruner: OneStepPruner, **scores: float) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        for group, part in zip(pruner.groups, pruner.importance.offset.split(pruner.gates.sizes), strict=True):
+            part.copy_(torch.linspace(-0.01, 0.01, group.size) + scores.get(group.name.replace(".", "_"), 1.0) - 1)
+    return pruner.beta()
+
+
+VGG = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def vgg(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    return attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(**settings), sc.Budget(macs=0.5))
+
+
+def test_the_last_layer_is_forced_in_and_the_lowest_dropped() -> None:
+    pruner = vgg()
+    beta = betas(pruner, features_3=1.3, features_7=1.2, features_10=1.1, features_40=0.5)
+    names = [layer.name for layer in pruner.layers.crucial(beta, None)]
+    assert names == ["features.40", "features.3", "features.7"]  # of three: features.10 gives way
+    assert [x.name for x in pruner.layers.crucial(beta, 2)] == ["features.40", "features.3"]
+    assert [x.name for x in pruner.layers.crucial(beta, 4)][-1] == "features.10"
+    named = pruner.layers.crucial(beta, ("features.14", "features.3"))
+    assert [x.name for x in named] == ["features.40", "features.3", "features.14"]
+    with pytest.raises(sc.ConfigError, match=r"'features.2' is no convolution.*features\."):
+        pruner.layers.crucial(beta, ("features.2",))
+
+
+def test_scores_are_means() -> None:
+    pruner = vgg()
+    beta = betas(pruner, features_0=1.25)
+    layer = pruner.layers.all[0]
+    assert layer.score(beta) == pytest.approx(1.25, abs=1e-6)  # 64 channels; a sum would be 80
+    assert pruner.layers.all[-1].score(beta) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_crucial_layers_stay_whole_and_the_rest_is_ranked_together() -> None:
+    pruner = vgg(crucial=3)
+    beta = betas(pruner, features_3=1.3, features_7=1.2, features_24=0.8)
+    plan = pruner.plan()
+    kept = {name: len(k) for name, k in plan.groups.items()}
+    assert not {"features.3", "features.7", "features.40"} & {
+        n for n, k in kept.items() if k < pruner.task.graph[n].size
+    }
+    assert kept["features.24"] == 1  # all of its β are below everyone else's
+    graph = pruner.task.graph
+    dead = [b for n, k in plan.groups.items() for b in np.delete(beta[n], k)]
+    alive = [b for n, k in plan.groups.items() if n != "features.24" for b in beta[n][list(k)]]
+    assert max(dead) <= min(alive) + 1e-3  # but for what is given back at the end
+    assert graph.cost(kept).macs <= 0.5 * graph.cost().macs
+    note = next(h for h in pruner.task.history if h["event"] == "crucial")
+    assert list(note["layers"]) == ["features.40", "features.3", "features.7"]
+    assert note["nodes"] == pruner.task.nodes == ["features.5", "features.9", "features.42"]
+    assert note["released"] == []
+
+
+def test_crucial_layers_are_released_for_a_budget_that_could_not_be_met() -> None:
+    """The least precious first, and no more than needed."""
+    graph = sc.trace(sc.build("zoo:vgg16"), VGG)
+    ones = {g.name: 1 for g in graph.groups if g.prunable}
+
+    def least(*whole: str) -> int:
+        return graph.cost({**ones, **{n: graph[n].size for n in whole}}).macs
+
+    order = ["features.40", "features.3", "features.24", "features.17"]
+    for many in (4, 3, 2, 1, 0):
+        again = vgg(crucial=4)
+        betas(again, features_3=1.3, features_24=1.2, features_17=1.1)
+        object.__setattr__(again.task, "budget", sc.Budget(macs=least(*order[:many])))
+        plan = again.plan()
+        released = again.task.history[-1]["released"]
+        assert released == order[many:][::-1]
+        assert all(len(k) == (graph[n].size if n in order[:many] else 1) for n, k in plan.groups.items())
+        assert len(again.task.nodes) == many
+
+
+def test_rate_is_the_papers_fixed_ratio() -> None:
+    """Every layer that is not crucial keeps an eighth (sec. 4.1), by β."""
+    pruner = attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(rate=8, crucial=2), None)
+    beta = betas(pruner, features_3=1.3)
+    selection = pruner.finish()
+    assert set(selection) == {g.name for g in pruner.task.groups} - {"features.3", "features.40"}
+    for name, kept in selection.items():
+        assert len(kept) == len(beta[name]) // 8
+        assert set(kept) == set(np.argsort(-beta[name])[: len(kept)])
+
+
+def test_a_rate_and_a_budget_are_not_for_the_same_run() -> None:
+    model, x = network(), images(1)
+    with pytest.raises(sc.ConfigError, match="one of them"):
+        sc.prune(model, x, sc.OneStep(rate=2), sc.Budget(macs=0.5), data=data())
+    with pytest.raises(sc.ConfigError, match="one of them"):
+        sc.prune(model, x, "onestep", data=data())
+    result = sc.prune(model, x, sc.OneStep(rate=2, epochs=1, crucial=2), data=data(), progress="silent")
+    halves = [len(kept) for kept in result.plan.groups.values()]
+    assert halves
+    assert all(2 * len(k) == sc.trace(model, x)[n].size for n, k in result.plan.groups.items())
+
+
+def test_ranking_by_layer_cuts_all_by_the_same_share() -> None:
+    pruner = vgg(ranking="layer", crucial=2)
+    betas(pruner, features_3=1.3, features_24=0.5)
+    plan = pruner.plan()
+    shares = [len(k) / pruner.task.graph[n].size for n, k in plan.groups.items()]
+    assert max(shares) - min(shares) < 0.05
+
+
+def test_fold_keeps_the_factors() -> None:
+    """The cut network then computes what the gated one did with its closed channels at zero."""
+    model, x = plain(torch.float32), images(3)
+    pruner = attached(model, x[:1], sc.OneStep(fold=True, crucial=2), sc.Budget(macs=0.6))
+    beta = {n: torch.from_numpy(b).float() for n, b in betas(pruner, convs_0=1.4, convs_1=0.7).items()}
+    plan = pruner.plan()
+    for name, kept in plan.groups.items():
+        dead = [i for i in range(len(beta[name])) if i not in kept]
+        beta[name][dead] = 0
+    expected = plain(torch.float32)(x, [beta[f"convs.{i}"] for i in range(3)])
+    torch.testing.assert_close(sc.apply(model, plan).eval()(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_convolutions_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+    x = torch.randn(2, 3, 2, 2)
+    with pytest.raises(sc.ConfigError, match="convolutions"):
+        sc.prune(model, x, "onestep", sc.Budget(macs=0.5), data=[(x, torch.tensor([0, 1]))])
+
+
+def test_the_choice_depends_on_what_the_channels_are_for() -> None:
+    """Labels are the network's own answers, and these hang on one channel of the second layer."""
+    model = plain(torch.float32)
+    with torch.no_grad():
+        model.convs[2].weight[:, [0, 1, 3, 4, 5]] *= 1e-4
+        model.fc.weight *= 30
+        model.fc.bias.zero_()
+        batches = [(x, model(x).argmax(1)) for x in (images(16, i) for i in range(8))]
+    result = sc.prune(
+        model, images(1), sc.OneStep(epochs=10, lam=1e-3, lr=1e-2, crucial=("convs.0", "convs.2")),
+        sc.Budget(macs=0.4), data=batches, progress="silent",
+    )  # fmt: skip
+    assert list(result.plan.groups["convs.1"]) == [2]
+
+
+# -- the whole run ------------------------------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+class Fragile:
+    """Batches that stop after so many, over all phases of a run."""
+
+    def __init__(self, loader: Any, left: int) -> None:
+        self.loader, self.left = loader, left
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.loader.set_epoch(epoch)
+
+    def iter_from(self, start: int) -> Any:
+        for batch in self.loader.iter_from(start):
+            self.left -= 1
+            if self.left < 0:
+                raise Stop
+            yield batch
+
+    def __iter__(self) -> Any:
+        return self.iter_from(0)
+
+
+def run(folder: Path, left: int = 10**9, resume: bool = False) -> sc.Result:
+    from tests.test_resume_prune import loader
+
+    torch.manual_seed(0)
+    model = sc.build("zoo:small_cnn", num_classes=4)
+    source = loader()
+    phases = [sc.Mimic(epochs=2, ema=0.5), sc.Distil(epochs=1, lr=0.01), sc.Recover(epochs=1, lr=0.01)]
+    return sc.prune(
+        model, torch.zeros(1, 3, 32, 32), sc.OneStep(epochs=2), sc.Budget(macs=0.5),
+        sc.Data(train=Fragile(source.train, left), val=source.val), phases, folder=folder, resume=resume, save_steps=2,
+        progress="silent",
+    )  # fmt: skip
+
+
+def history(result: sc.Result) -> list[Any]:
+    return [{k: v for k, v in h.items() if "second" not in k} for h in result.history]
+
+
+def test_stopped_in_any_phase_and_resumed_it_ends_where_it_would_have(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    assert [p.name for p in sorted((tmp_path / "whole").iterdir())] == [
+        "prune", "recover-1-mimic", "recover-2-distil", "recover-3-finetune",
+    ]  # fmt: skip
+    seen = []
+    for lives in ((3, 7, 4, 9, 5), (9, 14), (30, 3)):
+        folder = tmp_path / str(lives)
+        for i, left in enumerate(lives):
+            with pytest.raises(Stop):
+                run(folder, left, resume=i > 0)
+            seen.append(sorted(p.name for p in folder.iterdir())[-1])
+        again = run(folder, resume=True)
+        assert again.plan.to_json() == whole.plan.to_json()
+        assert history(again) == history(whole)
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(value, again.model.state_dict()[name]), name
+    assert len(set(seen)) == 4  # every phase was stopped in
+
+
+def test_widths_of_an_empty_selection(tmp_path: Path) -> None:
+    """Where every group is crucial and the budget lets them all stay, nothing is cut."""
+    model = network("depthwise")
+    graph = sc.trace(model, images())
+    names = tuple(n for g in graph.groups if g.prunable for n in g.producers[:1])
+    result = sc.prune(
+        model, images(), sc.OneStep(epochs=1, crucial=names), sc.Budget(macs=1.0), data=data(), progress="silent"
+    )
+    assert result.after.macs == result.before.macs
+    assert Widths(graph, [], sc.Budget(macs=1.0)).fits(np.array([], dtype=np.int64))
