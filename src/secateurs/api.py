@@ -154,7 +154,7 @@ def prune(
     before = _figures(base, model, source, options)
     selection = chosen.select(task)
     plan = graph.plan(selection, allow_inexact=allow_inexact)
-    cost = graph.cost({name: len(kept) for name, kept in plan.groups.items()})
+    cost = graph.cost_of(plan)
     report(
         f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
     )

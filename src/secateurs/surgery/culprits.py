@@ -16,7 +16,7 @@ def culprits(graph: PrunableGraph, plan: Plan, fails: Callable[[Plan], bool]) ->
     trials = 0
 
     def part(names: list[str]) -> Plan:
-        return graph.plan({n: plan.groups[n] for n in names}, allow_inexact=True)
+        return graph.plan({n: plan.groups[n] for n in names}, stripes=plan.stripes, allow_inexact=True)
 
     def search(names: list[str], known: bool) -> list[list[str]]:
         """Sets of groups, none of which can be made smaller. known: that these fail together."""

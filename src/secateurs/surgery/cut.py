@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,21 @@ from torch.optim import Optimizer
 
 from secateurs.channels.graph import named_tensors
 from secateurs.errors import PlanError
+from secateurs.surgery import stripes as S
 from secateurs.surgery.plan import Kept, Plan
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """A new module with what the plan keeps; the given one is untouched. PlanError for another network's plan."""
     plan.check(model)
-    return remade(model, _slices(model, plan), plan.attributes)
+    small = remade(model, _slices(model, plan), plan.attributes)
+    S.replace_(small, plan.stripes, plan.shapes, plan.kept)
+    return small
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
-    """A new module of the old shape in which every consumer's weights for the channels that go are zero."""
+    """A new module of the old shape in which every consumer's weights for the channels that go are zero, and so are the
+    stripes that go."""
     plan.check(model)
     masked = copied(model)
     params = named_tensors(masked)
@@ -33,6 +37,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
             alive = torch.zeros(w.shape[axis], dtype=torch.bool, device=w.device)
             alive[list(plan.kept[name][axis])] = True
             w.mul_(alive.view([-1 if a == axis else 1 for a in range(w.ndim)]))
+    S.mask_(params, plan.stripes)
     return masked
 
 
@@ -59,7 +64,23 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
         for p, state in states.items():
             del optimizer.state[p]
             optimizer.state[new[id(p)]] = state
+    for old, made, taken in S.replace_(model, plan.stripes, plan.shapes, plan.kept):
+        if old.grad is not None:
+            made.grad = taken(old.grad)
+        if optimizer is not None:
+            _hand_over(optimizer, old, made, taken)
     return model
+
+
+def _hand_over(optimizer: Optimizer, old: Tensor, new: Tensor, taken: Callable[[Tensor], Tensor]) -> None:
+    """The optimizer goes on with another parameter; `taken` takes state of the old one's shape to the new one's."""
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    if old in optimizer.state:
+        state = optimizer.state.pop(old)
+        optimizer.state[new] = {
+            k: taken(v) if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()
+        }
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -128,6 +149,9 @@ def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor
         p = params[name]
         if p in optimizer.state:
             states[p] = {k: _sliced_state(v, p, axes, name, k) for k, v in optimizer.state[p].items()}
+    for name in plan.stripes:  # taken along later: here it is only seen whether that will do
+        for k, v in optimizer.state.get(params[name], {}).items():
+            _sliced_state(v, params[name], {}, name, k)
     return states
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -13,12 +13,14 @@ import numpy as np
 from torch import nn
 
 from secateurs import channels
+from secateurs.channels import Cost
 from secateurs.channels.attributes import rewrites
 from secateurs.channels.graph import ChannelGraph, ChannelGroup, named_tensors
 from secateurs.channels.inputs import check_model
 from secateurs.errors import PlanError
+from secateurs.surgery import stripes as S
 
-VERSION = 1
+VERSION = 2  # 1 knew no stripes
 Kept = tuple[int, ...]
 # The attributes of modules that a plan may set; nothing else is taken from a file.
 REWRITTEN = frozenset({
@@ -37,9 +39,10 @@ class Plan:
     attributes: Mapping[tuple[str, str], Any]  # (module, attribute) → value after the cut
     consumes: frozenset[tuple[str, int]]  # the (parameter, axis) that read channels: zeroed in the masked twin
     exact: bool = True
+    stripes: Mapping[str, Kept] = field(default_factory=dict)  # weight → kept places in (O, KH, KW), before the cut
 
     def __post_init__(self) -> None:
-        for name in ("groups", "shapes", "attributes"):
+        for name in ("groups", "shapes", "attributes", "stripes"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         kept = {p: MappingProxyType(dict(axes)) for p, axes in self.kept.items()}
         object.__setattr__(self, "kept", MappingProxyType(kept))
@@ -66,6 +69,7 @@ class Plan:
                 )
 
         modules = dict(model.named_modules())
+        S.check_modules(self.stripes, modules)
         for module, attribute in self.attributes:
             if not hasattr(modules.get(module), attribute):
                 raise PlanError(
@@ -77,13 +81,14 @@ class Plan:
         """The plan as JSON text, with a digest of its content."""
         body = {
             "format": "secateurs-plan",
-            "version": VERSION,
+            "version": VERSION if self.stripes else 1,
             "exact": self.exact,
             "groups": {g: list(v) for g, v in self.groups.items()},
             "shapes": {p: list(s) for p, s in self.shapes.items()},
             "kept": {p: {str(a): list(v) for a, v in axes.items()} for p, axes in self.kept.items()},
             "attributes": [[m, a, list(v) if isinstance(v, tuple) else v] for (m, a), v in self.attributes.items()],
             "consumes": sorted([p, a] for p, a in self.consumes),
+            **({"stripes": {p: list(v) for p, v in self.stripes.items()}} if self.stripes else {}),
         }
         return json.dumps({**body, "digest": _digest(body)})
 
@@ -111,6 +116,7 @@ class Plan:
                 attributes={(m, a): tuple(v) if isinstance(v, list) else v for m, a, v in body["attributes"]},
                 consumes=frozenset((p, a) for p, a in body["consumes"]),
                 exact=body["exact"],
+                stripes={p: tuple(v) for p, v in body.get("stripes", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"The plan lacks a part or has one of the wrong kind: {error!r}.") from None
@@ -128,6 +134,7 @@ class Plan:
         for param, axis in self.consumes:
             if axis not in self.kept.get(param, ()):
                 raise PlanError(f"The plan masks axis {axis} of {param}, which it does not cut.")
+        S.check_content(self.stripes, self.shapes, self.kept)
         for (module, attribute), value in self.attributes.items():
             sizes = value if isinstance(value, tuple) else (value,)
             if attribute not in REWRITTEN or not all(type(n) is int and n > 0 for n in sizes):
@@ -137,13 +144,22 @@ class Plan:
 class PrunableGraph(ChannelGraph):
     """A channel graph that makes plans."""
 
-    def plan(self, selection: Mapping[str, Iterable[int]], *, allow_inexact: bool = False) -> Plan:
+    def plan(
+        self,
+        selection: Mapping[str, Iterable[int]],
+        *,
+        stripes: Mapping[str, Any] | None = None,
+        allow_inexact: bool = False,
+    ) -> Plan:
         """A plan that keeps these channels of these groups: `{group name: kept indices}`; the others stay whole.
 
+        stripes: `{weight of a convolution: what it keeps}`, bools of shape (O, KH, KW) or their places in it when flat;
+            see `kernels` for those that there are. Stripes of filters that go with their channels go in any case. By
+            default those that the selection has itself, as an attribute `stripes`.
         allow_inexact: also accept groups that are not `exact` (see `ChannelGroup`).
 
         Raises PlanError for an unknown or unprunable group, indices that repeat or are out of range, and a selection
-        that would leave a group empty.
+        that would leave a group empty; likewise for stripes.
         """
         kept: dict[str, dict[int, np.ndarray]] = {}
         groups: dict[str, Kept] = {}
@@ -165,6 +181,9 @@ class PrunableGraph(ChannelGraph):
                 alive[slot.index[gone].ravel()] = False
                 if slot.consumes:
                     consumes.add((slot.param, slot.axis))
+        filters = {p: np.flatnonzero(axes[0]) for p, axes in kept.items() if 0 in axes}
+        stripes = getattr(selection, "stripes", None) if stripes is None else stripes
+        left = S.checked(stripes, self.kernels, filters) if stripes else {}
         shapes = {p: self.shapes[p] for p in kept}
         # The parameters of a layer and its batch norm keep the same indices: one tuple serves them all.
         tuples: dict[bytes, Kept] = {}
@@ -181,11 +200,16 @@ class PrunableGraph(ChannelGraph):
         return Plan(
             groups=groups,
             kept=indices,
-            shapes=shapes,
+            shapes=shapes | {p: self.shapes[p] for p in left},
             attributes=rewrites(self.modules, shapes, new),
             consumes=frozenset(consumes),
             exact=exact,
+            stripes=left,
         )
+
+    def cost_of(self, plan: Plan) -> Cost:
+        """What the network costs once it is cut so."""
+        return self.cost({g: len(v) for g, v in plan.groups.items()}, {w: len(v) for w, v in plan.stripes.items()})
 
 
 def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False) -> PrunableGraph:

@@ -1,0 +1,159 @@
+"""The part of a plan that is about stripes: which of them stay, and what becomes of a convolution without the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateurs.errors import PlanError, nearest
+from secateurs.stripes import StripeConv2d
+
+Array = np.ndarray
+Kept = tuple[int, ...]
+Shape = tuple[int, ...]
+
+
+def checked(
+    wanted: Mapping[str, Any], kernels: Mapping[str, tuple[int, int, int]], filters: Mapping[str, Array]
+) -> dict[str, Kept]:
+    """Kept stripes by weight as rising places in (O, KH, KW), without those of filters that go and without layers that
+    lose none.
+
+    wanted: bools of shape (O, KH, KW), or places. filters: which filters stay, of layers that lose some.
+
+    Raises PlanError for an unknown weight, places that repeat or do not exist, and a layer that would be left empty.
+    """
+    found: dict[str, Kept] = {}
+    for name, given in wanted.items():
+        if name not in kernels:
+            raise PlanError(
+                f"Stripes of {name}: that is not the weight of a convolution that stripes can be cut from, a plain one of "
+                f"one group. {nearest(name, kernels)}"
+            )
+        alive = _mask(given, kernels[name], f"stripes of {name}")
+        stays = np.zeros(len(alive), dtype=bool)
+        stays[filters.get(name, np.arange(len(alive)))] = True
+        if not alive[stays].any():
+            raise PlanError(f"Nothing would be left of {name}: keep at least one stripe of a filter that stays.")
+        if not alive[stays].all():
+            found[name] = tuple(np.flatnonzero(alive & stays[:, None, None]).tolist())
+    return found
+
+
+def _mask(given: Any, shape: tuple[int, int, int], where: str) -> Array:
+    """(O, KH, KW) bool."""
+    if isinstance(given, Tensor):
+        given = given.cpu().numpy()
+    try:
+        kept = np.asarray(given if isinstance(given, np.ndarray) else list(given))
+    except (TypeError, ValueError):
+        raise PlanError(f"Kept {where} must be bools of shape {shape} or places, not {given!r:.80}.") from None
+    if kept.dtype == bool:
+        if kept.shape != shape:
+            raise PlanError(
+                f"Kept {where} have shape {kept.shape}, the kernel's filters, rows and columns are {shape}."
+            )
+        return kept
+    most = int(np.prod(shape))
+    if kept.ndim != 1 or (kept.size and kept.dtype.kind not in "iu"):
+        raise PlanError(f"Kept {where} must be bools of shape {shape} or a flat list of places.")
+    if kept.size and (kept.min() < 0 or kept.max() >= most):
+        raise PlanError(f"Kept {where} must lie in 0…{most - 1}, not reach from {kept.min()} to {kept.max()}.")
+    if len(np.unique(kept)) < len(kept):
+        raise PlanError(f"Kept {where} repeat.")
+    mask = np.zeros(most, dtype=bool)
+    mask[kept.astype(np.int64)] = True
+    return mask.reshape(shape)
+
+
+def check_content(
+    stripes: Mapping[str, Kept], shapes: Mapping[str, Shape], kept: Mapping[str, Mapping[int, Kept]]
+) -> None:
+    """Raise PlanError unless a plan that was read agrees with itself."""
+    for name, places in stripes.items():
+        shape = shapes.get(name)
+        if shape is None or len(shape) != 4:
+            raise PlanError(f"The plan cuts stripes of {name}, whose shape it gives as {shape}.")
+        kernel = (shape[0], shape[2], shape[3])
+        filters = {name: np.array(kept[name][0])} if 0 in kept.get(name, {}) else {}
+        if checked({name: places}, {name: kernel}, filters).get(name) != tuple(places):
+            raise PlanError(f"Kept stripes of {name} are not in rising order, or of filters that go.")
+
+
+def check_modules(stripes: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
+    """Raise PlanError unless these are the weights of plain convolutions."""
+    for name in stripes:
+        conv = modules.get(name.rpartition(".")[0])
+        if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
+            raise PlanError(
+                f"The plan cuts stripes of {name}, which is no plain convolution of one group in this model: it was made "
+                f"for another network."
+            )
+
+
+def as_mask(places: Kept, shape: Shape) -> Tensor:
+    """Which stripes of a weight (O, C, KH, KW) stay: (O, KH, KW) bool."""
+    alive = torch.zeros(shape[0] * shape[2] * shape[3], dtype=torch.bool)
+    alive[list(places)] = True
+    return alive.view(shape[0], shape[2], shape[3])
+
+
+def mask_(weights: Mapping[str, Tensor], stripes: Mapping[str, Kept]) -> None:
+    """Zero the stripes that go."""
+    with torch.no_grad():
+        for name, places in stripes.items():
+            w = weights[name]
+            w.mul_(as_mask(places, tuple(w.shape)).to(w.device)[:, None])
+
+
+def without(conv: nn.Conv2d, kept: Tensor) -> tuple[nn.Module, Tensor, Callable[[Tensor], Tensor]]:
+    """What takes the place of a convolution that keeps these stripes, (O, KH, KW); its weight; and the function that
+    takes anything of the old weight's shape (a gradient, a momentum) to the new weight's.
+
+    Rows and columns of the kernel that no filter uses any more go. If every filter uses all of the others, what is left
+    is a plain convolution, else a StripeConv2d.
+    """
+    kept = kept.to(conv.weight.device)
+    made: nn.Module = StripeConv2d.of(conv, kept)
+    assert isinstance(made, StripeConv2d)
+    if not bool(made.kept.all()):
+        made.bias = conv.bias  # type: ignore[assignment]  # the same one, for optimizers
+        return made, made.weight, lambda w: w.permute(0, 2, 3, 1)[kept]
+    used = kept[0]
+    rows, columns = used.any(1).nonzero()[:, 0], used.any(0).nonzero()[:, 0]
+    made = made.to_dense()
+    plain = made if isinstance(made, nn.Conv2d) else made[1]  # type: ignore[index]
+    plain.bias = conv.bias
+    plain.weight.requires_grad_(conv.weight.requires_grad)
+    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    return made, plain.weight, lambda w: w[:, :, box[0], box[1]].contiguous()
+
+
+def replace_(
+    model: nn.Module, stripes: Mapping[str, Kept], shapes: Mapping[str, Shape], kept: Mapping[str, Mapping[int, Kept]]
+) -> list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
+    """Replace the convolutions of a model whose channels are cut already. For each: its weight, the new one, and the
+    function between them (see `without`).
+
+    shapes, kept: of the weights before the cut, and what the cut kept of their axes.
+    """
+    done = []
+    for name, places in stripes.items():
+        path = name.rpartition(".")[0]
+        conv = model.get_submodule(path)
+        assert isinstance(conv, nn.Conv2d)
+        alive = as_mask(places, shapes[name])
+        if 0 in kept.get(name, {}):
+            alive = alive[list(kept[name][0])]
+        made, weight, taken = without(conv, alive)
+        made.train(conv.training)
+        for parent in list(model.modules()):
+            for leaf, child in parent._modules.items():
+                if child is conv:
+                    parent._modules[leaf] = made
+        done.append((conv.weight, weight, taken))
+    return done

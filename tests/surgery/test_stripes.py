@@ -1,0 +1,346 @@
+"""Plans with stripes: masked ≡ sliced, the cost to the digit, compaction, optimizers, JSON, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.errors import PlanError
+from secateurs.stripes import StripeConv2d
+from secateurs.surgery import Plan, apply, cut_, mask, trace, verify
+from secateurs.surgery.plan import _digest
+from tests.networks import CASES, image, randomise
+
+
+class Two(nn.Module):
+    """Two convolutions with all that a kernel can have, and a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, 8, (3, 5), padding=(2, 4), dilation=2, bias=False)
+        self.c = nn.Conv2d(8, 6, 2, padding="same")
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.a(x)))
+        x = F.relu(self.b(x) + x)
+        return self.fc(self.c(x).mean((2, 3)))
+
+
+def two(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return randomise(Two(), seed).eval()
+
+
+def x(n: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(n, 3, 15, 14, generator=torch.Generator().manual_seed(seed))
+
+
+def some(shape: tuple[int, int, int], share: float, seed: int = 0) -> np.ndarray:
+    kept = np.random.default_rng(seed).random(shape) < share
+    kept.flat[0] = True
+    return kept
+
+
+def only(shape: tuple[int, int, int], rows: Any, columns: Any) -> np.ndarray:
+    """All filters keep this block of the kernel."""
+    kept = np.zeros(shape, dtype=bool)
+    kept[:, rows, columns] = True
+    return kept
+
+
+# -- masked ≡ sliced, and the cost -------------------------------------------------------------------------------------
+
+
+def test_kernels_are_the_plain_convolutions() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
+        nn.ConvTranspose2d(8, 6, 3), nn.Conv2d(6, 4, 1), nn.Flatten(), nn.LazyLinear(2),
+    )  # fmt: skip
+    model(x())
+    assert trace(model, x()).kernels == {"0.weight": (8, 3, 3), "4.weight": (4, 1, 1)}
+    shared = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1))
+    shared[1].weight = shared[0].weight
+    assert trace(shared, x()).kernels == {}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from([n for n, c in CASES.items() if c.prunable]),
+    share=st.sampled_from([0.05, 0.3, 0.7, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_any_structure_with_channels_and_stripes_cut(name: str, share: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    model, draw, inputs = CASES[name].make(), np.random.default_rng(seed), CASES[name].inputs()
+    graph = trace(model, inputs)
+    groups = [g for g in graph.groups if g.prunable]
+    channels = {g.name: draw.permutation(g.size)[: draw.integers(2, g.size + 1)] for g in groups if g.size > 2}
+    stripes = {w: draw.random(shape) < share for w, shape in graph.kernels.items()}
+    for kept in stripes.values():
+        kept[:, 0, 0] = True  # whichever filters stay, one has a stripe
+    plan = graph.plan(channels, stripes=stripes)
+    assert verify(model, plan, inputs) <= 1e-5
+    widths = {n: len(k) for n, k in plan.groups.items()}
+    left = {w: len(k) for w, k in plan.stripes.items()}
+    found = sc.count(apply(model, plan), inputs)
+    assert graph.cost(widths, left) == found
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_strides_dilation_and_same_padding(name: str, share: float) -> None:
+    model = two()
+    graph = trace(model, x())
+    weight = f"{name}.weight"
+    plan = graph.plan({}, stripes={weight: some(graph.kernels[weight], share)})
+    assert verify(model, plan, x()) <= 1e-5
+    small = apply(model, plan)
+    assert isinstance(small.get_submodule(name), StripeConv2d)
+    assert isinstance(model.get_submodule(name), nn.Conv2d)  # the given one is as it was
+    whole = graph.cost()
+    left = graph.cost(stripes={weight: len(plan.stripes[weight])})
+    assert left == sc.count(small, x())
+    gone = int(np.prod(graph.kernels[weight])) - len(plan.stripes[weight])
+    assert whole.params - left.params == gone * model.get_parameter(weight).shape[1]
+
+
+def test_masked_is_zero_where_stripes_are_gone() -> None:
+    model = two()
+    graph = trace(model, x())
+    kept = some((8, 3, 5), 0.4)
+    masked = mask(model, graph.plan({}, stripes={"b.weight": kept}))
+    expected = model.b.weight * torch.from_numpy(kept)[:, None]
+    assert torch.equal(masked.b.weight, expected)
+    assert torch.equal(masked.a.weight, model.a.weight)
+
+
+def test_places_and_bools_say_the_same() -> None:
+    graph = trace(two(), x())
+    kept = some((8, 3, 3), 0.4)
+    plans = [graph.plan({}, stripes={"a.weight": k}) for k in (kept, np.flatnonzero(kept), torch.from_numpy(kept))]
+    assert plans[0] == plans[1] == plans[2]
+    assert plans[0].stripes["a.weight"] == tuple(np.flatnonzero(kept))
+
+
+def test_a_layer_that_keeps_all_is_left_alone() -> None:
+    graph = trace(two(), x())
+    plan = graph.plan({}, stripes={"a.weight": np.ones((8, 3, 3), bool)})
+    assert not plan.stripes
+    assert json.loads(plan.to_json())["version"] == 1  # so that older versions read it
+
+
+# -- compaction --------------------------------------------------------------------------------------------------------
+
+
+BLOCKS = [
+    ("a", slice(1, 2), slice(None), (1, 3), (0, 1)),
+    ("a", slice(None), slice(1, 2), (3, 1), (1, 0)),
+    ("a", slice(1, 2), slice(1, 2), (1, 1), (0, 0)),
+    ("a", slice(0, 2), slice(0, 2), (2, 2), None),
+    ("a", slice(2, 3), slice(0, 1), (1, 1), None),
+    ("b", slice(1, 2), slice(1, 4), (1, 3), (0, 2)),
+    ("b", slice(0, 1), slice(2, 5), (1, 3), None),
+    ("c", slice(0, 1), slice(0, 1), (1, 1), (0, 0)),
+    ("c", slice(1, 2), slice(0, 2), (1, 2), None),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "columns", "kernel", "padding"), BLOCKS)
+def test_a_block_becomes_a_plain_convolution(name: str, rows: Any, columns: Any, kernel: Any, padding: Any) -> None:
+    """padding: where one figure for each direction will do; None where the sides differ."""
+    model = two()
+    graph = trace(model, x())
+    weight = f"{name}.weight"
+    plan = graph.plan({}, stripes={weight: only(graph.kernels[weight], rows, columns)})
+    small = apply(model, plan)
+    made = small.get_submodule(name)
+    if padding is None:
+        assert [type(m) for m in made] == [nn.ZeroPad2d, nn.Conv2d]
+        made = made[1]
+    else:
+        assert type(made) is nn.Conv2d
+        assert made.padding == padding
+    assert made.kernel_size == kernel
+    assert torch.equal(made.weight, model.get_parameter(weight)[:, :, rows, columns])
+    assert verify(model, plan, x()) <= 1e-5
+    assert sc.count(small, x()) == graph.cost(stripes={weight: len(plan.stripes[weight])})
+    for seed in range(3):
+        torch.testing.assert_close(small(x(2, seed)), mask(model, plan)(x(2, seed)), rtol=1e-4, atol=1e-5)
+
+
+def test_filters_without_stripes_give_what_a_zero_filter_gives() -> None:
+    model = two()
+    graph = trace(model, x())
+    kept = np.ones((8, 3, 3), bool)
+    kept[[2, 5]] = False
+    plan = graph.plan({}, stripes={"a.weight": kept})
+    small = apply(model, plan)
+    assert isinstance(small.a, StripeConv2d)
+    out = small.a(x())
+    assert torch.equal(out[:, 2], model.a.bias[2].expand_as(out[:, 2]))
+    assert verify(model, plan, x()) <= 1e-5
+
+
+def test_stripes_of_channels_that_go_go_along() -> None:
+    model = CASES["chain"].make().eval()
+    graph = trace(model, image())
+    kept = some((8, 3, 3), 0.5)
+    plan = graph.plan({"a": [0, 3, 4]}, stripes={"a.weight": kept})
+    filters = np.array(plan.stripes["a.weight"]) // 9
+    assert set(filters) <= {0, 3, 4}
+    assert verify(model, plan, image()) <= 1e-5
+    small = apply(model, plan)
+    assert isinstance(small.a, StripeConv2d)
+    assert small.a.weight.shape == (len(filters), 3)
+    whole = np.zeros((8, 3, 3), bool)
+    whole[[0, 3, 4]] = True
+    plain = graph.plan({"a": [0, 3, 4]}, stripes={"a.weight": whole})
+    assert not plain.stripes
+    assert type(apply(model, plain).a) is nn.Conv2d
+
+
+# -- in place, with an optimizer ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [
+    lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.01)
+])  # fmt: skip
+@pytest.mark.parametrize("block", [False, True])
+def test_training_goes_on_as_if_the_rest_were_masked(make: Any, block: bool) -> None:
+    """The cut network and its masked twin, whose dropped stripes are held at zero, take the same steps."""
+    model = two().train()
+    graph = trace(model, x())
+    kept = only((8, 3, 3), slice(0, 3), slice(1, 3)) if block else some((8, 3, 3), 0.4)
+    plan = graph.plan({}, stripes={"a.weight": kept, "b.weight": some((8, 3, 5), 0.5)})
+    optimizer = make(model.parameters())
+    loss_of(model).backward()
+    optimizer.step()
+    twin = mask(model, plan)
+    other = make(twin.parameters())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    holes = {n: twin.get_parameter(n) for n in plan.stripes}
+    alive = {n: torch.from_numpy(k)[:, None] for n, k in {"a.weight": kept, "b.weight": some((8, 3, 5), 0.5)}.items()}
+    for n, w in twin.named_parameters():
+        w.grad = model.get_parameter(n).grad.clone()
+    assert cut_(model, plan, optimizer) is model
+    for _ in range(3):
+        for m, o in ((model, optimizer), (twin, other)):
+            o.step()
+            o.zero_grad()
+            with torch.no_grad():
+                for n, w in holes.items():
+                    w.mul_(alive[n])
+            loss_of(m).backward()
+    torch.testing.assert_close(model(x()), twin(x()), rtol=1e-4, atol=1e-5)
+    weight = model.a[1].weight if block else model.a.weight
+    assert any(p is weight for g in optimizer.param_groups for p in g["params"])
+    assert any(p is (model.a[1] if block else model.a).bias for g in optimizer.param_groups for p in g["params"])
+    assert len(optimizer.state) == len(list(model.parameters()))
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    return F.cross_entropy(model(x()), torch.tensor([0, 1]))
+
+
+def test_state_of_another_shape_stops_the_cut_before_it_begins() -> None:
+    model = two()
+    graph = trace(model, x())
+    plan = graph.plan({}, stripes={"a.weight": some((8, 3, 3), 0.4)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.state[model.a.weight] = {"rows": torch.zeros(8, 3)}
+    with pytest.raises(PlanError, match="keeps 'rows' of shape"):
+        cut_(model, plan, optimizer)
+    assert type(model.a) is nn.Conv2d
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+BAD = [
+    ({"a": [0]}, "not the weight of a convolution.*a.weight"),
+    ({"fc.weight": [0]}, "not the weight of a convolution"),
+    ({"a.weight": []}, "Nothing would be left of a.weight"),
+    ({"a.weight": np.zeros((8, 3, 3), bool)}, "Nothing would be left of a.weight"),
+    ({"a.weight": np.ones((8, 3), bool)}, r"have shape \(8, 3\), .* are \(8, 3, 3\)"),
+    ({"a.weight": [0, 72]}, "must lie in 0…71"),
+    ({"a.weight": [-1]}, "must lie in 0…71"),
+    ({"a.weight": [3, 3]}, "repeat"),
+    ({"a.weight": [0.5]}, "bools of shape"),
+    ({"a.weight": 3}, "bools of shape"),
+]
+
+
+@pytest.mark.parametrize(("stripes", "message"), BAD)
+def test_bad_stripes(stripes: Any, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        trace(two(), x()).plan({}, stripes=stripes)
+
+
+def test_nothing_left_of_the_filters_that_stay() -> None:
+    model = CASES["chain"].make()
+    kept = np.zeros((8, 3, 3), bool)
+    kept[7] = True
+    with pytest.raises(PlanError, match=r"Nothing would be left of a\.weight"):
+        trace(model, image()).plan({"a": [0, 1]}, stripes={"a.weight": kept})
+
+
+def test_cost_of_an_unknown_kernel() -> None:
+    with pytest.raises(PlanError, match="no convolution that stripes can be cut from"):
+        trace(two(), x()).cost(stripes={"a": 3})
+
+
+def test_a_plan_for_another_network() -> None:
+    plan = trace(two(), x()).plan({}, stripes={"a.weight": some((8, 3, 3), 0.4)})
+    other = two()
+    other.a = nn.Conv2d(3, 8, 3, stride=2, padding=1, padding_mode="reflect")
+    for change in (apply, mask, cut_):
+        with pytest.raises(PlanError, match=r"no plain convolution.*another network"):
+            change(other, plan)
+    other.a = nn.Conv2d(3, 9, 3)
+    with pytest.raises(PlanError, match=r"expects a\.weight of shape"):
+        apply(other, plan)
+
+
+FORGED = [
+    (lambda b: b["stripes"].update({"a.weight": [5, 3]}), "not in rising order"),
+    (lambda b: b["stripes"].update({"a.weight": [3, 720]}), "must lie in"),
+    (lambda b: b["stripes"].update({"a.weight": []}), "Nothing would be left"),
+    (lambda b: b["stripes"].update({"fc.weight": [0]}), "whose shape it gives as None"),
+    (lambda b: b["stripes"].update({"a.weight": "ab"}), "stripes of a.weight"),
+    (lambda b: b.update(stripes=[1]), "lacks a part or has one of the wrong kind"),
+    (lambda b: b["stripes"].update({"a.weight": list(range(72))}), "not in rising order, or of filters that go"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), FORGED)
+def test_a_forged_file(change: Any, message: str) -> None:
+    """With a digest that fits."""
+    plan = trace(two(), x()).plan({}, stripes={"a.weight": some((8, 3, 3), 0.4)})
+    body = json.loads(plan.to_json())
+    assert body["version"] == 2
+    body.pop("digest")
+    change(body)
+    with pytest.raises(PlanError, match=message):
+        Plan.from_json(json.dumps({**body, "digest": _digest(body)}))
+
+
+def test_half_precision() -> None:
+    model = two().to(torch.bfloat16)
+    plan = trace(model, x().bfloat16()).plan({}, stripes={"b.weight": some((8, 3, 5), 0.4)})
+    assert verify(model, plan, x()) <= 1e-5
+    assert {p.dtype for p in apply(model, plan).parameters()} == {torch.bfloat16}
