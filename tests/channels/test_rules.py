@@ -167,7 +167,32 @@ def test_a_second_rule_is_refused_unless_asked_for(scale_rule: Any) -> None:
 def test_the_reason_names_the_line() -> None:
     model = Net(lambda s, x: s.h(torch.cat(s.a(x).split([3, 5], 1)[::-1], 1)), a=conv(3, 8), h=head(8))
     group = trace(model, image())["a"]
-    assert group.reason == "it is a single channel" or group.reason.startswith(f"{SPLIT} (test_rules.py:")
+    assert group.reason.startswith(
+        "its 8 channels are all coupled to one another, by aten.split_with_sizes at test_rules.py:"
+    )
+
+
+def test_channels_that_are_shuffled_again_and_again_become_one() -> None:
+    """ShuffleNet's stages: the halves are mixed after each block."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x)
+        for layer in s.layers:
+            kept, changed = y.chunk(2, 1)
+            y = torch.cat([kept, layer(changed)], 1)
+            y = y.view(y.shape[0], 2, y.shape[1] // 2, *y.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return s.h(y)
+
+    model = Net(run, a=conv(3, 12), layers=nn.ModuleList(conv(6, 6) for _ in range(4)), h=head(12)).eval()
+    stream = trace(model, image())["a"]
+    assert (stream.size, stream.coupled) == (1, 12)
+    assert stream.reason is not None
+    assert stream.reason.startswith("its 12 channels are all coupled to one another, by aten.")
+    assert "aten.view at test_rules.py:" in stream.reason
+    once = Net(lambda s, x: s.h(F.channel_shuffle(s.a(x), 3)), a=conv(3, 12), h=head(12)).eval()
+    assert (trace(once, image())["a"].size, trace(once, image())["a"].coupled) == (4, 3)
+    single = Net(lambda s, x: s.h(s.a(x)), a=conv(3, 1), h=head(1)).eval()
+    assert trace(single, image())["a"].reason == "it is a single channel"
 
 
 def test_constants_in_one_layer_do_not_freeze_another() -> None:

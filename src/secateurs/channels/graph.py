@@ -52,6 +52,11 @@ class ChannelGroup:
         return self.reason is None
 
     @cached_property
+    def coupled(self) -> int:
+        """How many channels of one layer each channel is: in a grouped convolution the k-th of all its groups, say."""
+        return max((s.index.shape[1] for s in self.slots if s.produces), default=1)
+
+    @cached_property
     def producers(self) -> tuple[str, ...]:
         """Names of the layers that create these channels."""
         return tuple(dict.fromkeys(s.module for s in self.slots if s.produces))

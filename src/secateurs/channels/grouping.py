@@ -104,12 +104,21 @@ class Grouping:
         if frozen >= 0:
             return self.classes.reasons[frozen]
         if self.sizes[g] == 1:
-            return "it is a single channel"
+            return self._single(max(s.index.shape[1] for s in slots if s.produces), label)
         if not any(s.consumes for s in slots):
             return "no layer reads it"
         if inexact >= 0 and not allow_inexact:
             return f"inexact: {self.classes.reasons[inexact]} (allow_inexact=True cuts it all the same)"
         return None
+
+    def _single(self, coupled: int, label: int) -> str:
+        if coupled == 1:
+            return "it is a single channel"
+        root = self.classes.root
+        by = [what for pieces, what in self.tape.couplings if (root[pieces] == root[label]).any()]
+        return (
+            f"its {coupled} channels are all coupled to one another, by {' and '.join(dict.fromkeys(by)) or 'the code'}"
+        )
 
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
         """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""

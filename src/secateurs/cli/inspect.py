@@ -26,9 +26,9 @@ def inspect(
 ) -> None:
     """Show a network's channel groups: what may be cut, and why the rest may not.
 
-    A group is a set of channels that live on the same layers. Its share is that of the network's MACs that involve
-    its channels; a MAC involves an input and an output channel, so shares add up to more than 100%. Groups on a
-    shortcut are cut with `--scope all` only.
+    A group is a set of channels that live on the same layers; `8 ×4` are eight, each of them four channels of a layer
+    that only go together. Its share is that of the network's MACs that involve its channels; a MAC involves an input
+    and an output channel, so shares add up to more than 100%. Groups on a shortcut are cut with `--scope all` only.
 
     ```
     $ secateurs inspect zoo:small_cnn
@@ -109,6 +109,10 @@ def macs_share(graph: ChannelGraph, group: ChannelGroup) -> float:
     return (whole - graph.cost(widths).macs) / whole if whole else 0.0
 
 
+def _size(group: ChannelGroup) -> str:
+    return f"{group.size} ×{group.coupled}" if group.coupled > 1 else str(group.size)
+
+
 def _verdict(group: ChannelGroup) -> str:
     if group.reason is not None:
         return group.reason
@@ -129,6 +133,7 @@ def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> dict[str
             {
                 "name": g.name,
                 "size": g.size,
+                "coupled": g.coupled,
                 "producers": list(g.producers),
                 "consumers": list(g.consumers),
                 "macs_share": round(macs_share(graph, g), 6),
