@@ -169,6 +169,12 @@ class TestDamage:
         with pytest.raises(sc.ArtifactError, match="digest"):
             sc.load(saved)
 
+    @pytest.mark.parametrize("name", ["before", "cut", "after", "source", "data", "error"])
+    def test_card_of_other_things(self, saved: Path, name: str) -> None:
+        change_card(saved, **{name: "x"})
+        with pytest.raises(sc.ArtifactError, match=rf"card\.json is damaged: '{name}' is \"x\""):
+            sc.load(saved)
+
     @pytest.mark.parametrize("version", [2, 99, None, "1"])
     def test_newer_version(self, saved: Path, version: Any) -> None:
         """Said before anything else of what it does not understand."""

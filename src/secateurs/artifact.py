@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,36 @@ def read(folder: str | os.PathLike[str]) -> tuple[Plan, dict[str, Any]]:
         raise ArtifactError(
             f"{path} was saved as version {card.get('version')}, this Secateurs reads up to {VERSION}: upgrade it."
         )
+    _check(path / CARD, card)
     digests = card.get("files")
     for name in (PLAN, MODEL):
         if not isinstance(digests, dict) or digest(_file(path, name)) != digests.get(name):
             raise ArtifactError(f"{path / name} is damaged: its content does not match the digest on the card.")
     return Plan.from_json(_file(path, PLAN).read_text()), card
+
+
+def _check(path: Path, card: Mapping[str, Any]) -> None:
+    """Raise ArtifactError where the card holds something else than what others read from it. Nothing has to be there."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+    sound: dict[str, Callable[[Any], bool]] = {
+        **dict.fromkeys(
+            ("before", "cut", "after"),
+            lambda stage: (
+                isinstance(stage, dict)
+                and all(number(stage.get(name)) for name in ("macs", "params"))
+                and all(stage.get(name) is None or number(stage[name]) for name in ("top1", "top5", "loss"))
+            ),
+        ),
+        **dict.fromkeys(("error", "seconds"), lambda value: value is None or number(value)),
+        "source": lambda source: source is None or (isinstance(source, dict) and isinstance(source.get("spec"), str)),
+        "data": lambda data: data is None or isinstance(data, dict),
+    }
+    for name, holds in sound.items():
+        if name in card and not holds(card[name]):
+            raise ArtifactError(f"{path} is damaged: '{name}' is {json.dumps(card[name])[:60]}.")
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,10 @@ def test_an_artifact_measures_what_its_card_says(run, artifact):
 def test_other_data_and_another_builder(run, artifact, images):
     ran = run("evaluate", artifact, "--data", "digits")
     assert ran.status == 1
-    assert "2 outputs and the data 10 classes" in ran.err
+    assert "2 outputs and the data 10 classes: give the data that it was pruned for." in ran.err
+    ran = run("evaluate", artifact, "--num-classes", 2)
+    assert ran.status == 1
+    assert "--num-classes goes with --model" in ran.err
     ran = run("evaluate", artifact, "--model", NET, "--num-classes", 2, "--data", f"folder:{images}")
     assert ran.status == 0, ran.err
 
@@ -47,6 +51,83 @@ def test_any_network_with_its_weights(run, images, tmp_path):
     ran = run("evaluate", *args)
     assert ran.status == 0, ran.err
     assert "on the card" not in ran.out
+
+
+def test_it_says_what_it_measured_on(run, artifact, images):
+    assert f"folder:{images}, not normalised" in run("evaluate", artifact).out
+    found = json.loads(run("evaluate", artifact, "--normalize", "cifar10", "--json").out)["measured"]
+    assert (found["data"], found["normalize"]) == (f"folder:{images}", "cifar10")
+
+
+def test_the_card_names_its_data_for_any_working_directory(run, images, tmp_path, monkeypatch):
+    rest = ("--pretrain-epochs", 0, "--method", "l1", "--macs", 0.5, "--recover", "none", "--out", tmp_path / "r")
+    monkeypatch.chdir(images.parent)
+    assert run("prune", NET, "--data", f"folder:{images.name}", *rest).status == 0
+    monkeypatch.chdir(tmp_path)
+    ran = run("evaluate", "r")
+    assert ran.status == 0, ran.err
+    ran = run("prune", NET, "--data", f"folder:{images}", *rest, "--resume")
+    assert "finished already" in ran.err  # the same data by another name
+
+
+def _changed(artifact: Path, target: Path, **changes: object) -> Path:
+    shutil.copytree(artifact, target)
+    card = json.loads((target / "card.json").read_text())
+    (target / "card.json").write_text(json.dumps({**card, **changes}))
+    return target
+
+
+def test_a_card_that_names_no_data(run, artifact, images, tmp_path):
+    folder = _changed(artifact, tmp_path / "r", data=None)
+    ran = run("evaluate", folder)
+    assert ran.status == 1
+    assert "does not say which data it is for: give --data" in ran.err
+    assert run("evaluate", folder, "--data", f"folder:{images}").status == 0
+
+
+def test_data_that_is_there_no_more(run, artifact, tmp_path):
+    ran = run("evaluate", _changed(artifact, tmp_path / "r", data={"data": "folder:/nowhere"}))
+    assert ran.status == 1
+    assert "no folder /nowhere" in ran.err
+    assert "--data names other" in ran.err
+
+
+def test_a_card_that_names_no_builder(run, artifact, tmp_path):
+    folder = _changed(artifact, tmp_path / "r", source=None)
+    ran = run("evaluate", folder)
+    assert ran.status == 1
+    assert "does not say how to build its network: give --model." in ran.err
+    assert run("evaluate", folder, "--model", NET, "--num-classes", 2).status == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"after": "x"},
+        {"before": {"macs": 1}},
+        {"cut": {"macs": 1, "params": 2, "top1": "high"}},
+        {"source": {"spec": 3}},
+        {"source": "zoo:small_cnn"},
+        {"data": ["digits"]},
+        {"data": {"data": 3}},
+        {"data": {"data": "digits", "batch_size": "many"}},
+    ],
+)
+def test_a_damaged_card_is_one_message(run, artifact, tmp_path, changes):
+    ran = run("evaluate", _changed(artifact, tmp_path / "r", **changes))
+    assert ran.status == 1
+    assert "card.json is damaged" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_damaged_images_are_counted(run, artifact, images, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    broken = tmp_path / "images" / "val" / "dark" / "00.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    ran = run("evaluate", artifact, "--data", f"folder:{tmp_path / 'images'}")
+    assert ran.status == 0, ran.err
+    assert ": 15 images in " in ran.out
+    assert ", 1 damaged one skipped" in ran.out
 
 
 @pytest.mark.parametrize(

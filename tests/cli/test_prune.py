@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 import secateurs as sc
 from secateurs.cli import options
+from secateurs.methods.npn.method import NPNPruner
 from secateurs.training import CheckpointStore
 
 NET = "zoo:small_cnn"
@@ -75,6 +77,8 @@ def test_a_killed_run_goes_on_to_the_same_network(run, job, tmp_path, monkeypatc
         ran = run(*job, "--out", tmp_path / "killed")
     assert ran.status == 130
     assert "Traceback" not in ran.err
+    assert ran.err.splitlines()[-1].startswith("Interrupted. ")
+    assert "the same command with --resume goes on" in ran.err.splitlines()[-1]
     refused = run(*job, "--out", tmp_path / "killed")
     assert refused.status == 1
     assert "--resume" in refused.err
@@ -239,6 +243,53 @@ def test_a_budget_is_asked_for(run, images, tmp_path):
     ran = run("prune", NET, "--data", f"folder:{images}", "--method", "l1", "--out", tmp_path / "r")
     assert ran.status == 1
     assert "--macs 0.5" in ran.err
+
+
+def test_resume_where_there_is_nothing_to_resume(run, job, tmp_path):
+    ran = run(*job, "--out", tmp_path / "r", "--resume")
+    assert ran.status == 0, ran.err
+    assert "holds nothing to go on from: the run starts from the beginning." in ran.err
+
+
+def test_interrupted_before_there_is_anything_to_go_on_from(run, job, tmp_path, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "trains", interrupt)
+    ran = run(*job, "--out", tmp_path / "r")
+    assert ran.status == 130
+    assert ran.err == "Interrupted.\n"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "advice"),
+    [
+        (("--pretrain-lr", 1e30), r"a --pretrain-lr below 1e\+30, with --force"),
+        (("--lr", 1e30), r"an --lr below 1e\+30, with --weights .*r/pretrained\.safetensors and another --out"),
+        (
+            ("--method", "npn", "--set", "lr=10", "--set", "epochs=2"),
+            r"a lower --set lr=…, with --weights .* and another --out",
+        ),
+    ],
+)
+def test_advice_on_a_loss_that_is_not_finite_can_be_followed(run, job, tmp_path, monkeypatch, tokens, advice):
+    if "npn" in tokens:
+        monkeypatch.setattr(NPNPruner, "penalty", lambda self: float("nan"))
+    rest = [t for k, v in zip(job[2::2], job[3::2], strict=True) if k not in tokens for t in (k, v)]
+    ran = run(*job[:2], *rest, *tokens, "--precision", "fp32", "--out", tmp_path / "r")
+    assert ran.status == 1
+    assert re.search(advice, ran.err), ran.err
+    assert "clip_norm" not in ran.err
+
+
+def test_a_finished_run_whose_card_is_damaged(run, job, tmp_path):
+    assert run(*job, "--out", tmp_path / "r").status == 0
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    del card["cut"]
+    (tmp_path / "r" / "card.json").write_text(json.dumps(card))
+    ran = run(*job, "--out", tmp_path / "r", "--resume")
+    assert ran.status == 1
+    assert "card.json is damaged: it has no 'cut'" in ran.err
 
 
 def test_a_damaged_run_file(run, job, tmp_path):

@@ -85,6 +85,25 @@ def test_python_module_whose_import_is_missing(tmp_path: Path, monkeypatch: pyte
         build("python:needs_more:net")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import torch\nnet = torch.nn.Linear(1, 1)", "net is a network already; it has to be a class or function"),
+        ("def net(:\n  pass", r"is not valid Python: invalid syntax \(.*line 1\)"),
+        ("def net():\n  pass\n 1 / 0", r"is not valid Python: unindent.*line 3"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_python_modules_that_do_not_serve(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"bad_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SpecError, match=message):
+        build(f"python:{name}:net")
+
+
 def test_random_weights_follow_the_seed() -> None:
     torch.manual_seed(1)
     one = build("zoo:small_cnn").state_dict()

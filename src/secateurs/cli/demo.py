@@ -92,7 +92,9 @@ def demo(
             rows.add_row(method.name, *["-"] * 6, "failed")
     console = options.out()
     console.print(f"{SPEC} on scikit-learn's digits")
+    console.print()
     console.print(rows)
+    console.print()
     console.print("before, cut, recovered: top-1 %; error: sliced against masked network")
     console.print(f"{report.duration(time.perf_counter() - began)} in all")
     for name, cause in failures:

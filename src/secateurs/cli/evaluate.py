@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import DataOptions, Folder, ModelOptions
-from secateurs.errors import ConfigError
+from secateurs.errors import ArtifactError, ConfigError, DataError, SecateursError
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ def evaluate(
 ) -> None:
     """Measure a saved artifact beside the figures on its card, or any network with its weights.
 
-    An artifact is measured on the data that it was made with, unless `--data` names other.
+    An artifact is measured on the data that it was made with, unless `--data` names other. It is measured in float32.
 
     ```
     $ secateurs evaluate runs/digits
@@ -41,6 +42,7 @@ def evaluate(
     the original  2.99M       46.1k    99.72   100.00  0.020
 
     runs/digits: 359 images in 0.0 s
+    digits, not normalised
     ```
 
     Parameters
@@ -60,22 +62,25 @@ def evaluate(
         raise ConfigError("Give the folder of an artifact, or --model and --weights.")
     if artifact is not None and model_options.weights is not None:
         raise ConfigError(f"{artifact} has weights of its own: leave --weights out.")
+    if artifact is not None and model is None and model_options.num_classes is not None:
+        raise ConfigError(f"{artifact} knows how many classes it tells apart: --num-classes goes with --model.")
     if artifact is None and model_options.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: there is nothing to measure.")
     where = options.pick(device)
     card: dict[str, Any] = {}
     if artifact is not None:
         card = _card(artifact)
-        data_options = data_options.over(card.get("data") or {})
+        data_options, data = _data(artifact, card, data_options, where)
+        network = _load(artifact, card, model, model_options.num_classes).to(where)
+        options.suits(network, data, str(artifact), "give the data that it was pruned for.")
     else:
         model_options.check(str(model))
-    data = data_options.load(0, where)
-    if artifact is not None:
-        network = _load(artifact, model, model_options.num_classes).to(where)
-        options.suits(network, data, str(artifact))
-    else:
+        data_options = data_options.complete()
+        data = data_options.load(0, where)
         network = model_options.build(str(model), data, where)
-    found = _measure(network, data, where)
+    if data.val is None:
+        raise DataError(f"{data_options.data} has no images to validate on, and so nothing to measure with.")
+    found = {"data": data_options.data, "normalize": data_options.normalize, **_measure(network, data, where)}
     if as_json:
         print(json.dumps({"measured": found, "card": {k: card.get(k) for k in ("before", "cut", "after")}}, indent=2))
     else:
@@ -83,14 +88,36 @@ def evaluate(
 
 
 def _card(artifact: Path) -> dict[str, Any]:
-    from secateurs.artifact import read
+    from secateurs.artifact import CARD, read
 
-    return read(artifact)[1]
+    card = read(artifact)[1]
+    kinds = {"data": str, "normalize": str, "batch_size": int, "image_size": int}
+    for name, kind in kinds.items():
+        value = (card.get("data") or {}).get(name)
+        if not (value is None or isinstance(value, kind)):
+            raise ArtifactError(f"{artifact / CARD} is damaged: {name} of its data is {value!r}.")
+    return card
 
 
-def _load(artifact: Path, spec: str | None, num_classes: int | None) -> nn.Module:
+def _data(artifact: Path, card: Mapping[str, Any], given: DataOptions, where: torch.device) -> tuple[DataOptions, Data]:
+    """What to measure on: as given, and where that leaves something open as on the card."""
+    recorded = card.get("data") or {}
+    if given.data is None and not recorded.get("data"):
+        raise ConfigError(f"The card of {artifact} does not say which data it is for: give --data, and --normalize.")
+    options = given.over(recorded).complete()
+    try:
+        return options, options.load(0, where)
+    except SecateursError as error:
+        if given.data is not None:
+            raise
+        raise type(error)(f"{error} The card of {artifact} names this data; --data names other.") from error
+
+
+def _load(artifact: Path, card: Mapping[str, Any], spec: str | None, num_classes: int | None) -> nn.Module:
     import secateurs as sc
 
+    if spec is None and not card.get("source"):
+        raise ConfigError(f"The card of {artifact} does not say how to build its network: give --model.")
     return sc.load(artifact, None if spec is None else sc.build(spec, num_classes=num_classes))
 
 
@@ -107,12 +134,13 @@ def _measure(network: nn.Module, data: Data, where: torch.device) -> dict[str, A
         "top5": metrics.top5,
         "loss": metrics.loss,
         "examples": metrics.examples,
+        "skipped": getattr(data.val, "skipped", 0),
         "seconds": round(metrics.seconds, 2),
     }
 
 
 def _show(what: str, found: dict[str, Any], card: dict[str, Any]) -> None:
-    from secateurs.report import duration, percent, short, table
+    from secateurs.report import count, duration, percent, short, table
 
     rows = table("", "MACs", "parameters", "top-1 %", "top-5 %", "loss")
     stages = [("measured now", found)]
@@ -125,4 +153,8 @@ def _show(what: str, found: dict[str, Any], card: dict[str, Any]) -> None:
         )
     console = options.out()
     console.print(rows)
-    console.print(f"{what}: {found['examples']:,} images in {duration(found['seconds'])}")
+    console.print()
+    how = "not normalised" if found["normalize"] == "none" else f"normalised by {found['normalize']}"
+    skipped = f", {count(found['skipped'], 'damaged one')} skipped" if found["skipped"] else ""
+    console.print(f"{what}: {count(found['examples'], 'image')} in {duration(found['seconds'])}{skipped}")
+    console.print(f"{found['data']}, {how}")

@@ -54,8 +54,11 @@ class DataOptions:
         return replace(self, **{k: defaults.get(k) for k, v in asdict(self).items() if v is None})
 
     def complete(self) -> DataOptions:
-        """What is still left open, as usual."""
-        return self.over({"data": "digits", "normalize": "imagenet", "batch_size": 128})
+        """What is still left open, as usual; paths are absolute from here on."""
+        from secateurs.data.spec import absolute
+
+        filled = self.over({"data": "digits", "normalize": "imagenet", "batch_size": 128})
+        return replace(filled, data=absolute(filled.data or "digits"))
 
     def load(self, seed: int, device: torch.device) -> Data:
         from secateurs import data
@@ -224,10 +227,19 @@ def pick(device: str | None) -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
+class _Plain(Console):
+    """Off a terminal: lines as wide as they need to be, and no wider."""
+
+    def print(self, *objects: Any, **style: Any) -> None:
+        with self.capture() as captured:
+            super().print(*objects, **style)
+        self.file.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+
+
 def out() -> Console:
-    """Where results go. Off a terminal lines are as wide as they need to be."""
+    """Where results go."""
     console = Console(highlight=False, markup=False)  # reasons and paths may hold brackets
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=1000)
+    return console if console.is_terminal else _Plain(highlight=False, markup=False, width=1000)
 
 
 def first() -> bool:

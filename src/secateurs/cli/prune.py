@@ -13,9 +13,9 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
-from secateurs.cli.recipes import PretrainOptions, RecoverOptions
+from secateurs.cli.recipes import PretrainOptions, RecoverOptions, trained
 from secateurs.cli.runs import RunFolder
-from secateurs.errors import ConfigError
+from secateurs.errors import ArtifactError, ConfigError, SecateursError, TrainingError
 
 if TYPE_CHECKING:
     import torch
@@ -133,12 +133,17 @@ def prune(
     if run.folder.check(record, resume=resume, force=force):
         say(f"{out} is finished already: nothing to do.")
     else:
+        if resume and not run.folder.resumable():
+            say(f"{out} holds nothing to go on from: the run starts from the beginning.")
         try:
             run.go(record, resume=resume, began=began)
         except KeyboardInterrupt:
-            if run.folder.to_lose():
-                say(f"{out} keeps what is done so far: the same command with --resume goes on from there.")
+            if run.folder.goes_on(record):
+                text = f"{out} keeps what is done so far: the same command with --resume goes on from there."
+                raise KeyboardInterrupt(text) from None
             raise
+        except TrainingError as error:
+            raise run.explained(error) from error
     if options.first():
         _show(out)
 
@@ -235,42 +240,40 @@ class _Run:
         if first or self.recipe is not None or isinstance(self.method, TrainingMethod):
             options.trains(network, inputs, self.spec)
 
+    def explained(self, error: TrainingError) -> SecateursError:
+        """A loss that is not finite, with advice that can be followed here."""
+        from secateurs.training.engine import ADVICE
+
+        if ADVICE not in str(error):
+            return error
+        training, kept = self.model.weights is None and not self.folder.pretrained.exists(), self.folder.pretrained
+        if training:
+            knob = f"a --pretrain-lr below {self.pretrain.lr:g}"
+        elif self.recipe is not None and any(self.folder.folder.glob("recover*/metrics.jsonl")):
+            knob = f"an --lr below {self.recipe.lr:g}"
+        else:
+            knob = "a lower --set lr=…" if "lr" in type(self.method).model_fields else "other settings of the method"
+        anew = f"--weights {kept} and another --out" if kept.exists() and self.model.weights is None else "--force"
+        advice = f" Look for bad values in that batch, or try {knob}, with {anew}."
+        return TrainingError(str(error).replace(ADVICE, advice))
+
     def _trained(self, network: nn.Module, data: Data, where: torch.device, resume: bool) -> nn.Module:
         """The network itself if it came with weights; else trained, and kept as pretrained.safetensors."""
-        from safetensors.torch import save_file
-
         from secateurs.report import count
-        from secateurs.training import CheckpointStore, Engine
-        from secateurs.zoo import load_state
 
         if self.model.weights is not None:
             return network
-        if self.folder.pretrained.exists():
-            network.load_state_dict(load_state(self.folder.pretrained))
-            return network
-        own, recipe = self.folder.folder / "pretrain", self.pretrain.recipe(data)
-        if recipe.epochs:
-            epochs = count(recipe.epochs, "epoch")
-            say(f"no --weights: training {self.spec} on {self.data.data} first, {epochs} (--pretrain-epochs)")
-            Engine(
-                network,
-                data,
-                recipe,
-                seed=self.seed,
-                device=where,
-                folder=own,
-                checkpoints=CheckpointStore(own / "checkpoints"),
-                save_seconds=60,
-                title="pretrain",
-            ).fit(resume=resume)
-        else:
-            say(f"no --weights and --pretrain-epochs 0: {self.spec} is pruned untrained, with random weights")
-        if not options.first():
-            return network
-        temporary = self.folder.pretrained.with_name(f".{self.folder.pretrained.name}.tmp")
-        save_file({k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}, temporary)
-        temporary.replace(self.folder.pretrained)
-        return network
+        recipe = self.pretrain.recipe(data)
+        if not self.folder.pretrained.exists():
+            if recipe.epochs:
+                epochs = count(recipe.epochs, "epoch")
+                say(f"no --weights: training {self.spec} on {self.data.data} first, {epochs} (--pretrain-epochs)")
+            else:
+                say(f"no --weights and --pretrain-epochs 0: {self.spec} is pruned untrained, with random weights")
+        return trained(
+            network, data, recipe, self.folder, "pretrain", self.folder.pretrained, seed=self.seed, device=where,
+            resume=resume,
+        )  # fmt: skip
 
 
 def configured(method: str, settings: Sequence[str], ranking: str | None = None) -> Method:
@@ -309,7 +312,11 @@ def _show(folder: Path) -> None:
     from secateurs.report import duration, error, outcome
 
     _, card = artifact.read(folder)
+    for name in ("before", "cut", "after", "error", "seconds"):
+        if name not in card:
+            raise ArtifactError(f"{folder / artifact.CARD} is damaged: it has no '{name}'.")
     console = options.out()
     console.print(outcome(card))
+    console.print()
     console.print(f"masked ≡ sliced to {error(card['error'])} · {duration(card['seconds'])} · saved to {folder}")
     console.print(f'model = secateurs.load("{folder}")')

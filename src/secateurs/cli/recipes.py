@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
+from secateurs.cli import options
+from secateurs.cli.runs import RunFolder
 from secateurs.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from secateurs import Data, Recover
     from secateurs.training import Recipe
 
@@ -66,6 +73,10 @@ class PretrainOptions:
     pretrain_lr: float | None = None
     """peak learning rate of that training, 0.05 by default"""
 
+    @property
+    def lr(self) -> float:
+        return 0.05 if self.pretrain_lr is None else self.pretrain_lr
+
     def check(self, weights: object) -> None:
         """Raise ConfigError for figures that make no sense, or that nothing would use."""
         given = [name for name in ("pretrain_epochs", "pretrain_lr") if getattr(self, name) is not None]
@@ -82,11 +93,98 @@ class PretrainOptions:
     def _recipe(self, epochs: float) -> Recipe:
         from secateurs.training import Recipe
 
-        lr = 0.05 if self.pretrain_lr is None else self.pretrain_lr
         try:
-            return Recipe(epochs=epochs, lr=lr)
+            return Recipe(epochs=epochs, lr=self.lr)
         except ConfigError as error:
             raise ConfigError(str(error).replace("Recipe: lr=", "--pretrain-lr ")) from None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RedesignOptions:
+    epochs: float | None = None
+    """of the base and the scaled network, each; by default 10 to 30, fewer the more data there is"""
+    lr: float = 0.05
+    """peak learning rate of the networks trained from scratch"""
+    recover_epochs: float = 3
+    """of the pruned network, after the cut; 0 for none"""
+    recover_lr: float = 0.02
+    """peak learning rate of recovery"""
+    scratch_epochs: float | None = None
+    """of the widths found, trained from scratch; by default as many as --epochs"""
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    """how the learning rate goes from step to step"""
+    weight_decay: float = 5e-4
+    """of weights; norms and biases have none"""
+    label_smoothing: float = 0.0
+    """share of each label that is spread over all classes"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto is bf16 where the hardware is fast at it"""
+
+    def check(self) -> None:
+        """Raise ConfigError for figures that make no sense."""
+        for name in ("epochs", "recover_epochs", "scratch_epochs"):
+            if (value := getattr(self, name)) is not None:
+                sound(value, f"--{name.replace('_', '-')}")
+        self._recipe(1)
+        self.recovery()
+
+    def recipe(self, data: Data) -> Recipe:
+        return self._recipe(usual_epochs(data) if self.epochs is None else self.epochs)
+
+    def scratch(self, data: Data) -> Recipe:
+        return self.recipe(data) if self.scratch_epochs is None else self._recipe(self.scratch_epochs)
+
+    def recovery(self) -> Recover | None:
+        rest = RecoverOptions(
+            None, self.recover_epochs, self.recover_lr, self.schedule, self.weight_decay, self.label_smoothing,
+            self.precision,
+        )  # fmt: skip
+        try:
+            return rest.recipe()
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("Recover: lr=", "--recover-lr ")) from None
+
+    def _recipe(self, epochs: float) -> Recipe:
+        from secateurs.training import Recipe
+
+        names = ("lr", "schedule", "weight_decay", "label_smoothing", "precision")
+        return Recipe(epochs=epochs, **{name: getattr(self, name) for name in names})
+
+
+def trained(
+    network: nn.Module, data: Data, recipe: Recipe, folder: RunFolder, phase: str, file: Path, *, seed: int,
+    device: torch.device, resume: bool, track: Sequence[str] = (),
+) -> nn.Module:  # fmt: skip
+    """The network with the weights in `file` if that is there; else trained, and its weights kept there."""
+    from safetensors.torch import save_file
+
+    from secateurs.training import CheckpointStore, Engine
+    from secateurs.zoo import load_state
+
+    if file.exists():
+        network.load_state_dict(load_state(file))
+        return network
+    if recipe.epochs:
+        own = folder.folder / phase
+        Engine(
+            network,
+            data,
+            recipe,
+            seed=seed,
+            device=device,
+            folder=own,
+            checkpoints=CheckpointStore(own / "checkpoints"),
+            save_seconds=60,
+            title=phase,
+            track=track,
+        ).fit(resume=resume)
+    if not options.first():
+        return network
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_file({k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}, temporary)
+    temporary.replace(file)
+    return network
 
 
 def sound(epochs: float, option: str) -> float:

@@ -24,10 +24,20 @@ class RunFolder:
     somebody else's: the folder is then refused, with `--force` too.
     """
 
-    def __init__(self, folder: Path, phases: Sequence[str] = PHASES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        phases: Sequence[str] = PHASES,
+        files: Sequence[str] = ("pretrained.safetensors",),
+        artifacts: Sequence[str] = ("",),
+    ) -> None:
+        """files: what else it writes, the weights that `--weights` would spare it first. artifacts: the folders of its
+        artifacts, within its own."""
         self.folder, self.phases = folder, tuple(phases)
         self.file = folder / "run.json"
-        self.pretrained = folder / "pretrained.safetensors"
+        self.files = tuple(folder / name for name in files)
+        self.pretrained = self.files[0]
+        self.artifacts = tuple(folder / name for name in artifacts)
 
     def check(self, settings: Mapping[str, Any], *, resume: bool, force: bool) -> bool:
         """Whether this very run is finished already. ConfigError where its folder holds anything else to lose."""
@@ -48,8 +58,7 @@ class RunFolder:
             if self.to_lose():
                 raise ConfigError(f"{self.folder} has no run.json: there is no run to resume, only an artifact.")
             return False
-        changed = list(_differences(state["settings"], json.loads(json.dumps(settings))))
-        if changed:
+        if changed := list(_differences(state["settings"], json.loads(json.dumps(settings)))):
             raise ConfigError(f"{self.folder} is another run: it differs in {', '.join(changed)}.")
         return bool(state["finished"])
 
@@ -60,7 +69,8 @@ class RunFolder:
         from secateurs.artifact import CARD, MODEL, NEW, PLAN
 
         inside, folder = weights.resolve(), self.folder.resolve()
-        ours = {self.file.name, self.pretrained.name, CARD, MODEL, NEW, PLAN, *self.phases}
+        own = (CARD, MODEL, NEW, PLAN) if folder in [a.resolve() for a in self.artifacts] else ()
+        ours = {self.file.name, *(f.name for f in self.files), *own, *self._folders()}
         if inside.is_relative_to(folder) and inside.relative_to(folder).parts[0] in ours:
             raise ConfigError(f"--weights {weights} lies where this run would write its own files: give another --out.")
 
@@ -84,7 +94,8 @@ class RunFolder:
                 shutil.rmtree(phase / TRACKED, ignore_errors=True)
                 with contextlib.suppress(OSError):  # what else lies there is not ours
                     phase.rmdir()
-            self.pretrained.unlink(missing_ok=True)
+            for file in self.files:
+                file.unlink(missing_ok=True)
         self._write(settings, finished=False)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
@@ -94,21 +105,34 @@ class RunFolder:
 
     def resumable(self) -> bool:
         """Whether a run has come so far that it need not start from the beginning."""
-        return self.pretrained.exists() or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in self.phases)
+        kept = any(file.exists() for file in self.files)
+        return kept or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in self.phases)
+
+    def goes_on(self, settings: Mapping[str, Any]) -> bool:
+        """Whether this very run can be resumed from where it stands."""
+        state = self._read()
+        if state is None or state["finished"] or not self.resumable():
+            return False
+        return not any(_differences(state["settings"], json.loads(json.dumps(settings))))
 
     def to_lose(self) -> str | None:
         """What of value is in the folder."""
         from secateurs import artifact
 
-        return "an artifact" if artifact.exists(self.folder) else "an unfinished run" if self.resumable() else None
+        saved = any(artifact.exists(folder) for folder in self.artifacts)
+        return "an artifact" if saved else "an unfinished run" if self.resumable() else None
+
+    def _folders(self) -> list[str]:
+        return [*self.phases, *(a.name for a in self.artifacts if a != self.folder)]
 
     def _foreign(self, state: Mapping[str, Any] | None) -> str | None:
         """The first of the names that a run writes which is taken by somebody else's file or folder."""
         from secateurs import artifact
 
-        if names := artifact.foreign(self.folder):
-            return names[0]
-        others = [self.pretrained.name, *self.phases] if state is None else []
+        for folder in self.artifacts:
+            if names := artifact.foreign(folder):
+                return str((folder / names[0]).relative_to(self.folder))
+        others = [*(f.name for f in self.files), *self._folders()] if state is None else []
         if state is not None and state["settings"].get("weights") is not None:
             others = [self.pretrained.name]  # a run with weights of its own trains none before
         return next((name for name in others if os.path.lexists(self.folder / name)), None)

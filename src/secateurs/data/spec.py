@@ -6,7 +6,7 @@ import glob
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from urllib.parse import unquote_plus
+from urllib.parse import quote, unquote_plus
 
 from secateurs.errors import DataError, SpecError, nearest
 
@@ -64,6 +64,29 @@ def parse(rest: str) -> tuple[str, Options]:
             )
         found[key] = unquote_plus(value)
     return name, Options(**found)
+
+
+def absolute(spec: str) -> str:
+    """A data spec whose paths are absolute, so that it means the same from any working directory.
+
+    `folder:cifar10` → `folder:/data/cifar10`; names on the Hub and addresses stay as they are.
+    """
+    family, _, rest = spec.partition(":")
+    if family == "folder" and rest:
+        return f"folder:{_absolute(rest)}"
+    if family not in ("hf", "wds") or not rest:
+        return spec
+    name, options = parse(rest)
+    query = rest[len(name) :]
+    if family == "hf":
+        return f"hf:{_absolute(name)}{query}" if Path(name).expanduser().exists() else spec
+    if options.val not in (None, "none"):  # shards, too
+        query = re.sub(r"(?<=[?&])val=[^&]*", lambda _: f"val={quote(_absolute(str(options.val)), safe='/:')}", query)
+    return f"wds:{','.join(map(_absolute, parts(name)))}{query}"
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def parts(text: str) -> list[str]:

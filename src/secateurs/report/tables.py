@@ -15,7 +15,7 @@ Justify = Literal["left", "right"]
 
 def table(*columns: str, left: int = 1) -> Table:
     """An empty table, its first `left` columns flush left and the others (figures) flush right."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         justify: Justify = "left" if i < left else "right"
         made.add_column(name, justify=justify, no_wrap=i >= left, overflow="fold")

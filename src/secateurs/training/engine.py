@@ -28,6 +28,8 @@ from secateurs.training.runtime import Runtime
 from secateurs.training.seeds import borrowed, seed_all
 from secateurs.training.syncnorm import synchronised
 
+ADVICE = " Look for bad values in that batch, lower lr, or set clip_norm."  # where the loss is not finite
+
 
 class Engine:
     """Trains `model` on `data` as `recipe` says: `Engine(model, data, recipe).fit()`.
@@ -330,7 +332,7 @@ class Engine:
                 )
                 raise TrainingError(
                     f"The loss is {values[0] / values[2]} in epoch {self.epoch + 1}, batch {index}: training stopped."
-                    f"{kept} Look for bad values in that batch, lower lr, or set clip_norm."
+                    f"{kept}{ADVICE}"
                 )
             self._sums = [a + b for a, b in zip(self._sums, values, strict=True)]
 
@@ -348,8 +350,9 @@ class Engine:
         if self.val_data is not None:
             found = self.evaluate()
             line |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5}
-        if skipped := getattr(self.train_data, "skipped", 0):  # images that could not be decoded
-            line["skipped"] = skipped
+        for name, source in (("skipped", self.train_data), ("val_skipped", self.val_data)):
+            if skipped := getattr(source, "skipped", 0):  # images that could not be decoded
+                line[name] = skipped
         for hook in self.hooks:
             hook.epoch_end(self, line)
         self._done = self._done or any(hook.done(self) for hook in self.hooks)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from secateurs.errors import ConfigError
+from secateurs.report import count
 
 Mode = Literal["auto", "bar", "lines", "silent"]
 
@@ -99,6 +100,7 @@ def summary(line: dict[str, Any], title: str) -> str:
     text = f"{title}  epoch {line['epoch']}  loss {line['train_loss']:.3f}  top-1 {line['train_top1']:.1f}"
     if "val_top1" in line:
         text += f"  val top-1 {line['val_top1']:.2f}  top-5 {line['val_top5']:.2f}"
-    if "skipped" in line:
-        text += f"  {line['skipped']} damaged images skipped"
+    for name, kind in (("skipped", "damaged image"), ("val_skipped", "damaged validation image")):
+        if name in line:
+            text += f"  {count(line[name], kind)} skipped"
     return f"{text}  {line['images_per_second']:,.0f} img/s  {clock(line['seconds'])}"

@@ -37,9 +37,10 @@ _FAMILIES = ("zoo", "torchvision", "timm", "python")
 def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
     """A network from a spec: `zoo:NAME`, `torchvision:NAME`, `timm:NAME` or `python:package.module:factory`.
 
-    Without `weights` it is initialised at random; nothing is ever downloaded. `weights` is a `.safetensors` file or a
-    state dict that loads without pickle, and has to fit exactly. `options` go to the network's own constructor.
-    A `python:` factory is looked for in the working directory too, and given `num_classes` if it takes it.
+    It is in train mode, as constructors leave it. Without `weights` it is initialised at random; nothing is ever
+    downloaded. `weights` is a `.safetensors` file or a state dict that loads without pickle, and has to fit exactly.
+    `options` go to the network's own constructor. A `python:` factory is looked for in the working directory too, and
+    given `num_classes` if it takes it.
 
     Raises SpecError for a spec that names nothing, ArtifactError for weights that cannot be read or do not fit.
     """
@@ -106,12 +107,20 @@ def _python(name: str, options: dict[str, Any]) -> nn.Module:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise SpecError(f"{spec!r}: {module_name} needs {error.name}, which is not installed.") from error
         raise SpecError(f"{spec!r}: there is no module {error.name} in {working} or on sys.path.") from error
+    except SecateursError:
+        raise
+    except SyntaxError as error:
+        place = f"{error.filename}, line {error.lineno}"
+        raise SpecError(f"{spec!r}: {module_name} is not valid Python: {error.msg} ({place}).") from error
+    except Exception as error:  # whatever its code does
+        raise SpecError(f"{spec!r}: {module_name} cannot be imported: {type(error).__name__}: {error}.") from error
     public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     factory = getattr(module, attribute, None)
     if factory is None:
         raise SpecError(f"{spec!r}: {module_name} has no {attribute!r}. {nearest(attribute, public)}")
-    if not callable(factory):
-        raise SpecError(f"{spec!r}: {attribute} is a {type(factory).__name__}; it has to be a class or a function.")
+    if isinstance(factory, nn.Module) or not callable(factory):
+        made = "a network already" if isinstance(factory, nn.Module) else f"a {type(factory).__name__}"
+        raise SpecError(f"{spec!r}: {attribute} is {made}; it has to be a class or function that makes one.")
     if "num_classes" in options and not _accepts(factory, "num_classes"):
         options = {key: value for key, value in options.items() if key != "num_classes"}
     model = _call(factory, spec, options)
