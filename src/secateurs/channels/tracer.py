@@ -55,7 +55,7 @@ class Tape:
     costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labelled factors
     kernels: dict[int, str] = field(default_factory=dict)  # which of the costs are a convolution's, and its weight
     sites: list[Site] = field(default_factory=list)
-    couplings: list[tuple[Array, str]] = field(default_factory=list)  # labels made one another's, and what did it
+    couplings: list[tuple[Array, str]] = field(default_factory=list)  # labels that were coupled, and what did it
     numbers: list[numbers.Number] = field(default_factory=list)
     random: list[str] = field(default_factory=list)  # lines that draw random numbers
 
@@ -215,7 +215,7 @@ class Tracer(TorchDispatchMode):
     def couple(self, pieces: Array) -> None:
         """The k-th channels of all pieces are one channel.  pieces: (pieces, channels)"""
         if pieces.shape[0] > 1:
-            self.tape.couplings.append((pieces, f"{self.op_name} at {_caller()}"))
+            self.tape.couplings.append((pieces, f"{self.op_name} ({_caller()})"))
             self.space.unify(np.tile(pieces[0], len(pieces) - 1), pieces[1:].ravel(), f"{self.op_name} pads a piece")
 
     def join(self, operands: list[tuple[Labels, Tensor]]) -> Labels:
