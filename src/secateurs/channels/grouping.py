@@ -117,7 +117,7 @@ class Grouping:
         root = self.classes.root
         by = [what for pieces, what in self.tape.couplings if (root[pieces] == root[label]).any()]
         return (
-            f"its {coupled} channels are all coupled to one another, by {' and '.join(dict.fromkeys(by)) or 'the code'}"
+            f"its {coupled} channels are all coupled to one another: {', '.join(dict.fromkeys(by)) or 'by the code'}"
         )
 
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
