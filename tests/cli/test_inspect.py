@@ -8,8 +8,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import secateurs as sc
+from secateurs.cli import options
 from secateurs.cli.inspect import inspect as verb
 
 
@@ -21,6 +23,34 @@ def test_table(run):
     assert "reaches the model's output" in ran.out
     assert "2,986,384 MACs (5.97M FLOPs), 46,106 parameters" in ran.out
     assert run("inspect", "--model", "zoo:small_cnn").out == ran.out
+
+
+def test_narrow_terminals_have_fewer_columns_and_whole_names(run, monkeypatch):
+    def at(width: int) -> list[str]:
+        terminal = Console(width=width, force_terminal=True, no_color=True, highlight=False, markup=False)
+        monkeypatch.setattr(options, "out", lambda: terminal)
+        lines = re.sub("\x1b\\[[0-9;]*m", "", run("inspect", "torchvision:shufflenet_v2_x0_5").out).splitlines()
+        assert max(map(len, lines)) <= width
+        return lines
+
+    assert "made by" in at(240)[0]
+    narrow = at(80)
+    assert "made by" not in narrow[0]
+    names = [g.name for g in sc.trace(sc.build("torchvision:shufflenet_v2_x0_5"), torch.zeros(1, 3, 224, 224)).groups]
+    assert [line.split()[0] for line in narrow if line[:1].strip("─ ")][1 : len(names) + 1] == names
+
+
+def test_off_a_terminal_no_line_ends_in_blanks(run):
+    assert all(line == line.rstrip() for line in run("inspect", "zoo:resnet20").out.splitlines())
+
+
+def test_an_input_that_the_network_refuses(run):
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    ran = run("inspect", "timm:test_vit", "--input", "3,100,100")
+    assert ran.status == 1
+    assert "does not run on an input of 3x100x100: AssertionError: Input height (100) should be" in ran.err
+    assert len(ran.err.splitlines()) == 1
 
 
 def test_json_agrees_with_the_graph(run):
@@ -44,7 +74,8 @@ def test_input_shape(run):
         assert "write the shape of one input" in ran.err
     ran = run("inspect", "zoo:resnet20", "--input", "5,32,32")
     assert ran.status == 1
-    assert "Here: --input 5,32,32" in ran.err
+    assert "does not run on an input of 5x32x32: " in ran.err
+    assert "--input gives another shape" in ran.err
 
 
 def test_usual_shapes(run):

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from secateurs.cli import options
 from secateurs.cli.options import Count
-from secateurs.errors import ConfigError, TraceError
+from secateurs.errors import ConfigError, SecateursError, TraceError
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import nn
 
     from secateurs.channels import ChannelGraph, ChannelGroup, Cost
@@ -68,7 +70,13 @@ def inspect(
     try:
         graph = sc.trace(network, torch.zeros(1, *shape), allow_inexact=allow_inexact)
     except TraceError as error:
-        raise TraceError(f"{error} Here: --input {','.join(map(str, shape))}.") from error
+        cause, given = error.__cause__, "x".join(map(str, shape))
+        if cause is None or isinstance(cause, SecateursError):
+            raise
+        reason = f"{type(cause).__name__}: {cause}".strip().splitlines()[0].rstrip(".")
+        raise TraceError(
+            f"{model} does not run on an input of {given}: {reason}. --input gives another shape."
+        ) from error
     if as_json:
         print(json.dumps(_record(model, shape, graph), indent=2))
     else:
@@ -148,19 +156,28 @@ def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> dict[str
 
 
 def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> None:
-    from secateurs.cli.options import out
     from secateurs.report import listing, share, short, table
 
-    console, cost = out(), graph.cost()
-    rows = table("group", "size", "MACs", "made by", "read by", "may be cut, or why not")
-    for column in rows.columns[3:]:
-        column.justify, column.no_wrap = "left", False
-    for g in graph.groups:
-        rows.add_row(
-            *(g.name, str(g.size), f"{macs_share(graph, g):.1%}"),
-            *(listing(g.producers), listing(g.consumers) or "-", _verdict(g)),
-        )
-    console.print(rows)
+    console, cost = options.out(), graph.cost()
+
+    def rows(names: int) -> Table:
+        """names: how many of a group's layers are shown; those that make it only where there is room for two."""
+        layers = ("made by", "read by") if names > 1 else ("read by",)
+        made = table("group", "size", "MACs", *layers, "may be cut, or why not")
+        made.columns[0].no_wrap = names < 2
+        for column in made.columns[3:]:
+            column.justify, column.no_wrap = "left", False
+        for g in graph.groups:
+            makers = (listing(g.producers, names),) if names > 1 else ()
+            figures = (g.name, _size(g), f"{macs_share(graph, g):.1%}")
+            made.add_row(*figures, *makers, listing(g.consumers, names) or "-", _verdict(g))
+        return made
+
+    full, unlimited = rows(2), console.options.update(max_width=10_000)
+    need = console.measure(full, options=unlimited).maximum
+    need -= max(0, *(len(_verdict(g)) - 40 for g in graph.groups))  # long reasons may as well be folded
+    console.print(full if need <= console.width else rows(1))
+    console.print()
     prunable = [g for g in graph.groups if g.prunable]
     inside, every = (sum(g.size for g in prunable if g.internal or not only) for only in (True, False))
     total = sum(g.size for g in graph.groups)
