@@ -44,6 +44,31 @@ def test_trains_cuts_recovers_and_saves(run, job, tmp_path):
     assert set(load_file(tmp_path / "r" / "pretrained.safetensors")) == set(sc.build(NET).state_dict())
 
 
+def test_recovers_in_several_steps(run, images, tmp_path):
+    """Each has a folder of its own; a resumed run agrees with them, a new one takes them away."""
+    job = ("prune", NET, "--data", f"folder:{images}", "--batch-size", 16, "--pretrain-epochs", 1, "--macs", 0.5)
+    job = (*job, "--method", "onestep", "--set", "epochs=1", "--out", tmp_path / "r")
+    steps = ("--recover", "mimic:2,distil:1,finetune:1", "--mimic-lr", 0.002, "--temperature", 3)
+    ran = run(*job, *steps)
+    assert ran.status == 0, ran.err
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert [(r["mode"], r["epochs"]) for r in card["recover"]] == [("mimic", 2), ("distil", 1), ("finetune", 1)]
+    assert [r["lr"] for r in card["recover"]] == [0.002, 0.02, 0.02]
+    assert card["recover"][1]["temperature"] == 3
+    assert [h.get("mode") for h in card["history"] if "train_loss" in h][-4:] == ["mimic", "mimic", "distil", None]
+    found = sorted(p.name for p in (tmp_path / "r").glob("recover*"))
+    assert found == ["recover-1-mimic", "recover-2-distil", "recover-3-finetune"]
+    assert not list((tmp_path / "r").rglob("checkpoints"))
+    assert "nothing to do" in run(*job, *steps, "--resume").err
+    assert "differs in recover" in run(*job, "--recover", "mimic:1,finetune:1", "--resume").err
+    assert "holds an artifact" in run(*job, "--recover", "mimic:1").err
+    ran = run(*job, "--recover", "mimic:1", "--nodes", "plain,bn2", "--force")
+    assert ran.status == 0, ran.err
+    assert [p.name for p in (tmp_path / "r").glob("recover*")] == ["recover"]
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert card["history"][-1]["nodes"] == card["recover"]["nodes"] == ["plain", "bn2"]
+
+
 def test_given_weights_are_pruned_as_they_are(run, images, tmp_path):
     model = sc.build(NET, num_classes=2)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
@@ -145,7 +170,13 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--normalize", "1,2/x"), "write means/deviations"),
         (("--set", "beta"), "write key=value"),
         (("--set", "foo=1"), "--set foo=1: there is no such setting. l1's settings are: ranking"),
-        (("--recover", "distil:3"), "finetune:EPOCHS"),
+        (("--recover", "prune:3"), "finetune:EPOCHS"),
+        (("--recover", "mimic:3,finetune:x"), "mimic:EPOCHS or distil:EPOCHS"),
+        (("--recover", "mimic:-1"), "--recover mimic:-1: the number of epochs must be 0 or more"),
+        (("--recover", "finetune:3", "--nodes", "stem"), "--nodes is of mimic: it needs --recover mimic:EPOCHS"),
+        (("--recover", "mimic:1", "--temperature", 2), "--temperature is of distil"),
+        (("--recover", "mimic:1", "--mimic-lr", "-1"), "--mimic-lr -1"),
+        (("--recover", "mimic:1", "--nodes", "stem"), "needs two nodes or more"),
         (("--set", "ranking=best"), "--ranking best: must be 'global' or 'layer'"),
         (("--lr", "-1"), "--lr -1.0: must be greater than 0"),
         (("--recover-epochs", "-1"), "--recover-epochs -1: the number of epochs must be 0 or more"),

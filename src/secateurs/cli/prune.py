@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
-from secateurs.cli.recipes import PretrainOptions, RecoverOptions, trained
+from secateurs.cli.recipes import PretrainOptions, RecoverOptions, trained, written
 from secateurs.cli.runs import RunFolder
 from secateurs.errors import ArtifactError, ConfigError, SecateursError, TrainingError
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from secateurs import Budget, Data, Method, Recover
+    from secateurs import Budget, Data, Method
+    from secateurs.training import Recipe
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Many = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
@@ -109,7 +110,7 @@ def prune(
     """
     began = time.perf_counter()
     model_options, data_options = model_options or ModelOptions(), (data_options or DataOptions()).complete()
-    recipe = (recover_options or RecoverOptions()).recipe()
+    recipes = (recover_options or RecoverOptions()).recipes()
     chosen = configured(method, settings, ranking)
     run = _Run(
         spec=model,
@@ -117,7 +118,7 @@ def prune(
         budget=_budget(macs, params, align),
         model=model_options,
         data=data_options,
-        recipe=recipe,
+        recipes=recipes,
         scope=scope or chosen.default_scope,
         allow_inexact=allow_inexact,
         pretrain=pretrain_options or PretrainOptions(),
@@ -157,7 +158,7 @@ class _Run:
     budget: Budget | None
     model: ModelOptions
     data: DataOptions
-    recipe: Recover | None
+    recipes: Sequence[Recipe]
     scope: Literal["internal", "all"]
     allow_inexact: bool
     pretrain: PretrainOptions
@@ -180,7 +181,7 @@ class _Run:
             "budget": None if self.budget is None else asdict(self.budget),
             "scope": self.scope,
             "allow_inexact": self.allow_inexact,
-            "recover": None if self.recipe is None else self.recipe.model_dump(mode="json"),
+            "recover": written(self.recipes),
             "pretrain": None if weights is not None else asdict(self.pretrain),
             "seed": self.seed,
         }
@@ -205,7 +206,7 @@ class _Run:
             self.method,
             self.budget,
             data,
-            self.recipe,
+            self.recipes,
             self.scope,
             self.seed,
             allow_inexact=self.allow_inexact,
@@ -237,7 +238,7 @@ class _Run:
         check_trackers(self.track, self.folder.folder)
         options.feasible(self.method, network, inputs, self.budget, self.scope, data, self.seed, self.allow_inexact)
         first = self.model.weights is None and self.pretrain.recipe(data).epochs
-        if first or self.recipe is not None or isinstance(self.method, TrainingMethod):
+        if first or self.recipes or isinstance(self.method, TrainingMethod):
             options.trains(network, inputs, self.spec)
 
     def explained(self, error: TrainingError) -> SecateursError:
@@ -249,8 +250,9 @@ class _Run:
         training, kept = self.model.weights is None and not self.folder.pretrained.exists(), self.folder.pretrained
         if training:
             knob = f"a --pretrain-lr below {self.pretrain.lr:g}"
-        elif self.recipe is not None and any(self.folder.folder.glob("recover*/metrics.jsonl")):
-            knob = f"an --lr below {self.recipe.lr:g}"
+        elif self.recipes and (begun := list(self.folder.folder.glob("recover*/metrics.jsonl"))):
+            recipe = self.recipes[len(begun) - 1]
+            knob = f"{'a --mimic-lr' if recipe.mode == 'mimic' else 'an --lr'} below {recipe.lr:g}"
         else:
             knob = "a lower --set lr=…" if "lr" in type(self.method).model_fields else "other settings of the method"
         anew = f"--weights {kept} and another --out" if kept.exists() and self.model.weights is None else "--force"

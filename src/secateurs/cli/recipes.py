@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from secateurs import Data, Recover
+    from secateurs import Data
     from secateurs.training import Recipe
 
 
@@ -26,43 +27,94 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RecoverOptions:
     recover: str | None = None
-    """finetune:EPOCHS, or none"""
+    """none, or what to do one after another: finetune:EPOCHS, mimic:EPOCHS (the original's feature maps, without
+    labels), distil:EPOCHS (its class probabilities); mimic:5,finetune:10 say"""
     recover_epochs: float | None = None
-    """the same in short; 3 by default, 0 for none"""
+    """finetune:EPOCHS in short; 3 by default, 0 for none"""
     lr: float = 0.02
-    """peak learning rate of recovery"""
+    """peak learning rate of recovery, but for mimicking"""
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     """how the learning rate goes from step to step"""
     weight_decay: float = 5e-4
-    """of weights; norms and biases have none"""
+    """of weights; norms and biases have none; none while mimicking"""
     label_smoothing: float = 0.0
     """share of each label that is spread over all classes"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 where the hardware is fast at it"""
+    mimic_lr: float | None = None
+    """peak learning rate of mimicking (Adam), 0.001 by default"""
+    mimic_function: Literal["kl", "js", "mse", "l1"] | None = None
+    """how far feature maps are apart, kl by default"""
+    nodes: str | None = None
+    """modules whose outputs are mimicked: layer1,layer2,layer3; found by themselves if not given"""
+    temperature: float | None = None
+    """of distillation, 4 by default"""
 
-    def recipe(self) -> Recover | None:
-        from secateurs import Recover
+    def recipes(self) -> list[Recipe]:
+        """What to do after the cut, in order; ConfigError for what makes no sense, or nothing would use."""
+        phases = self._phases()
+        kinds = {kind for kind, _ in phases}
+        for option, kind in (
+            ("mimic_lr", "mimic"),
+            ("mimic_function", "mimic"),
+            ("nodes", "mimic"),
+            ("temperature", "distil"),
+        ):
+            if getattr(self, option) is not None and kind not in kinds:
+                raise ConfigError(f"--{option.replace('_', '-')} is of {kind}: it needs --recover {kind}:EPOCHS.")
+        return [self._recipe(kind, epochs) for kind, epochs in phases if epochs]
 
-        epochs = self._epochs()
-        if epochs == 0:
-            return None
-        names = ("lr", "schedule", "weight_decay", "label_smoothing", "precision")
-        return Recover(epochs=epochs, **{name: getattr(self, name) for name in names})
+    def _recipe(self, kind: str, epochs: float) -> Recipe:
+        from secateurs.training import MODES
 
-    def _epochs(self) -> float:
+        if kind != "mimic":
+            names = ("lr", "schedule", "weight_decay", "label_smoothing", "precision")
+            own = {"temperature": self.temperature} if kind == "distil" and self.temperature is not None else {}
+            return MODES[kind](epochs=epochs, **{name: getattr(self, name) for name in names}, **own)
+        nodes = None if self.nodes is None else tuple(name.strip() for name in self.nodes.split(",") if name.strip())
+        given = {"lr": self.mimic_lr, "function": self.mimic_function, "nodes": nodes}
+        given = {name: value for name, value in given.items() if value is not None}
+        try:
+            return MODES[kind](epochs=epochs, schedule=self.schedule, precision=self.precision, **given)
+        except ConfigError as error:
+            words = (
+                str(error)
+                .removeprefix("Mimic: ")
+                .replace("function=", "--mimic-function ")
+                .replace("nodes=", "--nodes ")
+            )
+            raise ConfigError(re.sub(r"\blr=", "--mimic-lr ", words)) from None
+
+    def _phases(self) -> list[tuple[str, float]]:
+        """(kind, epochs) of each."""
         if self.recover is None:
-            return 3 if self.recover_epochs is None else sound(self.recover_epochs, "--recover-epochs")
-        kind, _, epochs = self.recover.partition(":")
+            return [("finetune", 3 if self.recover_epochs is None else sound(self.recover_epochs, "--recover-epochs"))]
         if self.recover_epochs is not None:
             raise ConfigError("--recover and --recover-epochs say the same thing: give one of them.")
-        if kind == "none" and not epochs:
-            return 0
-        try:
-            if kind == "finetune":
-                return sound(float(epochs or 3), f"--recover {kind}:")
-        except ValueError:
-            pass
-        raise ConfigError(f"--recover {self.recover}: write finetune:EPOCHS, finetune:3 say, or none.")
+        if self.recover == "none":
+            return []
+        from secateurs.training import MODES
+
+        phases = []
+        for part in self.recover.split(","):
+            kind, _, epochs = part.strip().partition(":")
+            try:
+                if kind in MODES:
+                    phases.append((kind, sound(float(epochs or 3), f"--recover {kind}:")))
+                    continue
+            except ValueError:
+                pass
+            raise ConfigError(
+                f"--recover {self.recover}: write finetune:EPOCHS, mimic:EPOCHS or distil:EPOCHS, several with commas "
+                "(mimic:5,finetune:10), or none."
+            )
+        return phases
+
+
+def written(recipes: Sequence[Recipe]) -> Any:
+    """Recipes of recovery as they go on record: nothing, one, or a list of them."""
+    found = [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for recipe in recipes]
+    return found if len(found) > 1 else found[0] if found else None
 
 
 @Parameter(name="*")
@@ -97,59 +149,6 @@ class PretrainOptions:
             return Recipe(epochs=epochs, lr=self.lr)
         except ConfigError as error:
             raise ConfigError(str(error).replace("Recipe: lr=", "--pretrain-lr ")) from None
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class RedesignOptions:
-    epochs: float | None = None
-    """of the base and the scaled network, each; by default 10 to 30, fewer the more data there is"""
-    lr: float = 0.05
-    """peak learning rate of the networks trained from scratch"""
-    recover_epochs: float = 3
-    """of the pruned network, after the cut; 0 for none"""
-    recover_lr: float = 0.02
-    """peak learning rate of recovery"""
-    scratch_epochs: float | None = None
-    """of the widths found, trained from scratch; by default as many as --epochs"""
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    """how the learning rate goes from step to step"""
-    weight_decay: float = 5e-4
-    """of weights; norms and biases have none"""
-    label_smoothing: float = 0.0
-    """share of each label that is spread over all classes"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto is bf16 where the hardware is fast at it"""
-
-    def check(self) -> None:
-        """Raise ConfigError for figures that make no sense."""
-        for name in ("epochs", "recover_epochs", "scratch_epochs"):
-            if (value := getattr(self, name)) is not None:
-                sound(value, f"--{name.replace('_', '-')}")
-        self._recipe(1)
-        self.recovery()
-
-    def recipe(self, data: Data) -> Recipe:
-        return self._recipe(usual_epochs(data) if self.epochs is None else self.epochs)
-
-    def scratch(self, data: Data) -> Recipe:
-        return self.recipe(data) if self.scratch_epochs is None else self._recipe(self.scratch_epochs)
-
-    def recovery(self) -> Recover | None:
-        rest = RecoverOptions(
-            None, self.recover_epochs, self.recover_lr, self.schedule, self.weight_decay, self.label_smoothing,
-            self.precision,
-        )  # fmt: skip
-        try:
-            return rest.recipe()
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("Recover: lr=", "--recover-lr ")) from None
-
-    def _recipe(self, epochs: float) -> Recipe:
-        from secateurs.training import Recipe
-
-        names = ("lr", "schedule", "weight_decay", "label_smoothing", "precision")
-        return Recipe(epochs=epochs, **{name: getattr(self, name) for name in names})
 
 
 def trained(

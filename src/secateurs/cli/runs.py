@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from secateurs.errors import ArtifactError, ConfigError
 
 PHASES = ("pretrain", "prune", "recover")  # each of them has a folder with its log and, until the end, checkpoints
+_several = re.compile(r"recover-\d+-(finetune|mimic|distil)")
 TRACKED = "secateurs"  # where trackers that write files put them, within a phase's folder
 
 
@@ -33,11 +35,21 @@ class RunFolder:
     ) -> None:
         """files: what else it writes, the weights that `--weights` would spare it first. artifacts: the folders of its
         artifacts, within its own."""
-        self.folder, self.phases = folder, tuple(phases)
+        self.folder, self._phases = folder, tuple(phases)
         self.file = folder / "run.json"
         self.files = tuple(folder / name for name in files)
         self.pretrained = self.files[0]
         self.artifacts = tuple(folder / name for name in artifacts)
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Recovery in several steps has a folder for each (recover-1-mimic …): those that are there."""
+        found = (
+            [p.name for p in self.folder.glob("recover-*") if _several.fullmatch(p.name)]
+            if self.folder.is_dir()
+            else []
+        )
+        return (*self._phases, *sorted(found)) if "recover" in self._phases else self._phases
 
     def check(self, settings: Mapping[str, Any], *, resume: bool, force: bool) -> bool:
         """Whether this very run is finished already. ConfigError where its folder holds anything else to lose."""

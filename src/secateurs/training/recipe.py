@@ -13,6 +13,8 @@ from secateurs.errors import ConfigError, nearest
 class Recipe(BaseModel):
     """Optimizer, schedule, regularisation and precision. Values that make no sense raise `ConfigError`."""
 
+    mode: ClassVar[str] = "finetune"  # what recovery by it is called
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: float | None = Field(
@@ -93,8 +95,6 @@ class Recipe(BaseModel):
 
 class Recover(Recipe):
     """Getting the accuracy back after a cut: fine-tuning with the loss the network was trained with."""
-
-    mode: ClassVar[str] = "finetune"
 
 
 class Mimic(Recipe):

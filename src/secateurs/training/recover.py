@@ -19,8 +19,9 @@ from secateurs.training.teacher import Taught
 def phases(recover: Recipe | Sequence[Recipe] | None) -> list[tuple[str, Recipe]]:
     """The recipes of recovery in order, each with the name of its folder: `recover`, or where there are several
     `recover-1-mimic`, `recover-2-finetune`. ConfigError for anything that is no recipe."""
+    if recover is None:
+        return []
     recipes = list(recover) if isinstance(recover, Sequence) and not isinstance(recover, str) else [recover]
-    recipes = [] if recover is None else recipes
     for recipe in recipes:
         if not isinstance(recipe, Recipe):
             raise ConfigError(
@@ -28,7 +29,7 @@ def phases(recover: Recipe | Sequence[Recipe] | None) -> list[tuple[str, Recipe]
             )
     if len(recipes) == 1:
         return [("recover", recipes[0])]
-    return [(f"recover-{i}-{_mode(recipe)}", recipe) for i, recipe in enumerate(recipes, start=1)]
+    return [(f"recover-{i}-{recipe.mode}", recipe) for i, recipe in enumerate(recipes, start=1)]
 
 
 def check(recover: Recipe | Sequence[Recipe] | None, model: nn.Module) -> None:
@@ -57,7 +58,7 @@ def recover(
     nodes: feature maps to mimic where the recipe names none, as far as they have kept their shape.
     options: `Engine`'s. A hook of your own comes before the teacher's.
     """
-    options.setdefault("title", "recover" if _mode(recipe) == "finetune" else _mode(recipe))
+    options.setdefault("title", "recover" if recipe.mode == "finetune" else recipe.mode)
     taught = _taught(model, recipe, teacher, example_inputs, nodes)
     try:
         hooks = [*options.pop("hooks", ()), *([taught] if taught else [])]
@@ -65,10 +66,6 @@ def recover(
     finally:
         if taught:
             taught.close()
-
-
-def _mode(recipe: Recipe) -> str:
-    return getattr(recipe, "mode", "finetune")
 
 
 def _taught(
