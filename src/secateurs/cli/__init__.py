@@ -15,6 +15,7 @@ from secateurs.cli.demo import demo
 from secateurs.cli.evaluate import evaluate
 from secateurs.cli.inspect import inspect
 from secateurs.cli.prune import prune
+from secateurs.cli.redesign import redesign
 from secateurs.cli.words import spoken
 from secateurs.errors import SecateursError
 from secateurs.version import __version__
@@ -32,7 +33,7 @@ app = App(
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
-for verb in (demo, inspect, prune, evaluate):
+for verb in (demo, inspect, prune, redesign, evaluate):
     app.command(verb)
 
 

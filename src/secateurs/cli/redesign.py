@@ -1,0 +1,206 @@
+"""`secateurs redesign`: better widths at the same cost, found by cutting a wider network down."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from secateurs.cli import options
+from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
+from secateurs.cli.prune import Flag, Many, configured
+from secateurs.cli.recipes import sound, usual_epochs
+from secateurs.cli.redesigning import BASE, PHASES, PRUNED, SCALED, SCRATCH, TABLE, Run
+from secateurs.cli.runs import RunFolder
+from secateurs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateurs import Data, Recover
+    from secateurs.training import Recipe
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RedesignOptions:
+    epochs: float | None = None
+    """of the base and the scaled network, each; by default 10 to 30, fewer the more data there is"""
+    lr: float = 0.05
+    """peak learning rate of the networks trained from scratch"""
+    recover_epochs: float = 3
+    """of the pruned network, after the cut; 0 for none"""
+    recover_lr: float = 0.02
+    """peak learning rate of recovery"""
+    scratch_epochs: float | None = None
+    """of the widths found, trained from scratch; by default as many as --epochs"""
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    """how the learning rate goes from step to step"""
+    weight_decay: float = 5e-4
+    """of weights; norms and biases have none"""
+    label_smoothing: float = 0.0
+    """share of each label that is spread over all classes"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto is bf16 where the hardware is fast at it"""
+
+    def check(self) -> None:
+        """Raise ConfigError for figures that make no sense."""
+        for name in ("epochs", "recover_epochs", "scratch_epochs"):
+            if (value := getattr(self, name)) is not None:
+                sound(value, f"--{name.replace('_', '-')}")
+        self._recipe(1)
+        self.recovery()
+
+    def recipe(self, data: Data) -> Recipe:
+        return self._recipe(usual_epochs(data) if self.epochs is None else self.epochs)
+
+    def scratch(self, data: Data) -> Recipe:
+        return self.recipe(data) if self.scratch_epochs is None else self._recipe(self.scratch_epochs)
+
+    def recovery(self) -> Recover | None:
+        from secateurs import Recover
+
+        try:
+            return (
+                Recover(epochs=self.recover_epochs, lr=self.recover_lr, **self._rest()) if self.recover_epochs else None
+            )
+        except ConfigError as error:
+            raise ConfigError(re.sub(r"^Recover: lr=", "--recover-lr ", str(error))) from None
+
+    def _recipe(self, epochs: float) -> Recipe:
+        from secateurs.training import Recipe
+
+        return Recipe(epochs=epochs, lr=self.lr, **self._rest())
+
+    def _rest(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("schedule", "weight_decay", "label_smoothing", "precision")}
+
+
+def redesign(
+    model: str,
+    *,
+    widen: float = 1.5,
+    macs: float = 1.0,
+    align: Count = 1,
+    method: str = "aofp",
+    scope: Literal["internal", "all"] | None = None,
+    ranking: Literal["global", "layer"] | None = None,
+    settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
+    from_base: Flag = False,
+    model_options: ModelOptions | None = None,
+    data_options: DataOptions | None = None,
+    train_options: RedesignOptions | None = None,
+    out: Folder,
+    resume: Flag = False,
+    force: Flag = False,
+    seed: Seed = 0,
+    device: str | None = None,
+    track: Many = (),
+) -> None:
+    """Find better widths at the same cost: widen a network, train it, prune it back, and train what was found from scratch.
+
+    The four networks of the AOFP paper's Table 4: the base, the scaled one, that pruned to the base's MACs, and a network
+    of the widths found, trained from scratch like the base. A run that was killed goes on with `--resume`.
+
+    Parameters
+    ----------
+    model
+        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory
+    widen
+        the factor by which every layer in scope grows
+    macs
+        the MACs to prune back to: a fraction of the base's (1.0: as many), or a figure (60e6)
+    align
+        keep widths that are multiples of this
+    method
+        how channels are chosen; `secateurs demo` runs every method there is
+    scope
+        internal leaves channels on a shortcut as they are, all widens and cuts them too; by default as the method's
+        paper does
+    ranking
+        compare channels over the whole network, or cut the same share of every group
+    settings
+        a setting of the method, key=value; may be given several times
+    from_base
+        the scaled network starts as a copy of the trained base that computes the same, not from scratch
+    out
+        folder for the artifacts, the checkpoints and the logs
+    resume
+        go on with the run in --out
+    force
+        replace what is in --out
+    seed
+        of initial weights, the order of the data, augmentation and the method
+    device
+        cpu, cuda, cuda:1 …; an accelerator if there is one
+    track
+        a tracker that accelerate knows (tensorboard, wandb …)
+    """
+    began = time.perf_counter()
+    model_options, data_options = model_options or ModelOptions(), (data_options or DataOptions()).complete()
+    train_options = train_options or RedesignOptions()
+    train_options.check()
+    chosen = configured(method, settings, ranking)
+    run = Run(
+        spec=model,
+        widen=widen,
+        macs=macs,
+        align=align,
+        method=chosen,
+        scope=scope or chosen.default_scope,
+        from_base=from_base,
+        model=model_options,
+        data=data_options,
+        train=train_options,
+        folder=RunFolder(out, PHASES, (BASE, SCALED, TABLE), (PRUNED, SCRATCH)),
+        seed=seed,
+        device=device,
+        track=track,
+    )
+    run.model.check(model)
+    run.folder.spare(run.model.weights)
+    record = run.record()
+    if run.folder.check(record, resume=resume, force=force):
+        say(f"{out} is finished already: nothing to do.")
+    else:
+        if resume and not run.folder.resumable():
+            say(f"{out} holds nothing to go on from: the run starts from the beginning.")
+        try:
+            run.go(record, resume=resume, began=began)
+        except KeyboardInterrupt:
+            if run.folder.goes_on(record):
+                text = f"{out} keeps what is done so far: the same command with --resume goes on from there."
+                raise KeyboardInterrupt(text) from None
+            raise
+    if options.first():
+        _show(out)
+
+
+def _show(folder: Path) -> None:
+    from secateurs.report import duration, error, percent, share, short, table
+
+    try:
+        content = json.loads((folder / TABLE).read_text())
+        rows, widths, seconds = content["rows"], content["widths"], content["seconds"]
+        base = rows["base"]
+        figures = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
+        for name, row in rows.items():
+            loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
+            figures.add_row(
+                *(name, short(row["macs"]), share(row["macs"], base["macs"])),
+                *(short(row["params"]), share(row["params"], base["params"])),
+                *(percent(row["top1"]), percent(row["top5"]), loss),
+            )
+        layers = table("channels of", "base", "scaled", "re-designed")
+        for name, (before, scaled, kept) in widths.items():
+            layers.add_row(name, str(before), str(scaled), str(kept))
+    except (OSError, ValueError, KeyError, TypeError) as failure:
+        raise ConfigError(f"{folder / TABLE} is damaged ({failure}): --force runs it all anew.") from None
+    console = options.out()
+    console.print(figures)
+    console.print(layers)
+    console.print(f"masked ≡ sliced to {error(content['error'])} · {duration(seconds)} · saved to {folder}")
+    console.print(f'model = secateurs.load("{folder / PRUNED}")  # or {folder / SCRATCH}')
