@@ -1,7 +1,7 @@
-"""The stripe convolution beside the dense one: `python benchmarks/stripes.py [--quick] [--threads N]`.
+"""The stripe convolution beside the dense one: `python benchmarks/stripes.py [--quick] [--threads N] [--cpu-time]`.
 
-Time over the dense float32 nn.Conv2d as a user has it, same process, each in turn, random stripes. The bars are the
-method's own: what the whole is worth depends on what the kernels make of it. `chosen` is what `tune` would set.
+Time over nn.Conv2d as a user has it, same process, each in turn, random stripes. `chosen` is what `tune` set, and bars
+are what that must not exceed. `--network SPEC` measures a whole network of which every convolution keeps so many stripes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import argparse
 import copy
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+import secateurs as sc
 from secateurs.stripes import StripeConv2d
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.tune import fastest, synchronise
@@ -25,69 +28,98 @@ SHARES = [1.0, 0.75, 0.5, 0.25, 0.1]
 BARS = {(1, 0.5): 0.60, (1, 0.25): 0.36, (1, 0.1): 0.20, (32, 0.5): 0.75, (32, 0.25): 0.45, (32, 0.1): 0.25}
 
 
-def median(conv: nn.Conv2d, layer: StripeConv2d, x: Tensor, names: list[str], rounds: int) -> dict[str, float]:
-    """Each kernel's time over nn.Conv2d's, and that of the tuned module."""
-    runs = {"conv": lambda: conv(x), "chosen": lambda: layer(x)}
-    for name in names:
-        one = copy.deepcopy(layer)
-        one.kernels = dict.fromkeys(layer.kernels, name)
-        runs[name] = lambda one=one: one(x)
+def medians(
+    runs: dict[str, Callable[[], object]], x: Tensor, rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Seconds of each, taken in turn."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
             synchronise(x)
-            began = time.perf_counter()
+            began = clock()
             run()
             synchronise(x)
             if turn:
-                times[name].append(time.perf_counter() - began)
-    middle = {name: sorted(own)[len(own) // 2] for name, own in times.items()}
-    return {name: t / middle["conv"] for name, t in middle.items()}
+                times[name].append(clock() - began)
+    return {name: sorted(own)[len(own) // 2] for name, own in times.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one shape, three shares, few rounds")
-    parser.add_argument("--threads", type=int, help="torch's threads")
-    parser.add_argument("--stride", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+def layers(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
+    """Single convolutions."""
     dtype = getattr(torch, options.dtype)
-    probe = torch.zeros(1, device=options.device, dtype=dtype)
-    names = [name for name, kernel in KERNELS.items() if kernel.usable(probe)]
-    table = Table(
-        title=f"time over dense {options.dtype} nn.Conv2d, 3x3, {options.device}, {torch.get_num_threads()} threads"
-    )
+    names = [n for n, k in KERNELS.items() if k.usable(torch.zeros(1, device=options.device, dtype=dtype))]
+    table = Table(title=f"time over dense {options.dtype} nn.Conv2d, 3x3, {options.device}")
     for heading in ("channels", "size", "batch", "kept %", *names, "chosen", "bar", ""):
         table.add_column(heading, justify="right")
     for channels, size, batch in SHAPES[:1] if options.quick else SHAPES:
         for share in SHARES[2:] if options.quick else SHARES:
             torch.manual_seed(0)
             conv = nn.Conv2d(channels, channels, 3, options.stride, 1, bias=False, device=options.device, dtype=dtype)
-            kept = torch.rand(channels, 3, 3) < share
             x = torch.randn(batch, channels, size, size, device=options.device, dtype=dtype)
-            layer = StripeConv2d.of(conv, kept)
+            layer = StripeConv2d.of(conv, torch.rand(channels, 3, 3) < share)
+            fastest(layer, x)
+            runs = {"conv": partial(conv, x), "chosen": partial(layer, x)}
+            for name in names:
+                one = copy.deepcopy(layer)
+                one.kernels = dict.fromkeys(layer.kernels, name)
+                runs[name] = partial(one, x)
             rounds = 5 if options.quick else 41 if batch == 1 else 15
-            with torch.no_grad():
-                fastest(layer, x)
-                ratios = median(conv, layer, x, names, rounds)
+            took = medians(runs, x, rounds, clock)
+            ratios = [took[name] / took["conv"] for name in (*names, "chosen")]
             bar = BARS.get((batch, share)) if options.device == "cpu" and options.stride == 1 else None
-            verdict = "" if bar is None else "met" if ratios["chosen"] <= bar else "missed"
-            figures = [f"{ratios[name]:.2f}" for name in (*names, "chosen")]
-            row = (
-                channels,
-                f"{size}x{size}",
-                batch,
-                round(100 * share),
-                *figures,
-                "" if bar is None else f"{bar:.2f}",
-                verdict,
-            )
+            verdict = ["", ""] if bar is None else [f"{bar:.2f}", "met" if ratios[-1] <= bar else "missed"]
+            row = (channels, f"{size}x{size}", batch, round(100 * share), *(f"{r:.2f}" for r in ratios), *verdict)
             table.add_row(*map(str, row))
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    return table
+
+
+def network(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
+    """A whole network, as it comes, each convolution wider than 1x1 with this share of random stripes."""
+    table = Table(title=f"{options.network}, random stripes, {options.device}")
+    for heading in ("kept %", "batch", "MACs", "time", "speed-up over 1/MACs"):
+        table.add_column(heading, justify="right")
+    for share in SHARES[2:]:
+        torch.manual_seed(0)
+        dense = sc.build(options.network).eval().to(options.device)
+        small = copy.deepcopy(dense)
+        for name, conv in list(small.named_modules()):
+            if isinstance(conv, nn.Conv2d) and conv.groups == 1 and conv.kernel_size != (1, 1):
+                path, _, leaf = name.rpartition(".")
+                setattr(
+                    small.get_submodule(path),
+                    leaf,
+                    StripeConv2d.of(conv, torch.rand(conv.weight.shape[:1] + conv.kernel_size) < share),
+                )
+        for batch in (1, 32):
+            x = torch.randn(batch, 3, options.size, options.size, device=options.device)
+            sc.tune(small, x)
+            macs = sc.count(small, x).macs / sc.count(dense, x).macs
+            took = medians(
+                {"dense": partial(dense, x), "small": partial(small, x)}, x, 5 if options.quick else 15, clock
+            )
+            ratio = took["small"] / took["dense"]
+            table.add_row(f"{share:.0%}", str(batch), f"{macs:.3f}", f"{ratio:.3f}", f"{macs / ratio:.0%}")
+    return table
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one shape, three shares, few rounds")
+    parser.add_argument("--threads", type=int, help="torch's threads")
+    parser.add_argument("--cpu-time", action="store_true", help="of this thread, where others keep the machine busy")
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--network", help="a model's spec, zoo:vgg16 say, instead of single layers")
+    parser.add_argument("--size", type=int, default=32, help="of the network's images")
+    options = parser.parse_args()
+    if options.threads or options.cpu_time:
+        torch.set_num_threads(options.threads or 1)
+    clock = time.thread_time if options.cpu_time else time.perf_counter
+    table = network(options, clock) if options.network else layers(options, clock)
+    table.caption = f"{torch.get_num_threads()} threads"
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 if __name__ == "__main__":

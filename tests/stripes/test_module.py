@@ -20,7 +20,8 @@ from secateurs.stripes import StripeConv2d, native, tune
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import size_of
 
-ON_CPU = ["dense", "gemm", pytest.param("native", marks=pytest.mark.skipif("not native.load()", reason="no compiler"))]
+COMPILED = ["native", "native-wide"] if native.load() else []
+ON_CPU = ["dense", "gemm", *COMPILED]
 
 
 def layer(
@@ -77,7 +78,7 @@ def test_native_on_threads(threads: int) -> None:
             conv, stripes = layer(0.4, filters=40, padding=1)
             x = torch.randn(images, 5, size, size)
             with torch.no_grad():
-                assert close(stripes.run("native", x), conv(x))
+                assert all(close(stripes.run(name, x), conv(x)) for name in COMPILED)
     finally:
         torch.set_num_threads(before)
 
@@ -94,7 +95,7 @@ def test_same_padding_and_shrunk_kernels() -> None:
         assert stripes.kernel_size == (1, 1)
         x = torch.randn(2, 4, 9, 8)
         with torch.no_grad():
-            for name in ("dense", "gemm", *(["native"] if native.load() else [])):
+            for name in ("dense", "gemm", *COMPILED):
                 assert close(stripes.run(name, x), conv(x)), (used, name)
             assert close(stripes.to_dense()(x), conv(x))
     kept = torch.zeros(6, 3, 3, dtype=torch.bool)
@@ -114,7 +115,7 @@ def test_no_stripes_leave_the_bias() -> None:
     x = torch.randn(2, 3, 5, 6)
     wanted = conv.bias.detach().view(1, 4, 1, 1).expand(2, 4, 5, 6)
     with torch.no_grad():
-        for name in ("dense", "gemm", *(["native"] if native.load() else [])):
+        for name in ("dense", "gemm", *COMPILED):
             assert close(stripes.run(name, x), wanted)
 
 
@@ -165,7 +166,12 @@ def test_half_precision(dtype: torch.dtype) -> None:
     with torch.no_grad():
         wanted = conv(x)
         stripes.to(dtype)
-        for name in ("dense", "gemm", "native"):  # the native one is for float32: the dense one takes its place
+        for name in (
+            "dense",
+            "gemm",
+            "native",
+            "native-wide",
+        ):  # the native one is for float32: the dense one takes its place
             assert close(stripes.run(name, x.to(dtype)).float(), wanted, 0.02)
             assert stripes.run(name, x.to(dtype)).dtype == dtype
 
@@ -185,7 +191,7 @@ def test_weights_that_change_are_noticed() -> None:
     """Kernels keep the weights packed as they like: not beyond a change of them."""
     _, stripes = layer(padding=1)
     x = torch.randn(1, 5, 8, 8)
-    for name in ("dense", "gemm", "native"):
+    for name in ("dense", "gemm", "native", "native-wide"):
         stripes.kernels[size_of(x)] = name
         with torch.no_grad():
             before = stripes(x)

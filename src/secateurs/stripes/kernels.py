@@ -93,14 +93,31 @@ def _by_phase(layout: Layout) -> dict[tuple[int, int], list[tuple[int, Tensor, T
 
 
 def _native(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
+    """Pixels in registers."""
     ops = native.load()
-    packed = cached.get("native")
-    if packed is None:
-        packed = cached["native"] = native.Packed(layout, weight, ops.most())
-    return ops.stripe_conv2d(
+    if "native" not in cached:
+        cached["native"] = native.Packed(layout, weight, ops.most())
+    return _packed(ops.stripe_conv2d, cached["native"], layout, bias, x)
+
+
+def _wide(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
+    """Filters in registers: for small maps."""
+    ops = native.load()
+    if "wide" not in cached:
+        cached["wide"] = native.Packed(layout, weight, 2 * ops.lanes(), ops.lanes())
+    return _packed(ops.stripe_conv2d_wide, cached["wide"], layout, bias, x)
+
+
+def _packed(op: Any, packed: native.Packed, layout: Layout, bias: Tensor | None, x: Tensor) -> Tensor:
+    found: Tensor = op(
         x, packed.weights, packed.blocks, packed.filters, bias, len(layout.kept), layout.kernel_size, layout.stride,
         layout.padding, layout.dilation,
     )  # fmt: skip
+    return found
+
+
+def _compiled(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and native.load() is not None
 
 
 def _triton(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
@@ -125,8 +142,7 @@ def _on_gpu(x: Tensor) -> bool:
 KERNELS: dict[str, Kernel] = {
     "dense": Kernel(_dense, lambda x: True),
     "gemm": Kernel(_gemm, lambda x: True),
-    "native": Kernel(
-        _native, lambda x: x.device.type == "cpu" and x.dtype == torch.float32 and native.load() is not None
-    ),
+    "native": Kernel(_native, _compiled),
+    "native-wide": Kernel(_wide, _compiled),
     "triton": Kernel(_triton, _on_gpu),
 }

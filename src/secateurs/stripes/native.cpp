@@ -3,10 +3,14 @@
 // out[o] = sum over o's kept positions p, over channels c, of weight[o, p, c] * x[c] shifted by p.
 //
 // A filter keeps its own positions, so this is no matrix product as a whole; but for one position it is one, over the
-// filters that keep it. A tile of output pixels stays in cache while all positions add to it, and a block of up to
-// MOST filters by a few vectors of pixels stays in registers while all channels do. Padding and stride are dealt with
-// once, when an image is copied: with a stride its pixels are dealt out into one plane for each phase, in which
-// neighbouring outputs read neighbouring values again.
+// filters that keep it. A tile of output pixels stays in cache while all positions add to it, and a block of filters by
+// a few pixels stays in registers while all channels do. There are two ways to fill a register:
+//
+// - `stripe_conv2d`: with neighbouring pixels. Padding and stride are dealt with once, when an image is copied: with a
+//   stride its pixels are dealt out into one plane for each phase, in which neighbouring outputs read neighbouring
+//   values, and a position is an offset.
+// - `stripe_conv2d_wide`: with filters, for maps whose rows are shorter than a register. A pixel is a pointer to its
+//   channels, one outside the image a pointer to zeros.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -87,116 +91,258 @@ float* buffer(std::vector<float>& memory, int64_t size) {
 }
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+int64_t over(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// x: (N, C, H, W). weights: for each block (C, filters), flat. blocks: (B, 3): the kernel position, how many filters,
-// where they begin in `filters`. padding: top, bottom, left, right; may be negative.
+struct Block {
+  int64_t position, filters, first, weights;  // how many filters, where they begin in the list, where their weights do
+};
+
+struct Problem {
+  int64_t images, channels, height, width, outputs, out_h, out_w;
+  int64_t sh, sw, top, left, dh, dw, columns_of_kernel, padded_h, padded_w;
+  const float *x, *weights, *bias;
+  float* out;
+  const int64_t* filters;
+  std::vector<Block> blocks;
+
+  float start(int64_t o) const { return bias ? bias[o] : 0.f; }
+};
+
+void set(float* to, float value) { *reinterpret_cast<vec*>(to) = vec{} + value; }
+
+// -- pixels in registers -----------------------------------------------------------------------------------------------
+
+struct Planes {
+  int64_t rows, columns;  // of a phase
+  bool by_row;  // outputs row by row, each in whole vectors; else in one go, the padding between rows computed as well
+  int64_t out_row, vectors;
+
+  explicit Planes(const Problem& p) : rows(over(p.padded_h, p.sh)), columns(over(p.padded_w, p.sw)) {
+    const int64_t each = p.out_h * over(p.out_w, LANES), all = over(p.out_h * columns, LANES);
+    by_row = each <= all;
+    out_row = by_row ? up(p.out_w, LANES) : columns;
+    vectors = by_row ? each : all;
+  }
+};
+
+void copy_plane(const Problem& p, const Planes& l, const float* pixels, int64_t phase_h, int64_t phase_w, float* line,
+                float* end) {
+  for (int64_t r = 0; r < l.rows; r++, line += l.columns) {
+    const int64_t h = r * p.sh + phase_h - p.top;
+    const int64_t w = phase_w - p.left;  // of the first column; column q is at w + q * sw
+    const bool inside = h >= 0 && h < p.height && w < p.width;
+    const int64_t low = inside ? std::min(l.columns, w >= 0 ? 0 : over(-w, p.sw)) : l.columns;
+    const int64_t high = inside ? std::clamp(over(p.width - w, p.sw), low, l.columns) : l.columns;
+    const float* row = pixels + h * p.width + w;
+    std::fill(line, line + low, 0.f);
+    if (p.sw == 1)
+      std::copy(row + low, row + high, line + low);
+    else
+      for (int64_t q = low; q < high; q++) line[q] = row[q * p.sw];
+    std::fill(line + high, line + l.columns, 0.f);
+  }
+  std::fill(line, end, 0.f);
+}
+
+void pixels_in_registers(const Problem& p) {
+  const Planes l(p);
+  const bool direct = l.by_row && l.out_row == p.out_w;  // the outputs need not be copied
+  std::vector<int64_t> from, to;
+  for (int64_t row = 0; row < (l.by_row ? p.out_h : 1); row++)
+    for (int64_t j = 0; j < (l.by_row ? l.out_row : p.out_h * l.columns); j += LANES) {
+      from.push_back(row * l.columns + j);
+      to.push_back(row * l.out_row + j);
+    }
+  int64_t plane = up(l.rows * l.columns + 2 * LANES, LANES);
+  if (plane % 1024 == 0) plane += LANES;  // or all channels would want the same lines of the cache
+  const int64_t phase = p.channels * plane, phases = p.sh * p.sw, image = phases * phase;
+  const int64_t out_plane = direct ? p.out_h * p.out_w : up(p.out_h * l.out_row, LANES) + LANES;
+  const int64_t out_image = p.outputs * out_plane;
+  std::vector<int64_t> shift;
+  for (const Block& b : p.blocks) {
+    const int64_t h = b.position / p.columns_of_kernel * p.dh, w = b.position % p.columns_of_kernel * p.dw;
+    shift.push_back((h % p.sh * p.sw + w % p.sw) * phase + h / p.sh * l.columns + w / p.sw);
+  }
+
+  const int64_t threads = at::get_num_threads(), together = std::min(p.images, threads);
+  thread_local std::vector<float> in_memory, out_memory;
+  float* const in = buffer(in_memory, together * image + 4 * LANES);  // offsets read a little past the last plane
+  float* const sums = direct ? nullptr : buffer(out_memory, together * out_image);
+  for (int64_t first = 0; first < p.images; first += together) {
+    const int64_t n = std::min(together, p.images - first);
+    at::parallel_for(0, n * p.channels, std::max<int64_t>(1, p.channels / 4), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        for (int64_t k = 0; k < phases; k++) {
+          float* own = in + i / p.channels * image + k * phase + i % p.channels * plane;
+          copy_plane(p, l, p.x + (first * p.channels + i) * p.height * p.width, k / p.sw, k % p.sw, own, own + plane);
+        }
+    });
+    const int64_t tile = std::min(TILE, over(n * l.vectors, threads)), tiles = over(l.vectors, tile);
+    at::parallel_for(0, n * tiles, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t own = i / tiles, v = i % tiles * tile, m = std::min(tile, l.vectors - v);
+        float* target = direct ? p.out + (first + own) * out_image : sums + own * out_image;
+        for (int64_t o = 0; o < p.outputs; o++)
+          for (int64_t j = v; j < v + m; j++) set(target + o * out_plane + to[j], p.start(o));
+        for (size_t b = 0; b < p.blocks.size(); b++)
+          ADD_TILE[p.blocks[b].filters](in + own * image + shift[b], plane, p.channels, &from[v],
+                                        p.weights + p.blocks[b].weights, target, out_plane, &to[v],
+                                        p.filters + p.blocks[b].first, m);
+      }
+    });
+    if (direct) continue;
+    at::parallel_for(0, n * p.outputs, std::max<int64_t>(1, p.outputs / 4), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        for (int64_t row = 0; row < p.out_h; row++) {
+          const float* line = sums + i / p.outputs * out_image + i % p.outputs * out_plane + row * l.out_row;
+          std::copy(line, line + p.out_w, p.out + ((first * p.outputs + i) * p.out_h + row) * p.out_w);
+        }
+    });
+  }
+}
+
+// -- filters in registers ----------------------------------------------------------------------------------------------
+
+constexpr int MANY = ACCUMULATORS / 2, FEW = MANY / 3;  // pixels at a time
+constexpr int64_t WIDE_TILE = 16 * MANY;  // pixels whose channels stay in cache
+
+// V vectors of filters by P pixels: sums[p] = sum over c of w[c] * x[p][c].
+template <int V, int P>
+inline void multiply(const float* const* x, const float* w, int64_t channels, vec* sums) {
+  vec sum[P][V];
+#pragma GCC unroll 12
+  for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) sum[p][v] = vec{};
+  for (int64_t c = 0; c < channels; c++, w += V * LANES) {
+    vec values[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) values[v] = reinterpret_cast<const vec*>(w)[v];
+#pragma GCC unroll 12
+    for (int p = 0; p < P; p++) {
+      const float pixel = x[p][c];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) sum[p][v] += pixel * values[v];
+    }
+  }
+#pragma GCC unroll 12
+  for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) sums[p * V + v] = sum[p][v];
+}
+
+// x: n pointers to channels, with MANY more to zeros behind them. out: (n, outputs).
+template <int V>
+void add_wide(const float* const* x, int64_t n, const float* w, int64_t channels, float* out, int64_t outputs,
+              const int64_t* filters, int64_t count) {
+  vec sums[MANY * V];
+  for (int64_t i = 0; i < n;) {
+    const int64_t step = n - i >= MANY ? MANY : FEW;
+    if (step == MANY)
+      multiply<V, MANY>(x + i, w, channels, sums);
+    else
+      multiply<V, FEW>(x + i, w, channels, sums);
+    for (int64_t p = 0; p < std::min(step, n - i); p++) {
+      const float* own = reinterpret_cast<const float*>(sums + p * V);
+      float* to = out + (i + p) * outputs;
+      for (int64_t f = 0; f < count; f++) to[filters[f]] += own[f];
+    }
+    i += step;
+  }
+}
+
+void filters_in_registers(const Problem& p) {
+  const int64_t all = p.images * p.out_h * p.out_w, threads = at::get_num_threads();
+  const int64_t tile = std::min(WIDE_TILE, up(over(all, threads), MANY));
+  const std::vector<float> zeros(p.channels, 0.f);
+  at::parallel_for(0, over(all, tile), 1, [&](int64_t begin, int64_t end) {
+    std::vector<const float*> pixels(tile + MANY, zeros.data());
+    for (int64_t t = begin; t < end; t++) {
+      const int64_t first = t * tile, n = std::min(tile, all - first);
+      float* out = p.out + first * p.outputs;
+      for (int64_t i = 0; i < n; i++)
+        for (int64_t o = 0; o < p.outputs; o++) out[i * p.outputs + o] = p.start(o);
+      int64_t position = -1;
+      for (const Block& b : p.blocks) {
+        if (b.position != position) {
+          position = b.position;
+          const int64_t down = position / p.columns_of_kernel * p.dh - p.top;
+          const int64_t right = position % p.columns_of_kernel * p.dw - p.left;
+          for (int64_t i = 0; i < n; i++) {
+            const int64_t at = first + i, image = at / (p.out_h * p.out_w);
+            const int64_t h = at / p.out_w % p.out_h * p.sh + down, w = at % p.out_w * p.sw + right;
+            const bool inside = h >= 0 && h < p.height && w >= 0 && w < p.width;
+            pixels[i] = inside ? p.x + ((image * p.height + h) * p.width + w) * p.channels : zeros.data();
+          }
+          std::fill(pixels.begin() + n, pixels.end(), zeros.data());
+        }
+        const auto add = b.filters > LANES ? add_wide<2> : add_wide<1>;
+        add(pixels.data(), n, p.weights + b.weights, p.channels, out, p.outputs, p.filters + b.first, b.filters);
+      }
+    }
+  });
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+
+Problem problem(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& blocks, const at::Tensor& filters,
+                const std::optional<at::Tensor>& bias, int64_t outputs, at::IntArrayRef kernel, at::IntArrayRef stride,
+                at::IntArrayRef padding, at::IntArrayRef dilation) {
+  Problem p;
+  p.images = x.size(0), p.channels = x.size(1), p.height = x.size(2), p.width = x.size(3), p.outputs = outputs;
+  p.sh = stride[0], p.sw = stride[1], p.dh = dilation[0], p.dw = dilation[1], p.top = padding[0], p.left = padding[2];
+  p.columns_of_kernel = kernel[1];
+  p.padded_h = p.height + padding[0] + padding[1], p.padded_w = p.width + padding[2] + padding[3];
+  p.out_h = (p.padded_h - p.dh * (kernel[0] - 1) - 1) / p.sh + 1;
+  p.out_w = (p.padded_w - p.dw * (kernel[1] - 1) - 1) / p.sw + 1;
+  p.x = x.const_data_ptr<float>(), p.weights = weights.const_data_ptr<float>();
+  p.bias = bias ? bias->const_data_ptr<float>() : nullptr;
+  p.filters = filters.const_data_ptr<int64_t>();
+  const int64_t* block = blocks.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < blocks.size(0); b++, block += 4) p.blocks.push_back({block[0], block[1], block[2], block[3]});
+  return p;
+}
+
+// x: (N, C, H, W). weights: for each block (C, filters), flat; in the wide form (C, LANES or 2 * LANES), with zeros.
+// blocks: (B, 4), by rising position: the kernel position, how many filters, where they begin in `filters`, where their
+// weights do. padding: top, bottom, left, right; may be negative.
 at::Tensor stripe_conv2d(const at::Tensor& input, const at::Tensor& weights, const at::Tensor& blocks,
                          const at::Tensor& filters, const std::optional<at::Tensor>& bias, int64_t outputs,
                          at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
                          at::IntArrayRef dilation) {
   const at::Tensor x = input.contiguous();
-  const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
-  const int64_t sh = stride[0], sw = stride[1], top = padding[0], left = padding[2];
-  const int64_t padded_h = height + top + padding[1], padded_w = width + left + padding[3];
-  const int64_t out_h = (padded_h - dilation[0] * (kernel[0] - 1) - 1) / sh + 1;
-  const int64_t out_w = (padded_w - dilation[1] * (kernel[1] - 1) - 1) / sw + 1;
-  const int64_t rows = (padded_h + sh - 1) / sh, columns = (padded_w + sw - 1) / sw;  // of a phase
-  at::Tensor result = at::empty({images, outputs, out_h, out_w}, x.options());
-
-  // Outputs lie row by row, each rounded up to whole vectors, or in one go with the padding between the rows computed
-  // as well: whichever is less.
-  const bool by_row = out_h * (up(out_w, LANES) / LANES) <= up(out_h * columns, LANES) / LANES;
-  const int64_t out_row = by_row ? up(out_w, LANES) : columns;
-  const bool direct = by_row && out_row == out_w;  // then they need not be copied
-  std::vector<int64_t> from, to;
-  for (int64_t row = 0; row < (by_row ? out_h : 1); row++)
-    for (int64_t j = 0; j < (by_row ? out_row : out_h * columns); j += LANES) {
-      from.push_back(row * columns + j);
-      to.push_back(row * out_row + j);
-    }
-  const int64_t vectors = from.size();
-  int64_t plane = up(rows * columns + 2 * LANES, LANES);
-  if (plane % 1024 == 0) plane += LANES;  // or all channels would want the same lines of the cache
-  const int64_t phase = channels * plane, image = sh * sw * phase;
-  const int64_t out_plane = direct ? out_h * out_w : up(out_h * out_row, LANES) + LANES, out_image = outputs * out_plane;
-
-  const int64_t* block = blocks.const_data_ptr<int64_t>();
-  const int64_t* filter = filters.const_data_ptr<int64_t>();
-  const float* weight = weights.const_data_ptr<float>();
-  const float* source = x.const_data_ptr<float>();
-  const float* add = bias ? bias->const_data_ptr<float>() : nullptr;
-  float* target = result.mutable_data_ptr<float>();
-  const int64_t count = blocks.size(0);
-  std::vector<int64_t> shift(count), start(count);
-  for (int64_t b = 0, at = 0; b < count; b++) {
-    const int64_t dh = block[3 * b] / kernel[1] * dilation[0], dw = block[3 * b] % kernel[1] * dilation[1];
-    shift[b] = (dh % sh * sw + dw % sw) * phase + dh / sh * columns + dw / sw;
-    start[b] = at;
-    at += block[3 * b + 1] * channels;
-  }
-
-  const int64_t threads = at::get_num_threads(), together = std::min(images, threads);
-  thread_local std::vector<float> in_memory, out_memory;
-  float* const in = buffer(in_memory, together * image + 4 * LANES);  // shifts read a little past the last plane
-  float* const out = direct ? nullptr : buffer(out_memory, together * out_image);
-  for (int64_t first = 0; first < images; first += together) {
-    const int64_t n = std::min(together, images - first);
-    at::parallel_for(0, n * channels, std::max<int64_t>(1, channels / 4), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) {
-        const float* pixels = source + (first * channels + i) * height * width;
-        for (int64_t p = 0; p < sh * sw; p++) {
-          float* line = in + i / channels * image + p * phase + i % channels * plane;
-          float* const end_of_plane = line + plane;
-          for (int64_t r = 0; r < rows; r++, line += columns) {
-            const int64_t h = r * sh + p / sw - top;
-            const int64_t w = p % sw - left;  // of the first column; column q is at w + q * sw
-            const bool inside = h >= 0 && h < height && w < width;
-            const int64_t low = inside ? std::min(columns, w >= 0 ? 0 : (-w + sw - 1) / sw) : columns;
-            const int64_t high = inside ? std::clamp((width - w + sw - 1) / sw, low, columns) : columns;
-            const float* row = pixels + h * width + w;
-            std::fill(line, line + low, 0.f);
-            if (sw == 1)
-              std::copy(row + low, row + high, line + low);
-            else
-              for (int64_t q = low; q < high; q++) line[q] = row[q * sw];
-            std::fill(line + high, line + columns, 0.f);
-          }
-          std::fill(line, end_of_plane, 0.f);
-        }
-      }
-    });
-    const int64_t tile = std::min(TILE, (n * vectors + threads - 1) / threads), tiles = (vectors + tile - 1) / tile;
-    at::parallel_for(0, n * tiles, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t own = i / tiles, v = i % tiles * tile, m = std::min(tile, vectors - v);
-        float* sums = direct ? target + (first + own) * out_image : out + own * out_image;
-        for (int64_t o = 0; o < outputs; o++)
-          for (int64_t j = v; j < v + m; j++)
-            *reinterpret_cast<vec*>(sums + o * out_plane + to[j]) = vec{} + (add ? add[o] : 0.f);
-        for (int64_t b = 0; b < count; b++)
-          ADD_TILE[block[3 * b + 1]](in + own * image + shift[b], plane, channels, &from[v], weight + start[b], sums,
-                                     out_plane, &to[v], filter + block[3 * b + 2], m);
-      }
-    });
-    if (direct) continue;
-    at::parallel_for(0, n * outputs, std::max<int64_t>(1, outputs / 4), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++)
-        for (int64_t row = 0; row < out_h; row++)
-          std::memcpy(target + ((first * outputs + i) * out_h + row) * out_w,
-                      out + i / outputs * out_image + i % outputs * out_plane + row * out_row, out_w * sizeof(float));
-    });
-  }
+  Problem p = problem(x, weights, blocks, filters, bias, outputs, kernel, stride, padding, dilation);
+  at::Tensor result = at::empty({p.images, outputs, p.out_h, p.out_w}, x.options());
+  p.out = result.mutable_data_ptr<float>();
+  pixels_in_registers(p);
   return result;
 }
 
+at::Tensor stripe_conv2d_wide(const at::Tensor& input, const at::Tensor& weights, const at::Tensor& blocks,
+                              const at::Tensor& filters, const std::optional<at::Tensor>& bias, int64_t outputs,
+                              at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                              at::IntArrayRef dilation) {
+  const at::Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
+  Problem p = problem(x, weights, blocks, filters, bias, outputs, kernel, stride, padding, dilation);
+  at::Tensor result =
+      at::empty({p.images, outputs, p.out_h, p.out_w}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  p.out = result.mutable_data_ptr<float>();
+  filters_in_registers(p);
+  return result.contiguous(input.suggest_memory_format());
+}
+
 int64_t most() { return MOST; }
+int64_t lanes() { return LANES; }
 
 }  // namespace
 
+#define STRIPES \
+  "(Tensor x, Tensor weights, Tensor blocks, Tensor filters, Tensor? bias, int outputs, int[] kernel, int[] stride, " \
+  "int[] padding, int[] dilation) -> Tensor"
+
 TORCH_LIBRARY(secateurs_native, m) {
   m.def("most() -> int", most);
-  m.def(
-      "stripe_conv2d(Tensor x, Tensor weights, Tensor blocks, Tensor filters, Tensor? bias, int outputs, int[] kernel, "
-      "int[] stride, int[] padding, int[] dilation) -> Tensor",
-      stripe_conv2d);
+  m.def("lanes() -> int", lanes);
+  m.def("stripe_conv2d" STRIPES, stripe_conv2d);
+  m.def("stripe_conv2d_wide" STRIPES, stripe_conv2d_wide);
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from secateurs.caching import cache_folder
@@ -62,17 +63,27 @@ def _build(path: Path) -> None:
 
 
 class Packed:
-    """Weights as the kernel reads them: by kernel position, in blocks of filters, channels first."""
+    """Weights as the kernels read them: by kernel position, in blocks of at most `most` filters, (C, filters) each.
 
-    def __init__(self, layout: Layout, weight: Tensor, most: int) -> None:
-        blocks: list[tuple[int, int, int]] = []
-        weights, filters, at = [], [], 0
+    With `lanes`, blocks are filled up with zeros to a multiple of so many filters.
+    """
+
+    def __init__(self, layout: Layout, weight: Tensor, most: int, lanes: int = 1) -> None:
+        blocks: list[tuple[int, int, int, int]] = []
+        weights, filters, at, start = [], [], 0, 0
         for position, rows, owners in layout.positions:
-            for part in torch.arange(len(rows)).tensor_split(-(-len(rows) // most)):
-                blocks.append((position, len(part), at))
-                at += len(part)
-                weights.append(weight[rows[part]].t().reshape(-1))  # (C, filters), flat
+            parts = (
+                torch.arange(len(rows)).split(most)
+                if lanes > 1
+                else torch.arange(len(rows)).tensor_split(-(-len(rows) // most))
+            )
+            for part in parts:
+                block = F.pad(weight[rows[part]].t(), (0, -len(part) % lanes))  # (C, filters)
+                blocks.append((position, len(part), at, start))
+                weights.append(block.reshape(-1))
                 filters.append(owners[part])
-        self.blocks = torch.tensor(blocks, dtype=torch.int64).reshape(-1, 3)
+                at += len(part)
+                start += block.numel()
+        self.blocks = torch.tensor(blocks, dtype=torch.int64).reshape(-1, 4)
         self.weights = torch.cat(weights) if weights else weight.new_empty(0)
         self.filters = torch.cat(filters) if filters else torch.empty(0, dtype=torch.int64)
