@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import secateurs.training as T
-from secateurs.errors import ConfigError, TrainingError
+from secateurs.errors import ConfigError, DataError, TrainingError
 from secateurs.surgery import trace
 from secateurs.training.metrics import AUX_WEIGHT, heads
 from secateurs.training.parts import average_
@@ -370,3 +370,42 @@ def test_figures_go_to_a_tracker(tmp_path: Path) -> None:
 
     history = engine(net(), data(), track=(Mine(),)).fit()
     assert seen == [0.02, *((line["step"], line["val_top1"]) for line in history)]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([0, 7, 1]), r"a label 7 in the data, but the model has 5 classes \(0…4\)"),
+        (torch.tensor([0, -1, 1]), r"a label -1 in the data, but the model has 5 classes"),
+        (torch.tensor([0.0, 1.0, 2.0]), r"torch.float32 of shape \(3,\), for outputs of shape \(3, 5\): give class"),
+        (torch.rand(3, 4), r"of shape \(3, 4\), for outputs of shape \(3, 5\)"),
+    ],
+)
+def test_targets_that_do_not_fit(targets: torch.Tensor, message: str) -> None:
+    class Five(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(2, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x)
+
+    batch = (torch.randn(3, 2), targets)
+    with pytest.raises(DataError, match=message):
+        engine(Five(), [batch]).fit()
+    with pytest.raises(DataError, match=message):
+        T.evaluate(Five(), [batch])
+
+
+def test_targets_that_fit() -> None:
+    logits = torch.randn(3, 5)
+    loss = T.CrossEntropy()
+    expected = F.cross_entropy(logits, torch.tensor([0, 4, 1]))
+    for kind in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        assert torch.equal(loss(logits, torch.tensor([0, 4, 1], dtype=kind)), expected)
+    ignored = torch.tensor([0, -100, 1])
+    assert torch.equal(loss(logits, ignored), F.cross_entropy(logits, ignored))
+    assert loss(logits, torch.softmax(logits, 1)).isfinite()
+    loss.check(torch.tensor([0, 255], dtype=torch.uint8)[:1])
+    with pytest.raises(DataError, match="a label 255"):  # what is asked before a batch goes to a GPU
+        loss.check(torch.tensor([0, 255], dtype=torch.uint8))

@@ -230,7 +230,7 @@ class Engine:
         began = time.perf_counter()
         share = self.runtime.share(self.train_data)
         for index, raw, last in B.walk(self.train_data, seed=self.seed, epoch=self.epoch, start=self.batch):
-            batch = B.place(B.share(raw, *share), self.device, self.runtime.channels_last)
+            batch = M.place(B.share(raw, *share), self.device, self.runtime.channels_last, self.loss)
             self._train_batch(index, batch, last)
             self.batch = index + 1
             if not self.syncing:

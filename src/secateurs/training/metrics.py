@@ -15,6 +15,7 @@ from secateurs.errors import DataError, TrainingError
 from secateurs.training import batches as B
 from secateurs.training import precision as P
 
+IGNORED = -100  # a target that cross-entropy leaves out
 AUX_WEIGHT = 0.3  # of an auxiliary classifier, as GoogLeNet's paper has it
 
 Loss = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -65,17 +66,53 @@ def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 
 class CrossEntropy:
-    """Mean cross-entropy, auxiliary classifiers weighted by 0.3. Targets: (N,) indices or (N, classes) shares."""
+    """Mean cross-entropy, auxiliary classifiers weighted by 0.3. Targets: (N,) indices or (N, classes) shares.
+
+    Raises DataError for targets that are neither, and for classes that the model does not have.
+    """
 
     def __init__(self, label_smoothing: float = 0.0):
         self.label_smoothing = label_smoothing
+        self.classes: int | None = None  # of the model, once it has answered
 
     def __call__(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         main, aux = heads(outputs)
+        if targets.is_floating_point():
+            if targets.shape != main.shape:
+                raise DataError(
+                    f"The targets are {targets.dtype} of shape {tuple(targets.shape)}, for outputs of shape "
+                    f"{tuple(main.shape)}: give class indices (whole numbers, one per image) or a share of each class."
+                )
+        else:
+            targets = targets.long()
+            if main.ndim > 1 and (targets.device.type == "cpu" or self.classes != main.shape[1]):
+                self.classes = main.shape[1]
+                self.check(targets)
         loss = F.cross_entropy(main, targets, label_smoothing=self.label_smoothing)
         for other in aux:
             loss = loss + AUX_WEIGHT * F.cross_entropy(other, targets, label_smoothing=self.label_smoothing)
         return loss
+
+    def check(self, targets: torch.Tensor) -> None:
+        """Raise DataError for class indices that are out of range. Done before batches go to a GPU, which would die of
+        them, and which nothing else makes wait."""
+        if self.classes is None or targets.is_floating_point():
+            return
+        found = targets.long()
+        found = found[found != IGNORED]
+        low, high = (int(v) for v in found.aminmax()) if found.numel() else (0, 0)
+        if low < 0 or high >= self.classes:
+            raise DataError(
+                f"There is a label {low if low < 0 else high} in the data, but the model has {self.classes} classes "
+                f"(0…{self.classes - 1}): build it for the data's number of classes, or mend the labels."
+            )
+
+
+def place(batch: B.Batch, device: torch.device, channels_last: bool, loss: Loss) -> B.Batch:
+    """The batch on the device, its labels checked before they are there."""
+    if device.type != "cpu" and isinstance(loss, CrossEntropy):
+        loss.check(batch.targets)
+    return B.place(batch, device, channels_last)
 
 
 def forward(net: nn.Module, batch: B.Batch, loss: Loss, mixup: float = 0.0) -> tuple[Any, torch.Tensor]:
@@ -136,7 +173,7 @@ def evaluate(
                 continue  # too few rows for every process: the first takes them all
             if batch.targets.shape[0] >= share[1]:
                 batch = B.share(batch, *share)
-            inputs, targets = B.place(batch, where, channels_last)
+            inputs, targets = place(batch, where, channels_last, loss)
             rows = targets.shape[0]
             with P.autocast(precision, where):
                 outputs = call(model, inputs)
