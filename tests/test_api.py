@@ -255,3 +255,8 @@ class TestSource:
         model = network()
         model.secateurs_source = {"spec": "zoo:small_cnn", "act": nn.ReLU}
         assert sc.prune(model, images(), "l1", HALF).source is None
+
+
+def test_dir_shows_the_public_names_alone() -> None:
+    assert dir(sc) == sorted(sc.__all__)
+    assert all(getattr(sc, name) is not None for name in dir(sc))

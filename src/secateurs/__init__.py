@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         L1,
         L2,
         NPN,
+        PFF,
         APoZ,
         BNScale,
         EPruner,
@@ -49,6 +50,7 @@ __all__ = [
     "L1",
     "L2",
     "NPN",
+    "PFF",
     "APoZ",
     "ArtifactError",
     "BNScale",
@@ -103,7 +105,7 @@ _HOMES = {
     "secateurs.budget": "Budget",
     "secateurs.channels": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.data": "Data",
-    "secateurs.methods": "AOFP L1 L2 NPN APoZ BNScale EPruner Index Method OneStep Oracle Random Taylor methods",
+    "secateurs.methods": "AOFP L1 L2 NPN PFF APoZ BNScale EPruner Index Method OneStep Oracle Random Taylor methods",
     "secateurs.stripes": "StripeConv2d tune",
     "secateurs.surgery": "Plan apply cut_ mask reinitialise trace verify",
     "secateurs.training": "Distil Mimic Recover",
@@ -126,7 +128,7 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+        return sorted(__all__)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +11,8 @@ from torch.nn import functional as F
 import secateurs as sc
 
 CLASSES = 4
+BUDGET = sc.Budget(macs=0.6)
+METHOD = sc.NPN(lr=0.05)
 
 
 def cnn(seed: int = 0) -> nn.Module:
@@ -45,3 +49,18 @@ def reference(method: sc.NPN, budget: sc.Budget, *, epochs: int, accumulate: int
                 pruner.step()
     plan = pruner.plan()
     return sc.cut_(model, plan, optimizer), plan
+
+
+def pruning(kind: Any, method: Any = METHOD, **options: Any) -> Any:
+    """One of the callbacks, for the network that is `.model` of what is trained."""
+    return kind(method, BUDGET, **{"network": "model", "scope": "internal", **options})
+
+
+def same(found: nn.Module, due: nn.Module, **tolerance: float) -> None:
+    for name, value in due.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, **tolerance)
+
+
+def trained_by(optimizer: torch.optim.Optimizer, module: nn.Module) -> bool:
+    """Whether the optimizer holds the module's parameters, and no others."""
+    return {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in module.parameters()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import secateurs as sc
-from tests.integrations.networks import cnn, images, reference
+from tests.integrations.networks import BUDGET, METHOD, cnn, images, pruning, reference, same, trained_by
 
 try:
     from secateurs.integrations.lightning import PruningCallback
@@ -20,8 +21,7 @@ except sc.ConfigError as error:
 L = pytest.importorskip("lightning.pytorch")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-BUDGET = sc.Budget(macs=0.6)
-METHOD = sc.NPN(lr=0.05)
+callback = functools.partial(pruning, PruningCallback)
 
 
 class Module(L.LightningModule):
@@ -52,47 +52,42 @@ def trainer(callback, tmp_path: Path, **options):
     return L.Trainer(callbacks=[callback], **{**quiet, **options})
 
 
-def callback(method=METHOD, **options):
-    return PruningCallback(method, BUDGET, **{"network": "model", "scope": "internal", **options})
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_same_as_a_plain_loop(tmp_path: Path, accumulate: int) -> None:
-    module, pruning = Module(), callback()
-    trainer(pruning, tmp_path, accumulate_grad_batches=accumulate).fit(module, loader(), loader())
+    module, pruner = Module(), callback()
+    trainer(pruner, tmp_path, accumulate_grad_batches=accumulate).fit(module, loader(), loader())
     small, plan = reference(METHOD, BUDGET, epochs=4, accumulate=accumulate)
-    assert pruning.plan == plan
-    for name, value in small.state_dict().items():
-        torch.testing.assert_close(module.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    assert pruner.plan == plan
+    same(module.model, small, rtol=1e-5, atol=1e-6)
     x = images()[0]
     assert sc.count(module.model, x[:1]).macs <= 0.6 * sc.count(cnn(), x[:1]).macs
     assert "training_step" not in vars(module)
     assert len(module.seen) == 4 * 4 + 2  # and Lightning's two batches of sanity checks
     # The optimizer went along, and goes on.
-    assert {id(p) for g in module.sgd.param_groups for p in g["params"]} == {id(p) for p in module.parameters()}
+    assert trained_by(module.sgd, module)
     module.sgd.zero_grad()
     module.training_step((x, images()[1]), 0).backward()
     module.sgd.step()
 
 
 def test_without_cutting(tmp_path: Path) -> None:
-    module, pruning = Module(), callback(cut=False)
-    trainer(pruning, tmp_path).fit(module, loader())
+    module, pruner = Module(), callback(cut=False)
+    trainer(pruner, tmp_path).fit(module, loader())
     assert module.model[0].out_channels == 8
-    assert sc.apply(module.model, pruning.plan)[0].out_channels < 8
+    assert sc.apply(module.model, pruner.plan)[0].out_channels < 8
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in module.modules())
 
 
 def test_stops_when_done_or_goes_on_with_the_cut_network(tmp_path: Path) -> None:
-    module, pruning = Module(), callback(steps=8)
-    run = trainer(pruning, tmp_path)
+    module, pruner = Module(), callback(steps=8)
+    run = trainer(pruner, tmp_path)
     run.fit(module, loader())
     assert run.global_step == 8
-    module, pruning = Module(), callback(steps=8, stop=False)
-    run = trainer(pruning, tmp_path)
+    module, pruner = Module(), callback(steps=8, stop=False)
+    run = trainer(pruner, tmp_path)
     run.fit(module, loader())
     assert run.global_step == 16
-    assert module.model[0].out_channels == len(next(iter(pruning.plan.groups.values()))) < 8
+    assert module.model[0].out_channels == len(next(iter(pruner.plan.groups.values()))) < 8
 
 
 def test_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
@@ -113,15 +108,14 @@ def test_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     again = Module()
     trainer(second, tmp_path).fit(again, loader(), ckpt_path=tmp_path / "half.ckpt")
     assert second.plan == whole.plan
-    for name, value in module.model.state_dict().items():
-        torch.testing.assert_close(again.model.state_dict()[name], value)
+    same(again.model, module.model)
 
 
 def test_half_precision_scales_the_pruners_gradients_back(tmp_path: Path) -> None:
-    module, pruning = Module(), callback()
-    trainer(pruning, tmp_path, precision="bf16-mixed").fit(module, loader())
-    assert pruning.plan is not None
-    run = pruning.run
+    module, pruner = Module(), callback()
+    trainer(pruner, tmp_path, precision="bf16-mixed").fit(module, loader())
+    assert pruner.plan is not None
+    run = pruner.run
     run.plan, (network, _) = None, run.pruner.networks["pruner"]
     for p in network.parameters():
         p.grad = torch.full_like(p, 8.0)
@@ -135,6 +129,8 @@ def test_half_precision_scales_the_pruners_gradients_back(tmp_path: Path) -> Non
 def test_what_cannot_work_is_said_before_training(tmp_path: Path) -> None:
     with pytest.raises(sc.ConfigError, match="l1 does not prune while training"):
         callback("l1")
+    with pytest.raises(sc.ConfigError, match=r"no scope 'inner'.*internal"):
+        callback(scope="inner")
     with pytest.raises(sc.ConfigError, match=r"no network 'net'.*It holds model"):
         trainer(callback(network="net"), tmp_path).fit(Module(), loader())
     module = Module()

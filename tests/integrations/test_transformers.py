@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateurs as sc
-from tests.integrations.networks import cnn, images, reference
+from tests.integrations.networks import BUDGET, METHOD, cnn, images, pruning, reference, same, trained_by
 
 try:
     from secateurs.integrations.transformers import PruningCallback
@@ -20,8 +21,7 @@ except sc.ConfigError as error:
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-BUDGET = sc.Budget(macs=0.6)
-METHOD = sc.NPN(lr=0.05)
+callback = functools.partial(pruning, PruningCallback)
 
 
 class Classifier(nn.Module):
@@ -70,10 +70,6 @@ def trainer(callback, tmp_path: Path, trainer_options=None, **options):
     return callback.join(run)
 
 
-def callback(method=METHOD, **options):
-    return PruningCallback(method, BUDGET, **{"network": "model", "scope": "internal", **options})
-
-
 def loss_of_mine(outputs, labels, num_items_in_batch=None):
     return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
 
@@ -82,33 +78,31 @@ def loss_of_mine(outputs, labels, num_items_in_batch=None):
     ("accumulate", "own_loss"), [(1, False), (2, False), (2, True)], ids=["plain", "accumulated", "own loss"]
 )
 def test_same_as_a_plain_loop(tmp_path: Path, accumulate: int, own_loss: bool) -> None:
-    pruning = callback()
+    pruner = callback()
     own = {"compute_loss_func": loss_of_mine} if own_loss else None
-    run = trainer(pruning, tmp_path, own, gradient_accumulation_steps=accumulate)
+    run = trainer(pruner, tmp_path, own, gradient_accumulation_steps=accumulate)
     run.train()
     small, plan = reference(METHOD, BUDGET, epochs=4, accumulate=accumulate)
-    assert pruning.plan == plan
-    for name, value in small.state_dict().items():
-        torch.testing.assert_close(run.model.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
-    sgd = run.optimizer
-    assert {id(p) for g in sgd.param_groups for p in g["params"]} == {id(p) for p in run.model.parameters()}
+    assert pruner.plan == plan
+    same(run.model.model, small, rtol=1e-5, atol=1e-6)
+    assert trained_by(getattr(run.optimizer, "optimizer", run.optimizer), run.model)
 
 
 def test_stops_when_done_or_goes_on_with_the_cut_network(tmp_path: Path) -> None:
-    pruning = callback(steps=8)
-    run = trainer(pruning, tmp_path)
+    pruner = callback(steps=8)
+    run = trainer(pruner, tmp_path)
     run.train()
     assert run.state.global_step == 8
-    pruning = callback(steps=8, stop=False)
-    run = trainer(pruning, tmp_path)
+    pruner = callback(steps=8, stop=False)
+    run = trainer(pruner, tmp_path)
     run.train()
     assert run.state.global_step == 16
     assert run.model.model[0].out_channels < 8
 
 
 def test_evaluation_has_no_penalty(tmp_path: Path) -> None:
-    pruning = callback(cut=False)
-    run = trainer(pruning, tmp_path, eval_strategy="epoch", per_device_eval_batch_size=32)
+    pruner = callback(cut=False)
+    run = trainer(pruner, tmp_path, eval_strategy="epoch", per_device_eval_batch_size=32)
     run.train()
     last = [line["eval_loss"] for line in run.state.log_history if "eval_loss" in line]
     assert len(last) == 4
@@ -134,15 +128,14 @@ def test_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     again = trainer(second, tmp_path / "b")
     again.train(resume_from_checkpoint=True)
     assert second.plan == whole.plan
-    for name, value in run.model.state_dict().items():
-        torch.testing.assert_close(again.model.state_dict()[name], value)
+    same(again.model, run.model)
 
 
 def test_what_cannot_work_is_said_before_training(tmp_path: Path) -> None:
-    pruning = callback()
-    run = trainer(pruning, tmp_path)
+    pruner = callback()
+    run = trainer(pruner, tmp_path)
     with pytest.raises(sc.ConfigError, match="another trainer"):
-        pruning.join(run)
+        pruner.join(run)
     lonely = callback()
     run = trainer(callback(), tmp_path)
     run.add_callback(lonely)
@@ -158,11 +151,11 @@ def test_a_model_that_computes_its_own_loss(tmp_path: Path) -> None:
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=4
     )
     model = transformers.ResNetForImageClassification(config)
-    pruning = callback(sc.NPN(lr=0.05, gates="batch"), network=None, scope="all")
+    pruner = callback(sc.NPN(lr=0.05, gates="batch"), network=None, scope="all")
     arguments = transformers.TrainingArguments(
         str(tmp_path), max_steps=4, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no"
     )
-    pruning.join(transformers.Trainer(model, arguments, train_dataset=Images())).train()
-    assert any(len(kept) < size for kept, size in zip(pruning.plan.groups.values(), (8, 8, 16, 16), strict=False))
+    pruner.join(transformers.Trainer(model, arguments, train_dataset=Images())).train()
+    assert any(len(kept) < size for kept, size in zip(pruner.plan.groups.values(), (8, 8, 16, 16), strict=False))
     with torch.no_grad():
         assert model(images()[0]).logits.shape == (32, 4)

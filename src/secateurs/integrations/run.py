@@ -16,9 +16,10 @@ from secateurs.api import attach
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, SpecError
-from secateurs.methods.method import Method, Scope, resolve
+from secateurs.methods.method import Method, Scope, check_budget, check_scope, resolve
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.surgery import Plan, cut_
+from secateurs.training.batches import apply
 from secateurs.zoo import vision
 
 log = logging.getLogger("secateurs")
@@ -62,6 +63,8 @@ class PruningRun:
         chosen = resolve(method)
         if not isinstance(chosen, TrainingMethod):
             raise ConfigError(f"{chosen.name} does not prune while training: call secateurs.prune(…) instead.")
+        check_budget(budget)
+        check_scope(scope)
         if steps is not None and steps < 1:
             raise ConfigError(f"steps={steps} must be at least 1.")
         self.method, self.budget = chosen, budget
@@ -87,9 +90,9 @@ class PruningRun:
         data = Data.of(batches if self.data is None else self.data)
         example = self.example_inputs
         if example is None:
-            example = _each(lambda x: x[:1], next(iter(data.batches("train")))[0])
+            example = apply(lambda x: x[:1], next(iter(data.batches("train")))[0])
         self.pruner = attach(
-            self.model, _each(lambda x: x.to(device), example), self.method, self.budget,
+            self.model, apply(lambda x: x.to(device), example), self.method, self.budget,
             steps=self.steps or steps, epoch_steps=epoch_steps, data=data, **self.settings,
         )  # fmt: skip
         self.pruner.mean, self.pruner.processes = lambda x: _mean(x, device), _world()
@@ -195,16 +198,6 @@ def find(module: nn.Module, network: str | Callable[[Any], nn.Module] | None) ->
 def persistent(loader: Any) -> bool:
     """Whether going through a DataLoader would end the pass that someone else is making."""
     return bool(getattr(loader, "num_workers", 0) and getattr(loader, "persistent_workers", False))
-
-
-def _each(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {name: _each(function, value) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(_each(function, value) for value in inputs)
-    return inputs
 
 
 def _world() -> int:

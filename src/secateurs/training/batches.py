@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -142,7 +142,7 @@ def apply(function: Callable[[torch.Tensor], torch.Tensor], inputs: Any) -> Any:
     """The function on every tensor of the inputs, which keep their structure."""
     if isinstance(inputs, torch.Tensor):
         return function(inputs)
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return {name: apply(function, value) for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
         return tuple(apply(function, value) for value in inputs)
