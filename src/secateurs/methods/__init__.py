@@ -8,9 +8,10 @@ from secateurs.methods.method import Criterion, Method, Task, methods, register,
 from secateurs.methods.npn import NPN
 from secateurs.methods.onestep import OneStep
 from secateurs.methods.oracle import Oracle
+from secateurs.methods.pff import PFF
 from secateurs.methods.pruner import Pruner, TrainingMethod
 
 __all__ = [
-    "AOFP", "L1", "L2", "NPN", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "Method", "OneStep", "Oracle", "Pruner",
-    "Random", "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
+    "AOFP", "L1", "L2", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "Method", "OneStep", "Oracle",
+    "Pruner", "Random", "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
 ]  # fmt: skip

@@ -1,0 +1,259 @@
+"""PFF, the method: settings, and the run that presses stripes to nothing while the network trains."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from secateurs.channels.graph import parameter
+from secateurs.errors import ConfigError
+from secateurs.methods.method import Selection, Task, register
+from secateurs.methods.pff.control import Controller
+from secateurs.methods.pff.select import Stripes, StripeSelection
+from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
+from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.surgery import mask
+from secateurs.surgery.verify import disagreement, outputs
+from secateurs.training import Recipe
+
+ALPHA = 1e-5  # the paper's, for 160 epochs
+CHECKS = 50  # how often α is set anew in a run, at least
+
+
+@register("pff")
+class PFF(TrainingMethod):
+    """Pruning filters in filters (Meng et al., NeurIPS 2020): a filter is made of stripes, one for each position of its
+    kernel, and each stripe has a learnable value, the filter skeleton, that is multiplied with it (eq. 1). α‖skeleton‖₁
+    presses the values down while the network trains. At the end they become part of the weights; stripes whose value is
+    below δ go, and with them the channels of filters that have no stripe left.
+
+    Stripes touch no other layer, so those of every convolution may go whose kernel is larger than 1×1 and which has no
+    groups, shortcuts or not; `scope` is about channels.
+    """
+
+    alpha: float | None = Field(
+        default=None, ge=0, le=10, description="α of eq. 1; None is 1e-5, or with a budget what control finds"
+    )
+    delta: float = Field(default=0.05, gt=0, lt=1, description="δ: stripes with a smaller value go")
+    epochs: float = Field(6, gt=0, allow_inf_nan=False, description="epochs of training with the skeleton")
+    lr: float = Field(default=0.05, gt=0, le=10, description="learning rate of the network")
+    schedule: Literal["onecycle", "cosine", "constant"] = Field("cosine", description="of both learning rates")
+    weight_decay: float = Field(default=1e-4, ge=0, description="of the network's weights")
+    skeleton_lr: float = Field(
+        default=0.05, gt=0, le=10, description="learning rate of the skeleton (SGD, momentum 0.9)"
+    )
+    skeleton_decay: float = Field(
+        default=0.0, ge=0, description="weight decay of the skeleton; 1e-4 in the released code"
+    )
+    live: bool = Field(
+        default=False, description="the threshold acts after each step, as in the released code, not after training"
+    )
+    arrive: float = Field(
+        default=0.6, gt=0, le=1, description="share of the training by which control brings the budget about"
+    )
+    skeleton: Literal["stripe", "position"] = Field(
+        default="stripe",
+        description="a value for each filter and position, or (shape-wise) for each position of a layer",
+    )
+    penalty: Literal["skeleton", "group-lasso"] = Field(
+        default="skeleton", description="on a skeleton, or without one on the norms of the stripes' weights"
+    )
+    train: Literal["both", "skeleton"] = Field(
+        default="both", description="or the skeleton alone, over convolutions whose weights stand still (fig. 4)"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        if not kernels(task):
+            raise ConfigError("pff finds no convolution with a kernel larger than 1×1 and one group: nothing to prune.")
+        if self.penalty == "group-lasso" and self.train == "skeleton":
+            raise ConfigError("train='skeleton' needs a skeleton to train: leave penalty at 'skeleton'.")
+
+    def recipe(self) -> Recipe:
+        return Recipe(
+            epochs=self.epochs, lr=self.lr, schedule=self.schedule, weight_decay=self.weight_decay,
+            precision=self.precision,
+        )  # fmt: skip
+
+    def attach(self, task: Task) -> PFFPruner:
+        return PFFPruner(task, self)
+
+
+def kernels(task: Task) -> dict[str, tuple[int, int, int]]:
+    """Weights that get a skeleton, with their filters, rows and columns."""
+    return {name: shape for name, shape in task.graph.kernels.items() if shape[1] * shape[2] > 1}
+
+
+class PFFPruner(Pruner):
+    """The run."""
+
+    MOMENTUM = 0.9
+
+    def __init__(self, task: Task, config: PFF) -> None:
+        super().__init__(task)
+        self.config, self.model = config, task.model
+        found, shared = kernels(task), config.skeleton == "position"
+        self.stripes = Stripes(task, found, shared)
+        self.measure: Measure
+        if config.penalty == "skeleton":
+            self.measure = skeleton = Skeleton(self.model, found, shared)
+            optimizer = torch.optim.SGD(
+                [skeleton.values], config.skeleton_lr, self.MOMENTUM, weight_decay=config.skeleton_decay
+            )
+            # The network is empty: so the values are guests in its optimizer, averaged over processes by themselves.
+            self.networks = {"skeleton": (nn.Module(), optimizer)}
+        else:
+            self.measure = Norms(self.model, found, shared)
+        self.weight = torch.from_numpy(np.bincount(self.stripes.unit)).float()  # stripes of each unit
+        self.alive = torch.ones(self.stripes.units, dtype=torch.bool)
+        self.alpha = ALPHA if config.alpha is None else config.alpha
+        self.pressed = torch.ones_like(self.alive)  # the units that α presses on
+        self.controller: Controller | None = None
+        self.frozen: list[nn.Parameter] = []
+        if config.train == "skeleton":
+            self.frozen = [w for name in found if (w := parameter(self.model, name)).requires_grad]  # type: ignore[misc]
+            for w in self.frozen:
+                w.requires_grad_(False)
+
+    def begin(self, total: int, epoch_steps: int) -> None:
+        super().begin(total, epoch_steps)
+        device = parameter(self.model, next(iter(self.stripes.kernels))).device
+        if isinstance(self.measure, Skeleton):
+            self.measure.values.data = self.measure.values.data.to(device)
+        self.weight, self.alive, self.pressed = (x.to(device) for x in (self.weight, self.alive, self.pressed))
+        if self.config.alpha is None and self.task.budget is not None:
+            self.controller = Controller(self._guess(), self.config.delta, self.config.arrive)
+            self.alpha = self.controller.update(1.0, 0.0)
+
+    def _guess(self) -> float:
+        """The α that would take a value from one to δ by the time, if the loss did not care."""
+        config, recipe = self.config, self.config.recipe()
+        done = np.linspace(0, config.arrive, 50)
+        lr = config.skeleton_lr if isinstance(self.measure, Skeleton) else config.lr
+        path = lr * float(np.mean([recipe.factor(d, 0) for d in done])) * config.arrive * max(1, self.total)
+        return (1 - config.delta) * (1 - self.MOMENTUM) / path
+
+    def penalty(self) -> Tensor | float:
+        """α times the sum of all values (eq. 2); a value that several filters share counts for each of them."""
+        if self.alpha == 0:
+            return 0.0
+        weight = self.weight * self.measure.pull.to(self.weight.device) * self.pressed
+        return self.alpha * (weight * self.measure.strength()).sum()
+
+    # -- after each step ----------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        if self.config.live:
+            self._silence()
+        if self.steps % max(1, min(10, self.total // CHECKS)) == 0:
+            self._steer()
+
+    def _steer(self) -> None:
+        if self.controller is None and not self.config.live:
+            return
+        strength = self.measure.strength().detach()
+        needed = (
+            self.config.delta if self.task.budget is None else self.stripes.needed(self._scores(), self._channel_scores)
+        )
+        if self.controller is not None:
+            self.alpha = self.controller.update(needed, self.steps / max(1, self.total))
+            # Once the budget can be met α presses on what has to go, and on nothing else.
+            met = needed <= self.config.delta
+            self.pressed = strength <= needed if met else torch.ones_like(self.pressed)
+        if self.config.live:  # no more than the budget asks for
+            below = strength < self.config.delta
+            self._kill(below if self.task.budget is None else below & (strength <= needed))
+
+    def _kill(self, below: Tensor) -> None:
+        alive = self.alive & ~below
+        left = self.stripes.left(alive.cpu().numpy()[self.stripes.unit], self._scores())
+        units = np.zeros(self.stripes.units, dtype=bool)  # a layer's last one stays
+        units[self.stripes.unit[left.alive]] = True
+        self.alive = torch.from_numpy(units).to(self.alive.device)
+        self._silence()
+
+    @torch.no_grad()
+    def _silence(self) -> None:
+        """What is dead stays dead, whatever momentum says; channels without stripes say nothing, not even a constant."""
+        if bool(self.alive.all()):
+            return
+        self.measure.silence_(~self.alive)
+        filters = np.zeros(self.stripes.filters, dtype=bool)
+        filters[self.stripes.filter[self.alive.cpu().numpy()[self.stripes.unit]]] = True
+        for group, makers, whole in zip(self.task.groups, self.stripes.makers, self.stripes.whole, strict=True):
+            dead = ~filters[makers].any(1)
+            if whole and dead.any():
+                for slot in group.slots:  # scale and shift of norms, biases
+                    w = parameter(self.model, slot.param)
+                    if not slot.produces and not slot.consumes and isinstance(w, nn.Parameter):
+                        w.index_fill_(slot.axis, torch.from_numpy(slot.index[dead].ravel()).to(w.device), 0)
+
+    def _scores(self) -> np.ndarray:
+        return self.measure.strength().detach().double().cpu().numpy()
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> Selection:
+        scores = self._scores()
+        self.measure.finish_()
+        for w in self.frozen:
+            w.requires_grad_(True)
+        if self.task.budget is None:
+            delta = self.config.delta
+            left = self.stripes.left((scores >= delta)[self.stripes.unit], scores)
+        else:
+            left, delta = self.stripes.meet(scores, self._channel_scores)
+        selection = self.stripes.selection(left)
+        base, cost = self.stripes.widths.base, self.stripes.cost(left)
+        self.task.note(
+            event="stripes", kept=int(left.alive.sum()), of=len(left.alive), delta=delta, alpha=self.alpha,
+            filters=len(np.unique(self.stripes.filter[left.alive])), of_filters=self.stripes.filters,
+            channels=int(left.widths.sum()), of_channels=int(self.stripes.widths.sizes.sum()),
+            below=int((scores[self.stripes.unit] < self.config.delta).sum()),
+            macs=round(cost.macs / base.macs, 4), change=self._change(selection),
+        )  # fmt: skip
+        return selection
+
+    def _channel_scores(self) -> list[np.ndarray]:
+        """Mean absolute weight of a channel, in units of its group's mean."""
+        found = []
+        for group in self.task.groups:
+            s = group.filters(self.model).abs().mean(1).double().cpu().numpy()
+            found.append(s / s.mean() if s.mean() > 0 else s)
+        return found
+
+    def _change(self, selection: StripeSelection) -> float:
+        """How much the constants that the removed channels still passed on were worth: the largest change of the output
+        for their removal, over the output's range, on the example inputs."""
+        graph, inputs = self.task.graph, self.task.example_inputs
+        before = graph.plan({}, stripes=selection.stripes)
+        after = graph.plan(selection, allow_inexact=True)
+        a, b = (outputs(mask(self.model, plan), inputs, torch.float32) for plan in (after, before))
+        return disagreement(a, b, "pruned")
+
+    # -- a run that goes on -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        values = self.measure.values.detach().clone() if isinstance(self.measure, Skeleton) else None
+        first = (self.measure.first, self.measure.pull) if isinstance(self.measure, Norms) else None
+        control = None if self.controller is None else self.controller.base
+        return {
+            **super().state(), "values": values, "first": first, "alive": self.alive.clone(),
+            "pressed": self.pressed.clone(), "alpha": self.alpha, "control": control,
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        if isinstance(self.measure, Skeleton):
+            self.measure.values.data.copy_(state["values"])
+        elif isinstance(self.measure, Norms):
+            self.measure.first, self.measure.pull = state["first"]
+        self.alive, self.pressed = (state[k].to(self.alive.device) for k in ("alive", "pressed"))
+        self.alpha = state["alpha"]
+        if self.controller is not None:
+            self.controller.base = state["control"]

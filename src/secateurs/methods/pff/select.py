@@ -1,0 +1,253 @@
+"""Which stripes stay: by a threshold, or the best ones that a budget allows, and which channels go with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateurs.channels import Cost
+from secateurs.methods.method import Task
+
+Array = np.ndarray
+FEW = 0.05  # where a budget would leave a smaller share of the stripes than this, channels are cut as well
+
+
+class StripeSelection(dict[str, Array]):
+    """Kept channels by group, and beside them `stripes`: weight name → kept stripes, (filters, rows, columns) of bools."""
+
+    stripes: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a network."""
+
+    alive: Array  # (stripes,) bool
+    channels: list[Array]  # for each group (size,) bool
+    widths: Array  # channels left of each of those groups
+    counts: Array  # stripes left of each layer
+
+
+class Stripes:
+    """All stripes of all kernels of a network, side by side; a stripe is known by its place among them.
+
+    kernels: weight name → (filters, rows, columns), as `ChannelGraph.kernels` has it.
+    shared: all filters of a layer keep the same positions, so its stripes at a position live and die together.
+    """
+
+    def __init__(self, task: Task, kernels: Mapping[str, tuple[int, int, int]], shared: bool = False) -> None:
+        self.task, self.widths, self.kernels = task, task.widths, dict(kernels)
+        shapes = list(self.kernels.values())
+        self.sizes = np.array([o * h * w for o, h, w in shapes], dtype=np.int64)
+        filters = np.array([o for o, _, _ in shapes], dtype=np.int64)
+        first = np.cumsum(np.r_[0, filters])
+        self.filters = int(first[-1])
+        self.layer = np.repeat(np.arange(len(shapes)), self.sizes)
+        self.filter = np.repeat(np.arange(self.filters), np.repeat([h * w for _, h, w in shapes], filters))
+        self.unit = np.arange(len(self.layer))  # what a stripe lives and dies with
+        if shared:
+            positions = np.array([h * w for _, h, w in shapes])
+            within = np.concatenate([np.tile(np.arange(h * w), o) for o, h, w in shapes])
+            self.unit = np.cumsum(np.r_[0, positions])[self.layer] + within
+        self.units = int(self.unit.max()) + 1
+        at = dict(zip(self.kernels, first, strict=False))
+        # For each group in scope the filters that make its channels, (size, m), and whether there are no others.
+        self.makers: list[Array] = []
+        self.whole: list[bool] = []
+        for g in self.widths.groups:
+            slots = [s for s in g.slots if s.produces]
+            own = [s for s in slots if s.param in at and s.axis == 0]
+            self.makers.append(
+                np.concatenate([np.zeros((g.size, 0), np.int64), *(at[s.param] + s.index for s in own)], 1)
+            )
+            self.whole.append(len(own) == len(slots))
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def split(self, flat: Array) -> dict[str, Array]:
+        """One value for each stripe, by kernel: (filters, rows, columns)."""
+        parts = np.split(flat, np.cumsum(self.sizes)[:-1])
+        return {name: part.reshape(shape) for (name, shape), part in zip(self.kernels.items(), parts, strict=True)}
+
+    # -- what is left without some stripes and channels ---------------------------------------------------------------
+
+    def left(self, alive: Array, scores: Array, channels: Sequence[Array] | None = None) -> Left:
+        """Without the stripes that are not alive and the channels that do not stay; a layer that would have no stripe
+        keeps its best one. Channels go along whose filters have no stripes, where their group is in scope.
+
+        alive: (stripes,). scores: (units,).
+        """
+        scores = scores[self.unit]
+        if channels is None:
+            channels = [np.ones(n, dtype=bool) for n in self.widths.sizes]
+        else:
+            stays = np.ones(self.filters, dtype=bool)
+            for makers, kept in zip(self.makers, channels, strict=True):
+                stays[makers[~kept].ravel()] = False
+            possible = stays[self.filter]
+            alive = alive & possible
+            scores = np.where(possible, scores, -np.inf)
+        counts = np.bincount(self.layer[alive], minlength=len(self.sizes))
+        if not counts.all():
+            alive = alive.copy()
+            starts = np.cumsum(np.r_[0, self.sizes])
+            for i in np.flatnonzero(counts == 0).tolist():
+                best = starts[i] + int(scores[starts[i] : starts[i + 1]].argmax())
+                again = (self.unit == self.unit[best]) & np.isfinite(scores)
+                alive |= again
+                counts[i] = again.sum()
+        filters = np.zeros(self.filters, dtype=bool)
+        filters[self.filter[alive]] = True
+        found = []
+        for makers, whole, kept in zip(self.makers, self.whole, channels, strict=True):
+            found.append(kept & filters[makers].any(1) if whole else kept)
+        widths = np.array([int(k.sum()) for k in found], dtype=np.int64)
+        for i, n in enumerate(self.widths.aligned(widths).tolist()):
+            if n > widths[i]:  # what alignment keeps, although it is dead: those that stay anyway, then any
+                spare = np.flatnonzero(~found[i])
+                spare = spare[np.argsort(~channels[i][spare], kind="stable")][: n - widths[i]]
+                found[i] = found[i].copy()
+                found[i][spare] = True
+                widths[i] = n
+        return Left(alive, found, widths, counts)
+
+    def cost(self, left: Left) -> Cost:
+        whole = self.task.graph.sizes.copy()
+        whole[self.widths._at] = left.widths
+        return self.task.graph.cost(whole, self.counted(left.counts))
+
+    def counted(self, counts: Array) -> dict[str, int]:
+        return dict(zip(self.kernels, counts.tolist(), strict=True))
+
+    def fits(self, left: Left) -> bool:
+        budget = self.task.budget
+        return budget is None or budget.allows(self.cost(left), self.widths.base)
+
+    # -- choosing -----------------------------------------------------------------------------------------------------
+
+    def needed(self, scores: Array, channel_scores: Callable[[], Sequence[Array]]) -> float:
+        """The threshold that would meet the budget now; see `meet`."""
+        cuts, _ = self._cuts(scores, channel_scores)
+        return float(np.sort(scores)[cuts - 1]) if cuts else 0.0
+
+    def meet(self, scores: Array, channel_scores: Callable[[], Sequence[Array]]) -> tuple[Left, float]:
+        """The best stripes that the budget allows, to within one stripe and never over it, and the threshold that this
+        is. Where stripes alone would not do, the worst channels go as well, of both the same share.
+
+        scores: (units,). channel_scores: for each group (size,), comparable between groups; asked for where needed.
+        """
+        cuts, after = self._cuts(scores, channel_scores)
+        rank = _rank(scores)
+        alive, channels = (rank >= cuts)[self.unit], None
+        if after is not None:
+            channels = self._wider(alive, scores, after(cuts / self.units), channel_scores())
+        delta = float(np.sort(scores)[cuts - 1]) if cuts else 0.0
+        return self._fuller(self.left(alive, scores, channels), rank), delta
+
+    def _cuts(
+        self, scores: Array, channel_scores: Callable[[], Sequence[Array]]
+    ) -> tuple[int, Callable[[float], list[Array]] | None]:
+        """How many units have to go, and which channels with such a share of them, if any."""
+        rank = _rank(scores)
+
+        def fits(k: int) -> bool:
+            channels = None if after is None else after(k / self.units)
+            return self.fits(self.left((rank >= k)[self.unit], scores, channels))
+
+        after: Callable[[float], list[Array]] | None = None
+        few = int((1 - FEW) * self.units)
+        if fits(few):
+            return _first(few, fits), None
+        after = _worst_first(self.widths.sizes, channel_scores(), self.widths.aligned)
+        return _first(self.units, fits), after
+
+    def _wider(self, alive: Array, scores: Array, channels: list[Array], worth: Sequence[Array]) -> list[Array]:
+        """With the best channels back that still fit, one alignment step at a time."""
+        channels = [c.copy() for c in channels]
+        closed = {i for i, c in enumerate(channels) if c.all()}
+        while len(closed) < len(channels):
+            best = [(-np.inf, -i) if i in closed else (float(worth[i][~c].max()), -i) for i, c in enumerate(channels)]
+            i = int(max(range(len(channels)), key=lambda j: best[j]))
+            before = channels[i].copy()
+            spare = np.flatnonzero(~before)
+            channels[i][spare[np.argsort(-worth[i][spare], kind="stable")][: self.widths.step]] = True
+            if not self.fits(self.left(alive, scores, channels)):
+                channels[i] = before
+                closed.add(i)
+            elif channels[i].all():
+                closed.add(i)
+        return channels
+
+    def _fuller(self, left: Left, rank: Array) -> Left:
+        """With the best stripes back that still fit, where their channels stay."""
+        budget = self.task.budget
+        alive, counts = left.alive.copy(), left.counts.copy()
+        stays = np.ones(self.filters, dtype=bool)
+        for makers, kept in zip(self.makers, left.channels, strict=True):
+            stays[makers[~kept].ravel()] = False
+        back = ~alive & stays[self.filter]
+        if budget is None or not back.any():
+            return left
+        sizes = np.bincount(self.unit[back], minlength=self.units)
+        layer = np.zeros(self.units, dtype=np.int64)
+        layer[self.unit] = self.layer
+        limits, base = budget.limits(self.widths.base), self.cost(left)
+        room = np.array([limits.macs - base.macs, limits.params - base.params])
+        price = np.zeros((len(counts), 2), dtype=np.int64)  # of one more stripe
+        for i in range(len(counts)):
+            more = counts.copy()
+            more[i] += 1
+            cost = self.cost(Left(alive, left.channels, left.widths, more))
+            price[i] = cost.macs - base.macs, cost.params - base.params
+        regained = np.zeros(self.units, dtype=bool)
+        for u in np.argsort(-rank):
+            if sizes[u] and (price[layer[u]] * sizes[u] <= room).all():
+                room -= price[layer[u]] * sizes[u]
+                counts[layer[u]] += sizes[u]
+                regained[u] = True
+        return Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
+
+    def selection(self, left: Left) -> StripeSelection:
+        """As a plan takes it; layers that keep all their stripes are left out."""
+        found = StripeSelection(
+            {g.name: np.flatnonzero(kept) for g, kept in zip(self.widths.groups, left.channels, strict=True)}
+        )
+        found.stripes = {name: kept for name, kept in self.split(left.alive).items() if not kept.all()}
+        return found
+
+
+def _rank(scores: Array) -> Array:
+    """0 is the first to go."""
+    rank = np.empty(len(scores), dtype=np.int64)
+    rank[np.argsort(scores, kind="stable")] = np.arange(len(scores))
+    return rank
+
+
+def _first(most: int, holds: Callable[[int], bool]) -> int:
+    """The smallest k up to `most` from which on it holds; `most` is taken to do."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _worst_first(
+    sizes: Array, scores: Sequence[Array], aligned: Callable[[Array], Array]
+) -> Callable[[float], list[Array]]:
+    """A function: share to cut → for each group which channels stay, (size,) bool."""
+    orders = [np.argsort(-s, kind="stable") for s in scores]  # best first
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    ranking = group[np.argsort(np.concatenate(list(scores)), kind="stable")]
+
+    def after(share: float) -> list[Array]:
+        lost = np.bincount(ranking[: round(share * len(ranking))], minlength=len(sizes))
+        found = [np.zeros(n, dtype=bool) for n in sizes]
+        for kept, order, n in zip(found, orders, aligned(sizes - lost), strict=True):
+            kept[order[:n]] = True
+        return found
+
+    return after

@@ -1,0 +1,124 @@
+"""How much each stripe is worth, learnt: the filter skeleton, and the norms of the weights that it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from secateurs.channels.graph import parameter
+
+Kernels = Mapping[str, tuple[int, int, int]]  # weight → (filters, rows, columns)
+
+
+class Measure(Protocol):
+    """Values for all units: stripes or, where layers are cut shape-wise, positions of the kernels."""
+
+    pull: Tensor  # (units,): by this α is multiplied, so that it presses all strengths down at one speed
+
+    def strength(self) -> Tensor:
+        """(units,): what the penalty presses down and the threshold is held against; one at first. Differentiable."""
+
+    def silence_(self, dead: Tensor) -> None:
+        """Make these units zero. dead: (units,) bool."""
+
+    def finish_(self) -> None:
+        """Leave the network an ordinary one."""
+
+
+class Skeleton:
+    """One learnable value for each unit, all one at first; each forward computes with weight · value (eq. 1).
+
+    The network's parameters keep their names, values and identities; copies of the network go by the same skeleton.
+    """
+
+    def __init__(self, model: nn.Module, kernels: Kernels, shared: bool = False) -> None:
+        self.model = model
+        self.shapes = {name: (1 if shared else o, h, w) for name, (o, h, w) in kernels.items()}
+        self.sizes = [o * h * w for o, h, w in self.shapes.values()]
+        device = parameter(model, next(iter(kernels))).device
+        self.values = nn.Parameter(torch.ones(sum(self.sizes), device=device))
+        self.pull = torch.ones(sum(self.sizes), device=device)
+        self._handles: list[RemovableHandle] = []
+        start = 0
+        for (name, shape), size in zip(self.shapes.items(), self.sizes, strict=True):
+            conv = model.get_submodule(name.rpartition(".")[0])
+            swap = _Swap(self, slice(start, start + size), shape)
+            self._handles.append(conv.register_forward_pre_hook(swap.enter))
+            self._handles.append(conv.register_forward_hook(swap.leave, always_call=True))
+            start += size
+
+    def strength(self) -> Tensor:
+        return self.values.abs()
+
+    @torch.no_grad()
+    def silence_(self, dead: Tensor) -> None:
+        self.values.masked_fill_(dead.to(self.values.device), 0)
+
+    @torch.no_grad()
+    def finish_(self) -> None:
+        """Merge: the values become part of the weights (step 2)."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for (name, shape), part in zip(self.shapes.items(), self.values.split(self.sizes), strict=True):
+            w = parameter(self.model, name)
+            w.mul_(part.view(shape)[:, None].to(w))
+
+
+class _Swap:
+    """For the time of a convolution's forward its weight is the product."""
+
+    def __init__(self, skeleton: Skeleton, at: slice, shape: tuple[int, int, int]) -> None:
+        self.skeleton, self.at, self.shape = skeleton, at, shape
+        self.swapped: list[tuple[nn.Module, Any]] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Swap:
+        return self
+
+    def enter(self, conv: nn.Module, args: Any) -> None:
+        w = conv._parameters["weight"]
+        assert w is not None
+        value = self.skeleton.values[self.at].view(self.shape)[:, None]  # (O, 1, KH, KW)
+        self.swapped.append((conv, w))
+        conv._parameters["weight"] = w * value.to(w)  # type: ignore[assignment]
+
+    def leave(self, conv: nn.Module, args: Any, out: Any) -> None:
+        if self.swapped and self.swapped[-1][0] is conv:
+            conv._parameters["weight"] = self.swapped.pop()[1]
+
+
+class Norms:
+    """The units' own weights, by their norm in units of what the layer's mean norm was at first (group lasso)."""
+
+    def __init__(self, model: nn.Module, kernels: Kernels, shared: bool = False) -> None:
+        self.model, self.kernels, self.shared = model, list(kernels), shared
+        self.first = [float(n.detach().mean()) for n in self._norms()]
+        self.pull = torch.cat(
+            [torch.full_like(n, m**2) for n, m in zip(self._norms(), self.first, strict=True)]
+        ).detach()
+
+    def _norms(self) -> list[Tensor]:
+        """For each layer (units,)."""
+        found = []
+        for name in self.kernels:
+            squares = parameter(self.model, name).float().square().sum(1)  # (O, KH, KW)
+            squares = squares.mean(0) if self.shared else squares
+            found.append((squares + 1e-12).sqrt().reshape(-1))  # with a gradient where all weights are zero
+        return found
+
+    def strength(self) -> Tensor:
+        return torch.cat([n / first for n, first in zip(self._norms(), self.first, strict=True)])
+
+    @torch.no_grad()
+    def silence_(self, dead: Tensor) -> None:
+        for name, part in zip(self.kernels, dead.split([n.numel() for n in self._norms()]), strict=True):
+            w = parameter(self.model, name)
+            shape = (1 if self.shared else w.shape[0], 1, *w.shape[2:])
+            w.masked_fill_(part.view(shape).to(w.device), 0)
+
+    def finish_(self) -> None:
+        """Nothing was put on the network."""

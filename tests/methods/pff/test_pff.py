@@ -1,0 +1,552 @@
+"""PFF: eq. 1 and 2 by hand, the threshold, budgets to a stripe, what dies, and runs that go on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.methods import Task
+from secateurs.methods.pff.control import Controller
+from secateurs.methods.pff.method import PFF, PFFPruner
+from secateurs.methods.pff.select import Left, Stripes
+from secateurs.methods.pff.skeleton import Norms, Skeleton
+from secateurs.stripes import StripeConv2d
+from tests.conformance import State, network
+from tests.networks import randomise
+
+
+def images(n: int = 8, seed: int = 0) -> Tensor:
+    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(count: int = 4, rows: int = 8) -> list[tuple[Tensor, Tensor]]:
+    return [(images(rows, i), torch.arange(rows) % 4) for i in range(count)]
+
+
+class Block(nn.Module):
+    """A residual block with a projection, between a stem and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.a, self.bn1 = nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.b, self.bn2 = nn.Conv2d(8, 10, (1, 3), padding=(0, 1)), nn.BatchNorm2d(10)
+        self.project = nn.Conv2d(6, 10, 1)
+        self.c = nn.Conv2d(10, 5, 3)
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn0(self.stem(x)))
+        y = self.bn2(self.b(F.relu(self.bn1(self.a(x)))))
+        return self.fc(F.relu(self.c(F.relu(y + self.project(x)))).mean((2, 3)))
+
+
+def block(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return randomise(Block(), seed)
+
+
+def task(model: nn.Module, budget: sc.Budget | None = None, scope: Any = "internal") -> Task:
+    return Task(model, sc.trace(model, images(1)), budget, scope, example_inputs=images(2))
+
+
+def attached(
+    model: nn.Module, budget: sc.Budget | None = None, steps: int = 40, scope: Any = "internal", **options: Any
+) -> PFFPruner:
+    pruner = sc.attach(
+        model, images(1), PFF(**options), budget, steps=steps, epoch_steps=10, data=batches(), scope=scope
+    )
+    assert isinstance(pruner, PFFPruner)
+    return pruner
+
+
+def train(model: nn.Module, pruner: PFFPruner, steps: int, lr: float = 0.05) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+    model.train()
+    for i in range(steps):
+        x, y = batches()[i % 4]
+        (F.cross_entropy(model(x), y) + pruner.penalty()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+    return optimizer
+
+
+KERNELS = {"stem.weight": (6, 3, 3), "a.weight": (8, 3, 3), "b.weight": (10, 1, 3), "c.weight": (5, 3, 3)}
+
+
+# -- the skeleton (eq. 1) ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_network_computes_with_weight_times_value(shared: bool) -> None:
+    model, twin = block().eval(), block().eval()
+    skeleton = Skeleton(model, KERNELS, shared)
+    assert torch.equal(model(images()), twin(images()))
+    with torch.no_grad():
+        skeleton.values.copy_(torch.randn(skeleton.values.shape))
+        at = 0
+        for name, (o, h, w) in KERNELS.items():
+            n = (1 if shared else o) * h * w
+            weight = twin.get_parameter(name)
+            for f in range(o):
+                for i in range(h):
+                    for j in range(w):
+                        weight[f, :, i, j] *= skeleton.values[at + ((0 if shared else f) * h + i) * w + j]
+            at += n
+        assert at == skeleton.values.numel()
+    torch.testing.assert_close(model(images()), twin(images()))
+    skeleton.finish_()
+    torch.testing.assert_close(model(images()), twin(images()))
+    for name in KERNELS:
+        assert torch.equal(model.get_parameter(name), twin.get_parameter(name))
+
+
+def test_both_are_trained() -> None:
+    """∂L/∂value is ⟨weight, ∂L/∂product⟩, and ∂L/∂weight is value · ∂L/∂product."""
+    model, twin = block().train(), block().train()
+    skeleton = Skeleton(model, KERNELS)
+    with torch.no_grad():
+        skeleton.values.uniform_(0.5, 1.5)
+    product = dict(zip(KERNELS, skeleton.values.detach().split([72 * 6 // 8, 72, 30, 45]), strict=True))
+    for name, shape in KERNELS.items():
+        twin.get_parameter(name).data.mul_(product[name].view(shape)[:, None])
+    for m in (model, twin):
+        F.cross_entropy(m(images()), torch.arange(8) % 4).backward()
+    parts = dict(zip(KERNELS, skeleton.values.grad.split([54, 72, 30, 45]), strict=True))
+    for name, shape in KERNELS.items():
+        w, g = model.get_parameter(name), twin.get_parameter(name).grad
+        torch.testing.assert_close(parts[name], (w * g).sum(1).flatten(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(w.grad, g * product[name].view(shape)[:, None], rtol=1e-4, atol=1e-6)
+
+
+def test_no_trace_is_left() -> None:
+    model = block()
+    before = State.of(model)
+    skeleton = Skeleton(model, KERNELS)
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(1, 4, 16, 16))  # in the middle of a forward
+    assert isinstance(model.stem.weight, nn.Parameter)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        skeleton.values.fill_(2)
+    torch.testing.assert_close(copied.eval()(images()), model.eval()(images()))  # a copy goes by the same values
+    skeleton.values.data.fill_(1)
+    skeleton.finish_()
+    model.train()
+    before.assert_same(model)
+
+
+def test_penalty_by_hand() -> None:
+    model = block()
+    pruner = attached(model, alpha=0.01)
+    with torch.no_grad():
+        pruner.measure.values.normal_()
+    want = 0.01 * sum(abs(v) for v in pruner.measure.values.tolist())
+    torch.testing.assert_close(pruner.penalty(), torch.tensor(want))
+    pruner = attached(block(), alpha=0.01, skeleton="position")
+    values = pruner.measure.values
+    assert values.numel() == 9 + 9 + 3 + 9
+    with torch.no_grad():
+        values.normal_()
+    sums = [part.abs().sum().item() * o for part, o in zip(values.split([9, 9, 3, 9]), (6, 8, 10, 5), strict=True)]
+    torch.testing.assert_close(pruner.penalty(), torch.tensor(0.01 * sum(sums)))
+
+
+def test_one_step_is_the_subgradient() -> None:
+    """Without a loss a value goes towards zero by lr · α in the first step."""
+    pruner = attached(block(), alpha=0.3, skeleton_lr=0.1)
+    with torch.no_grad():
+        pruner.measure.values[:3] = torch.tensor([0.5, -0.5, 0.0])
+    pruner.penalty().backward()
+    pruner.step()
+    torch.testing.assert_close(pruner.measure.values[:3].detach(), torch.tensor([0.47, -0.47, 0.0]))
+
+
+# -- the threshold -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_budget_delta_decides() -> None:
+    model = block()
+    pruner = attached(model, alpha=0.0, delta=0.1)
+    with torch.no_grad():
+        values = pruner.measure.values.uniform_(-0.3, 0.3)
+        values[:54] = 0.01  # the stem would be empty
+        values[20] = 0.02
+    alive = values.abs() >= 0.1
+    twin = copy.deepcopy(model).eval()
+    expected = twin(images())
+    plan = pruner.plan()
+    torch.testing.assert_close(model.eval()(images()), expected)  # merged
+    assert plan.stripes["stem.weight"] == (20,)
+    dead = set(np.arange(8)[~alive[54:126].view(8, 9).any(1).numpy()])
+    want = [54 + i for i in np.flatnonzero(alive[54:126].numpy())]
+    assert [54 + i for i in plan.stripes["a.weight"]] == want
+    assert set(plan.groups.get("a", range(8))) == set(range(8)) - dead
+    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    assert note["of"] == 54 + 72 + 30 + 45
+    assert note["kept"] == sum(len(plan.stripes[w]) for w in KERNELS)
+
+
+def test_filters_without_stripes_take_their_channels_along_where_the_group_allows() -> None:
+    model = block()
+    pruner = attached(model, alpha=0.0)
+    with torch.no_grad():
+        for part, shape in zip(pruner.measure.values.split([54, 72, 30, 45]), KERNELS.values(), strict=True):
+            part.view(shape)[1] = 0.001
+    plan = pruner.plan()
+    assert {g for g in plan.groups if 1 not in plan.groups[g]} == {"stem", "a", "c"}
+    # b's filter is coupled with the projection's, which has no skeleton: it stays, and says its bias.
+    assert not {"b", "project"} & set(plan.groups)
+    assert not {3, 4, 5} & set(plan.stripes["b.weight"])
+    assert sc.verify(model, plan, images(2)) <= 1e-5
+
+
+@pytest.mark.parametrize("scope", ["internal", "all"])
+def test_a_channel_on_a_shortcut_goes_with_the_last_of_its_filters(scope: str) -> None:
+    model = network("residual")
+    pruner = attached(model, alpha=0.0, scope=scope)
+    parts = pruner.stripes.split(np.arange(len(pruner.stripes)))
+    dead = [parts[w][f] for w in ("conv1.weight", "blocks.0.3.weight", "blocks.1.3.weight") for f in (2, 5)]
+    with torch.no_grad():
+        pruner.measure.values[np.concatenate([d.ravel() for d in dead[:-1]])] = 0.0
+    plan = pruner.plan()
+    stream = next(g.name for g in pruner.task.graph.groups if not g.internal)
+    gone = set(range(12)) - set(plan.groups.get(stream, range(12)))
+    assert gone == ({2} if scope == "all" else set())  # 5 lives on in one of the three
+    assert not set(range(18, 27)) & set(plan.stripes.get("blocks.1.3.weight", ()))
+    assert ("blocks.1.3.weight" in plan.stripes) == (scope == "internal")
+    assert sc.verify(model, plan, images(2)) <= 1e-5
+
+
+def test_what_removing_constants_changed_is_on_record() -> None:
+    model = block()
+    pruner = attached(model, alpha=0.0)
+    with torch.no_grad():
+        pruner.measure.values[54:63] = 0.001  # filter 0 of a
+        model.bn1.bias[0] = 3.0  # and yet it says something
+    pruner.finish()
+    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    assert note["change"] > 1e-3
+    model = block()
+    pruner = attached(model, alpha=0.0)
+    with torch.no_grad():
+        pruner.measure.values[54:63] = 0.001
+        model.bn1.weight[0] = model.bn1.bias[0] = 0.0
+    pruner.finish()
+    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    assert note["change"] < 1e-6
+
+
+# -- live --------------------------------------------------------------------------------------------------------------
+
+
+def test_live_what_is_dead_stays_dead_and_says_nothing() -> None:
+    model = block()
+    pruner = attached(model, alpha=0.0, live=True, steps=20, delta=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-4)
+    model.train()
+    dead = slice(54, 63)  # filter 0 of a
+    for i in range(12):
+        x, y = batches()[i % 4]
+        (F.cross_entropy(model(x), y) + pruner.penalty()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if i == 5:
+            with torch.no_grad():
+                pruner.measure.values[dead] = 0.04
+                pruner.measure.values[70] = -0.04
+        pruner.step()
+        if i >= 5:
+            assert (pruner.measure.values[dead] == 0).all()
+            assert pruner.measure.values[70] == 0
+            assert model.bn1.weight[0] == model.bn1.bias[0] == 0
+        elif i:
+            assert model.bn1.weight[0] != 0
+    twin = copy.deepcopy(model).eval()
+    before = twin(images())
+    plan = pruner.plan()
+    assert 0 not in plan.groups["a"]
+    assert 70 - 54 not in plan.stripes["a.weight"]
+    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    assert note["change"] <= 1e-6
+    torch.testing.assert_close(sc.apply(model, plan).eval()(images()), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"skeleton": "position"}, {"penalty": "group-lasso"}])
+def test_live_never_kills_more_than_the_budget_asks_for(options: dict[str, Any]) -> None:
+    model = block()
+    budget = sc.Budget(macs=0.6)
+    pruner = attached(model, budget, live=True, steps=200, alpha=0.05, skeleton_lr=0.2, delta=0.2, **options)
+    base = pruner.task.graph.cost().macs
+    train(model, pruner, 60, lr=0.02)
+    killed = int((~pruner.alive).sum())
+    assert killed > 0
+    with_one_more = Left(*[getattr(pruner.stripes.left(pruner.alive.numpy()[pruner.stripes.unit], pruner._scores()), f)
+                           for f in ("alive", "channels", "widths", "counts")])  # fmt: skip
+    assert pruner.stripes.cost(with_one_more).macs > 0.4 * base
+    twin = copy.deepcopy(model).eval()
+    before = twin(images())
+    plan = pruner.plan()
+    left = pruner.task.graph.cost_of(plan).macs
+    assert left <= 0.6 * base
+    if pruner.stripes.fits(with_one_more):  # then all that the plan cuts was zero already
+        torch.testing.assert_close(sc.apply(model, plan).eval()(images()), before, rtol=1e-4, atol=1e-4)
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+NETWORKS: dict[str, Any] = {
+    "block": block,
+    "small_cnn": lambda seed: randomise(sc.build("zoo:small_cnn", num_classes=4), seed),
+    "bottleneck": lambda seed: randomise(
+        nn.Sequential(
+            *(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(4, 16, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)),
+        ),
+        seed,
+    ),
+}
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(list(NETWORKS)), seed=st.integers(0, 99), share=st.floats(0.08, 1.0), shared=st.booleans(),
+    what=st.sampled_from(["macs", "params"]), align=st.sampled_from([1, 1, 4]),
+)  # fmt: skip
+def test_a_budget_is_met_to_a_stripe(kind: str, seed: int, share: float, shared: bool, what: str, align: int) -> None:
+    model = NETWORKS[kind](seed)
+    graph = sc.trace(model, images(1))
+    budget = sc.Budget(**{what: share}, align=align)
+    job = Task(model, graph, budget, "all", example_inputs=images(1))
+    try:
+        job.widths.check()
+    except sc.BudgetError:
+        return
+    kernels = {n: s for n, s in graph.kernels.items() if s[1] * s[2] > 1}
+    stripes = Stripes(job, kernels, shared)
+    scores = np.random.default_rng(seed).random(stripes.units)
+    worth = [g.filters(model).abs().mean(1).numpy() for g in job.groups]
+    left, delta = stripes.meet(scores, lambda: worth)
+    plan = graph.plan(stripes.selection(left))
+    cost, base = graph.cost_of(plan), graph.cost()
+    assert cost == stripes.cost(left) == sc.count(sc.apply(model, plan), images(1))
+    assert budget.allows(cost, base)
+    for w in kernels:
+        assert len(plan.stripes.get(w, [0])) >= 1
+    for g in job.groups:
+        n = len(plan.groups.get(g.name, range(g.size)))
+        assert n == g.size or n % align == 0
+    # No stripe of a filter that stays could have been kept as well.
+    stays = np.ones(stripes.filters, dtype=bool)
+    for makers, kept in zip(stripes.makers, left.channels, strict=True):
+        stays[makers[~kept].ravel()] = False
+    for u in np.unique(stripes.unit[~left.alive & stays[stripes.filter]]):
+        back = (stripes.unit == u) & stays[stripes.filter]
+        more = left.alive | back
+        counts = np.bincount(stripes.layer[more], minlength=len(kernels))
+        assert not stripes.fits(Left(more, left.channels, left.widths, counts))
+    # The ranking decides: whatever is above the threshold, and whose filter stays, is kept.
+    assert left.alive[stays[stripes.filter] & (scores[stripes.unit] > delta)].all()
+    if shared:
+        for kept in stripes.split(left.alive | ~stays[stripes.filter]).values():
+            assert (kept == kept[kept.reshape(len(kept), -1).any(1)][0]).all() or not stays.all()
+
+
+def test_channels_go_where_stripes_alone_would_not_do() -> None:
+    """In the bottleneck most of the work is in 1×1 convolutions."""
+    model = NETWORKS["bottleneck"](0)
+    result = sc.prune(model, images(1), PFF(epochs=1), sc.Budget(macs=0.3), data=batches(), progress="silent")
+    base = result.before.macs
+    assert 0.25 * base < result.after.macs <= 0.3 * base
+    assert {"0", "6"} <= set(result.plan.groups)
+
+
+def test_needed_by_brute_force() -> None:
+    model = block()
+    stripes = Stripes(task(model, sc.Budget(macs=0.5)), KERNELS)
+    scores = np.random.default_rng(1).random(stripes.units)
+    found = stripes.needed(scores, lambda: pytest.fail("stripes will do"))
+
+    def fits(threshold: float) -> bool:
+        return stripes.fits(stripes.left(scores > threshold, scores))
+
+    ordered = [0.0, *np.sort(scores)]
+    assert found == next(t for t in ordered if fits(t))
+
+
+# -- α under control ---------------------------------------------------------------------------------------------------
+
+
+def test_control_by_hand() -> None:
+    control = Controller(0.01, delta=0.1, arrive=0.5, gain=6, rate=0.0)
+    assert control.target(0) == 1
+    assert control.target(0.25) == pytest.approx(0.55)
+    assert control.target(0.8) == pytest.approx(0.1)
+    assert control.update(0.55, 0.25) == pytest.approx(0.01)
+    assert control.update(0.65, 0.25) == pytest.approx(0.01 * np.exp(0.6))
+    assert control.update(0.30, 0.25) == pytest.approx(0.01 * np.exp(-1.5))
+    assert control.update(1.0, 0.5) == pytest.approx(0.01 * np.exp(1.5))  # bounded
+    assert control.update(0.05, 0.25) == pytest.approx(0.01)
+    learning = Controller(0.01, delta=0.1, arrive=0.5, rate=0.2)
+    for _ in range(1000):
+        learning.update(1.0, 0.9)
+    assert learning.base == pytest.approx(np.log(0.01) + 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"live": True}, {"skeleton": "position"}])
+def test_control_brings_the_budget_about(options: dict[str, Any]) -> None:
+    """At the end what has to go is below δ, and pressed on, and the rest is not."""
+    model = block()
+    pruner = attached(model, sc.Budget(macs=0.6), steps=300, skeleton_lr=0.05, **options)
+    train(model, pruner, 300, lr=0.05)
+    scores = pruner._scores()
+    assert pruner.stripes.needed(scores, pruner._channel_scores) <= 0.06
+    pressed = pruner.pressed.numpy()
+    assert 0.1 < pressed.mean() < 0.9
+    assert np.median(scores[~pressed]) > 5 * np.median(scores[pressed])
+    plan = pruner.plan()
+    assert sc.verify(model, plan, images(2)) <= 1e-5
+
+
+def test_control_of_group_lasso() -> None:
+    model = block()
+    pruner = attached(model, sc.Budget(macs=0.6), steps=300, penalty="group-lasso")
+    first = pruner.stripes.needed(pruner._scores(), pruner._channel_scores)
+    train(model, pruner, 300, lr=0.05)
+    assert pruner.stripes.needed(pruner._scores(), pruner._channel_scores) < 0.4 * first
+
+
+def test_a_fixed_alpha_is_left_alone() -> None:
+    pruner = attached(block(), sc.Budget(macs=0.6), alpha=0.02)
+    train(pruner.model, pruner, 20)
+    assert pruner.alpha == 0.02
+    assert pruner.pressed.all()
+    assert attached(block(), None).alpha == 1e-5  # the paper's
+
+
+# -- the alternatives --------------------------------------------------------------------------------------------------
+
+
+def test_shape_wise_layers_end_as_smaller_convolutions() -> None:
+    model = block()
+    pruner = attached(model, alpha=0.0, skeleton="position")
+    with torch.no_grad():
+        values = pruner.measure.values
+        values[:9] = torch.tensor([0.0, 0, 0, 1, 1, 1, 0, 0, 0])
+        values[9:18] = torch.tensor([0.0, 0, 0, 0, 1, 0, 0, 0, 0])
+    plan = pruner.plan()
+    small = sc.apply(model, plan)
+    assert type(small.stem) is nn.Conv2d
+    assert (small.stem.kernel_size, small.stem.padding) == ((1, 3), (0, 1))
+    assert (small.a.kernel_size, small.a.padding) == ((1, 1), (0, 0))
+    assert sc.verify(model, plan, images(2)) <= 1e-5
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_group_lasso_looks_at_norms(shared: bool) -> None:
+    model = block()
+    before = State.of(model)
+    norms = Norms(model, KERNELS, shared)
+    found = norms.strength()
+    before.assert_same(model)
+    w = model.a.weight.detach()
+    by_hand = w.square().sum((0, 1)).div(8).sqrt().flatten() if shared else w.square().sum(1).sqrt().flatten()
+    start = 9 if shared else 54
+    torch.testing.assert_close(found[start : start + by_hand.numel()], by_hand / by_hand.mean())
+    found.sum().backward()
+    assert model.a.weight.grad.abs().sum() > 0
+    norms.silence_(torch.ones(found.shape, dtype=torch.bool))
+    assert (model.a.weight == 0).all()
+    model.zero_grad()
+    norms.strength().sum().backward()
+    assert model.a.weight.grad.isfinite().all()
+
+
+def test_training_the_skeleton_alone() -> None:
+    model = block()
+    model.stem.weight.requires_grad_(False)  # the user's own
+    first = {n: p.detach().clone() for n, p in model.named_parameters()}
+    pruner = attached(model, alpha=0.0, train="skeleton", skeleton_lr=0.5)
+    train(model, pruner, 8)
+    for name in KERNELS:
+        assert torch.equal(model.get_parameter(name), first[name]), name
+    for name in ("bn1.weight", "fc.weight", "project.weight"):
+        assert not torch.equal(model.get_parameter(name), first[name]), name
+    assert not torch.equal(pruner.measure.values, torch.ones_like(pruner.measure.values))
+    pruner.finish()
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["stem.weight"]
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+
+def prune(**options: Any) -> sc.Result:
+    torch.manual_seed(0)
+    model = sc.build("zoo:small_cnn", num_classes=4)
+    return sc.prune(
+        model, images(1), PFF(epochs=3, **options.pop("method", {})), sc.Budget(macs=0.5), data=batches(),
+        progress="silent", **options,
+    )  # fmt: skip
+
+
+def test_in_a_loop_of_ones_own() -> None:
+    model = block()
+    pruner = attached(model, sc.Budget(macs=0.5), steps=20)
+    optimizer = train(model, pruner, 20)
+    assert pruner.done
+    plan = pruner.plan()
+    macs = pruner.task.graph.cost_of(plan).macs
+    assert sc.cut_(model, plan, optimizer) is model
+    assert sc.count(model, images(1)).macs == macs
+    assert any(isinstance(m, StripeConv2d) for m in model.modules())
+    F.cross_entropy(model(images()), torch.arange(8) % 4).backward()
+    optimizer.step()
+    assert len(optimizer.state) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("method", [
+    {}, {"live": True}, {"skeleton": "position"}, {"penalty": "group-lasso", "live": True}, {"train": "skeleton"},
+])  # fmt: skip
+def test_resumed_is_uninterrupted(method: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prune(method=method)
+    for at in (1, 7):
+        folder = tmp_path / str(at)
+        advance = PFFPruner.advance
+
+        def dying(self: PFFPruner, at: int = at, advance: Any = advance) -> None:
+            advance(self)
+            if self.steps == at + 1:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PFFPruner, "advance", dying)
+            with pytest.raises(KeyboardInterrupt):
+                prune(method=method, folder=folder, save_steps=1)
+        again = prune(method=method, folder=folder, save_steps=1, resume=True)
+        assert again.plan.to_json() == whole.plan.to_json()
+        for key, value in whole.model.state_dict().items():
+            assert torch.equal(again.model.state_dict()[key], value), key
+
+
+def test_settings_that_make_no_sense() -> None:
+    with pytest.raises(sc.ConfigError, match="no convolution with a kernel larger than"):
+        sc.prune(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                 images(1), "pff", sc.Budget(macs=0.5), data=batches())  # fmt: skip
+    with pytest.raises(sc.ConfigError, match="needs a skeleton to train"):
+        prune(method={"penalty": "group-lasso", "train": "skeleton"})
+    for bad in ({"delta": 0}, {"alpha": -1}, {"skeleton": "filter"}, {"arrive": 0}):
+        with pytest.raises(sc.ConfigError, match="Its settings are"):
+            PFF(**bad)
+    with pytest.raises(sc.ConfigError, match="pass data="):
+        sc.prune(block(), images(1), "pff", sc.Budget(macs=0.5))
