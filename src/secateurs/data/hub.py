@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from secateurs.data import spec as S
 from secateurs.data.augment import Draws
+from secateurs.data.classes import Labels
+from secateurs.data.counting import count
 from secateurs.data.decoder import Decoder, Encoded
 from secateurs.data.images import first_size
 from secateurs.data.loader import Source
@@ -192,56 +193,6 @@ def _kind(feature: Any) -> str:
     return str(getattr(feature, "dtype", None) or type(feature).__name__) if not isinstance(feature, dict) else "dict"
 
 
-# -- classes -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What stands in the data, to class indices."""
-
-    names: tuple[str, ...]
-    index: dict[Any, int]
-    what: str
-
-    @classmethod
-    def of(cls, what: str, feature: Any, options: S.Options, seen: set[Any] | None) -> Labels:
-        """By the data set's own list, by what the spec says, by what has been seen in training: in this order."""
-        names = getattr(feature, "names", None)
-        if names is not None:
-            return cls(tuple(names), {i: i for i in range(len(names))} | {n: i for i, n in enumerate(names)}, what)
-        if options.names is not None:
-            given = options.names
-            index: dict[Any, int] = {name: i for i, name in enumerate(given)}
-            return cls(given, index | {i: i for i in range(len(given))}, what)
-        if seen is None:
-            raise DataError(
-                f"{what} does not say what classes there are, and finding out would mean to read all of it: "
-                "say so by ?classes=1000, or by their names, ?classes=cat,dog."
-            )
-        values = sorted(seen, key=lambda v: (isinstance(v, str), v))
-        return cls(tuple(map(str, values)), {v: i for i, v in enumerate(values)}, what)
-
-    def __call__(self, value: Any, where: str = "") -> int:
-        found = self.index.get(value.strip() if isinstance(value, str) else value)
-        if found is None and isinstance(value, str) and value.strip().isdecimal():
-            found = self.index.get(int(value))
-        if found is None:
-            hint = " Rows of class -1 have none: choose another split." if value == -1 else ""
-            raise DataError(f"{self.what}{where}: {value!r} is none of the {len(self.names)} classes.{hint}")
-        return found
-
-    def compare(self, train: set[Any] | None, val: set[Any] | None, splits: tuple[str, str | None]) -> None:
-        """DataError where validation has fewer classes than training."""
-        if train is None or val is None:
-            return
-        got = [{self(v, f", {split}") for v in values} for split, values in zip(splits, (train, val), strict=True)]
-        if absent := sorted(got[0] - got[1]):
-            some = ", ".join(self.names[i] for i in absent[:5]) + ("…" if len(absent) > 5 else "")
-            raise DataError(
-                f"{self.what}: {splits[1]} lacks classes of {splits[0]}: {some}. Choose another split by ?val=…."
-            )
-
-
 # -- random access -----------------------------------------------------------------------------------------------------
 
 
@@ -353,7 +304,7 @@ def _streams(
     feature = streams[0].features.get(label)
     closed = getattr(feature, "names", None) is not None
     files = [_files(builder, s) for s in chosen if s is not None]
-    counted = [[_count(f, label, not closed or "://" not in f) for f in fs] for fs in files]
+    counted = [[count(f, label, not closed or "://" not in f) for f in fs] for fs in files]
     seen = [_union([values for _, values in split]) for split in counted]
     labels = Labels.of(what, feature, options, seen[0])
     if len(streams) == 2:
@@ -415,53 +366,3 @@ def _union(sets: list[set[Any] | None]) -> set[Any] | None:
 def _files(builder: Any, split: str | None) -> list[str]:
     found = (builder.config.data_files or {}).get(split, [])
     return [str(f) for f in found]
-
-
-def _count(file: str, label: str, values: bool) -> tuple[int | None, set[Any] | None]:
-    """How many examples a shard has and which classes, as far as one can tell without reading its images."""
-    try:
-        if file.endswith(".parquet"):
-            return _count_parquet(file, label, values and "://" not in file)
-        if file.endswith(".tar") and "://" not in file:
-            return _count_tar(file, label)
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
-    return None, None
-
-
-def _count_parquet(file: str, label: str, values: bool) -> tuple[int, set[Any] | None]:
-    import fsspec
-    import pyarrow.parquet as pq
-
-    with fsspec.open(file) as opened:
-        table = pq.ParquetFile(opened)
-        column = label.partition(".")[0]
-        if not values or "." in label:
-            return table.metadata.num_rows, None
-        return table.metadata.num_rows, set(table.read(columns=[column]).column(column).unique().to_pylist())
-
-
-_MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-
-
-def _count_tar(file: str, label: str) -> tuple[int, set[Any] | None]:
-    """From the headers: files that follow one another and have the same name but for the ending are an example."""
-    count, last = 0, None
-    values: set[Any] | None = set()
-    with tarfile.open(file, "r:") as archive:
-        for member in archive:
-            match = _MEMBER.match(member.name)
-            if not member.isreg() or match is None or Path(member.name).name.startswith((".", "__")):
-                continue
-            key, ending = match.groups()
-            if key != last:
-                count, last = count + 1, key
-            if ending == label and values is not None:
-                text = archive.extractfile(member).read()  # type: ignore[union-attr]
-                values.add(int(text) if ending in ("cls", "cls2") else text.decode().strip())
-            elif ending == label.partition(".")[0]:
-                values = None  # within a json
-            archive.members = []  # type: ignore[attr-defined]  # or it would remember them all
-        if 0 < Path(file).stat().st_size - archive.offset < tarfile.BLOCKSIZE:
-            raise ValueError("it ends in the middle of a file's header")
-    return count, values
