@@ -28,3 +28,10 @@ def test_damaged_images_are_counted_in_both_splits(train: int, val: int) -> None
     assert ("2 damaged images skipped" in text) == (train == 2)
     assert ("1 damaged validation image skipped" in text) == (val == 1)
     assert ("3 damaged validation images skipped" in text) == (val == 3)
+
+
+def test_a_line_fits_into_a_terminal() -> None:
+    line = {"epoch": 100, "train_loss": 2.303, "train_top1": 100.0, "val_top1": 100.0, "val_top5": 100.0}
+    text = summary({**line, "images_per_second": 12_345.0, "seconds": 599.0}, "pretrain")
+    assert text == "pretrain  epoch 100  loss 2.303  top-1 100.0  val 100.00  12,345 img/s  9:59"
+    assert len(text) <= 80

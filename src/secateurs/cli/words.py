@@ -7,11 +7,12 @@ import re
 _OPTIONS = (
     *("macs", "params", "align", "scope", "ranking", "seed", "device", "track", "model", "weights", "num_classes"),
     *("normalize", "batch_size", "image_size", "lr", "schedule", "weight_decay", "label_smoothing", "precision"),
+    *("temperature",),
 )
 _VALUE = r"'(?P<quoted>[^']*)'|(?P<plain>[^\s,;:()]*[^\s,;:().])"
 _SETTING = re.compile(rf"(?<![-\w.])(?<!--set )(?P<name>{'|'.join(_OPTIONS)})=(?:{_VALUE})")
 _PHRASES = (
-    (r"^(?:Recover|Recipe): ", ""),
+    (r"^(?:Recover|Recipe|Distil|Mimic): ", ""),
     (r" \((?:lr|weight_decay): ", " ("),  # what a setting is, after its name
     (r"\b(?:budget=)?sc\.Budget\((\w+=[\d.]+)\)", r"\1"),
     (r"\bpass the num_classes\b", "pass with --num-classes the number"),

@@ -96,10 +96,10 @@ def clock(seconds: float) -> str:
 
 
 def summary(line: dict[str, Any], title: str) -> str:
-    """An epoch's line in the log, for people."""
+    """An epoch's line in the log, for people: what fits into 80 columns."""
     text = f"{title}  epoch {line['epoch']}  loss {line['train_loss']:.3f}  top-1 {line['train_top1']:.1f}"
     if "val_top1" in line:
-        text += f"  val top-1 {line['val_top1']:.2f}  top-5 {line['val_top5']:.2f}"
+        text += f"  val {line['val_top1']:.2f}"
     for name, kind in (("skipped", "damaged image"), ("val_skipped", "damaged validation image")):
         if name in line:
             text += f"  {count(line[name], kind)} skipped"
