@@ -30,6 +30,7 @@ from secateurs.surgery.verify import steady
 from secateurs.training import CheckpointStore, Engine, Recipe
 from secateurs.version import __version__
 from secateurs.zoo import build as build_from_zoo
+from secateurs.zoo.weights import load_into
 
 
 @dataclass(frozen=True)
@@ -176,19 +177,37 @@ def prune(
         after = _figures(cost, small, source, options)
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
-    return Result(small, plan, before, cut, after, error, chosen, history, _source(model))
+    origin = _source(model)
+    if origin is not None:
+        _remember(small, _cut(origin, plan))
+    return Result(small, plan, before, cut, after, error, chosen, history, origin)
 
 
 def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
     if not isinstance(spec, str):
         raise SpecError(f"{spec!r} is no model spec: write FAMILY:NAME, such as zoo:resnet56.")
+    if is_artifact(spec):
+        if options:
+            raise SpecError(
+                f"{spec} is an artifact, which says itself how its network is built: {min(options)}=… is not for it."
+            )
+        model = load(spec).train()
+        if weights is not None:
+            load_into(model, weights, spec)
+        return model
     model = build_from_zoo(spec, weights, num_classes, **options)
-    model.secateurs_source = {"spec": spec, "num_classes": num_classes, **options}  # type: ignore[assignment]
-    model.secateurs_shapes = _shapes(model)  # type: ignore[assignment]
+    _remember(model, {"spec": spec, "num_classes": num_classes, **options})
     return model
 
 
-build.__doc__ = build_from_zoo.__doc__
+build.__doc__ = f"""{build_from_zoo.__doc__}
+    The folder of an artifact is a spec, too: its pruned network, to be pruned further, say.
+    """
+
+
+def is_artifact(spec: str) -> bool:
+    """Whether this model spec is the folder of an artifact."""
+    return ":" not in spec and artifact.exists(spec)
 
 
 def attach(
@@ -234,13 +253,15 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     if model is not None:
         check_model(model)
-    if model is None:
-        _, card = artifact.read(folder)
-        source = card.get("source")
-        if not source:
-            raise ArtifactError(f"{folder} does not say how to build its network: pass load({str(folder)!r}, model=…).")
-        model = rebuilt(source)
-    return artifact.load(folder, model)
+    if model is not None:
+        return artifact.load(folder, model)
+    plan, card = artifact.read(folder)
+    source = card.get("source")
+    if not source:
+        raise ArtifactError(f"{folder} does not say how to build its network: pass load({str(folder)!r}, model=…).")
+    small = artifact.load(folder, rebuilt(source))
+    _remember(small, _cut(source, plan))
+    return small
 
 
 def widen(
@@ -270,17 +291,31 @@ def widen(
     wide, how = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
     source = _source(model)
     if source is not None:
-        wide.secateurs_source = {**source, "widen": [*source.get("widen", []), how.record()]}  # type: ignore[assignment]
-        wide.secateurs_shapes = _shapes(wide)  # type: ignore[assignment]
+        _remember(wide, {**source, "widen": [*source.get("widen", []), how.record()]})
     return wide
 
 
 def rebuilt(source: Mapping[str, Any]) -> nn.Module:
-    """The unpruned network of an artifact's card: built from its spec, and as wide as it was."""
-    model = build_from_zoo(**{k: v for k, v in source.items() if k != "widen"})
-    for record in source.get("widen", []):
-        model = resized(model, record)
+    """The unpruned network of an artifact's card: built from its spec, and as wide and as narrow as it was."""
+    model = build_from_zoo(**{k: v for k, v in source.items() if k not in ("widen", "plans")})
+    cuts = source.get("plans", [])
+    for i, record in enumerate([*source.get("widen", []), None]):
+        for cut in cuts:
+            if cut["after"] == i:
+                model = apply(model, Plan.from_json(json.dumps(cut["plan"])))
+        model = model if record is None else resized(model, record)
     return model
+
+
+def _cut(source: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """How to build a network that was cut so; plans and widenings are told apart by what came after how many of those."""
+    record = {"after": len(source.get("widen", [])), "plan": json.loads(plan.to_json())}
+    return {**source, "plans": [*source.get("plans", []), record]}
+
+
+def _remember(model: nn.Module, source: dict[str, Any]) -> None:
+    model.secateurs_source = source  # type: ignore[assignment]
+    model.secateurs_shapes = _shapes(model)  # type: ignore[assignment]
 
 
 def _source(model: nn.Module) -> dict[str, Any] | None:

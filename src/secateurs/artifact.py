@@ -117,7 +117,18 @@ def _check(path: Path, card: Mapping[str, Any]) -> None:
             ),
         ),
         **dict.fromkeys(("error", "seconds"), lambda value: value is None or number(value)),
-        "source": lambda source: source is None or (isinstance(source, dict) and isinstance(source.get("spec"), str)),
+        "source": lambda source: (
+            source is None
+            or (
+                isinstance(source, dict)
+                and isinstance(source.get("spec"), str)
+                and isinstance(cuts := source.get("plans", []), list)
+                and all(
+                    isinstance(c, dict) and type(c.get("after")) is int and isinstance(c.get("plan"), dict)
+                    for c in cuts
+                )
+            )
+        ),
         "data": lambda data: data is None or isinstance(data, dict),
     }
     for name, holds in sound.items():

@@ -78,7 +78,8 @@ def prune(
     Parameters
     ----------
     model
-        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory
+        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory; or the folder of an artifact, whose
+        network is pruned further
     method
         how channels are chosen; `secateurs demo` runs every method there is
     macs
@@ -127,9 +128,9 @@ def prune(
         device=device,
         track=track,
     )
-    run.pretrain.check(run.model.weights)
+    run.pretrain.check(run.weights)
     run.model.check(model)
-    run.folder.spare(run.model.weights)
+    run.folder.spare(run.weights)
     record = run.record()
     if run.folder.check(record, resume=resume, force=force):
         say(f"{out} is finished already: nothing to do.")
@@ -167,11 +168,20 @@ class _Run:
     device: str | None
     track: Sequence[str]
 
+    @property
+    def weights(self) -> Path | None:
+        """The file that the network's weights are in; None if it has to be trained first."""
+        from secateurs.api import is_artifact
+        from secateurs.artifact import MODEL
+
+        own = Path(self.spec) / MODEL if is_artifact(self.spec) else None
+        return own if self.model.weights is None else self.model.weights
+
     def record(self) -> dict[str, Any]:
         """All that the result depends on. A resumed run has to agree."""
         from secateurs.artifact import digest
 
-        weights = self.model.weights
+        weights = self.weights
         return {
             "model": self.spec,
             "weights": None if weights is None else digest(weights),
@@ -237,7 +247,7 @@ class _Run:
 
         check_trackers(self.track, self.folder.folder)
         options.feasible(self.method, network, inputs, self.budget, self.scope, data, self.seed, self.allow_inexact)
-        first = self.model.weights is None and self.pretrain.recipe(data).epochs
+        first = self.weights is None and self.pretrain.recipe(data).epochs
         if first or self.recipes or isinstance(self.method, TrainingMethod):
             options.trains(network, inputs, self.spec)
 
@@ -247,7 +257,7 @@ class _Run:
 
         if ADVICE not in str(error):
             return error
-        training, kept = self.model.weights is None and not self.folder.pretrained.exists(), self.folder.pretrained
+        training, kept = self.weights is None and not self.folder.pretrained.exists(), self.folder.pretrained
         if training:
             knob = f"a --pretrain-lr below {self.pretrain.lr:g}"
         elif self.recipes and (begun := list(self.folder.folder.glob("recover*/metrics.jsonl"))):
@@ -255,7 +265,7 @@ class _Run:
             knob = f"{'a --mimic-lr' if recipe.mode == 'mimic' else 'an --lr'} below {recipe.lr:g}"
         else:
             knob = "a lower --set lr=…" if "lr" in type(self.method).model_fields else "other settings of the method"
-        anew = f"--weights {kept} and another --out" if kept.exists() and self.model.weights is None else "--force"
+        anew = f"--weights {kept} and another --out" if kept.exists() and self.weights is None else "--force"
         advice = f" Look for bad values in that batch, or try {knob}, with {anew}."
         return TrainingError(str(error).replace(ADVICE, advice))
 
@@ -263,7 +273,7 @@ class _Run:
         """The network itself if it came with weights; else trained, and kept as pretrained.safetensors."""
         from secateurs.report import count
 
-        if self.model.weights is not None:
+        if self.weights is not None:
             return network
         recipe = self.pretrain.recipe(data)
         if not self.folder.pretrained.exists():

@@ -23,9 +23,13 @@ class Controller:
         """Where the needed threshold should be after this share of training."""
         return 1.0 - (1.0 - self.delta) * min(1.0, progress / self.arrive)
 
+    def arrived(self, needed: float, progress: float) -> bool:
+        """Whether it is settled which stripes have to go."""
+        return needed <= self.delta or progress >= self.arrive
+
     def update(self, needed: float, progress: float) -> float:
         """α from now on."""
-        if needed <= self.delta:
+        if self.arrived(needed, progress):
             return math.exp(self.base)
         excess = max(-self.BOUND, min(self.BOUND, needed - self.target(progress)))
         self.base = max(self.low, min(self.high, self.base + self.rate * excess))

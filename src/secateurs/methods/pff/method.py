@@ -53,7 +53,7 @@ class PFF(TrainingMethod):
         default=False, description="the threshold acts after each step, as in the released code, not after training"
     )
     arrive: float = Field(
-        default=0.6, gt=0, le=1, description="share of the training by which control brings the budget about"
+        default=0.5, gt=0, le=1, description="share of the training after which it is settled what has to go"
     )
     skeleton: Literal["stripe", "position"] = Field(
         default="stripe",
@@ -161,10 +161,11 @@ class PFFPruner(Pruner):
             self.config.delta if self.task.budget is None else self.stripes.needed(self._scores(), self._channel_scores)
         )
         if self.controller is not None:
-            self.alpha = self.controller.update(needed, self.steps / max(1, self.total))
-            # Once the budget can be met α presses on what has to go, and on nothing else.
-            met = needed <= self.config.delta
-            self.pressed = strength <= needed if met else torch.ones_like(self.pressed)
+            progress = self.steps / max(1, self.total)
+            self.alpha = self.controller.update(needed, progress)
+            # In the end α presses on what has to go, and on nothing else.
+            arrived = self.controller.arrived(needed, progress)
+            self.pressed = strength <= needed if arrived else torch.ones_like(self.pressed)
         if self.config.live:  # no more than the budget asks for
             below = strength < self.config.delta
             self._kill(below if self.task.budget is None else below & (strength <= needed))
