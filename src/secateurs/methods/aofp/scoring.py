@@ -21,7 +21,7 @@ from secateurs.channels.graph import ChannelGroup, parameter
 from secateurs.methods.aofp.following import Following, batch_norm, following
 
 Ratio = Literal["example", "batch"]
-_CACHED = 1 << 18  # values of an activation that are worked on at a time on a CPU
+_CACHED = 1 << 19  # values of an activation that are worked on at a time on a CPU
 
 
 class Damage:
@@ -234,11 +234,11 @@ class _Watch:
         """(sum of ratios, examples) or (sum of squared distances, of squares): float64."""
         n = len(x)
         rows = max(1, _CACHED * n // max(x.numel(), z.numel(), 1)) if z.device.type == "cpu" else n
-        wide = {} if z.dtype in (torch.float32, torch.float64) else {"dtype": torch.float32}
+        wide = {"dtype": torch.float32} if z.dtype == torch.float16 else {}  # whose range is too small
         above, below = [], []
         for i in range(0, n, rows):
             base = z[i : i + rows].detach()
-            other = self.follows.finish(base - part(slice(i, i + rows)))
+            other = self.follows.finish(part.without(base, slice(i, i + rows)))
             if self.follows.then:
                 base = torch.relu(base) if self.follows.then == (torch.relu,) else self.follows.finish(base.clone())
             other -= base
@@ -306,11 +306,14 @@ class _Contribution:
     def __init__(
         self, module: nn.Module, reader: _Reader, ablated: np.ndarray, factor: Tensor | None, x: Tensor, y: Tensor
     ) -> None:
-        self.module, self.factor, self.x, self.y = module, factor, x.detach(), y.detach()
+        self.module, self.x, self.y = module, x.detach(), y.detach()
         self.axis = -1 if isinstance(module, nn.Linear) else 1
         inputs = torch.from_numpy(np.sort(reader.inputs[ablated].reshape(-1)))
         self.linear = reader.linear
+        self.scale: Tensor | None = None  # of batch norm, where it is not in the weights
         if not self.linear:
+            if factor is not None:
+                self.scale = _along(factor.to(y.dtype), y)
             self.keep = torch.ones(x.shape[self.axis], dtype=x.dtype)
             self.keep[inputs] = 0
             self.keep = self.keep.to(x.device).view([-1 if a == self.axis % x.ndim else 1 for a in range(x.ndim)])
@@ -318,38 +321,37 @@ class _Contribution:
         self.inputs = inputs.to(x.device)
         transposed = isinstance(module, _ConvTransposeNd)
         index = torch.from_numpy(np.sort(reader.index[ablated].reshape(-1))).to(x.device)
-        w = module.weight.detach().index_select(0 if transposed else 1, index)  # type: ignore[operator]
+        w = _select(module.weight.detach(), 0 if transposed else 1, index)  # type: ignore[operator]
         if factor is not None:
-            w = w * _beside(factor.to(w), w, module)
+            if w.numel() > y.numel() and not transposed and x.ndim > 2:
+                self.scale = _along(factor.to(y.dtype), y)
+            else:
+                w = w * _beside(factor.to(w), w, module)
+        if torch.is_autocast_enabled(x.device.type):  # here, and not for every few rows again
+            w = w.to(torch.get_autocast_dtype(x.device.type))
         self.weight = w
-        self.pick = self._picker(x)
 
-    def _picker(self, x: Tensor) -> Tensor | None:
-        """Where channels lie side by side, picking some of them is faster as a product."""
-        if x.device.type != "cpu" or x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
-            return None
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-        elif x.shape[1] > 64:
-            return None
-        else:
-            dtype = x.dtype
-        pick = torch.zeros(x.shape[1], len(self.inputs), dtype=dtype)
-        pick[self.inputs, torch.arange(len(self.inputs))] = 1
-        return pick
+    def without(self, z: Tensor, rows: slice) -> Tensor:
+        """z of these rows as it would be without the ablated channels."""
+        part = self(rows)
+        return z - part if self.scale is None else torch.addcmul(z, part, self.scale, value=-1)
 
     def __call__(self, rows: slice) -> Tensor:
         x = self.x[rows]
         if not self.linear:
-            part = self.y[rows] - _again(self.module, x * self.keep)
-            return part if self.factor is None else part * _along(self.factor.to(part), part)
-        if self.pick is not None:
-            n, c, h, w = x.shape
-            flat = x.permute(0, 2, 3, 1).reshape(-1, c)
-            x = (flat.to(self.pick.dtype) @ self.pick).view(n, h, w, -1).permute(0, 3, 1, 2)
-        else:
-            x = x.index_select(self.axis, self.inputs)
+            return self.y[rows] - _again(self.module, x * self.keep)
+        x = _select(x, self.axis, self.inputs)
         return _run(self.module, x, self.weight, self.y)
+
+
+def _select(t: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Some channels of an activation or a weight. Where channels lie side by side, as a selection of columns, which is ten
+    times as fast on a CPU."""
+    if t.device.type != "cpu" or axis != 1 or t.ndim != 4 or not t.is_contiguous(memory_format=torch.channels_last):
+        return t.index_select(axis, index)
+    n, c, h, w = t.shape
+    flat = t.permute(0, 2, 3, 1).reshape(-1, c)
+    return flat.gather(1, index.expand(len(flat), -1)).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 def _again(module: nn.Module, x: Tensor) -> Tensor:
