@@ -133,13 +133,19 @@ def test_inexact_groups_stay_unless_allowed(name: str) -> None:
 def test_a_constant_that_fits_the_old_width_is_found_out() -> None:
     """As long as nothing grows the slice is all there is."""
     stops = Net(lambda s, x: s.h(s.b(s.a(x))[:, :8]), a=conv(3, 8), b=conv(8, 8), h=head(8)).eval()
-    with pytest.raises(VerificationError, match=r"does not run.*widen fewer groups"):
+    with pytest.raises(VerificationError, match=r"does not run.*It comes from widening group b: .*Widen the others"):
         widened(stops, image(), 1.5)
     wide, _ = widened(stops, image(), {"a": 12})
     assert apart(answers(wide, image()), answers(stops, image())) <= 1e-5
     differs = Net(lambda s, x: s.b(s.a(x)) * (s.a.out_channels == 8), a=conv(3, 8), b=conv(8, 4)).eval()
-    with pytest.raises(VerificationError, match=r"differs from the given one by 1\.0e\+00"):
+    with pytest.raises(VerificationError, match=r"differs from the given one by 1\.0e\+00 .* group a: "):
         widened(differs, image(), 1.5)
+
+
+def test_a_network_that_is_random_is_told_so() -> None:
+    model = Net(lambda s, x: s.h(F.dropout(s.a(x), 0.5)), a=conv(3, 8), h=head(8)).eval()
+    with pytest.raises(VerificationError, match="differently each time, even in eval mode"):
+        widened(model, image(), 1.5)
 
 
 @pytest.mark.parametrize(

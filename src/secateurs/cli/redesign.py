@@ -105,6 +105,40 @@ def redesign(
     The four networks of the AOFP paper's Table 4: the base, the scaled one, that pruned to the base's MACs, and a network
     of the widths found, trained from scratch like the base. A run that was killed goes on with `--resume`.
 
+    ```
+    $ secateurs redesign zoo:small_cnn --data digits --normalize none \\
+          --batch-size 64 --widen 1.5 --epochs 15 --recover-epochs 5 \\
+          --out runs/redesign
+    zoo:small_cnn has 2,986,384 MACs, 4,700,560 when widened by 1.5, to be
+    pruned to 2,986,384
+    training the base, 15 epochs
+    ...
+    training the widened network, 15 epochs
+    ...
+    traced 5 channel groups, 3 to cut
+    ...
+    aofp keeps 63.4% of the MACs and 63.8% of the parameters
+    cut and verified: masked and sliced differ by 1.4e-07
+    ...
+    training the widths found, from scratch, 15 epochs
+    ...
+                        MACs          params          top-1 %  top-5 %   loss
+    ─────────────────────────────────────────────────────────────────────────
+    base               2.99M  100.0%   46.1k  100.0%    99.44   100.00  0.042
+    scaled             4.70M  157.4%   72.3k  156.9%    99.16   100.00  0.038
+    re-design-pruned   2.98M   99.8%   46.2k  100.1%    99.16   100.00  0.050
+    re-design-scratch  2.98M   99.8%   46.2k  100.1%    98.33   100.00  0.043
+
+    channels of  base  scaled  re-designed
+    ──────────────────────────────────────
+    stem.0         16      24           14
+    plain.0        32      48           29
+    conv1          40      60           43
+
+    masked ≡ sliced to 1.4e-07 · 1:39 · saved to runs/redesign
+    model = secateurs.load("runs/redesign/pruned")  # or from-scratch
+    ```
+
     Parameters
     ----------
     model
@@ -201,6 +235,8 @@ def _show(folder: Path) -> None:
         raise ConfigError(f"{folder / TABLE} is damaged ({failure}): --force runs it all anew.") from None
     console = options.out()
     console.print(figures)
+    console.print()
     console.print(layers)
+    console.print()
     console.print(f"masked ≡ sliced to {error(content['error'])} · {duration(seconds)} · saved to {folder}")
-    console.print(f'model = secateurs.load("{folder / PRUNED}")  # or {folder / SCRATCH}')
+    console.print(f'model = secateurs.load("{folder / PRUNED}")  # or {SCRATCH}')

@@ -3,6 +3,7 @@ among the copies, so that the wider network computes what the given one does (Ne
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
 from collections.abc import Mapping
@@ -17,9 +18,10 @@ from secateurs.channels import count
 from secateurs.channels.attributes import rewrites
 from secateurs.channels.graph import ChannelGroup, named_tensors
 from secateurs.errors import PlanError, VerificationError
+from secateurs.surgery.culprits import blamed
 from secateurs.surgery.cut import copied, remade, take
 from secateurs.surgery.plan import REWRITTEN, Kept, PrunableGraph, only_inexact, trace
-from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
+from secateurs.surgery.verify import TOLERANCE, disagreement, outputs, steady
 
 Array = np.ndarray
 Shape = tuple[int, ...]
@@ -160,16 +162,22 @@ def prove(model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, 
     not exact: none is to be expected there). Where float32 leaves doubt, float64 decides.
 
     Raises VerificationError where they differ, where the wide one does not run, costs other than the graph says, or
-    has other channels than were asked for.
+    has other channels than were asked for; its message names the groups that are to blame.
     """
-    error = _difference(model, wide, example_inputs, torch.float32)
-    if how.exact and not error <= TOLERANCE:
-        error = _difference(model, wide, example_inputs, torch.float64)
-    if how.exact and not error <= TOLERANCE:
+    error, wrong = _judged(model, wide, how.exact, example_inputs)
+    if wrong:
+        steady(model, example_inputs)
+
+        def fails(names: list[str]) -> bool:
+            part = growth(graph, {n: how.widths[n] for n in names})
+            return bool(_judged(model, grow(model, part), how.exact, example_inputs)[1])
+
+        which = blamed(list(how.widths), fails)
+        come = (
+            f"It comes from widening {which}" if which else f"It takes several of its {len(how.widths)} groups together"
+        )
         raise VerificationError(
-            f"The widened network differs from the given one by {error:.1e} of the output's range (at most "
-            f"{TOLERANCE:.0e} is allowed). A figure in its code that only fits the old width may be the cause: widen "
-            f"fewer groups, {{group: width}}, to find the one."
+            f"{wrong} {come}: a figure in the code may only fit the old width. Widen the others, {{group: width}}."
         )
     vector = graph.sizes.copy()
     for name, width in how.widths.items():
@@ -182,6 +190,28 @@ def prove(model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, 
     if other:
         raise VerificationError(f"Traced anew, the widened network has other channels in {', '.join(other[:3])}.")
     return error if how.exact else float("nan")
+
+
+def _judged(model: nn.Module, wide: nn.Module, exact: bool, example_inputs: Any) -> tuple[float, str]:
+    """The difference, and what to say of it: nothing if it is none, or if one was to be expected."""
+    try:
+        error = _difference(model, wide, example_inputs, torch.float32)
+    except _WideError as failure:
+        return float("inf"), str(failure)
+    if not exact or error <= TOLERANCE:
+        return error, ""
+    with contextlib.suppress(VerificationError):  # a network with float32 tensors of its own may not run in float64
+        error = _difference(model, wide, example_inputs, torch.float64)
+    if error <= TOLERANCE:
+        return error, ""
+    return error, (
+        f"The widened network differs from the given one by {error:.1e} of the output's range (at most {TOLERANCE:.0e} "
+        f"is allowed)."
+    )
+
+
+class _WideError(VerificationError):
+    """The widened network does not run."""
 
 
 def resized(model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
@@ -296,8 +326,5 @@ def _difference(model: nn.Module, wide: nn.Module, example_inputs: Any, dtype: t
     try:
         after = outputs(copied(wide), example_inputs, dtype)
     except Exception as error:
-        raise VerificationError(
-            f"The widened network does not run: {type(error).__name__}: {error}. A figure in its code may only fit "
-            f"the old width: widen fewer groups, {{group: width}}, to find the one."
-        ) from error
+        raise _WideError(f"The widened network does not run: {type(error).__name__}: {error}.") from error
     return disagreement(after, before, "given")
