@@ -16,7 +16,7 @@ import secateurs as sc
 import secateurs.training as T
 from secateurs.training import mimic
 from secateurs.training.distil import soft_loss
-from secateurs.training.features import Capture, feature_maps
+from secateurs.training.features import Capture, FeatureMap, feature_maps
 from tests.training.helpers import batches, data, same
 
 QUIET: dict[str, Any] = {"progress": "silent", "device": "cpu"}
@@ -140,7 +140,8 @@ def test_the_loss_is_the_mean_over_nodes_of_post_activation_maps() -> None:
     ):
         recover(student, teacher, recipe, [(x, y)])
     recipe = T.Mimic(steps=1, lr=1e-9, function="mse", nodes=("block1", "down"), precision="fp32")
-    (line,) = recover(student, teacher, recipe, [(x, y)])
+    (line,) = recover(student, teacher.train(), recipe, [(x, y)])
+    teacher.eval()  # as it is asked, whatever mode it was given in
     before.train()
     with torch.no_grad(), Capture(teacher, recipe.nodes) as theirs, Capture(before, recipe.nodes) as ours:
         teacher(x)
@@ -179,7 +180,14 @@ def test_what_comes_after_the_last_node_stands_still() -> None:
     teacher, student = pair()
     student.stem[0].weight.requires_grad_(False)  # frozen by the user
     before = copy.deepcopy(student.state_dict())
-    recover(student, teacher, T.Mimic(epochs=2))
+    asked: set[str] = set()
+
+    class Watch(T.Hook):
+        def before_batch(self, engine: Any, batch: Any) -> None:
+            asked.update(n for n, p in engine.model.named_parameters() if p.requires_grad)
+
+    recover(student, teacher, T.Mimic(epochs=2), hooks=[Watch()])
+    assert not [n for n in asked if n.startswith(("neck", "fc"))]  # several processes must not wait for their gradients
     moved = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
     assert not [name for name in moved if name.startswith(("neck", "fc", "stem.0"))]
     assert {"block2.bn2.weight", "block2.bn2.running_mean", "block1.conv1.weight"} <= moved
@@ -345,8 +353,20 @@ def test_nodes_of_the_method_come_first_where_they_kept_their_shape() -> None:
     assert line["nodes"] == ["down", "block2"]
 
 
+def test_the_last_map_is_a_node_whatever_made_it() -> None:
+    """Else all that comes after the last non-linearity would not be trained."""
+
+    def named(name: str, width: int, op: str) -> FeatureMap:
+        return FeatureMap(name, (name,), (1, width, 8, 8), op)
+
+    maps = [named("a", 4, "Relu"), named("b", 4, "Add"), named("c", 6, "Relu"), named("d", 6, "Cat")]
+    assert [m.name for m in mimic._stage_ends(maps)] == ["a", "d"]
+    pooled = FeatureMap("e", ("e",), (1, 6, 1, 1), "Mean")
+    assert [m.name for m in mimic._stage_ends([*maps[:3], pooled])] == ["a", "c"]
+
+
 def test_spread_keeps_the_last_and_even_distances() -> None:
-    maps = [T.features.FeatureMap(str(i), (str(i),), (1, 4, 8, 8), "Relu") for i in range(9)]
+    maps = [FeatureMap(str(i), (str(i),), (1, 4, 8, 8), "Relu") for i in range(9)]
     assert [m.name for m in mimic._spread(maps, 4)] == ["1", "3", "6", "8"]
     assert [m.name for m in mimic._spread(maps[:3], 4)] == ["0", "1", "2"]
     assert [m.name for m in mimic._spread(maps, 1)] == ["8"]

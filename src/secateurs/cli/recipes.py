@@ -42,7 +42,7 @@ class RecoverOptions:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 where the hardware is fast at it"""
     mimic_lr: float | None = None
-    """peak learning rate of mimicking (Adam), 0.001 by default"""
+    """peak learning rate of mimicking (Adam), 0.003 by default"""
     mimic_function: Literal["kl", "js", "mse", "l1"] | None = None
     """how far feature maps are apart, kl by default"""
     nodes: str | None = None
