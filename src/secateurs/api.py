@@ -26,6 +26,7 @@ from secateurs.methods.method import Method, Scope, Task, check_budget, check_sc
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.surgery import Plan, apply, trace, verify
 from secateurs.surgery.grow import resized, widened
+from secateurs.surgery.stripes import summary
 from secateurs.surgery.verify import steady
 from secateurs.training import CheckpointStore, Engine, Recipe
 from secateurs.version import __version__
@@ -86,6 +87,7 @@ class Result:
             "cut": asdict(self.cut),
             "after": asdict(self.after),
             "error": self.error,
+            "stripes": summary(self.plan),
             "history": self.history,
             "versions": {
                 "secateurs": __version__,

@@ -344,3 +344,37 @@ def test_half_precision() -> None:
     plan = trace(model, x().bfloat16()).plan({}, stripes={"b.weight": some((8, 3, 5), 0.4)})
     assert verify(model, plan, x()) <= 1e-5
     assert {p.dtype for p in apply(model, plan).parameters()} == {torch.bfloat16}
+
+
+# -- a network whose stripes are cut already ---------------------------------------------------------------------------
+
+
+def test_channels_that_a_stripe_convolution_reads_may_be_cut() -> None:
+    model = CASES["chain"].make().eval()
+    graph = trace(model, image())
+    small = apply(model, graph.plan({}, stripes={"b.weight": some(graph.kernels["b.weight"], 0.5)}))
+    again = trace(small, image())
+    assert isinstance(small.b, StripeConv2d)
+    assert again.cost() == sc.count(small, image())
+    assert again["a"].prunable
+    assert again["b"].reason == "its filters have stripes of their own: cut channels before stripes"
+    assert set(again.kernels) == {"a.weight"}
+    plan = again.plan({"a": [1, 4, 6]}, stripes={"a.weight": some((8, 3, 3), 0.5)})
+    assert verify(small, plan, image()) <= 1e-5
+    least = apply(small, plan)
+    assert (least.b.in_channels, least.b.weight.shape[1]) == (3, 3)
+    assert sc.count(least, image()) == again.cost_of(plan)
+    optimizer = torch.optim.SGD(small.parameters(), 0.1, momentum=0.9)
+    small(image()).sum().backward()
+    optimizer.step()
+    cut_(small, plan, optimizer)
+    assert optimizer.state[small.b.weight]["momentum_buffer"].shape == small.b.weight.shape
+    torch.testing.assert_close(small.eval()(image()).shape, least(image()).shape)
+
+
+def test_a_network_of_stripes_alone_costs_what_it_costs() -> None:
+    model = two()
+    graph = trace(model, x())
+    plan = graph.plan({}, stripes={w: some(shape, 0.5) for w, shape in graph.kernels.items()})
+    small = apply(model, plan)
+    assert trace(small, x()).cost() == sc.count(small, x()) == graph.cost_of(plan)

@@ -52,6 +52,8 @@ def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
         return {"in_channels": into, "out_channels": out, "groups": groups}
     if isinstance(module, nn.Linear):
         return {"in_features": new[1], "out_features": new[0]}
+    if len(old) == 2 and hasattr(module, "in_channels"):  # stripes of a convolution
+        return {"in_channels": new[1]}
     if isinstance(module, _NormBase):
         return {"num_features": new[0]}
     if isinstance(module, nn.LayerNorm):

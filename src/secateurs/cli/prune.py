@@ -321,7 +321,7 @@ def _budget(macs: Share | None, params: Share | None, align: int) -> Budget | No
 
 def _show(folder: Path) -> None:
     from secateurs import artifact
-    from secateurs.report import duration, error, outcome
+    from secateurs.report import duration, error, outcome, stripes_line
 
     _, card = artifact.read(folder)
     for name in ("before", "cut", "after", "error", "seconds"):
@@ -330,5 +330,7 @@ def _show(folder: Path) -> None:
     console = options.out()
     console.print(outcome(card))
     console.print()
+    if card.get("stripes"):
+        console.print(stripes_line(card["stripes"]))
     console.print(f"masked ≡ sliced to {error(card['error'])} · {duration(card['seconds'])} · saved to {folder}")
     console.print(f'model = secateurs.load("{folder}")')

@@ -1,6 +1,18 @@
 """What people read: figures in few digits, and the tables that the commands share."""
 
 from secateurs.report.figures import count, duration, error, percent, share, short
-from secateurs.report.tables import listing, outcome, table
+from secateurs.report.tables import listing, outcome, stripes, stripes_line, table
 
-__all__ = ["count", "duration", "error", "listing", "outcome", "percent", "share", "short", "table"]
+__all__ = [
+    "count",
+    "duration",
+    "error",
+    "listing",
+    "outcome",
+    "percent",
+    "share",
+    "short",
+    "stripes",
+    "stripes_line",
+    "table",
+]

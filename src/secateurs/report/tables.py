@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from secateurs.report.figures import percent, share, short
+from secateurs.report.figures import count, percent, share, short
 
 Justify = Literal["left", "right"]
 
@@ -45,3 +45,27 @@ def listing(names: Sequence[str], most: int = 2) -> str:
     """'conv1, conv2 +3': the first names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" +{more}" if more > 0 else "")
+
+
+def stripes(layers: Sequence[Mapping[str, Any]]) -> Table:
+    """What each layer keeps of its stripes: from an artifact's card."""
+    made = table("layer", "kernel", "filters", "stripes", "", "index")
+    for layer in layers:
+        made.add_row(
+            layer["layer"],
+            "×".join(map(str, layer["kernel"])),
+            f"{layer['filters']:,}",
+            f"{layer['stripes']:,}",
+            share(layer["stripes"], layer["of_stripes"]),
+            f"{layer['index']:,}",
+        )
+    return made
+
+
+def stripes_line(layers: Sequence[Mapping[str, Any]]) -> str:
+    """The same in one line."""
+    kept, of, index = (sum(layer[key] for layer in layers) for key in ("stripes", "of_stripes", "index"))
+    return (
+        f"stripes: {kept:,} of {of:,} stay ({share(kept, of)}) in {count(len(layers), 'layer')}; where they are takes "
+        f"{index:,} index entries, which are no parameters"
+    )

@@ -9,12 +9,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateurs.channels import register_rule
 from secateurs.errors import PlanError, nearest
 from secateurs.stripes import StripeConv2d
 
 Array = np.ndarray
 Kept = tuple[int, ...]
 Shape = tuple[int, ...]
+
+
+@register_rule(torch.ops.secateurs.stripe_conv2d)
+def stripe_convolution(
+    t: Any,
+    x: Tensor,  # (N, C, H, W)
+    weight: Tensor,  # (S, C)
+    bias: Tensor | None,  # (O,)
+    kept: Tensor,  # (O, KH, KW)
+    *_: Any,
+) -> Any:
+    """A network whose stripes are cut already: channels that such a layer reads may be cut, those that it makes may not."""
+    t.unify(t.axis(x, 1), t.axis(weight, 1))
+    t.consume(weight, 1)
+    t.freeze(t.axis(weight, 0), "a stripe")
+    t.freeze({a: v for a, v in t.labels(kept).items() if a}, "a kernel position")
+    out = t.axis(kept, 0)
+    t.freeze(out, "its filters have stripes of their own: cut channels before stripes")
+    t.produce(kept, 0)
+    if bias is not None:
+        t.unify(out, bias)
+    t.cost(*(t.out.shape[a] for a in (0, 2, 3)), t.width(weight, 0), t.width(weight, 1))
+    return {1: out}
 
 
 def checked(
@@ -157,3 +181,29 @@ def replace_(
                     parent._modules[leaf] = made
         done.append((conv.weight, weight, taken))
     return done
+
+
+def summary(plan: Any) -> list[dict[str, Any]]:
+    """What a plan keeps of each layer that it takes stripes from: JSON-able.
+
+    layer; kernel: rows and columns; filters: those with stripes; of_filters: those that stay; stripes, of_stripes:
+    of all the layer's filters; shares: for each position the share of the layer's filters that keep it; index: entries
+    that say where the stripes are, one for each position of each filter that has some (sec. 3 of the paper). They are
+    no parameters, and not counted as such.
+    """
+    found = []
+    for name, places in plan.stripes.items():
+        o, _, rows, columns = plan.shapes[name]
+        alive = as_mask(places, plan.shapes[name])
+        filters = int(alive.flatten(1).any(1).sum())
+        found.append({
+            "layer": name.rpartition(".")[0],
+            "kernel": [rows, columns],
+            "filters": filters,
+            "of_filters": len(plan.kept.get(name, {}).get(0, range(o))),
+            "stripes": len(places),
+            "of_stripes": o * rows * columns,
+            "shares": [[round(v, 4) for v in row] for row in alive.float().mean(0).tolist()],
+            "index": filters * rows * columns,
+        })  # fmt: skip
+    return found

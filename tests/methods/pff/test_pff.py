@@ -158,8 +158,7 @@ def test_penalty_by_hand() -> None:
     assert values.numel() == 9 + 9 + 3 + 9
     with torch.no_grad():
         values.normal_()
-    sums = [part.abs().sum().item() * o for part, o in zip(values.split([9, 9, 3, 9]), (6, 8, 10, 5), strict=True)]
-    torch.testing.assert_close(pruner.penalty(), torch.tensor(0.01 * sum(sums)))
+    torch.testing.assert_close(pruner.penalty(), torch.tensor(0.01 * sum(abs(v) for v in values.tolist())))
 
 
 def test_one_step_is_the_subgradient() -> None:
@@ -398,7 +397,9 @@ def test_control_by_hand() -> None:
     assert control.update(0.30, 0.25) == pytest.approx(0.01 * np.exp(-1.5))
     assert control.update(1.0, 0.4) == pytest.approx(0.01 * np.exp(1.5))  # bounded
     assert control.update(1.0, 0.5) == pytest.approx(0.01)  # settled
-    assert control.update(0.05, 0.25) == pytest.approx(0.01)
+    assert control.update(1.0, 0.6) == pytest.approx(0.01 * np.exp(2))
+    assert control.update(1.0, 0.9) == pytest.approx(0.01 * np.exp(3))
+    assert control.update(0.05, 0.9) == pytest.approx(0.01)  # done
     learning = Controller(0.01, delta=0.1, arrive=0.5, rate=0.2)
     for _ in range(1000):
         learning.update(1.0, 0.49)
@@ -468,6 +469,14 @@ def test_group_lasso_looks_at_norms(shared: bool) -> None:
     torch.testing.assert_close(found[start : start + by_hand.numel()], by_hand / by_hand.mean())
     found.sum().backward()
     assert model.a.weight.grad.abs().sum() > 0
+    before = norms.strength().detach()
+    model.zero_grad()
+    (norms.pull * norms.strength()).sum().backward()
+    with torch.no_grad():  # a small step along the penalty's gradient takes the same off all of them
+        for name in KERNELS:
+            w = model.get_parameter(name)
+            w -= 1e-3 * w.grad
+    torch.testing.assert_close(before - norms.strength().detach(), torch.full_like(before, 1e-3), rtol=0.01, atol=1e-6)
     norms.silence_(torch.ones(found.shape, dtype=torch.bool))
     assert (model.a.weight == 0).all()
     model.zero_grad()

@@ -9,10 +9,14 @@ class Controller:
     """α = base · exp(gain · excess), where excess is how far the threshold that the budget needs now lies above the
     line; the base follows slowly. All values are one at first, and none is below δ for long: the number of dead
     stripes says nothing until the end, while the needed threshold moves from the first step on.
+
+    After `arrive`, a share of the training, it is settled what has to go, and α, which then presses on nothing else,
+    grows until it does: what the loss holds on to would stay where it is otherwise.
     """
 
-    REACH = 3.0  # the base stays within a factor of e³ of where it starts …
-    BOUND = 0.25  # … and an excess beyond this counts as this
+    REACH = 3.0  # the base stays within a factor of e³ of where it starts, and α grows by as much in the end …
+    BOUND = 0.25  # … an excess beyond this counts as this …
+    GROWTH = 0.05  # … and α grows by a factor of e in this share of the training
 
     def __init__(self, start: float, delta: float, arrive: float, gain: float = 6.0, rate: float = 0.2) -> None:
         self.delta, self.arrive, self.gain, self.rate = delta, arrive, gain, rate
@@ -23,14 +27,15 @@ class Controller:
         """Where the needed threshold should be after this share of training."""
         return 1.0 - (1.0 - self.delta) * min(1.0, progress / self.arrive)
 
-    def arrived(self, needed: float, progress: float) -> bool:
-        """Whether it is settled which stripes have to go."""
-        return needed <= self.delta or progress >= self.arrive
+    def settled(self, progress: float) -> bool:
+        return progress >= self.arrive
 
     def update(self, needed: float, progress: float) -> float:
         """α from now on."""
-        if self.arrived(needed, progress):
-            return math.exp(self.base)
+        if self.settled(progress):
+            if needed <= self.delta:
+                return math.exp(self.base)
+            return math.exp(self.base + min(self.REACH, (progress - self.arrive) / self.GROWTH))
         excess = max(-self.BOUND, min(self.BOUND, needed - self.target(progress)))
         self.base = max(self.low, min(self.high, self.base + self.rate * excess))
         return math.exp(self.base + self.gain * excess)

@@ -44,7 +44,7 @@ class PFF(TrainingMethod):
     schedule: Literal["onecycle", "cosine", "constant"] = Field("cosine", description="of both learning rates")
     weight_decay: float = Field(default=1e-4, ge=0, description="of the network's weights")
     skeleton_lr: float = Field(
-        default=0.05, gt=0, le=10, description="learning rate of the skeleton (SGD, momentum 0.9)"
+        default=0.1, gt=0, le=10, description="learning rate of the skeleton (SGD, momentum 0.9)"
     )
     skeleton_decay: float = Field(
         default=0.0, ge=0, description="weight decay of the skeleton; 1e-4 in the released code"
@@ -109,7 +109,6 @@ class PFFPruner(Pruner):
             self.networks = {"skeleton": (nn.Module(), optimizer)}
         else:
             self.measure = Norms(self.model, found, shared)
-        self.weight = torch.from_numpy(np.bincount(self.stripes.unit)).float()  # stripes of each unit
         self.alive = torch.ones(self.stripes.units, dtype=torch.bool)
         self.alpha = ALPHA if config.alpha is None else config.alpha
         self.pressed = torch.ones_like(self.alive)  # the units that α presses on
@@ -125,7 +124,7 @@ class PFFPruner(Pruner):
         device = parameter(self.model, next(iter(self.stripes.kernels))).device
         if isinstance(self.measure, Skeleton):
             self.measure.values.data = self.measure.values.data.to(device)
-        self.weight, self.alive, self.pressed = (x.to(device) for x in (self.weight, self.alive, self.pressed))
+        self.alive, self.pressed = self.alive.to(device), self.pressed.to(device)
         if self.config.alpha is None and self.task.budget is not None:
             self.controller = Controller(self._guess(), self.config.delta, self.config.arrive)
             self.alpha = self.controller.update(1.0, 0.0)
@@ -139,11 +138,11 @@ class PFFPruner(Pruner):
         return (1 - config.delta) * (1 - self.MOMENTUM) / path
 
     def penalty(self) -> Tensor | float:
-        """α times the sum of all values (eq. 2); a value that several filters share counts for each of them."""
+        """α times the sum of all values (eq. 2)."""
         if self.alpha == 0:
             return 0.0
-        weight = self.weight * self.measure.pull.to(self.weight.device) * self.pressed
-        return self.alpha * (weight * self.measure.strength()).sum()
+        strength = self.measure.strength()
+        return self.alpha * (self.measure.pull.to(strength.device) * self.pressed * strength).sum()
 
     # -- after each step ----------------------------------------------------------------------------------------------
 
@@ -164,8 +163,8 @@ class PFFPruner(Pruner):
             progress = self.steps / max(1, self.total)
             self.alpha = self.controller.update(needed, progress)
             # In the end α presses on what has to go, and on nothing else.
-            arrived = self.controller.arrived(needed, progress)
-            self.pressed = strength <= needed if arrived else torch.ones_like(self.pressed)
+            settled = self.controller.settled(progress)
+            self.pressed = strength <= needed if settled else torch.ones_like(self.pressed)
         if self.config.live:  # no more than the budget asks for
             below = strength < self.config.delta
             self._kill(below if self.task.budget is None else below & (strength <= needed))

@@ -97,9 +97,9 @@ class Norms:
     def __init__(self, model: nn.Module, kernels: Kernels, shared: bool = False) -> None:
         self.model, self.kernels, self.shared = model, list(kernels), shared
         self.first = [float(n.detach().mean()) for n in self._norms()]
-        self.pull = torch.cat(
-            [torch.full_like(n, m**2) for n, m in zip(self._norms(), self.first, strict=True)]
-        ).detach()
+        filters = [o if shared else 1 for o, _, _ in kernels.values()]
+        parts = zip(self._norms(), self.first, filters, strict=True)
+        self.pull = torch.cat([torch.full_like(n.detach(), m**2 * o) for n, m, o in parts])
 
     def _norms(self) -> list[Tensor]:
         """For each layer (units,)."""

@@ -1,0 +1,46 @@
+"""Curves in a picture, where matplotlib is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from secateurs.errors import ConfigError
+
+# Distinct for those who see red and green alike, too (Okabe and Ito).
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is there."""
+    return find_spec("matplotlib") is not None
+
+
+def plot(
+    path: Path,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str = "",
+    x: str = "",
+    y: str = "",
+) -> Path:
+    """Draw curves by name, each (xs, ys), into a file whose suffix says the format (.png, .svg, .pdf).
+
+    Raises ConfigError if matplotlib is not installed.
+    """
+    if not can_plot():
+        raise ConfigError("Pictures need matplotlib: pip install 'secateurs[report]'.")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, (xs, ys)) in enumerate(curves.items()):
+        style = ("-", "--", ":")[i // len(COLOURS) % 3]
+        axes.plot(xs, ys, style, color=COLOURS[i % len(COLOURS)], linewidth=1.5, label=name)
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.01)
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=110)
+    return path
