@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.methods import Task
 from secateurs.methods.aofp import Damage
+from secateurs.methods.aofp.figures import draw, remaining, widths
 from secateurs.methods.aofp.method import AOFPPruner, Pace
 from secateurs.training import Engine
 from tests.networks import randomise
@@ -410,6 +411,36 @@ def test_warm_up_and_staggered_starts() -> None:
 def test_search_cost_by_default_is_a_hundredth_of_the_training() -> None:
     assert [attached(steps=n)[1].cost for n in (4, 250, 2000)] == [1, 2, 20]
     assert attached(steps=2000, search_cost=7)[1].cost == 7
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_from_the_record(tmp_path: Any) -> None:
+    history: list[dict[str, Any]] = [
+        {"epoch": 1, "train_loss": 1.0},
+        {"event": "search", "groups": ["a", "b"], "sizes": [4, 10]},
+        {"event": "move", "step": 3, "widths": [4, 8]},
+        {"event": "move", "step": 7, "widths": [3, 8]},
+        {"event": "end", "step": 9, "widths": [3, 9]},
+    ]
+    assert remaining(history) == {"a": ([0, 7, 9], [1.0, 0.75, 0.75]), "b": ([0, 3, 9], [1.0, 0.8, 0.9])}
+    assert widths(history) == {"a": (4, 3), "b": (10, 9)}
+    with pytest.raises(sc.ConfigError, match="no run of aofp"):
+        remaining(history[:1])
+    pytest.importorskip("matplotlib")
+    for path in draw(history, tmp_path / "new"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    model, pruner = attached(sc.Budget(macs=0.6), steps=100, theta=0.05, search_cost=1)
+    train(model, pruner, 100)
+    plan = pruner.plan()
+    found = widths(pruner.task.history)
+    assert {n: b for n, (a, b) in found.items() if a != b} == {
+        n: len(k) for n, k in plan.groups.items() if len(k) < found[n][0]
+    }
+    for name, (steps, shares) in remaining(pruner.task.history).items():
+        assert steps == sorted(steps)
+        assert shares[-1] == found[name][1] / found[name][0]
 
 
 # -- loops of one's own, copies, evaluation ----------------------------------------------------------------------------

@@ -265,11 +265,13 @@ class AOFPPruner(Pruner):
             else:
                 selection = meet(self.widths, scores)
             forced = sum(int(a.sum() - a[selection[name]].sum()) for name, a in alive.items())
-        kept = self.widths.cost(np.array([len(selection[g.name]) for g in self.widths.groups]))
+        widths = np.array([len(selection[g.name]) for g in self.widths.groups])
+        kept = self.widths.cost(widths)
         self.record.append(
             {
                 "event": "end", "step": self.steps, "moves": self.moves, "theta": self.pace.theta, "forced": forced,
-                "reason": self.ended or "the training is over", "macs": int(kept.macs), "params": int(kept.params),
+                "reason": self.ended or "the training is over",
+                "widths": widths.tolist(), "macs": int(kept.macs), "params": int(kept.params),
             }
         )  # fmt: skip
         if forced:
