@@ -99,7 +99,7 @@ struct Block {
 
 struct Problem {
   int64_t images, channels, height, width, outputs, out_h, out_w;
-  int64_t sh, sw, top, left, dh, dw, columns_of_kernel, padded_h, padded_w;
+  int64_t sh, sw, top, left, dh, dw, rows_of_kernel, columns_of_kernel, padded_w;
   const float *x, *weights, *bias;
   float* out;
   const int64_t* filters;
@@ -112,22 +112,44 @@ void set(float* to, float value) { *reinterpret_cast<vec*>(to) = vec{} + value; 
 
 // -- pixels in registers -----------------------------------------------------------------------------------------------
 
-struct Planes {
-  int64_t rows, columns;  // of a phase
-  bool by_row;  // outputs row by row, each in whole vectors; else in one go, the padding between rows computed as well
-  int64_t out_row, vectors;
+constexpr int64_t BAND = 1 << 16;  // values of the copied input that are worked on at a time
 
-  explicit Planes(const Problem& p) : rows(over(p.padded_h, p.sh)), columns(over(p.padded_w, p.sw)) {
-    const int64_t each = p.out_h * over(p.out_w, LANES), all = over(p.out_h * columns, LANES);
-    by_row = each <= all;
+// A band of output rows of one image: what it reads is copied, by phases, and its positions are offsets into the copy.
+struct Band {
+  int64_t most, below, columns;  // output rows; rows of a phase that they read beyond their own; columns of a phase
+  bool by_row;  // outputs row by row, each in whole vectors; else in one go, the padding between rows computed as well
+  int64_t out_row, plane, phase, out_plane;
+  std::vector<int64_t> shift, from, to;
+
+  explicit Band(const Problem& p)
+      : below(p.dh * (p.rows_of_kernel - 1) / p.sh), columns(over(p.padded_w, p.sw)) {
+    const int64_t phases = p.sh * p.sw, fits = BAND / (p.channels * phases * columns) - below;
+    most = std::clamp<int64_t>(fits, 1, over(p.images * p.out_h, at::get_num_threads()));
+    most = over(p.out_h, over(p.out_h, most));  // bands of one height, as near as can be
+    by_row = up(p.out_w, LANES) <= columns;
     out_row = by_row ? up(p.out_w, LANES) : columns;
-    vectors = by_row ? each : all;
+    plane = up((most + below) * columns + 2 * LANES, LANES);
+    if (plane % 1024 == 0) plane += LANES;  // or all channels would want the same lines of the cache
+    phase = p.channels * plane;
+    out_plane = up(most * out_row, LANES) + LANES;
+    for (const Block& b : p.blocks) {
+      const int64_t h = b.position / p.columns_of_kernel * p.dh, w = b.position % p.columns_of_kernel * p.dw;
+      shift.push_back((h % p.sh * p.sw + w % p.sw) * phase + h / p.sh * columns + w / p.sw);
+    }
+    for (int64_t row = 0; row < (by_row ? most : 1); row++)
+      for (int64_t j = 0; j < (by_row ? out_row : most * columns); j += LANES) {
+        from.push_back(row * columns + j);
+        to.push_back(row * out_row + j);
+      }
   }
+
+  int64_t vectors(int64_t rows) const { return by_row ? rows * (out_row / LANES) : over(rows * columns, LANES); }
 };
 
-void copy_plane(const Problem& p, const Planes& l, const float* pixels, int64_t phase_h, int64_t phase_w, float* line,
-                float* end) {
-  for (int64_t r = 0; r < l.rows; r++, line += l.columns) {
+// One channel of one phase, from the phase's row `first` on.
+void copy_plane(const Problem& p, const Band& l, const float* pixels, int64_t phase_h, int64_t phase_w, int64_t first,
+                int64_t rows, float* line, float* end) {
+  for (int64_t r = first; r < first + rows; r++, line += l.columns) {
     const int64_t h = r * p.sh + phase_h - p.top;
     const int64_t w = phase_w - p.left;  // of the first column; column q is at w + q * sw
     const bool inside = h >= 0 && h < p.height && w < p.width;
@@ -145,60 +167,41 @@ void copy_plane(const Problem& p, const Planes& l, const float* pixels, int64_t 
 }
 
 void pixels_in_registers(const Problem& p) {
-  const Planes l(p);
+  const Band l(p);
   const bool direct = l.by_row && l.out_row == p.out_w;  // the outputs need not be copied
-  std::vector<int64_t> from, to;
-  for (int64_t row = 0; row < (l.by_row ? p.out_h : 1); row++)
-    for (int64_t j = 0; j < (l.by_row ? l.out_row : p.out_h * l.columns); j += LANES) {
-      from.push_back(row * l.columns + j);
-      to.push_back(row * l.out_row + j);
-    }
-  int64_t plane = up(l.rows * l.columns + 2 * LANES, LANES);
-  if (plane % 1024 == 0) plane += LANES;  // or all channels would want the same lines of the cache
-  const int64_t phase = p.channels * plane, phases = p.sh * p.sw, image = phases * phase;
-  const int64_t out_plane = direct ? p.out_h * p.out_w : up(p.out_h * l.out_row, LANES) + LANES;
-  const int64_t out_image = p.outputs * out_plane;
-  std::vector<int64_t> shift;
-  for (const Block& b : p.blocks) {
-    const int64_t h = b.position / p.columns_of_kernel * p.dh, w = b.position % p.columns_of_kernel * p.dw;
-    shift.push_back((h % p.sh * p.sw + w % p.sw) * phase + h / p.sh * l.columns + w / p.sw);
-  }
-
-  const int64_t threads = at::get_num_threads(), together = std::min(p.images, threads);
-  thread_local std::vector<float> in_memory, out_memory;
-  float* const in = buffer(in_memory, together * image + 4 * LANES);  // offsets read a little past the last plane
-  float* const sums = direct ? nullptr : buffer(out_memory, together * out_image);
-  for (int64_t first = 0; first < p.images; first += together) {
-    const int64_t n = std::min(together, p.images - first);
-    at::parallel_for(0, n * p.channels, std::max<int64_t>(1, p.channels / 4), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++)
-        for (int64_t k = 0; k < phases; k++) {
-          float* own = in + i / p.channels * image + k * phase + i % p.channels * plane;
-          copy_plane(p, l, p.x + (first * p.channels + i) * p.height * p.width, k / p.sw, k % p.sw, own, own + plane);
+  const int64_t bands = over(p.out_h, l.most), phases = p.sh * p.sw;
+  at::parallel_for(0, p.images * bands, 1, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> in_memory, out_memory;
+    float* const in = buffer(in_memory, phases * l.phase + 4 * LANES);  // offsets read a little past the last plane
+    float* const sums = direct ? nullptr : buffer(out_memory, p.outputs * l.out_plane);
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t image = i / bands, first = i % bands * l.most, rows = std::min(l.most, p.out_h - first);
+      for (int64_t k = 0; k < phases; k++)
+        for (int64_t c = 0; c < p.channels; c++) {
+          float* own = in + k * l.phase + c * l.plane;
+          copy_plane(p, l, p.x + (image * p.channels + c) * p.height * p.width, k / p.sw, k % p.sw, first,
+                     rows + l.below, own, own + l.plane);
         }
-    });
-    const int64_t tile = std::min(TILE, over(n * l.vectors, threads)), tiles = over(l.vectors, tile);
-    at::parallel_for(0, n * tiles, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t own = i / tiles, v = i % tiles * tile, m = std::min(tile, l.vectors - v);
-        float* target = direct ? p.out + (first + own) * out_image : sums + own * out_image;
+      float* const result = p.out + image * p.outputs * p.out_h * p.out_w + first * p.out_w;
+      float* const target = direct ? result : sums;
+      const int64_t out_plane = direct ? p.out_h * p.out_w : l.out_plane, vectors = l.vectors(rows);
+      for (int64_t v = 0; v < vectors; v += TILE) {
+        const int64_t m = std::min(TILE, vectors - v);
         for (int64_t o = 0; o < p.outputs; o++)
-          for (int64_t j = v; j < v + m; j++) set(target + o * out_plane + to[j], p.start(o));
+          for (int64_t j = v; j < v + m; j++) set(target + o * out_plane + l.to[j], p.start(o));
         for (size_t b = 0; b < p.blocks.size(); b++)
-          ADD_TILE[p.blocks[b].filters](in + own * image + shift[b], plane, p.channels, &from[v],
-                                        p.weights + p.blocks[b].weights, target, out_plane, &to[v],
+          ADD_TILE[p.blocks[b].filters](in + l.shift[b], l.plane, p.channels, &l.from[v],
+                                        p.weights + p.blocks[b].weights, target, out_plane, &l.to[v],
                                         p.filters + p.blocks[b].first, m);
       }
-    });
-    if (direct) continue;
-    at::parallel_for(0, n * p.outputs, std::max<int64_t>(1, p.outputs / 4), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++)
-        for (int64_t row = 0; row < p.out_h; row++) {
-          const float* line = sums + i / p.outputs * out_image + i % p.outputs * out_plane + row * l.out_row;
-          std::copy(line, line + p.out_w, p.out + ((first * p.outputs + i) * p.out_h + row) * p.out_w);
+      if (direct) continue;
+      for (int64_t o = 0; o < p.outputs; o++)
+        for (int64_t row = 0; row < rows; row++) {
+          const float* line = sums + o * l.out_plane + row * l.out_row;
+          std::copy(line, line + p.out_w, result + (o * p.out_h + row) * p.out_w);
         }
-    });
-  }
+    }
+  });
 }
 
 // -- filters in registers ----------------------------------------------------------------------------------------------
@@ -291,9 +294,9 @@ Problem problem(const at::Tensor& x, const at::Tensor& weights, const at::Tensor
   Problem p;
   p.images = x.size(0), p.channels = x.size(1), p.height = x.size(2), p.width = x.size(3), p.outputs = outputs;
   p.sh = stride[0], p.sw = stride[1], p.dh = dilation[0], p.dw = dilation[1], p.top = padding[0], p.left = padding[2];
-  p.columns_of_kernel = kernel[1];
-  p.padded_h = p.height + padding[0] + padding[1], p.padded_w = p.width + padding[2] + padding[3];
-  p.out_h = (p.padded_h - p.dh * (kernel[0] - 1) - 1) / p.sh + 1;
+  p.rows_of_kernel = kernel[0], p.columns_of_kernel = kernel[1];
+  p.padded_w = p.width + padding[2] + padding[3];
+  p.out_h = (p.height + padding[0] + padding[1] - p.dh * (kernel[0] - 1) - 1) / p.sh + 1;
   p.out_w = (p.padded_w - p.dw * (kernel[1] - 1) - 1) / p.sw + 1;
   p.x = x.const_data_ptr<float>(), p.weights = weights.const_data_ptr<float>();
   p.bias = bias ? bias->const_data_ptr<float>() : nullptr;
