@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 import secateurs as sc
@@ -44,3 +45,29 @@ def test_an_artifact_is_pruned_further(run, images, tmp_path):
     assert (tmp_path / "a" / "model.safetensors").is_file()
     refused = run("prune", tmp_path / "a", *data, "--pretrain-epochs", 1, "--macs", 0.5, "--out", tmp_path / "c")
     assert refused.status == 1
+
+
+def test_stripes_are_told_and_drawn(run, images, tmp_path):
+    pytest.importorskip("matplotlib")
+    pruned = run("prune", "zoo:small_cnn", "--data", f"folder:{images}", *QUICK, "--pretrain-epochs", 1, "--method", "pff",
+                 "--set", "epochs=1", "--macs", 0.5, "--out", tmp_path / "a")  # fmt: skip
+    assert pruned.status == 0, pruned.err
+    card = json.loads((tmp_path / "a" / "card.json").read_text())
+    kept, of = (sum(layer[k] for layer in card["stripes"]) for k in ("stripes", "of_stripes"))
+    line = f"stripes: {kept:,} of {of:,} stay ({kept / of:.1%})"
+    assert line in pruned.out
+    plan = sc.Plan.from_json((tmp_path / "a" / "plan.json").read_text())
+    assert kept == sum(len(v) for v in plan.stripes.values())
+    index = 0
+    for name, places in plan.stripes.items():
+        positions = plan.shapes[name][2] * plan.shapes[name][3]
+        index += len({p // positions for p in places}) * positions
+    assert f"{index:,} index entries" in pruned.out
+    ran = run("inspect", tmp_path / "a", "--pictures", tmp_path / "p")
+    assert ran.status == 0, ran.err
+    assert line in ran.out
+    assert f"on 3x32x32: {card['after']['macs']:,} MACs" in ran.out
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["norms.png", "shapes.png", "shares.png"]
+    record = json.loads(run("inspect", tmp_path / "a", "--json").out)
+    assert record["stripes"] == card["stripes"]
+    assert run("inspect", "zoo:small_cnn", "--pictures", tmp_path / "q").status == 1

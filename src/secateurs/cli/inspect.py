@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from secateurs.channels import ChannelGraph, ChannelGroup, Cost
+    from secateurs.surgery import Plan
 
 
 def inspect(
@@ -25,6 +27,7 @@ def inspect(
     num_classes: Count | None = None,
     allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    pictures: options.Folder | None = None,
 ) -> None:
     """Show a network's channel groups: what may be cut, and why the rest may not.
 
@@ -51,7 +54,8 @@ def inspect(
     Parameters
     ----------
     model
-        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory
+        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory; or the folder of an artifact, of which
+        the stripes are shown, too
     input
         shape of one input, such as 3,224,224; by default what the network was made for
     num_classes
@@ -60,13 +64,21 @@ def inspect(
         count channels as prunable that a layer or group norm takes its statistics over
     as_json
         print JSON instead of a table
+    pictures
+        draw an artifact's filter shapes, and where stripes stay and how large they are, into this folder
     """
     import torch
 
     import secateurs as sc
+    from secateurs.surgery.stripes import summary
 
     network = sc.build(model, num_classes=num_classes)
-    shape = _shape(input) if input else default_shape(model, network)
+    plan, spec = _artifact(model)
+    if pictures is not None:
+        if plan is None:
+            raise ConfigError(f"--pictures are of the stripes of an artifact: {model} is none.")
+        _draw(network, plan, pictures)
+    shape = _shape(input) if input else default_shape(spec, network)
     try:
         graph = sc.trace(network, torch.zeros(1, *shape), allow_inexact=allow_inexact)
     except TraceError as error:
@@ -77,10 +89,42 @@ def inspect(
         raise TraceError(
             f"{model} does not run on an input of {given}: {reason}. --input gives another shape."
         ) from error
+    layers = [] if plan is None else summary(plan)
     if as_json:
-        print(json.dumps(_record(model, shape, graph), indent=2))
+        record = _record(model, shape, graph)
+        print(json.dumps(record if plan is None else {**record, "stripes": layers}, indent=2))
     else:
         _show(model, shape, graph)
+        _show_stripes(layers)
+
+
+def _artifact(spec: str) -> tuple[Plan | None, str]:
+    """The last plan of an artifact, and the spec of the network that it was; None for a spec of another kind."""
+    from secateurs import artifact
+    from secateurs.api import is_artifact
+
+    if not is_artifact(spec):
+        return None, spec
+    plan, card = artifact.read(spec)
+    return plan, (card.get("source") or {}).get("spec", spec)
+
+
+def _draw(network: nn.Module, plan: Plan, folder: Path) -> None:
+    from secateurs.report.shapes import pictures
+
+    for path in pictures(network, plan, folder):
+        options.say(f"drew {path}")
+
+
+def _show_stripes(layers: list[dict[str, Any]]) -> None:
+    from secateurs.report import stripes, stripes_line
+
+    if layers:
+        console = options.out()
+        console.print()
+        console.print(stripes(layers))
+        console.print()
+        console.print(stripes_line(layers))
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -1,0 +1,125 @@
+"""Pictures of a network whose filters were pruned stripe by stripe: their shapes, where stripes stay, how large they are."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateurs.errors import ConfigError
+from secateurs.report.curves import can_plot
+from secateurs.stripes import StripeConv2d
+from secateurs.surgery import Plan
+from secateurs.surgery.stripes import as_mask
+
+Array = np.ndarray
+MOST = 12  # shapes that are shown of each layer
+
+
+def masks(plan: Plan) -> dict[str, Array]:
+    """layer → which stripes stay, (filters, rows, columns) of bools, filters that went with their channels left out."""
+    found = {}
+    for name, places in plan.stripes.items():
+        alive = as_mask(places, plan.shapes[name]).numpy()
+        found[name.rpartition(".")[0]] = alive[list(plan.kept.get(name, {}).get(0, range(len(alive))))]
+    return found
+
+
+def frequencies(mask: Array) -> list[tuple[Array, int]]:
+    """The shapes of a layer's filters, (rows, columns) of bools, and how many filters have each, the most frequent first."""
+    shapes, counts = np.unique(mask, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [(shapes[i], int(counts[i])) for i in order]
+
+
+def norms(model: nn.Module, plan: Plan) -> dict[str, Array]:
+    """layer → the mean norm of its filters' stripes at each position, (rows, columns); a stripe that is gone counts as
+    zero. model: the network that the plan has made."""
+    found = {}
+    for name, places in plan.stripes.items():
+        layer = name.rpartition(".")[0]
+        module: Any = model.get_submodule(layer)
+        module = module[1] if isinstance(module, nn.Sequential) else module
+        weight = module.weight.detach().float().cpu()
+        if not isinstance(module, StripeConv2d):  # all that stays is a block
+            weight = weight.permute(0, 2, 3, 1).flatten(0, 2)
+        rows, columns = plan.shapes[name][2:]
+        position = np.array(places) % (rows * columns)
+        sums = np.bincount(position, weights=weight.norm(dim=1).numpy(), minlength=rows * columns)
+        found[layer] = (sums / module.out_channels).reshape(rows, columns)
+    return found
+
+
+def pictures(model: nn.Module, plan: Plan, folder: str | Path) -> list[Path]:
+    """Draw `shapes.png` (each layer's filter shapes by frequency; PFF, fig. 6), `shares.png` (the share of stripes that
+    stay, by layer and position; fig. 9) and `norms.png` (mean norms by layer and position; fig. 1) into a folder.
+
+    Raises ConfigError for a plan without stripes, or if matplotlib is not installed.
+    """
+    if not plan.stripes:
+        raise ConfigError("There are no stripes to draw: the plan cuts channels only.")
+    if not can_plot():
+        raise ConfigError("Pictures need matplotlib: pip install 'secateurs[report]'.")
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    found = masks(plan)
+    shares = {layer: mask.mean(0) for layer, mask in found.items()}
+    return [
+        _gallery(found, target / "shapes.png"),
+        _maps(shares, target / "shares.png", "share of filters that keep the stripe", most=1.0),
+        _maps(norms(model, plan), target / "norms.png", "mean norm of the stripes"),
+    ]
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _gallery(found: dict[str, Array], path: Path) -> Path:
+    """A row for each layer, its shapes from left to right; dark is what stays."""
+    figure = _figure(0.75 * MOST + 1.5, 0.8 * len(found) + 0.4)
+    axes = figure.subplots(len(found), MOST, squeeze=False)
+    for row, (layer, mask) in zip(axes, found.items(), strict=True):
+        shown = frequencies(mask)[:MOST]
+        for i, place in enumerate(row):
+            place.set_axis_off()
+            if i < len(shown):
+                shape, count = shown[i]
+                place.imshow(shape, cmap="Greys", vmin=0, vmax=1.25)
+                place.add_patch(_frame(shape))
+                place.set_title(f"{count / len(mask):.0%}", fontsize=7, pad=2)
+        row[0].text(-0.3, 0.5, layer, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _frame(shape: Array) -> Any:
+    from matplotlib.patches import Rectangle
+
+    rows, columns = shape.shape
+    return Rectangle((-0.5, -0.5), columns, rows, fill=False, edgecolor="grey", linewidth=0.5)
+
+
+def _maps(found: dict[str, Array], path: Path, title: str, most: float | None = None) -> Path:
+    """A small map for each layer. most: one scale for all of them, up to this; else each has its own."""
+    columns = min(len(found), 6)
+    rows = math.ceil(len(found) / columns)
+    figure = _figure(1.5 * columns + 0.4, 1.6 * rows + 0.5)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for place in axes:
+        place.set_axis_off()
+    for place, (layer, values) in zip(axes, found.items(), strict=False):
+        top = float(values.max()) if most is None else most
+        place.imshow(values, cmap="viridis", vmin=0, vmax=top or 1)
+        place.set_title(layer, fontsize=7, pad=2)
+        for (i, j), value in np.ndenumerate(values):
+            colour = "black" if value > 0.6 * top else "white"
+            place.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=120)
+    return path
