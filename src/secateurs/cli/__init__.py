@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
+from secateurs.cli.compare import compare_criteria
 from secateurs.cli.demo import demo
 from secateurs.cli.evaluate import evaluate
 from secateurs.cli.inspect import inspect
@@ -33,7 +34,7 @@ app = App(
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
-for verb in (demo, inspect, prune, redesign, evaluate):
+for verb in (demo, inspect, prune, redesign, evaluate, compare_criteria):
     app.command(verb)
 
 

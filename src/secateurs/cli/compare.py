@@ -1,0 +1,237 @@
+"""`secateurs compare-criteria`: one layer's channels masked one by one, in the order of each criterion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from secateurs.cli import options
+from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
+from secateurs.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from secateurs import ChannelGraph
+
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+DEAR = "oracle-10x"
+
+
+def compare_criteria(
+    model: str,
+    *,
+    layer: str,
+    criteria: str | None = None,
+    examples: Count = 1000,
+    val_examples: Count | None = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    model_options: ModelOptions | None = None,
+    data_options: DataOptions | None = None,
+    out: Folder | None = None,
+    resume: Flag = False,
+    force: Flag = False,
+    seed: Seed = 0,
+    device: str | None = None,
+) -> None:
+    """Mask a layer's channels one by one, worst first by each criterion: how long does accuracy hold without training?
+
+    Every channel but the last goes. `area` is the mean top-1 along the way, on validation data; top-1 is shown with a
+    quarter, half and three quarters of the channels gone. `images` is how many the network was evaluated on to find the
+    order, each ablation counted.
+
+    ```
+    $ secateurs compare-criteria zoo:small_cnn \\
+          --weights runs/digits/pretrained.safetensors \\
+          --data digits --normalize none --layer conv1 --out runs/conv1
+    [1/10] oracle
+    ...
+    criterion         area  1/4 gone    1/2    3/4   images   time
+    ──────────────────────────────────────────────────────────────
+    oracle           86.20     99.72  98.89  86.63  819,000   29 s
+    oracle-degraded  79.82     98.61  93.59  63.51   40,000  1.7 s
+    aofp             86.38     99.72  99.44  92.20  819,000   1:38
+    apoz             45.50     62.67  38.16   9.75    1,000  0.3 s
+    taylor           70.45     98.89  95.26  54.32    1,000  0.5 s
+    l1               59.12     77.99  68.25  40.67        0  0.0 s
+    l2               58.22     89.69  61.56  20.33        0  0.0 s
+    bn-scale         77.24     95.82  84.68  82.17        0  0.0 s
+    random           51.94     99.44  41.23   9.75        0  0.0 s
+    index            62.28     84.12  72.70  38.44        0  0.0 s
+
+    zoo:small_cnn, conv1: 40 channels, top-1 99.72 with all of them
+    saved to runs/conv1: curves.json and curves.png
+    ```
+
+    Parameters
+    ----------
+    model
+        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory
+    layer
+        a channel group, or a layer that makes one; `secateurs inspect` lists them
+    criteria
+        only these, separated by commas; by default all but oracle-10x, which takes ten times as long as the oracle
+    examples
+        training images that criteria look at, each of them the same
+    val_examples
+        validation images to measure accuracy on, evenly spaced; by default all
+    precision
+        in which the network is evaluated; auto is bf16 where the hardware is fast at it
+    out
+        folder for curves.json and curves.png; written after each criterion
+    resume
+        take over the curves that are in --out already
+    force
+        replace them
+    seed
+        of the order of the data, augmentation, and whatever a criterion draws
+    device
+        cpu, cuda, cuda:1 …; an accelerator if there is one
+    """
+    from secateurs.methods import Task
+    from secateurs.methods.oracle import one_by_one
+    from secateurs.surgery import trace
+
+    model_options, data_options = model_options or ModelOptions(), (data_options or DataOptions()).complete()
+    chosen = _criteria(criteria)
+    if model_options.weights is None:
+        raise ConfigError(f"Without --weights {model} is untrained: all of its channels are as good as another.")
+    model_options.check(model)
+    settings = {
+        "model": model,
+        "weights": str(model_options.weights),
+        "layer": layer,
+        "examples": examples,
+        "val_examples": val_examples,
+        "precision": precision,
+        "seed": seed,
+        **asdict(data_options),
+    }
+    record = None if out is None else _Record(out, settings, model, layer)
+    curves = {} if record is None else record.open(resume, force)
+    where = options.pick(device)
+    data = data_options.load(seed, where)
+    network = model_options.build(model, data, where, seed)
+    inputs = options.example(data)
+    graph = trace(network, inputs)
+    group = _group(graph, layer, model)
+    task = Task(network, graph, None, "all", data, seed, inputs, {"device": where})
+    for i, criterion in enumerate(chosen, start=1):
+        if criterion in curves:
+            continue
+        say(f"[{i}/{len(chosen)}] {criterion}")
+        curve = one_by_one(task, group, criterion, examples=examples, validation=val_examples, precision=precision)
+        curves[criterion] = curve.asdict()
+        if record is not None and options.first():
+            record.write(curves)
+    if options.first():
+        _show(model, group, graph[group].size, {name: curves[name] for name in chosen}, out)
+
+
+def _criteria(names: str | None) -> list[str]:
+    from secateurs.methods.oracle import criteria
+
+    known = criteria()
+    if names is None:
+        return [name for name in known if name != DEAR]
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"--criteria: there is no criterion {name!r}. {nearest(name, known)}")
+    if not chosen:
+        raise ConfigError(f"--criteria names none. Known: {', '.join(known)}.")
+    return chosen
+
+
+def _group(graph: ChannelGraph, layer: str, model: str) -> str:
+    """The group of that name, or the one that a layer of that name makes."""
+    names = [g.name for g in graph.groups]
+    found = [layer] if layer in names else [g.name for g in graph.groups if layer in g.producers]
+    if not found:
+        known = [*names, *(p for g in graph.groups for p in g.producers)]
+        raise ConfigError(f"{model} has no layer {layer!r} that makes channels. {nearest(layer, set(known))}")
+    if len(found) > 1:
+        raise ConfigError(f"{layer} makes several groups of channels: choose one of {', '.join(found)}.")
+    group = graph[found[0]]
+    if not group.prunable:
+        raise ConfigError(f"The channels of {layer} cannot be cut: {group.reason}.")
+    if group.size < 2:
+        raise ConfigError(f"{layer} has a single channel: there is no order to compare.")
+    return group.name
+
+
+@dataclass(frozen=True)
+class _Record:
+    """curves.json and its picture in the folder."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    model: str
+    layer: str
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "curves.json"
+
+    def open(self, resume: bool, force: bool) -> dict[str, dict[str, Any]]:
+        """The curves that are there already, or none; ConfigError for those of another comparison."""
+        from secateurs.cli.runs import RunFolder
+        from secateurs.report.curves import can_plot
+
+        found: dict[str, dict[str, Any]] = {}
+        if self.file.exists() and not force:
+            if not resume:
+                raise ConfigError(f"{self.file} is there already: --resume adds to it, --force replaces it.")
+            try:
+                state = json.loads(self.file.read_text())
+                then, found = state["settings"], state["curves"]
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                raise ConfigError(f"{self.file} cannot be read as a comparison: --force replaces it.") from error
+            now = json.loads(json.dumps(self.settings))
+            if changed := [k for k in now if then.get(k) != now[k]]:
+                raise ConfigError(f"{self.file} is of another comparison: it differs in {', '.join(changed)}.")
+        RunFolder(self.folder).writable()
+        if not can_plot():
+            say("no picture will be drawn: that needs matplotlib, pip install 'secateurs[report]'")
+        return found
+
+    def write(self, curves: Mapping[str, Mapping[str, Any]]) -> None:
+        from secateurs.report.curves import can_plot, plot
+
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"settings": self.settings, "curves": curves}, indent=1))
+        temporary.replace(self.file)
+        if can_plot():
+            plot(
+                self.folder / "curves.png",
+                {name: (range(len(c["top1"])), c["top1"]) for name, c in curves.items()},
+                title=f"{self.model}, {self.layer}, without fine-tuning",
+                x="channels masked",
+                y="top-1 on validation data, %",
+            )
+
+
+def _show(model: str, group: str, size: int, curves: Mapping[str, Mapping[str, Any]], out: Path | None) -> None:
+    from secateurs import report
+
+    rows = report.table("criterion", "area", "1/4 gone", "1/2", "3/4", "images", "time")
+    for name, curve in curves.items():
+        at = (round(size * k / 4) for k in (1, 2, 3))
+        rows.add_row(
+            name,
+            report.percent(curve["area"]),
+            *(report.percent(curve["top1"][min(k, size - 1)]) for k in at),
+            f"{curve['examples']:,}",
+            report.duration(curve["seconds"]),
+        )
+    console = options.out()
+    console.print(rows)
+    console.print()
+    whole = next(iter(curves.values()))["top1"][0]
+    console.print(f"{model}, {group}: {size} channels, top-1 {report.percent(whole)} with all of them")
+    if out is not None:
+        picture = " and curves.png" if (out / "curves.png").exists() else ""
+        console.print(f"saved to {out}: curves.json{picture}")
