@@ -100,6 +100,19 @@ class TestRoundTrip:
             "a": 3, "b": [1.0, None], "c": None, "d": "x", "5": [1, 2],
         }  # fmt: skip
 
+    def test_the_kernels_of_stripe_convolutions(self, model: nn.Module, result: sc.Result, tmp_path: Path) -> None:
+        name, conv = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+        kept = torch.rand(conv.out_channels, *conv.kernel_size, generator=torch.Generator().manual_seed(0)) < 0.5
+        plan = sc.trace(model, image()).plan({}, stripes={f"{name}.weight": kept})
+        small: Any = sc.apply(model, plan)
+        small.get_submodule(name).kernels["cpu float32 2x3x16x16"] = "gemm"
+        artifact.save(tmp_path / "run", small, plan, {})
+        loaded = artifact.load(tmp_path / "run", model)
+        assert loaded.get_submodule(name).kernels == {"cpu float32 2x3x16x16": "gemm"}
+        assert torch.equal(loaded(image()), small.eval()(image()))
+        change_card(tmp_path / "run", kernels={name: {"cpu float32 2x3x16x16": "of another version"}, "gone": {}})
+        assert not artifact.load(tmp_path / "run", model).get_submodule(name).kernels
+
     def test_any_folder(self, result: sc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A nested one, the working directory, a link, one whose parent cannot be written to."""
         assert_equal(sc.load(result.save(tmp_path / "a" / "b" / "c")), result.model)

@@ -24,6 +24,7 @@ from secateurs.data import Data
 from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
 from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope, resolve
 from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.stripes import tune
 from secateurs.surgery import Plan, apply, trace, verify
 from secateurs.surgery.grow import resized, widened
 from secateurs.surgery.stripes import summary
@@ -177,6 +178,9 @@ def prune(
         )  # fmt: skip
     if steps:
         after = _figures(cost, small, source, options)
+    if plan.stripes:
+        tune(small, example_inputs)
+        report("measured which kernel is the fastest for each stripe convolution")
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
     origin = _source(model)
@@ -290,6 +294,7 @@ def widen(
     costs what the graph says, and traces to the widths asked for. Raises PlanError for widths that cannot be, and
     VerificationError where it does not hold: most often for a figure in the network's code that fits the old width only.
     """
+    _check(model, None, scope)
     wide, how = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
     source = _source(model)
     if source is not None:

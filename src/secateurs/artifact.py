@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from secateurs.errors import ArtifactError
+from secateurs.stripes import choices, choose
 from secateurs.surgery import Plan, apply
 
 VERSION = 1
@@ -53,6 +54,8 @@ def save(
         (staged / PLAN).write_text(plan.to_json())
         shutil.copymode(staged / PLAN, staged / MODEL)  # as readable as any new file; safetensors makes it private
         body = {"format": "secateurs", "version": VERSION, **_plain(card)}
+        if kernels := choices(model):
+            body["kernels"] = kernels
         body["files"] = {name: digest(staged / name) for name in (PLAN, MODEL)}
         (staged / CARD).write_text(json.dumps(body, indent=2, allow_nan=False))
         for part in (staged / PLAN, staged / MODEL, staged / CARD, staged):
@@ -130,6 +133,10 @@ def _check(path: Path, card: Mapping[str, Any]) -> None:
             )
         ),
         "data": lambda data: data is None or isinstance(data, dict),
+        "kernels": lambda kernels: (
+            isinstance(kernels, dict)
+            and all(isinstance(c, dict) and all(isinstance(k, str) for k in c.values()) for c in kernels.values())
+        ),
     }
     for name, holds in sound.items():
         if name in card and not holds(card[name]):
@@ -163,7 +170,7 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """The pruned network of an artifact, in eval mode; `model` is a fresh, unpruned one, and is left untouched."""
-    plan, _ = read(folder)
+    plan, card = read(folder)
     small = apply(model, plan)
     path = _file(Path(folder), MODEL)
     try:
@@ -172,6 +179,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         raise ArtifactError(f"{path} is damaged: {error}.") from None
     except RuntimeError as error:
         raise ArtifactError(f"{path} does not fit the model it is loaded into: {error}") from None
+    choose(small, card.get("kernels", {}))
     return small.eval()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.channels.inputs import call
+from secateurs.channels.inputs import call, map_tensors
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import StripeConv2d, size_of
 
@@ -28,10 +29,11 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
         for name, layer in layers.items()
     ]
     modes = {m: m.training for m in model.modules()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     found = {}
     try:
         with torch.no_grad():
-            call(model.eval(), example_inputs)
+            call(model.eval(), map_tensors(lambda t: t.to(device), example_inputs))
             for name, x in seen.items():
                 found[name] = fastest(layers[name], x, rounds)
     finally:
@@ -63,3 +65,19 @@ def fastest(layer: StripeConv2d, x: Tensor, rounds: int = 7) -> dict[str, float]
 def synchronise(x: Tensor) -> None:
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
+
+
+def choices(model: nn.Module) -> dict[str, dict[str, str]]:
+    """What `tune` has set, by layer; to be kept, and given to `choose`."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv2d)}
+    return {name: dict(layer.kernels) for name, layer in layers.items() if layer.kernels}
+
+
+def choose(model: nn.Module, kernels: Mapping[str, Mapping[str, str]]) -> None:
+    """Set what `choices` gave, for the same network. A layer or kernel that is not there is passed over: the dense
+    convolution does in its place."""
+    layers = dict(model.named_modules())
+    for name, chosen in kernels.items():
+        layer = layers.get(name)
+        if isinstance(layer, StripeConv2d):
+            layer.kernels.update({size: kernel for size, kernel in chosen.items() if kernel in KERNELS})
