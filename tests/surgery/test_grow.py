@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from secateurs import api
 from secateurs.budget import Budget
 from secateurs.channels import count
-from secateurs.errors import PlanError, VerificationError
+from secateurs.errors import ConfigError, PlanError, VerificationError
 from secateurs.surgery import apply, trace
 from secateurs.surgery.grow import grow, growth, resized, widened, wider
 from tests.channels.test_random_networks import SIZE, networks
@@ -167,6 +167,13 @@ def test_widths_that_cannot_be(widths: Any, message: str) -> None:
     graph = trace(CASES["chain"].make(), image())
     with pytest.raises(PlanError, match=message):
         wider(graph, widths, scope="all")
+
+
+def test_what_is_refused_before_any_work() -> None:
+    with pytest.raises(PlanError, match=r"would have [\d,]+ parameters: choose smaller"):
+        widened(CASES["chain"].make(), image(), 1e5)
+    with pytest.raises(ConfigError, match="scope"):
+        api.widen(CASES["chain"].make(), image(), 1.5, scope="everything")  # type: ignore[arg-type]
 
 
 def test_scope() -> None:

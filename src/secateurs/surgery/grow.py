@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateurs.channels import count
+from secateurs.channels import Cost, count
 from secateurs.channels.attributes import rewrites
 from secateurs.channels.graph import ChannelGroup, named_tensors
 from secateurs.errors import PlanError, VerificationError
@@ -25,6 +25,7 @@ from secateurs.surgery.verify import TOLERANCE, disagreement, outputs, steady
 
 Array = np.ndarray
 Shape = tuple[int, ...]
+_MOST = 2**34  # parameters: 64 GiB in float32, beside the network that is copied
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,10 @@ def widened(
 ) -> tuple[nn.Module, Growth]:
     """The wider network and how it grew, proven: see `secateurs.widen`."""
     graph = trace(model, example_inputs, allow_inexact=allow_inexact)
-    how = growth(graph, wider(graph, widths, scope=scope, allow_inexact=allow_inexact), seed=seed)
+    found = wider(graph, widths, scope=scope, allow_inexact=allow_inexact)
+    if (params := _cost(graph, found).params) > _MOST:
+        raise PlanError(f"At these widths the network would have {params:,} parameters: choose smaller ones.")
+    how = growth(graph, found, seed=seed)
     wide = grow(model, how)
     prove(model, wide, how, graph, example_inputs)
     return wide, how
@@ -179,10 +183,7 @@ def prove(model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, 
         raise VerificationError(
             f"{wrong} {come}: a figure in the code may only fit the old width. Widen the others, {{group: width}}."
         )
-    vector = graph.sizes.copy()
-    for name, width in how.widths.items():
-        vector[graph.index(name)] = width
-    cost, expected = count(wide, example_inputs), graph.cost(vector)
+    cost, expected = count(wide, example_inputs), _cost(graph, how.widths)
     if cost != expected:
         raise VerificationError(f"The widened network costs {cost}, but {expected} at these widths is what was due.")
     again = {g.name: g.size for g in trace(wide, example_inputs, allow_inexact=not how.exact).groups}
@@ -241,6 +242,14 @@ def resized(model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
         if not known or not all(type(n) is int and n > 0 for n in sizes):
             raise PlanError(f"The record sets {module}.{attribute} to {value!r}: it is damaged or of another network.")
     return remade(model, new, attributes)
+
+
+def _cost(graph: PrunableGraph, widths: Mapping[str, int]) -> Cost:
+    """`graph.cost`, beyond the widths that the network has."""
+    vector = graph.sizes.copy()
+    for name, width in widths.items():
+        vector[graph.index(name)] = width
+    return graph.cost(vector)
 
 
 def _whole(group: ChannelGroup, allow_inexact: bool) -> str | None:
@@ -310,7 +319,7 @@ def _share(w: Tensor, axis: int, ways: Array) -> Tensor:
     in any precision: of a number and at least half of it the difference is exact."""
     shape = [-1 if a == axis else 1 for a in range(w.ndim)]
     for level in ways:
-        f = torch.from_numpy(level).to(w.device)
+        f = torch.from_numpy(level).float().to(w.device)  # not every device has float64
         part = w * f.abs().to(w.dtype).view(shape)
         w = torch.where((f > 0).view(shape), part, w - part)
     return w
