@@ -295,7 +295,6 @@ def widen(
     VerificationError where it does not hold: most often for a figure in the network's code that fits the old width only.
     """
     _check(model, None, scope)
-    _check(model, None, scope)
     wide, how = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
     source = _source(model)
     if source is not None:
