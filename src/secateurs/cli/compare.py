@@ -91,6 +91,7 @@ def compare_criteria(
     device
         cpu, cuda, cuda:1 …; an accelerator if there is one
     """
+    from secateurs.cli.runs import digest
     from secateurs.methods import Task
     from secateurs.methods.oracle import one_by_one
     from secateurs.surgery import trace
@@ -102,7 +103,7 @@ def compare_criteria(
     model_options.check(model)
     settings = {
         "model": model,
-        "weights": str(model_options.weights),
+        "weights": digest(model_options.weights),
         "layer": layer,
         "examples": examples,
         "val_examples": val_examples,

@@ -158,7 +158,7 @@ def _gradients(assessor: Assessor, groups: list[ChannelGroup], batch: Batch, eac
         )
         gates.flat(flat)
         (grad,) = torch.autograd.grad(assessor.run(batch)[0], flat)
-    return list(grad.double().cpu().reshape(-1, gates.channels).split([g.size for g in groups], dim=1))
+    return list(grad.cpu().double().reshape(-1, gates.channels).split([g.size for g in groups], dim=1))
 
 
 def readers(group: ChannelGroup, model: nn.Module) -> Iterator[tuple[Slot, nn.Module, int | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,8 +63,9 @@ class Assessor:
 
 
 def reporter(task: Task, title: str) -> Reporter:
-    """Progress as the engine would show it."""
-    return Reporter(task.engine_options.get("progress", "auto"), title)
+    """Progress as the engine would show it: one process of several does."""
+    mode = task.engine_options.get("progress", "auto")
+    return Reporter(mode if os.environ.get("RANK", "0") == "0" else "silent", title)
 
 
 def needs_examples(task: Task, name: str, what: str) -> None:

@@ -72,7 +72,7 @@ class Ablation:
             first, held = self._prepare(i, batch, masks[0], batches is None)
             found = [first if first is not None else self._replay(held, batch, masks[0])]
             found += [self._replay(held, batch, mask) for mask in masks[1:]]
-            sums += torch.stack(found).double().cpu()
+            sums += torch.stack(found).cpu().double()
         return sums
 
     @torch.no_grad()

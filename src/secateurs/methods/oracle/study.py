@@ -150,7 +150,7 @@ def _aofp(task: Task, group: ChannelGroup, examples: int, precision: str, show: 
     order, done, evaluated, at = list[int](), 0, 0, 0
     with Ablation(assessor, group, HOLD) as ablation:
         while search.live:
-            base = torch.stack([ablation.on(i, _mask(search.alive)) for i in range(count)])[:, 0].double().cpu().numpy()
+            base = torch.stack([ablation.on(i, _mask(search.alive)) for i in range(count)])[:, 0].cpu().double().numpy()
             evaluated += assessor.examples
             done += count
             allowed = (search.width - 1) * count  # batches
