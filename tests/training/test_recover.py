@@ -345,6 +345,19 @@ def test_the_output_is_mimicked_where_the_cut_changed_all_maps() -> None:
     assert not torch.equal(before["fc.weight"], student.state_dict()["fc.weight"])
 
 
+def test_the_output_is_mimicked_where_the_cut_changed_what_comes_after_the_last_map() -> None:
+    """Nothing would train the layers in between."""
+    teacher, _ = pair()
+    graph = sc.trace(teacher, X)
+    (stream,) = (g for g in graph.groups if "down.0" in g.producers)
+    student = sc.apply(teacher, graph.plan({stream.name: range(6), "block1.conv1": range(5)}))
+    before = copy.deepcopy(student.state_dict())
+    (line,) = recover(student, teacher, T.Mimic(epochs=1))
+    assert line["nodes"] == ["block1", "block2.conv2:input", ":output"]
+    moved = [n for n, v in student.state_dict().items() if not torch.equal(v, before[n])]
+    assert {"block2.conv2.weight", "fc.weight", "neck.running_mean"} <= set(moved)
+
+
 def test_nodes_of_the_method_come_first_where_they_kept_their_shape() -> None:
     teacher, student = pair()
     (line,) = recover(student, teacher, T.Mimic(epochs=1), nodes=["stem", "block1.bn1", "block2"])

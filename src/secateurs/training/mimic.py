@@ -67,7 +67,8 @@ def choose(
     recipe: Mimic, student: nn.Module, teacher: nn.Module, example_inputs: Any, wanted: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """The nodes to mimic: those that the recipe names, else those `wanted` by the method that have kept their shape, else
-    evenly spread ends of stages that have. The network's output is one where there are not enough others.
+    evenly spread ends of stages that have. The network's output is one where there are not enough others, or where the cut
+    changed layers behind the last of them.
 
     Raises ConfigError for a named node that is unknown or that the cut has changed.
     """
@@ -82,10 +83,19 @@ def choose(
     found = tuple(node for node in wanted if node in known)
     if len(found) < 2:
         found = tuple(m.name for m in _spread(_stage_ends(same), recipe.count))
-    if len(found) < (2 if recipe.function in ("kl", "js") else 1):
-        log.warning("the cut changed nearly every feature map: the network's output is mimicked, too")
+    few = len(found) < (2 if recipe.function in ("kl", "js") else 1)
+    if few or _cut_behind(student, teacher, found, example_inputs):
+        log.warning("the cut left few feature maps as wide as they were: the network's output is mimicked, too")
         found = (*found, OUTPUT)
     return found
+
+
+def _cut_behind(student: nn.Module, teacher: nn.Module, nodes: Sequence[str], example_inputs: Any) -> bool:
+    """Whether the cut has changed layers that none of these nodes depends on, but the output does."""
+    shapes = {name: p.shape for name, p in teacher.named_parameters()}
+    covered = {id(p) for p in made_of(student, nodes, example_inputs)}
+    reached = {id(p) for p in made_of(student, [OUTPUT], example_inputs)} - covered
+    return any(id(p) in reached and p.shape != shapes.get(name) for name, p in student.named_parameters())
 
 
 def _must_be_same(

@@ -99,7 +99,7 @@ class Recover(Recipe):
 
 class Mimic(Recipe):
     """The cut network learns to give the original's feature maps, at several nodes at once and without labels (Wang et al.,
-    2018, sec. 3.3). Layers behind the last node, the classifier mostly, are frozen. Fine-tune afterwards: `Recover`.
+    2019, sec. 3.3). Layers behind the last node, the classifier mostly, are frozen. Fine-tune afterwards: `Recover`.
 
     The paper trains 15 epochs of Adam from 1e-3 down, dividing by 10 every 5: `Mimic.paper()`. A few hundred steps want more.
     """

@@ -19,6 +19,7 @@ from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import find_layers, scored
 from secateurs.methods.onestep.method import OneStepPruner
 from secateurs.methods.select import Widths
+from secateurs.training import recover
 from secateurs.training.features import by_name, feature_maps
 from secateurs.training.mimic import choose
 from tests.conformance import data, images, network
@@ -191,6 +192,21 @@ def test_coupled_convolutions_are_one_layer_and_its_node_is_the_junction() -> No
     assert found.classifier == ()
 
 
+@pytest.mark.parametrize("spec", ["zoo:resnet20", "zoo:resnet56"])
+def test_junctions_are_crucial_before_any_other_layer(spec: str) -> None:
+    """Whatever the scores: here every inner layer has larger ones."""
+    model, x = sc.build(spec).eval(), torch.randn(1, 3, 32, 32)
+    pruner = attached(model, x, sc.OneStep(), sc.Budget(macs=0.5))
+    inner = {g.name.replace(".", "_"): 1.5 for g in pruner.groups if g.internal}
+    betas(pruner, **inner)
+    pruner.finish()
+    assert pruner.task.nodes == ["layer1", "layer2", "layer3"]
+    again = attached(model, x, sc.OneStep(crucial=4), sc.Budget(macs=0.5))
+    betas(again, **{**inner, "layer2_1_conv1": 1.6})
+    again.finish()
+    assert again.task.nodes == ["layer1", "layer2.1.conv2:input", "layer2", "layer3"]
+
+
 def test_hidden_layers_of_the_classifier_are_none_to_mimic() -> None:
     found = layers_of(sc.build("zoo:alexnet_bn").eval(), torch.randn(1, 3, 32, 32))
     assert found.classifier == ("classifier.1", "classifier.4")
@@ -229,6 +245,11 @@ def test_nodes_are_found_on_every_kind_of_network(spec: str, scope: Any) -> None
     before, after = by_name(feature_maps(model, x)), by_name(feature_maps(small, x))
     assert [before[n].shape for n in nodes] == [after[n].shape for n in nodes]
     assert choose(sc.Mimic(), small, model, x, nodes) == tuple(nodes)
+    batch = torch.randn(4, 3, size, size), torch.randint(0, 10, (4,))
+    (line,) = recover(
+        small, [batch], sc.Mimic(steps=1), teacher=model, example_inputs=x, nodes=nodes, progress="silent"
+    )
+    assert line["nodes"] == list(nodes)
 
 
 # -- which are crucial --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One-step pruning-recovery (Wang et al., 2018): importance vectors, crucial layers."""
+"""One-step pruning-recovery (Wang et al., 2019): importance vectors, crucial layers."""
 
 from secateurs.methods.onestep.method import OneStep
 

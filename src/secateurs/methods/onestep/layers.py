@@ -65,7 +65,7 @@ class Layers:
         if isinstance(count, Sequence):
             chosen = self.named(count)
         else:
-            chosen = [x for x in self.all if not set(x.groups) <= set(self.final.groups)]
+            chosen = [x for x in self.all if not set(x.convs) <= set(self.final.convs)]
         rest = sorted((x for x in chosen if x != self.final), key=lambda x: (not x.junction, -x.score(beta)))
         if not isinstance(count, Sequence):
             rest = rest[: (count or self.usual()) - 1]

@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @register("onestep")
 class OneStep(TrainingMethod):
-    """Importance vectors, one factor |β| for each channel, learned on a frozen network (Wang et al., 2018).
+    """Importance vectors, one factor |β| for each channel, learned on a frozen network (Wang et al., 2019).
 
     The loss is the usual one plus λ‖β‖₁; weights and batch-norm statistics stand still. The layers with the largest mean
     |β| are crucial: they stay whole, and are the nodes that recovery mimics (`Mimic`). Of all other channels together
