@@ -91,7 +91,7 @@ def compare_criteria(
     device
         cpu, cuda, cuda:1 …; an accelerator if there is one
     """
-    from secateurs.cli.runs import digest
+    from secateurs.artifact import digest
     from secateurs.methods import Task
     from secateurs.methods.oracle import one_by_one
     from secateurs.surgery import trace
