@@ -244,3 +244,77 @@ def test_damage_is_what_brute_force_finds(name: str, layout: str, mode: str, rat
         want = brute(case, g, ablated[g.name], ratio)
         assert want > 1e-4
         assert found[g.name] == pytest.approx(want, rel=1e-5), g.name
+
+
+@pytest.mark.parametrize("kind", ["no gradient", "patched"])
+def test_batch_norms_factor_is_found_where_the_backward_pass_does_not_tell(kind: str) -> None:
+    """Without gradients there is no backward pass; with statistics over processes it is another one."""
+    torch.manual_seed(0)
+    case = CASES["plain"]()
+    case.model.train()
+    norm: Any = case.model.get_submodule("5")
+    norm.weight.data[2] = 0.0  # a channel that says nothing of the statistics
+    group = sc.trace(case.model, case.x[:2]).groups[0]
+    ablated = half(group.size)
+    want = brute(case, group, ablated, "example")
+    with Damage(case.model, [group], case.x[:2]) as damage, torch.set_grad_enabled(kind == "patched"):
+        if kind == "patched":  # as the engine does it for each step
+            norm.forward = lambda y: F.batch_norm(y * 1.0, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+        damage.ablate({group.name: ablated})
+        case.model(case.x)
+        assert damage.take()[group.name] == pytest.approx(want, rel=1e-5)
+
+
+def test_bfloat16() -> None:
+    torch.manual_seed(0)
+    for name in ("residual", "depthwise", "grouped"):
+        case = CASES[name]()
+        case.model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        groups = [g for g in sc.trace(case.model, case.x[:2]).groups if g.reason is None]
+        ablated = {g.name: half(g.size, i) for i, g in enumerate(groups)}
+        with Damage(case.model, groups, case.x[:2]) as damage:
+            found = []
+            for enabled in (False, True):
+                damage.ablate(ablated)
+                with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                    case.model(case.x.to(memory_format=torch.channels_last))
+                found.append(damage.take())
+        for g in ablated:
+            assert found[1][g] == pytest.approx(found[0][g], rel=0.03)
+            assert found[1][g] != found[0][g]
+
+
+def test_a_weight_that_two_layers_share_is_scored_at_both() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    model[4].weight = model[2].weight
+    groups = [g for g in sc.trace(model, torch.zeros(1, 3, 8, 8)).groups if g.reason is None]
+    for group in groups:
+        with Damage(model, [group], torch.zeros(1, 3, 8, 8)) as damage:
+            damage.ablate({group.name: np.arange(3)})
+            model(torch.randn(2, 3, 8, 8))
+            seen = {key.split("\n")[1] for key in damage._sums}
+            assert seen == {"2", "4", "7"}
+            (t,) = damage.take().values()
+            assert 0 < t < 2
+
+
+def test_an_image_whose_outcome_is_zero_does_not_count() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 3, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)
+    )
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1))
+        model[1].weight.copy_(torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]).view(3, 2, 1, 1))
+    x = torch.ones(3, 1, 2, 2)
+    group = sc.trace(model, x).groups[0]
+    with Damage(model, [group], x) as damage:
+        damage.ablate({group.name: [1]})
+        model(x)  # the two channels cancel: M = 0, and M' = 1
+        assert damage.take() == {}
+        damage.ablate({group.name: [0, 1]})
+        model(x)  # M = M' = 0: no damage
+        assert damage.take() == {group.name: 0.0}

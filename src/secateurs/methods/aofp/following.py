@@ -177,7 +177,7 @@ def _read(value: _Value) -> Following:
 
 
 def _plain(norm: _BatchNorm) -> bool:
-    return type(norm).forward is _BatchNorm.forward
+    return type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def batch_norm(norm: _BatchNorm, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -286,11 +286,13 @@ def _factor(norm: nn.Module, y: Tensor, z: Tensor) -> Tensor:
     if not norm.training and norm.running_var is not None:
         scale = torch.rsqrt(norm.running_var + norm.eps)
         return scale if norm.weight is None else scale * norm.weight
-    saved = getattr(z.grad_fn, "_saved_result2", None)  # 1 / standard deviation, kept for the backward pass
-    if isinstance(saved, Tensor) and saved.shape == (y.shape[1],) and "forward" not in vars(norm):
-        return saved if norm.weight is None else saved * norm.weight
-    # Statistics over all processes, say: whatever they are, z = factor · y + constant in each channel.
     axes = [0, *range(2, y.ndim)]
+    if "forward" not in vars(norm) and not isinstance(norm, nn.SyncBatchNorm):
+        saved = getattr(z.grad_fn, "_saved_result2", None)  # 1 / standard deviation, kept for the backward pass
+        if not isinstance(saved, Tensor) or saved.shape != (y.shape[1],):
+            saved = torch.rsqrt(y.float().var(axes, unbiased=False) + norm.eps)
+        return saved if norm.weight is None else saved * norm.weight
+    # Statistics over all processes: whatever they are, z = factor · y + constant in each channel.
     y, z = y.float(), z.detach().float()
     y = y - y.mean(axes, keepdim=True)
     spread = y.square().sum(axes)
