@@ -351,7 +351,7 @@ def _task(
         steady(model, example_inputs)
     task = Task(model, graph, budget, scope or method.default_scope, example_inputs=example_inputs, **rest)
     method.check(task)
-    task.widths.check()
+    method.feasible(task)
     return task
 
 

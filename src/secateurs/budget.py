@@ -50,8 +50,8 @@ class Budget:
             limit, least, full = getattr(limits, name), getattr(lowest, name), getattr(base, name)
             if least > limit:
                 raise BudgetError(
-                    f"The budget {name}={getattr(self, name)} ({limit:,} of {full:,}) cannot be met: with every "
-                    f"channel cut that may be cut, {least:,} remain. The lowest budget that can be met is "
+                    f"The budget {name}={getattr(self, name)} ({limit:,} of {full:,}) cannot be met: with "
+                    f"everything cut that may be cut, {least:,} remain. The lowest budget that can be met is "
                     f"{name}={fraction(least, full)}{advice}."
                 )
 

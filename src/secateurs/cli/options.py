@@ -211,7 +211,7 @@ def feasible(
     except ConfigError as error:  # the method's own settings, as they are written here
         names = "|".join(type(method).model_fields)
         raise ConfigError(re.sub(rf"(?<![-\w.])({names})=", r"--set \1=", str(error))) from error
-    task.widths.check()
+    method.feasible(task)
 
 
 def pick(device: str | None) -> torch.device:

@@ -92,6 +92,10 @@ class Method(BaseModel):
         if task.budget is None:
             raise ConfigError(f"{self.name} needs a budget: budget=sc.Budget(macs=0.5), say.")
 
+    def feasible(self, task: Task) -> None:
+        """Raise BudgetError before any work for a budget that this method cannot meet."""
+        task.widths.check()
+
     def select(self, task: Task) -> Selection:
         """The channels to keep, by group."""
         raise NotImplementedError

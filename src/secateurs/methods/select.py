@@ -24,10 +24,10 @@ class Widths:
         self.step = budget.align if budget else 1
         self.least = np.minimum(self.sizes, self.step)
 
-    def cost(self, widths: Array) -> Cost:
+    def cost(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Cost:
         whole = self.graph.sizes.copy()
         whole[self._at] = widths
-        return self.graph.cost(whole)
+        return self.graph.cost(whole, stripes)
 
     def fits(self, widths: Array) -> bool:
         return self.budget is None or self.budget.allows(self.cost(widths), self.base)
@@ -36,16 +36,17 @@ class Widths:
         """Widths rounded up to whole alignment steps, at least one and at most the whole group."""
         return np.minimum(self.sizes, np.maximum(-(-widths // self.step) * self.step, self.least))
 
-    def check(self) -> None:
-        """Raise BudgetError before any work if the budget cannot be met."""
+    def check(self, lowest: Cost | None = None) -> None:
+        """Raise BudgetError before any work if the budget cannot be met. lowest: the lowest cost that a method which
+        cuts more than channels can reach."""
         narrow = len(self.groups) < sum(g.prunable for g in self.graph.groups)  # some are out of scope
-        if not self.groups:
+        if lowest is None and not self.groups:
             why = "No channel group may be cut: `secateurs inspect` says why."
             raise BudgetError(why + (" scope='all' may help." if narrow else ""))
         if self.budget is not None:
             advice = f"; align={self.step} is {self._coarse()}" if self.step > 1 else ""
             self.budget.check(
-                self.base, self.cost(self.least), advice + ("; scope='all' may allow less" if narrow else "")
+                self.base, lowest or self.cost(self.least), advice + ("; scope='all' may allow less" if narrow else "")
             )
 
     def _coarse(self) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from secateurs.channels.graph import parameter
+from secateurs.channels.inputs import map_tensors
 from secateurs.errors import ConfigError
 from secateurs.methods.method import Selection, Task, register
 from secateurs.methods.pff.control import Controller
@@ -73,6 +74,9 @@ class PFF(TrainingMethod):
             raise ConfigError("pff finds no convolution with a kernel larger than 1×1 and one group: nothing to prune.")
         if self.penalty == "group-lasso" and self.train == "skeleton":
             raise ConfigError("train='skeleton' needs a skeleton to train: leave penalty at 'skeleton'.")
+
+    def feasible(self, task: Task) -> None:
+        task.widths.check(Stripes(task, kernels(task), self.skeleton == "position").lowest())
 
     def recipe(self) -> Recipe:
         return Recipe(
@@ -230,7 +234,8 @@ class PFFPruner(Pruner):
     def _change(self, selection: StripeSelection) -> float:
         """How much the constants that the removed channels still passed on were worth: the largest change of the output
         for their removal, over the output's range, on the example inputs."""
-        graph, inputs = self.task.graph, self.task.example_inputs
+        graph, device = self.task.graph, parameter(self.model, next(iter(self.stripes.kernels))).device
+        inputs = map_tensors(lambda x: x.to(device), self.task.example_inputs)
         before = graph.plan({}, stripes=selection.stripes)
         after = graph.plan(selection, allow_inexact=True)
         a, b = (outputs(mask(self.model, plan), inputs, torch.float32) for plan in (after, before))

@@ -115,12 +115,12 @@ class Stripes:
         return Left(alive, found, widths, counts)
 
     def cost(self, left: Left) -> Cost:
-        whole = self.task.graph.sizes.copy()
-        whole[self.widths._at] = left.widths
-        return self.task.graph.cost(whole, self.counted(left.counts))
+        return self.widths.cost(left.widths, dict(zip(self.kernels, left.counts.tolist(), strict=True)))
 
-    def counted(self, counts: Array) -> dict[str, int]:
-        return dict(zip(self.kernels, counts.tolist(), strict=True))
+    def lowest(self) -> Cost:
+        """The lowest cost there is: one stripe of each layer, and as few channels as may be."""
+        channels = [np.arange(n) < least for n, least in zip(self.widths.sizes, self.widths.least, strict=True)]
+        return self.cost(self.left(np.zeros(len(self), dtype=bool), np.zeros(self.units), channels))
 
     def fits(self, left: Left) -> bool:
         budget = self.task.budget
@@ -241,7 +241,7 @@ def _worst_first(
     """A function: share to cut → for each group which channels stay, (size,) bool."""
     orders = [np.argsort(-s, kind="stable") for s in scores]  # best first
     group = np.repeat(np.arange(len(sizes)), sizes)
-    ranking = group[np.argsort(np.concatenate(list(scores)), kind="stable")]
+    ranking = group[np.argsort(np.concatenate([np.zeros(0), *scores]), kind="stable")]
 
     def after(share: float) -> list[Array]:
         lost = np.bincount(ranking[: round(share * len(ranking))], minlength=len(sizes))
