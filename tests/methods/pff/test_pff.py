@@ -233,9 +233,12 @@ def test_what_removing_constants_changed_is_on_record() -> None:
     with torch.no_grad():
         pruner.measure.values[54:63] = 0.001  # filter 0 of a
         model.bn1.bias[0] = 3.0  # and yet it says something
+    said: list[str] = []
+    pruner.say = said.append
     pruner.finish()
     (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
     assert note["change"] > 1e-3
+    assert f"changes the output by {note['change']:.1e}" in said[0]
     model = block()
     pruner = attached(model, alpha=0.0)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from secateurs.methods.pff.select import Stripes, StripeSelection
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.surgery import mask
-from secateurs.surgery.verify import disagreement, outputs
+from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
 from secateurs.training import Recipe
 
 ALPHA = 1e-5  # the paper's, for 160 epochs
@@ -214,12 +214,18 @@ class PFFPruner(Pruner):
             left, delta = self.stripes.meet(scores, self._channel_scores)
         selection = self.stripes.selection(left)
         base, cost = self.stripes.widths.base, self.stripes.cost(left)
+        change = self._change(selection)
+        if change > TOLERANCE:
+            self.say(
+                f"pff: channels without stripes still passed on constants; their removal changes the output by {change:.1e} "
+                f"of its range"
+            )
         self.task.note(
             event="stripes", kept=int(left.alive.sum()), of=len(left.alive), delta=delta, alpha=self.alpha,
             filters=len(np.unique(self.stripes.filter[left.alive])), of_filters=self.stripes.filters,
             channels=int(left.widths.sum()), of_channels=int(self.stripes.widths.sizes.sum()),
             below=int((scores[self.stripes.unit] < self.config.delta).sum()),
-            macs=round(cost.macs / base.macs, 4), change=self._change(selection),
+            macs=round(cost.macs / base.macs, 4), change=change,
         )  # fmt: skip
         return selection
 
@@ -237,7 +243,8 @@ class PFFPruner(Pruner):
         graph, device = self.task.graph, parameter(self.model, next(iter(self.stripes.kernels))).device
         inputs = map_tensors(lambda x: x.to(device), self.task.example_inputs)
         before = graph.plan({}, stripes=selection.stripes)
-        after = graph.plan(selection, allow_inexact=True)
+        empty = [g.name for g, whole in zip(self.task.groups, self.stripes.whole, strict=True) if whole]
+        after = graph.plan({g: selection[g] for g in empty}, stripes=selection.stripes, allow_inexact=True)
         a, b = (outputs(mask(self.model, plan), inputs, torch.float32) for plan in (after, before))
         return disagreement(a, b, "pruned")
 
