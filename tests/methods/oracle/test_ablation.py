@@ -96,11 +96,12 @@ def test_what_comes_before_runs_once(name: str, layer: str, replayed: set[str], 
     task, held = assessor(MODELS[name](), rows=16, side=32)
     group = next(g for g in task.groups if layer in g.producers)
     convs: list[nn.Module] = []
-    with Ablation(held, group) as ablation, pytest.MonkeyPatch.context() as patch:
+    with Ablation(held, group, 1 << 30) as ablation, pytest.MonkeyPatch.context() as patch:
         assert replayed <= set(ablation.prefix.names)
         assert len(ablation.prefix.names) - len(ablation.prefix._unread) == kept
         patch.setattr(nn.Conv2d, "_conv_forward", _counted(nn.Conv2d._conv_forward, convs))
         found = ablation(torch.eye(4, group.size).neg() + 1)
+        assert sum(x.numel() > 0 for x in ablation._held[0].values()) == kept
     assert len(found.unique()) > 2
     assert convs.count(held.model.get_submodule(group.consumers[0])) == 4
     assert convs.count(held.model.get_submodule(layer)) == 1

@@ -108,19 +108,30 @@ def test_what_is_kept_is_what_was_not_cut() -> None:
     assert sum(len(k) for k in kept.values()) <= sum(g.size for g in t.groups) - len(found) + 2
 
 
-def test_a_group_keeps_its_last_channel_and_the_record_says_what_went() -> None:
+@pytest.mark.parametrize("step", [1, 5, 100])
+def test_a_group_keeps_its_last_channel_and_the_record_says_what_went(step: int) -> None:
     model = network(NAME)
+    with torch.no_grad():
+        model.blocks[0][3].weight.zero_()  # of a whole group all channels could go without damage
     graph = sc.trace(model, images(1))
     inner = [g.name for g in graph.groups if g.prunable and g.internal]
     lowest = sc.Budget(macs=graph.cost(dict.fromkeys(inner, 1)).macs)
-    found, t = cuts(model, lowest)
+    found, t = cuts(model, lowest, granularity=step)
     assert len(found) == sum(g.size - 1 for g in t.groups)
     moves = [r for r in t.history if r["event"] == "cut"]
     assert {(n, c) for r in moves for n, cs in r["channels"].items() for c in cs} == set(found)
     assert moves[-1]["macs"] == lowest.macs
     assert [r["macs"] for r in moves] == sorted((r["macs"] for r in moves), reverse=True)
     steps = [sum(map(len, r["channels"].values())) for r in moves]
-    assert set(steps[:-1]) == {max(1, sum(g.size for g in t.groups) // 32)}
+    assert all(n == min(step, len(found)) for n in steps[:-1])
+
+
+def test_a_32nd_of_the_channels_goes_at_a_time() -> None:
+    model = sc.build("zoo:resnet20", num_classes=4)
+    found, t = cuts(model, sc.Budget(macs=0.93))
+    moves = [r for r in t.history if r["event"] == "cut"]
+    assert sum(map(len, moves[0]["channels"].values())) == sum(g.size for g in t.groups) // 32 == 10
+    assert len(found) > 10
 
 
 def test_a_channel_that_nothing_reads_does_no_damage() -> None:
