@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -112,15 +111,17 @@ def main() -> None:
 
 
 def _show(groups: list[ChannelGroup], share: float, gamma: int, costs: dict[str, Cost]) -> None:
-    names = ", ".join(g.name for g in groups)
     sizes = ", ".join(f"{int(g.size * share)} of {g.size}" for g in groups)
-    rows = Table(title=f"{names}: {sizes} filters, γ = {gamma}")
-    for column, justify in (("", "left"), ("evaluations", "right"), ("CPU s", "right"), ("times AOFP's", "right")):
-        rows.add_column(column, justify=justify)  # type: ignore[arg-type]
-    base: Any = costs["AOFP"]
+    rows = Table(title=f"{groups[0].name} … {groups[-1].name}, filters: {sizes}; γ = {gamma}")
+    rows.add_column("")
+    for column in ("evaluations", "times AOFP's", "CPU s", "times AOFP's"):
+        rows.add_column(column, justify="right")
+    base = costs["AOFP"]
     for name, (evaluations, seconds) in costs.items():
-        of = f"{evaluations / base[0]:.1f} evaluations, {seconds / base[1]:.1f} seconds"
-        rows.add_row(name, f"{evaluations:,}", f"{seconds:.1f}", of)
+        rows.add_row(
+            *(name, f"{evaluations:,}", f"{evaluations / base[0]:.1f}x"),
+            *(f"{seconds:.1f}", f"{seconds / base[1]:.1f}x"),
+        )
     Console(width=120).print(rows)
 
 
