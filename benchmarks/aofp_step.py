@@ -15,9 +15,7 @@ thread, memory layout as the engine chooses it.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from timing import in_turn
 from torch import Tensor, nn
 
 import secateurs as sc
@@ -122,17 +121,7 @@ def measure(name: str, turns: int, rows: int, precision: str) -> dict[str, list[
     widest = {"resnet20": 5, "resnet56": 5, "vgg16": 8}[name]
     for i in range(widest + 1):
         steps[f"refined {i} times"] = made.aofp(i)
-    seconds: dict[str, list[float]] = {kind: [] for kind in steps}
-    gc.collect()
-    gc.disable()
-    for turn in range(-1, turns):
-        for kind in list(steps) if turn % 2 else list(reversed(steps)):  # none is always first
-            began = time.process_time()
-            steps[kind]()
-            if turn >= 0:  # the first one warms up
-                seconds[kind].append(time.process_time() - began)
-    gc.enable()
-    return seconds
+    return in_turn(steps, turns)
 
 
 def main() -> None:

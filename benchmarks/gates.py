@@ -14,15 +14,14 @@ page. MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000 in the
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from timing import in_turn
 from torch import Tensor, nn
 
 import secateurs as sc
@@ -105,17 +104,7 @@ def measure(name: str, turns: int, rows: int) -> dict[str, list[float]]:
         "npn, per sample": joint(name, x, y, layout, per_sample=True),
         "npn, per batch": joint(name, x, y, layout, per_sample=False),
     }
-    seconds: dict[str, list[float]] = {kind: [] for kind in steps}
-    gc.collect()
-    gc.disable()
-    for turn in range(-1, turns):
-        for kind in list(steps) if turn % 2 else list(reversed(steps)):  # none is always first
-            began = time.process_time()
-            steps[kind]()
-            if turn >= 0:  # the first one warms up
-                seconds[kind].append(time.process_time() - began)
-    gc.enable()
-    return seconds
+    return in_turn(steps, turns)
 
 
 def main() -> None:

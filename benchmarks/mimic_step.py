@@ -12,15 +12,14 @@ kept whole, and mimicked at the nodes that `onestep` finds.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from timing import in_turn
 from torch import Tensor, nn
 
 import secateurs as sc
@@ -87,21 +86,6 @@ def steps(name: str, x: Tensor, y: Tensor, functions: list[str], precision: str)
     return {"plain step": step, "original's forward": forward, **{f"mimicking, {f}": mimicking(f) for f in functions}}
 
 
-def measure(kinds: dict[str, Callable[[], None]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each kind, turn by turn."""
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    gc.collect()
-    gc.disable()
-    for turn in range(-1, turns):
-        for kind in list(kinds) if turn % 2 else list(reversed(kinds)):  # none is always first
-            began = time.process_time()
-            kinds[kind]()
-            if turn >= 0:  # the first one warms up
-                seconds[kind].append(time.process_time() - began)
-    gc.enable()
-    return seconds
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="resnet20 and kl only, 5 turns")
@@ -117,7 +101,7 @@ def main() -> None:
     table = Table("network", "precision", "step", "seconds", "x (plain + forward)", "aim")
     for name in args.networks or (NETWORKS[:1] if args.quick else NETWORKS):
         functions = ["kl"] if args.quick else list(FUNCTIONS)
-        seconds = measure(steps(name, x, y, functions, precision), 5 if args.quick else args.turns)
+        seconds = in_turn(steps(name, x, y, functions, precision), 5 if args.quick else args.turns)
         base = [a + b for a, b in zip(seconds["plain step"], seconds["original's forward"], strict=True)]
         for kind, found in seconds.items():
             mimics = kind.startswith("mimicking")

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import in_turn
 from torch import Tensor, nn
 
 import secateurs as sc
@@ -32,16 +33,16 @@ def medians(
     runs: dict[str, Callable[[], object]], x: Tensor, rounds: int, clock: Callable[[], float]
 ) -> dict[str, float]:
     """Seconds of each, taken in turn."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            synchronise(x)
-            began = clock()
+
+    def done(run: Callable[[], object]) -> Callable[[], None]:
+        def whole() -> None:
             run()
-            synchronise(x)
-            if turn:
-                times[name].append(clock() - began)
-    return {name: sorted(own)[len(own) // 2] for name, own in times.items()}
+            synchronise(x)  # a GPU answers before it is through
+
+        return whole
+
+    took = in_turn({name: done(run) for name, run in runs.items()}, rounds, clock)
+    return {name: sorted(own)[len(own) // 2] for name, own in took.items()}
 
 
 def layers(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
