@@ -213,6 +213,27 @@ def test_hidden_layers_of_the_classifier_are_none_to_mimic() -> None:
     assert (found.final.name, found.final.node) == ("features.14", "features.16")
 
 
+def test_hidden_layers_of_the_classifier_stay_whole_where_the_budget_lets_them() -> None:
+    torch.manual_seed(0)
+    model = sc.build("zoo:alexnet_bn").eval()
+    for budget, whole in ((sc.Budget(macs=0.5), True), (sc.Budget(params=0.05), False)):
+        pruner = attached(model, VGG, sc.OneStep(), budget)
+        betas(pruner)
+        groups = pruner.plan().groups
+        hidden = [n for n in ("classifier.1", "classifier.4") if len(groups.get(n, range(1024))) == 1024]
+        assert hidden == (["classifier.1", "classifier.4"] if whole else [])
+
+
+def test_a_node_is_not_what_was_pooled_or_blown_up_and_comes_out_of_the_non_linearity() -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.AvgPool2d(3, 1, 1), nn.AdaptiveAvgPool2d(20), nn.Conv2d(8, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+    )
+    found = layers_of(model, torch.randn(1, 3, 8, 8))
+    assert [layer.node for layer in found.all] == ["2", "6"]
+
+
 SPECS = {  # spec: input size, usual number of nodes, the last one
     "zoo:vgg16": (32, 3, "features.42"),
     "zoo:resnet56": (32, 3, "layer3"),
