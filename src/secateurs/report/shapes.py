@@ -102,7 +102,7 @@ def _frame(shape: Array) -> Any:
     from matplotlib.patches import Rectangle
 
     rows, columns = shape.shape
-    return Rectangle((-0.5, -0.5), columns, rows, fill=False, edgecolor="grey", linewidth=0.5)
+    return Rectangle((-0.5, -0.5), columns, rows, fill=False, edgecolor="grey", linewidth=0.5, clip_on=False)
 
 
 def _maps(found: dict[str, Array], path: Path, title: str, most: float | None = None) -> Path:

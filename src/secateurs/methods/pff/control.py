@@ -10,13 +10,13 @@ class Controller:
     line; the base follows slowly. All values are one at first, and none is below δ for long: the number of dead
     stripes says nothing until the end, while the needed threshold moves from the first step on.
 
-    After `arrive`, a share of the training, it is settled what has to go, and α, which then presses on nothing else,
-    grows until it does: what the loss holds on to would stay where it is otherwise.
+    After `arrive`, a share of the training, it is settled what has to go. The loss would hold on to much of it for good, so
+    it is faded out: its values may not be above a ceiling, which comes down to zero well before the end.
     """
 
-    REACH = 3.0  # the base stays within a factor of e³ of where it starts, and α grows by as much in the end …
+    REACH = 3.0  # the base stays within a factor of e³ of where it starts …
     BOUND = 0.25  # … an excess beyond this counts as this …
-    GROWTH = 0.05  # … and α grows by a factor of e in this share of the training
+    FADE = 0.6  # … and of the training that is left after `arrive`, this share is for fading
 
     def __init__(self, start: float, delta: float, arrive: float, gain: float = 6.0, rate: float = 0.2) -> None:
         self.delta, self.arrive, self.gain, self.rate = delta, arrive, gain, rate
@@ -30,12 +30,14 @@ class Controller:
     def settled(self, progress: float) -> bool:
         return progress >= self.arrive
 
+    def ceiling(self, first: float, progress: float) -> float:
+        """For what has to go, whose largest value was `first`."""
+        return first * max(0.0, 1.0 - (progress - self.arrive) / max(1e-9, self.FADE * (1.0 - self.arrive)))
+
     def update(self, needed: float, progress: float) -> float:
         """α from now on."""
         if self.settled(progress):
-            if needed <= self.delta:
-                return math.exp(self.base)
-            return math.exp(self.base + min(self.REACH, (progress - self.arrive) / self.GROWTH))
+            return 0.0
         excess = max(-self.BOUND, min(self.BOUND, needed - self.target(progress)))
         self.base = max(self.low, min(self.high, self.base + self.rate * excess))
         return math.exp(self.base + self.gain * excess)

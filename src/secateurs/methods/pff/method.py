@@ -115,7 +115,8 @@ class PFFPruner(Pruner):
             self.measure = Norms(self.model, found, shared)
         self.alive = torch.ones(self.stripes.units, dtype=torch.bool)
         self.alpha = ALPHA if config.alpha is None else config.alpha
-        self.pressed = torch.ones_like(self.alive)  # the units that α presses on
+        self.doomed = torch.zeros_like(self.alive)  # once that is settled, the units that have to go …
+        self.ceiling: float | None = None  # … and the largest of their values then
         self.controller: Controller | None = None
         self.frozen: list[nn.Parameter] = []
         if config.train == "skeleton":
@@ -128,7 +129,7 @@ class PFFPruner(Pruner):
         device = parameter(self.model, next(iter(self.stripes.kernels))).device
         if isinstance(self.measure, Skeleton):
             self.measure.values.data = self.measure.values.data.to(device)
-        self.alive, self.pressed = self.alive.to(device), self.pressed.to(device)
+        self.alive, self.doomed = self.alive.to(device), self.doomed.to(device)
         if self.config.alpha is None and self.task.budget is not None:
             self.controller = Controller(self._guess(), self.config.delta, self.config.arrive)
             self.alpha = self.controller.update(1.0, 0.0)
@@ -146,11 +147,14 @@ class PFFPruner(Pruner):
         if self.alpha == 0:
             return 0.0
         strength = self.measure.strength()
-        return self.alpha * (self.measure.pull.to(strength.device) * self.pressed * strength).sum()
+        return self.alpha * (self.measure.pull.to(strength.device) * strength).sum()
 
     # -- after each step ----------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
+        if self.controller is not None and self.ceiling is not None:
+            ceiling = self.controller.ceiling(self.ceiling, self.steps / max(1, self.total))
+            self.measure.limit_(self.doomed, ceiling)
         if self.config.live:
             self._silence()
         if self.steps % max(1, min(10, self.total // CHECKS)) == 0:
@@ -166,9 +170,8 @@ class PFFPruner(Pruner):
         if self.controller is not None:
             progress = self.steps / max(1, self.total)
             self.alpha = self.controller.update(needed, progress)
-            # In the end α presses on what has to go, and on nothing else.
-            settled = self.controller.settled(progress)
-            self.pressed = strength <= needed if settled else torch.ones_like(self.pressed)
+            if self.controller.settled(progress) and self.ceiling is None:
+                self.ceiling, self.doomed = needed, strength <= needed
         if self.config.live:  # no more than the budget asks for
             below = strength < self.config.delta
             self._kill(below if self.task.budget is None else below & (strength <= needed))
@@ -256,7 +259,7 @@ class PFFPruner(Pruner):
         control = None if self.controller is None else self.controller.base
         return {
             **super().state(), "values": values, "first": first, "alive": self.alive.clone(),
-            "pressed": self.pressed.clone(), "alpha": self.alpha, "control": control,
+            "doomed": self.doomed.clone(), "ceiling": self.ceiling, "alpha": self.alpha, "control": control,
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
@@ -265,7 +268,7 @@ class PFFPruner(Pruner):
             self.measure.values.data.copy_(state["values"])
         elif isinstance(self.measure, Norms):
             self.measure.first, self.measure.pull = state["first"]
-        self.alive, self.pressed = (state[k].to(self.alive.device) for k in ("alive", "pressed"))
-        self.alpha = state["alpha"]
+        self.alive, self.doomed = (state[k].to(self.alive.device) for k in ("alive", "doomed"))
+        self.alpha, self.ceiling = state["alpha"], state["ceiling"]
         if self.controller is not None:
             self.controller.base = state["control"]

@@ -25,6 +25,9 @@ class Measure(Protocol):
     def silence_(self, dead: Tensor) -> None:
         """Make these units zero. dead: (units,) bool."""
 
+    def limit_(self, units: Tensor, most: float) -> None:
+        """Take the strength of these units down to `most` where it is above. units: (units,) bool."""
+
     def finish_(self) -> None:
         """Leave the network an ordinary one."""
 
@@ -57,6 +60,10 @@ class Skeleton:
     @torch.no_grad()
     def silence_(self, dead: Tensor) -> None:
         self.values.masked_fill_(dead.to(self.values.device), 0)
+
+    @torch.no_grad()
+    def limit_(self, units: Tensor, most: float) -> None:
+        self.values.copy_(torch.where(units.to(self.values.device), self.values.clamp(-most, most), self.values))
 
     @torch.no_grad()
     def finish_(self) -> None:
@@ -115,10 +122,17 @@ class Norms:
 
     @torch.no_grad()
     def silence_(self, dead: Tensor) -> None:
-        for name, part in zip(self.kernels, dead.split([n.numel() for n in self._norms()]), strict=True):
+        self._scale(1.0 - dead.float())
+
+    @torch.no_grad()
+    def limit_(self, units: Tensor, most: float) -> None:
+        factor = (most / self.strength().clamp_min(1e-12)).clamp(max=1)
+        self._scale(torch.where(units.to(factor.device), factor, torch.ones_like(factor)))
+
+    def _scale(self, factors: Tensor) -> None:
+        for name, part in zip(self.kernels, factors.split([n.numel() for n in self._norms()]), strict=True):
             w = parameter(self.model, name)
-            shape = (1 if self.shared else w.shape[0], 1, *w.shape[2:])
-            w.masked_fill_(part.view(shape).to(w.device), 0)
+            w.mul_(part.view(1 if self.shared else w.shape[0], 1, *w.shape[2:]).to(w))
 
     def finish_(self) -> None:
         """Nothing was put on the network."""
