@@ -47,6 +47,7 @@ def demo(
     npn       1.49M (49.8%)   22.7k   99.16  81.06      98.89  6.1e-08   1:08
     onestep   1.48M (49.7%)   22.6k   99.16  56.27      98.89  1.2e-07   24 s
     oracle    1.48M (49.7%)   22.8k   99.16  88.30      98.89  8.7e-08   3:07
+    pff       1.49M (50.0%)   23.4k   99.16  90.25      95.54  0.0e+00   10 s
 
     before, cut, recovered: top-1 %; error: sliced against masked network
     6:22 in all
