@@ -20,7 +20,7 @@ from secateurs.errors import (
 from secateurs.version import __version__
 
 if TYPE_CHECKING:
-    from secateurs.api import Figures, Result, attach, build, load, prune, widen
+    from secateurs.api import attach, build, load, prune, widen
     from secateurs.budget import Budget
     from secateurs.channels import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.data import Data
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         Taylor,
         methods,
     )
+    from secateurs.result import Figures, Result
     from secateurs.stripes import StripeConv2d, tune
     from secateurs.surgery import Plan, apply, cut_, mask, reinitialise, trace, verify  # type: ignore[no-redef]
     from secateurs.training import Distil, Mimic, Recover
@@ -101,11 +102,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "secateurs.api": "Figures Result attach build load prune widen",
+    "secateurs.api": "attach build load prune widen",
     "secateurs.budget": "Budget",
     "secateurs.channels": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.data": "Data",
     "secateurs.methods": "AOFP L1 L2 NPN PFF APoZ BNScale EPruner Index Method OneStep Oracle Random Taylor methods",
+    "secateurs.result": "Figures Result",
     "secateurs.stripes": "StripeConv2d tune",
     "secateurs.surgery": "Plan apply cut_ mask reinitialise trace verify",
     "secateurs.training": "Distil Mimic Recover",

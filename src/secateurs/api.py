@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
-import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateurs import artifact, training
@@ -24,78 +19,15 @@ from secateurs.data import Data
 from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
 from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope, resolve
 from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.origin import after_cut, rebuilt, remember, source_of
+from secateurs.result import Figures, Result
 from secateurs.stripes import tune
-from secateurs.surgery import Plan, apply, trace, verify
-from secateurs.surgery.grow import resized, widened
-from secateurs.surgery.stripes import summary
+from secateurs.surgery import apply, trace, verify
+from secateurs.surgery.grow import widened
 from secateurs.surgery.verify import steady
 from secateurs.training import CheckpointStore, Engine, Recipe
-from secateurs.version import __version__
 from secateurs.zoo import build as build_from_zoo
 from secateurs.zoo.weights import load_into
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What a network costs and, where there is validation data, how good it is (top-1 and top-5 in percent)."""
-
-    macs: int
-    params: int
-    top1: float | None = None
-    top5: float | None = None
-    loss: float | None = None
-
-
-@dataclass(frozen=True, repr=False)
-class Result:
-    """What `prune` answers."""
-
-    model: nn.Module  # the smaller network
-    plan: Plan  # what stays of the original
-    before: Figures  # the original
-    cut: Figures  # right after the cut
-    after: Figures  # after recovery
-    error: float  # relative difference between the sliced and the masked network
-    method: Method
-    history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
-    source: dict[str, Any] | None = None  # how to build the unpruned model anew, where it came from `build`
-
-    def __repr__(self) -> str:
-        told = [
-            f"macs {self.before.macs:,} → {self.after.macs:,}",
-            f"params {self.before.params:,} → {self.after.params:,}",
-        ]
-        if self.before.top1 is not None and self.after.top1 is not None:
-            told.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
-        return f"Result({self.method.name}: {', '.join(told)}, error {self.error:.1e})"
-
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`.
-
-        overwrite: replace an artifact that is in the folder; it stays whole until the new one is.
-
-        Raises ArtifactError where something would be lost: an artifact without `overwrite`, files of these names that
-        are no artifact in any case.
-        """
-        return artifact.save(folder, self.model, self.plan, self.card(), overwrite=overwrite)
-
-    def card(self) -> dict[str, Any]:
-        """The record that is saved beside the network, JSON-able."""
-        return {
-            "source": self.source,
-            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
-            "before": asdict(self.before),
-            "cut": asdict(self.cut),
-            "after": asdict(self.after),
-            "error": self.error,
-            "stripes": summary(self.plan),
-            "history": self.history,
-            "versions": {
-                "secateurs": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        }
 
 
 def prune(
@@ -183,9 +115,9 @@ def prune(
         report("measured which kernel is the fastest for each stripe convolution")
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
-    origin = _source(model)
+    origin = source_of(model)
     if origin is not None:
-        _remember(small, _cut(origin, plan))
+        remember(small, after_cut(origin, plan))
     return Result(small, plan, before, cut, after, error, chosen, history, origin)
 
 
@@ -202,7 +134,7 @@ def build(spec: str, weights: str | Path | None = None, num_classes: int | None 
             load_into(model, weights, spec)
         return model
     model = build_from_zoo(spec, weights, num_classes, **options)
-    _remember(model, {"spec": spec, "num_classes": num_classes, **options})
+    remember(model, {"spec": spec, "num_classes": num_classes, **options})
     return model
 
 
@@ -266,7 +198,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     if not source:
         raise ArtifactError(f"{folder} does not say how to build its network: pass load({str(folder)!r}, model=…).")
     small = artifact.load(folder, rebuilt(source))
-    _remember(small, _cut(source, plan))
+    remember(small, after_cut(source, plan))
     return small
 
 
@@ -296,49 +228,10 @@ def widen(
     """
     _check(model, None, scope)
     wide, how = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
-    source = _source(model)
+    source = source_of(model)
     if source is not None:
-        _remember(wide, {**source, "widen": [*source.get("widen", []), how.record()]})
+        remember(wide, {**source, "widen": [*source.get("widen", []), how.record()]})
     return wide
-
-
-def rebuilt(source: Mapping[str, Any]) -> nn.Module:
-    """The unpruned network of an artifact's card: built from its spec, and as wide and as narrow as it was."""
-    model = build_from_zoo(**{k: v for k, v in source.items() if k not in ("widen", "plans")})
-    cuts = source.get("plans", [])
-    for i, record in enumerate([*source.get("widen", []), None]):
-        for cut in cuts:
-            if cut["after"] == i:
-                model = apply(model, Plan.from_json(json.dumps(cut["plan"])))
-        model = model if record is None else resized(model, record)
-    return model
-
-
-def _cut(source: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """How to build a network that was cut so; plans and widenings are told apart by what came after how many of those."""
-    record = {"after": len(source.get("widen", [])), "plan": json.loads(plan.to_json())}
-    return {**source, "plans": [*source.get("plans", []), record]}
-
-
-def _remember(model: nn.Module, source: dict[str, Any]) -> None:
-    model.secateurs_source = source  # type: ignore[assignment]
-    model.secateurs_shapes = _shapes(model)  # type: ignore[assignment]
-
-
-def _source(model: nn.Module) -> dict[str, Any] | None:
-    """How to build this network anew; None if it did not come from `build`, or is not what it was then."""
-    source = getattr(model, "secateurs_source", None)
-    if not isinstance(source, dict) or getattr(model, "secateurs_shapes", None) != _shapes(model):
-        return None
-    try:
-        return source if json.loads(json.dumps(source)) == source else None
-    except (TypeError, ValueError):  # an option that cannot be written down
-        return None
-
-
-def _shapes(model: nn.Module) -> str:
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()
 
 
 def _task(

@@ -1,0 +1,80 @@
+"""What pruning answers: the network, the plan it was cut by, and what it costs and is worth."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs import artifact
+from secateurs.methods.method import Method
+from secateurs.surgery import Plan
+from secateurs.surgery.stripes import summary
+from secateurs.version import __version__
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a network costs and, where there is validation data, how good it is (top-1 and top-5 in percent)."""
+
+    macs: int
+    params: int
+    top1: float | None = None
+    top5: float | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """What `prune` answers."""
+
+    model: nn.Module  # the smaller network
+    plan: Plan  # what stays of the original
+    before: Figures  # the original
+    cut: Figures  # right after the cut
+    after: Figures  # after recovery
+    error: float  # relative difference between the sliced and the masked network
+    method: Method
+    history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
+    source: dict[str, Any] | None = None  # how to build the unpruned model anew, where it came from `build`
+
+    def __repr__(self) -> str:
+        told = [
+            f"macs {self.before.macs:,} → {self.after.macs:,}",
+            f"params {self.before.params:,} → {self.after.params:,}",
+        ]
+        if self.before.top1 is not None and self.after.top1 is not None:
+            told.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
+        return f"Result({self.method.name}: {', '.join(told)}, error {self.error:.1e})"
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`.
+
+        overwrite: replace an artifact that is in the folder; it stays whole until the new one is.
+
+        Raises ArtifactError where something would be lost: an artifact without `overwrite`, files of these names that
+        are no artifact in any case.
+        """
+        return artifact.save(folder, self.model, self.plan, self.card(), overwrite=overwrite)
+
+    def card(self) -> dict[str, Any]:
+        """The record that is saved beside the network, JSON-able."""
+        return {
+            "source": self.source,
+            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
+            "before": asdict(self.before),
+            "cut": asdict(self.cut),
+            "after": asdict(self.after),
+            "error": self.error,
+            "stripes": summary(self.plan),
+            "history": self.history,
+            "versions": {
+                "secateurs": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
