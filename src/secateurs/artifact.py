@@ -154,9 +154,23 @@ def exists(folder: str | os.PathLike[str]) -> bool:
 
 
 def foreign(folder: str | os.PathLike[str]) -> list[str]:
-    """Files that have an artifact's names and are somebody else's: there is no card of ours beside them."""
+    """Files that have an artifact's names and are somebody else's: there is no card of ours beside them, or they are not
+    what it says was saved."""
     names = [name for name in (MODEL, PLAN, CARD) if os.path.lexists(Path(folder) / name)]
-    return names if names and not exists(folder) else []
+    if not exists(folder):
+        return names
+    saved: list[Mapping[str, Any]] = []
+    for path in (Path(folder) / NEW / CARD, Path(folder) / CARD):  # stopped among the last moves there are both
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            saved.append(dict(json.loads(path.read_text())["files"]))
+    return [name for name in names if name != CARD and not _one_of(Path(folder) / name, [s.get(name) for s in saved])]
+
+
+def _one_of(path: Path, digests: list[Any]) -> bool:
+    try:
+        return not digests or digest(path) in digests
+    except OSError:  # a folder, or nothing that can be read
+        return False
 
 
 def digest(path: str | os.PathLike[str]) -> str:

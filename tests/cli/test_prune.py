@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,11 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--image-size", "4"), "--image-size"),
         (("--device", "warp"), "--device warp cannot be used"),
         (("--resume", "--force"), "give one of them"),
+        (("--recover", "mimic:1", "--nodes", "nope,bn2"), "nope"),
+        (("--normalize", "0.5/0"), "--normalize 0.5/0: give three means and three deviations above 0"),
+        (("--normalize", "0,0,0/1,0,1"), "three deviations above 0"),
+        (("--set", "ranking=layer", "--set", "ranking=global"), "--set ranking is given twice"),
+        (("--set", "ranking=layer", "--ranking", "global"), "--ranking global and --set ranking=layer contradict"),
     ],
 )
 def test_refused_before_any_work(run, images, tmp_path, tokens, message):
@@ -328,3 +334,59 @@ def test_a_damaged_run_file(run, job, tmp_path):
     ran = run(*job, "--out", tmp_path, "--resume")
     assert ran.status == 1
     assert "damaged" in ran.err
+
+
+def test_a_node_that_the_cut_changes_costs_no_work(run, images, tmp_path):
+    """The network that was trained first stays, and the corrected command goes on with it."""
+    job = ("prune", NET, "--data", f"folder:{images}", "--batch-size", 16, "--pretrain-epochs", 1, "--macs", 0.5)
+    job = (*job, "--method", "l1", "--out", tmp_path / "r")
+    ran = run(*job, "--recover", "mimic:1", "--nodes", "conv1,plain")
+    assert ran.status == 1
+    assert "keeps what is done so far: with --resume" in ran.err
+    trained = (tmp_path / "r" / "pretrained.safetensors").stat().st_mtime_ns
+    ran = run(*job, "--recover", "mimic:1,finetune:1", "--nodes", "plain,bn2", "--resume")
+    assert ran.status == 0, ran.err
+    assert "recovery has not begun yet, and is to be another one: recover" in ran.err
+    assert (tmp_path / "r" / "pretrained.safetensors").stat().st_mtime_ns == trained
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert card["recover"][0]["nodes"] == ["plain", "bn2"]
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert (record["finished"], record["settings"]["recover"]) == (True, card["recover"])
+    assert "it differs in recover" in run(*job, "--recover", "mimic:1", "--resume").err
+
+
+def test_an_artifact_is_not_pruned_into_its_own_folder(run, job, images, tmp_path):
+    assert run(*job, "--out", tmp_path / "r").status == 0
+    args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--out", tmp_path / "r", "--force")
+    ran = run("prune", tmp_path / "r", *args)
+    assert ran.status == 1
+    assert f"The artifact {tmp_path / 'r'} lies where this run would write" in ran.err
+    assert "--weights" not in ran.err
+
+
+def test_a_budget_above_the_networks_cost(run, images, tmp_path):
+    args = ("--data", f"folder:{images}", "--pretrain-epochs", 0, "--recover", "none", "--method", "l1")
+    ran = run("prune", NET, *args, "--macs", 5e9, "--out", tmp_path / "r")
+    assert ran.status == 0, ran.err
+    cost = sc.count(sc.build(NET, num_classes=2), torch.zeros(1, 3, 32, 32))
+    assert f"the budget is met already, nothing will be cut: {NET} has {cost.macs:,} MACs" in ran.err
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert card["after"]["macs"] == cost.macs
+    assert "is met already" not in run("prune", NET, *args, "--macs", 0.9, "--out", tmp_path / "s").err
+
+
+@pytest.mark.parametrize("top1", [40.0, None, 50.0])
+def test_recovery_that_makes_it_worse_is_told(run, job, tmp_path, monkeypatch, top1):
+    """These images are too easy for that to happen by itself."""
+    whole = sc.prune
+
+    def worse(*args, **options):
+        found = whole(*args, **options)
+        return replace(found, cut=replace(found.cut, top1=50.0), after=replace(found.after, top1=top1))
+
+    monkeypatch.setattr(sc, "prune", worse)
+    ran = run(*job, "--out", tmp_path / "r")
+    assert ran.status == 0, ran.err
+    line = "recovery left top-1 at 40.00%, below the 50.00% right after the cut: try a lower --lr, or --recover none\n"
+    assert (line in ran.err) == (top1 == 40.0)
+    assert ("recovery left" in ran.err) == (top1 == 40.0)

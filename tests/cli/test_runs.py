@@ -123,3 +123,72 @@ def test_only_what_differs_is_named(run, job, tmp_path):
     assert "method.name ('l1' then, 'l2' now), budget.macs (0.5 then, 0.4 now)." in ran.err
     ran = run(*job[:-6], *job[-4:], "--recover", "none", *out, "--resume")
     assert "recover (given then, none now)." in ran.err
+
+
+def test_force_spares_what_the_user_put_in_the_place_of_our_weights(run, job, tmp_path):
+    out = tmp_path / "r"
+    assert run(*job, "--out", out).status == 0
+    save_file(sc.build(NET, num_classes=2).state_dict(), out / "model.safetensors")
+    before = _tree(out)
+    ran = run(*job, "--out", out, "--force")
+    assert ran.status == 1
+    assert "holds model.safetensors, which this command did not write" in ran.err
+    assert _tree(out) == before
+
+
+def test_only_checkpoints_of_ours_are_removed(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.begin({"weights": None}, resume=False)
+    for phase, end in (("prune", False), ("recover", True)):
+        checkpoints = tmp_path / phase / "checkpoints"
+        mine = [
+            checkpoints / "mine.txt",
+            checkpoints / "step-last" / "mine.txt",
+            checkpoints / "step-000000002" / "mine",
+        ]
+        ours = [checkpoints / name / "state.json" for name in ("step-000000002", "step-000000003", ".old-000000001")]
+        for path in (*mine, *ours):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+        if end:
+            folder.finish({"weights": None})
+        else:
+            folder.begin({"weights": None}, resume=False)
+        assert all(path.exists() for path in mine)
+        assert sorted(p.name for p in checkpoints.iterdir()) == ["mine.txt", "step-000000002", "step-last"]
+        assert not any(path.exists() for path in ours)
+
+
+def test_the_run_of_another_command_is_left_alone(run, job, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.begin({"command": "redesign", "weights": None}, resume=False)
+    for flag in ((), ("--force",), ("--resume",)):
+        ran = run(*job, "--out", tmp_path, *flag)
+        assert ran.status == 1
+        assert "holds a run of `secateurs redesign`: give another --out" in ran.err
+    with pytest.raises(ConfigError, match="holds a run of `secateurs redesign`"):
+        folder.check({"weights": None}, resume=False, force=True)
+    folder.begin({"weights": None}, resume=True)
+    with pytest.raises(ConfigError, match="holds a run of `secateurs prune`"):
+        folder.check({"command": "redesign", "weights": None}, resume=False, force=True)
+
+
+def test_recovery_may_change_until_it_has_begun(tmp_path, capsys):
+    folder, now = RunFolder(tmp_path), {"seed": 0, "recover": {"lr": 0.1}}
+    folder.begin({"seed": 0, "recover": {"lr": 0.2}}, resume=False)
+    (tmp_path / "recover").mkdir()
+    (tmp_path / "recover" / "metrics.jsonl").touch()
+    assert not folder.check(now, resume=True, force=False)
+    assert (
+        "recovery has not begun yet, and is to be another one: recover.lr (0.2 then, 0.1 now)"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(ConfigError, match=r"differs in seed.*recover\.lr"):
+        folder.check({**now, "seed": 1}, resume=True, force=False)
+    folder.begin(now, resume=True)
+    assert sorted(_tree(tmp_path)) == ["run.json"]
+    assert not folder.check(now, resume=True, force=False)
+    (tmp_path / "recover" / "checkpoints" / "step-000000001").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"another run: it differs in recover \(given then, none now\)"):
+        folder.check({"seed": 0, "recover": None}, resume=True, force=False)
+    assert not folder.check(now, resume=True, force=False)

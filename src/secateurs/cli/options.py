@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -262,4 +263,8 @@ def _normalization(text: str) -> Any:
         mean, std = (tuple(float(v) for v in part.split(",")) for part in text.split("/"))
     except ValueError:
         raise ConfigError(f"--normalize {text}: write means/deviations, such as 0.5,0.5,0.5/0.2,0.2,0.2.") from None
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ConfigError(
+            f"--normalize {text}: give three means and three deviations above 0, such as 0.5,0.5,0.5/0.2,0.2,0.2."
+        )
     return mean, std

@@ -99,7 +99,7 @@ def prune(
     out
         folder for the artifact, the checkpoints and the log
     resume
-        go on with the run in --out
+        go on with the run in --out; other settings of recovery are taken as long as it has not begun
     force
         replace what is in --out
     seed
@@ -130,7 +130,7 @@ def prune(
     )
     run.pretrain.check(run.weights)
     run.model.check(model)
-    run.folder.spare(run.weights)
+    run.folder.spare(run.weights, "" if run.model.weights is not None else f"The artifact {model}")
     record = run.record()
     if run.folder.check(record, resume=resume, force=force):
         say(f"{out} is finished already: nothing to do.")
@@ -146,6 +146,13 @@ def prune(
             raise
         except TrainingError as error:
             raise run.explained(error) from error
+        except ConfigError as error:  # a node to mimic that the cut has changed, say
+            if not run.folder.goes_on(record):
+                raise
+            raise ConfigError(
+                f"{error} {out} keeps what is done so far: with --resume the same command goes on from there, with other "
+                "settings of recovery, too."
+            ) from error
     if options.first():
         _show(out)
 
@@ -239,17 +246,32 @@ class _Run:
             return
         artifact.save(self.folder.folder, result.model, result.plan, card, overwrite=True)
         self.folder.finish(record)
+        cut, after = result.cut.top1, result.after.top1
+        if self.recipes and cut is not None and after is not None and after < cut:
+            knob = "--mimic-lr" if all(recipe.mode == "mimic" for recipe in self.recipes) else "--lr"
+            say(
+                f"recovery left top-1 at {after:.2f}%, below the {cut:.2f}% right after the cut: try a lower {knob}, or "
+                "--recover none"
+            )
 
     def _preflight(self, network: nn.Module, inputs: torch.Tensor, data: Data) -> None:
         """Whatever would make the run fail in the end, made to fail now."""
+        import secateurs as sc
+        from secateurs import training
         from secateurs.methods import TrainingMethod
         from secateurs.training.runtime import check_trackers
 
         check_trackers(self.track, self.folder.folder)
+        training.check(self.recipes, network)
         options.feasible(self.method, network, inputs, self.budget, self.scope, data, self.seed, self.allow_inexact)
         first = self.weights is None and self.pretrain.recipe(data).epochs
         if first or self.recipes or isinstance(self.method, TrainingMethod):
             options.trains(network, inputs, self.spec)
+        if self.budget is not None and self.budget.allows(cost := sc.count(network, inputs), cost):
+            say(
+                f"the budget is met already, nothing will be cut: {self.spec} has {cost.macs:,} MACs and {cost.params:,} "
+                "parameters"
+            )
 
     def explained(self, error: TrainingError) -> SecateursError:
         """A loss that is not finite, with advice that can be followed here."""
@@ -298,9 +320,16 @@ def configured(method: str, settings: Sequence[str], ranking: str | None = None)
         if not equals or not key:
             raise ConfigError(f"--set {item}: write key=value, such as --set beta=0.7.")
         try:
-            values[key] = json.loads(text)
+            value = json.loads(text)
         except ValueError:
-            values[key] = text
+            value = text
+        if key in values and key == "ranking" and ranking is not None:
+            if value == ranking:
+                continue
+            raise ConfigError(f"--ranking {ranking} and --set {item} contradict each other: give one of them.")
+        if key in values:
+            raise ConfigError(f"--set {key} is given twice: give one of them.")
+        values[key] = value
     found = resolve(method)
     try:
         return resolve(found, **values)

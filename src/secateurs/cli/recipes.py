@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class RecoverOptions:
     recover: str | None = None
     """none, or what to do one after another: finetune:EPOCHS, mimic:EPOCHS (the original's feature maps, without
-    labels), distil:EPOCHS (its class probabilities); mimic:5,finetune:10 say"""
+    labels), distil:EPOCHS (its class probabilities); mimic:5,finetune:10 say; 3 epochs where no number is given"""
     recover_epochs: float | None = None
     """finetune:EPOCHS in short; 3 by default, 0 for none"""
     lr: float = 0.02

@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from secateurs.cli.options import say
 from secateurs.errors import ArtifactError, ConfigError
 
 PHASES = ("pretrain", "prune", "recover")  # each of them has a folder with its log and, until the end, checkpoints
 _several = re.compile(r"recover-\d+-(finetune|mimic|distil)")
+_checkpoint = re.compile(r"(\.writing-|\.old-|step-|damaged-step-)\d{9}")
+_parts = ("state.safetensors", "state.json", "manifest.json")  # of a checkpoint
 TRACKED = "secateurs"  # where trackers that write files put them, within a phase's folder
 
 
@@ -55,7 +58,9 @@ class RunFolder:
         """Whether this very run is finished already. ConfigError where its folder holds anything else to lose."""
         if resume and force:
             raise ConfigError("--resume goes on and --force starts anew: give one of them.")
-        state = self._read()
+        state, now = self._read(), json.loads(json.dumps(settings))
+        if state is not None and (other := state["settings"].get("command", "prune")) != now.get("command", "prune"):
+            raise ConfigError(f"{self.folder} holds a run of `secateurs {other}`: give another --out.")
         if name := self._foreign(state):
             raise ConfigError(
                 f"{self.folder} holds {name}, which this command did not write, and would have to: "
@@ -70,12 +75,18 @@ class RunFolder:
             if self.to_lose():
                 raise ConfigError(f"{self.folder} has no run.json: there is no run to resume, only an artifact.")
             return False
-        if changed := list(_differences(state["settings"], json.loads(json.dumps(settings)))):
-            raise ConfigError(f"{self.folder} is another run: it differs in {', '.join(changed)}.")
+        then = state["settings"]
+        if changed := list(_differences(then, now)):
+            if state["finished"] or self._recovering() or {**then, "recover": 0} != {**now, "recover": 0}:
+                raise ConfigError(f"{self.folder} is another run: it differs in {', '.join(changed)}.")
+            say(f"recovery has not begun yet, and is to be another one: {', '.join(changed)}")
         return bool(state["finished"])
 
-    def spare(self, weights: Path | None) -> None:
-        """Raise ConfigError for weights that the run would replace or remove: they have its own files' place."""
+    def spare(self, weights: Path | None, what: str = "") -> None:
+        """Raise ConfigError for weights that the run would replace or remove: they have its own files' place.
+
+        what: where the weights were named; by default --weights and the file.
+        """
         if weights is None:
             return
         from secateurs.artifact import CARD, MODEL, NEW, PLAN
@@ -84,7 +95,8 @@ class RunFolder:
         own = (CARD, MODEL, NEW, PLAN) if folder in [a.resolve() for a in self.artifacts] else ()
         ours = {self.file.name, *(f.name for f in self.files), *own, *self._folders()}
         if inside.is_relative_to(folder) and inside.relative_to(folder).parts[0] in ours:
-            raise ConfigError(f"--weights {weights} lies where this run would write its own files: give another --out.")
+            what = what or f"--weights {weights}"
+            raise ConfigError(f"{what} lies where this run would write its own files: give another --out.")
 
     def writable(self) -> None:
         """Raise now if the folder takes no files."""
@@ -102,18 +114,25 @@ class RunFolder:
             for name in self.phases:
                 phase = self.folder / name
                 (phase / "metrics.jsonl").unlink(missing_ok=True)
-                shutil.rmtree(phase / "checkpoints", ignore_errors=True)
+                _forget(phase / "checkpoints")
                 shutil.rmtree(phase / TRACKED, ignore_errors=True)
                 with contextlib.suppress(OSError):  # what else lies there is not ours
                     phase.rmdir()
             for file in self.files:
                 file.unlink(missing_ok=True)
+        elif "recover" in settings and not self._recovering():  # it may have other steps, and so folders, now
+            for name in self._recovery():
+                log = self.folder / name / "metrics.jsonl"
+                with contextlib.suppress(OSError):
+                    if not log.stat().st_size:
+                        log.unlink()
+                    log.parent.rmdir()
         self._write(settings, finished=False)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         self._write(settings, finished=True)
         for name in self.phases:
-            shutil.rmtree(self.folder / name / "checkpoints", ignore_errors=True)
+            _forget(self.folder / name / "checkpoints")
 
     def resumable(self) -> bool:
         """Whether a run has come so far that it need not start from the beginning."""
@@ -133,6 +152,13 @@ class RunFolder:
 
         saved = any(artifact.exists(folder) for folder in self.artifacts)
         return "an artifact" if saved else "an unfinished run" if self.resumable() else None
+
+    def _recovery(self) -> list[str]:
+        return [name for name in self.phases if name.startswith("recover")]
+
+    def _recovering(self) -> bool:
+        """Whether recovery has come as far as a checkpoint."""
+        return any(any(self.folder.glob(f"{name}/checkpoints/step-*")) for name in self._recovery())
 
     def _folders(self) -> list[str]:
         return [*self.phases, *(a.name for a in self.artifacts if a != self.folder)]
@@ -165,6 +191,17 @@ class RunFolder:
         temporary = self.folder / f".{self.file.name}.tmp"
         temporary.write_text(json.dumps({"finished": finished, "settings": settings}, indent=2))
         os.replace(temporary, self.file)
+
+
+def _forget(checkpoints: Path) -> None:
+    """Remove the checkpoints in a folder, and it too if nothing else is there."""
+    for path in [p for p in checkpoints.glob("*") if _checkpoint.fullmatch(p.name)]:
+        with contextlib.suppress(OSError):
+            for name in _parts:
+                (path / name).unlink(missing_ok=True)
+            path.rmdir()
+    with contextlib.suppress(OSError):
+        checkpoints.rmdir()
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
