@@ -251,6 +251,21 @@ class TestSource:
         model.fc = nn.Linear(40, 3)
         assert sc.prune(model, images(), "l1", HALF).source is None
 
+    @pytest.mark.parametrize("edit", ["dilation", "module", "eps", "forward"])
+    def test_a_network_edited_without_another_shape(self, edit: str) -> None:
+        model: Any = network()
+        assert sc.prune(model, images(), "l1", HALF).source is not None
+        if edit == "dilation":
+            model.conv1.padding = (2, 2)
+            model.conv1.dilation = (2, 2)
+        elif edit == "module":
+            model.bn1.act = nn.Identity()
+        elif edit == "eps":
+            model.bn1.eps = 0.5
+        else:
+            model.bn1.forward = type(model.bn1).forward.__get__(model.bn1)
+        assert sc.prune(model, images(), "l1", HALF).source is None
+
     def test_options_that_json_does_not_have(self) -> None:
         model = network()
         model.secateurs_source = {"spec": "zoo:small_cnn", "act": nn.ReLU}

@@ -78,7 +78,7 @@ def prune(
         raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
     training.check(recover, model)
     source = None if data is None else Data.of(data)
-    original = model
+    original, origin = model, source_of(model)
     if isinstance(chosen, TrainingMethod):
         model = copy.deepcopy(model)
     task = _task(
@@ -115,7 +115,6 @@ def prune(
         report("measured which kernel is the fastest for each stripe convolution")
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
-    origin = source_of(model)
     if origin is not None:
         remember(small, after_cut(origin, plan))
     return Result(small, plan, before, cut, after, error, chosen, history, origin)

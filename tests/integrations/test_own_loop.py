@@ -27,3 +27,15 @@ def test_norms_learn_again_when_the_network_does_though_train_is_called_once() -
     assert not torch.equal(joint, alone)
     assert pruner.done
     pruner.plan()
+
+
+def test_asked_twice_it_is_the_same_plan() -> None:
+    for method in ("npn", "aofp", "onestep", "pff"):
+        model, (x, y) = cnn(), images(8)
+        pruner = sc.attach(model, x[:1], method, sc.Budget(macs=0.6), steps=1, epoch_steps=1, data=[(x, y)])
+        (F.cross_entropy(model(x), y) + pruner.penalty()).backward()
+        pruner.step()
+        plan = pruner.plan()
+        assert pruner.plan() is plan
+        sc.cut_(model, plan)
+        assert pruner.plan() is plan

@@ -207,6 +207,23 @@ def test_weights_that_change_are_noticed() -> None:
             assert stripes(x).any()
 
 
+def test_changes_that_pytorch_cannot_see() -> None:
+    """In-place on `.data`: by the next train() or eval(). Casts and moves: at once."""
+    _, stripes = layer(padding=1)
+    x = torch.randn(1, 5, 8, 8)
+    with torch.no_grad():
+        before = stripes(x)
+        stripes.weight.data.mul_(2)
+        stripes.bias.data.mul_(2)
+        stripes.eval()
+        assert close(stripes(x), 2 * before)
+        stripes.half().float()
+        assert torch.equal(stripes(x), stripes.to_dense()(x))
+        stripes.weight = nn.Parameter(torch.zeros_like(stripes.weight))
+        stripes.bias = nn.Parameter(torch.zeros_like(stripes.bias))
+        assert not stripes(x).any()
+
+
 def test_saved_and_copied() -> None:
     _, stripes = layer(padding=1)
     x = torch.randn(1, 5, 8, 8)
@@ -289,6 +306,8 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capl
 
 def test_bad_input() -> None:
     conv = nn.Conv2d(4, 6, 3)
+    with pytest.raises(sc.ConfigError, match="not from a Linear"):
+        StripeConv2d.of(nn.Linear(4, 6), torch.ones(6, 3, 3, dtype=torch.bool))  # type: ignore[arg-type]
     with pytest.raises(sc.ConfigError, match="groups"):
         StripeConv2d.of(nn.Conv2d(4, 6, 3, groups=2), torch.ones(6, 3, 3, dtype=torch.bool))
     with pytest.raises(sc.ConfigError, match="padding_mode='reflect'"):

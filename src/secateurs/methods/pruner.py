@@ -42,6 +42,7 @@ class Pruner:
         self.processes = 1
         self.say: Callable[[str], None] = lambda line: None  # to whoever watches the run
         self.share = (0, 1)  # rank and number of those that a batch of the data is yet to be split between
+        self._plan: Plan | None = None
 
     def begin(self, total: int, epoch_steps: int) -> None:
         """How long the run will be, in optimizer steps, and how many of them make an epoch."""
@@ -74,8 +75,11 @@ class Pruner:
         then those that the plan is for."""
 
     def plan(self) -> Plan:
-        """`finish`, as a plan: apply it to the model, or cut the model in place with its optimizer."""
-        return self.task.graph.plan(self.finish(), allow_inexact=True)
+        """`finish`, as a plan: apply it to the model, or cut the model in place with its optimizer. The run is over then,
+        and asked again it is the same plan."""
+        if self._plan is None:
+            self._plan = self.task.graph.plan(self.finish(), allow_inexact=True)
+        return self._plan
 
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on in another process: tensors and JSON-able values."""
@@ -94,7 +98,8 @@ class PrunerHook(Hook):
     def start(self, engine: Engine) -> None:
         if engine.total is None:
             raise ConfigError(
-                f"{type(self.pruner).__name__} must know how long it trains: give its data a length, or steps=…."
+                f"{self.settings.get('method', 'The method')} must know how long it trains, and this data has no length: "
+                f"pass batches as a list, or an object with __len__."
             )
         networks = self.pruner.networks.items()
         self.pruner.wrapped = {name: engine.add_network(name, net, optimizer) for name, (net, optimizer) in networks}

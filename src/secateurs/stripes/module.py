@@ -63,6 +63,8 @@ class StripeConv2d(nn.Module):
 
         kept: (O, KH, KW), bool. Raises ConfigError for a grouped convolution, or one that pads with other than zeros.
         """
+        if not isinstance(conv, nn.Conv2d):
+            raise ConfigError(f"Stripes are taken from an nn.Conv2d, not from a {type(conv).__name__}.")
         o, _, kh, kw = conv.weight.shape
         if conv.groups != 1:
             raise ConfigError(f"A convolution of {conv.groups} groups has no stripes: they are for groups=1.")
@@ -127,15 +129,25 @@ class StripeConv2d(nn.Module):
                 f"A stripe convolution of {self.in_channels} channels got an input of shape {tuple(x.shape)}."
             )
         weight = self.weight.detach()
+        # What kernels made of the weights is used again until they change. Where PyTorch itself can't tell (an in-place
+        # change of `weight.data`) the next train() or eval() puts it right.
         version = 0 if weight.is_inference() else weight._version
         state = (weight.data_ptr(), version, self.kept.data_ptr(), x.dtype, weight.device)
-        if self._cached.get("state") != state:
-            self._cached = {"state": state}
+        if self._cached.get("state") != state or self._cached.get("weight") is not self.weight:
+            self._cached = {"state": state, "weight": self.weight}
         bias = None if self.bias is None else self.bias.detach().to(x.dtype)
         known = KERNELS.get(kernel)
         if known is None or not known.usable(x):
             known = KERNELS["dense"]
         return known.run(self.layout, weight.to(x.dtype), bias, x, self._cached)
+
+    def train(self, mode: bool = True) -> StripeConv2d:
+        self._cached = {}
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # moves and casts may leave a tensor at its address
+        self._cached = {}
+        return super()._apply(*args, **kwargs)
 
     def extra_repr(self) -> str:
         stripes, of = self.weight.shape[0], self.kept.numel()
