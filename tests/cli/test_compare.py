@@ -90,8 +90,25 @@ def test_resumed_it_measures_what_is_missing(run, job, tmp_path, monkeypatch):
     assert other.status == 1
     assert "differs in seed" in other.err
     assert run(*job, "--seed", 3, "--criteria", "l1", *out, "--force").status == 0
-    (tmp_path / "r" / "curves.json").write_text("{")
-    assert "cannot be read" in run(*job, *out, "--resume").err
+    both = run(*job, "--seed", 3, "--criteria", "l1", *out, "--force", "--resume")
+    assert both.status == 1
+    assert "give one of them" in both.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("curves.png", "mine"), ("curves.json", "{"), ("curves.json", '{"settings": 1, "curves": {}}')]
+)
+def test_what_somebody_else_wrote_is_never_replaced(run, job, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    (tmp_path / "curves.tmp").write_text("mine")
+    for flag in ((), ("--force",), ("--resume",)):
+        ran = run(*job, "--criteria", "l1", "--out", tmp_path, *flag)
+        assert ran.status == 1
+        assert f"{tmp_path / name} is there already, which this command did not write" in ran.err
+        assert (tmp_path / name).read_text() == text
+    (tmp_path / name).unlink()
+    assert run(*job, "--criteria", "l1", "--out", tmp_path).status == 0
+    assert (tmp_path / "curves.tmp").read_text() == "mine"
 
 
 def test_without_matplotlib_that_is_said_first(run, job, tmp_path, monkeypatch):

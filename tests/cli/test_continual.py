@@ -68,6 +68,20 @@ def test_stripes_are_told_and_drawn(run, images, tmp_path):
     assert line in ran.out
     assert f"on 3x32x32: {card['after']['macs']:,} MACs" in ran.out
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["norms.png", "shapes.png", "shares.png"]
+    for path in (tmp_path / "p").iterdir():
+        path.write_text("mine")
+    refused = run("inspect", tmp_path / "a", "--pictures", tmp_path / "p")
+    assert refused.status == 1
+    assert "shapes.png is there already: --force replaces it" in refused.err
+    assert all(p.read_text() == "mine" for p in (tmp_path / "p").iterdir())
+    assert run("inspect", tmp_path / "a", "--pictures", tmp_path / "p", "--force").status == 0
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "p").iterdir())
+    (tmp_path / "file").touch()
+    for folder, reason in (("file", "is a file: give a folder"), ("file/p", "cannot be written to: Not a directory")):
+        refused = run("inspect", tmp_path / "a", "--pictures", tmp_path / folder)
+        assert refused.status == 1
+        assert f"--pictures {tmp_path / folder} {reason}" in refused.err
+    assert "give --pictures with it" in run("inspect", tmp_path / "a", "--force").err
     record = json.loads(run("inspect", tmp_path / "a", "--json").out)
     assert record["stripes"] == card["stripes"]
     assert run("inspect", "zoo:small_cnn", "--pictures", tmp_path / "q").status == 1

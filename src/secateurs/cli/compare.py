@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -177,20 +178,28 @@ class _Record:
     def file(self) -> Path:
         return self.folder / "curves.json"
 
+    @property
+    def picture(self) -> Path:
+        return self.folder / "curves.png"
+
     def open(self, resume: bool, force: bool) -> dict[str, dict[str, Any]]:
         """The curves that are there already, or none; ConfigError for those of another comparison."""
         from secateurs.cli.runs import RunFolder
         from secateurs.report.curves import can_plot
 
-        found: dict[str, dict[str, Any]] = {}
-        if self.file.exists() and not force:
+        if resume and force:
+            raise ConfigError("--resume goes on and --force starts anew: give one of them.")
+        then, found = self._read()
+        if then is None and (name := next((n for n in (self.file, self.picture) if os.path.lexists(n)), None)):
+            raise ConfigError(
+                f"{name} is there already, which this command did not write, and would have to: move it, or give another "
+                "--out."
+            )
+        if force:
+            found = {}
+        elif then is not None:
             if not resume:
                 raise ConfigError(f"{self.file} is there already: --resume adds to it, --force replaces it.")
-            try:
-                state = json.loads(self.file.read_text())
-                then, found = state["settings"], state["curves"]
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                raise ConfigError(f"{self.file} cannot be read as a comparison: --force replaces it.") from error
             now = json.loads(json.dumps(self.settings))
             if changed := [k for k in now if then.get(k) != now[k]]:
                 raise ConfigError(f"{self.file} is of another comparison: it differs in {', '.join(changed)}.")
@@ -199,15 +208,26 @@ class _Record:
             say("no picture will be drawn: that needs matplotlib, pip install 'secateurs[report]'")
         return found
 
+    def _read(self) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
+        """Settings and curves of the comparison that is there; None and no curves where there is none."""
+        try:
+            state = json.loads(self.file.read_text())
+            then, found = state["settings"], state["curves"]
+            if isinstance(then, dict) and isinstance(found, dict) and all("top1" in c for c in found.values()):
+                return then, found
+        except (ValueError, KeyError, TypeError, OSError):
+            pass
+        return None, {}
+
     def write(self, curves: Mapping[str, Mapping[str, Any]]) -> None:
         from secateurs.report.curves import can_plot, plot
 
-        temporary = self.file.with_suffix(".tmp")
+        temporary = self.folder / f".{self.file.name}.tmp"
         temporary.write_text(json.dumps({"settings": self.settings, "curves": curves}, indent=1))
         temporary.replace(self.file)
         if can_plot():
             plot(
-                self.folder / "curves.png",
+                self.picture,
                 {name: (range(len(c["top1"])), c["top1"]) for name, c in curves.items()},
                 title=f"{self.model}, {self.layer}, without fine-tuning",
                 x="channels masked",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from secateurs.surgery import Plan
 
 
+PICTURES = ("shapes.png", "shares.png", "norms.png")
+
+
 def inspect(
     model: str,
     *,
@@ -28,6 +32,7 @@ def inspect(
     allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
     pictures: options.Folder | None = None,
+    force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> None:
     """Show a network's channel groups: what may be cut, and why the rest may not.
 
@@ -66,6 +71,8 @@ def inspect(
         print JSON instead of a table
     pictures
         draw an artifact's filter shapes, and where stripes stay and how large they are, into this folder
+    force
+        replace pictures that are there
     """
     import torch
 
@@ -77,7 +84,9 @@ def inspect(
     if pictures is not None:
         if plan is None:
             raise ConfigError(f"--pictures are of the stripes of an artifact: {model} is none.")
-        _draw(network, plan, pictures)
+        _draw(network, plan, pictures, force)
+    elif force:
+        raise ConfigError("--force replaces pictures: give --pictures with it.")
     shape = _shape(input) if input else default_shape(spec, network)
     try:
         graph = sc.trace(network, torch.zeros(1, *shape), allow_inexact=allow_inexact)
@@ -109,10 +118,18 @@ def _artifact(spec: str) -> tuple[Plan | None, str]:
     return plan, (card.get("source") or {}).get("spec", spec)
 
 
-def _draw(network: nn.Module, plan: Plan, folder: Path) -> None:
+def _draw(network: nn.Module, plan: Plan, folder: Path, force: bool) -> None:
     from secateurs.report.shapes import pictures
 
-    for path in pictures(network, plan, folder):
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--pictures {folder} is a file: give a folder.")
+    if not force and (found := next((folder / n for n in PICTURES if os.path.lexists(folder / n)), None)):
+        raise ConfigError(f"{found} is there already: --force replaces it, or give another folder.")
+    try:
+        drawn = pictures(network, plan, folder)
+    except OSError as error:
+        raise ConfigError(f"--pictures {folder} cannot be written to: {error.strerror or error}.") from error
+    for path in drawn:
         options.say(f"drew {path}")
 
 
