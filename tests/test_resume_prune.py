@@ -253,3 +253,17 @@ def test_the_command_line_resumes(tmp_path: Path) -> None:
     assert files[0] == files[1]
     assert card["after"] == card2["after"]
     assert not list((tmp_path / "run").rglob("checkpoints"))
+
+
+@pytest.mark.parametrize("phase", ["prune", "recover"])
+def test_a_log_of_somebody_elses_is_found_before_any_work(tmp_path: Path, phase: str) -> None:
+    (tmp_path / phase).mkdir()
+    (tmp_path / phase / "metrics.jsonl").write_text("mine\n")
+    said: list[str] = []
+    with pytest.raises(sc.ConfigError, match=rf"{phase}.metrics\.jsonl is there already, and is no log of a run"):
+        sc.prune(
+            sc.build("zoo:small_cnn", num_classes=4), torch.zeros(1, 3, 32, 32), sc.NPN(epochs=1), sc.Budget(macs=0.4),
+            data=loader(), recover=sc.Recover(epochs=1), folder=str(tmp_path), progress="silent", report=said.append,
+        )  # fmt: skip
+    assert not said
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / phase / "metrics.jsonl"]

@@ -26,6 +26,7 @@ from secateurs.surgery import apply, trace, verify
 from secateurs.surgery.grow import widened
 from secateurs.surgery.verify import steady
 from secateurs.training import CheckpointStore, Engine, Recipe
+from secateurs.training.resume import refuse_foreign_log
 from secateurs.zoo import build as build_from_zoo
 from secateurs.zoo.weights import load_into
 
@@ -58,7 +59,8 @@ def prune(
     allow_inexact: also cut channels that a normalisation takes its statistics over (the proof does not hold for them:
         the error in the result is then nan).
     report: gets one line about each stage.
-    folder: where training leaves its log and checkpoints, a folder for each phase.
+    folder: where training leaves its log and checkpoints, a folder for each phase. A log there that is no engine's is
+        not written over.
     resume: go on from the last whole checkpoint in `folder`, if there is one.
     options: the training engine's: device, progress, loss, save_steps, save_seconds, track; and hooks, those of recovery.
 
@@ -77,6 +79,8 @@ def prune(
     if steps and data is None:
         raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
     training.check(recover, model)
+    for name in () if folder is None else ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]:
+        refuse_foreign_log(Path(str(folder)) / name)
     source = None if data is None else Data.of(data)
     original, origin = model, source_of(model)
     if isinstance(chosen, TrainingMethod):

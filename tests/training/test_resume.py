@@ -159,3 +159,25 @@ def test_sigkill_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     assert store.steps()
     engine(model, Noisy(batches(7)), checkpoints=store, save_steps=2).fit(resume=True)
     assert same(model, whole)
+
+
+@pytest.mark.parametrize("text", ["mine\n", '{"epoch": 1, "loss": 0.5}\n', "3\n", "\n"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_log_of_somebody_elses_is_not_written_over(tmp_path: Path, resume: bool, text: str) -> None:
+    log, store = tmp_path / "metrics.jsonl", T.CheckpointStore(tmp_path / "checkpoints")
+    log.write_text(text)
+    for checkpoints in (store, None):
+        with pytest.raises(ConfigError, match=r"metrics\.jsonl is there already, and is no log of a run"):
+            engine(net(), batches(), folder=tmp_path, checkpoints=checkpoints).fit(resume=resume and bool(checkpoints))
+    assert log.read_text() == text
+    assert not store.steps()
+
+
+def test_a_log_of_ours_is_begun_anew(tmp_path: Path) -> None:
+    log, store = tmp_path / "metrics.jsonl", T.CheckpointStore(tmp_path / "checkpoints")
+    log.write_text("")  # as a run leaves it that was killed before its first checkpoint
+    for _ in range(2):
+        e = engine(net(), batches(), folder=tmp_path, checkpoints=store)
+        e.fit()
+        assert [json.loads(line) for line in log.read_text().splitlines()] == e.history
+        store.clear()

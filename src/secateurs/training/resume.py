@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateurs.training.engine import Engine
 
 log = logging.getLogger("secateurs")
+LOG = "metrics.jsonl"
 
 
 def snapshot(engine: Engine) -> dict[str, Any]:
@@ -70,6 +71,23 @@ def refuse_old(engine: Engine) -> None:
         )
 
 
+def refuse_foreign_log(folder: Path) -> None:
+    """Raise ConfigError for a log that no engine has written: ours would take its place."""
+    path = folder / LOG
+    try:
+        with open(path) as file:
+            first = file.readline()
+        if not first or {"epoch", "step", "train_loss", "images_per_second"} <= set(json.loads(first)):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, TypeError):
+        pass
+    raise ConfigError(
+        f"{path} is there already, and is no log of a run: move it, or choose another folder. Ours would replace it."
+    )
+
+
 def _name(index: int, hook: Any) -> str:
     return f"{index}-{type(hook).__name__}"
 
@@ -117,9 +135,12 @@ def _restore(engine: Engine, state: dict[str, Any], where: str) -> None:
 
 def rewrite_log(engine: Engine) -> None:
     """`metrics.jsonl` made to hold the history and no more: lines past the checkpoint are trained and written again."""
-    if engine.folder is None or engine.rank:
+    if engine.folder is None:
         return
-    path = engine.folder / "metrics.jsonl"
+    refuse_foreign_log(engine.folder)
+    if engine.rank:
+        return
+    path = engine.folder / LOG
     try:
         engine.folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
@@ -132,7 +153,7 @@ def rewrite_log(engine: Engine) -> None:
 def append_log(engine: Engine, line: dict[str, Any]) -> None:
     if engine.folder is None or engine.rank:
         return
-    path = engine.folder / "metrics.jsonl"
+    path = engine.folder / LOG
     try:
         with open(path, "a") as file:
             file.write(json.dumps(line) + "\n")
