@@ -130,7 +130,7 @@ class Run:
             raise BudgetError(
                 f"--macs {self.macs:g} ({budget.limits(scaled).macs:,} of the base's {cost.macs:,}) cannot be met: with "
                 f"every channel cut that may be cut, the widened network has {least:,} left. The lowest figure that can "
-                f"be met is --macs {least / cost.macs + 5e-5:.4f}; --scope all may allow less."
+                f"be met is --macs {least / cost.macs + 5e-5:.4f}; --scope all may allow less.{self._meaning()}"
             )
         options.feasible(self.method, wide, inputs, budget, self.scope, data, self.seed)
         say(
@@ -151,6 +151,10 @@ class Run:
                 f"stay: there is nothing to prune. Widen it more, or give a lower --macs."
             )
         return budget
+
+    def _meaning(self) -> str:
+        """What --macs is, for who means a multiple of the base's."""
+        return " (--macs is a share of the base's MACs up to 1, above that a figure.)" if self.macs > 1 else ""
 
     # -- the stages -------------------------------------------------------------------------------------------------
 
