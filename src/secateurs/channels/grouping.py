@@ -116,9 +116,7 @@ class Grouping:
             return "it is a single channel"
         root = self.classes.root
         by = [what for pieces, what in self.tape.couplings if (root[pieces] == root[label]).any()]
-        return (
-            f"its {coupled} channels are all coupled to one another: {', '.join(dict.fromkeys(by)) or 'by the code'}"
-        )
+        return f"its {coupled} channels are all coupled to one another: {', '.join(dict.fromkeys(by)) or 'by the code'}"
 
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
         """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""
