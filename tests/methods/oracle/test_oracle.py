@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ def task(model: nn.Module, budget: sc.Budget | None = None, source: sc.Data | No
     options = {"progress": "silent", **options}
     graph = sc.trace(model, images(1))
     return Task(model, graph, budget or sc.Budget(macs=0.6), data=source or data(), engine_options=options)
+
+
+oracle = partial(sc.Oracle, precision="fp32")
 
 
 def loss_without(model: nn.Module, gone: dict[str, list[int]], graph: sc.ChannelGraph, loss: Any = None) -> float:
@@ -63,7 +67,7 @@ def greedy(model: nn.Module, step: int, count: int, rescore: bool = True) -> lis
 
 def cuts(model: nn.Module, budget: sc.Budget | None = None, **settings: Any) -> tuple[list[tuple[str, int]], Task]:
     t = task(model, budget)
-    run = _Greedy(sc.Oracle(examples=GAMMA, **settings), t)
+    run = _Greedy(oracle(examples=GAMMA, **settings), t)
     run.ranks()
     return [(t.groups[i].name, c) for i, c in run.cuts], t
 
@@ -73,7 +77,7 @@ def test_scores(loss: Any) -> None:
     model = network(NAME)
     expected = scores(model, {}, loss)
     options = {} if loss is None else {"loss": loss}
-    run = _Greedy(sc.Oracle(examples=GAMMA), task(model, **options))
+    run = _Greedy(oracle(examples=GAMMA), task(model, **options))
     for i in range(len(run.groups)):
         run.measure(i)
     found = {(g.name, c): d * GAMMA for g, ds in zip(run.groups, run.damage, strict=True) for c, d in enumerate(ds)}
@@ -101,7 +105,7 @@ def test_degraded_order_is_that_of_the_first_scores() -> None:
 def test_what_is_kept_is_what_was_not_cut() -> None:
     model = network(NAME)
     found, t = cuts(model, granularity=1)
-    kept = sc.Oracle(examples=GAMMA, granularity=1).select(task(model))
+    kept = oracle(examples=GAMMA, granularity=1).select(task(model))
     for g in t.groups:
         gone = {c for name, c in found if name == g.name}
         assert set(range(g.size)) - gone <= set(kept[g.name])  # one may come back where it still fits
@@ -138,7 +142,7 @@ def test_a_channel_that_nothing_reads_does_no_damage() -> None:
     model = network(NAME)
     with torch.no_grad():
         model.blocks[0][3].weight[:, [2, 5]] = 0
-    run = _Greedy(sc.Oracle(examples=GAMMA), task(model))
+    run = _Greedy(oracle(examples=GAMMA), task(model))
     run.measure(0)
     assert np.flatnonzero(run.damage[0] == 0).tolist() == [2, 5]
 

@@ -35,7 +35,7 @@ class Oracle(Method):
     granularity: int | None = Field(
         None, ge=1, description="g: channels that go between two measurements (1 in the paper); None: a 32nd of all"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("fp32", description="in which the network is evaluated")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="in which the network is evaluated")
 
     def check(self, task: Task) -> None:
         super().check(task)
