@@ -143,7 +143,7 @@ def test_only_checkpoints_of_ours_are_removed(tmp_path):
         checkpoints = tmp_path / phase / "checkpoints"
         mine = [
             checkpoints / "mine.txt",
-            checkpoints / "step-last" / "mine.txt",
+            checkpoints / "step-last" / "state.json",
             checkpoints / "step-000000002" / "mine",
         ]
         ours = [checkpoints / name / "state.json" for name in ("step-000000002", "step-000000003", ".old-000000001")]
