@@ -158,7 +158,7 @@ def studies(s: Studies) -> dict[str, dict[str, float]]:
         settings: dict[str, Any] = {} if nodes == AUTO else {"nodes": nodes}
         return sc.Mimic(steps=n, lr=1e-2, function=function, **settings)
 
-    cuts = {"0.5": half, "0.25": low, "0.25, all layers together": ("onestep", 0.25)}
+    cuts = {"0.5 of the MACs": half, "0.25 of the MACs": low, "0.25, all layers together": ("onestep", 0.25)}
     found: dict[str, dict[str, float]] = {}
     for title, cut in cuts.items():
         found[f"no labels yet: {title}"] = {
@@ -171,7 +171,9 @@ def studies(s: Studies) -> dict[str, dict[str, float]]:
     found["2b: how many nodes (MSE)"] = {label: s.run(*low, mimic("mse", nodes)) for label, nodes in NUMBERS.items()}
     adam = sc.Recover(steps=n, optimizer="adam", lr=1e-2, weight_decay=0)
     found["2b: how many nodes (MSE)"]["cross-entropy instead"] = s.run(*low, adam)
-    found["5b: which filters, 0.5 (KL)"] = {label: s.run(how, 0.5, mimic()) for label, how in SELECTIONS.items()}
+    found["5b: which filters, 0.5 of the MACs (KL)"] = {
+        label: s.run(how, 0.5, mimic()) for label, how in SELECTIONS.items()
+    }
     for title, cut in list(cuts.items())[:2]:
         found[f"no labels yet: {title}"] |= {
             f"{n} of mimicking, then {n} of fine-tuning": s.run(*cut, mimic(), tuned),
@@ -184,23 +186,25 @@ def plot(found: dict[str, dict[str, float]], base: float, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "secateurs"
+    matplotlib.rcParams.update({"svg.hashsalt": "secateurs", "svg.fonttype": "none"})
     import matplotlib.pyplot as plt
 
     rows = [len(labels) for labels in found.values()]
     figure, axes = plt.subplots(
-        len(found), figsize=(7, 0.33 * sum(rows) + 0.5 * len(rows)), height_ratios=rows, layout="constrained"
+        len(found), figsize=(7, 0.23 * sum(rows) + 0.45 * len(rows)), height_ratios=rows, layout="constrained"
     )
     for axis, (title, labels) in zip(axes, found.items(), strict=True):
         names = list(labels)[::-1]
         values = [labels[name] for name in names]
-        axis.barh(names, values, color="#557a95")
+        axis.plot(values, names, "o", color="#35607f", markersize=5)
         for i, value in enumerate(values):
-            axis.text(value, i, f" {value:.1f}", va="center", fontsize=8)
+            axis.annotate(f"{value:.1f}", (value, i), (6, 0), textcoords="offset points", va="center", fontsize=8)
         axis.axvline(base, color="#b04a3a", linewidth=0.8)
-        axis.set_xlim(0, 100)
+        axis.set_xlim(0 if min(values) < 50 else 65, 92)
+        axis.set_ylim(-0.6, len(names) - 0.4)
         axis.set_title(title, fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
+        axis.grid(axis="x", linewidth=0.4)
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel(f"top-1 %; the line is the uncut network's {base:.2f}", fontsize=8)
     figure.savefig(path, metadata={"Date": None})
