@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.channels.graph import ChannelGroup, parameter
-from secateurs.methods.aofp.following import Following, batch_norm, following
+from secateurs.methods.following import Following, batch_norm, following
 
 Ratio = Literal["example", "batch"]
 _CACHED = 1 << 19  # values of an activation that are worked on at a time on a CPU

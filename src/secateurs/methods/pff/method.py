@@ -15,6 +15,7 @@ from secateurs.errors import ConfigError
 from secateurs.methods.method import Selection, Task, register
 from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.select import Stripes, StripeSelection
+from secateurs.methods.pff.sizes import restore_, sizes
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.surgery import mask
@@ -103,6 +104,7 @@ class PFFPruner(Pruner):
         self.config, self.model = config, task.model
         found, shared = kernels(task), config.skeleton == "position"
         self.stripes = Stripes(task, found, shared)
+        self.sizes = sizes(self.model, found)  # of the filters, to be given back to them
         self.measure: Measure
         if config.penalty == "skeleton":
             self.measure = skeleton = Skeleton(self.model, found, shared)
@@ -216,6 +218,8 @@ class PFFPruner(Pruner):
         else:
             left, delta = self.stripes.meet(scores, self._channel_scores)
         selection = self.stripes.selection(left)
+        kept = {name: torch.from_numpy(stays) for name, stays in selection.stripes.items()}
+        restore_(self.model, self.sizes, kept, self.task.example_inputs)
         base, cost = self.stripes.widths.base, self.stripes.cost(left)
         change = self._change(selection)
         if change > TOLERANCE:
