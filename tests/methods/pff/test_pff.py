@@ -176,7 +176,7 @@ def test_one_step_is_the_subgradient() -> None:
 
 def test_without_a_budget_delta_decides() -> None:
     model = block()
-    pruner = attached(model, alpha=0.0, delta=0.1)
+    pruner = attached(model, alpha=0.0, delta=0.1, floor=0)
     with torch.no_grad():
         values = pruner.measure.values.uniform_(-0.3, 0.3)
         values[:54] = 0.01  # the stem would be empty
@@ -321,22 +321,32 @@ NETWORKS: dict[str, Any] = {
 }
 
 
+def standing(stripes: Stripes, left: Left) -> np.ndarray:
+    """Filters whose channels stay: (filters,)."""
+    stays = np.ones(stripes.filters, dtype=bool)
+    for makers, kept in zip(stripes.makers, left.channels, strict=True):
+        stays[makers[~kept].ravel()] = False
+    return stays
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(list(NETWORKS)), seed=st.integers(0, 99), share=st.floats(0.01, 1.0), shared=st.booleans(),
-    what=st.sampled_from(["macs", "params"]), align=st.sampled_from([1, 1, 4]),
+    what=st.sampled_from(["macs", "params"]), align=st.sampled_from([1, 1, 4]), floor=st.sampled_from([0.0, 0.02, 0.2]),
 )  # fmt: skip
-def test_a_budget_is_met_to_a_stripe(kind: str, seed: int, share: float, shared: bool, what: str, align: int) -> None:
+def test_a_budget_is_met_to_a_stripe(
+    kind: str, seed: int, share: float, shared: bool, what: str, align: int, floor: float
+) -> None:
     model = NETWORKS[kind](seed)
     graph = sc.trace(model, images(1))
     budget = sc.Budget(**{what: share}, align=align)
     job = Task(model, graph, budget, "all", example_inputs=images(1))
     try:
-        PFF(skeleton="position" if shared else "stripe").feasible(job)
+        PFF(skeleton="position" if shared else "stripe", floor=floor).feasible(job)
     except sc.BudgetError:
         return
     kernels = {n: s for n, s in graph.kernels.items() if s[1] * s[2] > 1}
-    stripes = Stripes(job, kernels, shared)
+    stripes = Stripes(job, kernels, shared, floor)
     scores = np.random.default_rng(seed).random(stripes.units)
     worth = [g.filters(model).abs().mean(1).numpy() for g in job.groups]
     left, delta = stripes.meet(scores, lambda: worth)
@@ -344,15 +354,14 @@ def test_a_budget_is_met_to_a_stripe(kind: str, seed: int, share: float, shared:
     cost, base = graph.cost_of(plan), graph.cost()
     assert cost == stripes.cost(left) == sc.count(sc.apply(model, plan), images(1))
     assert budget.allows(cost, base)
-    for w in kernels:
-        assert len(plan.stripes.get(w, [0])) >= 1
+    for w, (o, h, kw) in kernels.items():
+        possible = int(stripes.split(np.isin(stripes.filter, np.flatnonzero(standing(stripes, left))))[w].sum())
+        assert len(plan.stripes.get(w, range(o * h * kw))) >= max(1, min(possible, floor * o * h * kw))
     for g in job.groups:
         n = len(plan.groups.get(g.name, range(g.size)))
         assert n == g.size or n % align == 0
     # No stripe of a filter that stays could have been kept as well.
-    stays = np.ones(stripes.filters, dtype=bool)
-    for makers, kept in zip(stripes.makers, left.channels, strict=True):
-        stays[makers[~kept].ravel()] = False
+    stays = standing(stripes, left)
     for u in np.unique(stripes.unit[~left.alive & stays[stripes.filter]]):
         back = (stripes.unit == u) & stays[stripes.filter]
         more = left.alive | back
@@ -397,7 +406,21 @@ def test_where_no_channel_may_be_cut() -> None:
     assert not result.plan.groups
     assert 0.15 * result.before.macs < result.after.macs <= 0.2 * result.before.macs
     with pytest.raises(sc.BudgetError, match=r"lowest budget that can be met is macs=0\.0188"):
+        sc.prune(Straight(), images(1), PFF(epochs=1, floor=0), sc.Budget(macs=0.01), data=batches())
+    with pytest.raises(sc.BudgetError, match=r"lowest budget that can be met is macs=0\.0373"):  # 2 of 54, not 1
         sc.prune(Straight(), images(1), PFF(epochs=1), sc.Budget(macs=0.01), data=batches())
+
+
+def test_what_a_layer_keeps_in_any_case_is_not_faded_out() -> None:
+    model = block()
+    pruner = attached(model, sc.Budget(macs=0.5), steps=40, floor=0.05)
+    with torch.no_grad():
+        pruner.measure.values[:54] = torch.linspace(0.01, 0.02, 54)  # the stem's all lie below any threshold
+    train(model, pruner, 40, lr=1e-3)
+    plan = pruner.plan()
+    assert len(plan.stripes["stem.weight"]) == 3
+    kept = sc.mask(model, plan).stem.weight.detach()  # (6, 3, 3, 3)
+    assert int(kept.abs().sum(1).gt(1e-3).sum()) == 3
 
 
 def test_needed_by_brute_force() -> None:

@@ -57,6 +57,9 @@ class PFF(TrainingMethod):
     arrive: float = Field(
         default=0.5, gt=0, le=1, description="share of the training after which it is settled what has to go"
     )
+    floor: float = Field(
+        default=0.02, ge=0, lt=1, description="share of its stripes that every layer keeps, whatever the threshold says"
+    )
     skeleton: Literal["stripe", "position"] = Field(
         default="stripe",
         description="a value for each filter and position, or (shape-wise) for each position of a layer",
@@ -77,7 +80,7 @@ class PFF(TrainingMethod):
             raise ConfigError("train='skeleton' needs a skeleton to train: leave penalty at 'skeleton'.")
 
     def feasible(self, task: Task) -> None:
-        task.widths.check(Stripes(task, kernels(task), self.skeleton == "position").lowest())
+        task.widths.check(self.stripes(task).lowest())
 
     def recipe(self) -> Recipe:
         return Recipe(
@@ -87,6 +90,9 @@ class PFF(TrainingMethod):
 
     def attach(self, task: Task) -> PFFPruner:
         return PFFPruner(task, self)
+
+    def stripes(self, task: Task) -> Stripes:
+        return Stripes(task, kernels(task), self.skeleton == "position", self.floor)
 
 
 def kernels(task: Task) -> dict[str, tuple[int, int, int]]:
@@ -103,7 +109,7 @@ class PFFPruner(Pruner):
         super().__init__(task)
         self.config, self.model = config, task.model
         found, shared = kernels(task), config.skeleton == "position"
-        self.stripes = Stripes(task, found, shared)
+        self.stripes = config.stripes(task)
         self.sizes = sizes(self.model, found)  # of the filters, to be given back to them
         self.measure: Measure
         if config.penalty == "skeleton":
@@ -173,18 +179,21 @@ class PFFPruner(Pruner):
             progress = self.steps / max(1, self.total)
             self.alpha = self.controller.update(needed, progress)
             if self.controller.settled(progress) and self.ceiling is None:
-                self.ceiling, self.doomed = needed, strength <= needed
+                self.ceiling, self.doomed = needed, ~self._staying(strength > needed)
         if self.config.live:  # no more than the budget asks for
             below = strength < self.config.delta
             self._kill(below if self.task.budget is None else below & (strength <= needed))
 
     def _kill(self, below: Tensor) -> None:
-        alive = self.alive & ~below
-        left = self.stripes.left(alive.cpu().numpy()[self.stripes.unit], self._scores())
-        units = np.zeros(self.stripes.units, dtype=bool)  # a layer's last one stays
-        units[self.stripes.unit[left.alive]] = True
-        self.alive = torch.from_numpy(units).to(self.alive.device)
+        self.alive = self._staying(self.alive & ~below)
         self._silence()
+
+    def _staying(self, alive: Tensor) -> Tensor:
+        """These units and those that layers keep in any case. alive: (units,) bool."""
+        left = self.stripes.left(alive.cpu().numpy()[self.stripes.unit], self._scores())
+        units = np.zeros(self.stripes.units, dtype=bool)
+        units[self.stripes.unit[left.alive]] = True
+        return torch.from_numpy(units).to(alive.device)
 
     @torch.no_grad()
     def _silence(self) -> None:

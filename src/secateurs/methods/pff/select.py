@@ -35,12 +35,16 @@ class Stripes:
 
     kernels: weight name → (filters, rows, columns), as `ChannelGraph.kernels` has it.
     shared: all filters of a layer keep the same positions, so its stripes at a position live and die together.
+    floor: the share of its stripes that every layer keeps; one stripe at least.
     """
 
-    def __init__(self, task: Task, kernels: Mapping[str, tuple[int, int, int]], shared: bool = False) -> None:
+    def __init__(
+        self, task: Task, kernels: Mapping[str, tuple[int, int, int]], shared: bool = False, floor: float = 0.0
+    ) -> None:
         self.task, self.widths, self.kernels = task, task.widths, dict(kernels)
         shapes = list(self.kernels.values())
         self.sizes = np.array([o * h * w for o, h, w in shapes], dtype=np.int64)
+        self.least = np.maximum(1, np.ceil(floor * self.sizes)).astype(np.int64)
         filters = np.array([o for o, _, _ in shapes], dtype=np.int64)
         first = np.cumsum(np.r_[0, filters])
         self.filters = int(first[-1])
@@ -75,8 +79,8 @@ class Stripes:
     # -- what is left without some stripes and channels ---------------------------------------------------------------
 
     def left(self, alive: Array, scores: Array, channels: Sequence[Array] | None = None) -> Left:
-        """Without the stripes that are not alive and the channels that do not stay; a layer that would have no stripe
-        keeps its best one. Channels go along whose filters have no stripes, where their group is in scope.
+        """Without the stripes that are not alive and the channels that do not stay; a layer that would have too few
+        stripes keeps its best ones. Channels go along whose filters have no stripes, where their group is in scope.
 
         alive: (stripes,). scores: (units,).
         """
@@ -91,14 +95,14 @@ class Stripes:
             alive = alive & possible
             scores = np.where(possible, scores, -np.inf)
         counts = np.bincount(self.layer[alive], minlength=len(self.sizes))
-        if not counts.all():
+        if (counts < self.least).any():
             alive = alive.copy()
-            starts = np.cumsum(np.r_[0, self.sizes])
-            for i in np.flatnonzero(counts == 0).tolist():
-                best = starts[i] + int(scores[starts[i] : starts[i + 1]].argmax())
-                again = (self.unit == self.unit[best]) & np.isfinite(scores)
-                alive |= again
-                counts[i] = again.sum()
+            ends = np.cumsum(self.sizes)
+            for i in np.flatnonzero(counts < self.least).tolist():
+                own = slice(ends[i] - self.sizes[i], ends[i])
+                best = np.argsort(-scores[own], kind="stable")[: self.least[i]]
+                alive[own] |= np.isin(self.unit[own], self.unit[own][best]) & np.isfinite(scores[own])
+                counts[i] = alive[own].sum()
         filters = np.zeros(self.filters, dtype=bool)
         filters[self.filter[alive]] = True
         found = []
@@ -118,7 +122,7 @@ class Stripes:
         return self.widths.cost(left.widths, dict(zip(self.kernels, left.counts.tolist(), strict=True)))
 
     def lowest(self) -> Cost:
-        """The lowest cost there is: one stripe of each layer, and as few channels as may be."""
+        """The lowest cost there is: as few stripes of each layer and as few channels as may be."""
         channels = [np.arange(n) < least for n, least in zip(self.widths.sizes, self.widths.least, strict=True)]
         return self.cost(self.left(np.zeros(len(self), dtype=bool), np.zeros(self.units), channels))
 
