@@ -110,14 +110,18 @@ def _check(path: Path, card: Mapping[str, Any]) -> None:
     def number(value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
 
+    def figures(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and all(number(value.get(name)) for name in ("macs", "params"))
+            and all(value.get(name) is None or number(value[name]) for name in ("top1", "top5", "loss"))
+        )
+
     sound: dict[str, Callable[[Any], bool]] = {
-        **dict.fromkeys(
-            ("before", "cut", "after"),
-            lambda stage: (
-                isinstance(stage, dict)
-                and all(number(stage.get(name)) for name in ("macs", "params"))
-                and all(stage.get(name) is None or number(stage[name]) for name in ("top1", "top5", "loss"))
-            ),
+        **dict.fromkeys(("before", "cut", "after"), figures),
+        "earlier": lambda cuts: (
+            isinstance(cuts, list)
+            and all(isinstance(c, dict) and isinstance(c.get("method"), str) and figures(c.get("before")) for c in cuts)
         ),
         **dict.fromkeys(("error", "seconds"), lambda value: value is None or number(value)),
         "source": lambda source: (

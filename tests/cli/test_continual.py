@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import secateurs as sc
+from secateurs.methods.pff.method import PFFPruner
 
 QUICK = ("--batch-size", 16, "--recover", "none")
 
@@ -85,3 +86,92 @@ def test_stripes_are_told_and_drawn(run, images, tmp_path):
     record = json.loads(run("inspect", tmp_path / "a", "--json").out)
     assert record["stripes"] == card["stripes"]
     assert run("inspect", "zoo:small_cnn", "--pictures", tmp_path / "q").status == 1
+
+
+THEN = ("--method", "l1", "--macs", 0.6, "--then", "pff:0.3", "--set", "pff.epochs=1")
+
+
+def test_then_is_the_second_command(run, images, tmp_path):
+    """`--then` is what two commands do, its figure a share of the network that the first one began with."""
+    data = ("--data", f"folder:{images}", "--batch-size", 16, "--recover-epochs", 1)
+    ran = run("prune", "zoo:small_cnn", *data, "--pretrain-epochs", 1, *THEN, "--out", tmp_path / "both")
+    assert ran.status == 0, ran.err
+    assert f"then pff, on {tmp_path / 'both' / '1-l1'}" in ran.err
+    rows = [line.split()[:2] for line in ran.out.splitlines()]
+    assert [" ".join(row) for row in rows if row and row[0] in ("before", "after")] == [
+        "before 2.99M", "after l1", "after the", "after recovery",
+    ]  # fmt: skip
+    card = json.loads((tmp_path / "both" / "card.json").read_text())
+    (first,) = card["earlier"]
+    assert first["method"] == "l1"
+    assert card["before"]["macs"] <= 0.6 * first["before"]["macs"]
+    assert 0.29 * first["before"]["macs"] < card["after"]["macs"] <= 0.3 * first["before"]["macs"]
+
+    weights = tmp_path / "both" / "1-l1" / "pretrained.safetensors"
+    one = run("prune", "zoo:small_cnn", "--weights", weights, *data, *THEN[:4], "--out", tmp_path / "a")
+    assert one.status == 0, one.err
+    macs = int(0.3 * first["before"]["macs"])
+    two = run("prune", tmp_path / "a", *data, "--method", "pff", "--set", "epochs=1", "--macs", macs, "--out",
+              tmp_path / "b")  # fmt: skip
+    assert two.status == 0, two.err
+    assert (tmp_path / "b" / "plan.json").read_bytes() == (tmp_path / "both" / "plan.json").read_bytes()
+    inputs = torch.zeros(1, 3, 32, 32)
+    assert torch.equal(sc.load(tmp_path / "b")(inputs), sc.load(tmp_path / "both")(inputs))
+
+
+def test_then_goes_on_where_it_was_killed(run, images, tmp_path, monkeypatch):
+    data = ("--data", f"folder:{images}", *QUICK, "--pretrain-epochs", 1)
+    job = ("prune", "zoo:small_cnn", *data, *THEN, "--out", tmp_path / "r")
+
+    def interrupt(pruner: PFFPruner) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PFFPruner, "advance", interrupt)
+        killed = run(*job)
+    assert killed.status == 130
+    assert "with --resume goes on" in killed.err
+    assert not (tmp_path / "r" / "card.json").exists()
+    again = run(*job)
+    assert again.status == 1
+    assert "1-l1 holds an artifact" in again.err
+    ran = run(*job, "--resume")
+    assert ran.status == 0, ran.err
+    assert "1-l1 is finished already" in ran.err
+    assert sc.load(tmp_path / "r") is not None
+    assert run(*job, "--resume").err.count("is finished already") == 2
+    changed = run(*job, "--resume", "--set", "pff.lr=0.01")
+    assert changed.status == 1
+    assert "is another run: it differs in method.lr" in changed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--then", "pff:0.6"), "--then pff:0.6: 0.6 of the MACs are left by then"),
+        (("--then", "pff:x"), "--then pff:x: write METHOD:MACS"),
+        (("--then", "pff:"), "--then pff:: write METHOD:MACS"),
+        (("--then", "nothing:0.3"), "nothing"),
+        (("--then", "l2"), "--then l2: l2 needs a budget"),
+        (("--then", "pff:0.0001"), "--then pff:0.0001: The budget"),
+        (("--then", "pff:0.3", "--set", "pff.lrr=1"), "--set pff.lrr=1: there is no such setting. pff's settings are"),
+        (("--then", "pff:0.3", "--set", "npn.lr=1"), "--set npn.lr=1: there is no such setting. l1's settings are"),
+    ],
+)
+def test_then_is_refused_before_any_work(run, images, tmp_path, options, expected):
+    job = ("prune", "zoo:small_cnn", "--data", f"folder:{images}", "--method", "l1", "--macs", 0.6)
+    ran = run(*job, *options, "--out", tmp_path / "r")
+    assert ran.status == 1
+    assert expected in ran.err
+    assert not list((tmp_path / "r").rglob("*.safetensors"))
+
+
+def test_what_then_would_replace_is_safe(run, images, tmp_path):
+    data = ("--data", f"folder:{images}", *QUICK, "--pretrain-epochs", 1)
+    assert run("prune", "zoo:small_cnn", *data, *THEN[:4], "--out", tmp_path / "r").status == 0
+    before = (tmp_path / "r" / "model.safetensors").read_bytes()
+    ran = run("prune", "zoo:small_cnn", *data, *THEN, "--out", tmp_path / "r")
+    assert ran.status == 1
+    assert "holds an artifact" in ran.err
+    assert not (tmp_path / "r" / "1-l1").exists()
+    assert (tmp_path / "r" / "model.safetensors").read_bytes() == before

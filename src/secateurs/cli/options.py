@@ -201,8 +201,10 @@ def feasible(
     data: Data,
     seed: int,
     allow_inexact: bool = False,
+    prefix: str = "",
 ) -> None:
-    """Raise now if the method lacks something, or if the budget cannot be met."""
+    """Raise now if the method lacks something, or if the budget cannot be met. prefix: of its settings, as they are
+    written."""
     from secateurs.methods import Task
     from secateurs.surgery import trace
 
@@ -211,7 +213,7 @@ def feasible(
         method.check(task)
     except ConfigError as error:  # the method's own settings, as they are written here
         names = "|".join(type(method).model_fields)
-        raise ConfigError(re.sub(rf"(?<![-\w.])({names})=", r"--set \1=", str(error))) from error
+        raise ConfigError(re.sub(rf"(?<![-\w.])({names})=", rf"--set {prefix}\1=", str(error))) from error
     method.feasible(task)
 
 

@@ -13,10 +13,11 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
-from secateurs.cli.prune import Flag, Many, configured
+from secateurs.cli.prune import Flag, Many
 from secateurs.cli.recipes import sound, usual_epochs
 from secateurs.cli.redesigning import BASE, PHASES, PRUNED, SCALED, SCRATCH, TABLE, Run
 from secateurs.cli.runs import RunFolder
+from secateurs.cli.stages import configured
 from secateurs.errors import ConfigError
 
 if TYPE_CHECKING:

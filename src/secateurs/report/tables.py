@@ -23,14 +23,17 @@ def table(*columns: str, left: int = 1) -> Table:
 
 
 def outcome(card: Mapping[str, Any]) -> Table:
-    """Before, after the cut, after recovery: from an artifact's card."""
+    """Before, after the cut, after recovery: from an artifact's card. Of a network that was pruned before, what each
+    method had left as well."""
     made = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
-    before = card["before"]
-    stages = [("before", "before"), ("after the cut", "cut")]
+    earlier = card.get("earlier", [])
+    names = ["before", *(f"after {cut['method']}" for cut in earlier)]
+    stages = [*zip(names, [*(cut["before"] for cut in earlier), card["before"]], strict=True)]
+    before = stages[0][1]
+    stages.append(("after the cut", card["cut"]))
     if card["after"] != card["cut"]:
-        stages.append(("after recovery", "after"))
-    for name, key in stages:
-        stage = card[key]
+        stages.append(("after recovery", card["after"]))
+    for name, stage in stages:
         loss = "-" if stage.get("loss") is None else f"{stage['loss']:.3f}"
         made.add_row(
             name,

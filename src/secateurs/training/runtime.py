@@ -36,11 +36,9 @@ class Runtime:
         check_trackers(track, folder)
         if track and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.accelerator: Any = Accelerator(
-            # Without a GPU it would pass over torchrun's processes, unless told that the CPU is meant. Alone, the
-            # device is ours to choose: accelerate's first answer holds for the whole life of a process.
-            cpu=several and (str(device) == "cpu" or not torch.accelerator.is_available()),
+            # Alone, the device is ours to choose: accelerate's first answer holds for the whole life of a process.
+            cpu=_several() and _on_cpu(device),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=list(track) or None,
             project_dir=str(folder) if track and folder is not None else None,
@@ -99,3 +97,20 @@ def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
             )
     if folder is None and any(isinstance(name, str) for name in track):
         raise ConfigError("track=... needs folder=..., where trackers may write.")
+
+
+def wait_for_everyone(device: str | torch.device | None) -> None:
+    """Until all processes that a launcher started are here, where no engine may have run yet."""
+    if _several():
+        from accelerate import PartialState
+
+        PartialState(cpu=_on_cpu(device)).wait_for_everyone()
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _on_cpu(device: str | torch.device | None) -> bool:
+    """Without a GPU accelerate would pass over torchrun's processes, unless told that the CPU is meant."""
+    return str(device) == "cpu" or not torch.accelerator.is_available()

@@ -1,0 +1,119 @@
+"""Methods as the command line names them, and one after another (`--then`): what one left is pruned by the next."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateurs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateurs import Budget, Method
+
+
+def configured(method: str, settings: Sequence[str], ranking: str | None = None, prefix: str = "") -> Method:
+    """The method with its settings; values are read as JSON where they are JSON, so that 0.7, true, null mean that.
+
+    prefix: what stood before each of them.
+    """
+    from secateurs.methods import resolve
+
+    values: dict[str, Any] = {} if ranking is None else {"ranking": ranking}
+    for item in settings:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {prefix}{item}: write key=value, such as --set beta=0.7.")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if key in values and key == "ranking" and ranking is not None:
+            if value == ranking:
+                continue
+            raise ConfigError(f"--ranking {ranking} and --set {item} contradict each other: give one of them.")
+        if key in values:
+            raise ConfigError(f"--set {prefix}{key} is given twice: give one of them.")
+        values[key] = value
+    found = resolve(method)
+    try:
+        return resolve(found, **values)
+    except ConfigError as error:
+        text = str(error).removeprefix(f"{type(found).__name__}: ").replace("Its settings", f"{method}'s settings")
+        raise ConfigError(text if text.startswith("ranking=") else f"--set {prefix}{text}") from None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A method, and the MACs that may stay after it: a share of the network that the command was given, or a figure."""
+
+    method: Method
+    macs: float | None
+    align: int
+    text: str  # METHOD:MACS
+    prefix: str  # of its settings, on the command line
+
+    def budget(self, original: int | None = None) -> Budget | None:
+        """original: the MACs of the network that the command was given, where what is left of it is to be pruned."""
+        from secateurs import Budget
+
+        if self.macs is None:
+            return None
+        share = original is not None and self.macs <= 1
+        return Budget(max(2, int(self.macs * original)) if share and original else self.macs, align=self.align)
+
+
+def read(then: Sequence[str], settings: Sequence[str], macs: float | None, align: int) -> list[Stage]:
+    """The stages that `--then METHOD:MACS` names, with those of the settings that say `METHOD.key=value`.
+
+    macs: of the stage before them. Raises ConfigError for what makes no sense.
+    """
+    stages: list[Stage] = []
+    for text in then:
+        name, _, figure = text.partition(":")
+        name = name.strip()
+        left = _figure(text, figure)
+        if left is not None and macs is not None and (left <= 1) == (macs <= 1) and left >= macs:
+            raise ConfigError(
+                f"--then {text}: {macs:g} of the MACs are left by then, so nothing would be cut. The figure is what stays "
+                "of the network that the command was given: make it smaller."
+            )
+        macs = macs if left is None else left
+        own = [item.partition(".")[2] for item in settings if item.startswith(f"{name}.")]
+        stages.append(Stage(configured(name, own, prefix=f"{name}."), left, align, text, f"{name}."))
+    return stages
+
+
+def own(settings: Sequence[str], then: Sequence[str]) -> list[str]:
+    """The settings of the first method: those that name no other one."""
+    others = tuple(f"{text.partition(':')[0].strip()}." for text in then)
+    return [item for item in settings if not (others and item.startswith(others))]
+
+
+def _figure(text: str, figure: str) -> float | None:
+    if not figure and ":" not in text:
+        return None  # a method with a knob of its own
+    try:
+        value = float(figure)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ConfigError(
+            f"--then {text}: write METHOD:MACS, pff:0.3 say, the MACs that may stay: a fraction up to 1, or a figure."
+        )
+    return value
+
+
+def folders(out: Path, methods: Sequence[Method]) -> list[Path]:
+    """Where each stage's artifact goes: the last one's is what the command was asked for."""
+    return [*(out / f"{i}-{method.name}" for i, method in enumerate(methods[:-1], 1)), out]
+
+
+def earlier(card: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cuts that led to an artifact, its own the last, as the card of the next one has them: which method, and the
+    network that it began with."""
+    name = (card.get("method") or {}).get("name", "a cut")
+    return [*card.get("earlier", []), {"method": name, "before": card["before"]}] if "before" in card else []
