@@ -28,7 +28,7 @@ from timing import in_turn
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.methods.aofp.following import following
+from secateurs.methods.following import following
 
 Step = Callable[[], None]
 

@@ -82,8 +82,8 @@ def read(then: Sequence[str], settings: Sequence[str], macs: float | None, align
                 "of the network that the command was given: make it smaller."
             )
         macs = macs if left is None else left
-        own = [item.partition(".")[2] for item in settings if item.startswith(f"{name}.")]
-        stages.append(Stage(configured(name, own, prefix=f"{name}."), left, align, text, f"{name}."))
+        its = [item.partition(".")[2] for item in settings if item.startswith(f"{name}.")]
+        stages.append(Stage(configured(name, its, prefix=f"{name}."), left, align, text, f"{name}."))
     return stages
 
 
