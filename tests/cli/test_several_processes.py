@@ -22,7 +22,8 @@ def test_two_processes_leave_one_artifact(tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "secateurs"),
         *("prune", "zoo:small_cnn", "--weights", str(weights), "--data", "digits", "--normalize", "none"),
-        *("--method", "l1", "--macs", "0.7", "--then", "l2:0.5", "--recover-epochs", "0.2", "--out", str(tmp_path / "run")),
+        *("--method", "l1", "--macs", "0.7", "--then", "l2:0.5", "--recover-epochs", "0.2"),
+        *("--out", str(tmp_path / "run")),
     ]
     run = subprocess.run(
         command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
