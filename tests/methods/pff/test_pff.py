@@ -249,6 +249,27 @@ def test_what_removing_constants_changed_is_on_record() -> None:
     assert note["change"] < 1e-6
 
 
+def test_a_filter_that_has_to_go_fades_out_norm_and_all() -> None:
+    """A norm would make up for small weights; so its scale goes down as they do, and in the end nothing is passed on."""
+    model = block()
+    pruner = attached(model, sc.Budget(macs=0.6), steps=100, arrive=0.5, skeleton_lr=1e-6)
+    with torch.no_grad():
+        pruner.measure.values[54:63] = 0.01  # filter 0 of a
+    scales: list[float] = []
+    first = model.bn1.weight[0].item()
+    for i in range(10):
+        train(model, pruner, 10, lr=1e-4)
+        scales.append(model.bn1.weight[0].item() / first)
+        assert i < 4 or int(pruner.doomed[54:63].sum()) == 9
+    assert scales[:4] == pytest.approx([1.0] * 4, abs=0.02)
+    assert scales[5:7] == pytest.approx([2 / 3, 1 / 3], abs=0.1)  # 60% of the training that was left
+    assert scales[8:] == [0.0, 0.0]
+    assert model.bn1.bias[0].item() == 0.0
+    pruner.finish()
+    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    assert note["change"] <= 1e-6
+
+
 # -- live --------------------------------------------------------------------------------------------------------------
 
 

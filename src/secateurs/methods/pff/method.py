@@ -161,10 +161,15 @@ class PFFPruner(Pruner):
 
     def advance(self) -> None:
         if self.controller is not None and self.ceiling is not None:
-            ceiling = self.controller.ceiling(self.ceiling, self.steps / max(1, self.total))
-            self.measure.limit_(self.doomed, ceiling)
-        if self.config.live:
-            self._silence()
+            earlier, now = (
+                self.controller.ceiling(self.ceiling, i / max(1, self.total)) for i in (self.steps - 1, self.steps)
+            )
+            self.measure.limit_(self.doomed, now)
+            # A norm would hold a filter up until it is all but zero, and then let it fall: so its scale fades as well.
+            self._quieten(~self.doomed, now / earlier if earlier else 0.0)
+            if now == 0:
+                self.alive = self.alive & ~self.doomed
+        self._silence()
         if self.steps % max(1, min(10, self.total // CHECKS)) == 0:
             self._steer()
 
@@ -195,21 +200,27 @@ class PFFPruner(Pruner):
         units[self.stripes.unit[left.alive]] = True
         return torch.from_numpy(units).to(alive.device)
 
-    @torch.no_grad()
     def _silence(self) -> None:
         """What is dead stays dead, whatever momentum says; channels without stripes say nothing, not even a constant."""
         if bool(self.alive.all()):
             return
         self.measure.silence_(~self.alive)
+        self._quieten(self.alive, 0.0)
+
+    @torch.no_grad()
+    def _quieten(self, alive: Tensor, factor: float) -> None:
+        """Multiply scale and shift of norms, and biases, of channels that none of these units makes. alive: (units,)
+        bool."""
         filters = np.zeros(self.stripes.filters, dtype=bool)
-        filters[self.stripes.filter[self.alive.cpu().numpy()[self.stripes.unit]]] = True
+        filters[self.stripes.filter[alive.cpu().numpy()[self.stripes.unit]]] = True
         for group, makers, whole in zip(self.task.groups, self.stripes.makers, self.stripes.whole, strict=True):
             dead = ~filters[makers].any(1)
             if whole and dead.any():
-                for slot in group.slots:  # scale and shift of norms, biases
+                for slot in group.slots:
                     w = parameter(self.model, slot.param)
                     if not slot.produces and not slot.consumes and isinstance(w, nn.Parameter):
-                        w.index_fill_(slot.axis, torch.from_numpy(slot.index[dead].ravel()).to(w.device), 0)
+                        at = torch.from_numpy(slot.index[dead].ravel()).to(w.device)
+                        w.index_copy_(slot.axis, at, w.index_select(slot.axis, at) * factor)
 
     def _scores(self) -> np.ndarray:
         return self.measure.strength().detach().double().cpu().numpy()
