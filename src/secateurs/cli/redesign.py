@@ -3,81 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
 from secateurs.cli.prune import Flag, Many
-from secateurs.cli.recipes import sound, usual_epochs
+from secateurs.cli.recipes import RedesignOptions
 from secateurs.cli.redesigning import BASE, PHASES, PRUNED, SCALED, SCRATCH, TABLE, Run
 from secateurs.cli.runs import RunFolder
 from secateurs.cli.stages import configured
 from secateurs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from secateurs import Data, Recover
-    from secateurs.training import Recipe
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class RedesignOptions:
-    epochs: float | None = None
-    """of the base and the scaled network, each; by default 10 to 30, fewer the more data there is"""
-    lr: float = 0.05
-    """peak learning rate of the networks trained from scratch"""
-    recover_epochs: float = 3
-    """of the pruned network, after the cut; 0 for none"""
-    recover_lr: float = 0.02
-    """peak learning rate of recovery"""
-    scratch_epochs: float | None = None
-    """of the widths found, trained from scratch; by default as many as --epochs"""
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    """how the learning rate goes from step to step"""
-    weight_decay: float = 5e-4
-    """of weights; norms and biases have none"""
-    label_smoothing: float = 0.0
-    """share of each label that is spread over all classes"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto is bf16 where the hardware is fast at it"""
-
-    def check(self) -> None:
-        """Raise ConfigError for figures that make no sense."""
-        for name in ("epochs", "recover_epochs", "scratch_epochs"):
-            if (value := getattr(self, name)) is not None:
-                sound(value, f"--{name.replace('_', '-')}")
-        self._recipe(1)
-        self.recovery()
-
-    def recipe(self, data: Data) -> Recipe:
-        return self._recipe(usual_epochs(data) if self.epochs is None else self.epochs)
-
-    def scratch(self, data: Data) -> Recipe:
-        return self.recipe(data) if self.scratch_epochs is None else self._recipe(self.scratch_epochs)
-
-    def recovery(self) -> Recover | None:
-        from secateurs import Recover
-
-        try:
-            return (
-                Recover(epochs=self.recover_epochs, lr=self.recover_lr, **self._rest()) if self.recover_epochs else None
-            )
-        except ConfigError as error:
-            raise ConfigError(re.sub(r"^Recover: lr=", "--recover-lr ", str(error))) from None
-
-    def _recipe(self, epochs: float) -> Recipe:
-        from secateurs.training import Recipe
-
-        return Recipe(epochs=epochs, lr=self.lr, **self._rest())
-
-    def _rest(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("schedule", "weight_decay", "label_smoothing", "precision")}
+    pass
 
 
 def redesign(

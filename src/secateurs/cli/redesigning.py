@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from secateurs.cli import options
 from secateurs.cli.options import DataOptions, ModelOptions, say
-from secateurs.cli.recipes import trained
+from secateurs.cli.recipes import RedesignOptions, trained
 from secateurs.cli.runs import RunFolder
 from secateurs.errors import BudgetError
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from secateurs import Budget, Cost, Data, Figures, Method, Result
-    from secateurs.cli.redesign import RedesignOptions
     from secateurs.training import Recipe
 
 PHASES = ("base", "scaled", "prune", "recover", "scratch")
