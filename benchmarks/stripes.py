@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.stripes import StripeConv2d
 from secateurs.stripes.kernels import KERNELS
-from secateurs.stripes.tune import fastest, synchronise
+from secateurs.stripes.tune import synchronise
 
 SHAPES = [(128, 16, 1), (128, 16, 32), (64, 56, 1), (64, 56, 32)]
 SHARES = [1.0, 0.75, 0.5, 0.25, 0.1]
@@ -58,7 +58,7 @@ def layers(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
             conv = nn.Conv2d(channels, channels, 3, options.stride, 1, bias=False, device=options.device, dtype=dtype)
             x = torch.randn(batch, channels, size, size, device=options.device, dtype=dtype)
             layer = StripeConv2d.of(conv, torch.rand(channels, 3, 3) < share)
-            fastest(layer, x)
+            sc.tune(layer, x)
             runs = {"conv": partial(conv, x), "chosen": partial(layer, x)}
             for name in names:
                 one = copy.deepcopy(layer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from secateurs.stripes import StripeConv2d, native, tune
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import size_of
 
-COMPILED = ["native", "native-wide"] if native.load() else []
+COMPILED = [name for name in KERNELS if name.startswith("native")] if native.load() else []
 ON_CPU = ["dense", "gemm", *COMPILED]
 
 
@@ -47,23 +48,39 @@ def two(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
 
 @pytest.mark.parametrize("name", ON_CPU)
 def test_kernels_compute_the_masked_convolution(name: str) -> None:
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=100, deadline=None, derandomize=True)
     @given(
-        kernel=two(1, 5), stride=two(1, 3), dilation=two(1, 2), padding=two(0, 3), size=two(9, 34), images=st.integers(1, 3),
-        share=st.sampled_from([0.0, 0.03, 0.3, 1.0]), filters=st.sampled_from([1, 7, 30]), bias=st.booleans(),
+        kernel=two(1, 5), stride=two(1, 3), dilation=two(1, 2), padding=st.tuples(two(-2, 3), two(-2, 3)), size=two(1, 34),
+        images=st.sampled_from([1, 2, 3, 16, 17, 33]), channels=st.sampled_from([1, 5, 16, 19]),
+        share=st.sampled_from([0.0, 0.03, 0.3, 1.0]), filters=st.sampled_from([1, 7, 16, 30]), bias=st.booleans(),
+        order=st.sampled_from([torch.contiguous_format, torch.channels_last, None]), seed=st.integers(0, 9),
     )  # fmt: skip
-    def check(kernel: Any, stride: Any, dilation: Any, padding: Any, size: Any, images: int, share: float, filters: int,
-              bias: bool) -> None:  # fmt: skip
-        if any(s + 2 * p < d * (k - 1) + 1 for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)):
-            return  # not an output at all
-        conv, stripes = layer(
-            share, filters=filters, kernel=kernel, stride=stride, dilation=dilation, padding=padding, bias=bias
+    def check(kernel: Any, stride: Any, dilation: Any, padding: Any, size: Any, images: int, channels: int, share: float,
+              filters: int, bias: bool, order: Any, seed: int) -> None:  # fmt: skip
+        if any(
+            s + sum(p) < d * (k - 1) + 1 for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)
+        ):  # not an output at all
+            return
+        torch.manual_seed(seed)
+        kept = torch.rand(filters, *kernel) < share
+        stripes = StripeConv2d(
+            channels, kept, stride=stride, padding=(*padding[0], *padding[1]), dilation=dilation, bias=bias
         )
-        x = torch.randn(images, 5, *size)
+        x = torch.randn(images, channels, *size)
         with torch.no_grad():
-            wanted = copy.deepcopy(conv).double()(x.double()).float()
-            assert close(stripes.run(name, x), wanted)
-            assert close(stripes.run(name, x.transpose(2, 3).contiguous().transpose(2, 3)), wanted)
+            if stripes.bias is not None:
+                stripes.bias.normal_()
+            around = F.pad(x.double(), (*padding[1], *padding[0]))
+            offset = None if stripes.bias is None else stripes.bias.double()
+            wanted = F.conv2d(around, stripes.dense_weight().double(), offset, stride, 0, dilation).float()
+            x = x.transpose(2, 3).contiguous().transpose(2, 3) if order is None else x.contiguous(memory_format=order)
+            got = stripes.run(name, x)
+            assert close(got, wanted)
+            last = x.is_contiguous(memory_format=torch.channels_last)  # of single pixels or channels it may be both
+            if KERNELS[name].keeps_format and x.is_contiguous() and not last:
+                assert got.is_contiguous()
+            if not KERNELS[name].keeps_format and images > 1:
+                assert got.is_contiguous(memory_format=torch.channels_last)
 
     check()
 
@@ -74,7 +91,7 @@ def test_native_on_threads(threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for images, size in ((1, 16), (3, 16), (5, 21)):
+        for images, size in ((1, 16), (3, 16), (5, 21), (40, 4), (18, 33)):
             conv, stripes = layer(0.4, filters=40, padding=1)
             x = torch.randn(images, 5, size, size)
             with torch.no_grad():
@@ -95,7 +112,7 @@ def test_same_padding_and_shrunk_kernels() -> None:
         assert stripes.kernel_size == (1, 1)
         x = torch.randn(2, 4, 9, 8)
         with torch.no_grad():
-            for name in ("dense", "gemm", *COMPILED):
+            for name in ON_CPU:
                 assert close(stripes.run(name, x), conv(x)), (used, name)
             assert close(stripes.to_dense()(x), conv(x))
     kept = torch.zeros(6, 3, 3, dtype=torch.bool)
@@ -115,7 +132,7 @@ def test_no_stripes_leave_the_bias() -> None:
     x = torch.randn(2, 3, 5, 6)
     wanted = conv.bias.detach().view(1, 4, 1, 1).expand(2, 4, 5, 6)
     with torch.no_grad():
-        for name in ("dense", "gemm", *COMPILED):
+        for name in ON_CPU:
             assert close(stripes.run(name, x), wanted)
 
 
@@ -166,12 +183,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     with torch.no_grad():
         wanted = conv(x)
         stripes.to(dtype)
-        for name in (
-            "dense",
-            "gemm",
-            "native",
-            "native-wide",
-        ):  # the native one is for float32: the dense one takes its place
+        for name in (*ON_CPU, "native"):  # native ones are for float32: the dense one takes their place
             assert close(stripes.run(name, x.to(dtype)).float(), wanted, 0.02)
             assert stripes.run(name, x.to(dtype)).dtype == dtype
 
@@ -181,7 +193,7 @@ def test_autocast() -> None:
     x = torch.randn(2, 5, 8, 8)
     for grad in (True, False):
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
-            stripes.kernels[size_of(x, torch.bfloat16)] = "gemm"
+            stripes.kernels[size_of(x.bfloat16())] = "gemm"
             out = stripes(x)
         assert out.dtype == torch.bfloat16
         assert close(out.float(), conv(x).detach(), 0.05)
@@ -190,8 +202,8 @@ def test_autocast() -> None:
 def test_weights_that_change_are_noticed() -> None:
     """Kernels keep the weights packed as they like: not beyond a change of them."""
     _, stripes = layer(padding=1)
-    x = torch.randn(1, 5, 8, 8)
-    for name in ("dense", "gemm", "native", "native-wide"):
+    x = torch.randn(2, 5, 8, 8)
+    for name in ON_CPU:
         stripes.kernels[size_of(x)] = name
         with torch.no_grad():
             before = stripes(x)
@@ -222,6 +234,21 @@ def test_changes_that_pytorch_cannot_see() -> None:
         stripes.weight = nn.Parameter(torch.zeros_like(stripes.weight))
         stripes.bias = nn.Parameter(torch.zeros_like(stripes.bias))
         assert not stripes(x).any()
+
+
+def test_changes_of_where_stripes_are() -> None:
+    """Which they are, and the convolution's own attributes, beside weights that stay."""
+    _, stripes = layer(padding=1, bias=False)
+    x = torch.randn(2, 5, 8, 8)
+    for name in ON_CPU:
+        stripes.kernels[size_of(x)] = name
+        with torch.no_grad():
+            stripes.padding, stripes.stride = (1, 1, 1, 1), (1, 1)
+            stripes(x)
+            stripes.kept.copy_(stripes.kept.flip(0))
+            assert close(stripes(x), stripes.to_dense()(x))
+            stripes.padding, stripes.stride = (0, 2, 1, 1), (2, 1)
+            assert close(stripes(x), stripes.to_dense()(x))
 
 
 def test_saved_and_copied() -> None:
@@ -260,7 +287,8 @@ def test_tuned() -> None:
         module: Any = model.get_submodule(name)
         assert set(times) >= {"dense", "gemm"}
         (chosen,) = module.kernels.values()
-        assert times[chosen] == (1.0 if chosen == "dense" else min(times.values()))
+        kept = [t for kernel, t in times.items() if KERNELS[kernel].keeps_format]
+        assert times[chosen] in ([1.0] if chosen == "dense" else [min(times.values()), min(kept)])
     assert list(one.kernels) == ["cpu float32 2x8x32x32"]
     assert list(two_.kernels) == ["cpu float32 2x8x16x16"]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -283,6 +311,47 @@ def test_a_slow_kernel_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setitem(KERNELS, name, kernels.Kernel(slowly(kernel.run), kernel.usable))
     tune(stripes, torch.randn(4, 5, 32, 32), rounds=3)
     assert set(stripes.kernels.values()) == {"dense"}
+
+
+class SlowUnlessLast(nn.Module):
+    """Likes channels_last, as pooling on CPUs does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            time.sleep(0.01)
+        return x
+
+
+class Views(nn.Module):
+    """Can't take channels_last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1)
+
+
+@pytest.mark.skipif("not native.load()", reason="no compiler")
+def test_what_follows_decides_about_the_memory_format() -> None:
+    _, stripes = layer(padding=1)
+    x = torch.randn(3, 5, 8, 8)
+    (own,) = tune(nn.Sequential(stripes, SlowUnlessLast()), x, rounds=2).values()
+    assert list(stripes.kernels.values()) == ["native-images-last"]
+    assert own["native-images-last"] < 0.5
+    with torch.no_grad():
+        assert stripes(x).is_contiguous(memory_format=torch.channels_last)
+    (own,) = tune(nn.Sequential(stripes, Views()), x, rounds=2).values()
+    assert set(own) == {*ON_CPU} - {"native-images-last"}
+    assert set(stripes.kernels.values()) <= set(own)
+
+
+def test_a_failed_tuning_leaves_the_choice() -> None:
+    _, stripes = layer(padding=1)
+    stripes.kernels["cpu float32 3x5x8x8"] = "gemm"
+    model = nn.Sequential(stripes, nn.Linear(3, 2))
+    with pytest.raises(RuntimeError):
+        tune(model, torch.randn(3, 5, 8, 8), rounds=2)
+    assert stripes.kernels == {"cpu float32 3x5x8x8": "gemm"}
+    assert model.training
+    assert stripes.training
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:

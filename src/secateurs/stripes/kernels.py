@@ -14,14 +14,19 @@ from secateurs.stripes import native
 from secateurs.stripes.layout import Layout, dense
 
 Cached = dict[str, Any]  # what a kernel has made of the weights, to be used again until they change
+Run = Callable[[Layout, Tensor, Tensor | None, Tensor, Cached], Tensor]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """run(layout, weight, bias, x, cached) -> (N, O, H', W'). Without gradients. `usable` says where it can run."""
+    """run(layout, weight, bias, x, cached) -> (N, O, H', W'). Without gradients. `usable` says where it can run.
 
-    run: Callable[[Layout, Tensor, Tensor | None, Tensor, Cached], Tensor]
+    A contiguous input has a contiguous output, unless a kernel is said not to keep the memory format.
+    """
+
+    run: Run
     usable: Callable[[Tensor], bool]
+    keeps_format: bool = True
 
 
 def padded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
@@ -92,32 +97,30 @@ def _by_phase(layout: Layout) -> dict[tuple[int, int], list[tuple[int, Tensor, T
     return phases
 
 
-def _native(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
-    """Pixels in registers."""
-    ops = native.load()
-    if "native" not in cached:
-        cached["native"] = native.Packed(layout, weight, ops.most())
-    return _packed(ops.stripe_conv2d, cached["native"], layout, bias, x)
+def _fused(fill: str, channels_last: bool = False) -> Run:
+    """cpu/, with pixels, images or filters in registers."""
 
+    def run(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
+        ops, kind = native.load(), "wide" if fill == "filters" else "narrow"
+        if kind not in cached:
+            most, lanes = (2 * ops.lanes(), ops.lanes()) if kind == "wide" else (ops.most(), 1)
+            cached[kind] = native.Packed(layout, weight, most, lanes)
+        packed: native.Packed = cached[kind]
+        found: Tensor = ops.stripe_conv2d(
+            fill, x, packed.weights, packed.blocks, packed.filters, bias, len(layout.kept), layout.kernel_size,
+            layout.stride, layout.padding, layout.dilation, channels_last,
+        )  # fmt: skip
+        return found
 
-def _wide(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
-    """Filters in registers: for small maps."""
-    ops = native.load()
-    if "wide" not in cached:
-        cached["wide"] = native.Packed(layout, weight, 2 * ops.lanes(), ops.lanes())
-    return _packed(ops.stripe_conv2d_wide, cached["wide"], layout, bias, x)
-
-
-def _packed(op: Any, packed: native.Packed, layout: Layout, bias: Tensor | None, x: Tensor) -> Tensor:
-    found: Tensor = op(
-        x, packed.weights, packed.blocks, packed.filters, bias, len(layout.kept), layout.kernel_size, layout.stride,
-        layout.padding, layout.dilation,
-    )  # fmt: skip
-    return found
+    return run
 
 
 def _compiled(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and native.load() is not None
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and native.load() is not None
+
+
+def _several(x: Tensor) -> bool:
+    return _compiled(x) and len(x) > 1
 
 
 def _triton(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
@@ -142,7 +145,9 @@ def _on_gpu(x: Tensor) -> bool:
 KERNELS: dict[str, Kernel] = {
     "dense": Kernel(_dense, lambda x: True),
     "gemm": Kernel(_gemm, lambda x: True),
-    "native": Kernel(_native, _compiled),
-    "native-wide": Kernel(_wide, _compiled),
+    "native": Kernel(_fused("pixels"), _compiled),
+    "native-wide": Kernel(_fused("filters"), _compiled),
+    "native-images": Kernel(_fused("images"), _several),
+    "native-images-last": Kernel(_fused("images", channels_last=True), _several, keeps_format=False),
     "triton": Kernel(_triton, _on_gpu),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,8 +118,8 @@ class StripeConv2d(nn.Module):
             return op.stripe_conv2d(x, self.weight, self.bias, self.kept, self.stride, self.padding, self.dilation)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.parameters())):
             return convolved(x, self.dense_weight(), self.bias, self.layout)
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        return self.run(self.kernels.get(size_of(x, dtype), "dense"), x.to(dtype))
+        x = as_computed(x)
+        return self.run(self.kernels.get(size_of(x), "dense"), x)
 
     def run(self, kernel: str, x: Tensor) -> Tensor:
         """With this kernel, without gradients. (C, H, W) is one image, as for nn.Conv2d."""
@@ -128,18 +129,25 @@ class StripeConv2d(nn.Module):
             raise ConfigError(
                 f"A stripe convolution of {self.in_channels} channels got an input of shape {tuple(x.shape)}."
             )
-        weight = self.weight.detach()
-        # What kernels made of the weights is used again until they change. Where PyTorch itself can't tell (an in-place
-        # change of `weight.data`) the next train() or eval() puts it right.
-        version = 0 if weight.is_inference() else weight._version
-        state = (weight.data_ptr(), version, self.kept.data_ptr(), x.dtype, weight.device)
-        if self._cached.get("state") != state or self._cached.get("weight") is not self.weight:
-            self._cached = {"state": state, "weight": self.weight}
-        bias = None if self.bias is None else self.bias.detach().to(x.dtype)
+        cached = self._prepared(x.dtype)
+        bias: Tensor | None = self.bias
+        if bias is not None and (bias.dtype != x.dtype or torch.is_grad_enabled()):
+            bias = bias.detach().to(x.dtype)
         known = KERNELS.get(kernel)
         if known is None or not known.usable(x):
             known = KERNELS["dense"]
-        return known.run(self.layout, weight.to(x.dtype), bias, x, self._cached)
+        return known.run(cached["layout"], cached["weight"], bias, x, cached)
+
+    def _prepared(self, dtype: torch.dtype) -> Cached:
+        """What kernels made of the weights, for as long as these are the same. Where PyTorch itself can't tell (an
+        in-place change of `weight.data`) the next train() or eval() puts it right."""
+        weight, kept = self.weight, self.kept
+        versions = (0, 0) if weight.is_inference() or kept.is_inference() else (weight._version, kept._version)
+        where = (weight.data_ptr(), kept.data_ptr(), versions, weight.device, dtype)
+        state = (*where, self.stride, self.padding, self.dilation)
+        if self._cached.get("state") != state or self._cached["of"] is not weight:
+            self._cached = {"state": state, "of": weight, "layout": self.layout, "weight": weight.detach().to(dtype)}
+        return self._cached
 
     def train(self, mode: bool = True) -> StripeConv2d:
         self._cached = {}
@@ -160,9 +168,20 @@ class StripeConv2d(nn.Module):
         return {**self.__dict__, "_cached": {}}  # copies make their own
 
 
-def size_of(x: Tensor, dtype: torch.dtype | None = None) -> str:
+def as_computed(x: Tensor) -> Tensor:
+    """In the precision that autocast asks for."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def size_of(x: Tensor) -> str:
     """What the choice of a kernel depends on: 'cpu float32 1x64x56x56'."""
-    return f"{x.device.type} {str(dtype or x.dtype).removeprefix('torch.')} {'x'.join(map(str, x.shape))}"
+    return _size(x.device.type, x.dtype, x.shape)
+
+
+@functools.lru_cache
+def _size(device: str, dtype: torch.dtype, shape: torch.Size) -> str:
+    return f"{device} {str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape))}"
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

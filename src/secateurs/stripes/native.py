@@ -1,4 +1,4 @@
-"""The fused CPU kernel: native.cpp, compiled once on the user's machine where a compiler is at hand."""
+"""The fused CPU kernels: cpu/stripes.cpp, compiled once on the user's machine where a compiler is at hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from secateurs.caching import cache_folder
 from secateurs.stripes.layout import Layout
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE = Path(__file__).with_name("cpu")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast")
 
 log = logging.getLogger("secateurs")
@@ -46,7 +46,8 @@ def load() -> Any:
 
 def _digest() -> str:
     machine = (platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.__version__, *FLAGS)
-    return hashlib.sha256(SOURCE.read_bytes() + repr(machine).encode()).hexdigest()[:16]
+    source = b"".join(path.read_bytes() for path in sorted(SOURCE.iterdir()))
+    return hashlib.sha256(source + repr(machine).encode()).hexdigest()[:16]
 
 
 def _build(path: Path) -> None:
@@ -56,7 +57,11 @@ def _build(path: Path) -> None:
     log.info("building the fused stripe kernel, once")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = cpp_extension.load(
-            "stripes", [str(SOURCE)], extra_cflags=list(FLAGS), build_directory=folder, is_python_module=False
+            "stripes",
+            [str(SOURCE / "stripes.cpp")],
+            extra_cflags=list(FLAGS),
+            build_directory=folder,
+            is_python_module=False,
         )
         del made
         os.replace(Path(folder) / "stripes.so", path)

@@ -3,63 +3,136 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.channels.inputs import call, map_tensors
+from secateurs.channels.inputs import call, map_tensors, tensors
 from secateurs.stripes.kernels import KERNELS
-from secateurs.stripes.module import StripeConv2d, size_of
+from secateurs.stripes.module import StripeConv2d, as_computed, size_of
 
 WORTH = 0.98  # of the dense convolution's time, or the dense one is kept
+
+Key = tuple[str, str]  # a layer's name, the size of its input
 
 
 def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str, dict[str, float]]:
     """Measure every kernel for every stripe convolution at the sizes that these inputs lead to, and set the fastest.
 
-    Returns for each layer the time of each kernel over the dense convolution's. Do it once for each size of input (and
-    batch) that the network is to run on, on the machine that it is to run on. The model computes in eval mode meanwhile.
+    Times are from one stripe convolution to the next (or the end), as what is between them takes longer in one memory
+    format than in another. Returns for each layer the time of each kernel over the dense convolution's. Do it once for
+    each size of input (and batch) that the network is to run on, on the machine that it is to run on. The model computes
+    in eval mode meanwhile.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv2d)}
-    seen: dict[str, Tensor] = {}
-    handles = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, args[0].detach()))
-        for name, layer in layers.items()
-    ]
     modes = {m: m.training for m in model.modules()}
+    before = {m: dict(m.kernels) for m in layers.values()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    found = {}
+    inputs = map_tensors(lambda t: t.to(device), example_inputs)
     try:
         with torch.no_grad():
-            call(model.eval(), map_tensors(lambda t: t.to(device), example_inputs))
-            for name, x in seen.items():
-                found[name] = fastest(layers[name], x, rounds)
+            model.eval()
+            times = _measured(model, layers, inputs, rounds)
+            found: list[dict[Key, str]] = [_fastest(times, keep) for keep in (True, False)]
+            if found[0] != found[1]:
+                found.sort(key=lambda chosen: _seconds(model, layers, inputs, chosen, rounds))
+            _set(layers, found[0])
+    except BaseException:
+        for layer, kernels in before.items():
+            layer.kernels = kernels
+        raise
+    finally:
+        for m, training in modes.items():
+            m.train(training) if isinstance(m, StripeConv2d) else setattr(m, "training", training)
+    return {name: {kernel: t / own["dense"] for kernel, t in own.items()} for (name, _), own in times.items()}
+
+
+def _fastest(times: Mapping[Key, Mapping[str, float]], keep_format: bool) -> dict[Key, str]:
+    """The kernel of each layer; with `keep_format` of those whose output has the input's memory format."""
+    chosen = {}
+    for key, own in times.items():
+        allowed = [name for name in own if KERNELS[name].keeps_format or not keep_format]
+        best = min(allowed, key=lambda name: own[name])
+        chosen[key] = best if own[best] < WORTH * own["dense"] else "dense"
+    return chosen
+
+
+def _measured(
+    model: nn.Module, layers: Mapping[str, StripeConv2d], inputs: Any, rounds: int
+) -> dict[Key, dict[str, float]]:
+    """Seconds of each kernel, run on all layers at once. The least of some rounds: what else the machine does only adds."""
+    times: dict[Key, dict[str, float]] = {}
+    kernels = list(KERNELS)
+    for turn in range(rounds + 1):  # in turn, so that what else the machine does falls on all
+        for kernel in list(kernels):
+            try:
+                took = _timed(model, layers, inputs, partial(_if_usable, kernel))
+            except RuntimeError:  # a view of what is in another memory format
+                if KERNELS[kernel].keeps_format:
+                    raise
+                took = {}
+            if not took:
+                kernels.remove(kernel)
+            for key, seconds in took.items() if turn else ():  # the first prepares the weights
+                own = times.setdefault(key, {})
+                own[kernel] = min(seconds, own.get(kernel, seconds))
+    return times
+
+
+def _if_usable(kernel: str, key: Key, x: Tensor) -> str | None:
+    return kernel if KERNELS[kernel].usable(x) else None
+
+
+def _seconds(
+    model: nn.Module, layers: Mapping[str, StripeConv2d], inputs: Any, chosen: Mapping[Key, str], rounds: int
+) -> float:
+    """Of the whole model with these kernels."""
+    return min(sum(_timed(model, layers, inputs, lambda key, _: chosen[key]).values()) for _ in range(rounds))
+
+
+def _timed(
+    model: nn.Module, layers: Mapping[str, StripeConv2d], inputs: Any, choose: Callable[[Key, Tensor], str | None]
+) -> dict[Key, float]:
+    """Seconds from each stripe convolution to the next, on the kernels that are chosen; None leaves a layer out."""
+    took: dict[Key, float] = {}
+    running: Key | None = None
+    began = 0.0
+
+    def reached(key: Key | None) -> None:
+        nonlocal running, began
+        now = time.perf_counter()
+        if running:
+            took[running] = took.get(running, 0.0) + now - began
+        running, began = key, time.perf_counter()
+
+    def enter(name: str, layer: StripeConv2d, x: Tensor) -> None:
+        x = as_computed(x)
+        synchronise(x)
+        key = name, size_of(x)
+        kernel = choose(key, x)
+        layer.kernels[key[1]] = kernel or "dense"
+        reached(key if kernel else None)
+
+    handles = [
+        layer.register_forward_pre_hook(lambda module, args, name=name: enter(name, module, args[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        for out in tensors(call(model, inputs)):
+            synchronise(out)
+        reached(None)
     finally:
         for handle in handles:
             handle.remove()
-        for m, training in modes.items():
-            m.training = training
-    return found
+    return took
 
 
-def fastest(layer: StripeConv2d, x: Tensor, rounds: int = 7) -> dict[str, float]:
-    """The same for one layer."""
-    usable = [name for name, kernel in KERNELS.items() if kernel.usable(x)]
-    times: dict[str, list[float]] = {name: [] for name in usable}
-    for turn in range(rounds + 1):
-        for name in usable:  # in turn, so that what else the machine does falls on all
-            synchronise(x)
-            began = time.perf_counter()
-            layer.run(name, x)
-            synchronise(x)
-            if turn:  # the first prepares the weights
-                times[name].append(time.perf_counter() - began)
-    least = {name: min(own) for name, own in times.items()}  # what others do on the machine only ever adds
-    best = min(least, key=lambda name: least[name])
-    layer.kernels[size_of(x)] = best if least[best] < WORTH * least["dense"] else "dense"
-    return {name: t / least["dense"] for name, t in least.items()}
+def _set(layers: Mapping[str, StripeConv2d], chosen: Mapping[Key, str]) -> None:
+    for (name, size), kernel in chosen.items():
+        layers[name].kernels[size] = kernel
 
 
 def synchronise(x: Tensor) -> None:
