@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +9,8 @@ import pytest
 import torch
 
 import secateurs as sc
+from tests.processes import on_two
 from tests.test_resume_prune import loader
-
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
 
 CASES: dict[str, dict[str, Any]] = {
     "per sample": {},
@@ -43,60 +39,33 @@ def prune(case: str, rank: int = 0, world: int = 1, folder: Path | None = None, 
     )  # fmt: skip
 
 
-CHILD = """
-import json
-import os
-import sys
-from pathlib import Path
-from safetensors.torch import save_model
-from tests.test_distributed_prune import CASES, prune
-import torch
-
-rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-out = Path(sys.argv[1])
-for case in CASES:
-    result = prune(case, rank, world, out / "runs" / case)
-    name = f"{case}-{rank}"
-    save_model(result.model, out / f"{name}.safetensors")
-    record = {"plan": result.plan.to_json(), "history": result.history, "error": result.error, "top1": result.after.top1}
-    (out / f"{name}.json").write_text(json.dumps(record))
-again = prune("per sample", rank, world, out / "runs" / "per sample", resume=True)
-save_model(again.model, out / f"again-{rank}.safetensors")
-torch.distributed.destroy_process_group()
-"""
-
-
-def launch(*command: str, timeout: int = 150) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[1]
-    return subprocess.run(
-        [*LAUNCH, sys.executable, *command], cwd=root, capture_output=True, text=True, check=False, timeout=timeout
-    )
+def case(name: str, rank: int, world: int, folder: Path) -> sc.Result:
+    if name == "again":  # a finished run, resumed
+        return prune("per sample", rank, world, folder.with_name("per sample"), resume=True)
+    return prune(name, rank, world, folder)
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    done = launch("-c", CHILD, str(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
-    for case in CASES:
-        one = prune(case)
-        records = [json.loads((tmp_path / f"{case}-{rank}.json").read_text()) for rank in (0, 1)]
-        weights = [load_file(tmp_path / f"{case}-{rank}.safetensors") for rank in (0, 1)]
-        assert records[0]["plan"] == records[1]["plan"] == one.plan.to_json(), case
-        for name, value in one.model.state_dict().items():
-            assert torch.equal(weights[0][name], weights[1][name]), (case, name)
-            torch.testing.assert_close(weights[0][name], value, rtol=1e-4, atol=1e-4, msg=f"{case} {name}: {{}}".format)
+    found = on_two(f"{__name__}:case", [*CASES, "again"], tmp_path)
+    for name in CASES:
+        one, both = prune(name), found[name]
+        assert both[0].plan == both[1].plan == one.plan.to_json(), name
+        for key, value in one.model.state_dict().items():
+            assert torch.equal(both[0].weights[key], both[1].weights[key]), (name, key)
+            torch.testing.assert_close(
+                both[0].weights[key], value, rtol=1e-4, atol=1e-4, msg=f"{name} {key}: {{}}".format
+            )
         (gates,) = [h for h in one.history if h.get("event") == "gates"]
-        lams = {h["lam"] for record in records for h in record["history"] if "lam" in h}
-        assert len(lams) == 1, case  # both steer alike, to the bit
-        for record in records:
-            (theirs,) = [h for h in record["history"] if h.get("event") == "gates"]
-            assert theirs.pop("lam") == pytest.approx(gates["lam"], rel=1e-3), case
-            assert theirs == pytest.approx({k: v for k, v in gates.items() if k != "lam"}, abs=2e-3), case
-            assert record["top1"] == pytest.approx(one.after.top1, abs=1e-3), case
-            for a, b in zip(record["history"], one.history, strict=True):
+        lams = {h["lam"] for outcome in both for h in outcome.history if "lam" in h}
+        assert len(lams) == 1, name  # both steer alike, to the bit
+        for outcome in both:
+            (theirs,) = [h for h in outcome.history if h.get("event") == "gates"]
+            assert theirs.pop("lam") == pytest.approx(gates["lam"], rel=1e-3), name
+            assert theirs == pytest.approx({k: v for k, v in gates.items() if k != "lam"}, abs=2e-3), name
+            assert outcome.top1 == pytest.approx(one.after.top1, abs=1e-3), name
+            for a, b in zip(outcome.history, one.history, strict=True):
                 if "train_loss" in b:
-                    assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3), case
-    first, again = (load_file(tmp_path / f"{name}-0.safetensors") for name in ("per sample", "again"))
-    assert all(torch.equal(first[k], again[k]) for k in first)  # a finished run, resumed
+                    assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3), name
+    first, again = found["per sample"][0].weights, found["again"][0].weights
+    assert all(torch.equal(first[key], again[key]) for key in first)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import secateurs as sc
 from secateurs.channels.inputs import call, tensors
 from secateurs.surgery.gates import Gates
 from tests.networks import CASES, Net, conv, half, head
+from tests.processes import launch
 
 GATED = [name for name, case in CASES.items() if case.prunable]
 # Code that reads a weight for itself: nothing is called that a sample's gates could be set before.
@@ -458,12 +457,7 @@ class Learned(nn.Module):
 @pytest.mark.parametrize("world", [1, 2])
 def test_distributed_data_parallel(tmp_path: Path, world: int) -> None:
     """On so many processes a learned gate gets the gradient that it gets on one."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "--no-python"]
-    done = subprocess.run(
-        [*launch, sys.executable, "-c", CHILD, str(tmp_path / "found")],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("-c", CHILD, str(tmp_path / "found"), world=world)
     for per_sample in (False, True):
         net = Learned(per_sample)
         (net(images()).square().sum() / 4).backward()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import nn
 
 import secateurs.training as T
 from secateurs.training.syncnorm import batch_norm
+from tests.processes import launch
 
 from .helpers import Noisy, data, engine, net
 from .test_engine import Cutter, Gates
@@ -65,16 +64,7 @@ torch.distributed.destroy_process_group()
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    done = subprocess.run(
-        [*launch, sys.executable, "-c", CHILD, str(tmp_path)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("-c", CHILD, str(tmp_path))
     for case in SETTINGS:
         model, e = train(case)
         first, second = (load_file(tmp_path / f"{case}-{rank}.safetensors") for rank in (0, 1))

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import secateurs as sc
-from tests.test_distributed_prune import launch
+from tests.processes import on_two
 from tests.test_resume_prune import _dying, assert_same, assert_whole, loader, outcome
 
 COST = 5  # batches to a search step; an epoch has 6
@@ -122,35 +122,12 @@ def case(name: str, rank: int = 0, world: int = 1, folder: Path | None = None) -
     return prune(folder, rank=rank, world=world, data=data, settings=settings, **options)
 
 
-CHILD = """
-import json, os, sys
-from pathlib import Path
-from safetensors.torch import save_model
-from tests.methods.aofp.test_resume import CASES, case
-import torch
-
-rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-out = Path(sys.argv[1])
-for name in CASES:
-    result = case(name, rank, world, out / "runs" / name)
-    save_model(result.model, out / f"{name}-{rank}.safetensors")
-    (out / f"{name}-{rank}.json").write_text(json.dumps({"plan": result.plan.to_json(), "history": result.history}))
-torch.distributed.destroy_process_group()
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_pick_what_one_picks(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    done = launch("-c", CHILD, str(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name in CASES:
+    for name, both in on_two(f"{__name__}:case", CASES, tmp_path).items():
         one = case(name)
-        records = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
-        weights = [load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in (0, 1)]
-        assert records[0]["plan"] == records[1]["plan"] == one.plan.to_json(), name
-        searched = [[h for h in r["history"] if "event" in h] for r in records]
+        assert both[0].plan == both[1].plan == one.plan.to_json(), name
+        searched = [[h for h in outcome.history if "event" in h] for outcome in both]
         assert searched[0] == searched[1], name  # to the bit
         moves = [h for h in one.history if h.get("event") == "move"]
         assert len(moves) > 2, name
@@ -159,5 +136,7 @@ def test_two_processes_pick_what_one_picks(tmp_path: Path) -> None:
             for key, value in b.items():
                 assert a[key] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), (name, key)
         for key, value in one.model.state_dict().items():
-            assert torch.equal(weights[0][key], weights[1][key]), (name, key)
-            torch.testing.assert_close(weights[0][key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}: {{}}".format)
+            assert torch.equal(both[0].weights[key], both[1].weights[key]), (name, key)
+            torch.testing.assert_close(
+                both[0].weights[key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}: {{}}".format
+            )

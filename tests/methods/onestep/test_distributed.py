@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import secateurs as sc
-from tests.test_distributed_prune import launch
+from tests.processes import on_two
 from tests.test_resume_prune import loader
 
 
@@ -31,43 +30,22 @@ def prune(folder: Path | None = None, resume: bool = False) -> sc.Result:
     )  # fmt: skip
 
 
-CHILD = """
-import json
-import os
-import sys
-from pathlib import Path
-from safetensors.torch import save_model
-from tests.methods.onestep.test_distributed import prune
-import torch
-
-rank = int(os.environ["RANK"])
-out = Path(sys.argv[1])
-for name, resume in (("first", False), ("again", True)):
-    result = prune(out / "run", resume)
-    save_model(result.model, out / f"{name}-{rank}.safetensors")
-    (out / f"{name}-{rank}.json").write_text(json.dumps({"plan": result.plan.to_json(), "history": result.history}))
-torch.distributed.destroy_process_group()
-"""
+def case(name: str, _rank: int, _world: int, folder: Path) -> sc.Result:
+    return prune(folder.with_name("run"), resume=name == "again")
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    done = launch("-c", CHILD, str(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
+    found = on_two(f"{__name__}:case", ["first", "again"], tmp_path)
     one = prune()
-    for rank in (0, 1):
-        record = json.loads((tmp_path / f"first-{rank}.json").read_text())
-        assert record["plan"] == one.plan.to_json()
-        (theirs,), (ours,) = ([h for h in hs if h.get("event") == "crucial"] for hs in (record["history"], one.history))
+    for first, again in zip(found["first"], found["again"], strict=True):
+        assert first.plan == one.plan.to_json()
+        (theirs,), (ours,) = ([h for h in hs if h.get("event") == "crucial"] for hs in (first.history, one.history))
         assert theirs["nodes"] == ours["nodes"]
         assert theirs["scores"] == pytest.approx(ours["scores"], abs=1e-5)
-        for a, b in zip(record["history"], one.history, strict=True):
+        for a, b in zip(first.history, one.history, strict=True):
             assert a.get("mode") == b.get("mode")
             assert a.get("train_loss", 0) == pytest.approx(b.get("train_loss", 0), rel=1e-3)
-        weights = load_file(tmp_path / f"first-{rank}.safetensors")
         for name, value in one.model.state_dict().items():
-            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=f"{name}: {{}}".format)
-        again = load_file(tmp_path / f"again-{rank}.safetensors")
-        assert all(torch.equal(weights[name], again[name]) for name in weights)
+            torch.testing.assert_close(first.weights[name], value, rtol=1e-3, atol=1e-4, msg=f"{name}: {{}}".format)
+            assert torch.equal(first.weights[name], again.weights[name])
