@@ -152,6 +152,7 @@ def test_then_goes_on_where_it_was_killed(run, images, tmp_path, monkeypatch):
         (("--then", "pff:x"), "--then pff:x: write METHOD:MACS"),
         (("--then", "pff:"), "--then pff:: write METHOD:MACS"),
         (("--then", "nothing:0.3"), "nothing"),
+        (("--then", "pff:0.3", "--then", "l2:0.2"), "Cut stripes last: --method l2 --then pff:MACS."),
         (("--then", "l2"), "--then l2: l2 needs a budget"),
         (("--then", "pff:0.0001"), "--then pff:0.0001: The budget"),
         (("--then", "pff:0.3", "--set", "pff.lrr=1"), "--set pff.lrr=1: there is no such setting. pff's settings are"),

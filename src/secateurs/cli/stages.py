@@ -66,12 +66,13 @@ class Stage:
         return Budget(max(2, int(self.macs * original)) if share and original else self.macs, align=self.align)
 
 
-def read(then: Sequence[str], settings: Sequence[str], macs: float | None, align: int) -> list[Stage]:
+def read(then: Sequence[str], settings: Sequence[str], first: Method, macs: float | None, align: int) -> list[Stage]:
     """The stages that `--then METHOD:MACS` names, with those of the settings that say `METHOD.key=value`.
 
-    macs: of the stage before them. Raises ConfigError for what makes no sense.
+    first, macs: the method before them, and its budget. Raises ConfigError for what makes no sense.
     """
     stages: list[Stage] = []
+    method = first
     for text in then:
         name, _, figure = text.partition(":")
         name = name.strip()
@@ -82,8 +83,14 @@ def read(then: Sequence[str], settings: Sequence[str], macs: float | None, align
                 "of the network that the command was given: make it smaller."
             )
         macs = macs if left is None else left
+        if method.cuts == "stripes":
+            raise ConfigError(
+                f"--then {text}: {method.name} cuts stripes, and what a stripe convolution puts out cannot be cut any "
+                f"further. Cut stripes last: --method {name} --then {method.name}:MACS."
+            )
         its = [item.partition(".")[2] for item in settings if item.startswith(f"{name}.")]
-        stages.append(Stage(configured(name, its, prefix=f"{name}."), left, align, text, f"{name}."))
+        method = configured(name, its, prefix=f"{name}.")
+        stages.append(Stage(method, left, align, text, f"{name}."))
     return stages
 
 

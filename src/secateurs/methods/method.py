@@ -75,6 +75,7 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = ""
     default_scope: ClassVar[Scope] = "internal"
+    cuts: ClassVar[Literal["channels", "stripes"]] = "channels"  # stripes come last: such a network is cut no further
 
     def __init__(self, **settings: Any) -> None:
         try:

@@ -31,8 +31,15 @@ class Kernel:
 
 def padded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     """Zeros around the image, or rows and columns off it."""
-    top, bottom, left, right = padding
-    return x if not any(padding) else F.pad(x, (left, right, top, bottom))
+    if not any(padding):
+        return x
+    if min(padding) < 0:  # F.pad takes nothing off that is not there, as of a map that is smaller than the dilation
+        top, left = padding[0], padding[2]
+        height, width = x.shape[2] + top + padding[1], x.shape[3] + left + padding[3]
+        part = x[:, :, max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
+        top, left = min(max(top, 0), height - part.shape[2]), min(max(left, 0), width - part.shape[3])
+        return F.pad(part, (left, width - left - part.shape[3], top, height - top - part.shape[2]))
+    return F.pad(x, (*padding[2:], *padding[:2]))
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:

@@ -37,6 +37,8 @@ class PFF(TrainingMethod):
     groups, shortcuts or not; `scope` is about channels.
     """
 
+    cuts = "stripes"
+
     alpha: float | None = Field(
         default=None, ge=0, le=10, description="α of eq. 1; None is 1e-5, or with a budget what control finds"
     )
