@@ -123,7 +123,7 @@ def test_another_scope_is_named_where_it_would_help() -> None:
     assert "scope='all' may allow less" in refusal(sc.Budget(macs=0.001), "internal")
     assert "scope" not in refusal(sc.Budget(macs=0.001))
     nothing = sc.trace(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 2, 2))
-    with pytest.raises(sc.BudgetError, match=r"says why\.$"):
+    with pytest.raises(sc.BudgetError, match=r"mostly because of this: reaches the model's output\. .* says more\.$"):
         Widths(nothing, [], sc.Budget(macs=0.5)).check()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -41,7 +42,9 @@ class Widths:
         cuts more than channels can reach."""
         narrow = len(self.groups) < sum(g.prunable for g in self.graph.groups)  # some are out of scope
         if lowest is None and not self.groups:
-            why = "No channel group may be cut: `secateurs inspect` says why."
+            reasons = Counter(g.reason for g in self.graph.groups if g.reason is not None)
+            most = f", mostly because of this: {reasons.most_common(1)[0][0]}" if reasons and not narrow else ""
+            why = f"No channel group may be cut{most}. `secateurs inspect` says more."
             raise BudgetError(why + (" scope='all' may help." if narrow else ""))
         if self.budget is not None:
             advice = f"; align={self.step} is {self._coarse()}" if self.step > 1 else ""
