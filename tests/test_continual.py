@@ -45,6 +45,8 @@ def test_channels_then_stripes(tmp_path: Path) -> None:
     assert second.before.macs == first.after.macs
     assert second.after.macs <= 0.5 * first.after.macs
     assert any(isinstance(m, StripeConv2d) for m in second.model.modules())
+    with pytest.raises(sc.ConfigError, match="pff finds only convolutions whose stripes are cut already"):
+        pruned(second.model, sc.PFF(epochs=1), 0.5)
     loaded = sc.load(second.save(tmp_path / "b"))  # no trace of the first artifact, which was never saved
     assert_same(loaded, second.model)
     assert sc.count(loaded, images()) == sc.Cost(second.after.macs, second.after.params)

@@ -18,6 +18,7 @@ from secateurs.methods.pff.select import Stripes, StripeSelection
 from secateurs.methods.pff.sizes import restore_, sizes
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
 from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.stripes import StripeConv2d
 from secateurs.surgery import mask
 from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
 from secateurs.training import Recipe
@@ -77,7 +78,10 @@ class PFF(TrainingMethod):
     def check(self, task: Task) -> None:
         super().check(task)
         if not kernels(task):
-            raise ConfigError("pff finds no convolution with a kernel larger than 1×1 and one group: nothing to prune.")
+            why = "no convolution with a kernel larger than 1×1 and one group"
+            if any(isinstance(m, StripeConv2d) for m in task.model.modules()):
+                why = "only convolutions whose stripes are cut already"
+            raise ConfigError(f"pff finds {why}: nothing to prune.")
         if self.penalty == "group-lasso" and self.train == "skeleton":
             raise ConfigError("train='skeleton' needs a skeleton to train: leave penalty at 'skeleton'.")
 
