@@ -14,7 +14,7 @@ from torch import nn
 from secateurs import artifact, training
 from secateurs.budget import Budget
 from secateurs.channels import Cost
-from secateurs.channels.inputs import check_model
+from secateurs.channels.inputs import check_model, tensors
 from secateurs.data import Data
 from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
 from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope, resolve
@@ -116,7 +116,10 @@ def prune(
         after = _figures(cost, small, source, options)
     if plan.stripes:
         tune(small, example_inputs)
-        report("measured which kernel is the fastest for each stripe convolution")
+        shapes = " and ".join("×".join(map(str, x.shape)) for x in tensors(example_inputs))
+        report(
+            f"measured which kernel is the fastest for each stripe convolution at {shapes}; secateurs.tune does other sizes"
+        )
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
     if origin is not None:
