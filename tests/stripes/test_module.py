@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import logging
 import time
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateurs as sc
 from secateurs.stripes import StripeConv2d, native, tune
-from secateurs.stripes.kernels import KERNELS
+from secateurs.stripes.kernels import KERNELS, padded
 from secateurs.stripes.module import size_of
 
 COMPILED = [name for name in KERNELS if name.startswith("native")] if native.load() else []
@@ -128,6 +129,26 @@ def test_same_padding_and_shrunk_kernels() -> None:
     assert close(stripes.to_dense()(x), wanted)
 
 
+def test_more_is_taken_off_than_is_there() -> None:
+    """Of a map smaller than the dilation, say. There and back: so are gradients padded."""
+    sides = [-4, -1, 0, 2, 5]
+    for size, top, bottom, left, right in itertools.product([1, 3], sides, sides, sides, sides):
+        x = torch.randn(1, 2, size, 2)
+        height, width = size + top + bottom, 2 + left + right
+        if height < 1 or width < 1:
+            continue
+        wanted = F.pad(x, (9, 9, 9, 9))[:, :, 9 - top : 9 - top + height, 9 - left : 9 - left + width]
+        got = padded(x, (top, bottom, left, right))
+        assert torch.equal(got, wanted)
+        wanted = F.pad(got, (9, 9, 9, 9))[:, :, 9 + top : 9 + top + size, 9 + left : 11 + left]
+        assert torch.equal(padded(got, (-top, -bottom, -left, -right)), wanted)
+    conv = nn.Conv2d(4, 6, 3, padding=2, dilation=2)
+    kept = torch.zeros(6, 3, 3, dtype=torch.bool)
+    kept[:, 2, 2] = True
+    stripes, x = StripeConv2d.of(conv, kept), torch.randn(2, 4, 1, 1)
+    assert close(stripes(x), F.conv2d(x, conv.weight * kept[:, None], conv.bias, padding=2, dilation=2))
+
+
 def test_no_stripes_leave_the_bias() -> None:
     conv = nn.Conv2d(3, 4, 3, padding=1)
     stripes = StripeConv2d.of(conv, torch.zeros(4, 3, 3, dtype=torch.bool))
@@ -147,6 +168,7 @@ def test_gradients_are_the_dense_ones() -> None:
     assert close(inputs[1].grad, inputs[0].grad)
     assert close(stripes.weight.grad, conv.weight.grad.permute(0, 2, 3, 1)[stripes.kept])
     assert close(stripes.bias.grad, conv.bias.grad)
+    assert not any(stripes.run(name, x).requires_grad for name in ON_CPU)
 
 
 def test_the_op_counts_stripes_and_has_the_same_gradients() -> None:
