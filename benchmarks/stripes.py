@@ -1,7 +1,8 @@
 """The stripe convolution beside the dense one: `python benchmarks/stripes.py [--quick] [--threads N] [--cpu-time]`.
 
 Time over nn.Conv2d as a user has it, same process, each in turn, random stripes. `chosen` is what `tune` set, and bars
-are what that must not exceed. `--network SPEC` measures a whole network of which every convolution keeps so many stripes.
+are what that must not exceed. `--network SPEC` measures a whole network of which every convolution keeps so many random
+stripes, `--network FOLDER` an artifact beside the network that it was pruned from.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -20,8 +22,11 @@ from timing import in_turn
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs import artifact
+from secateurs.origin import rebuilt
 from secateurs.stripes import StripeConv2d
 from secateurs.stripes.kernels import KERNELS
+from secateurs.stripes.module import size_of
 from secateurs.stripes.tune import synchronise
 
 SHAPES = [(128, 16, 1), (128, 16, 32), (64, 56, 1), (64, 56, 32)]
@@ -59,14 +64,16 @@ def layers(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
             x = torch.randn(batch, channels, size, size, device=options.device, dtype=dtype)
             layer = StripeConv2d.of(conv, torch.rand(channels, 3, 3) < share)
             sc.tune(layer, x)
-            runs = {"conv": partial(conv, x), "chosen": partial(layer, x)}
-            for name in names:
+            rounds = 5 if options.quick else 101 if batch == 1 else 15
+            ratios = []
+            for name in (
+                *names,
+                layer.kernels[size_of(x)],
+            ):  # each beside the dense one, so that all find the same caches
                 one = copy.deepcopy(layer)
                 one.kernels = dict.fromkeys(layer.kernels, name)
-                runs[name] = partial(one, x)
-            rounds = 5 if options.quick else 41 if batch == 1 else 15
-            took = medians(runs, x, rounds, clock)
-            ratios = [took[name] / took["conv"] for name in (*names, "chosen")]
+                took = medians({"conv": partial(conv, x), name: partial(one, x)}, x, rounds, clock)
+                ratios.append(took[name] / took["conv"])
             bar = BARS.get((batch, share)) if options.device == "cpu" and options.stride == 1 else None
             verdict = ["", ""] if bar is None else [f"{bar:.2f}", "met" if ratios[-1] <= bar else "missed"]
             row = (channels, f"{size}x{size}", batch, round(100 * share), *(f"{r:.2f}" for r in ratios), *verdict)
@@ -74,32 +81,47 @@ def layers(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
     return table
 
 
+def random_stripes(dense: nn.Module, share: float) -> nn.Module:
+    """Each convolution wider than 1x1 with this share of its stripes."""
+    torch.manual_seed(0)
+    small = copy.deepcopy(dense)
+    for name, conv in list(small.named_modules()):
+        if isinstance(conv, nn.Conv2d) and conv.groups == 1 and conv.kernel_size != (1, 1):
+            path, _, leaf = name.rpartition(".")
+            kept = torch.rand(conv.weight.shape[:1] + conv.kernel_size) < share
+            setattr(small.get_submodule(path), leaf, StripeConv2d.of(conv, kept))
+    return small
+
+
 def network(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
-    """A whole network, as it comes, each convolution wider than 1x1 with this share of random stripes."""
-    table = Table(title=f"{options.network}, random stripes, {options.device}")
-    for heading in ("kept %", "batch", "MACs", "time", "speed-up over 1/MACs"):
+    """A whole network, tuned, over the dense one as it comes, and over the dense one in channels_last."""
+    pairs: dict[str, tuple[nn.Module, nn.Module]] = {}
+    if Path(options.network).is_dir():
+        source = artifact.read(options.network)[1].get("source")
+        if source is None:
+            raise SystemExit(f"{options.network} does not know what network it came from: no spec is on its card.")
+        pairs["as pruned"] = rebuilt(source), sc.load(options.network)
+    else:
+        dense = sc.build(options.network)
+        pairs = {f"{share:.0%}, random": (dense, random_stripes(dense, share)) for share in SHARES[2:]}
+    table = Table(title=f"{options.network}, {options.device}")
+    for heading in ("stripes", "batch", "MACs", "ms dense", "ms", "time", "speed-up over 1/MACs", "over channels_last"):
         table.add_column(heading, justify="right")
-    for share in SHARES[2:]:
-        torch.manual_seed(0)
-        dense = sc.build(options.network).eval().to(options.device)
-        small = copy.deepcopy(dense)
-        for name, conv in list(small.named_modules()):
-            if isinstance(conv, nn.Conv2d) and conv.groups == 1 and conv.kernel_size != (1, 1):
-                path, _, leaf = name.rpartition(".")
-                setattr(
-                    small.get_submodule(path),
-                    leaf,
-                    StripeConv2d.of(conv, torch.rand(conv.weight.shape[:1] + conv.kernel_size) < share),
-                )
+    for label, (dense, small) in pairs.items():
+        dense, small = dense.eval().to(options.device), small.eval().to(options.device)
+        last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
         for batch in (1, 32):
             x = torch.randn(batch, 3, options.size, options.size, device=options.device)
             sc.tune(small, x)
             macs = sc.count(small, x).macs / sc.count(dense, x).macs
-            took = medians(
-                {"dense": partial(dense, x), "small": partial(small, x)}, x, 5 if options.quick else 15, clock
-            )
-            ratio = took["small"] / took["dense"]
-            table.add_row(f"{share:.0%}", str(batch), f"{macs:.3f}", f"{ratio:.3f}", f"{macs / ratio:.0%}")
+            runs = {"dense": partial(dense, x), "small": partial(small, x)}
+            rounds = 5 if options.quick else 101 if batch == 1 else 25
+            took = medians(runs, x, rounds, clock)
+            runs["dense"] = partial(last, x.contiguous(memory_format=torch.channels_last))
+            other = medians(runs, x, rounds, clock)
+            ratio, beside = took["small"] / took["dense"], other["small"] / other["dense"]
+            times = (f"{1000 * took['dense']:.2f}", f"{1000 * took['small']:.2f}", f"{ratio:.3f}")
+            table.add_row(label, str(batch), f"{macs:.3f}", *times, f"{macs / ratio:.0%}", f"{beside:.3f}")
     return table
 
 
@@ -112,7 +134,7 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--network", help="a model's spec, zoo:vgg16 say, instead of single layers")
+    parser.add_argument("--network", help="a model's spec (zoo:vgg16) or an artifact, instead of single layers")
     parser.add_argument("--size", type=int, default=32, help="of the network's images")
     options = parser.parse_args()
     if options.threads or options.cpu_time:
