@@ -53,7 +53,7 @@ def medians(
 def layers(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
     """Single convolutions."""
     dtype = getattr(torch, options.dtype)
-    names = [n for n, k in KERNELS.items() if k.usable(torch.zeros(1, device=options.device, dtype=dtype))]
+    names = [n for n, k in KERNELS.items() if k.usable(torch.zeros(2, device=options.device, dtype=dtype))]
     table = Table(title=f"time over dense {options.dtype} nn.Conv2d, 3x3, {options.device}")
     for heading in ("channels", "size", "batch", "kept %", *names, "chosen", "bar", ""):
         table.add_column(heading, justify="right")
