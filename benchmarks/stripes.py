@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,18 @@ from secateurs.stripes.tune import synchronise
 SHAPES = [(128, 16, 1), (128, 16, 32), (64, 56, 1), (64, 56, 32)]
 SHARES = [1.0, 0.75, 0.5, 0.25, 0.1]
 BARS = {(1, 0.5): 0.60, (1, 0.25): 0.36, (1, 0.1): 0.20, (32, 0.5): 0.75, (32, 0.25): 0.45, (32, 0.1): 0.25}
+
+
+def keep_memory() -> None:
+    """What is freed stays with the process, where glibc can do that. Otherwise it is given back and taken anew, page by
+    page, by whichever network or layer happens to come next."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(_TRIM_THRESHOLD, 1 << 30)
+        mallopt(_MMAP_THRESHOLD, 1 << 30)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def medians(
@@ -70,13 +83,23 @@ def layers(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
                 *names,
                 layer.kernels[size_of(x)],
             ):  # each beside the dense one, so that all find the same caches
+                if not KERNELS[name].usable(x):
+                    ratios.append(float("nan"))
+                    continue
                 one = copy.deepcopy(layer)
                 one.kernels = dict.fromkeys(layer.kernels, name)
                 took = medians({"conv": partial(conv, x), name: partial(one, x)}, x, rounds, clock)
                 ratios.append(took[name] / took["conv"])
             bar = BARS.get((batch, share)) if options.device == "cpu" and options.stride == 1 else None
             verdict = ["", ""] if bar is None else [f"{bar:.2f}", "met" if ratios[-1] <= bar else "missed"]
-            row = (channels, f"{size}x{size}", batch, round(100 * share), *(f"{r:.2f}" for r in ratios), *verdict)
+            row = (
+                channels,
+                f"{size}x{size}",
+                batch,
+                round(100 * share),
+                *("" if r != r else f"{r:.2f}" for r in ratios),
+                *verdict,
+            )
             table.add_row(*map(str, row))
     return table
 
@@ -140,9 +163,10 @@ def main() -> None:
     if options.threads or options.cpu_time:
         torch.set_num_threads(options.threads or 1)
     clock = time.thread_time if options.cpu_time else time.perf_counter
+    keep_memory()
     table = network(options, clock) if options.network else layers(options, clock)
     table.caption = f"{torch.get_num_threads()} threads"
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ void transpose(const float* from, int64_t row, int64_t n, int64_t m, float* to, 
   }
 }
 
-constexpr int64_t IMAGES_BAND = 1 << 18;  // values of the input that are worked on at a time
+constexpr int64_t IMAGES_BAND = 1 << 20;  // values of the input that are worked on at a time
 constexpr int64_t IMAGES_TILE = 2 * LANES;  // pixels of the output that stay in cache
 
 // A band of rows of LANES images: a vector is a pixel's value in one channel, in all of them. Pixels come one after the
@@ -107,13 +107,15 @@ void images_in_registers(const Problem& p) {
           for (int64_t j = 0; j < n; j++)
             for (int64_t o = 0; o < p.outputs; o += LANES) {
               const int64_t m = std::min<int64_t>(LANES, p.outputs - o);
-              transpose(sums + j * out_pixel + o * LANES, LANES, m, images, out + (t + j) * p.outputs + o, out_image, m);
+              transpose(sums + j * out_pixel + o * LANES, LANES, m, images, out + (t + j) * p.outputs + o, out_image,
+                        m);
             }
         else
           for (int64_t o = 0; o < p.outputs; o++)
             for (int64_t j = 0; j < n; j += LANES) {
               const int64_t m = std::min<int64_t>(LANES, n - j);
-              transpose(sums + j * out_pixel + o * LANES, out_pixel, m, images, out + o * out_size + t + j, out_image, m);
+              transpose(sums + j * out_pixel + o * LANES, out_pixel, m, images, out + o * out_size + t + j, out_image,
+                        m);
             }
       }
     }
