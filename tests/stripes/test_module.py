@@ -103,6 +103,19 @@ def test_native_on_threads(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    "options", [{"padding": 1}, {"padding": (3, 0), "stride": 2, "kernel": (5, 2), "dilation": (2, 1)}]
+)
+def test_maps_that_are_worked_on_in_bands(options: Any) -> None:
+    conv, stripes = layer(0.4, channels=64, filters=5, **options)
+    x = torch.randn(2, 64, 60, 90)
+    with torch.no_grad():
+        wanted = conv(x)
+        for name in COMPILED:
+            assert close(stripes.run(name, x), wanted), name
+            assert close(stripes.run(name, x.contiguous(memory_format=torch.channels_last)), wanted), name
+
+
 def test_same_padding_and_shrunk_kernels() -> None:
     """Rows and columns that no filter uses go, with padding that may end uneven or negative."""
     for used in [(0, 0), (2, 2), (0, 2), (1, 1)]:
