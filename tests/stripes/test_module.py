@@ -273,6 +273,21 @@ def test_changes_that_pytorch_cannot_see() -> None:
         assert not stripes(x).any()
 
 
+def test_inference_tensors_have_no_version() -> None:
+    """Of one of them nothing is said about the other."""
+    _, stripes = layer(padding=1, bias=False)
+    x = torch.randn(1, 5, 8, 8)
+    with torch.inference_mode():
+        stripes.kept = stripes.kept.clone()
+    with torch.no_grad():
+        before = stripes(x)
+        stripes.weight.mul_(2)
+        assert close(stripes(x), 2 * before)
+    with torch.inference_mode():
+        stripes.weight = nn.Parameter(stripes.weight.clone(), requires_grad=False)
+        assert close(stripes(x), 2 * before)
+
+
 def test_changes_of_where_stripes_are() -> None:
     """Which they are, and the convolution's own attributes, beside weights that stay."""
     _, stripes = layer(padding=1, bias=False)

@@ -142,9 +142,9 @@ class StripeConv2d(nn.Module):
         """What kernels made of the weights, for as long as these are the same. Where PyTorch itself can't tell (an
         in-place change of `weight.data`) the next train() or eval() puts it right."""
         weight, kept = self.weight, self.kept
-        versions = (0, 0) if weight.is_inference() or kept.is_inference() else (weight._version, kept._version)
-        where = (weight.data_ptr(), kept.data_ptr(), versions, weight.device, dtype)
-        state = (*where, self.stride, self.padding, self.dilation)
+        versions = 0 if weight.is_inference() else weight._version, 0 if kept.is_inference() else kept._version
+        where = weight.data_ptr(), kept.data_ptr(), weight.device, dtype
+        state = versions, where, self.stride, self.padding, self.dilation
         if self._cached.get("state") != state or self._cached["of"] is not weight:
             self._cached = {"state": state, "of": weight, "layout": self.layout, "weight": weight.detach().to(dtype)}
         return self._cached
