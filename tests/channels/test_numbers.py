@@ -110,3 +110,11 @@ def test_lines_that_draw_random_numbers_are_noted() -> None:
     found = trace(two(on_a(lambda s, y: y + torch.randn_like(y))), image()).random
     assert len(found) == 1
     assert found[0].startswith("test_numbers.py:")
+
+
+def test_a_number_that_only_a_cut_network_computes_with() -> None:
+    model = two(on_a(lambda s, y: y * 1.1 if y.shape[1] < 8 else y))
+    graph = trace(model, image())
+    assert graph["a"].reason is not None
+    assert "number of channels" in graph["a"].reason
+    assert graph["b"].prunable

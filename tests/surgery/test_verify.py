@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -179,6 +180,34 @@ def test_infinite_outputs_prove_nothing() -> None:
     plan = planned(model, image())
     with pytest.raises(VerificationError, match="not finite"):
         verify(model, plan, image() * float("inf"))
+
+
+class Narrow(nn.Module):
+    """Something that goes wrong where few channels are left, in float32."""
+
+    def __init__(self, wrong: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wrong(x) if x.dtype == torch.float32 and x.shape[1] < 8 else x
+
+
+def narrow(wrong: Callable[[Tensor], Tensor]) -> nn.Module:
+    return Net(lambda s, x: s.h(s.n(s.a(x))), a=conv(3, 8), n=Narrow(wrong), h=head(8)).eval()
+
+
+@pytest.mark.parametrize("wrong", [torch.log, torch.reciprocal, torch.tanh], ids=lambda f: f.__name__)
+def test_float64_does_not_excuse_what_is_no_rounding(wrong: Callable[[Tensor], Tensor]) -> None:
+    """Among it nan, which is above no tolerance."""
+    model = narrow(wrong)
+    with pytest.raises(VerificationError, match="differs from the masked one by"):
+        verify(model, planned(model, image()), image())
+
+
+def test_float64_decides_about_rounding() -> None:
+    model = narrow(lambda x: x.half().float())
+    assert verify(model, planned(model, image()), image()) <= 1e-5
 
 
 def test_inputs_that_do_not_fit() -> None:

@@ -239,7 +239,7 @@ class _Trace:
 
     def _fault(self, grouping: Grouping, sites: Sequence[Site]) -> _Fault:
         """What the last check failed for."""
-        if self.changed:
+        if self.changed and grouping.tape.numbers:
             at = min(self.changed[0], len(grouping.tape.numbers) - 1)
             return _Fault(f"{numbers.REASON} ({grouping.tape.numbers[at].where})")
         if sites:
