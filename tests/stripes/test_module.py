@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import time
+import warnings
 from typing import Any
 
 import pytest
@@ -256,21 +257,87 @@ def test_weights_that_change_are_noticed() -> None:
             assert stripes(x).any()
 
 
-def test_changes_that_pytorch_cannot_see() -> None:
-    """In-place on `.data`: by the next train() or eval(). Casts and moves: at once."""
+@pytest.mark.parametrize("name", ON_CPU)
+def test_changes_that_pytorch_cannot_see(name: str) -> None:
+    """In-place on `.data`, as hand-written averages of weights do it; casts and moves."""
     _, stripes = layer(padding=1)
-    x = torch.randn(1, 5, 8, 8)
+    x = torch.randn(2, 5, 8, 8)
+    stripes.kernels[size_of(x)] = name
     with torch.no_grad():
         before = stripes(x)
-        stripes.weight.data.mul_(2)
+        stripes.weight.data.mul_(0.5).add_(stripes.weight.data, alpha=3)
         stripes.bias.data.mul_(2)
-        stripes.eval()
         assert close(stripes(x), 2 * before)
         stripes.half().float()
-        assert torch.equal(stripes(x), stripes.to_dense()(x))
+        assert close(stripes(x), stripes.to_dense()(x))
+        stripes.weight.data[0, 0] += 1  # a single one may lie beside those that are looked at, until …
+        stripes.eval()
+        assert close(stripes(x), stripes.to_dense()(x))
         stripes.weight = nn.Parameter(torch.zeros_like(stripes.weight))
         stripes.bias = nn.Parameter(torch.zeros_like(stripes.bias))
         assert not stripes(x).any()
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_changes_in_inference_mode(name: str) -> None:
+    x = torch.randn(2, 5, 8, 8)
+    with torch.inference_mode():
+        _, stripes = layer(padding=1, bias=False)
+        stripes.kernels[size_of(x)] = name
+        before = stripes(x)
+        stripes.weight[0, 0] += 1  # any of them
+        assert close(stripes(x), stripes.to_dense()(x))
+        assert not close(stripes(x), before)
+        stripes.load_state_dict({"weight": -stripes.weight, "kept": stripes.kept.flip(0)})
+        assert close(stripes(x), stripes.to_dense()(x))
+
+
+def test_inputs_of_another_type_are_refused_as_by_a_convolution() -> None:
+    _, stripes = layer(padding=1)
+    x = torch.randn(1, 5, 8, 8)
+    for dtype in (torch.uint8, torch.int64, torch.float64, torch.float16):
+        with torch.no_grad(), pytest.raises(sc.ConfigError, match=f"torch.float32 weights got an input of {dtype}"):
+            stripes(x.to(dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.raises(sc.ConfigError, match="float64"):
+        stripes(x.double())
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_an_output_that_would_be_empty_is_refused(name: str) -> None:
+    stripes = sc.StripeConv2d(5, torch.ones(4, 3, 5, dtype=torch.bool), stride=(3, 1), padding=(3, 0))
+    with torch.no_grad(), pytest.raises((RuntimeError, sc.ConfigError)):
+        stripes.run(name, torch.randn(17, 5, 2, 4))
+
+
+def test_one_channel_and_uneven_strides() -> None:
+    """PyTorch's convolution goes wrong here with a weight whose strides are not the usual ones."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 12, 5, stride=(1, 2), padding=(0, 1))
+    kept = torch.rand(12, 5, 5) < 0.6
+    x, stripes = torch.randn(10, 1, 11, 4), sc.StripeConv2d.of(conv, kept)
+    with torch.no_grad():
+        conv.weight.mul_(kept[:, None])
+        wanted = conv(x)
+        for name in ON_CPU:
+            assert close(stripes.run(name, x), wanted), name
+    assert close(stripes(x).detach(), wanted)
+
+
+def test_traced_by_others() -> None:
+    _, stripes = layer(padding=1)
+    net = nn.Sequential(stripes, nn.ReLU()).eval()
+    x = torch.randn(2, 5, 8, 8)
+    sc.tune(net, x)
+    wanted = net(x).detach()
+    symbolic = torch.fx.symbolic_trace(net)
+    assert close(symbolic(x).detach(), wanted)
+    assert any("stripe_conv2d" in str(node.target) for node in symbolic.graph.nodes)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            assert close(torch.jit.trace(net, x)(x).detach(), wanted)
+    with torch.no_grad():
+        assert copy.deepcopy(net).to("meta")(x.to("meta")).shape == wanted.shape
 
 
 def test_inference_tensors_have_no_version() -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from secateurs.errors import ConfigError
 from secateurs.stripes import native
 from secateurs.stripes.layout import Layout, dense
 
@@ -74,6 +75,8 @@ def _gemm(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached
     (sh, sw), (dh, dw) = layout.stride, layout.dilation
     height = (x.shape[2] - dh * (layout.kernel_size[0] - 1) - 1) // sh + 1
     width = (x.shape[3] - dw * (layout.kernel_size[1] - 1) - 1) // sw + 1
+    if min(height, width) < 1:
+        raise ConfigError(f"The output of this input would be empty: {height}x{width}.")
     outputs = layout.kept.shape[0]
     exact = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     start = x.new_zeros(outputs, dtype=exact) if bias is None else bias.to(exact)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -50,7 +51,10 @@ class Layout:
 def dense(kept: Tensor, weight: Tensor) -> Tensor:
     """The weight of the dense convolution that computes the same: (S, C) → (O, C, KH, KW), differentiable."""
     full = weight.new_zeros(*kept.shape, weight.shape[1])  # (O, KH, KW, C)
-    return full.masked_scatter(kept[..., None], weight).permute(0, 3, 1, 2).contiguous()
+    full = full.masked_scatter(kept[..., None], weight).permute(0, 3, 1, 2)
+    # Not contiguous(): of one channel it would leave the strides as they are, with which PyTorch's convolution goes wrong
+    # (2.13, stride (1, 2)).
+    return full.clone(memory_format=torch.contiguous_format)
 
 
 def shrunk(

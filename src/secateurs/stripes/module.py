@@ -15,6 +15,8 @@ from secateurs.stripes import op
 from secateurs.stripes.kernels import KERNELS, Cached, convolved
 from secateurs.stripes.layout import Layout, dense, shrunk
 
+SAMPLE = 64  # of the weights
+
 
 class StripeConv2d(nn.Module):
     """A convolution of which each filter keeps some positions of its kernel: the dense masked convolution's output, for
@@ -112,14 +114,24 @@ class StripeConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, O, H', W')."""
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return convolved(x, self.dense_weight(), self.bias, self.layout)
-        if _get_current_dispatch_mode() is not None:  # a counter, say: one op, that it may count the stripes of
+        # A counter, say, or torch.fx: one op, that they may see what it is.
+        if _get_current_dispatch_mode() is not None or not isinstance(x, Tensor):
             return op.stripe_conv2d(x, self.weight, self.bias, self.kept, self.stride, self.padding, self.dilation)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.parameters())):
+        if x.is_meta or (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.parameters()))):
             return convolved(x, self.dense_weight(), self.bias, self.layout)
-        x = as_computed(x)
+        x = self.as_computed(x)
         return self.run(self.kernels.get(size_of(x), "dense"), x)
+
+    def as_computed(self, x: Tensor) -> Tensor:
+        """In the precision that autocast asks for, else in that of the weights, which it has to have."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
+            return x.to(torch.get_autocast_dtype(kind))
+        if x.dtype != self.weight.dtype:
+            raise ConfigError(f"A stripe convolution with {self.weight.dtype} weights got an input of {x.dtype}.")
+        return x
 
     def run(self, kernel: str, x: Tensor) -> Tensor:
         """With this kernel, without gradients. (C, H, W) is one image, as for nn.Conv2d."""
@@ -139,15 +151,24 @@ class StripeConv2d(nn.Module):
         return known.run(cached["layout"], cached["weight"], bias, x, cached)
 
     def _prepared(self, dtype: torch.dtype) -> Cached:
-        """What kernels made of the weights, for as long as these are the same. Where PyTorch itself can't tell (an
-        in-place change of `weight.data`) the next train() or eval() puts it right."""
+        """What kernels made of the weights, for as long as these are the same. A change that PyTorch keeps no count of
+        shows in the values: of inference tensors in all of them, of others (changed by way of `data`) in a sample."""
         weight, kept = self.weight, self.kept
-        versions = 0 if weight.is_inference() else weight._version, 0 if kept.is_inference() else kept._version
-        where = weight.data_ptr(), kept.data_ptr(), weight.device, dtype
-        state = versions, where, self.stride, self.padding, self.dilation
-        if self._cached.get("state") != state or self._cached["of"] is not weight:
-            self._cached = {"state": state, "of": weight, "layout": self.layout, "weight": weight.detach().to(dtype)}
-        return self._cached
+        versions = (0, 0) if weight.is_inference() or kept.is_inference() else (weight._version, kept._version)
+        where = (weight.data_ptr(), kept.data_ptr(), versions, weight.device, dtype)
+        state = (*where, self.stride, self.padding, self.dilation)
+        cached = self._cached
+        if (
+            cached.get("state") != state
+            or cached["of"] is not weight
+            or not all(torch.equal(values, then) for values, then in cached["values"])
+        ):
+            looked = [values for t in (weight, kept) if (values := _looked_at(t)) is not None]
+            self._cached = cached = {
+                "state": state, "of": weight, "values": [(values, values.clone()) for values in looked],
+                "layout": self.layout, "weight": weight.detach().to(dtype),
+            }  # fmt: skip
+        return cached
 
     def train(self, mode: bool = True) -> StripeConv2d:
         self._cached = {}
@@ -168,10 +189,12 @@ class StripeConv2d(nn.Module):
         return {**self.__dict__, "_cached": {}}  # copies make their own
 
 
-def as_computed(x: Tensor) -> Tensor:
-    """In the precision that autocast asks for."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+def _looked_at(x: Tensor) -> Tensor | None:
+    """The values that are compared at each call; a view. None where to look would mean to wait for a GPU."""
+    flat = x.detach().flatten()
+    if x.is_inference():
+        return flat
+    return flat[:: max(1, len(flat) // SAMPLE)] if x.device.type == "cpu" else None
 
 
 def size_of(x: Tensor) -> str:

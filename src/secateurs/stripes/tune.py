@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateurs.channels.inputs import call, map_tensors, tensors
 from secateurs.stripes.kernels import KERNELS
-from secateurs.stripes.module import StripeConv2d, as_computed, size_of
+from secateurs.stripes.module import StripeConv2d, size_of
 
 WORTH = 0.98  # of the dense convolution's time, or the dense one is kept
 
@@ -111,7 +111,7 @@ def _timed(
         running, began = key, time.perf_counter()
 
     def enter(name: str, layer: StripeConv2d, x: Tensor) -> None:
-        x = as_computed(x)
+        x = layer.as_computed(x)
         synchronise(x)
         key = name, size_of(x)
         kernel = choose(key, x)

@@ -38,6 +38,7 @@ at::Tensor stripe_conv2d(c10::string_view fill, const at::Tensor& input, const a
   p.padded_w = p.width + padding[2] + padding[3];
   p.out_h = (p.height + padding[0] + padding[1] - p.dh * (kernel[0] - 1) - 1) / p.sh + 1;
   p.out_w = (p.padded_w - p.dw * (kernel[1] - 1) - 1) / p.sw + 1;
+  TORCH_CHECK(p.out_h > 0 && p.out_w > 0, "the output of this input would be empty: ", p.out_h, "x", p.out_w);
   p.x = x.const_data_ptr<float>(), p.weights = weights.const_data_ptr<float>();
   p.bias = bias ? bias->const_data_ptr<float>() : nullptr;
   p.filters = filters.const_data_ptr<int64_t>();
