@@ -52,6 +52,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(close)}?"
+    if not names:
+        return "There is none."
     if len(names) <= 20:
         return f"Known: {', '.join(names)}."
     return f"{len(names)} names are known."

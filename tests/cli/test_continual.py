@@ -107,6 +107,9 @@ def test_then_is_the_second_command(run, images, tmp_path):
     assert card["before"]["macs"] <= 0.6 * first["before"]["macs"]
     assert 0.29 * first["before"]["macs"] < card["after"]["macs"] <= 0.3 * first["before"]["macs"]
 
+    told = run("evaluate", tmp_path / "both", "--data", f"folder:{images}")
+    assert [line.split()[2] for line in told.out.splitlines() if line.startswith("the original")] == ["2.99M"]
+
     weights = tmp_path / "both" / "1-l1" / "pretrained.safetensors"
     one = run("prune", "zoo:small_cnn", "--weights", weights, *data, *THEN[:4], "--out", tmp_path / "a")
     assert one.status == 0, one.err
@@ -148,7 +151,12 @@ def test_then_goes_on_where_it_was_killed(run, images, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--then", "pff:0.6"), "--then pff:0.6: 0.6 of the MACs are left by then"),
+        (
+            ("--then", "pff:0.6"),
+            "--then pff:0.6: 1,791,638 of 2,986,064 MACs are left by then, so nothing would be cut",
+        ),
+        (("--then", "pff:1.8e6"), "--then pff:1.8e6: 1,791,638 of 2,986,064 MACs are left by then"),
+        (("--then", "l2:0.5", "--then", "pff:0.55"), "--then pff:0.55: 1,493,032 of 2,986,064 MACs"),
         (("--then", "pff:x"), "--then pff:x: write METHOD:MACS"),
         (("--then", "pff:"), "--then pff:: write METHOD:MACS"),
         (("--then", "nothing:0.3"), "nothing"),

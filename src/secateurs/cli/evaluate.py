@@ -144,7 +144,10 @@ def _show(what: str, found: dict[str, Any], card: dict[str, Any]) -> None:
 
     rows = table("", "MACs", "parameters", "top-1 %", "top-5 %", "loss")
     stages = [("measured now", found)]
-    stages += [(name, card[key]) for name, key in (("on the card", "after"), ("the original", "before")) if key in card]
+    if "after" in card:
+        stages.append(("on the card", card["after"]))
+    if "before" in card:  # of a network that was cut several times, the first
+        stages.append(("the original", [*(cut["before"] for cut in card.get("earlier", [])), card["before"]][0]))
     for name, figures in stages:
         loss = figures.get("loss")
         rows.add_row(

@@ -110,7 +110,7 @@ def prune(
     began = time.perf_counter()
     recipes = (recover_options or RecoverOptions()).recipes()
     chosen = stages.configured(method, stages.own(settings, then), ranking)
-    later = stages.read(then, settings, chosen, macs, align)
+    later = stages.read(then, settings, chosen, align)
     folders = stages.folders(out, [chosen, *(stage.method for stage in later)])
     run = Run(
         spec=model,

@@ -53,6 +53,7 @@ class Run:
         before = self.folder.folder
         _, card = artifact.read(before)
         original = self.original or card["before"]["macs"]
+        stages.check([stage], original, card["after"]["macs"])
         return replace(
             self, spec=str(before), method=stage.method, budget=stage.budget(original), model=ModelOptions(),
             pretrain=PretrainOptions(), folder=folder, later=later, stage=stage, original=original,
@@ -202,10 +203,15 @@ class Run:
             self.method, network, inputs, self.budget, self._scope(self.method), data, self.seed, self.allow_inexact,
             self._prefix,
         )  # fmt: skip
+        cost = sc.count(network, inputs)
+        stages.check(
+            self.later, self.original or cost.macs, cost.macs if self.budget is None else self.budget.limits(cost).macs
+        )
         for stage in self.later:  # as far as can be told by now
             try:
+                budget = stage.budget(self.original or cost.macs)
                 options.feasible(
-                    stage.method, network, inputs, stage.budget(), self._scope(stage.method), data, self.seed,
+                    stage.method, network, inputs, budget, self._scope(stage.method), data, self.seed,
                     self.allow_inexact, stage.prefix,
                 )  # fmt: skip
             except SecateursError as error:
@@ -213,7 +219,7 @@ class Run:
         first = self.weights is None and self.pretrain.recipe(data).epochs
         if first or self.recipes or isinstance(self.method, TrainingMethod):
             options.trains(network, inputs, self.spec)
-        if self.budget is not None and self.budget.allows(cost := sc.count(network, inputs), cost):
+        if self.budget is not None and self.budget.allows(cost, cost):
             say(
                 f"the budget is met already, nothing will be cut: {self.spec} has {cost.macs:,} MACs and {cost.params:,} "
                 "parameters"

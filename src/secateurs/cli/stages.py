@@ -56,20 +56,24 @@ class Stage:
     text: str  # METHOD:MACS
     prefix: str  # of its settings, on the command line
 
-    def budget(self, original: int | None = None) -> Budget | None:
-        """original: the MACs of the network that the command was given, where what is left of it is to be pruned."""
-        from secateurs import Budget
-
+    def limit(self, original: int) -> int | None:
+        """The MACs that may stay, of so many that the network has that the command was given."""
         if self.macs is None:
             return None
-        share = original is not None and self.macs <= 1
-        return Budget(max(2, int(self.macs * original)) if share and original else self.macs, align=self.align)
+        return max(2, int(self.macs * original)) if self.macs <= 1 else int(self.macs)
+
+    def budget(self, original: int) -> Budget | None:
+        """The same as what is left of that network has to meet it."""
+        from secateurs import Budget
+
+        limit = self.limit(original)
+        return None if limit is None else Budget(limit, align=self.align)
 
 
-def read(then: Sequence[str], settings: Sequence[str], first: Method, macs: float | None, align: int) -> list[Stage]:
+def read(then: Sequence[str], settings: Sequence[str], first: Method, align: int) -> list[Stage]:
     """The stages that `--then METHOD:MACS` names, with those of the settings that say `METHOD.key=value`.
 
-    first, macs: the method before them, and its budget. Raises ConfigError for what makes no sense.
+    first: the method before them. Raises ConfigError for what makes no sense.
     """
     stages: list[Stage] = []
     method = first
@@ -77,12 +81,6 @@ def read(then: Sequence[str], settings: Sequence[str], first: Method, macs: floa
         name, _, figure = text.partition(":")
         name = name.strip()
         left = _figure(text, figure)
-        if left is not None and macs is not None and (left <= 1) == (macs <= 1) and left >= macs:
-            raise ConfigError(
-                f"--then {text}: {macs:g} of the MACs are left by then, so nothing would be cut. The figure is what stays "
-                "of the network that the command was given: make it smaller."
-            )
-        macs = macs if left is None else left
         if method.cuts == "stripes":
             raise ConfigError(
                 f"--then {text}: {method.name} cuts stripes, and what a stripe convolution puts out cannot be cut any "
@@ -112,6 +110,21 @@ def _figure(text: str, figure: str) -> float | None:
             f"--then {text}: write METHOD:MACS, pff:0.3 say, the MACs that may stay: a fraction up to 1, or a figure."
         )
     return value
+
+
+def check(stages: Sequence[Stage], original: int, left: int) -> None:
+    """Raise ConfigError unless each of them will have something to cut.
+
+    original: MACs of the network that the command was given. left: those that stay until then, at most.
+    """
+    for stage in stages:
+        limit = stage.limit(original)
+        if limit is not None and limit >= left:
+            raise ConfigError(
+                f"--then {stage.text}: {left:,} of {original:,} MACs are left by then, so nothing would be cut. The figure "
+                "is what stays of the network that the command was given: make it smaller."
+            )
+        left = left if limit is None else limit
 
 
 def folders(out: Path, methods: Sequence[Method]) -> list[Path]:

@@ -46,7 +46,9 @@ def build(spec: str, weights: str | Path | None = None, num_classes: int | None 
     """
     family, colon, name = spec.partition(":")
     if not colon or not name:
-        raise SpecError(f"{spec!r} is no model spec: write FAMILY:NAME, such as zoo:resnet56. {_suggest(spec)}")
+        raise SpecError(
+            f"{spec!r} is no model spec: write FAMILY:NAME, such as zoo:resnet56, or an artifact's folder. {_suggest(spec)}"
+        )
     if family not in _FAMILIES:
         raise SpecError(f"{spec!r}: there is no model family {family!r}. {nearest(family, _FAMILIES)}")
     if num_classes is not None:

@@ -270,6 +270,16 @@ def test_a_filter_that_has_to_go_fades_out_norm_and_all() -> None:
     assert note["change"] <= 1e-6
 
 
+def test_where_nothing_is_cut_it_says_why() -> None:
+    pruner, said = attached(block(), alpha=1e-5, steps=8), []
+    pruner.say = said.append
+    pruner.finish()
+    assert said == [
+        "pff cuts nothing: no value came below delta=0.05. alpha=1e-05 is too small for so short a training; with a budget it "
+        "is found."
+    ]
+
+
 # -- live --------------------------------------------------------------------------------------------------------------
 
 

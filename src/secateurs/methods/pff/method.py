@@ -243,6 +243,11 @@ class PFFPruner(Pruner):
             left = self.stripes.left((scores >= delta)[self.stripes.unit], scores)
         else:
             left, delta = self.stripes.meet(scores, self._channel_scores)
+        if left.alive.all() and self.task.budget is None:
+            self.say(
+                f"pff cuts nothing: no value came below delta={self.config.delta:g}. alpha={self.alpha:g} is too small for "
+                "so short a training; with a budget it is found."
+            )
         selection = self.stripes.selection(left)
         kept = {name: torch.from_numpy(stays) for name, stays in selection.stripes.items()}
         restore_(self.model, self.sizes, kept, self.task.example_inputs)
