@@ -50,7 +50,7 @@ def demo(
     npn       1.49M (49.8%)   22.7k   99.16  81.06      98.89  6.1e-08  3.2 s
     onestep   1.48M (49.7%)   22.6k   99.16  56.27      98.89  1.2e-07  1.0 s
     oracle    1.49M (49.9%)   22.7k   99.16  84.96      98.89  1.3e-07  3.8 s
-    pff       1.49M (50.0%)   23.4k   99.16  90.25      95.54  0.0e+00  2.1 s
+    pff       1.49M (50.0%)   23.4k   99.16  94.43      96.94  0.0e+00  2.1 s
 
     before, cut, recovered: top-1 %; error: sliced against masked network
     22 s in all

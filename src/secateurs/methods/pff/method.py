@@ -58,7 +58,7 @@ class PFF(TrainingMethod):
         default=False, description="the threshold acts after each step, as in the released code, not after training"
     )
     arrive: float = Field(
-        default=0.5, gt=0, le=1, description="share of the training after which it is settled what has to go"
+        default=0.3, gt=0, le=1, description="share of the training after which it is settled what has to go"
     )
     floor: float = Field(
         default=0.02, ge=0, lt=1, description="share of its stripes that every layer keeps, whatever the threshold says"
