@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections import namedtuple
 from pathlib import Path
@@ -409,3 +410,18 @@ def test_targets_that_fit() -> None:
     loss.check(torch.tensor([0, 255], dtype=torch.uint8)[:1])
     with pytest.raises(DataError, match="a label 255"):  # what is asked before a batch goes to a GPU
         loss.check(torch.tensor([0, 255], dtype=torch.uint8))
+
+
+def test_no_channels_last_where_pytorch_goes_wrong_with_it() -> None:
+    """One input channel, uneven strides, an output one column wide."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 12, 5, stride=(1, 2), padding=(0, 1)), nn.BatchNorm2d(12), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)),
+    )
+    train = [(torch.randn(10, 1, 11, 4), torch.arange(10) % 4) for _ in range(4)]
+    twin = copy.deepcopy(model)
+    for each, layout in ((model, "auto"), (twin, False)):
+        T.Engine(each, train, recipe(lr=0.05, channels_last=layout, precision="fp32"), progress="silent").fit()
+    for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

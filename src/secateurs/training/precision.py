@@ -35,5 +35,8 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def wants_channels_last(setting: bool | str, precision: str, device: torch.device, model: nn.Module) -> bool:
     """'auto': where convolutions run faster so, which is on CPUs, and on GPUs in reduced precision."""
     if setting == "auto":
-        return (device.type == "cpu" or precision != "fp32") and any(isinstance(m, nn.Conv2d) for m in model.modules())
+        convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        # On CPUs PyTorch 2.13 computes nonsense with such weights of one channel, where strides are uneven.
+        wrong = any(m.in_channels == m.groups and m.stride[0] != m.stride[1] for m in convs)
+        return bool(convs) and (device.type == "cpu" or precision != "fp32") and not wrong
     return bool(setting)
