@@ -353,6 +353,13 @@ def test_inference_tensors_have_no_version() -> None:
     with torch.inference_mode():
         stripes.weight = nn.Parameter(stripes.weight.clone(), requires_grad=False)
         assert close(stripes(x), 2 * before)
+    wide, x = sc.StripeConv2d(16, torch.ones(8, 3, 3, dtype=torch.bool), padding=1), torch.randn(1, 16, 8, 8)
+    with torch.inference_mode():
+        wide.kept = wide.kept.clone()
+    with torch.no_grad():
+        wide(x)
+        wide.weight[0, 1] += 1  # one that lies beside those whose values are looked at
+        assert close(wide(x), wide.to_dense()(x))
 
 
 def test_changes_of_where_stripes_are() -> None:

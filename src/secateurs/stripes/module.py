@@ -154,9 +154,9 @@ class StripeConv2d(nn.Module):
         """What kernels made of the weights, for as long as these are the same. A change that PyTorch keeps no count of
         shows in the values: of inference tensors in all of them, of others (changed by way of `data`) in a sample."""
         weight, kept = self.weight, self.kept
-        versions = (0, 0) if weight.is_inference() or kept.is_inference() else (weight._version, kept._version)
-        where = (weight.data_ptr(), kept.data_ptr(), versions, weight.device, dtype)
-        state = (*where, self.stride, self.padding, self.dilation)
+        versions = 0 if weight.is_inference() else weight._version, 0 if kept.is_inference() else kept._version
+        where = weight.data_ptr(), kept.data_ptr(), weight.device, dtype
+        state = versions, where, self.stride, self.padding, self.dilation
         cached = self._cached
         if (
             cached.get("state") != state
