@@ -126,12 +126,12 @@ def prune(
         seed=seed,
         device=device,
         track=track,
-        later=tuple(later),
+        later=later,
     )
     run.check([RunFolder(folder) for folder in folders], resume=resume, force=force)
     run.start(resume=resume, force=force, began=began)
-    for i, (stage, folder) in enumerate(zip(later, folders[1:], strict=True), 1):
-        run = run.next(stage, RunFolder(folder), tuple(later[i:]))
+    for folder in folders[1:]:
+        run = run.next(RunFolder(folder))
         run.start(resume=resume, force=force, began=began)
     if options.first():
         _show(out)

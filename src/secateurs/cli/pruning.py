@@ -44,12 +44,13 @@ class Run:
     stage: Stage | None = None  # what `--then` said of this run, if it is not the first …
     original: int | None = None  # … and the MACs of the network that the first one began with
 
-    def next(self, stage: Stage, folder: RunFolder, later: Sequence[Stage]) -> Run:
-        """The run that prunes what this one has left."""
+    def next(self, folder: RunFolder) -> Run:
+        """The run that prunes what this one has left, as the first of the later stages says."""
         from secateurs import artifact
         from secateurs.training.runtime import wait_for_everyone
 
         wait_for_everyone(options.pick(self.device))
+        stage, *later = self.later
         before = self.folder.folder
         _, card = artifact.read(before)
         original = self.original or card["before"]["macs"]
@@ -238,9 +239,8 @@ class Run:
             recipe = self.recipes[len(begun) - 1]
             knob = f"{'a --mimic-lr' if recipe.mode == 'mimic' else 'an --lr'} below {recipe.lr:g}"
         else:
-            name = "" if self.stage is None else self.stage.prefix
             knob = (
-                f"a lower --set {name}lr=…"
+                f"a lower --set {self._prefix}lr=…"
                 if "lr" in type(self.method).model_fields
                 else "other settings of the method"
             )

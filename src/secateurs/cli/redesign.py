@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -17,9 +17,6 @@ from secateurs.cli.redesigning import BASE, PHASES, PRUNED, SCALED, SCRATCH, TAB
 from secateurs.cli.runs import RunFolder
 from secateurs.cli.stages import configured
 from secateurs.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 def redesign(
