@@ -74,6 +74,7 @@ def demo(
 
     import secateurs as sc
     from secateurs import report
+    from secateurs.methods import Task
 
     torch.set_num_threads(1)  # so small a network gains nothing by more, and loses much where cores are shared
     chosen = _methods(methods)
@@ -83,9 +84,11 @@ def demo(
     data = DataOptions(data="digits", normalize="none", batch_size=64).load(seed, cpu)
     torch.manual_seed(seed)
     network = sc.build(SPEC, num_classes=10)
+    inputs = options.example(data)
+    graph = sc.trace(network, inputs)
     for method in chosen:
         try:
-            options.feasible(method, network, options.example(data), budget, method.default_scope, data, seed)
+            options.feasible(method, Task(network, graph, budget, method.default_scope, data, seed, inputs))
         except BudgetError as error:  # without advice on a scope, which is not to be had here
             raise BudgetError(f"{method.name}: {str(error).partition('; scope=')[0]}") from error
     options.rewind(data)

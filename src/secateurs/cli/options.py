@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from secateurs.budget import Budget
     from secateurs.data import Data
-    from secateurs.methods import Method
+    from secateurs.methods import Method, Task
 
 
 def _folder(_type: type, tokens: Sequence[Token]) -> Path:
@@ -192,23 +191,9 @@ def _unfit(name: str, what: str, inputs: torch.Tensor, error: Exception) -> str:
     return f"{name} does not {what} on images of {shape}: {reason}. --image-size resizes them."
 
 
-def feasible(
-    method: Method,
-    network: nn.Module,
-    inputs: torch.Tensor,
-    budget: Budget | None,
-    scope: Literal["internal", "all"],
-    data: Data,
-    seed: int,
-    allow_inexact: bool = False,
-    prefix: str = "",
-) -> None:
+def feasible(method: Method, task: Task, prefix: str = "") -> None:
     """Raise now if the method lacks something, or if the budget cannot be met. prefix: of its settings, as they are
     written."""
-    from secateurs.methods import Task
-    from secateurs.surgery import trace
-
-    task = Task(network, trace(network, inputs, allow_inexact=allow_inexact), budget, scope, data, seed, inputs)
     try:
         method.check(task)
     except ConfigError as error:  # the method's own settings, as they are written here

@@ -195,26 +195,23 @@ class Run:
         """Whatever would make the run fail in the end, made to fail now."""
         import secateurs as sc
         from secateurs import training
-        from secateurs.methods import TrainingMethod
+        from secateurs.methods import Task, TrainingMethod
         from secateurs.training.runtime import check_trackers
 
         check_trackers(self.track, self.folder.folder)
         training.check(self.recipes, network)
-        options.feasible(
-            self.method, network, inputs, self.budget, self._scope(self.method), data, self.seed, self.allow_inexact,
-            self._prefix,
-        )  # fmt: skip
-        cost = sc.count(network, inputs)
-        stages.check(
-            self.later, self.original or cost.macs, cost.macs if self.budget is None else self.budget.limits(cost).macs
-        )
+        graph, cost = sc.trace(network, inputs, allow_inexact=self.allow_inexact), sc.count(network, inputs)
+
+        def feasible(method: Method, budget: Budget | None, prefix: str) -> None:
+            task = Task(network, graph, budget, self._scope(method), data, self.seed, inputs)
+            options.feasible(method, task, prefix)
+
+        feasible(self.method, self.budget, self._prefix)
+        original = self.original or cost.macs
+        stages.check(self.later, original, cost.macs if self.budget is None else self.budget.limits(cost).macs)
         for stage in self.later:  # as far as can be told by now
             try:
-                budget = stage.budget(self.original or cost.macs)
-                options.feasible(
-                    stage.method, network, inputs, budget, self._scope(stage.method), data, self.seed,
-                    self.allow_inexact, stage.prefix,
-                )  # fmt: skip
+                feasible(stage.method, stage.budget(original), stage.prefix)
             except SecateursError as error:
                 raise type(error)(f"--then {stage.text}: {error}") from error
         first = self.weights is None and self.pretrain.recipe(data).epochs

@@ -123,7 +123,8 @@ class Run:
 
         cost, scaled = sc.count(base, inputs), sc.count(wide, inputs)
         budget = self._budget(cost, scaled)
-        widths = Task(wide, sc.trace(wide, inputs), budget, self.scope).widths
+        task = Task(wide, sc.trace(wide, inputs), budget, self.scope, data, self.seed, inputs)
+        widths = task.widths
         least = widths.cost(widths.least).macs if widths.groups else 0
         if widths.groups and least > budget.limits(scaled).macs:
             raise BudgetError(
@@ -131,7 +132,7 @@ class Run:
                 f"every channel cut that may be cut, the widened network has {least:,} left. The lowest figure that can "
                 f"be met is --macs {least / cost.macs + 5e-5:.4f}; --scope all may allow less.{self._meaning()}"
             )
-        options.feasible(self.method, wide, inputs, budget, self.scope, data, self.seed)
+        options.feasible(self.method, task)
         say(
             f"{self.spec} has {cost.macs:,} MACs, {scaled.macs:,} when widened by {self.widen:g}, to be pruned to "
             f"{budget.limits(scaled).macs:,}"
