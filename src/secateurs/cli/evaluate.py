@@ -140,14 +140,14 @@ def _measure(network: nn.Module, data: Data, where: torch.device) -> dict[str, A
 
 
 def _show(what: str, found: dict[str, Any], card: dict[str, Any]) -> None:
-    from secateurs.report import count, duration, percent, short, table
+    from secateurs.report import count, duration, percent, short, table, until_cut
 
     rows = table("", "MACs", "parameters", "top-1 %", "top-5 %", "loss")
-    stages = [("measured now", found)]
+    stages: list[tuple[str, Mapping[str, Any]]] = [("measured now", found)]
     if "after" in card:
         stages.append(("on the card", card["after"]))
-    if "before" in card:  # of a network that was cut several times, the first
-        stages.append(("the original", [*(cut["before"] for cut in card.get("earlier", [])), card["before"]][0]))
+    if "before" in card:
+        stages.append(("the original", until_cut(card)[0][1]))
     for name, figures in stages:
         loss = figures.get("loss")
         rows.add_row(

@@ -26,9 +26,7 @@ def outcome(card: Mapping[str, Any]) -> Table:
     """Before, after the cut, after recovery: from an artifact's card. Of a network that was pruned before, what each
     method had left as well."""
     made = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
-    earlier = card.get("earlier", [])
-    names = ["before", *(f"after {cut['method']}" for cut in earlier)]
-    stages = [*zip(names, [*(cut["before"] for cut in earlier), card["before"]], strict=True)]
+    stages = until_cut(card)
     before = stages[0][1]
     stages.append(("after the cut", card["cut"]))
     if card["after"] != card["cut"]:
@@ -42,6 +40,13 @@ def outcome(card: Mapping[str, Any]) -> Table:
             *(percent(stage.get("top1")), percent(stage.get("top5")), loss),
         )
     return made
+
+
+def until_cut(card: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What each network on the way to an artifact's last cut is called, and its figures; the original comes first."""
+    earlier = card.get("earlier", [])
+    names = ["before", *(f"after {cut['method']}" for cut in earlier)]
+    return list(zip(names, [*(cut["before"] for cut in earlier), card["before"]], strict=True))
 
 
 def listing(names: Sequence[str], most: int = 2) -> str:
