@@ -114,8 +114,8 @@ class PFFPruner(Pruner):
     def __init__(self, task: Task, config: PFF) -> None:
         super().__init__(task)
         self.config, self.model = config, task.model
-        found, shared = kernels(task), config.skeleton == "position"
         self.stripes = config.stripes(task)
+        found, shared = self.stripes.kernels, config.skeleton == "position"
         self.sizes = sizes(self.model, found)  # of the filters, to be given back to them
         self.measure: Measure
         if config.penalty == "skeleton":
@@ -170,10 +170,11 @@ class PFFPruner(Pruner):
             earlier, now = (
                 self.controller.ceiling(self.ceiling, i / max(1, self.total)) for i in (self.steps - 1, self.steps)
             )
-            self.measure.limit_(self.doomed, now)
-            # A norm would hold a filter up until it is all but zero, and then let it fall: so its scale fades as well.
-            self._quieten(~self.doomed, now / earlier if earlier else 0.0)
-            if now == 0:
+            if now > 0:
+                self.measure.limit_(self.doomed, now)
+                # A norm would hold a filter up until it is all but zero, and then let it fall: its scale fades as well.
+                self._quieten(~self.doomed, now / earlier)
+            else:
                 self.alive = self.alive & ~self.doomed
         self._silence()
         if self.steps % max(1, min(10, self.total // CHECKS)) == 0:
@@ -250,9 +251,11 @@ class PFFPruner(Pruner):
             )
         selection = self.stripes.selection(left)
         kept = {name: torch.from_numpy(stays) for name, stays in selection.stripes.items()}
-        restore_(self.model, self.sizes, kept, self.task.example_inputs)
+        device = parameter(self.model, next(iter(self.stripes.kernels))).device
+        inputs = map_tensors(lambda x: x.to(device), self.task.example_inputs)
+        restore_(self.model, self.sizes, kept, inputs)
         base, cost = self.stripes.widths.base, self.stripes.cost(left)
-        change = self._change(selection)
+        change = self._change(selection, inputs)
         if change > TOLERANCE:
             self.say(
                 f"pff: channels without stripes still passed on constants; their removal changes the output by {change:.1e} "
@@ -275,11 +278,10 @@ class PFFPruner(Pruner):
             found.append(s / s.mean() if s.mean() > 0 else s)
         return found
 
-    def _change(self, selection: StripeSelection) -> float:
+    def _change(self, selection: StripeSelection, inputs: Any) -> float:
         """How much the constants that the removed channels still passed on were worth: the largest change of the output
         for their removal, over the output's range, on the example inputs."""
-        graph, device = self.task.graph, parameter(self.model, next(iter(self.stripes.kernels))).device
-        inputs = map_tensors(lambda x: x.to(device), self.task.example_inputs)
+        graph = self.task.graph
         before = graph.plan({}, stripes=selection.stripes)
         empty = [g.name for g, whole in zip(self.task.groups, self.stripes.whole, strict=True) if whole]
         after = graph.plan({g: selection[g] for g in empty}, stripes=selection.stripes, allow_inexact=True)

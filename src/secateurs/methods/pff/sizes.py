@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.channels.graph import parameter
-from secateurs.channels.inputs import map_tensors
 from secateurs.methods.following import following
 from secateurs.surgery.cut import copied
 from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
@@ -27,9 +26,7 @@ def sizes(model: nn.Module, kernels: Iterable[str], kept: Mapping[str, Tensor] |
     return found
 
 
-def restore_(
-    model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, Tensor], example_inputs: Any
-) -> list[str]:
+def restore_(model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, Tensor], inputs: Any) -> list[str]:
     """Scale filters so that what stays of them has its first norm again, where a batch norm follows and nothing else sees
     their output. Returns the weights that were scaled. The network computes what it did: in eval mode, and in training as
     far as a batch has the statistics that run along.
@@ -38,11 +35,10 @@ def restore_(
     step of the same learning rate turns the filter k² times less. Filters that the skeleton made small would be torn
     apart by a learning rate that suited them before.
 
-    first: for each weight (O,), see `sizes`. kept: (O, KH, KW) bool for weights of which stripes go.
+    first: for each weight (O,), see `sizes`. kept: (O, KH, KW) bool for weights of which stripes go. inputs: examples, on
+    the model's device.
     """
     layers = {name.rpartition(".")[0]: name for name in first}
-    device = parameter(model, next(iter(first))).device
-    inputs = map_tensors(lambda x: x.to(device), example_inputs)
     norms = {layers[layer]: f.norm for layer, f in following(model, layers, inputs).items() if f.norm is not None}
     norms = {name: norm for name, norm in norms.items() if norm.weight is not None and norm.running_var is not None}
     now = sizes(model, norms, kept)
