@@ -1,0 +1,166 @@
+"""The one door for files: everything that is read back is opened here, and everything that is written is written whole.
+
+Files come from strangers, from killed processes and from full disks. So a reader here opens regular files only (a FIFO
+would block, a folder or a device is not a file), reads no more than it is told to, never runs code, and raises an error
+that names the file, the field, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import safetensors.torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from secateurs.errors import ArtifactError
+
+JSON_BYTES = 256 << 20  # more than the plan of any network takes
+Model = TypeVar("Model", bound=BaseModel)
+StrPath = str | os.PathLike[str]
+
+
+def shown(path: StrPath) -> str:
+    """A path as it can be printed and stored: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def open_regular(path: StrPath) -> BinaryIO:
+    """Open a regular file for reading. A link to one will do.
+
+    Raises ArtifactError for anything else: a path that does not exist, a folder, a FIFO, a socket, a device, a link that
+    leads nowhere, a file that this user may not read.
+    """
+    try:
+        # Without O_NONBLOCK, opening a FIFO that nobody writes to would never return.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise ArtifactError(f"{shown(path)} cannot be read: {_reason(path, error)}.") from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise ArtifactError(f"{shown(path)} cannot be read: it is {_kind(mode)}, not a regular file.")
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: StrPath, limit: int | None = None) -> bytes:
+    """The content of a regular file, of at most `limit` bytes. Raises ArtifactError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise ArtifactError(f"{shown(path)} is too large: {size:,} bytes, where at most {limit:,} are expected.")
+        try:
+            return file.read(-1 if limit is None else limit)
+        except OSError as error:
+            raise ArtifactError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
+
+
+def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advice: str = "") -> Model:
+    """A JSON file as an object of this schema.
+
+    advice: what to do about a file that cannot be used; the last sentence of every error.
+
+    Raises ArtifactError for a file that is not there, not JSON (cut off, nested too deeply, not UTF-8), or that does not
+    fit the schema; the message then names the fields.
+    """
+    return parse_json(read_bytes(path, limit), schema, path, advice)
+
+
+def parse_json(data: bytes | str, schema: type[Model], source: StrPath, advice: str = "") -> Model:
+    """`read_json` of text that has been read already; `source` is where it comes from."""
+    end = f" {advice}" if advice else ""
+    try:
+        tree = json.loads(data, parse_constant=_refuse)
+    except RecursionError:
+        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.{end}") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        what = "empty" if not data.strip() else f"not valid JSON ({error})"
+        raise ArtifactError(f"{shown(source)} is {what}.{end}") from None
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise ArtifactError(f"{shown(source)} is not valid: {faults(error)}.{end}") from None
+    except RecursionError:
+        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.{end}") from None
+
+
+def faults(error: ValidationError) -> str:
+    """The first fields that do not fit, and why."""
+    found = error.errors(include_url=False)
+    parts = []
+    for item in found[:3]:
+        field = ".".join(map(str, item["loc"]))
+        value = repr(item["input"])
+        got = "" if item["type"] == "missing" else f", got {value if len(value) <= 60 else value[:57] + '…'}"
+        message = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{f'field {field!r}: ' if field else ''}{message[:1].lower()}{message[1:]}{got}")
+    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+    return "; ".join(parts) + more
+
+
+def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises ArtifactError for a file that is not one."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < 8 or int.from_bytes(file.read(8), "little") > size - 8:
+            raise ArtifactError(f"{shown(path)} is not a whole safetensors file (it has {size:,} bytes). {advice}")
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"{shown(path)} is not a readable safetensors file ({error}). {advice}") from None
+
+
+def write_whole(path: StrPath, content: bytes | str) -> None:
+    """Write a file so that it is there whole or not at all, and survives a crash. Raises OSError.
+
+    It is written beside its place, under a name that depends on its own only: what a killed process left there is
+    replaced by the next write. One process writes.
+    """
+    path = Path(path)
+    staged = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(staged, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            staged.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: StrPath) -> None:
+    """Make renames in a folder durable, where the system can (not on Windows)."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _reason(path: StrPath, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it is a link that leads nowhere" if os.path.islink(path) else "there is no such file"
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+    )  # fmt: skip
+    return next((name for test, name in kinds if test(mode)), "something else")
