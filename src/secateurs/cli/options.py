@@ -203,8 +203,10 @@ def feasible(method: Method, task: Task, prefix: str = "") -> None:
 
 
 def pick(device: str | None) -> torch.device:
-    """The device asked for, else an accelerator if there is one."""
+    """The device asked for, else an accelerator if one can be used."""
     import torch
+
+    from secateurs.devices import default_device
 
     try:
         if device is not None:
@@ -212,7 +214,7 @@ def pick(device: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"--device {device} cannot be used here: {reason}") from error
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return default_device()
 
 
 class _Plain(Console):
