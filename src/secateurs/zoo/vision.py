@@ -129,7 +129,7 @@ def _without_extension() -> ModuleType:
             raise OSError(f"{path} does not load with torch {torch.__version__}")
         load_library(path)
 
-    torch.ops.load_library = load_another
+    torch.ops.load_library = load_another  # type: ignore[method-assign]
     try:
         module = _imported("torchvision")
     except Exception as error:  # of torchvision's own code
