@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -17,6 +18,7 @@ from secateurs.channels.inputs import check_model, tensors
 from secateurs.data import Data
 from secateurs.devices import usable
 from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
+from secateurs.files import shown
 from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope, resolve
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.origin import after_cut, rebuilt, remember, source_of
@@ -29,6 +31,7 @@ from secateurs.surgery.grow import widened
 from secateurs.surgery.verify import steady
 from secateurs.training import CheckpointStore, Engine, Recipe
 from secateurs.training.resume import refuse_foreign_log
+from secateurs.zoo import FAMILIES
 from secateurs.zoo import build as build_from_zoo
 from secateurs.zoo.weights import load_into
 
@@ -138,15 +141,22 @@ def prune(
     return Result(small, plan, before, cut, after, error, chosen, history, origin)
 
 
-def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
+def build(
+    spec: str,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    *,
+    trust_code: bool = False,
+    **options: Any,
+) -> nn.Module:
     if not isinstance(spec, str):
-        raise SpecError(f"{spec!r} is no model spec: write FAMILY:NAME, such as zoo:resnet56.")
+        raise SpecError(f"{spec!r} is not a model spec: write FAMILY:NAME, such as zoo:resnet56.")
     if is_artifact(spec):
         if options:
             raise SpecError(
                 f"{spec} is an artifact, which says itself how its network is built: {min(options)}=… is not for it."
             )
-        model = load(spec).train()
+        model = load(spec, trust_code=trust_code).train()
         if weights is not None:
             load_into(model, weights, spec)
         return model
@@ -156,13 +166,14 @@ def build(spec: str, weights: str | Path | None = None, num_classes: int | None 
 
 
 build.__doc__ = f"""{build_from_zoo.__doc__}
-    The folder of an artifact is a spec, too: its pruned network, to be pruned further, say.
+    The folder of an artifact is a spec, too: its pruned network, to be pruned further, for example. `trust_code` is then
+    as for `load`; a spec that you write yourself is followed in any case.
     """
 
 
 def is_artifact(spec: str) -> bool:
-    """Whether this model spec is the folder of an artifact."""
-    return ":" not in spec and artifact.exists(spec)
+    """Whether this model spec is a folder, which can only be that of an artifact."""
+    return spec.partition(":")[0] not in FAMILIES and os.path.isdir(spec)
 
 
 def attach(
@@ -201,21 +212,30 @@ def attach(
     return pruner
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The pruned network of a saved artifact, in eval mode.
 
     model: a fresh, unpruned model to cut; needed where the original did not come from `build`. It is left untouched.
+    trust_code: also build a network that the artifact says comes from a module to be imported (`python:…`), or with
+        options that may load or download something. Without it nothing that the artifact names is imported or run.
+
+    Raises ArtifactError for a folder that is not a whole artifact, is damaged, or asks for what is not trusted; PlanError
+    for a plan that does not fit the model.
     """
     if model is not None:
         check_model(model)
-    if model is not None:
         return artifact.load(folder, model)
     plan, card = artifact.read(folder)
-    source = card.get("source")
-    if not source:
-        raise ArtifactError(f"{folder} does not say how to build its network: pass load({str(folder)!r}, model=…).")
-    small = artifact.load(folder, rebuilt(source))
-    remember(small, after_cut(source, plan))
+    if card.source is None:
+        raise ArtifactError(
+            f"{shown(folder)} does not say how to build its network: pass load({shown(folder)!r}, model=…)."
+        )
+    try:
+        fresh = rebuilt(card.source, trust_code)
+    except ArtifactError as error:
+        raise ArtifactError(f"{shown(artifact.place(folder, artifact.CARD))}: {error}") from error.__cause__
+    small = artifact.restored(folder, plan, card, fresh)
+    remember(small, after_cut(card.source.record(), plan))
     return small
 
 
