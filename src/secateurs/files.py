@@ -38,22 +38,30 @@ def shown(path: StrPath) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def open_regular(path: StrPath) -> BinaryIO:
+def opened(path: StrPath) -> BinaryIO:
     """Open a regular file for reading. A link to one will do.
 
-    Raises ArtifactError for anything else: a path that does not exist, a folder, a FIFO, a socket, a device, a link that
-    leads nowhere, a file that this user may not read.
+    Raises OSError, whose text is the reason, for anything else: a path that does not exist, a folder, a FIFO, a socket, a
+    device, a link that leads nowhere, a file that this user may not read.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO that nobody writes to would never return.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise ArtifactError(f"{shown(path)} cannot be read: {_reason(path, error)}.") from None
+        raise OSError(_reason(path, error)) from None
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise ArtifactError(f"{shown(path)} cannot be read: it is {_kind(mode)}, not a regular file.")
+        raise OSError(f"it is {kind(mode)}, not a regular file")
     return os.fdopen(handle, "rb")
+
+
+def open_regular(path: StrPath) -> BinaryIO:
+    """`opened`, for files of ours: raises ArtifactError, which names the file and the reason."""
+    try:
+        return opened(path)
+    except OSError as error:
+        raise ArtifactError(f"{shown(path)} cannot be read: {error}.") from None
 
 
 def read_bytes(path: StrPath, limit: int | None = None) -> bytes:
@@ -187,7 +195,8 @@ def _reason(path: StrPath, error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _kind(mode: int) -> str:
+def kind(mode: int) -> str:
+    """What a file that is not a regular one is, by its mode."""
     kinds = (
         (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"),
         (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
