@@ -74,6 +74,8 @@ def read_bytes(path: StrPath, limit: int | None = None) -> bytes:
             return file.read(-1 if limit is None else limit)
         except OSError as error:
             raise ArtifactError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
+        except MemoryError:
+            raise ArtifactError(f"{shown(path)} does not fit into memory: it has {size:,} bytes.") from None
 
 
 def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advice: str = "") -> Model:
@@ -136,6 +138,15 @@ def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again."
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise ArtifactError(f"{shown(path)} is not a readable safetensors file ({error}). {advice}") from None
+
+
+def parse_tensors(data: bytes, source: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
+    """`read_tensors` of bytes that have been read already; `source` is where they come from."""
+    end = f" {advice}" if advice else ""
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise ArtifactError(f"{shown(source)} is not a readable safetensors file ({error}).{end}") from None
 
 
 def write_whole(path: StrPath, content: bytes | str) -> None:

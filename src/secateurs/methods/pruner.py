@@ -18,6 +18,7 @@ from secateurs.errors import ConfigError
 from secateurs.methods.method import Method, Selection, Task
 from secateurs.surgery import Plan
 from secateurs.training import Engine, Hook, Part, Recipe
+from secateurs.training.state import misfit
 
 
 class Pruner:
@@ -95,7 +96,11 @@ class Pruner:
         return self._plan
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs to go on in another process: tensors and JSON-able values."""
+        """What `load` needs to resume in another process: tensors and JSON-able values.
+
+        The keys are always the same, and so are the kinds of values and the shapes of tensors. Where something comes into
+        being later it is None, an empty dict or a list before.
+        """
         return {"steps": self.steps}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -152,6 +157,8 @@ class PrunerHook(Hook):
         return {"settings": self.settings, "pruner": self.pruner.state()}
 
     def load(self, state: dict[str, Any]) -> None:
+        if fault := misfit(state, {"settings": {}, "pruner": self.pruner.state()}, "PrunerHook"):
+            raise ValueError(fault)
         then, now = state["settings"], self.settings
         changed = [f"{k} ({then.get(k)!r} then, {now.get(k)!r} now)" for k in now if now.get(k) != then.get(k)]
         if changed:

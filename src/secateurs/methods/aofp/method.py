@@ -316,6 +316,10 @@ class AOFPPruner(Pruner):
             search.load(state["searches"][name])
             self.order[name] = state["order"][name].cpu().numpy().copy()
         self.moves, self.idle, self.sweeps = state["moves"], set(state["idle"]), state["sweeps"]
+        if not self.idle <= self.searches.keys() or not all(isinstance(line, dict) for line in state["record"]):
+            raise ValueError("'idle' must name layers that are searched, and 'record' must hold dicts")
+        if not isinstance(state["ended"], str | None):
+            raise ValueError(f"'ended' must be a text, not {state['ended']!r}")
         self.ended, self.pace.theta, self.record = state["ended"], state["theta"], list(state["record"])
         self._mask()
         self._draw()

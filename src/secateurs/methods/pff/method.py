@@ -305,5 +305,7 @@ class PFFPruner(Pruner):
             self.measure.first, self.measure.pull = state["first"]
         self.alive, self.doomed = (state[k].to(self.alive.device) for k in ("alive", "doomed"))
         self.alpha, self.ceiling = state["alpha"], state["ceiling"]
+        if not isinstance(self.ceiling, float | None):
+            raise ValueError(f"'ceiling' must be a number, not {self.ceiling!r}")
         if self.controller is not None:
             self.controller.base = state["control"]
