@@ -22,7 +22,7 @@ from secateurs.errors import PlanError, VerificationError
 from secateurs.files import faults, shown
 from secateurs.surgery.culprits import blamed
 from secateurs.surgery.cut import copied, remade, take
-from secateurs.surgery.plan import REWRITTEN, Attribute, Kept, PrunableGraph, Size, Sizes, only_inexact, trace
+from secateurs.surgery.plan import REWRITTEN, Attribute, Kept, PrunableGraph, Size, Sizes, trace
 from secateurs.surgery.verify import TOLERANCE, disagreement, outputs, steady
 
 Array = np.ndarray
@@ -247,7 +247,9 @@ def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module
         try:
             new[name] = own[name].detach().new_zeros(shape)
         except (RuntimeError, MemoryError) as error:
-            raise PlanError(f"{shown(name)} was widened to {tuple(shape)}: there is no memory for it ({error})") from None
+            raise PlanError(
+                f"{shown(name)} was widened to {tuple(shape)}: there is no memory for it ({error})"
+            ) from None
     for module, attribute in attributes:
         if attribute not in REWRITTEN or not hasattr(modules.get(module), attribute):
             raise PlanError(
@@ -267,8 +269,8 @@ def _cost(graph: PrunableGraph, widths: Mapping[str, int]) -> Cost:
 
 def _whole(group: ChannelGroup, allow_inexact: bool) -> str | None:
     """Why a group stays as wide as it is, or None."""
-    if not group.prunable and not (allow_inexact and only_inexact(group)):
-        return group.reason
+    if not group.prunable and not (allow_inexact and group.only_inexact):
+        return str(group.reason)
     both = next((s.param for s in group.slots if s.produces and s.consumes), None)
     return None if both is None else f"{both} creates its channels and reads them on one axis"
 
