@@ -19,8 +19,9 @@ from secateurs.data import Data
 from secateurs.devices import usable
 from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
 from secateurs.files import shown
-from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope, resolve
+from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.methods.registry import resolve
 from secateurs.origin import after_cut, rebuilt, remember, source_of
 from secateurs.placement import Placement
 from secateurs.result import Figures, Result

@@ -14,10 +14,11 @@ from secateurs import zoo
 from secateurs.channels import ChannelGraph, trace
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, SecateursError
-from secateurs.methods.method import Scope, Selection, Task, register
+from secateurs.methods.method import Scope, Selection, Task
 from secateurs.methods.npn.control import Controller
 from secateurs.methods.npn.network import PrunerNetwork, classifier
 from secateurs.methods.pruner import Pruner, TrainingMethod, keep
+from secateurs.methods.registry import register
 from secateurs.methods.select import meet
 from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe
