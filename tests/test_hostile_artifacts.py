@@ -98,13 +98,13 @@ def refused(use: Callable[[], Any], folder: Path, *names: str) -> str:
 
 def harmless(use: Callable[[], Any], folder: Path, name: str) -> str | None:
     """The same, where it may as well work; what was said if it did not."""
+    message = None
     try:
         use()
     except sc.SecateursError as error:
-        assert name in str(error), str(error)
-        assert len(str(error)) < 2000
-        return str(error)
-    return None
+        message = str(error)
+    assert message is None or (name in message and len(message) < 2000), message
+    return message
 
 
 # -- in the place of a file ------------------------------------------------------------------------------------------------
@@ -188,10 +188,17 @@ def test_cut_off_anywhere(folder: Path, name: str) -> None:
         refused(lambda: sc.load(folder), folder, str(folder), name)
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("name", [CARD, PLAN, MODEL])
-def test_what_may_not_be_read(folder: Path, name: str) -> None:
+def test_what_may_not_be_read(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / name).chmod(0)
+    real = os.open
+
+    def as_a_user(path: Any, *rest: Any) -> int:  # root may read everything
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", as_a_user)
     with pytest.raises(sc.ArtifactError, match=rf"{name} cannot be read: Permission denied"):
         sc.load(folder)
 
@@ -357,7 +364,7 @@ CONTENTS: dict[str, tuple[Callable[[], Any], str]] = {
     "infinity": (with_("fc.bias", lambda w: w - float("inf")), "fc.bias has infinite values"),
     "NaN in a buffer": (with_("stem.1.running_var", lambda w: w * float("nan")), "stem.1.running_var has NaN values"),
     "a huge view": (with_("fc.weight", lambda w: w[:1, :1].expand(2**30, 2**30)), "of another shape"),
-    "an integer counter as a float": (with_("stem.1.num_batches_tracked", lambda w: w.float()), "float32 in the file and int64"),
+    "a counter as a float": (with_("stem.1.num_batches_tracked", lambda w: w.float()), "float32 in the file and int64"),
     "names twice": (with_("fc.weight", lambda w: w), "twice"),
 }  # fmt: skip
 

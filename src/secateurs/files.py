@@ -29,22 +29,30 @@ Model = TypeVar("Model", bound=BaseModel)
 StrPath = str | os.PathLike[str]
 
 
-def open_regular(path: StrPath) -> BinaryIO:
+def opened(path: StrPath) -> BinaryIO:
     """Open a regular file for reading. A link to one will do.
 
-    Raises ArtifactError for anything else: a path that does not exist, a folder, a FIFO, a socket, a device, a link that
-    leads nowhere, a file that this user may not read.
+    Raises OSError, whose text is the reason, for anything else: a path that does not exist, a folder, a FIFO, a socket, a
+    device, a link that leads nowhere, a file that this user may not read.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO that nobody writes to would never return.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise ArtifactError(f"{shown(path)} cannot be read: {_reason(path, error)}.") from None
+        raise OSError(_reason(path, error)) from None
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise ArtifactError(f"{shown(path)} cannot be read: it is {_kind(mode)}, not a regular file.")
+        raise OSError(f"it is {kind(mode)}, not a regular file")
     return os.fdopen(handle, "rb")
+
+
+def open_regular(path: StrPath) -> BinaryIO:
+    """`opened`, for files of ours: raises ArtifactError, which names the file and the reason."""
+    try:
+        return opened(path)
+    except OSError as error:
+        raise ArtifactError(f"{shown(path)} cannot be read: {error}.") from None
 
 
 def read_bytes(path: StrPath, limit: int | None = None) -> bytes:
@@ -57,6 +65,8 @@ def read_bytes(path: StrPath, limit: int | None = None) -> bytes:
             return file.read(-1 if limit is None else limit)
         except OSError as error:
             raise ArtifactError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
+        except MemoryError:
+            raise ArtifactError(f"{shown(path)} does not fit into memory: it has {size:,} bytes.") from None
 
 
 def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advice: str = "") -> Model:
@@ -115,10 +125,29 @@ def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again."
         size = os.fstat(file.fileno()).st_size
         if size < 8 or int.from_bytes(file.read(8), "little") > size - 8:
             raise ArtifactError(f"{shown(path)} is not a whole safetensors file (it has {size:,} bytes). {advice}")
+        try:
+            return safetensors.torch.load_file(utf8(path, file.fileno()))
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            why = f"is not a readable safetensors file ({shown(str(error))})"
+            raise ArtifactError(f"{shown(path)} {why}. {advice}") from None
+
+
+def utf8(path: StrPath, handle: int) -> StrPath:
+    """The path of an open file or folder as safetensors takes it, which wants UTF-8."""
     try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ArtifactError(f"{shown(path)} is not a readable safetensors file ({error}). {advice}") from None
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return f"/proc/self/fd/{handle}"  # where names need not be UTF-8 (Linux) there is this one
+    return path
+
+
+def parse_tensors(data: bytes, source: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
+    """`read_tensors` of bytes that have been read already; `source` is where they come from."""
+    end = f" {advice}" if advice else ""
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise ArtifactError(f"{shown(source)} is not a readable safetensors file ({error}).{end}") from None
 
 
 def write_whole(path: StrPath, content: bytes | str) -> None:
@@ -178,7 +207,8 @@ def _reason(path: StrPath, error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _kind(mode: int) -> str:
+def kind(mode: int) -> str:
+    """What a file that is not a regular one is, by its mode."""
     kinds = (
         (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"),
         (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),

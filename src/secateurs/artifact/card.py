@@ -95,6 +95,7 @@ class DataRecord(_Open):
     normalize: Line | None = None
     batch_size: AtLeastOne | None = None
     image_size: AtLeastOne | None = None
+    skip_unreadable: Annotated[bool, Field(strict=True)] | None = None
 
 
 class Earlier(_Open):

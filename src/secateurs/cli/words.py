@@ -20,6 +20,7 @@ _PHRASES = (
     (r"\boverwrite=True", "--force"),
     (r"\btrust_code=True", "--trust-code"),
     (r"Pass the network yourself \(model=…\)", "Name the network yourself (evaluate … --model)"),
+    (r"\bskip_unreadable=True", "--skip-unreadable"),
     (r"[Ii]nput should be", "must be"),
     (r"Extra inputs are not permitted", "there is no such setting"),
 )
