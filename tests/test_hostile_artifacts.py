@@ -43,9 +43,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = sc.trace(once.model, image())
     name = next(iter(graph.kernels))
     kept = torch.rand(graph.kernels[name], generator=torch.Generator().manual_seed(0)) < 0.7
-    plan = graph.plan(
-        {"conv2": range(20)} if "conv2" in {g.name for g in graph.groups if g.prunable} else {}, stripes={name: kept}
-    )
+    group = [g for g in graph.groups if g.prunable][-1]
+    plan = graph.plan({group.name: range(group.size // 2)}, stripes={name: kept})
     small: Any = sc.apply(once.model, plan)
     from secateurs import artifact
     from secateurs.origin import source_of
@@ -284,14 +283,14 @@ def test_every_field_of_a_card(folder: Path, value: str) -> None:
     said = 0
     for path in places:
         (folder / CARD).write_text(json.dumps(changed(card, path, VALUES[value])))
-        said += harmless(lambda: use_card(folder), folder, CARD if path[0] != "files" else str(folder)) is not None
+        said += harmless(lambda: use_card(folder), folder, str(folder)) is not None
     assert said > 20
 
 
 @pytest.mark.parametrize("value", VALUES)
 def test_every_field_of_a_plan(folder: Path, value: str) -> None:
     plan = json.loads((folder / PLAN).read_text())
-    assert plan["stripes"]
+    assert not [part for part in ("groups", "shapes", "kept", "attributes", "consumes", "stripes") if not plan[part]]
     said = 0
     for path in fields(plan):
         signed(folder, changed(plan, path, VALUES[value]))
@@ -350,7 +349,7 @@ def with_(key: str, value: Callable[[torch.Tensor], Any]) -> Callable[[], Any]:
 CONTENTS: dict[str, tuple[Callable[[], Any], str]] = {
     "itself as state_dict": (lambda: cyclic("state_dict"), "state dict"),
     "itself as model": (lambda: cyclic("model"), "state dict"),
-    "many wrappers": (lambda: nested(1000), "state dict"),
+    "many wrappers": (lambda: nested(200), "state dict"),
     "a list": (lambda: [1, 2], "of type list"),
     "a deep key": (lambda: {tuple([()] * 9): 1}, "a tuple"),
     "control characters": (lambda: {"\x1b[2J": 1}, "maps names to tensors"),
