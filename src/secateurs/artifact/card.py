@@ -69,7 +69,7 @@ class Source(_Open):
     """How to build the unpruned network: a spec, widenings and cuts. Other fields are options of its constructor."""
 
     spec: Line
-    num_classes: AtLeastOne | None = None
+    num_classes: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
     widen: list[Widening] = []
     plans: list[Cut] = []
 
