@@ -157,7 +157,10 @@ class TestRoundTrip:
         assert not artifact.load(tmp_path / "run", model).get_submodule(name).kernels
 
     def test_any_folder(self, result: sc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A nested one, the working directory, a link, one whose parent cannot be written to."""
+        """A nested one, one whose name is not UTF-8, the working directory, a link."""
+        strange = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+        assert_equal(sc.load(result.save(strange)), result.model)
+        assert_equal(sc.load(result.save(strange, overwrite=True)), result.model)
         assert_equal(sc.load(result.save(tmp_path / "a" / "b" / "c")), result.model)
         (tmp_path / "here").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "here")
@@ -287,6 +290,13 @@ class TestSavingOver:
                 result.save(tmp_path, overwrite=overwrite)
         assert [p.name for p in tmp_path.iterdir()] == [name]
         assert (tmp_path / name).read_text() == text
+
+    @pytest.mark.parametrize("make", [Path.touch, lambda p: p.mkdir() or (p / "notes.txt").touch(), os.mkfifo])
+    def test_never_over_a_folder_of_somebody_elses(self, saved: Path, result: sc.Result, make: Any) -> None:
+        make(saved / NEW)
+        with pytest.raises(sc.ArtifactError, match=r"holds \.new, which is no part of an artifact"):
+            result.save(saved, overwrite=True)
+        assert sorted(p.name for p in saved.iterdir()) == [NEW, CARD, MODEL, PLAN]
 
     def test_beside_files_of_other_names(self, result: sc.Result, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")

@@ -16,6 +16,7 @@ from secateurs.surgery.grow import Widening
 from secateurs.surgery.plan import PlanRecord
 
 VERSION = 1
+MOST = 100  # cuts and widenings, each of which copies the network
 
 
 def _path(text: object) -> str:
@@ -70,8 +71,8 @@ class Source(_Open):
 
     spec: Line
     num_classes: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
-    widen: list[Widening] = []
-    plans: list[Cut] = []
+    widen: Annotated[list[Widening], Field(max_length=MOST)] = []
+    plans: Annotated[list[Cut], Field(max_length=MOST)] = []
 
     @property
     def options(self) -> dict[str, Any]:
