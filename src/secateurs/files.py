@@ -21,21 +21,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from secateurs.errors import ArtifactError
+from secateurs.errors import shown as shown  # what messages call a file
 
 JSON_BYTES = 256 << 20  # more than the plan of any network takes
 DEPTH = 64  # of nested lists and objects; ours have some ten levels
 Model = TypeVar("Model", bound=BaseModel)
 StrPath = str | os.PathLike[str]
-
-
-def shown(path: StrPath) -> str:
-    """A path, or a name out of a file, as it can be printed and stored: bytes that are not UTF-8 and characters that
-    are not printable (line breaks, a terminal's control sequences) are escaped."""
-    try:
-        text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a lone surrogate that no file name holds
-        text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def opened(path: StrPath) -> BinaryIO:
@@ -134,10 +125,20 @@ def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again."
         size = os.fstat(file.fileno()).st_size
         if size < 8 or int.from_bytes(file.read(8), "little") > size - 8:
             raise ArtifactError(f"{shown(path)} is not a whole safetensors file (it has {size:,} bytes). {advice}")
+        try:
+            return safetensors.torch.load_file(utf8(path, file.fileno()))
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            why = f"is not a readable safetensors file ({shown(str(error))})"
+            raise ArtifactError(f"{shown(path)} {why}. {advice}") from None
+
+
+def utf8(path: StrPath, handle: int) -> StrPath:
+    """The path of an open file or folder as safetensors takes it, which wants UTF-8."""
     try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ArtifactError(f"{shown(path)} is not a readable safetensors file ({error}). {advice}") from None
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return f"/proc/self/fd/{handle}"  # where names need not be UTF-8 (Linux) there is this one
+    return path
 
 
 def parse_tensors(data: bytes, source: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:

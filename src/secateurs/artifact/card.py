@@ -16,6 +16,7 @@ from secateurs.surgery.grow import Widening
 from secateurs.surgery.plan import PlanRecord
 
 VERSION = 1
+MOST = 100  # cuts and widenings, each of which copies the network
 
 
 def _path(text: object) -> str:
@@ -69,9 +70,9 @@ class Source(_Open):
     """How to build the unpruned network: a spec, widenings and cuts. Other fields are options of its constructor."""
 
     spec: Line
-    num_classes: AtLeastOne | None = None
-    widen: list[Widening] = []
-    plans: list[Cut] = []
+    num_classes: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
+    widen: Annotated[list[Widening], Field(max_length=MOST)] = []
+    plans: Annotated[list[Cut], Field(max_length=MOST)] = []
 
     @property
     def options(self) -> dict[str, Any]:
@@ -95,6 +96,7 @@ class DataRecord(_Open):
     normalize: Line | None = None
     batch_size: AtLeastOne | None = None
     image_size: AtLeastOne | None = None
+    skip_unreadable: Annotated[bool, Field(strict=True)] | None = None
 
 
 class Earlier(_Open):
@@ -130,12 +132,12 @@ class Card(_Open):
     format: str
     version: int
     files: Digests
-    source: Source | None = None  # None for a network that did not come from `build`
-    method: MethodRecord | None = None
-    before: Figures | None = None
-    cut: Figures | None = None
-    after: Figures | None = None
-    error: Number | None = None  # relative, of the sliced to the masked network
+    source: Source | None  # None for a network that did not come from `build`
+    method: MethodRecord
+    before: Figures
+    cut: Figures
+    after: Figures
+    error: Number | None  # relative, of the sliced to the masked network; None where there is none
     stripes: list[StripesRecord] = []
     history: list[dict[str, Any]] = []
     versions: dict[str, Line] = {}
@@ -161,10 +163,7 @@ class Card(_Open):
 
     def networks(self) -> list[tuple[str, Figures]]:
         """What each network on the way to this artifact is called, and its figures: the original first, the last cut,
-        and what recovery made of it where that is another. Those that the card has."""
-        names = ["before", *(f"after {cut.method}" for cut in self.earlier)]
-        found = list(zip(names, [*(cut.before for cut in self.earlier), self.before], strict=True))
-        found.append(("after the cut", self.cut))
-        if self.after != self.cut:
-            found.append(("after recovery", self.after))
-        return [(name, figures) for name, figures in found if figures is not None]
+        and what recovery made of it where that is another."""
+        names = ["before", *(f"after {cut.method}" for cut in self.earlier), "after the cut"]
+        found = list(zip(names, [*(cut.before for cut in self.earlier), self.before, self.cut], strict=True))
+        return found if self.after == self.cut else [*found, ("after recovery", self.after)]

@@ -53,10 +53,12 @@ class Run:
         stage, *later = self.later
         before = self.folder.folder
         _, card = artifact.read(before)
-        original = self.original or card["before"]["macs"]
-        stages.check([stage], original, card["after"]["macs"])
+        original = self.original or card.before.macs
+        stages.check([stage], original, card.after.macs)
+        # The artifact was made by this command, from a spec that the user wrote: its code is what was run already.
+        trust = self.model.trust_code or self.spec.startswith("python:")
         return replace(
-            self, spec=str(before), method=stage.method, budget=stage.budget(original), model=ModelOptions(),
+            self, spec=str(before), method=stage.method, budget=stage.budget(original), model=ModelOptions(trust_code=trust),
             pretrain=PretrainOptions(), folder=folder, later=later, stage=stage, original=original,
         )  # fmt: skip
 
@@ -108,9 +110,9 @@ class Run:
     def weights(self) -> Path | None:
         """The file that the network's weights are in; None if it has to be trained first."""
         from secateurs.api import is_artifact
-        from secateurs.artifact import MODEL
+        from secateurs.artifact import MODEL, place
 
-        own = Path(self.spec) / MODEL if is_artifact(self.spec) else None
+        own = place(self.spec, MODEL) if is_artifact(self.spec) else None
         return own if self.model.weights is None else self.model.weights
 
     def record(self) -> dict[str, Any]:

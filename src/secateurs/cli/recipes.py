@@ -214,10 +214,10 @@ def trained(
     from safetensors.torch import save_file
 
     from secateurs.training import CheckpointStore, Engine
-    from secateurs.zoo import load_state
+    from secateurs.zoo.weights import load_into
 
     if file.exists():
-        network.load_state_dict(load_state(file))
+        load_into(network, file, f"the network of this run's {phase}")
         return network
     if recipe.epochs:
         own = folder.folder / phase
