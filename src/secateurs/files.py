@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors.torch
 from pydantic import BaseModel, ValidationError
@@ -134,18 +136,36 @@ def write_whole(path: StrPath, content: bytes | str) -> None:
     replaced by the next write. One process writes.
     """
     path = Path(path)
-    staged = path.with_name(f".{path.name}.tmp")
+    beside = staged(path)
     try:
-        with open(staged, "wb") as file:
+        with open(beside, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staged, path)
+        os.replace(beside, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            staged.unlink()
+            beside.unlink()
         raise
     sync_folder(path.parent)
+
+
+def staged(path: Path) -> Path:
+    """Where `write_whole` writes a file before it gets its name."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def dump_json(tree: Any, indent: int | None = None) -> str:
+    """JSON that any reader takes: what is not finite is null, since JSON has no word for it."""
+    return json.dumps(_finite(tree), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sync_folder(path: StrPath) -> None:

@@ -14,6 +14,7 @@ from secateurs.cli.pruning import Run
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
 from secateurs.cli.runs import RunFolder
 from secateurs.errors import ArtifactError, ConfigError
+from secateurs.files import shown
 
 if TYPE_CHECKING:
     from secateurs import Budget
@@ -160,5 +161,5 @@ def _show(folder: Path) -> None:
     console.print()
     if card.get("stripes"):
         console.print(stripes_line(card["stripes"]))
-    console.print(f"masked ≡ sliced to {error(card['error'])} · {duration(card['seconds'])} · saved to {folder}")
-    console.print(f'model = secateurs.load("{folder}")')
+    console.print(f"masked ≡ sliced to {error(card['error'])} · {duration(card['seconds'])} · saved to {shown(folder)}")
+    console.print(f'model = secateurs.load("{shown(folder)}")')

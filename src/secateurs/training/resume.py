@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from secateurs.errors import ArtifactError, ConfigError, SecateursError, TrainingError
-from secateurs.files import faults, open_regular, parse_json, shown, write_whole
+from secateurs.files import dump_json, faults, open_regular, parse_json, shown, write_whole
 from secateurs.training.checkpoint import TENSORS, TREE
 from secateurs.training.state import PartState, State, misfit, optimizer_misfit
 
@@ -266,9 +264,7 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
 
 
 def _line(figures: dict[str, Any]) -> str:
-    """A line of the log. What is not finite is null: JSON has no word for it."""
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
-    return json.dumps(plain) + "\n"
+    return dump_json(figures) + "\n"
 
 
 def _unwritten(path: Path, error: OSError) -> TrainingError:
