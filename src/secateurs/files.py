@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import reprlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,31 +25,45 @@ from torch import Tensor
 from secateurs.errors import ArtifactError
 
 JSON_BYTES = 256 << 20  # more than the plan of any network takes
+DEPTH = 64  # of nested lists and objects; ours have some ten levels
 Model = TypeVar("Model", bound=BaseModel)
 StrPath = str | os.PathLike[str]
 
 
 def shown(path: StrPath) -> str:
-    """A path as it can be printed and stored: bytes that are not UTF-8 are escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path, or a name out of a file, as it can be printed and stored: bytes that are not UTF-8 and characters that
+    are not printable (line breaks, a terminal's control sequences) are escaped."""
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a lone surrogate that no file name holds
+        text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def open_regular(path: StrPath) -> BinaryIO:
+def opened(path: StrPath) -> BinaryIO:
     """Open a regular file for reading. A link to one will do.
 
-    Raises ArtifactError for anything else: a path that does not exist, a folder, a FIFO, a socket, a device, a link that
-    leads nowhere, a file that this user may not read.
+    Raises OSError, whose text is the reason, for anything else: a path that does not exist, a folder, a FIFO, a socket, a
+    device, a link that leads nowhere, a file that this user may not read.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO that nobody writes to would never return.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise ArtifactError(f"{shown(path)} cannot be read: {_reason(path, error)}.") from None
+        raise OSError(_reason(path, error)) from None
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise ArtifactError(f"{shown(path)} cannot be read: it is {_kind(mode)}, not a regular file.")
+        raise OSError(f"it is {kind(mode)}, not a regular file")
     return os.fdopen(handle, "rb")
+
+
+def open_regular(path: StrPath) -> BinaryIO:
+    """`opened`, for files of ours: raises ArtifactError, which names the file and the reason."""
+    try:
+        return opened(path)
+    except OSError as error:
+        raise ArtifactError(f"{shown(path)} cannot be read: {error}.") from None
 
 
 def read_bytes(path: StrPath, limit: int | None = None) -> bytes:
@@ -86,12 +101,12 @@ def parse_json(data: bytes | str, schema: type[Model], source: StrPath, advice: 
     except (ValueError, UnicodeDecodeError) as error:
         what = "empty" if not data.strip() else f"not valid JSON ({error})"
         raise ArtifactError(f"{shown(source)} is {what}.{end}") from None
+    if _deeper(tree, DEPTH):
+        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.{end}")
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
         raise ArtifactError(f"{shown(source)} is not valid: {faults(error)}.{end}") from None
-    except RecursionError:
-        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.{end}") from None
 
 
 def faults(error: ValidationError) -> str:
@@ -99,13 +114,20 @@ def faults(error: ValidationError) -> str:
     found = error.errors(include_url=False)
     parts = []
     for item in found[:3]:
-        field = ".".join(map(str, item["loc"]))
-        value = repr(item["input"])
-        got = "" if item["type"] == "missing" else f", got {value if len(value) <= 60 else value[:57] + '…'}"
-        message = item["msg"].removeprefix("Value error, ")
+        field = shown(".".join(map(str, item["loc"])))
+        field = field if len(field) <= 120 else field[:119] + "…"
+        message = item["msg"].removeprefix("Value error, ").rstrip(".")
+        # A validator of ours says itself what it got.
+        got = "" if item["type"] in ("missing", "value_error") else f", got {brief(item['input'])}"
         parts.append(f"{f'field {field!r}: ' if field else ''}{message[:1].lower()}{message[1:]}{got}")
     more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
     return "; ".join(parts) + more
+
+
+def brief(value: object) -> str:
+    """A value out of a file as it fits into a message: in at most some 60 printable characters."""
+    text = reprlib.repr(value)  # never longer, however large the value is
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
@@ -179,6 +201,21 @@ def sync_folder(path: StrPath) -> None:
         os.close(handle)
 
 
+def _deeper(tree: object, levels: int) -> bool:
+    """Whether lists and objects are nested more than so many levels deep."""
+    level = [tree]
+    for _ in range(levels):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not a JSON number")
 
@@ -189,7 +226,8 @@ def _reason(path: StrPath, error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _kind(mode: int) -> str:
+def kind(mode: int) -> str:
+    """What a file that is not a regular one is, by its mode."""
     kinds = (
         (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"),
         (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),

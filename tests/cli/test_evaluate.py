@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,14 +122,20 @@ def test_a_damaged_card_is_one_message(run, artifact, tmp_path, changes):
     assert len(ran.err.splitlines()) == 1
 
 
-def test_damaged_images_are_counted(run, artifact, images, tmp_path):
+def test_damaged_images_are_counted(run, artifact, images, tmp_path, caplog):
     shutil.copytree(images, tmp_path / "images")
     broken = tmp_path / "images" / "val" / "dark" / "00.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    ran = run("evaluate", artifact, "--data", f"folder:{tmp_path / 'images'}")
+    command = ("evaluate", artifact, "--data", f"folder:{tmp_path / 'images'}")
+    ran = run(*command)
+    assert ran.status == 1
+    assert f"1 of 48 files can't be read: {broken} (" in ran.err
+    assert "pass --skip-unreadable to leave it out" in ran.err
+    ran = run(*command, "--skip-unreadable")
     assert ran.status == 0, ran.err
+    assert f"1 of 48 files can't be read: {broken} (" in caplog.text
     assert ": 15 images in " in ran.out
-    assert ", 1 damaged one skipped" in ran.out
+    assert ", 1 that can't be read left out" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -152,3 +160,18 @@ def test_a_damaged_artifact(run, artifact, tmp_path):
     ran = run("evaluate", tmp_path)
     assert ran.status == 1
     assert "damaged" in ran.err
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are UTF-8 here")
+def test_a_folder_whose_name_is_not_utf8(run, artifact, images, tmp_path):
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(images, root)
+    ran = run("evaluate", artifact, "--data", f"folder:{root}")
+    assert ran.status == 0, ran.err
+    assert "caf\\udce9, not normalised" in ran.out
+    for path in (root / "val").rglob("*.png"):
+        path.write_text("")
+    ran = run("evaluate", artifact, "--data", f"folder:{root}", "--skip-unreadable")
+    assert ran.status == 1
+    assert "None of the 16 images in" in ran.err
+    assert r"caf\xe9" in ran.err

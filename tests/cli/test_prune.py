@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -390,3 +391,24 @@ def test_recovery_that_makes_it_worse_is_told(run, job, tmp_path, monkeypatch, t
     line = "recovery left top-1 at 40.00%, below the 50.00% right after the cut: try a lower --lr, or --recover none\n"
     assert (line in ran.err) == (top1 == 40.0)
     assert ("recovery left" in ran.err) == (top1 == 40.0)
+
+
+def test_a_run_that_met_an_image_it_could_not_read_is_resumed_without_it(run, images, tmp_path):
+    pytest.importorskip("datasets")
+    shutil.copytree(images, tmp_path / "images")
+    job = ("prune", NET, "--data", f"hf:{tmp_path / 'images'}", "--batch-size", 16, "--pretrain-epochs", 1,
+           "--recover-epochs", 1, "--method", "l1", "--macs", 0.5, "--out", tmp_path / "r")  # fmt: skip
+    broken = tmp_path / "images" / "train" / "light" / "03.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    ran = run(*job)
+    assert ran.status == 1
+    assert "03.png can't be read: " in ran.err
+    assert "pass --skip-unreadable to leave it out" in ran.err
+    ran = run(*job, "--skip-unreadable", "--resume")
+    assert ran.status == 0, ran.err
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert card["data"]["skip_unreadable"] is True
+    assert card["data"]["skipped"] == {"train": 1, "val": 0}
+    ran = run("evaluate", tmp_path / "r")  # as the card says
+    assert ran.status == 0, ran.err

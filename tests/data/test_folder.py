@@ -23,6 +23,11 @@ def write(path: Path, seed: int = 0, size: tuple[int, int] = (16, 16), mode: str
     Image.fromarray(pixels).convert(mode).save(path)
 
 
+def damage(path: Path) -> None:
+    """Its header stays whole, its pixels don't."""
+    path.write_bytes(path.read_bytes()[:100])
+
+
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -150,21 +155,28 @@ def test_resize_keeps_the_middle(images: Path) -> None:
 
 
 @pytest.mark.parametrize("memory_limit", [0, 1 << 30])
-def test_truncated_images_are_skipped_and_counted(images: Path, memory_limit: int, caplog) -> None:
+def test_truncated_images_are_named_or_left_out_and_counted(images: Path, memory_limit: int, caplog) -> None:
     for name in ("1", "4"):
         noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(noise).save(buffer, "JPEG")
         (images / "train" / "ant" / f"{name}.png").unlink()
         (images / "train" / "ant" / f"{name}.jpg").write_bytes(buffer.getvalue()[:-200])
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(
+            DataError, match=r"^2 of 18 files can't be read: .*ant/1\.jpg \(.*runcated.*skip_unreadable=True"
+        ):
+            open_(images, memory_limit=memory_limit)
     with caplog.at_level(logging.WARNING, "secateurs"):
-        data = open_(images, memory_limit=memory_limit)
+        data = open_(images, memory_limit=memory_limit, skip_unreadable=True)
         counts = [sum(len(y) for _, y in data.train) for _ in range(2)]
     assert counts == [10, 10]
     assert data.train.skipped == 2
     assert data.val.skipped == 0
-    assert len([r for r in caplog.records if "skipped" in r.message]) == 1
-    assert open_(images).train.skipped == 2  # from the cache too
+    assert [r.message for r in caplog.records if "2 of 18 files can't be read" in r.message] == [
+        r.message for r in caplog.records
+    ]
+    assert open_(images, skip_unreadable=True).train.skipped == 2  # from the cache too
 
 
 def test_folders_that_make_no_sense(images: Path, tmp_path: Path) -> None:
@@ -193,7 +205,7 @@ def test_val_goes_before_test(images: Path) -> None:
 def test_nothing_decodes(images: Path) -> None:
     for path in (images / "train").rglob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(DataError, match="None of the 12 images"):
+    with pytest.raises(DataError, match=r"None of the 12 images .*0\.png \(it is not an image"):
         open_(images)
 
 
@@ -223,8 +235,18 @@ def test_bad_options(images: Path, options: dict, message: str) -> None:
 def test_a_last_batch_of_broken_images(images: Path, caplog) -> None:
     """Left out, where no other process waits for it; in the middle of an epoch it means that something is wrong."""
     for name in ("1", "2"):
-        (images / "test" / "bee" / f"{name}.png").write_bytes(b"no image")
-    assert [len(y) for _, y in open_(images, memory_limit=0).val] == [4]
-    (images / "test" / "ant" / "1.png").write_bytes(b"no image")
+        damage(images / "test" / "bee" / f"{name}.png")
+    skipping: dict = {"memory_limit": 0, "skip_unreadable": True}
+    assert [len(y) for _, y in open_(images, **skipping).val] == [4]
+    damage(images / "test" / "ant" / "1.png")
     with pytest.raises(DataError, match=r"None of the images of a batch.*test"):
-        list(open_(images, memory_limit=0, batch_size=1).val)
+        list(open_(images, **skipping, batch_size=1).val)
+
+
+def test_an_image_whose_damage_shows_only_when_it_is_decoded(images: Path) -> None:
+    damage(images / "test" / "bee" / "1.png")
+    data = open_(images, memory_limit=0)
+    with pytest.raises(DataError, match=r"test/bee/1\.png can't be read: .*truncated.*skip_unreadable=True"):
+        list(data.val)
+    val = open_(images, memory_limit=0, skip_unreadable=True).val
+    assert [sum(len(y) for _, y in val), val.skipped] == [5, 1]

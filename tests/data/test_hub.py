@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -118,14 +119,19 @@ def test_columns_by_name_and_classes_as_text(tmp_path: Path, stream: str) -> Non
 
 
 @pytest.mark.parametrize("stream", ["true", "false"])
-def test_broken_images_are_skipped_and_counted(tmp_path: Path, stream: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_images_are_named_or_left_out_and_counted(
+    tmp_path: Path, stream: str, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = sets.table(9, broken=(2, 7))
-    data = open_(f"hf:{sets.parquet(tmp_path / 'set', train=[rows], test=[rows])}?stream={stream}")
+    spec = f"hf:{sets.parquet(tmp_path / 'set', train=[rows], test=[rows])}?stream={stream}"
+    with pytest.raises(DataError, match=r"row \d can't be read: .*runcated.*skip_unreadable=True"):
+        list(open_(spec).train)
+    data = open_(spec, skip_unreadable=True)
     with caplog.at_level(logging.WARNING, "secateurs"):
         assert [sum(len(y) for _, y in data.train) for _ in range(2)] == [7, 7]
     assert data.train.skipped == 2
     assert data.val.skipped == 0
-    assert len([r for r in caplog.records if "skipped" in r.message]) == 1
+    assert len([r for r in caplog.records if "left out" in r.message]) == 1
     assert "row" in caplog.text
 
 
@@ -151,7 +157,12 @@ def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DataError, match="There is no folder"):
         open_(f"hf:{tmp_path / 'nowhere'}")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DataError, match=r"no \.parquet"):
+    os.mkfifo(tmp_path / "fifo.parquet")
+    with pytest.raises(DataError, match="neither a folder nor a regular file"):
+        open_(f"hf:{tmp_path / 'fifo.parquet'}")
+    with pytest.raises(DataError, match=r"no regular file .*fifo\.parquet"):
+        open_(f"wds:{tmp_path / 'fifo.parquet'}?val=none")
+    with pytest.raises(DataError, match=r"not a \.parquet"):
         open_(f"hf:{tmp_path / 'notes.txt'}")
 
     def unreachable(*args, **kwargs):

@@ -157,7 +157,9 @@ def test_webdataset(root: Path) -> None:
 
 def test_broken_images_in_a_shard(root: Path) -> None:
     sets.tar(root / "train-001.tar", 6, start=6, broken=(7, 9))
-    train = open_(f"wds:{root}/train-{{000..003}}.tar?val=none").train
+    with pytest.raises(DataError, match=r"train-001\.tar, images/0000\d.*can't be read"):
+        list(open_(f"wds:{root}/train-{{000..003}}.tar?val=none").train)
+    train = open_(f"wds:{root}/train-{{000..003}}.tar?val=none", skip_unreadable=True).train
     assert [sum(len(y) for _, y in train) for _ in range(2)] == [22, 22]
     assert train.skipped == 2
 

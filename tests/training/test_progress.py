@@ -24,10 +24,10 @@ def test_damaged_images_are_counted_in_both_splits(train: int, val: int) -> None
     (line,) = Engine(net(), data, Recipe(epochs=1, lr=0.01), progress="silent").fit()
     assert (line.get("skipped", 0), line.get("val_skipped", 0)) == (train, val)
     text = summary(line, "train")
-    assert ("1 damaged image skipped" in text) == (train == 1)
-    assert ("2 damaged images skipped" in text) == (train == 2)
-    assert ("1 damaged validation image skipped" in text) == (val == 1)
-    assert ("3 damaged validation images skipped" in text) == (val == 3)
+    assert ("1 unreadable image left out" in text) == (train == 1)
+    assert ("2 unreadable images left out" in text) == (train == 2)
+    assert ("1 unreadable validation image left out" in text) == (val == 1)
+    assert ("3 unreadable validation images left out" in text) == (val == 3)
 
 
 def test_a_line_fits_into_a_terminal() -> None:

@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     tokens = [t for t in tokens if t != "--debug"]
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes, and messages signs, that a terminal can't show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
         status = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -113,7 +113,7 @@ def compare_criteria(
         "val_examples": val_examples,
         "precision": precision,
         "seed": seed,
-        **asdict(data_options),
+        **data_options.settings(),
     }
     record = None if out is None else _Record(out, settings, model, layer)
     curves = {} if record is None else record.open(resume, force)

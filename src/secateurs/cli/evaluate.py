@@ -91,7 +91,7 @@ def _card(artifact: Path) -> dict[str, Any]:
     from secateurs.artifact import CARD, read
 
     card = read(artifact)[1]
-    kinds = {"data": str, "normalize": str, "batch_size": int, "image_size": int}
+    kinds = {"data": str, "normalize": str, "batch_size": int, "image_size": int, "skip_unreadable": bool}
     for name, kind in kinds.items():
         value = (card.get("data") or {}).get(name)
         if not (value is None or isinstance(value, kind)):
@@ -158,6 +158,6 @@ def _show(what: str, found: dict[str, Any], card: dict[str, Any]) -> None:
     console.print(rows)
     console.print()
     how = "not normalised" if found["normalize"] == "none" else f"normalised by {found['normalize']}"
-    skipped = f", {count(found['skipped'], 'damaged one')} skipped" if found["skipped"] else ""
+    skipped = f", {found['skipped']:,} that can't be read left out" if found["skipped"] else ""
     console.print(f"{what}: {count(found['examples'], 'image')} in {duration(found['seconds'])}{skipped}")
     console.print(f"{found['data']}, {how}")

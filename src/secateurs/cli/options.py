@@ -48,6 +48,8 @@ class DataOptions:
     """images per step, 128 by default"""
     image_size: Count | None = None
     """resize images to this side; without it all must be of one size"""
+    skip_unreadable: Annotated[bool | None, Parameter(negative="", show_default=False)] = None
+    """leave out images that can't be read, with a warning; without it they are an error"""
 
     def over(self, defaults: Mapping[str, Any]) -> DataOptions:
         """What is left open here, as it is there."""
@@ -60,6 +62,16 @@ class DataOptions:
         filled = self.over({"data": "digits", "normalize": "imagenet", "batch_size": 128})
         return replace(filled, data=absolute(filled.data or "digits"))
 
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run has to agree in. That images which can't be read are left out is no part of it: a run that
+        met one is resumed without it."""
+        return {name: value for name, value in asdict(self).items() if name != "skip_unreadable"}
+
+    def record(self, data: Data) -> dict[str, Any]:
+        """What an artifact's card says of the data: how it was read, and how much of it could not be."""
+        skipped = {split: getattr(getattr(data, split), "skipped", 0) for split in ("train", "val")}
+        return {**asdict(self), **({"skipped": skipped} if any(skipped.values()) else {})}
+
     def load(self, seed: int, device: torch.device) -> Data:
         from secateurs import data
 
@@ -70,6 +82,7 @@ class DataOptions:
             normalize=_normalization(o.normalize or "imagenet"),
             batch_size=128 if o.batch_size is None else o.batch_size,
             image_size=o.image_size,
+            skip_unreadable=bool(o.skip_unreadable),
             seed=seed,
             device=device,
             rank=int(os.environ.get("RANK", "0")),  # as torchrun and accelerate set them
@@ -203,16 +216,10 @@ def feasible(method: Method, task: Task, prefix: str = "") -> None:
 
 
 def pick(device: str | None) -> torch.device:
-    """The device asked for, else an accelerator if there is one."""
-    import torch
+    """The device asked for, else an accelerator if one can be used."""
+    from secateurs.devices import usable
 
-    try:
-        if device is not None:
-            return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"--device {device} cannot be used here: {reason}") from error
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return usable(device, "--device ")
 
 
 class _Plain(Console):

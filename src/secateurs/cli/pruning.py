@@ -125,7 +125,7 @@ class Run:
             "model": self.spec,
             "weights": None if weights is None else digest(weights),
             "num_classes": self.model.num_classes,
-            **asdict(self.data),
+            **self.data.settings(),
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "budget": None if self.budget is None else asdict(self.budget),
             "scope": self._scope(self.method),
@@ -168,7 +168,7 @@ class Run:
         )
         card = {
             **result.card(),
-            "data": asdict(self.data),
+            "data": self.data.record(data),
             "budget": record["budget"],
             "recover": record["recover"],
             "seed": self.seed,

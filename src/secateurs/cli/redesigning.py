@@ -85,7 +85,7 @@ class Run:
             "model": self.spec,
             "weights": None if weights is None else digest(weights),
             "num_classes": self.model.num_classes,
-            **asdict(self.data),
+            **self.data.settings(),
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "widen": self.widen,
             "macs": self.macs,
@@ -109,7 +109,7 @@ class Run:
         options.rewind(data)
         result = self._pruned(wide, inputs, budget, data, where, resume)
         rows = [_figures(base, inputs, data, where), result.before, result.after]
-        card = {**result.card(), "data": asdict(self.data), "redesign": record, "seed": self.seed}
+        card = {**result.card(), "data": self.data.record(data), "redesign": record, "seed": self.seed}
         self._save(PRUNED, result.model, result, card, began)
 
         small, history = self._scratch(result.model, data, where, resume)

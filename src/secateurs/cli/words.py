@@ -18,6 +18,7 @@ _PHRASES = (
     (r"\bpass the num_classes\b", "pass with --num-classes the number"),
     (r"\ballow_inexact=True", "--allow-inexact"),
     (r"\boverwrite=True", "--force"),
+    (r"\bskip_unreadable=True", "--skip-unreadable"),
     (r"[Ii]nput should be", "must be"),
     (r"Extra inputs are not permitted", "there is no such setting"),
 )

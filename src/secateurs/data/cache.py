@@ -12,47 +12,49 @@ from pathlib import Path
 import numpy as np
 
 from secateurs.caching import cache_folder
-from secateurs.data.images import FolderSplit, decode
+from secateurs.data.folder import FolderSplit
+from secateurs.data.images import Size, decode
+from secateurs.data.unreadable import Unreadable
 from secateurs.errors import DataError
+from secateurs.files import shown
 
 log = logging.getLogger("secateurs")
 
 _FORMAT = 1  # goes up when what is stored changes
 
 
-def decoded(
-    split: FolderSplit, size: tuple[int, int], resize: bool, *, workers: int, use_cache: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a split that decode, (count, H, W, 3) uint8, and their indices in the split, (count,) int64.
+Decoded = tuple[np.ndarray, np.ndarray, list[Unreadable]]
+
+
+def decoded(split: FolderSplit, size: Size, resize: bool, *, workers: int, use_cache: bool = True) -> Decoded:
+    """All images of a split that decode, (count, H, W, 3) uint8, their indices in the split, (count,) int64, and the rest.
 
     From the cache, mapped into memory, if every file is still as it was; otherwise decoded by threads and cached.
     """
     images_at, kept_at = _paths(split, size, resize)
-    if use_cache and (found := _read(images_at, kept_at, split, size)) is not None:
+    if use_cache and (found := _read(images_at, kept_at, split, size, resize)) is not None:
         return found
-    images, kept = _decode_all(split, size, resize, workers)
+    images, kept, bad = _decode_all(split, size, resize, workers)
     if use_cache:
         try:
             _write(images_at, kept_at, images, kept)
         except OSError as error:  # a full disk or a read-only home costs time at the next start, no more
             log.warning("decoded images could not be cached in %s: %s", cache_folder(), error)
-    return images, kept
+    return images, kept, bad
 
 
-def _paths(split: FolderSplit, size: tuple[int, int], resize: bool) -> tuple[Path, Path]:
+def _paths(split: FolderSplit, size: Size, resize: bool) -> tuple[Path, Path]:
     """Named by what is read and how (a changed folder replaces its old entry), and by the state of the files."""
     what = hashlib.sha256(repr((_FORMAT, str(split.root.resolve()), size, resize)).encode())
     state = hashlib.sha256()
     for file in split.files:
         stat = file.stat()
-        state.update(f"{file.relative_to(split.root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        state.update(os.fsencode(file.relative_to(split.root)) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     name = f"{what.hexdigest()[:16]}-{state.hexdigest()[:32]}"
     return cache_folder() / f"{name}.npy", cache_folder() / f"{name}.kept.npy"
 
 
-def _read(
-    images_at: Path, kept_at: Path, split: FolderSplit, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _read(images_at: Path, kept_at: Path, split: FolderSplit, size: Size, resize: bool) -> Decoded | None:
     try:
         # Copy on write: torch takes no read-only arrays, and the file stays as it is.
         images = np.load(images_at, mmap_mode="c", allow_pickle=False)
@@ -60,7 +62,12 @@ def _read(
     except (OSError, ValueError, EOFError):
         return None
     whole = images.dtype == np.uint8 and images.shape == (len(kept), *size, 3) and kept.dtype == np.int64
-    return (images, kept) if whole and (kept < len(split)).all() else None
+    if not whole or not ((kept >= 0) & (kept < len(split))).all():
+        return None
+    left_out = np.setdiff1d(np.arange(len(split)), kept)
+    again = [decode(split.files[i], size, resize) for i in left_out]
+    bad = [one for one in again if isinstance(one, Unreadable)]
+    return (images, kept, bad) if len(bad) == len(again) else None  # its permissions were mended, say
 
 
 def _write(images_at: Path, kept_at: Path, images: np.ndarray, kept: np.ndarray) -> None:
@@ -79,15 +86,18 @@ def _write(images_at: Path, kept_at: Path, images: np.ndarray, kept: np.ndarray)
         path.unlink(missing_ok=True)
 
 
-def _decode_all(split: FolderSplit, size: tuple[int, int], resize: bool, workers: int) -> tuple[np.ndarray, np.ndarray]:
+def _decode_all(split: FolderSplit, size: Size, resize: bool, workers: int) -> Decoded:
     images = np.empty((len(split), *size, 3), dtype=np.uint8)
     good = np.zeros(len(split), dtype=bool)
+    bad: dict[int, Unreadable] = {}
 
     def fill(rows: range) -> None:
         for i in rows:
-            array = decode(split.files[i], size, resize)
-            if array is not None:
-                images[i], good[i] = array, True
+            found = decode(split.files[i], size, resize)
+            if isinstance(found, Unreadable):
+                bad[i] = found
+            else:
+                images[i], good[i] = found, True
 
     chunks = [range(i, min(i + 256, len(split))) for i in range(0, len(split), 256)]
     with ThreadPoolExecutor(workers) as pool:
@@ -100,5 +110,5 @@ def _decode_all(split: FolderSplit, size: tuple[int, int], resize: bool, workers
             raise
     kept = np.flatnonzero(good).astype(np.int64)
     if not len(kept):
-        raise DataError(f"None of the {len(split)} images in {split.root} can be decoded.")
-    return (images if len(kept) == len(split) else images[kept]), kept
+        raise DataError(f"None of the {len(split)} images in {shown(split.root)} can be read. The first is {bad[0]}.")
+    return (images if len(kept) == len(split) else images[kept]), kept, [bad[i] for i in sorted(bad)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from secateurs.data.augment import Draws, gather
 from secateurs.data.images import decode
+from secateurs.data.unreadable import Unreadable, refuse
 from secateurs.errors import DataError
 
 log = logging.getLogger("secateurs")
@@ -25,15 +26,17 @@ EncodedBatch = tuple[list[Encoded], Tensor, "Draws | None"]  # with targets (N,)
 
 
 class Decoder:
-    """An image that cannot be decoded is left out of its batch, counted in `skipped` and reported once.
+    """An image that can't be read is an error; with `skip` it is left out of its batch, counted in `skipped` and reported
+    once.
 
     alone: no other process waits for batches of ours, so that a last batch in which nothing is left may be left out.
     """
 
     def __init__(
-        self, size: tuple[int, int], resize: bool, *, workers: int, device: torch.device, where: str, alone: bool = True
-    ) -> None:
-        self.alone = alone
+        self, size: tuple[int, int], resize: bool, *, workers: int, device: torch.device, where: str, alone: bool = True,
+        skip: bool = False,
+    ) -> None:  # fmt: skip
+        self.alone, self.skip = alone, skip
         self.size, self.resize, self.workers, self.device, self.where = size, resize, workers, device, where
         self._broken: set[str] = set()
 
@@ -43,7 +46,7 @@ class Decoder:
 
     def run(self, batches: Iterator[EncodedBatch]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (N, H, W, 3) uint8 and targets (N,), on the device. The batches are drawn in a thread of their own."""
-        pending: deque[tuple[EncodedBatch, list[Future[np.ndarray | None]]]] = deque()
+        pending: deque[tuple[EncodedBatch, list[Future[np.ndarray | Unreadable]]]] = deque()
         pool, reader = ThreadPoolExecutor(self.workers), ThreadPoolExecutor(1)
         try:
             coming = reader.submit(next, batches, None)
@@ -62,21 +65,23 @@ class Decoder:
                 if len(targets):
                     yield images, targets
                 elif more or pending or not self.alone:
-                    raise DataError(f"None of the images of a batch could be decoded ({self.where}).")
+                    raise DataError(f"None of the images of a batch can be read ({self.where}).")
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             reader.shutdown(wait=True, cancel_futures=True)
 
-    def _collect(self, batch: EncodedBatch, futures: list[Future[np.ndarray | None]]) -> tuple[Tensor, Tensor]:
-        encoded, targets, draws = batch
+    def _collect(self, batch: EncodedBatch, futures: list[Future[np.ndarray | Unreadable]]) -> tuple[Tensor, Tensor]:
+        _, targets, draws = batch
         decoded = [future.result() for future in futures]
-        good = torch.tensor([image is not None for image in decoded], dtype=torch.bool)
-        for (name, _), image in zip(encoded, decoded, strict=True):
-            if image is None:
+        good = torch.tensor([not isinstance(image, Unreadable) for image in decoded], dtype=torch.bool)
+        for image in decoded:
+            if isinstance(image, Unreadable):
+                if not self.skip:
+                    raise refuse(image)
                 if not self._broken:
-                    log.warning("%s cannot be decoded and is skipped, as will be others like it", name)
-                self._broken.add(name)
-        arrays = [image for image in decoded if image is not None]
+                    log.warning("%s can't be read and is left out, as will be others like it", image)
+                self._broken.add(image.path)
+        arrays = [image for image in decoded if not isinstance(image, Unreadable)]
         if not arrays:
             return torch.empty(0), torch.empty(0)
         images = torch.from_numpy(np.stack(arrays)).to(self.device, non_blocking=True)

@@ -22,6 +22,7 @@ from secateurs.data.images import first_size
 from secateurs.data.loader import Source
 from secateurs.data.stream import Row, Shards, StreamSource
 from secateurs.errors import DataError, SecateursError, SpecError
+from secateurs.files import shown
 
 IMAGES = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABELS = ("label", "labels", "fine_label", "cls", "class", "target")
@@ -52,67 +53,66 @@ def open_hf(rest: str, image_size: int | None, memory_limit: int, decoder: MakeD
     """A data set by its name on the Hub; a folder of images, of Parquet files, of `save_to_disk`; a Parquet file."""
     datasets = library()
     name, options = S.parse(rest)
-    path = Path(name).expanduser()
+    what, path = f"hf:{shown(name)}", Path(name).expanduser()
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        saved = datasets.load_from_disk(str(path))
+        saved = _guard(what, lambda: datasets.load_from_disk(str(path)))
         found = dict(saved) if isinstance(saved, dict) else {"train": saved}
         slices = {
             s: found[s.partition("[")[0]] for s in (options.train, options.val) if s and s.partition("[")[0] in found
         }
         if any("[" in (s or "") for s in (options.train, options.val)):
             slices = {s: _sliced(d, s) for s, d in slices.items()}
-        return _tables(
-            datasets, f"hf:{name}", lambda s: {**found, **slices}[s], list(found), options, image_size, decoder
-        )
-    builder = _builder(datasets, name, path, options)
+        return _tables(datasets, what, lambda s: {**found, **slices}[s], list(found), options, image_size, decoder)
+    builder = _builder(datasets, what, name, path, options)
     splits = list(builder.config.data_files or builder.info.splits or ())
     if options.streamed if options.streamed is not None else _large(builder, path, memory_limit):
-        return _streams(datasets, f"hf:{name}", builder, splits, options, image_size, decoder)
+        return _streams(datasets, what, builder, splits, options, image_size, decoder)
     try:
         builder.download_and_prepare()
     except Exception as error:
-        raise _unread(f"hf:{name}", error) from error
+        raise _unread(what, error) from error
 
     def split(text: str) -> Any:
         return builder.as_dataset(split=text)
 
-    return _tables(datasets, f"hf:{name}", split, splits, options, image_size, decoder)
+    return _tables(datasets, what, split, splits, options, image_size, decoder)
 
 
 def open_wds(rest: str, image_size: int | None, memory_limit: int, decoder: MakeDecoder) -> Opened:
     """WebDataset shards: tar files in which files of one name and different endings make an example."""
     datasets = library()
     name, options = S.parse(rest)
+    what = f"wds:{shown(name)}"
     train, *val = S.parts(name)
     if len(val) > 1:
-        raise SpecError(f"wds:{name}: one pattern to train on and one to validate on, with a comma between them.")
+        raise SpecError(f"{what}: one pattern to train on and one to validate on, with a comma between them.")
     if options.val is not None:
         val = [] if options.val == "none" else [options.val]
     elif not val:
         raise DataError(
-            f"wds:{name} has nothing to validate on: name its shards after a comma, wds:{name},val-….tar, or go without, "
+            f"{what} has nothing to validate on: name its shards after a comma, {what},val-….tar, or go without, "
             "by ?val=none."
         )
     files = {"train": S.shards(train)} | ({"val": S.shards(val[0])} if val else {})
-    builder = _guard(f"wds:{name}", lambda: datasets.load_dataset_builder("webdataset", data_files=files))
+    builder = _guard(what, lambda: datasets.load_dataset_builder("webdataset", data_files=files))
     chosen = replace(options, train="train", val="val" if val else "none")
-    return _streams(datasets, f"wds:{name}", builder, list(files), chosen, image_size, decoder)
+    return _streams(datasets, what, builder, list(files), chosen, image_size, decoder)
 
 
 # -- opening -----------------------------------------------------------------------------------------------------------
 
 
-def _builder(datasets: Any, name: str, path: Path, options: S.Options) -> Any:
+def _builder(datasets: Any, what: str, name: str, path: Path, options: S.Options) -> Any:
     if path.is_file():
         kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
         if kind is None:
-            raise DataError(f"hf:{name} is a file, but no .parquet: name a folder, or a file of that kind.")
-        return _guard(f"hf:{name}", lambda: datasets.load_dataset_builder(kind, data_files={"train": [str(path)]}))
+            raise DataError(f"{what} is a file, but not a .parquet: name a folder, or a file of that kind.")
+        return _guard(what, lambda: datasets.load_dataset_builder(kind, data_files={"train": [str(path)]}))
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{what} is neither a folder nor a regular file.")
     if not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise DataError(f"There is no folder {path} (and no data set on the Hugging Face Hub is called so).")
-    return _guard(
-        f"hf:{name}", lambda: datasets.load_dataset_builder(str(path) if path.exists() else name, options.config)
-    )
+        raise DataError(f"There is no folder {shown(path)} (and no data set on the Hugging Face Hub is called so).")
+    return _guard(what, lambda: datasets.load_dataset_builder(str(path) if path.exists() else name, options.config))
 
 
 def _guard(what: str, function: Callable[[], Any]) -> Any:
@@ -229,7 +229,7 @@ def _encoded(name: str, cell: Any) -> Encoded:
             data = file.read()
     if data is not None:
         return f"{name} ({path})" if path else name, data
-    return (path, Path(path)) if path else (name, b"")
+    return (shown(path), Path(path)) if path else (name, b"")
 
 
 def _tables(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from secateurs.data.bundle import Data
 from secateurs.data.cache import decoded
 from secateurs.data.decoder import Decoder
 from secateurs.data.digits import CLASSES, digits
+from secateurs.data.folder import FolderSplit, scan, sound
 from secateurs.data.hub import open_hf, open_wds
-from secateurs.data.images import FolderSplit, first_size, scan
+from secateurs.data.images import Size, first_size
 from secateurs.data.loader import ArraySource, FileSource, Loader, Source
 from secateurs.data.stream import StreamLoader, StreamSource
+from secateurs.data.unreadable import settle
 from secateurs.errors import DataError, SpecError, nearest
-
-log = logging.getLogger("secateurs")
+from secateurs.files import shown
 
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 NORMALIZATIONS: dict[str, Statistics] = {
@@ -45,6 +45,7 @@ def load(
     world_size: int = 1,
     memory_limit: int = 4 << 30,
     cache: bool = True,
+    skip_unreadable: bool = False,
 ) -> Data:
     """Batches to train and to validate on, by spec:
 
@@ -70,7 +71,13 @@ def load(
     take up to `memory_limit` bytes when decoded are decoded once and, with `cache`, kept for the next start; more are
     decoded as they are needed, by `workers` threads. `batch_size` is that of all `world_size` processes together.
 
-    Raises SpecError for a spec that names nothing, DataError for data that makes no sense.
+    Files that can't be read (damaged images, links that lead nowhere, a FIFO in a file's place, no permission) are an
+    error that counts them and names the first; with `skip_unreadable` they are left out, with a warning, and counted in
+    `data.train.skipped` and `data.val.skipped`. That is found out before anything is returned where the images are
+    decoded at the start; of a folder of more images at least every header is read (of more than 100,000 images: it is
+    only looked whether they are regular files); the rest comes up when it is decoded, as in `hf:` and `wds:` data.
+
+    Raises SpecError for a spec that names nothing, DataError for data that makes no sense or can't be read.
     """
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size} must be at least 1.")
@@ -89,26 +96,25 @@ def load(
         *splits, classes = scan(Path(rest).expanduser())
         size = (image_size, image_size) if image_size else first_size(splits[0].files, splits[0].root)
         policy = _crops(size)
-        fits = sum(map(len, splits)) * size[0] * size[1] * 3 <= memory_limit
-        sources = [
-            _in_memory(split, size, bool(image_size), workers, device, cache)
-            if fits
-            else FileSource(split, size, bool(image_size), workers=workers, device=device, alone=world_size == 1)
-            for split in splits
-        ]
+        sources = _folder(splits, size, bool(image_size), workers, device, alone=world_size == 1, cache=cache,
+                          memory_limit=memory_limit, skip=skip_unreadable)  # fmt: skip
     elif family in ("hf", "wds") and rest:
         count, on = workers, device
 
         def decoder(size: tuple[int, int], where: str) -> Decoder:
-            return Decoder(size, bool(image_size), workers=count, device=on, where=where, alone=world_size == 1)
+            return Decoder(size, bool(image_size), workers=count, device=on, where=where, alone=world_size == 1,
+                           skip=skip_unreadable)  # fmt: skip
 
-        opened = (open_hf if family == "hf" else open_wds)(rest, image_size, memory_limit, decoder)
+        try:
+            opened = (open_hf if family == "hf" else open_wds)(rest, image_size, memory_limit, decoder)
+        except OSError as error:  # a folder that this user may not look into
+            raise DataError(f"{shown(error.filename or rest)} can't be read: {error.strerror or error}.") from error
         classes, size, sources = opened.classes, opened.size, [opened.train, opened.val]
         policy = _crops(size)
     else:
         known = ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL")
         like = {"folder:": known[1], "hf:": known[2], "wds:": known[3]}.get(spec, spec)
-        raise SpecError(f"{spec!r} is no data spec. {nearest(like, known)}")
+        raise SpecError(f"{spec!r} is not a data spec. {nearest(like, known)}")
 
     def loader(source: Source | StreamSource, **more: Any) -> Loader:
         kind: Any = StreamLoader if isinstance(source, StreamSource) else Loader
@@ -127,16 +133,23 @@ def _crops(size: tuple[int, int]) -> Augment:
     return Augment(pad=min(max(4, min(size) // 8), min(size) - 1))
 
 
-def _in_memory(
-    split: FolderSplit, size: tuple[int, int], resize: bool, workers: int, device: torch.device, cache: bool
-) -> ArraySource:
-    images, kept = decoded(split, size, resize, workers=workers, use_cache=cache)
-    skipped = len(split) - len(kept)
-    if skipped:
-        first = min(set(range(len(split))) - set(kept.tolist()))
-        log.warning("%d of %d images in %s cannot be decoded and are skipped; the first is %s",
-                    skipped, len(split), split.root, split.files[first])  # fmt: skip
-    return ArraySource(torch.from_numpy(images), torch.from_numpy(split.labels[kept]), device=device, skipped=skipped)
+def _folder(
+    splits: list[FolderSplit], size: Size, resize: bool, workers: int, device: torch.device, *, alone: bool, cache: bool,
+    memory_limit: int, skip: bool,
+) -> list[Source | StreamSource | None]:  # fmt: skip
+    """What to read the splits of a folder from, once it is settled what of them can be read."""
+    total = sum(split.total for split in splits)
+    if sum(map(len, splits)) * size[0] * size[1] * 3 > memory_limit:
+        splits = [sound(split, size, resize, workers) for split in splits]
+        settle([one for split in splits for one in split.unreadable], total, skip=skip)
+        return [FileSource(s, size, resize, workers=workers, device=device, alone=alone, skip=skip) for s in splits]
+    found = [decoded(split, size, resize, workers=workers, use_cache=cache) for split in splits]
+    bad = [[*split.unreadable, *more] for split, (_, _, more) in zip(splits, found, strict=True)]
+    settle([one for split in bad for one in split], total, skip=skip)
+    return [
+        ArraySource(torch.from_numpy(images), torch.from_numpy(s.labels[kept]), device=device, skipped=len(without))
+        for s, (images, kept, _), without in zip(splits, found, bad, strict=True)
+    ]
 
 
 def _statistics(normalize: str | Statistics) -> Statistics:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from secateurs.data.augment import Augment, Draws, gather, generator
 from secateurs.data.decoder import Decoder
-from secateurs.data.images import FolderSplit
+from secateurs.data.folder import FolderSplit
 from secateurs.errors import DataError
+from secateurs.files import shown
 
 ORDER = 0xFFFFFFFF  # in the place of the batch index, for the draw of the order
 
@@ -62,14 +63,17 @@ class FileSource:
         workers: int,
         device: torch.device,
         alone: bool = True,
+        skip: bool = False,
     ):
         self.split = split
         self.targets = torch.from_numpy(split.labels)
-        self.decoder = Decoder(size, resize, workers=workers, device=device, where=str(split.root), alone=alone)
+        self.decoder = Decoder(
+            size, resize, workers=workers, device=device, where=shown(split.root), alone=alone, skip=skip
+        )
 
     @property
     def skipped(self) -> int:
-        return self.decoder.skipped
+        return len(self.split.unreadable) + self.decoder.skipped
 
     def __len__(self) -> int:
         return len(self.split.files)
@@ -77,7 +81,7 @@ class FileSource:
     def stream(self, batches: Iterator[tuple[Tensor, Draws | None]]) -> Iterator[tuple[Tensor, Tensor]]:
         files = self.split.files
         return self.decoder.run(
-            ([(str(files[i]), files[i]) for i in indices], self.targets[indices], draws) for indices, draws in batches
+            ([(shown(files[i]), files[i]) for i in indices], self.targets[indices], draws) for indices, draws in batches
         )
 
 
@@ -128,7 +132,7 @@ class Loader:
 
     @property
     def skipped(self) -> int:
-        """Files that could not be decoded, so far as they have been read."""
+        """Files that can't be read, as far as they have come up."""
         return self.source.skipped
 
     @property

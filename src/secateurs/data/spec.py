@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import quote, unquote_plus
 
 from secateurs.errors import DataError, SpecError, nearest
+from secateurs.files import shown
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def parse(rest: str) -> tuple[str, Options]:
         key, _, value = item.partition("=")
         if key not in known or not value:
             raise SpecError(
-                f"…?{query}: {key!r} is no option of a data spec. {nearest(key, known)}"
+                f"…?{query}: {key!r} is not an option of a data spec. {nearest(key, known)}"
                 if key not in known
                 else f"…?{query}: {key} has no value."
             )
@@ -108,7 +110,8 @@ def shards(pattern: str) -> list[str]:
         matches = sorted(glob.glob(path)) if any(c in path for c in "*?[") and not Path(path).exists() else [path]
         found += [m for m in matches if Path(m).is_file()]
         if not matches or any(not Path(m).is_file() for m in matches):
-            raise DataError(f"There is no file {name}" + (f" (of {pattern})." if name != pattern else "."))
+            whole = f" (of {shown(pattern)})" if name != pattern else ""
+            raise DataError(f"There is no {'regular ' * os.path.lexists(path)}file {shown(name)}{whole}.")
     return found
 
 

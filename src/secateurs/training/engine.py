@@ -351,7 +351,7 @@ class Engine:
             found = self.evaluate()
             line |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5}
         for name, source in (("skipped", self.train_data), ("val_skipped", self.val_data)):
-            if skipped := getattr(source, "skipped", 0):  # images that could not be decoded
+            if skipped := getattr(source, "skipped", 0):  # images that can't be read
                 line[name] = skipped
         for hook in self.hooks:
             hook.epoch_end(self, line)

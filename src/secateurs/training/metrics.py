@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from secateurs.devices import device_of, usable
 from secateurs.errors import DataError, TrainingError
 from secateurs.training import batches as B
 from secateurs.training import precision as P
@@ -155,10 +157,12 @@ def evaluate(
     """Top-1, top-5 and loss of the model in eval mode, which it leaves as it found it.
 
     `batches`: iterable of (inputs, targets), or a function that returns one. `device`: where to run, by default where
-    the model is. `reduce` sums a tensor over processes, `share` = (rank, world) says which rows of each batch are ours.
+    the model is; elsewhere a copy runs. `reduce` sums a tensor over processes, `share` = (rank, world) says which rows of
+    each batch are ours.
     """
-    first = next(model.parameters(), None)
-    where = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
+    where = device_of(model) if device is None else usable(device)
+    if where != device_of(model):
+        model = copy.deepcopy(model).to(where)
     loss = loss or CrossEntropy()
     modes = [(m, m.training) for m in model.modules()]
     model.eval()

@@ -100,7 +100,7 @@ def summary(line: dict[str, Any], title: str) -> str:
     text = f"{title}  epoch {line['epoch']}  loss {line['train_loss']:.3f}  top-1 {line['train_top1']:.1f}"
     if "val_top1" in line:
         text += f"  val {line['val_top1']:.2f}"
-    for name, kind in (("skipped", "damaged image"), ("val_skipped", "damaged validation image")):
+    for name, kind in (("skipped", "unreadable image"), ("val_skipped", "unreadable validation image")):
         if name in line:
-            text += f"  {count(line[name], kind)} skipped"
+            text += f"  {count(line[name], kind)} left out"
     return f"{text}  {line['images_per_second']:,.0f} img/s  {clock(line['seconds'])}"

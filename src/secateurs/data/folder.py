@@ -1,0 +1,183 @@
+"""Folders of images in class folders: what is in them, and what of it can't be read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from secateurs.data.images import Size, check_header
+from secateurs.data.unreadable import Unreadable
+from secateurs.errors import DataError
+from secateurs.files import kind, shown
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+HEADERS = 100_000  # images whose headers are read at the start, where decoding all of them would take too long
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """The images under one folder of class folders."""
+
+    root: Path
+    files: list[Path]  # regular ones
+    labels: np.ndarray  # (count,) int64
+    unreadable: tuple[Unreadable, ...] = ()  # what else there is
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def total(self) -> int:
+        return len(self.files) + len(self.unreadable)
+
+
+def scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
+    """The training and the validation images of a folder, and its classes. DataError if they don't make sense.
+
+    Hidden files and folders are passed over. Links to files and to class folders are followed, other links to folders
+    are not. Only regular files are taken for images; the rest is `unreadable`.
+    """
+    try:
+        return _scan(path)
+    except OSError as error:  # a folder that this user may not look into
+        raise DataError(f"{shown(error.filename or path)} can't be read: {error.strerror or error}.") from error
+
+
+def _scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
+    if not path.is_dir():
+        raise DataError(f"There is no folder {shown(path)}{_instead(path)}.")
+    root = path / "train"
+    held_out = next((path / name for name in ("val", "test") if (path / name).is_dir()), None)
+    if not root.is_dir() or held_out is None:
+        found = ", ".join(shown(p.name) for p in sorted(path.iterdir()) if _is_folder(p)) or "no folders"
+        raise DataError(f"{shown(path)} needs train/<class>/… and val/<class>/… or test/<class>/…; it has {found}.")
+    (classes, broken), (other, also_broken) = _folders(root), _folders(held_out)
+    if not classes:
+        why = f" ({broken[0]})" if broken else ""
+        raise DataError(f"{shown(root)} has no class folders{why}: the images belong in {root.name}/<class>/.")
+    if extra := sorted(set(other) - set(classes)):
+        raise DataError(
+            f"{shown(held_out)} has classes that {shown(root)} lacks: {_some(extra, root)}. Rename or remove them."
+        )
+    if absent := sorted(set(classes) - set(other)):
+        raise DataError(
+            f"{shown(held_out)} lacks classes of {shown(root)}: {_some(absent, held_out)}. Add images of them, or remove "
+            "them."
+        )
+    train, val = _split(root, classes, broken), _split(held_out, classes, also_broken)
+    return train, val, tuple(map(shown, classes))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # it may be one: who knows
+        return False
+
+
+def _instead(path: Path) -> str:
+    """What stands where a folder is looked for, in brackets."""
+    if not os.path.lexists(path):
+        return ""
+    return f" ({shown(path)} is {'a file' if os.path.exists(path) else 'a link that leads nowhere'})"
+
+
+def _folders(root: Path) -> tuple[list[str], list[Unreadable]]:
+    """The names of the class folders in order, and links that may have led to one."""
+    names, broken = [], []
+    with os.scandir(root) as entries:
+        for entry in entries:
+            mode = _mode(entry)
+            if entry.name.startswith("."):
+                continue
+            if isinstance(mode, str):
+                broken.append(Unreadable(shown(entry.path), mode))
+            elif stat.S_ISDIR(mode):
+                names.append(entry.name)
+    return sorted(names), sorted(broken, key=str)
+
+
+def _some(names: list[str], root: Path) -> str:
+    """The first of the classes, with what `root` has in a folder's place."""
+    return ", ".join(shown(name) + _instead(root / name) for name in names[:5]) + ("…" if len(names) > 5 else "")
+
+
+def _mode(entry: os.DirEntry[str]) -> int | str:
+    """What kind of file it is, links followed; or why that can't be told."""
+    try:
+        if entry.is_file(follow_symlinks=False):
+            return stat.S_IFREG
+        return entry.stat().st_mode
+    except FileNotFoundError:
+        return "it is a link that leads nowhere"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _split(root: Path, classes: list[str], broken: list[Unreadable]) -> FolderSplit:
+    files: list[Path] = []
+    labels: list[int] = []
+    unreadable = list(broken)
+    for label, name in enumerate(classes):
+        found, bad = _images(root / name)
+        if not found:
+            why = f": {bad[0].path} can't be read ({bad[0].why})" if bad else ""
+            raise DataError(f"No images in {shown(root / name)}{why}. Read are {', '.join(sorted(SUFFIXES))}.")
+        files += found
+        unreadable += bad
+        labels += [label] * len(found)
+    return FolderSplit(root, files, np.asarray(labels, dtype=np.int64), tuple(unreadable))
+
+
+def _images(folder: Path) -> tuple[list[Path], list[Unreadable]]:
+    """The images under a folder in order, and what can't be one."""
+    found: list[Path] = []
+    bad: list[Unreadable] = []
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+                        continue
+                    if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
+                        continue
+                    mode = _mode(entry)
+                    if isinstance(mode, str):
+                        bad.append(Unreadable(shown(entry.path), mode))
+                    elif stat.S_ISREG(mode):
+                        found.append(Path(entry.path))
+                    elif not stat.S_ISDIR(mode):
+                        bad.append(Unreadable(shown(entry.path), f"it is {kind(mode)}, not a regular file"))
+        except OSError as error:
+            bad.append(Unreadable(shown(here), error.strerror or str(error)))
+    return sorted(found), sorted(bad, key=str)
+
+
+def sound(split: FolderSplit, size: Size, resize: bool, workers: int) -> FolderSplit:
+    """The split without those images whose header can't be read: looked at here, and not decoded.
+
+    Only where there are up to `HEADERS` of them: the rest comes up when it is decoded. Raises DataError for an image that
+    is whole but can't be used, and where nothing is left.
+    """
+    if len(split) > HEADERS:
+        return split
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(lambda file: check_header(file, size, resize), split.files))
+    bad = [one for one in found if one is not None]
+    if len(bad) == len(split):
+        raise DataError(f"None of the {len(bad)} images in {shown(split.root)} can be read. The first is {bad[0]}.")
+    if not bad:
+        return split
+    good = np.array([one is None for one in found])
+    files = [file for file, ok in zip(split.files, good, strict=True) if ok]
+    return replace(split, files=files, labels=split.labels[good], unreadable=(*split.unreadable, *bad))
