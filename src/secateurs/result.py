@@ -19,6 +19,7 @@ from secateurs.version import __version__
 
 __all__ = ["Figures", "Result"]
 
+
 @dataclass(frozen=True, repr=False)
 class Result:
     """What `prune` answers."""

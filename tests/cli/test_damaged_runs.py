@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -265,7 +266,7 @@ def test_a_disk_that_really_is_full(run, prune, tmp_path):
         (disk / "fill").write_bytes(b"x" * (os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize))
         shutil.rmtree(disk / "run")
         (disk / "run").mkdir()
-        with open(disk / "more", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        with open(disk / "more", "wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"x" * 4096)
         ran = run(*prune, "--out", disk / "run")

@@ -324,7 +324,10 @@ FORGED = [
     (lambda b: b["stripes"].update({"a.weight": "ab"}), r"field 'stripes\.a\.weight'.*got 'ab'"),
     (lambda b: b.update(stripes=[1]), "field 'stripes'"),
     (lambda b: b["stripes"].update({"a.weight": list(range(72))}), "keeps all of them"),
-    (lambda b: (b["kept"].update({"a.weight": {"0": [0, 1]}}), b["stripes"].update({"a.weight": [18]})), "filters that go"),
+    (
+        lambda b: (b["kept"].update({"a.weight": {"0": [0, 1]}}), b["stripes"].update({"a.weight": [18]})),
+        "filters that go",
+    ),
 ]
 
 

@@ -247,7 +247,9 @@ def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module
         try:
             new[name] = own[name].detach().new_zeros(shape)
         except (RuntimeError, MemoryError) as error:
-            raise PlanError(f"{shown(name)} was widened to {tuple(shape)}: there is no memory for it ({error})") from None
+            raise PlanError(
+                f"{shown(name)} was widened to {tuple(shape)}: there is no memory for it ({error})"
+            ) from None
     for module, attribute in attributes:
         if attribute not in REWRITTEN or not hasattr(modules.get(module), attribute):
             raise PlanError(

@@ -173,7 +173,9 @@ def _load_torch(path: Path) -> object:
             raise ArtifactError(f"{where} is damaged or is not a file written by torch.save. Copy it again.") from error
         except Exception as error:  # whatever a damaged or hostile pickle makes of PyTorch's reader
             first_line = shown(next(iter(str(error).splitlines()), ""))[:200] or type(error).__name__
-            raise ArtifactError(f"{where} is truncated or is not a file written by torch.save ({first_line}).") from error
+            raise ArtifactError(
+                f"{where} is truncated or is not a file written by torch.save ({first_line})."
+            ) from error
 
 
 def _check_archive(file: BinaryIO, path: Path) -> bool:
