@@ -94,7 +94,14 @@ class TestRoundTrip:
         assert loaded[0].weight.dtype is torch.float16
 
     def test_a_card_of_arrays_and_of_numbers_that_json_does_not_have(self, result: sc.Result, tmp_path: Path) -> None:
-        card = {"a": np.int64(3), "b": torch.tensor([1.0, float("nan")]), "c": float("inf"), "d": Path("x"), 5: (1, 2)}
+        card = {
+            **result.card(),
+            "a": np.int64(3),
+            "b": torch.tensor([1.0, float("nan")]),
+            "c": float("inf"),
+            "d": Path("x"),
+            5: (1, 2),
+        }
         artifact.save(tmp_path / "run", result.model, result.plan, card)
         text = (tmp_path / "run" / CARD).read_text()
         read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -108,7 +115,7 @@ class TestRoundTrip:
         plan = sc.trace(model, image()).plan({}, stripes={f"{name}.weight": kept})
         small: Any = sc.apply(model, plan)
         small.get_submodule(name).kernels["cpu float32 2x3x16x16"] = "gemm"
-        artifact.save(tmp_path / "run", small, plan, {})
+        artifact.save(tmp_path / "run", small, plan, result.card())
         loaded = artifact.load(tmp_path / "run", model)
         assert loaded.get_submodule(name).kernels == {"cpu float32 2x3x16x16": "gemm"}
         assert torch.equal(loaded(image()), small.eval()(image()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -68,3 +69,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(names) <= 20:
         return f"Known: {', '.join(names)}."
     return f"{len(names)} names are known."
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path, or a name out of a file, as it can be printed and stored: bytes that are not UTF-8 and characters that
+    are not printable (line breaks, a terminal's control sequences) are escaped."""
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a lone surrogate that no file name holds
+        text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

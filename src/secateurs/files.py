@@ -23,21 +23,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from secateurs.errors import ArtifactError
+from secateurs.errors import shown as shown  # what messages call a file
 
 JSON_BYTES = 256 << 20  # more than the plan of any network takes
 DEPTH = 64  # of nested lists and objects; ours have some ten levels
 Model = TypeVar("Model", bound=BaseModel)
 StrPath = str | os.PathLike[str]
-
-
-def shown(path: StrPath) -> str:
-    """A path, or a name out of a file, as it can be printed and stored: bytes that are not UTF-8 and characters that
-    are not printable (line breaks, a terminal's control sequences) are escaped."""
-    try:
-        text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a lone surrogate that no file name holds
-        text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def opened(path: StrPath) -> BinaryIO:

@@ -20,7 +20,6 @@ from secateurs.surgery import Plan, apply
 from secateurs.surgery.grow import resized
 from secateurs.zoo import build
 
-
 # Of a constructor's options those that may make it load or download something, by the words in their names.
 _LOADS = frozenset({
     "cache", "cached", "cfg", "checkpoint", "config", "custom", "dict", "dir", "download", "file", "filename", "files",

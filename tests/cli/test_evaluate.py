@@ -118,7 +118,7 @@ def test_a_card_that_names_no_builder(run, artifact, tmp_path):
 def test_a_damaged_card_is_one_message(run, artifact, tmp_path, changes):
     ran = run("evaluate", _changed(artifact, tmp_path / "r", **changes))
     assert ran.status == 1
-    assert "card.json is damaged" in ran.err
+    assert "card.json is not valid: field" in ran.err
     assert len(ran.err.splitlines()) == 1
 
 

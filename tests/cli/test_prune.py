@@ -327,7 +327,7 @@ def test_a_finished_run_whose_card_is_damaged(run, job, tmp_path):
     (tmp_path / "r" / "card.json").write_text(json.dumps(card))
     ran = run(*job, "--out", tmp_path / "r", "--resume")
     assert ran.status == 1
-    assert "card.json is damaged: it has no 'cut'" in ran.err
+    assert "card.json is not valid: field 'cut': field required" in ran.err
 
 
 def test_a_damaged_run_file(run, job, tmp_path):

@@ -130,12 +130,12 @@ class Card(_Open):
     format: str
     version: int
     files: Digests
-    source: Source | None = None  # None for a network that did not come from `build`
-    method: MethodRecord | None = None
-    before: Figures | None = None
-    cut: Figures | None = None
-    after: Figures | None = None
-    error: Number | None = None  # relative, of the sliced to the masked network
+    source: Source | None  # None for a network that did not come from `build`
+    method: MethodRecord
+    before: Figures
+    cut: Figures
+    after: Figures
+    error: Number | None  # relative, of the sliced to the masked network; None where there is none
     stripes: list[StripesRecord] = []
     history: list[dict[str, Any]] = []
     versions: dict[str, Line] = {}
@@ -161,10 +161,7 @@ class Card(_Open):
 
     def networks(self) -> list[tuple[str, Figures]]:
         """What each network on the way to this artifact is called, and its figures: the original first, the last cut,
-        and what recovery made of it where that is another. Those that the card has."""
-        names = ["before", *(f"after {cut.method}" for cut in self.earlier)]
-        found = list(zip(names, [*(cut.before for cut in self.earlier), self.before], strict=True))
-        found.append(("after the cut", self.cut))
-        if self.after != self.cut:
-            found.append(("after recovery", self.after))
-        return [(name, figures) for name, figures in found if figures is not None]
+        and what recovery made of it where that is another."""
+        names = ["before", *(f"after {cut.method}" for cut in self.earlier), "after the cut"]
+        found = list(zip(names, [*(cut.before for cut in self.earlier), self.before, self.cut], strict=True))
+        return found if self.after == self.cut else [*found, ("after recovery", self.after)]

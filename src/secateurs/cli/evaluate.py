@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +10,14 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import DataOptions, Folder, ModelOptions
-from secateurs.errors import ArtifactError, ConfigError, DataError, SecateursError
+from secateurs.errors import ConfigError, DataError, SecateursError, shown
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from secateurs import Data
+    from secateurs.artifact import Card
 
 
 def evaluate(
@@ -67,12 +67,12 @@ def evaluate(
     if artifact is None and model_options.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: there is nothing to measure.")
     where = options.pick(device)
-    card: dict[str, Any] = {}
+    card: Card | None = None
     if artifact is not None:
         card = _card(artifact)
-        data_options, data = _data(artifact, card, data_options, where)
-        network = _load(artifact, card, model, model_options.num_classes).to(where)
-        options.suits(network, data, str(artifact), "give the data that it was pruned for.")
+        data_options, data = _data(artifact, card, data_options, where, model_options.trust_code)
+        network = _load(artifact, card, model, model_options).to(where)
+        options.suits(network, data, shown(artifact), "give the data that it was pruned for.")
     else:
         model_options.check(str(model))
         data_options = data_options.complete()
@@ -82,43 +82,51 @@ def evaluate(
         raise DataError(f"{data_options.data} has no images to validate on, and so nothing to measure with.")
     found = {"data": data_options.data, "normalize": data_options.normalize, **_measure(network, data, where)}
     if as_json:
-        print(json.dumps({"measured": found, "card": {k: card.get(k) for k in ("before", "cut", "after")}}, indent=2))
+        figures = {} if card is None else card.model_dump(mode="json")
+        print(
+            json.dumps({"measured": found, "card": {k: figures.get(k) for k in ("before", "cut", "after")}}, indent=2)
+        )
     else:
-        _show(str(artifact or model), found, card)
+        _show(str(model) if artifact is None else shown(artifact), found, card)
 
 
-def _card(artifact: Path) -> dict[str, Any]:
-    from secateurs.artifact import CARD, read
+def _card(artifact: Path) -> Card:
+    from secateurs.artifact import read
 
-    card = read(artifact)[1]
-    kinds = {"data": str, "normalize": str, "batch_size": int, "image_size": int, "skip_unreadable": bool}
-    for name, kind in kinds.items():
-        value = (card.get("data") or {}).get(name)
-        if not (value is None or isinstance(value, kind)):
-            raise ArtifactError(f"{artifact / CARD} is damaged: {name} of its data is {value!r}.")
-    return card
+    return read(artifact)[1]
 
 
-def _data(artifact: Path, card: Mapping[str, Any], given: DataOptions, where: torch.device) -> tuple[DataOptions, Data]:
+def _data(artifact: Path, card: Card, given: DataOptions, where: torch.device, trust: bool) -> tuple[DataOptions, Data]:
     """What to measure on: as given, and where that leaves something open as on the card."""
-    recorded = card.get("data") or {}
-    if given.data is None and not recorded.get("data"):
-        raise ConfigError(f"The card of {artifact} does not say which data it is for: give --data, and --normalize.")
-    options = given.over(recorded).complete()
+    from secateurs.data.spec import remote
+
+    recorded = {} if card.data is None else card.data.model_dump()
+    named: str = recorded.get("data") or ""
+    if given.data is None and not named:
+        raise ConfigError(
+            f"The card of {shown(artifact)} does not say which data it is for: give --data, and --normalize."
+        )
     try:
+        if given.data is None and not trust and remote(named):
+            raise ConfigError(
+                f"{shown(named)} would be fetched from the network: give it as --data if you mean it (or --trust-code)."
+            )
+        options = given.over(recorded).complete()
         return options, options.load(0, where)
     except SecateursError as error:
         if given.data is not None:
             raise
-        raise type(error)(f"{error} The card of {artifact} names this data; --data names other.") from error
+        raise type(error)(f"{error} The card of {shown(artifact)} names this data; --data names other.") from error
 
 
-def _load(artifact: Path, card: Mapping[str, Any], spec: str | None, num_classes: int | None) -> nn.Module:
+def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> nn.Module:
     import secateurs as sc
 
-    if spec is None and not card.get("source"):
-        raise ConfigError(f"The card of {artifact} does not say how to build its network: give --model.")
-    return sc.load(artifact, None if spec is None else sc.build(spec, num_classes=num_classes))
+    if spec is None and card.source is None:
+        raise ConfigError(f"The card of {shown(artifact)} does not say how to build its network: give --model.")
+    if spec is None:
+        return sc.load(artifact, trust_code=model.trust_code)
+    return sc.load(artifact, sc.build(spec, num_classes=model.num_classes, trust_code=model.trust_code))
 
 
 def _measure(network: nn.Module, data: Data, where: torch.device) -> dict[str, Any]:
@@ -139,25 +147,21 @@ def _measure(network: nn.Module, data: Data, where: torch.device) -> dict[str, A
     }
 
 
-def _show(what: str, found: dict[str, Any], card: dict[str, Any]) -> None:
-    from secateurs.report import count, duration, percent, short, table, until_cut
+def _show(what: str, found: dict[str, Any], card: Card | None) -> None:
+    import secateurs as sc
+    from secateurs.report import count, duration, short, table, worth
 
     rows = table("", "MACs", "parameters", "top-1 %", "top-5 %", "loss")
-    stages: list[tuple[str, Mapping[str, Any]]] = [("measured now", found)]
-    if "after" in card:
-        stages.append(("on the card", card["after"]))
-    if "before" in card:
-        stages.append(("the original", until_cut(card)[0][1]))
-    for name, figures in stages:
-        loss = figures.get("loss")
-        rows.add_row(
-            *(name, short(figures["macs"]), short(figures["params"])),
-            *(percent(figures.get("top1")), percent(figures.get("top5")), "-" if loss is None else f"{loss:.3f}"),
-        )
+    now = sc.Figures(*(found[name] for name in ("macs", "params", "top1", "top5", "loss")))
+    networks = [("measured now", now)]
+    if card is not None:
+        networks += [("on the card", card.after), ("the original", card.networks()[0][1])]
+    for name, figures in networks:
+        rows.add_row(name, short(figures.macs), short(figures.params), *worth(figures))
     console = options.out()
     console.print(rows)
     console.print()
     how = "not normalised" if found["normalize"] == "none" else f"normalised by {found['normalize']}"
     skipped = f", {found['skipped']:,} that can't be read left out" if found["skipped"] else ""
     console.print(f"{what}: {count(found['examples'], 'image')} in {duration(found['seconds'])}{skipped}")
-    console.print(f"{found['data']}, {how}")
+    console.print(f"{shown(found['data'])}, {how}")

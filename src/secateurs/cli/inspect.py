@@ -30,6 +30,7 @@ def inspect(
     input: str | None = None,
     num_classes: Count | None = None,
     allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
     pictures: options.Folder | None = None,
     force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
@@ -67,6 +68,8 @@ def inspect(
         outputs of the network
     allow_inexact
         count channels as prunable that a layer or group norm takes its statistics over
+    trust_code
+        of an artifact: import and run the code that its card names
     as_json
         print JSON instead of a table
     pictures
@@ -79,11 +82,11 @@ def inspect(
     import secateurs as sc
     from secateurs.surgery.stripes import summary
 
-    network = sc.build(model, num_classes=num_classes)
+    network = sc.build(model, num_classes=num_classes, trust_code=trust_code)
     plan, spec = _artifact(model)
     if pictures is not None:
         if plan is None:
-            raise ConfigError(f"--pictures are of the stripes of an artifact: {model} is none.")
+            raise ConfigError(f"--pictures are of the stripes of an artifact: {model} is not one.")
         _draw(network, plan, pictures, force)
     elif force:
         raise ConfigError("--force replaces pictures: give --pictures with it.")
@@ -115,7 +118,7 @@ def _artifact(spec: str) -> tuple[Plan | None, str]:
     if not is_artifact(spec):
         return None, spec
     plan, card = artifact.read(spec)
-    return plan, (card.get("source") or {}).get("spec", spec)
+    return plan, spec if card.source is None else card.source.spec
 
 
 def _draw(network: nn.Module, plan: Plan, folder: Path, force: bool) -> None:

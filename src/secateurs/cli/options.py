@@ -114,13 +114,15 @@ class ModelOptions:
     """trained weights: a .safetensors, or a state dict that loads without pickle"""
     num_classes: Count | None = None
     """outputs of the network; by default as many as the data has classes"""
+    trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """of an artifact: import and run the code, and fetch the data, that its card names"""
 
     def check(self, spec: str) -> None:
         """Raise now for a model that cannot be built or weights that are not there: reading data may take a while."""
         import secateurs as sc
         from secateurs.zoo import load_state
 
-        sc.build(spec, num_classes=self.num_classes)
+        sc.build(spec, num_classes=self.num_classes, trust_code=self.trust_code)
         if self.weights is not None:
             load_state(self.weights)
 
@@ -132,7 +134,7 @@ class ModelOptions:
 
         torch.manual_seed(seed)  # of initial weights
         classes = len(data.classes or ()) or None
-        model = sc.build(spec, self.weights, self.num_classes or classes).to(device)
+        model = sc.build(spec, self.weights, self.num_classes or classes, trust_code=self.trust_code).to(device)
         suits(model, data, spec)
         return model
 

@@ -13,8 +13,7 @@ from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
 from secateurs.cli.pruning import Run
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
 from secateurs.cli.runs import RunFolder
-from secateurs.errors import ArtifactError, ConfigError
-from secateurs.files import shown
+from secateurs.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from secateurs import Budget
@@ -153,13 +152,11 @@ def _show(folder: Path) -> None:
     from secateurs.report import duration, error, outcome, stripes_line
 
     _, card = artifact.read(folder)
-    for name in ("before", "cut", "after", "error", "seconds"):
-        if name not in card:
-            raise ArtifactError(f"{folder / artifact.CARD} is damaged: it has no '{name}'.")
     console = options.out()
-    console.print(outcome(card))
+    console.print(outcome(card.networks()))
     console.print()
-    if card.get("stripes"):
-        console.print(stripes_line(card["stripes"]))
-    console.print(f"masked ≡ sliced to {error(card['error'])} · {duration(card['seconds'])} · saved to {shown(folder)}")
+    if card.stripes:
+        console.print(stripes_line([layer.model_dump() for layer in card.stripes]))
+    took = "" if card.seconds is None else f" · {duration(card.seconds)}"
+    console.print(f"masked ≡ sliced to {error(card.error)}{took} · saved to {shown(folder)}")
     console.print(f'model = secateurs.load("{shown(folder)}")')

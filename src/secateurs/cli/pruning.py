@@ -54,10 +54,12 @@ class Run:
         stage, *later = self.later
         before = self.folder.folder
         _, card = artifact.read(before)
-        original = self.original or card["before"]["macs"]
-        stages.check([stage], original, card["after"]["macs"])
+        original = self.original or card.before.macs
+        stages.check([stage], original, card.after.macs)
+        # The artifact was made by this command, from a spec that the user wrote: its code is what was run already.
+        trust = self.model.trust_code or self.spec.startswith("python:")
         return replace(
-            self, spec=str(before), method=stage.method, budget=stage.budget(original), model=ModelOptions(),
+            self, spec=str(before), method=stage.method, budget=stage.budget(original), model=ModelOptions(trust_code=trust),
             pretrain=PretrainOptions(), folder=folder, later=later, stage=stage, original=original,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, field_validator
@@ -143,7 +143,7 @@ class Run:
         options.trains(base, inputs, self.spec)
         if self.model.weights is None:
             base = sc.reinitialise(base, self.seed, keep_raw=True)
-        fresh = ModelOptions(None, self.model.num_classes).build(self.spec, data, where, self.seed)
+        fresh = replace(self.model, weights=None).build(self.spec, data, where, self.seed)
         wide = sc.widen(fresh, inputs, self.widen, scope=self.scope, seed=self.seed)
         wide = sc.reinitialise(wide, self.seed, keep_raw=True)
         options.trains(wide, inputs, f"{self.spec}, widened,")

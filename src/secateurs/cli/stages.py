@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from secateurs.errors import ConfigError
 
 if TYPE_CHECKING:
     from secateurs import Budget, Method
+    from secateurs.artifact import Card
 
 
 def configured(method: str, settings: Sequence[str], ranking: str | None = None, prefix: str = "") -> Method:
@@ -132,8 +133,8 @@ def folders(out: Path, methods: Sequence[Method]) -> list[Path]:
     return [*(out / f"{i}-{method.name}" for i, method in enumerate(methods[:-1], 1)), out]
 
 
-def earlier(card: dict[str, Any]) -> list[dict[str, Any]]:
+def earlier(card: Card) -> list[dict[str, Any]]:
     """The cuts that led to an artifact, its own the last, as the card of the next one has them: which method, and the
     network that it began with."""
-    name = (card.get("method") or {}).get("name", "a cut")
-    return [*card.get("earlier", []), {"method": name, "before": card["before"]}] if "before" in card else []
+    cuts = [*((cut.method, cut.before) for cut in card.earlier), (card.method.name, card.before)]
+    return [{"method": method, "before": asdict(before)} for method, before in cuts]

@@ -19,6 +19,8 @@ _PHRASES = (
     (r"\ballow_inexact=True", "--allow-inexact"),
     (r"\boverwrite=True", "--force"),
     (r"\bskip_unreadable=True", "--skip-unreadable"),
+    (r"\btrust_code=True", "--trust-code"),
+    (r"Pass the network yourself \(model=…\)", "Name the network yourself (evaluate … --model)"),
     (r"[Ii]nput should be", "must be"),
     (r"Extra inputs are not permitted", "there is no such setting"),
 )

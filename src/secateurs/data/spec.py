@@ -87,6 +87,14 @@ def absolute(spec: str) -> str:
     return f"wds:{','.join(map(_absolute, parts(name)))}{query}"
 
 
+def remote(spec: str) -> bool:
+    """Whether reading this data may go to the network: a name on the Hub, an address."""
+    family, _, rest = spec.partition(":")
+    if family == "hf":
+        return "://" in rest or not Path(parse(rest)[0]).expanduser().exists()
+    return family == "wds" and "://" in rest
+
+
 def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 

@@ -1,7 +1,7 @@
 """What people read: figures in few digits, and the tables that the commands share."""
 
 from secateurs.report.figures import count, duration, error, percent, share, short
-from secateurs.report.tables import listing, outcome, stripes, stripes_line, table, until_cut
+from secateurs.report.tables import listing, outcome, stripes, stripes_line, table, worth
 
 __all__ = [
     "count",
@@ -15,5 +15,5 @@ __all__ = [
     "stripes",
     "stripes_line",
     "table",
-    "until_cut",
+    "worth",
 ]

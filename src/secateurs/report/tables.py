@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
+from secateurs.artifact import Figures
 from secateurs.report.figures import count, percent, share, short
 
 Justify = Literal["left", "right"]
@@ -22,31 +23,24 @@ def table(*columns: str, left: int = 1) -> Table:
     return made
 
 
-def outcome(card: Mapping[str, Any]) -> Table:
-    """Before, after the cut, after recovery: from an artifact's card. Of a network that was pruned before, what each
-    method had left as well."""
+def outcome(networks: Sequence[tuple[str, Figures]]) -> Table:
+    """What each network on the way to an artifact costs and is worth, the original first: see `Card.networks`."""
     made = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
-    stages = until_cut(card)
-    before = stages[0][1]
-    stages.append(("after the cut", card["cut"]))
-    if card["after"] != card["cut"]:
-        stages.append(("after recovery", card["after"]))
-    for name, stage in stages:
-        loss = "-" if stage.get("loss") is None else f"{stage['loss']:.3f}"
+    for name, figures in networks:
+        before = networks[0][1]
         made.add_row(
             name,
-            *(short(stage["macs"]), share(stage["macs"], before["macs"])),
-            *(short(stage["params"]), share(stage["params"], before["params"])),
-            *(percent(stage.get("top1")), percent(stage.get("top5")), loss),
+            *(short(figures.macs), share(figures.macs, before.macs)),
+            *(short(figures.params), share(figures.params, before.params)),
+            *worth(figures),
         )
     return made
 
 
-def until_cut(card: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """What each network on the way to an artifact's last cut is called, and its figures; the original comes first."""
-    earlier = card.get("earlier", [])
-    names = ["before", *(f"after {cut['method']}" for cut in earlier)]
-    return list(zip(names, [*(cut["before"] for cut in earlier), card["before"]], strict=True))
+def worth(figures: Figures) -> tuple[str, str, str]:
+    """Top-1, top-5 and loss."""
+    loss = "-" if figures.loss is None else f"{figures.loss:.3f}"
+    return percent(figures.top1), percent(figures.top5), loss
 
 
 def listing(names: Sequence[str], most: int = 2) -> str:
