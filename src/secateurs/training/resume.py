@@ -102,6 +102,16 @@ def refuse_old(engine: Engine) -> None:
         )
 
 
+def last_checkpoint(engine: Engine) -> str:
+    """A sentence that says where it is, for the end of a message; empty if there is none."""
+    found = engine.checkpoints.steps() if engine.checkpoints else []
+    return (
+        f" The last good checkpoint is {shown(engine.checkpoints.path(found[-1]))}."
+        if engine.checkpoints and found
+        else ""
+    )
+
+
 class _Line(BaseModel):
     """What every line of our log holds."""
 
