@@ -25,7 +25,7 @@ from secateurs.training.parts import Part, average_, make_optimizer
 from secateurs.training.processes import LostError
 from secateurs.training.progress import Mode, Reporter, summary
 from secateurs.training.recipe import Recipe
-from secateurs.training.runtime import Runtime
+from secateurs.training.runtime import Runtime, written
 from secateurs.training.seeds import borrowed, seed_all
 from secateurs.training.syncnorm import synchronised
 
@@ -185,7 +185,8 @@ class Engine:
         self.parts["main"].net = self.runtime.wrap(self.model)
         self.total, self.per_epoch = B.measure(self.recipe, self.train_data)
         if self.track:
-            self.runtime.accelerator.init_trackers("secateurs", config=self.recipe.model_dump(mode="json"))
+            with written(self.folder):
+                self.runtime.accelerator.init_trackers("secateurs", config=self.recipe.model_dump(mode="json"))
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -367,7 +368,9 @@ class Engine:
         self._save()  # before the line is out: a log never runs ahead of what a resumed run knows
         R.append_log(self, line)
         if self.track:
-            self.runtime.accelerator.log({k: v for k, v in line.items() if isinstance(v, (int, float))}, step=self.step)
+            figures = {k: v for k, v in line.items() if isinstance(v, (int, float))}
+            with written(self.folder):
+                self.runtime.accelerator.log(figures, step=self.step)
         self.report.line(summary(line, self.report.title))
 
     def _due(self) -> bool:
@@ -403,5 +406,6 @@ class Engine:
         for part in self.parts.values():
             part.net = part.module
         if self.track:
-            self.runtime.accelerator.end_training()
+            with written(self.folder):
+                self.runtime.accelerator.end_training()
         self.runtime.wait()

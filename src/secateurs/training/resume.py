@@ -10,9 +10,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from secateurs.errors import ArtifactError, ConfigError, SecateursError, TrainingError
+from secateurs.errors import ArtifactError, ConfigError, SecateursError
 from secateurs.files import dump_json, faults, open_regular, parse_json, shown, write_whole
 from secateurs.training.checkpoint import TENSORS, TREE
+from secateurs.training.runtime import written
 from secateurs.training.state import PartState, State, misfit, optimizer_misfit
 
 if TYPE_CHECKING:
@@ -245,27 +246,22 @@ def rewrite_log(engine: Engine) -> None:
     if engine.rank:
         return
     path = engine.folder / LOG
-    try:
+    with written(path):
         engine.folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, "".join(map(_line, engine.history)))
-    except OSError as error:
-        raise _unwritten(path, error) from error
 
 
 def append_log(engine: Engine, line: dict[str, Any]) -> None:
     if engine.folder is None or engine.rank:
         return
     path = engine.folder / LOG
-    try:
-        with open(path, "ab", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            try:
-                _write_all(file, _line(line).encode())
-            except OSError:  # half a line would stay
-                file.truncate(end)
-                raise
-    except OSError as error:
-        raise _unwritten(path, error) from error
+    with written(path), open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            _write_all(file, _line(line).encode())
+        except OSError:  # half a line would stay
+            file.truncate(end)
+            raise
 
 
 def _write_all(file: IO[bytes], data: bytes) -> None:
@@ -275,8 +271,3 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
 
 def _line(figures: dict[str, Any]) -> str:
     return dump_json(figures) + "\n"
-
-
-def _unwritten(path: Path, error: OSError) -> TrainingError:
-    what = error.strerror or error
-    return TrainingError(f"{shown(path)} can't be written: {what}. Make room (or choose another folder) and resume.")

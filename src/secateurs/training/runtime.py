@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from secateurs.devices import usable
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, TrainingError, shown
 from secateurs.training import precision as P
 from secateurs.training.processes import Peers, check, check_group, on_cpu, several
 from secateurs.training.recipe import Recipe
@@ -37,7 +38,8 @@ class Runtime:
         check_trackers(track, folder)
         check(device)
         if track and folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            with written(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         self.accelerator: Any = Accelerator(
             # Alone, the device is ours to choose: accelerate's first answer holds for the whole life of a process.
             cpu=several() and on_cpu(device),
@@ -89,6 +91,18 @@ class Runtime:
         if self.world > 1 and any(p.requires_grad for p in module.parameters()):
             net = self.accelerator.prepare_model(module, device_placement=False)
         return torch.compile(net) if self.compile else net  # type: ignore[return-value]
+
+
+@contextmanager
+def written(what: Path | None) -> Iterator[None]:
+    """Raise TrainingError where a tracker's files, or others of a run, cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{shown(what or 'A tracker')} can't be written: {error.strerror or error}. Make room (or choose another folder) "
+            "and resume."
+        ) from error
 
 
 def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
