@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-OUTPUT = "reaches the model's output"
 SPLIT = "split sizes are constants in the code"
 SIZE = "a size is a constant in the code"
 EXPANDED = "a tensor is expanded to a size that is a constant in the code"

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from secateurs.channels import count
+from secateurs.channels.reasons import OUTPUT
 from secateurs.surgery import apply, trace, verify
 from secateurs.zoo.vision import timm, torchvision
-from tests.networks import OUTPUT, fraction, randomise
+from tests.networks import fraction, randomise
 
 # Resolution, and the share of channels that can be cut, the classes aside.
 TORCHVISION = {

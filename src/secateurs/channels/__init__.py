@@ -2,7 +2,8 @@
 
 from secateurs.channels.cost import Cost, count
 from secateurs.channels.graph import ChannelGraph, ChannelGroup, Slot
+from secateurs.channels.reasons import Reason
 from secateurs.channels.rules import register_rule
 from secateurs.channels.tracing import trace
 
-__all__ = ["ChannelGraph", "ChannelGroup", "Cost", "Slot", "count", "register_rule", "trace"]
+__all__ = ["ChannelGraph", "ChannelGroup", "Cost", "Reason", "Slot", "count", "register_rule", "trace"]

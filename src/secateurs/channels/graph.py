@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.channels.cost import Cost, CostModel
+from secateurs.channels.reasons import Kind, Reason
 from secateurs.errors import PlanError, nearest
 
 Array = np.ndarray
@@ -44,12 +45,17 @@ class ChannelGroup:
     slots: tuple[Slot, ...] = field(repr=False)
     exact: bool  # masked ≡ sliced; not so where a normalisation takes its statistics over the channels
     internal: bool  # no channel lies on a shortcut
-    reason: str | None  # why it is not prunable, or None
+    reason: Reason | None  # why it is not prunable, or None
 
     @property
     def prunable(self) -> bool:
         """May be cut without further ado. An inexact group is not, unless the trace was made with `allow_inexact`."""
         return self.reason is None
+
+    @property
+    def only_inexact(self) -> bool:
+        """Not prunable for no other reason than that a cut would be inexact."""
+        return self.reason is not None and self.reason.kind is Kind.INEXACT
 
     @cached_property
     def coupled(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from secateurs.channels.cost import CostModel
 from secateurs.channels.graph import ChannelGroup, Slot
 from secateurs.channels.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, Classes
+from secateurs.channels.reasons import Kind, Reason
 from secateurs.channels.tracer import Tape
 
 Array = np.ndarray
@@ -62,7 +63,7 @@ class Grouping:
         channel[order] = np.arange(len(g)) - np.repeat(starts, np.diff(np.r_[starts, len(g)]))
         return channel
 
-    def build(self, allow_inexact: bool, refuted: Mapping[int, str]) -> list[ChannelGroup]:
+    def build(self, allow_inexact: bool, refuted: Mapping[int, Reason]) -> list[ChannelGroup]:
         """`refuted`: groups that a cut network was found to break on, and why."""
         # Labels stand in the order of (owner, position): a stable sort by channel, then by (group, owner), does it.
         inside = np.flatnonzero(self.group >= 0)
@@ -99,24 +100,25 @@ class Grouping:
             )
         return built
 
-    def _reason(self, g: int, slots: list[Slot], label: int, allow_inexact: bool) -> str | None:
+    def _reason(self, g: int, slots: list[Slot], label: int, allow_inexact: bool) -> Reason | None:
         frozen, inexact = self.classes.frozen[label], self.classes.inexact[label]
         if frozen >= 0:
             return self.classes.reasons[frozen]
         if self.sizes[g] == 1:
             return self._single(max(s.index.shape[1] for s in slots if s.produces), label)
         if not any(s.consumes for s in slots):
-            return "no layer reads it"
+            return Reason(Kind.UNREAD, "no layer reads it")
         if inexact >= 0 and not allow_inexact:
-            return f"inexact: {self.classes.reasons[inexact]} (allow_inexact=True cuts it all the same)"
+            return self.classes.reasons[inexact]
         return None
 
-    def _single(self, coupled: int, label: int) -> str:
+    def _single(self, coupled: int, label: int) -> Reason:
         if coupled == 1:
-            return "it is a single channel"
+            return Reason(Kind.SINGLE, "it is a single channel")
         root = self.classes.root
         by = [what for pieces, what in self.tape.couplings if (root[pieces] == root[label]).any()]
-        return f"its {coupled} channels are all coupled to one another: {', '.join(dict.fromkeys(by)) or 'by the code'}"
+        how = ", ".join(dict.fromkeys(by)) or "by the code"
+        return Reason(Kind.SINGLE, f"its {coupled} channels are all coupled to one another: {how}")
 
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
         """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""

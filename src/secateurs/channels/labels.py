@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from secateurs.channels.reasons import Reason
+
 Array = np.ndarray
 
 LABEL = np.int32  # half the memory of the default, and no network has two thousand million channels
@@ -29,7 +31,7 @@ class Classes:
     flags: Array  # PRODUCED | CONSUMED of the label itself; SHORTCUT of its class
     frozen: Array  # index into `reasons`, or -1; one value per class
     inexact: Array  # likewise
-    reasons: list[str]
+    reasons: list[Reason]
 
 
 class LabelSpace:
@@ -42,13 +44,13 @@ class LabelSpace:
         self._inexact: list[tuple[Array, int]] = []
         self._marks: list[tuple[Array, int]] = []
         self._kin: list[tuple[Array, Array]] = []
-        self._reasons: dict[str, int] = {}
+        self._reasons: dict[Reason, int] = {}
 
     def fresh(self, n: int) -> Array:
         self.size += n
         return np.arange(self.size - n, self.size, dtype=LABEL)
 
-    def unify(self, a: Array, b: Array, reason: str) -> None:
+    def unify(self, a: Array, b: Array, reason: Reason) -> None:
         """Make a[i] and b[i] one channel. Where one of the two is no channel the other is frozen, for `reason`."""
         if a is b:
             return
@@ -59,11 +61,11 @@ class LabelSpace:
             a, b = a[both], b[both]
         self._edges.append((a, b))
 
-    def freeze(self, labels: Array, reason: str) -> None:
+    def freeze(self, labels: Array, reason: Reason) -> None:
         if labels.size:
             self._frozen.append((labels, self._reason(reason)))
 
-    def inexact(self, labels: Array, reason: str) -> None:
+    def inexact(self, labels: Array, reason: Reason) -> None:
         self._inexact.append((labels, self._reason(reason)))
 
     def mark(self, labels: Array, flag: int) -> None:
@@ -73,8 +75,8 @@ class LabelSpace:
         """What is said of a[i] by `mark`, as part of a weight, is true of b[i] too: the weight is their sum."""
         self._kin.append((a, b))
 
-    def _reason(self, text: str) -> int:
-        return self._reasons.setdefault(text, len(self._reasons))
+    def _reason(self, reason: Reason) -> int:
+        return self._reasons.setdefault(reason, len(self._reasons))
 
     def point(self) -> tuple[int, ...]:
         """A point to go `back` to when what follows turns out to be unusable."""
@@ -123,15 +125,15 @@ class KnownLabels:
     function minus the channels cut: every sum adds equal channels, every weight reads the channel it was trained on.
     """
 
-    def unify(self, a: Array, b: Array, reason: str) -> None:
+    def unify(self, a: Array, b: Array, reason: Reason) -> None:
         if a is not b and not np.array_equal(a, b):
             differ = (a != b) & (a != 0) & (b != 0)
             if differ.any():
-                raise Mismatch(reason)
+                raise Mismatch(str(reason))
 
-    def freeze(self, labels: Array, reason: str) -> None: ...
+    def freeze(self, labels: Array, reason: Reason) -> None: ...
 
-    def inexact(self, labels: Array, reason: str) -> None: ...
+    def inexact(self, labels: Array, reason: Reason) -> None: ...
 
     def mark(self, labels: Array, flag: int) -> None: ...
 

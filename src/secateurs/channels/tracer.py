@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.channels import attributes, numbers, rules, shapes
 from secateurs.channels.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
+from secateurs.channels.reasons import Kind, Reason
 
 Array = np.ndarray
 Labels = dict[int, Array]  # axis → one label per index; axes of size 1 and axes without channels are left out
@@ -125,7 +126,7 @@ class Tracer(TorchDispatchMode):
         tensors = list(pytree.tree_leaves((args[1:] if args and args[0] is self else args, kwargs)))
         for x in tensors:
             if isinstance(x, Tensor):
-                self.freeze(self.labels(x), f"op {self.op_name} has no rule")
+                self.freeze(self.labels(x), Reason(Kind.NO_RULE, f"op {self.op_name} has no rule"))
                 if self.is_weight(x):
                     self.produce(x, 0)  # so that the layer shows up, with this reason
 
@@ -208,7 +209,7 @@ class Tracer(TorchDispatchMode):
     def unify(self, *operands: Array | Tensor | None) -> None:
         """The i-th channels of all operands (labels, or parameters of shape (C,)) are one channel."""
         present = [self.axis(o, 0) if isinstance(o, Tensor) else o for o in operands if o is not None]
-        reason = f"meets the model's input or a constant in {self.op_name}"
+        reason = Reason(Kind.CONSTANT, f"meets the model's input or a constant in {self.op_name}")
         for other in present[1:]:
             self.space.unify(present[0], other, reason)
 
@@ -216,7 +217,11 @@ class Tracer(TorchDispatchMode):
         """The k-th channels of all pieces are one channel.  pieces: (pieces, channels)"""
         if pieces.shape[0] > 1:
             self.tape.couplings.append((pieces, f"{self.op_name} ({_caller()})"))
-            self.space.unify(np.tile(pieces[0], len(pieces) - 1), pieces[1:].ravel(), f"{self.op_name} pads a piece")
+            self.space.unify(
+                np.tile(pieces[0], len(pieces) - 1),
+                pieces[1:].ravel(),
+                Reason(Kind.RULE, f"{self.op_name} pads a piece"),
+            )
 
     def join(self, operands: list[tuple[Labels, Tensor]]) -> Labels:
         """Operands with these labels meet element by element, with broadcasting: unify what meets."""
@@ -240,14 +245,15 @@ class Tracer(TorchDispatchMode):
                     self.unify(own, self.zeros(len(own)))
         return out
 
-    def freeze(self, labels: Array | Labels, reason: str) -> None:
+    def freeze(self, labels: Array | Labels, reason: str | Reason) -> None:
         """These channels can't be cut, and this is why."""
+        reason = Reason(Kind.RULE, reason) if isinstance(reason, str) else reason
         for own in labels.values() if isinstance(labels, dict) else (labels,):
             self.space.freeze(own, reason)
 
     def inexact(self, labels: Array, reason: str) -> None:
         """A cut changes more than what is cut: only done on request."""
-        self.space.inexact(labels, reason)
+        self.space.inexact(labels, Reason(Kind.INEXACT, reason))
 
     def shortcut(self, *tensors: Tensor) -> None:
         found = [labels for labels in map(self.labels, tensors) if labels]

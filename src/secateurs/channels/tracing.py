@@ -17,6 +17,7 @@ from secateurs.channels.graph import ChannelGraph, named_tensors
 from secateurs.channels.grouping import Grouping
 from secateurs.channels.inputs import beside, call, check_model, map_tensors, tensors
 from secateurs.channels.labels import CONSUMED, KnownLabels, LabelSpace
+from secateurs.channels.reasons import OUTPUT, Kind, Reason
 from secateurs.channels.tracer import Calls, Site, Tape, Tracer, swapped
 from secateurs.errors import TraceError
 
@@ -57,7 +58,7 @@ def trace(
 class _Fault:
     """Why a group cannot be cut, and the ambiguous places that another reading might mend."""
 
-    reason: str
+    reason: Reason
     sites: Sequence[Site] = ()
 
 
@@ -146,7 +147,7 @@ class _Trace:
         with tracer, Calls(tracer):
             out = call(self.model, inputs)
         for x in tensors(out):
-            tracer.freeze(tracer.labels(x), "reaches the model's output")
+            tracer.freeze(tracer.labels(x), OUTPUT)
 
     def _training_pass(self, tracer: Tracer, space: LabelSpace, inputs: Any) -> None:
         """Some parameters only work in training (auxiliary heads): what they read must be cut on them too."""
@@ -182,7 +183,7 @@ class _Trace:
         while rest and not self._holds(grouping, rest):
             numbered = [n for i, n in enumerate(grouping.tape.numbers) if i in self.changed]
             counted = {g: n for n in numbered for labels in n.labels for g in self._groups(grouping, labels)}
-            found = {g: _Fault(f"{numbers.REASON} ({n.where})") for g, n in counted.items() if g in rest}
+            found = {g: _Fault(Reason(Kind.CODE, numbers.REASON, n.where)) for g, n in counted.items() if g in rest}
             if not found:
                 return self._failing(grouping, free, touching)
             faults |= found
@@ -241,10 +242,12 @@ class _Trace:
         """What the last check failed for."""
         if self.changed and grouping.tape.numbers:
             at = min(self.changed[0], len(grouping.tape.numbers) - 1)
-            return _Fault(f"{numbers.REASON} ({grouping.tape.numbers[at].where})")
+            return _Fault(Reason(Kind.CODE, numbers.REASON, grouping.tape.numbers[at].where))
         if sites:
-            return _Fault(f"{sites[0].reason} ({sites[0].where})", sites)
-        return _Fault("a network with fewer of these channels does not run, or computes something else")
+            return _Fault(Reason(Kind.CODE, sites[0].reason, sites[0].where), sites)
+        return _Fault(
+            Reason(Kind.CODE, "a network with fewer of these channels does not run, or computes something else")
+        )
 
     def _holds(self, grouping: Grouping, groups: list[int]) -> bool:
         """Cut about half of these groups at random, and trace the cut network with the labels it inherits."""

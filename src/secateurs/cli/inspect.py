@@ -187,7 +187,7 @@ def _size(group: ChannelGroup) -> str:
 
 def _verdict(group: ChannelGroup) -> str:
     if group.reason is not None:
-        return group.reason
+        return str(group.reason)
     return "yes" if group.internal else "with --scope all"
 
 
@@ -212,7 +212,7 @@ def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> dict[str
                 "prunable": g.prunable,
                 "internal": g.internal,
                 "exact": g.exact,
-                "reason": g.reason,
+                "reason": None if g.reason is None else str(g.reason),
             }
             for g in graph.groups
         ],

@@ -22,7 +22,7 @@ from secateurs.errors import PlanError, VerificationError
 from secateurs.files import faults, shown
 from secateurs.surgery.culprits import blamed
 from secateurs.surgery.cut import copied, remade, take
-from secateurs.surgery.plan import REWRITTEN, Attribute, Kept, PrunableGraph, Size, Sizes, only_inexact, trace
+from secateurs.surgery.plan import REWRITTEN, Attribute, Kept, PrunableGraph, Size, Sizes, trace
 from secateurs.surgery.verify import TOLERANCE, disagreement, outputs, steady
 
 Array = np.ndarray
@@ -269,8 +269,8 @@ def _cost(graph: PrunableGraph, widths: Mapping[str, int]) -> Cost:
 
 def _whole(group: ChannelGroup, allow_inexact: bool) -> str | None:
     """Why a group stays as wide as it is, or None."""
-    if not group.prunable and not (allow_inexact and only_inexact(group)):
-        return group.reason
+    if not group.prunable and not (allow_inexact and group.only_inexact):
+        return str(group.reason)
     both = next((s.param for s in group.slots if s.produces and s.consumes), None)
     return None if both is None else f"{both} creates its channels and reads them on one axis"
 

@@ -16,7 +16,7 @@ from torch import nn
 from secateurs import channels
 from secateurs.channels import Cost
 from secateurs.channels.attributes import rewrites
-from secateurs.channels.graph import ChannelGraph, ChannelGroup, named_tensors
+from secateurs.channels.graph import ChannelGraph, named_tensors
 from secateurs.channels.inputs import check_model
 from secateurs.errors import ArtifactError, PlanError
 from secateurs.files import StrPath, parse_json, shown
@@ -208,7 +208,7 @@ class PrunableGraph(ChannelGraph):
             index = _checked(wanted, group.size, f"group {name}")
             if len(index) == group.size:
                 continue
-            if not group.prunable and not (allow_inexact and not group.exact and only_inexact(group)):
+            if not group.prunable and not (allow_inexact and group.only_inexact):
                 raise PlanError(f"Group {name} cannot be cut: {group.reason}.")
             groups[name] = tuple(index.tolist())
             exact = exact and group.exact
@@ -255,10 +255,6 @@ def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False)
 
 
 trace.__doc__ = channels.trace.__doc__
-
-
-def only_inexact(group: ChannelGroup) -> bool:
-    return group.reason is not None and group.reason.startswith("inexact:")
 
 
 def _checked(wanted: Iterable[int], n: int, where: str) -> np.ndarray:

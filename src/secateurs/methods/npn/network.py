@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from secateurs.channels import ChannelGraph
 from secateurs.channels.inputs import beside, call
+from secateurs.channels.reasons import OUTPUT
 from secateurs.errors import ConfigError
-
-OUTPUT = "reaches the model's output"
 
 
 class Heads(nn.Linear):
