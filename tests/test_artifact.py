@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,18 @@ from torch import nn
 import secateurs as sc
 from secateurs import artifact
 from secateurs.artifact import CARD, MODEL, NEW, PLAN, STAGED
+
+OLD_CARD = """
+{"format": "secateurs", "version": 1, "source": {"spec": "zoo:small_cnn", "num_classes": 10}, "method": {"name": "l1",
+"ranking": "global"}, "before": {"macs": 746944, "params": 46106, "top1": 10.03, "top5": 50.42, "loss": 2.3}, "cut": {"macs":
+445056, "params": 27842, "top1": 10.03, "top5": 50.42, "loss": 2.302}, "after": {"macs": 445056, "params": 27842, "top1": 10.03,
+"top5": 50.42, "loss": 2.302}, "error": 0.0, "stripes": [{"layer": "stem.0", "kernel": [3, 3], "filters": 11, "of_filters": 11,
+"stripes": 61, "of_stripes": 99, "shares": [[0.5, 0.6], [0.7, 1.0]], "index": 99}], "history": [{"epoch": 1, "lr": 0.05}],
+"versions": {"secateurs": "0.1.0", "torch": "2.13.0+cpu", "python": "3.11.7"}, "data": {"data": "digits", "normalize": "none",
+"batch_size": 128, "image_size": 16}, "budget": {"macs": 0.6, "params": null, "align": 1}, "recover": [], "seed": 0, "earlier":
+[{"method": "l1", "before": {"macs": 746944, "params": 46106, "top1": 10.03, "top5": 50.42, "loss": 2.3}}], "seconds": 9.0,
+"kernels": {"stem.0": {"cpu float32 1x3x16x16": "gemm"}}}
+"""
 
 
 def image() -> torch.Tensor:
@@ -80,6 +93,27 @@ class TestRoundTrip:
         assert card.method is not None
         assert card.method.name == "l1"
 
+    def test_fields_of_a_later_version_are_kept(self, saved: Path, result: sc.Result) -> None:
+        change_card(
+            saved, later={"a": [1, None]}, source={"spec": "zoo:small_cnn", "num_classes": None, "in_channels": 3}
+        )
+        card = artifact.read(saved)[1]
+        assert card.model_dump()["later"] == {"a": [1, None]}
+        assert card.source is not None
+        assert card.source.options == {"in_channels": 3}
+        assert_equal(sc.load(saved), result.model)
+
+    def test_a_card_of_the_first_version(self, saved: Path, result: sc.Result) -> None:
+        """As `result.save` wrote it before cards had a schema, word for word but for the digests."""
+        card = json.loads((saved / CARD).read_text())
+        old = json.loads(OLD_CARD)
+        (saved / CARD).write_text(json.dumps({**old, "files": card["files"]}))
+        read = artifact.read(saved)[1]
+        assert [name for name, _ in read.networks()] == ["before", "after l1", "after the cut"]
+        assert read.data is not None
+        assert read.data.normalize == "none"
+        assert_equal(sc.load(saved), result.model)
+
     def test_tied_and_half_precision_weights(self, tmp_path: Path) -> None:
         def build() -> nn.Module:
             torch.manual_seed(1)
@@ -123,7 +157,10 @@ class TestRoundTrip:
         assert not artifact.load(tmp_path / "run", model).get_submodule(name).kernels
 
     def test_any_folder(self, result: sc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A nested one, the working directory, a link, one whose parent cannot be written to."""
+        """A nested one, one whose name is not UTF-8, the working directory, a link."""
+        strange = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+        assert_equal(sc.load(result.save(strange)), result.model)
+        assert_equal(sc.load(result.save(strange, overwrite=True)), result.model)
         assert_equal(sc.load(result.save(tmp_path / "a" / "b" / "c")), result.model)
         (tmp_path / "here").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "here")
@@ -254,6 +291,13 @@ class TestSavingOver:
         assert [p.name for p in tmp_path.iterdir()] == [name]
         assert (tmp_path / name).read_text() == text
 
+    @pytest.mark.parametrize("make", [Path.touch, lambda p: p.mkdir() or (p / "notes.txt").touch(), os.mkfifo])
+    def test_never_over_a_folder_of_somebody_elses(self, saved: Path, result: sc.Result, make: Any) -> None:
+        make(saved / NEW)
+        with pytest.raises(sc.ArtifactError, match=r"holds \.new, which is no part of an artifact"):
+            result.save(saved, overwrite=True)
+        assert sorted(p.name for p in saved.iterdir()) == [NEW, CARD, MODEL, PLAN]
+
     def test_beside_files_of_other_names(self, result: sc.Result, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")
         assert_equal(sc.load(result.save(tmp_path)), result.model)
@@ -379,3 +423,51 @@ while True:
         sizes.add(sum(p.numel() for p in sc.load(run).parameters()))
         assert (run / "metrics.jsonl").read_text() == "kept"
         assert sizes <= expected
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    @pytest.mark.parametrize("first", [True, False])
+    def test_killed_before_each_of_its_steps(
+        self, result: sc.Result, other: sc.Result, tmp_path: Path, first: bool
+    ) -> None:
+        """What is there is whole, and the next save leaves nothing but the artifact."""
+        run, points = tmp_path / "run", 0
+        for step in range(1, 100):
+            if not first:
+                result.save(run, overwrite=True)
+            child = os.fork()
+            if not child:
+                _die_before(step)
+                other.save(run, overwrite=True)
+                os._exit(0)
+            if not os.waitpid(child, 0)[1]:
+                break
+            points += 1
+            if (run / CARD).exists() or (run / NEW).exists():
+                loaded = sum(p.numel() for p in sc.load(run).parameters())
+                assert loaded in {other.after.params, *([] if first else [result.after.params])}
+            else:
+                assert first
+                with pytest.raises(sc.ArtifactError):
+                    sc.load(run)
+            other.save(run, overwrite=True)
+            assert sorted(p.name for p in run.iterdir()) == [CARD, MODEL, PLAN]
+            assert_equal(sc.load(run), other.model)
+            if first:
+                shutil.rmtree(run)
+        assert points > 12
+        assert sorted(p.name for p in run.iterdir()) == [CARD, MODEL, PLAN]
+
+
+def _die_before(step: int) -> None:
+    """End this process before the step-th time that it opens, makes, moves or removes something on disk."""
+    left = step
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            left -= 1
+            if not left:
+                os._exit(9)
+
+    sys.addaudithook(watch)

@@ -129,8 +129,8 @@ def outcome(folder: Path) -> tuple[str, dict[str, Tensor], Any]:
 
     path = folder / "artifact"
     plan, card = artifact.read(path)
-    history = [{k: v for k, v in h.items() if "second" not in k} for h in card["history"]]
-    kept = {k: card[k] for k in ("method", "before", "cut", "after", "error")}
+    history = [{k: v for k, v in h.items() if "second" not in k} for h in card.history]
+    kept = {k: getattr(card, k) for k in ("method", "before", "cut", "after", "error")}
     return plan.to_json(), load_file(path / "model.safetensors"), json.loads(json.dumps([history, kept]))
 
 
@@ -257,7 +257,7 @@ def test_the_command_line_resumes(tmp_path: Path) -> None:
     assert plan.to_json() == plan2.to_json()
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "run")]
     assert files[0] == files[1]
-    assert card["after"] == card2["after"]
+    assert card.after == card2.after
     assert names(tmp_path / "run") == names(tmp_path / "whole")
     assert not list((tmp_path / "run").rglob("checkpoints"))
 

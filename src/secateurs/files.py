@@ -129,10 +129,20 @@ def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again."
         size = os.fstat(file.fileno()).st_size
         if size < 8 or int.from_bytes(file.read(8), "little") > size - 8:
             raise ArtifactError(f"{shown(path)} is not a whole safetensors file (it has {size:,} bytes). {advice}")
+        try:
+            return safetensors.torch.load_file(utf8(path, file.fileno()))
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            why = f"is not a readable safetensors file ({shown(str(error))})"
+            raise ArtifactError(f"{shown(path)} {why}. {advice}") from None
+
+
+def utf8(path: StrPath, handle: int) -> StrPath:
+    """The path of an open file or folder as safetensors takes it, which wants UTF-8."""
     try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ArtifactError(f"{shown(path)} is not a readable safetensors file ({error}). {advice}") from None
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return f"/proc/self/fd/{handle}"  # where names need not be UTF-8 (Linux) there is this one
+    return path
 
 
 def parse_tensors(data: bytes, source: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from secateurs.surgery.grow import Widening
 from secateurs.surgery.plan import PlanRecord
 
 VERSION = 1
+MOST = 100  # cuts and widenings, each of which copies the network
 
 
 def _path(text: object) -> str:
@@ -69,9 +70,9 @@ class Source(_Open):
     """How to build the unpruned network: a spec, widenings and cuts. Other fields are options of its constructor."""
 
     spec: Line
-    num_classes: AtLeastOne | None = None
-    widen: list[Widening] = []
-    plans: list[Cut] = []
+    num_classes: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
+    widen: Annotated[list[Widening], Field(max_length=MOST)] = []
+    plans: Annotated[list[Cut], Field(max_length=MOST)] = []
 
     @property
     def options(self) -> dict[str, Any]:
@@ -95,6 +96,7 @@ class DataRecord(_Open):
     normalize: Line | None = None
     batch_size: AtLeastOne | None = None
     image_size: AtLeastOne | None = None
+    skip_unreadable: Annotated[bool, Field(strict=True)] | None = None
 
 
 class Earlier(_Open):

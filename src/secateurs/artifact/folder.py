@@ -98,7 +98,9 @@ def foreign(folder: StrPath) -> list[str]:
     """Files that have an artifact's names and are somebody else's: there is no card of ours beside them, or they are not
     what it says was saved."""
     names = [name for name in (MODEL, PLAN, CARD) if os.path.lexists(Path(folder, name))]
-    cards = _cards(folder)
+    new, cards = Path(folder, NEW), _cards(folder)
+    if os.path.lexists(new) and not (os.path.isdir(new) and (not os.listdir(new) or _cards(new))):
+        return [NEW, *names]  # a card is the last to leave that folder
     if not cards:
         return names
     saved = [card.files for card in cards if isinstance(card.files, dict)]
@@ -106,7 +108,7 @@ def foreign(folder: StrPath) -> list[str]:
 
 
 def _cards(folder: StrPath) -> list[_Ours]:
-    """Of an artifact whose files were being moved to their places there are two."""
+    """The cards of ours: two of an artifact whose files were being moved to their places."""
     found = []
     for path in (Path(folder, NEW, CARD), Path(folder, CARD)):
         with contextlib.suppress(ArtifactError):

@@ -21,7 +21,7 @@ from torch import nn
 from secateurs.artifact.card import VERSION, Card
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign
 from secateurs.errors import ArtifactError
-from secateurs.files import faults, shown, sync_folder
+from secateurs.files import faults, shown, sync_folder, utf8
 from secateurs.stripes import choices
 from secateurs.surgery import Plan
 
@@ -70,7 +70,12 @@ def save(
 
 
 def _write(staged: Path, model: nn.Module, plan: Plan, card: Mapping[str, Any]) -> None:
-    safetensors.torch.save_model(model, str(staged / MODEL))
+    handle = os.open(staged, os.O_RDONLY) if os.name != "nt" else -1
+    try:
+        safetensors.torch.save_model(model, str(Path(utf8(staged, handle), MODEL)))
+    finally:
+        if handle >= 0:
+            os.close(handle)
     (staged / PLAN).write_text(plan.to_json())
     shutil.copymode(staged / PLAN, staged / MODEL)  # as readable as any new file; safetensors makes it private
     body = {"format": "secateurs", "version": VERSION, **_plain(card)}

@@ -57,6 +57,8 @@ def evaluate(
     as_json
         print JSON instead of a table
     """
+    from secateurs.artifact import read
+
     model_options, data_options = model_options or ModelOptions(), data_options or DataOptions()
     if artifact is None and model is None:
         raise ConfigError("Give the folder of an artifact, or --model and --weights.")
@@ -69,7 +71,7 @@ def evaluate(
     where = options.pick(device)
     card: Card | None = None
     if artifact is not None:
-        card = _card(artifact)
+        card = read(artifact)[1]
         data_options, data = _data(artifact, card, data_options, where, model_options.trust_code)
         network = _load(artifact, card, model, model_options).to(where)
         options.suits(network, data, shown(artifact), "give the data that it was pruned for.")
@@ -88,12 +90,6 @@ def evaluate(
         )
     else:
         _show(str(model) if artifact is None else shown(artifact), found, card)
-
-
-def _card(artifact: Path) -> Card:
-    from secateurs.artifact import read
-
-    return read(artifact)[1]
 
 
 def _data(artifact: Path, card: Card, given: DataOptions, where: torch.device, trust: bool) -> tuple[DataOptions, Data]:

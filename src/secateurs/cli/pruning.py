@@ -113,9 +113,9 @@ class Run:
     def weights(self) -> Path | None:
         """The file that the network's weights are in; None if it has to be trained first."""
         from secateurs.api import is_artifact
-        from secateurs.artifact import MODEL
+        from secateurs.artifact import MODEL, place
 
-        own = Path(self.spec) / MODEL if is_artifact(self.spec) else None
+        own = place(self.spec, MODEL) if is_artifact(self.spec) else None
         return own if self.model.weights is None else self.model.weights
 
     def record(self) -> dict[str, Any]:
