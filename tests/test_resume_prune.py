@@ -130,7 +130,7 @@ def outcome(folder: Path) -> tuple[str, dict[str, Tensor], Any]:
     path = folder / "artifact"
     plan, card = artifact.read(path)
     history = [{k: v for k, v in h.items() if "second" not in k} for h in card.history]
-    kept = {k: getattr(card, k) for k in ("method", "before", "cut", "after", "error")}
+    kept = {k: card.model_dump(mode="json")[k] for k in ("method", "before", "cut", "after", "error")}
     return plan.to_json(), load_file(path / "model.safetensors"), json.loads(json.dumps([history, kept]))
 
 
