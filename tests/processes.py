@@ -32,11 +32,16 @@ class Outcome:
     weights: dict[str, Tensor]
 
 
+def environment() -> dict[str, str]:
+    """On the CPU, by gloo: a machine may have fewer GPUs than there are processes."""
+    return {**os.environ, "SECATEURS_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+
+
 def launch(*command: str, world: int = 2) -> None:
     """Run Python with these arguments in so many processes."""
     done = subprocess.run(
         [*_LAUNCH, f"--nproc-per-node={world}", sys.executable, *command],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=150,
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=150, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 

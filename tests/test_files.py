@@ -62,7 +62,7 @@ def test_only_regular_files_are_opened(kind, reader, tmp_path):
     make(path)
     read = {
         "bytes": files.read_bytes,
-        "json": lambda p: files.read_json(p, Settings),
+        "json": lambda p: files.read_json(p, Settings, advice="Copy it again."),
         "tensors": files.read_tensors,
     }[reader]
     with pytest.raises(ArtifactError, match=reason) as caught:

@@ -8,7 +8,10 @@ from collections.abc import Iterable
 
 
 class SecateursError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose. Their messages can always be printed."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class TraceError(SecateursError):
@@ -45,6 +48,14 @@ class TrainingError(SecateursError):
 
 class ArtifactError(SecateursError):
     """A saved folder is missing something, is damaged, or comes from a newer version."""
+
+
+def printable(text: str) -> str:
+    """Text that may hold the name of a file: bytes of it that are not UTF-8 are escaped, which printing would fail at."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

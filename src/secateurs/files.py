@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import reprlib
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors.torch
 from pydantic import BaseModel, ValidationError
@@ -47,26 +49,28 @@ def opened(path: StrPath) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def open_regular(path: StrPath) -> BinaryIO:
-    """`opened`, for files of ours: raises ArtifactError, which names the file and the reason."""
+def open_regular(path: StrPath, advice: str = "") -> BinaryIO:
+    """`opened`, for files of ours: raises ArtifactError, which names the file and the reason, and ends with the advice."""
     try:
         return opened(path)
     except OSError as error:
-        raise ArtifactError(f"{shown(path)} cannot be read: {error}.") from None
+        raise ArtifactError(f"{shown(path)} cannot be read: {error}. {advice}".rstrip()) from None
 
 
-def read_bytes(path: StrPath, limit: int | None = None) -> bytes:
+def read_bytes(path: StrPath, limit: int | None = None, advice: str = "") -> bytes:
     """The content of a regular file, of at most `limit` bytes. Raises ArtifactError."""
-    with open_regular(path) as file:
+    with open_regular(path, advice) as file:
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
-            raise ArtifactError(f"{shown(path)} is too large: {size:,} bytes, where at most {limit:,} are expected.")
+            what = f"is too large: {size:,} bytes, where at most {limit:,} are expected"
+            raise ArtifactError(f"{shown(path)} {what}. {advice}".rstrip())
         try:
             return file.read(-1 if limit is None else limit)
         except OSError as error:
-            raise ArtifactError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
+            raise ArtifactError(f"{shown(path)} cannot be read: {error.strerror or error}. {advice}".rstrip()) from None
         except MemoryError:
-            raise ArtifactError(f"{shown(path)} does not fit into memory: it has {size:,} bytes.") from None
+            what = f"does not fit into memory: it has {size:,} bytes"
+            raise ArtifactError(f"{shown(path)} {what}. {advice}".rstrip()) from None
 
 
 def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advice: str = "") -> Model:
@@ -77,7 +81,7 @@ def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advic
     Raises ArtifactError for a file that is not there, not JSON (cut off, nested too deeply, not UTF-8), or that does not
     fit the schema; the message then names the fields.
     """
-    return parse_json(read_bytes(path, limit), schema, path, advice)
+    return parse_json(read_bytes(path, limit, advice), schema, path, advice)
 
 
 def parse_json(data: bytes | str, schema: type[Model], source: StrPath, advice: str = "") -> Model:
@@ -121,7 +125,7 @@ def brief(value: object) -> str:
 
 def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises ArtifactError for a file that is not one."""
-    with open_regular(path) as file:
+    with open_regular(path, advice) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8 or int.from_bytes(file.read(8), "little") > size - 8:
             raise ArtifactError(f"{shown(path)} is not a whole safetensors file (it has {size:,} bytes). {advice}")
@@ -157,18 +161,36 @@ def write_whole(path: StrPath, content: bytes | str) -> None:
     replaced by the next write. One process writes.
     """
     path = Path(path)
-    staged = path.with_name(f".{path.name}.tmp")
+    beside = staged(path)
     try:
-        with open(staged, "wb") as file:
+        with open(beside, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staged, path)
+        os.replace(beside, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            staged.unlink()
+            beside.unlink()
         raise
     sync_folder(path.parent)
+
+
+def staged(path: Path) -> Path:
+    """Where `write_whole` writes a file before it gets its name."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def dump_json(tree: Any, indent: int | None = None) -> str:
+    """JSON that any reader takes: what is not finite is null, since JSON has no word for it."""
+    return json.dumps(_finite(tree), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sync_folder(path: StrPath) -> None:

@@ -96,15 +96,21 @@ def test_resumed_it_measures_what_is_missing(run, job, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("curves.png", "mine"), ("curves.json", "{"), ("curves.json", '{"settings": 1, "curves": {}}')]
+    ("name", "text", "reason"),
+    [
+        ("curves.png", "mine", "is there already, which this command did not write"),
+        ("curves.json", "{", "is not valid JSON"),
+        ("curves.json", '{"settings": 1, "curves": {}}', "is not valid: field 'settings'"),
+    ],
 )
-def test_what_somebody_else_wrote_is_never_replaced(run, job, tmp_path, name, text):
+def test_what_somebody_else_wrote_is_never_replaced(run, job, tmp_path, name, text, reason):
     (tmp_path / name).write_text(text)
     (tmp_path / "curves.tmp").write_text("mine")
     for flag in ((), ("--force",), ("--resume",)):
         ran = run(*job, "--criteria", "l1", "--out", tmp_path, *flag)
         assert ran.status == 1
-        assert f"{tmp_path / name} is there already, which this command did not write" in ran.err
+        assert f"{tmp_path / name} {reason}" in ran.err
+        assert "give another --out" in ran.err
         assert (tmp_path / name).read_text() == text
     (tmp_path / name).unlink()
     assert run(*job, "--criteria", "l1", "--out", tmp_path).status == 0

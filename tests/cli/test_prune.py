@@ -286,7 +286,7 @@ def test_a_budget_is_asked_for(run, images, tmp_path):
 def test_resume_where_there_is_nothing_to_resume(run, job, tmp_path):
     ran = run(*job, "--out", tmp_path / "r", "--resume")
     assert ran.status == 0, ran.err
-    assert "holds nothing to go on from: the run starts from the beginning." in ran.err
+    assert "holds nothing to resume from: the run starts from the beginning." in ran.err
 
 
 def test_interrupted_before_there_is_anything_to_go_on_from(run, job, tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_same_networks(run, job, tmp_path, monkeypat
         patch.setattr(CheckpointStore, "save", save)
         ran = run(*job, "--out", tmp_path / "killed")
     assert ran.status == 130
-    assert "--resume goes on from there" in ran.err
+    assert "--resume continues from there" in ran.err
     refused = run(*job, "--out", tmp_path / "killed")
     assert refused.status == 1
     assert "--resume" in refused.err
@@ -128,7 +128,9 @@ def test_what_resume_does_with_a_finished_run_and_with_another_one(run, job, tmp
     assert ran.status == 0, ran.err
     assert json.loads((tmp_path / "r" / "redesign.json").read_text())["widths"]["conv1"][1] == 80
     (tmp_path / "r" / "redesign.json").write_text("{}")
-    assert "is damaged" in run(*job, "--widen", 2, *out, "--resume").err
+    damaged = run(*job, "--widen", 2, *out, "--resume")
+    assert "redesign.json is not valid: field 'rows': field required" in damaged.err
+    assert "--force starts over" in damaged.err
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,21 @@ def test_what_somebody_else_wrote_is_never_replaced(run, job, tmp_path, name, fl
     assert _tree(out) == {str(mine.relative_to(out)): b"mine"}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"name": "another tool\'s"}'])
-def test_nor_is_a_run_file_that_is_none(run, job, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "is not valid: input should be"),
+        ('{"name": "another tool\'s"}', "is not valid: field 'finished'"),
+    ],
+)
+def test_nor_is_a_run_file_that_is_none(run, job, tmp_path, text, reason):
     (tmp_path / "run.json").write_text(text)
     for flag in ((), ("--force",), ("--resume",)):
         ran = run(*job, "--out", tmp_path, *flag)
         assert ran.status == 1
-        assert "run.json is damaged, or no file of this command" in ran.err
+        assert f"run.json {reason}" in ran.err.replace("must be", "input should be")
+        assert "move it, or give another --out." in ran.err
     assert _tree(tmp_path) == {"run.json": text.encode()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import secateurs as sc
+from tests.processes import environment
 
 
 @pytest.mark.slow
@@ -25,9 +25,7 @@ def test_two_processes_leave_one_artifact(tmp_path: Path) -> None:
         *("--method", "l1", "--macs", "0.7", "--then", "l2:0.5", "--recover-epochs", "0.2"),
         *("--out", str(tmp_path / "run")),
     ]
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment())
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.count("after recovery") == 1
     assert run.stderr.count("cut and verified") == 2

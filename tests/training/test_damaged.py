@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save
 
 import secateurs as sc
 import secateurs.training as T
-from secateurs.errors import ArtifactError, ConfigError
+from secateurs.errors import ArtifactError, ConfigError, TrainingError
 from tests.damage import DAMAGES, tree
 
 from .helpers import batches, engine, net, same
@@ -391,3 +392,32 @@ def test_a_scaler_goes_on_from_where_it_was(tmp_path: Path) -> None:
     assert again.runtime.scaler.get_scale() == scale
     assert again.runtime.scaler.get_growth_interval() == 4
     assert same(e.model, again.model)
+
+
+def test_a_tracker_whose_disk_is_full(tmp_path: Path) -> None:
+    from accelerate.tracking import GeneralTracker
+
+    class Full(GeneralTracker):
+        name, requires_logging_directory = "full", False
+        tracker = None
+
+        def __init__(self, at: str) -> None:
+            super().__init__()
+            self.at = at
+
+        def store_init_configuration(self, values: Any) -> None:
+            self._write("start")
+
+        def log(self, values: Any, step: Any = None, **_: Any) -> None:
+            self._write("log")
+
+        def finish(self) -> None:
+            self._write("finish")
+
+        def _write(self, at: str) -> None:
+            if at == self.at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for at in ("start", "log", "finish"):
+        with pytest.raises(TrainingError, match=r"can't be written: No space left on device\. Make room"):
+            engine(net(), batches(), folder=tmp_path / at, track=[Full(at)]).fit()

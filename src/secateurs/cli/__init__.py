@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = [t for t in tokens if t != "--debug"]
     for stream in (sys.stdout, sys.stderr):  # file names may hold bytes, and messages signs, that a terminal can't show
         if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files, and ≡ where the terminal has no such sign
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:

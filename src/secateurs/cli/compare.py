@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from pydantic import BaseModel, ConfigDict, Field
 
 from secateurs.cli import options
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
-from secateurs.errors import ConfigError, nearest
+from secateurs.cli.runs import unwritten, write
+from secateurs.errors import ArtifactError, ConfigError, nearest
+from secateurs.files import dump_json, read_json, shown, staged
 
 if TYPE_CHECKING:
     from secateurs import ChannelGraph
@@ -120,6 +123,12 @@ def compare_criteria(
     inputs = options.example(data)
     graph = trace(network, inputs)
     group = _group(graph, layer, model)
+    for name, known in curves.items():
+        if len(known["top1"]) != graph[group].size:
+            raise ArtifactError(
+                f"{out and shown(out / 'curves.json')} is not valid: field 'curves.{name}.top1' has {len(known['top1'])} "
+                f"values, expected {graph[group].size}, one for each channel of {layer}. --force starts over."
+            )
     task = Task(network, graph, None, "all", data, seed, inputs, {"device": where})
     for i, criterion in enumerate(chosen, start=1):
         if criterion in curves:
@@ -165,6 +174,22 @@ def _group(graph: ChannelGraph, layer: str, model: str) -> str:
     return group.name
 
 
+class _Curve(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    top1: Annotated[list[float], Field(min_length=1)]
+    area: float
+    examples: int
+    seconds: float
+
+
+class _Curves(BaseModel):
+    """`curves.json`."""
+
+    settings: dict[str, Any]
+    curves: dict[str, _Curve]
+
+
 @dataclass(frozen=True)
 class _Record:
     """curves.json and its picture in the folder."""
@@ -190,6 +215,9 @@ class _Record:
         if resume and force:
             raise ConfigError("--resume goes on and --force starts anew: give one of them.")
         then, found = self._read()
+        if then is not None and not force:  # the picture is drawn with the next curve
+            for file in (self.file, self.picture):
+                staged(file).unlink(missing_ok=True)
         if then is None and (name := next((n for n in (self.file, self.picture) if os.path.lexists(n)), None)):
             raise ConfigError(
                 f"{name} is there already, which this command did not write, and would have to: move it, or give another "
@@ -210,22 +238,19 @@ class _Record:
 
     def _read(self) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
         """Settings and curves of the comparison that is there; None and no curves where there is none."""
-        try:
-            state = json.loads(self.file.read_text())
-            then, found = state["settings"], state["curves"]
-            if isinstance(then, dict) and isinstance(found, dict) and all("top1" in c for c in found.values()):
-                return then, found
-        except (ValueError, KeyError, TypeError, OSError):
-            pass
-        return None, {}
+        if not os.path.lexists(self.file):
+            return None, {}
+        advice = "If it is this command's, it is damaged: move it, or give another --out."
+        state = read_json(self.file, _Curves, 1 << 26, advice)
+        return state.settings, {name: curve.model_dump() for name, curve in state.curves.items()}
 
     def write(self, curves: Mapping[str, Mapping[str, Any]]) -> None:
         from secateurs.report.curves import can_plot, plot
 
-        temporary = self.folder / f".{self.file.name}.tmp"
-        temporary.write_text(json.dumps({"settings": self.settings, "curves": curves}, indent=1))
-        temporary.replace(self.file)
-        if can_plot():
+        write(self.file, dump_json({"settings": self.settings, "curves": curves}, indent=1))
+        if not can_plot():
+            return
+        try:
             plot(
                 self.picture,
                 {name: (range(len(c["top1"])), c["top1"]) for name, c in curves.items()},
@@ -233,6 +258,8 @@ class _Record:
                 x="channels masked",
                 y="top-1 on validation data, %",
             )
+        except OSError as error:
+            raise unwritten(self.picture, error) from error
 
 
 def _show(model: str, group: str, size: int, curves: Mapping[str, Mapping[str, Any]], out: Path | None) -> None:
@@ -255,4 +282,4 @@ def _show(model: str, group: str, size: int, curves: Mapping[str, Mapping[str, A
     console.print(f"{model}, {group}: {size} channels, top-1 {report.percent(whole)} with all of them")
     if out is not None:
         picture = " and curves.png" if (out / "curves.png").exists() else ""
-        console.print(f"saved to {out}: curves.json{picture}")
+        console.print(f"saved to {shown(out)}: curves.json{picture}")

@@ -218,9 +218,12 @@ def feasible(method: Method, task: Task, prefix: str = "") -> None:
 
 
 def pick(device: str | None) -> torch.device:
-    """The device asked for, else an accelerator if one can be used."""
+    """The device asked for, else an accelerator if one can be used. ConfigError for one that cannot be used, or for more
+    processes than this machine has GPUs."""
     from secateurs.devices import usable
+    from secateurs.training.processes import check
 
+    check(device)
     return usable(device, "--device ")
 
 

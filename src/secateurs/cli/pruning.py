@@ -14,6 +14,7 @@ from secateurs.cli.recipes import PretrainOptions, trained, written
 from secateurs.cli.runs import RunFolder
 from secateurs.cli.stages import Stage
 from secateurs.errors import ConfigError, SecateursError, TrainingError
+from secateurs.files import shown
 
 if TYPE_CHECKING:
     import torch
@@ -76,17 +77,19 @@ class Run:
         """Do it, or what is left of it to do."""
         out, record = self.folder.folder, self.record()
         if self.folder.check(record, resume=resume, force=force):
-            say(f"{out} is finished already: nothing to do.")
+            if options.first():
+                self.folder.tidy()
+            say(f"{shown(out)} is finished already: nothing to do.")
             return
         if self.stage is not None:
             say(f"then {self.method.name}, on {self.spec}")
         elif resume and not self.folder.resumable():
-            say(f"{out} holds nothing to go on from: the run starts from the beginning.")
+            say(f"{shown(out)} holds nothing to resume from: the run starts from the beginning.")
         try:
             self.go(record, resume=resume, began=began)
         except KeyboardInterrupt:
             if self.stage is not None or self.folder.goes_on(record):
-                text = f"{out} keeps what is done so far: the same command with --resume goes on from there."
+                text = f"{shown(out)} keeps what is done so far: the same command with --resume continues from there."
                 raise KeyboardInterrupt(text) from None
             raise
         except TrainingError as error:
@@ -95,7 +98,7 @@ class Run:
             if not self.folder.goes_on(record):
                 raise
             raise ConfigError(
-                f"{error} {out} keeps what is done so far: with --resume the same command goes on from there, with other "
+                f"{error} {out} keeps what is done so far: with --resume the same command continues from there, with other "
                 "settings of recovery, too."
             ) from error
 

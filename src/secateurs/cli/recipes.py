@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
-from secateurs.cli.runs import RunFolder
-from secateurs.errors import ConfigError
+from secateurs.cli.runs import RunFolder, write
+from secateurs.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -211,13 +212,18 @@ def trained(
     device: torch.device, resume: bool, track: Sequence[str] = (),
 ) -> nn.Module:  # fmt: skip
     """The network with the weights in `file` if that is there; else trained, and its weights kept there."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    from secateurs.files import read_tensors
     from secateurs.training import CheckpointStore, Engine
-    from secateurs.zoo.weights import load_into
+    from secateurs.training.state import misfit
 
-    if file.exists():
-        load_into(network, file, f"the network of this run's {phase}")
+    if os.path.lexists(file):
+        advice = "Remove it, and the run trains that network again."
+        weights = read_tensors(file, advice)
+        if fault := misfit(weights, dict(network.state_dict()), ""):
+            raise ArtifactError(f"{file} does not fit the network: {fault}. {advice}")
+        network.load_state_dict(weights)
         return network
     if recipe.epochs:
         own = folder.folder / phase
@@ -235,9 +241,7 @@ def trained(
         ).fit(resume=resume)
     if not options.first():
         return network
-    temporary = file.with_name(f".{file.name}.tmp")
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}, temporary)
-    temporary.replace(file)
+    write(file, save({k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}))
     return network
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,10 +12,10 @@ from secateurs.cli import options
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
 from secateurs.cli.prune import Flag, Many
 from secateurs.cli.recipes import RedesignOptions
-from secateurs.cli.redesigning import BASE, PHASES, PRUNED, SCALED, SCRATCH, TABLE, Run
+from secateurs.cli.redesigning import BASE, PHASES, PRUNED, SCALED, SCRATCH, TABLE, Run, Table
 from secateurs.cli.runs import RunFolder
 from secateurs.cli.stages import configured
-from secateurs.errors import ConfigError
+from secateurs.files import read_json, shown
 
 
 def redesign(
@@ -138,15 +137,17 @@ def redesign(
     run.folder.spare(run.model.weights)
     record = run.record()
     if run.folder.check(record, resume=resume, force=force):
-        say(f"{out} is finished already: nothing to do.")
+        if options.first():
+            run.folder.tidy()
+        say(f"{shown(out)} is finished already: nothing to do.")
     else:
         if resume and not run.folder.resumable():
-            say(f"{out} holds nothing to go on from: the run starts from the beginning.")
+            say(f"{shown(out)} holds nothing to resume from: the run starts from the beginning.")
         try:
             run.go(record, resume=resume, began=began)
         except KeyboardInterrupt:
             if run.folder.goes_on(record):
-                text = f"{out} keeps what is done so far: the same command with --resume goes on from there."
+                text = f"{shown(out)} keeps what is done so far: the same command with --resume continues from there."
                 raise KeyboardInterrupt(text) from None
             raise
     if options.first():
@@ -156,27 +157,23 @@ def redesign(
 def _show(folder: Path) -> None:
     from secateurs.report import duration, error, percent, share, short, table
 
-    try:
-        content = json.loads((folder / TABLE).read_text())
-        rows, widths, seconds = content["rows"], content["widths"], content["seconds"]
-        base = rows["base"]
-        figures = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
-        for name, row in rows.items():
-            loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
-            figures.add_row(
-                *(name, short(row["macs"]), share(row["macs"], base["macs"])),
-                *(short(row["params"]), share(row["params"], base["params"])),
-                *(percent(row["top1"]), percent(row["top5"]), loss),
-            )
-        layers = table("channels of", "base", "scaled", "re-designed")
-        for name, (before, scaled, kept) in widths.items():
-            layers.add_row(name, str(before), str(scaled), str(kept))
-    except (OSError, ValueError, KeyError, TypeError) as failure:
-        raise ConfigError(f"{folder / TABLE} is damaged ({failure}): --force runs it all anew.") from None
+    content = read_json(folder / TABLE, Table, advice="--force starts over.")
+    base = content.rows["base"]
+    figures = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
+    for name, row in content.rows.items():
+        loss = "-" if row.loss is None else f"{row.loss:.3f}"
+        figures.add_row(
+            *(name, short(row.macs), share(row.macs, base.macs)),
+            *(short(row.params), share(row.params, base.params)),
+            *(percent(row.top1), percent(row.top5), loss),
+        )
+    layers = table("channels of", "base", "scaled", "re-designed")
+    for layer, widths in content.widths.items():
+        layers.add_row(layer, *map(str, widths))
     console = options.out()
     console.print(figures)
     console.print()
     console.print(layers)
     console.print()
-    console.print(f"masked ≡ sliced to {error(content['error'])} · {duration(seconds)} · saved to {folder}")
-    console.print(f'model = secateurs.load("{folder / PRUNED}")  # or {SCRATCH}')
+    console.print(f"masked ≡ sliced to {error(content.error)} · {duration(content.seconds)} · saved to {shown(folder)}")
+    console.print(f'model = secateurs.load("{shown(folder / PRUNED)}")  # or {SCRATCH}')

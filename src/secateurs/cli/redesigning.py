@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, field_validator
 
 from secateurs.cli import options
 from secateurs.cli.options import DataOptions, ModelOptions, say
 from secateurs.cli.recipes import RedesignOptions, trained
-from secateurs.cli.runs import RunFolder
+from secateurs.cli.runs import RunFolder, write
 from secateurs.errors import BudgetError
+from secateurs.files import dump_json
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,32 @@ PHASES = ("base", "scaled", "prune", "recover", "scratch")
 BASE, SCALED, TABLE = "base.safetensors", "scaled.safetensors", "redesign.json"
 PRUNED, SCRATCH = "pruned", "from-scratch"  # the artifacts
 ROWS = ("base", "scaled", "re-design-pruned", "re-design-scratch")
+
+
+class Row(BaseModel):
+    """Cost and accuracy of one of the networks."""
+
+    macs: int
+    params: int
+    top1: float | None
+    top5: float | None
+    loss: float | None
+
+
+class Table(BaseModel):
+    """`redesign.json`. widths: channels of the base, of the scaled network, of the one found."""
+
+    rows: dict[Literal["base", "scaled", "re-design-pruned", "re-design-scratch"], Row]
+    widths: dict[str, tuple[int, int, int]]
+    error: float | None
+    seconds: float
+
+    @field_validator("rows")
+    @classmethod
+    def _complete(cls, rows: dict[str, Row]) -> dict[str, Row]:
+        if missing := [name for name in ROWS if name not in rows]:
+            raise ValueError(f"{missing[0]} is missing")
+        return rows
 
 
 @dataclass(frozen=True)
@@ -98,7 +125,7 @@ class Run:
                 "error": result.error if result.plan.exact else None,
                 "seconds": round(time.perf_counter() - began, 1),
             }
-            _write(self.folder.folder / TABLE, table)
+            write(self.folder.folder / TABLE, dump_json(table, indent=2))
             self.folder.finish(record)
 
     # -- before any work --------------------------------------------------------------------------------------------
@@ -168,7 +195,7 @@ class Run:
     ) -> nn.Module:
         import secateurs as sc
 
-        if self.from_base and not (self.folder.folder / SCALED).exists():
+        if self.from_base and not os.path.lexists(self.folder.folder / SCALED):
             wide = sc.widen(base, inputs, self.widen, scope=self.scope, seed=self.seed)
         return self._trained(wide, "scaled", SCALED, self.train.recipe(data), data, where, resume)
 
@@ -204,7 +231,7 @@ class Run:
         self, network: nn.Module, phase: str, name: str, recipe: Recipe, data: Data, where: torch.device, resume: bool
     ) -> nn.Module:
         file = self.folder.folder / name
-        if not file.exists():
+        if not os.path.lexists(file):
             _announce("the base" if phase == "base" else "the widened network", recipe)
         options.rewind(data)
         return trained(
@@ -250,9 +277,3 @@ def _figures(network: nn.Module, inputs: torch.Tensor, data: Data, where: torch.
         return sc.Figures(cost.macs, cost.params)
     found = training.evaluate(network.to(where), data.val, device=where)
     return sc.Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2))
-    os.replace(temporary, file)

@@ -6,20 +6,32 @@ import contextlib
 import json
 import os
 import re
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, StrictBool
+
 from secateurs.cli.options import say
 from secateurs.errors import ArtifactError, ConfigError
+from secateurs.files import dump_json, read_json, shown, staged, write_whole
 
 PHASES = ("pretrain", "prune", "recover")  # each of them has a folder with its log and, until the end, checkpoints
 _several = re.compile(r"recover-\d+-(finetune|mimic|distil)")
 _checkpoint = re.compile(r"(\.writing-|\.old-|step-|damaged-step-)\d{9}")
 _parts = ("state.safetensors", "state.json", "manifest.json")  # of a checkpoint
+LOG = "metrics.jsonl"
 TRACKED = "secateurs"  # where trackers that write files put them, within a phase's folder
+
+
+class State(BaseModel):
+    """`run.json`: how far a run is, and what it was started with."""
+
+    finished: StrictBool
+    settings: dict[str, Any]
 
 
 class RunFolder:
@@ -59,7 +71,7 @@ class RunFolder:
         if resume and force:
             raise ConfigError("--resume goes on and --force starts anew: give one of them.")
         state, now = self._read(), json.loads(json.dumps(settings))
-        if state is not None and (other := state["settings"].get("command", "prune")) != now.get("command", "prune"):
+        if state is not None and (other := state.settings.get("command", "prune")) != now.get("command", "prune"):
             raise ConfigError(f"{self.folder} holds a run of `secateurs {other}`: give another --out.")
         if name := self._foreign(state):
             raise ConfigError(
@@ -75,12 +87,12 @@ class RunFolder:
             if self.to_lose():
                 raise ConfigError(f"{self.folder} has no run.json: there is no run to resume, only an artifact.")
             return False
-        then = state["settings"]
+        then = state.settings
         if changed := list(_differences(then, now)):
-            if state["finished"] or self._recovering() or {**then, "recover": 0} != {**now, "recover": 0}:
+            if state.finished or self._recovering() or {**then, "recover": 0} != {**now, "recover": 0}:
                 raise ConfigError(f"{self.folder} is another run: it differs in {', '.join(changed)}.")
             say(f"recovery has not begun yet, and is to be another one: {', '.join(changed)}")
-        return bool(state["finished"])
+        return state.finished
 
     def spare(self, weights: Path | None, what: str = "") -> None:
         """Raise ConfigError for weights that the run would replace or remove: they have its own files' place.
@@ -110,10 +122,11 @@ class RunFolder:
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Put the settings on record; what an earlier run left goes, but its artifact until the new one is there."""
+        self._sweep()
         if not resume and self.file.exists():  # else there was no run
             for name in self.phases:
                 phase = self.folder / name
-                (phase / "metrics.jsonl").unlink(missing_ok=True)
+                (phase / LOG).unlink(missing_ok=True)
                 _forget(phase / "checkpoints")
                 shutil.rmtree(phase / TRACKED, ignore_errors=True)
                 with contextlib.suppress(OSError):  # what else lies there is not ours
@@ -122,7 +135,7 @@ class RunFolder:
                 file.unlink(missing_ok=True)
         elif "recover" in settings and not self._recovering():  # it may have other steps, and so folders, now
             for name in self._recovery():
-                log = self.folder / name / "metrics.jsonl"
+                log = self.folder / name / LOG
                 with contextlib.suppress(OSError):
                     if not log.stat().st_size:
                         log.unlink()
@@ -131,8 +144,20 @@ class RunFolder:
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         self._write(settings, finished=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a finished run does not need any more: all of it, if a process was killed at doing so."""
         for name in self.phases:
             _forget(self.folder / name / "checkpoints")
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove files that a killed process was writing. Only of names that this run writes itself."""
+        logs = [self.folder / name / LOG for name in self.phases]
+        for file in (self.file, *self.files, *logs) if self.file.exists() else ():
+            with contextlib.suppress(OSError):
+                staged(file).unlink()
 
     def resumable(self) -> bool:
         """Whether a run has come so far that it need not start from the beginning."""
@@ -142,9 +167,9 @@ class RunFolder:
     def goes_on(self, settings: Mapping[str, Any]) -> bool:
         """Whether this very run can be resumed from where it stands."""
         state = self._read()
-        if state is None or state["finished"] or not self.resumable():
+        if state is None or state.finished or not self.resumable():
             return False
-        return not any(_differences(state["settings"], json.loads(json.dumps(settings))))
+        return not any(_differences(state.settings, json.loads(json.dumps(settings))))
 
     def to_lose(self) -> str | None:
         """What of value is in the folder."""
@@ -163,7 +188,7 @@ class RunFolder:
     def _folders(self) -> list[str]:
         return [*self.phases, *(a.name for a in self.artifacts if a != self.folder)]
 
-    def _foreign(self, state: Mapping[str, Any] | None) -> str | None:
+    def _foreign(self, state: State | None) -> str | None:
         """The first of the names that a run writes which is taken by somebody else's file or folder."""
         from secateurs import artifact
 
@@ -171,26 +196,34 @@ class RunFolder:
             if names := artifact.foreign(folder):
                 return str((folder / names[0]).relative_to(self.folder))
         others = [*(f.name for f in self.files), *self._folders()] if state is None else []
-        if state is not None and state["settings"].get("weights") is not None:
+        if state is not None and state.settings.get("weights") is not None:
             others = [self.pretrained.name]  # a run with weights of its own trains none before
         return next((name for name in others if os.path.lexists(self.folder / name)), None)
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            state = json.loads(self.file.read_text())
-            return {"settings": dict(state["settings"]), "finished": bool(state["finished"])}
-        except (FileNotFoundError, NotADirectoryError):
+    def _read(self) -> State | None:
+        if not os.path.lexists(self.file):
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"{self.file} is damaged, or no file of this command ({type(error).__name__}: {error}): "
-                "move it, or give another --out."
-            ) from None
+        return read_json(
+            self.file, State, 1 << 20, "If it is this command's, it is damaged: move it, or give another --out."
+        )
 
     def _write(self, settings: Mapping[str, Any], *, finished: bool) -> None:
-        temporary = self.folder / f".{self.file.name}.tmp"
-        temporary.write_text(json.dumps({"finished": finished, "settings": settings}, indent=2))
-        os.replace(temporary, self.file)
+        write(self.file, dump_json({"finished": finished, "settings": settings}, indent=2))
+
+
+def write(file: Path, content: bytes | str) -> None:
+    """Write a file of a run, whole or not at all. Raises ArtifactError where the disk does not take it."""
+    try:
+        write_whole(file, content)
+    except OSError as error:
+        raise unwritten(file, error) from error
+
+
+def unwritten(file: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{shown(file)} could not be written: {error.strerror or error}. Make room and give the same command with "
+        "--resume: it resumes from what is there."
+    )
 
 
 def _forget(checkpoints: Path) -> None:
@@ -221,5 +254,5 @@ def _brief(value: Any) -> str:
     """A value as it fits into a sentence; of a file's digest the first digits."""
     if value is None or isinstance(value, Mapping):
         return "none" if value is None else "given"
-    text = repr(value)
+    text = repr(value) if isinstance(value, (str, int, float)) else reprlib.repr(value)
     return text if len(text) <= 40 else f"{text[:12]}…"

@@ -18,9 +18,10 @@ _PHRASES = (
     (r"\bpass the num_classes\b", "pass with --num-classes the number"),
     (r"\ballow_inexact=True", "--allow-inexact"),
     (r"\boverwrite=True", "--force"),
+    (r"\bresume=True", "--resume"),
+    (r"\bskip_unreadable=True", "--skip-unreadable"),
     (r"\btrust_code=True", "--trust-code"),
     (r"Pass the network yourself \(model=…\)", "Name the network yourself (evaluate … --model)"),
-    (r"\bskip_unreadable=True", "--skip-unreadable"),
     (r"[Ii]nput should be", "must be"),
     (r"Extra inputs are not permitted", "there is no such setting"),
 )

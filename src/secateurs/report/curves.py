@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from secateurs.errors import ConfigError
+from secateurs.files import write_whole
 
 # Distinct for those who see red and green alike, too (Okabe and Ito).
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -27,7 +29,7 @@ def plot(
 ) -> Path:
     """Draw curves by name, each (xs, ys), into a file whose suffix says the format (.png, .svg, .pdf).
 
-    Raises ConfigError if matplotlib is not installed.
+    Raises ConfigError if matplotlib is not installed, OSError if the file cannot be written.
     """
     if not can_plot():
         raise ConfigError("Pictures need matplotlib: pip install 'secateurs[report]'.")
@@ -42,5 +44,7 @@ def plot(
     axes.grid(alpha=0.3)
     axes.margins(x=0.01)
     axes.legend(fontsize="small", ncols=2)
-    figure.savefig(path, dpi=110)
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:] or "png", dpi=110)
+    write_whole(path, image.getvalue())
     return path

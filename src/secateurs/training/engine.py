@@ -22,9 +22,10 @@ from secateurs.training import resume as R
 from secateurs.training.checkpoint import CheckpointStore
 from secateurs.training.hooks import Hook
 from secateurs.training.parts import Part, average_, make_optimizer
+from secateurs.training.processes import LostError
 from secateurs.training.progress import Mode, Reporter, summary
 from secateurs.training.recipe import Recipe
-from secateurs.training.runtime import Runtime
+from secateurs.training.runtime import Runtime, written
 from secateurs.training.seeds import borrowed, seed_all
 from secateurs.training.syncnorm import synchronised
 
@@ -184,7 +185,8 @@ class Engine:
         self.parts["main"].net = self.runtime.wrap(self.model)
         self.total, self.per_epoch = B.measure(self.recipe, self.train_data)
         if self.track:
-            self.runtime.accelerator.init_trackers("secateurs", config=self.recipe.model_dump(mode="json"))
+            with written(self.folder):
+                self.runtime.accelerator.init_trackers("secateurs", config=self.recipe.model_dump(mode="json"))
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -195,23 +197,34 @@ class Engine:
         run would have got (bit for bit on a CPU). Raises TrainingError when the loss is not finite or a checkpoint
         can't be written, DataError when the data runs out.
         """
-        with borrowed():
-            seed_all(self.seed, "start")
-            self._setup()
-            for hook in self.hooks:
-                hook.start(self)
-            if resume:
-                R.resume(self)
-            else:
-                R.refuse_old(self)
-            R.rewrite_log(self)
-            self._saved_at = time.monotonic()
-            with self.report:
-                self.report.start(self.total, self.step)
-                while not self._over():
-                    self._epoch()
-            self._finish()
+        try:
+            with borrowed():
+                self._fit(resume)
+        except (RuntimeError, LostError) as error:
+            peers = None if self._runtime is None else self._runtime.peers
+            what = error.what if isinstance(error, LostError) else peers and peers.lost(error)
+            if not what:
+                raise
+            at = f"{self.report.title}, epoch {self.epoch + 1}, step {self.step}"
+            raise LostError(what, at, R.last_checkpoint(self) or " There is no checkpoint yet.") from error
         return self.history
+
+    def _fit(self, resume: bool) -> None:
+        seed_all(self.seed, "start")
+        self._setup()
+        for hook in self.hooks:
+            hook.start(self)
+        if resume:
+            R.resume(self)
+        else:
+            R.refuse_old(self)
+        R.rewrite_log(self)
+        self._saved_at = time.monotonic()
+        with self.report:
+            self.report.start(self.total, self.step)
+            while not self._over():
+                self._epoch()
+        self._finish()
 
     def _over(self) -> bool:
         if self._done:
@@ -324,15 +337,9 @@ class Engine:
             index, figures = self._pending.popleft()
             values = figures.tolist()
             if not math.isfinite(values[0]):
-                found = self.checkpoints.steps() if self.checkpoints else []
-                kept = (
-                    f" The last good checkpoint is {self.checkpoints.path(found[-1])}."
-                    if self.checkpoints and found
-                    else ""
-                )
                 raise TrainingError(
                     f"The loss is {values[0] / values[2]} in epoch {self.epoch + 1}, batch {index}: training stopped."
-                    f"{kept}{ADVICE}"
+                    f"{R.last_checkpoint(self)}{ADVICE}"
                 )
             self._sums = [a + b for a, b in zip(self._sums, values, strict=True)]
 
@@ -361,7 +368,9 @@ class Engine:
         self._save()  # before the line is out: a log never runs ahead of what a resumed run knows
         R.append_log(self, line)
         if self.track:
-            self.runtime.accelerator.log({k: v for k, v in line.items() if isinstance(v, (int, float))}, step=self.step)
+            figures = {k: v for k, v in line.items() if isinstance(v, (int, float))}
+            with written(self.folder):
+                self.runtime.accelerator.log(figures, step=self.step)
         self.report.line(summary(line, self.report.title))
 
     def _due(self) -> bool:
@@ -397,5 +406,6 @@ class Engine:
         for part in self.parts.values():
             part.net = part.module
         if self.track:
-            self.runtime.accelerator.end_training()
+            with written(self.folder):
+                self.runtime.accelerator.end_training()
         self.runtime.wait()

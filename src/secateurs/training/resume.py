@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +10,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from secateurs.errors import ArtifactError, ConfigError, SecateursError, TrainingError
-from secateurs.files import faults, open_regular, parse_json, shown, write_whole
+from secateurs.errors import ArtifactError, ConfigError, SecateursError
+from secateurs.files import dump_json, faults, open_regular, parse_json, shown, write_whole
 from secateurs.training.checkpoint import TENSORS, TREE
+from secateurs.training.runtime import written
 from secateurs.training.state import PartState, State, misfit, optimizer_misfit
 
 if TYPE_CHECKING:
@@ -102,6 +101,16 @@ def refuse_old(engine: Engine) -> None:
             f"{shown(engine.checkpoints.folder)} holds the checkpoints of an earlier run. Resume it (resume=True), choose "
             "another folder, or forget them with CheckpointStore.clear()."
         )
+
+
+def last_checkpoint(engine: Engine) -> str:
+    """A sentence that says where it is, for the end of a message; empty if there is none."""
+    found = engine.checkpoints.steps() if engine.checkpoints else []
+    return (
+        f" The last good checkpoint is {shown(engine.checkpoints.path(found[-1]))}."
+        if engine.checkpoints and found
+        else ""
+    )
 
 
 class _Line(BaseModel):
@@ -237,27 +246,22 @@ def rewrite_log(engine: Engine) -> None:
     if engine.rank:
         return
     path = engine.folder / LOG
-    try:
+    with written(path):
         engine.folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, "".join(map(_line, engine.history)))
-    except OSError as error:
-        raise _unwritten(path, error) from error
 
 
 def append_log(engine: Engine, line: dict[str, Any]) -> None:
     if engine.folder is None or engine.rank:
         return
     path = engine.folder / LOG
-    try:
-        with open(path, "ab", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            try:
-                _write_all(file, _line(line).encode())
-            except OSError:  # half a line would stay
-                file.truncate(end)
-                raise
-    except OSError as error:
-        raise _unwritten(path, error) from error
+    with written(path), open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            _write_all(file, _line(line).encode())
+        except OSError:  # half a line would stay
+            file.truncate(end)
+            raise
 
 
 def _write_all(file: IO[bytes], data: bytes) -> None:
@@ -266,11 +270,4 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
 
 
 def _line(figures: dict[str, Any]) -> str:
-    """A line of the log. What is not finite is null: JSON has no word for it."""
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
-    return json.dumps(plain) + "\n"
-
-
-def _unwritten(path: Path, error: OSError) -> TrainingError:
-    what = error.strerror or error
-    return TrainingError(f"{shown(path)} can't be written: {what}. Make room (or choose another folder) and resume.")
+    return dump_json(figures) + "\n"

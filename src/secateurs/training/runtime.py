@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from secateurs.devices import usable
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, TrainingError, shown
 from secateurs.training import precision as P
+from secateurs.training.processes import Peers, check, check_group, on_cpu, several
 from secateurs.training.recipe import Recipe
 
 
@@ -35,11 +36,13 @@ class Runtime:
         from accelerate.utils import GradientAccumulationPlugin
 
         check_trackers(track, folder)
+        check(device)
         if track and folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            with written(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         self.accelerator: Any = Accelerator(
             # Alone, the device is ours to choose: accelerate's first answer holds for the whole life of a process.
-            cpu=_several() and _on_cpu(device),
+            cpu=several() and on_cpu(device),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=list(track) or None,
             project_dir=str(folder) if track and folder is not None else None,
@@ -47,6 +50,8 @@ class Runtime:
         launched = str(self.accelerator.mixed_precision)
         self.accelerator.native_amp, self.accelerator.scaler = False, None
         self.rank, self.world = int(self.accelerator.process_index), int(self.accelerator.num_processes)
+        check_group(device, self.world)
+        self.peers = Peers.gather(self.rank, self.world) if self.world > 1 else None
         # Of several processes, the launcher gives each its device.
         self.device = usable(device) if self.world == 1 else self.accelerator.device
         self.precision = P.resolve(recipe.precision, self.device, launched)
@@ -59,12 +64,17 @@ class Runtime:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor summed over all processes."""
-        return self.accelerator.reduce(tensor, "sum") if self.world > 1 else tensor
+        if self.peers is None:
+            return tensor
+        with self.peers.watched():
+            total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+        return total
 
     def wait(self) -> None:
         """Until all processes are here."""
-        if self.world > 1:
-            self.accelerator.wait_for_everyone()
+        if self.peers is not None:
+            with self.peers.watched():
+                self.accelerator.wait_for_everyone()
 
     def share(self, source: Any) -> tuple[int, int]:
         """(rank, world) to split batches by; loaders that know of the processes have split them already."""
@@ -81,6 +91,18 @@ class Runtime:
         if self.world > 1 and any(p.requires_grad for p in module.parameters()):
             net = self.accelerator.prepare_model(module, device_placement=False)
         return torch.compile(net) if self.compile else net  # type: ignore[return-value]
+
+
+@contextmanager
+def written(what: Path | None) -> Iterator[None]:
+    """Raise TrainingError where a tracker's files, or others of a run, cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{shown(what or 'A tracker')} can't be written: {error.strerror or error}. Make room (or choose another folder) "
+            "and resume."
+        ) from error
 
 
 def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
@@ -101,17 +123,13 @@ def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
 
 
 def wait_for_everyone(device: str | torch.device | None) -> None:
-    """Until all processes that a launcher started are here, where no engine may have run yet."""
-    if _several():
-        from accelerate import PartialState
+    """Until all processes that a launcher started are here, where no engine may have run yet. Raises TrainingError if one
+    of them does not come."""
+    if not several():
+        return
+    from accelerate import PartialState
 
-        PartialState(cpu=_on_cpu(device)).wait_for_everyone()
-
-
-def _several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def _on_cpu(device: str | torch.device | None) -> bool:
-    """Without a GPU accelerate would pass over torchrun's processes, unless told that the CPU is meant."""
-    return str(device) == "cpu" or not torch.accelerator.is_available()
+    check(device)
+    state = PartialState(cpu=on_cpu(device))
+    with Peers(int(state.num_processes), {}).watched():
+        state.wait_for_everyone()

@@ -79,11 +79,12 @@ def misfit(saved: Any, expected: Any, field: str) -> str | None:
     if isinstance(expected, Mapping):
         if not isinstance(saved, Mapping):
             return _kinds(saved, "a dict", field)
+        within = f"{field}." if field else ""
         if missing := [key for key in expected if key not in saved]:
-            return f"field '{field}.{missing[0]}' is missing{_more(missing)}"
+            return f"field '{within}{missing[0]}' is missing{_more(missing)}"
         if unknown := [key for key in saved if key not in expected]:
-            return f"field '{field}.{unknown[0]}' is not expected{_more(unknown)}"
-        pairs = [(saved[key], value, f"{field}.{key}") for key, value in expected.items()]
+            return f"field '{within}{unknown[0]}' is not expected{_more(unknown)}"
+        pairs = [(saved[key], value, f"{within}{key}") for key, value in expected.items()]
     elif isinstance(expected, (list, tuple)):
         if type(saved) is not type(expected):
             return _kinds(saved, f"a {type(expected).__name__}", field)

@@ -1,0 +1,142 @@
+"""Several processes that a launcher (torchrun, accelerate) has started: whether they fit the machine, and which is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from secateurs.devices import default_device, usable
+from secateurs.errors import ConfigError, TrainingError
+
+Place = tuple[str, str, str]  # host, its boot, its process namespace: where a process id means the same process
+PATIENCE = 2.0  # seconds until a process whose connections are closed has ended
+
+
+def several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def on_cpu(device: str | torch.device | None) -> bool:
+    """Whether several processes train on the CPU. accelerate has to be told: without a GPU it would pass over them."""
+    return (default_device() if device is None else torch.device(device)).type == "cpu"
+
+
+def check(device: str | torch.device | None) -> None:
+    """Raise ConfigError for more processes on this machine than it has GPUs, before any process group starts."""
+    if not several() or on_cpu(device):
+        return
+    if not torch.accelerator.is_available():
+        usable(device)  # says why not
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    count = torch.accelerator.device_count()
+    if here > count:
+        gpus = "1 GPU" if count == 1 else f"{count} GPUs"
+        most = "1 process" if count == 1 else f"{count} processes"
+        raise ConfigError(
+            f"{here} processes, but this machine has {gpus}: start at most {most} here, or pass device='cpu'."
+        )
+
+
+def check_group(device: str | torch.device | None, world: int) -> None:
+    """Raise ConfigError for a process group that is not the one asked for: one that was there already, say."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != started:
+        raise ConfigError(
+            f"{started} processes were started, but accelerate sees {world} on this device: start one, or pass "
+            "device='cpu' before anything else uses accelerate."
+        )
+    if world > 1 and on_cpu(device) and dist.get_backend() == "nccl":
+        raise ConfigError(
+            "device='cpu' cannot use the process group that was started before, which is for GPUs (nccl): start it with "
+            "gloo, or leave it to secateurs."
+        )
+
+
+class LostError(TrainingError):
+    """A process that is needed has ended. `what` says which."""
+
+    def __init__(self, what: str, where: str = "", last: str = "") -> None:
+        self.what = what
+        super().__init__(
+            f"{what}{where and f' ({where})'}; its own message, if any, says why.{last} The same command, launcher "
+            "included, continues with resume=True."
+        )
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The other processes, as far as they run on this machine."""
+
+    world: int
+    ids: dict[int, int]  # rank → process id
+
+    @classmethod
+    def gather(cls, rank: int, world: int) -> Peers:
+        """Every process calls this."""
+        found: list[tuple[Place, int]] = [(("", "", ""), 0)] * world
+        here = (_place(), os.getpid())
+        dist.all_gather_object(found, here)
+        return cls(world, {r: pid for r, (place, pid) in enumerate(found) if r != rank and place == here[0]})
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Raise LostError in the place of what the connection between the processes says when one of them is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if what := self.lost(error):
+                raise LostError(what) from error
+            raise
+
+    def lost(self, error: BaseException) -> str | None:
+        """What has happened, if this error is of the connection between the processes; else None."""
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "NCCL", "c10d")):
+            return None
+        if gone := self._gone():
+            ranks = " and ".join(map(str, gone))
+            return f"Rank {ranks} of the {self.world} processes has ended"
+        return f"Another of the {self.world} processes has ended, or does not answer"
+
+    def _gone(self) -> list[int]:
+        end = time.monotonic() + PATIENCE
+        while not (gone := [rank for rank, pid in self.ids.items() if not _runs(pid)]):
+            if not self.ids or time.monotonic() > end:
+                return []
+            time.sleep(0.02)
+        return gone
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process and it has not ended; one that its parent has not waited for still has its id."""
+    if os.name == "nt":  # where signal 0 is none
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        pass
+    stat = _read(f"/proc/{pid}/stat")
+    return stat.rpartition(")")[2].split()[:1] not in (["Z"], ["X"])
+
+
+def _place() -> Place:
+    with contextlib.suppress(OSError):
+        return socket.gethostname(), _read("/proc/sys/kernel/random/boot_id"), os.readlink("/proc/self/ns/pid")
+    return socket.gethostname(), "", ""
+
+
+def _read(path: str) -> str:
+    """Empty where the system has no such file."""
+    with contextlib.suppress(OSError), open(path) as file:
+        return file.read()
+    return ""
