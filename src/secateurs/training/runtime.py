@@ -48,7 +48,7 @@ class Runtime:
         self.rank, self.world = int(self.accelerator.process_index), int(self.accelerator.num_processes)
         alone = self.world == 1 and device is not None  # several processes: the launcher gives each its device
         self.device = torch.device(device or "cpu") if alone else self.accelerator.device
-        self.precision = P.resolve(recipe.precision, self.device, launched)
+        self.precision = P.resolve(recipe.precision, self.device, model, launched)
         self.channels_last = P.wants_channels_last(recipe.channels_last, self.precision, self.device, model)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         self.compile = recipe.compile
