@@ -1,5 +1,21 @@
 """One thread: the suite runs in several processes already, and more threads than cores cost minutes."""
 
+from __future__ import annotations
+
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run on the CPU, where they are exact, on machines with a GPU too; those marked `gpu` need one."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setenv("SECATEURS_DEVICE", "cpu")
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU that CUDA can use")

@@ -253,6 +253,15 @@ def upsampling() -> nn.Module:
     )  # fmt: skip
 
 
+@case({"a": 8})
+def antialiased_resizing() -> nn.Module:
+    modes = ["bilinear", "bicubic", *(["lanczos"] if hasattr(torch.ops.aten, "_upsample_lanczos2d_aa") else [])]
+    return Net(
+        lambda s, x: s.h(sum(F.interpolate(s.a(x), (6, 6), mode=mode, antialias=True) for mode in modes)),
+        a=conv(3, 8), h=head(8),
+    )  # fmt: skip
+
+
 @case({"a": 4})
 def pixel_shuffle() -> nn.Module:
     return Net(lambda s, x: s.b(F.pixel_shuffle(s.a(x), 2)), a=conv(3, 16), b=conv(4, 3))
@@ -572,6 +581,13 @@ def layer_norm() -> nn.Module:
         a=conv(3, 8),
         n=nn.LayerNorm(8),
         h=head(8),
+    )
+
+
+@case(stays={"a": inexact(8, "aten.mean over channels")})
+def rms_norm() -> nn.Module:
+    return Net(
+        lambda s, x: s.h(s.n(s.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), a=conv(3, 8), n=nn.RMSNorm(8), h=head(8)
     )
 
 

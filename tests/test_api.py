@@ -137,7 +137,7 @@ def test_what_is_no_model(model: Any, message: str, tmp_path: Path) -> None:
 
 
 def test_build_of_nothing() -> None:
-    with pytest.raises(sc.SpecError, match="None is no model spec"):
+    with pytest.raises(sc.SpecError, match="None is not a model spec"):
         sc.build(None)  # type: ignore[arg-type]
 
 

@@ -10,7 +10,12 @@ from safetensors.torch import save_file
 
 import secateurs as sc
 from secateurs.cli import main
-from secateurs.devices import accelerator, default_device
+from secateurs.devices import VARIABLE, accelerator, default_device
+
+
+@pytest.fixture(autouse=True)
+def _no_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
 
 
 @pytest.fixture
@@ -33,6 +38,23 @@ def test_an_accelerator_that_can_be_used_is_named_as_tensors_name_it(monkeypatch
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)
     assert default_device() == torch.device("cuda", 1)
+
+
+def test_each_of_several_processes_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert default_device() == torch.device("cuda", 3)
+
+
+def test_the_default_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "cpu")
+    assert default_device() == torch.device("cpu")
+    monkeypatch.setenv(VARIABLE, "fridge")
+    with pytest.raises(sc.ConfigError, match=r"^SECATEURS_DEVICE=fridge cannot be used here"):
+        default_device()
 
 
 @pytest.mark.usefixtures("no_driver")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -16,17 +16,22 @@ from secateurs.budget import Budget
 from secateurs.channels import Cost
 from secateurs.channels.inputs import check_model, tensors
 from secateurs.data import Data
+from secateurs.devices import usable
 from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
+from secateurs.files import shown
 from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope, resolve
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.origin import after_cut, rebuilt, remember, source_of
+from secateurs.placement import Placement
 from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply, trace, verify
+from secateurs.surgery.cut import copied
 from secateurs.surgery.grow import widened
 from secateurs.surgery.verify import steady
 from secateurs.training import CheckpointStore, Engine, Recipe
 from secateurs.training.resume import refuse_foreign_log
+from secateurs.zoo import FAMILIES
 from secateurs.zoo import build as build_from_zoo
 from secateurs.zoo.weights import load_into
 
@@ -49,6 +54,10 @@ def prune(
 ) -> Result:
     """Trace, select, cut, verify and (on request) recover. The given model is untouched.
 
+    The model, the example inputs and the data may each be on any device, and the model in half precision. With data the
+    work is done on `device` (by default an accelerator, if one can be used), else where the model is; the result is where
+    the model is, in its number formats.
+
     method: a name (see `methods()`) or a configured method, `EPruner(beta=0.7)` say.
     budget: what may stay; always met, never exceeded.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
@@ -62,7 +71,8 @@ def prune(
     folder: where training leaves its log and checkpoints, a folder for each phase. A log there that is no engine's is
         not written over.
     resume: go on from the last whole checkpoint in `folder`, if there is one.
-    options: the training engine's: device, progress, loss, save_steps, save_seconds, track; and hooks, those of recovery.
+    options: the training engine's: device, progress, loss, save_steps, save_seconds, track; and hooks, those of
+        recovery.
 
     Raises before any work: ConfigError for what makes no sense, BudgetError for a budget that cannot be met,
     VerificationError for a model that is random in eval mode. VerificationError also for a cut that does not verify.
@@ -82,9 +92,12 @@ def prune(
     for name in () if folder is None else ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]:
         refuse_foreign_log(Path(str(folder)) / name)
     source = None if data is None else Data.of(data)
-    original, origin = model, source_of(model)
-    if isinstance(chosen, TrainingMethod):
-        model = copy.deepcopy(model)
+    origin, placement = source_of(model), Placement.of(model)
+    device = placement.device if source is None and options.get("device") is None else usable(options.get("device"))
+    options = {**options, "device": device}
+    original = placement.working_copy(model, device)
+    example_inputs = placement.working_inputs(example_inputs, device)
+    model = copied(original) if isinstance(chosen, TrainingMethod) else original
     task = _task(
         model, example_inputs, chosen, budget, scope, data=source, seed=seed, allow_inexact=allow_inexact,
         engine_options=_phase(folder, "prune", options), resume=resume,
@@ -116,8 +129,9 @@ def prune(
         )  # fmt: skip
     if steps:
         after = _figures(cost, small, source, options)
+    placement.restore(small)
     if plan.stripes:
-        tune(small, example_inputs)
+        tune(small, placement.restored_inputs(example_inputs))
         shapes = " and ".join("×".join(map(str, x.shape)) for x in tensors(example_inputs))
         report(
             f"measured which kernel is the fastest for each stripe convolution at {shapes}; secateurs.tune does other sizes"
@@ -129,15 +143,22 @@ def prune(
     return Result(small, plan, before, cut, after, error, chosen, history, origin)
 
 
-def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
+def build(
+    spec: str,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    *,
+    trust_code: bool = False,
+    **options: Any,
+) -> nn.Module:
     if not isinstance(spec, str):
-        raise SpecError(f"{spec!r} is no model spec: write FAMILY:NAME, such as zoo:resnet56.")
+        raise SpecError(f"{spec!r} is not a model spec: write FAMILY:NAME, such as zoo:resnet56.")
     if is_artifact(spec):
         if options:
             raise SpecError(
                 f"{spec} is an artifact, which says itself how its network is built: {min(options)}=… is not for it."
             )
-        model = load(spec).train()
+        model = load(spec, trust_code=trust_code).train()
         if weights is not None:
             load_into(model, weights, spec)
         return model
@@ -147,13 +168,14 @@ def build(spec: str, weights: str | Path | None = None, num_classes: int | None 
 
 
 build.__doc__ = f"""{build_from_zoo.__doc__}
-    The folder of an artifact is a spec, too: its pruned network, to be pruned further, say.
+    The folder of an artifact is a spec, too: its pruned network, to be pruned further, for example. `trust_code` is then
+    as for `load`; a spec that you write yourself is followed in any case.
     """
 
 
 def is_artifact(spec: str) -> bool:
-    """Whether this model spec is the folder of an artifact."""
-    return ":" not in spec and artifact.exists(spec)
+    """Whether this model spec is a folder, which can only be that of an artifact."""
+    return spec.partition(":")[0] not in FAMILIES and os.path.isdir(spec)
 
 
 def attach(
@@ -192,21 +214,30 @@ def attach(
     return pruner
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The pruned network of a saved artifact, in eval mode.
 
     model: a fresh, unpruned model to cut; needed where the original did not come from `build`. It is left untouched.
+    trust_code: also build a network that the artifact says comes from a module to be imported (`python:…`), or with
+        options that may load or download something. Without it nothing that the artifact names is imported or run.
+
+    Raises ArtifactError for a folder that is not a whole artifact, is damaged, or asks for what is not trusted; PlanError
+    for a plan that does not fit the model.
     """
     if model is not None:
         check_model(model)
-    if model is not None:
         return artifact.load(folder, model)
     plan, card = artifact.read(folder)
-    source = card.get("source")
-    if not source:
-        raise ArtifactError(f"{folder} does not say how to build its network: pass load({str(folder)!r}, model=…).")
-    small = artifact.load(folder, rebuilt(source))
-    remember(small, after_cut(source, plan))
+    if card.source is None:
+        raise ArtifactError(
+            f"{shown(folder)} does not say how to build its network: pass load({shown(folder)!r}, model=…)."
+        )
+    try:
+        fresh = rebuilt(card.source, trust_code)
+    except ArtifactError as error:
+        raise ArtifactError(f"{shown(artifact.place(folder, artifact.CARD))}: {error}") from error.__cause__
+    small = artifact.restored(folder, plan, card, fresh)
+    remember(small, after_cut(card.source.record(), plan))
     return small
 
 
@@ -301,10 +332,7 @@ def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dic
 def _figures(cost: Cost, model: nn.Module, data: Data | None, options: dict[str, Any]) -> Figures:
     if data is None or data.val is None:
         return Figures(cost.macs, cost.params)
-    device = options.get("device")
-    if device is not None:
-        model = copy.deepcopy(model).to(device)  # the given model stays where it is
     # Where processes have split the data each one looks at all of it: the figures are everyone's.
     images = data.val.whole() if hasattr(data.val, "whole") else data.val
-    found = training.evaluate(model, images, device=device, loss=options.get("loss"))
+    found = training.evaluate(model, images, loss=options.get("loss"))
     return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import reprlib
 import stat
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -22,13 +23,19 @@ from torch import Tensor
 from secateurs.errors import ArtifactError
 
 JSON_BYTES = 256 << 20  # more than the plan of any network takes
+DEPTH = 64  # of nested lists and objects; ours have some ten levels
 Model = TypeVar("Model", bound=BaseModel)
 StrPath = str | os.PathLike[str]
 
 
 def shown(path: StrPath) -> str:
-    """A path as it can be printed and stored: bytes that are not UTF-8 are escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path, or a name out of a file, as it can be printed and stored: bytes that are not UTF-8 and characters that
+    are not printable (line breaks, a terminal's control sequences) are escaped."""
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a lone surrogate that no file name holds
+        text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def opened(path: StrPath) -> BinaryIO:
@@ -67,6 +74,8 @@ def read_bytes(path: StrPath, limit: int | None = None) -> bytes:
             return file.read(-1 if limit is None else limit)
         except OSError as error:
             raise ArtifactError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
+        except MemoryError:
+            raise ArtifactError(f"{shown(path)} does not fit into memory: it has {size:,} bytes.") from None
 
 
 def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advice: str = "") -> Model:
@@ -90,12 +99,12 @@ def parse_json(data: bytes | str, schema: type[Model], source: StrPath, advice: 
     except (ValueError, UnicodeDecodeError) as error:
         what = "empty" if not data.strip() else f"not valid JSON ({error})"
         raise ArtifactError(f"{shown(source)} is {what}.{end}") from None
+    if _deeper(tree, DEPTH):
+        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.{end}")
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
         raise ArtifactError(f"{shown(source)} is not valid: {faults(error)}.{end}") from None
-    except RecursionError:
-        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.{end}") from None
 
 
 def faults(error: ValidationError) -> str:
@@ -103,13 +112,20 @@ def faults(error: ValidationError) -> str:
     found = error.errors(include_url=False)
     parts = []
     for item in found[:3]:
-        field = ".".join(map(str, item["loc"]))
-        value = repr(item["input"])
-        got = "" if item["type"] == "missing" else f", got {value if len(value) <= 60 else value[:57] + '…'}"
-        message = item["msg"].removeprefix("Value error, ")
+        field = shown(".".join(map(str, item["loc"])))
+        field = field if len(field) <= 120 else field[:119] + "…"
+        message = item["msg"].removeprefix("Value error, ").rstrip(".")
+        # A validator of ours says itself what it got.
+        got = "" if item["type"] in ("missing", "value_error") else f", got {brief(item['input'])}"
         parts.append(f"{f'field {field!r}: ' if field else ''}{message[:1].lower()}{message[1:]}{got}")
     more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
     return "; ".join(parts) + more
+
+
+def brief(value: object) -> str:
+    """A value out of a file as it fits into a message: in at most some 60 printable characters."""
+    text = reprlib.repr(value)  # never longer, however large the value is
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
@@ -122,6 +138,15 @@ def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again."
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise ArtifactError(f"{shown(path)} is not a readable safetensors file ({error}). {advice}") from None
+
+
+def parse_tensors(data: bytes, source: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
+    """`read_tensors` of bytes that have been read already; `source` is where they come from."""
+    end = f" {advice}" if advice else ""
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise ArtifactError(f"{shown(source)} is not a readable safetensors file ({error}).{end}") from None
 
 
 def write_whole(path: StrPath, content: bytes | str) -> None:
@@ -154,6 +179,21 @@ def sync_folder(path: StrPath) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _deeper(tree: object, levels: int) -> bool:
+    """Whether lists and objects are nested more than so many levels deep."""
+    level = [tree]
+    for _ in range(levels):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _refuse(constant: str) -> float:

@@ -11,21 +11,13 @@ import torch
 from torch import nn
 
 from secateurs import artifact
+from secateurs.artifact import Figures
 from secateurs.methods.method import Method
 from secateurs.surgery import Plan
 from secateurs.surgery.stripes import summary
 from secateurs.version import __version__
 
-
-@dataclass(frozen=True)
-class Figures:
-    """What a network costs and, where there is validation data, how good it is (top-1 and top-5 in percent)."""
-
-    macs: int
-    params: int
-    top1: float | None = None
-    top5: float | None = None
-    loss: float | None = None
+__all__ = ["Figures", "Result"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +32,7 @@ class Result:
     error: float  # relative difference between the sliced and the masked network
     method: Method
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
-    source: dict[str, Any] | None = None  # how to build the unpruned model anew, where it came from `build`
+    source: dict[str, Any] | None = None  # how to build the unpruned model again, where it came from `build`
 
     def __repr__(self) -> str:
         told = [

@@ -197,12 +197,14 @@ def test_a_damaged_record() -> None:
     model = CASES["chain"].make()
     record = widened(model, image(), 1.5)[1].record()
     for damaged, message in (
-        ({"shapes": {}}, "lacks a part"),
+        ({"shapes": {}}, "field 'attributes': field required"),
         ({**record, "shapes": {"z.weight": [3]}}, "z.weight was widened"),
         ({**record, "shapes": {"a.weight": [4, 3, 3, 3]}}, "a.weight was widened"),
         ({**record, "shapes": {"a.weight": [10**9, 10**9, 3, 3]}}, "no memory"),
         ({**record, "attributes": [["a", "forward", 3]]}, "damaged or of another network"),
-        ({**record, "attributes": [["a", "out_channels", "x"]]}, "damaged or of another network"),
+        ({**record, "attributes": [["z", "out_channels", 3]]}, "damaged or of another network"),
+        ({**record, "attributes": [["a", "out_channels", "x"]]}, r"field 'attributes\.0\.2.*got 'x'"),
+        ({**record, "shapes": None}, "field 'shapes'.*got None"),
     ):
         with pytest.raises(PlanError, match=message):
             resized(model, damaged)

@@ -160,7 +160,7 @@ def test_tampered(graph: PrunableGraph, where: str) -> None:
 def test_cut_off_anywhere(graph: PrunableGraph) -> None:
     text = graph.plan({"a": [0, 1]}).to_json()
     for end in range(0, len(text) - 1, 7):
-        with pytest.raises(PlanError, match="not valid JSON, as if cut off"):
+        with pytest.raises(PlanError, match="is empty|not valid JSON"):
             Plan.from_json(text[:end])
 
 

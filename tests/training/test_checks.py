@@ -99,11 +99,17 @@ def test_what_does_not_fit_is_refused_before_any_work(kind: str) -> None:
     assert not any("keeps" in line for line in lines)
 
 
-@pytest.mark.parametrize("method", [sc.APoZ(examples=8), sc.Taylor(examples=8), sc.Oracle(examples=8), sc.NPN(epochs=1)])
+@pytest.mark.parametrize(
+    "method", [sc.APoZ(examples=8), sc.Taylor(examples=8), sc.Oracle(examples=8), sc.NPN(epochs=1)]
+)
 @pytest.mark.parametrize("kind", ["labels (N, 1)", "too few targets", "an empty batch", "grey images", "uint8"])
 def test_methods_that_look_at_examples(method: sc.Method, kind: str) -> None:
     batch, message = BAD[kind]
-    with pytest.raises(DataError, match=message):  # not the first batch, which is looked at beforehand
+    if kind in ("labels (N, 1)", "grey images", "uint8") and not isinstance(method, sc.NPN):
+        message = r"examples of different shapes and kinds can't be measured together"
+    if kind == "grey images" and isinstance(method, sc.NPN):  # its own network comes first
+        message = r"a Conv2d expects \(N, 3, H, W\) and gets \(4, 1, 8, 8\)"
+    with pytest.raises(DataError, match=rf"^Batch 1 of train.*{message}"):  # the first one is looked at beforehand
         sc.prune(linear(), X[:1], method, HALF, [(X, Y), batch], progress="silent", device="cpu")
 
 
@@ -150,7 +156,9 @@ def test_a_model_that_takes_uint8_itself() -> None:
             return self.net(x.float() / 255)
 
     data = sc.Data([(IMAGES, Y)], [(IMAGES, Y)])
-    assert sc.prune(Scaled(), IMAGES[:1], "l1", HALF, data, sc.Recover(epochs=1), progress="silent").after.top1 is not None
+    assert (
+        sc.prune(Scaled(), IMAGES[:1], "l1", HALF, data, sc.Recover(epochs=1), progress="silent").after.top1 is not None
+    )
     with pytest.raises(DataError, match=r"layer 'net.0' \(Conv2d\) expects \(N, 3, H, W\)"):
         T.evaluate(Scaled(), [(IMAGES[:, :2], Y)])
 
@@ -176,7 +184,9 @@ def test_a_batch_of_one_under_batch_norm() -> None:
 
 def test_a_later_batch_is_named() -> None:
     wrong = [*batches(3), (torch.randn(8, 1, 8, 8), batches(1)[0][1])]
-    with pytest.raises(DataError, match=r"^Batch 3 of train does not fit the model, with inputs \(8, 1, 8, 8\) float32"):
+    with pytest.raises(
+        DataError, match=r"^Batch 3 of train does not fit the model, with inputs \(8, 1, 8, 8\) float32"
+    ):
         engine(net(), wrong).fit()
     with pytest.raises(DataError, match=r"^Batch 3 of val does not fit the model"):
         T.evaluate(net(), wrong)
@@ -239,7 +249,7 @@ def test_an_empty_pass_is_an_error() -> None:
         yield from ()
 
     for empty in ([], nothing, torch.utils.data.DataLoader([])):
-        with pytest.raises(DataError, match="There is nothing to evaluate on. val is empty"):
+        with pytest.raises(DataError, match=r"There is nothing to evaluate on\. val is empty"):
             T.evaluate(net(), empty)
         with pytest.raises(DataError, match="train is empty"):
             engine(net(), empty, T.Recover(epochs=1, schedule="constant")).fit()

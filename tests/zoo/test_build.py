@@ -42,7 +42,7 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ("spec", "message"),
     [
         ("resnet56", r"Did you mean zoo:resnet56\?"),
-        ("zoo:", "no model spec"),
+        ("zoo:", "not a model spec"),
         ("tim:resnet18", r"no model family 'tim'.*Did you mean timm\?"),
         ("zoo:resnet57", "Did you mean resnet56"),
         ("python:module", "python:package.module:factory"),

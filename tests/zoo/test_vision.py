@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,15 +52,83 @@ def test_nms_keeps_the_first_of_equal_boxes() -> None:
     assert vision.nms(boxes, torch.tensor([0.5, 0.5, 0.9]), 0.5).tolist() == [2, 0]
 
 
+FIRST = """
+try:
+    import torchvision
+except RuntimeError as error:
+    assert str(error) == "operator torchvision::nms does not exist"
+"""
+NETWORKS = """
+import secateurs as sc, torch
+from secateurs.zoo import vision
+sc.build("timm:resnet18"), sc.build("torchvision:resnet18")
+import timm, torchvision
+assert torchvision is vision.torchvision() and timm is vision.timm()
+boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 5], [8, 8, 9, 9]])
+print(torchvision.ops.nms(boxes, torch.tensor([0.1, 0.9, 0.5]), 0.5).tolist(), torchvision.__file__)
+"""
+
+
+def in_a_fresh_process(code: str, *path: Path) -> str:
+    """What it prints. An aborted process is a failure, as is any other with a status."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, *sys.path]))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @needs_torchvision
-def test_imports_in_a_fresh_process() -> None:
-    code = (
-        "import torch; from secateurs.zoo import vision; tv = vision.torchvision(); vision.timm(); "
-        "b = torch.tensor([[0., 0, 4, 4], [0, 0, 4, 5], [8, 8, 9, 9]]); "
-        "print(tv.ops.nms(b, torch.tensor([.1, .9, .5]), 0.5).tolist())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "[1, 2]", done.stderr
+@pytest.mark.parametrize(
+    ("extension", "first"),
+    [("installed", ""), ("installed", FIRST), ("absent", ""), ("junk", FIRST)],
+    ids=["installed", "installed-imported-before", "absent", "junk-imported-before"],
+)
+def test_networks_in_a_fresh_process(extension: str, first: str, tmp_path: Path) -> None:
+    """With torchvision's operators as they are installed, and where they cannot be loaded."""
+    if extension == "installed":
+        assert in_a_fresh_process(first + NETWORKS).startswith("[1, 2]")
+        return
+    installed = Path(str(importlib.util.find_spec("torchvision").origin)).parent  # type: ignore[union-attr]
+    (tmp_path / "torchvision").mkdir()
+    for file in installed.iterdir():
+        if not file.name.startswith("_C"):
+            (tmp_path / "torchvision" / file.name).symlink_to(file)
+        elif extension == "junk":
+            (tmp_path / "torchvision" / file.name).write_text("no library")
+    out = in_a_fresh_process(first + NETWORKS, tmp_path)
+    assert out.startswith("[1, 2]")
+    assert str(tmp_path) in out
+
+
+EXTENSION = """
+import torch
+library = torch.library.Library("torchvision", "FRAGMENT")
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # raises where it is declared already
+"""
+
+
+@pytest.mark.parametrize("name", ["_C_stable", "anything"])
+def test_what_torchvision_declares_itself_is_left_to_it(name: str, tmp_path: Path) -> None:
+    """Whatever the file is called that its operators are in."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text(f"from torchvision import {name}")
+    (tmp_path / "torchvision" / f"{name}.py").write_text(EXTENSION)
+    code = "from secateurs.zoo import vision; print(vision.torchvision().__file__)"
+    assert str(tmp_path) in in_a_fresh_process(code, tmp_path)
+
+
+@pytest.mark.parametrize("package", ["torchvision", "timm"])
+def test_a_package_that_cannot_be_imported(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError("Compiled with different CUDA major versions.\nReinstall.")
+
+    if package == "timm":
+        monkeypatch.setattr(vision, "torchvision", lambda: None)
+    monkeypatch.setattr(vision.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(vision, "_imported", fail)
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    with pytest.raises(SpecError, match=rf"^{package} .* different CUDA major versions\. .*`secateurs env`"):
+        getattr(vision, package).__wrapped__()
 
 
 @needs_torchvision
@@ -71,7 +141,8 @@ def test_detection_runs() -> None:
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vision.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    for name in ("torchvision", "timm"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     for door in (vision.torchvision, vision.timm):
         with pytest.raises(SpecError, match=r"pip install 'secateurs\[vision\]'"):
             door.__wrapped__()

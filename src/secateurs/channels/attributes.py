@@ -15,7 +15,7 @@ _WEIGHTS = ("weight", "weight_v", "parametrizations.weight.original", "parametri
 
 def rewritten(module: nn.Module | None) -> bool:
     """Whether `rewrites` knows modules of this kind."""
-    return isinstance(module, _ConvNd | nn.Linear | _NormBase | nn.LayerNorm | nn.GroupNorm)
+    return isinstance(module, _ConvNd | nn.Linear | _NormBase | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
 
 
 def rewrites(
@@ -56,7 +56,7 @@ def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
         return {"in_channels": new[1]}
     if isinstance(module, _NormBase):
         return {"num_features": new[0]}
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return {"normalized_shape": new}
     if isinstance(module, nn.GroupNorm):
         per_channel = module.num_groups == module.num_channels

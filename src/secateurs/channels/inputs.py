@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateurs.devices import device_of
 from secateurs.errors import TraceError
 
 
@@ -34,6 +35,12 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
 def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """The same structure with fn applied to every tensor in it."""
     return pytree.tree_map(lambda x: fn(x) if isinstance(x, Tensor) else x, tree)
+
+
+def beside(model: nn.Module, example_inputs: Any) -> Any:
+    """The example inputs on the model's device. What is there already is not copied."""
+    device = device_of(model)
+    return map_tensors(lambda x: x.to(device), example_inputs)
 
 
 def tensors(tree: Any) -> list[Tensor]:

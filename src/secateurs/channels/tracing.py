@@ -15,7 +15,7 @@ from secateurs.channels import numbers
 from secateurs.channels.attributes import rewrites
 from secateurs.channels.graph import ChannelGraph, named_tensors
 from secateurs.channels.grouping import Grouping
-from secateurs.channels.inputs import call, check_model, map_tensors, tensors
+from secateurs.channels.inputs import beside, call, check_model, map_tensors, tensors
 from secateurs.channels.labels import CONSUMED, KnownLabels, LabelSpace
 from secateurs.channels.tracer import Calls, Site, Tape, Tracer, swapped
 from secateurs.errors import TraceError
@@ -73,7 +73,7 @@ class _Trace:
             raise TraceError(f"{lazy} has no shape yet: run the model once on its inputs, then trace it.")
         self.params = {n: tuple(p.shape) for n, p in self.named.items() if isinstance(p, nn.Parameter)}
         self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
-        self.example_inputs = example_inputs
+        self.example_inputs = beside(model, example_inputs)
         self.meta = True
         self.choices: dict[tuple[str, str, int], int] = {}
         self.checks = 0

@@ -217,17 +217,9 @@ def feasible(method: Method, task: Task, prefix: str = "") -> None:
 
 def pick(device: str | None) -> torch.device:
     """The device asked for, else an accelerator if one can be used."""
-    import torch
+    from secateurs.devices import usable
 
-    from secateurs.devices import default_device
-
-    try:
-        if device is not None:
-            return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"--device {device} cannot be used here: {reason}") from error
-    return default_device()
+    return usable(device, "--device ")
 
 
 class _Plain(Console):

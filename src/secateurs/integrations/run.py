@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from secateurs.api import attach
 from secateurs.budget import Budget
 from secateurs.data import Data
+from secateurs.devices import device_of
 from secateurs.errors import ConfigError, SpecError
 from secateurs.methods.method import Method, Scope, check_budget, check_scope, resolve
 from secateurs.methods.pruner import Pruner, TrainingMethod
@@ -85,16 +86,15 @@ class PruningRun:
         self.plan = None
         self.model = find(module, self.network)
         self._modes = [(m, m.training) for m in self.model.modules()]  # methods leave it in eval mode
-        first = next(self.model.parameters(), None)
-        device = torch.device("cpu") if first is None else first.device
         data = Data.of(batches if self.data is None else self.data)
         example = self.example_inputs
         if example is None:
             example = apply(lambda x: x[:1], next(iter(data.batches("train")))[0])
         self.pruner = attach(
-            self.model, apply(lambda x: x.to(device), example), self.method, self.budget,
-            steps=self.steps or steps, epoch_steps=epoch_steps, data=data, **self.settings,
+            self.model, example, self.method, self.budget, steps=self.steps or steps,
+            epoch_steps=epoch_steps, data=data, **self.settings,
         )  # fmt: skip
+        device = device_of(self.model)
         self.pruner.mean, self.pruner.processes = lambda x: _mean(x, device), _world()
         if self.loaded is not None:
             self._load(self.loaded)

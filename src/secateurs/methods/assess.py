@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from secateurs.data.bundle import nothing
+from secateurs.devices import device_of, usable
 from secateurs.errors import ConfigError, DataError
 from secateurs.methods.method import Task
 from secateurs.training import batches as B
@@ -29,10 +30,8 @@ class Assessor:
     """
 
     def __init__(self, task: Task, examples: int, *, precision: str = "fp32", rows: int | None = None) -> None:
-        first = next(task.model.parameters(), None)
         device = task.engine_options.get("device")
-        here = torch.device("cpu") if first is None else first.device
-        self.device = here if device is None else torch.device(device)
+        self.device = device_of(task.model) if device is None else usable(device)
         self.precision = P.resolve(precision, self.device, task.model)
         self.channels_last = P.wants_channels_last("auto", self.precision, self.device, task.model)
         self.model = copy.deepcopy(task.model).to(self.device).eval().requires_grad_(False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from secateurs.channels.inputs import call, map_tensors, tensors
+from secateurs.channels.inputs import beside, call, tensors
 from secateurs.errors import ConfigError
 
 ACTIVATIONS = {
@@ -142,10 +142,9 @@ def following(model: nn.Module, layers: Iterable[str], example_inputs: Any) -> d
     for norm in set(norms.values()):
         handles.append(norm.register_forward_hook(leaving))
     modes = [(m, m.training) for m in model.modules()]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad(), watch:
-            call(model.eval(), map_tensors(lambda x: x.to(device), example_inputs))
+            call(model.eval(), beside(model, example_inputs))
     except Exception as error:
         raise ConfigError(f"The model does not run on the example inputs: {type(error).__name__}: {error}") from error
     finally:

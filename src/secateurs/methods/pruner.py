@@ -8,14 +8,18 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
+from secateurs.devices import device_of
 from secateurs.errors import ConfigError
 from secateurs.methods.method import Method, Selection, Task
 from secateurs.surgery import Plan
 from secateurs.training import Engine, Hook, Part, Recipe
+from secateurs.training.state import misfit
 
 
 class Pruner:
@@ -44,10 +48,14 @@ class Pruner:
         self.say: Callable[[str], None] = lambda line: None  # to whoever watches the run
         self.share = (0, 1)  # rank and number of those that a batch of the data is yet to be split between
         self._plan: Plan | None = None
+        self._guard: RemovableHandle | None = None
 
     def begin(self, total: int, epoch_steps: int) -> None:
         """How long the run will be, in optimizer steps, and how many of them make an epoch."""
         self.total, self.epoch_steps = total, max(1, epoch_steps)
+        if self._guard is None:
+            stays = _Stays(device_of(self.task.model))
+            self._guard = self.task.model.register_forward_pre_hook(stays, prepend=True)
 
     def penalty(self) -> Tensor | float:
         """To be added to the loss of the batch that the model has just seen."""
@@ -70,10 +78,16 @@ class Pruner:
         """Nothing is left to do."""
         return 0 < self.total <= self.steps
 
-    @abstractmethod
     def finish(self) -> Selection:
         """Take everything off the model that was attached to it, and say which channels stay. The model's weights are
         then those that the plan is for."""
+        if self._guard is not None:
+            self._guard.remove()
+        return self._finish()
+
+    @abstractmethod
+    def _finish(self) -> Selection:
+        """`finish`, as the method does it."""
 
     def plan(self) -> Plan:
         """`finish`, as a plan: apply it to the model, or cut the model in place with its optimizer. The run is over then,
@@ -83,11 +97,29 @@ class Pruner:
         return self._plan
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs to go on in another process: tensors and JSON-able values."""
+        """What `load` needs to resume in another process: tensors and JSON-able values.
+
+        The keys are always the same, and so are the kinds of values and the shapes of tensors. Where something comes into
+        being later it is None, an empty dict or a list before.
+        """
         return {"steps": self.steps}
 
     def load(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
+
+
+class _Stays:
+    """The pruner's own tensors are where the model was: said clearly, before some op says so."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, model: nn.Module, args: Any) -> None:
+        if (now := device_of(model)) != self.device:
+            raise ConfigError(
+                f"The model was on {self.device} when the pruner was attached, and is on {now} now: move it first, and "
+                "attach the pruner then."
+            )
 
 
 class PrunerHook(Hook):
@@ -126,6 +158,8 @@ class PrunerHook(Hook):
         return {"settings": self.settings, "pruner": self.pruner.state()}
 
     def load(self, state: dict[str, Any]) -> None:
+        if fault := misfit(state, {"settings": {}, "pruner": self.pruner.state()}, "PrunerHook"):
+            raise ValueError(fault)
         then, now = state["settings"], self.settings
         changed = [f"{k} ({then.get(k)!r} then, {now.get(k)!r} now)" for k in now if now.get(k) != then.get(k)]
         if changed:

@@ -114,7 +114,8 @@ class StripeConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, O, H', W')."""
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        # is_compiling: while exporting, too. PyTorch 2.6 has no is_exporting.
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return convolved(x, self.dense_weight(), self.bias, self.layout)
         # A counter, say, or torch.fx: one op, that they may see what it is.
         if _get_current_dispatch_mode() is not None or not isinstance(x, Tensor):

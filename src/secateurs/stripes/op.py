@@ -11,8 +11,11 @@ from torch.utils.flop_counter import register_flop_formula
 from secateurs.stripes.kernels import convolved, padded
 from secateurs.stripes.layout import Layout, dense
 
+# Written out: PyTorch before 2.7 cannot infer it from `list[int]` and `Tensor | None`.
+_SCHEMA = "(Tensor x, Tensor weight, Tensor? bias, Tensor kept, SymInt[] stride, SymInt[] padding, SymInt[] dilation) -> Tensor"
 
-@torch.library.custom_op("secateurs::stripe_conv2d", mutates_args=())
+
+@torch.library.custom_op("secateurs::stripe_conv2d", mutates_args=(), schema=_SCHEMA)
 def stripe_conv2d(
     x: Tensor,
     weight: Tensor,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.channels.inputs import call, map_tensors, tensors
+from secateurs.channels.inputs import beside, call, tensors
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import StripeConv2d, size_of
 
@@ -30,8 +30,7 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv2d)}
     modes = {m: m.training for m in model.modules()}
     before = {m: dict(m.kernels) for m in layers.values()}
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    inputs = map_tensors(lambda t: t.to(device), example_inputs)
+    inputs = beside(model, example_inputs)
     try:
         with torch.no_grad():
             model.eval()

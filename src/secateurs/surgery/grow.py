@@ -12,15 +12,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from secateurs.channels import Cost, count
 from secateurs.channels.attributes import rewrites
 from secateurs.channels.graph import ChannelGroup, named_tensors
 from secateurs.errors import PlanError, VerificationError
+from secateurs.files import faults, shown
 from secateurs.surgery.culprits import blamed
 from secateurs.surgery.cut import copied, remade, take
-from secateurs.surgery.plan import REWRITTEN, Kept, PrunableGraph, only_inexact, trace
+from secateurs.surgery.plan import REWRITTEN, Attribute, Kept, PrunableGraph, Size, Sizes, only_inexact, trace
 from secateurs.surgery.verify import TOLERANCE, disagreement, outputs, steady
 
 Array = np.ndarray
@@ -215,32 +217,45 @@ class _WideError(VerificationError):
     """The widened network does not run."""
 
 
-def resized(model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
+class Widening(BaseModel):
+    """A growth as JSON has it: what `resized` needs. See `Growth` for what the fields mean."""
+
+    before: dict[str, Size] = {}
+    widths: dict[str, Size] = {}
+    shapes: dict[str, Sizes]
+    attributes: list[Attribute]
+
+
+def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module:
     """A network of the recorded shapes (see `Growth.record`) for weights to be loaded into. It needs no trace, and its
     own weights mean nothing. PlanError for a record that is damaged or of another network."""
-    own, modules = named_tensors(model), dict(model.named_modules())
     try:
-        shapes = {str(p): tuple(s) for p, s in record["shapes"].items()}
-        attributes = {(m, a): tuple(v) if isinstance(v, list) else v for m, a, v in record["attributes"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PlanError(
-            f"The record of a widened network lacks a part or has one of the wrong kind: {error!r}."
-        ) from None
+        record = record if isinstance(record, Widening) else Widening.model_validate(record)
+    except ValidationError as error:
+        raise PlanError(f"The record of a widened network is not valid: {faults(error)}.") from None
+    own, modules = named_tensors(model), dict(model.named_modules())
+    attributes = {(m, a): tuple(v) if isinstance(v, list) else v for m, a, v in record.attributes}
+    if sum(map(math.prod, record.shapes.values())) > _MOST:
+        raise PlanError("A network was widened to more parameters than there may be: there is no memory for them.")
     new = {}
-    for name, shape in shapes.items():
+    for name, shape in record.shapes.items():
         old = tuple(own[name].shape) if name in own else None
-        sound = all(type(n) is int for n in shape)
-        if old is None or not sound or len(old) != len(shape) or any(n < o for n, o in zip(shape, old, strict=True)):
-            raise PlanError(f"{name} was widened to {shape}; this network has {old or 'no such parameter'}.")
+        if old is None or len(old) != len(shape) or any(n < o for n, o in zip(shape, old, strict=True)):
+            raise PlanError(
+                f"{shown(name)} was widened to {tuple(shape)}; this network has {old or 'no such parameter'}."
+            )
         try:
             new[name] = own[name].detach().new_zeros(shape)
         except (RuntimeError, MemoryError) as error:
-            raise PlanError(f"{name} was widened to {shape}, for which there is no memory: {error}") from None
-    for (module, attribute), value in attributes.items():
-        sizes = value if isinstance(value, tuple) else (value,)
-        known = attribute in REWRITTEN and hasattr(modules.get(module), attribute)
-        if not known or not all(type(n) is int and n > 0 for n in sizes):
-            raise PlanError(f"The record sets {module}.{attribute} to {value!r}: it is damaged or of another network.")
+            raise PlanError(
+                f"{shown(name)} was widened to {tuple(shape)}: there is no memory for it ({error})"
+            ) from None
+    for module, attribute in attributes:
+        if attribute not in REWRITTEN or not hasattr(modules.get(module), attribute):
+            raise PlanError(
+                f"The record of a widened network sets {shown(f'{module}.{attribute}')}: it is damaged or of another "
+                "network."
+            )
     return remade(model, new, attributes)
 
 

@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, Field, model_validator
 from torch import nn
 
 from secateurs import channels
@@ -17,7 +18,8 @@ from secateurs.channels import Cost
 from secateurs.channels.attributes import rewrites
 from secateurs.channels.graph import ChannelGraph, ChannelGroup, named_tensors
 from secateurs.channels.inputs import check_model
-from secateurs.errors import PlanError
+from secateurs.errors import ArtifactError, PlanError
+from secateurs.files import StrPath, parse_json, shown
 from secateurs.surgery import stripes as S
 
 VERSION = 2  # 1 knew no stripes
@@ -93,37 +95,21 @@ class Plan:
         return json.dumps({**body, "digest": _digest(body)})
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Read a plan back. Raises PlanError for text that is no plan, was changed or cut off, or is too new."""
+    def from_json(cls, text: str | bytes, source: StrPath = "The plan") -> Plan:
+        """Read a plan back.
+
+        source: the file that the text comes from, for messages.
+
+        Raises PlanError for text that is not a plan, was changed or cut off, does not agree with itself, or is too new.
+        """
         try:
-            body = json.loads(text)
-        except ValueError as error:
-            raise PlanError(f"The plan is not valid JSON, as if cut off: {error}.") from None
-        if not isinstance(body, dict) or body.get("format") != "secateurs-plan":
-            raise PlanError("This JSON is not a Secateurs plan.")
-        if not isinstance(body.get("version"), int) or body["version"] > VERSION:
-            raise PlanError(
-                f"The plan has version {body.get('version')}, this Secateurs reads up to {VERSION}: upgrade it."
-            )
-        digest = body.pop("digest", None)
-        if digest != _digest(body):
-            raise PlanError("The plan's content does not match its digest: it was changed by hand or damaged.")
-        try:
-            plan = cls(
-                groups={g: tuple(v) for g, v in body["groups"].items()},
-                kept={p: {int(a): tuple(v) for a, v in axes.items()} for p, axes in body["kept"].items()},
-                shapes={p: tuple(s) for p, s in body["shapes"].items()},
-                attributes={(m, a): tuple(v) if isinstance(v, list) else v for m, a, v in body["attributes"]},
-                consumes=frozenset((p, a) for p, a in body["consumes"]),
-                exact=body["exact"],
-                stripes={p: tuple(v) for p, v in body.get("stripes", {}).items()},
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"The plan lacks a part or has one of the wrong kind: {error!r}.") from None
-        plan._check_content()
-        return plan
+            return parse_json(text, PlanRecord, source).plan(source)
+        except ArtifactError as error:
+            raise PlanError(str(error)) from None
 
     def _check_content(self) -> None:
+        """Raise PlanError unless the plan agrees with itself. It may come from anyone: nothing here takes more time or
+        memory than the plan itself, whatever sizes it claims."""
         for param, axes in self.kept.items():
             shape = self.shapes.get(param)
             for axis, index in axes.items():
@@ -136,9 +122,61 @@ class Plan:
                 raise PlanError(f"The plan masks axis {axis} of {param}, which it does not cut.")
         S.check_content(self.stripes, self.shapes, self.kept)
         for (module, attribute), value in self.attributes.items():
-            sizes = value if isinstance(value, tuple) else (value,)
-            if attribute not in REWRITTEN or not all(type(n) is int and n > 0 for n in sizes):
-                raise PlanError(f"The plan sets {module}.{attribute} to {value!r}, which is none of a cut's business.")
+            if attribute not in REWRITTEN:
+                raise PlanError(f"The plan sets {module}.{attribute} to {value!r}, which no cut changes.")
+
+
+Size = Annotated[int, Field(strict=True, ge=1, le=2**40)]
+Index = Annotated[int, Field(strict=True, ge=0, lt=2**40)]
+Indices = Annotated[list[Index], Field(min_length=1)]
+Sizes = Annotated[list[Size], Field(max_length=8)]
+Attribute = tuple[str, str, Size | Sizes]  # module, attribute, value after the cut
+
+
+class PlanRecord(BaseModel):
+    """A plan as JSON has it: see `Plan` for what the fields mean."""
+
+    format: Literal["secateurs-plan"]
+    version: int
+    exact: Annotated[bool, Field(strict=True)]
+    groups: dict[str, Indices]
+    shapes: dict[str, Sizes]
+    kept: dict[str, dict[Annotated[str, Field(pattern="^[0-7]$")], Indices]]
+    attributes: list[Attribute]
+    consumes: list[tuple[str, Index]]
+    stripes: dict[str, Indices] = {}
+    digest: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _genuine(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or body.get("format") != "secateurs-plan":
+            raise ValueError("it is not a Secateurs plan")
+        version = body.get("version")
+        if type(version) is not int or version > VERSION:
+            raise ValueError(
+                f"it has version {shown(str(version)[:20])}, this Secateurs reads up to {VERSION}: upgrade Secateurs"
+            )
+        if body.get("digest") != _digest({k: v for k, v in body.items() if k != "digest"}):
+            raise ValueError("its content does not match its digest: it was changed by hand or damaged")
+        return body
+
+    def plan(self, source: StrPath = "The plan") -> Plan:
+        """The plan itself. Raises PlanError, which names the source, where it does not agree with itself."""
+        plan = Plan(
+            groups={g: tuple(v) for g, v in self.groups.items()},
+            kept={p: {int(a): tuple(v) for a, v in axes.items()} for p, axes in self.kept.items()},
+            shapes={p: tuple(s) for p, s in self.shapes.items()},
+            attributes={(m, a): tuple(v) if isinstance(v, list) else v for m, a, v in self.attributes},
+            consumes=frozenset(self.consumes),
+            exact=self.exact,
+            stripes={p: tuple(v) for p, v in self.stripes.items()},
+        )
+        try:
+            plan._check_content()
+        except PlanError as error:
+            raise PlanError(f"{shown(source)} is not valid: {shown(str(error))}") from None
+        return plan
 
 
 class PrunableGraph(ChannelGraph):

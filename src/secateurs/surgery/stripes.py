@@ -102,10 +102,17 @@ def check_content(
         shape = shapes.get(name)
         if shape is None or len(shape) != 4:
             raise PlanError(f"The plan cuts stripes of {name}, whose shape it gives as {shape}.")
-        kernel = (shape[0], shape[2], shape[3])
-        filters = {name: np.array(kept[name][0])} if 0 in kept.get(name, {}) else {}
-        if checked({name: places}, {name: kernel}, filters).get(name) != tuple(places):
-            raise PlanError(f"Kept stripes of {name} are not in rising order, or of filters that go.")
+        per_filter = shape[2] * shape[3]
+        index = np.array(places, dtype=np.int64)
+        if (np.diff(index) <= 0).any() or index[-1] >= shape[0] * per_filter:
+            raise PlanError(
+                f"Kept stripes of {name} must lie in 0…{shape[0] * per_filter - 1}, in rising order and each once."
+            )
+        filters = kept.get(name, {}).get(0)
+        if filters is not None and not np.isin(index // per_filter, np.array(filters)).all():
+            raise PlanError(f"Kept stripes of {name} are of filters that go.")
+        if len(index) == per_filter * (shape[0] if filters is None else len(filters)):
+            raise PlanError(f"The plan cuts stripes of {name} and keeps all of them.")
 
 
 def check_modules(stripes: Iterable[str], modules: Mapping[str, nn.Module]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.channels.inputs import call, map_tensors, tensors
+from secateurs.channels.inputs import beside, call, map_tensors, tensors
+from secateurs.devices import full_precision
 from secateurs.errors import PlanError, TraceError, VerificationError
 from secateurs.surgery.culprits import culprits
 from secateurs.surgery.cut import apply, copied, mask
@@ -117,8 +118,10 @@ def disagreement(found: list[Tensor], due: list[Tensor], what: str) -> float:
 
 
 def outputs(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[Tensor]:
-    """What the model answers in eval mode and this precision, which it is left in."""
+    """What the model answers in eval mode, computed in this precision, which it is left in."""
     model = model.to(dtype).eval()
-    inputs = map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, copy.copy(example_inputs))
-    with torch.no_grad(), torch.autocast(device_type="cpu", enabled=False):
+    inputs = map_tensors(
+        lambda x: x.to(dtype) if x.is_floating_point() else x, beside(model, copy.copy(example_inputs))
+    )
+    with torch.no_grad(), full_precision():
         return [x.detach() for x in tensors(call(model, inputs))]

@@ -6,20 +6,52 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, RootModel
 from safetensors.torch import save as dump_tensors
 
 from secateurs.errors import ArtifactError, ConfigError, TrainingError
+from secateurs.files import parse_json, parse_tensors, read_bytes, shown, sync_folder
 from secateurs.training.pack import pack, unpack
 
 log = logging.getLogger("secateurs")
 
 VERSION = 1
+MANIFEST, TREE, TENSORS = "manifest.json", "state.json", "state.safetensors"
+LEFT = re.compile(r"(\.writing-|\.old-|damaged-step-)\d{9,}")  # by killed processes, or set aside
+_step = re.compile(r"step-(\d{9,})", re.ASCII)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size: NonNegativeInt = Field(alias="bytes")
+
+
+class _Files(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    tree: _File = Field(alias="state.json")
+    tensors: _File = Field(alias="state.safetensors")
+
+
+class _Version(BaseModel):
+    version: Annotated[int, Field(strict=True)]
+
+
+class _Manifest(_Version):
+    step: Annotated[int, Field(strict=True, ge=0)]
+    files: _Files
+
+
+class _Tree(RootModel[Any]):
+    """What `pack` made of a state: checked by `unpack`, and by whoever the state is for."""
 
 
 class CheckpointStore:
@@ -37,8 +69,8 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """The steps at which there are checkpoints, rising."""
-        found = [p.name[5:] for p in self.folder.glob("step-*") if p.is_dir()]
-        return sorted(int(n) for n in found if n.isdigit())
+        found = [(_step.fullmatch(p.name), p) for p in self.folder.glob("step-*")]
+        return sorted(int(match[1]) for match, p in found if match and p.is_dir())
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
@@ -47,14 +79,11 @@ class CheckpointStore:
         """Writes `state` (nested dicts and lists of tensors and plain values). Raises TrainingError if the disk won't
         take it; what was saved before is then untouched."""
         tree, tensors = pack(state)
-        files = {
-            "state.safetensors": dump_tensors(tensors),
-            "state.json": json.dumps(tree).encode(),
-        }
+        files = {TENSORS: dump_tensors(tensors), TREE: json.dumps(tree, allow_nan=False).encode()}
         hashes = {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()
         }
-        files["manifest.json"] = json.dumps({"version": VERSION, "step": step, "files": hashes}, indent=1).encode()
+        files[MANIFEST] = json.dumps({"version": VERSION, "step": step, "files": hashes}, indent=1).encode()
         temporary, final = self.folder / f".writing-{step:09d}", self.path(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,11 +91,11 @@ class CheckpointStore:
             temporary.mkdir()
             for name, data in files.items():
                 _write(temporary / name, data)
-            _flush(temporary)
+            sync_folder(temporary)
             if final.exists():  # left by an earlier life of this run, past the point it resumed from
                 os.rename(final, self.folder / f".old-{step:09d}")
             os.rename(temporary, final)
-            _flush(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             kept = self.steps()
@@ -75,26 +104,32 @@ class CheckpointStore:
                 f"The checkpoint of step {step} could not be written to {self.folder}: {error.strerror or error}. "
                 f"{last} Make room (or choose another disk) and resume."
             ) from error
-        for old in self.steps()[: -self.keep]:
-            os.rename(self.path(old), self.folder / f".old-{old:09d}")
-        self._sweep()
+        self.tidy()
         return final
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """(step, state) of the newest checkpoint that is whole, None if there is none at all.
 
-        Damaged ones are set aside as `damaged-…` with a warning in the log; if only such are left: ArtifactError.
+        Damaged ones are set aside as `damaged-…` with a warning in the log. If only such are left: ArtifactError, and
+        they stay where they are.
         """
-        damaged = []
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                return step, self._read(self.path(step))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-                damaged.append(f"{self.path(step)}: {error}")
-                log.warning("checkpoint %s is damaged (%s); trying the one before", self.path(step), error)
-                self._set_aside(step)
+                found = self._read(step)
+            except _NewerError:
+                raise
+            except ArtifactError as error:
+                damaged[step] = str(error)
+                continue
+            for other, fault in damaged.items():
+                log.warning("a checkpoint is damaged, resuming from %s instead: %s", self.path(step).name, fault)
+                self._set_aside(other)
+            return step, found
         if damaged:
-            raise ArtifactError("No checkpoint is whole: " + "; ".join(damaged) + ". Start anew, without resuming.")
+            raise ArtifactError(
+                f"No checkpoint is whole: {'; '.join(damaged.values())} Remove {shown(self.folder)} to start over."
+            )
         return None
 
     def clear(self) -> None:
@@ -103,16 +138,32 @@ class CheckpointStore:
             os.rename(self.path(step), self.folder / f".old-{step:09d}")
         self._sweep()
 
-    def _read(self, path: Path) -> dict[str, Any]:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        if manifest["version"] > VERSION:
-            raise ArtifactError(f"{path} was written by a newer version of secateurs: upgrade to resume from it.")
-        data = {}
-        for name, expected in manifest["files"].items():
-            data[name] = (path / name).read_bytes()
-            if hashlib.sha256(data[name]).hexdigest() != expected["sha256"]:
-                raise ValueError(f"{name} does not match its checksum ({len(data[name])} of {expected['bytes']} bytes)")
-        state: dict[str, Any] = unpack(json.loads(data["state.json"]), parse_tensors(data["state.safetensors"]))
+    def tidy(self) -> None:
+        """Removes checkpoints that are too old to be kept, and what killed processes left half-written or half-removed.
+        What cannot be removed stays."""
+        try:
+            for old in self.steps()[: -self.keep]:
+                os.rename(self.path(old), self.folder / f".old-{old:09d}")
+        except OSError:  # the new checkpoint is there, and that counts
+            pass
+        self._sweep()
+
+    def _read(self, step: int) -> dict[str, Any]:
+        """The state of one checkpoint. ArtifactError if anything of it is not as it was written."""
+        path = self.path(step)
+        manifest = _manifest(path / MANIFEST, step)
+        tree = parse_json(_content(path / TREE, manifest.files.tree), _Tree, path / TREE).root
+        tensors = parse_tensors(_content(path / TENSORS, manifest.files.tensors), path / TENSORS, advice="")
+        try:
+            state = unpack(tree, tensors)
+        except (ValueError, RuntimeError, OverflowError) as error:
+            raise ArtifactError(f"{shown(path / TREE)} is not valid: {error}.") from None
+        except RecursionError:
+            raise ArtifactError(f"{shown(path / TREE)} is not valid: it is nested too deeply.") from None
+        if not isinstance(state, dict):
+            raise ArtifactError(
+                f"{shown(path / TREE)} is not valid: it holds a {type(state).__name__}, expected a dict."
+            )
         return state
 
     def _set_aside(self, step: int) -> None:
@@ -124,10 +175,37 @@ class CheckpointStore:
             pass
 
     def _sweep(self) -> None:
-        """Removes what killed processes left half-written or half-removed."""
-        for pattern in (".writing-*", ".old-*"):
-            for path in self.folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
+        for path in self._left():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _left(self) -> Iterator[Path]:
+        return (p for p in self.folder.glob("*") if LEFT.fullmatch(p.name))
+
+
+class _NewerError(ArtifactError):
+    """Nothing is damaged: this version cannot read it."""
+
+
+def _manifest(path: Path, step: int) -> _Manifest:
+    data = read_bytes(path, limit=1 << 16)
+    if parse_json(data, _Version, path).version > VERSION:
+        raise _NewerError(
+            f"{shown(path.parent)} was written by a newer version of secateurs: upgrade to resume from it."
+        )
+    manifest = parse_json(data, _Manifest, path)
+    if manifest.step != step:
+        raise ArtifactError(f"{shown(path)} is not valid: field 'step' is {manifest.step}, expected {step}.")
+    return manifest
+
+
+def _content(path: Path, expected: _File) -> bytes:
+    """The content of a file, if it is the very one that was written."""
+    data = read_bytes(path, expected.size)
+    if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
+        raise ArtifactError(
+            f"{shown(path)} does not match its checksum ({len(data):,} of {expected.size:,} bytes): it is damaged."
+        )
+    return data
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -135,14 +213,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    """Makes renames in the folder durable (where the system can: not on Windows)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -85,10 +85,10 @@ class Check:
         if found is None:
             return f"does not fit the loss, with inputs {given} and targets {described(batch.targets)}: {reason}."
         name, layer, got = found
-        kind = type(layer).__name__
+        what = f"layer {name!r} ({type(layer).__name__})" if name else f"a {type(layer).__name__}"
         if isinstance(layer, _BatchNorm) and layer.training and got is not None and got[:, 0].numel() == 1:
             return (
-                f"has a single image, of which layer {name!r} ({kind}) gets {tuple(got.shape)}: batch norm can't train on one "
+                f"has a single image, of which {what} gets {tuple(got.shape)}: batch norm can't train on one "
                 "value per channel. Take another batch size, or leave the last, incomplete batch out (drop_last=True)."
             )
         start = f"does not fit the model, with inputs {given}: "
@@ -99,13 +99,13 @@ class Check:
                 f"{start}it computes in {_short(self.dtype)}. Convert them as in its training, for example by {scale}."
             )
         if isinstance(layer, _ConvNd) and got is not None and _misses(layer, got):
-            return start + _conv(name, layer, got, tensors(batch.inputs)[0])
+            return start + _conv(what, layer, got, tensors(batch.inputs)[0])
         if isinstance(layer, nn.Linear) and got is not None and got.shape[-1:] != (layer.in_features,):
             return (
-                f"{start}layer {name!r} ({kind}) expects {layer.in_features} features and gets {tuple(got.shape)}. Mostly that "
+                f"{start}{what} expects {layer.in_features} features and gets {tuple(got.shape)}. Mostly that "
                 "means images of another size than the model is for."
             )
-        return f"{start}{f'layer {name!r} ({kind}) raised ' if name else ''}{reason}."
+        return f"{start}{f'{what} raised ' if layer is not self.model else ''}{reason}."
 
 
 def _misses(layer: _ConvNd, got: Tensor) -> bool:
@@ -114,10 +114,10 @@ def _misses(layer: _ConvNd, got: Tensor) -> bool:
     return got.ndim not in (axes + 1, axes + 2) or got.shape[-axes - 1] != layer.in_channels
 
 
-def _conv(name: str, layer: _ConvNd, got: Tensor, given: Tensor) -> str:
+def _conv(what: str, layer: _ConvNd, got: Tensor, given: Tensor) -> str:
     axes = len(layer.kernel_size)
     expected = f"({', '.join(['N', str(layer.in_channels), *'DHW'[-axes:]])})"
-    text = f"layer {name!r} ({type(layer).__name__}) expects {expected} and gets {tuple(got.shape)}."
+    text = f"{what} expects {expected} and gets {tuple(got.shape)}."
     if given.ndim == axes + 2 and given.shape[-1] == layer.in_channels != given.shape[1]:
         order = ", ".join(map(str, (0, axes + 1, *range(1, axes + 1))))
         return f"{text} Channels come first: x.permute({order})."
@@ -151,14 +151,12 @@ def _culprit(trace: TracebackType | None, model: nn.Module) -> tuple[str, nn.Mod
     for me, values in _frames(trace):
         if not isinstance(me, nn.Module):
             continue
-        if id(me) not in names:  # it may be the model, wrapped
-            if found is None and any(id(inner) in names for inner in me.modules()):
-                found = ("", me, None)
-            continue
+        if found is None and not any(id(inner) in names for inner in me.modules()):
+            continue  # the loss, say; but what the model has wrapped around it, or runs within it, counts
         args = values.get("args") or ()
         given = values.get("input", args[0] if isinstance(args, tuple) and args else None)
         if isinstance(given, Tensor) or found is None or found[1] is not me:
-            found = (names[id(me)], me, given if isinstance(given, Tensor) else None)
+            found = (names.get(id(me), ""), me, given if isinstance(given, Tensor) else None)
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from secateurs.channels.inputs import call, map_tensors, tensors
+from secateurs.channels.inputs import beside, call, map_tensors, tensors
 from secateurs.errors import ConfigError, nearest
 from secateurs.training.metrics import heads
 
@@ -87,16 +87,15 @@ def _made_by(x: Tensor) -> str:
 
 
 def _run(model: nn.Module, inputs: Any, given: set[int] | None = None) -> Any:
-    """The model on these inputs, wherever it is, in eval mode; modes are left as they were. The inputs' ids, while it
+    """The model on these inputs, wherever the two are, in eval mode; modes are left as they were. The inputs' ids, while it
     runs, are put into `given`."""
-    some = next(model.parameters(), None)
 
     def there(x: Tensor) -> Tensor:
-        x = x.detach().to(x.device if some is None else some.device)
+        x = x.detach()
         return x.requires_grad_().clone() if x.is_floating_point() else x  # not a leaf: in-place ops may come
 
     modes = [(m, m.training) for m in model.modules()]
-    placed = map_tensors(there, inputs)
+    placed = map_tensors(there, beside(model, inputs))
     if given is not None:
         given.update(id(x) for x in tensors(placed))
     try:

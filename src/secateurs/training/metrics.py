@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from secateurs.data.bundle import nothing
+from secateurs.devices import device_of, usable
 from secateurs.errors import DataError, TrainingError
 from secateurs.training import batches as B
 from secateurs.training import precision as P
@@ -190,15 +192,16 @@ def evaluate(
     """Top-1, top-5 and loss of the model in eval mode, which it leaves as it found it.
 
     `batches`: iterable of (inputs, targets), or a function that returns one. `device`: where to run, by default where
-    the model is. `reduce` sums a tensor over processes, `share` = (rank, world) says which rows of each batch are ours.
-    `split`: what errors call the batches.
+    the model is; elsewhere a copy runs. `reduce` sums a tensor over processes, `share` = (rank, world) says which rows of
+    each batch are ours. `split`: what errors call the batches.
 
     Raises DataError for batches that are not pairs, empty, or do not fit the model or the loss, for NaN in the first one,
     for a pass without a batch, and for an iterable without a length whose end is not in sight after a million batches or
     an hour.
     """
-    first = next(model.parameters(), None)
-    where = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
+    where = device_of(model) if device is None else usable(device)
+    if where != device_of(model):
+        model = copy.deepcopy(model).to(where)
     loss = loss or CrossEntropy()
     modes = [(m, m.training) for m in model.modules()]
     model.eval()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 PLAIN = (str, int, float, bool, type(None))
+NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for them
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """Tensors are pulled out of dicts, lists and tuples; what is left is JSON-able.
 
-    Keeps what JSON alone would lose: tuples, integer keys, a tensor's strides (channels-last state must come back
-    channels-last, or the arithmetic could differ in the last bit). Raises TypeError naming the path of anything else.
+    Keeps what JSON alone would lose: tuples, integer keys, floats that are not finite, a tensor's strides (channels-last
+    state must come back channels-last, or the arithmetic could differ in the last bit). Raises TypeError naming the path
+    of anything else.
     """
     tensors: dict[str, torch.Tensor] = {}
     return _pack(tree, "", tensors, set()), tensors
@@ -27,9 +31,11 @@ def _pack(node: Any, path: str, tensors: dict[str, torch.Tensor], seen: set[int]
         seen.add(value.untyped_storage().data_ptr())
         tensors[path] = value
         packed: dict[str, Any] = {"$tensor": path}
-        if not node.is_contiguous() and node.numel() and _dense(node):
+        if not node.is_contiguous() and node.numel() and _permuted(node.stride(), node.shape):
             packed["stride"] = list(node.stride())
         return packed
+    if isinstance(node, float) and not math.isfinite(node):
+        return {"$float": str(float(node))}
     if isinstance(node, PLAIN):
         return node
     if isinstance(node, dict):
@@ -45,10 +51,10 @@ def _pack(node: Any, path: str, tensors: dict[str, torch.Tensor], seen: set[int]
     )
 
 
-def _dense(tensor: torch.Tensor) -> bool:
+def _permuted(strides: Sequence[int], shape: Sequence[int]) -> bool:
     """Whether the strides are a permutation of contiguous ones (no gaps, no overlaps)."""
     expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+    for stride, size in sorted(zip(strides, shape, strict=True)):
         if size == 1:
             continue
         if stride != expected:
@@ -58,18 +64,49 @@ def _dense(tensor: torch.Tensor) -> bool:
 
 
 def unpack(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `pack`."""
+    """The inverse of `pack`. Raises ValueError naming the path of what `pack` would not have written, and for tensors
+    that the tree does not mention."""
+    used: set[str] = set()
+    tree = _unpack(node, "", tensors, used)
+    if unknown := sorted(tensors.keys() - used):
+        raise ValueError(f"the tensor '{unknown[0]}' belongs nowhere")
+    return tree
+
+
+def _unpack(node: Any, path: str, tensors: dict[str, torch.Tensor], used: set[str]) -> Any:
     if isinstance(node, list):
-        return [unpack(v, tensors) for v in node]
+        return [_unpack(v, f"{path}/{i}", tensors, used) for i, v in enumerate(node)]
     if not isinstance(node, dict):
         return node
-    if "$tensor" in node:
-        value = tensors[node["$tensor"]]
-        if "stride" in node:
-            return torch.empty_strided(value.shape, node["stride"], dtype=value.dtype).copy_(value)
+    match next((key for key in node if key.startswith("$")), None):
+        case None:
+            return {k: _unpack(v, f"{path}/{k}", tensors, used) for k, v in node.items()}
+        case "$tensor":
+            return _tensor(node, path, tensors, used)
+        case "$items" if isinstance(pairs := node["$items"], list) and _are_pairs(pairs):
+            return {k: _unpack(v, f"{path}/{k}", tensors, used) for k, v in pairs}
+        case "$tuple" if isinstance(items := node["$tuple"], list):
+            return tuple(_unpack(v, f"{path}/{i}", tensors, used) for i, v in enumerate(items))
+        case "$float" if isinstance(name := node["$float"], str) and name in NOT_FINITE:
+            return NOT_FINITE[name]
+        case key:
+            raise ValueError(f"'{path or '/'}' holds a '{key}' that is not valid")
+
+
+def _are_pairs(items: list[Any]) -> bool:
+    whole = all(isinstance(item, list) and len(item) == 2 and isinstance(item[0], (str, int)) for item in items)
+    return whole and len({item[0] for item in items}) == len(items)
+
+
+def _tensor(node: dict[str, Any], path: str, tensors: dict[str, torch.Tensor], used: set[str]) -> torch.Tensor:
+    name, stride = node["$tensor"], node.get("stride")
+    if not isinstance(name, str) or name not in tensors:
+        raise ValueError(f"the tensor at '{path or '/'}' is missing")
+    used.add(name)
+    value = tensors[name]
+    if stride is None:
         return value
-    if "$items" in node:
-        return {k: unpack(v, tensors) for k, v in node["$items"]}
-    if "$tuple" in node:
-        return tuple(unpack(v, tensors) for v in node["$tuple"])
-    return {k: unpack(v, tensors) for k, v in node.items()}
+    found = isinstance(stride, list) and len(stride) == value.ndim and all(type(n) is int and n >= 0 for n in stride)
+    if not found or not _permuted(stride, value.shape):
+        raise ValueError(f"the tensor at '{path or '/'}', of shape {tuple(value.shape)}, cannot have stride={stride}")
+    return torch.empty_strided(value.shape, stride, dtype=value.dtype).copy_(value)

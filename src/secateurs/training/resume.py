@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from secateurs.errors import ConfigError, TrainingError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from secateurs.errors import ArtifactError, ConfigError, SecateursError, TrainingError
+from secateurs.files import faults, open_regular, parse_json, shown, write_whole
+from secateurs.training.checkpoint import TENSORS, TREE
+from secateurs.training.state import PartState, State, misfit, optimizer_misfit
 
 if TYPE_CHECKING:
     from secateurs.training.engine import Engine
+    from secateurs.training.hooks import Hook
+    from secateurs.training.parts import Part
 
 log = logging.getLogger("secateurs")
 LOG = "metrics.jsonl"
@@ -49,88 +58,175 @@ def resume(engine: Engine) -> None:
         raise ConfigError("resume=True needs a CheckpointStore to resume from")
     if engine.rank:  # the first process sets damaged checkpoints aside before the others look
         engine.runtime.wait()
+    else:
+        engine.checkpoints.tidy()
     found = engine.checkpoints.load()
     if engine.rank == 0:
         engine.runtime.wait()
     if found is None:
-        log.info("no checkpoint in %s: starting from the beginning", engine.checkpoints.folder)
+        log.info("no checkpoint in %s: starting from the beginning", shown(engine.checkpoints.folder))
         return
-    step, state = found
+    step, tree = found
     where = engine.checkpoints.path(step)
-    _same_run(engine, state, str(where))
-    _restore(engine, state, str(where))
-    log.info("resumed from %s (epoch %d, batch %d)", where, engine.epoch + 1, engine.batch)
+    try:
+        state = State.model_validate(tree)
+        if state.position.step != step:
+            raise _Misfit(f"field 'position.step' is {state.position.step}, expected {step}")
+        _same_run(engine, state, shown(where))
+        _restore(engine, state)
+    except ValidationError as error:
+        fault = faults(error)
+    except _Misfit as error:
+        fault = str(error)
+    else:
+        log.info("resumed from %s (epoch %d, batch %d)", shown(where), engine.epoch + 1, engine.batch)
+        return
+    earlier = engine.checkpoints.steps()[:-1]
+    advice = (
+        f"Remove {shown(where)} to resume from {engine.checkpoints.path(earlier[-1]).name}."
+        if earlier
+        else f"Remove {shown(engine.checkpoints.folder)} to start over."
+    )
+    file = where / (TENSORS if fault.startswith("tensor ") else TREE)
+    raise ArtifactError(f"{shown(file)} does not fit this run: {fault}. {advice}")
+
+
+class _Misfit(Exception):
+    """What of a checkpoint is not as this run needs it."""
 
 
 def refuse_old(engine: Engine) -> None:
     """A new run must not push an old run's checkpoints out."""
     if engine.checkpoints is not None and engine.checkpoints.steps():
         raise ConfigError(
-            f"{engine.checkpoints.folder} holds the checkpoints of an earlier run. Resume it (resume=True), choose "
+            f"{shown(engine.checkpoints.folder)} holds the checkpoints of an earlier run. Resume it (resume=True), choose "
             "another folder, or forget them with CheckpointStore.clear()."
         )
+
+
+class _Line(BaseModel):
+    """What every line of our log holds."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+    train_loss: float | None
+    images_per_second: float | None
 
 
 def refuse_foreign_log(folder: Path) -> None:
     """Raise ConfigError for a log that no engine has written: ours would take its place."""
     path = folder / LOG
-    try:
-        with open(path) as file:
-            first = file.readline()
-        if not first or {"epoch", "step", "train_loss", "images_per_second"} <= set(json.loads(first)):
-            return
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(path):
         return
-    except (OSError, ValueError, TypeError):
-        pass
-    raise ConfigError(
-        f"{path} is there already, and is no log of a run: move it, or choose another folder. Ours would replace it."
-    )
+    try:
+        with open_regular(path) as file:
+            first = file.readline(1 << 20)
+        if not first or (first.startswith(_BEGINNING) and not first.endswith(b"\n")):  # a process was killed at it
+            return
+        parse_json(first, _Line, path)
+    except (ArtifactError, OSError):
+        raise ConfigError(
+            f"{shown(path)} is there already, and is not a log of a run: move it, or choose another folder. Ours would "
+            "replace it."
+        ) from None
+
+
+_BEGINNING = b'{"epoch": '
 
 
 def _name(index: int, hook: Any) -> str:
     return f"{index}-{type(hook).__name__}"
 
 
-def _same_run(engine: Engine, state: dict[str, Any], where: str) -> None:
+def _same_run(engine: Engine, state: State, where: str) -> None:
     now = {**engine.recipe.model_dump(mode="json"), "seed": engine.seed}
-    then = {**state["recipe"], "seed": state["seed"]}
+    then = {**state.recipe, "seed": state.seed}
     changed = [f"{k} ({then.get(k)!r} then, {now.get(k)!r} now)" for k in now if now.get(k) != then.get(k)]
     names = [_name(i, hook) for i, hook in enumerate(engine.hooks)]
-    if names != list(state["hooks"]):
-        changed.append(f"hooks ({', '.join(state['hooks']) or 'none'} then, {', '.join(names) or 'none'} now)")
+    if names != list(state.hooks):
+        changed.append(f"hooks ({', '.join(state.hooks) or 'none'} then, {', '.join(names) or 'none'} now)")
+    scaled = ["fp16" if scaler is not None else "unscaled" for scaler in (state.scaler, engine.runtime.scaler)]
+    if scaled[0] != scaled[1] and engine.recipe.precision == "auto":  # as `accelerate launch` said
+        changed.append(f"precision ({scaled[0]} then, {scaled[1]} now)")
     if changed:
         raise ConfigError(f"{where} belongs to another run, which differs in {'; '.join(changed)}.")
 
 
-def _restore(engine: Engine, state: dict[str, Any], where: str) -> None:
-    if state["plans"]:
+def _restore(engine: Engine, state: State) -> None:
+    at = state.position
+    if engine.total is not None and at.step > engine.total:
+        raise _Misfit(
+            f"field 'position.step' is {at.step}, expected at most {engine.total}, the steps of the whole run"
+        )
+    if len(state.history) != at.epoch:
+        raise _Misfit(f"field 'history' has {len(state.history)} entries, expected {at.epoch}, one for each epoch")
+    if state.plans:
         from secateurs.surgery import Plan
 
-        for text in state["plans"][len(engine.plans) :]:  # a hook's `start` may have made the first cuts already
-            engine.cut(Plan.from_json(text))
+        for i in range(len(engine.plans), len(state.plans)):  # a hook's `start` may have made the first cuts already
+            try:
+                engine.cut(Plan.from_json(state.plans[i]))
+            except Exception as error:
+                raise _Misfit(f"field 'plans.{i}': {str(error).rstrip('.')}") from error
     for i, hook in enumerate(engine.hooks):
-        hook.load(state["hooks"][_name(i, hook)])
-    try:
-        for name, saved in state["parts"].items():
-            part = engine.parts[name]
-            part.module.load_state_dict(saved["module"])
-            part.optimizer.load_state_dict(saved["optimizer"])
-            part.active = saved["active"]
-            for key, module in part.module.named_modules():
-                module.training = key not in saved["eval"]
-            for key, p in part.module.named_parameters():
-                p.requires_grad_(key not in saved["frozen"])
-        if engine.ema is not None:
-            engine.ema.load_state_dict(state["ema"])
-        if engine.runtime.scaler is not None:
-            engine.runtime.scaler.load_state_dict(state["scaler"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise TrainingError(f"{where} is not of this network: {error}") from error
+        _load_hook(hook, _name(i, hook), state)
+    if unknown := set(state.parts) ^ set(engine.parts):
+        raise _Misfit(f"field 'parts' has {_names(state.parts)}, expected {_names(engine.parts)} ({min(unknown)})")
+    for name, part in engine.parts.items():
+        _load_part(part, state.parts[name], f"parts.{name}")
+    for field, saved, own in (("ema", state.ema, engine.ema), ("scaler", state.scaler, engine.runtime.scaler)):
+        if saved is None and own is not None:
+            raise _Misfit(f"field '{field}' is null, and this recipe needs it")
+        if saved is not None and own is None:
+            raise _Misfit(f"field '{field}' is not expected with this recipe")
+    if engine.ema is not None and state.ema is not None:
+        _fits(misfit(state.ema, dict(engine.ema.state_dict()), "ema"))
+        engine.ema.load_state_dict(state.ema)
+    if engine.runtime.scaler is not None and state.scaler is not None:
+        engine.runtime.scaler.load_state_dict(state.scaler.model_dump(by_alias=True))
     engine.rebind()
-    at = state["position"]
-    engine.step, engine.epoch, engine.batch, engine._done = at["step"], at["epoch"], at["batch"], at["done"]
-    engine._sums, engine._seconds, engine.history = state["sums"], state["seconds"], state["history"]
+    engine.step, engine.epoch, engine.batch, engine._done = at.step, at.epoch, at.batch, at.done
+    engine._sums, engine._seconds, engine.history = state.sums, state.seconds, state.history
+
+
+def _load_hook(hook: Hook, name: str, state: State) -> None:
+    try:
+        hook.load(state.hooks[name])
+    except SecateursError:
+        raise
+    except Exception as error:  # of code that may be anybody's
+        what = f"{error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise _Misfit(f"field 'hooks.{name}': {what}") from error
+
+
+def _load_part(part: Part, saved: PartState, field: str) -> None:
+    modules, parameters = dict(part.module.named_modules()), dict(part.module.named_parameters())
+    for known, names, kind in ((modules, saved.eval, "eval"), (parameters, saved.frozen, "frozen")):
+        if unknown := [name for name in names if name not in known]:
+            raise _Misfit(f"field '{field}.{kind}' names {unknown[0]!r}, which this network does not have")
+    _fits(misfit(saved.module, dict(part.module.state_dict()), f"{field}.module"))
+    _fits(optimizer_misfit(saved.optimizer, part.optimizer, f"{field}.optimizer"))
+    try:
+        part.module.load_state_dict(saved.module)
+        part.optimizer.load_state_dict(saved.optimizer.model_dump())
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise _Misfit(f"field '{field}': {error}") from error
+    part.active = saved.active
+    for key, module in modules.items():
+        module.training = key not in saved.eval
+    for key, p in parameters.items():
+        p.requires_grad_(key not in saved.frozen)
+
+
+def _fits(fault: str | None) -> None:
+    if fault is not None:
+        raise _Misfit(fault)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
 
 
 def rewrite_log(engine: Engine) -> None:
@@ -143,9 +239,7 @@ def rewrite_log(engine: Engine) -> None:
     path = engine.folder / LOG
     try:
         engine.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in engine.history))
-        os.replace(temporary, path)
+        write_whole(path, "".join(map(_line, engine.history)))
     except OSError as error:
         raise _unwritten(path, error) from error
 
@@ -155,12 +249,28 @@ def append_log(engine: Engine, line: dict[str, Any]) -> None:
         return
     path = engine.folder / LOG
     try:
-        with open(path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        with open(path, "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                _write_all(file, _line(line).encode())
+            except OSError:  # half a line would stay
+                file.truncate(end)
+                raise
     except OSError as error:
         raise _unwritten(path, error) from error
 
 
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _line(figures: dict[str, Any]) -> str:
+    """A line of the log. What is not finite is null: JSON has no word for it."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+    return json.dumps(plain) + "\n"
+
+
 def _unwritten(path: Path, error: OSError) -> TrainingError:
     what = error.strerror or error
-    return TrainingError(f"{path} can't be written: {what}. Make room (or choose another folder) and resume.")
+    return TrainingError(f"{shown(path)} can't be written: {what}. Make room (or choose another folder) and resume.")

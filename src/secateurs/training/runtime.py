@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateurs.devices import usable
 from secateurs.errors import ConfigError
 from secateurs.training import precision as P
 from secateurs.training.recipe import Recipe
@@ -46,8 +47,8 @@ class Runtime:
         launched = str(self.accelerator.mixed_precision)
         self.accelerator.native_amp, self.accelerator.scaler = False, None
         self.rank, self.world = int(self.accelerator.process_index), int(self.accelerator.num_processes)
-        alone = self.world == 1 and device is not None  # several processes: the launcher gives each its device
-        self.device = torch.device(device or "cpu") if alone else self.accelerator.device
+        # Of several processes, the launcher gives each its device.
+        self.device = usable(device) if self.world == 1 else self.accelerator.device
         self.precision = P.resolve(recipe.precision, self.device, model, launched)
         self.channels_last = P.wants_channels_last(recipe.channels_last, self.precision, self.device, model)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None

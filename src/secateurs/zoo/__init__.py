@@ -16,7 +16,7 @@ from secateurs.errors import SecateursError, SpecError, nearest
 from secateurs.zoo import cifar, cifar_resnet, vision
 from secateurs.zoo.weights import load_into, load_state
 
-__all__ = ["build", "load_state", "names"]
+__all__ = ["FAMILIES", "build", "load_state", "names"]
 
 Factory = Callable[..., nn.Module]
 
@@ -31,7 +31,7 @@ _OWN: dict[str, Factory] = {
     "small_cnn": cifar.small_cnn,
     "vgg16": cifar.vgg16,
 }
-_FAMILIES = ("zoo", "torchvision", "timm", "python")
+FAMILIES = ("zoo", "torchvision", "timm", "python")
 
 
 def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
@@ -47,10 +47,10 @@ def build(spec: str, weights: str | Path | None = None, num_classes: int | None 
     family, colon, name = spec.partition(":")
     if not colon or not name:
         raise SpecError(
-            f"{spec!r} is no model spec: write FAMILY:NAME, such as zoo:resnet56, or an artifact's folder. {_suggest(spec)}"
+            f"{spec!r} is not a model spec: write FAMILY:NAME, such as zoo:resnet56, or an artifact's folder. {_suggest(spec)}"
         )
-    if family not in _FAMILIES:
-        raise SpecError(f"{spec!r}: there is no model family {family!r}. {nearest(family, _FAMILIES)}")
+    if family not in FAMILIES:
+        raise SpecError(f"{spec!r}: there is no model family {family!r}. {nearest(family, FAMILIES)}")
     if num_classes is not None:
         options = {**options, "num_classes": num_classes}
     model = _python(name, options) if family == "python" else _named(family, name, options)

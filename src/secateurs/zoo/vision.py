@@ -1,18 +1,22 @@
 """The one door to torchvision and timm.
 
-A torchvision built for CUDA cannot load its C++ operators beside a CPU build of torch, and then `import torchvision`
-dies on "operator torchvision::nms does not exist". Only in that case the operators are declared here, `nms` with a
-plain PyTorch body, so that the networks (which need none of them, but for detection heads) can be built and run.
+A torchvision built for CUDA cannot load its C++ operators next to a CPU build of torch, and then `import torchvision`
+fails with "operator torchvision::nms does not exist". Only after that failure are the operators declared here, `nms`
+with a plain PyTorch body, so that the networks (which need none of them, except in detection heads) can be built and
+run. torchvision itself is always asked first: where its extension loads, a second declaration would end the process.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,21 +39,103 @@ _SCHEMAS = {
     "ps_roi_pool": f"({_ROI}) -> (Tensor, Tensor)",
     "deform_conv2d": f"({_DEFORM}) -> Tensor",
 }
+_MISSING = re.compile(r"operator torchvision::\w+ does not exist")  # how PyTorch says it
 _libraries: list[torch.library.Library] = []  # operators live as long as their Library object
 
 
 @functools.cache
 def torchvision() -> ModuleType:
-    """The `torchvision` module, importable even where its C++ operators are not. SpecError if not installed."""
+    """The `torchvision` module, importable even where its C++ operators are not.
+
+    SpecError if it is not installed or does not work with the installed PyTorch.
+    """
     if "torchvision" in sys.modules:
         return sys.modules["torchvision"]
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
+    if importlib.util.find_spec("torchvision") is None:
         raise _missing("torchvision")
-    if _extension_loads(Path(spec.origin).parent):
-        return importlib.import_module("torchvision")
+    if not hasattr(torch.ops.torchvision, "nms") or _loaded():
+        try:
+            return _imported("torchvision")
+        except Exception as error:  # of torchvision's own code
+            if not _MISSING.search(str(error)):
+                raise _broken("torchvision", error) from error
+    return _without_extension()
+
+
+@functools.cache
+def timm() -> ModuleType:
+    """The `timm` module. SpecError if it is not installed or does not work with the installed PyTorch."""
+    if "timm" in sys.modules:
+        return sys.modules["timm"]
+    if importlib.util.find_spec("timm") is None:
+        raise _missing("timm")
+    torchvision()  # timm imports it
+    try:
+        return _imported("timm")
+    except Exception as error:  # of timm's own code
+        raise _broken("timm", error) from error
+
+
+def _missing(package: str) -> SpecError:
+    return SpecError(f"{package} is not installed, and this model comes from it. Run: pip install 'secateurs[vision]'")
+
+
+def _broken(package: str, error: Exception) -> SpecError:
+    reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return SpecError(
+        f"{package} {_version(package)} cannot be imported with torch {torch.__version__}: {type(error).__name__}: "
+        f"{reason}. Install the release that belongs to this torch. `secateurs env` shows what is installed."
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a folder on the path
+        return "(of unknown version)"
+
+
+def _imported(package: str) -> ModuleType:
+    """Import a package. What a failed import leaves in sys.modules goes: a second one would stumble over it."""
+    _forget_parts(package)
+    try:
+        return importlib.import_module(package)
+    except BaseException:
+        _forget_parts(package)
+        raise
+
+
+def _forget_parts(package: str) -> None:
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        del sys.modules[name]
+
+
+def _loaded() -> bool:
+    """Whether the operators that exist are those of torchvision's own extension."""
+    paths = [Path(library) for library in torch.ops.loaded_libraries]
+    return any(path.parent.name == "torchvision" and path.name.startswith("_C") for path in paths)
+
+
+def _without_extension() -> ModuleType:
+    """torchvision, with the operators that it lacks declared here.
+
+    Its extension is not tried again: to load it on top of these declarations would end the process.
+    """
     define_operators()
-    module = importlib.import_module("torchvision")
+    load_library = torch.ops.load_library
+
+    def load_another(path: Any) -> None:
+        if Path(path).name.startswith("_C"):
+            raise OSError(f"{path} does not load with torch {torch.__version__}")
+        load_library(path)
+
+    torch.ops.load_library = load_another  # type: ignore[method-assign]
+    try:
+        module = _imported("torchvision")
+    except Exception as error:  # of torchvision's own code
+        raise _broken("torchvision", error) from error
+    finally:
+        del torch.ops.load_library  # the class has it
     # `ops.nms` asks whether the extension is there before it looks for the operator, which now exists.
     importlib.import_module("torchvision.ops.boxes")._assert_has_ops = lambda: None  # type: ignore[attr-defined]
     # Without the extension `ops.roi_align` is plain PyTorch, but compiled at first call: that takes a C++ compiler, and
@@ -57,32 +143,6 @@ def torchvision() -> ModuleType:
     roi_align = importlib.import_module("torchvision.ops.roi_align")
     roi_align._roi_align = getattr(roi_align._roi_align, "__wrapped__", roi_align._roi_align)  # type: ignore[attr-defined]
     return module
-
-
-@functools.cache
-def timm() -> ModuleType:
-    """The `timm` module. SpecError if it is not installed."""
-    if importlib.util.find_spec("timm") is None:
-        raise _missing("timm")
-    torchvision()  # timm imports it
-    return importlib.import_module("timm")
-
-
-def _missing(package: str) -> SpecError:
-    return SpecError(f"{package} is not installed, and this model comes from it. Run: pip install 'secateurs[vision]'")
-
-
-def _extension_loads(package: Path) -> bool:
-    """Whether torchvision's operators can be loaded, which this does (torchvision would, to the same effect)."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        library = package / f"_C{suffix}"
-        if library.exists():
-            try:
-                torch.ops.load_library(library)
-            except (OSError, ImportError):
-                return False
-            return True
-    return False
 
 
 def define_operators() -> None:

@@ -1,4 +1,4 @@
-"""State dicts from files, without unpickling anything but tensors."""
+"""State dicts from files, without unpickling anything but tensors, and into networks that they fit exactly."""
 
 from __future__ import annotations
 
@@ -7,84 +7,230 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateurs.errors import ArtifactError
+from secateurs.files import open_regular, read_tensors, shown
+from secateurs.stripes import StripeConv2d
 
+State = dict[str, Tensor]
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
 _WRAPPERS = ("state_dict", "model", "model_state", "net")  # the keys under which training scripts keep the weights
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
+_NESTED = 4  # wrappers within each other
 
 
-def load_state(path: str | Path) -> dict[str, Tensor]:
+def load_state(path: str | Path) -> State:
     """The state dict in a file, on the CPU: `.safetensors`, or `.pt .pth .th .bin` if it loads without unpickling code.
 
     A dict nested under `state_dict`, `model`, `model_state` or `net` is unwrapped; `module.` and `_orig_mod.` prefixes
     go. Raises ArtifactError for a file that is missing, damaged, of another type, or that holds anything but tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ArtifactError(f"No weights at {path}: {'it is a folder' if path.is_dir() else 'there is no such file'}.")
     if path.suffix == ".safetensors":
-        try:
-            return _clean(load_file(path), path)
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"{path} is not a readable safetensors file ({error}). Copy it again.") from error
+        return _clean(read_tensors(path), path)
     if path.suffix in _TORCH_SUFFIXES:
         return _clean(_load_torch(path), path)
+    open_regular(path).close()  # what is not there has no type either
     raise ArtifactError(
-        f"{path}: weights of type {path.suffix or 'without a suffix'} are not read. "
+        f"{shown(path)}: weights of type {shown(path.suffix) or 'without a suffix'} are not read. "
         f"Use .safetensors, or a state dict saved as {', '.join(_TORCH_SUFFIXES)}."
     )
 
 
-def _load_torch(path: Path) -> object:
-    try:
-        with warnings.catch_warnings():  # it warns of pickles of another protocol before it refuses them
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if _complete(path):
+def load_into(model: nn.Module, path: str | Path, spec: str) -> None:
+    """Copy the weights in a file into a model of the very same names and shapes; ArtifactError says what differs."""
+    put(model, load_state(path), path, spec)
+
+
+def put(model: nn.Module, state: State, path: str | Path, spec: str) -> None:
+    """Copy tensors that were read from `path` into a model, in the model's own precision.
+
+    They may come from anyone: each is compared with what the model has in its place before anything is computed with it.
+
+    Raises ArtifactError where names, shapes or kinds of numbers differ, for NaNs and for infinite parameters. The model
+    is then as it was.
+    """
+    own: State = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    state = {**_tied(own, state), **state}
+    # Checkpoints older than torch 0.4.1 lack the batch counters, which no inference reads.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    both = [key for key in own if key in state]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
+        for key in both
+        if state[key].shape != own[key].shape
+    ]
+    kinds = [f"{key} {why}" for key in both if (why := _unlike(state[key], own[key])) is not None]
+    if missing or unexpected or shapes or kinds:
+        parts = [
+            f"{len(found)} {what}: {shown('; '.join(found[:3]))[:500]}{'…' if len(found) > 3 else ''}"
+            for what, found in (
+                ("missing", missing), ("unexpected", unexpected), ("of another shape", shapes), ("of another kind", kinds),
+            )
+            if found
+        ]  # fmt: skip
+        advice = _advice(missing, unexpected, shapes, kinds)
+        raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}. {'. '.join(parts)}. {advice}")
+    for key in both:
+        if (what := _unsound(state[key], isinstance(own[key], nn.Parameter))) is not None:
             raise ArtifactError(
-                f"{path} holds more than tensors, and loading it would run code from the file. "
-                "Save `model.state_dict()` instead, best as .safetensors, where the file comes from."
+                f"{shown(path)} cannot be used: {shown(key)} has {what} values. Training may have diverged: take an "
+                "earlier checkpoint."
+            )
+    for name, layer in model.named_modules():
+        key = f"{name}.kept" if name else "kept"
+        if isinstance(layer, StripeConv2d) and key in state and not torch.equal(state[key], layer.kept.cpu()):
+            raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}: {key} keeps other stripes than the plan.")
+    model.load_state_dict(state, strict=False)
+
+
+# -- what a network takes ------------------------------------------------------------------------------------------------
+
+
+def _tied(own: State, state: State) -> State:
+    """What the file has under one name only, under the other names of the same tensor."""
+    names: dict[Any, list[str]] = {}
+    for key, tensor in own.items():
+        if tensor.numel() and tensor.device.type != "meta":
+            names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), []).append(key)
+    return {
+        key: state[first]
+        for keys in names.values()
+        if len(keys) > 1 and (first := next((key for key in keys if key in state), None)) is not None
+        for key in keys
+    }
+
+
+def _unlike(tensor: Tensor, own: Tensor) -> str | None:
+    """Why a tensor cannot take the place of the model's own, but for its shape."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return "is sparse or nested in the file: save it dense"
+    if tensor.is_quantized:
+        return "is quantized in the file: save it dequantized"
+    if tensor.device.type == "meta":
+        return "has no values in the file (it is a meta tensor)"
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f"is a {type(tensor).__name__} in the file, not a plain tensor"
+    if _kind(tensor) != _kind(own):
+        return f"is {_name(tensor.dtype)} in the file and {_name(own.dtype)} in the model"
+    return None
+
+
+def _kind(tensor: Tensor) -> str:
+    dtype = tensor.dtype
+    return (
+        "float" if dtype.is_floating_point else "complex" if dtype.is_complex
+        else "bool" if dtype is torch.bool else "integer"
+    )  # fmt: skip
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _unsound(tensor: Tensor, parameter: bool) -> str | None:
+    """NaN is never meant; infinity may be in a buffer (a mask), not in a parameter."""
+    if _kind(tensor) not in ("float", "complex"):
+        return None
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()  # 8-bit floats know hardly any op
+    if bool(tensor.isnan().any()):
+        return "NaN"
+    return "infinite" if parameter and bool(tensor.isinf().any()) else None
+
+
+def _advice(missing: list[str], unexpected: list[str], shapes: list[str], kinds: list[str]) -> str:
+    if kinds and not (missing or unexpected or shapes):
+        return "Save the state dict of the network as it was trained."
+    if shapes and not (missing or unexpected or kinds) and len(shapes) <= 4:
+        return "If these belong to the classifier, pass the num_classes the weights were trained with."
+    return "Build the network the weights were trained for, or rename the keys in the file."
+
+
+# -- what a file holds ---------------------------------------------------------------------------------------------------
+
+
+def _load_torch(path: Path) -> object:
+    where = shown(path)
+    with open_regular(path) as file:
+        zipped = _check_archive(file, path)
+        file.seek(0)
+        try:
+            with warnings.catch_warnings():  # it warns of pickles of another protocol before it refuses them
+                warnings.simplefilter("ignore")
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if zipped or _is_pickle(file):
+                raise ArtifactError(
+                    f"{where} holds more than tensors, and loading it would run code from the file. "
+                    "Save `model.state_dict()` instead, best as .safetensors, where the file comes from."
+                ) from error
+            raise ArtifactError(f"{where} is damaged or is not a file written by torch.save. Copy it again.") from error
+        except Exception as error:  # whatever a damaged or hostile pickle makes of PyTorch's reader
+            first_line = shown(next(iter(str(error).splitlines()), ""))[:200] or type(error).__name__
+            raise ArtifactError(
+                f"{where} is truncated or is not a file written by torch.save ({first_line})."
             ) from error
-        raise ArtifactError(f"{path} is damaged or is not a file written by torch.save. Copy it again.") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ArtifactError(f"{path} is truncated or is not a file written by torch.save ({first_line}).") from error
 
 
-def _complete(path: Path) -> bool:
-    """Whether the file is whole enough for the pickle in it to be the problem: a zip archive, or a bare pickle."""
-    if zipfile.is_zipfile(path):
-        return True
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80"  # the first opcode of any pickle of the last twenty years
+def _check_archive(file: BinaryIO, path: Path) -> bool:
+    """Whether the file is a zip archive, as torch.save writes; a bare pickle is one of before PyTorch 1.6.
+
+    Raises ArtifactError for an archive that torch.save does not write: entries are stored as they are, so that together
+    they are no larger than the file; a small one that unpacks to a large one is refused. So is the tar of before 2017,
+    which would be unpacked to the disk.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError):
+        file.seek(0)
+        if file.read(4) != b"PK\x03\x04" and not _is_pickle(file):
+            raise ArtifactError(
+                f"{shown(path)} is damaged or is not a file written by torch.save. Copy it again."
+            ) from None
+        return False
+    size = file.seek(0, 2)
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
+        raise ArtifactError(
+            f"{shown(path)} is a compressed archive, which torch.save does not write: it could unpack to any size. "
+            "Save the state dict again, best as .safetensors."
+        )
+    return True
 
 
-def _clean(loaded: object, path: Path) -> dict[str, Tensor]:
+def _is_pickle(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(1) == b"\x80"  # the first opcode of any pickle of the last twenty years
+
+
+def _clean(loaded: object, path: Path) -> State:
     state: Any = loaded
-    while isinstance(state, Mapping) and not any(isinstance(value, Tensor) for value in state.values()):
+    for _ in range(_NESTED):
+        if not isinstance(state, Mapping) or any(isinstance(value, Tensor) for value in state.values()):
+            break
         inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
         if inner is None:
             break
         state = inner
     if not isinstance(state, Mapping) or not state:
-        raise ArtifactError(f"{path} holds no state dict, but {_describe(loaded)}. Save `model.state_dict()`.")
-    clean: dict[str, Tensor] = {}
+        raise ArtifactError(f"{shown(path)} holds no state dict, but {_describe(loaded)}. Save `model.state_dict()`.")
+    clean: State = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ArtifactError(
-                f"{path}: a state dict maps names to tensors, but {key!r} is {_describe(value)}. "
+                f"{shown(path)}: a state dict maps names to tensors, but {_key(key)} is {_describe(value)}. "
                 f"The weights may be nested; they are looked for under {', '.join(_WRAPPERS)}."
             )
-        clean[_strip(key)] = value
+        name = _strip(key)
+        if name in clean:
+            raise ArtifactError(f"{shown(path)} holds {shown(name)[:100]} twice, once with a prefix.")
+        clean[name] = value
     return clean
 
 
@@ -94,35 +240,12 @@ def _strip(key: str) -> str:
     return key
 
 
+def _key(key: object) -> str:
+    """A key of a dict that may hold anything: text as it is, of other things what they are."""
+    return repr(key if len(key) <= 60 else key[:59] + "…") if isinstance(key, str) else f"a {type(key).__name__}"
+
+
 def _describe(value: object) -> str:
     if isinstance(value, Mapping):
-        return f"a dict with keys {', '.join(map(str, list(value)[:5])) or '(none)'}"
+        return f"a dict with keys {', '.join(map(_key, list(value)[:5])) or '(none)'}"
     return f"of type {type(value).__name__}"
-
-
-def load_into(model: nn.Module, path: str | Path, spec: str) -> None:
-    """Copy the weights in a file into a model of the very same names and shapes; ArtifactError says what differs."""
-    state = load_state(path)
-    own = model.state_dict()
-    # Checkpoints older than torch 0.4.1 lack the batch counters, which no inference reads.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if missing or unexpected or shapes:
-        parts = [
-            f"{len(keys)} {what}: {'; '.join(keys[:3])}{'…' if len(keys) > 3 else ''}"
-            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-            if keys
-        ]
-        raise ArtifactError(f"{path} does not fit {spec}. {'. '.join(parts)}. {_advice(missing, unexpected, shapes)}")
-    model.load_state_dict(state, strict=False)  # copies into the model's own precision
-
-
-def _advice(missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
-    if shapes and not missing and not unexpected and len(shapes) <= 4:
-        return "If these belong to the classifier, pass the num_classes the weights were trained with."
-    return "Build the network the weights were trained for, or rename the keys in the file."

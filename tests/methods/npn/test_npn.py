@@ -397,7 +397,7 @@ def test_another_network_as_pruner() -> None:
     assert result.error <= 1e-5
 
 
-@pytest.mark.parametrize(("spec", "why"), [("zoo:no_such", "no model 'no_such'"), ("no_such", "no model spec")])
+@pytest.mark.parametrize(("spec", "why"), [("zoo:no_such", "no model 'no_such'"), ("no_such", "not a model spec")])
 def test_another_network_as_pruner_is_built_before_any_work(
     spec: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
 Rule = Callable[..., Any]
@@ -47,6 +48,11 @@ def register_rule(*ops: OpOverload | OpOverloadPacket, replace: bool = False) ->
     return rule(*ops)
 
 
+def present(*names: str) -> list[OpOverloadPacket]:
+    """Those of these aten ops that the installed PyTorch has: some are newer than the oldest one that we support."""
+    return [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
+
+
 def find(op: OpOverload) -> Rule | None:
     found = _RULES.get(op)
     return found if found is not None else _RULES.get(op.overloadpacket)
@@ -55,4 +61,4 @@ def find(op: OpOverload) -> Rule | None:
 # Importing the families registers their rules.
 from secateurs.channels.rules import contractions, movement, pointwise, reductions  # noqa: E402
 
-__all__ = ["contractions", "find", "movement", "pointwise", "reductions", "register_rule", "rule"]
+__all__ = ["contractions", "find", "movement", "pointwise", "present", "reductions", "register_rule", "rule"]

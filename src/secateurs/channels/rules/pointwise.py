@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
-# Elementwise ops that PyTorch does not tag as such; the tagged ones reach `pointwise` without being listed.
+# Elementwise ops that some PyTorch from 2.6 on does not tag as such: the tag has grown over the releases. Those that all
+# of them tag reach `pointwise` without being listed.
 @rule(
-    aten._to_copy, aten.alias, aten.bernoulli, aten.bernoulli_, aten.clone, aten.complex, aten.contiguous, aten.copy_,
-    aten.detach, aten.detach_, aten.dropout, aten.empty_like, aten.fill_, aten.full_like, aten.hardswish,
-    aten.hardswish_, aten.hardtanh_, aten.isnan, aten.lift_fresh, aten.log_sigmoid_forward, aten.mish_, aten.nan_to_num,
-    aten.native_dropout, aten.normal_, aten.ones_like, aten.polar, aten.rand_like, aten.randint_like, aten.randn_like,
-    aten.relu6, aten.rrelu, aten.rrelu_with_noise, aten.rrelu_with_noise_, aten.to, aten.uniform_, aten.zero_,
-    aten.zeros_like,
+    aten._conj_physical, aten._to_copy, aten.alias, aten.bernoulli, aten.bernoulli_, aten.celu_, aten.clone,
+    aten.complex, aten.contiguous, aten.copy_, aten.detach, aten.detach_, aten.dropout, aten.elu_, aten.empty_like,
+    aten.fill_, aten.full_like, aten.hardsigmoid_, aten.hardswish, aten.hardswish_, aten.hardtanh_, aten.isnan,
+    aten.ldexp, aten.leaky_relu, aten.leaky_relu_, aten.lift_fresh, aten.log_sigmoid_forward, aten.mish_,
+    aten.nan_to_num, aten.native_dropout, aten.normal_, aten.ones_like, aten.polar, aten.rand_like, aten.randint_like,
+    aten.randn_like, aten.relu6, aten.rrelu, aten.rrelu_with_noise, aten.rrelu_with_noise_, aten.selu_, aten.to,
+    aten.uniform_, aten.zero_, aten.zeros_like,
 )  # fmt: skip
 def pointwise(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]

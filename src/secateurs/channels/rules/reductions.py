@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from secateurs.channels.rules import rule
+from secateurs.channels.rules import present, rule
 
 if TYPE_CHECKING:
     from secateurs.channels.tracer import Labels, Tracer
@@ -98,7 +98,7 @@ rule(
     aten._upsample_nearest_exact2d, aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d, aten.avg_pool2d,
     aten.fractional_max_pool2d, aten.grid_sampler_2d, aten.max_pool2d_with_indices,
     aten.mkldnn_max_pool2d, aten.upsample_bicubic2d, aten.upsample_bilinear2d, aten.upsample_nearest2d,
-    aten.reflection_pad2d, aten.replication_pad2d,
+    aten.reflection_pad2d, aten.replication_pad2d, *present("_upsample_lanczos2d_aa"),
 )(resampling(2))  # fmt: skip
 rule(
     aten._adaptive_avg_pool3d, aten._upsample_nearest_exact3d, aten.adaptive_avg_pool3d, aten.adaptive_max_pool3d,

@@ -12,6 +12,7 @@ from torch import nn
 
 from secateurs.budget import Budget
 from secateurs.channels import Cost
+from secateurs.devices import device_of
 from secateurs.errors import ConfigError
 from secateurs.methods.aofp.scoring import Damage
 from secateurs.methods.aofp.search import BinaryFilterSearch, Move
@@ -152,8 +153,7 @@ class AOFPPruner(Pruner):
     def _mask(self) -> None:
         """Set the base masks. As long as nothing is pruned there is none at all."""
         alive = np.concatenate([s.alive for s in self.searches.values()])
-        device = next(self.model.parameters()).device
-        self.gates.flat(None if alive.all() else torch.from_numpy(alive).to(device, torch.float32))
+        self.gates.flat(None if alive.all() else torch.from_numpy(alive).to(device_of(self.model), torch.float32))
 
     # -- after each step ----------------------------------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class AOFPPruner(Pruner):
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def finish(self) -> Selection:
+    def _finish(self) -> Selection:
         self._handle.remove()
         self.damage.detach()
         self.gates.detach()
@@ -316,6 +316,10 @@ class AOFPPruner(Pruner):
             search.load(state["searches"][name])
             self.order[name] = state["order"][name].cpu().numpy().copy()
         self.moves, self.idle, self.sweeps = state["moves"], set(state["idle"]), state["sweeps"]
+        if not self.idle <= self.searches.keys() or not all(isinstance(line, dict) for line in state["record"]):
+            raise ValueError("'idle' must name layers that are searched, and 'record' must hold dicts")
+        if not isinstance(state["ended"], str | None):
+            raise ValueError(f"'ended' must be a text, not {state['ended']!r}")
         self.ended, self.pace.theta, self.record = state["ended"], state["theta"], list(state["record"])
         self._mask()
         self._draw()

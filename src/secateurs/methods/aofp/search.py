@@ -126,10 +126,12 @@ class BinaryFilterSearch:
 
     def state(self) -> dict[str, Any]:
         """Tensors and numbers that `load` takes."""
+        space = np.zeros(len(self.alive), dtype=bool)
+        space[self.space] = True
         arrays = {
             "alive": self.alive,
             "latest": self.latest,
-            "space": self.space,
+            "space": space,
             "sums": self.sums,
             "counts": self.counts,
         }
@@ -137,5 +139,6 @@ class BinaryFilterSearch:
 
     def load(self, state: dict[str, Any]) -> None:
         self.batches = int(state["batches"])
-        for name in ("alive", "latest", "space", "sums", "counts"):
+        for name in ("alive", "latest", "sums", "counts"):
             setattr(self, name, state[name].cpu().numpy().copy())
+        self.space = np.flatnonzero(state["space"].cpu().numpy())

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs import zoo
 from secateurs.channels import ChannelGraph, trace
+from secateurs.devices import device_of
 from secateurs.errors import ConfigError, SecateursError
 from secateurs.methods.method import Scope, Selection, Task, register
 from secateurs.methods.npn.control import Controller
@@ -84,7 +85,7 @@ class NPN(TrainingMethod):
             with borrowed():  # its initial weights are drawn
                 seed_all(task.seed, "pruner")
                 model = zoo.build(self.pruner)
-            model.to(next(task.model.parameters()).device)
+            model.to(device_of(task.model))
             graph: ChannelGraph = trace(model, task.example_inputs)
             classifier(model, graph, task.example_inputs)
         except SecateursError as error:
@@ -227,7 +228,7 @@ class NPNPruner(Pruner):
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def finish(self) -> Selection:
+    def _finish(self) -> Selection:
         self._freeze_norms(False)
         means, logits, undecided, disagree = self._calibrate()
         self._handle.remove()
@@ -254,7 +255,7 @@ class NPNPruner(Pruner):
         """Mean gate and mean logit of each channel over calibration images, the share of gates in (0.1, 0.9), and how
         often an image's gate is on the other side of the threshold than the mean."""
         self.network.eval()
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         images, rows = 0, []
         with borrowed():  # the first epoch's batches, wherever training has got to
             check = Check(self.network, "train")

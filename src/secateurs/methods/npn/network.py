@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.channels import ChannelGraph
-from secateurs.channels.inputs import call
+from secateurs.channels.inputs import beside, call
 from secateurs.errors import ConfigError
 
 OUTPUT = "reaches the model's output"
@@ -47,8 +47,8 @@ class PrunerNetwork(nn.Module):
         self.net = copy.deepcopy(base)
         self.heads = [Heads(features, channels, open, generator)]  # in a list: registered once, within the network
         parent, _, leaf = name.rpartition(".")
-        device = next(base.parameters()).device
-        setattr(self.net.get_submodule(parent), leaf, self.heads[0].to(device))
+        like = next(base.parameters())
+        setattr(self.net.get_submodule(parent), leaf, self.heads[0].to(like.device, like.dtype))
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
         self.net(*inputs, **named)
@@ -78,7 +78,7 @@ def classifier(model: nn.Module, graph: ChannelGraph, inputs: Any) -> tuple[str,
     modes = [(m, m.training) for m in model.modules()]
     try:
         with torch.no_grad():
-            call(model.eval(), inputs)
+            call(model.eval(), beside(model, inputs))
     finally:
         for module, mode in modes:
             module.training = mode

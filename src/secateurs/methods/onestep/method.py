@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from secateurs.devices import device_of
 from secateurs.errors import ConfigError, TrainingError
 from secateurs.methods.method import Selection, Task, register
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
@@ -125,9 +126,9 @@ class OneStepPruner(Pruner):
         for p in self.trainable:
             p.requires_grad_(False)
         self.gates = Gates(self.model, self.groups).attach()
-        some = next(self.model.parameters())
-        self.importance = Importance(self.gates.channels).to(some.device)
-        self._some = torch.zeros(1, device=some.device)
+        device = device_of(self.model)
+        self.importance = Importance(self.gates.channels).to(device)
+        self._some = torch.zeros(1, device=device)
         self.networks = {"beta": (self.importance, torch.optim.Adam(self.importance.parameters(), lr=config.lr))}
         self._modes: list[tuple[nn.Module, bool]] = []
         self._handles = [
@@ -166,7 +167,7 @@ class OneStepPruner(Pruner):
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def finish(self) -> Selection:
+    def _finish(self) -> Selection:
         beta = self.beta()
         for handle in self._handles:
             handle.remove()

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from secateurs.channels.graph import parameter
-from secateurs.channels.inputs import map_tensors
 from secateurs.errors import ConfigError
 from secateurs.methods.method import Selection, Task, register
 from secateurs.methods.pff.control import Controller
@@ -234,7 +233,7 @@ class PFFPruner(Pruner):
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def finish(self) -> Selection:
+    def _finish(self) -> Selection:
         scores = self._scores()
         self.measure.finish_()
         for w in self.frozen:
@@ -251,8 +250,7 @@ class PFFPruner(Pruner):
             )
         selection = self.stripes.selection(left)
         kept = {name: torch.from_numpy(stays) for name, stays in selection.stripes.items()}
-        device = parameter(self.model, next(iter(self.stripes.kernels))).device
-        inputs = map_tensors(lambda x: x.to(device), self.task.example_inputs)
+        inputs = self.task.example_inputs
         restore_(self.model, self.sizes, kept, inputs)
         base, cost = self.stripes.widths.base, self.stripes.cost(left)
         change = self._change(selection, inputs)
@@ -307,5 +305,7 @@ class PFFPruner(Pruner):
             self.measure.first, self.measure.pull = state["first"]
         self.alive, self.doomed = (state[k].to(self.alive.device) for k in ("alive", "doomed"))
         self.alpha, self.ceiling = state["alpha"], state["ceiling"]
+        if not isinstance(self.ceiling, float | None):
+            raise ValueError(f"'ceiling' must be a number, not {self.ceiling!r}")
         if self.controller is not None:
             self.controller.base = state["control"]

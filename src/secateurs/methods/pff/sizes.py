@@ -35,8 +35,7 @@ def restore_(model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, T
     step of the same learning rate turns the filter k² times less. Filters that the skeleton made small would be torn
     apart by a learning rate that suited them before.
 
-    first: for each weight (O,), see `sizes`. kept: (O, KH, KW) bool for weights of which stripes go. inputs: examples, on
-    the model's device.
+    first: for each weight (O,), see `sizes`. kept: (O, KH, KW) bool for weights of which stripes go. inputs: examples.
     """
     layers = {name.rpartition(".")[0]: name for name in first}
     norms = {layers[layer]: f.norm for layer, f in following(model, layers, inputs).items() if f.norm is not None}

@@ -1,0 +1,27 @@
+"""A pruned network on disk: `plan.json`, `model.safetensors`, `card.json`. No pickle, never half-written.
+
+`card` says what a card holds, `folder` reads an artifact, `saving` writes one.
+"""
+
+from secateurs.artifact.card import Card, Figures, Source
+from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, load, place, read, restored
+from secateurs.artifact.saving import STAGED, save
+
+__all__ = [
+    "CARD",
+    "MODEL",
+    "NEW",
+    "PLAN",
+    "STAGED",
+    "Card",
+    "Figures",
+    "Source",
+    "digest",
+    "exists",
+    "foreign",
+    "load",
+    "place",
+    "read",
+    "restored",
+    "save",
+]

@@ -1,0 +1,170 @@
+"""What an artifact says of itself: a schema for all that is ever read from a card.
+
+Fields of later versions, and of others, are kept as they are; what is there has to be of its kind.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from secateurs.files import shown
+from secateurs.surgery.grow import Widening
+from secateurs.surgery.plan import PlanRecord
+
+VERSION = 1
+
+
+def _path(text: object) -> str:
+    """Text that may be a path: bytes that are not UTF-8 have their place in it, as Python has them in names of files."""
+    if not isinstance(text, str) or len(text) > 10_000:
+        raise ValueError(f"expected text, got {type(text).__name__}")
+    os.fsencode(text)  # UnicodeEncodeError is a ValueError
+    return text
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"it holds control characters: {shown(text)[:60]}")
+    return text
+
+
+Line = Annotated[str, Field(strict=True, max_length=1000), AfterValidator(_printable)]
+PathText = Annotated[Any, BeforeValidator(_path)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+AtLeastOne = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=1e12)]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a network costs and, where there is validation data, how good it is (top-1 and top-5 in percent)."""
+
+    macs: Count
+    params: Count
+    top1: Percent | None = None
+    top5: Percent | None = None
+    loss: Number | None = None
+
+
+class _Open(BaseModel):
+    """With fields that we do not know, too."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Cut(_Open):
+    """A cut that a network has been through before, `after` so many widenings."""
+
+    after: Count
+    plan: PlanRecord
+
+
+class Source(_Open):
+    """How to build the unpruned network: a spec, widenings and cuts. Other fields are options of its constructor."""
+
+    spec: Line
+    num_classes: AtLeastOne | None = None
+    widen: list[Widening] = []
+    plans: list[Cut] = []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    def record(self) -> dict[str, Any]:
+        """The same as JSON has it: what `Result.source` is."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class MethodRecord(_Open):
+    """Which method, and its settings."""
+
+    name: Line
+
+
+class DataRecord(_Open):
+    """The data that the figures were measured on."""
+
+    data: PathText | None = None
+    normalize: Line | None = None
+    batch_size: AtLeastOne | None = None
+    image_size: AtLeastOne | None = None
+
+
+class Earlier(_Open):
+    """A cut that the network has been through before: which method, and the network that it began with."""
+
+    method: Line
+    before: Figures
+
+
+class Digests(BaseModel):
+    """SHA-256 of the other files: against damage, not against forgery."""
+
+    plan: Annotated[str, Field(alias="plan.json")]
+    model: Annotated[str, Field(alias="model.safetensors")]
+
+
+class StripesRecord(_Open):
+    """What a layer keeps of its stripes: see `surgery.stripes.summary`."""
+
+    layer: Line
+    kernel: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    filters: Count
+    of_filters: Count
+    stripes: Count
+    of_stripes: Count
+    shares: list[list[Number]]
+    index: Count
+
+
+class Card(_Open):
+    """All that is known of an artifact but its plan and weights."""
+
+    format: str
+    version: int
+    files: Digests
+    source: Source | None = None  # None for a network that did not come from `build`
+    method: MethodRecord | None = None
+    before: Figures | None = None
+    cut: Figures | None = None
+    after: Figures | None = None
+    error: Number | None = None  # relative, of the sliced to the masked network
+    stripes: list[StripesRecord] = []
+    history: list[dict[str, Any]] = []
+    versions: dict[str, Line] = {}
+    kernels: dict[str, dict[str, str]] = {}  # stripe convolution → size of its input → kernel; see `stripes.choose`
+    data: DataRecord | None = None
+    budget: dict[str, Any] | None = None
+    recover: Any = None
+    seed: Count | None = None
+    earlier: list[Earlier] = []
+    seconds: Seconds | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or body.get("format") != "secateurs":
+            raise ValueError("it is not the card of a Secateurs artifact")
+        version = body.get("version")
+        if type(version) is not int or version > VERSION:
+            raise ValueError(
+                f"it was saved as version {shown(str(version)[:20])}, this Secateurs reads up to {VERSION}: upgrade it"
+            )
+        return body
+
+    def networks(self) -> list[tuple[str, Figures]]:
+        """What each network on the way to this artifact is called, and its figures: the original first, the last cut,
+        and what recovery made of it where that is another. Those that the card has."""
+        names = ["before", *(f"after {cut.method}" for cut in self.earlier)]
+        found = list(zip(names, [*(cut.before for cut in self.earlier), self.before], strict=True))
+        found.append(("after the cut", self.cut))
+        if self.after != self.cut:
+            found.append(("after recovery", self.after))
+        return [(name, figures) for name, figures in found if figures is not None]

@@ -1,0 +1,197 @@
+"""Writing an artifact, so that the folder holds a whole one at every moment."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import nn
+
+from secateurs.artifact.card import VERSION, Card
+from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign
+from secateurs.errors import ArtifactError
+from secateurs.files import faults, shown, sync_folder
+from secateurs.stripes import choices
+from secateurs.surgery import Plan
+
+STAGED = ".saving"  # files that are being written
+PATIENCE = 60.0  # seconds to wait for another process that saves to the same folder
+
+
+def save(
+    folder: str | os.PathLike[str], model: nn.Module, plan: Plan, card: Mapping[str, Any], *, overwrite: bool = False
+) -> Path:
+    """Write an artifact; with `overwrite` also in the place of one that is there. The folder then holds a whole one at
+    every moment: the old until the new is complete on disk. What else lies in it (checkpoints, logs) is not touched.
+    What a killed save left in it is replaced.
+
+    Raises ArtifactError if the folder holds an artifact and `overwrite` is not set, if it holds files of these names that
+    are no artifact (whatever `overwrite` says), if the disk is full or the place cannot be written to; what was there
+    before is then untouched.
+    """
+    target = Path(folder)
+    if os.path.lexists(target) and not os.path.isdir(target):
+        raise ArtifactError(f"{shown(target)} is a file: give a folder to save to.")
+    if names := foreign(target):
+        raise ArtifactError(
+            f"{shown(target)} holds {names[0]}, which is no part of an artifact: move it, or save elsewhere."
+        )
+    if not overwrite and exists(target):
+        raise ArtifactError(
+            f"{shown(target)} holds an artifact already: save elsewhere, or replace it with overwrite=True."
+        )
+    fresh = not os.path.lexists(target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with _staging(target) as staged:
+            _write(staged, model, plan, card)
+            _commit(staged, target)
+    except (OSError, SafetensorError) as error:
+        if fresh:
+            with contextlib.suppress(OSError):
+                target.rmdir()
+        raise ArtifactError(
+            f"Could not save to {shown(target)}: {error}. What was there before is untouched."
+        ) from error
+    with contextlib.suppress(OSError):  # the new artifact is on disk and counts: the rest is tidying
+        _settle(target)
+    return target
+
+
+def _write(staged: Path, model: nn.Module, plan: Plan, card: Mapping[str, Any]) -> None:
+    safetensors.torch.save_model(model, str(staged / MODEL))
+    (staged / PLAN).write_text(plan.to_json())
+    shutil.copymode(staged / PLAN, staged / MODEL)  # as readable as any new file; safetensors makes it private
+    body = {"format": "secateurs", "version": VERSION, **_plain(card)}
+    if kernels := choices(model):
+        body["kernels"] = kernels
+    body["files"] = {name: digest(staged / name) for name in (PLAN, MODEL)}
+    try:
+        Card.model_validate(body)
+    except ValidationError as error:
+        raise ArtifactError(f"The card cannot be saved: {faults(error)}.") from None
+    (staged / CARD).write_text(json.dumps(body, indent=2, allow_nan=False))
+    for name in (PLAN, MODEL, CARD):
+        with open(staged / name, "rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(staged)
+
+
+@contextlib.contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """An empty folder within the target that is this process's own until the end. Its name is always the same, so that
+    what a killed process left is found, and removed, by the next one to save there.
+
+    Raises ArtifactError if there is anything in it that no save puts there, or if another process does not let go of it.
+    """
+    staged = target / STAGED
+    with _locked(staged):
+        for name in os.listdir(staged):
+            if name not in (PLAN, MODEL, CARD):
+                raise ArtifactError(f"{shown(staged / name)} is no part of an artifact: move it, or save elsewhere.")
+            os.unlink(staged / name)
+        try:
+            yield staged
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make a folder if need be and keep other processes from doing so, as far as the file system knows locks. A process
+    that dies lets go of it."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        handle = _lock(folder)
+        # Whoever had the lock may have renamed the folder, with its files: then it is not this one any more.
+        if handle is None or (handle >= 0 and _same(handle, folder)):
+            break
+        if handle >= 0:
+            os.close(handle)
+        if time.monotonic() > deadline:
+            raise ArtifactError(f"Another process is saving to {shown(folder.parent)}: wait for it, or save elsewhere.")
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    """The handle that locks a folder; -1 if another process has it, None where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return -1
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return -1
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
+    return handle
+
+
+def _same(handle: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _commit(staged: Path, target: Path) -> None:
+    """Make the staged files those that count, in one step: their folder gets the name that readers look for first."""
+    for last in (False, False, False, True):
+        _settle(target)
+        try:
+            os.rename(staged, target / NEW)
+            sync_folder(target)
+            return
+        except OSError as error:  # where there are no locks, another process has just done the same
+            if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def _settle(target: Path) -> None:
+    """Move the files of a committed artifact to where they belong. What was stopped half-way is finished the next time."""
+    if not (target / NEW).is_dir():
+        return
+    for name in (MODEL, PLAN, CARD):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target / NEW / name, target / name)
+    sync_folder(target)
+    (target / NEW).rmdir()
+
+
+def _plain(value: Any) -> Any:
+    """The same in JSON's types: NaN and infinity, which JSON does not have, are null; arrays are lists."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)

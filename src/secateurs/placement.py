@@ -1,0 +1,76 @@
+"""Where a network is and in which number formats, so that what is made of it can be returned in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.channels.graph import named_tensors
+from secateurs.channels.inputs import map_tensors
+from secateurs.devices import check_one_device, device_of
+from secateurs.surgery.cut import copied
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The device of a network, the formats of those of its tensors that are in half precision, and its memory format.
+
+    Work is done in float32: scores, statistics and weight updates need more digits than half precision has. Half precision
+    is exact in float32, so what is not trained comes back bit for bit.
+    """
+
+    device: torch.device
+    halves: Mapping[str, torch.dtype]  # parameter or buffer → its format
+    channels_last: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Placement:
+        """Raises ConfigError for a model on several devices, or on none."""
+        check_one_device(model)
+        tensors = named_tensors(model)
+        last = any(
+            t.ndim == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
+            for t in tensors.values()
+        )
+        return cls(device_of(model), {n: t.dtype for n, t in tensors.items() if t.dtype in HALF}, last)
+
+    def working_copy(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The network on this device and in float32: itself if it is so already, else a copy."""
+        if device == self.device and not self.halves:
+            return model
+        return _float32(copied(model)).to(device)
+
+    def working_inputs(self, example_inputs: Any, device: torch.device) -> Any:
+        """Example inputs for the working copy."""
+        return self._inputs(example_inputs, device, torch.float32)
+
+    def restored_inputs(self, example_inputs: Any) -> Any:
+        """Example inputs for what was restored."""
+        return self._inputs(example_inputs, self.device, next(iter(self.halves.values()), torch.float32))
+
+    def _inputs(self, example_inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:
+        formats = (torch.float32, *HALF) if self.halves else ()
+        return map_tensors(lambda x: x.to(device, dtype if x.dtype in formats else x.dtype), example_inputs)
+
+    def restore(self, small: nn.Module) -> nn.Module:
+        """Put what was made of the network where the network was, in its formats. It is changed in place."""
+        small.to(self.device)
+        for name, tensor in named_tensors(small).items():
+            if name in self.halves and tensor.is_floating_point():
+                tensor.data = tensor.data.to(self.halves[name])
+        if self.channels_last:
+            small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return small
+
+
+def _float32(model: nn.Module) -> nn.Module:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in HALF:
+            tensor.data = tensor.data.float()
+    return model

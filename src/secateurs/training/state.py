@@ -1,0 +1,171 @@
+"""What a checkpoint of the engine has to hold: read back, everything is checked before any of it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
+from torch import Tensor
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Position(_Strict):
+    """Where the run stands: optimizer steps, whole epochs, batches of the one that has begun."""
+
+    step: NonNegativeInt
+    epoch: NonNegativeInt
+    batch: NonNegativeInt
+    done: bool
+
+
+class OptimizerState(_Strict):
+    model_config = ConfigDict(extra="ignore")  # what an optimizer of a hook's may add
+
+    state: dict[NonNegativeInt, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class PartState(_Strict):
+    active: bool
+    eval: list[str]
+    frozen: list[str]
+    module: dict[str, Any]
+    optimizer: OptimizerState
+
+
+class ScalerState(_Strict):
+    """A `GradScaler`'s."""
+
+    scale: _Positive
+    growth_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)]
+    backoff_factor: Annotated[float, Field(gt=0, lt=1)]
+    growth_interval: Annotated[int, Field(gt=0)]
+    growth_tracker: NonNegativeInt = Field(alias="_growth_tracker")
+
+
+class State(_Strict):
+    """Everything that the rest of the run depends on."""
+
+    recipe: dict[str, Any]
+    seed: int
+    position: Position
+    sums: Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    history: list[dict[str, Any]]
+    plans: list[str]
+    hooks: dict[str, dict[str, Any]]
+    parts: dict[str, PartState]
+    ema: dict[str, Any] | None
+    scaler: ScalerState | None
+
+
+def misfit(saved: Any, expected: Any, field: str) -> str | None:
+    """Why `saved` cannot take the place of `expected`, a state of the same kind; None if it can.
+
+    Dicts have the same keys, tensors the same shape and dtype, numbers are numbers, and none is NaN where `expected` is
+    not. An empty dict, None and lists of anything but numbers are open: they fill up as a run goes on.
+    """
+    if expected is None or (isinstance(expected, dict) and not expected and isinstance(saved, dict)):
+        return None
+    if isinstance(expected, Tensor):
+        return _tensor_misfit(saved, expected, field)
+    if isinstance(expected, Mapping):
+        if not isinstance(saved, Mapping):
+            return _kinds(saved, "a dict", field)
+        if missing := [key for key in expected if key not in saved]:
+            return f"field '{field}.{missing[0]}' is missing{_more(missing)}"
+        if unknown := [key for key in saved if key not in expected]:
+            return f"field '{field}.{unknown[0]}' is not expected{_more(unknown)}"
+        pairs = [(saved[key], value, f"{field}.{key}") for key, value in expected.items()]
+    elif isinstance(expected, (list, tuple)):
+        if type(saved) is not type(expected):
+            return _kinds(saved, f"a {type(expected).__name__}", field)
+        if isinstance(expected, list) and not (expected and all(map(_is_number, expected))):
+            return None
+        if len(saved) != len(expected):
+            return f"field '{field}' has {len(saved)} values, expected {len(expected)}"
+        pairs = [(a, b, f"{field}.{i}") for i, (a, b) in enumerate(zip(saved, expected, strict=True))]
+    elif _is_number(expected):
+        whole = isinstance(expected, int)
+        if not _is_number(saved) or (whole and not isinstance(saved, int)):
+            return _kinds(saved, "an integer" if whole else "a number", field)
+        return f"field '{field}' is NaN" if saved != saved and expected == expected else None
+    else:
+        same = type(saved) is type(expected)
+        return None if same else _kinds(saved, f"a {type(expected).__name__}", field)
+    return next((fault for pair in pairs if (fault := misfit(*pair))), None)
+
+
+def optimizer_misfit(saved: OptimizerState, optimizer: torch.optim.Optimizer, field: str) -> str | None:
+    """Why an optimizer of such parameters cannot go on from this state; None if it can."""
+    groups = optimizer.state_dict()["param_groups"]
+    if len(saved.param_groups) != len(groups):
+        return f"field '{field}.param_groups' has {len(saved.param_groups)} groups, expected {len(groups)}"
+    for i, (group, expected) in enumerate(zip(saved.param_groups, groups, strict=True)):
+        # Settings come and go with releases of PyTorch; those that a schedule and a step read must be there.
+        needed = {"params", "lr", "initial_lr", *group} & expected.keys()
+        where = f"{field}.param_groups.{i}"
+        if fault := misfit({k: group[k] for k in needed if k in group}, {k: expected[k] for k in needed}, where):
+            return fault
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    names = _STATES.get(type(optimizer))
+    for index, values in saved.state.items():
+        where = f"{field}.state.{index}"
+        if index >= len(parameters):
+            return f"field '{where}' is not expected: there are {len(parameters)} parameters"
+        if names is not None and values.keys() != names:
+            return f"field '{where}' holds {', '.join(values) or 'nothing'}, expected {', '.join(sorted(names))}"
+        for name, value in values.items():
+            if not isinstance(value, Tensor):
+                if names is not None:
+                    return _kinds(value, "a tensor", f"{where}.{name}")
+                continue
+            like = torch.tensor(0.0) if name == "step" else parameters[index]
+            if names is not None and (fault := _tensor_misfit(value, like, f"{where}.{name}")):
+                return fault
+    return None
+
+
+# What the recipe's optimizers keep for each parameter. Of a hook's own optimizer nothing is known.
+_STATES: dict[type, set[str]] = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}
+
+
+def _tensor_misfit(saved: Any, expected: Tensor, field: str) -> str | None:
+    if not isinstance(saved, Tensor):
+        return _kinds(saved, "a tensor", field)
+    if saved.shape != expected.shape or saved.dtype != expected.dtype:
+        return f"tensor '{field}' is {_form(saved)}, expected {_form(expected)}"
+    if saved.is_floating_point() and bool(saved.isnan().any()) and not bool(expected.isnan().any()):
+        return f"tensor '{field}' holds NaN"
+    return None
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def _kinds(saved: Any, expected: str, field: str) -> str:
+    return f"field '{field}' is {_form(saved) if isinstance(saved, Tensor) else _named(saved)}, expected {expected}"
+
+
+def _named(value: Any) -> str:
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+def _more(names: list[Any]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

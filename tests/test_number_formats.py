@@ -1,0 +1,146 @@
+"""Models in half precision or float64, in channels_last, and settings that make float32 less than float32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.devices import full_precision
+from secateurs.surgery import verify
+from tests.test_device_rule import assert_same, batches, configured, everything, network
+
+FORMATS = [torch.float16, torch.bfloat16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("name", sc.methods())
+def test_a_model_comes_back_in_the_format_it_was_given_in(name: str, dtype: torch.dtype) -> None:
+    model, data = network().to(dtype), batches()
+    if dtype == torch.float64:
+        data = [(x.double(), y) for x, y in data]
+    before = everything(model)
+    result = sc.prune(
+        model, torch.randn(1, 3, 8, 8, dtype=dtype), configured(name), sc.Budget(macs=0.6), sc.Data(data, data),
+        recover=sc.Recover(epochs=1), device="cpu", progress=False,
+    )  # fmt: skip
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert_same(everything(model), before)
+    assert result.error <= 1e-5
+    assert result.after.top1 is not None
+    result.model(torch.randn(2, 3, 8, 8, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_what_is_not_trained_is_cut_bit_for_bit(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    result = sc.prune(model, torch.randn(1, 3, 8, 8, dtype=dtype), "l1", sc.Budget(macs=0.6))
+    assert_same(everything(result.model), everything(sc.apply(model, result.plan)))
+    assert (
+        result.plan == sc.prune(copy.deepcopy(model).float(), torch.randn(1, 3, 8, 8), "l1", sc.Budget(macs=0.6)).plan
+    )
+
+
+def test_norms_kept_in_float32_stay_so() -> None:
+    model = network().half()
+    model[1].float(), model[4].float()
+    result = sc.prune(
+        model, torch.randn(1, 3, 8, 8), "l1", sc.Budget(macs=0.6), batches(), recover=sc.Recover(epochs=1)
+    )
+    assert {m.weight.dtype for m in result.model.modules() if isinstance(m, nn.BatchNorm2d)} == {torch.float32}
+    assert {m.weight.dtype for m in result.model.modules() if isinstance(m, nn.Conv2d)} == {torch.float16}
+
+
+@pytest.mark.parametrize("recover", [None, sc.Recover(epochs=1)])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_memory_format_is_the_given_one(last: bool, recover: sc.Recover | None) -> None:
+    form = torch.channels_last if last else torch.contiguous_format
+    model = network().to(memory_format=form)
+    result = sc.prune(
+        model, torch.randn(1, 3, 8, 8), "l1", sc.Budget(macs=0.6), batches(), recover=recover, progress=False
+    )
+    assert all(m.weight.is_contiguous(memory_format=form) for m in result.model.modules() if isinstance(m, nn.Conv2d))
+
+
+class Witness(nn.Module):
+    """Notes the settings that its forward runs under."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen = network(), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((settings(), torch.is_autocast_enabled("cpu")))
+        return self.net(x)
+
+    def __deepcopy__(self, memo: dict) -> Witness:
+        made = Witness()
+        made.net, made.seen = copy.deepcopy(self.net, memo), self.seen
+        return made
+
+
+NEW = hasattr(torch.backends.cudnn, "conv")
+
+
+def settings() -> list[object]:
+    b = torch.backends
+    if NEW:
+        return [o.fp32_precision for o in (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv)]
+    return [torch.get_float32_matmul_precision(), b.cudnn.allow_tf32]
+
+
+@pytest.fixture
+def _settings_are_restored() -> Iterator[None]:
+    before = settings()
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    if NEW:
+        for owner, value in zip(
+            (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.mkldnn.matmul,
+             torch.backends.mkldnn.conv), before, strict=True,
+        ):  # fmt: skip
+            owner.fp32_precision = value
+
+
+@pytest.mark.usefixtures("_settings_are_restored")
+@pytest.mark.parametrize("way", ["default", "medium", "legacy", "new"])
+def test_the_proof_is_in_float32_whatever_the_settings(way: str) -> None:
+    if way == "medium":
+        torch.set_float32_matmul_precision("medium")
+    elif way == "legacy":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    elif way == "new":
+        if not NEW:
+            pytest.skip("this PyTorch has no fp32_precision")
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+    before, model, x = settings(), Witness(), torch.randn(1, 3, 8, 8)
+    plan = sc.trace(model, x).plan({"net.0": range(5)})
+    model.seen.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert verify(model, plan, x) <= 1e-5
+        assert torch.is_autocast_enabled("cpu")
+    assert settings() == before
+    exact = ["ieee"] * 5 if NEW else ["highest", False]
+    assert model.seen
+    assert all(seen == (exact, False) for seen in model.seen)
+
+
+@pytest.mark.usefixtures("_settings_are_restored")
+def test_settings_come_back_after_an_error() -> None:
+    torch.set_float32_matmul_precision("medium")
+    before = settings()
+
+    def fails() -> None:
+        with full_precision():
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert settings() == before
