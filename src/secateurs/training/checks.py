@@ -27,7 +27,7 @@ class Check:
 
     def __init__(self, model: nn.Module, split: str) -> None:
         self.model, self.split = model, split
-        dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        dtypes = _dtypes(model)
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None  # of mixed dtypes: the model knows what it takes
         self._looked = False
         self._first: B.Batch | None = None
@@ -79,33 +79,55 @@ class Check:
     def _explained(self, error: Exception, batch: B.Batch) -> str:
         """What does not fit, after the name of the batch."""
         given = " and ".join(map(described, tensors(batch.inputs)))
-        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        reason = f"{type(error).__name__}: {reason}".rstrip(": ")
         found = _culprit(error.__traceback__, self.model)
         if found is None:
-            return f"does not fit the loss, with inputs {given} and targets {described(batch.targets)}: {reason}."
+            targets = described(batch.targets)
+            return f"does not fit the loss, with inputs {given} and targets {targets}: {_reason(error)}."
         name, layer, got = found
-        what = f"layer {name!r} ({type(layer).__name__})" if name else f"a {type(layer).__name__}"
-        if isinstance(layer, _BatchNorm) and layer.training and got is not None and got[:, 0].numel() == 1:
+        if isinstance(layer, _BatchNorm) and layer.training and got is not None and _single(got):
             return (
-                f"has a single image, of which {what} gets {tuple(got.shape)}: batch norm can't train on one "
+                f"has a single image, of which {_called(name, layer)} gets {tuple(got.shape)}: batch norm can't train on one "
                 "value per channel. Take another batch size, or leave the last, incomplete batch out (drop_last=True)."
             )
-        start = f"does not fit the model, with inputs {given}: "
-        seen = tensors(batch.inputs)[0] if got is None else got
-        if self.dtype is not None and not seen.is_floating_point():
-            scale = "x.float() / 255 for images in [0, 1]" if seen.dtype == torch.uint8 else "x.float()"
-            return (
-                f"{start}it computes in {_short(self.dtype)}. Convert them as in its training, for example by {scale}."
-            )
-        if isinstance(layer, _ConvNd) and got is not None and _misses(layer, got):
-            return start + _conv(what, layer, got, tensors(batch.inputs)[0])
-        if isinstance(layer, nn.Linear) and got is not None and got.shape[-1:] != (layer.in_features,):
-            return (
-                f"{start}{what} expects {layer.in_features} features and gets {tuple(got.shape)}. Mostly that "
-                "means images of another size than the model is for."
-            )
-        return f"{start}{f'{what} raised ' if layer is not self.model else ''}{reason}."
+        return f"does not fit the model, with inputs {given}: {fault(error, self.model, batch.inputs)}"
+
+
+def fault(error: Exception, model: nn.Module, inputs: Any) -> str:
+    """What a model that raised an error on these inputs expects, and what it got, as far as that can be told; else the
+    error itself. A sentence or two."""
+    name, layer, got = _culprit(error.__traceback__, model) or ("", model, None)
+    first = tensors(inputs)[0]
+    what, seen = _called(name, layer), first if got is None else got
+    dtypes = _dtypes(model)
+    if len(dtypes) == 1 and not seen.is_floating_point():
+        scale = "x.float() / 255 for images in [0, 1]" if seen.dtype == torch.uint8 else "x.float()"
+        return f"it computes in {_short(dtypes.pop())}. Convert them as in its training, for example by {scale}."
+    if isinstance(layer, _ConvNd) and got is not None and _misses(layer, got):
+        return _conv(what, layer, got, first)
+    if isinstance(layer, nn.Linear) and got is not None and got.shape[-1:] != (layer.in_features,):
+        return (
+            f"{what} expects {layer.in_features} features and gets {tuple(got.shape)}. Mostly that means images of another "
+            "size than the model is for."
+        )
+    return f"{'' if layer is model else f'{what} raised '}{_reason(error)}."
+
+
+def _dtypes(model: nn.Module) -> set[torch.dtype]:
+    return {p.dtype for p in model.parameters() if p.is_floating_point()}
+
+
+def _reason(error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {reason}".rstrip(": ")
+
+
+def _called(name: str, layer: nn.Module) -> str:
+    return f"layer {name!r} ({type(layer).__name__})" if name else f"a {type(layer).__name__}"
+
+
+def _single(x: Tensor) -> bool:
+    """Whether there is one value per channel."""
+    return x.ndim > 1 and x[:, 0].numel() == 1
 
 
 def _misses(layer: _ConvNd, got: Tensor) -> bool:

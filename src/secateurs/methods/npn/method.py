@@ -259,7 +259,8 @@ class NPNPruner(Pruner):
         images, rows = 0, []
         with borrowed():  # the first epoch's batches, wherever training has got to
             check = Check(self.network, "train")
-            for index, raw, _ in walk(self.task.data.train, seed=self.task.seed, epoch=0):
+            epoch = walk(self.task.data.train, seed=self.task.seed, epoch=0, limit=self.config.steps_per_epoch)
+            for index, raw, _ in epoch:
                 batch = place(check.fit(share(raw, *self.share), index), device)
                 logits = call(self.network, batch.inputs).float()
                 if self.config.gates == "batch":
