@@ -95,6 +95,8 @@ class DataRecord(_Open):
     normalize: Line | None = None
     batch_size: AtLeastOne | None = None
     image_size: AtLeastOne | None = None
+    skip_unreadable: bool | None = None
+    skipped: dict[str, Count] = {}  # files that could not be read, by split
 
 
 class Earlier(_Open):

@@ -118,7 +118,8 @@ def _dtypes(model: nn.Module) -> set[torch.dtype]:
 
 def _reason(error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    return f"{type(error).__name__}: {reason}".rstrip(": ")
+    told = reason and isinstance(error, RuntimeError | ValueError)  # others say too little without their name
+    return reason if told else f"{type(error).__name__}: {reason}".rstrip(": ")
 
 
 def _called(name: str, layer: nn.Module) -> str:
