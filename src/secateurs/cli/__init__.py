@@ -13,6 +13,7 @@ from cyclopts.exceptions import CycloptsError
 
 from secateurs.cli.compare import compare_criteria
 from secateurs.cli.demo import demo
+from secateurs.cli.env import env
 from secateurs.cli.evaluate import evaluate
 from secateurs.cli.inspect import inspect
 from secateurs.cli.prune import prune
@@ -34,7 +35,7 @@ app = App(
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
-for verb in (demo, inspect, prune, redesign, evaluate, compare_criteria):
+for verb in (demo, inspect, prune, redesign, evaluate, compare_criteria, env):
     app.command(verb)
 
 

@@ -213,7 +213,9 @@ def pick(device: str | None) -> torch.device:
             return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"--device {device} cannot be used here: {reason}") from error
+        raise ConfigError(
+            f"--device {device} cannot be used here: {reason.rstrip('.')}. `secateurs env` shows which devices can."
+        ) from error
     return default_device()
 
 
