@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from secateurs.version import __version__
 __all__ = ["app", "main"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-NO_MODEL = "parameter --model requires an argument."  # it is a positional one, too
+NO_MODEL = re.compile(r'parameter "?--model"? requires an argument\.')  # it is a positional one, too
 
 app = App(
     name="secateurs",
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except CycloptsError as error:
-        text = str(error).rstrip().replace(NO_MODEL, "needs a MODEL, zoo:resnet56 say.")
+        text = NO_MODEL.sub("needs a MODEL, such as zoo:resnet56.", str(error).rstrip())
         return _fail(f"{text} See secateurs COMMAND --help.", USAGE)
     except Exception as error:
         if debug:
