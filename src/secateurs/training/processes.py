@@ -104,6 +104,9 @@ class Peers:
         if gone := self._gone():
             ranks = " and ".join(map(str, gone))
             return f"Rank {ranks} of the {self.world} processes has ended"
+        late = any(word in text.lower() for word in ("timed out", "timeout"))
+        if not late and len(self.ids) == self.world - 1:
+            return None  # all of them run: it is something else
         return f"Another of the {self.world} processes has ended, or does not answer"
 
     def _gone(self) -> list[int]:
