@@ -25,8 +25,9 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import data, training
-from secateurs.methods.method import Selection, Task, resolve
+from secateurs.methods.method import Selection, Task
 from secateurs.methods.pruner import PrunerHook
+from secateurs.methods.registry import resolve
 from secateurs.methods.select import meet
 
 AUTO = ("layer1", "layer2", "layer3")

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from secateurs.testing.networks import randomize
+
 SPLIT = "split sizes are constants in the code"
 SIZE = "a size is a constant in the code"
 EXPANDED = "a tensor is expanded to a size that is a constant in the code"
@@ -28,24 +30,6 @@ def conv(i: int, o: int, k: int = 3, **options: Any) -> nn.Conv2d:
 
 def head(c: int, classes: int = 5) -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, classes))
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Batch norms, and per-channel scales that start near zero, at random values: a cut must not get by on a zero."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for m in model.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                if m.running_mean is not None:
-                    m.running_mean.normal_(0, 0.1, generator=g)
-                    m.running_var.uniform_(0.5, 1.5, generator=g)
-                if m.weight is not None:
-                    m.weight.uniform_(0.5, 1.5, generator=g)
-                    m.bias.normal_(0, 0.1, generator=g)
-        for name, p in model.named_parameters():
-            if name.rpartition(".")[2] in ("layer_scale", "gamma"):
-                p.uniform_(0.5, 1.5, generator=g)
-    return model
 
 
 def half(graph: Any, seed: int = 0) -> dict[str, list[int]]:
@@ -94,7 +78,7 @@ class Case:
 
     def make(self) -> nn.Module:
         torch.manual_seed(0)
-        return randomise(self.build()).eval()
+        return randomize(self.build()).eval()
 
 
 CASES: dict[str, Case] = {}

@@ -14,7 +14,8 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import training
-from tests.conformance import data, images, network, outputs
+from secateurs.testing.networks import data, images, network
+from secateurs.testing.state import outputs
 from tests.networks import CASES
 
 HALF = sc.Budget(macs=0.5)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.stripes import StripeConv2d
-from tests.networks import randomise
+from secateurs.testing.networks import randomize
 
 
 def images(n: int = 2, seed: int = 0) -> Tensor:
@@ -29,7 +29,7 @@ def pruned(model: nn.Module, method: Any, macs: float, **options: Any) -> sc.Res
 
 
 def model() -> nn.Module:
-    return randomise(sc.build("zoo:small_cnn", num_classes=4), 0).eval()
+    return randomize(sc.build("zoo:small_cnn", num_classes=4), 0).eval()
 
 
 def assert_same(a: nn.Module, b: nn.Module) -> None:
@@ -78,7 +78,7 @@ def test_weights_of_ones_own(tmp_path: Path) -> None:
 
     a = pruned(model(), "l1", 0.7)
     a.save(tmp_path / "a")
-    other = randomise(copy.deepcopy(a.model), 3)
+    other = randomize(copy.deepcopy(a.model), 3)
     save_model(other, str(tmp_path / "w.safetensors"))
     assert_same(sc.build(str(tmp_path / "a"), tmp_path / "w.safetensors"), other)
     with pytest.raises(sc.SpecError, match="says itself how"):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.devices import VARIABLE
 from secateurs.methods import resolve
+from secateurs.testing.networks import randomize
 from tests.fakedevice import DEVICE, FakeDevice
-from tests.networks import randomise
 
 QUICK = {"epochs": 1, "lr": 0.01, "precision": "fp32", "examples": 8, "calibration": 8}
 
@@ -36,7 +36,7 @@ def there(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return randomise(
+    return randomize(
         nn.Sequential(
             nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
             nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         PFF,
         APoZ,
         BNScale,
+        Criterion,
         EPruner,
         Index,
         Method,
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
         Oracle,
         Random,
         Taylor,
+        TrainingMethod,
         methods,
+        register,
     )
     from secateurs.result import Figures, Result
     from secateurs.stripes import StripeConv2d, tune
@@ -61,6 +64,7 @@ __all__ = [
     "ChannelGroup",
     "ConfigError",
     "Cost",
+    "Criterion",
     "Data",
     "DataError",
     "Distil",
@@ -82,6 +86,7 @@ __all__ = [
     "Taylor",
     "TraceError",
     "TrainingError",
+    "TrainingMethod",
     "VerificationError",
     "__version__",
     "apply",
@@ -93,6 +98,7 @@ __all__ = [
     "mask",
     "methods",
     "prune",
+    "register",
     "register_rule",
     "reinitialise",
     "trace",
@@ -106,7 +112,10 @@ _HOMES = {
     "secateurs.budget": "Budget",
     "secateurs.channels": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.data": "Data",
-    "secateurs.methods": "AOFP L1 L2 NPN PFF APoZ BNScale EPruner Index Method OneStep Oracle Random Taylor methods",
+    "secateurs.methods": (
+        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index Method OneStep Oracle Random Taylor TrainingMethod "
+        "methods register"
+    ),
     "secateurs.result": "Figures Result",
     "secateurs.stripes": "StripeConv2d tune",
     "secateurs.surgery": "Plan apply cut_ mask reinitialise trace verify",

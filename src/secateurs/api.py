@@ -19,8 +19,9 @@ from secateurs.data import Data
 from secateurs.devices import usable
 from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
 from secateurs.files import shown
-from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope, resolve
+from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.methods.registry import resolve
 from secateurs.origin import after_cut, rebuilt, remember, source_of
 from secateurs.placement import Placement
 from secateurs.result import Figures, Result
@@ -104,6 +105,8 @@ def prune(
     )  # fmt: skip
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
+    if source is not None:
+        training.check_data(model, source, options.get("loss"))
     before = _figures(base, model, source, options)
     selection = chosen.select(task)
     plan = graph.plan(selection, allow_inexact=allow_inexact)
@@ -332,5 +335,5 @@ def _figures(cost: Cost, model: nn.Module, data: Data | None, options: dict[str,
         return Figures(cost.macs, cost.params)
     # Where processes have split the data each one looks at all of it: the figures are everyone's.
     images = data.val.whole() if hasattr(data.val, "whole") else data.val
-    found = training.evaluate(model, images)
+    found = training.evaluate(model, images, loss=options.get("loss"))
     return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from secateurs.channels import count
 from secateurs.surgery import Plan, apply, trace, verify
-from tests.networks import fraction, randomise
+from secateurs.testing.networks import randomize
+from tests.networks import fraction
 
 ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "leaky_relu", "hardswish", "elu", "softplus")
 SIZE = 8  # height and width
@@ -273,7 +274,7 @@ class Head(nn.Module):
 def networks(draw: st.DrawFn) -> nn.Module:
     torch.manual_seed(draw(st.integers(0, 99)))
     body = chain(draw, 3, draw(st.integers(1, 5)))
-    return randomise(nn.Sequential(body, Head(draw, body.out))).eval()
+    return randomize(nn.Sequential(body, Head(draw, body.out))).eval()
 
 
 @settings(

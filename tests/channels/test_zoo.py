@@ -12,8 +12,9 @@ from torch import nn
 from secateurs.channels import count
 from secateurs.channels.reasons import OUTPUT
 from secateurs.surgery import apply, trace, verify
+from secateurs.testing.networks import randomize
 from secateurs.zoo.vision import timm, torchvision
-from tests.networks import fraction, randomise
+from tests.networks import fraction
 
 # Resolution, and the share of channels that can be cut, the classes aside.
 TORCHVISION = {
@@ -32,7 +33,7 @@ TIMM = {
 
 
 def check(model: nn.Module, x: torch.Tensor, share: float) -> Any:
-    model = randomise(model).eval()
+    model = randomize(model).eval()
     graph = trace(model, x)
     assert graph.cost() == count(model, x)
     inner = [g for g in graph.groups if g.reason != OUTPUT]

@@ -43,7 +43,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def open_(root: Path, **options: object) -> Data:
-    return load(f"folder:{root}", **{"batch_size": 4, "normalize": "none", "workers": 2, **options})  # type: ignore[arg-type]
+    return load(f"folder:{root}", **{"batch_size": 4, "normalize": "none", "workers": 2, **options})
 
 
 def counts(data: Data) -> list[int]:
@@ -95,13 +95,16 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "dangling link": (lambda p: p.symlink_to("/nowhere/at/all.png"), "it is a link that leads nowhere"),
     "looping link": (lambda p: p.symlink_to(p.name), "Too many levels of symbolic links"),
     "FIFO": (_fifo, "it is a FIFO, not a regular file"),
-    "link to a FIFO": (lambda p: (_fifo(p.with_suffix("")), p.symlink_to(p.with_suffix("").name)), "it is a FIFO"),  # type: ignore[dict-item]
+    "link to a FIFO": (lambda p: (_fifo(p.with_suffix("")), p.symlink_to(p.with_suffix("").name)), "it is a FIFO"),
     "socket": (_socket, "it is a socket, not a regular file"),
     "device": (lambda p: p.symlink_to("/dev/zero"), "it is a device, not a regular file"),
-    "empty": (lambda p: p.write_bytes(b""), "it is not an image"),  # type: ignore[dict-item]
-    "text": (lambda p: p.write_text("no image"), "it is not an image"),  # type: ignore[dict-item]
-    "400 megapixels": (lambda p: p.write_bytes(huge_png(20_000)), "it is too large, more pixels than Pillow's limit"),  # type: ignore[dict-item]
-    "100 megapixels": (lambda p: p.write_bytes(huge_png(10_000)), "it is too large, more pixels than Pillow's limit"),  # type: ignore[dict-item]
+    "empty": (lambda p: p.write_bytes(b""), "it is not an image"),
+    "text": (lambda p: p.write_text("no image"), "it is not an image"),
+    "400 megapixels": (lambda p: p.write_bytes(huge_png(20_000)), "it is too large, more pixels than Pillow's limit"),
+    "100 megapixels, where warnings are errors": (
+        lambda p: p.write_bytes(huge_png(10_000)),
+        "it is too large, more pixels than Pillow's limit",
+    ),
 }
 
 

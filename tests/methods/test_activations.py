@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.methods.method import Criterion, Task, resolve
-from tests.conformance import data, images, network
+from secateurs.methods.method import Criterion, Task
+from secateurs.methods.registry import resolve
+from secateurs.testing.networks import data, images, network
 
 X = torch.tensor([[[1.0, -1], [2, -2]], [[3, 0.5], [-1, -1]]])[:, None]  # (2, 1, 2, 2)
 

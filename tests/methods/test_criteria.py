@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.methods.method import Criterion, Task, resolve
+from secateurs.methods.method import Criterion, Task
+from secateurs.methods.registry import resolve
 
 
 class Coupled(nn.Module):

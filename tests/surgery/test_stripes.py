@@ -19,7 +19,8 @@ from secateurs.errors import PlanError
 from secateurs.stripes import StripeConv2d
 from secateurs.surgery import Plan, apply, cut_, mask, trace, verify
 from secateurs.surgery.plan import _digest
-from tests.networks import CASES, image, randomise
+from secateurs.testing.networks import randomize
+from tests.networks import CASES, image
 
 
 class Two(nn.Module):
@@ -41,7 +42,7 @@ class Two(nn.Module):
 
 def two(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return randomise(Two(), seed).eval()
+    return randomize(Two(), seed).eval()
 
 
 def x(n: int = 2, seed: int = 0) -> Tensor:

@@ -56,7 +56,7 @@ def test_generator_function_is_counted_for_a_schedule() -> None:
     ("source", "words"),
     [
         ([], "empty"),
-        ([torch.zeros(3)], "Batch 0 is a Tensor"),
+        ([torch.zeros(3)], "Batch 0 of train is a tensor"),
         ([(torch.zeros(3), torch.zeros(3), 1)], "tuple of 3"),
         ([(torch.zeros(3), [1, 2, 3])], "targets must be a tensor"),
         (5, "not a int"),

@@ -378,8 +378,8 @@ def test_figures_go_to_a_tracker(tmp_path: Path) -> None:
     [
         (torch.tensor([0, 7, 1]), r"a label 7 in the data, but the model has 5 classes \(0…4\)"),
         (torch.tensor([0, -1, 1]), r"a label -1 in the data, but the model has 5 classes"),
-        (torch.tensor([0.0, 1.0, 2.0]), r"torch.float32 of shape \(3,\), for outputs of shape \(3, 5\): give class"),
-        (torch.rand(3, 4), r"of shape \(3, 4\), for outputs of shape \(3, 5\)"),
+        (torch.tensor([0.0, 1.0, 2.0]), r"targets are \(3,\) float32, for outputs of shape \(3, 5\): give class"),
+        (torch.rand(3, 4), r"targets are \(3, 4\) float32, for outputs of shape \(3, 5\)"),
     ],
 )
 def test_targets_that_do_not_fit(targets: torch.Tensor, message: str) -> None:

@@ -97,6 +97,7 @@ class DataRecord(_Open):
     batch_size: AtLeastOne | None = None
     image_size: AtLeastOne | None = None
     skip_unreadable: Annotated[bool, Field(strict=True)] | None = None
+    skipped: dict[str, Count] = {}  # files that could not be read, by split
 
 
 class Earlier(_Open):

@@ -168,7 +168,7 @@ def suits(model: nn.Module, data: Data, name: str, advice: str = "") -> None:
     except SecateursError:
         raise
     except Exception as error:  # of the network's own code
-        raise DataError(_unfit(name, "run", inputs, error)) from error
+        raise DataError(_unfit(model, name, "run", inputs, error)) from error
     finally:
         model.train(training)
     if classes and logits.ndim == 2 and logits.shape[1] != classes:
@@ -196,14 +196,15 @@ def trains(model: nn.Module, inputs: torch.Tensor, name: str) -> None:
     except SecateursError:
         raise
     except Exception as error:  # of the network's own code
-        raise DataError(_unfit(name, "train", inputs, error)) from error
+        raise DataError(_unfit(probe, name, "train", inputs, error)) from error
 
 
-def _unfit(name: str, what: str, inputs: torch.Tensor, error: Exception) -> str:
+def _unfit(model: nn.Module, name: str, what: str, inputs: torch.Tensor, error: Exception) -> str:
     """Why a network does not take an image."""
+    from secateurs.training.checks import fault
+
     shape = "x".join(map(str, inputs.shape[1:]))
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return f"{name} does not {what} on images of {shape}: {reason}. --image-size resizes them."
+    return f"{name} does not {what} on images of {shape}: {fault(error, model, inputs)} --image-size resizes them."
 
 
 def feasible(method: Method, task: Task, prefix: str = "") -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from secateurs.channels.inputs import tensors
 from secateurs.errors import DataError
 
 Batch = tuple[Any, Tensor]  # inputs: a tensor (N, …), or a tuple or dict of them; targets: (N,) or (N, classes)
@@ -38,7 +39,7 @@ class Data:
             if isinstance(source, (list, tuple)):
                 if not source:
                     raise DataError(f"{split} is empty: there is no batch in it.")
-                _check(source[0], 0, split)
+                checked(source[0], 0, split)
 
     @classmethod
     def of(cls, data: Data | Iterable[Batch] | Any) -> Data:
@@ -51,11 +52,25 @@ class Data:
         if source is None:
             raise DataError(f"There are no {split} batches in this data: pass Data(…, {split}=…).")
         fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
+        index = -1
         for index, batch in enumerate(fresh):
-            yield _check(batch, index, split)
+            yield checked(batch, index, split)
+        if index < 0:
+            raise DataError(nothing(source, split))
 
 
-def _check(batch: Any, index: int, split: str) -> Batch:
+def nothing(source: Any, split: str) -> str:
+    """What to say of a pass that yields no batch."""
+    if isinstance(source, Iterator):
+        return (
+            f"{split} yields no batch: it is a one-shot iterator, which is used up after one pass. Pass a list, a "
+            "DataLoader, or a function that returns a fresh iterator."
+        )
+    return f"{split} is empty: there is no batch in it."
+
+
+def checked(batch: Any, index: int, split: str) -> Batch:
+    """The batch as a pair of inputs and targets. Raises DataError for anything else, and for an empty batch."""
     where = f"Batch {index} of {split}"
     if isinstance(batch, Tensor):
         raise DataError(
@@ -65,14 +80,17 @@ def _check(batch: Any, index: int, split: str) -> Batch:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise DataError(f"{where} is {_kind(batch)}, not a pair (inputs, targets).")
     inputs, targets = batch
-    leaves = list(inputs.values()) if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else [inputs]
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            raise DataError(f"{where}: inputs must be a tensor, or a tuple or dict of tensors, not {_kind(leaf)}.")
+    found = tensors(inputs) if isinstance(inputs, Tensor | tuple | list | Mapping) else []
+    if not found:
+        raise DataError(f"{where}: inputs must be a tensor, or a tuple or dict of tensors, not {_kind(inputs)}.")
     if not isinstance(targets, Tensor) or targets.ndim == 0:
-        raise DataError(f"{where}: targets must be a tensor of N classes, not {_kind(targets)}.")
-    if leaves and leaves[0].ndim and len(leaves[0]) != len(targets):
-        raise DataError(f"{where} has {len(leaves[0])} inputs and {len(targets)} targets.")
+        kind = f"a tensor of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else _kind(targets)
+        raise DataError(f"{where}: targets must be a tensor of N classes, not {kind}.")
+    shapes = f"{tuple(found[0].shape)} and {tuple(targets.shape)}"
+    if found[0].ndim and len(found[0]) != len(targets):
+        raise DataError(f"{where} has {len(found[0])} inputs and {len(targets)} targets: their shapes are {shapes}.")
+    if not len(targets):
+        raise DataError(f"{where} is empty: the shapes of its inputs and targets are {shapes}. Leave it out.")
     return inputs, targets
 
 

@@ -48,7 +48,10 @@ def _paths(split: FolderSplit, size: Size, resize: bool) -> tuple[Path, Path]:
     what = hashlib.sha256(repr((_FORMAT, str(split.root.resolve()), size, resize)).encode())
     state = hashlib.sha256()
     for file in split.files:
-        stat = file.stat()
+        try:
+            stat = file.stat()
+        except OSError:  # it has just gone, and can't be read
+            continue
         state.update(os.fsencode(file.relative_to(split.root)) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     name = f"{what.hexdigest()[:16]}-{state.hexdigest()[:32]}"
     return cache_folder() / f"{name}.npy", cache_folder() / f"{name}.kept.npy"

@@ -17,8 +17,9 @@ from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.devices import device_of
 from secateurs.errors import ArtifactError, ConfigError, SpecError
-from secateurs.methods.method import Method, Scope, check_budget, check_scope, resolve
+from secateurs.methods.method import Method, Scope, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.methods.registry import resolve
 from secateurs.surgery import Plan, cut_
 from secateurs.training.batches import apply
 from secateurs.training.state import misfit

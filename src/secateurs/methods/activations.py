@@ -15,7 +15,8 @@ from secateurs.channels import ChannelGroup
 from secateurs.channels.graph import Slot, parameter
 from secateurs.errors import ConfigError
 from secateurs.methods.assess import Assessor, needs_examples
-from secateurs.methods.method import Criterion, Task, register
+from secateurs.methods.method import Criterion, Task
+from secateurs.methods.registry import register
 from secateurs.surgery.gates import Gates, input_axis
 from secateurs.training.batches import Batch
 

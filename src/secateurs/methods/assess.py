@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.data.bundle import nothing
 from secateurs.devices import device_of, usable
 from secateurs.errors import ConfigError, DataError
 from secateurs.methods.method import Task
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
 from secateurs.training import precision as P
+from secateurs.training.checks import Check
 from secateurs.training.progress import Reporter
 from secateurs.training.seeds import borrowed
 
@@ -30,12 +32,13 @@ class Assessor:
     def __init__(self, task: Task, examples: int, *, precision: str = "fp32", rows: int | None = None) -> None:
         device = task.engine_options.get("device")
         self.device = device_of(task.model) if device is None else usable(device)
-        self.precision = P.resolve(precision, self.device)
+        self.precision = P.resolve(precision, self.device, task.model)
         self.channels_last = P.wants_channels_last("auto", self.precision, self.device, task.model)
         self.model = copy.deepcopy(task.model).to(self.device).eval().requires_grad_(False)
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss: M.Loss = task.engine_options.get("loss") or M.CrossEntropy()
+        self.check = Check(self.model, "train")
         self.rows = rows or (256 if self.device.type == "cpu" else 2048)
         self.batches = self.hold(_head(task.data.train, examples, task.seed))
         self.examples = sum(len(b.targets) for b in self.batches)
@@ -43,8 +46,8 @@ class Assessor:
     def hold(self, batches: Iterator[B.Batch]) -> list[B.Batch]:
         """The batches on the device, cut anew to `rows`."""
         pieces, waiting, held = [], 0, []
-        for batch in batches:
-            pieces.append(batch)
+        for index, batch in enumerate(batches):
+            pieces.append(self.check.alike(self.check.fit(batch, index), index))
             waiting += len(batch.targets)
             while waiting >= self.rows:
                 whole = _joined(pieces)
@@ -56,7 +59,7 @@ class Assessor:
 
     def run(self, batch: B.Batch) -> tuple[Tensor, Tensor]:
         """The loss summed over the batch's examples, and how many of them are hit: two scalars on the device."""
-        with P.autocast(self.precision, self.device):
+        with self.check.running(batch), P.autocast(self.precision, self.device):
             outputs = M.call(self.model, batch.inputs)
             return self.loss(outputs, batch.targets).float() * len(batch.targets), M.hits(outputs, batch.targets)[0]
 
@@ -80,6 +83,8 @@ def spread(source: Any, examples: int | None) -> Iterator[B.Batch]:
         yield from _all(source)
         return
     total = int(getattr(source, "samples", 0)) or sum(len(batch.targets) for batch in _all(source))
+    if not total:
+        raise DataError(nothing(source, "val"))
     at = torch.arange(min(examples, total)) * total // min(examples, total)  # sorted, no two alike
     seen = 0
     for batch in _all(source):
@@ -111,9 +116,8 @@ def _whole(source: Any) -> Any:
 
 
 def _all(source: Any) -> Iterator[B.Batch]:
-    fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
-    for i, raw in enumerate(fresh):
-        yield B.as_batch(raw, i)
+    for i, raw in enumerate(B.bounded(source, "val", B.EVALUATE_SECONDS, B.ENDING)):
+        yield B.as_batch(raw, i, "val")
 
 
 def _rows(batch: B.Batch, low: int, high: int) -> B.Batch:
@@ -132,6 +136,4 @@ def _cat(parts: list[Any]) -> Any:
         return {name: _cat([p[name] for p in parts]) for name in first}
     if isinstance(first, (tuple, list)):
         return tuple(_cat(list(each)) for each in zip(*parts, strict=True))
-    if any(p.shape[1:] != first.shape[1:] for p in parts):
-        raise DataError("Examples of different shapes cannot be measured together: resize them to one size.")
     return torch.cat(parts)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from secateurs.channels import ChannelGroup
 from secateurs.channels.graph import parameter
 from secateurs.errors import ConfigError
-from secateurs.methods.method import Criterion, Task, register
+from secateurs.methods.method import Criterion, Task
+from secateurs.methods.registry import register
 
 
 @register("l1")

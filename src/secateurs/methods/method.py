@@ -1,10 +1,10 @@
-"""What a pruning method is: it looks at a task and answers which channels stay. And the registry of methods by name."""
+"""What a pruning method is: it looks at a task and answers which channels stay."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -134,34 +134,3 @@ class Criterion(Method):
             return (order + 1) / len(values)
         mean = np.abs(values).mean()
         return values if self.comparable or mean == 0 else values / mean
-
-
-M = TypeVar("M", bound=type[Method])
-_METHODS: dict[str, type[Method]] = {}
-
-
-def register(name: str) -> Callable[[M], M]:
-    """Make a method known by name to `sc.prune`, the CLI, the demo and the conformance suite."""
-
-    def decorate(cls: M) -> M:
-        if name in _METHODS:
-            raise ValueError(f"a method named {name!r} is registered already: {_METHODS[name].__qualname__}")
-        cls.name = name
-        _METHODS[name] = cls
-        return cls
-
-    return decorate
-
-
-def methods() -> tuple[str, ...]:
-    """Names of all registered methods."""
-    return tuple(_METHODS)
-
-
-def resolve(method: str | Method, **settings: Any) -> Method:
-    """A configured method from its name and settings; ConfigError with the nearest names if there is none."""
-    if isinstance(method, Method):
-        return type(method)(**{**method.model_dump(), **settings}) if settings else method
-    if not isinstance(method, str) or method not in _METHODS:
-        raise ConfigError(f"There is no method {method!r}. {nearest(str(method), _METHODS)}")
-    return _METHODS[method](**settings)

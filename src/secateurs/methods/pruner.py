@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -131,7 +132,7 @@ class PrunerHook(Hook):
         if engine.total is None:
             raise ConfigError(
                 f"{self.settings.get('method', 'The method')} must know how long it trains, and this data has no length: "
-                f"pass batches as a list, or an object with __len__."
+                f"give the method steps_per_epoch=…, or pass batches as a list, or an object with __len__."
             )
         networks = self.pruner.networks.items()
         self.pruner.wrapped = {name: engine.add_network(name, net, optimizer) for name, (net, optimizer) in networks}
@@ -169,6 +170,10 @@ class PrunerHook(Hook):
 class TrainingMethod(Method):
     """A method that prunes while training. `select` runs it on the engine; `attach` gives it to a loop of the user's."""
 
+    steps_per_epoch: int | None = Field(
+        None, ge=1, description="batches that make an epoch, of data that has no end or is to be cut short"
+    )
+
     def recipe(self) -> Recipe:
         """How the network trains meanwhile."""
         raise NotImplementedError
@@ -185,8 +190,9 @@ class TrainingMethod(Method):
         pruner = self.attach(task)
         budget = None if task.budget is None else asdict(task.budget)
         settings = {**self.model_dump(mode="json"), "method": self.name, "budget": budget, "scope": task.scope}
+        recipe = self.recipe().model_copy(update={"steps_per_epoch": self.steps_per_epoch})
         engine = Engine(
-            task.model, task.data, self.recipe(), hooks=[PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
+            task.model, task.data, recipe, hooks=[PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
             **task.engine_options,
         )  # fmt: skip
         task.history.extend(engine.fit(resume=task.resume))

@@ -4,7 +4,7 @@ from secateurs.training.batches import Batch
 from secateurs.training.checkpoint import CheckpointStore
 from secateurs.training.engine import Engine
 from secateurs.training.hooks import Hook
-from secateurs.training.metrics import CrossEntropy, Metrics, evaluate
+from secateurs.training.metrics import CrossEntropy, Metrics, check_data, evaluate
 from secateurs.training.parts import Part
 from secateurs.training.recipe import MODES, Distil, Mimic, Recipe, Recover
 from secateurs.training.recover import check, phases, recover
@@ -23,6 +23,7 @@ __all__ = [
     "Recipe",
     "Recover",
     "check",
+    "check_data",
     "evaluate",
     "phases",
     "recover",

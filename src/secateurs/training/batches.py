@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from secateurs.data.bundle import checked, nothing
+from secateurs.data.loader import Loader
 from secateurs.errors import DataError
 from secateurs.training.recipe import Recipe
 from secateurs.training.seeds import borrowed, seed_all
@@ -41,25 +45,76 @@ def length(source: Any) -> int | None:
     """Batches in one pass, or None where the source does not say."""
     try:
         return len(source)
-    except TypeError:  # also what an IterableDataset's DataLoader raises
+    except (TypeError, NotImplementedError, OverflowError):  # the first is what an IterableDataset's DataLoader raises
         return None
 
 
+# Whether an iterable that does not say its length has an end can't be known. It has to come by then, whichever is first:
+ENDLESS = 1_000_000  # batches
+COUNT_SECONDS = 60.0  # of a pass that only counts
+EVALUATE_SECONDS = 3600.0  # of a pass that evaluates
+
+COUNTING = (
+    "Give steps_per_epoch=…, the batches that make an epoch (a setting of recipes and of methods that train), or data that "
+    "has a length."
+)
+ENDING = "Validation data needs an end: itertools.islice cuts it, and with a length (a list, a DataLoader) it may take longer."
+
+
+def bounded(source: Any, split: str, seconds: float, advice: str) -> Iterator[Any]:
+    """The batches of one pass. Raises DataError if there is no end in sight: see `ENDLESS`."""
+    fresh = fresh_pass(source)
+    if length(source) is not None or isinstance(source, Loader):
+        yield from fresh
+        return
+    if isinstance(fresh, itertools.cycle | itertools.count):
+        raise DataError(f"{split} is an {type(fresh).__module__}.{type(fresh).__name__}, which has no end. {advice}")
+    began = time.monotonic()
+    for index, raw in enumerate(fresh):
+        took = time.monotonic() - began
+        if index >= ENDLESS or took > seconds:
+            raise DataError(
+                f"{split} does not say its length, and no end is in sight after {index:,} batches ({took:.0f} s). {advice}"
+            )
+        yield raw
+
+
+def fresh_pass(source: Any) -> Iterable[Any]:
+    """What to iterate over for one pass: a function is called for it. DataError for what is not iterable."""
+    fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
+    if not hasattr(fresh, "__iter__") and not hasattr(fresh, "__getitem__"):
+        raise DataError(f"Data must be an iterable of (inputs, targets) batches, not a {type(fresh).__name__}.")
+    return fresh
+
+
+def first(source: Any, split: str) -> Any:
+    """The first batch of a pass, under the caller's random state. DataError if there is none."""
+    with borrowed():
+        for raw in fresh_pass(source):
+            return raw
+    raise DataError(nothing(source, split))
+
+
 def count(source: Any) -> int:
-    """Batches in one pass, by making one."""
+    """Batches in one pass, by making one. Raises DataError if no end comes in sight."""
     if isinstance(source, Iterator):
         raise DataError(
             "The length of the training data is unknown, and being a one-shot iterator it cannot be counted first. "
-            "Give the recipe steps=..., or pass a list, a DataLoader or a function that returns a fresh iterator."
+            "Give the recipe steps_per_epoch=… or steps=…, or pass a list, a DataLoader or a function that returns a fresh "
+            "iterator."
         )
-    return sum(1 for _ in _open(source, 0, 0)[0])
+    if hasattr(source, "set_epoch"):
+        source.set_epoch(0)
+    return sum(1 for _ in bounded(source, "train", COUNT_SECONDS, COUNTING))
 
 
 def measure(recipe: Recipe, source: Any) -> tuple[int | None, int | None]:
     """(steps to take, steps per epoch), None where unknown. Data without a length is counted only if that is needed:
     a schedule other than 'constant', or a part of an epoch, has to know where the end is."""
-    n = length(source)
-    if n is None and recipe.epochs:
+    n, limit = length(source), recipe.steps_per_epoch
+    if limit is not None:
+        n = limit if n is None else min(n, limit)
+    elif n is None and recipe.epochs:
         blind = recipe.schedule == "constant" and not recipe.warmup and recipe.epochs == int(recipe.epochs)
         if not blind:
             with borrowed():
@@ -77,27 +132,29 @@ def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
         source.set_epoch(epoch)
     if hasattr(source, "iter_from"):
         return iter(source.iter_from(start)), False
-    fresh: Iterable[Any] = source() if callable(source) and not hasattr(source, "__iter__") else source
-    try:
-        return iter(fresh), True
-    except TypeError:
-        raise DataError(
-            f"Data must be an iterable of (inputs, targets) batches, not a {type(source).__name__}."
-        ) from None
+    return iter(fresh_pass(source)), True
 
 
-def walk(source: Any, *, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch, bool]]:
+def walk(
+    source: Any, *, seed: int, epoch: int, start: int = 0, limit: int | None = None, replay: bool = False
+) -> Iterator[tuple[int, Batch, bool]]:
     """Yields (batch index, batch, is it the pass's last) from batch `start` on, one batch read ahead.
+
+    limit: batches that make a pass, at most; a one-shot iterator then goes on in the next pass where it stands.
+    replay: a one-shot iterator stands at its beginning, and has been through `epoch` such passes before.
 
     Plain iterables are replayed from their beginning: each batch is drawn under generators seeded for it, so the
     replay draws the same.
     """
     seed_all(seed, "data", epoch)
     iterator, seeded = _open(source, epoch, start)
+    if replay and limit is not None and isinstance(source, Iterator):
+        _replay(iterator, seed, epoch, limit)
     index = 0 if seeded else start
+    end = ENDLESS if limit is None and length(source) is None and not isinstance(source, Loader) else limit
     ahead: Any = None
     have = False
-    while True:
+    while end is None or index < end:
         if seeded:
             seed_all(seed, "data", epoch, index)
         try:
@@ -109,33 +166,39 @@ def walk(source: Any, *, seed: int, epoch: int, start: int = 0) -> Iterator[tupl
         if index >= start:
             ahead, have = raw, True
         index += 1
+    if limit is None and index == end:
+        raise DataError(
+            f"train does not say its length, and no end is in sight after {index:,} batches of an epoch. {COUNTING}"
+        )
     if have:
         yield index - 1, as_batch(ahead, index - 1), True
     elif start == 0 or index < start:
         raise DataError(_nothing(source, epoch, start, index))
 
 
+def _replay(iterator: Iterator[Any], seed: int, epochs: int, limit: int) -> None:
+    """Draw what a one-shot iterator gave in earlier epochs, as it was drawn then."""
+    for epoch in range(epochs):
+        seed_all(seed, "data", epoch)
+        for index in range(limit):
+            seed_all(seed, "data", epoch, index)
+            next(iterator, None)
+
+
 def _nothing(source: Any, epoch: int, start: int, found: int) -> str:
     if start:
-        return (
-            f"Epoch {epoch + 1} ended after {found} batches, but training had got to batch {start}: the data changed."
-        )
+        return f"Epoch {epoch + 1} ended after {found} batches, but training had got to batch {start}: the data has changed."
     if epoch and isinstance(source, Iterator):
         return (
             f"The training data ran out after its first pass (epoch {epoch + 1} got nothing): it is a one-shot "
             "generator. Pass a list, a DataLoader, or a function that returns a fresh iterator for every epoch."
         )
-    return f"The training data is empty (epoch {epoch + 1} got no batch)."
+    return f"train is empty: epoch {epoch + 1} got no batch."
 
 
-def as_batch(raw: Any, index: int) -> Batch:
-    if not isinstance(raw, (tuple, list)) or len(raw) != 2:
-        shape = f"{type(raw).__name__} of {len(raw)}" if isinstance(raw, (tuple, list)) else type(raw).__name__
-        raise DataError(f"Batch {index} is a {shape}; expected a pair (inputs, targets).")
-    inputs, targets = raw
-    if not isinstance(targets, torch.Tensor) or targets.ndim == 0:
-        raise DataError(f"Batch {index}: targets must be a tensor of N class indices, got {type(targets).__name__}.")
-    return Batch(inputs, targets)
+def as_batch(raw: Any, index: int, split: str = "train") -> Batch:
+    """Raises DataError for what is not a pair of inputs and targets, or empty."""
+    return Batch(*checked(raw, index, split))
 
 
 def apply(function: Callable[[torch.Tensor], torch.Tensor], inputs: Any) -> Any:

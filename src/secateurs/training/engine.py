@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from secateurs.training import batches as B
 from secateurs.training import metrics as M
 from secateurs.training import resume as R
 from secateurs.training.checkpoint import CheckpointStore
+from secateurs.training.checks import Check
 from secateurs.training.hooks import Hook
 from secateurs.training.parts import Part, average_, make_optimizer
 from secateurs.training.processes import LostError
@@ -82,6 +83,7 @@ class Engine:
         self._device = device
         self._runtime: Runtime | None = None
         self._done = False
+        self._resumed = False  # and no batch read since
         self._micro = 0  # batches since the last step
         self._pending: deque[tuple[int, torch.Tensor]] = deque()
         self._sums = [0.0, 0.0, 0.0]  # of this epoch: loss, top-1 hits, images
@@ -184,9 +186,18 @@ class Engine:
         self.parts["main"] = Part("main", self.model, make_optimizer(self.model.parameters(), self.recipe))
         self.parts["main"].net = self.runtime.wrap(self.model)
         self.total, self.per_epoch = B.measure(self.recipe, self.train_data)
+        self._check = Check(self.model, "train")
+        self._check_val()
         if self.track:
             with written(self.folder):
                 self.runtime.accelerator.init_trackers("secateurs", config=self.recipe.model_dump(mode="json"))
+
+    def _check_val(self) -> None:
+        """Find out now, not after an epoch, if validation data does not fit. Hooks on the model are a method's, which has
+        checked the data, or the user's: neither is to see batches that training does not have."""
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
+        if self.val_data is not None and not isinstance(self.val_data, Iterator) and not hooked:
+            self.evaluate(self.model, [B.first(self.val_data, "val")])
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -216,6 +227,7 @@ class Engine:
             hook.start(self)
         if resume:
             R.resume(self)
+            self._resumed = True
         else:
             R.refuse_old(self)
         R.rewrite_log(self)
@@ -242,8 +254,14 @@ class Engine:
                 hook.epoch_start(self)
         began = time.perf_counter()
         share = self.runtime.share(self.train_data)
-        for index, raw, last in B.walk(self.train_data, seed=self.seed, epoch=self.epoch, start=self.batch):
-            batch = M.place(B.share(raw, *share), self.device, self.runtime.channels_last, self.loss)
+        limit, replay = self.recipe.steps_per_epoch, self._resumed
+        self._resumed = False
+        for index, raw, last in B.walk(
+            self.train_data, seed=self.seed, epoch=self.epoch, start=self.batch, limit=limit, replay=replay
+        ):
+            batch = self._check.fit(B.share(raw, *share), index)
+            with self._check.running(batch, index):
+                batch = M.place(batch, self.device, self.runtime.channels_last, self.loss)
             self._train_batch(index, batch, last)
             self.batch = index + 1
             if not self.syncing:
@@ -271,7 +289,8 @@ class Engine:
             with self.runtime.autocast():
                 for hook in self.hooks:
                     batch = hook.before_batch(self, batch) or batch
-                outputs, loss = M.forward(main.net, batch, self.loss, self.recipe.mixup)
+                with self._check.running(batch, index):
+                    outputs, loss = M.forward(main.net, batch, self.loss, self.recipe.mixup)
                 for hook in self.hooks:
                     loss = hook.loss(self, loss, outputs, batch.targets)
             rows = batch.targets.shape[0]

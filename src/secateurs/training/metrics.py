@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from secateurs.data.bundle import nothing
 from secateurs.devices import device_of, usable
 from secateurs.errors import DataError, TrainingError
 from secateurs.training import batches as B
 from secateurs.training import precision as P
+from secateurs.training.checks import Check, described
 
 IGNORED = -100  # a target that cross-entropy leaves out
 AUX_WEIGHT = 0.3  # of an auxiliary classifier, as GoogLeNet's paper has it
@@ -82,10 +84,14 @@ class CrossEntropy:
         if targets.is_floating_point():
             if targets.shape != main.shape:
                 raise DataError(
-                    f"The targets are {targets.dtype} of shape {tuple(targets.shape)}, for outputs of shape "
-                    f"{tuple(main.shape)}: give class indices (whole numbers, one per image) or a share of each class."
+                    f"The targets are {described(targets)}, for outputs of shape {tuple(main.shape)}: give class indices "
+                    "(whole numbers, one per image) or a share of each class."
                 )
+            if torch.float64 in (targets.dtype, main.dtype):
+                targets = targets.to(torch.float64 if main.dtype == torch.float64 else torch.float32)
         else:
+            if main.ndim < 2 or targets.shape != main.shape[:1] + main.shape[2:]:
+                raise DataError(_indices(main, targets))
             targets = targets.long()
             if main.ndim > 1 and (targets.device.type == "cpu" or self.classes != main.shape[1]):
                 self.classes = main.shape[1]
@@ -108,6 +114,18 @@ class CrossEntropy:
                 f"There is a label {low if low < 0 else high} in the data, but the model has {self.classes} classes "
                 f"(0…{self.classes - 1}): build it for the data's number of classes, or mend the labels."
             )
+
+
+def _indices(outputs: torch.Tensor, targets: torch.Tensor) -> str:
+    """What is wrong with the shapes of class indices."""
+    text = f"The targets are {described(targets)}, for outputs of shape {tuple(outputs.shape)}: "
+    if outputs.ndim < 2:
+        return f"{text}cross-entropy takes outputs of shape (N, classes). Other outputs need a loss of your own."
+    expected = outputs.shape[:1] + outputs.shape[2:]
+    text += f"class indices are of shape {tuple(expected)}."
+    if targets.shape == (*expected, 1):
+        return f"{text} targets.squeeze(-1) makes them so."
+    return f"{text} targets.argmax(1) makes them of one-hot rows." if targets.shape == outputs.shape else text
 
 
 def place(batch: B.Batch, device: torch.device, channels_last: bool, loss: Loss) -> B.Batch:
@@ -142,6 +160,22 @@ def hits(outputs: Any, targets: torch.Tensor, ks: tuple[int, ...] = (1,)) -> tor
     return torch.stack([found[:, :n].any(1).sum() for n in ks]).float()
 
 
+def check_data(model: nn.Module, data: Any, loss: Loss | None = None) -> None:
+    """Raise DataError before any work if the first batch of `data.train` or of `data.val` does not fit the model or the
+    loss. It is run in eval mode, where the model is; one-shot iterators are left alone, as that would use them up.
+
+    A loss of the user's own is not asked about training batches: it may want what the model puts out in train mode.
+    """
+    train, val = B.split_data(data)
+    for split, source, own in (("train", train, None if loss is None else _zero), ("val", val, loss)):
+        if source is not None and not isinstance(source, Iterator):
+            evaluate(model, [B.first(source, split)], loss=own, split=split)
+
+
+def _zero(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(())
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -153,12 +187,17 @@ def evaluate(
     channels_last: bool = False,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     share: tuple[int, int] = (0, 1),
+    split: str = "val",
 ) -> Metrics:
     """Top-1, top-5 and loss of the model in eval mode, which it leaves as it found it.
 
     `batches`: iterable of (inputs, targets), or a function that returns one. `device`: where to run, by default where
     the model is; elsewhere a copy runs. `reduce` sums a tensor over processes, `share` = (rank, world) says which rows of
-    each batch are ours.
+    each batch are ours. `split`: what errors call the batches.
+
+    Raises DataError for batches that are not pairs, empty, or do not fit the model or the loss, for NaN in the first one,
+    for a pass without a batch, and for an iterable without a length whose end is not in sight after a million batches or
+    an hour.
     """
     where = device_of(model) if device is None else usable(device)
     if where != device_of(model):
@@ -169,19 +208,19 @@ def evaluate(
     total = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, examples
     sums = torch.zeros(4, device=where)
     began = time.perf_counter()
-    source: Iterable[Any] = batches() if callable(batches) and not hasattr(batches, "__iter__") else batches
+    check = Check(model, split)
     try:
-        for index, raw in enumerate(source):
-            batch = B.as_batch(raw, index)
+        for index, raw in enumerate(B.bounded(batches, split, B.EVALUATE_SECONDS, B.ENDING)):
+            batch = check.fit(B.as_batch(raw, index, split), index)
             if batch.targets.shape[0] < share[1] and share[0]:
                 continue  # too few rows for every process: the first takes them all
             if batch.targets.shape[0] >= share[1]:
                 batch = B.share(batch, *share)
-            inputs, targets = place(batch, where, channels_last, loss)
-            rows = targets.shape[0]
-            with P.autocast(precision, where):
+            with check.running(batch, index), P.autocast(precision, where):
+                inputs, targets = place(batch, where, channels_last, loss)
                 outputs = call(model, inputs)
                 value = loss(outputs, targets)
+            rows = targets.shape[0]
             sums[0] += value.float() * rows
             sums[1:3] += hits(outputs, targets, (1, 5))
             sums[3] += rows
@@ -196,5 +235,5 @@ def evaluate(
         total = reduce(total.to(where, torch.float32)).cpu().double()
     lost, top1, top5, n = total.tolist()
     if n == 0:
-        raise DataError("There is nothing to evaluate on: the data yields no batches.")
+        raise DataError(f"There is nothing to evaluate on. {nothing(batches, split)}")
     return Metrics(100 * top1 / n, 100 * top5 / n, lost / n, int(n), time.perf_counter() - began)

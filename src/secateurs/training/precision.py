@@ -18,10 +18,13 @@ def bf16_is_fast(device: torch.device) -> bool:
     return False
 
 
-def resolve(precision: str, device: torch.device, launched: str = "no") -> str:
-    """'auto' made concrete: what `accelerate launch --mixed_precision` asked for, else bf16 where it is fast."""
+def resolve(precision: str, device: torch.device, model: nn.Module, launched: str = "no") -> str:
+    """'auto' made concrete: what `accelerate launch --mixed_precision` asked for, else bf16 where it is fast. A float64
+    model computes as it is ('fp32' is without autocast)."""
     if precision != "auto":
         return precision
+    if any(p.dtype == torch.float64 for p in model.parameters()):
+        return "fp32"
     if launched in DTYPES:
         return launched
     return "bf16" if bf16_is_fast(device) else "fp32"

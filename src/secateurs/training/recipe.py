@@ -21,6 +21,9 @@ class Recipe(BaseModel):
         None, ge=0, description="passes over the training data, a fraction is fine (default 3)"
     )
     steps: int | None = Field(default=None, ge=0, description="optimizer steps, instead of epochs")
+    steps_per_epoch: int | None = Field(
+        default=None, ge=1, description="batches that make an epoch, of data that has no end or is to be cut short"
+    )
     lr: float = Field(default=0.02, gt=0, description="peak learning rate")
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     milestones: tuple[float, ...] = Field(

@@ -54,7 +54,7 @@ class Runtime:
         self.peers = Peers.gather(self.rank, self.world) if self.world > 1 else None
         # Of several processes, the launcher gives each its device.
         self.device = usable(device) if self.world == 1 else self.accelerator.device
-        self.precision = P.resolve(recipe.precision, self.device, launched)
+        self.precision = P.resolve(recipe.precision, self.device, model, launched)
         self.channels_last = P.wants_channels_last(recipe.channels_last, self.precision, self.device, model)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         self.compile = recipe.compile

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from secateurs.errors import SecateursError, SpecError, nearest
+from secateurs.importing import import_object
 from secateurs.zoo import cifar, cifar_resnet, vision
 from secateurs.zoo.weights import load_into, load_state
 
@@ -97,32 +95,12 @@ def _named(family: str, name: str, options: dict[str, Any]) -> nn.Module:
 
 def _python(name: str, options: dict[str, Any]) -> nn.Module:
     spec = f"python:{name}"
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
-        raise SpecError(f"{spec!r}: write python:package.module:factory.")
-    working = os.getcwd()
-    if working not in sys.path and "" not in sys.path:
-        sys.path.insert(0, working)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise SpecError(f"{spec!r}: {module_name} needs {error.name}, which is not installed.") from error
-        raise SpecError(f"{spec!r}: there is no module {error.name} in {working} or on sys.path.") from error
-    except SecateursError:
-        raise
-    except SyntaxError as error:
-        place = f"{error.filename}, line {error.lineno}"
-        raise SpecError(f"{spec!r}: {module_name} is not valid Python: {error.msg} ({place}).") from error
-    except Exception as error:  # whatever its code does
-        raise SpecError(f"{spec!r}: {module_name} cannot be imported: {type(error).__name__}: {error}.") from error
-    public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    factory = getattr(module, attribute, None)
-    if factory is None:
-        raise SpecError(f"{spec!r}: {module_name} has no {attribute!r}. {nearest(attribute, public)}")
+    factory = import_object(name, spec)
     if isinstance(factory, nn.Module) or not callable(factory):
         made = "a network already" if isinstance(factory, nn.Module) else f"a {type(factory).__name__}"
-        raise SpecError(f"{spec!r}: {attribute} is {made}; it has to be a class or function that makes one.")
+        raise SpecError(
+            f"{spec!r}: {name.partition(':')[2]} is {made}; it has to be a class or function that makes one."
+        )
     if "num_classes" in options and not _accepts(factory, "num_classes"):
         options = {key: value for key, value in options.items() if key != "num_classes"}
     model = _call(factory, spec, options)

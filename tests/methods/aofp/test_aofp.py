@@ -17,8 +17,8 @@ from secateurs.methods import Task
 from secateurs.methods.aofp import Damage
 from secateurs.methods.aofp.figures import draw, remaining, widths
 from secateurs.methods.aofp.method import AOFPPruner, Pace
+from secateurs.testing.networks import randomize
 from secateurs.training import Engine
-from tests.networks import randomise
 
 
 def images(n: int = 8, seed: int = 0, size: int = 16) -> Tensor:
@@ -49,7 +49,7 @@ class Net(nn.Module):
 
 def network(seed: int = 0) -> Net:
     torch.manual_seed(seed)
-    return randomise(Net(), seed)
+    return randomize(Net(), seed)
 
 
 def attached(budget: sc.Budget | None = None, steps: int = 40, **settings: Any) -> tuple[nn.Module, AOFPPruner]:
@@ -375,7 +375,7 @@ def test_layers_down_to_their_last_filters_are_left_alone() -> None:
 
 def test_a_layer_of_one_filter() -> None:
     torch.manual_seed(0)
-    model = randomise(nn.Sequential(
+    model = randomize(nn.Sequential(
         nn.Conv2d(3, 1, 3), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
     ), 0)  # fmt: skip
@@ -537,7 +537,7 @@ class Functional(nn.Module):
 
 def test_groups_whose_readers_are_unknown_are_left_out_with_a_reason() -> None:
     torch.manual_seed(0)
-    model = randomise(nn.Sequential(
+    model = randomize(nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), Functional(8, 10), nn.ReLU(), nn.Conv2d(10, 12, 1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4),
     ), 0)  # fmt: skip

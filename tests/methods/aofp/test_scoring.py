@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.channels.graph import parameter
 from secateurs.methods.aofp import Damage
-from tests.networks import randomise
+from secateurs.testing.networks import randomize
 
 Act = Callable[[Tensor], Tensor] | None
 
@@ -90,7 +90,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         return torch.randn(n, 3, 12, 12, generator=torch.Generator().manual_seed(5))
 
     def made(model: nn.Module, follows: dict[str, tuple[str | None, Act]], **options: Any) -> Case:
-        return Case(randomise(model, 1), follows, options, images())
+        return Case(randomize(model, 1), follows, options, images())
 
     head: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.methods.epruner.weights import sparse_projection
 from secateurs.methods.method import Task
+from secateurs.testing.checks import steps_that_fit
+from secateurs.testing.networks import randomize
 from tests import localdata
-from tests.conformance import steps_that_fit
-from tests.networks import randomise
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -26,7 +26,7 @@ IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 def network(seed: int = 0, classes: int = 10) -> nn.Module:
     """A small network whose filters come in bunches, as those of a trained one do."""
     torch.manual_seed(seed)
-    model = randomise(sc.build("zoo:small_cnn", num_classes=classes), seed).eval()
+    model = randomize(sc.build("zoo:small_cnn", num_classes=classes), seed).eval()
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():

@@ -19,8 +19,9 @@ from secateurs.methods import Task
 from secateurs.methods.npn.control import Controller
 from secateurs.methods.npn.method import NPNPruner
 from secateurs.methods.npn.network import PrunerNetwork, classifier
+from secateurs.testing.networks import randomize
 from secateurs.training import CheckpointStore, Recover, recover
-from tests.networks import Net, randomise
+from tests.networks import Net
 
 
 def images(n: int = 8, seed: int = 0, size: int = 16) -> Tensor:
@@ -33,7 +34,7 @@ def batches(count: int = 4, rows: int = 8) -> list[tuple[Tensor, Tensor]]:
 
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return randomise(sc.build("zoo:small_cnn", num_classes=4), seed)
+    return randomize(sc.build("zoo:small_cnn", num_classes=4), seed)
 
 
 def attached(

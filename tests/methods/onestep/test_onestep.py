@@ -19,11 +19,10 @@ from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import find_layers, scored
 from secateurs.methods.onestep.method import OneStepPruner
 from secateurs.methods.select import Widths
+from secateurs.testing.networks import data, images, network, randomize
 from secateurs.training import recover
 from secateurs.training.features import by_name, feature_maps
 from secateurs.training.mimic import choose
-from tests.conformance import data, images, network
-from tests.networks import randomise
 
 
 class Plain(nn.Module):
@@ -45,7 +44,7 @@ class Plain(nn.Module):
 
 def plain(dtype: torch.dtype = torch.float64) -> Plain:
     torch.manual_seed(0)
-    return randomise(Plain()).eval().to(dtype)
+    return randomize(Plain()).eval().to(dtype)
 
 
 def attached(model: nn.Module, inputs: Tensor, method: sc.OneStep, budget: sc.Budget | None, **options: Any) -> Any:

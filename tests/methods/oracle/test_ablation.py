@@ -14,9 +14,8 @@ from secateurs.methods.assess import Assessor, spread
 from secateurs.methods.method import Task
 from secateurs.methods.oracle.ablation import Ablation
 from secateurs.surgery.gates import Gates
+from secateurs.testing.networks import NETWORKS, data, images, network, randomize
 from secateurs.training import Batch
-from tests.conformance import NETWORKS, data, images, network
-from tests.networks import randomise
 
 
 class Untidy(nn.Module):
@@ -57,9 +56,9 @@ def brute(task: Task, group: sc.ChannelGroup, held: Assessor, mask: Tensor) -> t
         return float(F.cross_entropy(out, y, reduction="sum")), int((out.argmax(1) == y).sum())
 
 
-MODELS = {**{name: lambda name=name: network(name) for name in NETWORKS}, "untidy": lambda: randomise(Untidy(), 0)}
-MODELS["resnet20"] = lambda: randomise(sc.build("zoo:resnet20", num_classes=4), 0)
-MODELS["vgg16"] = lambda: randomise(sc.build("zoo:vgg16", num_classes=4), 0)
+MODELS = {**{name: lambda name=name: network(name) for name in NETWORKS}, "untidy": lambda: randomize(Untidy(), 0)}
+MODELS["resnet20"] = lambda: randomize(sc.build("zoo:resnet20", num_classes=4), 0)
+MODELS["vgg16"] = lambda: randomize(sc.build("zoo:vgg16", num_classes=4), 0)
 
 
 @pytest.mark.parametrize("hold", [0, 1 << 30])
@@ -117,7 +116,7 @@ def _counted(forward: Any, calls: list[nn.Module]) -> Any:
 
 def test_weights_read_ahead_of_their_layer() -> None:
     """What is computed beforehand depends on the masks after all: that is found out, and nothing is replayed."""
-    task, held = assessor(randomise(Untidy(early=True), 0))
+    task, held = assessor(randomize(Untidy(early=True), 0))
     group = next(g for g in task.graph.groups if "c" in g.producers)
     mask = torch.tensor([1.0, 0, 1, 0, 0, 1])
     with Ablation(held, group) as ablation:

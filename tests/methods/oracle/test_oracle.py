@@ -14,7 +14,7 @@ from torch import nn
 import secateurs as sc
 from secateurs.methods.method import Task
 from secateurs.methods.oracle.method import _Greedy
-from tests.conformance import data, images, network
+from secateurs.testing.networks import data, images, network
 
 NAME = "residual"
 GAMMA = 12

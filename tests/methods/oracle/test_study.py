@@ -15,7 +15,8 @@ from secateurs.methods import Criterion
 from secateurs.methods.method import Task
 from secateurs.methods.oracle import study
 from secateurs.methods.oracle.study import criteria, one_by_one
-from tests.conformance import State, data, images, network
+from secateurs.testing.networks import data, images, network
+from secateurs.testing.state import State
 from tests.methods.oracle.test_oracle import loss_without
 
 LAYER, SIZE = "blocks.0.0", 16

@@ -20,8 +20,8 @@ from secateurs.methods.pff.method import PFF, PFFPruner
 from secateurs.methods.pff.select import Left, Stripes
 from secateurs.methods.pff.skeleton import Norms, Skeleton
 from secateurs.stripes import StripeConv2d
-from tests.conformance import State, network
-from tests.networks import randomise
+from secateurs.testing.networks import network, randomize
+from secateurs.testing.state import State
 
 
 def images(n: int = 8, seed: int = 0) -> Tensor:
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 def block(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return randomise(Block(), seed)
+    return randomize(Block(), seed)
 
 
 def task(model: nn.Module, budget: sc.Budget | None = None, scope: Any = "internal") -> Task:
@@ -341,8 +341,8 @@ def test_live_never_kills_more_than_the_budget_asks_for(options: dict[str, Any])
 
 NETWORKS: dict[str, Any] = {
     "block": block,
-    "small_cnn": lambda seed: randomise(sc.build("zoo:small_cnn", num_classes=4), seed),
-    "bottleneck": lambda seed: randomise(
+    "small_cnn": lambda seed: randomize(sc.build("zoo:small_cnn", num_classes=4), seed),
+    "bottleneck": lambda seed: randomize(
         nn.Sequential(
             *(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()),
             *(nn.Conv2d(4, 16, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)),

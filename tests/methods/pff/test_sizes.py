@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.methods.pff.method import PFF
 from secateurs.methods.pff.sizes import restore_, sizes
-from tests.networks import randomise
+from secateurs.testing.networks import randomize
 
 
 def images(n: int = 8, seed: int = 0) -> Tensor:
@@ -48,7 +48,7 @@ def shrunk(kind: type[nn.Module]) -> tuple[nn.Module, dict[str, Tensor]]:
     """A network whose filters have become small, each by a factor of its own, one nearly and one quite nothing; and how
     large they were."""
     torch.manual_seed(0)
-    model = randomise(kind(), 0).eval()
+    model = randomize(kind(), 0).eval()
     first = sizes(model, NAMES)
     with torch.no_grad():
         for name in NAMES:
@@ -107,7 +107,7 @@ def test_a_shared_norm_is_left_alone() -> None:
 @pytest.mark.parametrize("penalty", ["skeleton", "group-lasso"])
 def test_pruned_filters_are_as_large_as_before(penalty: str) -> None:
     torch.manual_seed(0)
-    model = randomise(Net(), 0)
+    model = randomize(Net(), 0)
     batches = [(images(8, i), torch.arange(8) % 4) for i in range(4)]
     method = PFF(epochs=6, alpha=0.01, lr=1e-3, skeleton_lr=0.3, penalty=penalty)  # type: ignore[arg-type]
     pruner = sc.attach(model, images(1), method, sc.Budget(macs=0.5), steps=24, epoch_steps=4, data=batches)

@@ -17,8 +17,9 @@ from secateurs.errors import ConfigError
 from secateurs.methods.aofp.scoring import Damage
 from secateurs.methods.aofp.search import BinaryFilterSearch, Move
 from secateurs.methods.criteria import norms
-from secateurs.methods.method import Selection, Task, register
+from secateurs.methods.method import Selection, Task
 from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.methods.registry import register
 from secateurs.methods.select import meet
 from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from secateurs.errors import ConfigError
 from secateurs.methods.epruner import weights
 from secateurs.methods.epruner.affinity import Affinities
-from secateurs.methods.method import Method, Selection, Task, register
+from secateurs.methods.method import Method, Selection, Task
+from secateurs.methods.registry import register
 from secateurs.methods.select import Widths, fill
 
 Array = np.ndarray

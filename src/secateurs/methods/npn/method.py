@@ -14,14 +14,16 @@ from secateurs import zoo
 from secateurs.channels import ChannelGraph, trace
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, SecateursError
-from secateurs.methods.method import Scope, Selection, Task, register
+from secateurs.methods.method import Scope, Selection, Task
 from secateurs.methods.npn.control import Controller
 from secateurs.methods.npn.network import PrunerNetwork, classifier
 from secateurs.methods.pruner import Pruner, TrainingMethod, keep
+from secateurs.methods.registry import register
 from secateurs.methods.select import meet
 from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe
 from secateurs.training.batches import place, share, walk
+from secateurs.training.checks import Check
 from secateurs.training.metrics import call
 from secateurs.training.seeds import borrowed, seed_all
 from secateurs.training.syncnorm import all_sum
@@ -257,8 +259,10 @@ class NPNPruner(Pruner):
         device = device_of(self.model)
         images, rows = 0, []
         with borrowed():  # the first epoch's batches, wherever training has got to
-            for _, raw, _ in walk(self.task.data.train, seed=self.task.seed, epoch=0):
-                batch = place(share(raw, *self.share), device)
+            check = Check(self.network, "train")
+            epoch = walk(self.task.data.train, seed=self.task.seed, epoch=0, limit=self.config.steps_per_epoch)
+            for index, raw, _ in epoch:
+                batch = place(check.fit(share(raw, *self.share), index), device)
                 logits = call(self.network, batch.inputs).float()
                 if self.config.gates == "batch":
                     logits = logits.mean(0, keepdim=True).expand_as(logits)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, TrainingError
-from secateurs.methods.method import Selection, Task, register
+from secateurs.methods.method import Selection, Task
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
 from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.methods.registry import register
 from secateurs.methods.select import Widths, meet
 from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe

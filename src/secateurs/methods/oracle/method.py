@@ -10,8 +10,9 @@ from pydantic import Field
 
 from secateurs.errors import ConfigError
 from secateurs.methods.assess import Assessor, needs_examples, reporter
-from secateurs.methods.method import Method, Selection, Task, register
+from secateurs.methods.method import Method, Selection, Task
 from secateurs.methods.oracle.ablation import Ablation
+from secateurs.methods.registry import register
 from secateurs.methods.select import meet
 from secateurs.surgery.gates import Gates
 

@@ -16,8 +16,9 @@ from secateurs.channels import ChannelGroup
 from secateurs.errors import ConfigError, nearest
 from secateurs.methods.aofp.search import BinaryFilterSearch
 from secateurs.methods.assess import Assessor, needs_examples, reporter, spread
-from secateurs.methods.method import Criterion, Task, methods, resolve
+from secateurs.methods.method import Criterion, Task
 from secateurs.methods.oracle.ablation import Ablation
+from secateurs.methods.registry import methods, resolve
 from secateurs.training import Batch
 
 Order = list[int]

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from secateurs.channels.graph import parameter
 from secateurs.errors import ConfigError
-from secateurs.methods.method import Selection, Task, register
+from secateurs.methods.method import Selection, Task
 from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.select import Stripes, StripeSelection
 from secateurs.methods.pff.sizes import restore_, sizes
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
 from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.methods.registry import register
 from secateurs.stripes import StripeConv2d
 from secateurs.surgery import mask
 from secateurs.surgery.verify import TOLERANCE, disagreement, outputs

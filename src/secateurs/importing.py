@@ -1,0 +1,43 @@
+"""Objects by the name that a user writes: `package.module:attribute`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from secateurs.errors import SecateursError, SpecError, nearest
+
+
+def import_object(name: str, spec: str) -> Any:
+    """The attribute of a module, which is looked for in the working directory, too. spec: what the user wrote, for errors.
+
+    This runs the module's code: only for names that the user gave, never for those out of a file.
+
+    Raises SpecError for a name that is malformed or names nothing, and for a module that cannot be imported.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
+        raise SpecError(f"{spec!r}: write python:package.module:name.")
+    working = os.getcwd()
+    if working not in sys.path and "" not in sys.path:
+        sys.path.insert(0, working)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise SpecError(f"{spec!r}: {module_name} needs {error.name}, which is not installed.") from error
+        raise SpecError(f"{spec!r}: there is no module {error.name} in {working} or on sys.path.") from error
+    except SecateursError:
+        raise
+    except SyntaxError as error:
+        place = f"{error.filename}, line {error.lineno}"
+        raise SpecError(f"{spec!r}: {module_name} is not valid Python: {error.msg} ({place}).") from error
+    except Exception as error:  # whatever its code does
+        raise SpecError(f"{spec!r}: {module_name} cannot be imported: {type(error).__name__}: {error}.") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise SpecError(f"{spec!r}: {module_name} has no {attribute!r}. {nearest(attribute, public)}")
+    return found

@@ -1,0 +1,97 @@
+"""Methods by name: those that registered, those that installed packages declare, and those of a module of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from secateurs.errors import ConfigError, nearest
+from secateurs.importing import import_object
+from secateurs.methods.method import Method
+
+GROUP = "secateurs.methods"  # of entry points
+MODULE = "python:"  # begins the name of a class in a module
+
+M = TypeVar("M", bound=type[Method])
+_METHODS: dict[str, type[Method]] = {}
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Make a method known by name to `sc.prune`, the command line, the demo and `secateurs.testing`, as a decorator.
+
+    >>> @sc.register("first")
+    ... class First(sc.Criterion):
+    ...     def scores(self, task):          # → {group name: (size,)}, higher = more worth keeping
+    ...         return {g.name: -torch.arange(g.size) for g in task.groups}
+
+    A package makes its methods known by an entry point; the class is then imported when it is first asked for:
+
+        [project.entry-points."secateurs.methods"]
+        first = "package.module:First"
+
+    Raises ValueError where there is a method of that name.
+    """
+
+    def decorate(cls: M) -> M:
+        known = _METHODS.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"a method named {name!r} is registered already: {known.__qualname__}")
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return decorate
+
+
+def methods() -> tuple[str, ...]:
+    """Names of all methods: the registered ones, and those that installed packages declare."""
+    return (*_METHODS, *(name for name in _declared() if name not in _METHODS))
+
+
+def resolve(method: str | Method, **settings: Any) -> Method:
+    """A configured method from its name (or `python:package.module:Class`) and settings.
+
+    Raises ConfigError with the nearest names if there is none, or if a package's method cannot be used; SpecError for a
+    module that cannot be imported.
+    """
+    if isinstance(method, Method):
+        return type(method)(**{**method.model_dump(), **settings}) if settings else method
+    if isinstance(method, type) and issubclass(method, Method):
+        raise ConfigError(f"method={method.__name__} is a class: pass an object of it, {method.__name__}(…).")
+    if not isinstance(method, str):
+        raise ConfigError(f"method={method!r} is not a method: pass a name, one of {', '.join(methods())}.")
+    return _find(method)(**settings)
+
+
+def _find(name: str) -> type[Method]:
+    if name in _METHODS:
+        return _METHODS[name]
+    if name.startswith(MODULE):
+        return _checked(import_object(name.removeprefix(MODULE), name), name, name)
+    declared = _declared()
+    if name not in declared:
+        raise ConfigError(f"There is no method {name!r}. {nearest(name, methods())}")
+    entry = declared[name]
+    try:
+        found = entry.load()
+    except Exception as error:  # whatever the package's code does
+        where = f"the package {entry.dist.name}" if entry.dist is not None else entry.value
+        raise ConfigError(
+            f"The method {name!r} of {where} cannot be loaded: {type(error).__name__}: {error}."
+        ) from error
+    return _checked(found, name, f"{name!r}, {entry.value}")
+
+
+def _checked(found: Any, name: str, what: str) -> type[Method]:
+    """A class that is a method, named if it has not registered under a name of its own."""
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ConfigError(
+            f"{what} is not a method: it has to be a subclass of sc.Method, sc.Criterion or sc.TrainingMethod."
+        )
+    return found if found.name in _METHODS else register(name)(found)
+
+
+def _declared() -> dict[str, EntryPoint]:
+    """Entry points of installed packages by name."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}

@@ -1,0 +1,128 @@
+"""Methods that are not ours: found by entry point, by module, or registered; and what is wrong with the rest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import secateurs as sc
+from secateurs.methods import registry, resolve
+
+FPGM = '''
+"""Filters near the geometric median of their layer can be replaced by the others (He et al., CVPR 2019)."""
+
+import torch
+
+import secateurs as sc
+
+
+class FPGM(sc.Criterion):
+    """Sum of the distances to all other filters of the group."""
+
+    p: float = 2.0
+
+    def scores(self, task):
+        found = {}
+        for group in task.groups:
+            filters = group.filters(task.model)  # (size, weights)
+            found[group.name] = torch.cdist(filters, filters, p=self.p).sum(1)
+        return found
+
+
+class NoMethod:
+    pass
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package outside the tree, as pip leaves it, that declares a method and two things that are none."""
+    (tmp_path / "fpgm_package.py").write_text(FPGM)
+    info = tmp_path / "fpgm_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fpgm-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[secateurs.methods]\nfpgm = fpgm_package:FPGM\nno-method = fpgm_package:NoMethod\ngone = fpgm_package:Gone\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = dict(registry._METHODS)
+    yield tmp_path
+    registry._METHODS.clear()
+    registry._METHODS.update(known)
+    sys.modules.pop("fpgm_package", None)
+
+
+@pytest.mark.usefixtures("package")
+def test_an_installed_method_is_found_by_name() -> None:
+    assert "fpgm" in sc.methods()
+    assert "fpgm_package" not in sys.modules  # to list names nothing is imported
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with torch.no_grad():
+        model[0].weight.normal_()
+        model[0].weight[3:5] = model[0].weight.mean(0)  # the two that any others can replace
+    result = sc.prune(model, torch.randn(1, 3, 8, 8), "fpgm", sc.Budget(macs=0.75))
+    assert {3, 4}.isdisjoint(result.plan.groups["0"])
+    assert result.method.name == result.card()["method"]["name"] == "fpgm"
+    assert resolve("fpgm", p=1.0).p == 1.0
+    assert "fpgm" in sc.methods()
+
+
+@pytest.mark.usefixtures("package")
+def test_a_strangers_method_passes_the_shipped_suite() -> None:
+    from secateurs.testing import check_method
+
+    check_method("fpgm")
+
+
+@pytest.mark.usefixtures("package")
+def test_a_method_of_a_module() -> None:
+    assert resolve("python:fpgm_package:FPGM", p=1.0).p == 1.0
+    with pytest.raises(sc.SpecError, match="no module nowhere"):
+        resolve("python:nowhere:FPGM")
+    with pytest.raises(sc.SpecError, match=r"has no 'FGPM'. Did you mean FPGM\?"):
+        resolve("python:fpgm_package:FGPM")
+    with pytest.raises(sc.ConfigError, match="has to be a subclass of"):
+        resolve("python:fpgm_package:NoMethod")
+
+
+@pytest.mark.usefixtures("package")
+def test_what_is_not_a_method_is_said_so() -> None:
+    with pytest.raises(sc.ConfigError, match=r"'no-method', fpgm_package:NoMethod is not a method"):
+        resolve("no-method")
+    with pytest.raises(sc.ConfigError, match=r"'gone' of the package fpgm-package cannot be loaded: AttributeError"):
+        resolve("gone")
+    with pytest.raises(sc.ConfigError, match=r"no method 'fpg'. Did you mean .*fpgm"):
+        resolve("fpg")
+    with pytest.raises(sc.ConfigError, match=r"method=L1 is a class: pass an object of it, L1\(…\)"):
+        sc.prune(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4), sc.L1, sc.Budget(macs=0.5))
+    with pytest.raises(sc.ConfigError, match="method=7 is not a method"):
+        resolve(7)
+
+
+def test_two_classes_cannot_have_one_name() -> None:
+    class Other(sc.Criterion):
+        pass
+
+    with pytest.raises(ValueError, match="'l1' is registered already"):
+        sc.register("l1")(Other)
+
+
+@pytest.mark.parametrize("name", ["fpgm", "python:fpgm_package:FPGM"])
+def test_it_runs_from_the_command_line(name: str, package: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "secateurs", "prune", "zoo:small_cnn", "--pretrain-epochs", "0", "--method", name,
+            "--set", "p=1", "--macs", "0.5", "--recover", "none", "--out", str(package / "run"),
+        ],
+        cwd=package, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(package), *sys.path])},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "fpgm" in done.stderr
+    assert (package / "run" / "card.json").exists()
