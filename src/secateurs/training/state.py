@@ -70,7 +70,7 @@ def misfit(saved: Any, expected: Any, field: str) -> str | None:
     """Why `saved` cannot take the place of `expected`, a state of the same kind; None if it can.
 
     Dicts have the same keys, tensors the same shape and dtype, numbers are numbers, and none is NaN where `expected` is
-    not. An empty dict, None and lists of anything but numbers are open: they fill up as a run goes on.
+    not. An empty dict, None and lists of anything but numbers are open: they fill up during a run.
     """
     if expected is None or (isinstance(expected, dict) and not expected and isinstance(saved, dict)):
         return None
@@ -105,7 +105,7 @@ def misfit(saved: Any, expected: Any, field: str) -> str | None:
 
 
 def optimizer_misfit(saved: OptimizerState, optimizer: torch.optim.Optimizer, field: str) -> str | None:
-    """Why an optimizer of such parameters cannot go on from this state; None if it can."""
+    """Why an optimizer of such parameters cannot continue from this state; None if it can."""
     groups = optimizer.state_dict()["param_groups"]
     if len(saved.param_groups) != len(groups):
         return f"field '{field}.param_groups' has {len(saved.param_groups)} groups, expected {len(groups)}"
