@@ -151,7 +151,7 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     ),
     "momenta of another optimizer": (
         put("parts", "main", "optimizer", "state", "$items", 0, 1, value={"exp_avg": 1.0}),
-        r"optimizer.state.\d' holds exp_avg, expected momentum_buffer",
+        r"'parts.main.optimizer.state.\d.momentum_buffer' is missing",
     ),
     "a learning rate that is a text": (
         put("parts", "main", "optimizer", "param_groups", 0, "lr", value="fast"),

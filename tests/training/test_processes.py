@@ -16,6 +16,7 @@ import secateurs.training as T
 from secateurs.cli import main
 from secateurs.cli.words import spoken
 from secateurs.errors import ConfigError
+from secateurs.training import processes
 from secateurs.training.processes import LostError, Peers, check, check_group
 from secateurs.training.runtime import wait_for_everyone
 from tests.processes import environment
@@ -95,7 +96,8 @@ def test_a_process_group_that_is_another_one(monkeypatch: pytest.MonkeyPatch) ->
 # -- a lost process ---------------------------------------------------------------------------------------------------
 
 
-def test_which_process_is_gone() -> None:
+def test_which_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", 0.1)
     alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     time.sleep(0.05)
@@ -110,6 +112,10 @@ def test_which_process_is_gone() -> None:
         )  # on another machine
         assert Peers(2, {1: ended.pid}).lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
         assert Peers(2, {1: ended.pid}).lost(torch.distributed.DistBackendError("remote error")) is not None
+        running = Peers(2, {1: alive.pid})
+        assert running.lost(torch.distributed.DistBackendError("Duplicate GPU detected")) is None
+        hangs = "Another of the 2 processes has ended, or does not answer"
+        assert running.lost(RuntimeError("[pair.cc:144] gloo: Timed out waiting 1800000ms for recv operation")) == hangs
         with pytest.raises(RuntimeError, match="mat1"), Peers(2, {1: ended.pid}).watched():
             raise RuntimeError("mat1")
         with pytest.raises(LostError, match="Rank 1 of the 2"), Peers(2, {1: ended.pid}).watched():

@@ -213,7 +213,7 @@ class _Record:
         from secateurs.report.curves import can_plot
 
         if resume and force:
-            raise ConfigError("--resume goes on and --force starts anew: give one of them.")
+            raise ConfigError("--resume continues a comparison and --force starts over: give one of them.")
         then, found = self._read()
         if then is not None and not force:  # the picture is drawn with the next curve
             for file in (self.file, self.picture):

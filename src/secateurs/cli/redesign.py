@@ -42,7 +42,7 @@ def redesign(
     """Find better widths at the same cost: widen a network, train it, prune it back, and train what was found from scratch.
 
     The four networks of the AOFP paper's Table 4: the base, the scaled one, that pruned to the base's MACs, and a network
-    of the widths found, trained from scratch like the base. A run that was killed goes on with `--resume`.
+    of the widths found, trained from scratch like the base. `--resume` continues a run that was killed.
 
     ```
     $ secateurs redesign zoo:small_cnn --data digits --normalize none \\
@@ -102,7 +102,7 @@ def redesign(
     out
         folder for the artifacts, the checkpoints and the logs
     resume
-        go on with the run in --out
+        continue the run in --out
     force
         replace what is in --out
     seed

@@ -69,7 +69,7 @@ class RunFolder:
     def check(self, settings: Mapping[str, Any], *, resume: bool, force: bool) -> bool:
         """Whether this very run is finished already. ConfigError where its folder holds anything else to lose."""
         if resume and force:
-            raise ConfigError("--resume goes on and --force starts anew: give one of them.")
+            raise ConfigError("--resume continues a run and --force starts over: give one of them.")
         state, now = self._read(), json.loads(json.dumps(settings))
         if state is not None and (other := state.settings.get("command", "prune")) != now.get("command", "prune"):
             raise ConfigError(f"{self.folder} holds a run of `secateurs {other}`: give another --out.")
@@ -80,7 +80,7 @@ class RunFolder:
             )
         if not resume:
             if not force and (what := self.to_lose()):
-                go_on = "--resume goes on with it, " if state is not None else ""
+                go_on = "--resume continues it, " if state is not None else ""
                 raise ConfigError(f"{self.folder} holds {what}: {go_on}--force replaces it.")
             return False
         if state is None:

@@ -16,12 +16,13 @@ from secateurs.api import attach
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.devices import device_of
-from secateurs.errors import ConfigError, SpecError
+from secateurs.errors import ArtifactError, ConfigError, SpecError
 from secateurs.methods.method import Method, Scope, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.surgery import Plan, cut_
 from secateurs.training.batches import apply
+from secateurs.training.state import misfit
 from secateurs.zoo import vision
 
 log = logging.getLogger("secateurs")
@@ -163,12 +164,26 @@ class PruningRun:
         return {"pruner": self.pruner.state(), "networks": networks}
 
     def _load(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave. Raises ArtifactError for a state that this pruner cannot have given."""
         assert self.pruner is not None
-        for name, (network, optimizer) in self.pruner.networks.items():
-            saved = state["networks"][name]
-            network.load_state_dict(saved["module"])
-            optimizer.load_state_dict(saved["optimizer"])
-        self.pruner.load(state["pruner"])
+        networks = self.pruner.networks
+        whole = {
+            name: {"module": dict(network.state_dict()), "optimizer": {}} for name, (network, _) in networks.items()
+        }
+        fault = misfit(state, {"pruner": self.pruner.state(), "networks": whole}, "")
+        try:
+            if fault is None:
+                for name, (network, optimizer) in networks.items():
+                    network.load_state_dict(state["networks"][name]["module"])
+                    optimizer.load_state_dict(state["networks"][name]["optimizer"])
+                self.pruner.load(state["pruner"])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            fault = f"{type(error).__name__}: {error}"
+        if fault is not None:
+            raise ArtifactError(
+                f"The pruner's state in the checkpoint does not fit: {fault}. Continue from an earlier checkpoint, or start "
+                "over."
+            )
 
 
 class Pairs:

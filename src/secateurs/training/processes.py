@@ -48,15 +48,15 @@ def check(device: str | torch.device | None) -> None:
 def check_group(device: str | torch.device | None, world: int) -> None:
     """Raise ConfigError for a process group that is not the one asked for: one that was there already, say."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != started:
+    if world < started:
         raise ConfigError(
             f"{started} processes were started, but accelerate sees {world} on this device: start one, or pass "
             "device='cpu' before anything else uses accelerate."
         )
     if world > 1 and on_cpu(device) and dist.get_backend() == "nccl":
         raise ConfigError(
-            "device='cpu' cannot use the process group that was started before, which is for GPUs (nccl): start it with "
-            "gloo, or leave it to secateurs."
+            "device='cpu' cannot use the process group that is running, which is for GPUs (nccl): start it with gloo, or "
+            "do not start one."
         )
 
 
@@ -104,6 +104,9 @@ class Peers:
         if gone := self._gone():
             ranks = " and ".join(map(str, gone))
             return f"Rank {ranks} of the {self.world} processes has ended"
+        late = any(word in text.lower() for word in ("timed out", "timeout"))
+        if not late and len(self.ids) == self.world - 1:
+            return None  # all of them run: it is something else
         return f"Another of the {self.world} processes has ended, or does not answer"
 
     def _gone(self) -> list[int]:

@@ -26,9 +26,9 @@ class Position(_Strict):
 
 
 class OptimizerState(_Strict):
-    model_config = ConfigDict(extra="ignore")  # what an optimizer of a hook's may add
+    model_config = ConfigDict(extra="allow")  # what an optimizer of a hook's may add
 
-    state: dict[NonNegativeInt, dict[str, Any]]
+    state: dict[Any, Any]
     param_groups: list[dict[str, Any]]
 
 
@@ -60,7 +60,7 @@ class State(_Strict):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     history: list[dict[str, Any]]
     plans: list[str]
-    hooks: dict[str, dict[str, Any]]
+    hooks: dict[str, dict[Any, Any]]
     parts: dict[str, PartState]
     ema: dict[str, Any] | None
     scaler: ScalerState | None
@@ -70,7 +70,7 @@ def misfit(saved: Any, expected: Any, field: str) -> str | None:
     """Why `saved` cannot take the place of `expected`, a state of the same kind; None if it can.
 
     Dicts have the same keys, tensors the same shape and dtype, numbers are numbers, and none is NaN where `expected` is
-    not. An empty dict, None and lists of anything but numbers are open: they fill up as a run goes on.
+    not. An empty dict, None and lists of anything but numbers are open: they fill up during a run.
     """
     if expected is None or (isinstance(expected, dict) and not expected and isinstance(saved, dict)):
         return None
@@ -105,7 +105,7 @@ def misfit(saved: Any, expected: Any, field: str) -> str | None:
 
 
 def optimizer_misfit(saved: OptimizerState, optimizer: torch.optim.Optimizer, field: str) -> str | None:
-    """Why an optimizer of such parameters cannot go on from this state; None if it can."""
+    """Why an optimizer of such parameters cannot continue from this state; None if it can."""
     groups = optimizer.state_dict()["param_groups"]
     if len(saved.param_groups) != len(groups):
         return f"field '{field}.param_groups' has {len(saved.param_groups)} groups, expected {len(groups)}"
@@ -115,30 +115,25 @@ def optimizer_misfit(saved: OptimizerState, optimizer: torch.optim.Optimizer, fi
         where = f"{field}.param_groups.{i}"
         if fault := misfit({k: group[k] for k in needed if k in group}, {k: expected[k] for k in needed}, where):
             return fault
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     names = _STATES.get(type(optimizer))
+    if names is None:
+        return None
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, values in saved.state.items():
         where = f"{field}.state.{index}"
-        if index >= len(parameters):
+        if index not in range(len(parameters)):
             return f"field '{where}' is not expected: there are {len(parameters)} parameters"
-        if names is not None and values.keys() != names:
-            return f"field '{where}' holds {', '.join(values) or 'nothing'}, expected {', '.join(sorted(names))}"
-        for name, value in values.items():
-            if not isinstance(value, Tensor):
-                if names is not None:
-                    return _kinds(value, "a tensor", f"{where}.{name}")
-                continue
-            like = torch.tensor(0.0) if name == "step" else parameters[index]
-            if names is not None and (fault := _tensor_misfit(value, like, f"{where}.{name}")):
-                return fault
+        like = {name: torch.tensor(0.0) if name == "step" else parameters[index] for name in names}
+        if fault := misfit(values, like, where):
+            return fault
     return None
 
 
-# What the recipe's optimizers keep for each parameter. Of a hook's own optimizer nothing is known.
-_STATES: dict[type, set[str]] = {
-    torch.optim.SGD: {"momentum_buffer"},
-    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+# What the recipe's optimizers keep for each parameter. Of another one, of a hook's, nothing is known.
+_STATES: dict[type, tuple[str, ...]] = {
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
 }
 
 
