@@ -1,10 +1,14 @@
-# `make demo` and `make test` need only Python >= 3.10, pip and a compiler: each sets itself up.
-PYTHON ?= python3
-VENV   ?= .venv
-BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# `make demo` and `make test` need only Python >= 3.10, pip and a compiler: each sets itself up. `make matrix` runs the
+# tests on the oldest and on the newest PyTorch that is supported, each in an environment of its own.
+PYTHON        ?= python3
+OLDEST_PYTHON ?= python3.10
+NEWEST_PYTHON ?= $(PYTHON)
+VENV          ?= .venv
+WORKERS       ?= 2
+BIN           := $(VENV)/bin
+PIP           := -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit matrix oldest newest wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/secateurs demo
@@ -21,21 +25,46 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+matrix: oldest newest
+
+oldest newest: %: $(VENV)-%/.dev
+	$(VENV)-$@/bin/python -m pytest -n $(WORKERS) --dist worksteal
+
+wheel: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python $(PIP) install -e '.[release]' -c constraints/pinned.txt
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
 
 # torch first: where a CPU build is at hand, nothing else may pull in the GPU packages.
-$(VENV)/.torch: constraints.txt
+$(VENV)/.torch: constraints/pinned.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install torch -c constraints.txt
+	$(BIN)/python $(PIP) install torch -c $<
+	@touch $@
+
+$(VENV)-oldest/.torch: constraints/oldest.txt
+	$(OLDEST_PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) install torch numpy -c $<
+	@touch $@
+
+$(VENV)-newest/.torch: constraints/newest.txt
+	$(NEWEST_PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) install torch -c $<
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(PIP) install -e '.[demo]' -c constraints.txt
+	$(BIN)/python $(PIP) install -e '.[demo]' -c constraints/pinned.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) install -e '.[dev]' -c constraints.txt
+	$(BIN)/python $(PIP) install -e '.[dev]' -c constraints/pinned.txt
 	@touch $@ $(VENV)/.demo
 
+$(VENV)-%/.dev: $(VENV)-%/.torch pyproject.toml
+	$(@D)/bin/python $(PIP) install -e '.[dev]' -c constraints/$*.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

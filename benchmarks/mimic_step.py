@@ -39,8 +39,8 @@ def networks(name: str, x: Tensor) -> tuple[nn.Module, nn.Module, list[str]]:
     )
     with torch.no_grad():
         pruner.importance.offset.normal_(0, 0.1)  # no matter which channels
-    plan = pruner.plan()
-    return model, sc.apply(model, plan), pruner.task.nodes
+    selection = pruner.finish()
+    return model, sc.apply(model, selection.plan(pruner.task.graph)), list(selection.nodes)
 
 
 def ready(model: nn.Module) -> nn.Module:

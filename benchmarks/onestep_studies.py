@@ -25,7 +25,7 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import data, training
-from secateurs.methods.method import Selection, Task
+from secateurs.methods import Selection, Task
 from secateurs.methods.pruner import PrunerHook
 from secateurs.methods.registry import resolve
 from secateurs.methods.select import meet
@@ -91,20 +91,21 @@ class Studies:
             model = copy.deepcopy(self.base)
             method = sc.OneStep(epochs=self.args.beta_epochs)
             options = {"progress": "lines"}
-            task = self.task(0.5, model, options)
+            record: list[dict[str, Any]] = []
+            task = self.task(0.5, model, options, record.append)
             pruner = method.attach(task)
             hooks = [PrunerHook(pruner, {})]
             training.Engine(model, self.train, method.recipe(), hooks=hooks, **options).fit()
             found = {name: b.tolist() for name, b in pruner.beta().items()}
-            pruner.finish()
+            nodes = pruner.finish().nodes
             seconds = round(time.perf_counter() - began)
-            self.keep("beta", {"seconds": seconds, "nodes": task.nodes, "note": task.history[-1], "beta": found})
+            self.keep("beta", {"seconds": seconds, "nodes": nodes, "note": record[-1], "beta": found})
         return {name: torch.tensor(b, dtype=torch.float64) for name, b in self.done["beta"]["beta"].items()}
 
-    def task(self, macs: float, model: nn.Module | None = None, options: Any = None) -> Task:
+    def task(self, macs: float, model: nn.Module | None = None, options: Any = None, log: Any = print) -> Task:
         return Task(
             model or self.base, self.graph, sc.Budget(macs=macs), "internal", sc.Data(self.train, self.val), 0,
-            self.inputs, options or {},
+            self.inputs, options or {}, log=log,
         )  # fmt: skip
 
     def selection(self, how: str, macs: float) -> Selection:
@@ -116,7 +117,7 @@ class Studies:
                 scores = {g.name: self.beta()[g.name].numpy() for g in task.groups}
                 if ranking:
                     scores = {n: (s.argsort().argsort() + 1) / len(s) for n, s in scores.items()}
-                found = meet(task.widths, scores)
+                found = Selection(meet(task.widths, scores))
             self.selections[how, macs] = found
         return self.selections[how, macs]
 
@@ -126,7 +127,7 @@ class Studies:
             f"{type(r).__name__} {r.model_dump(mode='json', exclude_unset=True)}" for r in recipes
         )
         if key not in self.done:
-            small = sc.apply(self.base, self.graph.plan(self.selection(how, macs)))
+            small = sc.apply(self.base, self.selection(how, macs).plan(self.graph))
             began = time.perf_counter()
             for recipe in recipes:
                 training.recover(
@@ -145,7 +146,7 @@ class Studies:
         """Top-1 right after the cut."""
         key = f"{how} at {macs}"
         if key not in self.done:
-            self.keep(key, {"top1": self.top1(sc.apply(self.base, self.graph.plan(self.selection(how, macs))))})
+            self.keep(key, {"top1": self.top1(sc.apply(self.base, self.selection(how, macs).plan(self.graph)))})
         return float(self.done[key]["top1"])
 
 

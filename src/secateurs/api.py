@@ -22,6 +22,7 @@ from secateurs.files import shown
 from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve
+from secateurs.methods.selection import Selection
 from secateurs.origin import after_cut, rebuilt, remember, source_of
 from secateurs.placement import Placement
 from secateurs.result import Figures, Result
@@ -99,17 +100,18 @@ def prune(
     original = placement.working_copy(model, device)
     example_inputs = placement.working_inputs(example_inputs, device)
     model = copied(original) if isinstance(chosen, TrainingMethod) else original
+    history: list[dict[str, Any]] = []
     task = _task(
         model, example_inputs, chosen, budget, scope, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=_phase(folder, "prune", options), resume=resume,
+        engine_options=_phase(folder, "prune", options), resume=resume, log=history.append,
     )  # fmt: skip
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
     if source is not None:
         training.check_data(model, source, options.get("loss"))
     before = _figures(base, model, source, options)
-    selection = chosen.select(task)
-    plan = graph.plan(selection, allow_inexact=allow_inexact)
+    selection = Selection.of(chosen.select(task))
+    plan = selection.plan(graph, allow_inexact=allow_inexact)
     cost = graph.cost_of(plan)
     report(
         f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
@@ -121,11 +123,10 @@ def prune(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
     )
     cut = _figures(cost, small, source, options)
-    history = list(task.history)
     after = cut
     for name, recipe in steps:
         history += training.recover(
-            small, source, recipe, teacher=original, example_inputs=example_inputs, nodes=task.nodes, seed=seed,
+            small, source, recipe, teacher=original, example_inputs=example_inputs, nodes=selection.nodes, seed=seed,
             resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
     if steps:
@@ -207,10 +208,13 @@ def attach(
             raise ConfigError(f"{name}={value!r}: give a number of optimizer steps, at least 1.")
     if not isinstance(chosen, TrainingMethod):
         raise ConfigError(f"{chosen.name} does not prune while training: call prune(…) instead.")
+    history: list[dict[str, Any]] = []
     task = _task(
-        model, example_inputs, chosen, budget, scope, data=Data.of(data), seed=seed, allow_inexact=allow_inexact
-    )
+        model, example_inputs, chosen, budget, scope, data=Data.of(data), seed=seed, allow_inexact=allow_inexact,
+        log=history.append,
+    )  # fmt: skip
     pruner = chosen.attach(task)
+    pruner.history = history
     pruner.begin(steps, epoch_steps)
     return pruner
 

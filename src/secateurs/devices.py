@@ -57,7 +57,7 @@ def usable(device: str | torch.device | None, what: str = "device=") -> torch.de
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ConfigError(
-            f"{what}{device} cannot be used here: {reason}. `secateurs env` shows which devices there are."
+            f"{what}{device} cannot be used here: {reason}. `secateurs env` shows which devices can."
         ) from error
 
 

@@ -302,3 +302,23 @@ def test_many_are_counted_and_a_few_named(images: Path) -> None:
     with pytest.raises(DataError, match=r"^6 of 12 files can't be read: (\S+ \([^)]*\), ){3}…\. Repair or remove"):
         open_(images)
     assert torch.cat([y for _, y in open_(images, skip_unreadable=True).train]).tolist() in ([0, 1], [1, 0])
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are UTF-8 here")
+def test_through_datasets(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    (images / "train" / "ant" / "5.png").symlink_to("/nowhere/at/all.png")
+    os.mkfifo(images / "train" / "ant" / "6.png")
+    for split in ("train", "test"):
+        (images / split / "bee").rename(images / split / os.fsdecode(ODD))
+    with pytest.raises(DataError, match=r"has names that are not UTF-8.*add \?stream=true"):
+        load(f"hf:{images}", batch_size=4)
+
+    def streamed() -> None:  # only files are looked at
+        data = load(f"hf:{images}?stream=true", batch_size=4)
+        assert counts(data) == [8, 4]
+        assert data.classes == ("ant", r"caf\xe9-\xff")
+
+    within(60, streamed)

@@ -12,7 +12,9 @@ from torch import nn
 import secateurs as sc
 import secateurs.training as T
 from secateurs.errors import DataError
+from secateurs.methods import Task
 from secateurs.methods.assess import spread
+from secateurs.methods.oracle import one_by_one
 
 from .helpers import batches, engine, net
 
@@ -286,3 +288,14 @@ def test_looking_beforehand_changes_nothing() -> None:
     once = iter([(X, Y)])
     T.check_data(model, sc.Data(once))
     assert len(list(once)) == 1
+
+
+def test_curves_name_the_split() -> None:
+    model = linear()
+    good, grey = (X, Y), (X[:, :1], Y)
+    data = sc.Data([good], [good, grey])
+    task = Task(model, sc.trace(model, X[:1]), None, "all", data, 0, X[:1])
+    with pytest.raises(
+        DataError, match=r"^Batch 1 of val has inputs \(4, 1, 8, 8\) float32 and targets \(4,\) int64, and"
+    ):
+        one_by_one(task, "0", "l1", examples=4)

@@ -100,6 +100,14 @@ def test_networks_in_a_fresh_process(extension: str, first: str, tmp_path: Path)
     assert str(tmp_path) in out
 
 
+@needs_torchvision
+def test_operators_that_somebody_else_declared() -> None:
+    """The extension is not loaded on top of them: that would end the process."""
+    declared = "import torch; own = torch.library.Library('torchvision', 'FRAGMENT')\n"
+    declared += "own.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+    in_a_fresh_process(declared + "import secateurs as sc; sc.build('torchvision:resnet18')")
+
+
 EXTENSION = """
 import torch
 library = torch.library.Library("torchvision", "FRAGMENT")

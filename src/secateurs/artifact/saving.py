@@ -88,7 +88,7 @@ def _write(staged: Path, model: nn.Module, plan: Plan, card: Mapping[str, Any]) 
         raise ArtifactError(f"The card cannot be saved: {faults(error)}.") from None
     (staged / CARD).write_text(json.dumps(body, indent=2, allow_nan=False))
     for name in (PLAN, MODEL, CARD):
-        with open(staged / name, "rb") as file:
+        with open(staged / name, "r+b") as file:  # Windows flushes what may be written only
             os.fsync(file.fileno())
     sync_folder(staged)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from cyclopts.exceptions import CycloptsError
 
 from secateurs.cli.compare import compare_criteria
 from secateurs.cli.demo import demo
+from secateurs.cli.env import env
 from secateurs.cli.evaluate import evaluate
 from secateurs.cli.inspect import inspect
 from secateurs.cli.prune import prune
@@ -25,7 +27,7 @@ from secateurs.version import __version__
 __all__ = ["app", "main"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-NO_MODEL = "parameter --model requires an argument."  # it is a positional one, too
+NO_MODEL = re.compile(r'parameter "?--model"? requires an argument\.')  # it is a positional one, too
 
 app = App(
     name="secateurs",
@@ -35,7 +37,7 @@ app = App(
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
-for verb in (demo, inspect, prune, redesign, evaluate, compare_criteria):
+for verb in (demo, inspect, prune, redesign, evaluate, compare_criteria, env):
     app.command(verb)
 
 
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except CycloptsError as error:
-        text = str(error).rstrip().replace(NO_MODEL, "needs a MODEL, zoo:resnet56 say.")
+        text = NO_MODEL.sub("needs a MODEL, such as zoo:resnet56.", str(error).rstrip())
         return _fail(f"{text} See secateurs COMMAND --help.", USAGE)
     except Exception as error:
         if debug:

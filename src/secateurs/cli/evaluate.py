@@ -63,17 +63,17 @@ def evaluate(
     if artifact is None and model is None:
         raise ConfigError("Give the folder of an artifact, or --model and --weights.")
     if artifact is not None and model_options.weights is not None:
-        raise ConfigError(f"{artifact} has weights of its own: leave --weights out.")
+        raise ConfigError(f"{shown(artifact)} has weights of its own: leave --weights out.")
     if artifact is not None and model is None and model_options.num_classes is not None:
-        raise ConfigError(f"{artifact} knows how many classes it tells apart: --num-classes goes with --model.")
+        raise ConfigError(f"{shown(artifact)} knows how many classes it tells apart: --num-classes goes with --model.")
     if artifact is None and model_options.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: there is nothing to measure.")
     where = options.pick(device)
     card: Card | None = None
     if artifact is not None:
         card = read(artifact)[1]
+        network = _load(artifact, card, model, model_options).to(where)  # reading data may take a while
         data_options, data = _data(artifact, card, data_options, where, model_options.trust_code)
-        network = _load(artifact, card, model, model_options).to(where)
         options.suits(network, data, shown(artifact), "give the data that it was pruned for.")
     else:
         model_options.check(str(model))

@@ -7,6 +7,7 @@ from typing import Any
 
 from secateurs.data import spec as S
 from secateurs.errors import DataError
+from secateurs.files import shown
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Labels:
         """By the data set's own list, by what the spec says, by what has been seen in training: in this order."""
         names = getattr(feature, "names", None)
         if names is not None:
-            return cls(tuple(names), {i: i for i in range(len(names))} | {n: i for i, n in enumerate(names)}, what)
+            return cls(
+                tuple(map(shown, names)), {i: i for i in range(len(names))} | {n: i for i, n in enumerate(names)}, what
+            )
         if options.names is not None:
             given = options.names
             index: dict[Any, int] = {name: i for i, name in enumerate(given)}

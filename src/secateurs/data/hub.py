@@ -127,7 +127,12 @@ def _guard(what: str, function: Callable[[], Any]) -> Any:
 def _unread(what: str, error: Exception) -> DataError:
     """datasets raises whatever comes up: OSError, ValueError, errors of the HTTP client and of its own."""
     kinds = {cls.__name__ for cls in type(error).__mro__}
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    cause = error.__cause__ if "DatasetGenerationError" in kinds and error.__cause__ is not None else error
+    if isinstance(cause, UnicodeEncodeError):
+        return DataError(
+            f"{what} has names that are not UTF-8, which a copy of it can't hold: rename them, or add ?stream=true."
+        )
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     if kinds & {
         "ConnectionError",
         "ConnectError",

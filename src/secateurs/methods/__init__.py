@@ -4,13 +4,14 @@ from secateurs.methods.activations import APoZ, Taylor
 from secateurs.methods.aofp import AOFP
 from secateurs.methods.criteria import L1, L2, BNScale, Index, Random
 from secateurs.methods.epruner import EPruner
-from secateurs.methods.method import Criterion, Method, Selection, Task
+from secateurs.methods.method import Criterion, Method, Task
 from secateurs.methods.npn import NPN
 from secateurs.methods.onestep import OneStep
 from secateurs.methods.oracle import Oracle
 from secateurs.methods.pff import PFF
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import methods, register, resolve
+from secateurs.methods.selection import Selection
 
 __all__ = [
     "AOFP", "L1", "L2", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "Method", "OneStep", "Oracle",

@@ -38,13 +38,14 @@ class Assessor:
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss: M.Loss = task.engine_options.get("loss") or M.CrossEntropy()
-        self.check = Check(self.model, "train")
         self.rows = rows or (256 if self.device.type == "cpu" else 2048)
         self.batches = self.hold(_head(task.data.train, examples, task.seed))
         self.examples = sum(len(b.targets) for b in self.batches)
 
-    def hold(self, batches: Iterator[B.Batch]) -> list[B.Batch]:
-        """The batches on the device, cut anew to `rows`."""
+    def hold(self, batches: Iterator[B.Batch], split: str = "train") -> list[B.Batch]:
+        """The batches on the device, in pieces of `rows`. Raises DataError for those that do not fit the model or each
+        other."""
+        self.check = Check(self.model, split)
         pieces, waiting, held = [], 0, []
         for index, batch in enumerate(batches):
             pieces.append(self.check.alike(self.check.fit(batch, index), index))

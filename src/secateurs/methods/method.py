@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -15,10 +15,10 @@ from secateurs.budget import Budget
 from secateurs.channels import ChannelGroup
 from secateurs.errors import ConfigError, nearest
 from secateurs.methods.select import Widths, meet
+from secateurs.methods.selection import Channels, Selection
 from secateurs.surgery import PrunableGraph
 
 Scope = Literal["internal", "all"]
-Selection = dict[str, np.ndarray]  # group name → kept channels, sorted; groups left out stay whole
 
 
 def check_scope(scope: Any) -> None:
@@ -34,6 +34,10 @@ def check_budget(budget: Any) -> None:
         raise ConfigError(f"budget={budget!r} is no budget: pass sc.Budget({given}).")
 
 
+def _unlogged(record: dict[str, Any]) -> None:
+    """Nobody keeps a record."""
+
+
 @dataclass(frozen=True)
 class Task:
     """All that a method may look at."""
@@ -47,8 +51,7 @@ class Task:
     example_inputs: Any = None
     engine_options: Mapping[str, Any] = field(default_factory=dict)  # device, checkpoints, progress … of training
     resume: bool = False
-    history: list[dict[str, Any]] = field(default_factory=list)  # what the method put on record
-    nodes: list[str] = field(default_factory=list)  # feature maps that the method wants recovery to mimic
+    log: Callable[[dict[str, Any]], None] = _unlogged  # takes each entry of the run's record
 
     @property
     def groups(self) -> list[ChannelGroup]:
@@ -62,7 +65,7 @@ class Task:
 
     def note(self, **record: Any) -> None:
         """Put something on the run's record."""
-        self.history.append(record)
+        self.log(record)
 
     def generator(self, device: str = "cpu") -> torch.Generator:
         """A fresh generator with the task's seed."""
@@ -97,11 +100,11 @@ class Method(BaseModel):
         """Raise BudgetError before any work for a budget that this method cannot meet."""
         task.widths.check()
 
-    def select(self, task: Task) -> Selection:
-        """The channels to keep, by group."""
+    def select(self, task: Task) -> Selection | Channels:
+        """What stays: a Selection, or kept channels by group."""
         raise NotImplementedError
 
-    def initialise(self, task: Task, selection: Mapping[str, np.ndarray], small: nn.Module) -> None:
+    def initialise(self, task: Task, selection: Selection, small: nn.Module) -> None:
         """Change the weights of the cut network before recovery. Most methods keep what they have."""
 
 
@@ -125,7 +128,7 @@ class Criterion(Method):
         for name, values in scores.items():
             if not np.isfinite(values).all():
                 raise ConfigError(f"{self.name} gives scores for {name} that are not finite: is the network trained?")
-        return meet(task.widths, {name: self._ranked(v) for name, v in scores.items()})
+        return Selection(meet(task.widths, {name: self._ranked(v) for name, v in scores.items()}))
 
     def _ranked(self, values: np.ndarray) -> np.ndarray:
         """Scores as they are compared across groups."""

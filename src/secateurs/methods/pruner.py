@@ -16,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError
-from secateurs.methods.method import Method, Selection, Task
+from secateurs.methods.method import Method, Task
+from secateurs.methods.selection import Channels, Selection
 from secateurs.surgery import Plan
 from secateurs.training import Engine, Hook, Part, Recipe
 from secateurs.training.state import misfit
@@ -47,6 +48,7 @@ class Pruner:
         self.processes = 1
         self.say: Callable[[str], None] = lambda line: None  # to whoever watches the run
         self.share = (0, 1)  # rank and number of those that a batch of the data is yet to be split between
+        self.history: list[dict[str, Any]] = []  # what the method has put on record, where nobody else keeps it
         self._plan: Plan | None = None
         self._guard: RemovableHandle | None = None
 
@@ -93,7 +95,7 @@ class Pruner:
         """`finish`, as a plan: apply it to the model, or cut the model in place with its optimizer. The run is over then,
         and asked again it is the same plan."""
         if self._plan is None:
-            self._plan = self.task.graph.plan(self.finish(), allow_inexact=True)
+            self._plan = self.finish().plan(self.task.graph, allow_inexact=True)
         return self._plan
 
     def state(self) -> dict[str, Any]:
@@ -195,13 +197,14 @@ class TrainingMethod(Method):
             task.model, task.data, recipe, hooks=[PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
             **task.engine_options,
         )  # fmt: skip
-        task.history.extend(engine.fit(resume=task.resume))
+        for line in engine.fit(resume=task.resume):
+            task.log(line)
         return pruner.finish()
 
 
-def keep(scores: Mapping[str, np.ndarray], threshold: float) -> Selection:
+def keep(scores: Mapping[str, np.ndarray], threshold: float) -> Channels:
     """Channels with a score of at least the threshold; of a group without any, the best one."""
-    found: Selection = {}
+    found: Channels = {}
     for name, s in scores.items():
         kept = np.flatnonzero(s >= threshold)
         found[name] = kept if len(kept) else np.array([int(s.argmax())])

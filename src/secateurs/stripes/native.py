@@ -33,15 +33,22 @@ def load() -> Any:
     that is killed leaves nothing behind.
     """
     try:
-        path = cache_folder() / f"stripes-{_digest()}.so"
+        path = library()
         if not path.exists():
             _build(path)
         torch.ops.load_library(path)
     except Exception as error:  # no compiler, no ninja, no place to write: the other kernels do
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        log.warning("The fused stripe kernel cannot be built, others are used instead: %s", reason)
+        log.warning(
+            "The fused stripe kernel cannot be built, others are used instead (see `secateurs env`): %s", reason
+        )
         return None
     return torch.ops.secateurs_native
+
+
+def library() -> Path:
+    """The file that the compiled ops are in, once they are compiled."""
+    return cache_folder() / f"stripes-{_digest()}.so"
 
 
 def _digest() -> str:

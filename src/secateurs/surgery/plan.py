@@ -192,8 +192,7 @@ class PrunableGraph(ChannelGraph):
         """A plan that keeps these channels of these groups: `{group name: kept indices}`; the others stay whole.
 
         stripes: `{weight of a convolution: what it keeps}`, bools of shape (O, KH, KW) or their places in it when flat;
-            see `kernels` for those that there are. Stripes of filters that go with their channels go in any case. By
-            default those that the selection has itself, as an attribute `stripes`.
+            see `kernels` for those that there are. Stripes of filters that go with their channels go in any case.
         allow_inexact: also accept groups that are not `exact` (see `ChannelGroup`).
 
         Raises PlanError for an unknown or unprunable group, indices that repeat or are out of range, and a selection
@@ -220,7 +219,6 @@ class PrunableGraph(ChannelGraph):
                 if slot.consumes:
                     consumes.add((slot.param, slot.axis))
         filters = {p: np.flatnonzero(axes[0]) for p, axes in kept.items() if 0 in axes}
-        stripes = getattr(selection, "stripes", None) if stripes is None else stripes
         left = S.checked(stripes, self.kernels, filters) if stripes else {}
         shapes = {p: self.shapes[p] for p in kept}
         # The parameters of a layer and its batch norm keep the same indices: one tuple serves them all.

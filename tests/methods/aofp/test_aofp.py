@@ -94,9 +94,10 @@ def test_with_scoring_on_and_moves_off_training_is_plain_fine_tuning(spec: str, 
 
     method = sc.AOFP(theta=0, search_cost=2, epochs=2, patience=10**6, precision=precision, lr=0.05)
     model, plain = fresh(), fresh()
+    record: list[dict[str, Any]] = []
     task = Task(
         model, sc.trace(model, images(1)), None, "all", sc.Data.of(batches()), seed=3, example_inputs=images(1),
-        engine_options={"progress": "silent"},
+        engine_options={"progress": "silent"}, log=record.append,
     )  # fmt: skip
     seen = 0
 
@@ -115,7 +116,7 @@ def test_with_scoring_on_and_moves_off_training_is_plain_fine_tuning(spec: str, 
     assert seen == 8  # scoring was on
     for name, value in plain.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
-    losses = [h["train_loss"] for h in task.history if "train_loss" in h]
+    losses = [h["train_loss"] for h in record if "train_loss" in h]
     assert losses == [h["train_loss"] for h in history]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -269,7 +270,7 @@ def test_what_the_search_has_not_got_to_is_cut_by_its_last_damage() -> None:
     train(model, pruner, 8)
     latest = {name: s.latest.copy() for name, s in pruner.searches.items()}
     plan = pruner.plan()
-    (end,) = events(pruner.task.history, "end")
+    (end,) = events(pruner.history, "end")
     assert end["forced"] == sum(s.width for s in pruner.searches.values()) - sum(map(len, plan.groups.values())) > 0
     assert end["macs"] <= int(0.3 * pruner.task.graph.cost().macs)
     assert any(str(end["forced"]) in line and "last damage" in line for line in lines)
@@ -340,7 +341,7 @@ def test_a_sweep_in_which_nothing_can_be_pruned_ends_the_run(budget: sc.Budget |
     assert "no layer has a filter left whose damage is below theta=1e-05" in line
     assert "raise theta" in line
     plan = pruner.plan()
-    (end,), (stall,) = events(pruner.task.history, "end"), events(pruner.task.history, "stall")
+    (end,), (stall,) = events(pruner.history, "end"), events(pruner.history, "stall")
     assert stall["step"] == end["step"] == pruner.steps
     assert end["reason"] in line
     if budget is None:
@@ -434,11 +435,11 @@ def test_figures_from_the_record(tmp_path: Any) -> None:
     model, pruner = attached(sc.Budget(macs=0.6), steps=100, theta=0.05, search_cost=1)
     train(model, pruner, 100)
     plan = pruner.plan()
-    found = widths(pruner.task.history)
+    found = widths(pruner.history)
     assert {n: b for n, (a, b) in found.items() if a != b} == {
         n: len(k) for n, k in plan.groups.items() if len(k) < found[n][0]
     }
-    for name, (steps, shares) in remaining(pruner.task.history).items():
+    for name, (steps, shares) in remaining(pruner.history).items():
         assert steps == sorted(steps)
         assert shares[-1] == found[name][1] / found[name][0]
 

@@ -249,10 +249,11 @@ class TestWeightsToBeginFrom:
         changed[:, outs[0]] = 0
         twin = nn.Sequential(*model[:2], nn.ConvTranspose2d(16, 12, 3), *model[3:])
         twin[2].load_state_dict({"weight": changed, "bias": model[2].bias.detach()})
+        from secateurs.methods import Selection
         from secateurs.methods.epruner.weights import project
 
         small = sc.apply(twin, result.plan)
-        selection = {n: np.array(k) for n, k in result.plan.groups.items()}
+        selection = Selection(result.plan.groups)
         project(Task(twin, sc.trace(twin, IMAGE), self.BUDGET), selection, small)
         assert not small[2].weight[:, 0].any()
         assert torch.equal(small[2].weight[:, 1:], result.model[2].weight[:, 1:])

@@ -275,7 +275,7 @@ def test_dead_groups_keep_their_best_channel_and_gates_are_folded() -> None:
     set_logits(pruner, logits)
     model.eval()
     x = images(3, seed=9)
-    selection = pruner.finish()
+    selection = pruner.finish().channels
     parts = dict(zip((q.name for q in pruner.groups), logits.split(pruner.sizes), strict=True))
     for i, (name, kept) in enumerate(selection.items()):
         want = np.flatnonzero(parts[name].numpy() >= 0) if i == 0 else [int(parts[name].argmax())]

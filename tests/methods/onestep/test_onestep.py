@@ -49,8 +49,10 @@ def plain(dtype: torch.dtype = torch.float64) -> Plain:
 
 def attached(model: nn.Module, inputs: Tensor, method: sc.OneStep, budget: sc.Budget | None, **options: Any) -> Any:
     scope = options.pop("scope", "internal")
-    task = Task(model, sc.trace(model, inputs), budget, scope, data(), 0, inputs)
-    return method.attach(task)
+    history: list[dict[str, Any]] = []
+    pruner = method.attach(Task(model, sc.trace(model, inputs), budget, scope, data(), 0, inputs, log=history.append))
+    pruner.history = history
+    return pruner
 
 
 # -- importance vectors -------------------------------------------------------------------------------------------------
@@ -198,12 +200,10 @@ def test_junctions_are_crucial_before_any_other_layer(spec: str) -> None:
     pruner = attached(model, x, sc.OneStep(), sc.Budget(macs=0.5))
     inner = {g.name.replace(".", "_"): 1.5 for g in pruner.groups if g.internal}
     betas(pruner, **inner)
-    pruner.finish()
-    assert pruner.task.nodes == ["layer1", "layer2", "layer3"]
+    assert pruner.finish().nodes == ("layer1", "layer2", "layer3")
     again = attached(model, x, sc.OneStep(crucial=4), sc.Budget(macs=0.5))
     betas(again, **{**inner, "layer2_1_conv1": 1.6})
-    again.finish()
-    assert again.task.nodes == ["layer1", "layer2.1.conv2:input", "layer2", "layer3"]
+    assert again.finish().nodes == ("layer1", "layer2.1.conv2:input", "layer2", "layer3")
 
 
 def test_hidden_layers_of_the_classifier_are_none_to_mimic() -> None:
@@ -257,8 +257,8 @@ def test_nodes_are_found_on_every_kind_of_network(spec: str, scope: Any) -> None
     pruner = attached(model, x, sc.OneStep(), sc.Budget(macs=0.5), scope=scope)
     with torch.no_grad():
         pruner.importance.offset.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
-    plan = pruner.plan()
-    nodes = pruner.task.nodes
+    selection = pruner.finish()
+    plan, nodes = selection.plan(pruner.task.graph), selection.nodes
     assert len(nodes) == usual
     assert nodes[-1] == last
     small = sc.apply(model, plan)
@@ -325,9 +325,9 @@ def test_crucial_layers_stay_whole_and_the_rest_is_ranked_together() -> None:
     alive = [b for n, k in plan.groups.items() if n != "features.24" for b in beta[n][list(k)]]
     assert max(dead) <= min(alive) + 1e-3  # but for what is given back at the end
     assert graph.cost(kept).macs <= 0.5 * graph.cost().macs
-    note = next(h for h in pruner.task.history if h["event"] == "crucial")
+    note = next(h for h in pruner.history if h["event"] == "crucial")
     assert list(note["layers"]) == ["features.40", "features.3", "features.7"]
-    assert note["nodes"] == pruner.task.nodes == ["features.5", "features.9", "features.42"]
+    assert note["nodes"] == ["features.5", "features.9", "features.42"]
     assert note["released"] == []
 
 
@@ -344,18 +344,19 @@ def test_crucial_layers_are_released_for_a_budget_that_could_not_be_met() -> Non
         again = vgg(crucial=4)
         betas(again, features_3=1.3, features_24=1.2, features_17=1.1)
         object.__setattr__(again.task, "budget", sc.Budget(macs=least(*order[:many])))
-        plan = again.plan()
-        released = again.task.history[-1]["released"]
+        selection = again.finish()
+        plan = selection.plan(again.task.graph)
+        released = again.history[-1]["released"]
         assert released == order[many:][::-1]
         assert all(len(k) == (graph[n].size if n in order[:many] else 1) for n, k in plan.groups.items())
-        assert len(again.task.nodes) == many
+        assert len(selection.nodes) == many
 
 
 def test_rate_is_the_papers_fixed_ratio() -> None:
     """Every layer that is not crucial keeps an eighth (sec. 4.1), by β."""
     pruner = attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(rate=8, crucial=2), None)
     beta = betas(pruner, features_3=1.3)
-    selection = pruner.finish()
+    selection = pruner.finish().channels
     assert set(selection) == {g.name for g in pruner.task.groups} - {"features.3", "features.40"}
     for name, kept in selection.items():
         assert len(kept) == len(beta[name]) // 8

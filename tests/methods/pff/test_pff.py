@@ -191,7 +191,7 @@ def test_without_a_budget_delta_decides() -> None:
     want = [54 + i for i in np.flatnonzero(alive[54:126].numpy())]
     assert [54 + i for i in plan.stripes["a.weight"]] == want
     assert set(plan.groups.get("a", range(8))) == set(range(8)) - dead
-    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    (note,) = [h for h in pruner.history if h.get("event") == "stripes"]
     assert note["of"] == 54 + 72 + 30 + 45
     assert note["kept"] == sum(len(plan.stripes[w]) for w in KERNELS)
 
@@ -236,7 +236,7 @@ def test_what_removing_constants_changed_is_on_record() -> None:
     said: list[str] = []
     pruner.say = said.append
     pruner.finish()
-    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    (note,) = [h for h in pruner.history if h.get("event") == "stripes"]
     assert note["change"] > 1e-3
     assert f"changes the output by {note['change']:.1e}" in said[0]
     model = block()
@@ -245,7 +245,7 @@ def test_what_removing_constants_changed_is_on_record() -> None:
         pruner.measure.values[54:63] = 0.001
         model.bn1.weight[0] = model.bn1.bias[0] = 0.0
     pruner.finish()
-    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    (note,) = [h for h in pruner.history if h.get("event") == "stripes"]
     assert note["change"] < 1e-6
 
 
@@ -266,7 +266,7 @@ def test_a_filter_that_has_to_go_fades_out_norm_and_all() -> None:
     assert scales[8:] == [0.0, 0.0]
     assert model.bn1.bias[0].item() == 0.0
     pruner.finish()
-    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    (note,) = [h for h in pruner.history if h.get("event") == "stripes"]
     assert note["change"] <= 1e-6
 
 
@@ -310,7 +310,7 @@ def test_live_what_is_dead_stays_dead_and_says_nothing() -> None:
     plan = pruner.plan()
     assert 0 not in plan.groups["a"]
     assert 70 - 54 not in plan.stripes["a.weight"]
-    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    (note,) = [h for h in pruner.history if h.get("event") == "stripes"]
     assert note["change"] <= 1e-6
     torch.testing.assert_close(sc.apply(model, plan).eval()(images()), before, rtol=1e-4, atol=1e-5)
 
@@ -381,7 +381,7 @@ def test_a_budget_is_met_to_a_stripe(
     scores = np.random.default_rng(seed).random(stripes.units)
     worth = [g.filters(model).abs().mean(1).numpy() for g in job.groups]
     left, delta = stripes.meet(scores, lambda: worth)
-    plan = graph.plan(stripes.selection(left))
+    plan = stripes.selection(left).plan(graph)
     cost, base = graph.cost_of(plan), graph.cost()
     assert cost == stripes.cost(left) == sc.count(sc.apply(model, plan), images(1))
     assert budget.allows(cost, base)
@@ -502,7 +502,7 @@ def test_control_brings_the_budget_about(options: dict[str, Any]) -> None:
     before = copy.deepcopy(model).eval()(images())
     plan = pruner.plan()
     assert sc.verify(model, plan, images(2)) <= 1e-5
-    (note,) = [h for h in pruner.task.history if h.get("event") == "stripes"]
+    (note,) = [h for h in pruner.history if h.get("event") == "stripes"]
     if note["change"] == 0:  # the cut takes away what was nothing
         torch.testing.assert_close(sc.apply(model, plan).eval()(images()), before, rtol=1e-3, atol=1e-4)
 

@@ -17,10 +17,11 @@ from secateurs.errors import ConfigError
 from secateurs.methods.aofp.scoring import Damage
 from secateurs.methods.aofp.search import BinaryFilterSearch, Move
 from secateurs.methods.criteria import norms
-from secateurs.methods.method import Selection, Task
+from secateurs.methods.method import Task
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
 from secateurs.methods.select import meet
+from secateurs.methods.selection import Selection
 from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe
 from secateurs.training.seeds import mix
@@ -282,7 +283,7 @@ class AOFPPruner(Pruner):
             )
         for entry in self.record:
             self.task.note(**entry)
-        return selection
+        return Selection(selection)
 
     def _scores(self) -> dict[str, np.ndarray]:
         """For the budget's last word. Filters left alone: damage by filter ablated, at last sight; those pruned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from secateurs.errors import ConfigError
 from secateurs.methods.epruner import weights
 from secateurs.methods.epruner.affinity import Affinities
-from secateurs.methods.method import Method, Selection, Task
+from secateurs.methods.method import Method, Task
 from secateurs.methods.registry import register
 from secateurs.methods.select import Widths, fill
+from secateurs.methods.selection import Selection
 
 Array = np.ndarray
 
@@ -68,9 +69,9 @@ class EPruner(Method):
             norms = [f.abs().sum(1).cpu().numpy() for f in filters]
             kept = [np.sort(np.argsort(-n, kind="stable")[: len(k)]) for n, k in zip(norms, kept, strict=True)]
         task.note(event="exemplars", beta=round(beta, 6), kept=sum(map(len, kept)), of=int(widths.sizes.sum()))
-        return {g.name: k for g, k in zip(widths.groups, kept, strict=True)}
+        return Selection({g.name: k for g, k in zip(widths.groups, kept, strict=True)})
 
-    def initialise(self, task: Task, selection: Mapping[str, np.ndarray], small: nn.Module) -> None:
+    def initialise(self, task: Task, selection: Selection, small: nn.Module) -> None:
         if self.init == "projection":
             weights.project(task, selection, small)
         elif self.init == "random":

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateurs.methods.method import Task
+from secateurs.methods.selection import Selection
 
 
-def project(task: Task, selection: Mapping[str, np.ndarray], small: nn.Module) -> None:
+def project(task: Task, selection: Selection, small: nn.Module) -> None:
     """Sparse random projection: each filter's weights are mapped to the smaller number of input channels by a random
     matrix, which keeps distances, instead of dropping the channels that are gone (Li et al., KDD 2006)."""
     generator = task.generator()
     old, modules = dict(task.model.named_parameters()), dict(small.named_modules())
-    alive, reads = _alive(task, selection)
+    alive, reads = _alive(task, selection.channels)
     with torch.no_grad():
         for name, w in small.named_parameters():
             axis = reads.get(name)
@@ -61,13 +62,13 @@ def reset(task: Task, small: nn.Module) -> None:
                 p.copy_(torch.randn(p.shape, generator=generator) * math.sqrt(2 / fan_in)) if fan_in else p.zero_()
 
 
-def _alive(task: Task, selection: Mapping[str, np.ndarray]) -> tuple[dict[str, dict[int, Tensor]], dict[str, int]]:
+def _alive(task: Task, channels: Mapping[str, Iterable[int]]) -> tuple[dict[str, dict[int, Tensor]], dict[str, int]]:
     """For each parameter that is cut the indices that stay, by axis; and the axis on which it reads channels."""
     stay: dict[str, dict[int, np.ndarray]] = {}
     reads: dict[str, int] = {}
-    for name, kept in selection.items():
+    for name, kept in channels.items():
         group = task.graph[name]
-        gone = np.setdiff1d(np.arange(group.size), kept)
+        gone = np.setdiff1d(np.arange(group.size), np.asarray(kept))
         for slot in group.slots if len(gone) else ():
             n = task.graph.shapes[slot.param][slot.axis]
             mask = stay.setdefault(slot.param, {}).setdefault(slot.axis, np.ones(n, dtype=bool))

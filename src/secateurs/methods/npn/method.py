@@ -14,12 +14,13 @@ from secateurs import zoo
 from secateurs.channels import ChannelGraph, trace
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, SecateursError
-from secateurs.methods.method import Scope, Selection, Task
+from secateurs.methods.method import Scope, Task
 from secateurs.methods.npn.control import Controller
 from secateurs.methods.npn.network import PrunerNetwork, classifier
 from secateurs.methods.pruner import Pruner, TrainingMethod, keep
 from secateurs.methods.registry import register
 from secateurs.methods.select import meet
+from secateurs.methods.selection import Channels, Selection
 from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe
 from secateurs.training.batches import place, share, walk
@@ -249,7 +250,7 @@ class NPNPruner(Pruner):
             macs=round(self.widths.cost(left).macs / self.widths.base.macs, 4),  # before the budget has the last word
         )  # fmt: skip
         self._fold(scores, selection)
-        return selection
+        return Selection(selection)
 
     @torch.no_grad()
     def _calibrate(self) -> tuple[Tensor, Tensor, float, float]:
@@ -280,7 +281,7 @@ class NPNPruner(Pruner):
         shares = self.mean(torch.stack([undecided, disagree])) / count
         return means, middle, float(shares[0]), float(shares[1])
 
-    def _fold(self, scores: dict[str, np.ndarray], selection: Selection) -> None:
+    def _fold(self, scores: dict[str, np.ndarray], selection: Channels) -> None:
         """Surviving gates become part of the weights that read their channels."""
         factors = {}
         for name, s in scores.items():

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, TrainingError
-from secateurs.methods.method import Selection, Task
+from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
 from secateurs.methods.select import Widths, meet
+from secateurs.methods.selection import Selection
 from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe
 
@@ -175,10 +176,10 @@ class OneStepPruner(Pruner):
         crucial = self.layers.crucial(beta, self.config.crucial)
         whole, released = self._affordable(crucial)
         kept = [layer for layer in crucial if layer not in released]
-        self.task.nodes[:] = [layer.node for layer in sorted(kept, key=self._order)]
+        nodes = tuple(layer.node for layer in sorted(kept, key=self._order))
         self.task.note(
             event="crucial", layers={layer.name: round(layer.score(beta), 8) for layer in crucial},
-            nodes=list(self.task.nodes), released=[layer.name for layer in released],
+            nodes=list(nodes), released=[layer.name for layer in released],
             scores={layer.name: round(layer.score(beta), 8) for layer in self.layers.all},
         )  # fmt: skip
         free = [g for g in self.task.groups if g.name not in whole]
@@ -195,7 +196,7 @@ class OneStepPruner(Pruner):
         self.gates.detach()
         for p in self.trainable:
             p.requires_grad_(True)
-        return selection
+        return Selection(selection, nodes=nodes)
 
     def _order(self, layer: Layer) -> int:
         return len(self.layers.all) if layer == self.layers.final else self.layers.all.index(layer)

@@ -10,10 +10,11 @@ from pydantic import Field
 
 from secateurs.errors import ConfigError
 from secateurs.methods.assess import Assessor, needs_examples, reporter
-from secateurs.methods.method import Method, Selection, Task
+from secateurs.methods.method import Method, Task
 from secateurs.methods.oracle.ablation import Ablation
 from secateurs.methods.registry import register
 from secateurs.methods.select import meet
+from secateurs.methods.selection import Selection
 from secateurs.surgery.gates import Gates
 
 Array = np.ndarray
@@ -45,8 +46,8 @@ class Oracle(Method):
     def select(self, task: Task) -> Selection:
         task.widths.check()
         if task.widths.fits(task.widths.sizes):
-            return {g.name: np.arange(g.size) for g in task.groups}
-        return meet(task.widths, _Greedy(self, task).ranks())
+            return Selection({g.name: np.arange(g.size) for g in task.groups})
+        return Selection(meet(task.widths, _Greedy(self, task).ranks()))
 
 
 class _Greedy:

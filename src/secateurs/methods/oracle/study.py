@@ -108,7 +108,7 @@ def _measure(
     for i, channel in enumerate(order):
         masks[i + 1 :, channel] = 0
     assessor = Assessor(task, 1, precision=precision)
-    assessor.batches = assessor.hold(iter(validation))
+    assessor.batches = assessor.hold(iter(validation), "val")
     count = sum(len(batch.targets) for batch in assessor.batches)
     with Ablation(assessor, group) as ablation:
         found = ablation(masks) / count

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from secateurs.channels.graph import parameter
 from secateurs.errors import ConfigError
-from secateurs.methods.method import Selection, Task
+from secateurs.methods.method import Task
 from secateurs.methods.pff.control import Controller
-from secateurs.methods.pff.select import Stripes, StripeSelection
+from secateurs.methods.pff.select import Stripes
 from secateurs.methods.pff.sizes import restore_, sizes
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
+from secateurs.methods.selection import Selection
 from secateurs.stripes import StripeConv2d
 from secateurs.surgery import mask
 from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
@@ -277,13 +278,13 @@ class PFFPruner(Pruner):
             found.append(s / s.mean() if s.mean() > 0 else s)
         return found
 
-    def _change(self, selection: StripeSelection, inputs: Any) -> float:
+    def _change(self, selection: Selection, inputs: Any) -> float:
         """How much the constants that the removed channels still passed on were worth: the largest change of the output
         for their removal, over the output's range, on the example inputs."""
         graph = self.task.graph
         before = graph.plan({}, stripes=selection.stripes)
         empty = [g.name for g, whole in zip(self.task.groups, self.stripes.whole, strict=True) if whole]
-        after = graph.plan({g: selection[g] for g in empty}, stripes=selection.stripes, allow_inexact=True)
+        after = graph.plan({g: selection.channels[g] for g in empty}, stripes=selection.stripes, allow_inexact=True)
         a, b = (outputs(mask(self.model, plan), inputs, torch.float32) for plan in (after, before))
         return disagreement(a, b, "pruned")
 

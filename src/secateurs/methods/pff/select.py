@@ -9,15 +9,10 @@ import numpy as np
 
 from secateurs.channels import Cost
 from secateurs.methods.method import Task
+from secateurs.methods.selection import Selection
 
 Array = np.ndarray
 FEW = 0.05  # where a budget would leave a smaller share of the stripes than this, channels are cut as well
-
-
-class StripeSelection(dict[str, Array]):
-    """Kept channels by group, and beside them `stripes`: weight name → kept stripes, (filters, rows, columns) of bools."""
-
-    stripes: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -214,13 +209,10 @@ class Stripes:
                 regained[u] = True
         return Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
 
-    def selection(self, left: Left) -> StripeSelection:
+    def selection(self, left: Left) -> Selection:
         """As a plan takes it; layers that keep all their stripes are left out."""
-        found = StripeSelection(
-            {g.name: np.flatnonzero(kept) for g, kept in zip(self.widths.groups, left.channels, strict=True)}
-        )
-        found.stripes = {name: kept for name, kept in self.split(left.alive).items() if not kept.all()}
-        return found
+        channels = {g.name: np.flatnonzero(kept) for g, kept in zip(self.widths.groups, left.channels, strict=True)}
+        return Selection(channels, {name: kept for name, kept in self.split(left.alive).items() if not kept.all()})
 
 
 def _rank(scores: Array) -> Array:

@@ -1,0 +1,301 @@
+"""What Secateurs runs on: versions, devices, a compiler, and what is missing or broken.
+
+Packages are imported in a process of their own: one that is broken may raise, end the process or never return, and is
+reported in each case.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from secateurs.errors import SecateursError
+from secateurs.version import __version__
+
+PATIENCE = 120.0  # seconds that a package may take to import
+
+# Distribution: module, the extra that brings it, and what it is for.
+PACKAGES = {
+    "torch": ("torch", None, "everything"),
+    "numpy": ("numpy", None, "everything"),
+    "safetensors": ("safetensors", None, "reading and writing weights"),
+    "accelerate": ("accelerate", None, "training"),
+    "pydantic": ("pydantic", None, "settings"),
+    "torchvision": ("torchvision", "vision", "models torchvision:NAME"),
+    "timm": ("timm", "vision", "models timm:NAME"),
+    "pillow": ("PIL", "vision", "data folder:PATH"),
+    "scikit-learn": ("sklearn", "demo", "the digits, which `secateurs demo` trains on"),
+    "datasets": ("datasets", "data", "data hf:NAME and wds:SHARDS"),
+    "matplotlib": ("matplotlib", "report", "pictures"),
+    "triton": ("triton", "gpu", "the fused stripe kernel on NVIDIA GPUs"),
+    "lightning": ("lightning", "lightning", "pruning in a Lightning trainer"),
+    "transformers": ("transformers", "transformers", "pruning in a transformers trainer"),
+    "onnxruntime": ("onnxruntime", None, ""),
+}
+SLOW = ("lightning", "transformers")  # to import: their version has to do
+
+
+@dataclass
+class Environment:
+    """packages: {distribution: version, None where it is not installed}; problems: sentences, the cure included."""
+
+    secateurs: str
+    python: dict[str, str]
+    packages: dict[str, str | None]
+    torch: dict[str, Any] = field(default_factory=dict)
+    cpu: dict[str, Any] = field(default_factory=dict)
+    accelerators: list[dict[str, Any]] = field(default_factory=list)
+    no_accelerator: str = ""  # why there is none
+    kernels: str = ""  # how stripe kernels for the CPU come about, or why they do not
+    problems: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def look() -> Environment:
+    """The environment of this process. Never raises for what it finds there."""
+    packages = {name: _version(name) for name in PACKAGES}
+    found = Environment(__version__, _python(), packages)
+    found.missing = [
+        f"{name}, for {use}: pip install {'torch' if name == 'torch' else _extra(name, extra)}"
+        for name, (_, extra, use) in PACKAGES.items()
+        if packages[name] is None and use and name != "triton"
+    ]
+    answers = probe([name for name, version in packages.items() if version and name not in SLOW])
+    for name, answer in answers.items():
+        if problem := answer.get("problem"):
+            found.problems.append(f"{name} {packages[name]} {problem}")
+        found.problems.extend(answer.get("notes", ()))
+    details = answers.get("torch", {})
+    found.torch, found.accelerators = details.get("torch", {}), details.get("accelerators", [])
+    found.no_accelerator = details.get("no_accelerator", "")
+    found.cpu = {**_cpu(), **details.get("cpu", {})}
+    found.kernels, problem = _kernels(details.get("kernel", ""))
+    found.problems.extend([problem] if problem else [])
+    if any(a["device"].startswith("cuda") for a in found.accelerators) and packages["triton"] is None:
+        found.missing.append(f"triton, for {PACKAGES['triton'][2]}: pip install {_extra('triton', 'gpu')}")
+    return found
+
+
+def _extra(name: str, extra: str | None) -> str:
+    return name if extra is None else f"'secateurs[{extra}]'"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    except Exception:  # metadata that cannot be read
+        return "of unknown version"
+
+
+def _python() -> dict[str, str]:
+    return {
+        "version": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"name": _cpu_name(), "cores": cores}
+
+
+def _cpu_name() -> str:
+    try:
+        if sys.platform == "darwin":
+            return _said(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.machine()
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return found[1].strip() if found else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def _said(command: Sequence[str]) -> str:
+    """The first line that a program prints, or nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return (done.stdout.strip().splitlines() or [""])[0].strip() if done.returncode == 0 else ""
+
+
+def _kernels(built: str) -> tuple[str, str]:
+    """How stripe kernels for the CPU come about, and what is in the way. built: the library, if there is one."""
+    compiler = os.environ.get("CXX", "c++" if sys.platform != "win32" else "cl")
+    version = _said([compiler, "--version"])
+    ninja = _said(["ninja", "--version"])
+    tools = ", ".join([version or f"no C++ compiler ({compiler})", f"ninja {ninja}" if ninja else "no ninja"])
+    if built:
+        return f"{tools}; compiled", ""
+    if version and ninja:
+        return f"{tools}; compiled when they are first used", ""
+    cure = [] if version else ["install a C++ compiler (g++ or clang++), or name one in CXX"]
+    cure += [] if ninja else ["pip install ninja"]
+    return tools, f"The fused stripe kernels cannot be compiled, so slower ones are used: {'; '.join(cure)}."
+
+
+# -- in a process of their own -----------------------------------------------------------------------------------------
+
+_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from secateurs.cli import environment; environment.child()"
+
+
+def probe(names: Sequence[str], patience: float = PATIENCE) -> dict[str, dict[str, Any]]:
+    """{distribution: what importing it showed}. After one that ends the process a new one tries the rest."""
+    answers: dict[str, dict[str, Any]] = {}
+    waiting = list(names)
+    while waiting:
+        command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), *waiting]
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=patience, check=False
+            )
+            out, end = done.stdout, f"ends the process when it is imported ({_status(done.returncode)})"
+        except subprocess.TimeoutExpired as expired:
+            out, end = expired.stdout or b"", f"is not imported within {patience:.0f} s"
+        for name, answer in _answers(out):
+            if name in waiting:
+                answers[name] = answer
+                waiting.remove(name)
+        if waiting:
+            answers[waiting.pop(0)] = {"problem": f"{end}. Install it again, or another release."}
+    return answers
+
+
+def _status(code: int) -> str:
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"status {code}"
+
+
+def _answers(out: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    for line in out.decode(errors="replace").splitlines():
+        if line.startswith(_MARK):
+            name, answer = json.loads(line[len(_MARK) :])
+            yield name, answer
+
+
+_MARK = "secateurs-environment:"  # packages print things, too
+
+
+def child() -> None:
+    """Import the packages named on the command line, one after another, and print what came of each."""
+    for name in sys.argv[2:]:
+        module, answer = PACKAGES[name][0], {}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                answer = _LOOKS.get(module, importlib.import_module)(module)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+            if isinstance(error, SecateursError):  # it names the package, its version and the cure
+                answer = {"notes": [str(error)]}
+            else:
+                answer = {"problem": f"cannot be imported: {type(error).__name__}: {reason}. Install it again."}
+        print(f"{_MARK}{json.dumps([name, answer if isinstance(answer, dict) else {}])}", flush=True)
+
+
+def _torch(_: str) -> dict[str, Any]:
+    import torch
+
+    from secateurs.devices import accelerator
+    from secateurs.stripes import native
+    from secateurs.training.precision import bf16_is_fast
+
+    cpu = torch.device("cpu")
+    found: dict[str, Any] = {
+        "torch": {"version": torch.__version__, "built_for": _built_for()},
+        "cpu": {
+            "threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "bf16": bf16_is_fast(cpu),
+        },
+        "kernel": str(native.library()) if native.library().exists() else "",
+        "accelerators": [],
+    }
+    if (own := accelerator()) is None:
+        found["no_accelerator"] = _why_none()
+        return found
+    found["notes"] = []
+    for i in range(torch.accelerator.device_count()):
+        device = torch.device(own.type, i)
+        entry: dict[str, Any] = {"device": str(device)}
+        found["accelerators"].append(entry)
+        try:
+            if hasattr(torch.get_device_module(device), "get_device_properties"):
+                properties = torch.get_device_module(device).get_device_properties(i)
+                entry["name"] = getattr(properties, "name", "")
+                entry["memory"] = getattr(properties, "total_memory", 0)
+            entry["bf16"] = bf16_is_fast(device)
+            (torch.ones(1, device=device) + 1).item()  # a GPU that is too old for this build fails here
+        except Exception as error:  # of a driver
+            reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+            found["notes"].append(f"{device} cannot be used: {reason}. Until it can, give --device cpu.")
+    return found
+
+
+def _built_for() -> str:
+    import torch
+
+    if torch.version.hip is not None:
+        return f"ROCm {torch.version.hip}"
+    if torch.version.cuda is not None:
+        return f"CUDA {torch.version.cuda}"
+    if torch.backends.mps.is_built():
+        return "MPS"
+    return "XPU" if getattr(torch.version, "xpu", None) else "the CPU"
+
+
+def _why_none() -> str:
+    """What PyTorch itself says when something is put on the accelerator that it was built for."""
+    import torch
+
+    built = _built_for()
+    if built == "the CPU":
+        return "PyTorch is built for the CPU only"
+    kind = {"ROCm": "cuda", "CUDA": "cuda", "MPS": "mps", "XPU": "xpu"}[built.split()[0]]
+    try:
+        torch.empty(0, device=kind)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
+        return f"PyTorch is built for {built}, but cannot use it here: {reason}"
+    return f"PyTorch is built for {built}, and finds no device"
+
+
+def _torchvision(_: str) -> dict[str, Any]:
+    from secateurs.zoo import vision
+
+    module = vision.torchvision()
+    if module.extension._has_ops():
+        return {}
+    return {
+        "notes": [
+            f"torchvision {_version('torchvision')} cannot load its operators with this torch. Models work, except that of "
+            "its operators only `nms` can be called (detection, slowly). Install the build of it that belongs to this torch."
+        ]
+    }
+
+
+def _timm(_: str) -> dict[str, Any]:
+    from secateurs.zoo import vision
+
+    vision.timm()
+    return {}
+
+
+_LOOKS: dict[str, Any] = {"torch": _torch, "torchvision": _torchvision, "timm": _timm}
