@@ -15,15 +15,16 @@ import reprlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-import safetensors.torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
-from torch import Tensor
 
 from secateurs.errors import ArtifactError
 from secateurs.errors import shown as shown  # what messages call a file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JSON_BYTES = 256 << 20  # more than the plan of any network takes
 DEPTH = 64  # of nested lists and objects; ours have some ten levels
@@ -129,8 +130,10 @@ def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again."
         size = os.fstat(file.fileno()).st_size
         if size < 8 or int.from_bytes(file.read(8), "little") > size - 8:
             raise ArtifactError(f"{shown(path)} is not a whole safetensors file (it has {size:,} bytes). {advice}")
+        from safetensors.torch import load_file  # brings torch, which the help of the command line does not wait for
+
         try:
-            return safetensors.torch.load_file(utf8(path, file.fileno()))
+            return load_file(utf8(path, file.fileno()))
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             why = f"is not a readable safetensors file ({shown(str(error))})"
             raise ArtifactError(f"{shown(path)} {why}. {advice}") from None
@@ -148,8 +151,10 @@ def utf8(path: StrPath, handle: int) -> StrPath:
 def parse_tensors(data: bytes, source: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
     """`read_tensors` of bytes that have been read already; `source` is where they come from."""
     end = f" {advice}" if advice else ""
+    from safetensors.torch import load
+
     try:
-        return safetensors.torch.load(data)
+        return load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise ArtifactError(f"{shown(source)} is not a readable safetensors file ({error}).{end}") from None
 

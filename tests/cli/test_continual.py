@@ -133,7 +133,7 @@ def test_then_goes_on_where_it_was_killed(run, images, tmp_path, monkeypatch):
         patch.setattr(PFFPruner, "advance", interrupt)
         killed = run(*job)
     assert killed.status == 130
-    assert "with --resume goes on" in killed.err
+    assert "with --resume continues" in killed.err
     assert not (tmp_path / "r" / "card.json").exists()
     again = run(*job)
     assert again.status == 1

@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_to_the_same_network(run, job, tmp_path, monkeypatc
     assert ran.status == 130
     assert "Traceback" not in ran.err
     assert ran.err.splitlines()[-1].startswith("Interrupted. ")
-    assert "the same command with --resume goes on" in ran.err.splitlines()[-1]
+    assert "the same command with --resume continues" in ran.err.splitlines()[-1]
     refused = run(*job, "--out", tmp_path / "killed")
     assert refused.status == 1
     assert "--resume" in refused.err
