@@ -15,15 +15,16 @@ import reprlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-import safetensors.torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
-from torch import Tensor
 
 from secateurs.errors import ArtifactError
 from secateurs.errors import shown as shown  # what messages call a file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JSON_BYTES = 256 << 20  # more than the plan of any network takes
 DEPTH = 64  # of nested lists and objects; ours have some ten levels
@@ -125,6 +126,8 @@ def brief(value: object) -> str:
 
 def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises ArtifactError for a file that is not one."""
+    import safetensors.torch  # and so torch, which commands' help does not wait for
+
     with open_regular(path, advice) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8 or int.from_bytes(file.read(8), "little") > size - 8:
@@ -147,6 +150,8 @@ def utf8(path: StrPath, handle: int) -> StrPath:
 
 def parse_tensors(data: bytes, source: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
     """`read_tensors` of bytes that have been read already; `source` is where they come from."""
+    import safetensors.torch
+
     end = f" {advice}" if advice else ""
     try:
         return safetensors.torch.load(data)
