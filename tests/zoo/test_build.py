@@ -45,8 +45,8 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("zoo:", "not a model spec"),
         ("tim:resnet18", r"no model family 'tim'.*Did you mean timm\?"),
         ("zoo:resnet57", "Did you mean resnet56"),
-        ("python:module", "python:package.module:factory"),
-        ("python:../x:net", "python:package.module:factory"),
+        ("python:module", "python:package.module:"),
+        ("python:../x:net", "python:package.module:"),
         ("python:nowhere.at.all:net", "no module nowhere"),
     ],
 )
