@@ -126,14 +126,12 @@ def brief(value: object) -> str:
 
 def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises ArtifactError for a file that is not one."""
-    import safetensors.torch  # and so torch, which commands' help does not wait for
+    from safetensors.torch import load_file  # brings torch, which the help of the command line does not wait for
 
     with open_regular(path, advice) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8 or int.from_bytes(file.read(8), "little") > size - 8:
             raise ArtifactError(f"{shown(path)} is not a whole safetensors file (it has {size:,} bytes). {advice}")
-        from safetensors.torch import load_file  # brings torch, which the help of the command line does not wait for
-
         try:
             return load_file(utf8(path, file.fileno()))
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -152,10 +150,9 @@ def utf8(path: StrPath, handle: int) -> StrPath:
 
 def parse_tensors(data: bytes, source: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
     """`read_tensors` of bytes that have been read already; `source` is where they come from."""
-    import safetensors.torch
+    from safetensors.torch import load
 
     end = f" {advice}" if advice else ""
-    from safetensors.torch import load
 
     try:
         return load(data)
