@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import ConfigError, TrainingError
+from secateurs.errors import ConfigError, SecateursError, TrainingError
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
 from secateurs.training import resume as R
@@ -211,7 +211,7 @@ class Engine:
         try:
             with borrowed():
                 self._fit(resume)
-        except (RuntimeError, LostError) as error:
+        except (RuntimeError, SecateursError) as error:  # a lost process may look like inputs that do not fit
             peers = None if self._runtime is None else self._runtime.peers
             what = error.what if isinstance(error, LostError) else peers and peers.lost(error)
             if not what:
