@@ -25,8 +25,8 @@ from timing import in_turn
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.masking.gates import Gates
 from secateurs.methods import NPN
-from secateurs.surgery.gates import Gates
 
 NETWORKS = ["resnet20", "resnet56", "vgg16"]
 AIMS = {"gated per batch": 1.05, "gated per sample": None, "npn, per sample": 2.1, "npn, per batch": 2.1}

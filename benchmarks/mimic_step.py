@@ -23,8 +23,8 @@ from timing import in_turn
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.recovery.mimic import FUNCTIONS, Mimicking
 from secateurs.training import precision as P
-from secateurs.training.mimic import FUNCTIONS, Mimicking
 
 NETWORKS = ["resnet20", "resnet56", "vgg16"]
 AIM = 1.5

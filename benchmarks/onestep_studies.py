@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import nn
 
 import secateurs as sc
-from secateurs import data, training
+from secateurs import data, recovery, training
 from secateurs.methods import Selection, Task
 from secateurs.methods.pruner import PrunerHook
 from secateurs.methods.registry import resolve
@@ -130,7 +130,7 @@ class Studies:
             small = sc.apply(self.base, self.selection(how, macs).plan(self.graph))
             began = time.perf_counter()
             for recipe in recipes:
-                training.recover(
+                recovery.recover(
                     small,
                     self.train,
                     recipe,
@@ -156,7 +156,7 @@ def studies(s: Studies) -> dict[str, dict[str, float]]:
     n, half, low = s.args.steps, ("onestep", 0.5), ("onestep layer", 0.25)
     tuned = sc.Recover(steps=n)
 
-    def mimic(function: str = "kl", nodes: tuple[str, ...] = AUTO) -> training.Mimic:
+    def mimic(function: str = "kl", nodes: tuple[str, ...] = AUTO) -> recovery.Mimic:
         settings: dict[str, Any] = {} if nodes == AUTO else {"nodes": nodes}
         return sc.Mimic(steps=n, lr=1e-2, function=function, **settings)
 

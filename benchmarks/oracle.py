@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import secateurs as sc
-from secateurs.channels import ChannelGroup
+from secateurs.graph import ChannelGroup
 from secateurs.methods.aofp.scoring import Damage
 from secateurs.methods.aofp.search import BinaryFilterSearch
 from secateurs.methods.assess import Assessor

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs import artifact
-from secateurs.origin import rebuilt
+from secateurs.artifact.provenance import rebuilt
 from secateurs.stripes import StripeConv2d
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import size_of

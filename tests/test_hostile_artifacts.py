@@ -26,7 +26,7 @@ import secateurs as sc
 from secateurs.artifact import CARD, MODEL, PLAN
 from secateurs.cli import main
 from secateurs.errors import shown
-from secateurs.surgery.plan import _digest
+from secateurs.plans.plan import _digest
 from secateurs.zoo import load_state
 
 
@@ -47,8 +47,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = graph.plan({group.name: range(group.size // 2)}, stripes={name: kept})
     small: Any = sc.apply(once.model, plan)
     from secateurs import artifact
-    from secateurs.origin import source_of
-    from secateurs.surgery.stripes import summary
+    from secateurs.artifact.provenance import source_of
+    from secateurs.plans.stripes import summary
 
     small.get_submodule(name.removesuffix(".weight")).kernels["cpu float32 2x3x16x16"] = "gemm"
     card = {

@@ -140,7 +140,7 @@ def test_options_that_are_only_figures_are(tmp_path: Path) -> None:
     model = sc.build("zoo:alexnet_bn", small=True, in_channels=3)
     folder = sc.prune(model, torch.zeros(1, 3, 32, 32), "l1", sc.Budget(macs=0.5)).save(tmp_path / "run")
     assert isinstance(sc.load(folder), nn.Module)
-    from secateurs.origin import _loads
+    from secateurs.artifact.provenance import _loads
 
     for option, value in (("drop_path_rate", 0.1), ("drop_path", 0.1), ("weights", None), ("pretrained", False),
                           ("init_weights", True), ("act_layer", "relu"), ("depths", [2, 2, 6])):  # fmt: skip

@@ -22,8 +22,9 @@ from secateurs.version import __version__
 if TYPE_CHECKING:
     from secateurs.api import attach, build, load, prune, widen
     from secateurs.budget import Budget
-    from secateurs.channels import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.data import Data
+    from secateurs.graph import ChannelGraph, ChannelGroup, Cost, count, register_rule
+    from secateurs.masking import mask
     from secateurs.methods import (
         AOFP,
         L1,
@@ -44,10 +45,11 @@ if TYPE_CHECKING:
         methods,
         register,
     )
+    from secateurs.plans import Plan, trace
+    from secateurs.recovery import Distil, Mimic, Recover
     from secateurs.result import Figures, Result
     from secateurs.stripes import StripeConv2d, tune
-    from secateurs.surgery import Plan, apply, cut_, mask, reinitialise, trace, verify  # type: ignore[no-redef]
-    from secateurs.training import Distil, Mimic, Recover
+    from secateurs.surgery import apply, cut_, reinitialise, verify
 
 __all__ = [
     "AOFP",
@@ -110,16 +112,18 @@ __all__ = [
 _HOMES = {
     "secateurs.api": "attach build load prune widen",
     "secateurs.budget": "Budget",
-    "secateurs.channels": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.data": "Data",
+    "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
+    "secateurs.masking": "mask",
     "secateurs.methods": (
         "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index Method OneStep Oracle Random Taylor TrainingMethod "
         "methods register"
     ),
+    "secateurs.plans": "Plan trace",
+    "secateurs.recovery": "Distil Mimic Recover",
     "secateurs.result": "Figures Result",
     "secateurs.stripes": "StripeConv2d tune",
-    "secateurs.surgery": "Plan apply cut_ mask reinitialise trace verify",
-    "secateurs.training": "Distil Mimic Recover",
+    "secateurs.surgery": "apply cut_ reinitialise verify",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 

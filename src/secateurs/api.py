@@ -11,28 +11,29 @@ from typing import Any
 
 from torch import nn
 
-from secateurs import artifact, training
+from secateurs import artifact, recovery, training
+from secateurs.artifact.provenance import after_cut, rebuilt, remember, source_of
 from secateurs.budget import Budget
-from secateurs.channels import Cost
-from secateurs.channels.inputs import check_model, tensors
 from secateurs.data import Data
 from secateurs.devices import usable
 from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
 from secateurs.files import shown
+from secateurs.graph import Cost
+from secateurs.graph.copies import copied
+from secateurs.graph.inputs import check_model, tensors
 from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.methods.selection import Selection
-from secateurs.origin import after_cut, rebuilt, remember, source_of
 from secateurs.placement import Placement
+from secateurs.plans import trace
 from secateurs.result import Figures, Result
 from secateurs.stripes import tune
-from secateurs.surgery import apply, trace, verify
-from secateurs.surgery.cut import copied
-from secateurs.surgery.grow import widened
+from secateurs.surgery import apply, verify
 from secateurs.surgery.verify import steady
 from secateurs.training import CheckpointStore, Engine, Recipe
 from secateurs.training.resume import refuse_foreign_log
+from secateurs.widening.grow import widened
 from secateurs.zoo import FAMILIES
 from secateurs.zoo import build as build_from_zoo
 from secateurs.zoo.weights import load_into
@@ -87,10 +88,10 @@ def prune(
             f"recover={recover!r} is no way to recover: pass sc.Recover(epochs=3), say, or a list of such."
         )
     modes = {name: module.training for name, module in model.named_modules()}
-    steps = training.phases(recover)
+    steps = recovery.phases(recover)
     if steps and data is None:
         raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
-    training.check(recover, model)
+    recovery.check(recover, model)
     for name in () if folder is None else ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]:
         refuse_foreign_log(Path(str(folder)) / name)
     source = None if data is None else Data.of(data)
@@ -125,7 +126,7 @@ def prune(
     cut = _figures(cost, small, source, options)
     after = cut
     for name, recipe in steps:
-        history += training.recover(
+        history += recovery.recover(
             small, source, recipe, teacher=original, example_inputs=example_inputs, nodes=selection.nodes, seed=seed,
             resume=resume, **_phase(folder, name, options),
         )  # fmt: skip

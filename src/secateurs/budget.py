@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-from secateurs.channels import Cost
 from secateurs.errors import BudgetError
+from secateurs.graph import Cost
 
 
 @dataclass(frozen=True)

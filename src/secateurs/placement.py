@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.channels.graph import named_tensors
-from secateurs.channels.inputs import map_tensors
 from secateurs.devices import check_one_device, device_of
-from secateurs.surgery.cut import copied
+from secateurs.graph.channels import named_tensors
+from secateurs.graph.copies import copied
+from secateurs.graph.inputs import map_tensors
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -13,8 +13,8 @@ from torch import nn
 from secateurs import artifact
 from secateurs.artifact import Figures
 from secateurs.methods.method import Method
-from secateurs.surgery import Plan
-from secateurs.surgery.stripes import summary
+from secateurs.plans import Plan
+from secateurs.plans.stripes import summary
 from secateurs.version import __version__
 
 __all__ = ["Figures", "Result"]

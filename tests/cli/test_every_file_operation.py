@@ -21,7 +21,8 @@ import secateurs as sc
 from secateurs import artifact
 from secateurs.cli.recipes import trained
 from secateurs.cli.runs import RunFolder
-from secateurs.training import CheckpointStore, Recipe, recover
+from secateurs.recovery import recover
+from secateurs.training import CheckpointStore, Recipe
 from tests.training.helpers import batches
 
 SETTINGS = {"seed": 0, "weights": None, "recover": {"mode": "finetune"}}

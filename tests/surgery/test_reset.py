@@ -8,9 +8,10 @@ from torch import nn
 
 from secateurs import api, zoo
 from secateurs.errors import ConfigError
-from secateurs.surgery import apply, reinitialise, trace
+from secateurs.plans import trace
+from secateurs.surgery import apply, reinitialise
 from tests.networks import CASES, half, image
-from tests.surgery.test_cut import fingerprint, same
+from tests.surgery.test_slice import fingerprint, same
 
 
 @pytest.mark.parametrize("name", zoo.names("zoo"))

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.errors import PlanError
+from secateurs.masking import mask
+from secateurs.plans import Plan, trace
+from secateurs.plans.plan import _digest
 from secateurs.stripes import StripeConv2d
-from secateurs.surgery import Plan, apply, cut_, mask, trace, verify
-from secateurs.surgery.plan import _digest
+from secateurs.surgery import apply, cut_, verify
 from secateurs.testing.networks import randomize
 from tests.networks import CASES, image
 

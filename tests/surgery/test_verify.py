@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateurs.channels import register_rule, rules
 from secateurs.errors import VerificationError
-from secateurs.surgery import Plan, trace, verify
+from secateurs.graph import register_rule, rules
+from secateurs.plans import Plan, trace
+from secateurs.surgery import verify
 from secateurs.surgery.verify import steady
 from tests.networks import CASES, Net, conv, half, head, image
 

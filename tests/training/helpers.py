@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import secateurs.recovery as R
 import secateurs.training as T
 
 
@@ -74,7 +75,7 @@ class Ours:
 
 def engine(model: nn.Module, source: Any, recipe: T.Recipe | None = None, **options: Any) -> T.Engine:
     options = {"progress": "silent", "device": "cpu", **options}
-    return T.Engine(model, source, recipe or T.Recover(epochs=2, precision="fp32"), **options)
+    return T.Engine(model, source, recipe or R.Recover(epochs=2, precision="fp32"), **options)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import secateurs.training as T
+import secateurs.recovery as R
 from secateurs.errors import DataError
 from secateurs.training import batches as B
 
@@ -37,7 +37,7 @@ def test_data_loader_shuffles_by_our_seed() -> None:
 
 
 def test_one_shot_generator_runs_out_with_a_clear_error() -> None:
-    recipe = T.Recover(epochs=2, schedule="constant", precision="fp32")
+    recipe = R.Recover(epochs=2, schedule="constant", precision="fp32")
     with pytest.raises(DataError, match="one-shot generator"):
         engine(net(), iter(batches()), recipe).fit()
     with pytest.raises(DataError, match="steps="):
@@ -46,7 +46,7 @@ def test_one_shot_generator_runs_out_with_a_clear_error() -> None:
 
 def test_generator_function_is_counted_for_a_schedule() -> None:
     train = batches(6)
-    e = engine(net(), lambda: iter(train), T.Recover(epochs=1.5, precision="fp32"))
+    e = engine(net(), lambda: iter(train), R.Recover(epochs=1.5, precision="fp32"))
     e.fit()
     assert (e.total, e.step) == (9, 9)
     assert [line["step"] for line in e.history] == [6, 9]
@@ -64,7 +64,7 @@ def test_generator_function_is_counted_for_a_schedule() -> None:
 )
 def test_bad_data(source: object, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        engine(net(), source, T.Recover(steps=3)).fit()
+        engine(net(), source, R.Recover(steps=3)).fit()
 
 
 def test_shares_of_a_batch_make_the_batch() -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import secateurs as sc
+import secateurs.recovery as R
 import secateurs.training as T
 from secateurs.errors import DataError
 from secateurs.methods import Task
 from secateurs.methods.assess import spread
-from secateurs.methods.oracle import one_by_one
+from secateurs.studies import one_by_one
 
 from .helpers import batches, engine, net
 
@@ -254,7 +255,7 @@ def test_an_empty_pass_is_an_error() -> None:
         with pytest.raises(DataError, match=r"There is nothing to evaluate on\. val is empty"):
             T.evaluate(net(), empty)
         with pytest.raises(DataError, match="train is empty"):
-            engine(net(), empty, T.Recover(epochs=1, schedule="constant")).fit()
+            engine(net(), empty, R.Recover(epochs=1, schedule="constant")).fit()
         with pytest.raises(DataError, match="val is empty"):
             list(spread(empty, 5))
     for data, split in ((sc.Data(nothing), "train"), (sc.Data([(X, Y)], nothing), "val")):

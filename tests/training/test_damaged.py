@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 
 import secateurs as sc
+import secateurs.recovery as R
 import secateurs.training as T
 from secateurs.errors import ArtifactError, ConfigError, TrainingError
 from tests.damage import DAMAGES, tree
@@ -24,7 +25,7 @@ from tests.damage import DAMAGES, tree
 from .helpers import batches, engine, net, same
 from .test_engine import Cutter, Gates
 
-RECIPE = T.Recover(epochs=2, precision="fp16", ema=0.9)
+RECIPE = R.Recover(epochs=2, precision="fp16", ema=0.9)
 FILES = ("manifest.json", "state.json", "state.safetensors")
 
 
@@ -381,7 +382,7 @@ def test_every_field_of_a_methods_state_is_checked(method: str, tmp_path: Path) 
 def test_a_scaler_goes_on_from_where_it_was(tmp_path: Path) -> None:
     """The loss scale that has halved or doubled on the way is part of the run."""
     store = T.CheckpointStore(tmp_path)
-    recipe = T.Recover(epochs=2, precision="fp16")
+    recipe = R.Recover(epochs=2, precision="fp16")
     e = engine(net(), batches(), recipe, checkpoints=store)
     e.runtime.scaler.set_growth_interval(4)
     e.fit()

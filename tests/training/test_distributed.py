@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import secateurs.recovery as R
 import secateurs.training as T
 from secateurs.training.syncnorm import batch_norm
 from tests.processes import launch
@@ -32,7 +33,7 @@ def train(case: str, resume: bool = False, **options: Any) -> tuple[nn.Module, T
         source.train = [(x[:7], y[:7]) for x, y in source.train[:4]] + [(x[:3], y[:3]) for x, y in source.train[4:5]]
     source.train = Noisy(source.train) if case == "plain" else source.train
     model = net(dropout=0)
-    recipe = T.Recover(epochs=2, lr=0.05, precision="fp32", **SETTINGS[case])
+    recipe = R.Recover(epochs=2, lr=0.05, precision="fp32", **SETTINGS[case])
     e = engine(model, source, recipe, hooks=[h() for h in HOOKS.get(case, [])], **options)
     e.fit(resume=resume)
     return model, e
@@ -42,6 +43,7 @@ CHILD = """
 import sys
 import torch
 from safetensors.torch import save_file
+import secateurs.recovery as R
 import secateurs.training as T
 from tests.training.helpers import same
 from tests.training.test_distributed import FIGURES, SETTINGS, train

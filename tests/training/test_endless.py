@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import secateurs as sc
+import secateurs.recovery as R
 import secateurs.training as T
 from secateurs.data import load
 from secateurs.errors import ConfigError, DataError
@@ -62,8 +63,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(B, "ENDLESS", 20)
 
 
-def recipe(**settings: Any) -> T.Recover:
-    return T.Recover(**{"epochs": 2, "precision": "fp32", **settings})
+def recipe(**settings: Any) -> R.Recover:
+    return R.Recover(**{"epochs": 2, "precision": "fp32", **settings})
 
 
 @pytest.mark.parametrize("kind", [*ENDLESS, *ONCE])

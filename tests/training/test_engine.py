@@ -12,20 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import secateurs.recovery as R
 import secateurs.training as T
 from secateurs.errors import ConfigError, DataError, TrainingError
-from secateurs.surgery import trace
+from secateurs.plans import trace
 from secateurs.training.metrics import AUX_WEIGHT, heads
 from secateurs.training.parts import average_
 
 from .helpers import Noisy, batches, data, engine, net, same
 
 
-def recipe(**settings: Any) -> T.Recover:
-    return T.Recover(**{"epochs": 2, "precision": "fp32", **settings})
+def recipe(**settings: Any) -> R.Recover:
+    return R.Recover(**{"epochs": 2, "precision": "fp32", **settings})
 
 
-def bare_loop(model: nn.Module, train: list, recipe: T.Recover, epochs: int) -> None:
+def bare_loop(model: nn.Module, train: list, recipe: R.Recover, epochs: int) -> None:
     weights = [p for p in model.parameters() if p.ndim > 1]
     norms = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(
@@ -46,7 +47,7 @@ def bare_loop(model: nn.Module, train: list, recipe: T.Recover, epochs: int) -> 
 def test_equals_a_bare_loop_to_the_bit() -> None:
     ours, theirs = net(dropout=0), net(dropout=0)
     settings = recipe(lr=0.1, channels_last=False)
-    history = T.recover(ours, data(), settings, device="cpu", progress="silent")
+    history = R.recover(ours, data(), settings, device="cpu", progress="silent")
     bare_loop(theirs, batches(), recipe(lr=0.1), 2)
     assert same(ours, theirs)
     assert [line["epoch"] for line in history] == [1, 2]

@@ -137,6 +137,7 @@ CHILD = """
 import os, sys
 import torch
 torch.set_num_threads(1)
+import secateurs.recovery as R
 import secateurs.training as T
 from tests.training.helpers import batches, engine, net
 from safetensors.torch import save_file
@@ -146,7 +147,7 @@ class Dies(T.Hook):
         if sys.argv[2] == "die" and e.rank == 1 and e.step == 9:
             os.kill(os.getpid(), 9)
 
-e = engine(net(), batches(), T.Recover(epochs=3, precision="fp32"), hooks=[Dies()], title="npn",
+e = engine(net(), batches(), R.Recover(epochs=3, precision="fp32"), hooks=[Dies()], title="npn",
            checkpoints=T.CheckpointStore(sys.argv[1] + "/checkpoints"))
 try:
     e.fit(resume=sys.argv[2] == "resume")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import secateurs.training as T
+import secateurs.recovery as R
 from secateurs.errors import ConfigError
 
 
@@ -28,19 +28,19 @@ from secateurs.errors import ConfigError
 )
 def test_bad_settings_are_explained(settings: dict, words: str) -> None:
     with pytest.raises(ConfigError, match="Recover: ") as found:
-        T.Recover(**settings)
+        R.Recover(**settings)
     assert words in str(found.value)
 
 
 def test_validating_a_dict_gives_the_same_error() -> None:
     with pytest.raises(ConfigError, match="lr=-1"):
-        T.Recover.model_validate({"lr": -1})
+        R.Recover.model_validate({"lr": -1})
 
 
 def test_recipe_round_trips_and_is_frozen() -> None:
-    recipe = T.Recover(steps=7, schedule="step", milestones=(3, 5))
-    assert T.Recover.model_validate_json(recipe.model_dump_json()) == recipe
-    assert T.Recover().epochs == 3
+    recipe = R.Recover(steps=7, schedule="step", milestones=(3, 5))
+    assert R.Recover.model_validate_json(recipe.model_dump_json()) == recipe
+    assert R.Recover().epochs == 3
     with pytest.raises(ValueError, match="frozen"):
         recipe.lr = 1
 
@@ -53,7 +53,7 @@ def test_onecycle_and_cosine_agree_with_torch() -> None:
     }.items():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         scheduler = build(optimizer)
-        recipe = T.Recover(schedule=name, lr=1.0)
+        recipe = R.Recover(schedule=name, lr=1.0)
         for step in range(total):
             ours, theirs = recipe.factor(step / total, 0), optimizer.param_groups[0]["lr"]
             assert abs(ours - theirs) < 0.08  # torch peaks a step earlier and ends on its last step
@@ -62,7 +62,7 @@ def test_onecycle_and_cosine_agree_with_torch() -> None:
 
 
 def test_step_and_warmup() -> None:
-    recipe = T.Recover(schedule="step", milestones=(1, 2.5), gamma=0.1)
+    recipe = R.Recover(schedule="step", milestones=(1, 2.5), gamma=0.1)
     assert [recipe.factor(0, at) for at in (0, 1, 2, 3)] == pytest.approx([1, 0.1, 0.1, 0.01])
-    warm = T.Recover(schedule="constant", warmup=0.5)
+    warm = R.Recover(schedule="constant", warmup=0.5)
     assert [warm.factor(t, 0) for t in (0.25, 0.5, 1)] == [0.5, 1, 1]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import secateurs.recovery as R
 import secateurs.training as T
 from secateurs.errors import ArtifactError, ConfigError
 
@@ -47,7 +48,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], list[type[T.Hook]]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_random_steps_and_resumed_ends_bit_equal(case: str, tmp_path: Path) -> None:
     wrap, settings, hooks = CASES[case]
-    recipe = T.Recover(**{"epochs": 3, "lr": 0.05, "precision": "fp32", **settings})
+    recipe = R.Recover(**{"epochs": 3, "lr": 0.05, "precision": "fp32", **settings})
     whole = net()
     full = engine(whole, wrap(batches(7)), recipe, hooks=[Killer(), *(h() for h in hooks)])
     full.fit()
@@ -96,7 +97,7 @@ def test_another_run_is_not_resumed_nor_overwritten(tmp_path: Path) -> None:
     engine(net(), batches(), checkpoints=store).fit()
     with pytest.raises(ConfigError, match="earlier run"):
         engine(net(), batches(), checkpoints=store).fit()
-    other = T.Recover(epochs=2, lr=0.5, precision="fp32")
+    other = R.Recover(epochs=2, lr=0.5, precision="fp32")
     with pytest.raises(ConfigError, match=r"differs in lr \(0.02 then, 0.5 now\)"):
         engine(net(), batches(), other, checkpoints=store).fit(resume=True)
     with pytest.raises(ConfigError, match=r"hooks \(none then, 0-Cutter now\)"):
@@ -123,6 +124,7 @@ CHILD = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
+import secateurs.recovery as R
 import secateurs.training as T
 from secateurs.training import checkpoint
 from tests.training.helpers import Noisy, batches, engine, net

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from secateurs.files import shown
-from secateurs.surgery.grow import Widening
-from secateurs.surgery.plan import PlanRecord
+from secateurs.plans.plan import PlanRecord
+from secateurs.widening.grow import Widening
 
 VERSION = 1
 MOST = 100  # cuts and widenings, each of which copies the network

@@ -14,8 +14,9 @@ from torch import nn
 from secateurs.artifact.card import Card
 from secateurs.errors import ArtifactError, PlanError, SecateursError
 from secateurs.files import StrPath, open_regular, read_bytes, read_json, read_tensors, shown
+from secateurs.plans import Plan
 from secateurs.stripes import choose
-from secateurs.surgery import Plan, apply
+from secateurs.surgery import apply
 from secateurs.zoo.weights import put
 
 PLAN, MODEL, CARD = "plan.json", "model.safetensors", "card.json"

@@ -22,8 +22,8 @@ from secateurs.artifact.card import VERSION, Card
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign
 from secateurs.errors import ArtifactError
 from secateurs.files import faults, shown, sync_folder, utf8
+from secateurs.plans import Plan
 from secateurs.stripes import choices
-from secateurs.surgery import Plan
 
 STAGED = ".saving"  # files that are being written
 PATIENCE = 60.0  # seconds to wait for another process that saves to the same folder

@@ -97,8 +97,8 @@ def compare_criteria(
     """
     from secateurs.artifact import digest
     from secateurs.methods import Task
-    from secateurs.methods.oracle import one_by_one
-    from secateurs.surgery import trace
+    from secateurs.plans import trace
+    from secateurs.studies import one_by_one
 
     model_options, data_options = model_options or ModelOptions(), (data_options or DataOptions()).complete()
     chosen = _criteria(criteria)
@@ -143,7 +143,7 @@ def compare_criteria(
 
 
 def _criteria(names: str | None) -> list[str]:
-    from secateurs.methods.oracle import criteria
+    from secateurs.studies import criteria
 
     known = criteria()
     if names is None:

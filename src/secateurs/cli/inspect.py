@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from secateurs.channels import ChannelGraph, ChannelGroup, Cost
-    from secateurs.surgery import Plan
+    from secateurs.graph import ChannelGraph, ChannelGroup, Cost
+    from secateurs.plans import Plan
 
 
 PICTURES = ("shapes.png", "shares.png", "norms.png")
@@ -80,7 +80,7 @@ def inspect(
     import torch
 
     import secateurs as sc
-    from secateurs.surgery.stripes import summary
+    from secateurs.plans.stripes import summary
 
     network = sc.build(model, num_classes=num_classes, trust_code=trust_code)
     plan, spec = _artifact(model)

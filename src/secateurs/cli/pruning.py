@@ -199,12 +199,12 @@ class Run:
     def _preflight(self, network: nn.Module, inputs: torch.Tensor, data: Data) -> None:
         """Whatever would make the run fail in the end, made to fail now."""
         import secateurs as sc
-        from secateurs import training
+        from secateurs import recovery
         from secateurs.methods import Task, TrainingMethod
         from secateurs.training.runtime import check_trackers
 
         check_trackers(self.track, self.folder.folder)
-        training.check(self.recipes, network)
+        recovery.check(self.recipes, network)
         graph, cost = sc.trace(network, inputs, allow_inexact=self.allow_inexact), sc.count(network, inputs)
 
         def feasible(method: Method, budget: Budget | None, prefix: str) -> None:

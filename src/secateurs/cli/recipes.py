@@ -66,7 +66,7 @@ class RecoverOptions:
         return [self._recipe(kind, epochs) for kind, epochs in phases if epochs]
 
     def _recipe(self, kind: str, epochs: float) -> Recipe:
-        from secateurs.training import MODES
+        from secateurs.recovery import MODES
 
         if kind != "mimic":
             names = ("lr", "schedule", "weight_decay", "label_smoothing", "precision")
@@ -94,7 +94,7 @@ class RecoverOptions:
             raise ConfigError("--recover and --recover-epochs say the same thing: give one of them.")
         if self.recover == "none":
             return []
-        from secateurs.training import MODES
+        from secateurs.recovery import MODES
 
         phases = []
         for part in self.recover.split(","):

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from secateurs.channels.inputs import tensors
 from secateurs.errors import DataError
+from secateurs.graph.inputs import tensors
 
 Batch = tuple[Any, Tensor]  # inputs: a tensor (N, …), or a tuple or dict of them; targets: (N,) or (N, classes)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from secateurs.errors import ConfigError
 from secateurs.integrations.run import Pairs, PruningRun, persistent
-from secateurs.surgery import Plan
+from secateurs.plans import Plan
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

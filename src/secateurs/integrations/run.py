@@ -20,7 +20,8 @@ from secateurs.errors import ArtifactError, ConfigError, SpecError
 from secateurs.methods.method import Method, Scope, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve
-from secateurs.surgery import Plan, cut_
+from secateurs.plans import Plan
+from secateurs.surgery import cut_
 from secateurs.training.batches import apply
 from secateurs.training.state import misfit
 from secateurs.zoo import vision

@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateurs.channels import ChannelGroup
-from secateurs.channels.graph import Slot, parameter
 from secateurs.errors import ConfigError
+from secateurs.graph import ChannelGroup
+from secateurs.graph.channels import Slot, parameter
+from secateurs.masking.gates import Gates, input_axis
 from secateurs.methods.assess import Assessor, needs_examples
 from secateurs.methods.method import Criterion, Task
 from secateurs.methods.registry import register
-from secateurs.surgery.gates import Gates, input_axis
 from secateurs.training.batches import Batch
 
 

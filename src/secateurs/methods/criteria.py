@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from secateurs.channels import ChannelGroup
-from secateurs.channels.graph import parameter
 from secateurs.errors import ConfigError
+from secateurs.graph import ChannelGroup
+from secateurs.graph.channels import parameter
 from secateurs.methods.method import Criterion, Task
 from secateurs.methods.registry import register
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from secateurs.channels.inputs import beside, call, tensors
 from secateurs.errors import ConfigError
+from secateurs.graph.inputs import beside, call, tensors
 
 ACTIVATIONS = {
     "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "elu", "selu", "celu", "leaky_relu", "prelu",

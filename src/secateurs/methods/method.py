@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from secateurs.budget import Budget
-from secateurs.channels import ChannelGroup
 from secateurs.errors import ConfigError, nearest
+from secateurs.graph import ChannelGroup
 from secateurs.methods.select import Widths, meet
 from secateurs.methods.selection import Channels, Selection
-from secateurs.surgery import PrunableGraph
+from secateurs.plans import PrunableGraph
 
 Scope = Literal["internal", "all"]
 

@@ -18,7 +18,7 @@ from secateurs.devices import device_of
 from secateurs.errors import ConfigError
 from secateurs.methods.method import Method, Task
 from secateurs.methods.selection import Channels, Selection
-from secateurs.surgery import Plan
+from secateurs.plans import Plan
 from secateurs.training import Engine, Hook, Part, Recipe
 from secateurs.training.state import misfit
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from secateurs.budget import Budget, fraction
-from secateurs.channels import ChannelGraph, ChannelGroup, Cost
 from secateurs.errors import BudgetError
+from secateurs.graph import ChannelGraph, ChannelGroup, Cost
 
 Array = np.ndarray
 

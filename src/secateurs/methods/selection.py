@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.surgery import Plan, PrunableGraph
+from secateurs.plans import Plan, PrunableGraph
 
 Channels = dict[str, np.ndarray]  # group name → kept channels, sorted; groups left out stay whole
 

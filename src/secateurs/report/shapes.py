@@ -10,10 +10,10 @@ import numpy as np
 from torch import nn
 
 from secateurs.errors import ConfigError
+from secateurs.plans import Plan
+from secateurs.plans.stripes import as_mask
 from secateurs.report.curves import can_plot
 from secateurs.stripes import StripeConv2d
-from secateurs.surgery import Plan
-from secateurs.surgery.stripes import as_mask
 
 Array = np.ndarray
 MOST = 12  # shapes that are shown of each layer

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.channels.inputs import beside, call, tensors
+from secateurs.graph.inputs import beside, call, tensors
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import StripeConv2d, size_of
 

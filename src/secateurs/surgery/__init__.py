@@ -1,8 +1,7 @@
-"""Cutting a network: plans, the cut itself, its masked twin, and the proof that the two agree."""
+"""Cutting a network by a plan, and the proof that the result is the masked network minus what was cut."""
 
-from secateurs.surgery.cut import apply, cut_, mask
-from secateurs.surgery.plan import Plan, PrunableGraph, trace
 from secateurs.surgery.reset import reinitialise
+from secateurs.surgery.slice import apply, cut_
 from secateurs.surgery.verify import verify
 
-__all__ = ["Plan", "PrunableGraph", "apply", "cut_", "mask", "reinitialise", "trace", "verify"]
+__all__ = ["apply", "cut_", "reinitialise", "verify"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from secateurs.errors import PlanError
-from secateurs.surgery.plan import Plan, PrunableGraph
+from secateurs.plans.plan import Plan, PrunableGraph
 
 _TRIALS = 40  # partial cuts that are tried at most
 _NAMED = 3  # groups that are named at most

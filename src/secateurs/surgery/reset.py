@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from secateurs.channels.graph import named_tensors
 from secateurs.errors import ConfigError
+from secateurs.graph.channels import named_tensors
 
 
 def reinitialise(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> nn.Module:

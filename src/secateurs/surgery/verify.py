@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.channels.inputs import beside, call, map_tensors, tensors
 from secateurs.devices import full_precision
 from secateurs.errors import PlanError, TraceError, VerificationError
+from secateurs.graph.copies import copied
+from secateurs.graph.inputs import beside, call, map_tensors, tensors
+from secateurs.masking.mask import mask
+from secateurs.plans.plan import Plan, trace
 from secateurs.surgery.culprits import culprits
-from secateurs.surgery.cut import apply, copied, mask
-from secateurs.surgery.plan import Plan, trace
+from secateurs.surgery.slice import apply
 
 TOLERANCE = 1e-5
 ROUNDING = 1e-2  # more than this no network makes of float32's rounding: float64 has no say then

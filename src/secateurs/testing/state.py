@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.channels.inputs import call, tensors
+from secateurs.graph.inputs import call, tensors
 
 
 def expect(holds: bool, message: str) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from secateurs.channels.inputs import tensors
 from secateurs.errors import DataError, SecateursError
+from secateurs.graph.inputs import tensors
 from secateurs.training import batches as B
 
 

@@ -172,7 +172,7 @@ def _restore(engine: Engine, state: State) -> None:
     if len(state.history) != at.epoch:
         raise _Misfit(f"field 'history' has {len(state.history)} entries, expected {at.epoch}, one for each epoch")
     if state.plans:
-        from secateurs.surgery import Plan
+        from secateurs.plans import Plan
 
         for i in range(len(engine.plans), len(state.plans)):  # a hook's `start` may have made the first cuts already
             try:

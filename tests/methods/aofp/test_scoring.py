@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.channels.graph import parameter
+from secateurs.graph.channels import parameter
 from secateurs.methods.aofp import Damage
 from secateurs.testing.networks import randomize
 

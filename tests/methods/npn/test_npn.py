@@ -19,8 +19,9 @@ from secateurs.methods import Task
 from secateurs.methods.npn.control import Controller
 from secateurs.methods.npn.method import NPNPruner
 from secateurs.methods.npn.network import PrunerNetwork, classifier
+from secateurs.recovery import Recover, recover
 from secateurs.testing.networks import randomize
-from secateurs.training import CheckpointStore, Recover, recover
+from secateurs.training import CheckpointStore
 from tests.networks import Net
 
 

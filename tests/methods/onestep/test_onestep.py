@@ -19,10 +19,10 @@ from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import find_layers, scored
 from secateurs.methods.onestep.method import OneStepPruner
 from secateurs.methods.select import Widths
+from secateurs.recovery import recover
+from secateurs.recovery.features import by_name, feature_maps
+from secateurs.recovery.mimic import choose
 from secateurs.testing.networks import data, images, network, randomize
-from secateurs.training import recover
-from secateurs.training.features import by_name, feature_maps
-from secateurs.training.mimic import choose
 
 
 class Plain(nn.Module):

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.masking.gates import Gates
 from secateurs.methods.assess import Assessor, spread
 from secateurs.methods.method import Task
 from secateurs.methods.oracle.ablation import Ablation
-from secateurs.surgery.gates import Gates
 from secateurs.testing.networks import NETWORKS, data, images, network, randomize
 from secateurs.training import Batch
 

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import nn
 
 from secateurs.budget import Budget
-from secateurs.channels import Cost
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError
+from secateurs.graph import Cost
+from secateurs.masking.gates import Gates
 from secateurs.methods.aofp.scoring import Damage
 from secateurs.methods.aofp.search import BinaryFilterSearch, Move
 from secateurs.methods.criteria import norms
@@ -22,7 +23,6 @@ from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
 from secateurs.methods.select import meet
 from secateurs.methods.selection import Selection
-from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe
 from secateurs.training.seeds import mix
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
-from secateurs.channels.graph import ChannelGroup, parameter
+from secateurs.graph.channels import ChannelGroup, parameter
 from secateurs.methods.following import Following, batch_norm, following
 
 Ratio = Literal["example", "batch"]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs import zoo
-from secateurs.channels import ChannelGraph, trace
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, SecateursError
+from secateurs.graph import ChannelGraph, trace
+from secateurs.masking.gates import Gates
 from secateurs.methods.method import Scope, Task
 from secateurs.methods.npn.control import Controller
 from secateurs.methods.npn.network import PrunerNetwork, classifier
@@ -21,7 +22,6 @@ from secateurs.methods.pruner import Pruner, TrainingMethod, keep
 from secateurs.methods.registry import register
 from secateurs.methods.select import meet
 from secateurs.methods.selection import Channels, Selection
-from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe
 from secateurs.training.batches import place, share, walk
 from secateurs.training.checks import Check

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.channels import ChannelGraph
-from secateurs.channels.inputs import beside, call
-from secateurs.channels.reasons import OUTPUT
 from secateurs.errors import ConfigError
+from secateurs.graph import ChannelGraph
+from secateurs.graph.inputs import beside, call
+from secateurs.graph.reasons import OUTPUT
 
 
 class Heads(nn.Linear):

@@ -10,9 +10,9 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from secateurs.channels import ChannelGraph, ChannelGroup
 from secateurs.errors import ConfigError, nearest
-from secateurs.training.features import FeatureMap, feature_maps
+from secateurs.graph import ChannelGraph, ChannelGroup
+from secateurs.recovery.features import FeatureMap, feature_maps
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, TrainingError
+from secateurs.masking.gates import Gates
 from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
 from secateurs.methods.select import Widths, meet
 from secateurs.methods.selection import Selection
-from secateurs.surgery.gates import Gates
 from secateurs.training import Recipe
 
 PRESETS: dict[str, dict[str, Any]] = {

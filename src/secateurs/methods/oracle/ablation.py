@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.channels import ChannelGroup
-from secateurs.channels.graph import parameter
+from secateurs.graph import ChannelGroup
+from secateurs.graph.channels import parameter
+from secateurs.masking.gates import Gates
 from secateurs.methods.assess import Assessor
 from secateurs.methods.oracle.prefix import Held, Prefix
-from secateurs.surgery.gates import Gates
 from secateurs.training import batches as B
 
 

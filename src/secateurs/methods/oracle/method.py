@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 
 from secateurs.errors import ConfigError
+from secateurs.masking.gates import Gates
 from secateurs.methods.assess import Assessor, needs_examples, reporter
 from secateurs.methods.method import Method, Task
 from secateurs.methods.oracle.ablation import Ablation
 from secateurs.methods.registry import register
 from secateurs.methods.select import meet
 from secateurs.methods.selection import Selection
-from secateurs.surgery.gates import Gates
 
 Array = np.ndarray
 

@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateurs.channels.graph import parameter
 from secateurs.errors import ConfigError
+from secateurs.graph.channels import parameter
+from secateurs.masking import mask
 from secateurs.methods.method import Task
 from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.select import Stripes
@@ -20,7 +21,6 @@ from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
 from secateurs.methods.selection import Selection
 from secateurs.stripes import StripeConv2d
-from secateurs.surgery import mask
 from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
 from secateurs.training import Recipe
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateurs.channels import Cost
+from secateurs.graph import Cost
 from secateurs.methods.method import Task
 from secateurs.methods.selection import Selection
 

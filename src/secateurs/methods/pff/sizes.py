@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateurs.channels.graph import parameter
+from secateurs.graph.channels import parameter
+from secateurs.graph.copies import copied
 from secateurs.methods.following import following
-from secateurs.surgery.cut import copied
 from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
 
 

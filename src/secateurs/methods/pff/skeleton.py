@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateurs.channels.graph import parameter
+from secateurs.graph.channels import parameter
 
 Kernels = Mapping[str, tuple[int, int, int]]  # weight → (filters, rows, columns)
 

@@ -1,0 +1,155 @@
+"""Where a network came from: the spec, the widenings and the cuts by which it can be built again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateurs.artifact import Source
+from secateurs.errors import ArtifactError, SecateursError
+from secateurs.files import brief, shown
+from secateurs.plans import Plan
+from secateurs.surgery import apply
+from secateurs.widening.grow import resized
+from secateurs.zoo import build
+
+# Of a constructor's options those that may make it load or download something, by the words in their names.
+_LOADS = frozenset({
+    "cache", "cached", "cfg", "checkpoint", "config", "custom", "dict", "dir", "download", "file", "filename", "files",
+    "folder", "hf", "hub", "pretrained", "repo", "url", "urls", "weights",
+})  # fmt: skip
+_REPLACES = ("name", "model_name")  # takes the place of the name in the spec
+_NAMED = ("zoo", "torchvision", "timm")  # families of which a spec names a network that is installed
+
+
+def rebuilt(source: Source, trust_code: bool = False) -> nn.Module:
+    """The unpruned network of an artifact's card: built from its spec, and as wide and as narrow as it was.
+
+    trust_code: import and call what the spec names, and pass the constructor any option.
+
+    Raises ArtifactError for a spec that is not followed without it, and for one that nothing can be built from.
+    """
+    if not trust_code:
+        _refuse(source)
+    left = None if trust_code else _Memory()
+    try:
+        with left or contextlib.nullcontext():
+            model = build(source.spec, num_classes=source.num_classes, **source.options)
+        for i, record in enumerate([*source.widen, None]):
+            for cut in source.plans:
+                if cut.after == i:
+                    model = apply(model, cut.plan.plan("Its plan"))
+            model = model if record is None else resized(model, record)
+    except SecateursError as error:
+        raise ArtifactError(f"the network {source.spec} cannot be built: {shown(str(error))}") from error
+    except Exception as error:  # of the constructor's own code
+        reason = shown(str(error))[:300] or type(error).__name__
+        raise ArtifactError(f"the network {source.spec} cannot be built: {reason}") from error
+    return model
+
+
+def _refuse(source: Source) -> None:
+    """Raise ArtifactError for a source that would run code of its own choosing, or fetch something."""
+    family, _, name = source.spec.partition(":")
+    advice = (
+        "Pass the network yourself (model=…), or trust_code=True if you trust whoever made the artifact as you would "
+        "trust a program."
+    )
+    if family == "python":
+        module, _, factory = name.partition(":")
+        raise ArtifactError(
+            f"its network comes from {source.spec}: to build it, the module {module} would be imported and "
+            f"{factory or 'something in it'} called. {advice}"
+        )
+    if family not in _NAMED:
+        raise ArtifactError(f"its network comes from {source.spec}, which is not one of {', '.join(_NAMED)}. {advice}")
+    for option, value in source.options.items():
+        if _loads(option, value):
+            raise ArtifactError(
+                f"its network is built with {shown(option)[:60]}={brief(value)}, which may load or download something. "
+                f"{advice}"
+            )
+
+
+def _loads(option: str, value: Any) -> bool:
+    if value is None or value is False or option == "init_weights":
+        return False
+    if not _is_plain(value):  # a configuration, which may name anything
+        return True
+    path = option.endswith("path") and not isinstance(value, int | float)  # drop_path=0.1 is a rate
+    return path or option in _REPLACES or not _LOADS.isdisjoint(option.lower().split("_"))
+
+
+class _Memory(TorchDispatchMode):
+    """Refuses to make tensors that this machine has no memory for, before they are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = memory()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], list | tuple) and all(isinstance(n, int) for n in args[0]):  # empty, zeros, …
+            self.left -= 4 * math.prod(args[0])
+            if self.left < 0:
+                raise ArtifactError("it would be larger than this machine's memory")
+        return func(*args, **(kwargs or {}))
+
+
+def memory() -> int:
+    """Bytes of memory in this machine; 64 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 64 << 30
+
+
+def after_cut(source: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """How to build a network that was cut so; plans and widenings are told apart by what came after how many of those."""
+    record = {"after": len(source.get("widen", [])), "plan": json.loads(plan.to_json())}
+    return {**source, "plans": [*source.get("plans", []), record]}
+
+
+def remember(model: nn.Module, source: dict[str, Any]) -> None:
+    """Note on a network how it is built."""
+    model.secateurs_source = source  # type: ignore[assignment]
+    model.secateurs_built = _structure(model)  # type: ignore[assignment]
+
+
+def source_of(model: nn.Module) -> dict[str, Any] | None:
+    """How to build this network again; None if it did not come from `build`, or is not what it was then."""
+    source = getattr(model, "secateurs_source", None)
+    if not isinstance(source, dict) or getattr(model, "secateurs_built", None) != _structure(model):
+        return None
+    try:
+        return source if json.loads(json.dumps(source)) == source else None
+    except (TypeError, ValueError):  # an option that cannot be written down
+        return None
+
+
+def _structure(model: nn.Module) -> str:
+    """Tells a network from one that was edited since: another stride, another module in the place of one, a forward of
+    its own. Weights may differ, their shapes not."""
+    parts: list[Any] = []
+    for name, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if _is_plain(v) and k not in _PASSING}
+        own = sorted(k for k, v in vars(module).items() if callable(v) and not isinstance(v, type))
+        parts.append((name, type(module).__module__, type(module).__qualname__, sorted(plain.items()), own))
+    parts.append(sorted((name, tuple(p.shape)) for name, p in model.named_parameters()))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+_PASSING = {"training", "secateurs_source", "secateurs_built"}  # says nothing of how a module was built
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)

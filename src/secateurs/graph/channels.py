@@ -1,0 +1,212 @@
+"""The channel graph: which channels a network has, where each one lives, and what the network costs at any widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateurs.errors import PlanError, nearest
+from secateurs.graph.cost import Cost, CostModel
+from secateurs.graph.reasons import Kind, Reason
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the channels of a group live on one axis of one parameter or buffer."""
+
+    param: str
+    axis: int
+    index: Array = field(repr=False)  # (size, m): the m indices of each channel
+    produces: bool = False  # the parameter creates the channels on this axis …
+    consumes: bool = False  # … or reads them; neither: it goes along (batch norm, bias)
+
+    @property
+    def module(self) -> str:
+        """The module that owns the parameter, or the parameter itself where the model holds it directly."""
+        head = self.param.partition(".parametrizations.")[0]
+        return head if head != self.param else self.param.rpartition(".")[0] or self.param
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that stand side by side on the very same parameter axes; each can live or die by itself."""
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...] = field(repr=False)
+    exact: bool  # masked ≡ sliced; not so where a normalisation takes its statistics over the channels
+    internal: bool  # no channel lies on a shortcut
+    reason: Reason | None  # why it is not prunable, or None
+
+    @property
+    def prunable(self) -> bool:
+        """May be cut without further ado. An inexact group is not, unless the trace was made with `allow_inexact`."""
+        return self.reason is None
+
+    @property
+    def only_inexact(self) -> bool:
+        """Not prunable for no other reason than that a cut would be inexact."""
+        return self.reason is not None and self.reason.kind is Kind.INEXACT
+
+    @cached_property
+    def coupled(self) -> int:
+        """How many channels of one layer each channel is: in a grouped convolution the k-th of all its groups, say."""
+        return max((s.index.shape[1] for s in self.slots if s.produces), default=1)
+
+    @cached_property
+    def producers(self) -> tuple[str, ...]:
+        """Names of the layers that create these channels."""
+        return tuple(dict.fromkeys(s.module for s in self.slots if s.produces))
+
+    @cached_property
+    def consumers(self) -> tuple[str, ...]:
+        """Names of the layers that read them."""
+        return tuple(dict.fromkeys(s.module for s in self.slots if s.consumes))
+
+    def weights(self, model: nn.Module, bias: bool = False) -> list[Tensor]:
+        """For each layer that creates these channels, its weights by channel: (size, weights per channel). Views where
+        that can be. With `bias`, the layer's own bias follows as a (size, 1) of its own."""
+        found = []
+        for slot in self.slots:
+            if slot.produces:
+                found.append(_take(parameter(model, slot.param).detach(), slot))
+                own = slot.param.rpartition(".")[0] + ".bias"
+                found += [_take(parameter(model, s.param).detach(), s) for s in self.slots if bias and s.param == own]
+        return found
+
+    def filters(self, model: nn.Module, bias: bool = True) -> Tensor:
+        """All weights that create each channel, as one data point: (size, weights per channel), float32.
+
+        A channel that lives on several coupled layers is one row made of all its filters; with `bias`, a producing
+        layer's own bias is appended to its weights (EPruner, sec. III-A).
+        """
+        return torch.cat([w.float() for w in self.weights(model, bias)], dim=1)
+
+
+def named_tensors(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a shared one once, in one walk over the modules."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for path, module in (modules or dict(model.named_modules())).items():
+        for own in (module._parameters, module._buffers):
+            for leaf, x in own.items():
+                if x is not None and id(x) not in seen:
+                    seen.add(id(x))
+                    found[f"{path}.{leaf}" if path else leaf] = x
+    return found
+
+
+def parameter(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its full name."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    found = module._parameters.get(leaf)
+    return found if found is not None else module._buffers[leaf]  # type: ignore[return-value]
+
+
+def _take(w: Tensor, slot: Slot) -> Tensor:
+    if _whole(slot.index, w.shape[slot.axis]):
+        taken = w
+    else:
+        taken = w.index_select(slot.axis, torch.from_numpy(slot.index).to(w.device).reshape(-1))
+    return taken.movedim(slot.axis, 0).reshape(len(slot.index), -1)
+
+
+def _whole(index: Array, n: int) -> bool:
+    return index.size == n and bool((index.ravel() == np.arange(n)).all())
+
+
+class ChannelGraph:
+    """What `sc.trace` answers: the groups of channels, and the cost of the network at any widths.
+
+    `groups` holds every group, prunable or not, in the order in which the network first uses them.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[ChannelGroup],
+        cost_model: Callable[[], CostModel],
+        shapes: Mapping[str, tuple[int, ...]],
+        modules: Any,
+        random: Iterable[str] = (),
+    ) -> None:
+        self.groups = tuple(groups)
+        self.shapes = dict(shapes)  # of all parameters and buffers that the trace saw
+        self.random = tuple(dict.fromkeys(random))  # lines that drew random numbers, though in eval mode
+        self._modules = modules
+        self._make_cost = cost_model  # made when first asked for
+        self._at = {g.name: i for i, g in enumerate(self.groups)}
+        self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        """The group of that name; PlanError with the nearest names if there is none."""
+        if name not in self._at:
+            raise PlanError(f"The network has no channel group {name!r}. {nearest(name, self._at)}")
+        return self.groups[self._at[name]]
+
+    @cached_property
+    def _cost(self) -> CostModel:
+        return self._make_cost()
+
+    def __repr__(self) -> str:
+        prunable = sum(g.prunable for g in self.groups)
+        return f"ChannelGraph({len(self.groups)} groups, {prunable} prunable, {self.cost().macs:,} MACs)"
+
+    def index(self, name: str) -> int:
+        """Position of a group in `groups` and in width vectors."""
+        return self._at[self[name].name]
+
+    def cost(self, widths: Mapping[str, int] | Array | None = None, stripes: Mapping[str, int] | None = None) -> Cost:
+        """MACs and parameters at these widths, from the graph alone: `{group name: channels}` (groups left out stay
+        whole), or a vector with one width per group, which is not checked. Takes microseconds.
+
+        stripes: for a convolution's weight (see `kernels`) how many stripes are left, of all its filters together.
+        """
+        if unknown := (stripes or {}).keys() - self.kernels.keys():
+            name = min(unknown)
+            raise PlanError(f"{name} is no convolution that stripes can be cut from. {nearest(name, self.kernels)}")
+        if isinstance(widths, np.ndarray):
+            return self._cost(widths, stripes)
+        vector = self.sizes.copy()
+        for name, width in (widths or {}).items():
+            size = self[name].size
+            if not isinstance(width, Integral) or isinstance(width, bool) or not 1 <= width <= size:
+                raise PlanError(
+                    f"Group {name} has {size} channels: its width is a whole number in 1…{size}, not {width!r}."
+                )
+            vector[self._at[name]] = width
+        return self._cost(vector, stripes)
+
+    @cached_property
+    def kernels(self) -> dict[str, tuple[int, int, int]]:
+        """Weights that stripes can be cut from, by name, with their filters, rows and columns: (O, KH, KW).
+
+        These are plain convolutions of one group that pad with zeros and share their weight with no other layer.
+        """
+        owners: dict[int, int] = {}
+        for module in self._modules.values():
+            for p in module._parameters.values():
+                owners[id(p)] = owners.get(id(p), 0) + 1
+        found = {}
+        known = self.shapes.keys() & self._cost.kernels.keys()
+        for name, module in self._modules.items():
+            weight = f"{name}.weight" if name else "weight"
+            plain = type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
+            if plain and weight in known and owners.get(id(module._parameters.get("weight"))) == 1:
+                o, _, rows, columns = self.shapes[weight]
+                found[weight] = (o, rows, columns)
+        return found
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The traced model's modules by name."""
+        return self._modules

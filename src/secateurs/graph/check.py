@@ -1,0 +1,182 @@
+"""The check of what labels cannot tell: a cut network is run, and compared with the whole one, place by place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateurs.graph import numbers
+from secateurs.graph.attributes import rewrites
+from secateurs.graph.grouping import Grouping
+from secateurs.graph.labels import CONSUMED, KnownLabels
+from secateurs.graph.reasons import Kind, Reason
+from secateurs.graph.runs import Runs
+from secateurs.graph.tracer import Site
+
+Array = np.ndarray
+MOST = 64  # cut networks that are tried at most
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a group cannot be cut, and the ambiguous places that another reading might mend."""
+
+    reason: Reason
+    sites: Sequence[Site] = ()
+
+
+class Check:
+    """Groups of a network, cut and tried."""
+
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
+        self.trials = 0
+        self.changed: list[int] = []  # numbers of the tape that the last trial found to follow a width
+
+    def broken(self, grouping: Grouping) -> dict[int, Fault]:
+        """Groups that cannot be cut although the labels allow it.
+
+        Code that goes through ambiguous places, or computes with numbers, is tried with all groups cut that it may
+        concern. Without any of the two nothing is tried: labels then say all there is to say.
+        """
+        touching: dict[int, list[Site]] = {}
+        for site in grouping.tape.sites:
+            for labels in site.labels:
+                for g in self._groups(grouping, labels):
+                    touching.setdefault(g, []).append(site)
+        free = [g for g in touching if self._may_be_cut(grouping, g)]
+        if grouping.tape.numbers:  # whose width a number may be made from is anyone's guess
+            free += [g for g in range(grouping.groups) if g not in touching and self._may_be_cut(grouping, g)]
+        # Mostly a number is put to use on the very channels that it counts: one look, and another to see if it is so.
+        faults: dict[int, Fault] = {}
+        rest = free
+        while rest and not self._holds(grouping, rest):
+            numbered = [n for i, n in enumerate(grouping.tape.numbers) if i in self.changed]
+            counted = {g: n for n in numbered for labels in n.labels for g in self._groups(grouping, labels)}
+            found = {g: Fault(Reason(Kind.CODE, numbers.REASON, n.where)) for g, n in counted.items() if g in rest}
+            if not found:
+                return self._failing(grouping, free, touching)
+            faults |= found
+            rest = [g for g in rest if g not in faults]
+        return self._cleared(grouping, faults, rest)
+
+    def _cleared(self, grouping: Grouping, faults: dict[int, Fault], rest: list[int]) -> dict[int, Fault]:
+        """Without the groups that a number was applied to, but does not follow: `weight / weight.shape[1]` has two."""
+        for g in list(faults) if len(faults) > 1 else ():
+            if self._holds(grouping, [*rest, g]):
+                rest = [*rest, g]
+                del faults[g]
+        return faults
+
+    def _groups(self, grouping: Grouping, labels: Array) -> Iterable[int]:
+        found = np.unique(grouping.of_label[labels[labels > 0]])
+        return found[found >= 0].tolist()
+
+    def _may_be_cut(self, grouping: Grouping, g: int) -> bool:
+        label = grouping.labels[np.argmax(grouping.group == g)]
+        return grouping.sizes[g] > 1 and grouping.classes.frozen[label] < 0
+
+    def _failing(
+        self, grouping: Grouping, groups: Sequence[int], touching: Mapping[int, list[Site]]
+    ) -> dict[int, Fault]:
+        """One by one, as far as need be."""
+        # Groups that go through the same lines of code stand or fall together more often than not.
+        kinds: dict[frozenset[str], list[int]] = {}
+        for g in groups:
+            kinds.setdefault(frozenset(s.where for s in touching.get(g, ())), []).append(g)
+        bad: dict[int, Fault] = {}
+        for lines, alike in kinds.items():
+            if lines and len(alike) > 2 and not any(self._holds(grouping, [g]) for g in (alike[0], alike[-1])):
+                bad |= {g: self._fault(grouping, touching.get(g, ())) for g in alike}  # at all its uses, then
+            else:
+                bad |= self._bisect(grouping, alike, touching)
+        rest = [g for g in groups if g not in bad]
+        if rest and not self._holds(grouping, rest):
+            bad |= {g: self._fault(grouping, touching.get(g, ())) for g in rest}
+        return bad
+
+    def _bisect(self, grouping: Grouping, groups: list[int], touching: Mapping[int, list[Site]]) -> dict[int, Fault]:
+        if not groups or self._holds(grouping, groups):
+            return {}
+        if len(groups) == 1:
+            return {groups[0]: self._fault(grouping, touching.get(groups[0], ()))}
+        half = len(groups) // 2
+        return self._bisect(grouping, groups[:half], touching) | self._bisect(grouping, groups[half:], touching)
+
+    def _fault(self, grouping: Grouping, sites: Sequence[Site]) -> Fault:
+        """What the last check failed for."""
+        if self.changed and grouping.tape.numbers:
+            at = min(self.changed[0], len(grouping.tape.numbers) - 1)
+            return Fault(Reason(Kind.CODE, numbers.REASON, grouping.tape.numbers[at].where))
+        if sites:
+            return Fault(Reason(Kind.CODE, sites[0].reason, sites[0].where), sites)
+        return Fault(
+            Reason(Kind.CODE, "a network with fewer of these channels does not run, or computes something else")
+        )
+
+    def _holds(self, grouping: Grouping, groups: list[int]) -> bool:
+        """Cut about half of these groups at random, and trace the cut network with the labels it inherits."""
+        self.changed = []
+        if self.trials >= MOST:
+            return False  # so much is ambiguous that the rest stays whole
+        draw = np.random.default_rng(len(groups))
+        dead = np.zeros(len(grouping.classes.root), dtype=bool)
+        for g in groups:
+            size = int(grouping.sizes[g])
+            gone = draw.permutation(size)[: max(1, min(size // 2, size - 1))]
+            at = grouping.group == g
+            dead[grouping.labels[at][np.isin(grouping.channel[at], gone)]] = True
+        known: dict[tuple[str, int], Array] = {}
+        kept: dict[str, dict[int, Array]] = {}
+        for axis in grouping.tape.axes:
+            alive = ~dead[axis.labels]
+            known[axis.param, axis.axis] = grouping.classes.root[axis.labels[alive]]
+            if not alive.all():
+                kept.setdefault(axis.param, {})[axis.axis] = np.flatnonzero(alive)
+        cut = {n: self._sliced(self.runs.named[n], axes) for n, axes in kept.items()}
+        new = {n: tuple(x.shape) for n, x in cut.items()}
+        self.trials += 1
+        try:
+            tape = self.runs.run(KnownLabels(), cut, known, rewrites(self.runs.modules, self.runs.shapes, new))
+        except Exception:  # a Mismatch, or whatever the author's code raises on shapes it was not written for
+            return False
+        # What leaves each ambiguous place must be what left it before, minus the channels cut.
+        found = {site.key: site.out for site in tape.sites}
+        for site in grouping.tape.sites:
+            for at, before in site.out.items():
+                alive = grouping.classes.root[before[~dead[before]]]
+                after = found.get(site.key, {}).get(at)  # with coupled channels already one, a split may not show
+                several = bool((alive != alive[:1]).any())  # of a single channel there is no telling where it lies
+                if several and after is not None and not np.array_equal(alive, after):
+                    return False
+        self.changed = numbers.changed(grouping.tape.numbers, tape.numbers)
+        if (
+            self.changed and not self.runs.meta
+        ):  # a number may be read from an activation, too: look at the masked network
+            whole = {(a.param, a.axis): grouping.classes.root[a.labels] for a in grouping.tape.axes}
+            twin = self.runs.run(KnownLabels(), self._masked(grouping, dead), whole)
+            self.changed = numbers.changed(twin.numbers, tape.numbers, tolerance=1e-4)
+        return not self.changed
+
+    def _sliced(self, x: Tensor, axes: Mapping[int, Array]) -> Tensor:
+        if self.runs.meta:
+            return torch.empty(
+                [len(axes.get(a, range(n))) for a, n in enumerate(x.shape)], dtype=x.dtype, device="meta"
+            )
+        for a, index in axes.items():
+            x = x.index_select(a, torch.from_numpy(index).to(x.device))
+        return x
+
+    def _masked(self, grouping: Grouping, dead: Array) -> dict[str, Tensor]:
+        """The parameters that read dead channels, with zeros there."""
+        masked: dict[str, Tensor] = {}
+        for axis in grouping.tape.axes:
+            gone = dead[axis.labels] & (grouping.classes.flags[axis.labels] & CONSUMED > 0)
+            if gone.any():
+                w = masked.setdefault(axis.param, self.runs.named[axis.param].detach().clone())
+                w.index_fill_(axis.axis, torch.from_numpy(np.flatnonzero(gone)).to(w.device), 0)
+        return masked

@@ -1,0 +1,40 @@
+"""Copies of modules."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_ATOMS = (int, float, str, bytes, bool, complex, type(None), type, torch.dtype, torch.device, torch.Size)
+
+
+def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A copy that shares nothing with the module: `copy.deepcopy`, at a fraction of its time where modules hold nothing but
+    the usual. memo: by the id of an object what takes its place in the copy."""
+    memo = {} if memo is None else memo
+    if id(module) in memo:
+        return memo[id(module)]
+    if getattr(type(module), "__deepcopy__", None) is not None:
+        return copy.deepcopy(module, memo)
+    new = module.__class__.__new__(module.__class__)
+    memo[id(module)] = new
+    for key, value in module.__dict__.items():
+        own: Any
+        if isinstance(value, _ATOMS):
+            own = value
+        elif key == "_modules":
+            own = {k: m if m is None else copied(m, memo) for k, m in value.items()}
+        elif isinstance(value, dict) and not value and type(value) in _PLAIN:
+            own = type(value)()
+        elif isinstance(value, Tensor) and not value.is_leaf:  # what a weight-norm hook left of its last forward
+            own = value.detach().clone()
+        else:
+            own = copy.deepcopy(value, memo)
+        new.__dict__[key] = own
+    return new
+
+
+_PLAIN = (dict, type(nn.Module()._forward_hooks))

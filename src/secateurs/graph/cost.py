@@ -1,0 +1,110 @@
+"""What a network costs: multiply-accumulates and parameters, at any widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateurs.graph.inputs import beside, call, check_model
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of one forward pass over the example inputs (their batch included), and parameters."""
+
+    macs: int
+    params: int
+
+
+def count(model: nn.Module, example_inputs: Any) -> Cost:
+    """Cost of a model as it stands: `FlopCounterMode` over one forward pass in eval mode, halved, and its parameters."""
+    check_model(model)
+    training = {m: m.training for m in model.modules()}
+    fused = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products from the counter
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call(model, beside(model, example_inputs))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for m, mode in training.items():
+            m.training = mode
+    return Cost(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()))
+
+
+class CostModel:
+    """Sums of products of widths. Every factor is an affine form of the group widths, `constant + Σ multiplicity·width`.
+
+    Evaluating it at one candidate takes microseconds, and grows with the number of places where a width appears.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self.groups = groups
+        self._forms: dict[tuple[tuple[int, int], ...] | int, int] = {}
+        self._rows: list[tuple[int, tuple[tuple[int, int], ...]]] = []
+        self._terms: dict[str, list[tuple[int, tuple[int, ...]]]] = {"macs": [], "params": []}
+        self.kernels: dict[str, int] = {}  # weight of a convolution → the form that counts its stripes
+        self._packed: dict[str, tuple[Array, Array]] = {}
+
+    def form(self, constant: int, multiplicities: Mapping[int, int]) -> int:
+        """Index of the affine form `constant + Σ multiplicities[g]·width[g]`."""
+        key: Any = (constant, tuple(sorted(multiplicities.items())))
+        if key not in self._forms:
+            self._forms[key] = len(self._rows)
+            self._rows.append(key)
+        return self._forms[key]
+
+    def stripes(self, kernel: str, constant: int, multiplicities: Mapping[int, int]) -> int:
+        """Index of the form that counts this kernel's stripes, of which a cost may be asked with fewer."""
+        if kernel not in self.kernels:
+            self.kernels[kernel] = len(self._rows)
+            self._rows.append((constant, tuple(sorted(multiplicities.items()))))
+        return self.kernels[kernel]
+
+    def add(self, what: str, coefficient: int, forms: tuple[int, ...]) -> None:
+        """One more product: `coefficient · Π forms`, to the `macs` or the `params`."""
+        self._terms[what].append((coefficient, forms))
+
+    def freeze(self) -> CostModel:
+        """Pack the forms and terms into arrays, once all are known."""
+        one = self.form(1, {})
+        for what, terms in self._terms.items():
+            merged: dict[tuple[int, ...], int] = {}
+            for coefficient, forms in terms:
+                key = tuple(sorted(forms))
+                merged[key] = merged.get(key, 0) + coefficient
+            depth = max((len(k) for k in merged), default=1) or 1
+            index = np.array([[*k, *[one] * (depth - len(k))] for k in merged], dtype=np.int64).reshape(-1, depth)
+            self._packed[what] = np.array(list(merged.values()), dtype=np.int64), index.T.copy()
+        flat = [(row, g, m) for row, (_, pairs) in enumerate(self._rows) for g, m in pairs]
+        self._constants = np.array([c for c, _ in self._rows], dtype=np.float64)
+        self._row = np.array([r for r, _, _ in flat], dtype=np.int64)
+        self._group = np.array([g for _, g, _ in flat], dtype=np.int64)
+        self._multiplicity = np.array([m for _, _, m in flat], dtype=np.float64)
+        return self
+
+    def __call__(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Cost:
+        """Cost at these widths, (groups,), and with so many stripes left of these kernels; of others all are left that
+        the widths allow."""
+        weights = self._multiplicity * np.asarray(widths)[self._group]
+        values = self._constants + np.bincount(self._row, weights=weights, minlength=len(self._constants))
+        whole = values.astype(np.int64)  # exact: widths are far below 2⁵³
+        for kernel, left in (stripes or {}).items():
+            whole[self.kernels[kernel]] = left
+        return Cost(self._total("macs", whole), self._total("params", whole))
+
+    def _total(self, what: str, values: Array) -> int:
+        coefficients, index = self._packed[what]
+        product = coefficients
+        for factor in index:
+            product = product * values[factor]
+        return int(product.sum())

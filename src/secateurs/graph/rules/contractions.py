@@ -1,0 +1,195 @@
+"""Convolutions and matrix products: they consume the labels of the axis they sum over and pass the others on."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+from secateurs.graph.rules import rule
+
+if TYPE_CHECKING:
+    from secateurs.graph.tracer import Labels, Tracer
+
+aten = torch.ops.aten
+
+
+@rule(aten.convolution)
+def convolution(
+    t: Tracer,
+    x: Tensor,  # (N, C, *spatial)
+    w: Tensor,  # (O, C / groups, *kernel), transposed: (C, O / groups, *kernel)
+    bias: Tensor | None,  # (O,)
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Labels:
+    t.freeze({a: v for a, v in t.labels(w).items() if a > 1}, "a kernel position")
+    reads, out = t.axis(x, 1), None
+    if groups == 1:
+        i, o = (0, 1) if transposed else (1, 0)
+        t.unify(reads, t.axis(w, i))
+        t.consume(w, i)
+        out = t.axis(w, o)
+        t.produce(w, o)
+    elif w.shape[1 - transposed] // (groups if transposed else 1) == 1:
+        out = depthwise(t, reads, w, groups, transposed)
+    else:
+        out = grouped(t, reads, w, groups, transposed)
+    if bias is not None:
+        t.unify(out, bias)
+    kept = spatial(t, x)
+    if 0 in t.labels(x):
+        kept[0] = t.labels(x)[0]
+    extent = x if transposed else t.out
+    t.cost(*(kept.get(a, extent.shape[a]) if a in kept else extent.shape[a] for a in (0, *range(2, extent.ndim))),
+           math.prod(w.shape[2:]), t.width(w, 0) if transposed else out, t.width(w, 1),
+           kernel=w if groups == 1 and not transposed else None)  # fmt: skip
+    return {1: out, **kept}
+
+
+def depthwise(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
+    """Every input channel has filters of its own, which live and die with it."""
+    # w: (C·m, 1, *kernel), transposed: (C, m, *kernel)
+    if transposed and w.shape[1] > 1:
+        t.freeze(reads, "a transposed depthwise convolution with a multiplier")
+        t.freeze(t.labels(w), "a transposed depthwise convolution with a multiplier")
+        return t.zeros(groups * w.shape[1])
+    if 0 not in t.labels(w) and w.stride(0) == 0 and not transposed:  # one fixed filter for all channels: a blur
+        t.assume(reads, "the number of groups is a constant in the code")
+        return reads.repeat(w.shape[0] // groups)
+    owned = t.axis(w, 0)
+    t.unify(reads.repeat(len(owned) // groups), owned)
+    t.produce(w, 0)
+    t.depends_on_groups(w)
+    return owned
+
+
+def grouped(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
+    """Groups must stay even: the k-th input channels of all groups are one channel, and so are the k-th filters."""
+    if transposed:  # w: (C, O / groups, *kernel)
+        t.couple(t.axis(w, 0).reshape(groups, -1))
+        t.unify(reads, t.axis(w, 0))
+        t.consume(w, 0)
+        t.produce(w, 1)
+        out = t.tile(t.axis(w, 1), groups)
+    else:  # w: (O, C / groups, *kernel)
+        t.couple(t.axis(w, 0).reshape(groups, -1))
+        t.unify(reads, t.tile(t.axis(w, 1), groups))
+        t.consume(w, 1)
+        t.produce(w, 0)
+        out = t.axis(w, 0)
+    t.depends_on_groups(w)
+    return out
+
+
+def spatial(t: Tracer, x: Tensor) -> dict[int, Any]:
+    """Channels that lie on an axis which the kernel slides over (ECA): each output mixes neighbours."""
+    kept = {}
+    for a, labels in t.labels(x).items():
+        if a < 2:
+            continue
+        if t.out.shape[a] == x.shape[a]:
+            t.inexact(labels, f"{t.op_name} slides over channels: neighbours change with the cut")
+            kept[a] = labels
+        else:
+            t.freeze(labels, f"{t.op_name} slides over channels")
+    return kept
+
+
+def product(t: Tracer, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Labels:
+    """(*batch, m, k) @ (*batch, k, n): sums over k."""
+    la, lb = t.labels(a), t.labels(b)
+    last = a.ndim - 1
+    k, n, m = last, last, last - 1
+    if t.is_weight(a) or t.is_weight(b):
+        t.unify(t.axis(a, k), t.axis(b, m))
+        reader, reads, writes = (b, m, n) if t.is_weight(b) else (a, k, m)
+        t.consume(reader, reads)
+        t.produce(reader, writes)
+        if t.is_weight(a) and t.is_weight(b):  # a factorised weight: one factor creates what the other reads
+            t.produce(a, k)
+    else:  # attention scores and the like: there is no weight in which to mask a channel
+        reason = f"{t.op_name} sums over it in a product of two activations"
+        t.freeze(t.axis(a, k), reason)
+        t.freeze(t.axis(b, m), reason)
+    out: Labels = {}
+    for axis in range(a.ndim - 2):
+        if axis in la or axis in lb:
+            t.unify(t.axis(a, axis), t.axis(b, axis))
+            out[axis] = t.axis(a, axis)
+    if m in la:
+        out[m] = la[m]
+    if n in lb:
+        out[n] = lb[n]
+    if bias is not None and n in out:
+        t.join([(out, t.out), (t.labels(bias), bias)])
+    t.cost(*(t.width(a, i) for i in range(a.ndim)), t.width(b, n))
+    return out
+
+
+@rule(aten.mm, aten.bmm)
+def mm(t: Tracer, a: Tensor, b: Tensor) -> Labels:
+    return product(t, a, b)
+
+
+@rule(aten.addmm, aten.baddbmm)
+def addmm(t: Tracer, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Labels:
+    return product(t, a, b, bias)
+
+
+@rule(aten.linear)
+def linear(t: Tracer, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Labels:
+    """x: (*, I), w: (O, I)."""
+    last = x.ndim - 1
+    t.unify(t.axis(x, last), t.axis(w, 1))
+    t.consume(w, 1)
+    t.produce(w, 0)
+    if bias is not None:
+        t.unify(t.axis(w, 0), bias)
+    t.cost(*(t.width(x, i) for i in range(last)), t.width(w, 0), t.width(w, 1))
+    return {**{a: v for a, v in t.labels(x).items() if a != last}, last: t.axis(w, 0)}
+
+
+@rule(aten.mv)
+def mv(t: Tracer, a: Tensor, v: Tensor) -> Labels:
+    """a: (m, k), v: (k,). Spectral norm and the like: a statistic over k."""
+    t.unify(t.axis(a, 1), v)
+    t.inexact(t.axis(a, 1), "aten.mv sums over it")
+    return {0: t.axis(a, 0)}
+
+
+@rule(aten.dot, aten.vdot)
+def dot(t: Tracer, a: Tensor, b: Tensor) -> None:
+    t.unify(t.axis(a, 0), b)
+    t.inexact(t.axis(a, 0), f"{t.op_name} sums over it")
+
+
+@rule(aten._safe_softmax)
+def attention(t: Tracer, x: Tensor, *_: Any, **__: Any) -> Labels:
+    """On meta tensors attention is made of products; on real ones it is one op, and costs what that costs."""
+    if x.is_meta:
+        raise NotImplementedError("attention is traced on real tensors")
+    return t.labels(x)
+
+
+@rule(
+    aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
+    aten._scaled_dot_product_attention_math,
+)  # fmt: skip
+def scaled_dot_product_attention(t: Tracer, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Labels:
+    """q, k, v: (N, heads, tokens, channels): sums over the channels of q and k, keeps those of v."""
+    reason = f"{t.op_name} sums over it in a product of two activations"
+    for x in (q, k):
+        t.freeze(t.labels(x), reason)
+    t.freeze({a: labels for a, labels in t.labels(v).items() if a != v.ndim - 1}, reason)
+    if t.op.overloadpacket in flop_registry:
+        t.cost(flop_registry[t.op.overloadpacket](q, k, v, out_val=t.out) // 2)
+    return {v.ndim - 1: t.labels(v)[v.ndim - 1]} if v.ndim - 1 in t.labels(v) else {}

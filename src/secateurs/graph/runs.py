@@ -1,0 +1,100 @@
+"""One run of a model under the tracer: on meta tensors or, failing that, on the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from secateurs.errors import TraceError
+from secateurs.graph.channels import named_tensors
+from secateurs.graph.grouping import Grouping
+from secateurs.graph.inputs import beside, call, map_tensors, tensors
+from secateurs.graph.labels import KnownLabels, LabelSpace
+from secateurs.graph.reasons import OUTPUT
+from secateurs.graph.tracer import Calls, Tape, Tracer, swapped
+
+Array = np.ndarray
+
+
+class Runs:
+    """Runs of one model on its example inputs, each leaving a tape behind. The model is left as it was."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+        self.model = model
+        self.modules = dict(model.named_modules())
+        self.named = named_tensors(model, self.modules)
+        lazy = next((n for n, p in self.named.items() if nn.parameter.is_lazy(p)), None)
+        if lazy is not None:
+            raise TraceError(f"{lazy} has no shape yet: run the model once on its inputs, then trace it.")
+        self.params = {n: tuple(p.shape) for n, p in self.named.items() if isinstance(p, nn.Parameter)}
+        self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
+        self.example_inputs = beside(model, example_inputs)
+        self.meta = True  # shapes suffice
+        self.choices: dict[tuple[str, str, int], int] = {}  # which reading of an ambiguous place is taken
+
+    def follow(self) -> Grouping:
+        """Run the model and solve for its channels."""
+        if self.meta:
+            try:
+                return self._follow()
+            except Exception:  # whatever a model does with values that meta tensors don't have
+                self.meta = False
+        try:
+            return self._follow()
+        except Exception as error:
+            raise TraceError(
+                f"The model does not run on these example inputs: {type(error).__name__}: {error}. "
+                f"Pass inputs of the shape and type that it takes, as a tensor, a tuple or a dict."
+            ) from error
+
+    def _follow(self) -> Grouping:
+        space = LabelSpace()
+        tape = self.run(space, {})
+        return Grouping(tape, space.solve())
+
+    def run(
+        self,
+        space: LabelSpace | KnownLabels,
+        cut: Mapping[str, Tensor],
+        known: Mapping[tuple[str, int], Array] | None = None,
+        attributes: Mapping[tuple[str, str], Any] = {},
+    ) -> Tape:
+        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes)."""
+        standins = {n: cut[n] if n in cut else p.to("meta") if self.meta else p for n, p in self.named.items()}
+        names = {id(x): n for n, x in standins.items()}
+        inputs = map_tensors(lambda x: x.to("meta"), self.example_inputs) if self.meta else self.example_inputs
+        replaced = {id(p): standins[n] for n, p in self.named.items()}
+        tracer = Tracer(space, names, self.modules, self.choices, known)
+        with swapped(self.modules, replaced, attributes):
+            self._pass(tracer, inputs)
+            if isinstance(space, LabelSpace):
+                idle = self.params.keys() - {a.param for a in tracer.tape.axes}
+                if any(max(self.shapes[n], default=1) > 1 for n in idle):
+                    self._training_pass(tracer, space, inputs)
+        return tracer.tape
+
+    def _pass(self, tracer: Tracer, inputs: Any) -> None:
+        # Inputs are tensors of their own here, so that what the tracer notes on them goes with this run.
+        inputs = map_tensors(lambda x: x.detach(), inputs)
+        for x in tensors(inputs):
+            tracer.enter(x)
+        with tracer, Calls(tracer):
+            out = call(self.model, inputs)
+        for x in tensors(out):
+            tracer.freeze(tracer.labels(x), OUTPUT)
+
+    def _training_pass(self, tracer: Tracer, space: LabelSpace, inputs: Any) -> None:
+        """Some parameters only work in training (auxiliary heads): what they read must be cut on them too."""
+        point, axes = space.point(), len(tracer.tape.axes)
+        tracer.counting = False
+        for m in self.modules.values():
+            m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
+        try:
+            self._pass(tracer, inputs)
+        except Exception:  # a forward that wants targets, say: it is none of an inference graph's business
+            space.back(point)
+            del tracer.tape.axes[axes:]

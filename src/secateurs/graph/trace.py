@@ -1,0 +1,67 @@
+"""`trace`: from a model and example inputs to its channel graph."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from secateurs.errors import TraceError
+from secateurs.graph.channels import ChannelGraph
+from secateurs.graph.check import Check
+from secateurs.graph.grouping import Grouping
+from secateurs.graph.inputs import check_model
+from secateurs.graph.runs import Runs
+from secateurs.graph.tracer import Site
+
+G = TypeVar("G", bound=ChannelGraph)
+_RETRIES = 4  # readings of an ambiguous split that are tried before its channels are frozen
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    allow_inexact: bool = False,
+    kind: type[G] = ChannelGraph,  # type: ignore[assignment]
+) -> G:
+    """Find the channels of a network: run it once in eval mode and follow every channel through every op.
+
+    example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, as the model takes them.
+    allow_inexact: let channels be prunable although a normalisation takes its statistics over them (layer norm over
+        channels, group norm), so that a cut changes more than what is cut.
+
+    The run needs shapes, not values: it happens on meta tensors, and on the real ones where a model needs values (its
+    control flow depends on data, say). The model is left as it was. An op without a rule does not stop the trace: it
+    freezes the channels it touches, and the group says so.
+
+    Raises TraceError if the model cannot be run on these inputs.
+    """
+    check_model(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("A TorchScript module hides its layers: trace the Python model that it was made from.")
+    if hasattr(model, "_orig_mod") or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TraceError(f"{type(model).__name__} wraps the model: trace what it wraps (._orig_mod or .module).")
+    runs = Runs(model, example_inputs)
+    check = Check(runs)
+    for attempt in range(_RETRIES + 1):
+        grouping = runs.follow()
+        broken = check.broken(grouping)
+        doubtful = [*(s for fault in broken.values() for s in fault.sites), *_frozen_sites(grouping)]
+        again = {s.key: s for s in doubtful if runs.choices.get(s.key, 0) + 1 < s.options}.values()
+        if not again or attempt == _RETRIES:
+            break
+        for site in again:
+            runs.choices[site.key] = runs.choices.get(site.key, 0) + 1
+    refuted = {g: fault.reason for g, fault in broken.items()}
+    params = runs.params
+    seen = {a.param: runs.shapes[a.param] for a in grouping.tape.axes}
+    groups = grouping.build(allow_inexact, refuted)
+    return kind(groups, lambda: grouping.cost_model(params), seen, runs.modules, grouping.tape.random)
+
+
+def _frozen_sites(grouping: Grouping) -> list[Site]:
+    """Places with several readings, where the one that was taken left nothing to cut."""
+    frozen = grouping.classes.frozen
+    return [s for s in grouping.tape.sites if s.options > 1 and all((frozen[v] >= 0).all() for v in s.labels)]

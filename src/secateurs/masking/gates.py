@@ -1,0 +1,303 @@
+"""Gates: multiply channels by factors, softly or hard, without touching the network's weights.
+
+A gate acts on the consumer's view of a channel, so a zero gate is exactly a cut. One factor for a whole batch is applied
+to the consumer's weights, which costs O(weights); one factor for each sample to the consumer's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.hooks import RemovableHandle
+
+from secateurs.errors import ConfigError
+from secateurs.graph.channels import ChannelGroup, parameter
+
+
+class Gates:
+    """Gates on channel groups of a model: `with Gates(model, groups) as gates: gates.set({name: factors}); model(x)`.
+
+    factors: per group a tensor of shape (size,), or of shape (N, size) with one row per sample; any device, any
+    floating dtype, with or without gradient. Groups left out pass as they are. Factors stay until they are set anew,
+    and the network computes with them in every forward in between; when the context ends (or after `detach`) the network
+    is as it was, whatever happened in it.
+
+    The parameters' names, values and identities do not change, so optimizers, checkpoints and plans don't notice.
+    Works under autocast and torch.compile, and inside DistributedDataParallel. A copy of a gated model (an average of
+    its weights, say) goes by the same gates as the model, until they are detached.
+
+    Per-sample gates reach consumers that are called as modules, not weights that code reads for itself. Recomputation of
+    activations in the backward pass (torch.utils.checkpoint) sees per-sample gates, but no per-batch ones.
+    """
+
+    def __init__(self, model: nn.Module, groups: Iterable[ChannelGroup]) -> None:
+        self.model = model
+        self.groups = {g.name: g for g in groups}
+        self.sizes = [g.size for g in self.groups.values()]
+        self.channels = sum(self.sizes)
+        self._consumers = [
+            _Consumer(param, axis, source, self.sizes) for (param, axis), source in self._sources().items()
+        ]
+        self._places = self._find_places()
+        self._flat: Tensor | None = None  # (channels,) or (N, channels)
+        self._parts: tuple[Tensor, ...] = ()  # the same by group
+        self._handles: list[RemovableHandle] = []
+        self._swapped: list[tuple[dict[str, Any], str, Any]] = []
+
+    def _sources(self) -> dict[tuple[str, int], np.ndarray]:
+        """For each (parameter, axis) that reads gated channels: which channel each index reads, -1 for one not gated."""
+        sources: dict[tuple[str, int], np.ndarray] = {}
+        start = 0
+        for group in self.groups.values():
+            at = start + np.arange(group.size)
+            start += group.size
+            for slot in group.slots:
+                if slot.consumes:
+                    n = parameter(self.model, slot.param).shape[slot.axis]
+                    source = sources.setdefault((slot.param, slot.axis), np.full(n, -1, dtype=np.int64))
+                    source[slot.index] = at[:, None]
+        return sources
+
+    def _find_places(self) -> dict[str, list[tuple[str, str]]]:
+        """Where each consuming parameter is to be found, (module, attribute): a tied one is in several places."""
+        names = {id(parameter(self.model, c.param)): c.param for c in self._consumers}
+        places: dict[str, list[tuple[str, str]]] = {c.param: [] for c in self._consumers}
+        for path, module in self.model.named_modules():
+            for leaf, p in [*module._parameters.items(), *module._buffers.items()]:
+                if id(p) in names:
+                    places[names[id(p)]].append((path, leaf))
+        return places
+
+    # -- attaching ----------------------------------------------------------------------------------------------------
+
+    def attach(self) -> Gates:
+        """Start gating; `with` does it for you."""
+        if not self._handles:
+            add = self._handles.append
+            add(self.model.register_forward_pre_hook(_Enter(self)))
+            add(self.model.register_forward_hook(_Leave(self), always_call=True))
+            for consumer in self._consumers:
+                for path, leaf in self._places[consumer.param]:
+                    module = self.model.get_submodule(path)
+                    hook = _GateInput(self, consumer, leaf)
+                    add(module.register_forward_pre_hook(hook, with_kwargs=True))
+        return self
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._handles)
+
+    def detach(self) -> None:
+        """Stop gating and leave no trace."""
+        self._restore()
+        self._flat, self._parts = None, ()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Gates:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    # -- factors ------------------------------------------------------------------------------------------------------
+
+    def set(self, factors: Mapping[str, Tensor] | None) -> None:
+        """Gate with these factors from now on; None opens all gates.
+
+        Raises ConfigError for a group that is not gated here, or factors of the wrong shape.
+        """
+        if not factors:
+            self.flat(None)
+            return
+        for name, f in factors.items():
+            if name not in self.groups:
+                raise ConfigError(f"{name} is not among the gated groups.")
+            size = self.groups[name].size
+            if f.ndim not in (1, 2) or f.shape[-1] != size:
+                raise ConfigError(f"Gates of {name} must have shape ({size},) or (N, {size}), not {tuple(f.shape)}.")
+        rows = {f.shape[0] for f in factors.values() if f.ndim == 2}
+        if len(rows) > 1:
+            raise ConfigError(f"Per-sample gates disagree on the number of samples: {sorted(rows)}.")
+        lead = tuple(rows)
+        some = next(iter(factors.values()))
+        parts = []
+        for name, group in self.groups.items():
+            own = factors.get(name)
+            shape = (*lead, group.size)
+            parts.append(some.new_ones(shape) if own is None else own.to(some.device).expand(shape))
+        self.flat(torch.cat(parts, dim=-1))
+
+    def flat(self, flat: Tensor | None) -> None:
+        """The same for all groups at once, in order: (channels,) or (N, channels)."""
+        if flat is not None and (flat.ndim not in (1, 2) or flat.shape[-1] != self.channels):
+            raise ConfigError(
+                f"Gates of all groups must have shape ({self.channels},) or (N, {self.channels}), "
+                f"not {tuple(flat.shape)}."
+            )
+        self._flat = flat
+        self._parts = () if flat is None else flat.split(self.sizes, dim=-1)
+
+    def fold_(self, factors: Mapping[str, Tensor]) -> None:
+        """Multiply per-batch factors into the consumers' weights for good: the plain network then computes what the
+        gated one did, and a channel with factor zero can be cut exactly."""
+        if any(f.ndim != 1 for f in factors.values()):
+            raise ConfigError("Only per-batch gates can be folded into weights, one factor for each channel.")
+        self.set({name: f.detach() for name, f in factors.items()})
+        with torch.no_grad():
+            for consumer in self._consumers:
+                w = parameter(self.model, consumer.param)
+                w.mul_(self._factors(consumer, w))
+        self.set(None)
+
+    # -- in the forward pass ------------------------------------------------------------------------------------------
+
+    def _factors(self, consumer: _Consumer, w: Tensor) -> Tensor:
+        """Per-batch factors shaped to multiply w along the axis that reads them."""
+        assert self._flat is not None
+        v = consumer.factors(self._flat, self._parts).to(w)
+        return v.view([-1 if a == consumer.axis else 1 for a in range(w.ndim)])
+
+    def _enter(self, model: nn.Module) -> None:
+        if self._flat is None or self._flat.ndim != 1:
+            return
+        gated: dict[str, Tensor] = {}
+        for consumer in self._consumers:
+            w = gated.get(consumer.param)
+            w = parameter(model, consumer.param) if w is None else w
+            gated[consumer.param] = w * self._factors(consumer, w)
+        for param, w in gated.items():
+            for path, leaf in self._places[param]:
+                module = model.get_submodule(path)
+                own: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+                self._swapped.append((own, leaf, own[leaf]))
+                own[leaf] = w
+
+    def _restore(self) -> None:
+        while self._swapped:
+            own, leaf, w = self._swapped.pop()
+            own[leaf] = w
+
+    def _gate_input(
+        self, consumer: _Consumer, leaf: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self._flat is None or self._flat.ndim != 2:
+            return None
+        x = args[0] if args else kwargs.get("input")
+        at = input_axis(module, leaf, consumer.axis)
+        if at is None or not isinstance(x, Tensor):
+            raise ConfigError(
+                f"{consumer.param} is read by a {type(module).__name__}, which takes no per-sample gates: gate per "
+                f"batch, or leave its group out."
+            )
+        at %= x.ndim
+        v = consumer.factors(self._flat, self._parts)
+        if x.ndim < 2 or x.shape[0] != v.shape[0]:
+            raise ConfigError(
+                f"Gates of {v.shape[0]} samples meet inputs of shape {tuple(x.shape)} at {consumer.param}: per-sample "
+                f"gates need a row for each of the {x.shape[0]}."
+            )
+        turns = x.shape[at] // v.shape[1]  # a grouped convolution's groups read the same channels in turn
+        v = (v if turns == 1 else v.repeat(1, turns)).to(x)
+        v = v.view([n if a == 0 else -1 if a == at else 1 for a, n in enumerate(x.shape)])
+        x = x * v if x.ndim == 2 or torch.compiler.is_compiling() else _Scaled.apply(x, v)
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
+
+
+def input_axis(module: nn.Module, leaf: str, axis: int) -> int | None:
+    """The axis of the module's input that this axis of its parameter reads; None if it is not known."""
+    if leaf == "weight" and isinstance(module, _ConvNd):
+        return 1 if axis == (0 if isinstance(module, _ConvTransposeNd) else 1) else None
+    if leaf == "weight" and isinstance(module, nn.Linear):
+        return -1 if axis == 1 else None
+    return None
+
+
+class _Consumer:
+    """One axis of one parameter, and which channels it reads."""
+
+    def __init__(self, param: str, axis: int, source: np.ndarray, sizes: list[int]) -> None:
+        self.param, self.axis = param, axis
+        starts = np.cumsum([0, *sizes])
+        # Mostly that is one group as it stands, and there is nothing to look up.
+        part = int(np.searchsorted(starts, source[0], side="right")) - 1
+        whole = (
+            part >= 0 and len(source) == sizes[part] and bool((source == starts[part] + np.arange(sizes[part])).all())
+        )
+        self.part = part if whole else None
+        self.open = bool((source < 0).any())  # some indices have no gate
+        self.source = torch.from_numpy(np.where(source < 0, starts[-1], source))
+
+    def factors(self, flat: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+        """Its factors, (n,) or (N, n), of those of all channels."""
+        if self.part is not None:
+            return parts[self.part]
+        if self.source.device != flat.device:
+            self.source = self.source.to(flat.device)
+        if self.open:
+            flat = torch.cat([flat, torch.ones_like(flat[..., :1])], dim=-1)
+        return flat.index_select(-1, self.source)
+
+
+class _Scaled(torch.autograd.Function):
+    """x · v, whose backward pass goes over the activations once, a piece that fits the cache at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(x, v)
+        return x * v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, v = ctx.saved_tensors
+        need_x, need_v = ctx.needs_input_grad
+        axes = [a for a, n in enumerate(v.shape) if a and n == 1]
+        rows = max(1, _CACHED * len(g) // g.numel()) if g.device.type == "cpu" else len(g)
+        gx, gv = torch.empty_like(g) if need_x else None, torch.empty_like(v) if need_v else None
+        for i in range(0, len(g), rows):
+            at = slice(i, i + rows)
+            if gx is not None:
+                torch.mul(g[at], v[at], out=gx[at])
+            if gv is not None:
+                torch.sum(g[at] * x[at], axes, keepdim=True, out=gv[at])
+        return gx, gv
+
+
+_CACHED = 1 << 16  # values
+
+
+class _Hook:
+    """A copy of the model is gated by the same gates: the hooks of it are these."""
+
+    def __init__(self, gates: Gates) -> None:
+        self.gates = gates
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+
+class _Enter(_Hook):
+    def __call__(self, model: nn.Module, args: Any) -> None:
+        self.gates._enter(model)
+
+
+class _Leave(_Hook):
+    def __call__(self, model: nn.Module, args: Any, out: Any) -> None:
+        self.gates._restore()
+
+
+class _GateInput(_Hook):
+    def __init__(self, gates: Gates, consumer: _Consumer, leaf: str) -> None:
+        super().__init__(gates)
+        self.consumer, self.leaf = consumer, leaf
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.gates._gate_input(self.consumer, self.leaf, module, args, kwargs)

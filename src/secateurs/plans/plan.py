@@ -1,0 +1,280 @@
+"""A plan says what stays: self-contained, immutable, JSON in and out. Applying it needs a model and no graph."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, model_validator
+from torch import nn
+
+from secateurs.errors import ArtifactError, PlanError
+from secateurs.files import StrPath, parse_json, shown
+from secateurs.graph import Cost
+from secateurs.graph.attributes import rewrites
+from secateurs.graph.channels import ChannelGraph, named_tensors
+from secateurs.graph.inputs import check_model
+from secateurs.graph.trace import trace as trace_channels
+from secateurs.plans import stripes as S
+from secateurs.stripes import rule as rule  # so that traces know stripe convolutions
+
+VERSION = 2  # 1 knew no stripes
+Kept = tuple[int, ...]
+# The attributes of modules that a plan may set; nothing else is taken from a file.
+REWRITTEN = frozenset({
+    "embedding_dim", "groups", "in_channels", "in_features", "normalized_shape", "num_channels", "num_embeddings",
+    "num_features", "num_groups", "num_parameters", "out_channels", "out_features",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """What stays of each parameter axis, and what the modules around it must be told."""
+
+    groups: Mapping[str, Kept]  # the selection it was made from: kept channels per group
+    kept: Mapping[str, Mapping[int, Kept]]  # parameter → axis → kept indices; axes left out stay whole
+    shapes: Mapping[str, tuple[int, ...]]  # of those parameters before the cut
+    attributes: Mapping[tuple[str, str], Any]  # (module, attribute) → value after the cut
+    consumes: frozenset[tuple[str, int]]  # the (parameter, axis) that read channels: zeroed in the masked twin
+    exact: bool = True
+    stripes: Mapping[str, Kept] = field(default_factory=dict)  # weight → kept places in (O, KH, KW), before the cut
+
+    def __post_init__(self) -> None:
+        for name in ("groups", "shapes", "attributes", "stripes"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        kept = {p: MappingProxyType(dict(axes)) for p, axes in self.kept.items()}
+        object.__setattr__(self, "kept", MappingProxyType(kept))
+
+    def __repr__(self) -> str:
+        left = sum(map(len, self.groups.values()))
+        return (
+            f"Plan({len(self.groups)} groups cut to {left} channels, {len(self.kept)} parameters, exact={self.exact})"
+        )
+
+    def check(self, model: nn.Module) -> None:
+        """Raise PlanError unless this plan was made for a network with these parameters."""
+        check_model(model)
+        own = named_tensors(model)
+        for name, shape in self.shapes.items():
+            if name not in own:
+                raise PlanError(
+                    f"The plan cuts {name}, which this model does not have: it was made for another network."
+                )
+            if tuple(own[name].shape) != shape:
+                raise PlanError(
+                    f"The plan expects {name} of shape {shape}, this model has {tuple(own[name].shape)}: "
+                    f"it was made for another network, or this one is cut already."
+                )
+
+        modules = dict(model.named_modules())
+        S.check_modules(self.stripes, modules)
+        for module, attribute in self.attributes:
+            if not hasattr(modules.get(module), attribute):
+                raise PlanError(
+                    f"The plan rewrites {attribute} of {module or 'the model'}, which this model does not have: "
+                    f"it was made for another network."
+                )
+
+    def to_json(self) -> str:
+        """The plan as JSON text, with a digest of its content."""
+        body = {
+            "format": "secateurs-plan",
+            "version": VERSION if self.stripes else 1,
+            "exact": self.exact,
+            "groups": {g: list(v) for g, v in self.groups.items()},
+            "shapes": {p: list(s) for p, s in self.shapes.items()},
+            "kept": {p: {str(a): list(v) for a, v in axes.items()} for p, axes in self.kept.items()},
+            "attributes": [[m, a, list(v) if isinstance(v, tuple) else v] for (m, a), v in self.attributes.items()],
+            "consumes": sorted([p, a] for p, a in self.consumes),
+            **({"stripes": {p: list(v) for p, v in self.stripes.items()}} if self.stripes else {}),
+        }
+        return json.dumps({**body, "digest": _digest(body)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: StrPath = "The plan") -> Plan:
+        """Read a plan back.
+
+        source: the file that the text comes from, for messages.
+
+        Raises PlanError for text that is not a plan, was changed or cut off, does not agree with itself, or is too new.
+        """
+        try:
+            return parse_json(text, PlanRecord, source).plan(source)
+        except ArtifactError as error:
+            raise PlanError(str(error)) from None
+
+    def _check_content(self) -> None:
+        """Raise PlanError unless the plan agrees with itself. It may come from anyone: nothing here takes more time or
+        memory than the plan itself, whatever sizes it claims."""
+        for param, axes in self.kept.items():
+            shape = self.shapes.get(param)
+            for axis, index in axes.items():
+                if shape is None or not 0 <= axis < len(shape):
+                    raise PlanError(f"The plan cuts axis {axis} of {param}, whose shape it gives as {shape}.")
+                if _checked(index, shape[axis], f"axis {axis} of {param}").tolist() != list(index):
+                    raise PlanError(f"Kept channels of axis {axis} of {param} are not in rising order.")
+        for param, axis in self.consumes:
+            if axis not in self.kept.get(param, ()):
+                raise PlanError(f"The plan masks axis {axis} of {param}, which it does not cut.")
+        S.check_content(self.stripes, self.shapes, self.kept)
+        for (module, attribute), value in self.attributes.items():
+            if attribute not in REWRITTEN:
+                raise PlanError(f"The plan sets {module}.{attribute} to {value!r}, which no cut changes.")
+
+
+Size = Annotated[int, Field(strict=True, ge=1, le=2**40)]
+Index = Annotated[int, Field(strict=True, ge=0, lt=2**40)]
+Indices = Annotated[list[Index], Field(min_length=1)]
+Sizes = Annotated[list[Size], Field(max_length=8)]
+Attribute = tuple[str, str, Size | Sizes]  # module, attribute, value after the cut
+
+
+class PlanRecord(BaseModel):
+    """A plan as JSON has it: see `Plan` for what the fields mean."""
+
+    format: Literal["secateurs-plan"]
+    version: int
+    exact: Annotated[bool, Field(strict=True)]
+    groups: dict[str, Indices]
+    shapes: dict[str, Sizes]
+    kept: dict[str, dict[Annotated[str, Field(pattern="^[0-7]$")], Indices]]
+    attributes: list[Attribute]
+    consumes: list[tuple[str, Index]]
+    stripes: dict[str, Indices] = {}
+    digest: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _genuine(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or body.get("format") != "secateurs-plan":
+            raise ValueError("it is not a Secateurs plan")
+        version = body.get("version")
+        if type(version) is not int or version > VERSION:
+            raise ValueError(
+                f"it has version {shown(str(version)[:20])}, this Secateurs reads up to {VERSION}: upgrade Secateurs"
+            )
+        if body.get("digest") != _digest({k: v for k, v in body.items() if k != "digest"}):
+            raise ValueError("its content does not match its digest: it was changed by hand or damaged")
+        return body
+
+    def plan(self, source: StrPath = "The plan") -> Plan:
+        """The plan itself. Raises PlanError, which names the source, where it does not agree with itself."""
+        plan = Plan(
+            groups={g: tuple(v) for g, v in self.groups.items()},
+            kept={p: {int(a): tuple(v) for a, v in axes.items()} for p, axes in self.kept.items()},
+            shapes={p: tuple(s) for p, s in self.shapes.items()},
+            attributes={(m, a): tuple(v) if isinstance(v, list) else v for m, a, v in self.attributes},
+            consumes=frozenset(self.consumes),
+            exact=self.exact,
+            stripes={p: tuple(v) for p, v in self.stripes.items()},
+        )
+        try:
+            plan._check_content()
+        except PlanError as error:
+            raise PlanError(f"{shown(source)} is not valid: {shown(str(error))}") from None
+        return plan
+
+
+class PrunableGraph(ChannelGraph):
+    """A channel graph that makes plans."""
+
+    def plan(
+        self,
+        selection: Mapping[str, Iterable[int]],
+        *,
+        stripes: Mapping[str, Any] | None = None,
+        allow_inexact: bool = False,
+    ) -> Plan:
+        """A plan that keeps these channels of these groups: `{group name: kept indices}`; the others stay whole.
+
+        stripes: `{weight of a convolution: what it keeps}`, bools of shape (O, KH, KW) or their places in it when flat;
+            see `kernels` for those that there are. Stripes of filters that go with their channels go in any case.
+        allow_inexact: also accept groups that are not `exact` (see `ChannelGroup`).
+
+        Raises PlanError for an unknown or unprunable group, indices that repeat or are out of range, and a selection
+        that would leave a group empty; likewise for stripes.
+        """
+        kept: dict[str, dict[int, np.ndarray]] = {}
+        groups: dict[str, Kept] = {}
+        consumes: set[tuple[str, int]] = set()
+        exact = True
+        for name, wanted in selection.items():
+            group = self[name]
+            index = _checked(wanted, group.size, f"group {name}")
+            if len(index) == group.size:
+                continue
+            if not group.prunable and not (allow_inexact and group.only_inexact):
+                raise PlanError(f"Group {name} cannot be cut: {group.reason}.")
+            groups[name] = tuple(index.tolist())
+            exact = exact and group.exact
+            gone = np.setdiff1d(np.arange(group.size), index)
+            for slot in group.slots:
+                n = self.shapes[slot.param][slot.axis]
+                alive = kept.setdefault(slot.param, {}).setdefault(slot.axis, np.ones(n, dtype=bool))
+                alive[slot.index[gone].ravel()] = False
+                if slot.consumes:
+                    consumes.add((slot.param, slot.axis))
+        filters = {p: np.flatnonzero(axes[0]) for p, axes in kept.items() if 0 in axes}
+        left = S.checked(stripes, self.kernels, filters) if stripes else {}
+        shapes = {p: self.shapes[p] for p in kept}
+        # The parameters of a layer and its batch norm keep the same indices: one tuple serves them all.
+        tuples: dict[bytes, Kept] = {}
+        indices: dict[str, dict[int, Kept]] = {p: {} for p in kept}
+        for param, axes in kept.items():
+            for axis, alive in axes.items():
+                key = alive.tobytes()
+                if key not in tuples:
+                    tuples[key] = tuple(np.flatnonzero(alive).tolist())
+                indices[param][axis] = tuples[key]
+        new = {
+            p: tuple(len(axes[a]) if a in axes else n for a, n in enumerate(shapes[p])) for p, axes in indices.items()
+        }
+        return Plan(
+            groups=groups,
+            kept=indices,
+            shapes=shapes | {p: self.shapes[p] for p in left},
+            attributes=rewrites(self.modules, shapes, new),
+            consumes=frozenset(consumes),
+            exact=exact,
+            stripes=left,
+        )
+
+    def cost_of(self, plan: Plan) -> Cost:
+        """What the network costs once it is cut so."""
+        return self.cost({g: len(v) for g, v in plan.groups.items()}, {w: len(v) for w, v in plan.stripes.items()})
+
+
+def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False) -> PrunableGraph:
+    return trace_channels(model, example_inputs, allow_inexact=allow_inexact, kind=PrunableGraph)
+
+
+trace.__doc__ = trace_channels.__doc__
+
+
+def _checked(wanted: Iterable[int], n: int, where: str) -> np.ndarray:
+    """Kept indices as a sorted array, or PlanError."""
+    try:
+        index = np.asarray(list(wanted))
+    except (TypeError, ValueError):  # no iterable, or a ragged one
+        raise PlanError(f"Kept channels of {where} must be a list of integers, not {wanted!r:.80}.") from None
+    if index.size == 0:
+        raise PlanError(f"Nothing would be left of {where}: keep at least one of its {n} channels.")
+    if index.ndim != 1:
+        raise PlanError(f"Kept channels of {where} must be a flat list of integers, not {index.ndim}-dimensional.")
+    if index.dtype.kind not in "iu":
+        raise PlanError(f"Kept channels of {where} must be integers, not {index.dtype}.")
+    index = np.sort(index.astype(np.int64))
+    if index[0] < 0 or index[-1] >= n:
+        raise PlanError(f"Kept channels of {where} must lie in 0…{n - 1}, not reach from {index[0]} to {index[-1]}.")
+    if (index[1:] == index[:-1]).any():
+        raise PlanError(f"Kept channels of {where} repeat: {index[1:][index[1:] == index[:-1]][0]} is there twice.")
+    return index
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,216 @@
+"""One layer, its channels masked one by one in the order of a criterion: how far does accuracy hold? (Ding et al., ICML
+2019, sec. 4.1 and fig. 3.)"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateurs.errors import ConfigError, nearest
+from secateurs.graph import ChannelGroup
+from secateurs.methods.aofp.search import BinaryFilterSearch
+from secateurs.methods.assess import Assessor, needs_examples, reporter, spread
+from secateurs.methods.method import Criterion, Task
+from secateurs.methods.oracle.ablation import Ablation
+from secateurs.methods.registry import methods, resolve
+from secateurs.training import Batch
+
+Order = list[int]
+Show = Callable[[int, int], None]  # ablations measured, of how many
+
+BATCH = 16  # examples to one sample of the loss, for AOFP
+HOLD = 2 << 30  # bytes of what comes before the layer that may be kept, over all examples
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one criterion does to one layer."""
+
+    criterion: str
+    order: tuple[int, ...]  # channels as they went; the one that is left is not in it
+    top1: tuple[float, ...]  # on validation data in percent, with 0, 1, … len(order) channels gone
+    loss: tuple[float, ...]  # likewise
+    examples: int  # examples that the network was evaluated on to find the order, each ablation counted
+    seconds: float  # that took
+
+    @property
+    def area(self) -> float:
+        """Area under `top1` as a share of the area under 100%, in percent: the mean over all widths."""
+        return float(np.mean(self.top1))
+
+    def asdict(self) -> dict[str, Any]:
+        return {**asdict(self), "area": self.area}
+
+
+def criteria() -> tuple[str, ...]:
+    """Names that `one_by_one` takes: the oracle's forms, AOFP by the final loss, and every registered criterion."""
+    return (*_SEARCHES, *(name for name in methods() if isinstance(resolve(name), Criterion)))
+
+
+def one_by_one(
+    task: Task,
+    layer: str,
+    criterion: str | Criterion,
+    *,
+    examples: int = 1000,
+    validation: int | Sequence[Batch] | None = None,
+    precision: str = "fp32",
+) -> Curve:
+    """Mask the channels of one group one by one, in the criterion's order, without any training; measure each time.
+
+    layer: name of the group. task: its model (which is left alone), graph, data and seed; the budget does not matter.
+    criterion: one of `criteria()`, or a configured criterion.
+        "oracle" (eq. 5) measures the loss without each channel on `examples` training examples, removes the one that it
+        rises least without, and measures again; "oracle-10x" does on ten times as many, "oracle-degraded" only once.
+        "aofp" is binary filter search by the final loss, until one filter is left in the search space, on as many
+        evaluations as the oracle has. Criteria that look at data get the same examples.
+    validation: batches to measure accuracy on, or how many validation images, evenly spaced; None for all.
+
+    Raises ConfigError for a criterion that there is not, PlanError for such a layer.
+    """
+    name = criterion if isinstance(criterion, str) else criterion.name
+    if name not in criteria():
+        raise ConfigError(f"There is no criterion {name!r}. {nearest(name, criteria())}")
+    needs_examples(task, name, "is compared on examples")
+    group = task.graph[layer]
+    if not isinstance(validation, Sequence):
+        if task.data.val is None:
+            raise ConfigError("Curves are measured on validation data: pass Data(train=…, val=…).")
+        validation = list(spread(task.data.val, validation))
+    with reporter(task, name) as report:
+
+        def show(done: int, total: int) -> None:
+            report.total = total
+            report.show(done, f"of {layer}'s ablations")
+
+        report.start(None, 0)
+        began = time.perf_counter()
+        if isinstance(criterion, str) and criterion in _SEARCHES:
+            order, evaluated = _SEARCHES[criterion](task, group, examples, precision, show)
+        else:
+            order, evaluated = _by_score(task, group, criterion, examples)
+        seconds = time.perf_counter() - began
+    loss, top1 = _measure(task, group, order, validation, precision)
+    return Curve(name, tuple(order), tuple(top1), tuple(loss), evaluated, seconds)
+
+
+def _measure(
+    task: Task, group: ChannelGroup, order: Order, validation: Sequence[Batch], precision: str
+) -> tuple[list[float], list[float]]:
+    """Loss per example and top-1 in percent with none, the first, the first two … of the order gone."""
+    masks = torch.ones(len(order) + 1, group.size)
+    for i, channel in enumerate(order):
+        masks[i + 1 :, channel] = 0
+    assessor = Assessor(task, 1, precision=precision)
+    assessor.batches = assessor.hold(iter(validation), "val")
+    count = sum(len(batch.targets) for batch in assessor.batches)
+    with Ablation(assessor, group) as ablation:
+        found = ablation(masks) / count
+    return found[:, 0].tolist(), (100 * found[:, 1]).tolist()
+
+
+# -- orders ------------------------------------------------------------------------------------------------------------
+
+
+def _oracle(
+    task: Task, group: ChannelGroup, examples: int, precision: str, show: Show, rescore: bool = True
+) -> tuple[Order, int]:
+    assessor = Assessor(task, examples, precision=precision)
+    total = group.size * (group.size + 1) // 2 - 1 if rescore else group.size
+    alive, order, done = np.ones(group.size, dtype=bool), list[int](), 0
+    with Ablation(assessor, group, HOLD) as ablation:
+        while alive.sum() > 1:
+            left = np.flatnonzero(alive)
+            masks = torch.from_numpy(alive).float().repeat(len(left), 1)
+            masks[torch.arange(len(left)), torch.from_numpy(left)] = 0
+            loss = ablation(masks)[:, 0].numpy()
+            _finite(loss, group)
+            done += len(left)
+            show(done, total)
+            ranked = left[np.argsort(loss, kind="stable")]
+            ranked = ranked[:1] if rescore else ranked[:-1]
+            alive[ranked] = False
+            order += ranked.tolist()
+    return order, done * assessor.examples
+
+
+def _aofp(task: Task, group: ChannelGroup, examples: int, precision: str, show: Show) -> tuple[Order, int]:
+    """Every filter that goes is found on as many evaluations as the oracle would take for it: those of the loss with
+    nothing ablated, which samples are measured from, are among them."""
+    assessor = Assessor(task, examples, precision=precision, rows=BATCH)
+    generator, count = task.generator(), len(assessor.batches)
+    sizes = [len(batch.targets) for batch in assessor.batches]
+    search = BinaryFilterSearch(group.size, cost=1)
+    total = (group.size * (group.size + 1) // 2 - 1) * count
+    order, done, evaluated, at = list[int](), 0, 0, 0
+    with Ablation(assessor, group, HOLD) as ablation:
+        while search.live:
+            base = torch.stack([ablation.on(i, _mask(search.alive)) for i in range(count)])[:, 0].cpu().double().numpy()
+            evaluated += assessor.examples
+            done += count
+            allowed = (search.width - 1) * count  # batches
+            while True:
+                steps = int(np.log2(len(search.space)))  # until there is a single one
+                search.cost = max(1, round(allowed / steps))
+                while not search.full:
+                    ablated, i = search.draw(generator), at % count
+                    loss = float(ablation.on(i, _mask(search.alive, ablated))[0])
+                    _finite(np.array([loss]), group)
+                    search.record(ablated, (loss - base[i]) / sizes[i])
+                    at, done, evaluated = at + 1, done + 1, evaluated + sizes[i]
+                allowed -= search.batches
+                show(min(done, total), total)
+                move = search.finish(theta=-np.inf)  # no damage is small enough to stop at more than one
+                if move.kind == "restarted":
+                    break
+            search.prune(move.picked)
+            order += move.picked.tolist()
+    return order, evaluated
+
+
+def _mask(alive: np.ndarray, ablated: np.ndarray | None = None) -> Tensor:
+    mask = torch.from_numpy(alive).float()
+    if ablated is not None:
+        mask[torch.from_numpy(ablated)] = 0
+    return mask
+
+
+def _finite(loss: np.ndarray, group: ChannelGroup) -> None:
+    if not np.isfinite(loss).all():
+        raise ConfigError(f"The loss without channels of {group.name} is not finite: is the network trained?")
+
+
+def _by_score(task: Task, group: ChannelGroup, criterion: str | Criterion, examples: int) -> tuple[Order, int]:
+    """Lowest scores first. How many examples the criterion looked at, if it does."""
+    method = resolve(criterion)
+    looks = "examples" in type(method).model_fields
+    if looks and isinstance(criterion, str):
+        method = resolve(method, examples=examples)
+    assert isinstance(method, Criterion)
+    only = _OneGroup(**{f.name: getattr(task, f.name) for f in fields(task)}, only=group)
+    scores = method.scores(only)[group.name].detach().double().cpu().numpy()
+    _finite(scores, group)
+    return np.argsort(scores, kind="stable")[:-1].tolist(), getattr(method, "examples", 0)
+
+
+@dataclass(frozen=True)
+class _OneGroup(Task):
+    only: ChannelGroup | None = None
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        return [self.only] if self.only is not None else []
+
+
+_SEARCHES: dict[str, Callable[[Task, ChannelGroup, int, str, Show], tuple[Order, int]]] = {
+    "oracle": _oracle,
+    "oracle-10x": lambda task, group, n, precision, show: _oracle(task, group, 10 * n, precision, show),
+    "oracle-degraded": lambda task, group, n, precision, show: _oracle(task, group, n, precision, show, False),
+    "aofp": _aofp,
+}

@@ -1,0 +1,150 @@
+"""Apply a plan: slice a copy, or cut in place and take the optimizer along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateurs.errors import PlanError
+from secateurs.graph.channels import named_tensors
+from secateurs.graph.copies import copied
+from secateurs.plans.plan import Kept, Plan
+from secateurs.surgery import stripes as S
+
+
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """A new module with what the plan keeps; the given one is untouched. PlanError for another network's plan."""
+    plan.check(model)
+    small = remade(model, _slices(model, plan), plan.attributes)
+    S.replace_(small, plan.stripes, plan.shapes, plan.kept)
+    return small
+
+
+def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn.Module:
+    """Cut the model itself. Training goes on as if nothing had happened: gradients and the optimizer's state (momenta,
+    moments) are sliced with their parameters, and the optimizer's references point at the new ones.
+
+    Either all of it is done or, when something does not fit (PlanError), none.
+    """
+    plan.check(model)
+    params = named_tensors(model)
+    new = {id(params[name]): _like(params[name], w) for name, w in _slices(model, plan).items()}
+    states = {} if optimizer is None else _sliced_states(optimizer, plan, params)
+    for name, p in params.items():
+        if p.grad is not None and id(p) in new:
+            new[id(p)].grad = take(p.grad, plan.kept[name])
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
+            own.update({key: new[id(p)] for key, p in own.items() if id(p) in new})  # type: ignore[misc]
+    _rewrite(model, plan.attributes)
+    if optimizer is not None:
+        for group in optimizer.param_groups:
+            group["params"] = [new.get(id(p), p) for p in group["params"]]
+        for p, state in states.items():
+            del optimizer.state[p]
+            optimizer.state[new[id(p)]] = state
+    for old, made, taken in S.replace_(model, plan.stripes, plan.shapes, plan.kept):
+        if old.grad is not None:
+            made.grad = taken(old.grad)
+        if optimizer is not None:
+            _hand_over(optimizer, old, made, taken)
+    return model
+
+
+def _hand_over(optimizer: Optimizer, old: Tensor, new: Tensor, taken: Callable[[Tensor], Tensor]) -> None:
+    """The optimizer goes on with another parameter; `taken` takes state of the old one's shape to the new one's."""
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    if old in optimizer.state:
+        state = optimizer.state.pop(old)
+        optimizer.state[new] = {
+            k: taken(v) if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()
+        }
+
+
+def remade(model: nn.Module, new: Mapping[str, Tensor], attributes: Mapping[tuple[str, str], Any]) -> nn.Module:
+    """A copy with these tensors in the places of its own, and these attributes of modules. The given one is untouched."""
+    params = named_tensors(model)
+    # What is replaced never gets copied: the copy finds the new tensors in the memo.
+    memo: dict[int, Any] = {id(params[name]): _like(params[name], w) for name, w in new.items()}
+    made = copied(model, memo)
+    _rewrite(made, attributes)
+    return made
+
+
+def take(w: Tensor, axes: Mapping[int, Kept], arrays: dict[int, np.ndarray] | None = None) -> Tensor:
+    """The kept indices of a tensor, axis by axis, in a tensor of its own and in the same memory format.
+
+    arrays: remembers each tuple of indices as an array, by id, for tensors that share it.
+    """
+    arrays = {} if arrays is None else arrays
+    channels_last = w.ndim == 4 and not w.is_contiguous() and w.is_contiguous(memory_format=torch.channels_last)
+    out = w.detach()
+    for axis, index in sorted(axes.items(), key=lambda item: (len(item[1]) / w.shape[item[0]], item[0])):
+        if id(index) not in arrays:
+            arrays[id(index)] = np.array(index)
+        out = _select(out, axis, arrays[id(index)])
+    return out.contiguous(memory_format=torch.channels_last) if channels_last else out
+
+
+_MANY = 4096  # indices from which on it pays to look for blocks
+
+
+def _select(w: Tensor, axis: int, index: np.ndarray) -> Tensor:
+    """`index_select`, by whole blocks where the indices come in blocks (a channel's H·W inputs of a linear layer)."""
+    if w.shape[axis] < _MANY:
+        return w.index_select(axis, torch.from_numpy(index).to(w.device))
+    breaks = np.flatnonzero(np.diff(index) != 1) + 1
+    block = int(np.gcd.reduce([*index[np.r_[0, breaks]], *breaks, len(index), w.shape[axis]]))
+    if block > 1:
+        shape = w.shape
+        blocks = w.unflatten(axis, (-1, block)).index_select(
+            axis, torch.from_numpy(index[::block] // block).to(w.device)
+        )
+        return blocks.view(*shape[:axis], len(index), *shape[axis + 1 :])
+    return w.index_select(axis, torch.from_numpy(index).to(w.device))
+
+
+def _slices(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    params = named_tensors(model)
+    arrays: dict[int, np.ndarray] = {}
+    return {name: take(params[name], axes, arrays) for name, axes in plan.kept.items()}
+
+
+def _like(old: Tensor, w: Tensor) -> Tensor:
+    return nn.Parameter(w, old.requires_grad) if isinstance(old, nn.Parameter) else w
+
+
+def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor]) -> dict[Tensor, dict[str, Any]]:
+    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+        raise PlanError("LBFGS keeps one history for all parameters: cut without it and make a new optimizer.")
+    states = {}
+    for name, axes in plan.kept.items():
+        p = params[name]
+        if p in optimizer.state:
+            states[p] = {k: _sliced_state(v, p, axes, name, k) for k, v in optimizer.state[p].items()}
+    for name in plan.stripes:  # taken along later: here it is only seen whether that will do
+        for k, v in optimizer.state.get(params[name], {}).items():
+            _sliced_state(v, params[name], {}, name, k)
+    return states
+
+
+def _sliced_state(value: Any, p: Tensor, axes: Mapping[int, Kept], name: str, key: str) -> Any:
+    if not isinstance(value, Tensor) or (value.numel() == 1 and value.shape != p.shape):
+        return value
+    if value.shape != p.shape:
+        raise PlanError(
+            f"The optimizer keeps {key!r} of shape {tuple(value.shape)} for {name} of shape {tuple(p.shape)}: "
+            f"that cannot be cut along. Cut without it and make a new optimizer."
+        )
+    return take(value, axes)
+
+
+def _rewrite(model: nn.Module, attributes: Mapping[tuple[str, str], Any]) -> None:
+    for (name, attribute), value in attributes.items():
+        setattr(model.get_submodule(name), attribute, value)

@@ -1,0 +1,355 @@
+"""Make a network wider: cutting the other way round. Channels are copied, and what reads them shares its weights out
+among the copies, so that the wider network computes what the given one does (Net2Net, Chen et al., ICLR 2016)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+
+from secateurs.errors import PlanError, VerificationError
+from secateurs.files import faults, shown
+from secateurs.graph import Cost, count
+from secateurs.graph.attributes import rewrites
+from secateurs.graph.channels import ChannelGroup, named_tensors
+from secateurs.graph.copies import copied
+from secateurs.plans.plan import REWRITTEN, Attribute, Kept, PrunableGraph, Size, Sizes, trace
+from secateurs.surgery.culprits import blamed
+from secateurs.surgery.slice import remade, take
+from secateurs.surgery.verify import TOLERANCE, disagreement, outputs, steady
+
+Array = np.ndarray
+Shape = tuple[int, ...]
+_MOST = 2**34  # parameters: 64 GiB in float32, beside the network that is copied
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a network grows: where each index of the wider axes comes from, and how readers share out their weights."""
+
+    before: Mapping[str, int]  # widths of the groups that grow
+    widths: Mapping[str, int]  # the same afterwards
+    index: Mapping[str, Mapping[int, Kept]]  # parameter → axis → old indices, copies beside what they are copies of
+    shares: Mapping[tuple[str, int], Array]  # (parameter, axis) that read channels → (levels, new length), see `_share`
+    shapes: Mapping[str, Shape]  # of those parameters afterwards
+    attributes: Mapping[tuple[str, str], Any]  # (module, attribute) → value afterwards
+    exact: bool  # no normalisation takes its statistics over channels that grow
+
+    def record(self) -> dict[str, Any]:
+        """What `resized` needs, as JSON has it."""
+        return {
+            "before": dict(self.before),
+            "widths": dict(self.widths),
+            "shapes": {p: list(s) for p, s in self.shapes.items()},
+            "attributes": [[m, a, list(v) if isinstance(v, tuple) else v] for (m, a), v in self.attributes.items()],
+        }
+
+
+def wider(
+    graph: PrunableGraph,
+    widths: float | Mapping[str, int],
+    *,
+    scope: Literal["internal", "all"] = "internal",
+    allow_inexact: bool = False,
+) -> dict[str, int]:
+    """The widths that are meant, of the groups that grow: `widths` itself, once it is found to make sense, or every
+    group in scope times a factor, rounded.
+
+    Raises PlanError for a factor or a width that makes nothing wider, and for a named group that cannot grow.
+    """
+    if isinstance(widths, Mapping):
+        found = {}
+        for name, width in widths.items():
+            group = graph[name]
+            if (why := _whole(group, allow_inexact)) is not None:
+                raise PlanError(f"Group {name} cannot be widened: {why}.")
+            if isinstance(width, bool) or not isinstance(width, int | np.integer) or width < group.size:
+                raise PlanError(
+                    f"Group {name} has {group.size} channels: a width of {width!r} is none that it could grow to."
+                )
+            if width > group.size:
+                found[name] = int(width)
+        return found
+    if isinstance(widths, bool) or not isinstance(widths, int | float) or not 1 < widths < math.inf:
+        raise PlanError(f"A network is widened by a factor above 1, such as 1.5, not by {widths!r}.")
+    groups = [g for g in graph.groups if _whole(g, allow_inexact) is None and (scope == "all" or g.internal)]
+    found = {g.name: int(g.size * widths + 0.5) for g in groups}
+    found = {g.name: found[g.name] for g in groups if found[g.name] > g.size}
+    if not found:
+        raise PlanError(
+            f"No channel group of scope {scope!r} can be widened by {widths:g}: `secateurs inspect` says which may be "
+            f"cut, and those are the ones that may grow. "
+            + ("A larger factor or scope='all' may help." if scope == "internal" else "A larger factor may help.")
+        )
+    return found
+
+
+def growth(graph: PrunableGraph, widths: Mapping[str, int], *, seed: int = 0) -> Growth:
+    """How the network grows to these widths, as `wider` gives them. seed: of which channels are copied, and of the
+    shares."""
+    # parameter → axis → (3, n): of each position the growing group (or -1), the channel, how many of it there will be
+    slots: dict[str, dict[int, Array]] = {}
+    reads: set[tuple[str, int]] = set()
+    tables: list[tuple[Array, Array]] = []  # of each group: the first copy of each channel, the shares (levels, width)
+    for name, width in widths.items():
+        group = graph[name]
+        draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        times = 1 + _spread(width - group.size, group.size, draw)
+        tables.append((np.cumsum(times) - times, _shares(times, draw)))
+        for slot in group.slots:
+            n = graph.shapes[slot.param][slot.axis]
+            at = slots.setdefault(slot.param, {}).setdefault(slot.axis, np.array([[-1], [-1], [1]]).repeat(n, axis=1))
+            at[0, slot.index] = len(tables) - 1
+            at[1, slot.index] = np.arange(group.size)[:, None]
+            at[2, slot.index] = times[:, None]
+            if slot.consumes:
+                reads.add((slot.param, slot.axis))
+    index: dict[str, dict[int, Kept]] = {}
+    shares: dict[tuple[str, int], Array] = {}
+    tuples: dict[bytes, Kept] = {}
+    for param, axes in slots.items():
+        for axis, at in axes.items():
+            old, copy = _layout(at)
+            index.setdefault(param, {})[axis] = tuples.setdefault(old.tobytes(), tuple(old.tolist()))
+            if (param, axis) in reads:
+                shares[param, axis] = _shares_of(at[:, old], copy, tables)
+    shapes = {
+        p: tuple(len(axes[a]) if a in axes else n for a, n in enumerate(graph.shapes[p])) for p, axes in index.items()
+    }
+    attributes = rewrites(graph.modules, {p: graph.shapes[p] for p in shapes}, shapes)
+    exact = all(graph[name].exact for name in widths)
+    before = {name: graph[name].size for name in widths}
+    return Growth(before, dict(widths), index, shares, shapes, attributes, exact)
+
+
+def grow(model: nn.Module, how: Growth) -> nn.Module:
+    """A new, wider module; the given one is untouched."""
+    own = named_tensors(model)
+    arrays: dict[int, Array] = {}
+    new = {}
+    for name, axes in how.index.items():
+        w = take(own[name], axes, arrays)
+        for axis in axes:
+            if (name, axis) in how.shares:
+                w = _share(w, axis, how.shares[name, axis])
+        new[name] = w
+    return remade(model, new, how.attributes)
+
+
+def widened(
+    model: nn.Module,
+    example_inputs: Any,
+    widths: float | Mapping[str, int],
+    *,
+    scope: Literal["internal", "all"] = "internal",
+    allow_inexact: bool = False,
+    seed: int = 0,
+) -> tuple[nn.Module, Growth]:
+    """The wider network and how it grew, proven: see `secateurs.widen`."""
+    graph = trace(model, example_inputs, allow_inexact=allow_inexact)
+    found = wider(graph, widths, scope=scope, allow_inexact=allow_inexact)
+    if (params := _cost(graph, found).params) > _MOST:
+        raise PlanError(f"At these widths the network would have {params:,} parameters: choose smaller ones.")
+    how = growth(graph, found, seed=seed)
+    wide = grow(model, how)
+    prove(model, wide, how, graph, example_inputs)
+    return wide, how
+
+
+def prove(model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, example_inputs: Any) -> float:
+    """The largest relative difference between the outputs of the two networks in eval mode (nan where the growth is
+    not exact: none is to be expected there). Where float32 leaves doubt, float64 decides.
+
+    Raises VerificationError where they differ, where the wide one does not run, costs other than the graph says, or
+    has other channels than were asked for; its message names the groups that are to blame.
+    """
+    error, wrong = _judged(model, wide, how.exact, example_inputs)
+    if wrong:
+        steady(model, example_inputs)
+
+        def fails(names: list[str]) -> bool:
+            part = growth(graph, {n: how.widths[n] for n in names})
+            return bool(_judged(model, grow(model, part), how.exact, example_inputs)[1])
+
+        which = blamed(list(how.widths), fails)
+        come = (
+            f"It comes from widening {which}" if which else f"It takes several of its {len(how.widths)} groups together"
+        )
+        raise VerificationError(
+            f"{wrong} {come}: a figure in the code may only fit the old width. Widen the others, {{group: width}}."
+        )
+    cost, expected = count(wide, example_inputs), _cost(graph, how.widths)
+    if cost != expected:
+        raise VerificationError(f"The widened network costs {cost}, but {expected} at these widths is what was due.")
+    again = {g.name: g.size for g in trace(wide, example_inputs, allow_inexact=not how.exact).groups}
+    other = [f"{n} ({again.get(n)}, not {w})" for n, w in how.widths.items() if again.get(n) != w]
+    if other:
+        raise VerificationError(f"Traced anew, the widened network has other channels in {', '.join(other[:3])}.")
+    return error if how.exact else float("nan")
+
+
+def _judged(model: nn.Module, wide: nn.Module, exact: bool, example_inputs: Any) -> tuple[float, str]:
+    """The difference, and what to say of it: nothing if it is none, or if one was to be expected."""
+    try:
+        error = _difference(model, wide, example_inputs, torch.float32)
+    except _WideError as failure:
+        return float("inf"), str(failure)
+    if not exact or error <= TOLERANCE:
+        return error, ""
+    with contextlib.suppress(VerificationError):  # a network with float32 tensors of its own may not run in float64
+        error = _difference(model, wide, example_inputs, torch.float64)
+    if error <= TOLERANCE:
+        return error, ""
+    return error, (
+        f"The widened network differs from the given one by {error:.1e} of the output's range (at most {TOLERANCE:.0e} "
+        f"is allowed)."
+    )
+
+
+class _WideError(VerificationError):
+    """The widened network does not run."""
+
+
+class Widening(BaseModel):
+    """A growth as JSON has it: what `resized` needs. See `Growth` for what the fields mean."""
+
+    before: dict[str, Size] = {}
+    widths: dict[str, Size] = {}
+    shapes: dict[str, Sizes]
+    attributes: list[Attribute]
+
+
+def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module:
+    """A network of the recorded shapes (see `Growth.record`) for weights to be loaded into. It needs no trace, and its
+    own weights mean nothing. PlanError for a record that is damaged or of another network."""
+    try:
+        record = record if isinstance(record, Widening) else Widening.model_validate(record)
+    except ValidationError as error:
+        raise PlanError(f"The record of a widened network is not valid: {faults(error)}.") from None
+    own, modules = named_tensors(model), dict(model.named_modules())
+    attributes = {(m, a): tuple(v) if isinstance(v, list) else v for m, a, v in record.attributes}
+    if sum(map(math.prod, record.shapes.values())) > _MOST:
+        raise PlanError("A network was widened to more parameters than there may be: there is no memory for them.")
+    new = {}
+    for name, shape in record.shapes.items():
+        old = tuple(own[name].shape) if name in own else None
+        if old is None or len(old) != len(shape) or any(n < o for n, o in zip(shape, old, strict=True)):
+            raise PlanError(
+                f"{shown(name)} was widened to {tuple(shape)}; this network has {old or 'no such parameter'}."
+            )
+        try:
+            new[name] = own[name].detach().new_zeros(shape)
+        except (RuntimeError, MemoryError) as error:
+            raise PlanError(
+                f"{shown(name)} was widened to {tuple(shape)}: there is no memory for it ({error})"
+            ) from None
+    for module, attribute in attributes:
+        if attribute not in REWRITTEN or not hasattr(modules.get(module), attribute):
+            raise PlanError(
+                f"The record of a widened network sets {shown(f'{module}.{attribute}')}: it is damaged or of another "
+                "network."
+            )
+    return remade(model, new, attributes)
+
+
+def _cost(graph: PrunableGraph, widths: Mapping[str, int]) -> Cost:
+    """`graph.cost`, beyond the widths that the network has."""
+    vector = graph.sizes.copy()
+    for name, width in widths.items():
+        vector[graph.index(name)] = width
+    return graph.cost(vector)
+
+
+def _whole(group: ChannelGroup, allow_inexact: bool) -> str | None:
+    """Why a group stays as wide as it is, or None."""
+    if not group.prunable and not (allow_inexact and group.only_inexact):
+        return str(group.reason)
+    both = next((s.param for s in group.slots if s.produces and s.consumes), None)
+    return None if both is None else f"{both} creates its channels and reads them on one axis"
+
+
+def _spread(more: int, size: int, draw: np.random.Generator) -> Array:
+    """How many more copies each of `size` channels gets: as even as can be, the odd ones drawn."""
+    times = np.full(size, more // size)
+    times[draw.permutation(size)[: more % size]] += 1
+    return times
+
+
+def _layout(at: Array) -> tuple[Array, Array]:
+    """Old position and copy number of each new position on one axis. `at`: (3, n), as in `growth`.
+
+    What a channel has in one piece (its four in a pixel shuffle, its H·W after flattening) is copied in one piece,
+    right behind itself: that is where the ops between the layers put the copies of what they are given.
+    """
+    n = at.shape[1]
+    fresh = np.r_[True, (at[:2, 1:] != at[:2, :-1]).any(axis=0) | (at[0, 1:] < 0)]
+    start = np.flatnonzero(fresh)
+    length = np.diff(np.r_[start, n])
+    total = length * at[2, start]
+    within = np.arange(total.sum()) - np.repeat(np.cumsum(total) - total, total)
+    copy, offset = np.divmod(within, np.repeat(length, total))
+    return np.repeat(start, total) + offset, copy
+
+
+def _shares(times: Array, draw: np.random.Generator) -> Array:
+    """For every copy of every channel the way to its share, (levels, copies): a weight is split in two until each copy
+    has its part. f is the first part of such a split and -f the rest, 1 is no split.
+
+    The parts are not equal, or copies would get equal gradients and stay equal for ever.
+    """
+    levels = math.ceil(math.log2(times.max()))
+    ways = np.ones((levels, times.sum()))
+    first = np.cumsum(times) - times
+    for start, n in zip(first[times > 1], times[times > 1], strict=True):
+        nodes = [(start, start + n)]
+        for level in range(levels):
+            halves = []
+            for lo, hi in nodes:
+                if hi - lo > 1:
+                    middle, f = (lo + hi + 1) // 2, draw.uniform(0.5, 0.7)
+                    ways[level, lo:middle], ways[level, middle:hi] = f, -f
+                    halves += [(lo, middle), (middle, hi)]
+            nodes = halves
+    return ways
+
+
+def _shares_of(at: Array, copy: Array, tables: list[tuple[Array, Array]]) -> Array:
+    """The ways of all new positions of one axis, (levels, n). `at`: (3, n), of the new positions."""
+    ways = np.ones((max(len(t[1]) for t in tables), at.shape[1]))
+    for g, (first, own) in enumerate(tables):
+        here = np.flatnonzero(at[0] == g)
+        ways[: len(own), here] = own[:, first[at[1, here]] + copy[here]]
+    return ways
+
+
+def _share(w: Tensor, axis: int, ways: Array) -> Tensor:
+    """Share weights out among the copies of what they read. The copies' parts add up to the old weight to the last bit,
+    in any precision: of a number and at least half of it the difference is exact."""
+    shape = [-1 if a == axis else 1 for a in range(w.ndim)]
+    for level in ways:
+        f = torch.from_numpy(level).float().to(w.device)  # not every device has float64
+        part = w * f.abs().to(w.dtype).view(shape)
+        w = torch.where((f > 0).view(shape), part, w - part)
+    return w
+
+
+def _difference(model: nn.Module, wide: nn.Module, example_inputs: Any, dtype: torch.dtype) -> float:
+    try:
+        before = outputs(copied(model), example_inputs, dtype)
+    except Exception as error:
+        raise VerificationError(
+            f"The model does not run on these example inputs in {dtype}: {type(error).__name__}: {error}"
+        ) from error
+    try:
+        after = outputs(copied(wide), example_inputs, dtype)
+    except Exception as error:
+        raise _WideError(f"The widened network does not run: {type(error).__name__}: {error}.") from error
+    return disagreement(after, before, "given")

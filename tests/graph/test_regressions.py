@@ -1,0 +1,74 @@
+"""Networks that once were cut wrongly, or not at all."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from secateurs.graph import count
+from secateurs.plans import PrunableGraph, trace
+from secateurs.surgery import verify
+from tests.networks import SPLIT, Net, conv, half, head, image
+
+
+def sound(model: nn.Module) -> PrunableGraph:
+    x = image()
+    graph = trace(model.eval(), x)
+    assert verify(model, graph.plan(half(graph)), x) <= 1e-5
+    return graph
+
+
+def test_transposed_depthwise_convolution() -> None:
+    up = nn.ConvTranspose2d(8, 8, 3, stride=2, groups=8)
+    sound(Net(lambda s, x: s.c(s.b(s.a(x))), a=conv(3, 8), b=up, c=conv(8, 2)))
+
+
+def test_weight_that_is_a_sum_of_weights() -> None:
+    """Both summands must be masked."""
+    w3, w1 = nn.Parameter(torch.randn(7, 8, 3, 3)), nn.Parameter(torch.randn(7, 8, 1, 1))
+    sound(
+        Net(
+            lambda s, x: s.h(F.conv2d(s.a(x), s.w3 + F.pad(s.w1, (1, 1, 1, 1)), padding=1)),
+            a=conv(3, 8), h=head(7), w3=w3, w1=w1,
+        )
+    )  # fmt: skip
+
+
+def test_slice_by_a_constant_beside_the_rest() -> None:
+    """The cut network runs, and adds up equal channels; but others go through the non-linearity."""
+    model = Net(
+        lambda s, x: (lambda y: s.h(s.c(torch.cat([y[:, :4], F.relu(y[:, 4:])], 1))))(s.a(x)),
+        a=conv(3, 16), c=conv(16, 8), h=head(8),
+    )  # fmt: skip
+    reason = sound(model)["a"].reason
+    assert reason is not None
+    assert str(reason).startswith(SPLIT)
+
+
+def test_code_that_insists_on_a_number_of_channels() -> None:
+    def run(s: Net, x: torch.Tensor) -> torch.Tensor:
+        y = s.a(x)
+        if y.shape[1] != 8:
+            raise ValueError("eight channels, please")
+        return s.h(s.b(y))
+
+    graph = sound(Net(run, a=conv(3, 8), b=conv(8, 8), h=head(8)))
+    reason = graph["a"].reason
+    assert reason is not None
+    assert str(reason).startswith("the code depends on the number of channels")
+    assert graph["b"].prunable
+
+
+def test_network_without_layers() -> None:
+    graph = trace(nn.Sequential(nn.ReLU()), image())
+    assert graph.groups == ()
+    assert graph.cost().macs == 0
+
+
+def test_count_sees_attention() -> None:
+    model = Net(
+        lambda s, x: s.h(s.m(*[s.a(x).flatten(2).transpose(1, 2)] * 3)[0].mean(1)),
+        a=conv(3, 8), m=nn.MultiheadAttention(8, 2, batch_first=True), h=nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    assert trace(model, image()).cost() == count(model, image())

@@ -1,0 +1,184 @@
+"""One layer, pruned one by one: orders and curves against the slowest way to get them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import secateurs as sc
+from secateurs.methods import Criterion
+from secateurs.methods.method import Task
+from secateurs.studies import removal as study
+from secateurs.studies.removal import criteria, one_by_one
+from secateurs.testing.networks import data, images, network
+from secateurs.testing.state import State
+from tests.methods.oracle.test_oracle import loss_without
+
+LAYER, SIZE = "blocks.0.0", 16
+GAMMA = 12
+
+
+def task(model: nn.Module | None = None, source: sc.Data | None = None, **options: Any) -> Task:
+    model = model or network("residual")
+    options = {"progress": "silent", **options}
+    return Task(model, sc.trace(model, images(1)), None, "all", source or data(), engine_options=options)
+
+
+def curve(criterion: str | Criterion, t: Task | None = None, **options: Any) -> study.Curve:
+    return one_by_one(t or task(), LAYER, criterion, **{"examples": GAMMA, **options})
+
+
+def brute(rescore: bool) -> list[int]:
+    model = network("residual")
+    graph = sc.trace(model, images(1))
+    gone: list[int] = []
+    ranked: list[int] = []
+    while len(gone) < SIZE - 1:
+        if rescore or not ranked:
+            left = [c for c in range(SIZE) if c not in gone]
+            ranked = sorted(left, key=lambda c: loss_without(model, {LAYER: [*gone, c]}, graph))
+        gone.append(ranked.pop(0))
+    return gone
+
+
+@pytest.mark.parametrize("name", ["oracle", "oracle-degraded"])
+def test_the_oracle_goes_by_the_loss(name: str) -> None:
+    found = curve(name)
+    assert list(found.order) == brute(rescore=name == "oracle")
+    assert found.examples == GAMMA * (sum(range(2, SIZE + 1)) if name == "oracle" else SIZE)
+    assert curve("oracle").order != curve("oracle-degraded").order
+
+
+def test_ten_times_as_many_examples() -> None:
+    source = data(batches=5, rows=8)
+    found = curve("oracle-10x", task(source=source), examples=4)
+    assert found.order == curve("oracle", task(source=source), examples=40).order
+    assert found.order != curve("oracle", task(source=source), examples=4).order
+    assert found.examples == 40 * sum(range(2, SIZE + 1))
+
+
+def test_aofp_takes_as_many_evaluations_as_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "BATCH", 2)
+    ablated: list[tuple[int, ...]] = []
+    record = study.BinaryFilterSearch.record
+
+    def spy(self: Any, filters: np.ndarray, damage: float) -> None:
+        assert set(filters) <= set(self.space)
+        assert len(filters) == self.half
+        ablated.append((self.width, len(self.space)))
+        record(self, filters, damage)
+
+    monkeypatch.setattr(study.BinaryFilterSearch, "record", spy)
+    found = curve("aofp")
+    whole = curve("oracle").examples
+    assert abs(found.examples - whole) <= 0.02 * whole
+    assert sorted(set(found.order)) == sorted(found.order)
+    assert len(found.order) == SIZE - 1
+    spaces = [space for width, space in ablated if width == SIZE]
+    assert set(spaces) == {16, 8, 4, 2}
+    steps = [spaces.count(n) for n in (16, 8, 4, 2)]
+    assert max(steps) - min(steps) <= 1
+
+
+def test_aofp_finds_what_the_oracle_finds_where_that_is_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels of which nothing is read go first, whatever else is ablated with them."""
+    monkeypatch.setattr(study, "BATCH", 4)  # many samples
+    model = network("residual", seed=1).eval()
+    with torch.no_grad():
+        model.blocks[0][3].weight[:, [3, 8, 11]] = 0
+        model.fc.weight *= 8
+        model.fc.bias *= 8
+        # What the network says is right, so that any ablation hurts.
+        batches = [(x, model(x).softmax(1)) for x, _ in data(batches=4, rows=16).train]
+    t = task(model, sc.Data(train=batches, val=data().val))
+    for name in ("oracle", "aofp"):
+        assert set(curve(name, t, examples=64).order[:3]) == {3, 8, 11}
+
+
+def test_aofp_hangs_on_the_seed_alone() -> None:
+    first = curve("aofp").order
+    torch.manual_seed(5)
+    assert curve("aofp").order == first
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "bn-scale", "random", "index", "apoz", "taylor"])
+def test_registered_criteria_go_by_their_scores(name: str) -> None:
+    t = task()
+    settings = {"examples": GAMMA} if name in ("apoz", "taylor") else {}
+    scores = study.resolve(name, **settings).scores(t)[LAYER]  # type: ignore[union-attr]
+    if name != "random":  # which draws for other groups, too
+        assert list(curve(name).order) == np.argsort(scores.double().numpy(), kind="stable")[:-1].tolist()
+    assert curve(name).examples == (GAMMA if settings else 0)
+
+
+def test_criteria_with_settings_of_their_own() -> None:
+    found = curve(sc.Taylor(examples=3))
+    assert (found.criterion, found.examples) == ("taylor", 3)
+
+
+@pytest.mark.parametrize("validation", [None, 3, "batches"])
+def test_curves(validation: Any) -> None:
+    model, source = network("residual"), data()
+    x, y = source.val[0]
+    if validation == 3:
+        x, y = x[[0, 2, 5]], y[[0, 2, 5]]
+    given = [sc.training.Batch(x, y)] if validation == "batches" else validation  # type: ignore[attr-defined]
+    found = curve("l1", task(model, source), validation=given)
+    graph = sc.trace(model, images(1))
+    assert len(found.top1) == len(found.loss) == SIZE
+    for k in range(SIZE):
+        kept = [c for c in range(SIZE) if c not in found.order[:k]]
+        with torch.no_grad():
+            out = sc.mask(model, graph.plan({LAYER: kept})).eval()(x)
+        assert found.loss[k] == pytest.approx(float(F.cross_entropy(out, y)), rel=1e-4)
+        assert found.top1[k] == pytest.approx(100 * float((out.argmax(1) == y).float().mean()))
+    assert found.area == pytest.approx(np.mean(found.top1))
+    assert found.asdict()["area"] == found.area
+
+
+def test_the_model_is_left_alone() -> None:
+    model = network("residual").train()
+    before = State.of(model)
+    for name in ("oracle", "aofp", "taylor", "apoz"):
+        curve(name, task(model))
+    before.assert_same(model)
+
+
+def test_layers_on_a_shortcut_can_be_studied() -> None:
+    t = task()
+    stream = next(g for g in t.groups if not g.internal)
+    found = one_by_one(t, stream.name, "taylor", examples=GAMMA)
+    assert len(found.order) == stream.size - 1
+
+
+def test_errors() -> None:
+    with pytest.raises(sc.ConfigError, match=r"no criterion 'taylr'\. Did you mean taylor"):
+        curve("taylr")
+    with pytest.raises(sc.PlanError, match=r"no channel group 'blocks\.0\.00'"):
+        one_by_one(task(), "blocks.0.00", "l1")
+    with pytest.raises(sc.ConfigError, match="validation data"):
+        curve("l1", task(source=sc.Data(train=data().train)))
+    model = network("residual")
+    with pytest.raises(sc.ConfigError, match="compared on examples: pass data="):
+        one_by_one(Task(model, sc.trace(model, images(1)), None), LAYER, "oracle")
+    with torch.no_grad():
+        model.fc.weight[0, 0] = float("nan")
+    for name in ("oracle", "aofp"):
+        with pytest.raises(sc.ConfigError, match="not finite"):
+            curve(name, task(model))
+
+
+def test_every_registered_criterion_is_there() -> None:
+    assert {"oracle", "oracle-10x", "oracle-degraded", "aofp", "apoz", "taylor", "l1", "random"} <= set(criteria())
+    assert "epruner" not in criteria()
+
+
+def test_held_or_not_the_order_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = curve("oracle").order
+    monkeypatch.setattr(study, "HOLD", 0)
+    assert curve("oracle").order == held
