@@ -132,7 +132,7 @@ def scale_rule() -> Any:
         return t.labels(x)
 
     yield rule
-    del rules._RULES[torch.ops.networks.scale]
+    del rules.registry._RULES[torch.ops.networks.scale]
 
 
 def test_an_unknown_op_freezes_what_it_touches() -> None:

@@ -410,7 +410,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from secateurs.masking.gates import Gates
-from tests.surgery.test_gates import Learned, images
+from tests.masking.test_gates import Learned, images
 
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()

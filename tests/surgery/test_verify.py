@@ -111,7 +111,7 @@ def _(x: Tensor) -> Tensor:
 def wrong_rule() -> Any:
     register_rule(torch.ops.verify.ranked)(lambda t, x: t.labels(x))
     yield
-    del rules._RULES[torch.ops.verify.ranked]
+    del rules.registry._RULES[torch.ops.verify.ranked]
 
 
 def chained(n: int, *bad: int) -> nn.Module:

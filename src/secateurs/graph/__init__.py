@@ -1,9 +1,10 @@
 """Which channels of a network belong together: labels, rules, the tracer, and the graph they give."""
 
 from secateurs.graph.channels import ChannelGraph, ChannelGroup, Slot
+from secateurs.graph.context import Context
 from secateurs.graph.cost import Cost, count
 from secateurs.graph.reasons import Reason
 from secateurs.graph.rules import register_rule
 from secateurs.graph.trace import trace
 
-__all__ = ["ChannelGraph", "ChannelGroup", "Cost", "Reason", "Slot", "count", "register_rule", "trace"]
+__all__ = ["ChannelGraph", "ChannelGroup", "Context", "Cost", "Reason", "Slot", "count", "register_rule", "trace"]

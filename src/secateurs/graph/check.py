@@ -15,7 +15,7 @@ from secateurs.graph.grouping import Grouping
 from secateurs.graph.labels import CONSUMED, KnownLabels
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.runs import Runs
-from secateurs.graph.tracer import Site
+from secateurs.graph.tape import Site
 
 Array = np.ndarray
 MOST = 64  # cut networks that are tried at most

@@ -10,7 +10,7 @@ from secateurs.graph.channels import ChannelGroup, Slot
 from secateurs.graph.cost import CostModel
 from secateurs.graph.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, Classes
 from secateurs.graph.reasons import Kind, Reason
-from secateurs.graph.tracer import Tape
+from secateurs.graph.tape import Tape
 
 Array = np.ndarray
 

@@ -15,7 +15,8 @@ from secateurs.graph.grouping import Grouping
 from secateurs.graph.inputs import beside, call, map_tensors, tensors
 from secateurs.graph.labels import KnownLabels, LabelSpace
 from secateurs.graph.reasons import OUTPUT
-from secateurs.graph.tracer import Calls, Tape, Tracer, swapped
+from secateurs.graph.tape import Tape
+from secateurs.graph.tracer import Calls, Tracer, swapped
 
 Array = np.ndarray
 

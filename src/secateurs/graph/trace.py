@@ -13,7 +13,7 @@ from secateurs.graph.check import Check
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.inputs import check_model
 from secateurs.graph.runs import Runs
-from secateurs.graph.tracer import Site
+from secateurs.graph.tape import Site
 
 G = TypeVar("G", bound=ChannelGraph)
 _RETRIES = 4  # readings of an ambiguous split that are tried before its channels are frozen

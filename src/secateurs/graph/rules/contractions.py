@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from secateurs.graph.rules import rule
-
-if TYPE_CHECKING:
-    from secateurs.graph.tracer import Labels, Tracer
+from secateurs.graph.context import Context
+from secateurs.graph.rules.registry import rule
+from secateurs.graph.tape import Labels
 
 aten = torch.ops.aten
 
 
-@rule(aten.convolution)
+@rule(aten.convolution, counts_macs=True)
 def convolution(
-    t: Tracer,
+    t: Context,
     x: Tensor,  # (N, C, *spatial)
     w: Tensor,  # (O, C / groups, *kernel), transposed: (C, O / groups, *kernel)
     bias: Tensor | None,  # (O,)
@@ -54,7 +53,7 @@ def convolution(
     return {1: out, **kept}
 
 
-def depthwise(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
+def depthwise(t: Context, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
     """Every input channel has filters of its own, which live and die with it."""
     # w: (C·m, 1, *kernel), transposed: (C, m, *kernel)
     if transposed and w.shape[1] > 1:
@@ -71,7 +70,7 @@ def depthwise(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -
     return owned
 
 
-def grouped(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
+def grouped(t: Context, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
     """Groups must stay even: the k-th input channels of all groups are one channel, and so are the k-th filters."""
     if transposed:  # w: (C, O / groups, *kernel)
         t.couple(t.axis(w, 0).reshape(groups, -1))
@@ -89,7 +88,7 @@ def grouped(t: Tracer, reads: Any, w: Tensor, groups: int, transposed: bool) -> 
     return out
 
 
-def spatial(t: Tracer, x: Tensor) -> dict[int, Any]:
+def spatial(t: Context, x: Tensor) -> dict[int, Any]:
     """Channels that lie on an axis which the kernel slides over (ECA): each output mixes neighbours."""
     kept = {}
     for a, labels in t.labels(x).items():
@@ -103,7 +102,7 @@ def spatial(t: Tracer, x: Tensor) -> dict[int, Any]:
     return kept
 
 
-def product(t: Tracer, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Labels:
+def product(t: Context, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Labels:
     """(*batch, m, k) @ (*batch, k, n): sums over k."""
     la, lb = t.labels(a), t.labels(b)
     last = a.ndim - 1
@@ -134,18 +133,18 @@ def product(t: Tracer, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Labe
     return out
 
 
-@rule(aten.mm, aten.bmm)
-def mm(t: Tracer, a: Tensor, b: Tensor) -> Labels:
+@rule(aten.mm, aten.bmm, counts_macs=True)
+def mm(t: Context, a: Tensor, b: Tensor) -> Labels:
     return product(t, a, b)
 
 
-@rule(aten.addmm, aten.baddbmm)
-def addmm(t: Tracer, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Labels:
+@rule(aten.addmm, aten.baddbmm, counts_macs=True)
+def addmm(t: Context, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Labels:
     return product(t, a, b, bias)
 
 
-@rule(aten.linear)
-def linear(t: Tracer, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Labels:
+@rule(aten.linear, counts_macs=True)
+def linear(t: Context, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Labels:
     """x: (*, I), w: (O, I)."""
     last = x.ndim - 1
     t.unify(t.axis(x, last), t.axis(w, 1))
@@ -158,7 +157,7 @@ def linear(t: Tracer, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Label
 
 
 @rule(aten.mv)
-def mv(t: Tracer, a: Tensor, v: Tensor) -> Labels:
+def mv(t: Context, a: Tensor, v: Tensor) -> Labels:
     """a: (m, k), v: (k,). Spectral norm and the like: a statistic over k."""
     t.unify(t.axis(a, 1), v)
     t.inexact(t.axis(a, 1), "aten.mv sums over it")
@@ -166,13 +165,13 @@ def mv(t: Tracer, a: Tensor, v: Tensor) -> Labels:
 
 
 @rule(aten.dot, aten.vdot)
-def dot(t: Tracer, a: Tensor, b: Tensor) -> None:
+def dot(t: Context, a: Tensor, b: Tensor) -> None:
     t.unify(t.axis(a, 0), b)
     t.inexact(t.axis(a, 0), f"{t.op_name} sums over it")
 
 
-@rule(aten._safe_softmax)
-def attention(t: Tracer, x: Tensor, *_: Any, **__: Any) -> Labels:
+@rule(aten._safe_softmax, counts_macs=True)
+def attention(t: Context, x: Tensor, *_: Any, **__: Any) -> Labels:
     """On meta tensors attention is made of products; on real ones it is one op, and costs what that costs."""
     if x.is_meta:
         raise NotImplementedError("attention is traced on real tensors")
@@ -182,9 +181,8 @@ def attention(t: Tracer, x: Tensor, *_: Any, **__: Any) -> Labels:
 @rule(
     aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention,
     aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
-    aten._scaled_dot_product_attention_math,
-)  # fmt: skip
-def scaled_dot_product_attention(t: Tracer, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Labels:
+    aten._scaled_dot_product_attention_math, counts_macs=True)  # fmt: skip
+def scaled_dot_product_attention(t: Context, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Labels:
     """q, k, v: (N, heads, tokens, channels): sums over the channels of q and k, keeps those of v."""
     reason = f"{t.op_name} sums over it in a product of two activations"
     for x in (q, k):

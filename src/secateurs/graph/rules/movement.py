@@ -8,16 +8,15 @@ comes out its label goes. A 0 that comes out is padding.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secateurs.graph.rules import rule
-
-if TYPE_CHECKING:
-    from secateurs.graph.tracer import Labels, Tracer
+from secateurs.graph.context import Context
+from secateurs.graph.rules.registry import rule
+from secateurs.graph.tape import Labels
 
 aten = torch.ops.aten
 PICKED = "takes single channels by their index, a constant in the code"
@@ -46,7 +45,7 @@ def gather(labels: np.ndarray, moved: Tensor, axes: list[int]) -> np.ndarray:
     return np.concatenate([labels[:1] * 0, labels])[at]
 
 
-def move(t: Tracer, x: Tensor, run: Any, computed: int | None = None) -> list[Labels]:
+def move(t: Context, x: Tensor, run: Any, computed: int | None = None) -> list[Labels]:
     """Labels of each output of a movement op; `run` applies the op to a numbering of x. `computed`: an output axis whose
     size is known to follow from the others."""
     result: list[Labels] = []
@@ -64,7 +63,7 @@ def move(t: Tracer, x: Tensor, run: Any, computed: int | None = None) -> list[La
     return result
 
 
-def settle(t: Tracer, out: Labels, axis: int | None, labels: np.ndarray) -> None:
+def settle(t: Context, out: Labels, axis: int | None, labels: np.ndarray) -> None:
     """Two axes of channels flattened into one: it keeps the labels of the first, the others have to stay."""
     if axis in out:
         t.freeze(labels, f"{t.op_name} lays several axes of channels into one")
@@ -81,7 +80,7 @@ def drop_constant(labels: np.ndarray, axes: list[int]) -> tuple[np.ndarray, list
     return labels, axes
 
 
-def split(t: Tracer, labels: np.ndarray, axes: list[int], computed: int | None) -> tuple[int | None, np.ndarray]:
+def split(t: Context, labels: np.ndarray, axes: list[int], computed: int | None) -> tuple[int | None, np.ndarray]:
     """One axis of channels became several. One of them can shrink; along the others the pieces must stay alike."""
     if len(axes) == 1:
         return axes[0], labels
@@ -102,7 +101,7 @@ def split(t: Tracer, labels: np.ndarray, axes: list[int], computed: int | None) 
     aten.expand, aten.flip, aten.movedim, aten.numpy_T, aten.permute, aten.repeat, aten.rot90, aten.squeeze, aten.t,
     aten.transpose, aten.unsqueeze, aten.unfold, aten.diagonal, aten.repeat_interleave.self_int,
 )  # fmt: skip
-def rearrange(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
+def rearrange(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
     """Axes change places, appear, disappear or are repeated."""
     labels = t.labels(x)
     if t.op.overloadpacket is aten.expand and t.call[0] is not Tensor.expand_as:
@@ -114,7 +113,7 @@ def rearrange(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
 
 
 @rule(aten.squeeze_, aten.t_, aten.transpose_, aten.unsqueeze_)
-def rearrange_(t: Tracer, x: Tensor, *args: Any) -> Labels:
+def rearrange_(t: Context, x: Tensor, *args: Any) -> Labels:
     """The same in place: x has its new shape by now."""
     labels, op = t.labels(x), t.op.overloadpacket
     if op is aten.unsqueeze_:
@@ -134,7 +133,7 @@ def rearrange_(t: Tracer, x: Tensor, *args: Any) -> Labels:
 
 
 @rule(aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.unflatten, aten._reshape_alias)
-def view(t: Tracer, x: Tensor, *args: Any, **_: Any) -> Labels | None:
+def view(t: Context, x: Tensor, *args: Any, **_: Any) -> Labels | None:
     labels, shape = t.labels(x), tuple(t.out.shape)
     if not labels:
         return None
@@ -154,7 +153,7 @@ _WRITTEN = (
 )  # fmt: skip
 
 
-def computed_axis(t: Tracer) -> int | None:
+def computed_axis(t: Context) -> int | None:
     """The axis for which the author wrote -1, so that its size follows from the others."""
     func, args, kwargs = t.call
     if func not in (Tensor.view, Tensor.reshape, torch.reshape):
@@ -165,7 +164,7 @@ def computed_axis(t: Tracer) -> int | None:
 
 
 @rule(aten.as_strided, aten.as_strided_)
-def as_strided(t: Tracer, x: Tensor, size: Any, *_: Any) -> Labels | None:
+def as_strided(t: Context, x: Tensor, size: Any, *_: Any) -> Labels | None:
     """Only ever the identity (a change of memory format), as far as we follow it."""
     if tuple(size) == tuple(x.shape):
         return t.labels(x)
@@ -174,7 +173,7 @@ def as_strided(t: Tracer, x: Tensor, size: Any, *_: Any) -> Labels | None:
 
 
 @rule(aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.native_channel_shuffle)
-def shuffle(t: Tracer, x: Tensor, factor: int) -> Labels:
+def shuffle(t: Context, x: Tensor, factor: int) -> Labels:
     labels = t.labels(x)
     kept = {a: v for a, v in labels.items() if a < x.ndim - 3}
     if x.ndim - 3 not in labels:
@@ -193,7 +192,7 @@ def shuffle(t: Tracer, x: Tensor, factor: int) -> Labels:
 
 
 @rule(aten.roll)
-def roll(t: Tracer, x: Tensor, shifts: Any, dims: Any = ()) -> Labels:
+def roll(t: Context, x: Tensor, shifts: Any, dims: Any = ()) -> Labels:
     dims = {d % x.ndim for d in ([dims] if isinstance(dims, int) else dims)}
     for axis, labels in t.labels(x).items():
         if axis in dims or not dims:
@@ -202,7 +201,7 @@ def roll(t: Tracer, x: Tensor, shifts: Any, dims: Any = ()) -> Labels:
 
 
 @rule(aten.constant_pad_nd)
-def pad(t: Tracer, x: Tensor, amounts: list[int], value: float = 0) -> Labels:
+def pad(t: Context, x: Tensor, amounts: list[int], value: float = 0) -> Labels:
     """Only the padding of a labelled axis adds something to it; what meets that is frozen."""
     out = {}
     for axis, labels in t.labels(x).items():
@@ -219,7 +218,7 @@ def pad(t: Tracer, x: Tensor, amounts: list[int], value: float = 0) -> Labels:
 
 @rule(aten.slice, aten.narrow)
 def slice_(
-    t: Tracer, x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    t: Context, x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Labels:
     if t.op.overloadpacket is aten.narrow:
         start, end = start or 0, (start or 0) + (end or 0)
@@ -239,7 +238,7 @@ def slice_(
     return labels
 
 
-def pieces_stay_even(t: Tracer, labels: np.ndarray, unit: int, interleaved: bool = False) -> None:
+def pieces_stay_even(t: Context, labels: np.ndarray, unit: int, interleaved: bool = False) -> None:
     """The author may have written `x[:, : c // 2]`: then pieces keep their proportions."""
     reason = "split sizes are constants in the code"
     if t.call[0] in (torch.chunk, Tensor.chunk) and len(labels) % unit == 0:
@@ -252,7 +251,7 @@ def pieces_stay_even(t: Tracer, labels: np.ndarray, unit: int, interleaved: bool
 
 @rule(aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unsafe_split, aten.unsafe_chunk,
       aten.split_copy, aten.split_with_sizes_copy)  # fmt: skip
-def split_(t: Tracer, x: Tensor, sizes: Any, dim: int = 0) -> list[Labels]:
+def split_(t: Context, x: Tensor, sizes: Any, dim: int = 0) -> list[Labels]:
     labels = t.labels(x)
     dim %= x.ndim
     lengths = [piece.shape[dim] for piece in t.out]
@@ -266,7 +265,7 @@ def split_(t: Tracer, x: Tensor, sizes: Any, dim: int = 0) -> list[Labels]:
 
 
 @rule(aten.gather, aten.take_along_dim)
-def gather_(t: Tracer, x: Tensor, dim: int, index: Tensor, **_: Any) -> Labels:
+def gather_(t: Context, x: Tensor, dim: int, index: Tensor, **_: Any) -> Labels:
     """Picked along one axis; along the others x and the positions stand side by side."""
     kept = _without(t, x, {dim % x.ndim, *(a for a in range(x.ndim) if x.shape[a] != index.shape[a])})
     for axis, labels in t.labels(index).items():
@@ -278,7 +277,7 @@ def gather_(t: Tracer, x: Tensor, dim: int, index: Tensor, **_: Any) -> Labels:
 
 
 @rule(aten.select, aten.unbind, aten.index, aten.index_select, aten.embedding)
-def pick(t: Tracer, x: Tensor, *args: Any, **_: Any) -> Any:
+def pick(t: Context, x: Tensor, *args: Any, **_: Any) -> Any:
     """Elements picked by position. Along an axis of channels the position is the author's: those stay whole."""
     if t.op.overloadpacket in (aten.select, aten.unbind):
         dim = (args[0] if args else 0) % x.ndim
@@ -306,7 +305,7 @@ def pick(t: Tracer, x: Tensor, *args: Any, **_: Any) -> Any:
     return _without(t, x, {dim})
 
 
-def _without(t: Tracer, x: Tensor, dims: set[int]) -> Labels:
+def _without(t: Context, x: Tensor, dims: set[int]) -> Labels:
     for axis, labels in t.labels(x).items():
         if axis in dims:
             t.freeze(labels, f"{t.op_name} {PICKED}")
@@ -314,7 +313,7 @@ def _without(t: Tracer, x: Tensor, dims: set[int]) -> Labels:
 
 
 @rule(aten.cat, aten.concat, aten.stack)
-def cat(t: Tracer, tensors: list[Tensor], dim: int = 0) -> Labels:
+def cat(t: Context, tensors: list[Tensor], dim: int = 0) -> Labels:
     """Along an axis of channels labels follow one another; along any other they meet."""
     stacked = t.op.overloadpacket is aten.stack
     ndim = t.out.ndim
@@ -335,7 +334,7 @@ def cat(t: Tracer, tensors: list[Tensor], dim: int = 0) -> Labels:
 
 
 @rule(aten.glu)
-def glu(t: Tracer, x: Tensor, dim: int = -1) -> Labels:
+def glu(t: Context, x: Tensor, dim: int = -1) -> Labels:
     """The first half, gated by the second."""
     labels = dict(t.labels(x))
     dim %= x.ndim
@@ -346,7 +345,7 @@ def glu(t: Tracer, x: Tensor, dim: int = -1) -> Labels:
 
 
 @rule(aten.view_as_real, aten.view_as_complex)
-def real_view(t: Tracer, x: Tensor) -> Labels:
+def real_view(t: Context, x: Tensor) -> Labels:
     """Complex numbers and pairs on a last axis."""
     labels = t.labels(x)
     if t.op.overloadpacket is aten.view_as_complex:
@@ -355,7 +354,7 @@ def real_view(t: Tracer, x: Tensor) -> Labels:
 
 
 @rule(aten.col2im)
-def col2im(t: Tracer, x: Tensor, size: Any, kernel: list[int], *_: Any) -> Labels:
+def col2im(t: Context, x: Tensor, size: Any, kernel: list[int], *_: Any) -> Labels:
     """(N, C·k·k, L) → (N, C, H, W): the k·k positions of a channel go together."""
     labels = t.labels(x)
     c = x.ndim - 2
@@ -368,7 +367,7 @@ def col2im(t: Tracer, x: Tensor, size: Any, kernel: list[int], *_: Any) -> Label
 
 
 @rule(aten.im2col)
-def im2col(t: Tracer, x: Tensor, kernel: list[int], *_: Any) -> Labels:
+def im2col(t: Context, x: Tensor, kernel: list[int], *_: Any) -> Labels:
     """(N, C, H, W) → (N, C·k·k, L)."""
     labels = t.labels(x)
     t.freeze({a: v for a, v in labels.items() if a > 1}, f"{t.op_name} slides over channels")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateurs.graph.rules import rule
-
-if TYPE_CHECKING:
-    from secateurs.graph.tracer import Labels, Tracer
+from secateurs.graph.context import Context
+from secateurs.graph.rules.registry import rule
+from secateurs.graph.tape import Labels
 
 aten = torch.ops.aten
 
@@ -26,7 +25,7 @@ aten = torch.ops.aten
     aten.randn_like, aten.relu6, aten.rrelu, aten.rrelu_with_noise, aten.rrelu_with_noise_, aten.selu_, aten.to,
     aten.uniform_, aten.zero_, aten.zeros_like,
 )  # fmt: skip
-def pointwise(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
+def pointwise(t: Context, *args: Any, **kwargs: Any) -> Labels:
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     if len(tensors) == 1:
         return t.labels(tensors[0])
@@ -34,7 +33,7 @@ def pointwise(t: Tracer, *args: Any, **kwargs: Any) -> Labels:
 
 
 @rule(aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub)
-def add(t: Tracer, x: Any, y: Any, **_: Any) -> Labels:
+def add(t: Context, x: Any, y: Any, **_: Any) -> Labels:
     """Where two activations are summed, their channels lie on a shortcut; the sum of two weights is a weight."""
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         if t.is_live(x) and t.is_live(y):
@@ -45,7 +44,7 @@ def add(t: Tracer, x: Any, y: Any, **_: Any) -> Labels:
 
 
 @rule(aten.new_empty, aten.new_empty_strided, aten.new_full, aten.new_ones, aten.new_zeros)
-def new(t: Tracer, x: Tensor, size: list[int], *_: Any, **__: Any) -> Labels:
+def new(t: Context, x: Tensor, size: list[int], *_: Any, **__: Any) -> Labels:
     """A buffer to be filled: where it is as wide as x, it is taken to hold x's channels."""
     kept = {a: v for a, v in t.labels(x).items() if a < len(size) and size[a] == x.shape[a]}
     for labels in kept.values():
@@ -54,7 +53,7 @@ def new(t: Tracer, x: Tensor, size: list[int], *_: Any, **__: Any) -> Labels:
 
 
 @rule(aten.prelu, aten._prelu_kernel)
-def prelu(t: Tracer, x: Tensor, w: Tensor) -> Labels:
+def prelu(t: Context, x: Tensor, w: Tensor) -> Labels:
     """w: (C,) for prelu, already (1, C, 1, …) for its kernel."""
     if w.ndim == 1 and x.ndim > 1 and w.shape[0] > 1:
         t.unify(t.axis(x, 1), w)
@@ -67,7 +66,7 @@ def prelu(t: Tracer, x: Tensor, w: Tensor) -> Labels:
     aten._batch_norm_with_update, aten._batch_norm_no_update, aten.cudnn_batch_norm, aten.miopen_batch_norm,
 )  # fmt: skip
 def batch_norm(
-    t: Tracer, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any = None, var: Any = None, *_: Any
+    t: Context, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any = None, var: Any = None, *_: Any
 ) -> Labels:
     """A per-channel affine map: its parameters live on x's channel axis."""  # x: (N, C, *)  weight: (C,)
     t.unify(t.axis(x, 1), weight, bias, *(s for s in (mean, var) if isinstance(s, Tensor)))
@@ -78,7 +77,7 @@ def batch_norm(
 
 
 @rule(aten._weight_norm_interface, aten._weight_norm)
-def weight_norm(t: Tracer, v: Tensor, g: Tensor, dim: int = 0) -> Labels:
+def weight_norm(t: Context, v: Tensor, g: Tensor, dim: int = 0) -> Labels:
     """w = g · v / ‖v‖, the norm over all axes of v but one."""
     for axis, labels in t.labels(v).items():
         if axis != dim:
@@ -88,7 +87,7 @@ def weight_norm(t: Tracer, v: Tensor, g: Tensor, dim: int = 0) -> Labels:
 
 @rule(aten.native_layer_norm)
 def layer_norm(
-    t: Tracer, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    t: Context, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Labels:
     """Statistics over the last axes, an affine map on them."""
     first = x.ndim - len(shape)
@@ -102,7 +101,7 @@ def layer_norm(
 
 @rule(aten.native_group_norm)
 def group_norm(
-    t: Tracer, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, groups: int, eps: float
+    t: Context, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, groups: int, eps: float
 ) -> Labels:
     """Statistics over each of `groups` equal runs of channels; one channel a group is exact."""  # x: (N, C, *)
     labels = t.axis(x, 1)

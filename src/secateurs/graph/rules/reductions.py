@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateurs.graph.rules import present, rule
-
-if TYPE_CHECKING:
-    from secateurs.graph.tracer import Labels, Tracer
+from secateurs.graph.context import Context
+from secateurs.graph.rules.registry import present, rule
+from secateurs.graph.tape import Labels
 
 aten = torch.ops.aten
 
@@ -20,7 +19,7 @@ aten = torch.ops.aten
     aten.logsumexp, aten.max.default, aten.max.dim, aten.mean, aten.median, aten.min.default, aten.min.dim, aten.mode,
     aten.norm, aten.prod, aten.std, aten.std_mean, aten.sum, aten.topk, aten.var, aten.var_mean,
 )  # fmt: skip
-def reduction(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+def reduction(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     labels = t.labels(x)
     if not labels:
         return {}
@@ -36,7 +35,7 @@ def reduction(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return [kept] * len(t.out) if isinstance(t.out, tuple | list) else kept
 
 
-def reduced_axes(t: Tracer, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
+def reduced_axes(t: Context, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
     """The axes an op works along, read from its schema's `dim` argument; all of them where it has none."""
     schema = t.op._schema.arguments[1:]
     given = {a.name: a.default_value for a in schema if a.has_default_value()}
@@ -51,7 +50,7 @@ def reduced_axes(t: Tracer, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, 
     aten._fft_c2c, aten._fft_c2r, aten._fft_r2c, aten.cummax, aten.cummin, aten.cumprod, aten.cumsum, aten.kthvalue,
     aten.logcumsumexp, aten.sort, aten.argsort, aten.tril, aten.triu,
 )  # fmt: skip
-def along(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+def along(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """What comes out depends on the order along some axes: those have to stay, the others are carried along."""
     out = t.out[0] if isinstance(t.out, tuple | list) else t.out
     triangle = t.op.overloadpacket in (aten.tril, aten.triu)
@@ -66,7 +65,7 @@ def along(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule(aten._softmax, aten._log_softmax, aten.softmax, aten.log_softmax)
-def softmax(t: Tracer, x: Tensor, dim: int, *_: Any, **__: Any) -> Labels:
+def softmax(t: Context, x: Tensor, dim: int, *_: Any, **__: Any) -> Labels:
     labels = t.labels(x)
     if dim % x.ndim in labels:
         t.inexact(labels[dim % x.ndim], f"{t.op_name} over channels changes with the cut")
@@ -76,7 +75,7 @@ def softmax(t: Tracer, x: Tensor, dim: int, *_: Any, **__: Any) -> Labels:
 def resampling(spatial: int) -> Any:
     """Pooling, resizing, sampling, border padding over `spatial` axes: space changes, channels stay."""
 
-    def resample(t: Tracer, x: Tensor, *args: Any, **kwargs: Any) -> Any:  # x: (N, C, *spatial) or (C, *spatial)
+    def resample(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:  # x: (N, C, *spatial) or (C, *spatial)
         first = x.ndim - spatial
         labels = t.labels(x)
         t.freeze({a: v for a, v in labels.items() if a >= first}, f"{t.op_name} resamples an axis of channels")
@@ -108,7 +107,7 @@ rule(
 
 
 @rule(aten.max_unpool2d, aten.max_unpool3d)
-def unpool(t: Tracer, x: Tensor, indices: Tensor, *_: Any) -> Labels:
+def unpool(t: Context, x: Tensor, indices: Tensor, *_: Any) -> Labels:
     """Each channel's values go to its own positions."""
     first = x.ndim - (2 if t.op.overloadpacket is aten.max_unpool2d else 3)
     t.freeze({a: v for a, v in t.labels(x).items() if a >= first}, f"{t.op_name} resamples an axis of channels")

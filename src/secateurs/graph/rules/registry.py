@@ -1,0 +1,71 @@
+"""Rules by op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+
+R = TypeVar("R", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an op does to labels; and whether it counts multiply-accumulates, and so is called without labels, too."""
+
+    function: Callable[..., Any]
+    counts_macs: bool = False
+
+
+_RULES: dict[OpOverload | OpOverloadPacket, Rule] = {}
+
+
+def rule(*ops: OpOverload | OpOverloadPacket, counts_macs: bool = False) -> Callable[[R], R]:
+    """Register a rule for these ops (an overload packet stands for all its overloads)."""
+
+    def decorate(function: R) -> R:
+        for op in ops:
+            if op in _RULES:
+                raise ValueError(f"{op} has a rule already: {_RULES[op].function.__qualname__}")
+            _RULES[op] = Rule(function, counts_macs)
+        return function
+
+    return decorate
+
+
+def register_rule(
+    *ops: OpOverload | OpOverloadPacket, replace: bool = False, counts_macs: bool = False
+) -> Callable[[R], R]:
+    """Teach the tracer an op of your own, as a decorator.
+
+    >>> @sc.register_rule(torch.ops.mylib.scale)
+    ... def scale(t, x, factor):          # x: (N, C, *)  factor: (C,)
+    ...     t.unify(t.axis(x, 1), factor)
+    ...     return t.labels(x)
+
+    The rule is called as `rule(t, *args, **kwargs)` after the op ran, with the op's own arguments. What it may ask of `t`
+    and tell it is documented on `secateurs.graph.Context`. It returns the labels of the output, `{axis: labels}`, a list
+    of these for an op of several outputs, or None for an output without channels.
+
+    replace: take the place of the rule that the op has.
+    counts_macs: the rule calls `t.cost`, and is called for operands without labels, too.
+
+    Raises ValueError where an op has a rule and `replace` is not set.
+    """
+    if replace:
+        for op in ops:
+            _RULES.pop(op, None)
+    return rule(*ops, counts_macs=counts_macs)
+
+
+def present(*names: str) -> list[OpOverloadPacket]:
+    """Those of these aten ops that the installed PyTorch has: some are newer than the oldest one that we support."""
+    return [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
+
+
+def find(op: OpOverload) -> Rule | None:
+    found = _RULES.get(op)
+    return found if found is not None else _RULES.get(op.overloadpacket)
