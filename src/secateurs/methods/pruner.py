@@ -20,6 +20,7 @@ from secateurs.methods.method import Method, Task
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan
 from secateurs.training import Engine, Hook, Part, Recipe
+from secateurs.training.run import TrainingRun
 from secateurs.training.state import misfit
 
 
@@ -130,7 +131,7 @@ class PrunerHook(Hook):
     def __init__(self, pruner: Pruner, settings: Mapping[str, Any]) -> None:
         self.pruner, self.settings = pruner, settings
 
-    def start(self, engine: Engine) -> None:
+    def start(self, engine: TrainingRun) -> None:
         if engine.total is None:
             raise ConfigError(
                 f"{self.settings.get('method', 'The method')} must know how long it trains, and this data has no length: "
@@ -144,16 +145,16 @@ class PrunerHook(Hook):
         self.pruner.share = engine.runtime.share(engine.train_data)
         self.pruner.begin(engine.total, engine.per_epoch or 1)
 
-    def loss(self, engine: Engine, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
+    def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
         return loss + self.pruner.penalty()
 
-    def after_step(self, engine: Engine) -> None:
+    def after_step(self, engine: TrainingRun) -> None:
         trainable = [p.requires_grad for p in engine.model.parameters()]
         self.pruner.step(own=False)
         if trainable != [p.requires_grad for p in engine.model.parameters()]:
             engine.rebind()
 
-    def done(self, engine: Engine) -> bool:
+    def done(self, engine: TrainingRun) -> bool:
         return self.pruner.done
 
     def state(self) -> dict[str, Any]:

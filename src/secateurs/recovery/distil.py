@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from secateurs.recovery.recipes import Distil
 from secateurs.recovery.teacher import Taught
 from secateurs.training.metrics import heads
-
-if TYPE_CHECKING:
-    from secateurs.training.engine import Engine
+from secateurs.training.run import TrainingRun
 
 
 def soft_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -29,10 +27,10 @@ class Distilling(Taught):
         super().__init__(student, teacher)
         self.recipe = recipe
 
-    def loss(self, engine: Engine, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
+    def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
         soft = soft_loss(heads(self.ask())[0], heads(outputs)[0], self.recipe.temperature)
         share = self.recipe.share
         return share * soft + (1 - share) * loss if share < 1 else soft
 
-    def epoch_end(self, engine: Engine, metrics: dict[str, Any]) -> None:
+    def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:
         metrics["mode"] = "distil"

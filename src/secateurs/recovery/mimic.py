@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,8 @@ from secateurs.errors import ConfigError
 from secateurs.recovery.features import OUTPUT, Capture, FeatureMap, by_name, check_names, feature_maps, made_of
 from secateurs.recovery.recipes import Mimic
 from secateurs.recovery.teacher import Taught
-
-if TYPE_CHECKING:
-    from secateurs.training.batches import Batch
-    from secateurs.training.engine import Engine
+from secateurs.training.batches import Batch
+from secateurs.training.run import TrainingRun
 
 log = logging.getLogger("secateurs")
 
@@ -164,21 +162,21 @@ class Mimicking(Taught):
         ]
         self._ours, self._theirs = Capture(student, nodes), Capture(self.teacher, nodes)
 
-    def epoch_start(self, engine: Engine) -> None:
+    def epoch_start(self, engine: TrainingRun) -> None:
         for module in self._still:
             module.eval()
 
-    def before_batch(self, engine: Engine, batch: Batch) -> None:
+    def before_batch(self, engine: TrainingRun, batch: Batch) -> None:
         super().before_batch(engine, batch)
         self._ours.watch()
 
-    def loss(self, engine: Engine, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
+    def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
         self._theirs.watch()
         self.ask()
         pairs = zip(self._theirs.take(), self._ours.take(), strict=True)
         return torch.stack([self.function(t, s) for t, s in pairs]).mean()
 
-    def epoch_end(self, engine: Engine, metrics: dict[str, Any]) -> None:
+    def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:
         metrics |= {"mode": "mimic", "nodes": list(self.nodes)}
 
     def state(self) -> dict[str, Any]:

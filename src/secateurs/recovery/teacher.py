@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from secateurs.training.batches import Batch
 from secateurs.training.hooks import Hook
-
-if TYPE_CHECKING:
-    from secateurs.training.batches import Batch
-    from secateurs.training.engine import Engine
+from secateurs.training.run import TrainingRun
 
 
 class Taught(Hook):
@@ -28,12 +26,12 @@ class Taught(Hook):
         # At the network itself: mixup has been at the inputs by then.
         self._handles = [student.register_forward_pre_hook(self._see, with_kwargs=True)]
 
-    def start(self, engine: Engine) -> None:
+    def start(self, engine: TrainingRun) -> None:
         self.teacher.to(engine.device)
         if engine.runtime.channels_last:
             self.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def before_batch(self, engine: Engine, batch: Batch) -> None:
+    def before_batch(self, engine: TrainingRun, batch: Batch) -> None:
         self._open = True
 
     def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateurs.errors import ConfigError, SecateursError, TrainingError
+from secateurs.errors import SecateursError, TrainingError
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
 from secateurs.training import resume as R
-from secateurs.training.checkpoint import CheckpointStore
-from secateurs.training.checks import Check
-from secateurs.training.hooks import Hook
-from secateurs.training.parts import Part, average_, make_optimizer
+from secateurs.training.parts import average_
 from secateurs.training.processes import LostError
-from secateurs.training.progress import Mode, Reporter, summary
-from secateurs.training.recipe import Recipe
-from secateurs.training.runtime import Runtime, written
+from secateurs.training.progress import summary
+from secateurs.training.run import TrainingRun
+from secateurs.training.runtime import written
 from secateurs.training.seeds import borrowed, seed_all
 from secateurs.training.syncnorm import synchronised
 
 ADVICE = " Look for bad values in that batch, lower lr, or set clip_norm."  # where the loss is not finite
 
 
-class Engine:
+class Engine(TrainingRun):
     """Trains `model` on `data` as `recipe` says: `Engine(model, data, recipe).fit()`.
 
     `data`: an iterable of (inputs, targets) batches, a function that returns one, or an object with `.train`, `.val`.
@@ -41,163 +33,8 @@ class Engine:
     `folder`: where `metrics.jsonl` goes. `checkpoints` are saved at every epoch's end, and every `save_steps` steps and
     `save_seconds` seconds if given. `track`: accelerate's trackers ("tensorboard", "wandb"…, or objects).
 
-    For hooks: `model`, `optimizer`, `ema`, `device`, `rank`, `world`, `step` (optimizer steps taken), `total` (steps to
-    take, None if unknown), `epoch`, `batch` (position in the data), `parts`, `history`, `syncing`, `report.line(text)`.
+    What hooks may ask of it: `TrainingRun`.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Any,
-        recipe: Recipe,
-        *,
-        loss: M.Loss | None = None,
-        hooks: Sequence[Hook] = (),
-        seed: int = 0,
-        device: str | torch.device | None = None,
-        folder: str | os.PathLike[str] | None = None,
-        checkpoints: CheckpointStore | None = None,
-        save_steps: int | None = None,
-        save_seconds: float | None = None,
-        progress: Mode | bool = "auto",
-        track: Sequence[Any] = (),
-        title: str = "training",
-    ):
-        if loss is not None and recipe.label_smoothing:
-            raise ConfigError("label_smoothing belongs to the default loss: build it into your own one instead")
-        if save_steps is not None and save_steps < 1:
-            raise ConfigError(f"save_steps={save_steps}: must be at least 1")
-        self.model, self.recipe, self.hooks, self.seed = model, recipe, list(hooks), seed
-        self.train_data, self.val_data = B.split_data(data)
-        self.loss = loss or M.CrossEntropy(recipe.label_smoothing)
-        self.folder = Path(folder) if folder is not None else None
-        self.checkpoints, self.save_steps, self.save_seconds = checkpoints, save_steps, save_seconds
-        self.report = Reporter(progress, title)
-        self.track = tuple(track)
-        self.step = self.epoch = self.batch = 0
-        self.history: list[dict[str, Any]] = []
-        self.plans: list[Any] = []
-        self.parts: dict[str, Part] = {}
-        self.ema: nn.Module | None = None
-        self.syncing = True  # False for the batches of an accumulated step but the last
-        self._device = device
-        self._runtime: Runtime | None = None
-        self._done = False
-        self._resumed = False  # and no batch read since
-        self._micro = 0  # batches since the last step
-        self._pending: deque[tuple[int, torch.Tensor]] = deque()
-        self._sums = [0.0, 0.0, 0.0]  # of this epoch: loss, top-1 hits, images
-        self._seconds = 0.0
-
-    # -- what everyone may ask ---------------------------------------------------------------------------------------
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self.parts["main"].optimizer
-
-    @property
-    def runtime(self) -> Runtime:
-        """Made when first asked for: it may start process groups."""
-        if self._runtime is None:
-            self._runtime = Runtime(self.model, self.recipe, self._device, self.track, self.folder)
-            if self._runtime.rank:
-                self.report.mode = "silent"
-        return self._runtime
-
-    @property
-    def device(self) -> torch.device:
-        return self.runtime.device
-
-    @property
-    def rank(self) -> int:
-        return self.runtime.rank
-
-    @property
-    def world(self) -> int:
-        return self.runtime.world
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor summed over all processes."""
-        return self.runtime.sum(tensor)
-
-    def evaluate(self, model: nn.Module | None = None, data: Any = None) -> M.Metrics:
-        """Top-1, top-5, loss on the validation data, in the precision of training; of the EMA weights if any."""
-        source = self.val_data if data is None else data
-        if source is None:
-            raise ConfigError("There is no validation data: pass Data(train=..., val=...).")
-        model = model or self.ema or self.model
-        return M.evaluate(
-            model.to(self.device),
-            source,
-            device=self.device,
-            loss=self.loss,
-            precision=self.runtime.precision,
-            channels_last=self.runtime.channels_last,
-            reduce=self.sum,
-            share=self.runtime.share(source),
-        )
-
-    # -- for hooks that change what is trained -----------------------------------------------------------------------
-
-    def add_parameters(self, params: Iterable[nn.Parameter], **options: Any) -> None:
-        """Parameters outside the model join its optimizer. Options: lr, weight_decay…, scheduled=False for a lr that
-        the schedule leaves alone. The hook that owns them saves them."""
-        group = {"weight_decay": 0.0, "lr": self.recipe.lr, **options, "params": list(params)}
-        group["initial_lr"] = group["lr"]
-        self.optimizer.add_param_group(group)
-
-    def add_network(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> Part:
-        """A second network with its own optimizer: prepared, stepped (while `part.active`), scheduled and saved like
-        the model. Call `part.net` in `before_batch`; set `engine.parts["main"].active = False` to train it alone."""
-        if name in self.parts:
-            raise ConfigError(f"there is a network '{name}' already")
-        part = Part(name, module.to(self.device), optimizer)
-        self.parts[name] = part
-        part.net = self.runtime.wrap(part.module)
-        return part
-
-    def cut(self, plan: Any) -> None:
-        """Cuts the model in place, optimizer state and EMA along with it, and goes on."""
-        from secateurs.surgery import cut_
-
-        cut_(self.model, plan, self.optimizer)
-        if self.ema is not None:
-            cut_(self.ema, plan)
-        self.plans.append(plan)
-        self.rebind()
-
-    def rebind(self) -> None:
-        """After parameters were replaced, frozen or thawed: optimizers and wrappers are made to fit again."""
-        self.runtime.release()
-        self.parts["main"].refresh()
-        for part in self.parts.values():
-            part.net = self.runtime.wrap(part.module)
-
-    # -- set-up ------------------------------------------------------------------------------------------------------
-
-    def _setup(self) -> None:
-        if self.parts:
-            raise TrainingError("This engine has trained already: make a new one (with resume=True to go on).")
-        self.model.to(self.device)
-        if self.runtime.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.recipe.ema:
-            self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        self.parts["main"] = Part("main", self.model, make_optimizer(self.model.parameters(), self.recipe))
-        self.parts["main"].net = self.runtime.wrap(self.model)
-        self.total, self.per_epoch = B.measure(self.recipe, self.train_data)
-        self._check = Check(self.model, "train")
-        self._check_val()
-        if self.track:
-            with written(self.folder):
-                self.runtime.accelerator.init_trackers("secateurs", config=self.recipe.model_dump(mode="json"))
-
-    def _check_val(self) -> None:
-        """Find out now, not after an epoch, if validation data does not fit. Hooks on the model are a method's, which has
-        checked the data, or the user's: neither is to see batches that training does not have."""
-        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
-        if self.val_data is not None and not isinstance(self.val_data, Iterator) and not hooked:
-            self.evaluate(self.model, [B.first(self.val_data, "val")])
 
     # -- training ----------------------------------------------------------------------------------------------------
 

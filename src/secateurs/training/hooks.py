@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from secateurs.training.batches import Batch
-    from secateurs.training.engine import Engine
+from secateurs.training.batches import Batch
+from secateurs.training.run import TrainingRun
 
 
 class Hook:
@@ -20,29 +19,29 @@ class Hook:
     alike: decide from `engine.sum(...)`-ed figures, in `after_step`, `epoch_start`, `epoch_end`.
     """
 
-    def start(self, engine: Engine) -> None:
+    def start(self, engine: TrainingRun) -> None:
         """Once, before training and before a checkpoint is loaded. Add parameters, networks, gates here."""
 
-    def epoch_start(self, engine: Engine) -> None:
+    def epoch_start(self, engine: TrainingRun) -> None:
         """Before an epoch's first batch (not again when a run resumes in the middle of an epoch)."""
 
-    def before_batch(self, engine: Engine, batch: Batch) -> Batch | None:
+    def before_batch(self, engine: TrainingRun, batch: Batch) -> Batch | None:
         """The batch is on the device, autocast is on. May return another batch to train on."""
 
-    def loss(self, engine: Engine, loss: torch.Tensor, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+    def loss(self, engine: TrainingRun, loss: torch.Tensor, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         """The scalar to minimise, given the loss so far and the model's raw outputs."""
         return loss
 
-    def after_backward(self, engine: Engine) -> None:
+    def after_backward(self, engine: TrainingRun) -> None:
         """After each batch's backward. The gradients are final (averaged, not yet clipped) when `engine.syncing`."""
 
-    def after_step(self, engine: Engine) -> None:
+    def after_step(self, engine: TrainingRun) -> None:
         """After the optimizers stepped and gradients were cleared."""
 
-    def epoch_end(self, engine: Engine, metrics: dict[str, Any]) -> None:
+    def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:
         """`metrics` is the epoch's line in the log: read it, or add JSON-able figures of your own."""
 
-    def done(self, engine: Engine) -> bool:
+    def done(self, engine: TrainingRun) -> bool:
         """True ends the training (asked after each step)."""
         return False
 

@@ -6,26 +6,24 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from secateurs.errors import ArtifactError, ConfigError, SecateursError
 from secateurs.files import dump_json, faults, open_regular, parse_json, shown, write_whole
 from secateurs.training.checkpoint import TENSORS, TREE
+from secateurs.training.hooks import Hook
+from secateurs.training.parts import Part
+from secateurs.training.run import TrainingRun
 from secateurs.training.runtime import written
 from secateurs.training.state import PartState, State, misfit, optimizer_misfit
-
-if TYPE_CHECKING:
-    from secateurs.training.engine import Engine
-    from secateurs.training.hooks import Hook
-    from secateurs.training.parts import Part
 
 log = logging.getLogger("secateurs")
 LOG = "metrics.jsonl"
 
 
-def snapshot(engine: Engine) -> dict[str, Any]:
+def snapshot(engine: TrainingRun) -> dict[str, Any]:
     """All that the rest of the run depends on. The schedule and the random draws are functions of the position."""
     return {
         "recipe": engine.recipe.model_dump(mode="json"),
@@ -51,7 +49,7 @@ def snapshot(engine: Engine) -> dict[str, Any]:
     }
 
 
-def resume(engine: Engine) -> None:
+def resume(engine: TrainingRun) -> None:
     """Brings the engine to the newest whole checkpoint; without one it starts from the beginning."""
     if engine.checkpoints is None:
         raise ConfigError("resume=True needs a CheckpointStore to resume from")
@@ -94,7 +92,7 @@ class _Misfit(Exception):
     """What of a checkpoint is not as this run needs it."""
 
 
-def refuse_old(engine: Engine) -> None:
+def refuse_old(engine: TrainingRun) -> None:
     """A new run must not push an old run's checkpoints out."""
     if engine.checkpoints is not None and engine.checkpoints.steps():
         raise ConfigError(
@@ -103,7 +101,7 @@ def refuse_old(engine: Engine) -> None:
         )
 
 
-def last_checkpoint(engine: Engine) -> str:
+def last_checkpoint(engine: TrainingRun) -> str:
     """A sentence that says where it is, for the end of a message; empty if there is none."""
     found = engine.checkpoints.steps() if engine.checkpoints else []
     return (
@@ -149,7 +147,7 @@ def _name(index: int, hook: Any) -> str:
     return f"{index}-{type(hook).__name__}"
 
 
-def _same_run(engine: Engine, state: State, where: str) -> None:
+def _same_run(engine: TrainingRun, state: State, where: str) -> None:
     now = {**engine.recipe.model_dump(mode="json"), "seed": engine.seed}
     then = {**state.recipe, "seed": state.seed}
     changed = [f"{k} ({then.get(k)!r} then, {now.get(k)!r} now)" for k in now if now.get(k) != then.get(k)]
@@ -163,7 +161,7 @@ def _same_run(engine: Engine, state: State, where: str) -> None:
         raise ConfigError(f"{where} belongs to another run, which differs in {'; '.join(changed)}.")
 
 
-def _restore(engine: Engine, state: State) -> None:
+def _restore(engine: TrainingRun, state: State) -> None:
     at = state.position
     if engine.total is not None and at.step > engine.total:
         raise _Misfit(
@@ -238,7 +236,7 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def rewrite_log(engine: Engine) -> None:
+def rewrite_log(engine: TrainingRun) -> None:
     """`metrics.jsonl` made to hold the history and no more: lines past the checkpoint are trained and written again."""
     if engine.folder is None:
         return
@@ -251,7 +249,7 @@ def rewrite_log(engine: Engine) -> None:
         write_whole(path, "".join(map(_line, engine.history)))
 
 
-def append_log(engine: Engine, line: dict[str, Any]) -> None:
+def append_log(engine: TrainingRun, line: dict[str, Any]) -> None:
     if engine.folder is None or engine.rank:
         return
     path = engine.folder / LOG
