@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from secateurs import artifact, recovery, training
@@ -31,7 +32,9 @@ from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply, verify
 from secateurs.surgery.verify import steady
-from secateurs.training import CheckpointStore, Engine, Recipe
+from secateurs.training import CheckpointStore, Hook, Recipe
+from secateurs.training.metrics import Loss
+from secateurs.training.progress import Mode
 from secateurs.training.resume import refuse_foreign_log
 from secateurs.widening.grow import widened
 from secateurs.zoo import FAMILIES
@@ -53,7 +56,14 @@ def prune(
     report: Callable[[str], None] = lambda line: None,
     folder: str | Path | None = None,
     resume: bool = False,
-    **options: Any,
+    device: str | torch.device | None = None,
+    loss: Loss | None = None,
+    hooks: Sequence[Hook] = (),
+    progress: Mode | bool = "auto",
+    save_steps: int | None = None,
+    save_seconds: float | None = None,
+    track: Sequence[Any] = (),
+    **unknown: NoReturn,
 ) -> Result:
     """Trace, select, cut, verify and (on request) recover. The given model is untouched.
 
@@ -73,16 +83,20 @@ def prune(
     report: gets one line about each stage.
     folder: where training leaves its log and checkpoints, a folder for each phase. A log there that is no engine's is
         not written over.
-    resume: go on from the last whole checkpoint in `folder`, if there is one.
-    options: the training engine's: device, progress, loss, save_steps, save_seconds, track; and hooks, those of
-        recovery.
+    resume: resume from the last whole checkpoint in `folder`, if there is one.
+    device: where the work is done, see above.
+    loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy.
+    hooks: of recovery, see `secateurs.training.Hook`.
+    progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
+    save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
+    track: trackers that accelerate knows ("tensorboard", "wandb" …), which write to `folder`.
 
     Raises before any work: ConfigError for what makes no sense, BudgetError for a budget that cannot be met,
     VerificationError for a model that is random in eval mode. VerificationError also for a cut that does not verify.
     """
     chosen = resolve(method)
     _check(model, budget, scope)
-    _check_options(options, chosen)
+    _check_unknown(unknown, chosen)
     if recover is not None and not isinstance(recover, Recipe | list | tuple):
         raise ConfigError(
             f"recover={recover!r} is no way to recover: pass sc.Recover(epochs=3), say, or a list of such."
@@ -96,10 +110,13 @@ def prune(
         refuse_foreign_log(Path(str(folder)) / name)
     source = None if data is None else Data.of(data)
     origin, placement = source_of(model), Placement.of(model)
-    device = placement.device if source is None and options.get("device") is None else usable(options.get("device"))
-    options = {**options, "device": device}
-    original = placement.working_copy(model, device)
-    example_inputs = placement.working_inputs(example_inputs, device)
+    where = placement.device if source is None and device is None else usable(device)
+    options = {
+        "device": where, "loss": loss, "hooks": hooks, "progress": progress, "save_steps": save_steps,
+        "save_seconds": save_seconds, "track": track,
+    }  # fmt: skip
+    original = placement.working_copy(model, where)
+    example_inputs = placement.working_inputs(example_inputs, where)
     model = copied(original) if isinstance(chosen, TrainingMethod) else original
     history: list[dict[str, Any]] = []
     task = _task(
@@ -109,8 +126,8 @@ def prune(
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
     if source is not None:
-        training.check_data(model, source, options.get("loss"))
-    before = _figures(base, model, source, options)
+        training.check_data(model, source, loss)
+    before = _figures(base, model, source, loss)
     selection = Selection.of(chosen.select(task))
     plan = selection.plan(graph, allow_inexact=allow_inexact)
     cost = graph.cost_of(plan)
@@ -123,7 +140,7 @@ def prune(
     report(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
     )
-    cut = _figures(cost, small, source, options)
+    cut = _figures(cost, small, source, loss)
     after = cut
     for name, recipe in steps:
         history += recovery.recover(
@@ -131,7 +148,7 @@ def prune(
             resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
     if steps:
-        after = _figures(cost, small, source, options)
+        after = _figures(cost, small, source, loss)
     placement.restore(small)
     if plan.stripes:
         tune(small, placement.restored_inputs(example_inputs))
@@ -307,22 +324,17 @@ def _check(model: Any, budget: Any, scope: Any) -> None:
                 )
 
 
-_OPTIONS = {
-    name for name, p in inspect.signature(Engine).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
-} - {"seed", "folder", "checkpoints", "title"}  # `prune` sees to these
-
-
-def _check_options(options: dict[str, Any], method: Method) -> None:
-    for name, value in options.items():
+def _check_unknown(unknown: Mapping[str, Any], method: Method) -> None:
+    """Raise ConfigError for an argument that `prune` does not have."""
+    for name, value in unknown.items():
         if name in type(method).model_fields:
             call = f"sc.{type(method).__name__}({name}={value!r})"
             raise ConfigError(f"{name} is a setting of the method {method.name}: pass method={call}.")
-        if name not in _OPTIONS:
-            known = {*inspect.signature(prune).parameters, *_OPTIONS} - {"options"}
-            raise ConfigError(
-                f"prune has no option {name!r}. {nearest(name, known)} Options of training: "
-                f"{', '.join(sorted(_OPTIONS))}; settings of a method go with it: method=sc.L1(ranking=…), say."
-            )
+        known = inspect.signature(prune).parameters.keys() - {"unknown"}
+        raise ConfigError(
+            f"prune has no option {name!r}. {nearest(name, known)} Options: {', '.join(sorted(known))}. Settings of a method "
+            "are passed with it, for example method=sc.L1(ranking=…)."
+        )
 
 
 def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -335,10 +347,10 @@ def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dic
     return {**options, "folder": own, "checkpoints": CheckpointStore(own / "checkpoints")}
 
 
-def _figures(cost: Cost, model: nn.Module, data: Data | None, options: dict[str, Any]) -> Figures:
+def _figures(cost: Cost, model: nn.Module, data: Data | None, loss: Loss | None) -> Figures:
     if data is None or data.val is None:
         return Figures(cost.macs, cost.params)
     # Where processes have split the data each one looks at all of it: the figures are everyone's.
     images = data.val.whole() if hasattr(data.val, "whole") else data.val
-    found = training.evaluate(model, images, loss=options.get("loss"))
+    found = training.evaluate(model, images, loss=loss)
     return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -28,10 +28,16 @@ def check_scope(scope: Any) -> None:
 
 
 def check_budget(budget: Any) -> None:
-    """Raise ConfigError for a figure in the place of a budget."""
-    if budget is not None and not isinstance(budget, Budget):
-        given = ", ".join(f"{k}={v!r}" for k, v in budget.items()) if isinstance(budget, Mapping) else "macs=0.5"
-        raise ConfigError(f"budget={budget!r} is no budget: pass sc.Budget({given}).")
+    """Raise ConfigError for anything else in the place of a budget."""
+    if budget is None or isinstance(budget, Budget):
+        return
+    given = "macs=0.5"
+    if isinstance(budget, Mapping) and budget.keys() <= {f.name for f in fields(Budget)}:
+        given = ", ".join(f"{k}={v!r}" for k, v in budget.items())
+    elif isinstance(budget, int | float) and not isinstance(budget, bool):
+        given = f"macs={budget!r}"
+    got = f"{type(budget).__name__} {budget!r:.60}"
+    raise ConfigError(f"budget must be a Budget, got {got}; did you mean Budget({given})?")
 
 
 def _unlogged(record: dict[str, Any]) -> None:
