@@ -103,6 +103,17 @@ def parse_json(data: bytes | str, schema: type[Model], source: StrPath, advice: 
         raise ArtifactError(f"{shown(source)} is not valid: {faults(error)}.{end}") from None
 
 
+def check_format(body: Any, name: str, newest: int, what: str) -> None:
+    """Raise ValueError, as validators of a schema do, for JSON that is not of this format, or of a newer version."""
+    if not isinstance(body, dict) or body.get("format") != name:
+        raise ValueError(f"it is not {what}")
+    version = body.get("version")
+    if type(version) is not int or version > newest:
+        raise ValueError(
+            f"it has version {shown(str(version)[:20])}, this Secateurs reads up to {newest}: upgrade Secateurs"
+        )
+
+
 def faults(error: ValidationError) -> str:
     """The first fields that do not fit, and why."""
     found = error.errors(include_url=False)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from secateurs.files import shown
+from secateurs.files import check_format, shown
 from secateurs.plans.plan import PlanRecord
 from secateurs.widening.grow import Widening
 
@@ -153,13 +153,7 @@ class Card(_Open):
     @model_validator(mode="before")
     @classmethod
     def _readable(cls, body: Any) -> Any:
-        if not isinstance(body, dict) or body.get("format") != "secateurs":
-            raise ValueError("it is not the card of a Secateurs artifact")
-        version = body.get("version")
-        if type(version) is not int or version > VERSION:
-            raise ValueError(
-                f"it was saved as version {shown(str(version)[:20])}, this Secateurs reads up to {VERSION}: upgrade it"
-            )
+        check_format(body, "secateurs", VERSION, "the card of a Secateurs artifact")
         return body
 
     def networks(self) -> list[tuple[str, Figures]]:
