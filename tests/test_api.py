@@ -276,3 +276,10 @@ class TestSource:
 def test_dir_shows_the_public_names_alone() -> None:
     assert dir(sc) == sorted(sc.__all__)
     assert all(getattr(sc, name) is not None for name in dir(sc))
+
+
+def test_a_folder_that_takes_no_files_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
+        with pytest.raises(sc.ArtifactError, match=f"{folder}.* (is a file|cannot be written to)"):
+            sc.prune(network(), images(), "l1", sc.Budget(macs=0.5), data(), sc.Recover(epochs=1), folder=folder)

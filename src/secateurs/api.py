@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from secateurs import artifact, recovery, training
-from secateurs.artifact.provenance import after_cut, rebuilt, remember, source_of
+from secateurs.artifact.provenance import UNKNOWN, after_cut, begun, rebuilt, remember, source_of
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.devices import usable
-from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
-from secateurs.files import shown
+from secateurs.errors import ArtifactError, BudgetError, ConfigError, SpecError, nearest
+from secateurs.files import check_writable, shown
 from secateurs.graph import Cost
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import check_model, tensors
@@ -106,8 +106,10 @@ def prune(
     if steps and data is None:
         raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
     recovery.check(recover, model)
-    for name in () if folder is None else ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]:
-        refuse_foreign_log(Path(str(folder)) / name)
+    if folder is not None and (phases := ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]):
+        check_writable(folder)
+        for name in phases:
+            refuse_foreign_log(Path(folder) / name)
     source = None if data is None else Data.of(data)
     origin, placement = source_of(model), Placement.of(model)
     where = placement.device if source is None and device is None else usable(device)
@@ -117,7 +119,8 @@ def prune(
     }  # fmt: skip
     original = placement.working_copy(model, where)
     example_inputs = placement.working_inputs(example_inputs, where)
-    model = copied(original) if isinstance(chosen, TrainingMethod) else original
+    # Methods get a copy: some train it, and the given model has to be as it was whatever a method does.
+    model = copied(original) if original is model or isinstance(chosen, TrainingMethod) else original
     history: list[dict[str, Any]] = []
     task = _task(
         model, example_inputs, chosen, budget, scope, data=source, seed=seed, allow_inexact=allow_inexact,
@@ -127,10 +130,15 @@ def prune(
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
     if source is not None:
         training.check_data(model, source, loss)
-    before = _figures(base, model, source, loss)
+    before = _figures(base, original, source, loss)
     selection = Selection.of(chosen.select(task))
     plan = selection.plan(graph, allow_inexact=allow_inexact)
     cost = graph.cost_of(plan)
+    if budget is not None and not budget.allows(cost, base):
+        raise BudgetError(
+            f"{chosen.name} keeps {cost.macs:,} MACs and {cost.params:,} parameters, over its {budget}: a method has to meet "
+            "the budget of its task."
+        )
     report(
         f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
     )
@@ -158,8 +166,7 @@ def prune(
         )
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
-    if origin is not None:
-        remember(small, after_cut(origin, plan))
+    remember(small, after_cut(UNKNOWN if origin is None else origin, plan))
     return Result(small, plan, before, cut, after, error, chosen, history, origin)
 
 
@@ -240,7 +247,8 @@ def attach(
 def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The pruned network of a saved artifact, in eval mode.
 
-    model: a fresh, unpruned model to cut; needed where the original did not come from `build`. It is left untouched.
+    model: a fresh, unpruned model to cut; needed where the original did not come from `build`. It is left untouched. An
+        artifact that was pruned several times holds all of its cuts.
     trust_code: also build a network that the artifact says comes from a module to be imported (`python:…`), or with
         options that may load or download something. Without it nothing that the artifact names is imported or run.
 
@@ -249,18 +257,20 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
     """
     if model is not None:
         check_model(model)
-        return artifact.load(folder, model)
     plan, card = artifact.read(folder)
-    if card.source is None:
+    if model is not None:
+        fresh = begun(card.source, model)
+    elif card.source is None or card.source.spec is None:
         raise ArtifactError(
             f"{shown(folder)} does not say how to build its network: pass load({shown(folder)!r}, model=…)."
         )
-    try:
-        fresh = rebuilt(card.source, trust_code)
-    except ArtifactError as error:
-        raise ArtifactError(f"{shown(artifact.place(folder, artifact.CARD))}: {error}") from error.__cause__
+    else:
+        try:
+            fresh = rebuilt(card.source, trust_code)
+        except ArtifactError as error:
+            raise ArtifactError(f"{shown(artifact.place(folder, artifact.CARD))}: {error}") from error.__cause__
     small = artifact.restored(folder, plan, card, fresh)
-    remember(small, after_cut(card.source.record(), plan))
+    remember(small, after_cut(UNKNOWN if card.source is None else card.source.record(), plan))
     return small
 
 

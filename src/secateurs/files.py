@@ -13,6 +13,7 @@ import math
 import os
 import reprlib
 import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -190,6 +191,18 @@ def write_whole(path: StrPath, content: bytes | str) -> None:
             beside.unlink()
         raise
     sync_folder(path.parent)
+
+
+def check_writable(folder: StrPath) -> None:
+    """Raise ArtifactError if a folder takes no files. It is made if it is not there."""
+    path = Path(folder)
+    if os.path.lexists(path) and not path.is_dir():
+        raise ArtifactError(f"{shown(path)} is a file: give a folder to write to.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ArtifactError(f"{shown(path)} cannot be written to: {error.strerror or error}.") from error
 
 
 def staged(path: Path) -> Path:

@@ -67,9 +67,10 @@ class Cut(_Open):
 
 
 class Source(_Open):
-    """How to build the unpruned network: a spec, widenings and cuts. Other fields are options of its constructor."""
+    """How to build the network that was pruned: a spec, widenings and cuts. Other fields are options of its constructor.
+    Without a spec it begins with a network of the user's own."""
 
-    spec: Line
+    spec: Line | None
     num_classes: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
     widen: Annotated[list[Widening], Field(max_length=MOST)] = []
     plans: Annotated[list[Cut], Field(max_length=MOST)] = []

@@ -130,8 +130,16 @@ class Criterion(Method):
         raise NotImplementedError
 
     def select(self, task: Task) -> Selection:
-        scores = {name: s.detach().double().cpu().numpy() for name, s in self.scores(task).items()}
-        for name, values in scores.items():
+        found = self.scores(task)
+        scores: dict[str, np.ndarray] = {}
+        for group in task.groups:
+            name = group.name
+            if not isinstance(found.get(name), torch.Tensor) or found[name].shape != (group.size,):
+                given = "nothing" if name not in found else getattr(found[name], "shape", type(found[name]).__name__)
+                raise ConfigError(
+                    f"{self.name} must give a tensor of {group.size} scores for {name}, one for each channel, not {given}."
+                )
+            scores[name] = values = found[name].detach().double().cpu().numpy()
             if not np.isfinite(values).all():
                 raise ConfigError(f"{self.name} gives scores for {name} that are not finite: is the network trained?")
         return Selection(meet(task.widths, {name: self._ranked(v) for name, v in scores.items()}))
