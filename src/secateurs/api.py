@@ -31,7 +31,7 @@ from secateurs.plans import trace
 from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply, verify
-from secateurs.surgery.verify import steady
+from secateurs.surgery.verify import check_deterministic
 from secateurs.training import CheckpointStore, Hook, Recipe
 from secateurs.training.metrics import Loss
 from secateurs.training.progress import Mode
@@ -78,7 +78,7 @@ def prune(
         it as cut. `Mimic` and `Distil` learn from the given model.
     scope: "internal" leaves channels that lie on a shortcut alone, "all" cuts them too; None is what the method's paper
         does ("internal" mostly).
-    allow_inexact: also cut channels that a normalisation takes its statistics over (the proof does not hold for them:
+    allow_inexact: also cut channels that a normalization takes its statistics over (the proof does not hold for them:
         the error in the result is then nan).
     report: gets one line about each stage.
     folder: where training leaves its log and checkpoints, a folder for each phase. A log there that is no engine's is
@@ -289,7 +289,7 @@ def widen(
     widths: a factor, 1.5 say, by which every channel group in scope grows; or `{group name: channels}`. Groups that may
         not be cut cannot grow either. To train the wider network from scratch instead, `reinitialise` it.
     scope: of a factor: "internal" leaves channels that lie on a shortcut alone, "all" widens them too.
-    allow_inexact: also widen channels that a normalisation takes its statistics over; what the network computes is then
+    allow_inexact: also widen channels that a normalization takes its statistics over; what the network computes is then
         another thing.
     seed: of which channels are copied, and of how their readers share out their weights among the copies: unevenly, so
         that the copies part ways in training.
@@ -313,7 +313,7 @@ def _task(
     """Trace, and refuse before any work what cannot be done."""
     graph = trace(model, example_inputs, allow_inexact=allow_inexact)
     if graph.random and not allow_inexact:
-        steady(model, example_inputs)
+        check_deterministic(model, example_inputs)
     task = Task(model, graph, budget, scope or method.default_scope, example_inputs=example_inputs, **rest)
     method.check(task)
     method.feasible(task)

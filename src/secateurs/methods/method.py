@@ -14,7 +14,7 @@ from torch import nn
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, nearest
 from secateurs.graph import ChannelGroup
-from secateurs.methods.select import Widths, meet
+from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import PrunableGraph
 
@@ -142,7 +142,7 @@ class Criterion(Method):
             scores[name] = values = found[name].detach().double().cpu().numpy()
             if not np.isfinite(values).all():
                 raise ConfigError(f"{self.name} gives scores for {name} that are not finite: is the network trained?")
-        return Selection(meet(task.widths, {name: self._ranked(v) for name, v in scores.items()}))
+        return Selection(select_within_budget(task.widths, {name: self._ranked(v) for name, v in scores.items()}))
 
     def _ranked(self, values: np.ndarray) -> np.ndarray:
         """Scores as they are compared across groups."""

@@ -13,7 +13,7 @@ from secateurs.devices import full_precision
 from secateurs.errors import PlanError, TraceError, VerificationError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import beside, call, map_tensors, tensors
+from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.masking.mask import mask
 from secateurs.plans.plan import Plan, trace
 from secateurs.surgery.culprits import culprits
@@ -36,16 +36,16 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: floa
     if not wrong:
         return error
     if plan.exact:
-        steady(model, example_inputs)
+        check_deterministic(model, example_inputs)
         with contextlib.suppress(TraceError, VerificationError):
             graph = trace(model, example_inputs, allow_inexact=True)
             wrong += " " + culprits(graph, plan, lambda p: bool(_judged(model, p, example_inputs, tolerance)[1]))
     else:
-        wrong += " The plan cuts channels that a normalisation takes its statistics over."
+        wrong += " The plan cuts channels that a normalization takes its statistics over."
     raise VerificationError(wrong)
 
 
-def steady(model: nn.Module, example_inputs: Any) -> None:
+def check_deterministic(model: nn.Module, example_inputs: Any) -> None:
     """Raise VerificationError if two runs of the model in eval mode, on the same inputs, give different outputs."""
     try:
         runs = [outputs(copied(model), example_inputs, torch.float32) for _ in range(2)]
@@ -135,7 +135,7 @@ def outputs(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[T
     """What the model answers in eval mode, computed in this precision, which it is left in."""
     model = model.to(dtype).eval()
     inputs = map_tensors(
-        lambda x: x.to(dtype) if x.is_floating_point() else x, beside(model, copy.copy(example_inputs))
+        lambda x: x.to(dtype) if x.is_floating_point() else x, to_model_device(model, copy.copy(example_inputs))
     )
     with torch.no_grad(), full_precision():
         return [x.detach() for x in tensors(call(model, inputs))]

@@ -27,12 +27,12 @@ BETAS = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 
 
 def cloud(n: int, d: int, seed: int, *, clusters: int = 0, spread: float = 0.3) -> Tensor:
-    """`n` points, around some centres if there are clusters, some nearer to the origin than others as filters are."""
+    """`n` points, around some centers if there are clusters, some nearer to the origin than others as filters are."""
     g = torch.Generator().manual_seed(seed)
     points = torch.randn(n, d, generator=g, dtype=torch.float64)
     if clusters:
-        centres = torch.randn(clusters, d, generator=g, dtype=torch.float64)
-        points = centres[torch.randint(clusters, (n,), generator=g)] + spread * points
+        centers = torch.randn(clusters, d, generator=g, dtype=torch.float64)
+        points = centers[torch.randint(clusters, (n,), generator=g)] + spread * points
     return points * (0.5 + torch.rand(n, 1, generator=g, dtype=torch.float64))
 
 
