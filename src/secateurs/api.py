@@ -26,7 +26,7 @@ from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.methods.selection import Selection
 from secateurs.placement import Placement
-from secateurs.plans import trace
+from secateurs.plans import PrunableGraph, trace
 from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply, verify
@@ -53,6 +53,7 @@ def prune(
     report: Callable[[str], None] = lambda line: None,
     folder: str | Path | None = None,
     resume: bool = False,
+    graph: PrunableGraph | None = None,
     **options: Any,
 ) -> Result:
     """Trace, select, cut, verify and (on request) recover. The given model is untouched.
@@ -74,6 +75,7 @@ def prune(
     folder: where training leaves its log and checkpoints, a folder for each phase. A log there that is no engine's is
         not written over.
     resume: go on from the last whole checkpoint in `folder`, if there is one.
+    graph: what `trace` found in this model on these inputs, with the same `allow_inexact`: it is then not traced again.
     options: the training engine's: device, progress, loss, save_steps, save_seconds, track; and hooks, those of
         recovery.
 
@@ -104,7 +106,7 @@ def prune(
     history: list[dict[str, Any]] = []
     task = _task(
         model, example_inputs, chosen, budget, scope, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=_phase(folder, "prune", options), resume=resume, log=history.append,
+        engine_options=_phase(folder, "prune", options), resume=resume, log=history.append, graph=graph,
     )  # fmt: skip
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
@@ -241,7 +243,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
     try:
         fresh = rebuilt(card.source, trust_code)
     except ArtifactError as error:
-        raise ArtifactError(f"{shown(artifact.place(folder, artifact.CARD))}: {error}") from error.__cause__
+        raise error.within(f"{shown(artifact.place(folder, artifact.CARD))}: ") from error.__cause__
     small = artifact.restored(folder, plan, card, fresh)
     remember(small, after_cut(card.source.record(), plan))
     return small
@@ -281,10 +283,11 @@ def widen(
 
 def _task(
     model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, *,
-    allow_inexact: bool, **rest: Any,
+    allow_inexact: bool, graph: PrunableGraph | None = None, **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
-    graph = trace(model, example_inputs, allow_inexact=allow_inexact)
+    if graph is None:
+        graph = trace(model, example_inputs, allow_inexact=allow_inexact)
     if graph.random and not allow_inexact:
         steady(model, example_inputs)
     task = Task(model, graph, budget, scope or method.default_scope, example_inputs=example_inputs, **rest)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-from secateurs.errors import BudgetError
+from secateurs.errors import BudgetError, Setting
 from secateurs.graph import Cost
 
 
@@ -27,13 +27,18 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.macs is None and self.params is None:
-            raise BudgetError("A budget needs a figure: Budget(macs=0.5), say, or Budget(params=1_000_000).")
+            raise BudgetError(
+                "A budget needs a figure, for example ", Setting("macs", 0.5, Budget), " or ",
+                Setting("params", 1_000_000, Budget), ".",
+            )  # fmt: skip
         for name, value in (("macs", self.macs), ("params", self.params)):
             sound = isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
             if value is not None and not sound:
-                raise BudgetError(f"{name}={value!r} is no budget: give a fraction up to 1.0 or a number above 1.")
+                raise BudgetError(
+                    Setting(name, value), " is not a budget: give a fraction up to 1.0 or a number above 1."
+                )
         if isinstance(self.align, bool) or not isinstance(self.align, Integral) or self.align < 1:
-            raise BudgetError(f"align={self.align!r} must be a whole number of channels, 1 or more.")
+            raise BudgetError(Setting("align", self.align), " must be a whole number of channels, 1 or more.")
 
     def limits(self, base: Cost) -> Cost:
         """The absolute figures that must not be exceeded by a network whose uncut cost is `base`."""
@@ -43,17 +48,17 @@ class Budget:
         limits = self.limits(base)
         return cost.macs <= limits.macs and cost.params <= limits.params
 
-    def check(self, base: Cost, lowest: Cost, advice: str = "") -> None:
-        """Raise BudgetError if even the `lowest` cost that cutting can reach is over it. advice: what may help then."""
+    def check(self, base: Cost, lowest: Cost, hint: tuple[object, ...] = ()) -> None:
+        """Raise BudgetError if even the `lowest` cost that cutting can reach is over it. hint: what may help then."""
         limits = self.limits(base)
         for name in ("macs", "params"):
             limit, least, full = getattr(limits, name), getattr(lowest, name), getattr(base, name)
             if least > limit:
                 raise BudgetError(
-                    f"The budget {name}={getattr(self, name)} ({limit:,} of {full:,}) cannot be met: with "
-                    f"everything cut that may be cut, {least:,} remain. The lowest budget that can be met is "
-                    f"{name}={fraction(least, full)}{advice}."
-                )
+                    "The budget ", Setting(name, getattr(self, name)), f" ({limit:,} of {full:,}) cannot be met: with "
+                    f"everything cut that may be cut, {least:,} remain. The lowest budget that can be met is ",
+                    Setting(name, fraction(least, full)), ".", hint=hint,
+                )  # fmt: skip
 
 
 def _absolute(value: float | int | None, full: int) -> int:

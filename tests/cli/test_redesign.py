@@ -143,7 +143,7 @@ def test_what_somebody_else_wrote_is_never_replaced(run, job, tmp_path, name):
     for flag in ((), ("--force",), ("--resume",)):
         ran = run(*job, "--method", "l1", "--out", tmp_path / "r", *flag)
         assert ran.status == 1
-        assert "which this command did not write" in ran.err
+        assert "which this run did not write" in ran.err
     assert [p for p in (tmp_path / "r").rglob("*") if p.is_file()] == [mine]
 
 
@@ -172,7 +172,7 @@ class Net(nn.Module):
         (("--widen", "1.001"), "A larger factor or --scope all may help"),
         (("--macs", "0.001"), "The lowest figure that can be met is --macs 0.0"),
         (("--macs", "3"), "(--macs is a share of the base's MACs up to 1, above that a figure.)"),
-        (("--macs", "-1"), "is no budget"),
+        (("--macs", "-1"), "is not a budget"),
         (("--macs", "1e12"), "there is nothing to prune"),
         (("--method", "eprunr"), "Did you mean epruner"),
         (("--set", "foo=1"), "no such setting"),

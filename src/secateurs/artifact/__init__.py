@@ -3,7 +3,7 @@
 `card` says what a card holds, `folder` reads an artifact, `saving` writes one.
 """
 
-from secateurs.artifact.card import Card, Figures, Source
+from secateurs.artifact.card import Card, Earlier, Figures, Source, networks
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, load, place, read, restored
 from secateurs.artifact.saving import STAGED, save
 
@@ -14,12 +14,14 @@ __all__ = [
     "PLAN",
     "STAGED",
     "Card",
+    "Earlier",
     "Figures",
     "Source",
     "digest",
     "exists",
     "foreign",
     "load",
+    "networks",
     "place",
     "read",
     "restored",
