@@ -4,7 +4,7 @@
 """
 
 from secateurs.artifact.card import Card, Earlier, Figures, Source, networks
-from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, load, place, read, restored
+from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, place, read, restored
 from secateurs.artifact.saving import STAGED, save
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "digest",
     "exists",
     "foreign",
-    "load",
     "networks",
     "place",
     "read",

@@ -69,7 +69,7 @@ class Widths:
         )  # fmt: skip
 
 
-def meet(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:
+def select_within_budget(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:
     """Cut the lowest scores, all groups together, until the budget is met; then give back what still fits.
 
     Lands within one channel (one alignment step) of the budget and never over it: no further channel of any group

@@ -284,7 +284,7 @@ class _Stages:
 
     def _budget(self, base: Cost, scaled: Cost) -> Budget:
         """The base's MACs, or that part of them, as a figure."""
-        asked = Budget(self.macs, align=self.align)  # refuses what is no budget
+        asked = Budget(int(self.macs) if self.macs > 1 else self.macs, align=self.align)  # refuses what is not valid
         budget = Budget(asked.limits(base).macs, align=self.align)
         if asked.limits(base).macs >= scaled.macs:
             raise BudgetError(
