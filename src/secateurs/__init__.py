@@ -8,6 +8,7 @@ from secateurs.errors import (
     BudgetError,
     ConfigError,
     DataError,
+    NonFiniteLossError,
     PlanError,
     SecateursError,
     SpecError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from secateurs.plans import Plan, trace
     from secateurs.recovery import Distil, Mimic, Recover
     from secateurs.result import Figures, Result
+    from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
     from secateurs.surgery import apply, cut_, reinitialise, verify
 
@@ -67,21 +69,27 @@ __all__ = [
     "Criterion",
     "Data",
     "DataError",
+    "DataSpec",
     "Distil",
     "EPruner",
     "Figures",
     "Index",
     "Method",
     "Mimic",
+    "NonFiniteLossError",
     "OneStep",
     "Oracle",
     "Plan",
     "PlanError",
+    "PruneRun",
     "Random",
     "Recover",
+    "RedesignRun",
+    "RedesignTraining",
     "Result",
     "SecateursError",
     "SpecError",
+    "Stage",
     "StripeConv2d",
     "Taylor",
     "TraceError",
@@ -120,6 +128,7 @@ _HOMES = {
     "secateurs.plans": "Plan trace",
     "secateurs.recovery": "Distil Mimic Recover",
     "secateurs.result": "Figures Result",
+    "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",
     "secateurs.surgery": "apply cut_ reinitialise verify",
 }

@@ -27,7 +27,7 @@ from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.methods.selection import Selection
 from secateurs.placement import Placement
-from secateurs.plans import trace
+from secateurs.plans import PrunableGraph, trace
 from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply, verify
@@ -56,6 +56,7 @@ def prune(
     report: Callable[[str], None] = lambda line: None,
     folder: str | Path | None = None,
     resume: bool = False,
+    graph: PrunableGraph | None = None,
     device: str | torch.device | None = None,
     loss: Loss | None = None,
     hooks: Sequence[Hook] = (),
@@ -84,6 +85,7 @@ def prune(
     folder: where training leaves its log and checkpoints, a folder for each phase. A log there that is no engine's is
         not written over.
     resume: resume from the last whole checkpoint in `folder`, if there is one.
+    graph: what `trace` found in this model on these inputs, with the same `allow_inexact`: it is then not traced again.
     device: where the work is done, see above.
     loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy.
     hooks: of recovery, see `secateurs.training.Hook`.
@@ -124,7 +126,7 @@ def prune(
     history: list[dict[str, Any]] = []
     task = _task(
         model, example_inputs, chosen, budget, scope, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=_phase(folder, "prune", options), resume=resume, log=history.append,
+        engine_options=_phase(folder, "prune", options), resume=resume, log=history.append, graph=graph,
     )  # fmt: skip
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
@@ -268,7 +270,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         try:
             fresh = rebuilt(card.source, trust_code)
         except ArtifactError as error:
-            raise ArtifactError(f"{shown(artifact.place(folder, artifact.CARD))}: {error}") from error.__cause__
+            raise error.within(f"{shown(artifact.place(folder, artifact.CARD))}: ") from error.__cause__
     small = artifact.restored(folder, plan, card, fresh)
     remember(small, after_cut(UNKNOWN if card.source is None else card.source.record(), plan))
     return small
@@ -308,10 +310,11 @@ def widen(
 
 def _task(
     model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, *,
-    allow_inexact: bool, **rest: Any,
+    allow_inexact: bool, graph: PrunableGraph | None = None, **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
-    graph = trace(model, example_inputs, allow_inexact=allow_inexact)
+    if graph is None:
+        graph = trace(model, example_inputs, allow_inexact=allow_inexact)
     if graph.random and not allow_inexact:
         check_deterministic(model, example_inputs)
     task = Task(model, graph, budget, scope or method.default_scope, example_inputs=example_inputs, **rest)

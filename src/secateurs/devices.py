@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, Setting
 
 VARIABLE = "SECATEURS_DEVICE"  # names the default device
 
@@ -37,7 +37,7 @@ def default_device() -> torch.device:
     """Where work is done unless the user says otherwise: what SECATEURS_DEVICE names, else the accelerator if one can be
     used (of several processes each has its own), else the CPU."""
     if named := os.environ.get(VARIABLE):
-        return usable(named, f"{VARIABLE}=")
+        return usable(named, f"{VARIABLE}={named}")
     found = accelerator()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if found is not None and 0 < local < torch.accelerator.device_count():
@@ -45,8 +45,8 @@ def default_device() -> torch.device:
     return found or torch.device("cpu")
 
 
-def usable(device: str | torch.device | None, what: str = "device=") -> torch.device:
-    """The device with its index, as tensors have it; None is the default one. what: how the setting is written.
+def usable(device: str | torch.device | None, named: object = None) -> torch.device:
+    """The device with its index, as tensors have it; None is the default one. named: what a message calls the setting.
 
     Raises ConfigError if nothing can be put there.
     """
@@ -57,7 +57,9 @@ def usable(device: str | torch.device | None, what: str = "device=") -> torch.de
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ConfigError(
-            f"{what}{device} cannot be used here: {reason}. `secateurs env` shows which devices can."
+            Setting("device", str(device)) if named is None else named,
+            f" cannot be used here: {reason}.",
+            hint="`secateurs env` shows which devices can.",
         ) from error
 
 

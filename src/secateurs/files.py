@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
-from secateurs.errors import ArtifactError
+from secateurs.errors import ArtifactError, complaint
 from secateurs.errors import shown as shown  # what messages call a file
 
 if TYPE_CHECKING:
@@ -51,31 +51,31 @@ def opened(path: StrPath) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def open_regular(path: StrPath, advice: str = "") -> BinaryIO:
+def open_regular(path: StrPath, advice: object = "") -> BinaryIO:
     """`opened`, for files of ours: raises ArtifactError, which names the file and the reason, and ends with the advice."""
     try:
         return opened(path)
     except OSError as error:
-        raise ArtifactError(f"{shown(path)} cannot be read: {error}. {advice}".rstrip()) from None
+        raise ArtifactError(f"{shown(path)} cannot be read: {error}.", hint=advice) from None
 
 
-def read_bytes(path: StrPath, limit: int | None = None, advice: str = "") -> bytes:
+def read_bytes(path: StrPath, limit: int | None = None, advice: object = "") -> bytes:
     """The content of a regular file, of at most `limit` bytes. Raises ArtifactError."""
     with open_regular(path, advice) as file:
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
             what = f"is too large: {size:,} bytes, where at most {limit:,} are expected"
-            raise ArtifactError(f"{shown(path)} {what}. {advice}".rstrip())
+            raise ArtifactError(f"{shown(path)} {what}.", hint=advice)
         try:
             return file.read(-1 if limit is None else limit)
         except OSError as error:
-            raise ArtifactError(f"{shown(path)} cannot be read: {error.strerror or error}. {advice}".rstrip()) from None
+            raise ArtifactError(f"{shown(path)} cannot be read: {error.strerror or error}.", hint=advice) from None
         except MemoryError:
             what = f"does not fit into memory: it has {size:,} bytes"
-            raise ArtifactError(f"{shown(path)} {what}. {advice}".rstrip()) from None
+            raise ArtifactError(f"{shown(path)} {what}.", hint=advice) from None
 
 
-def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advice: str = "") -> Model:
+def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advice: object = "") -> Model:
     """A JSON file as an object of this schema.
 
     advice: what to do about a file that cannot be used; the last sentence of every error.
@@ -86,22 +86,21 @@ def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advic
     return parse_json(read_bytes(path, limit, advice), schema, path, advice)
 
 
-def parse_json(data: bytes | str, schema: type[Model], source: StrPath, advice: str = "") -> Model:
+def parse_json(data: bytes | str, schema: type[Model], source: StrPath, advice: object = "") -> Model:
     """`read_json` of text that has been read already; `source` is where it comes from."""
-    end = f" {advice}" if advice else ""
     try:
         tree = json.loads(data, parse_constant=_refuse)
     except RecursionError:
-        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.{end}") from None
+        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.", hint=advice) from None
     except (ValueError, UnicodeDecodeError) as error:
         what = "empty" if not data.strip() else f"not valid JSON ({error})"
-        raise ArtifactError(f"{shown(source)} is {what}.{end}") from None
+        raise ArtifactError(f"{shown(source)} is {what}.", hint=advice) from None
     if _deeper(tree, DEPTH):
-        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.{end}")
+        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.", hint=advice)
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ArtifactError(f"{shown(source)} is not valid: {faults(error)}.{end}") from None
+        raise ArtifactError(f"{shown(source)} is not valid: {faults(error)}.", hint=advice) from None
 
 
 def check_format(body: Any, name: str, newest: int, what: str) -> None:
@@ -122,10 +121,10 @@ def faults(error: ValidationError) -> str:
     for item in found[:3]:
         field = shown(".".join(map(str, item["loc"])))
         field = field if len(field) <= 120 else field[:119] + "…"
-        message = item["msg"].removeprefix("Value error, ").rstrip(".")
+        message = complaint(item).rstrip(".")
         # A validator of ours says itself what it got.
         got = "" if item["type"] in ("missing", "value_error") else f", got {brief(item['input'])}"
-        parts.append(f"{f'field {field!r}: ' if field else ''}{message[:1].lower()}{message[1:]}{got}")
+        parts.append(f"{f'field {field!r}: ' if field else ''}{message}{got}")
     more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
     return "; ".join(parts) + more
 

@@ -86,7 +86,7 @@ def test_a_damaged_file_of_a_run(run, prune, unfinished, tmp_path, name, damage)
     assert "Error:" not in message  # of Python's
     assert len(message) < 700
     if (name, damage) == ("run.json", "gone"):
-        assert "holds pretrained.safetensors, which this command did not write" in message
+        assert "holds pretrained.safetensors, which this run did not write" in message
     else:
         assert str(out / name) in message
         assert "emove it" in message or "ove it" in message

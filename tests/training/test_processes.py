@@ -14,7 +14,7 @@ import torch
 
 import secateurs.training as T
 from secateurs.cli import main
-from secateurs.cli.words import spoken
+from secateurs.cli.spelling import option
 from secateurs.errors import ConfigError
 from secateurs.training import processes
 from secateurs.training.processes import LostError, Peers, check, check_group
@@ -126,7 +126,7 @@ def test_which_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_line_names_its_own_option() -> None:
-    told = spoken(str(LostError("Rank 1 of the 2 processes has ended", "npn, epoch 2, step 9", " The last is x.")))
+    told = LostError("Rank 1 of the 2 processes has ended", "npn, epoch 2, step 9", " The last is x.").text(option)
     assert told == (
         "Rank 1 of the 2 processes has ended (npn, epoch 2, step 9); its own message, if any, says why. The last is x. "
         "The same command, launcher included, continues with --resume."

@@ -10,7 +10,7 @@ from secateurs.errors import ConfigError
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"lr": 0}, "lr=0: input should be greater than 0 (lr: peak learning rate)"),
+        ({"lr": 0}, "Recover(lr=0): must be greater than 0 (peak learning rate)"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"epochs": -1}, "epochs=-1"),
         ({"epochs": 1, "steps": 5}, "epochs or steps, not both"),
@@ -27,7 +27,7 @@ from secateurs.errors import ConfigError
     ],
 )
 def test_bad_settings_are_explained(settings: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match="Recover: ") as found:
+    with pytest.raises(ConfigError, match=r"Recover[:(]") as found:
         R.Recover(**settings)
     assert words in str(found.value)
 

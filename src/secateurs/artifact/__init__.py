@@ -3,7 +3,7 @@
 `card` says what a card holds, `folder` reads an artifact, `saving` writes one.
 """
 
-from secateurs.artifact.card import Card, Figures, Source
+from secateurs.artifact.card import Card, Earlier, Figures, Source, networks
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, place, read, restored
 from secateurs.artifact.saving import STAGED, save
 
@@ -14,11 +14,13 @@ __all__ = [
     "PLAN",
     "STAGED",
     "Card",
+    "Earlier",
     "Figures",
     "Source",
     "digest",
     "exists",
     "foreign",
+    "networks",
     "place",
     "read",
     "restored",

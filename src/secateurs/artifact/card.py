@@ -6,6 +6,7 @@ Fields of later versions, and of others, are kept as they are; what is there has
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -160,6 +161,11 @@ class Card(_Open):
     def networks(self) -> list[tuple[str, Figures]]:
         """What each network on the way to this artifact is called, and its figures: the original first, the last cut,
         and what recovery made of it where that is another."""
-        names = ["before", *(f"after {cut.method}" for cut in self.earlier), "after the cut"]
-        found = list(zip(names, [*(cut.before for cut in self.earlier), self.before, self.cut], strict=True))
-        return found if self.after == self.cut else [*found, ("after recovery", self.after)]
+        return networks(self.earlier, self.before, self.cut, self.after)
+
+
+def networks(earlier: Sequence[Earlier], before: Figures, cut: Figures, after: Figures) -> list[tuple[str, Figures]]:
+    """`Card.networks`, of figures that are on no card yet."""
+    names = ["before", *(f"after {one.method}" for one in earlier), "after the cut"]
+    found = list(zip(names, [*(one.before for one in earlier), before, cut], strict=True))
+    return found if after == cut else [*found, ("after recovery", after)]

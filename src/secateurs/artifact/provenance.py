@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.artifact import Source
-from secateurs.errors import ArtifactError, PlanError, SecateursError
+from secateurs.errors import ArtifactError, PlanError, SecateursError, Setting
 from secateurs.files import brief, shown
 from secateurs.plans import Plan
 from secateurs.surgery import apply
@@ -82,23 +82,26 @@ def _refuse(source: Source) -> None:
     """Raise ArtifactError for a source that would run code of its own choosing, or fetch something."""
     assert source.spec is not None
     family, _, name = source.spec.partition(":")
-    advice = (
-        "Pass the network yourself (model=…), or trust_code=True if you trust whoever made the artifact as you would "
-        "trust a program."
-    )
+    trust = (
+        "Pass the network yourself (", Setting("model"), "), or ", Setting("trust_code", True), " if you trust whoever made "
+        "the artifact as you would trust a program.",
+    )  # fmt: skip
     if family == "python":
         module, _, factory = name.partition(":")
         raise ArtifactError(
             f"its network comes from {source.spec}: to build it, the module {module} would be imported and "
-            f"{factory or 'something in it'} called. {advice}"
+            f"{factory or 'something in it'} called.",
+            hint=trust,
         )
     if family not in _NAMED:
-        raise ArtifactError(f"its network comes from {source.spec}, which is not one of {', '.join(_NAMED)}. {advice}")
+        raise ArtifactError(
+            f"its network comes from {source.spec}, which is not one of {', '.join(_NAMED)}.", hint=trust
+        )
     for option, value in source.options.items():
         if _loads(option, value):
             raise ArtifactError(
-                f"its network is built with {shown(option)[:60]}={brief(value)}, which may load or download something. "
-                f"{advice}"
+                f"its network is built with {shown(option)[:60]}={brief(value)}, which may load or download something.",
+                hint=trust,
             )
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from secateurs.artifact.card import VERSION, Card
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign
-from secateurs.errors import ArtifactError
+from secateurs.errors import ArtifactError, Setting
 from secateurs.files import faults, shown, sync_folder, utf8
 from secateurs.plans import Plan
 from secateurs.stripes import choices
@@ -49,7 +49,9 @@ def save(
         )
     if not overwrite and exists(target):
         raise ArtifactError(
-            f"{shown(target)} holds an artifact already: save elsewhere, or replace it with overwrite=True."
+            f"{shown(target)} holds an artifact already: save elsewhere, or replace it with ",
+            Setting("overwrite", True),
+            ".",
         )
     fresh = not os.path.lexists(target)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from secateurs.data.unreadable import Unreadable
-from secateurs.errors import DataError, SpecError
+from secateurs.errors import DataError, Setting, SpecError
 from secateurs.files import opened, shown
 
 _DEEP = ("I", "F")  # more than 8 bits a channel: what white is, the file does not say
@@ -82,7 +82,8 @@ def _check_usable(image: Any, size: Size, resize: bool, name: str) -> None:
     if not resize and (image.height, image.width) != size:
         raise DataError(
             f"{name} is {image.height}x{image.width}, but the first training image is {size[0]}x{size[1]} "
-            f"(height x width). Pass image_size={min(size)} to resize them all."
+            "(height x width).",
+            hint=("Pass ", Setting("image_size", min(size)), " to resize them all."),
         )
 
 

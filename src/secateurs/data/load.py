@@ -19,7 +19,7 @@ from secateurs.data.images import Size, first_size
 from secateurs.data.loader import ArraySource, FileSource, Loader, Source
 from secateurs.data.stream import StreamLoader, StreamSource
 from secateurs.data.unreadable import report_unreadable
-from secateurs.errors import DataError, SpecError, nearest
+from secateurs.errors import DataError, Setting, SpecError, nearest
 from secateurs.files import shown
 
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -80,9 +80,9 @@ def load(
     Raises SpecError for a spec that names nothing, DataError for data that makes no sense or can't be read.
     """
     if batch_size < 1:
-        raise DataError(f"batch_size={batch_size} must be at least 1.")
+        raise DataError(Setting("batch_size", batch_size), " must be at least 1.")
     if image_size is not None and image_size < 1:
-        raise DataError(f"image_size={image_size} must be at least 1.")
+        raise DataError(Setting("image_size", image_size), " must be at least 1.")
     workers = workers or min(16, os.cpu_count() or 1)
     device = torch.device(device)
     mean, std = _statistics(normalize)
@@ -155,12 +155,14 @@ def _folder(
 def _statistics(normalize: str | Statistics) -> Statistics:
     if isinstance(normalize, str):
         if normalize not in NORMALIZATIONS:
-            raise DataError(f"normalize={normalize!r} is not known. {nearest(normalize, NORMALIZATIONS)}")
+            raise DataError(Setting("normalize", normalize), f" is not known. {nearest(normalize, NORMALIZATIONS)}")
         return NORMALIZATIONS[normalize]
     try:
         mean, std = (tuple(float(v) for v in values) for values in normalize)
     except (TypeError, ValueError):
         mean, std = (), ()
     if len(mean) != 3 or len(std) != 3 or not all(v > 0 for v in std):
-        raise DataError(f"normalize={normalize!r} must be ((three means), (three standard deviations above 0)).")
+        raise DataError(
+            Setting("normalize", normalize), " must be ((three means), (three standard deviations above 0))."
+        )
     return mean, std

@@ -12,7 +12,7 @@ from torch import Tensor
 from secateurs.data.augment import Augment, Draws, gather, generator
 from secateurs.data.decoder import Decoder
 from secateurs.data.folder import FolderSplit
-from secateurs.errors import DataError
+from secateurs.errors import DataError, Setting
 from secateurs.files import shown
 
 ORDER = 0xFFFFFFFF  # in the place of the batch index, for the draw of the order
@@ -110,8 +110,9 @@ class Loader:
     ) -> None:
         if batch_size < world_size or not 0 <= rank < world_size:
             raise DataError(
-                f"batch_size={batch_size} is that of all processes together and must be at least "
-                f"world_size={world_size}, and rank={rank} must be in 0…{world_size - 1}."
+                Setting("batch_size", batch_size),
+                f" is that of all processes together and must be at least world_size={world_size}, and rank={rank} must be "
+                f"in 0…{world_size - 1}.",
             )
         self.source = source
         self.batch_size, self.drop_last = batch_size, drop_last

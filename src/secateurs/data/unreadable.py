@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from secateurs.errors import DataError
+from secateurs.errors import DataError, Setting
 
 log = logging.getLogger("secateurs")
 
-ADVICE = "Repair or remove what can't be read, or pass skip_unreadable=True to leave it out."
+ADVICE = ("Repair or remove what can't be read, or pass ", Setting("skip_unreadable", True), " to leave it out.")
 _NAMED = 3  # of those that can't be read
 
 
@@ -32,10 +32,10 @@ def report_unreadable(found: Sequence[Unreadable], total: int, *, skip: bool) ->
     names = ", ".join(map(str, found[:_NAMED])) + (", …" if len(found) > _NAMED else "")
     text = f"{len(found):,} of {total:,} {'file' if total == 1 else 'files'} can't be read: {names}."
     if not skip:
-        raise DataError(f"{text} {ADVICE}")
+        raise DataError(text, hint=ADVICE)
     log.warning("%s The rest is used.", text)
 
 
 def unreadable_error(found: Unreadable) -> DataError:
     """The error about one that was found in passing."""
-    return DataError(f"{found.path} can't be read: {found.why}. {ADVICE}")
+    return DataError(f"{found.path} can't be read: {found.why}.", hint=ADVICE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from secateurs.errors import Message, Setting
+
 
 class Kind(Enum):
     """The kinds of reasons for which a group is not prunable."""
@@ -30,11 +32,15 @@ class Reason:
     detail: str
     place: str = ""
 
-    def __str__(self) -> str:
+    @property
+    def message(self) -> Message:
         text = f"{self.detail} ({self.place})" if self.place else self.detail
         if self.kind is Kind.INEXACT:
-            return f"inexact: {text} (allow_inexact=True cuts it all the same)"
-        return text
+            return Message(f"inexact: {text} (", Setting("allow_inexact", True), " cuts it all the same)")
+        return Message(text)
+
+    def __str__(self) -> str:
+        return str(self.message)
 
 
 OUTPUT = Reason(Kind.OUTPUT, "reaches the model's output")

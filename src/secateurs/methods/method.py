@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, nearest
+from secateurs.errors import ConfigError, Setting, complaint, nearest
 from secateurs.graph import ChannelGroup
 from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Channels, Selection
@@ -91,16 +91,15 @@ class Method(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(p) for p in first["loc"])
+            setting = Setting(".".join(map(str, first["loc"])), first.get("input"), type(self))
             known = ", ".join(type(self).model_fields) or "none"
-            raise ConfigError(
-                f"{type(self).__name__}: {where}={first.get('input')!r}: {first['msg']}. Its settings are: {known}."
-            ) from None
+            hint = f"{self.name or type(self).__name__}'s settings are: {known}."
+            raise ConfigError(setting, f": {complaint(first)}.", hint=hint) from None
 
     def check(self, task: Task) -> None:
         """Raise before any work if the task lacks something this method needs."""
         if task.budget is None:
-            raise ConfigError(f"{self.name} needs a budget: budget=sc.Budget(macs=0.5), say.")
+            raise ConfigError(f"{self.name} needs a budget, for example ", Setting("macs", 0.5, Budget), ".")
 
     def feasible(self, task: Task) -> None:
         """Raise BudgetError before any work for a budget that this method cannot meet."""

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from secateurs.budget import Budget, fraction
-from secateurs.errors import BudgetError
+from secateurs.errors import BudgetError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
 
 Array = np.ndarray
+ALL = Setting("scope", "all")
 
 
 class Widths:
@@ -43,25 +44,29 @@ class Widths:
         narrow = len(self.groups) < sum(g.prunable for g in self.graph.groups)  # some are out of scope
         if lowest is None and not self.groups:
             reasons = Counter(g.reason for g in self.graph.groups if g.reason is not None)
-            most = f", mostly because of this: {reasons.most_common(1)[0][0]}" if reasons and not narrow else ""
-            why = f"No channel group may be cut{most}. `secateurs inspect` says more."
-            raise BudgetError(why + (" scope='all' may help." if narrow else ""))
+            most = reasons.most_common(1)[0][0].message if reasons and not narrow else None
+            why = () if most is None else (", mostly because of this: ", most)
+            more = ". `secateurs inspect` says more."
+            raise BudgetError("No channel group may be cut", *why, more, hint=(ALL, " may help.") if narrow else ())
         if self.budget is not None:
-            advice = f"; align={self.step} is {self._coarse()}" if self.step > 1 else ""
-            self.budget.check(
-                self.base, lowest or self.cost(self.least), advice + ("; scope='all' may allow less" if narrow else "")
-            )
+            hints = [*([self._coarse()] if self.step > 1 else []), *([(ALL, " may allow less.")] if narrow else [])]
+            hint = tuple(part for i, told in enumerate(hints) for part in (" " * (i > 0), *told))
+            self.budget.check(self.base, lowest or self.cost(self.least), hint)
 
-    def _coarse(self) -> str:
+    def _coarse(self) -> tuple[object, ...]:
         """What the alignment does to the lowest cost."""
+        align = Setting("align", self.step)
         if self.step >= self.sizes.max():
-            return f"too coarse: no group has more than {self.sizes.max()} channels, so that none can be cut"
+            return (
+                align,
+                f" is too coarse: no group has more than {self.sizes.max()} channels, so that none can be cut.",
+            )
         finest = self.cost(np.ones_like(self.sizes))
-        shares = [
-            f"macs={fraction(finest.macs, self.base.macs)}",
-            f"params={fraction(finest.params, self.base.params)}",
-        ]
-        return f"why it is not lower, align=1 could go to {' or '.join(shares)}"
+        macs, params = fraction(finest.macs, self.base.macs), fraction(finest.params, self.base.params)
+        return (
+            align, " is why it is not lower, ", Setting("align", 1), " could go to ", Setting("macs", macs), " or ",
+            Setting("params", params), ".",
+        )  # fmt: skip
 
 
 def select_within_budget(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:

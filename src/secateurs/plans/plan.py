@@ -203,7 +203,8 @@ class PrunableGraph(ChannelGraph):
             if len(index) == group.size:
                 continue
             if not group.prunable and not (allow_inexact and group.only_inexact):
-                raise PlanError(f"Group {name} cannot be cut: {group.reason}.")
+                why = "" if group.reason is None else group.reason.message
+                raise PlanError(f"Group {name} cannot be cut: ", why, ".")
             groups[name] = tuple(index.tolist())
             exact = exact and group.exact
             gone = np.setdiff1d(np.arange(group.size), index)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from secateurs.errors import ConfigError, Setting
 from secateurs.training.recipe import Recipe
 
 
@@ -39,13 +40,14 @@ class Mimic(Recipe):
     @model_validator(mode="after")
     def _enough(self) -> Mimic:
         if self.nodes is not None and not self.nodes:
-            raise ValueError("nodes=() names none: leave it out to have them found")
+            raise ConfigError(Setting("nodes", (), Mimic), " names none: leave it out to have them found.")
         if self.nodes is not None and len(set(self.nodes)) != len(self.nodes):
-            raise ValueError(f"nodes={self.nodes} names one of them twice")
+            raise ConfigError(Setting("nodes", self.nodes, Mimic), " names one of them twice.")
         if self.function in ("kl", "js") and self.nodes is not None and len(self.nodes) < 2:
-            raise ValueError(
+            raise ConfigError(
                 f"'{self.function}' needs two nodes or more: a softmax does not see what is added to all channels of a pixel, "
-                "so one node alone does not rebuild what the classifier reads. Name another, or function='mse'"
+                "so one node alone does not rebuild what the classifier reads.",
+                hint=("Name another, or use ", Setting("function", "mse", Mimic), "."),
             )
         return self
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import SecateursError, TrainingError
+from secateurs.errors import NonFiniteLossError, SecateursError, Setting
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
 from secateurs.training import resume as R
@@ -21,8 +21,6 @@ from secateurs.training.run import TrainingRun
 from secateurs.training.runtime import written
 from secateurs.training.seeds import preserve_rng_state, seed_all
 from secateurs.training.syncnorm import synchronized
-
-ADVICE = " Look for bad values in that batch, lower lr, or set clip_norm."  # where the loss is not finite
 
 
 class Engine(TrainingRun):
@@ -193,9 +191,20 @@ class Engine(TrainingRun):
             index, figures = self._pending.popleft()
             values = figures.tolist()
             if not math.isfinite(values[0]):
-                raise TrainingError(
-                    f"The loss is {values[0] / values[2]} in epoch {self.epoch + 1}, batch {index}: training stopped."
-                    f"{R.last_checkpoint(self)}{ADVICE}"
+                value, epoch = values[0] / values[2], self.epoch + 1
+                raise NonFiniteLossError(
+                    f"The loss is {value} in epoch {epoch}, batch {index}: training stopped.{R.last_checkpoint(self)}",
+                    hint=(
+                        "Look for bad values in that batch, lower ",
+                        Setting("lr"),
+                        ", or set ",
+                        Setting("clip_norm"),
+                        ".",
+                    ),
+                    value=value,
+                    epoch=epoch,
+                    batch=index,
+                    checkpoint=R.last_path(self),
                 )
             self._sums = [a + b for a, b in zip(self._sums, values, strict=True)]
 

@@ -14,14 +14,20 @@ import torch
 import torch.distributed as dist
 
 from secateurs.devices import default_device, usable
-from secateurs.errors import ConfigError, TrainingError
+from secateurs.errors import ConfigError, Setting, TrainingError
 
 Place = tuple[str, str, str]  # host, its boot, its process namespace: where a process id means the same process
+CPU = Setting("device", "cpu")
 PATIENCE = 2.0  # seconds until a process whose connections are closed has ended
 
 
 def several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def first() -> bool:
+    """Whether this process is the one that prints and writes; of several, as torchrun and accelerate number them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def on_cpu(device: str | torch.device | None) -> bool:
@@ -41,7 +47,7 @@ def check(device: str | torch.device | None) -> None:
         gpus = "1 GPU" if count == 1 else f"{count} GPUs"
         most = "1 process" if count == 1 else f"{count} processes"
         raise ConfigError(
-            f"{here} processes, but this machine has {gpus}: start at most {most} here, or pass device='cpu'."
+            f"{here} processes, but this machine has {gpus}: start at most {most} here, or pass ", CPU, "."
         )
 
 
@@ -50,13 +56,15 @@ def check_group(device: str | torch.device | None, world: int) -> None:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if world < started:
         raise ConfigError(
-            f"{started} processes were started, but accelerate sees {world} on this device: start one, or pass "
-            "device='cpu' before anything else uses accelerate."
+            f"{started} processes were started, but accelerate sees {world} on this device: start one, or pass ",
+            CPU,
+            " before anything else uses accelerate.",
         )
     if world > 1 and on_cpu(device) and dist.get_backend() == "nccl":
         raise ConfigError(
-            "device='cpu' cannot use the process group that is running, which is for GPUs (nccl): start it with gloo, or "
-            "do not start one."
+            CPU,
+            " cannot use the process group that is running, which is for GPUs (nccl): start it with gloo, or do not start "
+            "one.",
         )
 
 
@@ -66,8 +74,8 @@ class LostError(TrainingError):
     def __init__(self, what: str, where: str = "", last: str = "") -> None:
         self.what = what
         super().__init__(
-            f"{what}{where and f' ({where})'}; its own message, if any, says why.{last} The same command, launcher "
-            "included, continues with resume=True."
+            f"{what}{where and f' ({where})'}; its own message, if any, says why.{last}",
+            hint=("The same command, launcher included, continues with ", Setting("resume", True), "."),
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from secateurs.errors import ConfigError, nearest
+from secateurs.errors import ConfigError, Setting, complaint, nearest
 
 
 class Recipe(BaseModel):
@@ -54,7 +54,7 @@ class Recipe(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(_explain(type(self), error)) from None
+            raise ConfigError(*_explain(type(self), error)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -100,20 +100,19 @@ def _cosine(start: float, end: float, t: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
 
 
-def _explain(cls: type[BaseModel], error: ValidationError) -> str:
-    lines = []
+def _explain(cls: type[BaseModel], error: ValidationError) -> list[object]:
+    """What is wrong with each setting, as the parts of a message."""
+    found: list[list[object]] = []
     for item in error.errors(include_url=False):
-        message = item["msg"].removeprefix("Value error, ")
-        if not item["loc"]:
-            lines.append(message)
-            continue
-        name = str(item["loc"][0])
-        if item["type"] == "extra_forbidden":
-            lines.append(f"there is no setting '{name}'. {nearest(name, cls.model_fields)}")
-            continue
-        field = cls.model_fields.get(name)
-        what = f" ({name}: {field.description})" if field and field.description else ""
-        line = f"{name}={item['input']!r}: {message[:1].lower()}{message[1:]}{what}"
-        if line not in lines:
-            lines.append(line)
-    return f"{cls.__name__}: " + "; ".join(lines)
+        name = str(item["loc"][0]) if item["loc"] else ""
+        if not name:
+            told: list[object] = [f"{cls.__name__}: ", complaint(item)]
+        elif item["type"] == "extra_forbidden":
+            told = [f"{cls.__name__}: there is no setting '{name}'. {nearest(name, cls.model_fields)}"]
+        else:
+            field = cls.model_fields.get(name)
+            what = f" ({field.description})" if field and field.description else ""
+            told = [Setting(name, item["input"], cls), f": {complaint(item)}{what}"]
+        if told not in found:
+            found.append(told)
+    return [part for i, told in enumerate(found) for part in ("; " if i else "", *told)]

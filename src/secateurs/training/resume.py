@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from secateurs.errors import ArtifactError, ConfigError, SecateursError
+from secateurs.errors import ArtifactError, ConfigError, SecateursError, Setting
 from secateurs.files import dump_json, faults, open_regular, parse_json, shown, write_whole
 from secateurs.training.checkpoint import TENSORS, TREE
 from secateurs.training.hooks import Hook
@@ -52,7 +52,7 @@ def snapshot(engine: TrainingRun) -> dict[str, Any]:
 def resume(engine: TrainingRun) -> None:
     """Brings the engine to the newest whole checkpoint; without one it starts from the beginning."""
     if engine.checkpoints is None:
-        raise ConfigError("resume=True needs a CheckpointStore to resume from")
+        raise ConfigError(Setting("resume", True), " needs a CheckpointStore to resume from.")
     if engine.rank:  # the first process sets damaged checkpoints aside before the others look
         engine.runtime.wait()
     else:
@@ -96,19 +96,22 @@ def refuse_old(engine: TrainingRun) -> None:
     """A new run must not push an old run's checkpoints out."""
     if engine.checkpoints is not None and engine.checkpoints.steps():
         raise ConfigError(
-            f"{shown(engine.checkpoints.folder)} holds the checkpoints of an earlier run. Resume it (resume=True), choose "
-            "another folder, or forget them with CheckpointStore.clear()."
+            f"{shown(engine.checkpoints.folder)} holds the checkpoints of an earlier run. Resume it (",
+            Setting("resume", True),
+            "), choose another folder, or forget them with CheckpointStore.clear().",
         )
 
 
 def last_checkpoint(engine: TrainingRun) -> str:
     """A sentence that says where it is, for the end of a message; empty if there is none."""
+    path = last_path(engine)
+    return "" if path is None else f" The last good checkpoint is {shown(path)}."
+
+
+def last_path(engine: TrainingRun) -> Path | None:
+    """Where the last checkpoint is; None if there is none."""
     found = engine.checkpoints.steps() if engine.checkpoints else []
-    return (
-        f" The last good checkpoint is {shown(engine.checkpoints.path(found[-1]))}."
-        if engine.checkpoints and found
-        else ""
-    )
+    return engine.checkpoints.path(found[-1]) if engine.checkpoints and found else None
 
 
 class _Line(BaseModel):

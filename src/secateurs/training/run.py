@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import ConfigError, TrainingError
+from secateurs.errors import ConfigError, Setting, TrainingError
 from secateurs.surgery import cut_
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
@@ -161,7 +161,9 @@ class TrainingRun:
 
     def _setup(self) -> None:
         if self.parts:
-            raise TrainingError("This engine has trained already: make a new one (with resume=True to go on).")
+            raise TrainingError(
+                "This engine has trained already: make a new one (with ", Setting("resume", True), " to continue)."
+            )
         self.model.to(self.device)
         if self.runtime.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from secateurs.errors import PlanError, VerificationError
+from secateurs.errors import PlanError, Setting, VerificationError
 from secateurs.files import faults, shown
 from secateurs.graph import Cost, count
 from secateurs.graph.attributes import rewrites
@@ -85,9 +85,9 @@ def wider(
     found = {g.name: found[g.name] for g in groups if found[g.name] > g.size}
     if not found:
         raise PlanError(
-            f"No channel group of scope {scope!r} can be widened by {widths:g}: `secateurs inspect` says which may be "
-            f"cut, and those are the ones that may grow. "
-            + ("A larger factor or scope='all' may help." if scope == "internal" else "A larger factor may help.")
+            f"No channel group of scope {scope!r} can be widened by {widths:g}: `secateurs inspect` says which may be cut, "
+            "and those are the ones that may grow.",
+            hint=("A larger factor", *((" or ", Setting("scope", "all")) if scope == "internal" else ()), " may help."),
         )
     return found
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import ArtifactError
+from secateurs.errors import ArtifactError, Setting
 from secateurs.files import open_regular, read_tensors, shown
 from secateurs.stripes import StripeConv2d
 
@@ -75,7 +75,7 @@ def put(model: nn.Module, state: State, path: str | Path, spec: str) -> None:
             if found
         ]  # fmt: skip
         advice = _advice(missing, unexpected, shapes, kinds)
-        raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}. {'. '.join(parts)}. {advice}")
+        raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}. {'. '.join(parts)}.", hint=advice)
     for key in both:
         if (what := _unsound(state[key], isinstance(own[key], nn.Parameter))) is not None:
             raise ArtifactError(
@@ -144,12 +144,12 @@ def _unsound(tensor: Tensor, parameter: bool) -> str | None:
     return "infinite" if parameter and bool(tensor.isinf().any()) else None
 
 
-def _advice(missing: list[str], unexpected: list[str], shapes: list[str], kinds: list[str]) -> str:
+def _advice(missing: list[str], unexpected: list[str], shapes: list[str], kinds: list[str]) -> tuple[object, ...]:
     if kinds and not (missing or unexpected or shapes):
-        return "Save the state dict of the network as it was trained."
+        return ("Save the state dict of the network as it was trained.",)
     if shapes and not (missing or unexpected or kinds) and len(shapes) <= 4:
-        return "If these belong to the classifier, pass the num_classes the weights were trained with."
-    return "Build the network the weights were trained for, or rename the keys in the file."
+        return "If these belong to the classifier, pass the ", Setting("num_classes"), " the weights were trained with."
+    return ("Build the network the weights were trained for, or rename the keys in the file.",)
 
 
 # -- what a file holds ---------------------------------------------------------------------------------------------------

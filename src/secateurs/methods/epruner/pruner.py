@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateurs.errors import ConfigError
+from secateurs.budget import Budget
+from secateurs.errors import ConfigError, Setting
 from secateurs.methods.epruner import weights
 from secateurs.methods.epruner.affinity import Affinities
 from secateurs.methods.method import Method, Task
@@ -48,10 +49,14 @@ class EPruner(Method):
 
     def check(self, task: Task) -> None:
         if self.beta is None and task.budget is None:
-            raise ConfigError("epruner needs a budget, budget=sc.Budget(macs=0.5) say, or beta=… (how hard to prune).")
+            raise ConfigError(
+                "epruner needs a budget, for example ", Setting("macs", 0.5, Budget), ", or ",
+                Setting("beta", of=EPruner), " (how hard to prune).",
+            )  # fmt: skip
         if self.beta is not None and task.budget is not None:
             raise ConfigError(
-                f"beta={self.beta:g} says how hard epruner prunes, and so does the budget: give one of them."
+                Setting("beta", self.beta, EPruner),
+                " says how hard epruner prunes, and so does the budget: give one of them.",
             )
 
     def select(self, task: Task) -> Selection:

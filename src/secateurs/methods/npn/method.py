@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs import zoo
+from secateurs.budget import Budget
 from secateurs.devices import device_of
-from secateurs.errors import ConfigError, SecateursError
+from secateurs.errors import ConfigError, SecateursError, Setting
 from secateurs.graph import ChannelGraph, trace
 from secateurs.masking.gates import Gates
 from secateurs.methods.method import Scope, Task
@@ -75,7 +76,10 @@ class NPN(TrainingMethod):
     def check(self, task: Task) -> None:
         super().check(task)
         if self.lam is None and task.budget is None:
-            raise ConfigError("npn needs a budget, budget=sc.Budget(macs=0.5) say, or lam=… (how hard to prune).")
+            raise ConfigError(
+                "npn needs a budget, for example ", Setting("macs", 0.5, Budget), ", or ", Setting("lam", of=NPN),
+                " (how hard to prune).",
+            )  # fmt: skip
         if self.pruner is not None:
             self.base(task)
 
@@ -91,7 +95,7 @@ class NPN(TrainingMethod):
             graph: ChannelGraph = trace(model, task.example_inputs)
             classifier(model, graph, task.example_inputs)
         except SecateursError as error:
-            raise ConfigError(f"pruner={self.pruner} cannot be used here: {error}") from error
+            raise ConfigError(Setting("pruner", self.pruner, NPN), " cannot be used here: ", error) from error
         return model, graph
 
     def recipe(self) -> Recipe:

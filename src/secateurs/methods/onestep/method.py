@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from secateurs.devices import device_of
-from secateurs.errors import ConfigError, TrainingError
+from secateurs.errors import ConfigError, Setting, TrainingError
 from secateurs.masking.gates import Gates
 from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
@@ -90,7 +90,9 @@ class OneStep(TrainingMethod):
         super().check(task)
         if (self.rate is None) == (task.budget is None):
             raise ConfigError(
-                "onestep takes a budget, or rate=… (how many times fewer filters in each layer): one of them."
+                "onestep takes a budget, or ",
+                Setting("rate", of=OneStep),
+                " (how many times fewer filters in each layer): one of them.",
             )
         find_layers(task.model, task.graph, scored(task.graph), task.example_inputs)
 

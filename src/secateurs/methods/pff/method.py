@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, Setting
 from secateurs.graph.channels import parameter
 from secateurs.masking import mask
 from secateurs.methods.method import Task
@@ -84,7 +84,12 @@ class PFF(TrainingMethod):
                 why = "only convolutions whose stripes are cut already"
             raise ConfigError(f"pff finds {why}: nothing to prune.")
         if self.penalty == "group-lasso" and self.train == "skeleton":
-            raise ConfigError("train='skeleton' needs a skeleton to train: leave penalty at 'skeleton'.")
+            raise ConfigError(
+                Setting("train", "skeleton", PFF),
+                " needs a skeleton to train: leave ",
+                Setting("penalty", "skeleton", PFF),
+                ".",
+            )
 
     def feasible(self, task: Task) -> None:
         task.widths.check(self.stripes(task).lowest())
