@@ -28,7 +28,7 @@ from secateurs import data, recovery, training
 from secateurs.methods import Selection, Task
 from secateurs.methods.pruner import PrunerHook
 from secateurs.methods.registry import resolve
-from secateurs.methods.select import meet
+from secateurs.methods.select import select_within_budget
 
 AUTO = ("layer1", "layer2", "layer3")
 NODES = {  # Fig. 2a: where; the last map is always among them, as in the paper
@@ -117,7 +117,7 @@ class Studies:
                 scores = {g.name: self.beta()[g.name].numpy() for g in task.groups}
                 if ranking:
                     scores = {n: (s.argsort().argsort() + 1) / len(s) for n, s in scores.items()}
-                found = Selection(meet(task.widths, scores))
+                found = Selection(select_within_budget(task.widths, scores))
             self.selections[how, macs] = found
         return self.selections[how, macs]
 

@@ -28,7 +28,7 @@ from secateurs.artifact.provenance import rebuilt
 from secateurs.stripes import StripeConv2d
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import size_of
-from secateurs.stripes.tune import synchronise
+from secateurs.stripes.tune import synchronize
 
 SHAPES = [(128, 16, 1), (128, 16, 32), (64, 56, 1), (64, 56, 32)]
 SHARES = [1.0, 0.75, 0.5, 0.25, 0.1]
@@ -55,7 +55,7 @@ def medians(
     def done(run: Callable[[], object]) -> Callable[[], None]:
         def whole() -> None:
             run()
-            synchronise(x)  # a GPU answers before it is through
+            synchronize(x)  # a GPU answers before it is through
 
         return whole
 

@@ -465,7 +465,7 @@ def selective_kernel() -> nn.Module:
 # -- weights that are computed, shared or raw ------------------------------------------------------------------------
 
 
-class Standardised(nn.Conv2d):
+class Standardized(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         w = self.weight
         w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
@@ -473,17 +473,17 @@ class Standardised(nn.Conv2d):
 
 
 @case({"b": 6}, {"a": inexact(8, "aten.mean over channels")})
-def weight_standardisation() -> nn.Module:
-    return Net(lambda s, x: s.h(s.b(F.relu(s.a(x)))), a=Standardised(3, 8, 3), b=Standardised(8, 6, 3), h=head(6))
+def weight_standardization() -> nn.Module:
+    return Net(lambda s, x: s.h(s.b(F.relu(s.a(x)))), a=Standardized(3, 8, 3), b=Standardized(8, 6, 3), h=head(6))
 
 
 @case({"b": 6}, {"a": inexact(8, "weight norm takes a norm over channels")})
-def weight_normalisation() -> nn.Module:
+def weight_normalization() -> nn.Module:
     return Net(lambda s, x: s.h(s.b(F.relu(s.a(x)))), a=weight_norm(conv(3, 8)), b=weight_norm(conv(8, 6)), h=head(6))
 
 
 @case({"b": 6}, {"a": inexact(8, "aten.vdot sums over it")})
-def spectral_normalisation() -> nn.Module:
+def spectral_normalization() -> nn.Module:
     return Net(lambda s, x: s.h(s.b(F.relu(s.a(x)))), a=spectral_norm(conv(3, 8)), b=conv(8, 6), h=head(6))
 
 
@@ -539,7 +539,7 @@ def tied_transpose() -> nn.Module:
     return Net(lambda s, x: F.conv_transpose2d(F.relu(s.a(x)), s.a.weight, padding=1), a=conv(3, 8))
 
 
-# -- normalisations --------------------------------------------------------------------------------------------------
+# -- normalizations --------------------------------------------------------------------------------------------------
 
 
 @case(stays={"a": inexact(2, "group norm takes its statistics over channels")})
@@ -574,7 +574,7 @@ def rms_norm() -> nn.Module:
     )
 
 
-@case(stays={"a": (8, "the normalised shape is a constant in the code")})
+@case(stays={"a": (8, "the normalized shape is a constant in the code")})
 def layer_norm_to_a_constant() -> nn.Module:
     return Net(
         lambda s, x: s.h(F.layer_norm(s.a(x).permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2)), a=conv(3, 8), h=head(8)

@@ -109,7 +109,7 @@ def test_bad_ranks_and_batches() -> None:
         make().iter_from(8)
 
 
-def test_normalises() -> None:
+def test_normalizes() -> None:
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.4, 0.2)
     loader = make(mean=mean, std=std, augment=None, shuffle=False)
     x, _ = next(iter(loader))

@@ -220,7 +220,7 @@ class Resample(Block):
 
 
 class Norm(Block):
-    """Normalisations that are exact: per channel."""
+    """Normalizations that are exact: per channel."""
 
     def __init__(self, draw: Any, c: int) -> None:
         super().__init__(draw, c)

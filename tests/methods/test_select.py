@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import secateurs as sc
-from secateurs.methods.select import Widths, fill, meet
+from secateurs.methods.select import Widths, fill, select_within_budget
 
 SIZES = (4, 6, 3)
 
@@ -60,7 +60,7 @@ def test_meet(budget: sc.Budget, drawn: tuple[list[float], ...]) -> None:
         return
     w.check()
     values = {g.name: np.array(s) for g, s in zip(w.groups, drawn, strict=True)}
-    found = meet(w, values)
+    found = select_within_budget(w, values)
     kept = tuple(len(found[g.name]) for g in w.groups)
 
     assert kept in fitting  # never over, never empty, aligned
@@ -78,20 +78,22 @@ def test_the_lowest_scores_go_first_whatever_their_group() -> None:
     w = widths(sc.Budget(macs=0.6))
     values = {g.name: np.linspace(1, 2, g.size) for g in w.groups}
     values[w.groups[1].name] = np.linspace(0, 0.1, SIZES[1])  # all of the second group is worse than all else
-    kept = meet(w, values)
+    kept = select_within_budget(w, values)
     assert [len(kept[g.name]) for g in w.groups][::2] == [SIZES[0], SIZES[2]]
     assert len(kept[w.groups[1].name]) < SIZES[1]
 
 
 def test_equal_scores_keep_the_first_channels() -> None:
     w = widths(sc.Budget(macs=0.5))
-    for index in meet(w, {g.name: np.zeros(g.size) for g in w.groups}).values():
+    for index in select_within_budget(w, {g.name: np.zeros(g.size) for g in w.groups}).values():
         assert index.tolist() == list(range(len(index)))
 
 
 def test_no_budget_keeps_all() -> None:
     w = Widths(graph(), [g for g in graph().groups if g.prunable], None)
-    assert [len(v) for v in meet(w, {g.name: np.zeros(g.size) for g in w.groups}).values()] == list(SIZES)
+    assert [len(v) for v in select_within_budget(w, {g.name: np.zeros(g.size) for g in w.groups}).values()] == list(
+        SIZES
+    )
 
 
 def test_fill_gives_to_the_most_worthy_first() -> None:

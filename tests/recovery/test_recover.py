@@ -276,7 +276,7 @@ def test_accumulated_batches_and_gradients() -> None:
 # -- nodes --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_node_that_the_cut_has_changed_is_refused_by_name_with_its_neighbours() -> None:
+def test_a_node_that_the_cut_has_changed_is_refused_by_name_with_its_neighbors() -> None:
     teacher, student = pair()
     recipe = R.Mimic(nodes=("block1.bn1", "block2"))
     with pytest.raises(sc.ConfigError) as caught:

@@ -55,7 +55,7 @@ def test_a_cut_structure_keeps_its_widths() -> None:
     assert 0.9 < float(conv.std()) / (2 / (conv.shape[0] * 9)) ** 0.5 < 1.1
 
 
-@pytest.mark.parametrize("name", ["layer_scale", "weight_normalisation", "raw_parameters"])
+@pytest.mark.parametrize("name", ["layer_scale", "weight_normalization", "raw_parameters"])
 def test_parameters_that_nobody_sets(name: str) -> None:
     model = CASES[name].make()
     with pytest.raises(ConfigError, match=r"No reset_parameters\(\) sets .*keep_raw=True"):
@@ -64,13 +64,13 @@ def test_parameters_that_nobody_sets(name: str) -> None:
     old = dict(model.named_parameters())
     for key, p in fresh.named_parameters():
         assert bool(p.isfinite().all()), key
-    raw = {"layer_scale": "gamma", "weight_normalisation": "a.parametrizations.weight.original1", "raw_parameters": "w"}
+    raw = {"layer_scale": "gamma", "weight_normalization": "a.parametrizations.weight.original1", "raw_parameters": "w"}
     assert torch.equal(fresh.get_parameter(raw[name]), old[raw[name]])
     fresh(image())
 
 
 def test_spectral_norm_keeps_its_vectors_finite() -> None:
-    fresh = reinitialise(CASES["spectral_normalisation"].make().train(), keep_raw=True)
+    fresh = reinitialise(CASES["spectral_normalization"].make().train(), keep_raw=True)
     assert all(bool(x.isfinite().all()) for x in fresh.state_dict().values())
 
 

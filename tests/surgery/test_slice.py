@@ -127,7 +127,7 @@ def test_everything_else_is_copied() -> None:
     model.b.weight.requires_grad_(False)
     seen: list[tuple[int, ...]] = []
     model.a.register_forward_hook(lambda m, args, out: seen.append(tuple(out.shape)))
-    model.h.favourite = model.a.weight  # registers it a second time, under another name
+    model.h.favorite = model.a.weight  # registers it a second time, under another name
     model.listed = [model.nb.weight]  # a plain reference
     graph = trace(model, image())
     seen.clear()
@@ -141,7 +141,7 @@ def test_everything_else_is_copied() -> None:
     assert "hidden" not in small.state_dict()
     assert not small.b.weight.requires_grad
     assert small.a.weight.requires_grad
-    assert small.h.favourite is small.a.weight
+    assert small.h.favorite is small.a.weight
     assert small.listed[0] is small.nb.weight
 
 

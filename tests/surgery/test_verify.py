@@ -15,7 +15,7 @@ from secateurs.errors import VerificationError
 from secateurs.graph import register_rule, rules
 from secateurs.plans import Plan, trace
 from secateurs.surgery import verify
-from secateurs.surgery.verify import steady
+from secateurs.surgery.verify import check_deterministic
 from tests.networks import CASES, Net, conv, half, head, image
 
 
@@ -83,7 +83,7 @@ def test_inexact_plans_do_not_pass(name: str) -> None:
     model = CASES[name].make()
     plan = planned(model, image(), allow_inexact=True)
     with pytest.raises(
-        VerificationError, match=r"differs from the masked one.* a normalisation takes its statistics over"
+        VerificationError, match=r"differs from the masked one.* a normalization takes its statistics over"
     ):
         verify(model, plan, image())
 
@@ -150,7 +150,7 @@ def test_a_model_that_is_random_in_eval_mode_is_told_so() -> None:
     model = Net(lambda s, x: s.h(F.dropout(s.a(x), 0.5)), a=conv(3, 8), h=head(8)).eval()
     with pytest.raises(VerificationError, match="differently each time, even in eval mode"):
         verify(model, planned(model, image()), image())
-    steady(CASES["chain"].make(), image())
+    check_deterministic(CASES["chain"].make(), image())
 
 
 def test_a_network_that_only_runs_in_single_precision(wrong_rule: None) -> None:

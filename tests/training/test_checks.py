@@ -50,7 +50,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "one target": ((X, Y[0]), r"targets must be a tensor of N classes, not a tensor of shape \(\)"),
     "a class too high": ((X, Y + 1), r"a label 4 in the data, but the model has 4 classes"),
     "an empty batch": ((X[:0], Y[:0]), r"is empty: the shapes of its inputs and targets are \(0, 3, 8, 8\) and \(0,\)"),
-    "grey images": ((X[:, :1], Y), r"does not fit the model, with inputs \(4, 1, 8, 8\) float32: layer '0' \(Conv2d\) "
+    "gray images": ((X[:, :1], Y), r"does not fit the model, with inputs \(4, 1, 8, 8\) float32: layer '0' \(Conv2d\) "
                     r"expects \(N, 3, H, W\) and gets \(4, 1, 8, 8\)\."),
     "channels last": ((X.permute(0, 2, 3, 1), Y), r"expects \(N, 3, H, W\) and gets \(4, 8, 8, 3\)\. Channels come first: "
                       r"x\.permute\(0, 3, 1, 2\)"),
@@ -105,12 +105,12 @@ def test_what_does_not_fit_is_refused_before_any_work(kind: str) -> None:
 @pytest.mark.parametrize(
     "method", [sc.APoZ(examples=8), sc.Taylor(examples=8), sc.Oracle(examples=8), sc.NPN(epochs=1)]
 )
-@pytest.mark.parametrize("kind", ["labels (N, 1)", "too few targets", "an empty batch", "grey images", "uint8"])
+@pytest.mark.parametrize("kind", ["labels (N, 1)", "too few targets", "an empty batch", "gray images", "uint8"])
 def test_methods_that_look_at_examples(method: sc.Method, kind: str) -> None:
     batch, message = BAD[kind]
-    if kind in ("labels (N, 1)", "grey images", "uint8") and not isinstance(method, sc.NPN):
+    if kind in ("labels (N, 1)", "gray images", "uint8") and not isinstance(method, sc.NPN):
         message = r"examples of different shapes and kinds can't be measured together"
-    if kind == "grey images" and isinstance(method, sc.NPN):  # its own network comes first
+    if kind == "gray images" and isinstance(method, sc.NPN):  # its own network comes first
         message = r"a Conv2d expects \(N, 3, H, W\) and gets \(4, 1, 8, 8\)"
     with pytest.raises(DataError, match=rf"^Batch 1 of train.*{message}"):  # the first one is looked at beforehand
         sc.prune(linear(), X[:1], method, HALF, [(X, Y), batch], progress="silent", device="cpu")
@@ -293,8 +293,8 @@ def test_looking_beforehand_changes_nothing() -> None:
 
 def test_curves_name_the_split() -> None:
     model = linear()
-    good, grey = (X, Y), (X[:, :1], Y)
-    data = sc.Data([good], [good, grey])
+    good, gray = (X, Y), (X[:, :1], Y)
+    data = sc.Data([good], [good, gray])
     task = Task(model, sc.trace(model, X[:1]), None, "all", data, 0, X[:1])
     with pytest.raises(
         DataError, match=r"^Batch 1 of val has inputs \(4, 1, 8, 8\) float32 and targets \(4,\) int64, and"

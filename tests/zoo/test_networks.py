@@ -88,11 +88,11 @@ def test_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize(
-    ("name", "normalise", "top1"),
+    ("name", "normalize", "top1"),
     [("resnet20", IMAGENET, 88.3), ("resnet56", IMAGENET, 90.1), ("vgg16", CIFAR, 87.3)],
 )
 def test_checkpoint_has_its_accuracy(
-    name: str, normalise: tuple, top1: float, test_images: tuple[torch.Tensor, torch.Tensor]
+    name: str, normalize: tuple, top1: float, test_images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     weights = localdata.checkpoint(name)
     if weights is None:
@@ -100,8 +100,8 @@ def test_checkpoint_has_its_accuracy(
     model = build(f"zoo:{name}", weights=weights).eval()
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     images, targets = test_images
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalise)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalize)
     with torch.no_grad():
         predicted = torch.cat([model(batch).argmax(1) for batch in ((images - mean) / std).split(250)])
-    # The standard error of 1000 images is one point; a wrong shortcut, pool or normalisation costs far more than 3.
+    # The standard error of 1000 images is one point; a wrong shortcut, pool or normalization costs far more than 3.
     assert 100 * (predicted == targets).float().mean().item() == pytest.approx(top1, abs=3)

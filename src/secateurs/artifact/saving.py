@@ -65,7 +65,7 @@ def save(
             f"Could not save to {shown(target)}: {error}. What was there before is untouched."
         ) from error
     with contextlib.suppress(OSError):  # the new artifact is on disk and counts: the rest is tidying
-        _settle(target)
+        _move_into_place(target)
     return target
 
 
@@ -168,7 +168,7 @@ def _same(handle: int, folder: Path) -> bool:
 def _commit(staged: Path, target: Path) -> None:
     """Make the staged files those that count, in one step: their folder gets the name that readers look for first."""
     for last in (False, False, False, True):
-        _settle(target)
+        _move_into_place(target)
         try:
             os.rename(staged, target / NEW)
             sync_folder(target)
@@ -178,7 +178,7 @@ def _commit(staged: Path, target: Path) -> None:
                 raise
 
 
-def _settle(target: Path) -> None:
+def _move_into_place(target: Path) -> None:
     """Move the files of a committed artifact to where they belong. What was stopped half-way is finished the next time."""
     if not (target / NEW).is_dir():
         return

@@ -186,12 +186,12 @@ def trains(model: nn.Module, inputs: torch.Tensor, name: str) -> None:
     from secateurs.training import CrossEntropy
     from secateurs.training.batches import Batch
     from secateurs.training.metrics import forward
-    from secateurs.training.seeds import borrowed
+    from secateurs.training.seeds import preserve_rng_state
 
     probe = copy.deepcopy(model).train()
     batch = Batch(torch.cat([inputs, inputs]), torch.zeros(2, dtype=torch.long, device=inputs.device))
     try:
-        with borrowed():
+        with preserve_rng_state():
             forward(probe, batch, CrossEntropy())[1].backward()
     except SecateursError:
         raise

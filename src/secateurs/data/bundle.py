@@ -56,10 +56,10 @@ class Data:
         for index, batch in enumerate(fresh):
             yield checked(batch, index, split)
         if index < 0:
-            raise DataError(nothing(source, split))
+            raise DataError(no_batch(source, split))
 
 
-def nothing(source: Any, split: str) -> str:
+def no_batch(source: Any, split: str) -> str:
     """What to say of a pass that yields no batch."""
     if isinstance(source, Iterator):
         return (

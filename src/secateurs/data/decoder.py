@@ -14,7 +14,7 @@ from torch import Tensor
 
 from secateurs.data.augment import Draws, gather
 from secateurs.data.images import decode
-from secateurs.data.unreadable import Unreadable, refuse
+from secateurs.data.unreadable import Unreadable, unreadable_error
 from secateurs.errors import DataError
 
 log = logging.getLogger("secateurs")
@@ -77,7 +77,7 @@ class Decoder:
         for image in decoded:
             if isinstance(image, Unreadable):
                 if not self.skip:
-                    raise refuse(image)
+                    raise unreadable_error(image)
                 if not self._broken:
                     log.warning("%s can't be read and is left out, as will be others like it", image)
                 self._broken.add(image.path)

@@ -16,15 +16,15 @@ _SPLIT_SEED = 0  # which images validate is part of the data set, whatever seed 
 def digits(size: int = 32) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """((images, targets) to train on, and to validate on): (count, size, size, 3) uint8 and (count,) int64.
 
-    A fifth of each class validates. The 8×8 originals are enlarged, and grey is repeated in the three channels.
+    A fifth of each class validates. The 8×8 originals are enlarged, and gray is repeated in the three channels.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise SpecError("The digits come with scikit-learn. Run: pip install 'secateurs[demo]'") from error
     bunch = load_digits()
-    grey = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)  # (1797, 1, 8, 8), originally 0…16
-    large = F.interpolate(grey, size=(size, size), mode="bilinear", align_corners=False)
+    gray = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)  # (1797, 1, 8, 8), originally 0…16
+    large = F.interpolate(gray, size=(size, size), mode="bilinear", align_corners=False)
     images = large.round().clamp(0, 255).byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
     targets = torch.from_numpy(bunch.target).long()
     held_out = torch.zeros(len(targets), dtype=torch.bool)

@@ -163,7 +163,7 @@ def _images(folder: Path) -> tuple[list[Path], list[Unreadable]]:
     return sorted(found), sorted(bad, key=str)
 
 
-def sound(split: FolderSplit, size: Size, resize: bool, workers: int) -> FolderSplit:
+def readable(split: FolderSplit, size: Size, resize: bool, workers: int) -> FolderSplit:
     """The split without those images whose header can't be read: looked at here, and not decoded.
 
     Only where there are up to `HEADERS` of them: the rest comes up when it is decoded. Raises DataError for an image that

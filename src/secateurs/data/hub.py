@@ -70,7 +70,7 @@ def open_hf(rest: str, image_size: int | None, memory_limit: int, decoder: MakeD
     try:
         builder.download_and_prepare()
     except Exception as error:
-        raise _unread(what, error) from error
+        raise _read_error(what, error) from error
 
     def split(text: str) -> Any:
         return builder.as_dataset(split=text)
@@ -121,10 +121,10 @@ def _guard(what: str, function: Callable[[], Any]) -> Any:
     except SecateursError:
         raise
     except Exception as error:
-        raise _unread(what, error) from error
+        raise _read_error(what, error) from error
 
 
-def _unread(what: str, error: Exception) -> DataError:
+def _read_error(what: str, error: Exception) -> DataError:
     """datasets raises whatever comes up: OSError, ValueError, errors of the HTTP client and of its own."""
     kinds = {cls.__name__ for cls in type(error).__mro__}
     cause = error.__cause__ if "DatasetGenerationError" in kinds and error.__cause__ is not None else error

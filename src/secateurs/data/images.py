@@ -41,7 +41,7 @@ def decode(file: Path | bytes, size: Size, resize: bool, name: str | None = None
     name = name or _name(file)
     try:
         with _image(file) as image:
-            _suits(image, size, resize, name)
+            _check_usable(image, size, resize, name)
             rgb = image
             if rgb.mode == "P" and "transparency" in rgb.info:
                 rgb = rgb.convert("RGBA")  # Pillow wants palettes with transparency to go this way
@@ -67,7 +67,7 @@ def check_header(file: Path, size: Size, resize: bool) -> Unreadable | None:
     name = _name(file)
     try:
         with _image(file) as image:
-            _suits(image, size, resize, name)
+            _check_usable(image, size, resize, name)
     except (DataError, SpecError):
         raise
     except Exception as error:
@@ -75,7 +75,7 @@ def check_header(file: Path, size: Size, resize: bool) -> Unreadable | None:
     return None
 
 
-def _suits(image: Any, size: Size, resize: bool, name: str) -> None:
+def _check_usable(image: Any, size: Size, resize: bool, name: str) -> None:
     """Raise DataError for an image that is whole but can't be used."""
     if image.mode.partition(";")[0] in _DEEP:
         raise DataError(f"{name} has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits.")

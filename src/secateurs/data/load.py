@@ -13,12 +13,12 @@ from secateurs.data.bundle import Data
 from secateurs.data.cache import decoded
 from secateurs.data.decoder import Decoder
 from secateurs.data.digits import CLASSES, digits
-from secateurs.data.folder import FolderSplit, scan, sound
+from secateurs.data.folder import FolderSplit, readable, scan
 from secateurs.data.hub import open_hf, open_wds
 from secateurs.data.images import Size, first_size
 from secateurs.data.loader import ArraySource, FileSource, Loader, Source
 from secateurs.data.stream import StreamLoader, StreamSource
-from secateurs.data.unreadable import settle
+from secateurs.data.unreadable import report_unreadable
 from secateurs.errors import DataError, SpecError, nearest
 from secateurs.files import shown
 
@@ -62,7 +62,7 @@ def load(
     order; if it is larger than `memory_limit` it is streamed, as `wds:` data always is: shards are shared out to the
     processes, nothing is kept, and an epoch can still be taken up at any batch. See `StreamLoader`.
 
-    Inputs are (N, 3, H, W) float32 in [0, 1], normalised by `normalize` (`imagenet`, `cifar10`, `none`, or a mean and
+    Inputs are (N, 3, H, W) float32 in [0, 1], normalized by `normalize` (`imagenet`, `cifar10`, `none`, or a mean and
     a standard deviation per channel), on `device`; targets are (N,) int64, sorted class names being the order. Training
     batches are shuffled and, with `augment`, cropped after reflected padding (an eighth of the side, 4 pixels of 32;
     digits 2) and flipped (not digits); validation batches are in order and as they are.
@@ -140,12 +140,12 @@ def _folder(
     """What to read the splits of a folder from, once it is settled what of them can be read."""
     total = sum(split.total for split in splits)
     if sum(map(len, splits)) * size[0] * size[1] * 3 > memory_limit:
-        splits = [sound(split, size, resize, workers) for split in splits]
-        settle([one for split in splits for one in split.unreadable], total, skip=skip)
+        splits = [readable(split, size, resize, workers) for split in splits]
+        report_unreadable([one for split in splits for one in split.unreadable], total, skip=skip)
         return [FileSource(s, size, resize, workers=workers, device=device, alone=alone, skip=skip) for s in splits]
     found = [decoded(split, size, resize, workers=workers, use_cache=cache) for split in splits]
     bad = [[*split.unreadable, *more] for split, (_, _, more) in zip(splits, found, strict=True)]
-    settle([one for split in bad for one in split], total, skip=skip)
+    report_unreadable([one for split in bad for one in split], total, skip=skip)
     return [
         ArraySource(torch.from_numpy(images), torch.from_numpy(s.labels[kept]), device=device, skipped=len(without))
         for s, (images, kept, _), without in zip(splits, found, bad, strict=True)

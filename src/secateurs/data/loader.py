@@ -164,9 +164,9 @@ class Loader:
         return self._iterate(self.epoch, batch_index)
 
     def _iterate(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from self._normalised(self.source.stream(self._draws(epoch, start)))
+        yield from self._normalized(self.source.stream(self._draws(epoch, start)))
 
-    def _normalised(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _normalized(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for images, targets in batches:
             x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (N, 3, H, W)
             yield x.mul_(self._scale).add_(self._shift), targets

@@ -113,7 +113,7 @@ class StreamLoader(Loader):
         return super().iter_from(batch_index)
 
     def _iterate(self, epoch: int, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        yield from self._normalised(self.source.decoder.run(self._batches(epoch, start)))
+        yield from self._normalized(self.source.decoder.run(self._batches(epoch, start)))
 
     def _batches(self, epoch: int, start: int) -> Iterator[EncodedBatch]:
         for index, rows, of, mine in self._read(epoch, start):

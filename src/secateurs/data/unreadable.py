@@ -25,7 +25,7 @@ class Unreadable:
         return f"{self.path} ({self.why})"
 
 
-def settle(found: Sequence[Unreadable], total: int, *, skip: bool) -> None:
+def report_unreadable(found: Sequence[Unreadable], total: int, *, skip: bool) -> None:
     """Raise DataError if any of `total` files can't be read; with `skip`, one warning."""
     if not found:
         return
@@ -36,6 +36,6 @@ def settle(found: Sequence[Unreadable], total: int, *, skip: bool) -> None:
     log.warning("%s The rest is used.", text)
 
 
-def refuse(found: Unreadable) -> DataError:
+def unreadable_error(found: Unreadable) -> DataError:
     """The error about one that was found in passing."""
     return DataError(f"{found.path} can't be read: {found.why}. {ADVICE}")

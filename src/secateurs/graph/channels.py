@@ -43,7 +43,7 @@ class ChannelGroup:
     name: str
     size: int
     slots: tuple[Slot, ...] = field(repr=False)
-    exact: bool  # masked ≡ sliced; not so where a normalisation takes its statistics over the channels
+    exact: bool  # masked ≡ sliced; not so where a normalization takes its statistics over the channels
     internal: bool  # no channel lies on a shortcut
     reason: Reason | None  # why it is not prunable, or None
 

@@ -164,7 +164,7 @@ class Context:
         """What creates or reads channels is v + w: the same is true of both."""
         if v.ndim == w.ndim:
             for axis in self.labels(v).keys() & self.labels(w).keys():
-                self.space.kin(self.labels(v)[axis], self.labels(w)[axis])
+                self.space.share_marks(self.labels(v)[axis], self.labels(w)[axis])
 
     def produce(self, w: Tensor, axis: int) -> None:
         """w creates the channels on this axis."""

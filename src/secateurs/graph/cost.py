@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateurs.graph.inputs import beside, call, check_model
+from secateurs.graph.inputs import call, check_model, to_model_device
 
 Array = np.ndarray
 
@@ -33,7 +33,7 @@ def count(model: nn.Module, example_inputs: Any) -> Cost:
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products from the counter
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            call(model, beside(model, example_inputs))
+            call(model, to_model_device(model, example_inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for m, mode in training.items():

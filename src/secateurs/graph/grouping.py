@@ -1,4 +1,4 @@
-"""From the solved labels to channel groups and a cost model, all vectorised: time grows with the number of labels."""
+"""From the solved labels to channel groups and a cost model, all vectorized: time grows with the number of labels."""
 
 from __future__ import annotations
 

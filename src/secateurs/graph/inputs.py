@@ -37,7 +37,7 @@ def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return pytree.tree_map(lambda x: fn(x) if isinstance(x, Tensor) else x, tree)
 
 
-def beside(model: nn.Module, example_inputs: Any) -> Any:
+def to_model_device(model: nn.Module, example_inputs: Any) -> Any:
     """The example inputs on the model's device. What is there already is not copied."""
     device = device_of(model)
     return map_tensors(lambda x: x.to(device), example_inputs)

@@ -71,21 +71,21 @@ class LabelSpace:
     def mark(self, labels: Array, flag: int) -> None:
         self._marks.append((labels, flag))
 
-    def kin(self, a: Array, b: Array) -> None:
+    def share_marks(self, a: Array, b: Array) -> None:
         """What is said of a[i] by `mark`, as part of a weight, is true of b[i] too: the weight is their sum."""
         self._kin.append((a, b))
 
     def _reason(self, reason: Reason) -> int:
         return self._reasons.setdefault(reason, len(self._reasons))
 
-    def point(self) -> tuple[int, ...]:
+    def savepoint(self) -> tuple[int, ...]:
         """A point to go `back` to when what follows turns out to be unusable."""
         return tuple(map(len, self._events()))
 
     def _events(self) -> tuple[list[Any], ...]:
         return self._edges, self._frozen, self._inexact, self._marks, self._kin
 
-    def back(self, point: tuple[int, ...]) -> None:
+    def rollback(self, point: tuple[int, ...]) -> None:
         for recorded, length in zip(self._events(), point, strict=True):
             del recorded[length:]
 
@@ -137,12 +137,12 @@ class KnownLabels:
 
     def mark(self, labels: Array, flag: int) -> None: ...
 
-    def kin(self, a: Array, b: Array) -> None: ...
+    def share_marks(self, a: Array, b: Array) -> None: ...
 
 
 def components(n: int, edges: list[tuple[Array, Array]]) -> Array:
     """Connected components of n nodes as the smallest node of each, (n,): min-label hooking and pointer jumping,
-    vectorised over all edges, in O(log n) rounds."""
+    vectorized over all edges, in O(log n) rounds."""
     parent = np.arange(n, dtype=LABEL)
     if not edges:
         return parent

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from secateurs.errors import TraceError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.grouping import Grouping
-from secateurs.graph.inputs import beside, call, map_tensors, tensors
+from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.labels import KnownLabels, LabelSpace
 from secateurs.graph.reasons import OUTPUT
 from secateurs.graph.tape import Tape
@@ -33,7 +33,7 @@ class Runs:
             raise TraceError(f"{lazy} has no shape yet: run the model once on its inputs, then trace it.")
         self.params = {n: tuple(p.shape) for n, p in self.named.items() if isinstance(p, nn.Parameter)}
         self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
-        self.example_inputs = beside(model, example_inputs)
+        self.example_inputs = to_model_device(model, example_inputs)
         self.meta = True  # shapes suffice
         self.choices: dict[tuple[str, str, int], int] = {}  # which reading of an ambiguous place is taken
 
@@ -90,12 +90,12 @@ class Runs:
 
     def _training_pass(self, tracer: Tracer, space: LabelSpace, inputs: Any) -> None:
         """Some parameters only work in training (auxiliary heads): what they read must be cut on them too."""
-        point, axes = space.point(), len(tracer.tape.axes)
+        point, axes = space.savepoint(), len(tracer.tape.axes)
         tracer.counting = False
         for m in self.modules.values():
             m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
         try:
             self._pass(tracer, inputs)
         except Exception:  # a forward that wants targets, say: it is none of an inference graph's business
-            space.back(point)
+            space.rollback(point)
             del tracer.tape.axes[axes:]

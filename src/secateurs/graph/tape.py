@@ -38,7 +38,7 @@ class Tape:
     """What a trace leaves behind, beside the label space."""
 
     axes: list[Axis] = field(default_factory=list)
-    costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labelled factors
+    costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labeled factors
     kernels: dict[int, str] = field(default_factory=dict)  # which of the costs are a convolution's, and its weight
     sites: list[Site] = field(default_factory=list)
     couplings: list[tuple[Array, str]] = field(default_factory=list)  # labels that were coupled, and what did it

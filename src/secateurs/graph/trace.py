@@ -29,7 +29,7 @@ def trace(
     """Find the channels of a network: run it once in eval mode and follow every channel through every op.
 
     example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, as the model takes them.
-    allow_inexact: let channels be prunable although a normalisation takes its statistics over them (layer norm over
+    allow_inexact: let channels be prunable although a normalization takes its statistics over them (layer norm over
         channels, group norm), so that a cut changes more than what is cut.
 
     The run needs shapes, not values: it happens on meta tensors, and on the real ones where a model needs values (its

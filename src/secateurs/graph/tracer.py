@@ -31,18 +31,18 @@ class Tracer(Context, TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = shapes.run(func, args, kwargs)
-        labelled = live = False
+        labeled = live = False
         for a in args if not kwargs else (*args, *kwargs.values()):
             for x in a if isinstance(a, list | tuple) else (a,):
                 if isinstance(x, Tensor):
                     found, alive = self._look(x)
-                    labelled, live = labelled or bool(found), live or alive
+                    labeled, live = labeled or bool(found), live or alive
         self.op, self.out = func, out
         kind = numbers.kind(func)
         if kind and self.counting:
             self._note(kind, args, kwargs)
         rule = rules.find(func)
-        if labelled or (rule is not None and rule.counts_macs):
+        if labeled or (rule is not None and rule.counts_macs):
             sites = len(self.tape.sites)
             if rule is not None:
                 labels = rule.function(self, *args, **kwargs)

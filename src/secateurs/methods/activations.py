@@ -15,7 +15,7 @@ from secateurs.errors import ConfigError
 from secateurs.graph import ChannelGroup
 from secateurs.graph.channels import Slot, parameter
 from secateurs.masking.gates import Gates, input_axis
-from secateurs.methods.assess import Assessor, needs_examples
+from secateurs.methods.assess import Assessor, require_data
 from secateurs.methods.method import Criterion, Task
 from secateurs.methods.registry import register
 from secateurs.training.batches import Batch
@@ -28,7 +28,7 @@ class Watching(Criterion):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        needs_examples(task, self.name, "watches the network at work")
+        require_data(task, self.name, "watches the network at work")
 
 
 @register("apoz")

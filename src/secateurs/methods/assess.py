@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.data.bundle import nothing
+from secateurs.data.bundle import no_batch
 from secateurs.devices import device_of, usable
 from secateurs.errors import ConfigError, DataError
 from secateurs.methods.method import Task
@@ -19,7 +19,7 @@ from secateurs.training import metrics as M
 from secateurs.training import precision as P
 from secateurs.training.checks import Check
 from secateurs.training.progress import Reporter
-from secateurs.training.seeds import borrowed
+from secateurs.training.seeds import preserve_rng_state
 
 
 class Assessor:
@@ -56,13 +56,15 @@ class Assessor:
                 pieces, waiting = [_rows(whole, self.rows, waiting)], waiting - self.rows
         if waiting:
             held.append(_joined(pieces))
-        return [B.place(batch, self.device, self.channels_last) for batch in held]
+        return [B.to_device(batch, self.device, self.channels_last) for batch in held]
 
     def run(self, batch: B.Batch) -> tuple[Tensor, Tensor]:
         """The loss summed over the batch's examples, and how many of them are hit: two scalars on the device."""
         with self.check.running(batch), P.autocast(self.precision, self.device):
             outputs = M.call(self.model, batch.inputs)
-            return self.loss(outputs, batch.targets).float() * len(batch.targets), M.hits(outputs, batch.targets)[0]
+            return self.loss(outputs, batch.targets).float() * len(batch.targets), M.topk_correct(
+                outputs, batch.targets
+            )[0]
 
 
 def reporter(task: Task, title: str) -> Reporter:
@@ -71,7 +73,7 @@ def reporter(task: Task, title: str) -> Reporter:
     return Reporter(mode if os.environ.get("RANK", "0") == "0" else "silent", title)
 
 
-def needs_examples(task: Task, name: str, what: str) -> None:
+def require_data(task: Task, name: str, what: str) -> None:
     """Raise ConfigError if the task has no data."""
     if task.data is None:
         raise ConfigError(f"{name} {what}: pass data=….")
@@ -85,7 +87,7 @@ def spread(source: Any, examples: int | None) -> Iterator[B.Batch]:
         return
     total = int(getattr(source, "samples", 0)) or sum(len(batch.targets) for batch in _all(source))
     if not total:
-        raise DataError(nothing(source, "val"))
+        raise DataError(no_batch(source, "val"))
     at = torch.arange(min(examples, total)) * total // min(examples, total)  # sorted, no two alike
     seen = 0
     for batch in _all(source):
@@ -103,7 +105,7 @@ def _taken(inputs: Any, rows: Tensor) -> Any:
 def _head(source: Any, examples: int, seed: int) -> Iterator[B.Batch]:
     """The first examples of the training data's first epoch."""
     left = examples
-    with borrowed():
+    with preserve_rng_state():
         for _, batch, _ in B.walk(_whole(source), seed=seed, epoch=0):
             n = min(left, len(batch.targets))
             yield _rows(batch, 0, n)

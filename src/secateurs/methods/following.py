@@ -1,4 +1,4 @@
-"""What follows a layer that reads channels: its normalisation and its non-linearity, found by running the network once.
+"""What follows a layer that reads channels: its normalization and its non-linearity, found by running the network once.
 
 Eq. 7 compares the next layer's outputs after both. Whatever else comes (an addition, a concatenation, a pooling) is not
 that layer's any more: the last convolution of a residual block is compared before the addition.
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from secateurs.errors import ConfigError
-from secateurs.graph.inputs import beside, call, tensors
+from secateurs.graph.inputs import call, tensors, to_model_device
 
 ACTIVATIONS = {
     "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "elu", "selu", "celu", "leaky_relu", "prelu",
@@ -34,7 +34,7 @@ class Following:
     """What is done to a layer's output y before it counts as the layer's outcome M: `then(norm(y))`."""
 
     norm: _BatchNorm | None = None  # a batch norm
-    hooked: bool = False  # its module's output is the normalised y and nothing more
+    hooked: bool = False  # its module's output is the normalized y and nothing more
     then: tuple[Function, ...] = ()  # other norms, the non-linearity; each may work in place
 
     def finish(self, z: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def following(model: nn.Module, layers: Iterable[str], example_inputs: Any) -> d
     modes = [(m, m.training) for m in model.modules()]
     try:
         with torch.no_grad(), watch:
-            call(model.eval(), beside(model, example_inputs))
+            call(model.eval(), to_model_device(model, example_inputs))
     except Exception as error:
         raise ConfigError(f"The model does not run on the example inputs: {type(error).__name__}: {error}") from error
     finally:
@@ -180,7 +180,7 @@ def _plain(norm: _BatchNorm) -> bool:
 
 
 def batch_norm(norm: _BatchNorm, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(normalised y, the factor on each channel), as the norm would have it now, its statistics left alone."""
+    """(normalized y, the factor on each channel), as the norm would have it now, its statistics left alone."""
     weight = norm.weight
     if norm.training or norm.running_mean is None or norm.running_var is None:
         z, _, invstd = torch.native_batch_norm(y, weight, norm.bias, None, None, True, 0.0, norm.eps)

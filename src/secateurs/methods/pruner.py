@@ -47,7 +47,7 @@ class Pruner:
         self.wrapped: Mapping[str, Part] = {}  # the networks as the engine runs them, on several processes say
         self.mean: Callable[[Tensor], Tensor] = lambda x: x  # over all processes
         self.processes = 1
-        self.say: Callable[[str], None] = lambda line: None  # to whoever watches the run
+        self.log: Callable[[str], None] = lambda line: None  # to whoever watches the run
         self.share = (0, 1)  # rank and number of those that a batch of the data is yet to be split between
         self.history: list[dict[str, Any]] = []  # what the method has put on record, where nobody else keeps it
         self._plan: Plan | None = None
@@ -141,7 +141,7 @@ class PrunerHook(Hook):
         self.pruner.wrapped = {name: engine.add_network(name, net, optimizer) for name, (net, optimizer) in networks}
         self.pruner.mean = lambda x: engine.sum(x.to(engine.device)).to(x.device) / engine.world
         self.pruner.processes = engine.world
-        self.pruner.say = engine.report.line
+        self.pruner.log = engine.report.line
         self.pruner.share = engine.runtime.share(engine.train_data)
         self.pruner.begin(engine.total, engine.per_epoch or 1)
 

@@ -64,7 +64,7 @@ class Widths:
         return f"why it is not lower, align=1 could go to {' or '.join(shares)}"
 
 
-def meet(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:
+def select_within_budget(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:
     """Cut the lowest scores, all groups together, until the budget is met; then give back what still fits.
 
     Lands within one channel (one alignment step) of the budget and never over it: no further channel of any group

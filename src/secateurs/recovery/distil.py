@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateurs.recovery.recipes import Distil
-from secateurs.recovery.teacher import Taught
+from secateurs.recovery.teacher import TeacherHook
 from secateurs.training.metrics import heads
 from secateurs.training.run import TrainingRun
 
@@ -20,7 +20,7 @@ def soft_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(q, p, reduction="sum", log_target=True) / (p.numel() / p.shape[-1])
 
 
-class Distilling(Taught):
+class Distilling(TeacherHook):
     """share · soft loss + (1 - share) · the usual loss. T² keeps the soft one's gradient as large as the other's."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, recipe: Distil) -> None:
@@ -28,7 +28,7 @@ class Distilling(Taught):
         self.recipe = recipe
 
     def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
-        soft = soft_loss(heads(self.ask())[0], heads(outputs)[0], self.recipe.temperature)
+        soft = soft_loss(heads(self.teacher_outputs())[0], heads(outputs)[0], self.recipe.temperature)
         share = self.recipe.share
         return share * soft + (1 - share) * loss if share < 1 else soft
 

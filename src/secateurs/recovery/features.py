@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.errors import ConfigError, nearest
-from secateurs.graph.inputs import beside, call, map_tensors, tensors
+from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.training.metrics import heads
 
 OUTPUT = ":output"  # the network's own
@@ -95,7 +95,7 @@ def _run(model: nn.Module, inputs: Any, given: set[int] | None = None) -> Any:
         return x.requires_grad_().clone() if x.is_floating_point() else x  # not a leaf: in-place ops may come
 
     modes = [(m, m.training) for m in model.modules()]
-    placed = map_tensors(there, beside(model, inputs))
+    placed = map_tensors(there, to_model_device(model, inputs))
     if given is not None:
         given.update(id(x) for x in tensors(placed))
     try:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from secateurs.errors import ConfigError
 from secateurs.recovery.features import OUTPUT, Capture, FeatureMap, by_name, check_names, feature_maps, made_of
 from secateurs.recovery.recipes import Mimic
-from secateurs.recovery.teacher import Taught
+from secateurs.recovery.teacher import TeacherHook
 from secateurs.training.batches import Batch
 from secateurs.training.run import TrainingRun
 
@@ -140,7 +140,7 @@ def _spread(maps: list[FeatureMap], count: int) -> list[FeatureMap]:
 # -- training -----------------------------------------------------------------------------------------------------------
 
 
-class Mimicking(Taught):
+class Mimicking(TeacherHook):
     """The loss is the mean over nodes of how far the two networks' maps are apart (eq. 8); labels play no part.
 
     Whatever the nodes do not depend on is frozen, batch-norm statistics too: the classifier, which is the original's.
@@ -172,7 +172,7 @@ class Mimicking(Taught):
 
     def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
         self._theirs.watch()
-        self.ask()
+        self.teacher_outputs()
         pairs = zip(self._theirs.take(), self._ours.take(), strict=True)
         return torch.stack([self.function(t, s) for t, s in pairs]).mean()
 

@@ -29,7 +29,7 @@ class Mimic(Recipe):
     )
     function: Literal["kl", "js", "mse", "l1"] = Field(
         default="kl",
-        description="what is minimised: divergences of the channels' softmax at each pixel, or of the values",
+        description="what is minimized: divergences of the channels' softmax at each pixel, or of the values",
     )
     nodes: tuple[str, ...] | None = Field(
         default=None, description="modules whose outputs are mimicked (or MODULE:input); found by themselves if None"

@@ -12,7 +12,7 @@ from secateurs.recovery.distil import Distilling
 from secateurs.recovery.features import check_names
 from secateurs.recovery.mimic import Mimicking
 from secateurs.recovery.recipes import Distil, Mimic
-from secateurs.recovery.teacher import Taught
+from secateurs.recovery.teacher import TeacherHook
 from secateurs.training.engine import Engine
 from secateurs.training.recipe import Recipe
 
@@ -71,7 +71,7 @@ def recover(
 
 def _taught(
     model: nn.Module, recipe: Recipe, teacher: nn.Module | None, example_inputs: Any, nodes: Sequence[str]
-) -> Taught | None:
+) -> TeacherHook | None:
     if not isinstance(recipe, Mimic | Distil):
         return None
     if teacher is None:

@@ -13,7 +13,7 @@ from secateurs.training.hooks import Hook
 from secateurs.training.run import TrainingRun
 
 
-class Taught(Hook):
+class TeacherHook(Hook):
     """Base of hooks with a teacher. It runs in eval mode, without gradients, in the precision of training (bf16 where the
     hardware is fast at it, unless the recipe says otherwise), on a copy of the network that was given.
     """
@@ -38,7 +38,7 @@ class Taught(Hook):
         if self._open:
             self._given = args, kwargs
 
-    def ask(self) -> Any:
+    def teacher_outputs(self) -> Any:
         """The teacher's outputs for the batch that the student has just seen."""
         assert self._given is not None
         (args, kwargs), self._given, self._open = self._given, None, False

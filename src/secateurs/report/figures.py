@@ -24,7 +24,7 @@ def percent(value: float | None) -> str:
 
 
 def error(value: float | None) -> str:
-    """The verified error; a cut through a normalisation's statistics has none."""
+    """The verified error; a cut through a normalization's statistics has none."""
     return "not verified" if value is None or math.isnan(value) else f"{value:.1e}"
 
 

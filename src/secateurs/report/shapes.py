@@ -102,7 +102,7 @@ def _frame(shape: Array) -> Any:
     from matplotlib.patches import Rectangle
 
     rows, columns = shape.shape
-    return Rectangle((-0.5, -0.5), columns, rows, fill=False, edgecolor="grey", linewidth=0.5, clip_on=False)
+    return Rectangle((-0.5, -0.5), columns, rows, fill=False, edgecolor="gray", linewidth=0.5, clip_on=False)
 
 
 def _maps(found: dict[str, Array], path: Path, title: str, most: float | None = None) -> Path:
@@ -118,8 +118,8 @@ def _maps(found: dict[str, Array], path: Path, title: str, most: float | None = 
         place.imshow(values, cmap="viridis", vmin=0, vmax=top or 1)
         place.set_title(layer, fontsize=7, pad=2)
         for (i, j), value in np.ndenumerate(values):
-            colour = "black" if value > 0.6 * top else "white"
-            place.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+            color = "black" if value > 0.6 * top else "white"
+            place.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=120)
     return path

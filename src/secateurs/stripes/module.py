@@ -164,7 +164,7 @@ class StripeConv2d(nn.Module):
             or cached["of"] is not weight
             or not all(torch.equal(values, then) for values, then in cached["values"])
         ):
-            looked = [values for t in (weight, kept) if (values := _looked_at(t)) is not None]
+            looked = [values for t in (weight, kept) if (values := _sampled(t)) is not None]
             self._cached = cached = {
                 "state": state, "of": weight, "values": [(values, values.clone()) for values in looked],
                 "layout": self.layout, "weight": weight.detach().to(dtype),
@@ -190,7 +190,7 @@ class StripeConv2d(nn.Module):
         return {**self.__dict__, "_cached": {}}  # copies make their own
 
 
-def _looked_at(x: Tensor) -> Tensor | None:
+def _sampled(x: Tensor) -> Tensor | None:
     """The values that are compared at each call; a view. None where to look would mean to wait for a GPU."""
     flat = x.detach().flatten()
     if x.is_inference():

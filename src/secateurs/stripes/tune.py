@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.graph.inputs import beside, call, tensors
+from secateurs.graph.inputs import call, tensors, to_model_device
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import StripeConv2d, size_of
 
@@ -30,7 +30,7 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv2d)}
     modes = {m: m.training for m in model.modules()}
     before = {m: dict(m.kernels) for m in layers.values()}
-    inputs = beside(model, example_inputs)
+    inputs = to_model_device(model, example_inputs)
     try:
         with torch.no_grad():
             model.eval()
@@ -111,7 +111,7 @@ def _timed(
 
     def enter(name: str, layer: StripeConv2d, x: Tensor) -> None:
         x = layer.as_computed(x)
-        synchronise(x)
+        synchronize(x)
         key = name, size_of(x)
         kernel = choose(key, x)
         layer.kernels[key[1]] = kernel or "dense"
@@ -123,7 +123,7 @@ def _timed(
     ]
     try:
         for out in tensors(call(model, inputs)):
-            synchronise(out)
+            synchronize(out)
         reached(None)
     finally:
         for handle in handles:
@@ -136,7 +136,7 @@ def _set(layers: Mapping[str, StripeConv2d], chosen: Mapping[Key, str]) -> None:
         layers[name].kernels[size] = kernel
 
 
-def synchronise(x: Tensor) -> None:
+def synchronize(x: Tensor) -> None:
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
 

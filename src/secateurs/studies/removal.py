@@ -15,7 +15,7 @@ from torch import Tensor
 from secateurs.errors import ConfigError, nearest
 from secateurs.graph import ChannelGroup
 from secateurs.methods.aofp.search import BinaryFilterSearch
-from secateurs.methods.assess import Assessor, needs_examples, reporter, spread
+from secateurs.methods.assess import Assessor, reporter, require_data, spread
 from secateurs.methods.method import Criterion, Task
 from secateurs.methods.oracle.ablation import Ablation
 from secateurs.methods.registry import methods, resolve
@@ -77,7 +77,7 @@ def one_by_one(
     name = criterion if isinstance(criterion, str) else criterion.name
     if name not in criteria():
         raise ConfigError(f"There is no criterion {name!r}. {nearest(name, criteria())}")
-    needs_examples(task, name, "is compared on examples")
+    require_data(task, name, "is compared on examples")
     group = task.graph[layer]
     if not isinstance(validation, Sequence):
         if task.data.val is None:

@@ -15,11 +15,11 @@ def reinitialise(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> 
     """A new module of the same structure with fresh weights; the given one is untouched.
 
     Every module's own `reset_parameters` draws its weights and sets running statistics back, as PyTorch's layers do;
-    a network's comes after those of its parts, so that one with an initialisation of its own has the last word (the
+    a network's comes after those of its parts, so that one with an initialization of its own has the last word (the
     zoo's networks do). Drawn on the CPU: the same seed gives the same weights on any device.
 
     keep_raw: leave parameters that no `reset_parameters` sets as they are, instead of refusing. They are those that a
-        network holds directly (`nn.Parameter` in a module of one's own) and those behind a parametrisation.
+        network holds directly (`nn.Parameter` in a module of one's own) and those behind a parametrization.
 
     Raises ConfigError that names them.
     """

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from secateurs.devices import full_precision
 from secateurs.errors import PlanError, TraceError, VerificationError
+from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import beside, call, map_tensors, tensors
+from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.masking.mask import mask
 from secateurs.plans.plan import Plan, trace
 from secateurs.surgery.culprits import culprits
@@ -35,16 +36,16 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: floa
     if not wrong:
         return error
     if plan.exact:
-        steady(model, example_inputs)
+        check_deterministic(model, example_inputs)
         with contextlib.suppress(TraceError, VerificationError):
             graph = trace(model, example_inputs, allow_inexact=True)
             wrong += " " + culprits(graph, plan, lambda p: bool(_judged(model, p, example_inputs, tolerance)[1]))
     else:
-        wrong += " The plan cuts channels that a normalisation takes its statistics over."
+        wrong += " The plan cuts channels that a normalization takes its statistics over."
     raise VerificationError(wrong)
 
 
-def steady(model: nn.Module, example_inputs: Any) -> None:
+def check_deterministic(model: nn.Module, example_inputs: Any) -> None:
     """Raise VerificationError if two runs of the model in eval mode, on the same inputs, give different outputs."""
     try:
         runs = [outputs(copied(model), example_inputs, torch.float32) for _ in range(2)]
@@ -66,6 +67,15 @@ def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float)
         error = difference(model, plan, example_inputs, torch.float32)
     except SlicedError as failure:
         return float("inf"), str(failure)
+    except NotFiniteError as failure:
+        bad = next(
+            (n for n, t in named_tensors(model).items() if t.is_floating_point() and not t.isfinite().all()), None
+        )
+        if bad is None:
+            raise
+        raise NotFiniteError(
+            f"{bad} of the model has values that are NaN or infinite: nothing can be verified."
+        ) from failure
     if tolerance < error <= ROUNDING:
         # A network that makes float32 tensors of its own may not run in float64: then float32 has the last word.
         with contextlib.suppress(VerificationError):
@@ -76,6 +86,10 @@ def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float)
         f"The sliced network differs from the masked one by {error:.1e} of the output's range (at most "
         f"{tolerance:.0e} is allowed)."
     )
+
+
+class NotFiniteError(VerificationError):
+    """A network's outputs are not finite: nothing can be compared."""
 
 
 class SlicedError(VerificationError):
@@ -108,9 +122,7 @@ def disagreement(found: list[Tensor], due: list[Tensor], what: str) -> float:
     for a, b in zip(found, due, strict=True):
         if b.numel() and b.is_floating_point():
             if not bool(b.isfinite().all()):
-                raise VerificationError(
-                    f"The {what} network's output is not finite on these inputs: nothing to compare."
-                )
+                raise NotFiniteError(f"The {what} network's output is not finite on these inputs: nothing to compare.")
             scale = b.abs().max().clamp_min(torch.finfo(b.dtype).tiny)
             apart = float((a - b).abs().max() / scale)
             worst = max(worst, apart if apart == apart else float("inf"))  # nan is no agreement
@@ -123,7 +135,7 @@ def outputs(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[T
     """What the model answers in eval mode, computed in this precision, which it is left in."""
     model = model.to(dtype).eval()
     inputs = map_tensors(
-        lambda x: x.to(dtype) if x.is_floating_point() else x, beside(model, copy.copy(example_inputs))
+        lambda x: x.to(dtype) if x.is_floating_point() else x, to_model_device(model, copy.copy(example_inputs))
     )
     with torch.no_grad(), full_precision():
         return [x.detach() for x in tensors(call(model, inputs))]

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from secateurs.data.bundle import checked, nothing
+from secateurs.data.bundle import checked, no_batch
 from secateurs.data.loader import Loader
 from secateurs.errors import DataError
 from secateurs.training.recipe import Recipe
-from secateurs.training.seeds import borrowed, seed_all
+from secateurs.training.seeds import preserve_rng_state, seed_all
 
 log = logging.getLogger("secateurs")
 
@@ -89,10 +89,10 @@ def fresh_pass(source: Any) -> Iterable[Any]:
 
 def first(source: Any, split: str) -> Any:
     """The first batch of a pass, under the caller's random state. DataError if there is none."""
-    with borrowed():
+    with preserve_rng_state():
         for raw in fresh_pass(source):
             return raw
-    raise DataError(nothing(source, split))
+    raise DataError(no_batch(source, split))
 
 
 def count(source: Any) -> int:
@@ -117,7 +117,7 @@ def measure(recipe: Recipe, source: Any) -> tuple[int | None, int | None]:
     elif n is None and recipe.epochs:
         blind = recipe.schedule == "constant" and not recipe.warmup and recipe.epochs == int(recipe.epochs)
         if not blind:
-            with borrowed():
+            with preserve_rng_state():
                 n = count(source)
             log.info("the training data has no length; counted %d batches", n)
     per_epoch = math.ceil(n / recipe.accumulate) if n else None
@@ -212,7 +212,7 @@ def apply(function: Callable[[torch.Tensor], torch.Tensor], inputs: Any) -> Any:
     return inputs
 
 
-def place(batch: Batch, device: torch.device, channels_last: bool = False) -> Batch:
+def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -> Batch:
     def move(x: torch.Tensor) -> torch.Tensor:
         if channels_last and x.ndim == 4:
             return x.to(device, non_blocking=True, memory_format=torch.channels_last)

@@ -19,8 +19,8 @@ from secateurs.training.processes import LostError
 from secateurs.training.progress import summary
 from secateurs.training.run import TrainingRun
 from secateurs.training.runtime import written
-from secateurs.training.seeds import borrowed, seed_all
-from secateurs.training.syncnorm import synchronised
+from secateurs.training.seeds import preserve_rng_state, seed_all
+from secateurs.training.syncnorm import synchronized
 
 ADVICE = " Look for bad values in that batch, lower lr, or set clip_norm."  # where the loss is not finite
 
@@ -46,7 +46,7 @@ class Engine(TrainingRun):
         can't be written, DataError when the data runs out.
         """
         try:
-            with borrowed():
+            with preserve_rng_state():
                 self._fit(resume)
         except (RuntimeError, SecateursError) as error:  # a lost process may look like inputs that do not fit
             peers = None if self._runtime is None else self._runtime.peers
@@ -98,7 +98,7 @@ class Engine(TrainingRun):
         ):
             batch = self._check.fit(B.share(raw, *share), index)
             with self._check.running(batch, index):
-                batch = M.place(batch, self.device, self.runtime.channels_last, self.loss)
+                batch = M.to_device(batch, self.device, self.runtime.channels_last, self.loss)
             self._train_batch(index, batch, last)
             self.batch = index + 1
             if not self.syncing:
@@ -132,7 +132,7 @@ class Engine(TrainingRun):
                     loss = hook.loss(self, loss, outputs, batch.targets)
             rows = batch.targets.shape[0]
             figures = torch.stack(
-                [loss.detach().float() * rows, *M.hits(outputs, batch.targets).float(), loss.new_tensor(rows)]
+                [loss.detach().float() * rows, *M.topk_correct(outputs, batch.targets).float(), loss.new_tensor(rows)]
             )
             share = 1.0 / self.recipe.accumulate
             if self.world > 1:  # processes may hold unlike numbers of rows: weigh them, so that the mean is the batch's
@@ -155,7 +155,7 @@ class Engine(TrainingRun):
             if not self.syncing:
                 stack.enter_context(self.runtime.accelerator.no_sync(part.net))
             if self.recipe.sync_norm and not self.recipe.compile:  # compiled, it would be compiled anew every step
-                stack.enter_context(synchronised(part.module))
+                stack.enter_context(synchronized(part.module))
 
     def _step(self) -> None:
         active = [p for p in self.parts.values() if p.active]

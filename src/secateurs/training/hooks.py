@@ -29,7 +29,7 @@ class Hook:
         """The batch is on the device, autocast is on. May return another batch to train on."""
 
     def loss(self, engine: TrainingRun, loss: torch.Tensor, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-        """The scalar to minimise, given the loss so far and the model's raw outputs."""
+        """The scalar to minimize, given the loss so far and the model's raw outputs."""
         return loss
 
     def after_backward(self, engine: TrainingRun) -> None:

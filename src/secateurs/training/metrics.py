@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from secateurs.data.bundle import nothing
+from secateurs.data.bundle import no_batch
 from secateurs.devices import device_of, usable
 from secateurs.errors import DataError, TrainingError
 from secateurs.training import batches as B
@@ -128,11 +128,11 @@ def _indices(outputs: torch.Tensor, targets: torch.Tensor) -> str:
     return f"{text} targets.argmax(1) makes them of one-hot rows." if targets.shape == outputs.shape else text
 
 
-def place(batch: B.Batch, device: torch.device, channels_last: bool, loss: Loss) -> B.Batch:
+def to_device(batch: B.Batch, device: torch.device, channels_last: bool, loss: Loss) -> B.Batch:
     """The batch on the device, its labels checked before they are there."""
     if device.type != "cpu" and isinstance(loss, CrossEntropy):
         loss.check(batch.targets)
-    return B.place(batch, device, channels_last)
+    return B.to_device(batch, device, channels_last)
 
 
 def forward(net: nn.Module, batch: B.Batch, loss: Loss, mixup: float = 0.0) -> tuple[Any, torch.Tensor]:
@@ -147,7 +147,7 @@ def forward(net: nn.Module, batch: B.Batch, loss: Loss, mixup: float = 0.0) -> t
     return outputs, keep * loss(outputs, batch.targets) + (1 - keep) * loss(outputs, batch.targets.flip(0))
 
 
-def hits(outputs: Any, targets: torch.Tensor, ks: tuple[int, ...] = (1,)) -> torch.Tensor:
+def topk_correct(outputs: Any, targets: torch.Tensor, ks: tuple[int, ...] = (1,)) -> torch.Tensor:
     """How many examples have their class among the k highest logits, per k: (len(ks),) on the logits' device."""
     logits, _ = heads(outputs)
     if targets.ndim > 1:
@@ -217,12 +217,12 @@ def evaluate(
             if batch.targets.shape[0] >= share[1]:
                 batch = B.share(batch, *share)
             with check.running(batch, index), P.autocast(precision, where):
-                inputs, targets = place(batch, where, channels_last, loss)
+                inputs, targets = to_device(batch, where, channels_last, loss)
                 outputs = call(model, inputs)
                 value = loss(outputs, targets)
             rows = targets.shape[0]
             sums[0] += value.float() * rows
-            sums[1:3] += hits(outputs, targets, (1, 5))
+            sums[1:3] += topk_correct(outputs, targets, (1, 5))
             sums[3] += rows
             if index % 64 == 63:  # float32 on the device, double here: long passes keep their digits
                 total += sums.cpu().double()
@@ -235,5 +235,5 @@ def evaluate(
         total = reduce(total.to(where, torch.float32)).cpu().double()
     lost, top1, top5, n = total.tolist()
     if n == 0:
-        raise DataError(f"There is nothing to evaluate on. {nothing(batches, split)}")
+        raise DataError(f"There is nothing to evaluate on. {no_batch(batches, split)}")
     return Metrics(100 * top1 / n, 100 * top5 / n, lost / n, int(n), time.perf_counter() - began)

@@ -11,7 +11,7 @@ from secateurs.errors import ConfigError, nearest
 
 
 class Recipe(BaseModel):
-    """Optimizer, schedule, regularisation and precision. Values that make no sense raise `ConfigError`."""
+    """Optimizer, schedule, regularization and precision. Values that make no sense raise `ConfigError`."""
 
     mode: ClassVar[str] = "finetune"  # what recovery by it is called
 

@@ -40,7 +40,7 @@ def seed_all(*words: int | str) -> int:
 
 
 @contextmanager
-def borrowed() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """The user's global generators are given back as they were found."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()

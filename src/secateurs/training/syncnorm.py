@@ -43,8 +43,8 @@ def batch_norm(bn: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
     sums = _Sum.apply(torch.cat([wide.sum(axes), count]))
     n = sums[-1].detach()
     mean = sums[:-1] / n
-    centred = wide - mean.view(shape)
-    var = _Sum.apply(centred.square().sum(axes)) / n  # centred first: E[x²] − E[x]² would lose digits
+    centered = wide - mean.view(shape)
+    var = _Sum.apply(centered.square().sum(axes)) / n  # centered first: E[x²] − E[x]² would lose digits
     if bn.track_running_stats and bn.running_mean is not None and bn.running_var is not None:
         with torch.no_grad():
             if bn.num_batches_tracked is not None:
@@ -55,12 +55,12 @@ def batch_norm(bn: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
     scale = (var + bn.eps).rsqrt()
     if bn.weight is not None:
         scale = scale * bn.weight
-    y = centred * scale.view(shape)
+    y = centered * scale.view(shape)
     return (y if bn.bias is None else y + bn.bias.view(shape)).to(x.dtype)
 
 
 @contextmanager
-def synchronised(model: nn.Module) -> Iterator[None]:
+def synchronized(model: nn.Module) -> Iterator[None]:
     """Within, the model's batch norms in train mode see all processes' rows. The modules stay what they are."""
     changed = []
 

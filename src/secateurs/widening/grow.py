@@ -24,7 +24,7 @@ from secateurs.graph.copies import copied
 from secateurs.plans.plan import REWRITTEN, Attribute, Kept, PrunableGraph, Size, Sizes, trace
 from secateurs.surgery.culprits import blamed
 from secateurs.surgery.slice import remade, take
-from secateurs.surgery.verify import TOLERANCE, disagreement, outputs, steady
+from secateurs.surgery.verify import TOLERANCE, check_deterministic, disagreement, outputs
 
 Array = np.ndarray
 Shape = tuple[int, ...]
@@ -41,7 +41,7 @@ class Growth:
     shares: Mapping[tuple[str, int], Array]  # (parameter, axis) that read channels → (levels, new length), see `_share`
     shapes: Mapping[str, Shape]  # of those parameters afterwards
     attributes: Mapping[tuple[str, str], Any]  # (module, attribute) → value afterwards
-    exact: bool  # no normalisation takes its statistics over channels that grow
+    exact: bool  # no normalization takes its statistics over channels that grow
 
     def record(self) -> dict[str, Any]:
         """What `resized` needs, as JSON has it."""
@@ -160,11 +160,11 @@ def widened(
         raise PlanError(f"At these widths the network would have {params:,} parameters: choose smaller ones.")
     how = growth(graph, found, seed=seed)
     wide = grow(model, how)
-    prove(model, wide, how, graph, example_inputs)
+    check_widened(model, wide, how, graph, example_inputs)
     return wide, how
 
 
-def prove(model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, example_inputs: Any) -> float:
+def check_widened(model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, example_inputs: Any) -> float:
     """The largest relative difference between the outputs of the two networks in eval mode (nan where the growth is
     not exact: none is to be expected there). Where float32 leaves doubt, float64 decides.
 
@@ -173,7 +173,7 @@ def prove(model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, 
     """
     error, wrong = _judged(model, wide, how.exact, example_inputs)
     if wrong:
-        steady(model, example_inputs)
+        check_deterministic(model, example_inputs)
 
         def fails(names: list[str]) -> bool:
             part = growth(graph, {n: how.widths[n] for n in names})

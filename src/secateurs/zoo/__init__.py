@@ -35,7 +35,7 @@ FAMILIES = ("zoo", "torchvision", "timm", "python")
 def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
     """A network from a spec: `zoo:NAME`, `torchvision:NAME`, `timm:NAME` or `python:package.module:factory`.
 
-    It is in train mode, as constructors leave it. Without `weights` it is initialised at random; nothing is ever
+    It is in train mode, as constructors leave it. Without `weights` it is initialized at random; nothing is ever
     downloaded. `weights` is a `.safetensors` file or a state dict that loads without pickle, and has to fit exactly.
     `options` go to the network's own constructor. A `python:` factory is looked for in the working directory too, and
     given `num_classes` if it takes it.

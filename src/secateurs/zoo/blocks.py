@@ -22,7 +22,7 @@ class Network(nn.Module):
 
 
 def initialise(model: nn.Module) -> None:
-    """He initialisation of the convolutions (fan out), and small normal weights for the linear layers."""
+    """He initialization of the convolutions (fan out), and small normal weights for the linear layers."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -266,7 +266,7 @@ def test_other_budgets(budget: sc.Budget) -> None:
 def test_what_the_search_has_not_got_to_is_cut_by_its_last_damage() -> None:
     lines: list[str] = []
     model, pruner = attached(sc.Budget(macs=0.3), steps=8, theta=0.001, theta_growth=1)
-    pruner.say = lines.append
+    pruner.log = lines.append
     train(model, pruner, 8)
     latest = {name: s.latest.copy() for name, s in pruner.searches.items()}
     plan = pruner.plan()
@@ -333,7 +333,7 @@ def test_theta_grows_until_the_budget_is_in_reach_and_stays_without_one() -> Non
 def test_a_sweep_in_which_nothing_can_be_pruned_ends_the_run(budget: sc.Budget | None) -> None:
     lines: list[str] = []
     model, pruner = attached(budget, steps=1000, theta=1e-5, theta_growth=1, search_cost=2)
-    pruner.say = lines.append
+    pruner.log = lines.append
     train(model, pruner, 1000)
     assert pruner.done
     assert pruner.steps < 30

@@ -63,7 +63,7 @@ class Concatenated(nn.Module):
         return self.fc(self.act(self.norm2(self.conv(x))).mean((2, 3)))
 
 
-class Standardised(nn.Conv2d):
+class Standardized(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         w = self.weight
         w = w - w.mean((2, 3), keepdim=True)
@@ -141,7 +141,7 @@ def cases() -> dict[str, Callable[[], Case]]:
 
     def unusual() -> Case:
         model = nn.Sequential(
-            nn.Conv2d(3, 8, 3), NormAct(8), Standardised(8, 6, 3), NormAct(6), Standardised(6, 6, 3), nn.BatchNorm2d(6),
+            nn.Conv2d(3, 8, 3), NormAct(8), Standardized(8, 6, 3), NormAct(6), Standardized(6, 6, 3), nn.BatchNorm2d(6),
             nn.ELU(), *copy.deepcopy(head), nn.Linear(6, 4),
         )  # fmt: skip
         return made(

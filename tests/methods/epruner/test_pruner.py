@@ -31,8 +31,8 @@ def network(seed: int = 0, classes: int = 10) -> nn.Module:
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim == 4:
-                centres = p[torch.randint(len(p) // 3, (len(p),), generator=g)]
-                p.copy_(centres + 0.4 * p.std() * torch.randn(p.shape, generator=g))
+                centers = p[torch.randint(len(p) // 3, (len(p),), generator=g)]
+                p.copy_(centers + 0.4 * p.std() * torch.randn(p.shape, generator=g))
     return model
 
 

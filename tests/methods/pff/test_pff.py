@@ -234,7 +234,7 @@ def test_what_removing_constants_changed_is_on_record() -> None:
         pruner.measure.values[54:63] = 0.001  # filter 0 of a
         model.bn1.bias[0] = 3.0  # and yet it says something
     said: list[str] = []
-    pruner.say = said.append
+    pruner.log = said.append
     pruner.finish()
     (note,) = [h for h in pruner.history if h.get("event") == "stripes"]
     assert note["change"] > 1e-3
@@ -272,7 +272,7 @@ def test_a_filter_that_has_to_go_fades_out_norm_and_all() -> None:
 
 def test_where_nothing_is_cut_it_says_why() -> None:
     pruner, said = attached(block(), alpha=1e-5, steps=8), []
-    pruner.say = said.append
+    pruner.log = said.append
     pruner.finish()
     assert said == [
         "pff cuts nothing: no value came below delta=0.05. alpha=1e-05 is too small for so short a training; with a budget it "
@@ -380,7 +380,7 @@ def test_a_budget_is_met_to_a_stripe(
     stripes = Stripes(job, kernels, shared, floor)
     scores = np.random.default_rng(seed).random(stripes.units)
     worth = [g.filters(model).abs().mean(1).numpy() for g in job.groups]
-    left, delta = stripes.meet(scores, lambda: worth)
+    left, delta = stripes.select_within_budget(scores, lambda: worth)
     plan = stripes.selection(left).plan(graph)
     cost, base = graph.cost_of(plan), graph.cost()
     assert cost == stripes.cost(left) == sc.count(sc.apply(model, plan), images(1))

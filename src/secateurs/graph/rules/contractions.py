@@ -89,13 +89,13 @@ def grouped(t: Context, reads: Any, w: Tensor, groups: int, transposed: bool) ->
 
 
 def spatial(t: Context, x: Tensor) -> dict[int, Any]:
-    """Channels that lie on an axis which the kernel slides over (ECA): each output mixes neighbours."""
+    """Channels that lie on an axis which the kernel slides over (ECA): each output mixes neighbors."""
     kept = {}
     for a, labels in t.labels(x).items():
         if a < 2:
             continue
         if t.out.shape[a] == x.shape[a]:
-            t.inexact(labels, f"{t.op_name} slides over channels: neighbours change with the cut")
+            t.inexact(labels, f"{t.op_name} slides over channels: neighbors change with the cut")
             kept[a] = labels
         else:
             t.freeze(labels, f"{t.op_name} slides over channels")
@@ -112,7 +112,7 @@ def product(t: Context, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Lab
         reader, reads, writes = (b, m, n) if t.is_weight(b) else (a, k, m)
         t.consume(reader, reads)
         t.produce(reader, writes)
-        if t.is_weight(a) and t.is_weight(b):  # a factorised weight: one factor creates what the other reads
+        if t.is_weight(a) and t.is_weight(b):  # a factorized weight: one factor creates what the other reads
             t.produce(a, k)
     else:  # attention scores and the like: there is no weight in which to mask a channel
         reason = f"{t.op_name} sums over it in a product of two activations"

@@ -1,6 +1,6 @@
 """Ops that move elements without changing them: run the very same op on the labels.
 
-No index arithmetic is written by hand: each labelled axis is numbered 1…n, the numbers are broadcast to the shape of
+No index arithmetic is written by hand: each labeled axis is numbered 1…n, the numbers are broadcast to the shape of
 the activation (stride 0 wherever they don't vary, so this costs no memory), the op runs on them, and where a number
 comes out its label goes. A 0 that comes out is padding.
 """
@@ -202,7 +202,7 @@ def roll(t: Context, x: Tensor, shifts: Any, dims: Any = ()) -> Labels:
 
 @rule(aten.constant_pad_nd)
 def pad(t: Context, x: Tensor, amounts: list[int], value: float = 0) -> Labels:
-    """Only the padding of a labelled axis adds something to it; what meets that is frozen."""
+    """Only the padding of a labeled axis adds something to it; what meets that is frozen."""
     out = {}
     for axis, labels in t.labels(x).items():
         k = 2 * (x.ndim - 1 - axis)

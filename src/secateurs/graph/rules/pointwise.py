@@ -1,4 +1,4 @@
-"""Elementwise ops and per-channel normalisations: whatever meets element by element must live and die together."""
+"""Elementwise ops and per-channel normalizations: whatever meets element by element must live and die together."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def batch_norm(
     """A per-channel affine map: its parameters live on x's channel axis."""  # x: (N, C, *)  weight: (C,)
     t.unify(t.axis(x, 1), weight, bias, *(s for s in (mean, var) if isinstance(s, Tensor)))
     for axis, labels in t.labels(x).items():
-        if axis != 1:  # weight standardisation by a batch norm over the weight
+        if axis != 1:  # weight standardization by a batch norm over the weight
             t.inexact(labels, f"{t.op_name} takes its statistics over channels")
     return t.labels(x)
 
@@ -94,7 +94,7 @@ def layer_norm(
     for axis, labels in t.labels(x).items():
         if axis >= first:
             t.inexact(labels, "layer norm takes its statistics over channels")
-            t.depends_on(weight, labels, "the normalised shape is a constant in the code")
+            t.depends_on(weight, labels, "the normalized shape is a constant in the code")
     affine = [(t.labels(p), p) for p in (weight, bias) if p is not None]
     return t.join([(t.labels(x), x), *affine])
 

@@ -21,7 +21,7 @@ from secateurs.methods.criteria import norms
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
-from secateurs.methods.select import meet
+from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.training import Recipe
 from secateurs.training.seeds import mix
@@ -225,7 +225,7 @@ class AOFPPruner(Pruner):
                 f"no layer has a filter left whose damage is below theta={self.pace.theta:g}; raise theta to prune more"
             )
         if self.ended is not None:
-            self.say(f"aofp stops after {self.steps} of {self.total} steps: {self.ended}")
+            self.log(f"aofp stops after {self.steps} of {self.total} steps: {self.ended}")
 
     # -- widths and the budget ----------------------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ class AOFPPruner(Pruner):
                 best = {g.name: np.argsort(-scores[g.name], kind="stable") for g in self.widths.groups}
                 selection = {g.name: np.sort(best[g.name][:w]) for g, w in zip(self.widths.groups, widths, strict=True)}
             else:
-                selection = meet(self.widths, scores)
+                selection = select_within_budget(self.widths, scores)
             forced = sum(int(a.sum() - a[selection[name]].sum()) for name, a in alive.items())
         widths = np.array([len(selection[g.name]) for g in self.widths.groups])
         kept = self.widths.cost(widths)
@@ -277,7 +277,7 @@ class AOFPPruner(Pruner):
             }
         )  # fmt: skip
         if forced:
-            self.say(
+            self.log(
                 f"aofp: the search left {self._share(self._widths()):.1%} of the budgeted cost; {forced} more filters "
                 f"were cut by their last damage to meet the budget (more epochs, or a larger theta, would search them too)"
             )

@@ -28,7 +28,7 @@ filters, all zero) stands for them hangs on the order of summation, and may diff
   to ``i`` than ``i``'s own preference, or than the offer, is never ``i``'s best, and ``r(i, k)`` is never positive: it
   leaves too.
 
-What is left is a short list of neighbours for each point: a tenth of the matrix, or a hundredth, at the preferences at
+What is left is a short list of neighbors for each point: a tenth of the matrix, or a hundredth, at the preferences at
 which pruning happens. Nothing is approximated: the messages on these lists are those of the full matrix. Lists of
 different layers, whatever their sizes, lie side by side in one array, so an iteration of a whole network is two dozen
 in-place operations on buffers allocated once, and layers that have converged are dropped from it. Similarities are
@@ -57,7 +57,7 @@ STACK = 1 << 16  # numbers in all of the small layers that are turned into simil
 def similarity(points: Tensor) -> Tensor:
     """Negative squared Euclidean distances ``(B, n, d) -> (B, n, n)``, float64, symmetric, zero on the diagonal.
 
-    One matrix product of centred points; the few pairs for which that product cancels are measured directly, so that
+    One matrix product of centered points; the few pairs for which that product cancels are measured directly, so that
     twins are as exact as strangers, and exact copies are at distance zero exactly.
     """
     x = points.detach().to(torch.float64)
@@ -83,7 +83,7 @@ def medians(similarities: Tensor, *, diagonal: bool = True) -> Tensor:
         off = ~torch.eye(n, dtype=torch.bool, device=similarities.device)
         similarities = similarities[:, off].view(-1, n, n - 1)
     count = similarities.shape[-1]
-    # NumPy's vectorised sort is ten times as fast as any selection in torch
+    # NumPy's vectorized sort is ten times as fast as any selection in torch
     ordered = torch.from_numpy(np.sort(similarities.detach().cpu().numpy(), axis=-1)).to(similarities.device)
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
 

@@ -20,13 +20,13 @@ from secateurs.methods.npn.control import Controller
 from secateurs.methods.npn.network import PrunerNetwork, classifier
 from secateurs.methods.pruner import Pruner, TrainingMethod, keep
 from secateurs.methods.registry import register
-from secateurs.methods.select import meet
+from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Channels, Selection
 from secateurs.training import Recipe
-from secateurs.training.batches import place, share, walk
+from secateurs.training.batches import share, to_device, walk
 from secateurs.training.checks import Check
 from secateurs.training.metrics import call
-from secateurs.training.seeds import borrowed, seed_all
+from secateurs.training.seeds import preserve_rng_state, seed_all
 from secateurs.training.syncnorm import all_sum
 
 
@@ -84,7 +84,7 @@ class NPN(TrainingMethod):
         if self.pruner is None:
             return task.model, task.graph
         try:
-            with borrowed():  # its initial weights are drawn
+            with preserve_rng_state():  # its initial weights are drawn
                 seed_all(task.seed, "pruner")
                 model = zoo.build(self.pruner)
             model.to(device_of(task.model))
@@ -242,7 +242,9 @@ class NPNPruner(Pruner):
             selection = keep(scores, self.config.threshold)
         else:  # many gates are 1 to the last digit: among those the logits decide
             ranks = (means + 1e-6 * logits.clamp(-100, 100)).split(self.sizes)
-            selection = meet(self.widths, {g.name: r.numpy() for g, r in zip(self.groups, ranks, strict=True)})
+            selection = select_within_budget(
+                self.widths, {g.name: r.numpy() for g, r in zip(self.groups, ranks, strict=True)}
+            )
         left = np.array([max(1, int((s >= self.config.threshold).sum())) for s in scores.values()])
         self.task.note(
             event="gates", undecided=round(undecided, 4), disagree=round(disagree, 4), lam=self.lam,
@@ -259,11 +261,11 @@ class NPNPruner(Pruner):
         self.network.eval()
         device = device_of(self.model)
         images, rows = 0, []
-        with borrowed():  # the first epoch's batches, wherever training has got to
+        with preserve_rng_state():  # the first epoch's batches, wherever training has got to
             check = Check(self.network, "train")
             epoch = walk(self.task.data.train, seed=self.task.seed, epoch=0, limit=self.config.steps_per_epoch)
             for index, raw, _ in epoch:
-                batch = place(check.fit(share(raw, *self.share), index), device)
+                batch = to_device(check.fit(share(raw, *self.share), index), device)
                 logits = call(self.network, batch.inputs).float()
                 if self.config.gates == "batch":
                     logits = logits.mean(0, keepdim=True).expand_as(logits)

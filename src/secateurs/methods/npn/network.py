@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateurs.errors import ConfigError
 from secateurs.graph import ChannelGraph
-from secateurs.graph.inputs import beside, call
+from secateurs.graph.inputs import call, to_model_device
 from secateurs.graph.reasons import OUTPUT
 
 
@@ -77,7 +77,7 @@ def classifier(model: nn.Module, graph: ChannelGraph, inputs: Any) -> tuple[str,
     modes = [(m, m.training) for m in model.modules()]
     try:
         with torch.no_grad():
-            call(model.eval(), beside(model, inputs))
+            call(model.eval(), to_model_device(model, inputs))
     finally:
         for module, mode in modes:
             module.training = mode

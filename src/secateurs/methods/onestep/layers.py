@@ -32,7 +32,7 @@ class Layer:
         return self.convs[-1]
 
     def score(self, beta: Mapping[str, np.ndarray]) -> float:
-        """Mean |β| over its channels (eq. 4; the text says mean, a sum would favour wide layers)."""
+        """Mean |β| over its channels (eq. 4; the text says mean, a sum would favor wide layers)."""
         return float(np.concatenate([beta[g] for g in self.groups]).mean())
 
 

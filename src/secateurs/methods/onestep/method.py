@@ -17,7 +17,7 @@ from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
-from secateurs.methods.select import Widths, meet
+from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.training import Recipe
 
@@ -102,7 +102,7 @@ class OneStep(TrainingMethod):
 
 
 class Importance(nn.Module):
-    """All importance vectors end to end, initialised to 1: β = 1 + `offset`.
+    """All importance vectors end to end, initialized to 1: β = 1 + `offset`.
 
     Adam at the paper's 1e-5 moves a β by a few hundredths at most, and ranks follow from differences far smaller: next to
     1 float32 would round them away.
@@ -190,7 +190,7 @@ class OneStepPruner(Pruner):
                 name: np.sort(np.argsort(-r, kind="stable")[: math.ceil(len(r) / rate)]) for name, r in ranks.items()
             }
         else:
-            selection = meet(Widths(self.task.graph, free, self.task.budget), ranks) if free else {}
+            selection = select_within_budget(Widths(self.task.graph, free, self.task.budget), ranks) if free else {}
         if self.config.fold:
             self.gates.fold_({name: torch.from_numpy(b).float() for name, b in beta.items()})
         self.gates.detach()

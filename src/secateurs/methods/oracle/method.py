@@ -10,11 +10,11 @@ from pydantic import Field
 
 from secateurs.errors import ConfigError
 from secateurs.masking.gates import Gates
-from secateurs.methods.assess import Assessor, needs_examples, reporter
+from secateurs.methods.assess import Assessor, reporter, require_data
 from secateurs.methods.method import Method, Task
 from secateurs.methods.oracle.ablation import Ablation
 from secateurs.methods.registry import register
-from secateurs.methods.select import meet
+from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Selection
 
 Array = np.ndarray
@@ -41,13 +41,13 @@ class Oracle(Method):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        needs_examples(task, self.name, "measures the loss on examples")
+        require_data(task, self.name, "measures the loss on examples")
 
     def select(self, task: Task) -> Selection:
         task.widths.check()
         if task.widths.fits(task.widths.sizes):
             return Selection({g.name: np.arange(g.size) for g in task.groups})
-        return Selection(meet(task.widths, _Greedy(self, task).ranks()))
+        return Selection(select_within_budget(task.widths, _Greedy(self, task).ranks()))
 
 
 class _Greedy:

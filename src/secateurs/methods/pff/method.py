@@ -174,7 +174,7 @@ class PFFPruner(Pruner):
             if now > 0:
                 self.measure.limit_(self.doomed, now)
                 # A norm would hold a filter up until it is all but zero, and then let it fall: its scale fades as well.
-                self._quieten(~self.doomed, now / earlier)
+                self._attenuate(~self.doomed, now / earlier)
             else:
                 self.alive = self.alive & ~self.doomed
         self._silence()
@@ -213,10 +213,10 @@ class PFFPruner(Pruner):
         if bool(self.alive.all()):
             return
         self.measure.silence_(~self.alive)
-        self._quieten(self.alive, 0.0)
+        self._attenuate(self.alive, 0.0)
 
     @torch.no_grad()
-    def _quieten(self, alive: Tensor, factor: float) -> None:
+    def _attenuate(self, alive: Tensor, factor: float) -> None:
         """Multiply scale and shift of norms, and biases, of channels that none of these units makes. alive: (units,)
         bool."""
         filters = np.zeros(self.stripes.filters, dtype=bool)
@@ -244,9 +244,9 @@ class PFFPruner(Pruner):
             delta = self.config.delta
             left = self.stripes.left((scores >= delta)[self.stripes.unit], scores)
         else:
-            left, delta = self.stripes.meet(scores, self._channel_scores)
+            left, delta = self.stripes.select_within_budget(scores, self._channel_scores)
         if left.alive.all() and self.task.budget is None:
-            self.say(
+            self.log(
                 f"pff cuts nothing: no value came below delta={self.config.delta:g}. alpha={self.alpha:g} is too small for "
                 "so short a training; with a budget it is found."
             )
@@ -257,7 +257,7 @@ class PFFPruner(Pruner):
         base, cost = self.stripes.widths.base, self.stripes.cost(left)
         change = self._change(selection, inputs)
         if change > TOLERANCE:
-            self.say(
+            self.log(
                 f"pff: channels without stripes still passed on constants; their removal changes the output by {change:.1e} "
                 f"of its range"
             )

@@ -128,11 +128,11 @@ class Stripes:
     # -- choosing -----------------------------------------------------------------------------------------------------
 
     def needed(self, scores: Array, channel_scores: Callable[[], Sequence[Array]]) -> float:
-        """The threshold that would meet the budget now; see `meet`."""
+        """The threshold that would meet the budget now; see `select_within_budget`."""
         cuts, _ = self._cuts(scores, channel_scores)
         return float(np.sort(scores)[cuts - 1]) if cuts else 0.0
 
-    def meet(self, scores: Array, channel_scores: Callable[[], Sequence[Array]]) -> tuple[Left, float]:
+    def select_within_budget(self, scores: Array, channel_scores: Callable[[], Sequence[Array]]) -> tuple[Left, float]:
         """The best stripes that the budget allows, to within one stripe and never over it, and the threshold that this
         is. Where stripes alone would not do, the worst channels go as well, of both the same share.
 

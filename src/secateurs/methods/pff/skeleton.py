@@ -1,4 +1,4 @@
-"""How much each stripe is worth, learnt: the filter skeleton, and the norms of the weights that it is compared with."""
+"""How much each stripe is worth, learned: the filter skeleton, and the norms of the weights that it is compared with."""
 
 from __future__ import annotations
 
