@@ -39,6 +39,11 @@ def test_every_check_is_described() -> None:
     assert [name for name in CHECKS if f"`{name}`" not in page] == []
 
 
+def test_the_case_that_is_shown_is_one_of_the_cases() -> None:
+    (shown,) = re.findall(r"^```\n(@case.*?)```$", (DOCS / "add-architecture.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert shown in (DOCS.parent / "tests/networks.py").read_text()
+
+
 def test_the_picture_of_the_layers_is_that_of_the_contract() -> None:
     """After a change of the contract: python docs/pictures/architecture.py"""
     script: dict[str, Any] = runpy.run_path(str(DOCS / "pictures" / "architecture.py"))

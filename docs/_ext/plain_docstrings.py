@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -83,7 +83,9 @@ def settings(cls: type[BaseModel], text: str) -> list[str]:
         if not re.search(rf"(?m)^(?:[\w*]+, )*{name}(?:, \w+)*: ", text):
             default = field.get_default(call_default_factory=True)
             shown = "required" if default is PydanticUndefined else f"default: `{default!r}`"
-            out += definition(name, f"{field.description}; {shown}" if field.description else shown)
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            one_of = f"one of {', '.join(f'`{choice!r}`' for choice in choices)}" if choices else ""
+            out += definition(name, "; ".join(filter(None, (field.description, one_of, shown))))
     return out
 
 
@@ -113,6 +115,13 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     lines[:] = new
 
 
+def default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        return ""
+    plain = field.default is not dataclasses.MISSING and not callable(field.default)
+    return f"={field.default!r}" if plain else "=…"
+
+
 def signature(app: Any, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
     """Classes with fields show their names and defaults: types stand with each field's description."""
     if what != "class" or not isinstance(obj, type):
@@ -121,10 +130,7 @@ def signature(app: Any, what: str, name: str, obj: Any, *_: Any) -> tuple[str, N
         defaults = {n: f.get_default(call_default_factory=True) for n, f in obj.model_fields.items()}
         shown = [n if d is PydanticUndefined else f"{n}={d!r}" for n, d in defaults.items()]
     elif dataclasses.is_dataclass(obj):
-        shown = [
-            f"{f.name}={f.default!r}" if f.default is not dataclasses.MISSING else f.name
-            for f in dataclasses.fields(obj)
-        ]
+        shown = [f"{f.name}{default(f)}" for f in dataclasses.fields(obj) if f.init]
     else:
         return None
     return f"({', '.join(shown)})", None
