@@ -248,7 +248,7 @@ class TestDamage:
             sc.load(saved, model=sc.build("zoo:small_cnn", num_classes=7))
 
     def test_cut_model(self, saved: Path, result: sc.Result) -> None:
-        with pytest.raises(sc.PlanError, match="cut already"):
+        with pytest.raises(sc.PlanError, match="already cut"):
             sc.load(saved, model=result.model)
 
     def test_no_source(self, model: nn.Module, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cut whole filters, channels and stripes out of trained CNNs, and prove that nothing else changed."""
+"""Structured pruning of trained CNNs: remove filters, channels and stripes, and verify the result."""
 
 import sys
 from importlib import import_module
@@ -129,7 +129,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 class _Package(ModuleType):
-    """Names come when they are first asked for: torch takes a second to import, which help and errors need not wait for."""
+    """Import names lazily: importing torch takes a second, which help and error messages should not wait for."""
 
     def __getattr__(self, name: str) -> Any:
         if name in _HOME:
@@ -138,7 +138,7 @@ class _Package(ModuleType):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Importing a subpackage sets it as an attribute here: `methods`, the package, must not hide the function.
+        # Importing a subpackage sets it as an attribute here; the package `methods` must not hide the function.
         if not (name in _HOME and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

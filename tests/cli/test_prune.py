@@ -192,7 +192,7 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
             ("--method", "npn", "--set", "pruner=zoo:nope"),
             "--set pruner=zoo:nope cannot be used here: zoo has no model",
         ),
-        (("--method", "epruner", "--set", "beta=0.5"), "--set beta=0.5 says how hard epruner prunes"),
+        (("--method", "epruner", "--set", "beta=0.5"), "--set beta=0.5 and budget are mutually exclusive"),
         (("--method", "epruner", "--set", "beta=-1"), "--set beta=-1: must be greater than 0. epruner's settings are"),
         (("--image-size", "4"), "--image-size"),
         (("--device", "warp"), "--device warp cannot be used"),

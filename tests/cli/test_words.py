@@ -9,7 +9,7 @@ from secateurs.cli.words import spoken
     ("python", "here"),
     [
         ("is macs=0.0042; scope='all' may allow less.", "is --macs 0.0042; --scope all may allow less."),
-        ("l1 needs a budget: budget=sc.Budget(macs=0.5), say.", "l1 needs a budget: --macs 0.5, say."),
+        ("l1 needs a budget, for example budget=sc.Budget(macs=0.5).", "l1 needs a budget, for example --macs 0.5."),
         ("Recover: lr=-1.0: input should be greater than 0 (lr: peak)", "--lr -1.0: must be greater than 0 (peak)"),
         ("image_size=0 must be at least 1.", "--image-size 0 must be at least 1."),
         ("normalize='cfar10' is not known.", "--normalize cfar10 is not known."),

@@ -127,9 +127,9 @@ def test_half_precision_scales_the_pruners_gradients_back(tmp_path: Path) -> Non
 
 
 def test_what_cannot_work_is_said_before_training(tmp_path: Path) -> None:
-    with pytest.raises(sc.ConfigError, match="l1 does not prune while training"):
+    with pytest.raises(sc.ConfigError, match="l1 does not prune during training"):
         callback("l1")
-    with pytest.raises(sc.ConfigError, match=r"no scope 'inner'.*internal"):
+    with pytest.raises(sc.ConfigError, match=r"scope='inner' is not a valid scope.*internal"):
         callback(scope="inner")
     with pytest.raises(sc.ConfigError, match=r"no network 'net'.*It holds model"):
         trainer(callback(network="net"), tmp_path).fit(Module(), loader())
