@@ -8,7 +8,7 @@ WORKERS       ?= 2
 BIN           := $(VENV)/bin
 PIP           := -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit matrix oldest newest wheel clean
+.PHONY: demo test lint types unit docs matrix oldest newest wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/secateurs demo
@@ -26,6 +26,10 @@ types: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Warnings are errors: a link that leads nowhere, a name that is not there.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 matrix: oldest newest
 
@@ -62,9 +66,13 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python $(PIP) install -e '.[dev]' -c constraints/pinned.txt
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(BIN)/python $(PIP) install -e '.[docs]' -c constraints/pinned.txt
+	@touch $@
+
 $(VENV)-%/.dev: $(VENV)-%/.torch pyproject.toml
 	$(@D)/bin/python $(PIP) install -e '.[dev]' -c constraints/$*.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

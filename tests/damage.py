@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,17 @@ def _instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
         make(path)
 
     return damage
+
+
+def bound(path: Path) -> None:
+    """A socket at the path."""
+    where = os.getcwd()
+    os.chdir(path.parent)  # the address of a socket may be short only
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    finally:
+        os.chdir(where)
 
 
 class _Code:

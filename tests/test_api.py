@@ -88,10 +88,10 @@ def test_wrong_requests() -> None:
         ({"scope": "intern"}, r"scope='intern' is not a valid scope\. Did you mean internal"),
         ({"ranking": "layer"}, r"ranking is a setting of the method l1: pass method=sc\.L1\(ranking='layer'\)"),
         ({"scop": "all"}, r"no option 'scop'. Did you mean scope\?"),
-        ({"nonsense": 1}, r"no option 'nonsense'.*Training options: device, hooks, .*method=sc\.L1"),
+        ({"nonsense": 1}, r"no option 'nonsense'.*Options: .*device, .*hooks, .*method=sc\.L1"),
         ({"checkpoints": None}, r"no option 'checkpoints'"),
-        ({"budget": 0.5}, r"budget=0\.5 is no budget: pass sc\.Budget\(macs=0\.5\)"),
-        ({"budget": {"params": 0.3}}, r"is no budget: pass sc\.Budget\(params=0\.3\)"),
+        ({"budget": 0.5}, r"budget must be a Budget, got float 0\.5; did you mean Budget\(macs=0\.5\)\?"),
+        ({"budget": {"params": 0.3}}, r"got dict .*; did you mean Budget\(params=0\.3\)\?"),
         ({"method": 3}, "method=3 is not a method"),
         ({"method": sc.L1}, "method=L1 is a class"),
         ({"recover": 3}, r"recover=3 is not a valid recovery: pass a recipe such as sc\.Recover\(epochs=3\)"),
@@ -278,3 +278,10 @@ class TestSource:
 def test_dir_shows_the_public_names_alone() -> None:
     assert dir(sc) == sorted(sc.__all__)
     assert all(getattr(sc, name) is not None for name in dir(sc))
+
+
+def test_a_folder_that_takes_no_files_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
+        with pytest.raises(sc.ArtifactError, match=f"{folder}.* (is a file|cannot be written to)"):
+            sc.prune(network(), images(), "l1", sc.Budget(macs=0.5), data(), sc.Recover(epochs=1), folder=folder)

@@ -150,11 +150,11 @@ class TestRoundTrip:
         small: Any = sc.apply(model, plan)
         small.get_submodule(name).kernels["cpu float32 2x3x16x16"] = "gemm"
         artifact.save(tmp_path / "run", small, plan, result.card())
-        loaded = artifact.load(tmp_path / "run", model)
+        loaded = sc.load(tmp_path / "run", model)
         assert loaded.get_submodule(name).kernels == {"cpu float32 2x3x16x16": "gemm"}
         assert torch.equal(loaded(image()), small.eval()(image()))
         change_card(tmp_path / "run", kernels={name: {"cpu float32 2x3x16x16": "of another version"}, "gone": {}})
-        assert not artifact.load(tmp_path / "run", model).get_submodule(name).kernels
+        assert not sc.load(tmp_path / "run", model).get_submodule(name).kernels
 
     def test_any_folder(self, result: sc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A nested one, one whose name is not UTF-8, the working directory, a link."""

@@ -24,6 +24,10 @@ from secateurs import Budget, BudgetError, Cost
         {"macs": float("inf")},
         {"params": True},
         {"params": "half"},
+        {"macs": 1},
+        {"macs": 60e6},
+        {"macs": 1.5},
+        {"params": np.float64(12.9)},
         {"macs": 0.5, "params": 0},
         {"macs": 0.5, "align": 0},
         {"macs": 0.5, "align": 1.5},
@@ -40,16 +44,29 @@ def test_nonsense_is_refused(figures: dict[str, Any]) -> None:
     [
         ({"macs": 0.5}, (500, 90)),
         ({"macs": 1.0}, (1000, 90)),
-        ({"macs": 1}, (1000, 90)),
         ({"macs": 700}, (700, 90)),
         ({"macs": 5000}, (5000, 90)),
         ({"params": 0.333}, (1000, 29)),
-        ({"macs": 0.25, "params": 12.9}, (250, 12)),
+        ({"macs": 0.25, "params": 12}, (250, 12)),
         ({"macs": np.float32(0.5), "params": np.int64(7)}, (500, 7)),
     ],
 )
 def test_limits(figures: dict[str, Any], limits: tuple[int, int]) -> None:
     assert Budget(**figures).limits(Cost(1000, 90)) == Cost(*limits)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (50.0, "an absolute figure is an integer, macs=50, and a fraction a float up to 1.0, macs=0.5"),
+        (60e6, "an absolute figure is an integer, macs=60000000, and a fraction a float up to 1.0."),
+        (1, "all of them are macs=1.0"),
+    ],
+)
+def test_a_figure_that_may_mean_two_things_is_refused_with_both(value: float, message: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget(macs=value)
+    assert message in str(caught.value)
 
 
 def test_allows_what_is_at_the_limit_and_nothing_above() -> None:
@@ -83,8 +100,8 @@ def test_named_figure_works(full: int, data: st.DataObject) -> None:
 
 def named_figure_works(full: int, least: int) -> None:
     base, lowest = Cost(full, full), Cost(least, least)
-    for limit in (least - 0.5, least / full * 0.99):
-        if limit <= 0 or Budget(macs=limit).allows(lowest, base):
+    for limit in (least - 1, least / full * 0.99):
+        if limit <= 0 or limit == 1 or Budget(macs=limit).allows(lowest, base):
             continue
         with pytest.raises(BudgetError) as caught:
             Budget(macs=limit).check(base, lowest)

@@ -12,7 +12,8 @@ from torch import Tensor
 import secateurs as sc
 from secateurs.methods import Selection, Task
 from secateurs.testing import CHECKS, check_method
-from secateurs.testing.checks import quick
+from secateurs.testing.checks import prune, quick
+from secateurs.testing.networks import network
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -39,13 +40,53 @@ class TakesTooMuch(Good):
 
 class Random(Good):
     def scores(self, task: Task) -> dict[str, Tensor]:
-        return {g.name: torch.from_numpy(np.random.default_rng().random(g.size)) for g in task.groups}
+        return {g.name: torch.rand(g.size) for g in task.groups}
 
 
 class Meddles(Good):
     def scores(self, task: Task) -> dict[str, Tensor]:
         next(task.model.parameters()).data.mul_(0.5)
         return super().scores(task)
+
+
+def test_the_given_model_is_untouched_whatever_a_method_does() -> None:
+    CHECKS["model_is_untouched"](Meddles())
+
+
+class TakesTooLittle(Good):
+    def select(self, task: Task) -> Selection:
+        return {}
+
+
+def test_a_budget_is_never_exceeded_whatever_a_method_answers() -> None:
+    with pytest.raises(sc.BudgetError, match=r"keeps [\d,]+ MACs .*, over its Budget\(macs=0\.5"):
+        prune(TakesTooLittle(), network(), sc.Budget(macs=0.5))
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (
+            lambda g: torch.ones(g.size + 1),
+            r"must give a tensor of \d+ scores for \S+, one for each channel, not torch.Size",
+        ),
+        (lambda g: [1.0] * g.size, "not list"),
+        (lambda g: torch.full((g.size,), float("nan")), "not finite"),
+    ],
+)
+def test_scores_that_do_not_fit_are_said_so(scores: Any, message: str) -> None:
+    class Wrong(Good):
+        def scores(self, task: Task) -> dict[str, Tensor]:
+            return {g.name: scores(g) for g in task.groups}
+
+    class Forgets(Good):
+        def scores(self, task: Task) -> dict[str, Tensor]:
+            return {g.name: torch.ones(g.size) for g in task.groups[1:]}
+
+    with pytest.raises(sc.ConfigError, match=message):
+        prune(Wrong(), network(), sc.Budget(macs=0.5))
+    with pytest.raises(sc.ConfigError, match="not nothing"):
+        prune(Forgets(), network(), sc.Budget(macs=0.5))
 
 
 class Everywhere(Good):
@@ -59,7 +100,6 @@ class Everywhere(Good):
     [
         (TakesTooMuch(), "budget_is_met_and_used_up", "is not used up"),
         (Random(), "same_seed_same_plan", "different plans"),
-        (Meddles(), "model_is_untouched", "has changed"),
         (Everywhere(), "scope", "are on a shortcut"),
     ],
 )

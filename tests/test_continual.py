@@ -85,12 +85,26 @@ def test_weights_of_ones_own(tmp_path: Path) -> None:
         sc.build(str(tmp_path / "a"), width=3)
 
 
-def test_a_network_of_unknown_origin_stays_so(tmp_path: Path) -> None:
-    own = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    second = pruned(pruned(own, "l1", 0.8).model, "l1", 0.8)
-    assert second.source is None
-    with pytest.raises(sc.ArtifactError, match="model="):
-        sc.load(second.save(tmp_path / "b"))
+def test_a_network_of_ones_own_loads_from_a_fresh_one_however_often_it_was_pruned(tmp_path: Path) -> None:
+    def own() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(1), nn.Linear(8 * 900, 4))
+
+    first = pruned(own(), "l1", 0.8)
+    assert first.source is None
+    second = pruned(first.model, "l2", 0.8)
+    second.save(tmp_path / "second")
+    loaded = sc.load(tmp_path / "second", model=own())
+    third = pruned(loaded, "random", 0.8)
+    third.save(tmp_path / "third")
+    x = torch.randn(2, 3, 32, 32)
+    for name, result in (("second", second), ("third", third)):
+        with pytest.raises(sc.ArtifactError, match="does not say how to build its network"):
+            sc.load(tmp_path / name)
+        fresh = sc.load(tmp_path / name, model=own())
+        assert torch.equal(fresh(x), result.model.eval()(x))
+    assert torch.equal(sc.load(tmp_path / "second", model=first.model)(x), second.model.eval()(x))  # cut once already
+    with pytest.raises(sc.PlanError, match="does not fit this model"):
+        sc.load(tmp_path / "third", model=nn.Sequential(nn.Conv2d(3, 9, 3)))
 
 
 def test_a_pruned_network_that_was_changed_is_not_taken_for_what_it_was() -> None:

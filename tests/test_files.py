@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 
 from secateurs import files
 from secateurs.errors import ArtifactError
+from tests.damage import bound
 
 
 class Settings(BaseModel):
@@ -31,16 +31,6 @@ def dangling(path: Path) -> None:
 
 def looping(path: Path) -> None:
     path.symlink_to(path.name)
-
-
-def bound(path: Path) -> None:
-    where = os.getcwd()
-    os.chdir(path.parent)  # the address of a socket may be short only
-    try:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
-    finally:
-        os.chdir(where)
 
 
 NOT_FILES = {

@@ -11,7 +11,6 @@ import os
 import pickle
 import random
 import shutil
-import socket
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from secateurs.cli import main
 from secateurs.errors import shown
 from secateurs.plans.plan import _digest
 from secateurs.zoo import load_state
+from tests.damage import bound
 
 
 def image() -> torch.Tensor:
@@ -107,16 +107,6 @@ def harmless(use: Callable[[], Any], folder: Path, name: str) -> str | None:
 
 
 # -- in the place of a file ------------------------------------------------------------------------------------------------
-
-
-def bound(path: Path) -> None:
-    where = os.getcwd()
-    os.chdir(path.parent)  # the address of a socket may be short only
-    try:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
-    finally:
-        os.chdir(where)
 
 
 def bomb() -> bytes:

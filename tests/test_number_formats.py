@@ -144,3 +144,16 @@ def test_settings_come_back_after_an_error() -> None:
     with pytest.raises(KeyError):
         fails()
     assert settings() == before
+
+
+def test_example_inputs_are_converted_to_the_models_format() -> None:
+    for dtype in FORMATS:
+        result = sc.prune(network().to(dtype), torch.randn(1, 3, 8, 8), "l1", sc.Budget(macs=0.6))
+        assert result.error <= 1e-5
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = network()
+    model[3].weight.data[0, 0] = float("nan")
+    with pytest.raises(sc.VerificationError, match=r"^3\.weight of the model has values that are NaN"):
+        sc.prune(model, torch.randn(1, 3, 8, 8), "random", sc.Budget(macs=0.9))

@@ -1,29 +1,63 @@
-"""Every ```python block of README.md, docs/ and the methods' cards runs, those of a file one after another in one namespace."""
+"""Every ```python block of README.md, docs/ and the methods' cards runs, those of a file one after another in one namespace.
+
+A block below `<!-- needs: package … -->` is passed over where one of these packages is not installed.
+"""
 
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from secateurs.methods import registry
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/secateurs/methods/*/README.md")))
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PAGES = sorted((
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(page for page in ROOT.glob("docs/**/*.md") if "_build" not in page.parts),
+    *ROOT.glob("src/secateurs/methods/*/README.md"),
+))  # fmt: skip
+BLOCK = re.compile(r"^(?:<!-- needs: (?P<needs>.*?) -->\n)?```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+IN_CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
 
 
+@pytest.fixture
+def known_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that a page registers are known to that page alone."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+@pytest.mark.usefixtures("known_methods")
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     text, namespace = page.read_text(), {"__name__": "__main__"}
     for match in BLOCK.finditer(text):
-        above = text[: match.start(1)].count("\n")  # so that a failure names the line of the page
-        exec(compile("\n" * above + match[1], str(page), "exec"), namespace)
+        if all(find_spec(name) for name in (match["needs"] or "").split()):
+            above = text[: match.start("code")].count("\n")  # so that a failure names the line of the page
+            exec(compile("\n" * above + match["code"], str(page), "exec"), namespace)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 def test_links_lead_somewhere() -> None:
+    wrong = []
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-            assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
+        for target, anchor in LINK.findall(IN_CODE.sub("code", page.read_text())):
+            goal = page.parent / target if target else page
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            if not goal.exists() or (anchor and goal.suffix == ".md" and anchor not in anchors(goal)):
+                wrong.append(f"{page.relative_to(ROOT)}: {target}#{anchor}")
+    assert not wrong

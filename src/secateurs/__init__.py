@@ -1,8 +1,6 @@
 """Structured pruning of trained CNNs: remove filters, channels and stripes, and verify the result."""
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from secateurs.errors import (
@@ -128,22 +126,15 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
-class _Package(ModuleType):
+def __getattr__(name: str) -> Any:
     """Import names lazily: importing torch takes a second, which help and error messages should not wait for."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _HOME:
-            self.__dict__[name] = getattr(import_module(_HOME[name]), name)
-            return self.__dict__[name]
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing a subpackage sets it as an attribute here; the package `methods` must not hide the function.
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted(__all__)
+    home = import_module(_HOME[name])
+    found = home if name == "methods" else getattr(home, name)  # the package of methods is called for their names
+    globals()[name] = found
+    return found
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,17 +7,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from secateurs import artifact, recovery, training
-from secateurs.artifact.provenance import after_cut, rebuilt, remember, source_of
+from secateurs.artifact.provenance import UNKNOWN, after_cut, begun, rebuilt, remember, source_of
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.devices import usable
-from secateurs.errors import ArtifactError, ConfigError, SpecError, nearest
-from secateurs.files import shown
+from secateurs.errors import ArtifactError, BudgetError, ConfigError, SpecError, nearest
+from secateurs.files import check_writable, shown
 from secateurs.graph import Cost
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import check_model, tensors
@@ -31,7 +32,9 @@ from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply, verify
 from secateurs.surgery.verify import check_deterministic
-from secateurs.training import CheckpointStore, Engine, Recipe
+from secateurs.training import CheckpointStore, Hook, Recipe
+from secateurs.training.metrics import Loss
+from secateurs.training.progress import Mode
 from secateurs.training.resume import refuse_foreign_log
 from secateurs.widening.grow import widened
 from secateurs.zoo import FAMILIES
@@ -53,7 +56,14 @@ def prune(
     report: Callable[[str], None] = lambda line: None,
     folder: str | Path | None = None,
     resume: bool = False,
-    **options: Any,
+    device: str | torch.device | None = None,
+    loss: Loss | None = None,
+    hooks: Sequence[Hook] = (),
+    progress: Mode | bool = "auto",
+    save_steps: int | None = None,
+    save_seconds: float | None = None,
+    track: Sequence[Any] = (),
+    **unknown: NoReturn,
 ) -> Result:
     """Prune a model: trace, select, cut, verify and, on request, recover accuracy. The given model is not modified.
 
@@ -73,16 +83,20 @@ def prune(
     report: called with one line of text about each stage.
     folder: where training writes its log and checkpoints, one subfolder per phase. An existing log that was not written
         by Secateurs is not overwritten.
-    resume: resume from the newest valid checkpoint in `folder`, if there is one.
-    options: passed to the training engine: device, progress, loss, save_steps, save_seconds, track; and hooks, for
-        recovery.
+    resume: resume from the last whole checkpoint in `folder`, if there is one.
+    device: where the work is done, see above.
+    loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy.
+    hooks: of recovery, see `secateurs.training.Hook`.
+    progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
+    save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
+    track: trackers that accelerate knows ("tensorboard", "wandb" …), which write to `folder`.
 
     Raises before any work: ConfigError for invalid settings, BudgetError for a budget that cannot be met,
     VerificationError for a model that is nondeterministic in eval mode. Raises VerificationError if the cut fails to verify.
     """
     chosen = resolve(method)
     _check(model, budget, scope)
-    _check_options(options, chosen)
+    _check_unknown(unknown, chosen)
     if recover is not None and not isinstance(recover, Recipe | list | tuple):
         raise ConfigError(
             f"recover={recover!r} is not a valid recovery: pass a recipe such as sc.Recover(epochs=3), or a list of recipes."
@@ -92,15 +106,21 @@ def prune(
     if steps and data is None:
         raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
     recovery.check(recover, model)
-    for name in () if folder is None else ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]:
-        refuse_foreign_log(Path(str(folder)) / name)
+    if folder is not None and (phases := ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]):
+        check_writable(folder)
+        for name in phases:
+            refuse_foreign_log(Path(folder) / name)
     source = None if data is None else Data.of(data)
     origin, placement = source_of(model), Placement.of(model)
-    device = placement.device if source is None and options.get("device") is None else usable(options.get("device"))
-    options = {**options, "device": device}
-    original = placement.working_copy(model, device)
-    example_inputs = placement.working_inputs(example_inputs, device)
-    model = copied(original) if isinstance(chosen, TrainingMethod) else original
+    where = placement.device if source is None and device is None else usable(device)
+    options = {
+        "device": where, "loss": loss, "hooks": hooks, "progress": progress, "save_steps": save_steps,
+        "save_seconds": save_seconds, "track": track,
+    }  # fmt: skip
+    original = placement.working_copy(model, where)
+    example_inputs = placement.working_inputs(example_inputs, where)
+    # Methods get a copy: some train it, and the given model has to be as it was whatever a method does.
+    model = copied(original) if original is model or isinstance(chosen, TrainingMethod) else original
     history: list[dict[str, Any]] = []
     task = _task(
         model, example_inputs, chosen, budget, scope, data=source, seed=seed, allow_inexact=allow_inexact,
@@ -109,11 +129,16 @@ def prune(
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
     if source is not None:
-        training.check_data(model, source, options.get("loss"))
-    before = _figures(base, model, source, options)
+        training.check_data(model, source, loss)
+    before = _figures(base, original, source, loss)
     selection = Selection.of(chosen.select(task))
     plan = selection.plan(graph, allow_inexact=allow_inexact)
     cost = graph.cost_of(plan)
+    if budget is not None and not budget.allows(cost, base):
+        raise BudgetError(
+            f"{chosen.name} keeps {cost.macs:,} MACs and {cost.params:,} parameters, over its {budget}: a method has to meet "
+            "the budget of its task."
+        )
     report(
         f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
     )
@@ -123,7 +148,7 @@ def prune(
     report(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
     )
-    cut = _figures(cost, small, source, options)
+    cut = _figures(cost, small, source, loss)
     after = cut
     for name, recipe in steps:
         history += recovery.recover(
@@ -131,7 +156,7 @@ def prune(
             resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
     if steps:
-        after = _figures(cost, small, source, options)
+        after = _figures(cost, small, source, loss)
     placement.restore(small)
     if plan.stripes:
         tune(small, placement.restored_inputs(example_inputs))
@@ -142,8 +167,7 @@ def prune(
         )
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
-    if origin is not None:
-        remember(small, after_cut(origin, plan))
+    remember(small, after_cut(UNKNOWN if origin is None else origin, plan))
     return Result(small, plan, before, cut, after, error, chosen, history, origin)
 
 
@@ -226,7 +250,8 @@ def attach(
 def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The pruned network of a saved artifact, in eval mode.
 
-    model: a fresh, unpruned model to cut; required if the original was not made by `build`. It is not modified.
+    model: a fresh, unpruned model to cut; required if the original was not made by `build`. It is not modified. An
+        artifact that was pruned several times holds all of its cuts.
     trust_code: also build a network whose spec imports a module (`python:…`) or whose
         options may load or download files. Without it, no code that the artifact names is imported or run.
 
@@ -235,18 +260,20 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
     """
     if model is not None:
         check_model(model)
-        return artifact.load(folder, model)
     plan, card = artifact.read(folder)
-    if card.source is None:
+    if model is not None:
+        fresh = begun(card.source, model)
+    elif card.source is None or card.source.spec is None:
         raise ArtifactError(
             f"{shown(folder)} does not record how to build its network: pass load({shown(folder)!r}, model=…)."
         )
-    try:
-        fresh = rebuilt(card.source, trust_code)
-    except ArtifactError as error:
-        raise ArtifactError(f"{shown(artifact.place(folder, artifact.CARD))}: {error}") from error.__cause__
+    else:
+        try:
+            fresh = rebuilt(card.source, trust_code)
+        except ArtifactError as error:
+            raise ArtifactError(f"{shown(artifact.place(folder, artifact.CARD))}: {error}") from error.__cause__
     small = artifact.restored(folder, plan, card, fresh)
-    remember(small, after_cut(card.source.record(), plan))
+    remember(small, after_cut(UNKNOWN if card.source is None else card.source.record(), plan))
     return small
 
 
@@ -310,22 +337,17 @@ def _check(model: Any, budget: Any, scope: Any) -> None:
                 )
 
 
-_OPTIONS = {
-    name for name, p in inspect.signature(Engine).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
-} - {"seed", "folder", "checkpoints", "title"}  # set by `prune`
-
-
-def _check_options(options: dict[str, Any], method: Method) -> None:
-    for name, value in options.items():
+def _check_unknown(unknown: Mapping[str, Any], method: Method) -> None:
+    """Raise ConfigError for an argument that `prune` does not have."""
+    for name, value in unknown.items():
         if name in type(method).model_fields:
             call = f"sc.{type(method).__name__}({name}={value!r})"
             raise ConfigError(f"{name} is a setting of the method {method.name}: pass method={call}.")
-        if name not in _OPTIONS:
-            known = {*inspect.signature(prune).parameters, *_OPTIONS} - {"options"}
-            raise ConfigError(
-                f"prune has no option {name!r}. {nearest(name, known)} Training options: "
-                f"{', '.join(sorted(_OPTIONS))}; pass a method's settings with the method, for example method=sc.L1(ranking=…)."
-            )
+        known = inspect.signature(prune).parameters.keys() - {"unknown"}
+        raise ConfigError(
+            f"prune has no option {name!r}. {nearest(name, known)} Options: {', '.join(sorted(known))}. Settings of a method "
+            "are passed with it, for example method=sc.L1(ranking=…)."
+        )
 
 
 def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -338,10 +360,10 @@ def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dic
     return {**options, "folder": own, "checkpoints": CheckpointStore(own / "checkpoints")}
 
 
-def _figures(cost: Cost, model: nn.Module, data: Data | None, options: dict[str, Any]) -> Figures:
+def _figures(cost: Cost, model: nn.Module, data: Data | None, loss: Loss | None) -> Figures:
     if data is None or data.val is None:
         return Figures(cost.macs, cost.params)
     # If the data is split by process, each process still evaluates all of it, so all have the same metrics.
     images = data.val.whole() if hasattr(data.val, "whole") else data.val
-    found = training.evaluate(model, images, loss=options.get("loss"))
+    found = training.evaluate(model, images, loss=loss)
     return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)

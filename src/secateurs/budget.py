@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 from secateurs.errors import BudgetError
 from secateurs.graph import Cost
@@ -12,13 +13,13 @@ from secateurs.graph import Cost
 
 @dataclass(frozen=True)
 class Budget:
-    """What may stay, as a fraction (a float up to 1.0) or an absolute figure (above 1): `Budget(macs=0.5)`,
+    """What may stay: a float up to 1.0 is a fraction, an integer an absolute figure. `Budget(macs=0.5)`,
     `Budget(params=2_000_000)`; with both, both hold.
 
     align: kept widths are multiples of this many channels. A group of a size that is none may also stay whole; one with
         no more channels than that is never cut.
 
-    Raises BudgetError for figures that make no sense.
+    Raises BudgetError for figures that are neither.
     """
 
     macs: float | int | None = None
@@ -27,11 +28,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.macs is None and self.params is None:
-            raise BudgetError("A budget needs a figure: Budget(macs=0.5), say, or Budget(params=1_000_000).")
+            raise BudgetError("A budget needs a figure, for example Budget(macs=0.5) or Budget(params=1_000_000).")
         for name, value in (("macs", self.macs), ("params", self.params)):
-            sound = isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
-            if value is not None and not sound:
-                raise BudgetError(f"{name}={value!r} is no budget: give a fraction up to 1.0 or a number above 1.")
+            if value is not None and not _is_figure(value) and not _is_fraction(value):
+                raise BudgetError(f"{name}={value!r} is not a valid budget: {_readings(name, value)}.")
         if isinstance(self.align, bool) or not isinstance(self.align, Integral) or self.align < 1:
             raise BudgetError(f"align={self.align!r} must be a whole number of channels, 1 or more.")
 
@@ -56,10 +56,28 @@ class Budget:
                 )
 
 
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 1
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, Integral) and 0 < float(value) <= 1
+
+
+def _readings(name: str, value: Any) -> str:
+    """What somebody who gave this may have meant."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and value == 1:
+        return f"all of them are {name}=1.0, and a network needs more than one"
+    if isinstance(value, Real) and not isinstance(value, bool) and 1 < (figure := float(value)) < math.inf:
+        meant = f"an absolute figure is an integer, {name}={int(figure)}"
+        return f"{meant}, and a fraction a float up to 1.0" + (f", {name}={figure / 100:g}" if figure <= 100 else "")
+    return "give a fraction, a float up to 1.0, or an absolute figure, an integer"
+
+
 def _absolute(value: float | int | None, full: int) -> int:
     if value is None:
         return full
-    return int(value * full) if value <= 1 else int(value)
+    return int(value) if _is_figure(value) else int(value * full)
 
 
 def fraction(part: int, whole: int) -> float:

@@ -13,6 +13,7 @@ import math
 import os
 import reprlib
 import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -103,6 +104,17 @@ def parse_json(data: bytes | str, schema: type[Model], source: StrPath, advice: 
         raise ArtifactError(f"{shown(source)} is not valid: {faults(error)}.{end}") from None
 
 
+def check_format(body: Any, name: str, newest: int, what: str) -> None:
+    """Raise ValueError, as validators of a schema do, for JSON that is not of this format, or of a newer version."""
+    if not isinstance(body, dict) or body.get("format") != name:
+        raise ValueError(f"it is not {what}")
+    version = body.get("version")
+    if type(version) is not int or version > newest:
+        raise ValueError(
+            f"it has version {shown(str(version)[:20])}, but this Secateurs reads versions up to {newest}: upgrade Secateurs"
+        )
+
+
 def faults(error: ValidationError) -> str:
     """The first invalid fields, each with the reason."""
     found = error.errors(include_url=False)
@@ -179,6 +191,18 @@ def write_whole(path: StrPath, content: bytes | str) -> None:
             beside.unlink()
         raise
     sync_folder(path.parent)
+
+
+def check_writable(folder: StrPath) -> None:
+    """Raise ArtifactError if a folder takes no files. It is made if it is not there."""
+    path = Path(folder)
+    if os.path.lexists(path) and not path.is_dir():
+        raise ArtifactError(f"{shown(path)} is a file: give a folder to write to.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ArtifactError(f"{shown(path)} cannot be written to: {error.strerror or error}.") from error
 
 
 def staged(path: Path) -> Path:

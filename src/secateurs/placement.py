@@ -26,6 +26,7 @@ class Placement:
     """
 
     device: torch.device
+    dtype: torch.dtype | None  # of all floating-point parameters, if it is one
     halves: Mapping[str, torch.dtype]  # parameter or buffer → its dtype
     channels_last: bool
 
@@ -38,7 +39,9 @@ class Placement:
             t.ndim == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
             for t in tensors.values()
         )
-        return cls(device_of(model), {n: t.dtype for n, t in tensors.items() if t.dtype in HALF}, last)
+        floating = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        dtype = floating.pop() if len(floating) == 1 else None
+        return cls(device_of(model), dtype, {n: t.dtype for n, t in tensors.items() if t.dtype in HALF}, last)
 
     def working_copy(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The network on this device and in float32: itself if that is already the case, else a copy."""
@@ -47,16 +50,12 @@ class Placement:
         return _float32(copied(model)).to(device)
 
     def working_inputs(self, example_inputs: Any, device: torch.device) -> Any:
-        """Example inputs for the working copy, on its device."""
-        return self._inputs(example_inputs, device, torch.float32)
+        """Example inputs for the working copy, floating-point ones in its format."""
+        return _converted(example_inputs, device, torch.float32 if self.halves else self.dtype)
 
     def restored_inputs(self, example_inputs: Any) -> Any:
         """Example inputs for the restored network, on its device."""
-        return self._inputs(example_inputs, self.device, next(iter(self.halves.values()), torch.float32))
-
-    def _inputs(self, example_inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:
-        formats = (torch.float32, *HALF) if self.halves else ()
-        return map_tensors(lambda x: x.to(device, dtype if x.dtype in formats else x.dtype), example_inputs)
+        return _converted(example_inputs, self.device, next(iter(self.halves.values()), self.dtype))
 
     def restore(self, small: nn.Module) -> nn.Module:
         """Move a derived network to the original's device, dtypes and memory format, in place."""
@@ -74,3 +73,9 @@ def _float32(model: nn.Module) -> nn.Module:
         if tensor.dtype in HALF:
             tensor.data = tensor.data.float()
     return model
+
+
+def _converted(inputs: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    return map_tensors(
+        lambda x: x.to(device, dtype if dtype is not None and x.is_floating_point() else x.dtype), inputs
+    )

@@ -12,7 +12,7 @@ import secateurs as sc
 from secateurs.cli.compare import _criteria
 from secateurs.report import curves
 
-oracle = import_module("secateurs.methods.oracle")
+studies = import_module("secateurs.studies")
 NET, LAYER = "zoo:small_cnn", "conv1"
 
 
@@ -56,11 +56,11 @@ def test_the_costly_one_only_on_request(run, job, monkeypatch):
         asked.append((name, layer, options["examples"], options["validation"]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(oracle, "one_by_one", spy)
+    monkeypatch.setattr(studies, "one_by_one", spy)
     for name in ("oracle-10x", "l1"):
         assert run(*job, "--criteria", name).status == 130
     assert asked == [("oracle-10x", LAYER, 8, 8), ("l1", LAYER, 8, 8)]
-    assert set(oracle.criteria()) - set(_criteria(None)) == {"oracle-10x"}
+    assert set(studies.criteria()) - set(_criteria(None)) == {"oracle-10x"}
 
 
 def test_a_layer_within_a_group(run, job):
@@ -147,7 +147,7 @@ def test_pictures_are_drawn_in_any_format(tmp_path):
     ],
 )
 def test_refused_before_any_work(run, job, tokens, message, monkeypatch):
-    monkeypatch.setattr(oracle, "one_by_one", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr(studies, "one_by_one", lambda *a, **k: pytest.fail("work was done"))
     ran = run(*job, *tokens) if tokens[0] != "--layer" else run(*job[:8], *job[10:], *tokens)
     assert ran.status in (1, 2)
     assert message in ran.err

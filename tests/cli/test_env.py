@@ -24,6 +24,14 @@ def test_versions_devices_and_compilers(run: Run, monkeypatch: pytest.MonkeyPatc
     assert ("accelerator     none: " in text.out) == (not torch.accelerator.is_available())
 
 
+def test_a_default_device_that_cannot_be_used_is_a_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "probe", lambda names: {})
+    assert "cpu (SECATEURS_DEVICE)" in run("env").out  # as it is in tests
+    monkeypatch.setenv("SECATEURS_DEVICE", "fridge:0")
+    assert "SECATEURS_DEVICE=fridge:0 does not name a device" in run("env").out
+    assert len(json.loads(run("env", "--json").out)["problems"]) == 1
+
+
 def version_of(name: str) -> str:
     return str(environment._version(name))
 

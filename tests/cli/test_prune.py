@@ -164,7 +164,7 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("zoo:smal_cnn",), "Did you mean small_cnn"),
         (("--method", "eprunr"), "Did you mean epruner"),
         (("--macs", "0.001"), "The lowest budget that can be met is --macs 0.0"),
-        (("--macs", "-1"), "--macs -1.0 is no budget"),
+        (("--macs", "-1"), "--macs -1.0 is not a valid budget"),
         (("--weights", "nowhere.safetensors"), "there is no such file"),
         (("--num-classes", "7"), "7 outputs and the data 2 classes"),
         (("--data", "folder:/nowhere"), "no folder /nowhere"),

@@ -4,7 +4,7 @@
 """
 
 from secateurs.artifact.card import Card, Figures, Source
-from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, load, place, read, restored
+from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, place, read, restored
 from secateurs.artifact.saving import STAGED, save
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "digest",
     "exists",
     "foreign",
-    "load",
     "place",
     "read",
     "restored",

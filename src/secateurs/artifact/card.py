@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from secateurs.files import shown
+from secateurs.files import check_format, shown
 from secateurs.plans.plan import PlanRecord
 from secateurs.widening.grow import Widening
 
@@ -67,9 +67,10 @@ class Cut(_Open):
 
 
 class Source(_Open):
-    """How to build the unpruned network: a spec, widenings and cuts. Other fields are options of its constructor."""
+    """How to build the network that was pruned: a spec, widenings and cuts. Other fields are options of its constructor.
+    Without a spec it begins with a network of the user's own."""
 
-    spec: Line
+    spec: Line | None
     num_classes: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
     widen: Annotated[list[Widening], Field(max_length=MOST)] = []
     plans: Annotated[list[Cut], Field(max_length=MOST)] = []
@@ -153,14 +154,7 @@ class Card(_Open):
     @model_validator(mode="before")
     @classmethod
     def _readable(cls, body: Any) -> Any:
-        if not isinstance(body, dict) or body.get("format") != "secateurs":
-            raise ValueError("it is not the card of a Secateurs artifact")
-        version = body.get("version")
-        if type(version) is not int or version > VERSION:
-            raise ValueError(
-                f"it has version {shown(str(version)[:20])}, but this Secateurs reads "
-                f"versions up to {VERSION}: upgrade Secateurs"
-            )
+        check_format(body, "secateurs", VERSION, "the card of a Secateurs artifact")
         return body
 
     def networks(self) -> list[tuple[str, Figures]]:

@@ -44,14 +44,9 @@ def read(folder: StrPath) -> tuple[Plan, Card]:
     return Plan.from_json(text, place(folder, PLAN)), card
 
 
-def load(folder: StrPath, model: nn.Module) -> nn.Module:
-    """The pruned network of an artifact, in eval mode; `model` is a fresh, unpruned one, and is not modified. Raises as
-    `read` and `restored` do."""
-    return restored(folder, *read(folder), model)
-
-
 def restored(folder: StrPath, plan: Plan, card: Card, model: nn.Module) -> nn.Module:
-    """`load` with the result of `read`. Raises PlanError or ArtifactError if plan or weights do not fit the model."""
+    """The pruned network of an artifact, in eval mode, from what `read` gave and the network that the plan is for. That is
+    left untouched. Raises PlanError or ArtifactError where plan or weights do not fit the model."""
     path = place(folder, PLAN)
     try:
         small = apply(model, plan)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.artifact import Source
-from secateurs.errors import ArtifactError, SecateursError
+from secateurs.errors import ArtifactError, PlanError, SecateursError
 from secateurs.files import brief, shown
 from secateurs.plans import Plan
 from secateurs.surgery import apply
@@ -30,24 +30,25 @@ _REPLACES = ("name", "model_name")  # replaces the name in the spec
 _NAMED = ("zoo", "torchvision", "timm")  # families whose specs name an installed network
 
 
+UNKNOWN: Mapping[str, Any] = {"spec": None}  # the source of a network that did not come from `build`
+
+
 def rebuilt(source: Source, trust_code: bool = False) -> nn.Module:
-    """Rebuild the unpruned network of an artifact's card from its spec, widenings and cuts.
+    """The network that an artifact's plan is for: built from its spec, and as wide and as narrow as it was.
 
     trust_code: import and call what the spec names, and allow any option of the constructor.
 
     Raises ArtifactError for a spec that requires it, and for one that cannot be built.
     """
+    if source.spec is None:
+        raise ArtifactError("it does not say how to build its network: pass it yourself, model=…")
     if not trust_code:
         _refuse(source)
     left = None if trust_code else _Memory()
     try:
         with left or contextlib.nullcontext():
             model = build(source.spec, num_classes=source.num_classes, **source.options)
-        for i, record in enumerate([*source.widen, None]):
-            for cut in source.plans:
-                if cut.after == i:
-                    model = apply(model, cut.plan.plan("Its plan"))
-            model = model if record is None else resized(model, record)
+        model = _replayed(model, source)
     except SecateursError as error:
         raise ArtifactError(f"the network {source.spec} cannot be built: {shown(str(error))}") from error
     except Exception as error:  # of the constructor's own code
@@ -56,8 +57,30 @@ def rebuilt(source: Source, trust_code: bool = False) -> nn.Module:
     return model
 
 
+def begun(source: Source | None, model: nn.Module) -> nn.Module:
+    """The network that an artifact's plan is for, from a network that the user gives: a fresh one, to which the earlier
+    widenings and cuts are applied, or one that they have been applied to already."""
+    if source is None or not (source.widen or source.plans):
+        return model
+    try:
+        return _replayed(model, source)
+    except PlanError:
+        return model
+
+
+def _replayed(model: nn.Module, source: Source) -> nn.Module:
+    """The earlier widenings and cuts of a network, in their order."""
+    for i, record in enumerate([*source.widen, None]):
+        for cut in source.plans:
+            if cut.after == i:
+                model = apply(model, cut.plan.plan("Its plan"))
+        model = model if record is None else resized(model, record)
+    return model
+
+
 def _refuse(source: Source) -> None:
     """Raise ArtifactError for a source that would run arbitrary code or download files."""
+    assert source.spec is not None
     family, _, name = source.spec.partition(":")
     advice = (
         "Pass the network yourself (model=…), or trust_code=True only if you trust the artifact's author as you would "

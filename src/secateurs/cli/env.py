@@ -75,6 +75,8 @@ def _show(found: Environment) -> None:
     lines.extend((a["device"], _accelerator(a)) for a in found.accelerators)
     if found.no_accelerator:
         lines.append(("accelerator", f"none: {found.no_accelerator}"))
+    if found.default_device is not None:
+        lines.append(("default device", f"{found.default_device} (SECATEURS_DEVICE)"))
     lines.append(("stripe kernels", found.kernels))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:

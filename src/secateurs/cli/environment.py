@@ -58,6 +58,7 @@ class Environment:
     cpu: dict[str, Any] = field(default_factory=dict)
     accelerators: list[dict[str, Any]] = field(default_factory=list)
     no_accelerator: str = ""  # why there is none
+    default_device: str | None = None  # as SECATEURS_DEVICE names it
     kernels: str = ""  # how stripe kernels for the CPU come about, or why they do not
     problems: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -81,11 +82,20 @@ def look() -> Environment:
     found.torch, found.accelerators = details.get("torch", {}), details.get("accelerators", [])
     found.no_accelerator = details.get("no_accelerator", "")
     found.cpu = {**_cpu(), **details.get("cpu", {})}
+    found.default_device = os.environ.get("SECATEURS_DEVICE")
+    if (named := found.default_device) and named.partition(":")[0] not in _kinds(found):
+        found.problems.append(
+            f"SECATEURS_DEVICE={named} does not name a device that can be used here: unset or change it"
+        )
     found.kernels, problem = _kernels(details.get("kernel", ""))
     found.problems.extend([problem] if problem else [])
     if any(a["device"].startswith("cuda") for a in found.accelerators) and packages["triton"] is None:
         found.missing.append(f"triton, for {PACKAGES['triton'][2]}: pip install {_extra('triton', 'gpu')}")
     return found
+
+
+def _kinds(found: Environment) -> set[str]:
+    return {"cpu", *(str(a["device"]).partition(":")[0] for a in found.accelerators)}
 
 
 def _extra(name: str, extra: str | None) -> str:

@@ -118,7 +118,7 @@ def _data(artifact: Path, card: Card, given: DataOptions, where: torch.device, t
 def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> nn.Module:
     import secateurs as sc
 
-    if spec is None and card.source is None:
+    if spec is None and (card.source is None or card.source.spec is None):
         raise ConfigError(f"The card of {shown(artifact)} does not say how to build its network: give --model.")
     if spec is None:
         return sc.load(artifact, trust_code=model.trust_code)

@@ -118,7 +118,7 @@ def _artifact(spec: str) -> tuple[Plan | None, str]:
     if not is_artifact(spec):
         return None, spec
     plan, card = artifact.read(spec)
-    return plan, spec if card.source is None else card.source.spec
+    return plan, spec if card.source is None or card.source.spec is None else card.source.spec
 
 
 def _draw(network: nn.Module, plan: Plan, folder: Path, force: bool) -> None:

@@ -137,6 +137,11 @@ def prune(
         _show(out)
 
 
+def exact(figure: Share | None) -> float | int | None:
+    """A figure above 1, 60e6 for example, as the integer that a budget takes."""
+    return int(figure) if figure is not None and figure > 1 else figure
+
+
 def _budget(macs: Share | None, params: Share | None, align: int) -> Budget | None:
     from secateurs import Budget
 
@@ -144,7 +149,7 @@ def _budget(macs: Share | None, params: Share | None, align: int) -> Budget | No
         if align != 1:
             raise ConfigError("--align rounds the widths that a budget leads to: give --macs or --params with it.")
         return None  # some methods have a knob of their own
-    return Budget(macs, params, align)
+    return Budget(exact(macs), exact(params), align)
 
 
 def _show(folder: Path) -> None:

@@ -170,7 +170,7 @@ class Run:
         """The base's MACs, or that part of them, as a figure."""
         from secateurs import Budget
 
-        asked = Budget(self.macs, align=self.align)  # refuses what is no budget
+        asked = Budget(int(self.macs) if self.macs > 1 else self.macs, align=self.align)  # refuses what is no budget
         budget = Budget(asked.limits(base).macs, align=self.align)
         if asked.limits(base).macs >= scaled.macs:
             raise BudgetError(

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateurs.graph.inputs import call, check_model, to_model_device
+from secateurs.graph.modes import evaluating
 
 Array = np.ndarray
 
@@ -27,17 +28,13 @@ class Cost:
 def count(model: nn.Module, example_inputs: Any) -> Cost:
     """The cost of a model: half the count of `FlopCounterMode` over one forward pass in eval mode, and its parameters."""
     check_model(model)
-    training = {m: m.training for m in model.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products from the counter
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
             call(model, to_model_device(model, example_inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for m, mode in training.items():
-            m.training = mode
     return Cost(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()))
 
 

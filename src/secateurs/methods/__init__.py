@@ -1,4 +1,10 @@
-"""Which channels go: the protocol, the registry, the classic criteria, and one folder for each paper's system."""
+"""Which channels go: the protocol, the registry, the classic criteria, and one folder for each paper's system.
+
+`secateurs.methods()` returns the names of all methods, and `secateurs.methods.PFF` is one of them.
+"""
+
+import sys
+from types import ModuleType
 
 from secateurs.methods.activations import APoZ, Taylor
 from secateurs.methods.aofp import AOFP
@@ -17,3 +23,13 @@ __all__ = [
     "AOFP", "L1", "L2", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "Method", "OneStep", "Oracle",
     "Pruner", "Random", "Selection", "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
 ]  # fmt: skip
+
+
+class _Callable(ModuleType):
+    """`import secateurs.methods` makes this package an attribute of `secateurs`, where a function of that name is public."""
+
+    def __call__(self) -> tuple[str, ...]:
+        return methods()
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateurs.errors import ConfigError
 from secateurs.graph.inputs import call, tensors, to_model_device
+from secateurs.graph.modes import evaluating
 
 ACTIVATIONS = {
     "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "elu", "selu", "celu", "leaky_relu", "prelu",
@@ -141,15 +142,12 @@ def following(model: nn.Module, layers: Iterable[str], example_inputs: Any) -> d
         handles.append(model.get_submodule(name).register_forward_hook(entering(name)))
     for norm in set(norms.values()):
         handles.append(norm.register_forward_hook(leaving))
-    modes = [(m, m.training) for m in model.modules()]
     try:
-        with torch.no_grad(), watch:
-            call(model.eval(), to_model_device(model, example_inputs))
+        with evaluating(model), torch.no_grad(), watch:
+            call(model, to_model_device(model, example_inputs))
     except Exception as error:
         raise ConfigError(f"The model does not run on the example inputs: {type(error).__name__}: {error}") from error
     finally:
-        for module, mode in modes:
-            module.training = mode
         for handle in handles:
             handle.remove()
     return {name: _read(values[0]) for name, values in starts.items()}

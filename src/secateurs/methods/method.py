@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -28,10 +28,16 @@ def check_scope(scope: Any) -> None:
 
 
 def check_budget(budget: Any) -> None:
-    """Raise ConfigError for a figure in the place of a budget."""
-    if budget is not None and not isinstance(budget, Budget):
-        given = ", ".join(f"{k}={v!r}" for k, v in budget.items()) if isinstance(budget, Mapping) else "macs=0.5"
-        raise ConfigError(f"budget={budget!r} is no budget: pass sc.Budget({given}).")
+    """Raise ConfigError for anything else in the place of a budget."""
+    if budget is None or isinstance(budget, Budget):
+        return
+    given = "macs=0.5"
+    if isinstance(budget, Mapping) and budget.keys() <= {f.name for f in fields(Budget)}:
+        given = ", ".join(f"{k}={v!r}" for k, v in budget.items())
+    elif isinstance(budget, int | float) and not isinstance(budget, bool):
+        given = f"macs={budget!r}"
+    got = f"{type(budget).__name__} {budget!r:.60}"
+    raise ConfigError(f"budget must be a Budget, got {got}; did you mean Budget({given})?")
 
 
 def _unlogged(record: dict[str, Any]) -> None:
@@ -126,8 +132,16 @@ class Criterion(Method):
         raise NotImplementedError
 
     def select(self, task: Task) -> Selection:
-        scores = {name: s.detach().double().cpu().numpy() for name, s in self.scores(task).items()}
-        for name, values in scores.items():
+        found = self.scores(task)
+        scores: dict[str, np.ndarray] = {}
+        for group in task.groups:
+            name = group.name
+            if not isinstance(found.get(name), torch.Tensor) or found[name].shape != (group.size,):
+                given = "nothing" if name not in found else getattr(found[name], "shape", type(found[name]).__name__)
+                raise ConfigError(
+                    f"{self.name} must give a tensor of {group.size} scores for {name}, one for each channel, not {given}."
+                )
+            scores[name] = values = found[name].detach().double().cpu().numpy()
             if not np.isfinite(values).all():
                 raise ConfigError(
                     f"{self.name} returned scores for {name} that are not finite: check the weights for NaN and infinities"

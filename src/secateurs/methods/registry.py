@@ -61,7 +61,11 @@ def resolve(method: str | Method, **settings: Any) -> Method:
         raise ConfigError(f"method={method.__name__} is a class: pass an object of it, {method.__name__}(…).")
     if not isinstance(method, str):
         raise ConfigError(f"method={method!r} is not a method: pass a name, one of {', '.join(methods())}.")
-    return _find(method)(**settings)
+    found = _find(method)
+    try:
+        return found(**settings)
+    except TypeError as error:  # an `__init__` of its own, with arguments that it must have
+        raise ConfigError(f"The method {method!r} cannot be made from its settings: {error}.") from error
 
 
 def _find(name: str) -> type[Method]:

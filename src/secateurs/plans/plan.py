@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import nn
 
 from secateurs.errors import ArtifactError, PlanError
-from secateurs.files import StrPath, parse_json, shown
+from secateurs.files import StrPath, check_format, parse_json, shown
 from secateurs.graph import Cost
 from secateurs.graph.attributes import rewrites
 from secateurs.graph.channels import ChannelGraph, named_tensors
@@ -155,14 +155,7 @@ class PlanRecord(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _genuine(cls, body: Any) -> Any:
-        if not isinstance(body, dict) or body.get("format") != "secateurs-plan":
-            raise ValueError("it is not a Secateurs plan")
-        version = body.get("version")
-        if type(version) is not int or version > VERSION:
-            raise ValueError(
-                f"it has version {shown(str(version)[:20])}, but this Secateurs reads "
-                f"versions up to {VERSION}: upgrade Secateurs"
-            )
+        check_format(body, "secateurs-plan", VERSION, "a Secateurs plan")
         if body.get("digest") != _digest({k: v for k, v in body.items() if k != "digest"}):
             raise ValueError("its content does not match its digest: it was edited or is damaged")
         return body

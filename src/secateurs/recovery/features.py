@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateurs.errors import ConfigError, nearest
 from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
+from secateurs.graph.modes import evaluating
 from secateurs.training.metrics import heads
 
 OUTPUT = ":output"  # the network's output
@@ -98,15 +99,11 @@ def _run(model: nn.Module, inputs: Any, given: set[int] | None = None) -> Any:
         x = x.detach()
         return x.requires_grad_().clone() if x.is_floating_point() else x  # not a leaf, since in-place ops may follow
 
-    modes = [(m, m.training) for m in model.modules()]
     placed = map_tensors(there, to_model_device(model, inputs))
     if given is not None:
         given.update(id(x) for x in tensors(placed))
-    try:
-        return call(model.eval(), placed)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model):
+        return call(model, placed)
 
 
 def check_names(model: nn.Module, nodes: Iterable[str]) -> None:

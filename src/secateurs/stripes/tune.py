@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.graph.inputs import call, tensors, to_model_device
+from secateurs.graph.modes import evaluating
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import StripeConv2d, size_of
 
@@ -28,12 +29,11 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
     in eval mode during the measurement.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv2d)}
-    modes = {m: m.training for m in model.modules()}
+    training = {m: m.training for m in layers.values()}
     before = {m: dict(m.kernels) for m in layers.values()}
     inputs = to_model_device(model, example_inputs)
     try:
-        with torch.no_grad():
-            model.eval()
+        with evaluating(model), torch.no_grad():
             times = _measured(model, layers, inputs, rounds)
             found: list[dict[Key, str]] = [_fastest(times, keep) for keep in (True, False)]
             if found[0] != found[1]:
@@ -44,8 +44,8 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
             layer.kernels = kernels
         raise
     finally:
-        for m, training in modes.items():
-            m.train(training) if isinstance(m, StripeConv2d) else setattr(m, "training", training)
+        for layer, mode in training.items():
+            layer.train(mode)  # which they have to be told
     return {name: {kernel: t / own["dense"] for kernel, t in own.items()} for (name, _), own in times.items()}
 
 

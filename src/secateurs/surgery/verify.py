@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateurs.devices import full_precision
 from secateurs.errors import PlanError, TraceError, VerificationError
+from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.masking.mask import mask
@@ -67,6 +68,15 @@ def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float)
         error = difference(model, plan, example_inputs, torch.float32)
     except SlicedError as failure:
         return float("inf"), str(failure)
+    except NotFiniteError as failure:
+        bad = next(
+            (n for n, t in named_tensors(model).items() if t.is_floating_point() and not t.isfinite().all()), None
+        )
+        if bad is None:
+            raise
+        raise NotFiniteError(
+            f"{bad} of the model has values that are NaN or infinite: nothing can be verified."
+        ) from failure
     if tolerance < error <= ROUNDING:
         # A network that creates float32 tensors may not run in float64: then the float32 result stands.
         with contextlib.suppress(VerificationError):
@@ -77,6 +87,10 @@ def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float)
         f"The sliced network differs from the masked one by {error:.1e} of the output's range (at most "
         f"{tolerance:.0e} is allowed)."
     )
+
+
+class NotFiniteError(VerificationError):
+    """A network's outputs are not finite: nothing can be compared."""
 
 
 class SlicedError(VerificationError):
@@ -109,7 +123,7 @@ def disagreement(found: list[Tensor], due: list[Tensor], what: str) -> float:
     for a, b in zip(found, due, strict=True):
         if b.numel() and b.is_floating_point():
             if not bool(b.isfinite().all()):
-                raise VerificationError(
+                raise NotFiniteError(
                     f"The {what} network's output is not finite on these inputs, so it cannot be compared."
                 )
             scale = b.abs().max().clamp_min(torch.finfo(b.dtype).tiny)

@@ -15,6 +15,7 @@ from torch import nn
 from secateurs.data.bundle import no_batch
 from secateurs.devices import device_of, usable
 from secateurs.errors import DataError, TrainingError
+from secateurs.graph.modes import evaluating
 from secateurs.training import batches as B
 from secateurs.training import precision as P
 from secateurs.training.checks import Check, described
@@ -203,13 +204,11 @@ def evaluate(
     if where != device_of(model):
         model = copy.deepcopy(model).to(where)
     loss = loss or CrossEntropy()
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
     total = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, examples
     sums = torch.zeros(4, device=where)
     began = time.perf_counter()
     check = Check(model, split)
-    try:
+    with evaluating(model):
         for index, raw in enumerate(B.bounded(batches, split, B.EVALUATE_SECONDS, B.ENDING)):
             batch = check.fit(B.as_batch(raw, index, split), index)
             if batch.targets.shape[0] < share[1] and share[0]:
@@ -227,9 +226,6 @@ def evaluate(
             if index % 64 == 63:  # float32 on the device, float64 here, to keep precision in long passes
                 total += sums.cpu().double()
                 sums.zero_()
-    finally:
-        for module, mode in modes:
-            module.training = mode
     total += sums.cpu().double()
     if reduce is not None:
         total = reduce(total.to(where, torch.float32)).cpu().double()

@@ -137,7 +137,9 @@ class TestAgainstScikitLearn:
         similar[0].fill_diagonal_(0)
         for preference, want in ((-1.0, list(range(6))), (-2.0, [0]), (-3.0, [0])):
             own = torch.full((1, 6), preference, dtype=torch.float64)
-            assert exemplars(similar, own)[0].tolist() == want == reference(similar[0], own[0])[0]
+            assert exemplars(similar, own)[0].tolist() == want
+            if preference != -2.0:  # a tie, which older releases of scikit-learn resolve the other way
+                assert reference(similar[0], own[0])[0] == want
 
     def test_equal_but_for_the_preferences(self) -> None:
         similar = torch.full((1, 6, 6), -2.0, dtype=torch.float64)

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.graph.channels import ChannelGroup, parameter
+from secateurs.graph.modes import evaluating
 from secateurs.methods.following import Following, batch_norm, following
 
 Ratio = Literal["example", "batch"]
@@ -358,13 +359,8 @@ def _select(t: Tensor, axis: int, index: Tensor) -> Tensor:
 
 def _again(module: nn.Module, x: Tensor) -> Tensor:
     """Run the whole layer again; in eval mode, so that it does not update its state (spectral norm)."""
-    modes = [(m, m.training) for m in module.modules()]
-    try:
-        module.eval()
+    with evaluating(module):
         return module.forward(x)
-    finally:
-        for m, mode in modes:
-            m.training = mode
 
 
 def _beside(factor: Tensor, w: Tensor, module: nn.Module) -> Tensor:

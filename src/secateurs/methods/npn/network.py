@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secateurs.errors import ConfigError
 from secateurs.graph import ChannelGraph
 from secateurs.graph.inputs import call, to_model_device
+from secateurs.graph.modes import evaluating
 from secateurs.graph.reasons import OUTPUT
 
 
@@ -74,13 +75,10 @@ def classifier(model: nn.Module, graph: ChannelGraph, inputs: Any) -> tuple[str,
         if name in names and isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
             features = module.in_features if isinstance(module, nn.Linear) else module.in_channels
             handles.append(module.register_forward_hook(watch(name, features)))
-    modes = [(m, m.training) for m in model.modules()]
     try:
-        with torch.no_grad():
-            call(model.eval(), to_model_device(model, inputs))
+        with evaluating(model), torch.no_grad():
+            call(model, to_model_device(model, inputs))
     finally:
-        for module, mode in modes:
-            module.training = mode
         for handle in handles:
             handle.remove()
     if not found:
