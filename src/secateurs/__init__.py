@@ -1,4 +1,4 @@
-"""Cut whole filters, channels and stripes out of trained CNNs, and prove that nothing else changed."""
+"""Structured pruning of trained CNNs: remove filters, channels and stripes, and verify the result."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -136,7 +136,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    """Names come when they are first asked for: torch takes a second to import, which help and errors need not wait for."""
+    """Import names lazily: importing torch takes a second, which help and error messages should not wait for."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(_HOME[name])

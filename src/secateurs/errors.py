@@ -1,4 +1,4 @@
-"""Every failure that Secateurs foresees. A message says what was wrong, where, and what to do."""
+"""The exceptions that Secateurs raises. A message says what was wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Message(str):
 
 
 class SecateursError(Exception):
-    """Base of all errors raised on purpose. Their messages can always be printed.
+    """Base class of all exceptions raised by Secateurs. Messages are always printable.
 
     message: the parts of a `Message`. hint: what to do about it, one or more such parts; it follows the message as a
         sentence of its own.
@@ -106,35 +106,35 @@ def _joined(parts: Iterable[object], spelling: Spelling) -> str:
 
 
 class TraceError(SecateursError):
-    """The model could not be run or read."""
+    """The model cannot be run or traced."""
 
 
 class PlanError(SecateursError):
-    """A selection or a plan is not valid, or belongs to another network."""
+    """A selection or a plan is not valid, or is for a different network."""
 
 
 class VerificationError(SecateursError):
-    """The sliced network differs from the masked one."""
+    """The sliced network's outputs differ from the masked network's."""
 
 
 class BudgetError(SecateursError):
-    """A budget that is malformed or that cannot be met."""
+    """A budget is not valid or cannot be met."""
 
 
 class ConfigError(SecateursError):
-    """A setting (method, recipe, option) has a value that makes no sense."""
+    """A setting (of a method, recipe or option) has an invalid value."""
 
 
 class SpecError(SecateursError):
-    """A model or data spec that names nothing we can find."""
+    """A model or data spec is not valid, or what it names is not found."""
 
 
 class DataError(SecateursError):
-    """Data that cannot be read, or does not fit the model."""
+    """The data cannot be read, or does not fit the model."""
 
 
 class TrainingError(SecateursError):
-    """Training cannot go on (a loss that is not finite, say)."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class NonFiniteLossError(TrainingError):
@@ -158,14 +158,14 @@ class NonFiniteLossError(TrainingError):
 
 
 class ArtifactError(SecateursError):
-    """A saved folder is missing something, is damaged, or comes from a newer version."""
+    """A saved artifact is incomplete, damaged, or from a newer version."""
 
 
 def printable(text: str) -> str:
-    """Text that may hold the name of a file: bytes of it that are not UTF-8 are escaped, which printing would fail at."""
+    """Text that may contain a file name: bytes that are not UTF-8 are escaped, since printing them would fail."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+    except UnicodeEncodeError:  # a lone surrogate that does not represent a byte
         return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -180,7 +180,7 @@ def complaint(fault: Mapping[str, Any]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the names that look like it, or all of them if few."""
+    """The last sentence of an error message about an unknown name: similar names, or all names if there are few."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
@@ -193,10 +193,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path, or a name out of a file, as it can be printed and stored: bytes that are not UTF-8 and characters that
+    """A path, or a name read from a file, in printable form: bytes that are not UTF-8 and characters that
     are not printable (line breaks, a terminal's control sequences) are escaped."""
     try:
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a lone surrogate that no file name holds
+    except UnicodeEncodeError:  # a lone surrogate that cannot be in a file name
         text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

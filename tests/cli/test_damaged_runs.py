@@ -241,7 +241,7 @@ def test_half_a_line_never_stays_in_a_log(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(resume, "_write_all", full)
-    with pytest.raises(Exception, match=r"metrics\.jsonl can't be written: No space left on device. Make room"):
+    with pytest.raises(Exception, match=r"metrics\.jsonl cannot be written: No space left on device\. Free disk space"):
         e.fit()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
 

@@ -181,7 +181,7 @@ class Net(nn.Module):
         (("--scratch-epochs", "nan"), "--scratch-epochs nan"),
         (("--lr", "-1"), "--lr -1"),
         (("--recover-lr", "-1"), "--recover-lr -1"),
-        (("--track", "nobody"), "no tracker 'nobody'"),
+        (("--track", "nobody"), "--track nobody is not available"),
         (("--resume", "--force"), "give one of them"),
         (("python:constant:Net",), "The widened network does not run"),
     ],

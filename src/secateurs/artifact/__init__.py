@@ -1,6 +1,6 @@
-"""A pruned network on disk: `plan.json`, `model.safetensors`, `card.json`. No pickle, never half-written.
+"""A pruned network on disk: `plan.json`, `model.safetensors`, `card.json`. No pickle; written atomically.
 
-`card` says what a card holds, `folder` reads an artifact, `saving` writes one.
+`card` defines the schema of a card, `folder` reads an artifact, `saving` writes one.
 """
 
 from secateurs.artifact.card import Card, Earlier, Figures, Source, networks

@@ -16,7 +16,7 @@ ALL = Setting("scope", "all")
 
 
 class Widths:
-    """Costs and limits of cutting some groups of a graph; a candidate is one width per group."""
+    """Costs and limits of cutting some groups of a graph. A candidate is one width per group."""
 
     def __init__(self, graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget | None) -> None:
         self.graph, self.groups, self.budget = graph, list(groups), budget
@@ -35,7 +35,7 @@ class Widths:
         return self.budget is None or self.budget.allows(self.cost(widths), self.base)
 
     def aligned(self, widths: Array) -> Array:
-        """Widths rounded up to whole alignment steps, at least one and at most the whole group."""
+        """Widths rounded up to multiples of the alignment, at least one step and at most the whole group."""
         return np.minimum(self.sizes, np.maximum(-(-widths // self.step) * self.step, self.least))
 
     def check(self, lowest: Cost | None = None) -> None:
@@ -45,9 +45,9 @@ class Widths:
         if lowest is None and not self.groups:
             reasons = Counter(g.reason for g in self.graph.groups if g.reason is not None)
             most = reasons.most_common(1)[0][0].message if reasons and not narrow else None
-            why = () if most is None else (", mostly because of this: ", most)
-            more = ". `secateurs inspect` says more."
-            raise BudgetError("No channel group may be cut", *why, more, hint=(ALL, " may help.") if narrow else ())
+            why = () if most is None else (", mostly because: ", most)
+            more = ". See `secateurs inspect`."
+            raise BudgetError("No channel group is prunable", *why, more, hint=(ALL, " may help.") if narrow else ())
         if self.budget is not None:
             hints = [*([self._coarse()] if self.step > 1 else []), *([(ALL, " may allow less.")] if narrow else [])]
             hint = tuple(part for i, told in enumerate(hints) for part in (" " * (i > 0), *told))
@@ -59,7 +59,7 @@ class Widths:
         if self.step >= self.sizes.max():
             return (
                 align,
-                f" is too coarse: no group has more than {self.sizes.max()} channels, so that none can be cut.",
+                f" is too coarse: no group has more than {self.sizes.max()} channels, so none can be cut.",
             )
         finest = self.cost(np.ones_like(self.sizes))
         macs, params = fraction(finest.macs, self.base.macs), fraction(finest.params, self.base.params)
@@ -70,9 +70,9 @@ class Widths:
 
 
 def select_within_budget(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:
-    """Cut the lowest scores, all groups together, until the budget is met; then give back what still fits.
+    """Cut the lowest scores over all groups until the budget is met; then restore what still fits.
 
-    Lands within one channel (one alignment step) of the budget and never over it: no further channel of any group
+    Within one channel (one alignment step) of the budget and never over it: no further channel of any group
     could be kept.
     """
     orders = [np.argsort(-scores[g.name], kind="stable") for g in widths.groups]  # best first
@@ -90,13 +90,13 @@ def select_within_budget(widths: Widths, scores: Mapping[str, Array]) -> dict[st
         middle = (low + high) // 2
         low, high = (low, middle) if widths.fits(after(middle)) else (middle + 1, high)
     kept = after(low)
-    # Give back in the order of the score of the next channel that a group would regain.
+    # Restore in the order of the score of the next channel that a group would regain.
     fill(widths, kept, [scores[g.name][order] for g, order in zip(widths.groups, orders, strict=True)])
     return {g.name: np.sort(o[:k]) for g, o, k in zip(widths.groups, orders, kept, strict=True)}
 
 
 def fill(widths: Widths, kept: Array, worth: Sequence[Array]) -> None:
-    """Grow `kept` in place, one alignment step at a time, as long as anything fits; the most worthy first.
+    """Grow `kept` in place, one alignment step at a time, as long as anything fits; highest scores first.
 
     worth: for each group its channels' scores in the order in which they would be kept.
     """

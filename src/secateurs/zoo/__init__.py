@@ -1,4 +1,4 @@
-"""Networks by name: the papers' CIFAR networks, torchvision's, timm's, and anyone's own factory."""
+"""Networks by name: the papers' CIFAR networks, torchvision's, timm's, and custom factories."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ FAMILIES = ("zoo", "torchvision", "timm", "python")
 
 
 def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
-    """A network from a spec: `zoo:NAME`, `torchvision:NAME`, `timm:NAME` or `python:package.module:factory`.
+    """Build a network from a spec: `zoo:NAME`, `torchvision:NAME`, `timm:NAME` or `python:package.module:factory`.
 
-    It is in train mode, as constructors leave it. Without `weights` it is initialized at random; nothing is ever
-    downloaded. `weights` is a `.safetensors` file or a state dict that loads without pickle, and has to fit exactly.
-    `options` go to the network's own constructor. A `python:` factory is looked for in the working directory too, and
-    given `num_classes` if it takes it.
+    The network is in train mode, as after construction. Without `weights` it is randomly initialized; nothing is ever
+    downloaded. `weights` is a `.safetensors` file or a state dict that loads without pickle, and must match exactly.
+    `options` are passed to the network's constructor. For a `python:` factory the working directory is searched, too; it is
+    passed `num_classes` if it accepts it.
 
-    Raises SpecError for a spec that names nothing, ArtifactError for weights that cannot be read or do not fit.
+    Raises SpecError for an invalid spec, ArtifactError for weights that cannot be read or do not match.
     """
     make = find(spec)
     model = make(**options) if num_classes is None else make(**options, num_classes=num_classes)
@@ -55,15 +55,16 @@ def find(spec: str) -> Factory:
     family, colon, name = spec.partition(":")
     if not colon or not name:
         raise SpecError(
-            f"{spec!r} is not a model spec: write FAMILY:NAME, such as zoo:resnet56, or an artifact's folder. {_suggest(spec)}"
+            f"{spec!r} is not a valid model spec: write FAMILY:NAME, such as "
+            f"zoo:resnet56, or an artifact's folder. {_suggest(spec)}"
         )
     if family not in FAMILIES:
-        raise SpecError(f"{spec!r}: there is no model family {family!r}. {nearest(family, FAMILIES)}")
+        raise SpecError(f"{spec!r}: {family!r} is not a valid model family. {nearest(family, FAMILIES)}")
     return _python(name) if family == "python" else _named(family, name)
 
 
 def names(family: str) -> list[str]:
-    """The networks of a family, sorted: `zoo`, `torchvision` or `timm`. SpecError for any other."""
+    """The networks of a family, sorted: `zoo`, `torchvision` or `timm`. Raises SpecError for any other."""
     if family == "zoo":
         return sorted(_OWN)
     if family == "torchvision":
@@ -81,7 +82,7 @@ def _suggest(name: str) -> str:
 
 def _named(family: str, name: str) -> Factory:
     known = names(family)
-    # timm also knows NAME.TAG, the tag being a set of weights.
+    # timm also accepts NAME.TAG, where the tag is a set of weights.
     if (name.partition(".")[0] if family == "timm" else name) not in known:
         raise SpecError(f"{family} has no model {name!r}. {nearest(name, known)}")
     if family == "zoo":
@@ -94,7 +95,7 @@ def _named(family: str, name: str) -> Factory:
     if "weights_backbone" in parameters:
         defaults["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
-        defaults["init_weights"] = True  # what they do when left alone, but for a FutureWarning
+        defaults["init_weights"] = True  # the default, without the FutureWarning
     return partial(_call, models.get_model, f"torchvision:{name}", name=name, **defaults)
 
 
@@ -104,7 +105,7 @@ def _python(name: str) -> Factory:
     if isinstance(factory, nn.Module) or not callable(factory):
         made = "a network already" if isinstance(factory, nn.Module) else f"a {type(factory).__name__}"
         raise SpecError(
-            f"{spec!r}: {name.partition(':')[2]} is {made}; it has to be a class or function that makes one."
+            f"{spec!r}: {name.partition(':')[2]} is {made}; it must be a class or function that returns a network."
         )
 
     def make(**options: Any) -> nn.Module:
@@ -121,7 +122,7 @@ def _python(name: str) -> Factory:
 def _accepts(factory: Factory, name: str) -> bool:
     try:
         parameters = inspect.signature(factory).parameters
-    except ValueError:  # some builtins have none
+    except ValueError:  # some builtins have no signature
         return False
     return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
