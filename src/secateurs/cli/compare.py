@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
-from pydantic import BaseModel, ConfigDict, Field
 
 from secateurs.cli import options
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
-from secateurs.errors import ArtifactError, ConfigError, nearest
-from secateurs.files import dump_json, read_json, shown, staged
+from secateurs.errors import ArtifactError, ConfigError, nearest, shown
 
 if TYPE_CHECKING:
     from secateurs import ChannelGraph
@@ -97,6 +92,7 @@ def compare_criteria(
     from secateurs.artifact import digest
     from secateurs.methods import Task
     from secateurs.plans import trace
+    from secateurs.runs.curves import CurveRecord
     from secateurs.runs.cut import pick_device
     from secateurs.runs.sources import example
     from secateurs.studies import one_by_one
@@ -116,7 +112,7 @@ def compare_criteria(
         "seed": seed,
         **spec.settings(),
     }
-    record = None if out is None else _Record(out, settings, model, layer)
+    record = None if out is None else CurveRecord(out, settings, model, layer, log)
     curves = {} if record is None else record.open(resume, force)
     where = pick_device(device)
     data = spec.load(seed, where)
@@ -174,95 +170,6 @@ def _group(graph: ChannelGraph, layer: str, model: str) -> str:
     if group.size < 2:
         raise ConfigError(f"{layer} has a single channel: there is no order to compare.")
     return group.name
-
-
-class _Curve(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-    top1: Annotated[list[float], Field(min_length=1)]
-    area: float
-    examples: int
-    seconds: float
-
-
-class _Curves(BaseModel):
-    """`curves.json`."""
-
-    settings: dict[str, Any]
-    curves: dict[str, _Curve]
-
-
-@dataclass(frozen=True)
-class _Record:
-    """curves.json and its picture in the folder."""
-
-    folder: Path
-    settings: Mapping[str, Any]
-    model: str
-    layer: str
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "curves.json"
-
-    @property
-    def picture(self) -> Path:
-        return self.folder / "curves.png"
-
-    def open(self, resume: bool, force: bool) -> dict[str, dict[str, Any]]:
-        """The curves that are there already, or none; ConfigError for those of another comparison."""
-        from secateurs.report.curves import can_plot
-        from secateurs.runs import RunFolder
-
-        if resume and force:
-            raise ConfigError("--resume continues a comparison and --force starts over: give one of them.")
-        then, found = self._read()
-        if then is not None and not force:  # the picture is drawn with the next curve
-            for file in (self.file, self.picture):
-                staged(file).unlink(missing_ok=True)
-        if then is None and (name := next((n for n in (self.file, self.picture) if os.path.lexists(n)), None)):
-            raise ConfigError(
-                f"{name} is there already, which this command did not write, and would have to: move it, or give another "
-                "--out."
-            )
-        if force:
-            found = {}
-        elif then is not None:
-            if not resume:
-                raise ConfigError(f"{self.file} is there already: --resume adds to it, --force replaces it.")
-            now = json.loads(json.dumps(self.settings))
-            if changed := [k for k in now if then.get(k) != now[k]]:
-                raise ConfigError(f"{self.file} is of another comparison: it differs in {', '.join(changed)}.")
-        RunFolder(self.folder).writable()
-        if not can_plot():
-            log("no picture will be drawn: that needs matplotlib, pip install 'secateurs[report]'")
-        return found
-
-    def _read(self) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
-        """Settings and curves of the comparison that is there; None and no curves where there is none."""
-        if not os.path.lexists(self.file):
-            return None, {}
-        advice = "If it is this command's, it is damaged: move it, or give another --out."
-        state = read_json(self.file, _Curves, 1 << 26, advice)
-        return state.settings, {name: curve.model_dump() for name, curve in state.curves.items()}
-
-    def write(self, curves: Mapping[str, Mapping[str, Any]]) -> None:
-        from secateurs.report.curves import can_plot, plot
-        from secateurs.runs.folder import unwritten, write
-
-        write(self.file, dump_json({"settings": self.settings, "curves": curves}, indent=1))
-        if not can_plot():
-            return
-        try:
-            plot(
-                self.picture,
-                {name: (range(len(c["top1"])), c["top1"]) for name, c in curves.items()},
-                title=f"{self.model}, {self.layer}, without fine-tuning",
-                x="channels masked",
-                y="top-1 on validation data, %",
-            )
-        except OSError as error:
-            raise unwritten(self.picture, error) from error
 
 
 def _show(model: str, group: str, size: int, curves: Mapping[str, Mapping[str, Any]], out: Path | None) -> None:

@@ -1,0 +1,101 @@
+"""The record of a comparison of criteria: curves.json and its picture, in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from secateurs.errors import ConfigError
+from secateurs.files import check_writable, dump_json, read_json, staged
+from secateurs.report.curves import can_plot, plot
+from secateurs.runs.folder import unwritten, write
+
+
+class Curve(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    top1: Annotated[list[float], Field(min_length=1)]
+    area: float
+    examples: int
+    seconds: float
+
+
+class Curves(BaseModel):
+    """`curves.json`."""
+
+    settings: dict[str, Any]
+    curves: dict[str, Curve]
+
+
+@dataclass(frozen=True)
+class CurveRecord:
+    """curves.json and its picture in the folder."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    model: str
+    layer: str
+    log: Callable[[str], None]
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "curves.json"
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / "curves.png"
+
+    def open(self, resume: bool, force: bool) -> dict[str, dict[str, Any]]:
+        """The curves that are there already, or none; ConfigError for those of another comparison."""
+        if resume and force:
+            raise ConfigError("--resume continues a comparison and --force starts over: give one of them.")
+        then, found = self._read()
+        if then is not None and not force:  # the picture is drawn with the next curve
+            for file in (self.file, self.picture):
+                staged(file).unlink(missing_ok=True)
+        if then is None and (name := next((n for n in (self.file, self.picture) if os.path.lexists(n)), None)):
+            raise ConfigError(
+                f"{name} is there already, which this command did not write, and would have to: move it, or give another "
+                "--out."
+            )
+        if force:
+            found = {}
+        elif then is not None:
+            if not resume:
+                raise ConfigError(f"{self.file} is there already: --resume adds to it, --force replaces it.")
+            now = json.loads(json.dumps(self.settings))
+            if changed := [k for k in now if then.get(k) != now[k]]:
+                raise ConfigError(f"{self.file} is of another comparison: it differs in {', '.join(changed)}.")
+        check_writable(self.folder)
+        if not can_plot():
+            self.log("no picture will be drawn: that needs matplotlib, pip install 'secateurs[report]'")
+        return found
+
+    def _read(self) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
+        """Settings and curves of the comparison that is there; None and no curves where there is none."""
+        if not os.path.lexists(self.file):
+            return None, {}
+        advice = "If it is this command's, it is damaged: move it, or give another --out."
+        state = read_json(self.file, Curves, 1 << 26, advice)
+        return state.settings, {name: curve.model_dump() for name, curve in state.curves.items()}
+
+    def write(self, curves: Mapping[str, Mapping[str, Any]]) -> None:
+        write(self.file, dump_json({"settings": self.settings, "curves": curves}, indent=1))
+        if not can_plot():
+            return
+        try:
+            plot(
+                self.picture,
+                {name: (range(len(c["top1"])), c["top1"]) for name, c in curves.items()},
+                title=f"{self.model}, {self.layer}, without fine-tuning",
+                x="channels masked",
+                y="top-1 on validation data, %",
+            )
+        except OSError as error:
+            raise unwritten(self.picture, error) from error
