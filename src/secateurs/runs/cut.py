@@ -243,7 +243,9 @@ class Cut:
             knob = ("a lower ", lr if self.stage is None else self.stage.named(lr))
         else:
             knob = ("other settings of the method",)
-        again = (Setting("weights", shown(kept)), " and another ", FOLDER) if pretrains and kept.exists() else (OVERWRITE,)
+        again = (
+            (Setting("weights", shown(kept)), " and another ", FOLDER) if pretrains and kept.exists() else (OVERWRITE,)
+        )
         return ("Look for bad values in that batch, or try ", *knob, ", with ", *again, ".")
 
     def _trained(self, ready: Ready, resume: bool) -> nn.Module:

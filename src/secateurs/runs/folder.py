@@ -110,7 +110,11 @@ class RunFolder:
         if weights is None:
             return
         inside, folder = weights.resolve(), self.folder.resolve()
-        own = (artifact.CARD, artifact.MODEL, artifact.NEW, artifact.PLAN) if folder in [a.resolve() for a in self.artifacts] else ()
+        own = (
+            (artifact.CARD, artifact.MODEL, artifact.NEW, artifact.PLAN)
+            if folder in [a.resolve() for a in self.artifacts]
+            else ()
+        )
         ours = {self.file.name, *(f.name for f in self.files), *own, *self._folders()}
         if inside.is_relative_to(folder) and inside.relative_to(folder).parts[0] in ours:
             named = Setting("weights", shown(weights)) if what is None else what

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,12 +18,11 @@ from secateurs import artifact, training
 from secateurs.artifact import Figures
 from secateurs.budget import Budget
 from secateurs.data import Data
-from secateurs.errors import BudgetError, ConfigError, Message, Setting, as_setting
+from secateurs.errors import BudgetError, Message, Setting
 from secateurs.files import dump_json, read_json, shown
 from secateurs.graph import Cost
 from secateurs.methods import Method, Task, resolve
 from secateurs.methods.method import Scope, check_scope
-from secateurs.recovery import Recover
 from secateurs.report import count
 from secateurs.result import Result
 from secateurs.runs.cut import pick_device
@@ -110,7 +109,7 @@ class RedesignRun:
     method: str | Method = "aofp"
     scope: Scope | None = None
     from_base: bool = False
-    train: RedesignTraining = RedesignTraining()
+    train: RedesignTraining = field(default_factory=RedesignTraining)
     weights: str | Path | None = None
     num_classes: int | None = None
     trust_code: bool = False

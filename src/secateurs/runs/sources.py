@@ -104,7 +104,12 @@ class DataSpec:
             raise ConfigError(
                 Setting("image_size", self.image_size),
                 f": the images would take {need / 2**30:,.0f} GiB at once, and this machine has {memory / 2**30:,.0f}.",
-                hint=("Make ", Setting("image_size"), *(() if digits else (" or ", Setting("batch_size"))), " smaller."),
+                hint=(
+                    "Make ",
+                    Setting("image_size"),
+                    *(() if digits else (" or ", Setting("batch_size"))),
+                    " smaller.",
+                ),
             )
 
 

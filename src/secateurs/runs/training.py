@@ -42,7 +42,10 @@ class Pretraining:
         given = [name for name, value in self.record().items() if value is not None]
         if given and has_weights:
             raise ConfigError(
-                Setting(given[0]), " is of training a network that has no ", Setting("weights"), ": give one of the two."
+                Setting(given[0]),
+                " is of training a network that has no ",
+                Setting("weights"),
+                ": give one of the two.",
             )
         if self.epochs is not None:
             check_epochs(self.epochs, Setting("pretrain_epochs", self.epochs))
