@@ -211,7 +211,7 @@ def unreachable_budget_is_refused_before_any_work(method: Method) -> None:
         with mock.patch.object(type(method), "select", touched), refused(sc.BudgetError, f"{budget}") as message:
             prune(method, model, budget, data=sc.Data(train=touched, val=touched))
         before.assert_same(model)
-        named = re.search(rf"lowest budget that can be met is {what}=([\d.]+)", message[0])
+        named = re.search(rf"lowest budget that can be met is {what}=(\d+\.\d+)", message[0])
         if named is None:
             raise AssertionError(f"the error does not name the lowest budget that can be met: {message[0]}")
         reachable = sc.Budget(**{what: float(named[1])}, align=budget.align)

@@ -1,0 +1,172 @@
+"""`PruneRun` and `RedesignRun` from Python: what `secateurs prune` and `redesign` do, with the same folder and record."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateurs as sc
+from secateurs.cli import main
+from secateurs.errors import ConfigError, Setting
+from secateurs.runs import NetworkSpec, RunResult
+from secateurs.training import CheckpointStore
+from tests.training.helpers import batches
+
+NET = "zoo:small_cnn"
+
+
+def classifier() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+def pruning(folder: Path, model: Any = None, **settings: Any) -> sc.PruneRun:
+    """A run on a module and data of one's own, on the CPU."""
+    settings = {"method": "l1", "budget": sc.Budget(macs=0.5), "device": "cpu", **settings}
+    return sc.PruneRun(classifier() if model is None else model, sc.Data(batches(3), batches(1)), folder, **settings)
+
+
+RECOVER = sc.Recover(epochs=2, lr=0.01, precision="fp32")
+
+
+def test_a_module_with_data_of_ones_own(tmp_path: Path) -> None:
+    lines: list[str] = []
+    network = classifier()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    result = pruning(tmp_path / "r", network, recover=RECOVER, log=lines.append).start()
+    assert result.after.macs <= 0.5 * result.before.macs
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert any("cut and verified" in line for line in lines)
+    assert [name for name, _ in result.networks][:2] == ["before", "after the cut"]
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert card["after"] == {"macs": result.after.macs, "params": result.after.params, "top1": result.after.top1,
+                             "top5": result.after.top5, "loss": result.after.loss}  # fmt: skip
+    assert card["recover"]["epochs"] == 2
+    assert card["seconds"] == result.seconds
+
+
+def test_a_finished_run_gives_its_result_again(tmp_path: Path) -> None:
+    first = pruning(tmp_path / "r", recover=RECOVER).start()
+    again = pruning(tmp_path / "r", recover=RECOVER).start(resume=True)
+    assert isinstance(again, RunResult)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(first.model.eval()(x), again.model.eval()(x))
+    assert (again.before, again.cut, again.after, again.error, again.seconds) == (
+        first.before, first.cut, first.after, first.error, first.seconds,
+    )  # fmt: skip
+    assert again.card()["method"] == first.card()["method"]
+    with pytest.raises(ConfigError, match="holds an artifact: resume=True continues it, overwrite=True replaces it"):
+        pruning(tmp_path / "r", recover=RECOVER).start()
+    with pytest.raises(ConfigError, match=r"another run: it differs in seed \(0 then, 1 now\)"):
+        pruning(tmp_path / "r", recover=RECOVER, seed=1).start(resume=True)
+    changed = classifier()
+    nn.init.ones_(changed[0].weight)
+    with pytest.raises(ConfigError, match="it differs in weights"):
+        pruning(tmp_path / "r", changed, recover=RECOVER).start(resume=True)
+
+
+def test_an_interrupted_run_continues_to_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pruning(tmp_path / "whole", recover=RECOVER).start()
+    save = CheckpointStore.save
+
+    def interrupt(store: CheckpointStore, step: int, state: dict[str, Any]) -> Path:
+        save(store, step, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt, match="the same run with resume=True continues from there"):
+            pruning(tmp_path / "r", recover=RECOVER).start()
+    resumed = pruning(tmp_path / "r", recover=RECOVER).start(resume=True)
+    assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in resumed.model.state_dict().items())
+
+
+def test_checking_writes_nothing(tmp_path: Path) -> None:
+    pruning(tmp_path / "r").check()
+    with pytest.raises(sc.BudgetError, match="cannot be met"):
+        pruning(tmp_path / "r", budget=sc.Budget(macs=0.0001)).check()
+    with pytest.raises(ConfigError, match=r"then='pff:0\.9': .* nothing would be cut"):
+        pruning(tmp_path / "r", then=[sc.Stage(sc.PFF(), 0.9)]).check()
+    with pytest.raises(ConfigError, match="Cut stripes last: method='l2' then='pff:MACS'"):
+        pruning(tmp_path / "r", method="pff", then=[sc.Stage(sc.L2(), 0.3)]).check()
+    with pytest.raises(ConfigError, match=r"pretrain_lr=-1: must be greater than 0"):
+        sc.PruneRun(NET, "digits", tmp_path / "r", budget=sc.Budget(macs=0.5), pretrain_lr=-1).check()
+    with pytest.raises(ConfigError, match="weights=… is for a model that is named by a spec"):
+        pruning(tmp_path / "r", weights="w.safetensors").check()
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_trace_one_build_and_no_reading_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from secateurs import artifact, zoo
+
+    trace = import_module("secateurs.graph.trace")
+    done: list[str] = []
+
+    def counted(name: str, call: Any) -> Any:
+        return lambda *args, **options: done.append(name) or call(*args, **options)
+
+    monkeypatch.setattr(trace, "Runs", counted("trace", trace.Runs))
+    monkeypatch.setitem(zoo._OWN, "small_cnn", counted("build", zoo._OWN["small_cnn"]))
+    for name in ("read", "restored"):
+        monkeypatch.setattr(artifact, name, counted("read", getattr(artifact, name)))
+    spec = sc.DataSpec("digits", normalize="none", batch_size=256)
+    run = sc.PruneRun(NET, spec, tmp_path, method="l1", budget=sc.Budget(macs=0.5), pretrain_epochs=0, device="cpu")
+    run.start()
+    assert done == ["build", "trace"]
+
+
+def test_python_and_the_command_line_resume_each_other(tmp_path: Path) -> None:
+    spec = sc.DataSpec("digits", normalize="none", batch_size=256)
+    sc.PruneRun(
+        NET, spec, tmp_path, method="l1", budget=sc.Budget(macs=0.5), pretrain_epochs=0, device="cpu",
+        then=[sc.Stage(sc.L2(), 0.3)],
+    ).start()  # fmt: skip
+    card = (tmp_path / "card.json").read_bytes()
+    command = ["prune", NET, "--data", "digits", "--normalize", "none", "--batch-size", "256", "--method", "l1", "--macs",
+               "0.5", "--then", "l2:0.3", "--pretrain-epochs", "0", "--recover", "none", "--device", "cpu", "--out",
+               str(tmp_path), "--resume"]  # fmt: skip
+    assert main(command) == 0
+    assert (tmp_path / "card.json").read_bytes() == card
+    assert json.loads(card)["earlier"][0]["method"] == "l1"
+
+
+def test_a_loss_that_is_not_finite_says_where(tmp_path: Path) -> None:
+    with pytest.raises(sc.NonFiniteLossError) as found:
+        pruning(tmp_path / "r", recover=sc.Recover(epochs=2, lr=1e30, precision="fp32")).start()
+    error = found.value
+    assert not math.isfinite(error.value)
+    assert f"in epoch {error.epoch}, batch {error.batch}" in str(error)
+    assert error.epoch in (1, 2)
+    assert error.checkpoint is None or Path(error.checkpoint).is_dir()
+    assert Setting("lr", of=sc.Recover) in error.hint
+    assert "overwrite=True" in str(error)
+
+
+def test_a_redesign(tmp_path: Path) -> None:
+    spec = sc.DataSpec("digits", normalize="none", batch_size=512)
+    quick = sc.RedesignTraining(epochs=0, recover_epochs=0)
+    run = sc.RedesignRun(NET, spec, tmp_path / "r", method="l1", train=quick, device="cpu")
+    run.check()
+    assert not (tmp_path / "r").exists()
+    found = run.start()
+    assert found.rows["re-design-pruned"].macs <= found.rows["base"].macs
+    assert found.widths["conv1"][:2] == (40, 60)
+    assert run.start(resume=True) == found
+    assert sc.load(tmp_path / "r" / "pruned") is not None
+    with pytest.raises(ConfigError, match="recover_lr=-1: must be greater than 0"):
+        sc.RedesignRun(NET, spec, tmp_path / "s", train=sc.RedesignTraining(recover_lr=-1)).check()
+
+
+def test_a_weights_file_that_does_not_exist_is_found_before_the_data(tmp_path: Path) -> None:
+    with pytest.raises(sc.ArtifactError, match="there is no such file"):
+        NetworkSpec(NET, tmp_path / "w.safetensors").open()
