@@ -17,7 +17,7 @@ from secateurs.testing.networks import randomize
 SPLIT = "split sizes are constants in the code"
 SIZE = "a size is a constant in the code"
 EXPANDED = "a tensor is expanded to a size that is a constant in the code"
-PICKED = "takes single channels by their index, a constant in the code"
+PICKED = "selects single channels by index, a constant in the code"
 
 
 def image(n: int = 2, size: int = 12, channels: int = 3) -> Tensor:
@@ -136,7 +136,9 @@ def in_place_residual() -> nn.Module:
     return Net(run, a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), h=head(8))
 
 
-@case({"a": 4}, {"b": (4, "meets the model's input or a constant in aten.add")}, shortcut=("a", "b"))
+@case(
+    {"a": 4}, {"b": (4, "combined elementwise with the model's input or a constant in aten.add")}, shortcut=("a", "b")
+)
 def padded_shortcut() -> nn.Module:
     """ResNet's parameter-free shortcut: what meets the padding stays, the rest may go."""
     return Net(
@@ -533,7 +535,7 @@ def tied_weights() -> nn.Module:
     return net
 
 
-@case({"a": 8}, {"a#2": (3, "meets the model's input")})
+@case({"a": 8}, {"a#2": (3, "combined elementwise with the model's input")})
 def tied_transpose() -> nn.Module:
     """An autoencoder whose decoder is the encoder's weight, transposed."""
     return Net(lambda s, x: F.conv_transpose2d(F.relu(s.a(x)), s.a.weight, padding=1), a=conv(3, 8))
@@ -542,7 +544,7 @@ def tied_transpose() -> nn.Module:
 # -- normalizations --------------------------------------------------------------------------------------------------
 
 
-@case(stays={"a": inexact(2, "group norm takes its statistics over channels")})
+@case(stays={"a": inexact(2, "group norm computes its statistics over channels")})
 def group_norm() -> nn.Module:
     return Net(lambda s, x: s.h(s.n(s.a(x))), a=conv(3, 8), n=nn.GroupNorm(4, 8), h=head(8))
 
@@ -557,7 +559,7 @@ def instance_norm() -> nn.Module:
     return Net(lambda s, x: s.h(F.relu(s.n(s.a(x)))), a=conv(3, 8), n=nn.InstanceNorm2d(8, affine=True), h=head(8))
 
 
-@case(stays={"a": inexact(8, "layer norm takes its statistics over channels")})
+@case(stays={"a": inexact(8, "layer norm computes its statistics over channels")})
 def layer_norm() -> nn.Module:
     return Net(
         lambda s, x: s.h(s.n(s.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
@@ -716,7 +718,7 @@ def op_without_a_rule_on_a_residual() -> nn.Module:
     )
 
 
-@case(stays={"a": (8, "meets the model's input or a constant")})
+@case(stays={"a": (8, "combined elementwise with the model's input or a constant")})
 def meets_the_input() -> nn.Module:
     return Net(lambda s, x: s.h(s.a(x) + x), a=conv(8, 8), h=head(8))
 

@@ -99,8 +99,8 @@ class Everywhere(Good):
     ("method", "check", "message"),
     [
         (TakesTooMuch(), "budget_is_met_and_used_up", "is not used up"),
-        (Random(), "same_seed_same_plan", "two plans"),
-        (Everywhere(), "scope", "lie on a shortcut"),
+        (Random(), "same_seed_same_plan", "different plans"),
+        (Everywhere(), "scope", "are on a shortcut"),
     ],
 )
 def test_what_breaks_a_rule_fails_the_check_of_that_rule(method: Any, check: str, message: str) -> None:

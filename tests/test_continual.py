@@ -1,4 +1,4 @@
-"""A pruned network pruned again: the artifact says itself how the original is built, and all the cuts since."""
+"""A pruned network pruned again: the artifact records how the original is built, and all the cuts since."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_channels_then_stripes(tmp_path: Path) -> None:
     assert second.before.macs == first.after.macs
     assert second.after.macs <= 0.5 * first.after.macs
     assert any(isinstance(m, StripeConv2d) for m in second.model.modules())
-    with pytest.raises(sc.ConfigError, match="pff finds only convolutions whose stripes are cut already"):
+    with pytest.raises(sc.ConfigError, match="pff found only convolutions whose stripes are already cut"):
         pruned(second.model, sc.PFF(epochs=1), 0.5)
     loaded = sc.load(second.save(tmp_path / "b"))  # no trace of the first artifact, which was never saved
     assert_same(loaded, second.model)
@@ -81,7 +81,7 @@ def test_weights_of_ones_own(tmp_path: Path) -> None:
     other = randomize(copy.deepcopy(a.model), 3)
     save_model(other, str(tmp_path / "w.safetensors"))
     assert_same(sc.build(str(tmp_path / "a"), tmp_path / "w.safetensors"), other)
-    with pytest.raises(sc.SpecError, match="says itself how"):
+    with pytest.raises(sc.SpecError, match="records how"):
         sc.build(str(tmp_path / "a"), width=3)
 
 

@@ -202,7 +202,7 @@ def test_a_model_that_moves_under_its_pruner_is_told_so(there: str) -> None:
         model, torch.randn(1, 3, 8, 8), configured("npn"), sc.Budget(macs=0.6), steps=2, epoch_steps=2, data=batches()
     )
     model.to(there)
-    with pytest.raises(sc.ConfigError, match=rf"on cpu when the pruner was attached, and is on {there} now"):
+    with pytest.raises(sc.ConfigError, match=rf"on cpu when the pruner was attached, and is now on {there}"):
         model(torch.randn(2, 3, 8, 8).to(there))
 
 

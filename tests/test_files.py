@@ -35,7 +35,7 @@ def looping(path: Path) -> None:
 
 NOT_FILES = {
     "nothing": (nothing, "there is no such file"),
-    "a dangling link": (dangling, "leads nowhere"),
+    "a dangling link": (dangling, "is a broken link"),
     "a looping link": (looping, "symbolic links"),
     "a folder": (Path.mkdir, "a folder"),
     "a FIFO": (os.mkfifo, "a FIFO"),

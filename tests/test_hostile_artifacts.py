@@ -252,8 +252,8 @@ def signed(folder: Path, plan: Any) -> None:
 def use_card(folder: Path) -> None:
     """All that is read from a card."""
     from secateurs import artifact
-    from secateurs.cli.stages import earlier
     from secateurs.report import outcome, stripes_line
+    from secateurs.runs.stages import earlier
 
     sc.load(folder)
     _, card = artifact.read(folder)

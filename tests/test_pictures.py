@@ -61,7 +61,7 @@ def test_they_are_drawn(tmp_path: Path) -> None:
 def test_without_stripes_or_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = CASES["chain"].make()
     plan = sc.trace(model, image()).plan({"a": [0, 1]})
-    with pytest.raises(sc.ConfigError, match="no stripes to draw"):
+    with pytest.raises(sc.ConfigError, match="no stripes to plot"):
         shapes.pictures(model, plan, tmp_path)
     model, plan, _ = pruned()
     monkeypatch.setattr(shapes, "can_plot", lambda: False)

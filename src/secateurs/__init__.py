@@ -1,4 +1,4 @@
-"""Cut whole filters, channels and stripes out of trained CNNs, and prove that nothing else changed."""
+"""Structured pruning of trained CNNs: remove filters, channels and stripes, and verify the result."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from secateurs.errors import (
     BudgetError,
     ConfigError,
     DataError,
+    NonFiniteLossError,
     PlanError,
     SecateursError,
     SpecError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from secateurs.plans import Plan, trace
     from secateurs.recovery import Distil, Mimic, Recover
     from secateurs.result import Figures, Result
+    from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
     from secateurs.surgery import apply, cut_, reinitialise, verify
 
@@ -67,21 +69,27 @@ __all__ = [
     "Criterion",
     "Data",
     "DataError",
+    "DataSpec",
     "Distil",
     "EPruner",
     "Figures",
     "Index",
     "Method",
     "Mimic",
+    "NonFiniteLossError",
     "OneStep",
     "Oracle",
     "Plan",
     "PlanError",
+    "PruneRun",
     "Random",
     "Recover",
+    "RedesignRun",
+    "RedesignTraining",
     "Result",
     "SecateursError",
     "SpecError",
+    "Stage",
     "StripeConv2d",
     "Taylor",
     "TraceError",
@@ -120,6 +128,7 @@ _HOMES = {
     "secateurs.plans": "Plan trace",
     "secateurs.recovery": "Distil Mimic Recover",
     "secateurs.result": "Figures Result",
+    "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",
     "secateurs.surgery": "apply cut_ reinitialise verify",
 }
@@ -127,7 +136,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    """Names come when they are first asked for: torch takes a second to import, which help and errors need not wait for."""
+    """Import names lazily: importing torch takes a second, which help and error messages should not wait for."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(_HOME[name])

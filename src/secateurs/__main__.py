@@ -1,4 +1,4 @@
-"""`python -m secateurs`, which is what launchers of several processes call."""
+"""`python -m secateurs`, the entry point that multi-process launchers call."""
 
 import sys
 

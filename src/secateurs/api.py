@@ -1,4 +1,4 @@
-"""The Python face: prune a network with a method, within a budget, and get it back verified and recovered."""
+"""The Python API: prune a network with a method to a budget, verify the result and recover its accuracy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.methods.selection import Selection
 from secateurs.placement import Placement
-from secateurs.plans import trace
+from secateurs.plans import PrunableGraph, trace
 from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply, verify
@@ -56,6 +56,7 @@ def prune(
     report: Callable[[str], None] = lambda line: None,
     folder: str | Path | None = None,
     resume: bool = False,
+    graph: PrunableGraph | None = None,
     device: str | torch.device | None = None,
     loss: Loss | None = None,
     hooks: Sequence[Hook] = (),
@@ -65,25 +66,26 @@ def prune(
     track: Sequence[Any] = (),
     **unknown: NoReturn,
 ) -> Result:
-    """Trace, select, cut, verify and (on request) recover. The given model is untouched.
+    """Prune a model: trace, select, cut, verify and, on request, recover accuracy. The given model is not modified.
 
-    The model, the example inputs and the data may each be on any device, and the model in half precision. With data the
-    work is done on `device` (by default an accelerator, if one can be used), else where the model is; the result is where
-    the model is, in its number formats.
+    The model, the example inputs and the data may each be on any device, and the model in half precision. With data,
+    computation runs on `device` (default: an available accelerator), otherwise on the model's device. The result is on
+    the model's device, in its dtypes.
 
-    method: a name (see `methods()`) or a configured method, `EPruner(beta=0.7)` say.
-    budget: what may stay; always met, never exceeded.
+    method: a name (see `methods()`) or a configured method, for example `EPruner(beta=0.7)`.
+    budget: the cost that the result may have at most.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
-    recover: how to train the cut network: `Recover`, `Mimic`, `Distil`, or several of them one after another; None leaves
-        it as cut. `Mimic` and `Distil` learn from the given model.
-    scope: "internal" leaves channels that lie on a shortcut alone, "all" cuts them too; None is what the method's paper
-        does ("internal" mostly).
-    allow_inexact: also cut channels that a normalization takes its statistics over (the proof does not hold for them:
-        the error in the result is then nan).
-    report: gets one line about each stage.
-    folder: where training leaves its log and checkpoints, a folder for each phase. A log there that is no engine's is
-        not written over.
+    recover: how to train the cut network: `Recover`, `Mimic`, `Distil`, or a list of them, run in order; None skips
+        recovery. `Mimic` and `Distil` use the given model as the teacher.
+    scope: "internal" keeps channels on a shortcut, "all" also cuts them; None is the method's default, which follows its
+        paper ("internal" for most).
+    allow_inexact: also cut channels that a normalization computes statistics over. Such a cut is not verified, and
+        `error` in the result is nan.
+    report: called with one line of text about each stage.
+    folder: where training writes its log and checkpoints, one subfolder per phase. An existing log that was not written
+        by Secateurs is not overwritten.
     resume: resume from the last whole checkpoint in `folder`, if there is one.
+    graph: what `trace` found in this model on these inputs, with the same `allow_inexact`: it is then not traced again.
     device: where the work is done, see above.
     loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy.
     hooks: of recovery, see `secateurs.training.Hook`.
@@ -91,15 +93,15 @@ def prune(
     save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
     track: trackers that accelerate knows ("tensorboard", "wandb" …), which write to `folder`.
 
-    Raises before any work: ConfigError for what makes no sense, BudgetError for a budget that cannot be met,
-    VerificationError for a model that is random in eval mode. VerificationError also for a cut that does not verify.
+    Raises before any work: ConfigError for invalid settings, BudgetError for a budget that cannot be met,
+    VerificationError for a model that is nondeterministic in eval mode. Raises VerificationError if the cut fails to verify.
     """
     chosen = resolve(method)
     _check(model, budget, scope)
     _check_unknown(unknown, chosen)
     if recover is not None and not isinstance(recover, Recipe | list | tuple):
         raise ConfigError(
-            f"recover={recover!r} is no way to recover: pass sc.Recover(epochs=3), say, or a list of such."
+            f"recover={recover!r} is not a valid recovery: pass a recipe such as sc.Recover(epochs=3), or a list of recipes."
         )
     modes = {name: module.training for name, module in model.named_modules()}
     steps = recovery.phases(recover)
@@ -124,7 +126,7 @@ def prune(
     history: list[dict[str, Any]] = []
     task = _task(
         model, example_inputs, chosen, budget, scope, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=_phase(folder, "prune", options), resume=resume, log=history.append,
+        engine_options=_phase(folder, "prune", options), resume=resume, log=history.append, graph=graph,
     )  # fmt: skip
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
@@ -162,7 +164,8 @@ def prune(
         tune(small, placement.restored_inputs(example_inputs))
         shapes = " and ".join("×".join(map(str, x.shape)) for x in tensors(example_inputs))
         report(
-            f"measured which kernel is the fastest for each stripe convolution at {shapes}; secateurs.tune does other sizes"
+            f"selected the fastest kernel of each stripe convolution for inputs of {shapes}; "
+            f"for other sizes call secateurs.tune"
         )
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
@@ -179,11 +182,11 @@ def build(
     **options: Any,
 ) -> nn.Module:
     if not isinstance(spec, str):
-        raise SpecError(f"{spec!r} is not a model spec: write FAMILY:NAME, such as zoo:resnet56.")
+        raise SpecError(f"{spec!r} is not a valid model spec: write FAMILY:NAME, such as zoo:resnet56.")
     if is_artifact(spec):
         if options:
             raise SpecError(
-                f"{spec} is an artifact, which says itself how its network is built: {min(options)}=… is not for it."
+                f"{spec} is an artifact, which records how its network is built: {min(options)}=… cannot be set."
             )
         model = load(spec, trust_code=trust_code).train()
         if weights is not None:
@@ -195,13 +198,13 @@ def build(
 
 
 build.__doc__ = f"""{build_from_zoo.__doc__}
-    The folder of an artifact is a spec, too: its pruned network, to be pruned further, for example. `trust_code` is then
-    as for `load`; a spec that you write yourself is followed in any case.
+    The folder of an artifact is also a valid spec and builds its pruned network, for example to prune it further.
+    `trust_code` is then as for `load`; a spec that you pass yourself is always trusted.
     """
 
 
 def is_artifact(spec: str) -> bool:
-    """Whether this model spec is a folder, which can only be that of an artifact."""
+    """Whether this model spec is a folder, which is then an artifact's."""
     return spec.partition(":")[0] not in FAMILIES and os.path.isdir(spec)
 
 
@@ -218,21 +221,23 @@ def attach(
     seed: int = 0,
     allow_inexact: bool = False,
 ) -> Pruner:
-    """Prune in a training loop of your own, in place; see `Pruner` for the loop.
+    """Attach a pruner to a model in your own training loop. Modifies the model in place; see `Pruner` for the loop.
 
-    steps, epoch_steps: optimizer steps that the loop will take, and how many of them make an epoch.
-    data: the training batches once more, for what a method must measure before or after.
+    steps, epoch_steps: number of optimizer steps that the loop will take, in total and per epoch.
+    data: the training batches, for methods that measure on data before or after training.
 
-    Raises ConfigError for what makes no sense, and where a pruner is attached already; BudgetError and VerificationError
+    Raises ConfigError for invalid settings, or if a pruner is already attached; BudgetError and VerificationError
     as `prune` does.
     """
     chosen = resolve(method)
     _check(model, budget, scope)
     for name, value in (("steps", steps), ("epoch_steps", epoch_steps)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ConfigError(f"{name}={value!r}: give a number of optimizer steps, at least 1.")
+            raise ConfigError(
+                f"{name}={value!r} is not a valid number of optimizer steps: it must be an integer of at least 1."
+            )
     if not isinstance(chosen, TrainingMethod):
-        raise ConfigError(f"{chosen.name} does not prune while training: call prune(…) instead.")
+        raise ConfigError(f"{chosen.name} does not prune during training: call prune(…) instead.")
     history: list[dict[str, Any]] = []
     task = _task(
         model, example_inputs, chosen, budget, scope, data=Data.of(data), seed=seed, allow_inexact=allow_inexact,
@@ -247,12 +252,12 @@ def attach(
 def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The pruned network of a saved artifact, in eval mode.
 
-    model: a fresh, unpruned model to cut; needed where the original did not come from `build`. It is left untouched. An
+    model: a fresh, unpruned model to cut; required if the original was not made by `build`. It is not modified. An
         artifact that was pruned several times holds all of its cuts.
-    trust_code: also build a network that the artifact says comes from a module to be imported (`python:…`), or with
-        options that may load or download something. Without it nothing that the artifact names is imported or run.
+    trust_code: also build a network whose spec imports a module (`python:…`) or whose
+        options may load or download files. Without it, no code that the artifact names is imported or run.
 
-    Raises ArtifactError for a folder that is not a whole artifact, is damaged, or asks for what is not trusted; PlanError
+    Raises ArtifactError for an artifact that is incomplete, damaged or requires `trust_code`; PlanError
     for a plan that does not fit the model.
     """
     if model is not None:
@@ -262,13 +267,13 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         fresh = begun(card.source, model)
     elif card.source is None or card.source.spec is None:
         raise ArtifactError(
-            f"{shown(folder)} does not say how to build its network: pass load({shown(folder)!r}, model=…)."
+            f"{shown(folder)} does not record how to build its network: pass load({shown(folder)!r}, model=…)."
         )
     else:
         try:
             fresh = rebuilt(card.source, trust_code)
         except ArtifactError as error:
-            raise ArtifactError(f"{shown(artifact.place(folder, artifact.CARD))}: {error}") from error.__cause__
+            raise error.within(f"{shown(artifact.place(folder, artifact.CARD))}: ") from error.__cause__
     small = artifact.restored(folder, plan, card, fresh)
     remember(small, after_cut(UNKNOWN if card.source is None else card.source.record(), plan))
     return small
@@ -283,20 +288,20 @@ def widen(
     allow_inexact: bool = False,
     seed: int = 0,
 ) -> nn.Module:
-    """A wider network that computes what the given one does (Net2Net, Chen et al., ICLR 2016): the way back from `apply`.
-    The given model is untouched.
+    """Return a wider network that computes the same function (Net2Net, Chen et al., ICLR 2016); the inverse of `apply`.
+    The given model is not modified.
 
-    widths: a factor, 1.5 say, by which every channel group in scope grows; or `{group name: channels}`. Groups that may
-        not be cut cannot grow either. To train the wider network from scratch instead, `reinitialise` it.
-    scope: of a factor: "internal" leaves channels that lie on a shortcut alone, "all" widens them too.
-    allow_inexact: also widen channels that a normalization takes its statistics over; what the network computes is then
-        another thing.
-    seed: of which channels are copied, and of how their readers share out their weights among the copies: unevenly, so
-        that the copies part ways in training.
+    widths: a factor, for example 1.5, by which every channel group in scope grows; or `{group name: channels}`. Groups that
+        cannot be cut cannot be widened. To train the wider network from scratch, call `reinitialise` on it.
+    scope: with a factor, "internal" keeps the width of channels on a shortcut, "all" also widens them.
+    allow_inexact: also widen channels that a normalization computes statistics over; the function of the network then
+        changes.
+    seed: for the choice of the channels that are copied and of how their consumers' weights are split among the copies:
+        unevenly, so that the copies diverge in training.
 
-    Proven before it is returned: it agrees with the given network on the example inputs to a relative error of 1e-5,
-    costs what the graph says, and traces to the widths asked for. Raises PlanError for widths that cannot be, and
-    VerificationError where it does not hold: most often for a figure in the network's code that fits the old width only.
+    Verified before it is returned: the outputs agree on the example inputs to a relative error of 1e-5, the cost is
+    what the graph predicts, and a trace has the requested widths. Raises PlanError for invalid widths, and
+    VerificationError if a check fails: most often because the network's code has a constant that only fits the old width.
     """
     _check(model, None, scope)
     wide, how = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
@@ -308,10 +313,11 @@ def widen(
 
 def _task(
     model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, *,
-    allow_inexact: bool, **rest: Any,
+    allow_inexact: bool, graph: PrunableGraph | None = None, **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
-    graph = trace(model, example_inputs, allow_inexact=allow_inexact)
+    if graph is None:
+        graph = trace(model, example_inputs, allow_inexact=allow_inexact)
     if graph.random and not allow_inexact:
         check_deterministic(model, example_inputs)
     task = Task(model, graph, budget, scope or method.default_scope, example_inputs=example_inputs, **rest)
@@ -329,8 +335,8 @@ def _check(model: Any, budget: Any, scope: Any) -> None:
             home = getattr(hook, "__module__", None) or type(hook).__module__
             if home.startswith("secateurs."):
                 raise ConfigError(
-                    f"A pruner is already attached to this model{f' (at {name})' if name else ''}: let it end with its "
-                    f"finish() or plan(), or take a fresh model."
+                    f"A pruner is already attached to this model{f' (at {name})' if name else ''}: call its "
+                    f"finish() or plan() first, or use a fresh model."
                 )
 
 
@@ -360,7 +366,7 @@ def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dic
 def _figures(cost: Cost, model: nn.Module, data: Data | None, loss: Loss | None) -> Figures:
     if data is None or data.val is None:
         return Figures(cost.macs, cost.params)
-    # Where processes have split the data each one looks at all of it: the figures are everyone's.
+    # If the data is split by process, each process still evaluates all of it, so all have the same metrics.
     images = data.val.whole() if hasattr(data.val, "whole") else data.val
     found = training.evaluate(model, images, loss=loss)
     return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)

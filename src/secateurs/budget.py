@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from secateurs.errors import BudgetError
+from secateurs.errors import BudgetError, Setting
 from secateurs.graph import Cost
 
 
@@ -28,12 +28,15 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.macs is None and self.params is None:
-            raise BudgetError("A budget needs a figure, for example Budget(macs=0.5) or Budget(params=1_000_000).")
+            raise BudgetError(
+                "A budget needs a figure, for example ", Setting("macs", 0.5, Budget), " or ",
+                Setting("params", 1_000_000, Budget), ".",
+            )  # fmt: skip
         for name, value in (("macs", self.macs), ("params", self.params)):
             if value is not None and not _is_figure(value) and not _is_fraction(value):
-                raise BudgetError(f"{name}={value!r} is not a valid budget: {_readings(name, value)}.")
+                raise BudgetError(Setting(name, value), " is not a valid budget: ", *_readings(name, value), ".")
         if isinstance(self.align, bool) or not isinstance(self.align, Integral) or self.align < 1:
-            raise BudgetError(f"align={self.align!r} must be a whole number of channels, 1 or more.")
+            raise BudgetError(Setting("align", self.align), " must be a whole number of channels, 1 or more.")
 
     def limits(self, base: Cost) -> Cost:
         """The absolute figures that must not be exceeded by a network whose uncut cost is `base`."""
@@ -43,17 +46,17 @@ class Budget:
         limits = self.limits(base)
         return cost.macs <= limits.macs and cost.params <= limits.params
 
-    def check(self, base: Cost, lowest: Cost, advice: str = "") -> None:
-        """Raise BudgetError if even the `lowest` cost that cutting can reach is over it. advice: what may help then."""
+    def check(self, base: Cost, lowest: Cost, hint: tuple[object, ...] = ()) -> None:
+        """Raise BudgetError if even the `lowest` cost that cutting can reach is over it. hint: what may help then."""
         limits = self.limits(base)
         for name in ("macs", "params"):
             limit, least, full = getattr(limits, name), getattr(lowest, name), getattr(base, name)
             if least > limit:
                 raise BudgetError(
-                    f"The budget {name}={getattr(self, name)} ({limit:,} of {full:,}) cannot be met: with "
-                    f"everything cut that may be cut, {least:,} remain. The lowest budget that can be met is "
-                    f"{name}={fraction(least, full)}{advice}."
-                )
+                    "The budget ", Setting(name, getattr(self, name)), f" ({limit:,} of {full:,}) cannot be met: with "
+                    f"everything cut that may be cut, {least:,} remain. The lowest budget that can be met is ",
+                    Setting(name, fraction(least, full)), ".", hint=hint,
+                )  # fmt: skip
 
 
 def _is_figure(value: Any) -> bool:
@@ -64,14 +67,14 @@ def _is_fraction(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, Integral) and 0 < float(value) <= 1
 
 
-def _readings(name: str, value: Any) -> str:
+def _readings(name: str, value: Any) -> tuple[object, ...]:
     """What somebody who gave this may have meant."""
     if isinstance(value, Integral) and not isinstance(value, bool) and value == 1:
-        return f"all of them are {name}=1.0, and a network needs more than one"
+        return "all of them are ", Setting(name, 1.0), ", and a network needs more than one"
     if isinstance(value, Real) and not isinstance(value, bool) and 1 < (figure := float(value)) < math.inf:
-        meant = f"an absolute figure is an integer, {name}={int(figure)}"
-        return f"{meant}, and a fraction a float up to 1.0" + (f", {name}={figure / 100:g}" if figure <= 100 else "")
-    return "give a fraction, a float up to 1.0, or an absolute figure, an integer"
+        meant = ("an absolute figure is an integer, ", Setting(name, int(figure)), ", and a fraction a float up to 1.0")
+        return (*meant, ", ", Setting(name, figure / 100)) if figure <= 100 else meant
+    return ("give a fraction, a float up to 1.0, or an absolute figure, an integer",)
 
 
 def _absolute(value: float | int | None, full: int) -> int:

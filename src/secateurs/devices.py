@@ -1,8 +1,8 @@
-"""Where work is done, and how exactly devices compute.
+"""The device that computation runs on, and the precision that devices compute with.
 
-The one rule: the model, the example inputs and the data may each be anywhere. What trains or measures accuracy works on
-`device`, by default on an accelerator if one can be used; everything else works where the model is. The result is where
-the given model was, and nothing of the caller's is moved.
+The rule: the model, the example inputs and the data may each be on any device. Training and evaluation run on
+`device`, by default an available accelerator; everything else runs on the model's device. The result is on the
+device of the given model, and no object of the caller is moved.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, Setting
 
 VARIABLE = "SECATEURS_DEVICE"  # names the default device
 
 
 def accelerator() -> torch.device | None:
-    """The accelerator (CUDA, ROCm, MPS, XPU …) that can be used now, or None. Its index is that of the current one.
+    """The available accelerator (CUDA, ROCm, MPS, XPU …) with the index of the current device, or None.
 
-    `pip install torch` gives everyone on Linux a build for CUDA, with or without a GPU in the machine. Such a build still
-    names CUDA as its accelerator, and fails only when something is put there. So nobody else asks torch.
+    On Linux, `pip install torch` installs a CUDA build, with or without a GPU in the machine. Such a build still
+    reports CUDA as its accelerator, and fails only when a tensor is moved there. Call this function instead of torch's.
     """
-    # In this order: PyTorch 2.6 raises where there is none, and has no check_available= yet.
+    # In this order: PyTorch 2.6 raises if there is no accelerator, and does not have check_available= yet.
     if not torch.accelerator.is_available():
         return None
     device = torch.accelerator.current_accelerator()
-    # With its index, as tensors have it: torch.device("cuda") equals no tensor's device.
+    # With its index, as tensors have it: torch.device("cuda") is not equal to any tensor's device.
     return None if device is None else torch.device(device.type, torch.accelerator.current_device_index())
 
 
 def default_device() -> torch.device:
-    """Where work is done unless the user says otherwise: what SECATEURS_DEVICE names, else the accelerator if one can be
-    used (of several processes each has its own), else the CPU."""
+    """The default device: the one named by SECATEURS_DEVICE, else an available accelerator
+    (each process has its own), else the CPU."""
     if named := os.environ.get(VARIABLE):
-        return usable(named, f"{VARIABLE}=")
+        return usable(named, f"{VARIABLE}={named}")
     found = accelerator()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if found is not None and 0 < local < torch.accelerator.device_count():
@@ -45,10 +45,10 @@ def default_device() -> torch.device:
     return found or torch.device("cpu")
 
 
-def usable(device: str | torch.device | None, what: str = "device=") -> torch.device:
-    """The device with its index, as tensors have it; None is the default one. what: how the setting is written.
+def usable(device: str | torch.device | None, named: object = None) -> torch.device:
+    """The device with its index, as tensors have it; None is the default one. named: what a message calls the setting.
 
-    Raises ConfigError if nothing can be put there.
+    Raises ConfigError if the device is not available.
     """
     if device is None:
         return default_device()
@@ -57,19 +57,21 @@ def usable(device: str | torch.device | None, what: str = "device=") -> torch.de
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ConfigError(
-            f"{what}{device} cannot be used here: {reason}. `secateurs env` shows which devices can."
+            Setting("device", str(device)) if named is None else named,
+            f" cannot be used here: {reason}.",
+            hint="`secateurs env` shows which devices can.",
         ) from error
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model is: the device of its first parameter or buffer, the CPU if it has none."""
+    """The device of the model's first parameter or buffer; the CPU if it has none."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
 
 def check_one_device(model: nn.Module) -> None:
-    """Raise ConfigError for a model that is spread over several devices, or that has no values yet."""
+    """Raise ConfigError for a model on several devices or on the meta device."""
     found = list(dict.fromkeys(str(t.device) for t in (*model.parameters(), *model.buffers())))
     if len(found) > 1:
         raise ConfigError(
@@ -84,8 +86,8 @@ def check_one_device(model: nn.Module) -> None:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """float32 computed in float32: without TF32, bfloat16 products or autocast, on every device. For comparisons that
-    rounding must not decide. The settings are left as they were."""
+    """Context in which float32 is computed in full precision, without TF32, bfloat16 products or autocast. For comparisons
+    that rounding must not affect. Restores the settings on exit."""
     backends = torch.backends
     kinds = ("cpu", "cuda", "xpu", "mps")
     with ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""The one door for files: everything that is read back is opened here, and everything that is written is written whole.
+"""All file access: every file that is read is opened here, and every file is written atomically.
 
-Files come from strangers, from killed processes and from full disks. So a reader here opens regular files only (a FIFO
-would block, a folder or a device is not a file), reads no more than it is told to, never runs code, and raises an error
-that names the file, the field, what was expected and what to do.
+Files may come from untrusted sources, killed processes and full disks. So a reader opens regular files only (a FIFO
+would block), reads at most a given number of bytes, never runs code, and raises an error
+that says which file and field are wrong, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
-from secateurs.errors import ArtifactError
-from secateurs.errors import shown as shown  # what messages call a file
+from secateurs.errors import ArtifactError, complaint
+from secateurs.errors import shown as shown  # the form of a path in messages
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-JSON_BYTES = 256 << 20  # more than the plan of any network takes
-DEPTH = 64  # of nested lists and objects; ours have some ten levels
+JSON_BYTES = 256 << 20  # more than the plan of any network needs
+DEPTH = 64  # of nested lists and objects; files of ours have about ten levels
 Model = TypeVar("Model", bound=BaseModel)
 StrPath = str | os.PathLike[str]
 
 
 def opened(path: StrPath) -> BinaryIO:
-    """Open a regular file for reading. A link to one will do.
+    """Open a regular file, or a link to one, for reading.
 
-    Raises OSError, whose text is the reason, for anything else: a path that does not exist, a folder, a FIFO, a socket, a
-    device, a link that leads nowhere, a file that this user may not read.
+    Raises OSError, with the reason as its text, for anything else: a path that does not exist, a folder, a FIFO, a socket, a
+    device, a broken link, or a file without read permission.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO that nobody writes to would never return.
@@ -51,57 +51,56 @@ def opened(path: StrPath) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def open_regular(path: StrPath, advice: str = "") -> BinaryIO:
-    """`opened`, for files of ours: raises ArtifactError, which names the file and the reason, and ends with the advice."""
+def open_regular(path: StrPath, advice: object = "") -> BinaryIO:
+    """`opened`, but raises ArtifactError, which names the file and the reason, and ends with the advice."""
     try:
         return opened(path)
     except OSError as error:
-        raise ArtifactError(f"{shown(path)} cannot be read: {error}. {advice}".rstrip()) from None
+        raise ArtifactError(f"{shown(path)} cannot be read: {error}.", hint=advice) from None
 
 
-def read_bytes(path: StrPath, limit: int | None = None, advice: str = "") -> bytes:
+def read_bytes(path: StrPath, limit: int | None = None, advice: object = "") -> bytes:
     """The content of a regular file, of at most `limit` bytes. Raises ArtifactError."""
     with open_regular(path, advice) as file:
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
             what = f"is too large: {size:,} bytes, where at most {limit:,} are expected"
-            raise ArtifactError(f"{shown(path)} {what}. {advice}".rstrip())
+            raise ArtifactError(f"{shown(path)} {what}.", hint=advice)
         try:
             return file.read(-1 if limit is None else limit)
         except OSError as error:
-            raise ArtifactError(f"{shown(path)} cannot be read: {error.strerror or error}. {advice}".rstrip()) from None
+            raise ArtifactError(f"{shown(path)} cannot be read: {error.strerror or error}.", hint=advice) from None
         except MemoryError:
-            what = f"does not fit into memory: it has {size:,} bytes"
-            raise ArtifactError(f"{shown(path)} {what}. {advice}".rstrip()) from None
+            what = f"does not fit in memory: it has {size:,} bytes"
+            raise ArtifactError(f"{shown(path)} {what}.", hint=advice) from None
 
 
-def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advice: str = "") -> Model:
+def read_json(path: StrPath, schema: type[Model], limit: int = JSON_BYTES, advice: object = "") -> Model:
     """A JSON file as an object of this schema.
 
-    advice: what to do about a file that cannot be used; the last sentence of every error.
+    advice: what to do about an invalid file; the last sentence of every error.
 
-    Raises ArtifactError for a file that is not there, not JSON (cut off, nested too deeply, not UTF-8), or that does not
-    fit the schema; the message then names the fields.
+    Raises ArtifactError for a file that does not exist, is not JSON (truncated, nested too deeply, not UTF-8), or does not
+    match the schema; the message then names the fields.
     """
     return parse_json(read_bytes(path, limit, advice), schema, path, advice)
 
 
-def parse_json(data: bytes | str, schema: type[Model], source: StrPath, advice: str = "") -> Model:
-    """`read_json` of text that has been read already; `source` is where it comes from."""
-    end = f" {advice}" if advice else ""
+def parse_json(data: bytes | str, schema: type[Model], source: StrPath, advice: object = "") -> Model:
+    """`read_json` for text that has already been read; `source` is where it comes from."""
     try:
         tree = json.loads(data, parse_constant=_refuse)
     except RecursionError:
-        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.{end}") from None
+        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.", hint=advice) from None
     except (ValueError, UnicodeDecodeError) as error:
         what = "empty" if not data.strip() else f"not valid JSON ({error})"
-        raise ArtifactError(f"{shown(source)} is {what}.{end}") from None
+        raise ArtifactError(f"{shown(source)} is {what}.", hint=advice) from None
     if _deeper(tree, DEPTH):
-        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.{end}")
+        raise ArtifactError(f"{shown(source)} is not valid: it is nested too deeply.", hint=advice)
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ArtifactError(f"{shown(source)} is not valid: {faults(error)}.{end}") from None
+        raise ArtifactError(f"{shown(source)} is not valid: {faults(error)}.", hint=advice) from None
 
 
 def check_format(body: Any, name: str, newest: int, what: str) -> None:
@@ -111,39 +110,39 @@ def check_format(body: Any, name: str, newest: int, what: str) -> None:
     version = body.get("version")
     if type(version) is not int or version > newest:
         raise ValueError(
-            f"it has version {shown(str(version)[:20])}, this Secateurs reads up to {newest}: upgrade Secateurs"
+            f"it has version {shown(str(version)[:20])}, but this Secateurs reads versions up to {newest}: upgrade Secateurs"
         )
 
 
 def faults(error: ValidationError) -> str:
-    """The first fields that do not fit, and why."""
+    """The first invalid fields, each with the reason."""
     found = error.errors(include_url=False)
     parts = []
     for item in found[:3]:
         field = shown(".".join(map(str, item["loc"])))
         field = field if len(field) <= 120 else field[:119] + "…"
-        message = item["msg"].removeprefix("Value error, ").rstrip(".")
-        # A validator of ours says itself what it got.
+        message = complaint(item).rstrip(".")
+        # Our own validators already say what they got.
         got = "" if item["type"] in ("missing", "value_error") else f", got {brief(item['input'])}"
-        parts.append(f"{f'field {field!r}: ' if field else ''}{message[:1].lower()}{message[1:]}{got}")
+        parts.append(f"{f'field {field!r}: ' if field else ''}{message}{got}")
     more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
     return "; ".join(parts) + more
 
 
 def brief(value: object) -> str:
-    """A value out of a file as it fits into a message: in at most some 60 printable characters."""
-    text = reprlib.repr(value)  # never longer, however large the value is
+    """A value read from a file, shortened for a message to about 60 printable characters."""
+    text = reprlib.repr(value)  # bounded, however large the value is
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises ArtifactError for a file that is not one."""
-    from safetensors.torch import load_file  # brings torch, which the help of the command line does not wait for
+    """The tensors of a safetensors file, on the CPU. Raises ArtifactError for a file that is not valid."""
+    from safetensors.torch import load_file  # imports torch, which the command line's help does not need
 
     with open_regular(path, advice) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8 or int.from_bytes(file.read(8), "little") > size - 8:
-            raise ArtifactError(f"{shown(path)} is not a whole safetensors file (it has {size:,} bytes). {advice}")
+            raise ArtifactError(f"{shown(path)} is not a complete safetensors file (it has {size:,} bytes). {advice}")
         try:
             return load_file(utf8(path, file.fileno()))
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -152,16 +151,16 @@ def read_tensors(path: StrPath, advice: str = "Copy it again, or save it again."
 
 
 def utf8(path: StrPath, handle: int) -> StrPath:
-    """The path of an open file or folder as safetensors takes it, which wants UTF-8."""
+    """The path of an open file or folder in UTF-8, as safetensors requires."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        return f"/proc/self/fd/{handle}"  # where names need not be UTF-8 (Linux) there is this one
+        return f"/proc/self/fd/{handle}"  # available on Linux, where file names may be other than UTF-8
     return path
 
 
 def parse_tensors(data: bytes, source: StrPath, advice: str = "Copy it again, or save it again.") -> dict[str, Tensor]:
-    """`read_tensors` of bytes that have been read already; `source` is where they come from."""
+    """`read_tensors` for bytes that have already been read; `source` is where they come from."""
     from safetensors.torch import load
 
     end = f" {advice}" if advice else ""
@@ -173,10 +172,10 @@ def parse_tensors(data: bytes, source: StrPath, advice: str = "Copy it again, or
 
 
 def write_whole(path: StrPath, content: bytes | str) -> None:
-    """Write a file so that it is there whole or not at all, and survives a crash. Raises OSError.
+    """Write a file atomically and durably: after a crash it is complete or not there. Raises OSError.
 
-    It is written beside its place, under a name that depends on its own only: what a killed process left there is
-    replaced by the next write. One process writes.
+    It is written to the same folder first, under a name derived from its own: what a killed process left there is
+    replaced by the next write. Only one process may write.
     """
     path = Path(path)
     beside = staged(path)
@@ -206,12 +205,12 @@ def check_writable(folder: StrPath) -> None:
 
 
 def staged(path: Path) -> Path:
-    """Where `write_whole` writes a file before it gets its name."""
+    """Where `write_whole` writes a file before renaming it."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def dump_json(tree: Any, indent: int | None = None) -> str:
-    """JSON that any reader takes: what is not finite is null, since JSON has no word for it."""
+    """Strict JSON: numbers that are not finite become null, since JSON cannot represent them."""
     return json.dumps(_finite(tree), indent=indent, allow_nan=False)
 
 
@@ -224,7 +223,7 @@ def _finite(value: Any) -> Any:
 
 
 def sync_folder(path: StrPath) -> None:
-    """Make renames in a folder durable, where the system can (not on Windows)."""
+    """Make renames in a folder durable, where the system supports it (not on Windows)."""
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -235,7 +234,7 @@ def sync_folder(path: StrPath) -> None:
 
 
 def _deeper(tree: object, levels: int) -> bool:
-    """Whether lists and objects are nested more than so many levels deep."""
+    """Whether lists and objects are nested more than this many levels deep."""
     level = [tree]
     for _ in range(levels):
         level = [
@@ -255,12 +254,12 @@ def _refuse(constant: str) -> float:
 
 def _reason(path: StrPath, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "it is a link that leads nowhere" if os.path.islink(path) else "there is no such file"
+        return "it is a broken link" if os.path.islink(path) else "there is no such file"
     return str(getattr(error, "strerror", None) or error)
 
 
 def kind(mode: int) -> str:
-    """What a file that is not a regular one is, by its mode."""
+    """The kind of a file that is not a regular file, from its mode."""
     kinds = (
         (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"),
         (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),

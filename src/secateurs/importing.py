@@ -1,4 +1,4 @@
-"""Objects by the name that a user writes: `package.module:attribute`."""
+"""Import objects by name: `package.module:attribute`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from secateurs.errors import SecateursError, SpecError, nearest
 
 
 def import_object(name: str, spec: str) -> Any:
-    """The attribute of a module, which is looked for in the working directory, too. spec: what the user wrote, for errors.
+    """The attribute of a module; the working directory is searched, too. spec: what the user wrote, for messages.
 
-    This runs the module's code: only for names that the user gave, never for those out of a file.
+    This runs the module's code: call it only for names that the user passed, never for names read from a file.
 
-    Raises SpecError for a name that is malformed or names nothing, and for a module that cannot be imported.
+    Raises SpecError for a name that is not valid or not found, and for a module that cannot be imported.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
-        raise SpecError(f"{spec!r}: write python:package.module:name.")
+        raise SpecError(f"{spec!r} is not a valid name: write python:package.module:name.")
     working = os.getcwd()
     if working not in sys.path and "" not in sys.path:
         sys.path.insert(0, working)
@@ -34,7 +34,7 @@ def import_object(name: str, spec: str) -> Any:
     except SyntaxError as error:
         place = f"{error.filename}, line {error.lineno}"
         raise SpecError(f"{spec!r}: {module_name} is not valid Python: {error.msg} ({place}).") from error
-    except Exception as error:  # whatever its code does
+    except Exception as error:  # whatever its code raises
         raise SpecError(f"{spec!r}: {module_name} cannot be imported: {type(error).__name__}: {error}.") from error
     found = getattr(module, attribute, None)
     if found is None:

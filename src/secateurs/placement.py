@@ -1,4 +1,4 @@
-"""Where a network is and in which number formats, so that what is made of it can be returned in the same way."""
+"""The device, dtypes and memory format of a network, so that networks derived from it can be returned likewise."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Placement:
-    """The device of a network, the formats of those of its tensors that are in half precision, and its memory format.
+    """A network's device, the dtypes of its half-precision tensors, and its memory format.
 
-    Work is done in float32: scores, statistics and weight updates need more digits than half precision has. Half precision
-    is exact in float32, so what is not trained comes back bit for bit.
+    Computation is in float32: scores, statistics and weight updates need more precision than half precision has. Half
+    precision converts to float32 exactly, so tensors that are not trained are returned bit for bit.
     """
 
     device: torch.device
     dtype: torch.dtype | None  # of all floating-point parameters, if it is one
-    halves: Mapping[str, torch.dtype]  # parameter or buffer → its format
+    halves: Mapping[str, torch.dtype]  # parameter or buffer → its dtype
     channels_last: bool
 
     @classmethod
     def of(cls, model: nn.Module) -> Placement:
-        """Raises ConfigError for a model on several devices, or on none."""
+        """Raises ConfigError for a model on several devices, or on the meta device."""
         check_one_device(model)
         tensors = named_tensors(model)
         last = any(
@@ -44,7 +44,7 @@ class Placement:
         return cls(device_of(model), dtype, {n: t.dtype for n, t in tensors.items() if t.dtype in HALF}, last)
 
     def working_copy(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The network on this device and in float32: itself if it is so already, else a copy."""
+        """The network on this device and in float32: itself if that is already the case, else a copy."""
         if device == self.device and not self.halves:
             return model
         return _float32(copied(model)).to(device)
@@ -54,11 +54,11 @@ class Placement:
         return _converted(example_inputs, device, torch.float32 if self.halves else self.dtype)
 
     def restored_inputs(self, example_inputs: Any) -> Any:
-        """Example inputs for what was restored."""
+        """Example inputs for the restored network, on its device."""
         return _converted(example_inputs, self.device, next(iter(self.halves.values()), self.dtype))
 
     def restore(self, small: nn.Module) -> nn.Module:
-        """Put what was made of the network where the network was, in its formats. It is changed in place."""
+        """Move a derived network to the original's device, dtypes and memory format, in place."""
         small.to(self.device)
         for name, tensor in named_tensors(small).items():
             if name in self.halves and tensor.is_floating_point():

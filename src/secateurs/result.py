@@ -1,4 +1,4 @@
-"""What pruning answers: the network, the plan it was cut by, and what it costs and is worth."""
+"""The result of pruning: the network, its plan, its cost and its metrics."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["Figures", "Result"]
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What `prune` answers."""
+    """What `prune` returns."""
 
     model: nn.Module  # the smaller network
-    plan: Plan  # what stays of the original
+    plan: Plan  # what is kept of the original
     before: Figures  # the original
-    cut: Figures  # right after the cut
+    cut: Figures  # after the cut, before recovery
     after: Figures  # after recovery
     error: float  # relative difference between the sliced and the masked network
     method: Method
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
-    source: dict[str, Any] | None = None  # how to build the unpruned model again, where it came from `build`
+    source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
 
     def __repr__(self) -> str:
         told = [
@@ -46,15 +46,15 @@ class Result:
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`.
 
-        overwrite: replace an artifact that is in the folder; it stays whole until the new one is.
+        overwrite: replace an existing artifact in the folder, atomically.
 
-        Raises ArtifactError where something would be lost: an artifact without `overwrite`, files of these names that
-        are no artifact in any case.
+        Raises ArtifactError if the folder holds an artifact and `overwrite` is not set, or files with these names that
+        are not an artifact's.
         """
         return artifact.save(folder, self.model, self.plan, self.card(), overwrite=overwrite)
 
     def card(self) -> dict[str, Any]:
-        """The record that is saved beside the network, JSON-able."""
+        """The metadata that is saved with the network: JSON-serializable."""
         return {
             "source": self.source,
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},

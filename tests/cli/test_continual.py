@@ -55,7 +55,7 @@ def test_stripes_are_told_and_drawn(run, images, tmp_path):
     assert pruned.status == 0, pruned.err
     card = json.loads((tmp_path / "a" / "card.json").read_text())
     kept, of = (sum(layer[k] for layer in card["stripes"]) for k in ("stripes", "of_stripes"))
-    line = f"stripes: {kept:,} of {of:,} stay ({kept / of:.1%})"
+    line = f"stripes: {kept:,} of {of:,} kept ({kept / of:.1%})"
     assert line in pruned.out
     plan = sc.Plan.from_json((tmp_path / "a" / "plan.json").read_text())
     assert kept == sum(len(v) for v in plan.stripes.values())

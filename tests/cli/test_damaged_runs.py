@@ -86,7 +86,7 @@ def test_a_damaged_file_of_a_run(run, prune, unfinished, tmp_path, name, damage)
     assert "Error:" not in message  # of Python's
     assert len(message) < 700
     if (name, damage) == ("run.json", "gone"):
-        assert "holds pretrained.safetensors, which this command did not write" in message
+        assert "holds pretrained.safetensors, which this run did not write" in message
     else:
         assert str(out / name) in message
         assert "emove it" in message or "ove it" in message
@@ -241,7 +241,7 @@ def test_half_a_line_never_stays_in_a_log(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(resume, "_write_all", full)
-    with pytest.raises(Exception, match=r"metrics\.jsonl can't be written: No space left on device. Make room"):
+    with pytest.raises(Exception, match=r"metrics\.jsonl cannot be written: No space left on device\. Free disk space"):
         e.fit()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
 

@@ -39,7 +39,7 @@ def test_an_unknown_method(run):
     [
         (("--methods", ""), "--methods names none. Known: "),
         (("--methods", " ,"), "--methods names none. Known: "),
-        (("--macs", 0), "--macs 0.0 is not a valid budget"),
+        (("--macs", 0), "--macs 0 is not a valid budget"),
         (("--macs", 0.0001), "The lowest budget that can be met is --macs 0.0"),
         (("--epochs", -1), "--epochs -1: the number of epochs"),
         (("--recover-epochs", "nan"), "--recover-epochs nan: the number of epochs"),

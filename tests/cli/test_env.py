@@ -69,7 +69,7 @@ def test_a_torchvision_that_cannot_be_imported(tmp_path: Path, monkeypatch: pyte
     monkeypatch.syspath_prepend(str(tmp_path))
     (note,) = environment.probe(["torchvision"])["torchvision"]["notes"]
     assert note.startswith("torchvision ")
-    assert "different CUDA major versions. Install the release that belongs to this torch." in note
+    assert "different CUDA major versions. Install the release that matches this torch." in note
 
 
 def test_what_is_missing_and_what_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,11 +129,11 @@ def test_damaged_images_are_counted(run, artifact, images, tmp_path, caplog):
     command = ("evaluate", artifact, "--data", f"folder:{tmp_path / 'images'}")
     ran = run(*command)
     assert ran.status == 1
-    assert f"1 of 48 files can't be read: {broken} (" in ran.err
+    assert f"1 of 48 files cannot be read: {broken} (" in ran.err
     assert "pass --skip-unreadable to leave it out" in ran.err
     ran = run(*command, "--skip-unreadable")
     assert ran.status == 0, ran.err
-    assert f"1 of 48 files can't be read: {broken} (" in caplog.text
+    assert f"1 of 48 files cannot be read: {broken} (" in caplog.text
     assert ": 15 images in " in ran.out
     assert ", 1 that can't be read left out" in ran.out
 

@@ -19,9 +19,9 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import artifact
-from secateurs.cli.recipes import trained
-from secateurs.cli.runs import RunFolder
 from secateurs.recovery import recover
+from secateurs.runs.folder import RunFolder
+from secateurs.runs.training import trained
 from secateurs.training import CheckpointStore, Recipe
 from tests.training.helpers import batches
 
@@ -74,7 +74,7 @@ def network() -> nn.Module:
 def run(out: Path, resume: bool) -> None:
     """What `secateurs prune` does to its folder, on the smallest of networks: all its own code that writes there."""
     folder = RunFolder(out)
-    if folder.check(SETTINGS, resume=resume, force=False):
+    if folder.check(SETTINGS, resume=resume, overwrite=False):
         folder.tidy()
         return
     folder.writable()

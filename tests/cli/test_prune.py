@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateurs as sc
-from secateurs.cli import options
 from secateurs.methods.npn.method import NPNPruner
+from secateurs.runs import cut, sources
 from secateurs.training import CheckpointStore
 
 NET = "zoo:small_cnn"
@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_to_the_same_network(run, job, tmp_path, monkeypatc
     assert ran.status == 130
     assert "Traceback" not in ran.err
     assert ran.err.splitlines()[-1].startswith("Interrupted. ")
-    assert "the same command with --resume continues" in ran.err.splitlines()[-1]
+    assert "the same run with --resume continues" in ran.err.splitlines()[-1]
     refused = run(*job, "--out", tmp_path / "killed")
     assert refused.status == 1
     assert "--resume" in refused.err
@@ -164,7 +164,7 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("zoo:smal_cnn",), "Did you mean small_cnn"),
         (("--method", "eprunr"), "Did you mean epruner"),
         (("--macs", "0.001"), "The lowest budget that can be met is --macs 0.0"),
-        (("--macs", "-1"), "--macs -1.0 is not a valid budget"),
+        (("--macs", "-1"), "--macs -1 is not a valid budget"),
         (("--weights", "nowhere.safetensors"), "there is no such file"),
         (("--num-classes", "7"), "7 outputs and the data 2 classes"),
         (("--data", "folder:/nowhere"), "no folder /nowhere"),
@@ -180,19 +180,19 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--recover", "mimic:1", "--mimic-lr", "-1"), "--mimic-lr -1"),
         (("--recover", "mimic:1", "--nodes", "stem"), "needs two nodes or more"),
         (("--set", "ranking=best"), "--ranking best: must be 'global' or 'layer'"),
-        (("--lr", "-1"), "--lr -1.0: must be greater than 0"),
+        (("--lr", "-1"), "--lr -1: must be greater than 0"),
         (("--recover-epochs", "-1"), "--recover-epochs -1: the number of epochs must be 0 or more"),
         (("--recover", "finetune:nan"), "--recover finetune:nan: the number of epochs must be 0 or more"),
         (("--pretrain-epochs", "-1"), "--pretrain-epochs -1: the number of epochs"),
         (("--pretrain-epochs", "inf"), "--pretrain-epochs inf: the number of epochs"),
         (("--pretrain-lr", "-1"), "--pretrain-lr -1.0: must be greater than 0"),
-        (("--track", "tensorbord"), "There is no tracker 'tensorbord'"),
+        (("--track", "tensorbord"), "--track tensorbord is not available"),
         (("--image-size", "900000"), "--image-size 900000: the images would take"),
         (
             ("--method", "npn", "--set", "pruner=zoo:nope"),
             "--set pruner=zoo:nope cannot be used here: zoo has no model",
         ),
-        (("--method", "epruner", "--set", "beta=0.5"), "--set beta=0.5 says how hard epruner prunes"),
+        (("--method", "epruner", "--set", "beta=0.5"), "--set beta=0.5 and budget are mutually exclusive"),
         (("--method", "epruner", "--set", "beta=-1"), "--set beta=-1: must be greater than 0. epruner's settings are"),
         (("--image-size", "4"), "--image-size"),
         (("--device", "warp"), "--device warp cannot be used"),
@@ -244,7 +244,7 @@ def test_a_network_that_cannot_train_is_found_first(run, images, tmp_path):
 def test_the_try_leaves_the_network_and_the_random_draws_as_they_were():
     model = nn.Sequential(sc.build(NET), nn.Dropout(0.5)).train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    options.trains(model, torch.randn(1, 3, 32, 32, generator=torch.Generator()), NET)
+    sources.check_trains(model, torch.randn(1, 3, 32, 32, generator=torch.Generator()), NET)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -293,7 +293,7 @@ def test_interrupted_before_there_is_anything_to_go_on_from(run, job, tmp_path, 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(options, "trains", interrupt)
+    monkeypatch.setattr(cut, "check_trains", interrupt)
     ran = run(*job, "--out", tmp_path / "r")
     assert ran.status == 130
     assert ran.err == "Interrupted.\n"
@@ -403,7 +403,7 @@ def test_a_run_that_met_an_image_it_could_not_read_is_resumed_without_it(run, im
     broken.write_bytes(whole[:60])
     ran = run(*job)
     assert ran.status == 1
-    assert "03.png can't be read: " in ran.err
+    assert "03.png cannot be read: " in ran.err
     assert "pass --skip-unreadable to leave it out" in ran.err
     ran = run(*job, "--skip-unreadable", "--resume")
     assert ran.status == 0, ran.err

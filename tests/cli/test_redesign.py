@@ -143,7 +143,7 @@ def test_what_somebody_else_wrote_is_never_replaced(run, job, tmp_path, name):
     for flag in ((), ("--force",), ("--resume",)):
         ran = run(*job, "--method", "l1", "--out", tmp_path / "r", *flag)
         assert ran.status == 1
-        assert "which this command did not write" in ran.err
+        assert "which this run did not write" in ran.err
     assert [p for p in (tmp_path / "r").rglob("*") if p.is_file()] == [mine]
 
 
@@ -181,7 +181,7 @@ class Net(nn.Module):
         (("--scratch-epochs", "nan"), "--scratch-epochs nan"),
         (("--lr", "-1"), "--lr -1"),
         (("--recover-lr", "-1"), "--recover-lr -1"),
-        (("--track", "nobody"), "no tracker 'nobody'"),
+        (("--track", "nobody"), "--track nobody is not available"),
         (("--resume", "--force"), "give one of them"),
         (("python:constant:Net",), "The widened network does not run"),
     ],

@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import save_file
 
 import secateurs as sc
-from secateurs.cli.runs import PHASES, RunFolder
 from secateurs.errors import ConfigError
+from secateurs.runs.folder import PHASES, RunFolder
 
 NET = "zoo:small_cnn"
 NAMES = ("model.safetensors", "plan.json", "card.json", "pretrained.safetensors", *PHASES)
@@ -35,7 +35,7 @@ def test_what_somebody_else_wrote_is_never_replaced(run, job, tmp_path, name, fl
     mine.write_text("mine")
     ran = run(*job, "--out", out, *flag)
     assert ran.status == 1
-    assert f"holds {name}, which this command did not write" in ran.err
+    assert f"holds {name}, which this run did not write" in ran.err
     assert _tree(out) == {str(mine.relative_to(out)): b"mine"}
 
 
@@ -93,8 +93,8 @@ def test_a_run_with_weights_does_not_own_pretrained_weights(tmp_path):
     folder = RunFolder(tmp_path)
     folder.begin({"weights": "abc"}, resume=False)
     folder.pretrained.write_text("mine")
-    with pytest.raises(ConfigError, match=r"pretrained\.safetensors, which this command did not write"):
-        folder.check({"weights": "abc"}, resume=False, force=True)
+    with pytest.raises(ConfigError, match=r"pretrained\.safetensors, which this run did not write"):
+        folder.check({"weights": "abc"}, resume=False, overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["pretrained.safetensors", "model.safetensors", "recover/w.safetensors"])
@@ -140,7 +140,7 @@ def test_force_spares_what_the_user_put_in_the_place_of_our_weights(run, job, tm
     before = _tree(out)
     ran = run(*job, "--out", out, "--force")
     assert ran.status == 1
-    assert "holds model.safetensors, which this command did not write" in ran.err
+    assert "holds model.safetensors, which this run did not write" in ran.err
     assert _tree(out) == before
 
 
@@ -175,28 +175,26 @@ def test_the_run_of_another_command_is_left_alone(run, job, tmp_path):
         assert ran.status == 1
         assert "holds a run of `secateurs redesign`: give another --out" in ran.err
     with pytest.raises(ConfigError, match="holds a run of `secateurs redesign`"):
-        folder.check({"weights": None}, resume=False, force=True)
+        folder.check({"weights": None}, resume=False, overwrite=True)
     folder.begin({"weights": None}, resume=True)
     with pytest.raises(ConfigError, match="holds a run of `secateurs prune`"):
-        folder.check({"command": "redesign", "weights": None}, resume=False, force=True)
+        folder.check({"command": "redesign", "weights": None}, resume=False, overwrite=True)
 
 
-def test_recovery_may_change_until_it_has_begun(tmp_path, capsys):
+def test_recovery_may_change_until_it_has_begun(tmp_path):
     folder, now = RunFolder(tmp_path), {"seed": 0, "recover": {"lr": 0.1}}
     folder.begin({"seed": 0, "recover": {"lr": 0.2}}, resume=False)
     (tmp_path / "recover").mkdir()
     (tmp_path / "recover" / "metrics.jsonl").touch()
-    assert not folder.check(now, resume=True, force=False)
-    assert (
-        "recovery has not begun yet, and is to be another one: recover.lr (0.2 then, 0.1 now)"
-        in capsys.readouterr().err
-    )
+    told: list[str] = []
+    assert not folder.check(now, resume=True, overwrite=False, log=told.append)
+    assert told == ["recovery has not begun yet, and is to be another one: recover.lr (0.2 then, 0.1 now)"]
     with pytest.raises(ConfigError, match=r"differs in seed.*recover\.lr"):
-        folder.check({**now, "seed": 1}, resume=True, force=False)
+        folder.check({**now, "seed": 1}, resume=True, overwrite=False)
     folder.begin(now, resume=True)
     assert sorted(_tree(tmp_path)) == ["run.json"]
-    assert not folder.check(now, resume=True, force=False)
+    assert not folder.check(now, resume=True, overwrite=False)
     (tmp_path / "recover" / "checkpoints" / "step-000000001").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"another run: it differs in recover \(given then, none now\)"):
-        folder.check({"seed": 0, "recover": None}, resume=True, force=False)
-    assert not folder.check(now, resume=True, force=False)
+        folder.check({"seed": 0, "recover": None}, resume=True, overwrite=False)
+    assert not folder.check(now, resume=True, overwrite=False)

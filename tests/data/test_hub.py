@@ -105,16 +105,18 @@ def test_one_file_saved_tables_and_image_folders(root: Path, tmp_path: Path) -> 
 def test_columns_by_name_and_classes_as_text(tmp_path: Path, stream: str) -> None:
     rows = [sets.table(6, label="kind", names=None, column="photo")]
     root = sets.parquet(tmp_path / "set", train=rows, validation=rows)
-    with pytest.raises(DataError, match=r"no column of classes: there are photo.*, kind \(string\), id.*\?label="):
+    with pytest.raises(
+        DataError, match=r"no column of classes\. Its columns are photo.*, kind \(string\), id.*\?label="
+    ):
         open_(f"hf:{root}?stream={stream}")
     data = open_(f"hf:{root}?image=photo&label=kind&stream={stream}")
     assert data.classes == ("a", "b", "c")
     assert torch.cat([y for _, y in data.val]).tolist() == [2, 0, 1, 2, 0, 1]
     data = open_(f"hf:{root}?label=kind&classes=c,b,a&stream={stream}")
     assert torch.cat([y for _, y in data.val]).tolist() == [0, 2, 1, 0, 2, 1]
-    with pytest.raises(DataError, match="'c' is none of the 2 classes"):
+    with pytest.raises(DataError, match="'c' is not one of the 2 classes"):
         list(open_(f"hf:{root}?label=kind&classes=a,b&stream={stream}").val)
-    with pytest.raises(DataError, match="no column of images 'id': there are photo"):
+    with pytest.raises(DataError, match=r"no column of images 'id'\. Its columns are photo"):
         open_(f"hf:{root}?image=id&label=kind&stream={stream}")
 
 
@@ -124,23 +126,23 @@ def test_broken_images_are_named_or_left_out_and_counted(
 ) -> None:
     rows = sets.table(9, broken=(2, 7))
     spec = f"hf:{sets.parquet(tmp_path / 'set', train=[rows], test=[rows])}?stream={stream}"
-    with pytest.raises(DataError, match=r"row \d can't be read: .*runcated.*skip_unreadable=True"):
+    with pytest.raises(DataError, match=r"row \d cannot be read: .*runcated.*skip_unreadable=True"):
         list(open_(spec).train)
     data = open_(spec, skip_unreadable=True)
     with caplog.at_level(logging.WARNING, "secateurs"):
         assert [sum(len(y) for _, y in data.train) for _ in range(2)] == [7, 7]
     assert data.train.skipped == 2
     assert data.val.skipped == 0
-    assert len([r for r in caplog.records if "left out" in r.message]) == 1
+    assert len([r for r in caplog.records if "is skipped" in r.message]) == 1
     assert "row" in caplog.text
 
 
 @pytest.mark.parametrize("stream", ["true", "false"])
 def test_what_makes_no_sense_is_said(root: Path, tmp_path: Path, stream: str) -> None:
-    with pytest.raises(DataError, match="has no split 'tests': there are train, test"):
+    with pytest.raises(DataError, match=r"has no split 'tests'\. Its splits are train, test"):
         open_(f"hf:{root}?val=tests&stream={stream}")
     alone = sets.parquet(tmp_path / "alone", train=[sets.table(6)])
-    with pytest.raises(DataError, match=r"nothing to validate on \(splits: train\).*val=none"):
+    with pytest.raises(DataError, match=r"no validation split \(splits: train\).*val=none"):
         open_(f"hf:{alone}?stream={stream}")
     lacking = sets.parquet(tmp_path / "lacking", train=[sets.table(6)], test=[sets.table(2)])
     with pytest.raises(DataError, match="test lacks classes of train: cat"):
@@ -169,7 +171,7 @@ def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise ConnectionError("Couldn't reach 'cifar10' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
-    with pytest.raises(DataError, match=r"hf:cifar10: there is no such folder here, and the .* Hub cannot be reached"):
+    with pytest.raises(DataError, match=r"hf:cifar10: there is no such local folder, and the .* Hub cannot be reached"):
         open_("hf:cifar10?label=fine_label")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SpecError, match=r"pip install 'secateurs\[data\]'"):
@@ -208,5 +210,5 @@ def test_spec_options(tmp_path: Path) -> None:
     assert shards("http://x/{a,b}-{8..10}.tar")[::4] == ["http://x/a-8.tar", "http://x/b-9.tar"]
     with pytest.raises(DataError, match=r"no file .*t-003\.tar"):
         shards(str(tmp_path / "t-{000..003}.tar"))
-    with pytest.raises(SpecError, match="goes down"):
+    with pytest.raises(SpecError, match="is descending"):
         shards("{3..1}.tar")

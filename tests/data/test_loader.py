@@ -96,7 +96,7 @@ def test_drop_last() -> None:
     assert len(loader) == 6
     assert {len(y) for _, y in loader} == {8}
     assert loader.samples == 48
-    with pytest.raises(DataError, match="drop_last leaves nothing"):
+    with pytest.raises(DataError, match="drop_last drops all data"):
         make(drop_last=True, batch_size=64)
 
 

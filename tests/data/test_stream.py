@@ -157,7 +157,7 @@ def test_webdataset(root: Path) -> None:
 
 def test_broken_images_in_a_shard(root: Path) -> None:
     sets.tar(root / "train-001.tar", 6, start=6, broken=(7, 9))
-    with pytest.raises(DataError, match=r"train-001\.tar, images/0000\d.*can't be read"):
+    with pytest.raises(DataError, match=r"train-001\.tar, images/0000\d.*cannot be read"):
         list(open_(f"wds:{root}/train-{{000..003}}.tar?val=none").train)
     train = open_(f"wds:{root}/train-{{000..003}}.tar?val=none", skip_unreadable=True).train
     assert [sum(len(y) for _, y in train) for _ in range(2)] == [22, 22]
@@ -170,25 +170,25 @@ def test_labels_in_json(root: Path) -> None:
     data = open_(f"wds:{root}/a.tar,{root}/b.tar?label=json.kind.id&classes=5")
     assert data.classes == tuple("01234")
     assert [y.tolist() for _, y in data.val] == [[2, 2, 2, 2]]
-    with pytest.raises(DataError, match=r"does not say what classes .*\?classes=1000"):
+    with pytest.raises(DataError, match=r"does not list its classes.*\?classes=1000"):
         open_(f"wds:{root}/a.tar,{root}/b.tar?label=json.kind.id")
 
 
 def test_shards_that_make_no_sense(root: Path) -> None:
     train = f"{root}/train-{{000..003}}.tar"
-    with pytest.raises(DataError, match=r"nothing to validate on: .*val=none"):
+    with pytest.raises(DataError, match=r"no validation data: .*val=none"):
         open_(f"wds:{train}")
-    with pytest.raises(SpecError, match="with a comma between"):
+    with pytest.raises(SpecError, match="separated by a comma"):
         open_(f"wds:{train},{train},{train}")
     with pytest.raises(DataError, match=r"no file .*train-004\.tar"):
         open_(f"wds:{root}/train-{{000..004}}.tar?val=none")
-    with pytest.raises(DataError, match=r"no column 'kind': there are png .*cls"):
+    with pytest.raises(DataError, match=r"no column 'kind'\. Its columns are png .*cls"):
         open_(f"wds:{train}?val=none&label=kind")
     sets.tar(root / "val-000.tar", 4, classes=2)
     with pytest.raises(DataError, match="val lacks classes of train: 2"):
         open_(f"wds:{train},{root}/val-000.tar")
     sets.tar(root / "val-000.tar", 8, classes=4)
-    with pytest.raises(DataError, match="3 is none of the 3 classes"):
+    with pytest.raises(DataError, match="3 is not one of the 3 classes"):
         open_(f"wds:{train},{root}/val-000.tar")
     whole = (root / "train-002.tar").read_bytes()
     (root / "train-002.tar").write_bytes(whole[:3000])

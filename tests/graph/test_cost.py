@@ -119,7 +119,7 @@ def test_unknown_groups() -> None:
 def test_impossible_widths(width: Any) -> None:
     graph = trace(CASES["chain"].make(), image())
     with pytest.raises(
-        PlanError, match=rf"Group a has 8 channels: its width is a whole number in 1…8, not {width!r}\."
+        PlanError, match=rf"Group a has 8 channels: its width must be an integer in 1…8, not {width!r}\."
     ):
         graph.cost({"b": 3, "a": width})
     assert graph.cost({"a": np.int64(8)}) == graph.cost()

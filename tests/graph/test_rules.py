@@ -151,9 +151,9 @@ def test_a_rule_of_the_users(scale_rule: Any) -> None:
 
 
 def test_a_second_rule_is_refused_unless_asked_for(scale_rule: Any) -> None:
-    with pytest.raises(ValueError, match=r"networks\.scale has a rule already: .*rule"):
+    with pytest.raises(ValueError, match=r"networks\.scale already has a rule: .*rule"):
         register_rule(torch.ops.networks.scale)(lambda t, x, factor: None)
-    with pytest.raises(ValueError, match="has a rule already"):
+    with pytest.raises(ValueError, match="already has a rule"):
         register_rule(torch.ops.aten.convolution)(lambda t, *args: None)
 
     @register_rule(torch.ops.networks.scale, replace=True)
@@ -170,7 +170,7 @@ def test_the_reason_names_the_line() -> None:
     model = Net(lambda s, x: s.h(torch.cat(s.a(x).split([3, 5], 1)[::-1], 1)), a=conv(3, 8), h=head(8))
     group = trace(model, image())["a"]
     assert str(group.reason).startswith(
-        "its 8 channels are all coupled to one another: aten.split_with_sizes (test_rules.py:"
+        "its 8 channels are all coupled to each other: aten.split_with_sizes (test_rules.py:"
     )
 
 
@@ -189,7 +189,7 @@ def test_channels_that_are_shuffled_again_and_again_become_one() -> None:
     stream = trace(model, image())["a"]
     assert (stream.size, stream.coupled) == (1, 12)
     assert stream.reason is not None
-    assert str(stream.reason).startswith("its 12 channels are all coupled to one another: aten.")
+    assert str(stream.reason).startswith("its 12 channels are all coupled to each other: aten.")
     assert "aten.view (test_rules.py:" in str(stream.reason)
     once = Net(lambda s, x: s.h(F.channel_shuffle(s.a(x), 3)), a=conv(3, 12), h=head(12)).eval()
     assert (trace(once, image())["a"].size, trace(once, image())["a"].coupled) == (4, 3)
@@ -279,11 +279,11 @@ def test_inputs_that_do_not_fit(inputs: Any, message: str) -> None:
 def test_models_that_cannot_be_read() -> None:
     with pytest.raises(TraceError, match="TorchScript"):
         trace(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), image())
-    with pytest.raises(TraceError, match=r"0\.weight has no shape yet"):
+    with pytest.raises(TraceError, match=r"0\.weight is uninitialized"):
         trace(nn.Sequential(nn.LazyConv2d(4, 3)), image())
-    with pytest.raises(TraceError, match=r"wraps the model.*\.module"):
+    with pytest.raises(TraceError, match=r"is a wrapper: trace the model.*\.module"):
         trace(nn.DataParallel(nn.Sequential(nn.Conv2d(3, 4, 3))), image())
-    with pytest.raises(TraceError, match=r"wraps the model.*_orig_mod"):
+    with pytest.raises(TraceError, match=r"is a wrapper: trace the model.*_orig_mod"):
         trace(torch.compile(chain()), image())  # type: ignore[arg-type]
 
 

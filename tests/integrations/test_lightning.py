@@ -127,18 +127,18 @@ def test_half_precision_scales_the_pruners_gradients_back(tmp_path: Path) -> Non
 
 
 def test_what_cannot_work_is_said_before_training(tmp_path: Path) -> None:
-    with pytest.raises(sc.ConfigError, match="l1 does not prune while training"):
+    with pytest.raises(sc.ConfigError, match="l1 does not prune during training"):
         callback("l1")
-    with pytest.raises(sc.ConfigError, match=r"no scope 'inner'.*internal"):
+    with pytest.raises(sc.ConfigError, match=r"scope='inner' is not a valid scope.*internal"):
         callback(scope="inner")
-    with pytest.raises(sc.ConfigError, match=r"no network 'net'.*It holds model"):
+    with pytest.raises(sc.ConfigError, match=r"no network 'net'.*Its submodules are model"):
         trainer(callback(network="net"), tmp_path).fit(Module(), loader())
     module = Module()
     module.automatic_optimization = False
     with pytest.raises(sc.ConfigError, match="automatic optimization"):
         trainer(callback(), tmp_path).fit(module, loader())
-    with pytest.raises(sc.ConfigError, match="how long"):
+    with pytest.raises(sc.ConfigError, match="Pruning needs the number of training steps"):
         trainer(callback(), tmp_path, max_epochs=-1).fit(Module(), loader())
     odd = DataLoader([{"x": 1}] * 4, batch_size=2)
-    with pytest.raises(sc.ConfigError, match=r"no pairs.*pass data="):
+    with pytest.raises(sc.ConfigError, match=r"not pairs.*pass data="):
         trainer(callback(), tmp_path).fit(Module(), odd)

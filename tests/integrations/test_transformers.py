@@ -141,7 +141,7 @@ def test_what_cannot_work_is_said_before_training(tmp_path: Path) -> None:
     run.add_callback(lonely)
     with pytest.raises(sc.ConfigError, match=r"join\(trainer\)"):
         run.train()
-    with pytest.raises(sc.ConfigError, match=r"no 'classes' \(there is .*labels.*pass labels="):
+    with pytest.raises(sc.ConfigError, match=r"no 'classes' \(found .*labels.*pass labels="):
         trainer(callback(labels="classes"), tmp_path).train()
 
 

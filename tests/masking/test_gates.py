@@ -504,7 +504,7 @@ def test_factors_that_do_not_fit() -> None:
         with pytest.raises(sc.ConfigError, match="Only per-batch gates can be folded"):
             gates.fold_({"a": torch.ones(2, 8)})
         gates.set({"a": torch.ones(3, 8)})
-        with pytest.raises(sc.ConfigError, match="Gates of 3 samples meet inputs of shape"):
+        with pytest.raises(sc.ConfigError, match="Gates of 3 samples do not match inputs of shape"):
             model(x)
         assert not gates._swapped
     with Gates(model, free(graph)) as gates, pytest.raises(sc.ConfigError, match=r"disagree.*\[2, 3\]"):

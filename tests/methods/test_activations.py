@@ -100,7 +100,7 @@ def test_readers_that_are_no_modules() -> None:
             x = F.relu(self.a(x))
             return self.fc(F.conv2d(x, self.b.weight, self.b.bias).mean((2, 3)))
 
-    with pytest.raises(sc.ConfigError, match=r"apoz: nothing that reads a is called as a module"):
+    with pytest.raises(sc.ConfigError, match=r"apoz: no consumer of a is called as a module"):
         scores("apoz", task(Code(), X))
 
 

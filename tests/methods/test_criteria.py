@@ -157,12 +157,12 @@ def test_scores_that_are_not_finite() -> None:
     model = two_layers(1.0)
     with torch.no_grad():
         model[1].weight[0, 0] = float("nan")
-    with pytest.raises(sc.ConfigError, match=r"l1 gives scores for .* not finite"):
+    with pytest.raises(sc.ConfigError, match=r"l1 returned scores for .* not finite"):
         cut(model, sc.L1())
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(sc.ConfigError, match=r"ranking='both'.*Its settings are: ranking"):
+    with pytest.raises(sc.ConfigError, match=r"ranking='both'.*settings are: ranking"):
         sc.L1(ranking="both")
     with pytest.raises(sc.ConfigError, match="Did you mean l1"):
         resolve("l11")

@@ -137,7 +137,7 @@ def test_the_loss_is_the_mean_over_nodes_of_post_activation_maps() -> None:
     x, y = batches(1)[0]
     recipe = R.Mimic(steps=1, lr=1e-9, function="mse", nodes=("block1", "block2.conv2:input"), precision="fp32")
     with pytest.raises(
-        sc.ConfigError, match=r"'block2.conv2:input' cannot be mimicked: it gave 10x4x4, and 5x4x4 after"
+        sc.ConfigError, match=r"'block2.conv2:input' cannot be mimicked: its shape was 10x4x4, and is 5x4x4 after"
     ):
         recover(student, teacher, recipe, [(x, y)])
     recipe = R.Mimic(steps=1, lr=1e-9, function="mse", nodes=("block1", "down"), precision="fp32")
@@ -282,7 +282,7 @@ def test_a_node_that_the_cut_has_changed_is_refused_by_name_with_its_neighbors()
     with pytest.raises(sc.ConfigError) as caught:
         recover(student, teacher, recipe)
     message = str(caught.value)
-    assert "'block1.bn1' cannot be mimicked: it gave 10x8x8, and 5x8x8 after the cut" in message
+    assert "'block1.bn1' cannot be mimicked: its shape was 10x8x8, and is 5x8x8 after the cut" in message
     assert "stem" in message or "block1.conv2" in message
     assert not any(m._forward_hooks for m in student.modules())
 
@@ -328,9 +328,9 @@ def test_a_divergence_needs_two_nodes(function: Any) -> None:
     with pytest.raises(sc.ConfigError, match="needs two nodes"):
         sc.Mimic(nodes=("block2",), function=function)
     assert sc.Mimic(nodes=("block2",), function="mse").nodes == ("block2",)
-    with pytest.raises(sc.ConfigError, match="twice"):
+    with pytest.raises(sc.ConfigError, match="repeats a node"):
         sc.Mimic(nodes=("block2", "block2"))
-    with pytest.raises(sc.ConfigError, match="have them found"):
+    with pytest.raises(sc.ConfigError, match=r"nodes=\(\) is empty"):
         sc.Mimic(nodes=())
 
 
@@ -484,5 +484,5 @@ def test_a_checkpoint_of_other_nodes_is_not_resumed(tmp_path: Any) -> None:
     teacher, student = pair()
     store = T.CheckpointStore(tmp_path)
     recover(student, teacher, R.Mimic(epochs=1), checkpoints=store, nodes=["stem", "block2"])
-    with pytest.raises(sc.ConfigError, match="mimics other nodes"):
+    with pytest.raises(sc.ConfigError, match="was saved with other nodes"):
         recover(pair()[1], teacher, R.Mimic(epochs=1), checkpoints=store, resume=True, nodes=["down", "block2"])

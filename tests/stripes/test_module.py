@@ -501,7 +501,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capl
 
 def test_bad_input() -> None:
     conv = nn.Conv2d(4, 6, 3)
-    with pytest.raises(sc.ConfigError, match="not from a Linear"):
+    with pytest.raises(sc.ConfigError, match=r"require an nn\.Conv2d, got Linear"):
         StripeConv2d.of(nn.Linear(4, 6), torch.ones(6, 3, 3, dtype=torch.bool))  # type: ignore[arg-type]
     with pytest.raises(sc.ConfigError, match="groups"):
         StripeConv2d.of(nn.Conv2d(4, 6, 3, groups=2), torch.ones(6, 3, 3, dtype=torch.bool))
@@ -511,5 +511,5 @@ def test_bad_input() -> None:
         StripeConv2d.of(conv, torch.ones(6, 9, dtype=torch.bool))
     with pytest.raises(sc.ConfigError, match="bool"):
         StripeConv2d.of(conv, torch.ones(6, 3, 3))
-    with pytest.raises(sc.ConfigError, match="4 channels"), torch.no_grad():
+    with pytest.raises(sc.ConfigError, match="4 input channels"), torch.no_grad():
         StripeConv2d.of(conv, torch.ones(6, 3, 3, dtype=torch.bool))(torch.randn(1, 3, 8, 8))

@@ -157,7 +157,7 @@ def test_layers_on_a_shortcut_can_be_studied() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(sc.ConfigError, match=r"no criterion 'taylr'\. Did you mean taylor"):
+    with pytest.raises(sc.ConfigError, match=r"'taylr' is not a valid criterion\. Did you mean taylor"):
         curve("taylr")
     with pytest.raises(sc.PlanError, match=r"no channel group 'blocks\.0\.00'"):
         one_by_one(task(), "blocks.0.00", "l1")

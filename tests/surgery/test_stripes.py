@@ -277,11 +277,11 @@ def test_state_of_another_shape_stops_the_cut_before_it_begins() -> None:
 BAD = [
     ({"a": [0]}, "not the weight of a convolution.*a.weight"),
     ({"fc.weight": [0]}, "not the weight of a convolution"),
-    ({"a.weight": []}, "Nothing would be left of a.weight"),
-    ({"a.weight": np.zeros((8, 3, 3), bool)}, "Nothing would be left of a.weight"),
+    ({"a.weight": []}, "The plan would keep no stripe of a.weight"),
+    ({"a.weight": np.zeros((8, 3, 3), bool)}, "The plan would keep no stripe of a.weight"),
     ({"a.weight": np.ones((8, 3), bool)}, r"have shape \(8, 3\), .* are \(8, 3, 3\)"),
-    ({"a.weight": [0, 72]}, "must lie in 0…71"),
-    ({"a.weight": [-1]}, "must lie in 0…71"),
+    ({"a.weight": [0, 72]}, "must be in 0…71"),
+    ({"a.weight": [-1]}, "must be in 0…71"),
     ({"a.weight": [3, 3]}, "repeat"),
     ({"a.weight": [0.5]}, "bools of shape"),
     ({"a.weight": 3}, "bools of shape"),
@@ -298,12 +298,12 @@ def test_nothing_left_of_the_filters_that_stay() -> None:
     model = CASES["chain"].make()
     kept = np.zeros((8, 3, 3), bool)
     kept[7] = True
-    with pytest.raises(PlanError, match=r"Nothing would be left of a\.weight"):
+    with pytest.raises(PlanError, match=r"The plan would keep no stripe of a\.weight"):
         trace(model, image()).plan({"a": [0, 1]}, stripes={"a.weight": kept})
 
 
 def test_cost_of_an_unknown_kernel() -> None:
-    with pytest.raises(PlanError, match="no convolution that stripes can be cut from"):
+    with pytest.raises(PlanError, match="a is not a convolution that stripes can be cut from"):
         trace(two(), x()).cost(stripes={"a": 3})
 
 
@@ -312,7 +312,7 @@ def test_a_plan_for_another_network() -> None:
     other = two()
     other.a = nn.Conv2d(3, 8, 3, stride=2, padding=1, padding_mode="reflect")
     for change in (apply, mask, cut_):
-        with pytest.raises(PlanError, match=r"no plain convolution.*another network"):
+        with pytest.raises(PlanError, match=r"not a plain convolution.*another network"):
             change(other, plan)
     other.a = nn.Conv2d(3, 9, 3)
     with pytest.raises(PlanError, match=r"expects a\.weight of shape"):
@@ -320,16 +320,16 @@ def test_a_plan_for_another_network() -> None:
 
 
 FORGED = [
-    (lambda b: b["stripes"].update({"a.weight": [5, 3]}), "in rising order"),
-    (lambda b: b["stripes"].update({"a.weight": [3, 720]}), "must lie in"),
+    (lambda b: b["stripes"].update({"a.weight": [5, 3]}), "in ascending order"),
+    (lambda b: b["stripes"].update({"a.weight": [3, 720]}), "must be in"),
     (lambda b: b["stripes"].update({"a.weight": []}), r"field 'stripes\.a\.weight': list should have at least 1 item"),
-    (lambda b: b["stripes"].update({"fc.weight": [0]}), "whose shape it gives as None"),
+    (lambda b: b["stripes"].update({"fc.weight": [0]}), "gives its shape as None"),
     (lambda b: b["stripes"].update({"a.weight": "ab"}), r"field 'stripes\.a\.weight'.*got 'ab'"),
     (lambda b: b.update(stripes=[1]), "field 'stripes'"),
     (lambda b: b["stripes"].update({"a.weight": list(range(72))}), "keeps all of them"),
     (
         lambda b: (b["kept"].update({"a.weight": {"0": [0, 1]}}), b["stripes"].update({"a.weight": [18]})),
-        "filters that go",
+        "filters that are cut",
     ),
 ]
 

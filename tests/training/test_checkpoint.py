@@ -109,7 +109,7 @@ def test_falls_back_when_the_last_is_damaged(
 def test_nothing_whole_is_an_error(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     (store.save(1, state(1)) / "state.json").unlink()
-    with pytest.raises(ArtifactError, match="No checkpoint is whole"):
+    with pytest.raises(ArtifactError, match="All checkpoints are damaged"):
         store.load()
 
 
@@ -131,7 +131,7 @@ def test_full_disk_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "_write", full)
-    with pytest.raises(TrainingError, match=r"No space left on device.*The last good one is .*step-000000001"):
+    with pytest.raises(TrainingError, match=r"No space left on device.*The last valid one is .*step-000000001"):
         store.save(2, state(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001"]
     assert equal(store.load(), (1, state(1)))

@@ -40,24 +40,24 @@ def with_nan() -> torch.Tensor:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "labels (N, 1)": ((X, Y[:, None]), r"targets are \(4, 1\) int64, for outputs of shape \(4, 4\): class indices are of "
-                      r"shape \(4,\)\. targets\.squeeze\(-1\) makes them so"),
-    "one-hot whole numbers": ((X, torch.eye(4).long()), r"targets are \(4, 4\) int64.*argmax\(1\) makes them of one-hot"),
+    "labels (N, 1)": ((X, Y[:, None]), r"targets are \(4, 1\) int64, for outputs of shape \(4, 4\): class indices must "
+                      r"have shape \(4,\)\. Use targets\.squeeze\(-1\)\."),
+    "one-hot whole numbers": ((X, torch.eye(4).long()), r"targets are \(4, 4\) int64.*one-hot rows use targets\.argmax\(1\)"),
     "other shares": ((X, torch.rand(4, 5)), r"targets are \(4, 5\) float32, for outputs of shape \(4, 4\)"),
-    "floats for labels": ((X, Y.float()), r"targets are \(4,\) float32.*give class indices"),
+    "floats for labels": ((X, Y.float()), r"targets are \(4,\) float32.*pass class indices"),
     "too few targets": ((X, Y[:3]), r"has 4 inputs and 3 targets: their shapes are \(4, 3, 8, 8\) and \(3,\)"),
     "too many targets": ((X[:3], Y), r"has 3 inputs and 4 targets"),
     "one target": ((X, Y[0]), r"targets must be a tensor of N classes, not a tensor of shape \(\)"),
-    "a class too high": ((X, Y + 1), r"a label 4 in the data, but the model has 4 classes"),
+    "a class too high": ((X, Y + 1), r"The data has a label 4, but the model has 4 classes"),
     "an empty batch": ((X[:0], Y[:0]), r"is empty: the shapes of its inputs and targets are \(0, 3, 8, 8\) and \(0,\)"),
     "gray images": ((X[:, :1], Y), r"does not fit the model, with inputs \(4, 1, 8, 8\) float32: layer '0' \(Conv2d\) "
-                    r"expects \(N, 3, H, W\) and gets \(4, 1, 8, 8\)\."),
-    "channels last": ((X.permute(0, 2, 3, 1), Y), r"expects \(N, 3, H, W\) and gets \(4, 8, 8, 3\)\. Channels come first: "
+                    r"expects \(N, 3, H, W\) but gets \(4, 1, 8, 8\)\."),
+    "channels last": ((X.permute(0, 2, 3, 1), Y), r"expects \(N, 3, H, W\) but gets \(4, 8, 8, 3\)\. Channels come first: "
                       r"x\.permute\(0, 3, 1, 2\)"),
     "flat images": ((X.flatten(1), Y), r"with inputs \(4, 192\) float32: layer '0' \(Conv2d\) expects \(N, 3, H, W\)"),
     "a video": ((X[:, None], Y), r"with inputs \(4, 1, 3, 8, 8\) float32: layer '0' \(Conv2d\) expects"),
-    "larger images": ((torch.randn(4, 3, 16, 16), Y), r"layer '6' \(Linear\) expects 256 features and gets \(4, 1024\)\. "
-                      "Mostly that means images of another size"),
+    "larger images": ((torch.randn(4, 3, 16, 16), Y), r"layer '6' \(Linear\) expects 256 features but gets \(4, 1024\)\. "
+                      "The usual cause is images of another size"),
     "uint8": ((IMAGES, Y), r"does not fit the model, with inputs \(4, 3, 8, 8\) uint8: it computes in float32\. Convert "
               r"them as in its training, for example by x\.float\(\) / 255"),
     "int64": ((IMAGES.long(), Y), r"inputs \(4, 3, 8, 8\) int64: it computes in float32.*by x\.float\(\)\."),
@@ -109,9 +109,9 @@ def test_what_does_not_fit_is_refused_before_any_work(kind: str) -> None:
 def test_methods_that_look_at_examples(method: sc.Method, kind: str) -> None:
     batch, message = BAD[kind]
     if kind in ("labels (N, 1)", "gray images", "uint8") and not isinstance(method, sc.NPN):
-        message = r"examples of different shapes and kinds can't be measured together"
+        message = r"examples of different shapes and dtypes cannot be evaluated together"
     if kind == "gray images" and isinstance(method, sc.NPN):  # its own network comes first
-        message = r"a Conv2d expects \(N, 3, H, W\) and gets \(4, 1, 8, 8\)"
+        message = r"a Conv2d expects \(N, 3, H, W\) but gets \(4, 1, 8, 8\)"
     with pytest.raises(DataError, match=rf"^Batch 1 of train.*{message}"):  # the first one is looked at beforehand
         sc.prune(linear(), X[:1], method, HALF, [(X, Y), batch], progress="silent", device="cpu")
 
@@ -176,8 +176,8 @@ def test_a_batch_of_one_under_batch_norm() -> None:
     dataset = torch.utils.data.TensorDataset(torch.cat([X, X, X[:1]]), torch.cat([Y, Y, Y[:1]]))
     loader = torch.utils.data.DataLoader(dataset, batch_size=4)
     message = (
-        r"^Batch 2 of train has a single image, of which layer '2' \(BatchNorm2d\) gets \(1, 4, 1, 1\): batch norm can't "
-        r"train on one value per channel\. Take another batch size.*drop_last=True"
+        r"^Batch 2 of train has a single image, and layer '2' \(BatchNorm2d\) gets \(1, 4, 1, 1\): batch norm cannot "
+        r"train on one value per channel\. Use another batch size.*drop_last=True"
     )
     with pytest.raises(DataError, match=message):
         engine(pooled(), loader).fit()
@@ -252,7 +252,7 @@ def test_an_empty_pass_is_an_error() -> None:
         yield from ()
 
     for empty in ([], nothing, torch.utils.data.DataLoader([])):
-        with pytest.raises(DataError, match=r"There is nothing to evaluate on\. val is empty"):
+        with pytest.raises(DataError, match=r"There is no data to evaluate on\. val is empty"):
             T.evaluate(net(), empty)
         with pytest.raises(DataError, match="train is empty"):
             engine(net(), empty, R.Recover(epochs=1, schedule="constant")).fit()
@@ -297,6 +297,6 @@ def test_curves_name_the_split() -> None:
     data = sc.Data([good], [good, gray])
     task = Task(model, sc.trace(model, X[:1]), None, "all", data, 0, X[:1])
     with pytest.raises(
-        DataError, match=r"^Batch 1 of val has inputs \(4, 1, 8, 8\) float32 and targets \(4,\) int64, and"
+        DataError, match=r"^Batch 1 of val has inputs \(4, 1, 8, 8\) float32 and targets \(4,\) int64, but the first"
     ):
         one_by_one(task, "0", "l1", examples=4)

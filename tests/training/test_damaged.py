@@ -217,7 +217,7 @@ def test_unreadable_with_right_checksums(
     before = tree(alone)
     for _ in range(2):  # the second attempt does not start over either
         with pytest.raises(
-            ArtifactError, match=r"No checkpoint is whole.*step-000000012.*Remove .*alone to start over"
+            ArtifactError, match=r"All checkpoints are damaged.*step-000000012.*Remove .*alone to start over"
         ):
             resume(alone)
     assert tree(alone) == before
@@ -240,7 +240,7 @@ def test_a_damaged_file_of_a_checkpoint(
     alone.mkdir()
     os.rename(folder / "step-000000012", alone / "step-000000012")
     before = tree(alone)
-    with pytest.raises(ArtifactError, match=r"No checkpoint is whole.*Remove .*alone to start over") as caught:
+    with pytest.raises(ArtifactError, match=r"All checkpoints are damaged.*Remove .*alone to start over") as caught:
         resume(alone)
     assert name in str(caught.value)
     assert tree(alone) == before
@@ -269,7 +269,7 @@ def test_a_wrong_manifest(case: str, trained: Path, tmp_path: Path) -> None:
     manifest = json.loads(path.read_text())
     MANIFESTS[case](manifest)
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match=r"No checkpoint is whole: .*step-000000012.(manifest|state)\.json"):
+    with pytest.raises(ArtifactError, match=r"All checkpoints are damaged: .*step-000000012.(manifest|state)\.json"):
         resume(folder)
 
 
@@ -420,5 +420,5 @@ def test_a_tracker_whose_disk_is_full(tmp_path: Path) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for at in ("start", "log", "finish"):
-        with pytest.raises(TrainingError, match=r"can't be written: No space left on device\. Make room"):
+        with pytest.raises(TrainingError, match=r"cannot be written: No space left on device\. Free disk space"):
             engine(net(), batches(), folder=tmp_path / at, track=[Full(at)]).fit()

@@ -84,11 +84,9 @@ def test_counting_ends_after_a_while_too(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(B, "ENDLESS", 10**9)
     monkeypatch.setattr(B, "COUNT_SECONDS", 0.05)
     monkeypatch.setattr(B, "EVALUATE_SECONDS", 0.05)
-    with pytest.raises(
-        DataError, match=r"train does not say its length, and no end is in sight after [\d,]+ batches \(0 s"
-    ):
+    with pytest.raises(DataError, match=r"train has no length and did not end within [\d,]+ batches \(0 s"):
         engine(net(), loops).fit()
-    with pytest.raises(DataError, match=r"val does not say its length, and no end is in sight after"):
+    with pytest.raises(DataError, match=r"val has no length and did not end within"):
         T.evaluate(net(), loops)
     assert engine(net(), lambda: iter(batches(3))).fit()  # an end is an end
 
@@ -173,13 +171,13 @@ def test_methods_that_train_take_it_as_a_setting(method: Any) -> None:
 @pytest.mark.parametrize("kind", [*ENDLESS, *ONCE])
 def test_validation_data_is_refused(kind: str) -> None:
     make = (ENDLESS | ONCE)[kind]
-    with pytest.raises(DataError, match=r"^val .*Validation data needs an end"):
+    with pytest.raises(DataError, match=r"^val .*Validation data must end"):
         T.evaluate(net(), make())
-    with pytest.raises(DataError, match=r"^val .*Validation data needs an end"):
+    with pytest.raises(DataError, match=r"^val .*Validation data must end"):
         sc.prune(net(), batches(1)[0][0], "l1", HALF, sc.Data(batches(2), make()))
-    with pytest.raises(DataError, match=r"^val .*Validation data needs an end"):
+    with pytest.raises(DataError, match=r"^val .*Validation data must end"):
         engine(net(), sc.Data(batches(2), make())).fit()
-    with pytest.raises(DataError, match=r"^val .*Validation data needs an end"):
+    with pytest.raises(DataError, match=r"^val .*Validation data must end"):
         list(spread(make(), 5))
 
 
@@ -190,9 +188,9 @@ def test_validation_data_with_an_end() -> None:
 
 def test_a_cycle_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(B, "ENDLESS", 10**9)
-    with pytest.raises(DataError, match=r"val is an itertools\.cycle, which has no end"):
+    with pytest.raises(DataError, match=r"val is an itertools\.cycle, which never ends"):
         T.evaluate(net(), itertools.cycle(batches(2)))
-    with pytest.raises(DataError, match=r"train is an itertools\.cycle, which has no end"):
+    with pytest.raises(DataError, match=r"train is an itertools\.cycle, which never ends"):
         engine(net(), lambda: itertools.cycle(batches(2))).fit()
     with pytest.raises(DataError, match="steps_per_epoch=…"):
         engine(net(), itertools.cycle(batches(2))).fit()

@@ -14,7 +14,7 @@ import torch
 
 import secateurs.training as T
 from secateurs.cli import main
-from secateurs.cli.words import spoken
+from secateurs.cli.spelling import option
 from secateurs.errors import ConfigError
 from secateurs.training import processes
 from secateurs.training.processes import LostError, Peers, check, check_group
@@ -108,13 +108,13 @@ def test_which_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
         ended.wait()
         assert Peers(3, {1: alive.pid, 2: ended.pid}).lost(error) == found
         assert (
-            Peers(2, {}).lost(error) == "Another of the 2 processes has ended, or does not answer"
+            Peers(2, {}).lost(error) == "Another of the 2 processes has ended or does not respond"
         )  # on another machine
         assert Peers(2, {1: ended.pid}).lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
         assert Peers(2, {1: ended.pid}).lost(torch.distributed.DistBackendError("remote error")) is not None
         running = Peers(2, {1: alive.pid})
         assert running.lost(torch.distributed.DistBackendError("Duplicate GPU detected")) is None
-        hangs = "Another of the 2 processes has ended, or does not answer"
+        hangs = "Another of the 2 processes has ended or does not respond"
         assert running.lost(RuntimeError("[pair.cc:144] gloo: Timed out waiting 1800000ms for recv operation")) == hangs
         with pytest.raises(RuntimeError, match="mat1"), Peers(2, {1: ended.pid}).watched():
             raise RuntimeError("mat1")
@@ -126,10 +126,10 @@ def test_which_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_line_names_its_own_option() -> None:
-    told = spoken(str(LostError("Rank 1 of the 2 processes has ended", "npn, epoch 2, step 9", " The last is x.")))
+    told = LostError("Rank 1 of the 2 processes has ended", "npn, epoch 2, step 9", " The last is x.").text(option)
     assert told == (
-        "Rank 1 of the 2 processes has ended (npn, epoch 2, step 9); its own message, if any, says why. The last is x. "
-        "The same command, launcher included, continues with --resume."
+        "Rank 1 of the 2 processes has ended (npn, epoch 2, step 9); see its own error message for the cause. The last is x. "
+        "The same command, including the launcher, resumes with --resume."
     )
 
 
@@ -196,8 +196,9 @@ def test_a_killed_process_is_one_sentence_and_resumes_bit_equal(tmp_path: Path) 
             assert first[0] == 1
             last = tmp_path / name / "checkpoints" / "step-000000006"
             assert first[1].strip().splitlines()[-1] == (
-                "LOST Rank 1 of the 2 processes has ended (npn, epoch 2, step 9); its own message, if any, says why. The last "
-                f"good checkpoint is {last}. The same command, launcher included, continues with resume=True."
+                "LOST Rank 1 of the 2 processes has ended (npn, epoch 2, step 9); see "
+                "its own error message for the cause. The last "
+                f"valid checkpoint is {last}. The same command, including the launcher, resumes with resume=True."
             )
     for rank in (0, 1):
         whole, killed = (load_file(tmp_path / name / f"{rank}.safetensors") for name in ("whole", "killed"))

@@ -171,7 +171,7 @@ def test_a_log_of_somebody_elses_is_not_written_over(tmp_path: Path, resume: boo
     log, store = tmp_path / "metrics.jsonl", T.CheckpointStore(tmp_path / "checkpoints")
     log.write_text(text)
     for checkpoints in (store, None):
-        with pytest.raises(ConfigError, match=r"metrics\.jsonl is there already, and is not a log of a run"):
+        with pytest.raises(ConfigError, match=r"metrics\.jsonl already exists and is not the log of a run"):
             engine(net(), batches(), folder=tmp_path, checkpoints=checkpoints).fit(resume=resume and bool(checkpoints))
     assert log.read_text() == text
     assert not store.steps()

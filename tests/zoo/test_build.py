@@ -42,8 +42,8 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ("spec", "message"),
     [
         ("resnet56", r"Did you mean zoo:resnet56\?"),
-        ("zoo:", "not a model spec"),
-        ("tim:resnet18", r"no model family 'tim'.*Did you mean timm\?"),
+        ("zoo:", "not a valid model spec"),
+        ("tim:resnet18", r"'tim' is not a valid model family.*Did you mean timm\?"),
         ("zoo:resnet57", "Did you mean resnet56"),
         ("python:module", "python:package.module:"),
         ("python:../x:net", "python:package.module:"),
@@ -88,7 +88,7 @@ def test_python_module_whose_import_is_missing(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("import torch\nnet = torch.nn.Linear(1, 1)", "net is a network already; it has to be a class or function"),
+        ("import torch\nnet = torch.nn.Linear(1, 1)", "net is a network already; it must be a class or function"),
         ("def net(:\n  pass", r"is not valid Python: invalid syntax \(.*line 1\)"),
         ("def net():\n  pass\n 1 / 0", r"is not valid Python: unindent.*line 3"),
         ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),

@@ -61,7 +61,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, bare: bool) -> None:
 
 def test_whole_model_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "w.pt")
-    with pytest.raises(ArtifactError, match=r"Save `model.state_dict\(\)` instead"):
+    with pytest.raises(ArtifactError, match=r"save `model.state_dict\(\)` instead, preferably"):
         load_state(tmp_path / "w.pt")
 
 
@@ -87,7 +87,7 @@ def test_garbage_and_absence(tmp_path: Path) -> None:
         ("absent.pt", "no such file"),
         ("", "is a folder"),
         ("no.pt", "maps names to tensors, but 'epoch'"),
-        ("list.pt", "holds no state dict, but of type list"),
+        ("list.pt", "does not contain a state dict, but of type list"),
     ]:
         with pytest.raises(ArtifactError, match=message):
             load_state(tmp_path / name)

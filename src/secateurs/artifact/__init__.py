@@ -1,9 +1,9 @@
-"""A pruned network on disk: `plan.json`, `model.safetensors`, `card.json`. No pickle, never half-written.
+"""A pruned network on disk: `plan.json`, `model.safetensors`, `card.json`. No pickle; written atomically.
 
-`card` says what a card holds, `folder` reads an artifact, `saving` writes one.
+`card` defines the schema of a card, `folder` reads an artifact, `saving` writes one.
 """
 
-from secateurs.artifact.card import Card, Figures, Source
+from secateurs.artifact.card import Card, Earlier, Figures, Source, networks
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, place, read, restored
 from secateurs.artifact.saving import STAGED, save
 
@@ -14,11 +14,13 @@ __all__ = [
     "PLAN",
     "STAGED",
     "Card",
+    "Earlier",
     "Figures",
     "Source",
     "digest",
     "exists",
     "foreign",
+    "networks",
     "place",
     "read",
     "restored",

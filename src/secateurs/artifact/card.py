@@ -1,11 +1,12 @@
-"""What an artifact says of itself: a schema for all that is ever read from a card.
+"""The card of an artifact: the schema of everything that is read from it.
 
-Fields of later versions, and of others, are kept as they are; what is there has to be of its kind.
+Unknown fields, for example of later versions, are preserved; known fields are validated.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,11 +17,11 @@ from secateurs.plans.plan import PlanRecord
 from secateurs.widening.grow import Widening
 
 VERSION = 1
-MOST = 100  # cuts and widenings, each of which copies the network
+MOST = 100  # maximum number of cuts and widenings, each of which copies the network
 
 
 def _path(text: object) -> str:
-    """Text that may be a path: bytes that are not UTF-8 have their place in it, as Python has them in names of files."""
+    """Text that may be a path: bytes that are not UTF-8 are represented by surrogates, as in Python's file names."""
     if not isinstance(text, str) or len(text) > 10_000:
         raise ValueError(f"expected text, got {type(text).__name__}")
     os.fsencode(text)  # UnicodeEncodeError is a ValueError
@@ -29,7 +30,7 @@ def _path(text: object) -> str:
 
 def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError(f"it holds control characters: {shown(text)[:60]}")
+        raise ValueError(f"it has control characters: {shown(text)[:60]}")
     return text
 
 
@@ -44,7 +45,7 @@ Seconds = Annotated[float, Field(strict=True, ge=0, le=1e12)]
 
 @dataclass(frozen=True)
 class Figures:
-    """What a network costs and, where there is validation data, how good it is (top-1 and top-5 in percent)."""
+    """A network's cost and, with validation data, its metrics (top-1 and top-5 in percent)."""
 
     macs: Count
     params: Count
@@ -54,13 +55,13 @@ class Figures:
 
 
 class _Open(BaseModel):
-    """With fields that we do not know, too."""
+    """A model that allows unknown fields."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class Cut(_Open):
-    """A cut that a network has been through before, `after` so many widenings."""
+    """An earlier cut of the network, made `after` this many widenings."""
 
     after: Count
     plan: PlanRecord
@@ -80,18 +81,18 @@ class Source(_Open):
         return dict(self.model_extra or {})
 
     def record(self) -> dict[str, Any]:
-        """The same as JSON has it: what `Result.source` is."""
+        """The JSON form: `Result.source`."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 class MethodRecord(_Open):
-    """Which method, and its settings."""
+    """The method and its settings."""
 
     name: Line
 
 
 class DataRecord(_Open):
-    """The data that the figures were measured on."""
+    """The data that the metrics were measured on."""
 
     data: PathText | None = None
     normalize: Line | None = None
@@ -102,21 +103,21 @@ class DataRecord(_Open):
 
 
 class Earlier(_Open):
-    """A cut that the network has been through before: which method, and the network that it began with."""
+    """An earlier cut of the network: its method, and the figures of the network before it."""
 
     method: Line
     before: Figures
 
 
 class Digests(BaseModel):
-    """SHA-256 of the other files: against damage, not against forgery."""
+    """SHA-256 of the other files: detects damage, not forgery."""
 
     plan: Annotated[str, Field(alias="plan.json")]
     model: Annotated[str, Field(alias="model.safetensors")]
 
 
 class StripesRecord(_Open):
-    """What a layer keeps of its stripes: see `surgery.stripes.summary`."""
+    """The kept stripes of a layer: see `surgery.stripes.summary`."""
 
     layer: Line
     kernel: Annotated[list[Count], Field(min_length=2, max_length=2)]
@@ -129,17 +130,17 @@ class StripesRecord(_Open):
 
 
 class Card(_Open):
-    """All that is known of an artifact but its plan and weights."""
+    """The metadata of an artifact: everything but its plan and weights."""
 
     format: str
     version: int
     files: Digests
-    source: Source | None  # None for a network that did not come from `build`
+    source: Source | None  # None for a network that was not made by `build`
     method: MethodRecord
     before: Figures
     cut: Figures
     after: Figures
-    error: Number | None  # relative, of the sliced to the masked network; None where there is none
+    error: Number | None  # relative error between the sliced and the masked network; None if not verified
     stripes: list[StripesRecord] = []
     history: list[dict[str, Any]] = []
     versions: dict[str, Line] = {}
@@ -160,6 +161,11 @@ class Card(_Open):
     def networks(self) -> list[tuple[str, Figures]]:
         """What each network on the way to this artifact is called, and its figures: the original first, the last cut,
         and what recovery made of it where that is another."""
-        names = ["before", *(f"after {cut.method}" for cut in self.earlier), "after the cut"]
-        found = list(zip(names, [*(cut.before for cut in self.earlier), self.before, self.cut], strict=True))
-        return found if self.after == self.cut else [*found, ("after recovery", self.after)]
+        return networks(self.earlier, self.before, self.cut, self.after)
+
+
+def networks(earlier: Sequence[Earlier], before: Figures, cut: Figures, after: Figures) -> list[tuple[str, Figures]]:
+    """`Card.networks`, of figures that are on no card yet."""
+    names = ["before", *(f"after {one.method}" for one in earlier), "after the cut"]
+    found = list(zip(names, [*(one.before for one in earlier), before, cut], strict=True))
+    return found if after == cut else [*found, ("after recovery", after)]

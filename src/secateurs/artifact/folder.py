@@ -1,4 +1,4 @@
-"""An artifact's files: where they are, whose they are, and what they hold."""
+"""An artifact's files: find, identify and read them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from secateurs.surgery import apply
 from secateurs.zoo.weights import put
 
 PLAN, MODEL, CARD = "plan.json", "model.safetensors", "card.json"
-NEW = ".new"  # files that are complete and count, on their way to their places
+NEW = ".new"  # committed files that are not yet moved into place
 _PLAN_BYTES = 256 << 20
 
 
 def read(folder: StrPath) -> tuple[Plan, Card]:
-    """Plan and card of an artifact, checked against the card's digests.
+    """Read the plan and card of an artifact, checked against the card's digests.
 
-    Raises ArtifactError for a folder that is missing, half-written, damaged, or from a newer version; PlanError for a
-    plan that does not agree with itself.
+    Raises ArtifactError for a folder that is missing, incomplete, damaged, or from a newer version; PlanError for a
+    plan that is inconsistent.
     """
     if not os.path.isdir(folder):
         raise ArtifactError(f"There is no folder {shown(folder)}.")
     missing = [name for name in (CARD, PLAN, MODEL) if not os.path.lexists(place(folder, name))]
     if missing:
-        raise ArtifactError(f"{shown(folder)} is not a whole artifact: {', '.join(missing)} is missing.")
+        raise ArtifactError(f"{shown(folder)} is not a complete artifact: {', '.join(missing)} is missing.")
     card = read_json(place(folder, CARD), Card)
     text = read_bytes(place(folder, PLAN), _PLAN_BYTES)
     if hashlib.sha256(text).hexdigest() != card.files.plan:
@@ -52,7 +52,7 @@ def restored(folder: StrPath, plan: Plan, card: Card, model: nn.Module) -> nn.Mo
         small = apply(model, plan)
     except SecateursError as error:
         raise type(error)(f"{shown(path)} does not fit this model: {shown(str(error))}") from None
-    except Exception as error:  # well-formed, signed, and still of no network that there is
+    except Exception as error:  # well-formed, with a valid digest, but not applicable
         raise PlanError(f"{shown(path)} cannot be applied to this model: {shown(str(error))[:300]}.") from error
     path = place(folder, MODEL)
     put(small, read_tensors(path), path, "the network that the plan leaves")
@@ -61,13 +61,13 @@ def restored(folder: StrPath, plan: Plan, card: Card, model: nn.Module) -> nn.Mo
 
 
 def place(folder: StrPath, name: str) -> Path:
-    """Where a file of the artifact is: among those committed but not yet moved, or in the folder itself."""
+    """The path of a file of the artifact: among the committed but not yet moved files, or in the folder itself."""
     new = Path(folder, NEW, name)
     return new if os.path.lexists(new) else Path(folder, name)
 
 
 def digest(path: StrPath) -> str:
-    """SHA-256 of a file's content, in hexadecimal. Raises ArtifactError for what is not a regular file."""
+    """SHA-256 of a file's content, in hexadecimal. Raises ArtifactError for anything but a regular file."""
     sha = hashlib.sha256()
     with open_regular(path) as file:
         try:
@@ -79,24 +79,24 @@ def digest(path: StrPath) -> str:
 
 
 class _Ours(BaseModel):
-    """The least that a card of ours says, of whatever version."""
+    """The minimum content of a card of any version."""
 
     format: Literal["secateurs"]
     files: Any = None
 
 
 def exists(folder: StrPath) -> bool:
-    """Whether there is an artifact in the folder, whole or not: a card that Secateurs wrote."""
+    """Whether the folder has an artifact, complete or not: a card that Secateurs wrote."""
     return bool(_cards(folder))
 
 
 def foreign(folder: StrPath) -> list[str]:
-    """Files that have an artifact's names and are somebody else's: there is no card of ours beside them, or they are not
-    what it says was saved."""
+    """Files with an artifact's names that Secateurs did not write: there is no card of ours next to them, or they are not
+    the files that it lists."""
     names = [name for name in (MODEL, PLAN, CARD) if os.path.lexists(Path(folder, name))]
     new, cards = Path(folder, NEW), _cards(folder)
     if os.path.lexists(new) and not (os.path.isdir(new) and (not os.listdir(new) or _cards(new))):
-        return [NEW, *names]  # a card is the last to leave that folder
+        return [NEW, *names]  # the card is the last file to be moved out of that folder
     if not cards:
         return names
     saved = [card.files for card in cards if isinstance(card.files, dict)]
@@ -104,7 +104,7 @@ def foreign(folder: StrPath) -> list[str]:
 
 
 def _cards(folder: StrPath) -> list[_Ours]:
-    """The cards of ours: two of an artifact whose files were being moved to their places."""
+    """Our cards: two if an artifact's files were being moved into place."""
     found = []
     for path in (Path(folder, NEW, CARD), Path(folder, CARD)):
         with contextlib.suppress(ArtifactError):
@@ -115,7 +115,7 @@ def _cards(folder: StrPath) -> list[_Ours]:
 def _one_of(path: Path, digests: list[Any]) -> bool:
     try:
         return not digests or digest(path) in digests
-    except ArtifactError:  # a folder, or nothing that can be read
+    except ArtifactError:  # a folder, or unreadable
         return False
 
 

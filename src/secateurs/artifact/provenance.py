@@ -1,4 +1,4 @@
-"""Where a network came from: the spec, the widenings and the cuts by which it can be built again."""
+"""The provenance of a network: the spec, widenings and cuts from which it can be rebuilt."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.artifact import Source
-from secateurs.errors import ArtifactError, PlanError, SecateursError
+from secateurs.errors import ArtifactError, PlanError, SecateursError, Setting
 from secateurs.files import brief, shown
 from secateurs.plans import Plan
 from secateurs.surgery import apply
 from secateurs.widening.grow import resized
 from secateurs.zoo import build
 
-# Of a constructor's options those that may make it load or download something, by the words in their names.
+# Words in the names of constructor options that may load or download files.
 _LOADS = frozenset({
     "cache", "cached", "cfg", "checkpoint", "config", "custom", "dict", "dir", "download", "file", "filename", "files",
     "folder", "hf", "hub", "pretrained", "repo", "url", "urls", "weights",
 })  # fmt: skip
-_REPLACES = ("name", "model_name")  # takes the place of the name in the spec
-_NAMED = ("zoo", "torchvision", "timm")  # families of which a spec names a network that is installed
+_REPLACES = ("name", "model_name")  # replaces the name in the spec
+_NAMED = ("zoo", "torchvision", "timm")  # families whose specs name an installed network
 
 
 UNKNOWN: Mapping[str, Any] = {"spec": None}  # the source of a network that did not come from `build`
@@ -36,9 +36,9 @@ UNKNOWN: Mapping[str, Any] = {"spec": None}  # the source of a network that did 
 def rebuilt(source: Source, trust_code: bool = False) -> nn.Module:
     """The network that an artifact's plan is for: built from its spec, and as wide and as narrow as it was.
 
-    trust_code: import and call what the spec names, and pass the constructor any option.
+    trust_code: import and call what the spec names, and allow any option of the constructor.
 
-    Raises ArtifactError for a spec that is not followed without it, and for one that nothing can be built from.
+    Raises ArtifactError for a spec that requires it, and for one that cannot be built.
     """
     if source.spec is None:
         raise ArtifactError("it does not say how to build its network: pass it yourself, model=…")
@@ -79,40 +79,43 @@ def _replayed(model: nn.Module, source: Source) -> nn.Module:
 
 
 def _refuse(source: Source) -> None:
-    """Raise ArtifactError for a source that would run code of its own choosing, or fetch something."""
+    """Raise ArtifactError for a source that would run arbitrary code or download files."""
     assert source.spec is not None
     family, _, name = source.spec.partition(":")
-    advice = (
-        "Pass the network yourself (model=…), or trust_code=True if you trust whoever made the artifact as you would "
-        "trust a program."
-    )
+    trust = (
+        "Pass the network yourself (", Setting("model"), "), or ", Setting("trust_code", True), " only if you trust "
+        "the artifact's author as you would trust a program.",
+    )  # fmt: skip
     if family == "python":
         module, _, factory = name.partition(":")
         raise ArtifactError(
             f"its network comes from {source.spec}: to build it, the module {module} would be imported and "
-            f"{factory or 'something in it'} called. {advice}"
+            f"{factory or 'something in it'} called.",
+            hint=trust,
         )
     if family not in _NAMED:
-        raise ArtifactError(f"its network comes from {source.spec}, which is not one of {', '.join(_NAMED)}. {advice}")
+        raise ArtifactError(
+            f"its network comes from {source.spec}, which is not one of {', '.join(_NAMED)}.", hint=trust
+        )
     for option, value in source.options.items():
         if _loads(option, value):
             raise ArtifactError(
-                f"its network is built with {shown(option)[:60]}={brief(value)}, which may load or download something. "
-                f"{advice}"
+                f"its network is built with {shown(option)[:60]}={brief(value)}, which may load or download files.",
+                hint=trust,
             )
 
 
 def _loads(option: str, value: Any) -> bool:
     if value is None or value is False or option == "init_weights":
         return False
-    if not _is_plain(value):  # a configuration, which may name anything
+    if not _is_plain(value):  # a configuration, which may name any resource
         return True
     path = option.endswith("path") and not isinstance(value, int | float)  # drop_path=0.1 is a rate
     return path or option in _REPLACES or not _LOADS.isdisjoint(option.lower().split("_"))
 
 
 class _Memory(TorchDispatchMode):
-    """Refuses to make tensors that this machine has no memory for, before they are made."""
+    """Raises before a tensor larger than this machine's memory is created."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +130,7 @@ class _Memory(TorchDispatchMode):
 
 
 def memory() -> int:
-    """Bytes of memory in this machine; 64 GiB where the system does not say."""
+    """Bytes of memory in this machine; 64 GiB if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -135,31 +138,31 @@ def memory() -> int:
 
 
 def after_cut(source: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """How to build a network that was cut so; plans and widenings are told apart by what came after how many of those."""
+    """The source of a network after this cut; each cut records how many widenings came before it."""
     record = {"after": len(source.get("widen", [])), "plan": json.loads(plan.to_json())}
     return {**source, "plans": [*source.get("plans", []), record]}
 
 
 def remember(model: nn.Module, source: dict[str, Any]) -> None:
-    """Note on a network how it is built."""
+    """Record on a network how it was built."""
     model.secateurs_source = source  # type: ignore[assignment]
     model.secateurs_built = _structure(model)  # type: ignore[assignment]
 
 
 def source_of(model: nn.Module) -> dict[str, Any] | None:
-    """How to build this network again; None if it did not come from `build`, or is not what it was then."""
+    """How to rebuild this network; None if it was not made by `build`, or was modified since."""
     source = getattr(model, "secateurs_source", None)
     if not isinstance(source, dict) or getattr(model, "secateurs_built", None) != _structure(model):
         return None
     try:
         return source if json.loads(json.dumps(source)) == source else None
-    except (TypeError, ValueError):  # an option that cannot be written down
+    except (TypeError, ValueError):  # an option that cannot be serialized
         return None
 
 
 def _structure(model: nn.Module) -> str:
-    """Tells a network from one that was edited since: another stride, another module in the place of one, a forward of
-    its own. Weights may differ, their shapes not."""
+    """A fingerprint that detects edits of a network: another stride, a replaced module, a forward of
+    its own. Weights may differ, but not their shapes."""
     parts: list[Any] = []
     for name, module in model.named_modules():
         plain = {k: v for k, v in vars(module).items() if _is_plain(v) and k not in _PASSING}
@@ -169,7 +172,7 @@ def _structure(model: nn.Module) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-_PASSING = {"training", "secateurs_source", "secateurs_built"}  # says nothing of how a module was built
+_PASSING = {"training", "secateurs_source", "secateurs_built"}  # independent of how a module was built
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Writing an artifact, so that the folder holds a whole one at every moment."""
+"""Save an artifact atomically: the folder has a complete one at any time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import nn
 
 from secateurs.artifact.card import VERSION, Card
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign
-from secateurs.errors import ArtifactError
+from secateurs.errors import ArtifactError, Setting
 from secateurs.files import faults, shown, sync_folder, utf8
 from secateurs.plans import Plan
 from secateurs.stripes import choices
@@ -32,24 +32,26 @@ PATIENCE = 60.0  # seconds to wait for another process that saves to the same fo
 def save(
     folder: str | os.PathLike[str], model: nn.Module, plan: Plan, card: Mapping[str, Any], *, overwrite: bool = False
 ) -> Path:
-    """Write an artifact; with `overwrite` also in the place of one that is there. The folder then holds a whole one at
-    every moment: the old until the new is complete on disk. What else lies in it (checkpoints, logs) is not touched.
-    What a killed save left in it is replaced.
+    """Write an artifact; with `overwrite`, replace an existing one. The folder then has a complete artifact at
+    any time: the old until the new is complete on disk. Other files in it (checkpoints, logs) are not changed.
+    Leftovers of a killed save are replaced.
 
-    Raises ArtifactError if the folder holds an artifact and `overwrite` is not set, if it holds files of these names that
-    are no artifact (whatever `overwrite` says), if the disk is full or the place cannot be written to; what was there
-    before is then untouched.
+    Raises ArtifactError if the folder has an artifact and `overwrite` is not set, if it has files with these names that
+    are not an artifact (even with `overwrite`), if the disk is full or the folder cannot be written to; existing files
+    are then unchanged.
     """
     target = Path(folder)
     if os.path.lexists(target) and not os.path.isdir(target):
-        raise ArtifactError(f"{shown(target)} is a file: give a folder to save to.")
+        raise ArtifactError(f"{shown(target)} is a file: pass a folder to save to.")
     if names := foreign(target):
         raise ArtifactError(
-            f"{shown(target)} holds {names[0]}, which is no part of an artifact: move it, or save elsewhere."
+            f"{shown(target)} has {names[0]}, which is not part of an artifact: move it, or save to another folder."
         )
     if not overwrite and exists(target):
         raise ArtifactError(
-            f"{shown(target)} holds an artifact already: save elsewhere, or replace it with overwrite=True."
+            f"{shown(target)} already holds an artifact: save to another folder, or replace it with ",
+            Setting("overwrite", True),
+            ".",
         )
     fresh = not os.path.lexists(target)
     try:
@@ -61,10 +63,8 @@ def save(
         if fresh:
             with contextlib.suppress(OSError):
                 target.rmdir()
-        raise ArtifactError(
-            f"Could not save to {shown(target)}: {error}. What was there before is untouched."
-        ) from error
-    with contextlib.suppress(OSError):  # the new artifact is on disk and counts: the rest is tidying
+        raise ArtifactError(f"Cannot save to {shown(target)}: {error}. Existing files were not changed.") from error
+    with contextlib.suppress(OSError):  # the new artifact is committed: the rest is cleanup
         _move_into_place(target)
     return target
 
@@ -77,7 +77,7 @@ def _write(staged: Path, model: nn.Module, plan: Plan, card: Mapping[str, Any]) 
         if handle >= 0:
             os.close(handle)
     (staged / PLAN).write_text(plan.to_json())
-    shutil.copymode(staged / PLAN, staged / MODEL)  # as readable as any new file; safetensors makes it private
+    shutil.copymode(staged / PLAN, staged / MODEL)  # the permissions of any new file; safetensors creates it as private
     body = {"format": "secateurs", "version": VERSION, **_plain(card)}
     if kernels := choices(model):
         body["kernels"] = kernels
@@ -88,23 +88,25 @@ def _write(staged: Path, model: nn.Module, plan: Plan, card: Mapping[str, Any]) 
         raise ArtifactError(f"The card cannot be saved: {faults(error)}.") from None
     (staged / CARD).write_text(json.dumps(body, indent=2, allow_nan=False))
     for name in (PLAN, MODEL, CARD):
-        with open(staged / name, "r+b") as file:  # Windows flushes what may be written only
+        with open(staged / name, "r+b") as file:  # Windows only flushes files opened for writing
             os.fsync(file.fileno())
     sync_folder(staged)
 
 
 @contextlib.contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """An empty folder within the target that is this process's own until the end. Its name is always the same, so that
-    what a killed process left is found, and removed, by the next one to save there.
+    """An empty folder in the target that this process owns until the end. Its name is always the same, so that
+    leftovers of a killed process are removed by the next save.
 
-    Raises ArtifactError if there is anything in it that no save puts there, or if another process does not let go of it.
+    Raises ArtifactError if it has files that a save does not create, or if another process does not release it.
     """
     staged = target / STAGED
     with _locked(staged):
         for name in os.listdir(staged):
             if name not in (PLAN, MODEL, CARD):
-                raise ArtifactError(f"{shown(staged / name)} is no part of an artifact: move it, or save elsewhere.")
+                raise ArtifactError(
+                    f"{shown(staged / name)} is not part of an artifact: move it, or save to another folder."
+                )
             os.unlink(staged / name)
         try:
             yield staged
@@ -115,20 +117,22 @@ def _staging(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Make a folder if need be and keep other processes from doing so, as far as the file system knows locks. A process
-    that dies lets go of it."""
+    """Create a folder if needed and lock it against other processes, if the file system supports locks. A process
+    that dies releases the lock."""
     deadline = time.monotonic() + PATIENCE
     while True:
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
         handle = _lock(folder)
-        # Whoever had the lock may have renamed the folder, with its files: then it is not this one any more.
+        # The previous owner of the lock may have renamed the folder: then it is no longer this one.
         if handle is None or (handle >= 0 and _same(handle, folder)):
             break
         if handle >= 0:
             os.close(handle)
         if time.monotonic() > deadline:
-            raise ArtifactError(f"Another process is saving to {shown(folder.parent)}: wait for it, or save elsewhere.")
+            raise ArtifactError(
+                f"Another process is saving to {shown(folder.parent)}: wait for it, or save to another folder."
+            )
         time.sleep(0.02)
     try:
         yield
@@ -138,7 +142,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> int | None:
-    """The handle that locks a folder; -1 if another process has it, None where there are no locks."""
+    """The handle of the lock on a folder; -1 if another process has it, None if locks are not supported."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -166,20 +170,20 @@ def _same(handle: int, folder: Path) -> bool:
 
 
 def _commit(staged: Path, target: Path) -> None:
-    """Make the staged files those that count, in one step: their folder gets the name that readers look for first."""
+    """Commit the staged files in one step: rename their folder to the name that readers look for first."""
     for last in (False, False, False, True):
         _move_into_place(target)
         try:
             os.rename(staged, target / NEW)
             sync_folder(target)
             return
-        except OSError as error:  # where there are no locks, another process has just done the same
+        except OSError as error:  # without locks, another process has just done the same
             if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
 
 def _move_into_place(target: Path) -> None:
-    """Move the files of a committed artifact to where they belong. What was stopped half-way is finished the next time."""
+    """Move the files of a committed artifact into place. An interrupted move is completed by the next save."""
     if not (target / NEW).is_dir():
         return
     for name in (MODEL, PLAN, CARD):
@@ -190,7 +194,7 @@ def _move_into_place(target: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The same in JSON's types: NaN and infinity, which JSON does not have, are null; arrays are lists."""
+    """Convert to JSON types: NaN and infinity, which JSON does not have, become null; arrays become lists."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
 
 from cyclopts import App
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from secateurs.cli.compare import compare_criteria
 from secateurs.cli.demo import demo
@@ -20,14 +19,13 @@ from secateurs.cli.evaluate import evaluate
 from secateurs.cli.inspect import inspect
 from secateurs.cli.prune import prune
 from secateurs.cli.redesign import redesign
-from secateurs.cli.words import spoken
-from secateurs.errors import SecateursError
+from secateurs.cli.spelling import option
+from secateurs.errors import Message, SecateursError
 from secateurs.version import __version__
 
 __all__ = ["app", "main"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-NO_MODEL = re.compile(r'parameter "?--model"? requires an argument\.')  # it is a positional one, too
 
 app = App(
     name="secateurs",
@@ -61,21 +59,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt as interrupt:  # which may say how to go on
-        print(f"Interrupted. {interrupt}".rstrip(), file=sys.stderr)
+        told = " ".join(part.text(option) if isinstance(part, Message) else str(part) for part in interrupt.args)
+        print(f"Interrupted. {told}".rstrip(), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever reads us (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except CycloptsError as error:
-        text = NO_MODEL.sub("needs a MODEL, such as zoo:resnet56.", str(error).rstrip())
-        return _fail(f"{text} See secateurs COMMAND --help.", USAGE)
+        return _fail(f"{_usage(error)} See secateurs COMMAND --help.", USAGE)
     except Exception as error:
         if debug:
             traceback.print_exc()
             return FAILED
-        expected = isinstance(error, SecateursError)
-        text = spoken(str(error)) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
-        return _fail(text, FAILED)
+        if isinstance(error, SecateursError):
+            return _fail(error.text(option), FAILED)
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILED)
+
+
+def _usage(error: CycloptsError) -> str:
+    missing = error.argument if isinstance(error, MissingArgumentError) else None
+    if missing is not None and "--model" in missing.names:  # it is a positional one, too
+        return f'Command "{" ".join(error.command_chain or ())}" needs a MODEL, such as zoo:resnet56.'
+    return str(error).rstrip()
 
 
 def _fail(message: str, status: int) -> int:

@@ -13,8 +13,7 @@ from cyclopts import Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from secateurs.cli import options
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
-from secateurs.cli.runs import unwritten, write
+from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
 from secateurs.errors import ArtifactError, ConfigError, nearest
 from secateurs.files import dump_json, read_json, shown, staged
 
@@ -98,13 +97,15 @@ def compare_criteria(
     from secateurs.artifact import digest
     from secateurs.methods import Task
     from secateurs.plans import trace
+    from secateurs.runs.cut import pick_device
+    from secateurs.runs.sources import example
     from secateurs.studies import one_by_one
 
-    model_options, data_options = model_options or ModelOptions(), (data_options or DataOptions()).complete()
+    model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec().complete()
     chosen = _criteria(criteria)
     if model_options.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: all of its channels are as good as another.")
-    model_options.check(model)
+    build = model_options.network(model).open()
     settings = {
         "model": model,
         "weights": digest(model_options.weights),
@@ -113,14 +114,14 @@ def compare_criteria(
         "val_examples": val_examples,
         "precision": precision,
         "seed": seed,
-        **data_options.settings(),
+        **spec.settings(),
     }
     record = None if out is None else _Record(out, settings, model, layer)
     curves = {} if record is None else record.open(resume, force)
-    where = options.pick(device)
-    data = data_options.load(seed, where)
-    network = model_options.build(model, data, where, seed)
-    inputs = options.example(data)
+    where = pick_device(device)
+    data = spec.load(seed, where)
+    network = build(data, where, seed)
+    inputs = example(data)
     graph = trace(network, inputs)
     group = _group(graph, layer, model)
     for name, known in curves.items():
@@ -133,7 +134,7 @@ def compare_criteria(
     for i, criterion in enumerate(chosen, start=1):
         if criterion in curves:
             continue
-        say(f"[{i}/{len(chosen)}] {criterion}")
+        log(f"[{i}/{len(chosen)}] {criterion}")
         curve = one_by_one(task, group, criterion, examples=examples, validation=val_examples, precision=precision)
         curves[criterion] = curve.asdict()
         if record is not None and options.first():
@@ -168,7 +169,8 @@ def _group(graph: ChannelGraph, layer: str, model: str) -> str:
         raise ConfigError(f"{layer} makes several groups of channels: choose one of {', '.join(found)}.")
     group = graph[found[0]]
     if not group.prunable:
-        raise ConfigError(f"The channels of {layer} cannot be cut: {group.reason}.")
+        why = "" if group.reason is None else group.reason.message
+        raise ConfigError(f"The channels of {layer} cannot be cut: ", why, ".")
     if group.size < 2:
         raise ConfigError(f"{layer} has a single channel: there is no order to compare.")
     return group.name
@@ -209,8 +211,8 @@ class _Record:
 
     def open(self, resume: bool, force: bool) -> dict[str, dict[str, Any]]:
         """The curves that are there already, or none; ConfigError for those of another comparison."""
-        from secateurs.cli.runs import RunFolder
         from secateurs.report.curves import can_plot
+        from secateurs.runs import RunFolder
 
         if resume and force:
             raise ConfigError("--resume continues a comparison and --force starts over: give one of them.")
@@ -233,7 +235,7 @@ class _Record:
                 raise ConfigError(f"{self.file} is of another comparison: it differs in {', '.join(changed)}.")
         RunFolder(self.folder).writable()
         if not can_plot():
-            say("no picture will be drawn: that needs matplotlib, pip install 'secateurs[report]'")
+            log("no picture will be drawn: that needs matplotlib, pip install 'secateurs[report]'")
         return found
 
     def _read(self) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
@@ -246,6 +248,7 @@ class _Record:
 
     def write(self, curves: Mapping[str, Mapping[str, Any]]) -> None:
         from secateurs.report.curves import can_plot, plot
+        from secateurs.runs.folder import unwritten, write
 
         write(self.file, dump_json({"settings": self.settings, "curves": curves}, indent=1))
         if not can_plot():

@@ -6,10 +6,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from secateurs.cli import options
-from secateurs.cli.options import DataOptions, Seed, say
-from secateurs.cli.recipes import sound
-from secateurs.cli.words import spoken
-from secateurs.errors import BudgetError, ConfigError, SecateursError
+from secateurs.cli.options import Seed, log
+from secateurs.cli.spelling import option
+from secateurs.errors import BudgetError, ConfigError, SecateursError, Setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,28 +74,33 @@ def demo(
     import secateurs as sc
     from secateurs import report
     from secateurs.methods import Task
+    from secateurs.runs.sources import DataSpec, example, rewind
+    from secateurs.runs.training import check_epochs
 
     torch.set_num_threads(1)  # so small a network gains nothing by more, and loses much where cores are shared
     chosen = _methods(methods)
     cpu = torch.device("cpu")  # a GPU gains nothing on a network of this size
     budget = sc.Budget(macs=macs)
-    sound(epochs, "--epochs"), sound(recover_epochs, "--recover-epochs")
-    data = DataOptions(data="digits", normalize="none", batch_size=64).load(seed, cpu)
+    check_epochs(epochs, Setting("epochs", epochs))
+    check_epochs(recover_epochs, Setting("recover_epochs", recover_epochs))
+    data = DataSpec(data="digits", normalize="none", batch_size=64).load(seed, cpu)
     torch.manual_seed(seed)
     network = sc.build(SPEC, num_classes=10)
-    inputs = options.example(data)
+    inputs = example(data)
     graph = sc.trace(network, inputs)
     for method in chosen:
         try:
-            options.feasible(method, Task(network, graph, budget, method.default_scope, data, seed, inputs))
+            task = Task(network, graph, budget, method.default_scope, data, seed, inputs)
+            method.check(task)
+            method.feasible(task)
         except BudgetError as error:  # without advice on a scope, which is not to be had here
-            raise BudgetError(f"{method.name}: {str(error).partition('; scope=')[0]}") from error
-    options.rewind(data)
+            raise error.within(f"{method.name}: ").advised() from error
+    rewind(data)
     _train(network, data, epochs, seed)
     rows = report.table("method", "MACs", "params", "before", "cut", "recovered", "error", "time")
     failures: list[tuple[str, Exception]] = []
     for i, method in enumerate(chosen, start=1):
-        say(f"[{i}/{len(chosen)}] {method.name}")
+        log(f"[{i}/{len(chosen)}] {method.name}")
         try:
             rows.add_row(*_row(method, network, data, budget, recover_epochs, seed))
         except Exception as failure:  # the others still get their rows
@@ -110,7 +114,7 @@ def demo(
     console.print("before, cut, recovered: top-1 %; error: sliced against masked network")
     console.print(f"{report.duration(time.perf_counter() - began)} in all")
     for name, cause in failures:
-        say(f"secateurs: {name}: {spoken(str(cause))}")
+        log(f"secateurs: {name}: {cause.text(option) if isinstance(cause, SecateursError) else cause}")
     if failures:
         raise SecateursError(f"{len(failures)} of {len(chosen)} methods failed.") from failures[0][1]
 
@@ -129,20 +133,21 @@ def _train(network: nn.Module, data: Data, epochs: float, seed: int) -> None:
     from secateurs.report import count
     from secateurs.training import Engine, Recipe
 
-    say(f"training {SPEC} on the digits, {count(epochs, 'epoch')}")
+    log(f"training {SPEC} on the digits, {count(epochs, 'epoch')}")
     Engine(network, data, Recipe(epochs=epochs, lr=0.1), seed=seed, device="cpu", title="train").fit()
 
 
 def _row(method: Method, network: nn.Module, data: Data, budget: Budget, epochs: float, seed: int) -> list[str]:
     import secateurs as sc
     from secateurs import report
+    from secateurs.runs.sources import example, rewind
 
     began = time.perf_counter()
-    options.rewind(data)
+    rewind(data)
     recipe: dict[str, Any] = {"epochs": epochs, "lr": 0.05}
     quiet: dict[str, Any] = {"device": "cpu", "progress": "silent"}
     recover = sc.Recover(**recipe) if epochs else None
-    result = sc.prune(network, options.example(data), method, budget, data, recover, seed=seed, **quiet)
+    result = sc.prune(network, example(data), method, budget, data, recover, seed=seed, **quiet)
     before, after = result.before, result.after
     return [
         method.name,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from secateurs import Data
     from secateurs.artifact import Card
+    from secateurs.runs import DataSpec
 
 
 def evaluate(
@@ -58,8 +59,10 @@ def evaluate(
         print JSON instead of a table
     """
     from secateurs.artifact import read
+    from secateurs.runs.cut import pick_device
+    from secateurs.runs.sources import check_model_fits_data
 
-    model_options, data_options = model_options or ModelOptions(), data_options or DataOptions()
+    model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec()
     if artifact is None and model is None:
         raise ConfigError("Give the folder of an artifact, or --model and --weights.")
     if artifact is not None and model_options.weights is not None:
@@ -68,21 +71,21 @@ def evaluate(
         raise ConfigError(f"{shown(artifact)} knows how many classes it tells apart: --num-classes goes with --model.")
     if artifact is None and model_options.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: there is nothing to measure.")
-    where = options.pick(device)
+    where = pick_device(device)
     card: Card | None = None
     if artifact is not None:
         card = read(artifact)[1]
         network = _load(artifact, card, model, model_options).to(where)  # reading data may take a while
-        data_options, data = _data(artifact, card, data_options, where, model_options.trust_code)
-        options.suits(network, data, shown(artifact), "give the data that it was pruned for.")
+        spec, data = _data(artifact, card, spec, where, model_options.trust_code)
+        check_model_fits_data(network, data, shown(artifact), "give the data that it was pruned for.")
     else:
-        model_options.check(str(model))
-        data_options = data_options.complete()
-        data = data_options.load(0, where)
-        network = model_options.build(str(model), data, where)
+        build = model_options.network(str(model)).open()
+        spec = spec.complete()
+        data = spec.load(0, where)
+        network = build(data, where, 0)
     if data.val is None:
-        raise DataError(f"{data_options.data} has no images to validate on, and so nothing to measure with.")
-    found = {"data": data_options.data, "normalize": data_options.normalize, **_measure(network, data, where)}
+        raise DataError(f"{spec.name} has no images to validate on, and so nothing to measure with.")
+    found = {"data": spec.name, "normalize": spec.normalize, **_measure(network, data, where)}
     if as_json:
         figures = {} if card is None else card.model_dump(mode="json")
         print(
@@ -92,7 +95,7 @@ def evaluate(
         _show(str(model) if artifact is None else shown(artifact), found, card)
 
 
-def _data(artifact: Path, card: Card, given: DataOptions, where: torch.device, trust: bool) -> tuple[DataOptions, Data]:
+def _data(artifact: Path, card: Card, given: DataSpec, where: torch.device, trust: bool) -> tuple[DataSpec, Data]:
     """What to measure on: as given, and where that leaves something open as on the card."""
     from secateurs.data.spec import remote
 
@@ -107,12 +110,13 @@ def _data(artifact: Path, card: Card, given: DataOptions, where: torch.device, t
             raise ConfigError(
                 f"{shown(named)} would be fetched from the network: give it as --data if you mean it (or --trust-code)."
             )
-        options = given.over(recorded).complete()
-        return options, options.load(0, where)
+        spec = given.over(recorded).complete()
+        return spec, spec.load(0, where)
     except SecateursError as error:
         if given.data is not None:
             raise
-        raise type(error)(f"{error} The card of {shown(artifact)} names this data; --data names other.") from error
+        told = f"The card of {shown(artifact)} names this data; --data names other."
+        raise error.advised(*error.hint, *([" "] if error.hint else []), told) from error
 
 
 def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> nn.Module:
@@ -128,8 +132,9 @@ def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> 
 def _measure(network: nn.Module, data: Data, where: torch.device) -> dict[str, Any]:
     import secateurs as sc
     from secateurs import training
+    from secateurs.runs.sources import example
 
-    cost = sc.count(network, options.example(data))
+    cost = sc.count(network, example(data))
     metrics = training.evaluate(network, data.val, device=where)
     return {
         "macs": cost.macs,

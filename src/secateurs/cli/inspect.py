@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import Count
+from secateurs.cli.spelling import option
 from secateurs.errors import ConfigError, SecateursError, TraceError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _draw(network: nn.Module, plan: Plan, folder: Path, force: bool) -> None:
     except OSError as error:
         raise ConfigError(f"--pictures {folder} cannot be written to: {error.strerror or error}.") from error
     for path in drawn:
-        options.say(f"drew {path}")
+        options.log(f"drew {path}")
 
 
 def _show_stripes(layers: list[dict[str, Any]]) -> None:
@@ -187,7 +188,7 @@ def _size(group: ChannelGroup) -> str:
 
 def _verdict(group: ChannelGroup) -> str:
     if group.reason is not None:
-        return str(group.reason)
+        return group.reason.message.text(option)
     return "yes" if group.internal else "with --scope all"
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from secateurs.cli import options, stages
+from secateurs.cli import options
+from secateurs.cli.methods import configured, own, stages
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
-from secateurs.cli.pruning import Run
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
-from secateurs.cli.runs import RunFolder
 from secateurs.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from secateurs import Budget
+    from secateurs.runs import RunResult
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Many = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
@@ -108,33 +108,32 @@ def prune(
         a tracker that accelerate knows (tensorboard, wandb …)
     """
     began = time.perf_counter()
-    recipes = (recover_options or RecoverOptions()).recipes()
-    chosen = stages.configured(method, stages.own(settings, then), ranking)
-    later = stages.read(then, settings, chosen, align)
-    folders = stages.folders(out, [chosen, *(stage.method for stage in later)])
-    run = Run(
-        spec=model,
-        method=chosen,
+    from secateurs.runs import PruneRun
+
+    model_options, pretrain = model_options or ModelOptions(), pretrain_options or PretrainOptions()
+    run = PruneRun(
+        model,
+        (data_options or DataOptions()).spec(),
+        out,
+        method=configured(method, own(settings, then), ranking),
         budget=_budget(macs, params, align),
-        model=model_options or ModelOptions(),
-        data=(data_options or DataOptions()).complete(),
-        recipes=recipes,
+        recover=(recover_options or RecoverOptions()).recipes(),
+        then=stages(then, settings, align),
+        weights=model_options.weights,
+        num_classes=model_options.num_classes,
+        trust_code=model_options.trust_code,
+        pretrain_epochs=pretrain.pretrain_epochs,
+        pretrain_lr=pretrain.pretrain_lr,
         scope=scope,
         allow_inexact=allow_inexact,
-        pretrain=pretrain_options or PretrainOptions(),
-        folder=RunFolder(folders[0]),
         seed=seed,
         device=device,
         track=track,
-        later=later,
+        log=options.log,
     )
-    run.check([RunFolder(folder) for folder in folders], resume=resume, force=force)
-    run.start(resume=resume, force=force, began=began)
-    for folder in folders[1:]:
-        run = run.next(RunFolder(folder))
-        run.start(resume=resume, force=force, began=began)
+    result = run.start(resume=resume, overwrite=force, began=began)
     if options.first():
-        _show(out)
+        _show(result, out)
 
 
 def exact(figure: Share | None) -> float | int | None:
@@ -152,16 +151,15 @@ def _budget(macs: Share | None, params: Share | None, align: int) -> Budget | No
     return Budget(exact(macs), exact(params), align)
 
 
-def _show(folder: Path) -> None:
-    from secateurs import artifact
+def _show(result: RunResult, folder: Path) -> None:
+    from secateurs.plans.stripes import summary
     from secateurs.report import duration, error, outcome, stripes_line
 
-    _, card = artifact.read(folder)
     console = options.out()
-    console.print(outcome(card.networks()))
+    console.print(outcome(result.networks))
     console.print()
-    if card.stripes:
-        console.print(stripes_line([layer.model_dump() for layer in card.stripes]))
-    took = "" if card.seconds is None else f" · {duration(card.seconds)}"
-    console.print(f"masked ≡ sliced to {error(card.error)}{took} · saved to {shown(folder)}")
+    if layers := summary(result.plan):
+        console.print(stripes_line(layers))
+    took = "" if result.seconds is None else f" · {duration(result.seconds)}"
+    console.print(f"masked ≡ sliced to {error(result.error)}{took} · saved to {shown(folder)}")
     console.print(f'model = secateurs.load("{shown(folder)}")')

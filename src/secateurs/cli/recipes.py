@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
-from secateurs.cli import options
-from secateurs.cli.runs import RunFolder, write
-from secateurs.errors import ArtifactError, ConfigError
+from secateurs.errors import ConfigError, Setting
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from secateurs import Data, Recover
+    from secateurs.runs import RedesignTraining
     from secateurs.training import Recipe
 
 
@@ -75,21 +65,15 @@ class RecoverOptions:
         nodes = None if self.nodes is None else tuple(name.strip() for name in self.nodes.split(",") if name.strip())
         given = {"lr": self.mimic_lr, "function": self.mimic_function, "nodes": nodes}
         given = {name: value for name, value in given.items() if value is not None}
-        try:
-            return MODES[kind](epochs=epochs, schedule=self.schedule, precision=self.precision, **given)
-        except ConfigError as error:
-            words = (
-                str(error)
-                .removeprefix("Mimic: ")
-                .replace("function=", "--mimic-function ")
-                .replace("nodes=", "--nodes ")
-            )
-            raise ConfigError(re.sub(r"\blr=", "--mimic-lr ", words)) from None
+        return MODES[kind](epochs=epochs, schedule=self.schedule, precision=self.precision, **given)
 
     def _phases(self) -> list[tuple[str, float]]:
         """(kind, epochs) of each."""
+        from secateurs.runs.training import check_epochs
+
         if self.recover is None:
-            return [("finetune", 3 if self.recover_epochs is None else sound(self.recover_epochs, "--recover-epochs"))]
+            given = self.recover_epochs
+            return [("finetune", 3 if given is None else check_epochs(given, Setting("recover_epochs", given)))]
         if self.recover_epochs is not None:
             raise ConfigError("--recover and --recover-epochs say the same thing: give one of them.")
         if self.recover == "none":
@@ -101,7 +85,7 @@ class RecoverOptions:
             kind, _, epochs = part.strip().partition(":")
             try:
                 if kind in MODES:
-                    phases.append((kind, sound(float(epochs or 3), f"--recover {kind}:")))
+                    phases.append((kind, check_epochs(float(epochs or 3), Setting("recover", part.strip()))))
                     continue
             except ValueError:
                 pass
@@ -112,12 +96,6 @@ class RecoverOptions:
         return phases
 
 
-def written(recipes: Sequence[Recipe]) -> Any:
-    """Recipes of recovery as they go on record: nothing, one, or a list of them."""
-    found = [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for recipe in recipes]
-    return found if len(found) > 1 else found[0] if found else None
-
-
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PretrainOptions:
@@ -125,31 +103,6 @@ class PretrainOptions:
     """how long to train where there are no --weights; by default 10 to 30, fewer the more data there is"""
     pretrain_lr: float | None = None
     """peak learning rate of that training, 0.05 by default"""
-
-    @property
-    def lr(self) -> float:
-        return 0.05 if self.pretrain_lr is None else self.pretrain_lr
-
-    def check(self, weights: object) -> None:
-        """Raise ConfigError for figures that make no sense, or that nothing would use."""
-        given = [name for name in ("pretrain_epochs", "pretrain_lr") if getattr(self, name) is not None]
-        if given and weights is not None:
-            option = given[0].replace("_", "-")
-            raise ConfigError(f"--{option} is of training a network that has no --weights: give one of the two.")
-        if self.pretrain_epochs is not None:
-            sound(self.pretrain_epochs, "--pretrain-epochs")
-        self._recipe(1)
-
-    def recipe(self, data: Data) -> Recipe:
-        return self._recipe(usual_epochs(data) if self.pretrain_epochs is None else self.pretrain_epochs)
-
-    def _recipe(self, epochs: float) -> Recipe:
-        from secateurs.training import Recipe
-
-        try:
-            return Recipe(epochs=epochs, lr=self.lr)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("Recipe: lr=", "--pretrain-lr ")) from None
 
 
 @Parameter(name="*")
@@ -174,86 +127,7 @@ class RedesignOptions:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 where the hardware is fast at it"""
 
-    def check(self) -> None:
-        """Raise ConfigError for figures that make no sense."""
-        for name in ("epochs", "recover_epochs", "scratch_epochs"):
-            if (value := getattr(self, name)) is not None:
-                sound(value, f"--{name.replace('_', '-')}")
-        self._recipe(1)
-        self.recovery()
+    def training(self) -> RedesignTraining:
+        from secateurs.runs import RedesignTraining
 
-    def recipe(self, data: Data) -> Recipe:
-        return self._recipe(usual_epochs(data) if self.epochs is None else self.epochs)
-
-    def scratch(self, data: Data) -> Recipe:
-        return self.recipe(data) if self.scratch_epochs is None else self._recipe(self.scratch_epochs)
-
-    def recovery(self) -> Recover | None:
-        from secateurs import Recover
-
-        try:
-            return (
-                Recover(epochs=self.recover_epochs, lr=self.recover_lr, **self._rest()) if self.recover_epochs else None
-            )
-        except ConfigError as error:
-            raise ConfigError(re.sub(r"^Recover: lr=", "--recover-lr ", str(error))) from None
-
-    def _recipe(self, epochs: float) -> Recipe:
-        from secateurs.training import Recipe
-
-        return Recipe(epochs=epochs, lr=self.lr, **self._rest())
-
-    def _rest(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("schedule", "weight_decay", "label_smoothing", "precision")}
-
-
-def trained(
-    network: nn.Module, data: Data, recipe: Recipe, folder: RunFolder, phase: str, file: Path, *, seed: int,
-    device: torch.device, resume: bool, track: Sequence[str] = (),
-) -> nn.Module:  # fmt: skip
-    """The network with the weights in `file` if that is there; else trained, and its weights kept there."""
-    from safetensors.torch import save
-
-    from secateurs.files import read_tensors
-    from secateurs.training import CheckpointStore, Engine
-    from secateurs.training.state import misfit
-
-    if os.path.lexists(file):
-        advice = "Remove it, and the run trains that network again."
-        weights = read_tensors(file, advice)
-        if fault := misfit(weights, dict(network.state_dict()), ""):
-            raise ArtifactError(f"{file} does not fit the network: {fault}. {advice}")
-        network.load_state_dict(weights)
-        return network
-    if recipe.epochs:
-        own = folder.folder / phase
-        Engine(
-            network,
-            data,
-            recipe,
-            seed=seed,
-            device=device,
-            folder=own,
-            checkpoints=CheckpointStore(own / "checkpoints"),
-            save_seconds=60,
-            title=phase,
-            track=track,
-        ).fit(resume=resume)
-    if not options.first():
-        return network
-    write(file, save({k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}))
-    return network
-
-
-def sound(epochs: float, option: str) -> float:
-    """A number of epochs as it is; ConfigError if it is none."""
-    if not (math.isfinite(epochs) and epochs >= 0):
-        shown = f"{option}{epochs:g}" if option.endswith(":") else f"{option} {epochs:g}"
-        raise ConfigError(f"{shown}: the number of epochs must be 0 or more.")
-    return epochs
-
-
-def usual_epochs(data: Data) -> int:
-    """Some 1.5 million images, but 10 to 30 passes: 30 over CIFAR, 10 over ImageNet."""
-    images = getattr(data.train, "samples", 50_000)
-    return max(10, min(30, round(1_500_000 / images)))
+        return RedesignTraining(**asdict(self))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from secateurs.cli import options
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, say
+from secateurs.cli.methods import configured
+from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
 from secateurs.cli.prune import Flag, Many
 from secateurs.cli.recipes import RedesignOptions
-from secateurs.cli.redesigning import BASE, PHASES, PRUNED, SCALED, SCRATCH, TABLE, Run, Table
-from secateurs.cli.runs import RunFolder
-from secateurs.cli.stages import configured
-from secateurs.files import read_json, shown
+from secateurs.errors import shown
+
+if TYPE_CHECKING:
+    from secateurs.runs import Redesign
 
 
 def redesign(
@@ -113,54 +114,40 @@ def redesign(
         a tracker that accelerate knows (tensorboard, wandb …)
     """
     began = time.perf_counter()
-    model_options, data_options = model_options or ModelOptions(), (data_options or DataOptions()).complete()
-    train_options = train_options or RedesignOptions()
-    train_options.check()
-    chosen = configured(method, settings, ranking)
-    run = Run(
-        spec=model,
+    from secateurs.runs import RedesignRun
+
+    model_options = model_options or ModelOptions()
+    run = RedesignRun(
+        model,
+        (data_options or DataOptions()).spec(),
+        out,
         widen=widen,
         macs=macs,
         align=align,
-        method=chosen,
-        scope=scope or chosen.default_scope,
+        method=configured(method, settings, ranking),
+        scope=scope,
         from_base=from_base,
-        model=model_options,
-        data=data_options,
-        train=train_options,
-        folder=RunFolder(out, PHASES, (BASE, SCALED, TABLE), (PRUNED, SCRATCH)),
+        train=(train_options or RedesignOptions()).training(),
+        weights=model_options.weights,
+        num_classes=model_options.num_classes,
+        trust_code=model_options.trust_code,
         seed=seed,
         device=device,
         track=track,
+        log=options.log,
     )
-    run.model.check(model)
-    run.folder.spare(run.model.weights)
-    record = run.record()
-    if run.folder.check(record, resume=resume, force=force):
-        if options.first():
-            run.folder.tidy()
-        say(f"{shown(out)} is finished already: nothing to do.")
-    else:
-        if resume and not run.folder.resumable():
-            say(f"{shown(out)} holds nothing to resume from: the run starts from the beginning.")
-        try:
-            run.go(record, resume=resume, began=began)
-        except KeyboardInterrupt:
-            if run.folder.goes_on(record):
-                text = f"{shown(out)} keeps what is done so far: the same command with --resume continues from there."
-                raise KeyboardInterrupt(text) from None
-            raise
+    found = run.start(resume=resume, overwrite=force, began=began)
     if options.first():
-        _show(out)
+        _show(found, out)
 
 
-def _show(folder: Path) -> None:
+def _show(found: Redesign, folder: Path) -> None:
     from secateurs.report import duration, error, percent, share, short, table
+    from secateurs.runs.redesign import PRUNED, SCRATCH
 
-    content = read_json(folder / TABLE, Table, advice="--force starts over.")
-    base = content.rows["base"]
+    base = found.rows["base"]
     figures = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
-    for name, row in content.rows.items():
+    for name, row in found.rows.items():
         loss = "-" if row.loss is None else f"{row.loss:.3f}"
         figures.add_row(
             *(name, short(row.macs), share(row.macs, base.macs)),
@@ -168,12 +155,12 @@ def _show(folder: Path) -> None:
             *(percent(row.top1), percent(row.top5), loss),
         )
     layers = table("channels of", "base", "scaled", "re-designed")
-    for layer, widths in content.widths.items():
+    for layer, widths in found.widths.items():
         layers.add_row(layer, *map(str, widths))
     console = options.out()
     console.print(figures)
     console.print()
     console.print(layers)
     console.print()
-    console.print(f"masked ≡ sliced to {error(content.error)} · {duration(content.seconds)} · saved to {shown(folder)}")
+    console.print(f"masked ≡ sliced to {error(found.error)} · {duration(found.seconds)} · saved to {shown(folder)}")
     console.print(f'model = secateurs.load("{shown(folder / PRUNED)}")  # or {SCRATCH}')

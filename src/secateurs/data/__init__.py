@@ -1,4 +1,4 @@
-"""Batches to train and to validate on."""
+"""Training and validation batches."""
 
 from secateurs.data.bundle import Batch, Data
 from secateurs.data.load import load

@@ -1,4 +1,4 @@
-"""Random crops and flips of a whole batch at once, on whatever device the images are."""
+"""Random crops and flips of a whole batch at once, on the images' device."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def generator(*key: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Augment:
-    """A crop at a random place after `pad` pixels of reflected padding, and a horizontal flip of every other image."""
+    """A random crop after `pad` pixels of reflected padding, and a horizontal flip with probability ½."""
 
     pad: int = 4
     flip: bool = True
 
     def draw(self, count: int, source: torch.Generator) -> Draws:
-        """The random part for `count` images; drawn on the CPU, so that it is the same on every device."""
+        """The random numbers for `count` images; drawn on the CPU, so that they are the same on every device."""
         offsets = torch.randint(-self.pad, self.pad + 1, (count, 2), generator=source)
         flips = torch.randint(0, 2, (count,), generator=source).bool() & self.flip
         return Draws(offsets, flips)
@@ -31,16 +31,16 @@ class Augment:
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for each image of a batch."""
+    """The random numbers for each image of a batch."""
 
-    offsets: Tensor  # (N, 2) rows and columns by which the window is moved
+    offsets: Tensor  # (N, 2) rows and columns by which the window is shifted
     flips: Tensor  # (N,) bool
 
     def __getitem__(self, rows: slice | Tensor) -> Draws:
         return Draws(self.offsets[rows], self.flips[rows])
 
     def pixels(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Which row and which column of the image each pixel comes from: (N, H, 1) and (N, 1, W)."""
+        """The source row and column of each pixel: (N, H, 1) and (N, 1, W)."""
         rows = _reflect(torch.arange(height) + self.offsets[:, :1], height)  # (N, H)
         columns = torch.arange(width).expand(len(self.flips), width)
         columns = torch.where(self.flips[:, None], columns.flip(1), columns)
@@ -49,14 +49,14 @@ class Draws:
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    """Indices past either end, mirrored back about the edge pixel."""
+    """Reflect indices past either end about the edge pixel."""
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
 
 
 def gather(images: Tensor, which: Tensor, draws: Draws | None) -> Tensor:
-    """Images `which` (N,) out of (count, H, W, C), each cropped and flipped as drawn: (N, H, W, C)."""
+    """The images `which` (N,) of (count, H, W, C), each cropped and flipped as drawn: (N, H, W, C)."""
     if draws is None:
         return images[which]
     rows, columns = (index.to(images.device) for index in draws.pixels(images.shape[1], images.shape[2]))
-    return images[which[:, None, None], rows, columns]  # selection, crop and flip are one read
+    return images[which[:, None, None], rows, columns]  # selection, crop and flip in one indexing operation

@@ -1,4 +1,4 @@
-"""What every method takes as data: batches to train on, and perhaps batches to validate on."""
+"""The data that methods take: training batches, and optionally validation batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Batch = tuple[Any, Tensor]  # inputs: a tensor (N, …), or a tuple or dict of t
 class Data:
     """Training batches, and optionally validation batches, class names and the shape of one input.
 
-    train, val: any iterable of `(inputs, targets)` batches that can be gone through again, or a function that returns
-    one. A list is checked at once, by its first batch; `batches()` checks each batch. DataError if one is not a pair
+    train, val: any iterable of `(inputs, targets)` batches that can be iterated repeatedly, or a function that returns
+    one. The first batch of a list is checked at once; `batches()` checks each batch. Raises DataError if one is not a pair
     of tensors.
     """
 
@@ -33,24 +33,24 @@ class Data:
             if source is None and split == "val":
                 continue
             if isinstance(source, str):
-                raise DataError(f"{split}={source!r} is a name, not batches: pass what data.load({source!r}) returns.")
+                raise DataError(f"{split}={source!r} is a name, not batches: pass the result of data.load({source!r}).")
             if not hasattr(source, "__iter__") and not callable(source):
                 raise DataError(f"{split} must be an iterable of (inputs, targets) batches, not {_kind(source)}.")
             if isinstance(source, (list, tuple)):
                 if not source:
-                    raise DataError(f"{split} is empty: there is no batch in it.")
+                    raise DataError(f"{split} is empty: it has no batch.")
                 checked(source[0], 0, split)
 
     @classmethod
     def of(cls, data: Data | Iterable[Batch] | Any) -> Data:
-        """Data as it is; anything else as the training batches."""
+        """Convert training batches to Data; Data is returned as is."""
         return data if isinstance(data, cls) else cls(train=data)
 
     def batches(self, split: str = "train") -> Iterator[Batch]:
         """The batches of `train` or `val`, each checked to be a pair of inputs and targets."""
         source = getattr(self, split)
         if source is None:
-            raise DataError(f"There are no {split} batches in this data: pass Data(…, {split}=…).")
+            raise DataError(f"This data has no {split} batches: pass Data(…, {split}=…).")
         fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
         index = -1
         for index, batch in enumerate(fresh):
@@ -60,13 +60,13 @@ class Data:
 
 
 def no_batch(source: Any, split: str) -> str:
-    """What to say of a pass that yields no batch."""
+    """The message about a pass that yields no batch."""
     if isinstance(source, Iterator):
         return (
             f"{split} yields no batch: it is a one-shot iterator, which is used up after one pass. Pass a list, a "
             "DataLoader, or a function that returns a fresh iterator."
         )
-    return f"{split} is empty: there is no batch in it."
+    return f"{split} is empty: it has no batch."
 
 
 def checked(batch: Any, index: int, split: str) -> Batch:
@@ -90,7 +90,7 @@ def checked(batch: Any, index: int, split: str) -> Batch:
     if found[0].ndim and len(found[0]) != len(targets):
         raise DataError(f"{where} has {len(found[0])} inputs and {len(targets)} targets: their shapes are {shapes}.")
     if not len(targets):
-        raise DataError(f"{where} is empty: the shapes of its inputs and targets are {shapes}. Leave it out.")
+        raise DataError(f"{where} is empty: the shapes of its inputs and targets are {shapes}. Remove it.")
     return inputs, targets
 
 

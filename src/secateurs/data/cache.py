@@ -1,4 +1,4 @@
-"""Decoded images kept between runs, under `~/.cache/secateurs` (or XDG_CACHE_HOME), never beside the user's data."""
+"""Cache of decoded images between runs, in `~/.cache/secateurs` (or XDG_CACHE_HOME), never in the user's data folder."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from secateurs.files import shown
 
 log = logging.getLogger("secateurs")
 
-_FORMAT = 1  # goes up when what is stored changes
+_FORMAT = 1  # increase when the stored format changes
 
 
 Decoded = tuple[np.ndarray, np.ndarray, list[Unreadable]]
 
 
 def decoded(split: FolderSplit, size: Size, resize: bool, *, workers: int, use_cache: bool = True) -> Decoded:
-    """All images of a split that decode, (count, H, W, 3) uint8, their indices in the split, (count,) int64, and the rest.
+    """The decodable images of a split, (count, H, W, 3) uint8, their indices in the split, (count,) int64, and the rest.
 
-    From the cache, mapped into memory, if every file is still as it was; otherwise decoded by threads and cached.
+    From the cache, memory-mapped, if no file has changed; otherwise decoded by threads and cached.
     """
     images_at, kept_at = _paths(split, size, resize)
     if use_cache and (found := _read(images_at, kept_at, split, size, resize)) is not None:
@@ -38,19 +38,19 @@ def decoded(split: FolderSplit, size: Size, resize: bool, *, workers: int, use_c
     if use_cache:
         try:
             _write(images_at, kept_at, images, kept)
-        except OSError as error:  # a full disk or a read-only home costs time at the next start, no more
+        except OSError as error:  # a full disk or a read-only home only costs time at the next start
             log.warning("decoded images could not be cached in %s: %s", cache_folder(), error)
     return images, kept, bad
 
 
 def _paths(split: FolderSplit, size: Size, resize: bool) -> tuple[Path, Path]:
-    """Named by what is read and how (a changed folder replaces its old entry), and by the state of the files."""
+    """Paths derived from what is read and how (a changed folder replaces its old entry), and from the state of the files."""
     what = hashlib.sha256(repr((_FORMAT, str(split.root.resolve()), size, resize)).encode())
     state = hashlib.sha256()
     for file in split.files:
         try:
             stat = file.stat()
-        except OSError:  # it has just gone, and can't be read
+        except OSError:  # it has just been removed, and cannot be read
             continue
         state.update(os.fsencode(file.relative_to(split.root)) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     name = f"{what.hexdigest()[:16]}-{state.hexdigest()[:32]}"
@@ -59,7 +59,7 @@ def _paths(split: FolderSplit, size: Size, resize: bool) -> tuple[Path, Path]:
 
 def _read(images_at: Path, kept_at: Path, split: FolderSplit, size: Size, resize: bool) -> Decoded | None:
     try:
-        # Copy on write: torch takes no read-only arrays, and the file stays as it is.
+        # Copy on write: torch does not support read-only arrays, and the file must not change.
         images = np.load(images_at, mmap_mode="c", allow_pickle=False)
         kept = np.load(kept_at, allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -70,7 +70,7 @@ def _read(images_at: Path, kept_at: Path, split: FolderSplit, size: Size, resize
     left_out = np.setdiff1d(np.arange(len(split)), kept)
     again = [decode(split.files[i], size, resize) for i in left_out]
     bad = [one for one in again if isinstance(one, Unreadable)]
-    return (images, kept, bad) if len(bad) == len(again) else None  # its permissions were mended, say
+    return (images, kept, bad) if len(bad) == len(again) else None  # for example, its permissions were fixed
 
 
 def _write(images_at: Path, kept_at: Path, images: np.ndarray, kept: np.ndarray) -> None:
@@ -81,7 +81,7 @@ def _write(images_at: Path, kept_at: Path, images: np.ndarray, kept: np.ndarray)
         try:
             with os.fdopen(handle, "wb") as file:
                 np.save(file, array, allow_pickle=False)
-            os.replace(temporary, path)  # whole or not at all
+            os.replace(temporary, path)  # atomic
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

@@ -1,4 +1,4 @@
-"""From what stands in the data to class indices."""
+"""Map labels in the data to class indices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateurs.files import shown
 
 @dataclass(frozen=True)
 class Labels:
-    """What stands in the data, to class indices."""
+    """Maps labels in the data to class indices."""
 
     names: tuple[str, ...]
     index: dict[Any, int]
@@ -20,7 +20,7 @@ class Labels:
 
     @classmethod
     def of(cls, what: str, feature: Any, options: S.Options, seen: set[Any] | None) -> Labels:
-        """By the data set's own list, by what the spec says, by what has been seen in training: in this order."""
+        """From the data set's own list, else from the spec, else from the values in the training data."""
         names = getattr(feature, "names", None)
         if names is not None:
             return cls(
@@ -32,8 +32,8 @@ class Labels:
             return cls(given, index | {i: i for i in range(len(given))}, what)
         if seen is None:
             raise DataError(
-                f"{what} does not say what classes there are, and finding out would mean to read all of it: "
-                "say so by ?classes=1000, or by their names, ?classes=cat,dog."
+                f"{what} does not list its classes, and finding them would require reading all of it: "
+                "set ?classes=1000, or their names, ?classes=cat,dog."
             )
         values = sorted(seen, key=lambda v: (isinstance(v, str), v))
         return cls(tuple(map(str, values)), {v: i for i, v in enumerate(values)}, what)
@@ -43,17 +43,17 @@ class Labels:
         if found is None and isinstance(value, str) and value.strip().isdecimal():
             found = self.index.get(int(value))
         if found is None:
-            hint = " Rows of class -1 have none: choose another split." if value == -1 else ""
-            raise DataError(f"{self.what}{where}: {value!r} is none of the {len(self.names)} classes.{hint}")
+            hint = " Class -1 means unlabeled: choose another split." if value == -1 else ""
+            raise DataError(f"{self.what}{where}: {value!r} is not one of the {len(self.names)} classes.{hint}")
         return found
 
     def compare(self, train: set[Any] | None, val: set[Any] | None, splits: tuple[str, str | None]) -> None:
-        """DataError where validation has fewer classes than training."""
+        """Raise DataError if validation has fewer classes than training."""
         if train is None or val is None:
             return
         got = [{self(v, f", {split}") for v in values} for split, values in zip(splits, (train, val), strict=True)]
         if absent := sorted(got[0] - got[1]):
             some = ", ".join(self.names[i] for i in absent[:5]) + ("…" if len(absent) > 5 else "")
             raise DataError(
-                f"{self.what}: {splits[1]} lacks classes of {splits[0]}: {some}. Choose another split by ?val=…."
+                f"{self.what}: {splits[1]} lacks classes of {splits[0]}: {some}. Choose another split with ?val=…."
             )

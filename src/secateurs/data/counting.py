@@ -1,4 +1,4 @@
-"""How many examples a shard has and which classes, from its headers and label column: images are not read."""
+"""Count the examples and classes of a shard from its headers and label column, without reading images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateurs.errors import DataError
 
 
 def count(file: str, label: str, values: bool) -> tuple[int | None, set[Any] | None]:
-    """How many examples a shard has and which classes, as far as one can tell without reading its images."""
+    """The number of examples and the classes of a shard, as far as they can be determined without reading its images."""
     try:
         if file.endswith(".parquet"):
             return _count_parquet(file, label, values and "://" not in file)
@@ -38,7 +38,7 @@ _MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 def _count_tar(file: str, label: str) -> tuple[int, set[Any] | None]:
-    """From the headers: files that follow one another and have the same name but for the ending are an example."""
+    """From the headers: consecutive files with the same name except for the suffix are one example."""
     count, last = 0, None
     values: set[Any] | None = set()
     with tarfile.open(file, "r:") as archive:
@@ -53,7 +53,7 @@ def _count_tar(file: str, label: str) -> tuple[int, set[Any] | None]:
                 text = archive.extractfile(member).read()  # type: ignore[union-attr]
                 values.add(int(text) if ending in ("cls", "cls2") else text.decode().strip())
             elif ending == label.partition(".")[0]:
-                values = None  # within a json
+                values = None  # inside a JSON file
             archive.members = []  # type: ignore[attr-defined]  # or it would remember them all
         if 0 < Path(file).stat().st_size - archive.offset < tarfile.BLOCKSIZE:
             raise ValueError("it ends in the middle of a file's header")

@@ -1,4 +1,4 @@
-"""Encoded images to batches, by threads, a few batches ahead of the one in use."""
+"""Decode images to batches in threads, a few batches ahead of the one in use."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ log = logging.getLogger("secateurs")
 
 _AHEAD = 2  # batches decoded ahead of the one in use
 
-Encoded = tuple[str, "Path | bytes"]  # what to call it, and the image
+Encoded = tuple[str, "Path | bytes"]  # its name, and the image
 EncodedBatch = tuple[list[Encoded], Tensor, "Draws | None"]  # with targets (N,)
 
 
 class Decoder:
-    """An image that can't be read is an error; with `skip` it is left out of its batch, counted in `skipped` and reported
+    """An image that cannot be read raises DataError; with `skip` it is left out of its batch, counted in `skipped` and reported
     once.
 
-    alone: no other process waits for batches of ours, so that a last batch in which nothing is left may be left out.
+    alone: no other process waits for our batches, so an empty last batch may be dropped.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Decoder:
         return len(self._broken)
 
     def run(self, batches: Iterator[EncodedBatch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (N, H, W, 3) uint8 and targets (N,), on the device. The batches are drawn in a thread of their own."""
+        """Images (N, H, W, 3) uint8 and targets (N,), on the device. The batches are drawn in a separate thread."""
         pending: deque[tuple[EncodedBatch, list[Future[np.ndarray | Unreadable]]]] = deque()
         pool, reader = ThreadPoolExecutor(self.workers), ThreadPoolExecutor(1)
         try:
@@ -65,7 +65,7 @@ class Decoder:
                 if len(targets):
                     yield images, targets
                 elif more or pending or not self.alone:
-                    raise DataError(f"None of the images of a batch can be read ({self.where}).")
+                    raise DataError(f"No image of a batch can be read ({self.where}).")
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             reader.shutdown(wait=True, cancel_futures=True)
@@ -79,7 +79,10 @@ class Decoder:
                 if not self.skip:
                     raise unreadable_error(image)
                 if not self._broken:
-                    log.warning("%s can't be read and is left out, as will be others like it", image)
+                    log.warning(
+                        "%s cannot be read and is skipped; further unreadable images are skipped without a warning",
+                        image,
+                    )
                 self._broken.add(image.path)
         arrays = [image for image in decoded if not isinstance(image, Unreadable)]
         if not arrays:

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 images that come with a dependency, enough for a demo."""
+"""scikit-learn's handwritten digits: 1,797 images that ship with a dependency, for the demo."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from secateurs.data.augment import generator
 from secateurs.errors import SpecError
 
 CLASSES = tuple("0123456789")
-_SPLIT_SEED = 0  # which images validate is part of the data set, whatever seed a run has
+_SPLIT_SEED = 0  # the validation split is part of the data set, independent of a run's seed
 
 
 def digits(size: int = 32) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((images, targets) to train on, and to validate on): (count, size, size, 3) uint8 and (count,) int64.
+    """((images, targets) for training, and for validation): (count, size, size, 3) uint8 and (count,) int64.
 
-    A fifth of each class validates. The 8×8 originals are enlarged, and gray is repeated in the three channels.
+    A fifth of each class is for validation. The 8×8 originals are enlarged, and gray is repeated in three channels.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise SpecError("The digits come with scikit-learn. Run: pip install 'secateurs[demo]'") from error
+        raise SpecError("The digits need scikit-learn. Run: pip install 'secateurs[demo]'") from error
     bunch = load_digits()
     gray = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)  # (1797, 1, 8, 8), originally 0…16
     large = F.interpolate(gray, size=(size, size), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Folders of images in class folders: what is in them, and what of it can't be read."""
+"""Image folders with one subfolder per class: scan them, and find files that cannot be read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from secateurs.errors import DataError
 from secateurs.files import kind, shown
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-HEADERS = 100_000  # images whose headers are read at the start, where decoding all of them would take too long
+HEADERS = 100_000  # maximum number of headers read at the start, if decoding all images would take too long
 
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """The images under one folder of class folders."""
+    """The images of one split: a folder of class folders."""
 
     root: Path
     files: list[Path]  # regular ones
     labels: np.ndarray  # (count,) int64
-    unreadable: tuple[Unreadable, ...] = ()  # what else there is
+    unreadable: tuple[Unreadable, ...] = ()  # other entries
 
     def __len__(self) -> int:
         return len(self.files)
@@ -37,15 +37,15 @@ class FolderSplit:
 
 
 def scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
-    """The training and the validation images of a folder, and its classes. DataError if they don't make sense.
+    """The training and validation images of a folder, and its classes. Raises DataError if they are not valid.
 
-    Hidden files and folders are passed over. Links to files and to class folders are followed, other links to folders
-    are not. Only regular files are taken for images; the rest is `unreadable`.
+    Hidden files and folders are skipped. Links to files and to class folders are followed, other links to folders
+    are not. Only regular files can be images; the rest is `unreadable`.
     """
     try:
         return _scan(path)
-    except OSError as error:  # a folder that this user may not look into
-        raise DataError(f"{shown(error.filename or path)} can't be read: {error.strerror or error}.") from error
+    except OSError as error:  # a folder without read permission
+        raise DataError(f"{shown(error.filename or path)} cannot be read: {error.strerror or error}.") from error
 
 
 def _scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
@@ -59,7 +59,7 @@ def _scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
     (classes, broken), (other, also_broken) = _folders(root), _folders(held_out)
     if not classes:
         why = f" ({broken[0]})" if broken else ""
-        raise DataError(f"{shown(root)} has no class folders{why}: the images belong in {root.name}/<class>/.")
+        raise DataError(f"{shown(root)} has no class folders{why}: put the images in {root.name}/<class>/.")
     if extra := sorted(set(other) - set(classes)):
         raise DataError(
             f"{shown(held_out)} has classes that {shown(root)} lacks: {_some(extra, root)}. Rename or remove them."
@@ -76,19 +76,19 @@ def _scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # it may be one: who knows
+    except OSError:  # it may be a folder
         return False
 
 
 def _instead(path: Path) -> str:
-    """What stands where a folder is looked for, in brackets."""
+    """What is found in place of a folder, in parentheses."""
     if not os.path.lexists(path):
         return ""
-    return f" ({shown(path)} is {'a file' if os.path.exists(path) else 'a link that leads nowhere'})"
+    return f" ({shown(path)} is {'a file' if os.path.exists(path) else 'a broken link'})"
 
 
 def _folders(root: Path) -> tuple[list[str], list[Unreadable]]:
-    """The names of the class folders in order, and links that may have led to one."""
+    """The names of the class folders in order, and broken links that may have pointed to one."""
     names, broken = [], []
     with os.scandir(root) as entries:
         for entry in entries:
@@ -103,18 +103,18 @@ def _folders(root: Path) -> tuple[list[str], list[Unreadable]]:
 
 
 def _some(names: list[str], root: Path) -> str:
-    """The first of the classes, with what `root` has in a folder's place."""
+    """The first of the classes, with what `root` has in place of the folder."""
     return ", ".join(shown(name) + _instead(root / name) for name in names[:5]) + ("…" if len(names) > 5 else "")
 
 
 def _mode(entry: os.DirEntry[str]) -> int | str:
-    """What kind of file it is, links followed; or why that can't be told."""
+    """The file's mode, following links; or the reason that it cannot be read."""
     try:
         if entry.is_file(follow_symlinks=False):
             return stat.S_IFREG
         return entry.stat().st_mode
     except FileNotFoundError:
-        return "it is a link that leads nowhere"
+        return "it is a broken link"
     except OSError as error:
         return error.strerror or str(error)
 
@@ -126,8 +126,10 @@ def _split(root: Path, classes: list[str], broken: list[Unreadable]) -> FolderSp
     for label, name in enumerate(classes):
         found, bad = _images(root / name)
         if not found:
-            why = f": {bad[0].path} can't be read ({bad[0].why})" if bad else ""
-            raise DataError(f"No images in {shown(root / name)}{why}. Read are {', '.join(sorted(SUFFIXES))}.")
+            why = f": {bad[0].path} cannot be read ({bad[0].why})" if bad else ""
+            raise DataError(
+                f"No images in {shown(root / name)}{why}. Supported formats: {', '.join(sorted(SUFFIXES))}."
+            )
         files += found
         unreadable += bad
         labels += [label] * len(found)
@@ -135,7 +137,7 @@ def _split(root: Path, classes: list[str], broken: list[Unreadable]) -> FolderSp
 
 
 def _images(folder: Path) -> tuple[list[Path], list[Unreadable]]:
-    """The images under a folder in order, and what can't be one."""
+    """The images in a folder in order, and entries that are not images."""
     found: list[Path] = []
     bad: list[Unreadable] = []
     waiting = [folder]
@@ -164,10 +166,10 @@ def _images(folder: Path) -> tuple[list[Path], list[Unreadable]]:
 
 
 def readable(split: FolderSplit, size: Size, resize: bool, workers: int) -> FolderSplit:
-    """The split without those images whose header can't be read: looked at here, and not decoded.
+    """The split without the images whose header cannot be read: headers are checked here, without decoding.
 
-    Only where there are up to `HEADERS` of them: the rest comes up when it is decoded. Raises DataError for an image that
-    is whole but can't be used, and where nothing is left.
+    Only for up to `HEADERS` images: otherwise errors appear when images are decoded. Raises DataError for an image that
+    is valid but cannot be used, and if no image is left.
     """
     if len(split) > HEADERS:
         return split

@@ -1,4 +1,4 @@
-"""Data through Hugging Face `datasets`: `hf:` names, folders and files, and `wds:` shards."""
+"""Data from Hugging Face `datasets`: `hf:` names, folders and files, and `wds:` shards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MakeDecoder = Callable[[tuple[int, int], str], Decoder]
 
 @dataclass(frozen=True)
 class Opened:
-    """Two splits, to make loaders of."""
+    """Two opened splits."""
 
     train: Source | StreamSource
     val: Source | StreamSource | None
@@ -45,7 +45,7 @@ def library() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise SpecError("hf: and wds: data is read by datasets. Run: pip install 'secateurs[data]'") from error
+        raise SpecError("hf: and wds: data needs the package datasets. Run: pip install 'secateurs[data]'") from error
     return datasets
 
 
@@ -79,19 +79,21 @@ def open_hf(rest: str, image_size: int | None, memory_limit: int, decoder: MakeD
 
 
 def open_wds(rest: str, image_size: int | None, memory_limit: int, decoder: MakeDecoder) -> Opened:
-    """WebDataset shards: tar files in which files of one name and different endings make an example."""
+    """WebDataset shards: tar files in which files with the same name and different suffixes form an example."""
     datasets = library()
     name, options = S.parse(rest)
     what = f"wds:{shown(name)}"
     train, *val = S.parts(name)
     if len(val) > 1:
-        raise SpecError(f"{what}: one pattern to train on and one to validate on, with a comma between them.")
+        raise SpecError(
+            f"{what} is not valid: write one pattern for training and one for validation, separated by a comma."
+        )
     if options.val is not None:
         val = [] if options.val == "none" else [options.val]
     elif not val:
         raise DataError(
-            f"{what} has nothing to validate on: name its shards after a comma, {what},val-….tar, or go without, "
-            "by ?val=none."
+            f"{what} has no validation data: name its shards after a comma, {what},val-….tar, or train without it, "
+            "with ?val=none."
         )
     files = {"train": S.shards(train)} | ({"val": S.shards(val[0])} if val else {})
     builder = _guard(what, lambda: datasets.load_dataset_builder("webdataset", data_files=files))
@@ -106,12 +108,12 @@ def _builder(datasets: Any, what: str, name: str, path: Path, options: S.Options
     if path.is_file():
         kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
         if kind is None:
-            raise DataError(f"{what} is a file, but not a .parquet: name a folder, or a file of that kind.")
+            raise DataError(f"{what} is a file, but not a .parquet file: name a folder or a .parquet file.")
         return _guard(what, lambda: datasets.load_dataset_builder(kind, data_files={"train": [str(path)]}))
     if path.exists() and not path.is_dir():
         raise DataError(f"{what} is neither a folder nor a regular file.")
     if not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise DataError(f"There is no folder {shown(path)} (and no data set on the Hugging Face Hub is called so).")
+        raise DataError(f"There is no folder {shown(path)}, and no data set of this name on the Hugging Face Hub.")
     return _guard(what, lambda: datasets.load_dataset_builder(str(path) if path.exists() else name, options.config))
 
 
@@ -125,12 +127,12 @@ def _guard(what: str, function: Callable[[], Any]) -> Any:
 
 
 def _read_error(what: str, error: Exception) -> DataError:
-    """datasets raises whatever comes up: OSError, ValueError, errors of the HTTP client and of its own."""
+    """datasets raises many types: OSError, ValueError, errors of the HTTP client and its own."""
     kinds = {cls.__name__ for cls in type(error).__mro__}
     cause = error.__cause__ if "DatasetGenerationError" in kinds and error.__cause__ is not None else error
     if isinstance(cause, UnicodeEncodeError):
         return DataError(
-            f"{what} has names that are not UTF-8, which a copy of it can't hold: rename them, or add ?stream=true."
+            f"{what} has file names that are not UTF-8, which a local copy cannot represent: rename them, or add ?stream=true."
         )
     reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     if kinds & {
@@ -141,18 +143,18 @@ def _read_error(what: str, error: Exception) -> DataError:
         "LocalEntryNotFoundError",
     }:
         return DataError(
-            f"{what}: there is no such folder here, and the Hugging Face Hub cannot be reached ({reason}). Check the name "
-            "and the network, or name a local copy."
+            f"{what}: there is no such local folder, and the Hugging Face Hub cannot be reached ({reason}). Check the name "
+            "and the network connection, or use a local copy."
         )
     if "DatasetNotFoundError" in kinds:
-        return DataError(f"{what}: there is no such folder here, nor a data set of that name on the Hub. {reason}")
+        return DataError(f"{what}: there is no such local folder, and no data set of this name on the Hub. {reason}")
     if "config" in reason.lower():
-        return DataError(f"{what}: {' '.join(str(error).split())} Choose by ?config=NAME.")
+        return DataError(f"{what}: {' '.join(str(error).split())} Choose one with ?config=NAME.")
     return DataError(f"{what} cannot be read: {reason}")
 
 
 def _large(builder: Any, path: Path, memory_limit: int) -> bool:
-    """Whether a copy on disk, which random access takes, is too much to ask for."""
+    """Whether the data is too large for the copy on disk that random access needs."""
     if path.is_file():
         return path.stat().st_size > memory_limit
     if path.exists():
@@ -162,35 +164,35 @@ def _large(builder: Any, path: Path, memory_limit: int) -> bool:
 
 
 def _choose(what: str, splits: list[str], options: S.Options) -> tuple[str, str | None]:
-    """The names of the splits to train and to validate on."""
+    """The names of the training and validation splits."""
     train = options.train or ("train" if "train" in splits else None)
     val = options.val or next((s for s in VAL if s in splits and s != train), None)
     for split in (train, val):
         if split not in (None, "none") and split.partition("[")[0] not in splits:
-            raise DataError(f"{what} has no split {split!r}: there are {', '.join(splits)}.")
+            raise DataError(f"{what} has no split {split!r}. Its splits are {', '.join(splits)}.")
     if train is None:
-        raise DataError(f"{what} has no split train: choose by ?train=… one of {', '.join(splits)}.")
+        raise DataError(f"{what} has no split train: choose one of {', '.join(splits)} with ?train=….")
     if val is None:
         raise DataError(
-            f"{what} has nothing to validate on (splits: {', '.join(splits)}): choose by ?val=…, hold some images back by "
-            f"?train={train}[:90%]&val={train}[90%:], or go without by ?val=none."
+            f"{what} has no validation split (splits: {', '.join(splits)}): choose one with ?val=…, hold out images with "
+            f"?train={train}[:90%]&val={train}[90%:], or train without one with ?val=none."
         )
     return train, None if val == "none" else val
 
 
 def _columns(datasets: Any, what: str, features: Any, options: S.Options) -> tuple[str, str]:
-    """The columns of images and of classes."""
+    """The names of the image and class columns."""
     there = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items() if name[:2] != "__")
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     image = options.image or next((n for n in (*IMAGES, *images) if n in images), None)
     if image is None or image not in images:
         wanted = "column of images" if options.image is None else f"column of images {options.image!r}"
-        raise DataError(f"{what} has no {wanted}: there are {there}. Name another by ?image=….")
+        raise DataError(f"{what} has no {wanted}. Its columns are {there}. Choose one with ?image=….")
     named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     label = options.label or next((n for n in (*LABELS, *named) if n in features), None)
     if label is None or label.partition(".")[0] not in features:
         wanted = "column of classes" if options.label is None else f"column {options.label!r}"
-        raise DataError(f"{what} has no {wanted}: there are {there}. Name another by ?label=….")
+        raise DataError(f"{what} has no {wanted}. Its columns are {there}. Choose one with ?label=….")
     return image, label
 
 
@@ -202,7 +204,7 @@ def _kind(feature: Any) -> str:
 
 
 class TableSource:
-    """Rows of a table on disk, mapped into memory: read as they are needed, in any order."""
+    """Rows of a memory-mapped table on disk: read on demand, in any order."""
 
     def __init__(self, rows: Any, image: str, targets: Tensor, decoder: Decoder) -> None:
         self.rows, self.image, self.targets, self.decoder = rows, image, targets, decoder
@@ -223,9 +225,9 @@ class TableSource:
 
 
 def _encoded(name: str, cell: Any) -> Encoded:
-    """The image in a cell, under its own name if it has one."""
+    """The image in a cell, with its own name if it has one."""
     if cell is None:
-        return name, b""  # cannot be decoded, and counts as such
+        return name, b""  # counts as an image that cannot be decoded
     data, path = cell["bytes"], cell["path"]
     if data is None and path and "://" in path:
         import fsspec
@@ -302,7 +304,7 @@ def _streams(
 ) -> Opened:  # fmt: skip
     chosen = _choose(what, splits, options)
     if any("[" in (s or "") for s in chosen):
-        raise DataError(f"{what}: a part of a split cannot be streamed: say stream=false, or name whole splits.")
+        raise DataError(f"{what}: a slice of a split cannot be streamed: set stream=false, or name whole splits.")
     streams = [_guard(what, partial(builder.as_streaming_dataset, split=s)) for s in chosen if s is not None]
     streams = [s if s.features else _guard(what, s._resolve_features) for s in streams]
     image, label = _columns(datasets, what, streams[0].features, options)
@@ -354,7 +356,7 @@ class _Reader:
                 row = next(rows)
             except StopIteration:
                 return
-            except Exception as error:  # a truncated file, a connection that is lost
+            except Exception as error:  # a truncated file, a lost connection
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise DataError(f"{self.names[shard]} cannot be read past example {at}: {reason}") from error
             name = f"{self.names[shard]}, {row.get('__key__', f'row {at}')}"
@@ -363,7 +365,7 @@ class _Reader:
 
 
 def _union(sets: list[set[Any] | None]) -> set[Any] | None:
-    """None if one is not known, or there is none."""
+    """None if any is unknown, or there are none."""
     known = [s for s in sets if s is not None]
     return set().union(*known) if known and len(known) == len(sets) else None
 

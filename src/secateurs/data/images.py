@@ -1,4 +1,4 @@
-"""Images: one of them as an array, and why one can't be read."""
+"""Decode an image to an array, or return the reason that it cannot be read."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from secateurs.data.unreadable import Unreadable
-from secateurs.errors import DataError, SpecError
+from secateurs.errors import DataError, Setting, SpecError
 from secateurs.files import opened, shown
 
-_DEEP = ("I", "F")  # more than 8 bits a channel: what white is, the file does not say
+_DEEP = ("I", "F")  # more than 8 bits per channel: the file does not define the white level
 Size = tuple[int, int]  # height, width
 
 
 def first_size(files: Iterable[Path | bytes], where: Path | str) -> Size:
-    """(height, width) of the first image that opens, which the others are held to."""
+    """(height, width) of the first readable image, which the others must match."""
     count, first = 0, None
     for count, file in enumerate(files, 1):  # noqa: B007
         try:
@@ -27,15 +27,15 @@ def first_size(files: Iterable[Path | bytes], where: Path | str) -> Size:
                 return image.height, image.width
         except SpecError:
             raise
-        except Exception as error:  # whatever comes up in Pillow: see `decode`
+        except Exception as error:  # whatever Pillow raises: see `decode`
             first = first or Unreadable(_name(file), _why(error))
     raise DataError(f"None of the {count} images in {shown(where)} can be read. The first is {first}.")
 
 
 def decode(file: Path | bytes, size: Size, resize: bool, name: str | None = None) -> np.ndarray | Unreadable:
-    """One image, from a file or as its bytes, as RGB (H, W, 3) uint8; or why it can't be read. name: for messages.
+    """Decode one image, from a file or bytes, to RGB (H, W, 3) uint8; or return why it cannot be read. name: for messages.
 
-    With `resize`, the shorter side is brought to size and the middle is kept; without, DataError for another size.
+    With `resize`, the shorter side is resized and the center is cropped; without, raises DataError for another size.
     """
     height, width = size
     name = name or _name(file)
@@ -44,7 +44,7 @@ def decode(file: Path | bytes, size: Size, resize: bool, name: str | None = None
             _check_usable(image, size, resize, name)
             rgb = image
             if rgb.mode == "P" and "transparency" in rgb.info:
-                rgb = rgb.convert("RGBA")  # Pillow wants palettes with transparency to go this way
+                rgb = rgb.convert("RGBA")  # Pillow requires this for palettes with transparency
             rgb = rgb.convert("RGB")
             if resize and (rgb.height, rgb.width) != size:
                 scale = max(height / rgb.height, width / rgb.width)
@@ -55,14 +55,14 @@ def decode(file: Path | bytes, size: Size, resize: bool, name: str | None = None
             return np.asarray(rgb)
     except (DataError, SpecError):
         raise
-    except Exception as error:  # Pillow's readers of damaged files raise whatever comes up
+    except Exception as error:  # Pillow raises many types on damaged files
         return Unreadable(name, _why(error))
 
 
 def check_header(file: Path, size: Size, resize: bool) -> Unreadable | None:
-    """What can be told of an image without decoding it: why it can't be read, or None.
+    """Check an image without decoding it. Returns the reason that it cannot be read, or None.
 
-    Raises DataError for an image that `decode` would raise it for.
+    Raises DataError for an image for which `decode` would raise it.
     """
     name = _name(file)
     try:
@@ -76,19 +76,20 @@ def check_header(file: Path, size: Size, resize: bool) -> Unreadable | None:
 
 
 def _check_usable(image: Any, size: Size, resize: bool, name: str) -> None:
-    """Raise DataError for an image that is whole but can't be used."""
+    """Raise DataError for an image that is valid but cannot be used."""
     if image.mode.partition(";")[0] in _DEEP:
         raise DataError(f"{name} has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits.")
     if not resize and (image.height, image.width) != size:
         raise DataError(
             f"{name} is {image.height}x{image.width}, but the first training image is {size[0]}x{size[1]} "
-            f"(height x width). Pass image_size={min(size)} to resize them all."
+            "(height x width).",
+            hint=("Pass ", Setting("image_size", min(size)), " to resize them all."),
         )
 
 
 @contextmanager
 def _image(file: Path | bytes) -> Iterator[Any]:
-    """Opened by Pillow, which then has read its header."""
+    """The image opened by Pillow, with its header read."""
     pillow = _pillow()
     with io.BytesIO(file) if isinstance(file, bytes) else opened(file) as source, pillow.open(source) as image:
         yield image
@@ -97,11 +98,11 @@ def _image(file: Path | bytes) -> Iterator[Any]:
 def _why(error: Exception) -> str:
     pillow = _pillow()
     if isinstance(error, pillow.DecompressionBombError | pillow.DecompressionBombWarning):
-        return f"it is too large, more pixels than Pillow's limit: {error}".rstrip(".")
+        return f"it has more pixels than Pillow's limit: {error}".rstrip(".")
     if isinstance(error, MemoryError):
-        return "it does not fit into memory"
+        return "it does not fit in memory"
     if isinstance(error, pillow.UnidentifiedImageError):
-        return "it is not an image, or damaged at its beginning"
+        return "it is not an image, or its header is damaged"
     reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
     return str(reason).rstrip(".")
 
@@ -114,5 +115,5 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise SpecError("Images are read by Pillow. Run: pip install 'secateurs[vision]'") from error
+        raise SpecError("Reading images needs Pillow. Run: pip install 'secateurs[vision]'") from error
     return Image

@@ -1,4 +1,4 @@
-"""Data by spec."""
+"""Load data from a spec."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateurs.data.images import Size, first_size
 from secateurs.data.loader import ArraySource, FileSource, Loader, Source
 from secateurs.data.stream import StreamLoader, StreamSource
 from secateurs.data.unreadable import report_unreadable
-from secateurs.errors import DataError, SpecError, nearest
+from secateurs.errors import DataError, Setting, SpecError, nearest
 from secateurs.files import shown
 
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -47,42 +47,42 @@ def load(
     cache: bool = True,
     skip_unreadable: bool = False,
 ) -> Data:
-    """Batches to train and to validate on, by spec:
+    """Load training and validation batches from a spec:
 
     - `digits`;
     - `folder:PATH`: `train/<class>/…` and `val/<class>/…` or `test/<class>/…`;
-    - `hf:NAME_OR_PATH`: through Hugging Face `datasets`, a name on the Hub, a folder (of Parquet files, of images, or
+    - `hf:NAME_OR_PATH`: from Hugging Face `datasets`, a name on the Hub, a folder (of Parquet files, of images, or
       written by `save_to_disk`) or a Parquet file;
-    - `wds:SHARDS,SHARDS`: WebDataset shards to train and to validate on, local paths or addresses, such as
+    - `wds:SHARDS,SHARDS`: WebDataset shards for training and validation, local paths or URLs, such as
       `wds:train-{000..123}.tar,val-{00..06}.tar`.
 
     The last two take options, `hf:NAME?image=img&label=fine_label`: the columns `image` and `label`, `config`, the
-    splits `train` and `val` (`val=none` goes without), `classes` (how many, or names with commas), `train_size` and
-    `val_size` where the data does not say, and `stream` (`true`, `false`). `hf:` data is read from a copy on disk, in any
-    order; if it is larger than `memory_limit` it is streamed, as `wds:` data always is: shards are shared out to the
-    processes, nothing is kept, and an epoch can still be taken up at any batch. See `StreamLoader`.
+    splits `train` and `val` (`val=none` for no validation), `classes` (their number, or names with commas), `train_size` and
+    `val_size` if the data does not define them, and `stream` (`true`, `false`). `hf:` data is read from a copy on disk, in any
+    order; if it is larger than `memory_limit` it is streamed, as `wds:` data always is: shards are distributed to the
+    processes, nothing is cached, and an epoch can still be resumed at any batch. See `StreamLoader`.
 
     Inputs are (N, 3, H, W) float32 in [0, 1], normalized by `normalize` (`imagenet`, `cifar10`, `none`, or a mean and
-    a standard deviation per channel), on `device`; targets are (N,) int64, sorted class names being the order. Training
+    a standard deviation per channel), on `device`; targets are (N,) int64, in the order of the sorted class names. Training
     batches are shuffled and, with `augment`, cropped after reflected padding (an eighth of the side, 4 pixels of 32;
-    digits 2) and flipped (not digits); validation batches are in order and as they are.
+    digits 2) and flipped (not digits); validation batches are in order and not augmented.
 
-    `image_size` resizes the shorter side and keeps the middle; without it all images must be of one size. Images that
-    take up to `memory_limit` bytes when decoded are decoded once and, with `cache`, kept for the next start; more are
-    decoded as they are needed, by `workers` threads. `batch_size` is that of all `world_size` processes together.
+    `image_size` resizes the shorter side and crops the center; without it all images must have one size. Images that
+    take up to `memory_limit` bytes when decoded are decoded once and, with `cache`, cached for the next start; larger sets are
+    decoded on demand by `workers` threads. `batch_size` is the total over all `world_size` processes.
 
-    Files that can't be read (damaged images, links that lead nowhere, a FIFO in a file's place, no permission) are an
-    error that counts them and names the first; with `skip_unreadable` they are left out, with a warning, and counted in
-    `data.train.skipped` and `data.val.skipped`. That is found out before anything is returned where the images are
-    decoded at the start; of a folder of more images at least every header is read (of more than 100,000 images: it is
-    only looked whether they are regular files); the rest comes up when it is decoded, as in `hf:` and `wds:` data.
+    Files that cannot be read (damaged images, broken links, a FIFO in place of a file, no permission) raise an
+    error that counts them and names the first; with `skip_unreadable` they are skipped with a warning, and counted in
+    `data.train.skipped` and `data.val.skipped`. This is checked before returning if the images are
+    decoded at the start; for larger folders every header is read (for more than 100,000 images, it is
+    only checked that they are regular files); other errors appear when images are decoded, as in `hf:` and `wds:` data.
 
-    Raises SpecError for a spec that names nothing, DataError for data that makes no sense or can't be read.
+    Raises SpecError for an invalid spec, DataError for data that is not valid or cannot be read.
     """
     if batch_size < 1:
-        raise DataError(f"batch_size={batch_size} must be at least 1.")
+        raise DataError(Setting("batch_size", batch_size), " must be at least 1.")
     if image_size is not None and image_size < 1:
-        raise DataError(f"image_size={image_size} must be at least 1.")
+        raise DataError(Setting("image_size", image_size), " must be at least 1.")
     workers = workers or min(16, os.cpu_count() or 1)
     device = torch.device(device)
     mean, std = _statistics(normalize)
@@ -107,14 +107,14 @@ def load(
 
         try:
             opened = (open_hf if family == "hf" else open_wds)(rest, image_size, memory_limit, decoder)
-        except OSError as error:  # a folder that this user may not look into
-            raise DataError(f"{shown(error.filename or rest)} can't be read: {error.strerror or error}.") from error
+        except OSError as error:  # a folder without read permission
+            raise DataError(f"{shown(error.filename or rest)} cannot be read: {error.strerror or error}.") from error
         classes, size, sources = opened.classes, opened.size, [opened.train, opened.val]
         policy = _crops(size)
     else:
         known = ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL")
         like = {"folder:": known[1], "hf:": known[2], "wds:": known[3]}.get(spec, spec)
-        raise SpecError(f"{spec!r} is not a data spec. {nearest(like, known)}")
+        raise SpecError(f"{spec!r} is not a valid data spec. {nearest(like, known)}")
 
     def loader(source: Source | StreamSource, **more: Any) -> Loader:
         kind: Any = StreamLoader if isinstance(source, StreamSource) else Loader
@@ -137,7 +137,7 @@ def _folder(
     splits: list[FolderSplit], size: Size, resize: bool, workers: int, device: torch.device, *, alone: bool, cache: bool,
     memory_limit: int, skip: bool,
 ) -> list[Source | StreamSource | None]:  # fmt: skip
-    """What to read the splits of a folder from, once it is settled what of them can be read."""
+    """The sources of a folder's splits, after a check of which files can be read."""
     total = sum(split.total for split in splits)
     if sum(map(len, splits)) * size[0] * size[1] * 3 > memory_limit:
         splits = [readable(split, size, resize, workers) for split in splits]
@@ -155,12 +155,14 @@ def _folder(
 def _statistics(normalize: str | Statistics) -> Statistics:
     if isinstance(normalize, str):
         if normalize not in NORMALIZATIONS:
-            raise DataError(f"normalize={normalize!r} is not known. {nearest(normalize, NORMALIZATIONS)}")
+            raise DataError(Setting("normalize", normalize), f" is not valid. {nearest(normalize, NORMALIZATIONS)}")
         return NORMALIZATIONS[normalize]
     try:
         mean, std = (tuple(float(v) for v in values) for values in normalize)
     except (TypeError, ValueError):
         mean, std = (), ()
     if len(mean) != 3 or len(std) != 3 or not all(v > 0 for v in std):
-        raise DataError(f"normalize={normalize!r} must be ((three means), (three standard deviations above 0)).")
+        raise DataError(
+            Setting("normalize", normalize), " must be ((three means), (three standard deviations above 0))."
+        )
     return mean, std

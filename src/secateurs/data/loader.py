@@ -1,4 +1,4 @@
-"""Batches in an order that depends on the seed, the epoch and the batch, and on nothing else."""
+"""Batches in an order that depends only on the seed, the epoch and the batch index."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from secateurs.data.augment import Augment, Draws, gather, generator
 from secateurs.data.decoder import Decoder
 from secateurs.data.folder import FolderSplit
-from secateurs.errors import DataError
+from secateurs.errors import DataError, Setting
 from secateurs.files import shown
 
-ORDER = 0xFFFFFFFF  # in the place of the batch index, for the draw of the order
+ORDER = 0xFFFFFFFF  # used as the batch index to draw the order
 
 
 class Source(Protocol):
@@ -31,7 +31,7 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Images held in memory (or mapped from the cache), on the device that trains: (count, H, W, 3) uint8."""
+    """Images in memory (or memory-mapped from the cache), on the training device: (count, H, W, 3) uint8."""
 
     def __init__(self, images: Tensor, targets: Tensor, *, device: torch.device, skipped: int = 0) -> None:
         self.images = images.to(device)
@@ -52,7 +52,7 @@ class ArraySource:
 
 
 class FileSource:
-    """Images too many for memory: files, decoded as they are needed."""
+    """Image files decoded on demand, for data sets that do not fit in memory."""
 
     def __init__(
         self,
@@ -88,9 +88,9 @@ class FileSource:
 class Loader:
     """Batches `(inputs (N, 3, H, W) float32, targets (N,) int64)` of a source, on the source's device.
 
-    Order and augmentation depend on (seed, epoch, batch index) alone, so an epoch can be taken up anywhere
-    (`iter_from`), and `world_size` processes get the rows of one and the same global batch of `batch_size`, in order.
-    (A last batch of fewer rows than processes goes whole to each of them: no process may be left without a row.)
+    Order and augmentation depend only on (seed, epoch, batch index), so an epoch can be resumed at any batch
+    (`iter_from`), and `world_size` processes get consecutive rows of the same global batch of `batch_size`.
+    (If the last batch has fewer rows than there are processes, each gets all of it: no process may be without a row.)
     """
 
     def __init__(
@@ -110,8 +110,9 @@ class Loader:
     ) -> None:
         if batch_size < world_size or not 0 <= rank < world_size:
             raise DataError(
-                f"batch_size={batch_size} is that of all processes together and must be at least "
-                f"world_size={world_size}, and rank={rank} must be in 0…{world_size - 1}."
+                Setting("batch_size", batch_size),
+                f" is the total over all processes and must be at least world_size={world_size}, and rank={rank} must be "
+                f"in 0…{world_size - 1}.",
             )
         self.source = source
         self.batch_size, self.drop_last = batch_size, drop_last
@@ -127,17 +128,17 @@ class Loader:
     def _check(self) -> None:
         if self.drop_last and not len(self):
             raise DataError(
-                f"drop_last leaves nothing: {len(self.source)} images are less than a batch of {self.batch_size}."
+                f"drop_last drops all data: {len(self.source)} images are less than a batch of {self.batch_size}."
             )
 
     @property
     def skipped(self) -> int:
-        """Files that can't be read, as far as they have come up."""
+        """The number of unreadable files found so far."""
         return self.source.skipped
 
     @property
     def samples(self) -> int:
-        """Images in one epoch."""
+        """The number of images in one epoch."""
         return len(self) * self.batch_size if self.drop_last else len(self.source)
 
     def __len__(self) -> int:
@@ -145,20 +146,20 @@ class Loader:
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def whole(self) -> Loader:
-        """The same batches, not shared with other processes."""
+        """The same loader, not split between processes."""
         other = copy.copy(self)
         other.rank, other.world_size = 0, 1
         return other
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration is of."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.iter_from(0)
 
     def iter_from(self, batch_index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's batches from `batch_index` on, exactly those the uninterrupted epoch has there."""
+        """The epoch's batches from `batch_index` on, the same as in an uninterrupted epoch."""
         if not 0 <= batch_index <= len(self):
             raise DataError(f"There is no batch {batch_index}: an epoch has {len(self)}.")
         return self._iterate(self.epoch, batch_index)
@@ -181,7 +182,7 @@ class Loader:
             yield indices[mine], self._augmentation(epoch, batch, high - low, mine)
 
     def _augmentation(self, epoch: int, batch: int, rows: int, mine: slice) -> Draws | None:
-        """Drawn for the whole batch, of which this process gets its share."""
+        """The random numbers of the whole batch, of which this process takes its rows."""
         if self.augment is None:
             return None
         return self.augment.draw(rows, generator(self.seed, epoch, batch))[mine]

@@ -1,4 +1,4 @@
-"""The fine print of data specs: `NAME?key=value&…`, and patterns for many files."""
+"""Options of data specs, `NAME?key=value&…`, and patterns for many files."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from secateurs.files import shown
 
 @dataclass(frozen=True)
 class Options:
-    """What may follow the `?` of `hf:` and `wds:` specs."""
+    """The options after the `?` of `hf:` and `wds:` specs."""
 
     image: str | None = None  # the column of images
     label: str | None = None  # the column of classes
     config: str | None = None  # which of several data sets of that name
     train: str | None = None  # split to train on (wds: shards)
     val: str | None = None  # split to validate on (wds: shards), or `none`
-    stream: str | None = None  # true or false: read in passing, or from a copy on disk
-    classes: str | None = None  # how many there are, or their names with commas, where the data does not say
-    train_size: str | None = None  # images, where the data does not say
+    stream: str | None = None  # true or false: stream, or read from a copy on disk
+    classes: str | None = None  # their number, or comma-separated names, if the data does not define them
+    train_size: str | None = None  # number of images, if the data does not define it
     val_size: str | None = None
 
     @property
     def streamed(self) -> bool | None:
         if self.stream not in (None, "true", "false"):
-            raise SpecError(f"stream={self.stream}: write stream=true or stream=false.")
+            raise SpecError(f"stream={self.stream} is not valid: write stream=true or stream=false.")
         return None if self.stream is None else self.stream == "true"
 
     def size(self, split: str) -> int | None:
         text = self.train_size if split == "train" else self.val_size
         if text is not None and (not text.isdecimal() or not int(text)):
-            raise SpecError(f"{split}_size={text}: write the number of images.")
+            raise SpecError(f"{split}_size={text} is not valid: write the number of images.")
         return None if text is None else int(text)
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """The classes as given: a number of them, or names."""
+        """The given classes: their number, or their names."""
         if self.classes is None:
             return None
         if self.classes.isdecimal():
@@ -50,7 +50,7 @@ class Options:
 
 
 def parse(rest: str) -> tuple[str, Options]:
-    """The name, and the options after its last question mark; SpecError for one that there is not."""
+    """The name, and the options after its last question mark. Raises SpecError for an unknown option."""
     name, mark, query = rest.rpartition("?")
     known = [f.name for f in fields(Options)]
     if not mark or ("=" not in query):
@@ -71,7 +71,7 @@ def parse(rest: str) -> tuple[str, Options]:
 def absolute(spec: str) -> str:
     """A data spec whose paths are absolute, so that it means the same from any working directory.
 
-    `folder:cifar10` → `folder:/data/cifar10`; names on the Hub and addresses stay as they are.
+    `folder:cifar10` → `folder:/data/cifar10`; names on the Hub and URLs are unchanged.
     """
     family, _, rest = spec.partition(":")
     if family == "folder" and rest:
@@ -88,7 +88,7 @@ def absolute(spec: str) -> str:
 
 
 def remote(spec: str) -> bool:
-    """Whether reading this data may go to the network: a name on the Hub, an address."""
+    """Whether reading this data may use the network: a name on the Hub, or a URL."""
     family, _, rest = spec.partition(":")
     if family == "hf":
         return "://" in rest or not Path(parse(rest)[0]).expanduser().exists()
@@ -100,12 +100,12 @@ def _absolute(path: str) -> str:
 
 
 def parts(text: str) -> list[str]:
-    """Split at commas that are not within braces."""
+    """Split at commas outside braces."""
     return re.split(r",(?![^{]*\})", text)
 
 
 def shards(pattern: str) -> list[str]:
-    """The files of `train-{000..123}.tar`, `{a,b}.tar`, `train-*.tar`, in order; addresses are taken as they are.
+    """The files of `train-{000..123}.tar`, `{a,b}.tar`, `train-*.tar`, in order; URLs are not checked.
 
     DataError names those that do not exist.
     """
@@ -132,7 +132,7 @@ def _braces(pattern: str) -> list[str]:
         low, high = span.groups()
         values = [str(i).zfill(len(low)) for i in range(int(low), int(high) + 1)]
         if not values:
-            raise SpecError(f"{{{match[1]}}} in {pattern} names no shard: it goes down.")
+            raise SpecError(f"{{{match[1]}}} in {pattern} is not a valid range: it is descending.")
     else:
         values = match[1].split(",")
     return [name for value in values for name in _braces(pattern[: match.start()] + value + pattern[match.end() :])]

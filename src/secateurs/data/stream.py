@@ -1,4 +1,4 @@
-"""Batches of data that is only ever read in passing: shards, of which no process needs to hold, or read, all."""
+"""Batches of streamed data: shards, of which no process needs to store or read all."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ log = logging.getLogger("secateurs")
 
 Row = tuple[Encoded, int]  # the image, still encoded, and its class
 
-BUFFER = 2048  # rows that wait, encoded, to be shuffled
+BUFFER = 2048  # encoded rows in the shuffle buffer
 LANES = 64
-_TAIL = 0.05  # share of an epoch that may be left to the tail
+_TAIL = 0.05  # fraction of an epoch that may be in the tail
 
 
 @dataclass(frozen=True)
 class Shards:
     """A split in shards. read(shard, skip): its rows from number `skip` on, in order.
 
-    counts: rows per shard, None where finding out would mean to read all of it. size: rows in total, if known.
+    counts: rows per shard, None if finding out would require reading all of it. size: rows in total, if known.
     """
 
     names: list[str]
@@ -42,7 +42,7 @@ class Shards:
 
 
 class StreamSource:
-    """What a `StreamLoader` reads: shards, and the decoder of their images."""
+    """The source of a `StreamLoader`: shards, and the decoder of their images."""
 
     def __init__(self, shards: Shards, decoder: Decoder) -> None:
         self.shards, self.decoder = shards, decoder
@@ -58,16 +58,16 @@ class StreamSource:
 
 
 class StreamLoader(Loader):
-    """A `Loader` of shards. Order and augmentation are again functions of (seed, epoch, batch index).
+    """A `Loader` of shards. Order and augmentation are functions of (seed, epoch, batch index), too.
 
-    Shards are dealt out to lanes, and every batch takes equally many rows from each lane: a process reads its own lanes
-    only. When the first lane is through, what is left in the others makes up the last batches (the tail), which
-    every process reads. The lanes are the same however many processes there are, so all see the same global batches.
-    Training data is shuffled by shard, and within blocks of rows that follow one another in a lane. An epoch that is
-    taken up in the middle skips whole shards without reading them.
+    Shards are assigned to lanes, and every batch takes the same number of rows from each lane: a process reads its own lanes
+    only. When the first lane is exhausted, the rows left in the others form the last batches (the tail), which
+    every process reads. The lanes do not depend on the number of processes, so the global batches are the same.
+    Training data is shuffled by shard, and within blocks of consecutive rows of a lane. An epoch that is
+    resumed in the middle skips whole shards without reading them.
 
-    That takes the number of rows in each shard. Where it is not known there is one lane, every process reads
-    everything (and decodes its own rows), and an epoch is taken up by reading what comes before, without decoding it.
+    This needs the number of rows in each shard. If it is unknown, there is one lane, every process reads
+    everything (and decodes its own rows), and an epoch is resumed by reading the preceding rows without decoding.
     """
 
     source: StreamSource  # type: ignore[assignment]
@@ -77,7 +77,7 @@ class StreamLoader(Loader):
         self.lanes = self._choose()
         if self.lanes % self.world_size and self.rank == 0:
             log.warning(
-                "every process reads all of %s …: there are %d shards%s, which %d processes cannot share",
+                "every process reads all of %s …: its %d shards%s cannot be split between %d processes",
                 source.shards.names[0],
                 len(source.shards.names),
                 " of unknown length" if source.shards.counts is None else "",
@@ -89,7 +89,7 @@ class StreamLoader(Loader):
             super()._check()
 
     def _choose(self) -> int:
-        """How many lanes: as many as divide the batch and leave next to nothing to the tail."""
+        """The number of lanes: the most that divide the batch and leave little to the tail."""
         counts = self.source.shards.counts
         if counts is None:
             return 1
@@ -121,7 +121,7 @@ class StreamLoader(Loader):
             yield [encoded for encoded, _ in rows], torch.tensor([label for _, label in rows]), draws
 
     def _read(self, epoch: int, start: int) -> Iterator[tuple[int, list[Row], int, slice]]:
-        """(batch index, our rows of it, how many rows it has, which of them are ours) from batch `start` on."""
+        """(batch index, our rows, number of rows in the batch, our slice) from batch `start` on."""
         counts, lanes = self.source.shards.counts, self.lanes
         order = list(range(len(self.source.shards.names)))
         if self.shuffle:
@@ -150,7 +150,7 @@ class StreamLoader(Loader):
         return None if self.source.shards.total is None else len(self)
 
     def _tail(self, epoch: int, dealt: list[list[int]], begin: int, skip: int) -> Iterator[Row]:
-        """What the lanes hold from row `begin` on, one lane after another, but for the first `skip` rows of it."""
+        """The rows of the lanes from row `begin` on, one lane after another, without the first `skip` of them."""
         counts = self.source.shards.counts
         for i, lane in enumerate(dealt):
             left = sum(counts[s] for s in lane) - begin if counts is not None else None
@@ -196,13 +196,13 @@ class StreamLoader(Loader):
                 yield row
             if found < expected:
                 raise DataError(
-                    f"{source.names[shard]} ended after {found} of {expected} examples: it changed while it was in use."
+                    f"{source.names[shard]} ended after {found} of {expected} examples: it changed during use."
                 )
             skip = 0
 
 
 def deal(counts: list[int], order: Iterable[int], lanes: int) -> list[list[int]]:
-    """Each shard, in this order, to the lane that has the fewest rows so far."""
+    """Assign each shard, in this order, to the lane with the fewest rows so far."""
     dealt: list[list[int]] = [[] for _ in range(lanes)]
     rows = [0] * lanes
     for shard in order:

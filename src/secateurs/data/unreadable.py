@@ -1,4 +1,4 @@
-"""Files of a data set that can't be read: named and counted once, and refused unless they are to be left out."""
+"""Files of a data set that cannot be read: counted and named once, and an error unless they are to be skipped."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from secateurs.errors import DataError
+from secateurs.errors import DataError, Setting
 
 log = logging.getLogger("secateurs")
 
-ADVICE = "Repair or remove what can't be read, or pass skip_unreadable=True to leave it out."
-_NAMED = 3  # of those that can't be read
+ADVICE = ("Repair or remove these files, or pass ", Setting("skip_unreadable", True), " to skip them.")
+_NAMED = 3  # number of unreadable files to name
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """One of them. path: as it can be printed."""
+    """An unreadable file. path: in printable form."""
 
     path: str
     why: str
@@ -26,16 +26,16 @@ class Unreadable:
 
 
 def report_unreadable(found: Sequence[Unreadable], total: int, *, skip: bool) -> None:
-    """Raise DataError if any of `total` files can't be read; with `skip`, one warning."""
+    """Raise DataError if any of `total` files cannot be read; with `skip`, log one warning."""
     if not found:
         return
     names = ", ".join(map(str, found[:_NAMED])) + (", …" if len(found) > _NAMED else "")
-    text = f"{len(found):,} of {total:,} {'file' if total == 1 else 'files'} can't be read: {names}."
+    text = f"{len(found):,} of {total:,} {'file' if total == 1 else 'files'} cannot be read: {names}."
     if not skip:
-        raise DataError(f"{text} {ADVICE}")
-    log.warning("%s The rest is used.", text)
+        raise DataError(text, hint=ADVICE)
+    log.warning("%s They are skipped.", text)
 
 
 def unreadable_error(found: Unreadable) -> DataError:
-    """The error about one that was found in passing."""
-    return DataError(f"{found.path} can't be read: {found.why}. {ADVICE}")
+    """The error about an unreadable file found while reading."""
+    return DataError(f"{found.path} cannot be read: {found.why}.", hint=ADVICE)

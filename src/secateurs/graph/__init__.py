@@ -1,4 +1,4 @@
-"""Which channels of a network belong together: labels, rules, the tracer, and the graph they give."""
+"""Channel dependencies of a network: labels, rules, the tracer, and the channel graph."""
 
 from secateurs.graph.channels import ChannelGraph, ChannelGroup, Slot
 from secateurs.graph.context import Context

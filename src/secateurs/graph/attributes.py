@@ -1,4 +1,4 @@
-"""The attributes of PyTorch's own modules that repeat the shape of a parameter, and what they become after a cut."""
+"""The attributes of PyTorch's modules that depend on a parameter's shape, and their values after a cut."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
     if isinstance(module, _ConvNd):
         groups = module.groups
         depthwise = old[0] == groups if module.transposed else old[1] == 1
-        if groups > 1 and depthwise:  # every input channel is a group
+        if groups > 1 and depthwise:  # every input channel is its own group
             groups = new[0] * groups // old[0]
         first, second = new[0], new[1] * groups
         into, out = (first, second) if module.transposed else (second, first)

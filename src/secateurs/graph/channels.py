@@ -1,4 +1,4 @@
-"""The channel graph: which channels a network has, where each one lives, and what the network costs at any widths."""
+"""The channel graph: the channels of a network, their parameter slots, and the cost of the network at any widths."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Slot:
-    """Where the channels of a group live on one axis of one parameter or buffer."""
+    """The positions of a group's channels on one axis of one parameter or buffer."""
 
     param: str
     axis: int
     index: Array = field(repr=False)  # (size, m): the m indices of each channel
-    produces: bool = False  # the parameter creates the channels on this axis …
-    consumes: bool = False  # … or reads them; neither: it goes along (batch norm, bias)
+    produces: bool = False  # the parameter produces the channels on this axis …
+    consumes: bool = False  # … or consumes them; neither for per-channel parameters (batch norm, bias)
 
     @property
     def module(self) -> str:
@@ -38,43 +38,43 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Channels that stand side by side on the very same parameter axes; each can live or die by itself."""
+    """Channels on the same parameter axes; each channel can be kept or cut independently."""
 
     name: str
     size: int
     slots: tuple[Slot, ...] = field(repr=False)
-    exact: bool  # masked ≡ sliced; not so where a normalization takes its statistics over the channels
-    internal: bool  # no channel lies on a shortcut
+    exact: bool  # masked ≡ sliced; False if a normalization computes its statistics over the channels
+    internal: bool  # no channel is on a shortcut
     reason: Reason | None  # why it is not prunable, or None
 
     @property
     def prunable(self) -> bool:
-        """May be cut without further ado. An inexact group is not, unless the trace was made with `allow_inexact`."""
+        """Whether the channels can be cut. False for an inexact group, unless the trace was made with `allow_inexact`."""
         return self.reason is None
 
     @property
     def only_inexact(self) -> bool:
-        """Not prunable for no other reason than that a cut would be inexact."""
+        """Whether the only reason that the group is not prunable is that a cut would be inexact."""
         return self.reason is not None and self.reason.kind is Kind.INEXACT
 
     @cached_property
     def coupled(self) -> int:
-        """How many channels of one layer each channel is: in a grouped convolution the k-th of all its groups, say."""
+        """How many channels of one layer form one channel: in a grouped convolution, for example, the k-th of each group."""
         return max((s.index.shape[1] for s in self.slots if s.produces), default=1)
 
     @cached_property
     def producers(self) -> tuple[str, ...]:
-        """Names of the layers that create these channels."""
+        """Names of the layers that produce these channels."""
         return tuple(dict.fromkeys(s.module for s in self.slots if s.produces))
 
     @cached_property
     def consumers(self) -> tuple[str, ...]:
-        """Names of the layers that read them."""
+        """Names of the layers that consume these channels."""
         return tuple(dict.fromkeys(s.module for s in self.slots if s.consumes))
 
     def weights(self, model: nn.Module, bias: bool = False) -> list[Tensor]:
-        """For each layer that creates these channels, its weights by channel: (size, weights per channel). Views where
-        that can be. With `bias`, the layer's own bias follows as a (size, 1) of its own."""
+        """For each layer that produces these channels, its weights by channel: (size, weights per channel). Views if
+        possible. With `bias`, followed by the layer's bias as a separate (size, 1)."""
         found = []
         for slot in self.slots:
             if slot.produces:
@@ -84,16 +84,16 @@ class ChannelGroup:
         return found
 
     def filters(self, model: nn.Module, bias: bool = True) -> Tensor:
-        """All weights that create each channel, as one data point: (size, weights per channel), float32.
+        """All weights that produce each channel, as one data point: (size, weights per channel), float32.
 
-        A channel that lives on several coupled layers is one row made of all its filters; with `bias`, a producing
-        layer's own bias is appended to its weights (EPruner, sec. III-A).
+        A channel with several coupled producers is one row of all its filters; with `bias`, a producing
+        layer's bias is appended to its weights (EPruner, sec. III-A).
         """
         return torch.cat([w.float() for w in self.weights(model, bias)], dim=1)
 
 
 def named_tensors(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
-    """Parameters and buffers by name, a shared one once, in one walk over the modules."""
+    """Parameters and buffers by name, shared ones once, in one pass over the modules."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for path, module in (modules or dict(model.named_modules())).items():
@@ -126,9 +126,9 @@ def _whole(index: Array, n: int) -> bool:
 
 
 class ChannelGraph:
-    """What `sc.trace` answers: the groups of channels, and the cost of the network at any widths.
+    """What `sc.trace` returns: the channel groups, and the cost of the network at any widths.
 
-    `groups` holds every group, prunable or not, in the order in which the network first uses them.
+    `groups` holds every group, prunable or not, in the order of first use in the network.
     """
 
     def __init__(
@@ -140,15 +140,15 @@ class ChannelGraph:
         random: Iterable[str] = (),
     ) -> None:
         self.groups = tuple(groups)
-        self.shapes = dict(shapes)  # of all parameters and buffers that the trace saw
-        self.random = tuple(dict.fromkeys(random))  # lines that drew random numbers, though in eval mode
+        self.shapes = dict(shapes)  # of all parameters and buffers used in the trace
+        self.random = tuple(dict.fromkeys(random))  # lines of code that drew random numbers in eval mode
         self._modules = modules
-        self._make_cost = cost_model  # made when first asked for
+        self._make_cost = cost_model  # built lazily
         self._at = {g.name: i for i, g in enumerate(self.groups)}
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
 
     def __getitem__(self, name: str) -> ChannelGroup:
-        """The group of that name; PlanError with the nearest names if there is none."""
+        """The group with this name. Raises PlanError with similar names if there is none."""
         if name not in self._at:
             raise PlanError(f"The network has no channel group {name!r}. {nearest(name, self._at)}")
         return self.groups[self._at[name]]
@@ -166,14 +166,14 @@ class ChannelGraph:
         return self._at[self[name].name]
 
     def cost(self, widths: Mapping[str, int] | Array | None = None, stripes: Mapping[str, int] | None = None) -> Cost:
-        """MACs and parameters at these widths, from the graph alone: `{group name: channels}` (groups left out stay
+        """MACs and parameters at these widths, from the graph only: `{group name: channels}` (groups left out stay
         whole), or a vector with one width per group, which is not checked. Takes microseconds.
 
-        stripes: for a convolution's weight (see `kernels`) how many stripes are left, of all its filters together.
+        stripes: for a convolution's weight (see `kernels`) the total number of stripes left in its filters.
         """
         if unknown := (stripes or {}).keys() - self.kernels.keys():
             name = min(unknown)
-            raise PlanError(f"{name} is no convolution that stripes can be cut from. {nearest(name, self.kernels)}")
+            raise PlanError(f"{name} is not a convolution that stripes can be cut from. {nearest(name, self.kernels)}")
         if isinstance(widths, np.ndarray):
             return self._cost(widths, stripes)
         vector = self.sizes.copy()
@@ -181,16 +181,16 @@ class ChannelGraph:
             size = self[name].size
             if not isinstance(width, Integral) or isinstance(width, bool) or not 1 <= width <= size:
                 raise PlanError(
-                    f"Group {name} has {size} channels: its width is a whole number in 1…{size}, not {width!r}."
+                    f"Group {name} has {size} channels: its width must be an integer in 1…{size}, not {width!r}."
                 )
             vector[self._at[name]] = width
         return self._cost(vector, stripes)
 
     @cached_property
     def kernels(self) -> dict[str, tuple[int, int, int]]:
-        """Weights that stripes can be cut from, by name, with their filters, rows and columns: (O, KH, KW).
+        """Weights that stripes can be cut from, by name, with the numbers of filters, rows and columns: (O, KH, KW).
 
-        These are plain convolutions of one group that pad with zeros and share their weight with no other layer.
+        These are plain convolutions with one group and zero padding that do not share their weight with another layer.
         """
         owners: dict[int, int] = {}
         for module in self._modules.values():

@@ -1,4 +1,4 @@
-"""The check of what labels cannot tell: a cut network is run, and compared with the whole one, place by place."""
+"""Check what labels cannot determine: run a cut network and compare it with the original, site by site."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from secateurs.graph.runs import Runs
 from secateurs.graph.tape import Site
 
 Array = np.ndarray
-MOST = 64  # cut networks that are tried at most
+MOST = 64  # maximum number of cut networks to try
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a group cannot be cut, and the ambiguous places that another reading might mend."""
+    """Why a group cannot be cut, and the ambiguous sites where another interpretation might help."""
 
     reason: Reason
     sites: Sequence[Site] = ()
 
 
 class Check:
-    """Groups of a network, cut and tried."""
+    """Cuts groups of a network and tests the result."""
 
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
         self.trials = 0
-        self.changed: list[int] = []  # numbers of the tape that the last trial found to follow a width
+        self.changed: list[int] = []  # indices of the tape's numbers that the last trial found to depend on a width
 
     def broken(self, grouping: Grouping) -> dict[int, Fault]:
-        """Groups that cannot be cut although the labels allow it.
+        """The groups that cannot be cut although the labels allow it.
 
-        Code that goes through ambiguous places, or computes with numbers, is tried with all groups cut that it may
-        concern. Without any of the two nothing is tried: labels then say all there is to say.
+        Code with ambiguous sites, or that computes with numbers, is tried with all groups cut that it may
+        affect. Without either, nothing is tried: the labels are then sufficient.
         """
         touching: dict[int, list[Site]] = {}
         for site in grouping.tape.sites:
@@ -49,9 +49,9 @@ class Check:
                 for g in self._groups(grouping, labels):
                     touching.setdefault(g, []).append(site)
         free = [g for g in touching if self._may_be_cut(grouping, g)]
-        if grouping.tape.numbers:  # whose width a number may be made from is anyone's guess
+        if grouping.tape.numbers:  # a number may be computed from any group's width
             free += [g for g in range(grouping.groups) if g not in touching and self._may_be_cut(grouping, g)]
-        # Mostly a number is put to use on the very channels that it counts: one look, and another to see if it is so.
+        # A number is usually applied to the channels that it counts: one trial to find it, and another to confirm it.
         faults: dict[int, Fault] = {}
         rest = free
         while rest and not self._holds(grouping, rest):
@@ -65,7 +65,7 @@ class Check:
         return self._cleared(grouping, faults, rest)
 
     def _cleared(self, grouping: Grouping, faults: dict[int, Fault], rest: list[int]) -> dict[int, Fault]:
-        """Without the groups that a number was applied to, but does not follow: `weight / weight.shape[1]` has two."""
+        """Remove the groups that a number was applied to but does not depend on: `weight / weight.shape[1]` has two."""
         for g in list(faults) if len(faults) > 1 else ():
             if self._holds(grouping, [*rest, g]):
                 rest = [*rest, g]
@@ -83,15 +83,15 @@ class Check:
     def _failing(
         self, grouping: Grouping, groups: Sequence[int], touching: Mapping[int, list[Site]]
     ) -> dict[int, Fault]:
-        """One by one, as far as need be."""
-        # Groups that go through the same lines of code stand or fall together more often than not.
+        """One by one, as far as needed."""
+        # Groups that go through the same lines of code usually pass or fail together.
         kinds: dict[frozenset[str], list[int]] = {}
         for g in groups:
             kinds.setdefault(frozenset(s.where for s in touching.get(g, ())), []).append(g)
         bad: dict[int, Fault] = {}
         for lines, alike in kinds.items():
             if lines and len(alike) > 2 and not any(self._holds(grouping, [g]) for g in (alike[0], alike[-1])):
-                bad |= {g: self._fault(grouping, touching.get(g, ())) for g in alike}  # at all its uses, then
+                bad |= {g: self._fault(grouping, touching.get(g, ())) for g in alike}  # then at all its uses
             else:
                 bad |= self._bisect(grouping, alike, touching)
         rest = [g for g in groups if g not in bad]
@@ -108,21 +108,21 @@ class Check:
         return self._bisect(grouping, groups[:half], touching) | self._bisect(grouping, groups[half:], touching)
 
     def _fault(self, grouping: Grouping, sites: Sequence[Site]) -> Fault:
-        """What the last check failed for."""
+        """The reason for which the last check failed."""
         if self.changed and grouping.tape.numbers:
             at = min(self.changed[0], len(grouping.tape.numbers) - 1)
             return Fault(Reason(Kind.CODE, numbers.REASON, grouping.tape.numbers[at].where))
         if sites:
             return Fault(Reason(Kind.CODE, sites[0].reason, sites[0].where), sites)
         return Fault(
-            Reason(Kind.CODE, "a network with fewer of these channels does not run, or computes something else")
+            Reason(Kind.CODE, "a network with fewer of these channels does not run or computes different outputs")
         )
 
     def _holds(self, grouping: Grouping, groups: list[int]) -> bool:
-        """Cut about half of these groups at random, and trace the cut network with the labels it inherits."""
+        """Cut these groups at random by about half, and trace the cut network with its inherited labels."""
         self.changed = []
         if self.trials >= MOST:
-            return False  # so much is ambiguous that the rest stays whole
+            return False  # too much is ambiguous: the rest stays whole
         draw = np.random.default_rng(len(groups))
         dead = np.zeros(len(grouping.classes.root), dtype=bool)
         for g in groups:
@@ -142,21 +142,21 @@ class Check:
         self.trials += 1
         try:
             tape = self.runs.run(KnownLabels(), cut, known, rewrites(self.runs.modules, self.runs.shapes, new))
-        except Exception:  # a Mismatch, or whatever the author's code raises on shapes it was not written for
+        except Exception:  # a Mismatch, or whatever the user's code raises on shapes that it was not written for
             return False
-        # What leaves each ambiguous place must be what left it before, minus the channels cut.
+        # The output of each ambiguous site must be its original output minus the cut channels.
         found = {site.key: site.out for site in tape.sites}
         for site in grouping.tape.sites:
             for at, before in site.out.items():
                 alive = grouping.classes.root[before[~dead[before]]]
-                after = found.get(site.key, {}).get(at)  # with coupled channels already one, a split may not show
-                several = bool((alive != alive[:1]).any())  # of a single channel there is no telling where it lies
+                after = found.get(site.key, {}).get(at)  # with coupled channels already unified, a split may not appear
+                several = bool((alive != alive[:1]).any())  # the position of a single channel cannot be determined
                 if several and after is not None and not np.array_equal(alive, after):
                     return False
         self.changed = numbers.changed(grouping.tape.numbers, tape.numbers)
         if (
             self.changed and not self.runs.meta
-        ):  # a number may be read from an activation, too: look at the masked network
+        ):  # a number may also be read from an activation: compare with the masked network
             whole = {(a.param, a.axis): grouping.classes.root[a.labels] for a in grouping.tape.axes}
             twin = self.runs.run(KnownLabels(), self._masked(grouping, dead), whole)
             self.changed = numbers.changed(twin.numbers, tape.numbers, tolerance=1e-4)
@@ -172,7 +172,7 @@ class Check:
         return x
 
     def _masked(self, grouping: Grouping, dead: Array) -> dict[str, Tensor]:
-        """The parameters that read dead channels, with zeros there."""
+        """The parameters that consume dead channels, with zeros there."""
         masked: dict[str, Tensor] = {}
         for axis in grouping.tape.axes:
             gone = dead[axis.labels] & (grouping.classes.flags[axis.labels] & CONSUMED > 0)

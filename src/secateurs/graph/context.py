@@ -1,4 +1,4 @@
-"""What a rule may ask and say: labels of tensors, and what becomes of them."""
+"""The context of a rule: read the labels of tensors, and declare what happens to them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _TORCH = torch.__path__[0] + os.sep
 class Context:
     """The running trace, as a rule sees it (`t`).
 
-    Labels are integers, one per index of an axis; 0 is no channel. Shapes: a labels array is (n,) for an axis of size n.
-    `op` is the op that the rule is called for and `out` what it returned.
+    Labels are integers, one per index of an axis; 0 means no channel. Shapes: a labels array is (n,) for an axis of size n.
+    `op` is the op that the rule is called for and `out` its output.
     """
 
     def __init__(
@@ -37,15 +37,19 @@ class Context:
     ) -> None:
         self.space, self.tape = space, Tape()
         self.op: Any = None  # the op that a rule is called for
-        self.out: Any = None  # and what it returned
-        self.call: tuple[Any, tuple[Any, ...], dict[str, Any]] = (None, (), {})  # the author's call that it came from
+        self.out: Any = None  # and its output
+        self.call: tuple[Any, tuple[Any, ...], dict[str, Any]] = (
+            None,
+            (),
+            {},
+        )  # the call in the user's code that it came from
         self.counting = True
         self._names, self._modules, self._choices, self._known = params, modules, choices, known
         self._params: dict[int, Labels] = {}
         self._visits: dict[tuple[str, str], int] = {}
 
     def _look(self, x: Tensor) -> tuple[Labels, bool]:
-        """Labels of a tensor, and whether the model's input went into it."""
+        """Labels of a tensor, and whether it depends on the model's input."""
         key = id(x)
         if key in self._names:
             own = self._params.get(key)
@@ -54,7 +58,7 @@ class Context:
         return (note[1], note[2]) if note is not None and note[0] is self else (_NONE, False)
 
     def _register(self, x: Tensor) -> Labels:
-        """Labels for a parameter that is seen for the first time."""
+        """New labels for a parameter at its first use."""
         name = self._names[id(x)]
         own: Labels = {}
         for axis, n in enumerate(x.shape):
@@ -68,18 +72,18 @@ class Context:
         self._params[id(x)] = own
         return own
 
-    # -- what rules may ask and say ------------------------------------------------------------------------------
+    # -- the interface of rules ------------------------------------------------------------------------------
 
     @property
     def op_name(self) -> str:
         return str(self.op.overloadpacket)
 
     def labels(self, x: Tensor) -> Labels:
-        """`{axis: labels}` of the axes of x that carry channels."""
+        """`{axis: labels}` for the axes of x that carry channels."""
         return self._look(x)[0]
 
     def axis(self, x: Tensor, axis: int) -> Array:
-        """One label per index of this axis; zeros where it carries no channels."""
+        """One label per index of this axis; zeros if it carries no channels."""
         found = self._look(x)[0].get(axis)
         return found if found is not None else self.zeros(x.shape[axis])
 
@@ -92,7 +96,7 @@ class Context:
         return np.tile(labels, times)
 
     def is_live(self, x: Tensor) -> bool:
-        """Whether x was computed from the model's input (and not from parameters alone)."""
+        """Whether x was computed from the model's input (and not from parameters only)."""
         return self._look(x)[1]
 
     def is_weight(self, x: Tensor) -> bool:
@@ -100,14 +104,14 @@ class Context:
         return bool(labels) and not live
 
     def width(self, x: Tensor, axis: int) -> int | Array:
-        """The size of an axis, as a factor for `cost`: its labels where it may shrink."""
+        """The size of an axis, as a factor for `cost`: its labels if it can shrink."""
         found = self._look(x)[0].get(axis)
         return found if found is not None else x.shape[axis]
 
     def unify(self, *operands: Array | Tensor | None) -> None:
         """The i-th channels of all operands (labels, or parameters of shape (C,)) are one channel."""
         present = [self.axis(o, 0) if isinstance(o, Tensor) else o for o in operands if o is not None]
-        reason = Reason(Kind.CONSTANT, f"meets the model's input or a constant in {self.op_name}")
+        reason = Reason(Kind.CONSTANT, f"combined elementwise with the model's input or a constant in {self.op_name}")
         for other in present[1:]:
             self.space.unify(present[0], other, reason)
 
@@ -122,7 +126,7 @@ class Context:
             )
 
     def join(self, operands: list[tuple[Labels, Tensor]]) -> Labels:
-        """Operands with these labels meet element by element, with broadcasting: unify what meets."""
+        """Operands with these labels are combined element by element, with broadcasting: unify the corresponding labels."""
         ndim = max(x.ndim for _, x in operands)
         out: Labels = {}
         for labels, x in operands:
@@ -137,20 +141,20 @@ class Context:
                 axis = at - ndim + x.ndim
                 if axis < 0 or axis in labels or x.shape[axis] == 1:
                     continue
-                if x.stride(axis) == 0:  # one value, expanded to as many as there are channels
+                if x.stride(axis) == 0:  # one value, expanded to the number of channels
                     self.assume(own, "a tensor is expanded to a size that is a constant in the code")
                 else:
                     self.unify(own, self.zeros(len(own)))
         return out
 
     def freeze(self, labels: Array | Labels, reason: str | Reason) -> None:
-        """These channels can't be cut, and this is why."""
+        """Mark these channels as not prunable, for this reason."""
         reason = Reason(Kind.RULE, reason) if isinstance(reason, str) else reason
         for own in labels.values() if isinstance(labels, dict) else (labels,):
             self.space.freeze(own, reason)
 
     def inexact(self, labels: Array, reason: str) -> None:
-        """A cut changes more than what is cut: only done on request."""
+        """Mark these channels as inexact: a cut changes more than the cut channels, and is only made on request."""
         self.space.inexact(labels, Reason(Kind.INEXACT, reason))
 
     def shortcut(self, *tensors: Tensor) -> None:
@@ -161,23 +165,23 @@ class Context:
                     self.space.mark(own, SHORTCUT)
 
     def sum_of_weights(self, v: Tensor, w: Tensor) -> None:
-        """What creates or reads channels is v + w: the same is true of both."""
+        """v + w produces or consumes channels: mark both operands alike."""
         if v.ndim == w.ndim:
             for axis in self.labels(v).keys() & self.labels(w).keys():
                 self.space.share_marks(self.labels(v)[axis], self.labels(w)[axis])
 
     def produce(self, w: Tensor, axis: int) -> None:
-        """w creates the channels on this axis."""
+        """Mark w as the producer of the channels on this axis."""
         if axis in self.labels(w):
             self.space.mark(self.labels(w)[axis], PRODUCED)
 
     def consume(self, w: Tensor, axis: int) -> None:
-        """w reads the channels on this axis: zeroing it there masks them."""
+        """Mark w as a consumer of the channels on this axis: zeroing it there masks them."""
         if axis in self.labels(w):
             self.space.mark(self.labels(w)[axis], CONSUMED)
 
     def cost(self, *factors: int | Array, kernel: Tensor | None = None) -> None:
-        """This op does the product of these many multiply-accumulates. kernel: the weight, if it is a convolution."""
+        """Add the product of these factors to the multiply-accumulates. kernel: the weight, if the op is a convolution."""
         if self.counting:
             if kernel is not None and id(kernel) in self._names:
                 self.tape.kernels[len(self.tape.costs)] = self._names[id(kernel)]
@@ -186,25 +190,25 @@ class Context:
                 coefficient *= 1 if isinstance(f, np.ndarray) else int(f)
             self.tape.costs.append((coefficient, tuple(f for f in factors if isinstance(f, np.ndarray))))
 
-    # -- constants in the author's code --------------------------------------------------------------------------
+    # -- constants in the user's code --------------------------------------------------------------------------
 
     def assume(self, labels: Array, reason: str) -> None:
-        """The code is taken to compute this figure from the shape; the check of a cut network will tell."""
+        """Assume that the code computes this number from the shape; the check of a cut network will verify it."""
         self._site([labels], reason, 1)
 
     def choose(self, options: int, labels: Array, reason: str) -> int | None:
-        """Which of several readings of the code to take: the next one that no check has refuted, None after the last."""
+        """Choose one of several interpretations of the code: the next one that no check has refuted, None after the last."""
         site = self._site([labels.ravel()], reason, options)
         choice = self._choices.get(site.key, 0)
         return choice if choice < options else None
 
     def depends_on(self, param: Tensor | None, labels: Array, reason: str) -> None:
-        """An attribute that surgery rewrites if a module of ours owns `param`; else a constant in the code."""
+        """Depend on an attribute that surgery rewrites if a known module owns `param`; else it is a constant in the code."""
         if param is None or not self._owned(param):
             self.assume(labels, reason)
 
     def depends_on_groups(self, w: Tensor) -> None:
-        """The same for the groups of a convolution."""
+        """The same for the `groups` of a convolution."""
         for own in self.labels(w).values():
             self.depends_on(w, own, "the number of groups is a constant in the code")
 
@@ -226,7 +230,7 @@ class Context:
 
 
 def caller() -> str:
-    """The line of the author's code that is running: the innermost frame outside torch and this package."""
+    """The line of the user's code that is running: the innermost frame outside torch and this package."""
     frame: Any = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename

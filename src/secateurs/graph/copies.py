@@ -12,8 +12,8 @@ _ATOMS = (int, float, str, bytes, bool, complex, type(None), type, torch.dtype, 
 
 
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A copy that shares nothing with the module: `copy.deepcopy`, at a fraction of its time where modules hold nothing but
-    the usual. memo: by the id of an object what takes its place in the copy."""
+    """A deep copy of the module: `copy.deepcopy`, in a fraction of its time if modules hold only
+    the usual attributes. memo: replacements in the copy by the id of the original object."""
     memo = {} if memo is None else memo
     if id(module) in memo:
         return memo[id(module)]
@@ -29,7 +29,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
             own = {k: m if m is None else copied(m, memo) for k, m in value.items()}
         elif isinstance(value, dict) and not value and type(value) in _PLAIN:
             own = type(value)()
-        elif isinstance(value, Tensor) and not value.is_leaf:  # what a weight-norm hook left of its last forward
+        elif isinstance(value, Tensor) and not value.is_leaf:  # left by a weight-norm hook in its last forward
             own = value.detach().clone()
         else:
             own = copy.deepcopy(value, memo)

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates and parameters, at any widths."""
+"""The cost of a network: multiply-accumulates and parameters, at any widths."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Cost:
 
 
 def count(model: nn.Module, example_inputs: Any) -> Cost:
-    """Cost of a model as it stands: `FlopCounterMode` over one forward pass in eval mode, halved, and its parameters."""
+    """The cost of a model: half the count of `FlopCounterMode` over one forward pass in eval mode, and its parameters."""
     check_model(model)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products from the counter
@@ -53,7 +53,7 @@ class CostModel:
         self._packed: dict[str, tuple[Array, Array]] = {}
 
     def form(self, constant: int, multiplicities: Mapping[int, int]) -> int:
-        """Index of the affine form `constant + Σ multiplicities[g]·width[g]`."""
+        """The index of the affine form `constant + Σ multiplicities[g]·width[g]`."""
         key: Any = (constant, tuple(sorted(multiplicities.items())))
         if key not in self._forms:
             self._forms[key] = len(self._rows)
@@ -61,14 +61,14 @@ class CostModel:
         return self._forms[key]
 
     def stripes(self, kernel: str, constant: int, multiplicities: Mapping[int, int]) -> int:
-        """Index of the form that counts this kernel's stripes, of which a cost may be asked with fewer."""
+        """The index of the form that counts this kernel's stripes; `cost` can override the number."""
         if kernel not in self.kernels:
             self.kernels[kernel] = len(self._rows)
             self._rows.append((constant, tuple(sorted(multiplicities.items()))))
         return self.kernels[kernel]
 
     def add(self, what: str, coefficient: int, forms: tuple[int, ...]) -> None:
-        """One more product: `coefficient · Π forms`, to the `macs` or the `params`."""
+        """Add one product: `coefficient · Π forms`, to the `macs` or the `params`."""
         self._terms[what].append((coefficient, forms))
 
     def freeze(self) -> CostModel:
@@ -90,7 +90,7 @@ class CostModel:
         return self
 
     def __call__(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Cost:
-        """Cost at these widths, (groups,), and with so many stripes left of these kernels; of others all are left that
+        """The cost at these widths, (groups,), with these numbers of stripes left in these kernels; other kernels keep all that
         the widths allow."""
         weights = self._multiplicity * np.asarray(widths)[self._group]
         values = self._constants + np.bincount(self._row, weights=weights, minlength=len(self._constants))

@@ -1,4 +1,4 @@
-"""From the solved labels to channel groups and a cost model, all vectorized: time grows with the number of labels."""
+"""From the solved labels to channel groups and a cost model, vectorized: time is linear in the number of labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = np.ndarray
 
 
 class Grouping:
-    """Channels of one signature — the multiset of parameter axes they live on — form a group."""
+    """Channels with the same signature (the multiset of their parameter axes) form a group."""
 
     def __init__(self, tape: Tape, classes: Classes) -> None:
         self.tape, self.classes = tape, classes
@@ -25,12 +25,12 @@ class Grouping:
         self.labels = np.concatenate([a.labels for a in axes]) if axes else np.zeros(0, LABEL)
         self.owner = np.repeat(np.arange(len(axes), dtype=LABEL), lengths)  # axis of each label
         n = len(classes.root)
-        # A class's signature: the sum of one random number for each axis that it touches, with multiplicity, and for
-        # what keeps it whole. Sums wrap around; two signatures agree by accident once in 2⁶⁴.
+        # A class's signature: the sum of one random number for each of its axes, with multiplicity, and for
+        # the reason that keeps it whole. Sums wrap around; two signatures collide with probability 2⁻⁶⁴.
         draws = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, size=len(axes) + 2, dtype=np.int64)
         signature = np.zeros(n, dtype=np.int64)
         np.add.at(signature, classes.root[self.labels], draws[2:][self.owner])
-        # A class is known by its smallest label, which is also the first that stands in `labels`.
+        # A class is identified by its smallest label, which is also the first in `labels`.
         is_root = classes.root == np.arange(n, dtype=LABEL)
         roots = np.flatnonzero(is_root)[1:]
         frozen, inexact = classes.frozen[roots].astype(np.int64), classes.inexact[roots].astype(np.int64)
@@ -39,8 +39,8 @@ class Grouping:
         of_class = of_class.reshape(-1)
         rank = np.cumsum(is_root, dtype=LABEL) - 2  # of a root among the roots
         self.class_of = rank[classes.root[self.labels]]  # class of each label
-        # What no layer creates (kernel positions, the channels of an input image) is no group but a constant, -1. The
-        # others are numbered by where their first label stands, so that they come in the network's order.
+        # What no layer produces (kernel positions, the channels of an input image) is a constant, -1, not a group. The
+        # others are numbered by the position of their first label, so that they are in the network's order.
         created = np.zeros(len(first), dtype=bool)
         created[of_class[self.class_of[(classes.flags[self.labels] & PRODUCED) > 0]]] = True
         self.groups = int(created.sum())
@@ -64,8 +64,8 @@ class Grouping:
         return channel
 
     def build(self, allow_inexact: bool, refuted: Mapping[int, Reason]) -> list[ChannelGroup]:
-        """`refuted`: groups that a cut network was found to break on, and why."""
-        # Labels stand in the order of (owner, position): a stable sort by channel, then by (group, owner), does it.
+        """refuted: groups whose cut failed the check, and why."""
+        # Labels are in the order of (owner, position): sort stably by channel, then by (group, owner).
         inside = np.flatnonzero(self.group >= 0)
         key = self.group[inside].astype(np.int64) * max(len(self.tape.axes), 1) + self.owner[inside]
         order = np.argsort(key * (int(self.channel.max(initial=0)) + 1) + self.channel[inside], kind="stable")
@@ -118,7 +118,7 @@ class Grouping:
         root = self.classes.root
         by = [what for pieces, what in self.tape.couplings if (root[pieces] == root[label]).any()]
         how = ", ".join(dict.fromkeys(by)) or "by the code"
-        return Reason(Kind.SINGLE, f"its {coupled} channels are all coupled to one another: {how}")
+        return Reason(Kind.SINGLE, f"its {coupled} channels are all coupled to each other: {how}")
 
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
         """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""

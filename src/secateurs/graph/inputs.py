@@ -14,12 +14,12 @@ from secateurs.errors import TraceError
 
 
 def check_model(model: Any) -> None:
-    """Raise TraceError for what is no model, but its name or its class, say."""
+    """Raise TraceError for anything but a model, for example its name or its class."""
     if isinstance(model, nn.Module):
         return
     if isinstance(model, type):
-        raise TraceError(f"The model is a class, not a network: pass {model.__name__}(…), an object of it.")
-    hint = f"sc.build({model!r}) makes one from a spec" if isinstance(model, str) else "pass the network itself"
+        raise TraceError(f"The model is a class: pass an instance of it, {model.__name__}(…).")
+    hint = f"sc.build({model!r}) builds one from a spec" if isinstance(model, str) else "pass the network itself"
     raise TraceError(f"The model must be a torch.nn.Module, not a {type(model).__name__}: {hint}.")
 
 
@@ -38,13 +38,13 @@ def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def to_model_device(model: nn.Module, example_inputs: Any) -> Any:
-    """The example inputs on the model's device. What is there already is not copied."""
+    """The example inputs on the model's device. Tensors that are already there are not copied."""
     device = device_of(model)
     return map_tensors(lambda x: x.to(device), example_inputs)
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """All tensors in an output, whatever it is: nested containers, dataclasses, mappings, objects with attributes."""
+    """All tensors in an output of any type: nested containers, dataclasses, mappings, objects with attributes."""
     found: list[Tensor] = []
     for leaf in pytree.tree_leaves(tree):
         if isinstance(leaf, Tensor):

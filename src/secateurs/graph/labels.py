@@ -1,6 +1,6 @@
-"""Labels: one integer for each index of each parameter axis, unified wherever the computation makes two of them meet.
+"""Labels: one integer for each index of each parameter axis; labels that the computation combines are unified.
 
-Label 0 stands for "no channel": a constant, padding, the model's input. What meets it is frozen.
+Label 0 means "no channel": a constant, padding, the model's input. Labels combined with it are frozen.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from secateurs.graph.reasons import Reason
 
 Array = np.ndarray
 
-LABEL = np.int32  # half the memory of the default, and no network has two thousand million channels
+LABEL = np.int32  # half the memory of the default, and no network has two billion channels
 
 PRODUCED, CONSUMED, SHORTCUT = 1, 2, 4
 
 
 class Mismatch(Exception):
-    """Two different channels met while a cut network was checked."""
+    """Two different channels were combined while a cut network was checked."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Classes:
 
 
 class LabelSpace:
-    """Records which labels meet, which are frozen and why, while a trace runs; `solve` then finds the classes."""
+    """Records during a trace which labels are unified, which are frozen and why; `solve` then finds the classes."""
 
     def __init__(self) -> None:
         self.size = 1  # label 0 is "no channel"
@@ -51,7 +51,7 @@ class LabelSpace:
         return np.arange(self.size - n, self.size, dtype=LABEL)
 
     def unify(self, a: Array, b: Array, reason: Reason) -> None:
-        """Make a[i] and b[i] one channel. Where one of the two is no channel the other is frozen, for `reason`."""
+        """Make a[i] and b[i] one channel. If one of the two is no channel, freeze the other for `reason`."""
         if a is b:
             return
         if not (a.all() and b.all()):
@@ -72,14 +72,14 @@ class LabelSpace:
         self._marks.append((labels, flag))
 
     def share_marks(self, a: Array, b: Array) -> None:
-        """What is said of a[i] by `mark`, as part of a weight, is true of b[i] too: the weight is their sum."""
+        """Apply the marks of a[i] to b[i], too: the weight is their sum."""
         self._kin.append((a, b))
 
     def _reason(self, reason: Reason) -> int:
         return self._reasons.setdefault(reason, len(self._reasons))
 
     def savepoint(self) -> tuple[int, ...]:
-        """A point to go `back` to when what follows turns out to be unusable."""
+        """A savepoint for `rollback`, in case what follows turns out to be unusable."""
         return tuple(map(len, self._events()))
 
     def _events(self) -> tuple[list[Any], ...]:
@@ -119,9 +119,9 @@ class LabelSpace:
 
 
 class KnownLabels:
-    """The same face as `LabelSpace`, for a network whose channels are already known: to unify is to check.
+    """The interface of `LabelSpace` for a network whose channels are already known: `unify` checks.
 
-    Tracing a cut network with the labels of the network that it was cut from proves that it computes the same
+    Tracing a cut network with the labels of the original network verifies that it computes the same
     function minus the channels cut: every sum adds equal channels, every weight reads the channel it was trained on.
     """
 

@@ -1,7 +1,7 @@
-"""Numbers in the author's code that follow the number of channels: `x / x.shape[1]`, `x * conv.out_channels ** -0.5`.
+"""Numbers in the user's code that depend on the number of channels: `x / x.shape[1]`, `x * conv.out_channels ** -0.5`.
 
-Labels say which channels meet, not what a Python number beside them was made from. So the numbers that arithmetic is
-done with go on record, and the check of a cut network compares: one that has changed was made from a width.
+Labels tell which channels are combined, not what a Python number was computed from. So the numbers that arithmetic
+uses are recorded, and the check of a cut network compares them: one that has changed was computed from a width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ARITHMETIC = frozenset({
     aten.full, aten.full_like, aten.lerp, aten.lerp_, aten.mul, aten.mul_, aten.new_full, aten.pow,
     aten.pow_, aten.rsub, aten.scalar_tensor, aten.sub, aten.sub_,
 })  # fmt: skip
-MADE = frozenset({torch.tensor, torch.as_tensor, Tensor.new_tensor})  # calls whose numbers no op of theirs shows
+MADE = frozenset({torch.tensor, torch.as_tensor, Tensor.new_tensor})  # calls whose numbers do not appear in any op
 PLAIN, NUMBERS, RANDOM = 0, 1, 2
 _KINDS: dict[Any, int] = {}
 
@@ -41,7 +41,7 @@ class Number:
 
 
 def kind(op: Any) -> int:
-    """Whether an op does arithmetic that numbers may go into, draws random numbers, or neither."""
+    """Whether an op does arithmetic with numbers, draws random numbers, or neither."""
     found = _KINDS.get(op)
     if found is None:
         found = NUMBERS if op.overloadpacket in _ARITHMETIC else PLAIN
@@ -56,13 +56,13 @@ def values(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[float, ...]:
 
 
 def written(*args: Any, **_: Any) -> tuple[float, ...]:
-    """The numbers that a tensor is made of, in a call such as `torch.tensor(c)` or `x.new_tensor([c, 1.0])`."""
+    """The numbers that a tensor is made from, in a call such as `torch.tensor(c)` or `x.new_tensor([c, 1.0])`."""
     leaves = [leaf for a in args if not isinstance(a, np.ndarray) for leaf in pytree.tree_leaves(a)]
     return values(leaves, {})
 
 
 def changed(before: Sequence[Number], after: Sequence[Number], tolerance: float = 0.0) -> list[int]:
-    """Positions of the numbers that are others in the second run; where its ops are others, the first of those."""
+    """Positions of the numbers that differ in the second run; if its ops differ, the position of the first such op."""
     found: list[int] = []
     for i, (old, new) in enumerate(zip(before, after, strict=False)):
         if old.op is not new.op or len(old.values) != len(new.values):

@@ -1,4 +1,4 @@
-"""One run of a model under the tracer: on meta tensors or, failing that, on the real ones."""
+"""Runs of a model under the tracer: on meta tensors or, if that fails, on real ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = np.ndarray
 
 
 class Runs:
-    """Runs of one model on its example inputs, each leaving a tape behind. The model is left as it was."""
+    """Runs of one model on its example inputs, each of which records a tape. The model is not modified."""
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         self.model = model
@@ -30,26 +30,26 @@ class Runs:
         self.named = named_tensors(model, self.modules)
         lazy = next((n for n, p in self.named.items() if nn.parameter.is_lazy(p)), None)
         if lazy is not None:
-            raise TraceError(f"{lazy} has no shape yet: run the model once on its inputs, then trace it.")
+            raise TraceError(f"{lazy} is uninitialized: run the model once on its inputs, then trace it.")
         self.params = {n: tuple(p.shape) for n, p in self.named.items() if isinstance(p, nn.Parameter)}
         self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
         self.example_inputs = to_model_device(model, example_inputs)
-        self.meta = True  # shapes suffice
-        self.choices: dict[tuple[str, str, int], int] = {}  # which reading of an ambiguous place is taken
+        self.meta = True  # shapes are sufficient
+        self.choices: dict[tuple[str, str, int], int] = {}  # the chosen interpretation of each ambiguous site
 
     def follow(self) -> Grouping:
         """Run the model and solve for its channels."""
         if self.meta:
             try:
                 return self._follow()
-            except Exception:  # whatever a model does with values that meta tensors don't have
+            except Exception:  # the model may need values, which meta tensors do not have
                 self.meta = False
         try:
             return self._follow()
         except Exception as error:
             raise TraceError(
                 f"The model does not run on these example inputs: {type(error).__name__}: {error}. "
-                f"Pass inputs of the shape and type that it takes, as a tensor, a tuple or a dict."
+                f"Pass inputs of the shape and type that it expects, as a tensor, a tuple or a dict."
             ) from error
 
     def _follow(self) -> Grouping:
@@ -79,7 +79,7 @@ class Runs:
         return tracer.tape
 
     def _pass(self, tracer: Tracer, inputs: Any) -> None:
-        # Inputs are tensors of their own here, so that what the tracer notes on them goes with this run.
+        # Inputs are new tensors here, so that what the tracer stores on them is dropped with this run.
         inputs = map_tensors(lambda x: x.detach(), inputs)
         for x in tensors(inputs):
             tracer.enter(x)
@@ -89,13 +89,13 @@ class Runs:
             tracer.freeze(tracer.labels(x), OUTPUT)
 
     def _training_pass(self, tracer: Tracer, space: LabelSpace, inputs: Any) -> None:
-        """Some parameters only work in training (auxiliary heads): what they read must be cut on them too."""
+        """Some parameters are only used in training (auxiliary heads): the channels that they consume are cut on them, too."""
         point, axes = space.savepoint(), len(tracer.tape.axes)
         tracer.counting = False
         for m in self.modules.values():
             m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
         try:
             self._pass(tracer, inputs)
-        except Exception:  # a forward that wants targets, say: it is none of an inference graph's business
+        except Exception:  # for example a forward that needs targets, which an inference graph does not cover
             space.rollback(point)
             del tracer.tape.axes[axes:]

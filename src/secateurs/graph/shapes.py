@@ -1,8 +1,8 @@
-"""Output shapes without arithmetic, for the ops that dominate a CNN.
+"""Output shapes without computation, for the ops that dominate a CNN.
 
 A trace needs shapes, not values, so it runs on meta tensors. For some ops PyTorch's own meta kernel is slower than the
-real kernel on a small input (it runs through Python decompositions); these few are answered here. Any other op, and any
-op on real tensors, runs as it is.
+real kernel on a small input (it runs Python decompositions); these few are computed here. Any other op, and any
+op on real tensors, runs unchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def convolution(
 ) -> Tensor | None:
     spatial = x.ndim - 2
     if transposed or w.ndim != x.ndim or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
-        return None  # rare or wrong: PyTorch knows, or says so
+        return None  # rare or invalid: left to PyTorch
     sizes = []
     for i in range(spatial):
         s, p, d = (v[i] if len(v) > 1 else v[0] for v in (stride, pad, dilation))
@@ -67,7 +67,7 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Tensor | None:
 
 
 def binary(a: Tensor, b: Any, **_: Any) -> Tensor | None:
-    """Elementwise over two tensors of one shape, or one that spreads over the other's axes of size 1."""
+    """Elementwise over two tensors of the same shape, or with broadcasting along axes of size 1."""
     if not isinstance(b, Tensor) or a.dtype != b.dtype or a.ndim != b.ndim:
         return None
     if any(n != m and m != 1 for n, m in zip(a.shape, b.shape, strict=True)):

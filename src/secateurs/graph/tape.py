@@ -1,4 +1,4 @@
-"""What a trace leaves behind, beside the label space."""
+"""The record of a trace, in addition to the label space."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Labels = dict[int, Array]  # axis → one label per index; axes of size 1 and ax
 
 @dataclass
 class Axis:
-    """One axis of a parameter or buffer, and the labels it was given."""
+    """One axis of a parameter or buffer, and its labels."""
 
     param: str
     axis: int
@@ -23,24 +23,24 @@ class Axis:
 
 @dataclass
 class Site:
-    """A place where the code may hold a constant that only fits the uncut network."""
+    """A site where the code may have a constant that only fits the uncut network."""
 
     where: str
-    key: tuple[str, str, int]  # code line, reason, and how often the two had come together before
+    key: tuple[str, str, int]  # code line, reason, and how often the two occurred before
     labels: list[Array]
     reason: str
-    options: int = 0  # how many readings there are
-    out: dict[tuple[int, int], Array] = field(default_factory=dict)  # (output, axis) → the labels that left it
+    options: int = 0  # number of interpretations
+    out: dict[tuple[int, int], Array] = field(default_factory=dict)  # (output, axis) → the labels of its output
 
 
 @dataclass
 class Tape:
-    """What a trace leaves behind, beside the label space."""
+    """The record of a trace, in addition to the label space."""
 
     axes: list[Axis] = field(default_factory=list)
     costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labeled factors
-    kernels: dict[int, str] = field(default_factory=dict)  # which of the costs are a convolution's, and its weight
+    kernels: dict[int, str] = field(default_factory=dict)  # the costs that are a convolution's, with its weight
     sites: list[Site] = field(default_factory=list)
-    couplings: list[tuple[Array, str]] = field(default_factory=list)  # labels that were coupled, and what did it
+    couplings: list[tuple[Array, str]] = field(default_factory=list)  # coupled labels, and the op that coupled them
     numbers: list[numbers.Number] = field(default_factory=list)
     random: list[str] = field(default_factory=list)  # lines that draw random numbers

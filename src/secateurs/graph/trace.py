@@ -16,7 +16,7 @@ from secateurs.graph.runs import Runs
 from secateurs.graph.tape import Site
 
 G = TypeVar("G", bound=ChannelGraph)
-_RETRIES = 4  # readings of an ambiguous split that are tried before its channels are frozen
+_RETRIES = 4  # interpretations of an ambiguous split to try before its channels are frozen
 
 
 def trace(
@@ -29,20 +29,23 @@ def trace(
     """Find the channels of a network: run it once in eval mode and follow every channel through every op.
 
     example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, as the model takes them.
-    allow_inexact: let channels be prunable although a normalization takes its statistics over them (layer norm over
-        channels, group norm), so that a cut changes more than what is cut.
+    allow_inexact: make channels prunable although a normalization computes its statistics over them (layer norm over
+        channels, group norm), so that a cut changes more than the cut channels.
 
-    The run needs shapes, not values: it happens on meta tensors, and on the real ones where a model needs values (its
-    control flow depends on data, say). The model is left as it was. An op without a rule does not stop the trace: it
-    freezes the channels it touches, and the group says so.
+    The run needs shapes, not values: it uses meta tensors, and real ones if the model needs values (for example, if its
+    control flow depends on data). The model is not modified. An op without a rule does not stop the trace: it
+    freezes its channels, and the group's `reason` says so.
 
     Raises TraceError if the model cannot be run on these inputs.
     """
     check_model(model)
     if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError("A TorchScript module hides its layers: trace the Python model that it was made from.")
+        raise TraceError(
+            "The model is a TorchScript module, whose layers cannot be traced: "
+            "trace the Python model that it was made from."
+        )
     if hasattr(model, "_orig_mod") or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise TraceError(f"{type(model).__name__} wraps the model: trace what it wraps (._orig_mod or .module).")
+        raise TraceError(f"{type(model).__name__} is a wrapper: trace the model inside it (._orig_mod or .module).")
     runs = Runs(model, example_inputs)
     check = Check(runs)
     for attempt in range(_RETRIES + 1):
@@ -62,6 +65,6 @@ def trace(
 
 
 def _frozen_sites(grouping: Grouping) -> list[Site]:
-    """Places with several readings, where the one that was taken left nothing to cut."""
+    """Sites with several interpretations, where the chosen one left nothing to cut."""
     frozen = grouping.classes.frozen
     return [s for s in grouping.tape.sites if s.options > 1 and all((frozen[v] >= 0).all() for v in s.labels)]

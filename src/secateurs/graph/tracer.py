@@ -22,7 +22,7 @@ _POINTWISE = torch.Tag.pointwise
 
 
 class Tracer(Context, TorchDispatchMode):
-    """The dispatch mode: after each op, its rule says what becomes of the labels."""
+    """The dispatch mode: after each op, its rule determines the labels of the output."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         Context.__init__(self, *args, **kwargs)
@@ -66,12 +66,12 @@ class Tracer(Context, TorchDispatchMode):
             self.note_number(self.op, found, [x for x in args if isinstance(x, Tensor)])
 
     def _unknown(self, *args: Any, **kwargs: Any) -> None:
-        """What an op without a rule takes can't be cut."""
+        """Freeze the operands of an op without a rule."""
         for x in pytree.tree_leaves((args, kwargs)):
             if isinstance(x, Tensor):
                 self.freeze(self.labels(x), Reason(Kind.NO_RULE, f"op {self.op_name} has no rule"))
                 if self.is_weight(x):
-                    self.produce(x, 0)  # so that the layer shows up, with this reason
+                    self.produce(x, 0)  # so that the layer appears in the graph, with this reason
 
     def _assign(self, out: Any, labels: Any, live: bool) -> None:
         if isinstance(out, Tensor):
@@ -86,14 +86,14 @@ class Tracer(Context, TorchDispatchMode):
                 self._assign(x, one, live)
 
     def enter(self, x: Tensor) -> None:
-        """x is an input of the model."""
+        """Mark x as an input of the model."""
         self._assign(x, _NONE, True)
 
 
 class Calls(TorchFunctionMode):
-    """Notes each call that the author's code makes into torch, with its arguments as they were written: `flatten(1)` or
-    `view(n, -1)` tell that a size is computed, which the op they end in no longer does. And code that asks for the
-    number of channels may do anything with it: whether it still runs on fewer has to be tried."""
+    """Records each torch call in the user's code, with its arguments as written: `flatten(1)` or
+    `view(n, -1)` show that a size is computed, which the resulting op no longer shows. And code that reads the
+    number of channels may use it in any way: whether it still runs on fewer must be tried."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class Calls(TorchFunctionMode):
 def swapped(
     modules: Mapping[str, nn.Module], tensors: Mapping[int, Tensor], rewrites: Mapping[tuple[str, str], Any] = {}
 ) -> Iterator[None]:
-    """All modules of a model with other tensors in the place of their own (by id) and other attributes, in eval mode
-    without gradients; on exit every module is as it was, whatever its forward stored on it."""
+    """Context in which a model's tensors (by id) and attributes are replaced, in eval mode
+    without gradients; on exit every module is restored, including what its forward stored on it."""
     saved = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in modules.values()]
     try:
         for m, _, parameters, buffers in saved:

@@ -1,4 +1,4 @@
-"""Pruning inside other people's trainers. Each module needs its package, and is imported on its own:
+"""Pruning in third-party trainers. Each module needs its package and is imported separately:
 
 from secateurs.integrations.lightning import PruningCallback       # pip install 'secateurs[lightning]'
 from secateurs.integrations.transformers import PruningCallback    # pip install 'secateurs[transformers]'

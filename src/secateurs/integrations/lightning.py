@@ -1,4 +1,4 @@
-"""Any method that prunes while training, in a Lightning `Trainer`."""
+"""Methods that prune during training, in a Lightning `Trainer`."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ except ImportError:
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer
     except ImportError as error:
-        raise ConfigError("This callback is for Lightning. Run: pip install 'secateurs[lightning]'") from error
+        raise ConfigError("This callback needs Lightning. Run: pip install 'secateurs[lightning]'") from error
 
 
 class PruningCallback(Callback):
-    """Prunes while a Trainer trains:
+    """Prunes during a Trainer's training:
 
         callback = PruningCallback("npn", sc.Budget(macs=0.5), network="model")
         Trainer(max_epochs=10, callbacks=[callback]).fit(module, loader)
-        callback.plan        # what was kept; module.model is the small network now
+        callback.plan        # the kept channels; module.model is now the pruned network
 
     The settings are those of `secateurs.integrations.run.PruningRun`; `network` is the CNN's attribute in the
     LightningModule.
 
-    How it works. `on_train_start` attaches, for only then the network is on its device and the optimizers exist. The
-    penalty is added to what `training_step` returns, by wrapping it for the time of training: hooks such as
-    `on_before_backward` see the loss and cannot replace it, and a second backward pass would upset gradient
-    accumulation, precision and DistributedDataParallel, which all get to see one loss as usual this way. The pruner is
-    stepped whenever `trainer.global_step` has moved, so with accumulated batches once for all of them. Its own optimizer
-    is stepped then, too; its gradients are unscaled (16-mixed) and averaged over the processes before. It stops when the
-    pruner is done, cuts when training ends, and goes on from Lightning's checkpoints (those of unfinished pruning).
+    Implementation: `on_train_start` attaches the pruner, since the network is then on its device and the optimizers exist. The
+    penalty is added to the result of `training_step`, which is wrapped during training: hooks such as
+    `on_before_backward` see the loss but cannot replace it, and a second backward pass would break gradient
+    accumulation, mixed precision and DistributedDataParallel, which all get one loss this way. The pruner is
+    stepped when `trainer.global_step` changes, so once per accumulated step. Its own optimizer
+    is stepped then, too; its gradients are unscaled (16-mixed) and averaged over the processes first. Training stops when the
+    pruner is done, the network is cut when training ends, and unfinished pruning resumes from Lightning's checkpoints.
 
-    Several processes: where a method freezes the network for a while, as NPN does, DistributedDataParallel must be told,
-    by `strategy="ddp_find_unused_parameters_true"`.
+    Several processes: if a method freezes the network temporarily, as NPN does, DistributedDataParallel must be configured
+    with `strategy="ddp_find_unused_parameters_true"`.
     """
 
     def __init__(self, method: Any, budget: Any = None, **settings: Any) -> None:
@@ -48,26 +48,33 @@ class PruningCallback(Callback):
 
     @property
     def plan(self) -> Plan | None:
-        """What was kept, once the pruner is done."""
+        """The plan, once the pruner is done."""
         return self.run.plan
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not pl_module.automatic_optimization:
             raise ConfigError(
-                "This callback needs automatic optimization: in a training step that steps its optimizers itself, use "
+                "This callback needs automatic optimization: in a training step with manual optimization, use "
                 "secateurs.attach(…), as docs/training.md shows."
             )
         if len(trainer.optimizers) > 1 and self.run.cut:
-            raise ConfigError("The module has several optimizers: pass cut=False, and cut it with .plan afterwards.")
+            raise ConfigError("The module has several optimizers: pass cut=False, and cut it with .plan afterward.")
         steps = trainer.estimated_stepping_batches
         if self.run.steps is None and (steps == float("inf") or steps < 1):
-            raise ConfigError("Pruning must know how long it trains: give the Trainer max_steps=…, or pass steps=….")
+            raise ConfigError(
+                "Pruning needs the number of training steps: set the Trainer's max_steps=…, or pass steps=…."
+            )
         batches = trainer.train_dataloader
         if not self.run.stop:
             if trainer.world_size > 1:
-                raise ConfigError("stop=False goes on with the cut network, which several processes cannot do.")
+                raise ConfigError(
+                    "stop=False continues with the cut network, which is not supported with several processes."
+                )
             if self.run.data is None and persistent(batches):
-                raise ConfigError("stop=False and a loader of persistent workers: pass data=…, a loader of its own.")
+                raise ConfigError(
+                    "stop=False is not supported with a loader with persistent "
+                    "workers: pass a separate loader as data=…."
+                )
         accumulate = max(1, trainer.accumulate_grad_batches)
         count = trainer.num_training_batches
         epoch_steps = -(-int(count) // accumulate) if count != float("inf") else int(self.run.steps or steps)
@@ -118,6 +125,6 @@ def _pair(batch: Any) -> Any:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return tuple(batch)
     raise ConfigError(
-        f"The training batches are no pairs (inputs, targets) but each a {type(batch).__name__}: pass data=…, such pairs, "
-        "for what the method measures."
+        f"The training batches are not pairs (inputs, targets), but each a {type(batch).__name__}: pass such pairs as data=… "
+        "for the method's measurements."
     )

@@ -1,4 +1,4 @@
-"""What the callbacks have in common: a pruner, stepped by whatever trainer there is."""
+"""The common part of the callbacks: a pruner that is stepped by any trainer."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from secateurs.zoo import vision
 log = logging.getLogger("secateurs")
 
 with contextlib.suppress(SpecError):
-    vision.torchvision()  # trainers import it where it is installed, and not every build imports by itself
+    vision.torchvision()  # trainers import torchvision if it is installed, and not every build can be imported directly
 
 
 class PruningRun:
-    """A pruning run that others' loops drive: `begin`, `penalty` and `before_step` and `after_step`, `finish`.
+    """A pruning run that is driven by a third-party loop: `begin`, `penalty` and `before_step` and `after_step`, `finish`.
 
     The callbacks take these settings:
 
-    method: a method that prunes while training, by name or configured: `"npn"`, `sc.NPN(epochs=10)`.
-    budget: what may stay.
+    method: a method that prunes during training, by name or configured: `"npn"`, `sc.NPN(epochs=10)`.
+    budget: the cost that the pruned network may have at most.
     network: the CNN within the trained module: a path such as `"model"` or `"backbone"`, or a function that returns it;
         None is the trained module itself.
-    example_inputs: to trace it with; by default the first image of a training batch.
-    data: `(inputs, targets)` batches for what a method measures; by default the trainer's own training batches.
-    cut: cut the network in place in the end, together with the trainer's optimizer. Otherwise it stays whole, and
-        `plan` says what to keep.
-    stop: end the training when the pruner is done. Otherwise training goes on with the network as cut.
-    steps: optimizer steps that pruning takes; by default all that the trainer will take.
+    example_inputs: inputs for the trace; by default the first image of a training batch.
+    data: `(inputs, targets)` batches for the method's measurements; by default the trainer's own training batches.
+    cut: cut the network in place at the end, with the trainer's optimizer. Otherwise it is not cut, and
+        `plan` has the channels to keep.
+    stop: end training when the pruner is done. Otherwise training continues with the cut network.
+    steps: number of optimizer steps for pruning; by default all steps of the trainer.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PruningRun:
     ) -> None:
         chosen = resolve(method)
         if not isinstance(chosen, TrainingMethod):
-            raise ConfigError(f"{chosen.name} does not prune while training: call secateurs.prune(…) instead.")
+            raise ConfigError(f"{chosen.name} does not prune during training: call secateurs.prune(…) instead.")
         check_budget(budget)
         check_scope(scope)
         if steps is not None and steps < 1:
@@ -78,17 +78,17 @@ class PruningRun:
         self.pruner: Pruner | None = None
         self.plan: Plan | None = None
         self.model: nn.Module | None = None
-        self.loaded: dict[str, Any] | None = None  # of a run that is taken up again
+        self.loaded: dict[str, Any] | None = None  # of a resumed run
 
     @property
     def active(self) -> bool:
         return self.pruner is not None and self.plan is None
 
     def begin(self, module: nn.Module, *, steps: int, epoch_steps: int, batches: Any) -> None:
-        """Start pruning. batches: the trainer's, as `(inputs, targets)`, to go through as often as it takes."""
+        """Start pruning. batches: the trainer's, as `(inputs, targets)`, iterated as often as needed."""
         self.plan = None
         self.model = find(module, self.network)
-        self._modes = [(m, m.training) for m in self.model.modules()]  # methods leave it in eval mode
+        self._modes = [(m, m.training) for m in self.model.modules()]  # methods may leave it in eval mode
         data = Data.of(batches if self.data is None else self.data)
         example = self.example_inputs
         if example is None:
@@ -107,13 +107,13 @@ class PruningRun:
         return self.pruner.penalty() if self.pruner is not None and self.active else 0.0
 
     def before_step(self, scale: float = 1.0) -> None:
-        """Before each optimizer step: the gradients of the pruner's own networks, which the trainer knows nothing of,
-        become what the trainer makes of its own ones. scale: that of the loss, in float16."""
+        """Call before each optimizer step: apply the trainer's gradient processing to the pruner's own networks,
+        which the trainer does not know. scale: the loss scale, in float16."""
         if self.pruner is None or not self.active:
             return
         for network, optimizer in self.pruner.networks.values():
             params = [p for p in network.parameters() if p.requires_grad]
-            if _world() > 1:  # a parameter may be without gradient here and not elsewhere
+            if _world() > 1:  # a parameter may have a gradient in other processes only
                 for p in params:
                     p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                     dist.all_reduce(p.grad)
@@ -125,7 +125,7 @@ class PruningRun:
                     optimizer.zero_grad()
 
     def after_step(self, optimizers: list[Optimizer]) -> bool:
-        """After each optimizer step: whether the training should end."""
+        """Call after each optimizer step. Returns whether training should end."""
         if self.pruner is None or not self.active:
             return False
         self.pruner.step()
@@ -136,16 +136,16 @@ class PruningRun:
         return self.stop
 
     def finish(self, optimizers: list[Optimizer]) -> None:
-        """Take the pruner off, make the plan and cut."""
+        """Detach the pruner, create the plan and cut."""
         if self.pruner is None or self.model is None or not self.active:
             return
         if self.cut and len(optimizers) > 1:
             raise ConfigError(
-                f"The network is trained by {len(optimizers)} optimizers: pass cut=False, and cut it with .plan afterwards."
+                f"The network is trained by {len(optimizers)} optimizers: pass cut=False, and cut it with .plan afterward."
             )
         if not self.pruner.done:
             log.warning(
-                "training ended after %d of the pruner's %d steps: the cut may cost more accuracy than it would have",
+                "training ended after %d of the pruner's %d steps: the cut may lose more accuracy than after all steps",
                 self.pruner.steps, self.pruner.total,
             )  # fmt: skip
         self.plan = self.pruner.plan()
@@ -155,7 +155,7 @@ class PruningRun:
             module.training = mode
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values, with which `load` takes the run up again."""
+        """Tensors and plain values, from which `load` resumes the run."""
         if self.pruner is None or not self.active:
             return {}
         networks = {
@@ -165,7 +165,7 @@ class PruningRun:
         return {"pruner": self.pruner.state(), "networks": networks}
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` gave. Raises ArtifactError for a state that this pruner cannot have given."""
+        """Load the result of `state`. Raises ArtifactError for a state that does not fit this pruner."""
         assert self.pruner is not None
         networks = self.pruner.networks
         whole = {
@@ -188,7 +188,7 @@ class PruningRun:
 
 
 class Pairs:
-    """A trainer's batches as `(inputs, targets)`, to be gone through again and again."""
+    """A trainer's batches as `(inputs, targets)`, which can be iterated repeatedly."""
 
     def __init__(self, batches: Any, pair: Callable[[Any], Any]) -> None:
         self.batches, self.pair = batches, pair
@@ -198,7 +198,7 @@ class Pairs:
 
 
 def find(module: nn.Module, network: str | Callable[[Any], nn.Module] | None) -> nn.Module:
-    """The CNN within a trained module."""
+    """The CNN inside a trained module."""
     if network is None:
         return module
     if callable(network):
@@ -208,12 +208,12 @@ def find(module: nn.Module, network: str | Callable[[Any], nn.Module] | None) ->
     except AttributeError:
         names = ", ".join(name for name, _ in module.named_children()) or "nothing"
         raise ConfigError(
-            f"{type(module).__name__} has no network {network!r}: pass network=…. It holds {names}."
+            f"{type(module).__name__} has no network {network!r}: pass network=…. Its submodules are {names}."
         ) from None
 
 
 def persistent(loader: Any) -> bool:
-    """Whether going through a DataLoader would end the pass that someone else is making."""
+    """Whether iterating a DataLoader would end another iteration in progress."""
     return bool(getattr(loader, "num_workers", 0) and getattr(loader, "persistent_workers", False))
 
 

@@ -1,4 +1,4 @@
-"""Any method that prunes while training, in a `transformers.Trainer`."""
+"""Methods that prune during training, in a `transformers.Trainer`."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from secateurs.training import CheckpointStore
 try:
     from transformers import Trainer, TrainerCallback
 except ImportError as error:
-    raise ConfigError("This callback is for transformers. Run: pip install 'secateurs[transformers]'") from error
+    raise ConfigError("This callback needs transformers. Run: pip install 'secateurs[transformers]'") from error
 
-FOLDER = "secateurs"  # within a checkpoint
+FOLDER = "secateurs"  # inside a checkpoint
 
 
 class PruningCallback(TrainerCallback):
-    """Prunes while a `transformers.Trainer` trains:
+    """Prunes during the training of a `transformers.Trainer`:
 
         callback = PruningCallback("npn", sc.Budget(macs=0.5), network="model")
         trainer = callback.join(Trainer(model, args, train_dataset=images))
         trainer.train()
-        callback.plan        # what was kept; model.model is the small network now
+        callback.plan        # the kept channels; model.model is now the pruned network
 
     The settings are those of `secateurs.integrations.run.PruningRun`; `network` is the CNN's attribute in the model that
-    is trained, which as usual takes the batch by name and answers its loss. Batches are dicts: the targets are what goes
-    by the name of `labels`, the inputs the rest.
+    is trained, which takes the batch by name and returns its loss. Batches are dicts: the targets have
+    the key `labels`, the inputs are the rest.
 
-    How it works. A callback of transformers never sees the loss, so `join` adds the callback to the trainer and wraps the
-    trainer's `compute_loss`, the one place that every loss comes from: the model's own, label smoothing's and
+    Implementation: callbacks of transformers do not see the loss, so `join` adds the callback to the trainer and wraps the
+    trainer's `compute_loss`, the source of every loss: the model's own, label smoothing's and
     `compute_loss_func`'s. (A hook on the model would miss the last two, a `compute_loss_func` would replace the first.)
-    The penalty is divided by the number of accumulated batches where the trainer does not divide. The pruner is stepped
-    after each optimizer step, its own optimizer, too; gradients of its own are unscaled (fp16) and averaged over the
-    processes before. It stops when the pruner is done, cuts when training ends, and saves what it needs to go on with
-    `resume_from_checkpoint` in the trainer's checkpoints.
+    The penalty is divided by the number of accumulated batches if the trainer does not do so. The pruner is stepped
+    after each optimizer step, with its own optimizer; its gradients are unscaled (fp16) and averaged over the
+    processes first. Training stops when the pruner is done, the network is cut when training ends, and the state that
+    `resume_from_checkpoint` needs is saved in the trainer's checkpoints.
 
-    Several processes: where a method freezes the network for a while, as NPN does, pass the TrainingArguments
+    Several processes: if a method freezes the network temporarily, as NPN does, pass the TrainingArguments
     `ddp_find_unused_parameters=True`.
     """
 
@@ -53,13 +53,13 @@ class PruningCallback(TrainerCallback):
 
     @property
     def plan(self) -> Plan | None:
-        """What was kept, once the pruner is done."""
+        """The plan, once the pruner is done."""
         return self.run.plan
 
     def join(self, trainer: Trainer) -> Trainer:
-        """Prune in this trainer. Returns it."""
+        """Add the callback to this trainer. Returns the trainer."""
         if self._joined:
-            raise ConfigError("This callback prunes in another trainer already: make a new one.")
+            raise ConfigError("This callback already prunes in another trainer: create a new one.")
         self._joined = True
         inner = trainer.compute_loss
 
@@ -80,17 +80,22 @@ class PruningCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self._joined:
-            raise ConfigError("A callback cannot change the loss: write PruningCallback(…).join(trainer).")
+            raise ConfigError("A callback cannot change the loss: call PruningCallback(…).join(trainer).")
         if args.n_gpu > 1:
-            raise ConfigError("Several GPUs in one process copy the network for each batch: launch with torchrun.")
+            raise ConfigError("Several GPUs in one process (DataParallel) are not supported: launch with torchrun.")
         if self.run.cut and args.load_best_model_at_end:
             raise ConfigError("load_best_model_at_end would load weights from before the cut: pass cut=False.")
         loader = kwargs["train_dataloader"]
         if not self.run.stop:
             if args.world_size > 1:
-                raise ConfigError("stop=False goes on with the cut network, which several processes cannot do.")
+                raise ConfigError(
+                    "stop=False continues with the cut network, which is not supported with several processes."
+                )
             if self.run.data is None and persistent(loader):
-                raise ConfigError("stop=False and a loader of persistent workers: pass data=…, a loader of its own.")
+                raise ConfigError(
+                    "stop=False is not supported with a loader with persistent "
+                    "workers: pass a separate loader as data=…."
+                )
         try:
             epoch_steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
         except TypeError:
@@ -99,14 +104,14 @@ class PruningCallback(TrainerCallback):
             folder = _checkpoint(args, state)
             found = CheckpointStore(folder / FOLDER).load()
             if found is None:
-                raise ConfigError(f"{folder} was not saved by this callback in pruning: it cannot go on from there.")
+                raise ConfigError(f"{folder} was not saved by this callback during pruning: it cannot resume from it.")
             self.run.loaded = found[1]
         self.run.begin(
             kwargs["model"], steps=state.max_steps, epoch_steps=epoch_steps, batches=Pairs(loader, self._pair)
         )
 
         assert self.run.pruner is not None
-        for network, _ in self.run.pruner.networks.values():  # copies of the model perhaps, which know of no classes
+        for network, _ in self.run.pruner.networks.values():  # may be copies of the model without a number of classes
             network.register_forward_pre_hook(self._without_labels, with_kwargs=True)
 
     def _without_labels(self, network: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -130,14 +135,14 @@ class PruningCallback(TrainerCallback):
     def _pair(self, batch: Any) -> tuple[Any, Tensor]:
         if not isinstance(batch, Mapping) or self.labels not in batch:
             found = ", ".join(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-            raise ConfigError(f"The training batches have no {self.labels!r} (there is {found}): pass labels=….")
+            raise ConfigError(f"The training batches have no {self.labels!r} (found {found}): pass labels=….")
         inputs = {name: value for name, value in batch.items() if name != self.labels}
         alone = next(iter(inputs.values())) if len(inputs) == 1 and self.run.network is not None else None
         return inputs if alone is None else alone, batch[self.labels]
 
 
 def _divided(trainer: Trainer, items: Any) -> bool:
-    """Whether the loss counts as divided by the number of accumulated batches, so that the trainer won't divide it."""
+    """Whether the loss is already divided by the number of accumulated batches, so that the trainer does not divide it."""
     said = getattr(trainer, "loss_is_scaled_for_ga", None)
     if said is not None:
         return bool(said)
@@ -145,7 +150,7 @@ def _divided(trainer: Trainer, items: Any) -> bool:
 
 
 def _plain(optimizer: Any) -> Any:
-    return getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+    return getattr(optimizer, "optimizer", optimizer)  # unwrap accelerate's wrapper
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

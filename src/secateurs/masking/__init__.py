@@ -1,4 +1,4 @@
-"""Channels silenced in a network of the old shape: the masked twin of a cut, and gates."""
+"""Mask channels without changing the network's shape: the masked network of a plan, and gates."""
 
 from secateurs.masking.gates import Gates
 from secateurs.masking.mask import mask

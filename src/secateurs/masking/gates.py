@@ -1,7 +1,7 @@
-"""Gates: multiply channels by factors, softly or hard, without touching the network's weights.
+"""Gates: multiply channels by soft or hard factors without changing the network's weights.
 
-A gate acts on the consumer's view of a channel, so a zero gate is exactly a cut. One factor for a whole batch is applied
-to the consumer's weights, which costs O(weights); one factor for each sample to the consumer's input.
+A gate acts on the consumer's view of a channel, so a zero gate equals a cut. A per-batch factor is applied
+to the consumer's weights, which costs O(weights); a per-sample factor to the consumer's input.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class Gates:
     """Gates on channel groups of a model: `with Gates(model, groups) as gates: gates.set({name: factors}); model(x)`.
 
     factors: per group a tensor of shape (size,), or of shape (N, size) with one row per sample; any device, any
-    floating dtype, with or without gradient. Groups left out pass as they are. Factors stay until they are set anew,
-    and the network computes with them in every forward in between; when the context ends (or after `detach`) the network
-    is as it was, whatever happened in it.
+    floating dtype, with or without gradient. Groups left out are not gated. Factors apply until they are set again,
+    and the network uses them in every forward in between; when the context ends (or after `detach`) the network
+    is restored, even after an exception.
 
-    The parameters' names, values and identities do not change, so optimizers, checkpoints and plans don't notice.
-    Works under autocast and torch.compile, and inside DistributedDataParallel. A copy of a gated model (an average of
-    its weights, say) goes by the same gates as the model, until they are detached.
+    The parameters' names, values and identities do not change, so optimizers, checkpoints and plans are not affected.
+    Works under autocast and torch.compile, and inside DistributedDataParallel. A copy of a gated model (for example its
+    EMA) uses the same gates as the model, until they are detached.
 
-    Per-sample gates reach consumers that are called as modules, not weights that code reads for itself. Recomputation of
-    activations in the backward pass (torch.utils.checkpoint) sees per-sample gates, but no per-batch ones.
+    Per-sample gates apply to consumers that are called as modules, not to weights that code reads directly. Recomputation of
+    activations in the backward pass (torch.utils.checkpoint) supports per-sample gates, but not per-batch gates.
     """
 
     def __init__(self, model: nn.Module, groups: Iterable[ChannelGroup]) -> None:
@@ -51,7 +51,7 @@ class Gates:
         self._swapped: list[tuple[dict[str, Any], str, Any]] = []
 
     def _sources(self) -> dict[tuple[str, int], np.ndarray]:
-        """For each (parameter, axis) that reads gated channels: which channel each index reads, -1 for one not gated."""
+        """For each (parameter, axis) that consumes gated channels: the channel of each index, -1 if not gated."""
         sources: dict[tuple[str, int], np.ndarray] = {}
         start = 0
         for group in self.groups.values():
@@ -65,7 +65,7 @@ class Gates:
         return sources
 
     def _find_places(self) -> dict[str, list[tuple[str, str]]]:
-        """Where each consuming parameter is to be found, (module, attribute): a tied one is in several places."""
+        """Where each consuming parameter is stored, (module, attribute): a tied one is in several places."""
         names = {id(parameter(self.model, c.param)): c.param for c in self._consumers}
         places: dict[str, list[tuple[str, str]]] = {c.param: [] for c in self._consumers}
         for path, module in self.model.named_modules():
@@ -77,7 +77,7 @@ class Gates:
     # -- attaching ----------------------------------------------------------------------------------------------------
 
     def attach(self) -> Gates:
-        """Start gating; `with` does it for you."""
+        """Start gating; `with` calls this."""
         if not self._handles:
             add = self._handles.append
             add(self.model.register_forward_pre_hook(_Enter(self)))
@@ -94,7 +94,7 @@ class Gates:
         return bool(self._handles)
 
     def detach(self) -> None:
-        """Stop gating and leave no trace."""
+        """Stop gating and remove all hooks."""
         self._restore()
         self._flat, self._parts = None, ()
         for handle in self._handles:
@@ -110,9 +110,9 @@ class Gates:
     # -- factors ------------------------------------------------------------------------------------------------------
 
     def set(self, factors: Mapping[str, Tensor] | None) -> None:
-        """Gate with these factors from now on; None opens all gates.
+        """Set the factors; None opens all gates.
 
-        Raises ConfigError for a group that is not gated here, or factors of the wrong shape.
+        Raises ConfigError for a group that is not gated, or factors of the wrong shape.
         """
         if not factors:
             self.flat(None)
@@ -136,7 +136,7 @@ class Gates:
         self.flat(torch.cat(parts, dim=-1))
 
     def flat(self, flat: Tensor | None) -> None:
-        """The same for all groups at once, in order: (channels,) or (N, channels)."""
+        """The factors of all groups at once, in order: (channels,) or (N, channels)."""
         if flat is not None and (flat.ndim not in (1, 2) or flat.shape[-1] != self.channels):
             raise ConfigError(
                 f"Gates of all groups must have shape ({self.channels},) or (N, {self.channels}), "
@@ -146,8 +146,8 @@ class Gates:
         self._parts = () if flat is None else flat.split(self.sizes, dim=-1)
 
     def fold_(self, factors: Mapping[str, Tensor]) -> None:
-        """Multiply per-batch factors into the consumers' weights for good: the plain network then computes what the
-        gated one did, and a channel with factor zero can be cut exactly."""
+        """Fold per-batch factors into the consumers' weights: the plain network then computes the same as the
+        gated one, and a channel with factor zero can be cut exactly."""
         if any(f.ndim != 1 for f in factors.values()):
             raise ConfigError("Only per-batch gates can be folded into weights, one factor for each channel.")
         self.set({name: f.detach() for name, f in factors.items()})
@@ -201,10 +201,10 @@ class Gates:
         v = consumer.factors(self._flat, self._parts)
         if x.ndim < 2 or x.shape[0] != v.shape[0]:
             raise ConfigError(
-                f"Gates of {v.shape[0]} samples meet inputs of shape {tuple(x.shape)} at {consumer.param}: per-sample "
-                f"gates need a row for each of the {x.shape[0]}."
+                f"Gates of {v.shape[0]} samples do not match inputs of shape {tuple(x.shape)} at {consumer.param}: per-sample "
+                f"gates need one row for each of the {x.shape[0]} samples."
             )
-        turns = x.shape[at] // v.shape[1]  # a grouped convolution's groups read the same channels in turn
+        turns = x.shape[at] // v.shape[1]  # the groups of a grouped convolution read the same channels in turn
         v = (v if turns == 1 else v.repeat(1, turns)).to(x)
         v = v.view([n if a == 0 else -1 if a == at else 1 for a, n in enumerate(x.shape)])
         x = x * v if x.ndim == 2 or torch.compiler.is_compiling() else _Scaled.apply(x, v)
@@ -226,7 +226,7 @@ class _Consumer:
     def __init__(self, param: str, axis: int, source: np.ndarray, sizes: list[int]) -> None:
         self.param, self.axis = param, axis
         starts = np.cumsum([0, *sizes])
-        # Mostly that is one group as it stands, and there is nothing to look up.
+        # Usually this is one whole group, and no lookup is needed.
         part = int(np.searchsorted(starts, source[0], side="right")) - 1
         whole = (
             part >= 0 and len(source) == sizes[part] and bool((source == starts[part] + np.arange(sizes[part])).all())
@@ -236,7 +236,7 @@ class _Consumer:
         self.source = torch.from_numpy(np.where(source < 0, starts[-1], source))
 
     def factors(self, flat: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-        """Its factors, (n,) or (N, n), of those of all channels."""
+        """Its factors, (n,) or (N, n), from those of all channels."""
         if self.part is not None:
             return parts[self.part]
         if self.source.device != flat.device:
@@ -247,7 +247,7 @@ class _Consumer:
 
 
 class _Scaled(torch.autograd.Function):
-    """x · v, whose backward pass goes over the activations once, a piece that fits the cache at a time."""
+    """x · v, with a backward pass over the activations in blocks that fit in the cache."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, v: Tensor) -> Tensor:
@@ -275,7 +275,7 @@ _CACHED = 1 << 16  # values
 
 
 class _Hook:
-    """A copy of the model is gated by the same gates: the hooks of it are these."""
+    """A hook that copies of the model share: they are gated by the same gates."""
 
     def __init__(self, gates: Gates) -> None:
         self.gates = gates

@@ -1,4 +1,4 @@
-"""The masked twin of a cut network: of the old shape, with zeros where channels and stripes are cut."""
+"""The masked network of a plan: the original shape, with zeros where channels and stripes are cut."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from secateurs.plans.stripes import as_mask
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
-    """A new module of the old shape in which every consumer's weights for the channels that go are zero, and so are the
-    stripes that go."""
+    """Return a new module of the original shape in which the consumers' weights for the cut channels are zero, and so are the
+    cut stripes."""
     plan.check(model)
     masked = copied(model)
     params = named_tensors(masked)
@@ -30,7 +30,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def mask_(weights: Mapping[str, Tensor], stripes: Mapping[str, Kept]) -> None:
-    """Zero the stripes that go."""
+    """Zero the cut stripes."""
     with torch.no_grad():
         for name, places in stripes.items():
             w = weights[name]

@@ -1,4 +1,4 @@
-"""Criteria that watch the network at work on some examples: how often a channel is zero, and what its gradient says."""
+"""Criteria that run the network on examples: how often a channel is zero, and the gradients with respect to it."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from secateurs.training.batches import Batch
 class Watching(Criterion):
     """A criterion that runs the network, in eval mode and float32, on training examples."""
 
-    examples: int = Field(1024, ge=1, description="training examples that the network is watched on")
+    examples: int = Field(1024, ge=1, description="training examples that the network is run on")
 
     def check(self, task: Task) -> None:
         super().check(task)
-        require_data(task, self.name, "watches the network at work")
+        require_data(task, self.name, "runs the network on examples")
 
 
 @register("apoz")
 class APoZ(Watching):
-    """Average percentage of zeros of a channel's activations (Hu et al., 2016): the more zeros, the sooner it goes.
+    """Average percentage of zeros of a channel's activations (Hu et al., 2016): channels with the most are cut first.
 
-    Zeros are counted where the channel is read, so after non-linearity and pooling, over all positions and examples; several
-    readers are averaged. The score is the share that is *not* zero. Activations that are never exactly zero (SiLU, GELU, no
-    non-linearity at all) tell nothing: where that holds of all channels the criterion is refused; a group of which it holds
-    has score 1 throughout, which is on record, and its last channels go first.
+    Zeros are counted at the channel's consumers, so after non-linearity and pooling, over all positions and examples;
+    several consumers are averaged. The score is the fraction that is *not* zero. Activations that are never exactly zero (SiLU,
+    GELU, no non-linearity) carry no information: if that is true of all channels, ConfigError is raised; a group of which it is
+    true has score 1 everywhere, which is recorded in the history, and its last channels are cut first.
     """
 
     def scores(self, task: Task) -> dict[str, Tensor]:
@@ -50,18 +50,18 @@ class APoZ(Watching):
             found = {name: 1 - zeros.share() for name, zeros in counts.items()}
         dense = [name for name, s in found.items() if bool((s == 1).all())]
         if len(dense) == len(found):
-            raise ConfigError("apoz: no channel that may be cut is ever exactly zero: choose another criterion.")
+            raise ConfigError("apoz: no prunable channel is ever exactly zero: choose another criterion.")
         if dense:
             task.note(event="apoz", never_zero=dense)
         return found
 
 
 class _Zeros:
-    """Counts zeros of a group's channels in what the modules that read them are given."""
+    """Counts the zeros of a group's channels in the inputs of the modules that consume them."""
 
     def __init__(self, group: ChannelGroup, model: nn.Module) -> None:
         self.group = group
-        self.zeros: dict[tuple[str, int], Tensor] = {}  # by reader: (indices on the axis that reads,)
+        self.zeros: dict[tuple[str, int], Tensor] = {}  # by consumer: (indices on the consuming axis,)
         self.seen: dict[tuple[str, int], int] = {}
         self.slots: list[Slot] = []
         self._handles: list[RemovableHandle] = []
@@ -84,14 +84,16 @@ class _Zeros:
         def count(module: nn.Module, args: Any, kwargs: Any) -> None:
             x = args[0] if args else kwargs["input"]
             zero = (x == 0).movedim(at, 0)  # (channels, …)
-            zero = zero.reshape(-1, n, zero[0].numel())  # a grouped convolution's groups read the same ones in turn
+            zero = zero.reshape(
+                -1, n, zero[0].numel()
+            )  # the groups of a grouped convolution read the same channels in turn
             self.zeros[reader] = self.zeros.get(reader, 0) + zero.sum((0, 2))
             self.seen[reader] = self.seen.get(reader, 0) + zero.shape[0] * zero.shape[2]
 
         return count
 
     def share(self) -> Tensor:
-        """The share of zeros by channel: (size,)."""
+        """The fraction of zeros of each channel: (size,)."""
         found = [
             (self.zeros[at].cpu().double() / self.seen[at])[torch.from_numpy(slot.index)].mean(1)
             for slot in self.slots
@@ -99,20 +101,20 @@ class _Zeros:
         ]
         if not found:
             raise ConfigError(
-                f"apoz: nothing that reads {self.group.name} is called as a module, so its activations cannot be "
-                "watched; choose another criterion."
+                f"apoz: no consumer of {self.group.name} is called as a module, so its activations cannot be "
+                "observed; choose another criterion."
             )
         return torch.stack(found).mean(0)
 
 
 @register("taylor")
 class Taylor(Watching):
-    """First-order estimate of what cutting a channel does to the loss: |Σ activation · gradient| (Molchanov et al., 2017).
+    """First-order estimate of the change in loss from cutting a channel: |Σ activation · gradient| (Molchanov et al., 2017).
 
-    The sum over positions is the gradient of the loss by a gate on the channel. It is taken for each example by itself, its
-    absolute value averaged over examples, and scores are divided by their group's ℓ2 norm, so that they are compared as
-    they are. Where a channel is read by code rather than by a module, gradients of whole batches take the place of those
-    of single examples.
+    The sum over positions is the gradient of the loss with respect to a gate on the channel. It is computed per example, its
+    absolute value is averaged over examples, and scores are divided by their group's ℓ2 norm, so that they are comparable
+    between groups. If a channel is consumed by code rather than by a module, gradients of whole batches are used instead of
+    per-example gradients.
     """
 
     comparable: ClassVar[bool] = True
@@ -136,7 +138,7 @@ class Taylor(Watching):
         return {g.name: s / s.norm().clamp(min=1e-300) for g, s in zip(groups, sums, strict=True)}
 
     def _single(self, assessor: Assessor, groups: list[ChannelGroup], batch: Batch) -> list[bool]:
-        """For which groups gradients of single examples can be had: those that add up to the whole batch's."""
+        """The groups for which per-example gradients are available: those that sum to the whole batch's."""
         able = [all(at is not None for _, _, at in readers(g, assessor.model)) for g in groups]
         some = [g for g, a in zip(groups, able, strict=True) if a]
         if some:
@@ -150,8 +152,8 @@ class Taylor(Watching):
 
 
 def _gradients(assessor: Assessor, groups: list[ChannelGroup], batch: Batch, each: bool) -> list[Tensor]:
-    """The gradient of the batch's summed loss by gates on the groups, in float64: (N, size) of each example by itself,
-    or (1, size) of all."""
+    """The gradient of the batch's summed loss with respect to gates on the groups, in float64: (N, size) per example,
+    or (1, size) for the whole batch."""
     n = len(batch.targets)
     with Gates(assessor.model, groups) as gates:
         flat = torch.ones(
@@ -163,8 +165,8 @@ def _gradients(assessor: Assessor, groups: list[ChannelGroup], batch: Batch, eac
 
 
 def readers(group: ChannelGroup, model: nn.Module) -> Iterator[tuple[Slot, nn.Module, int | None]]:
-    """For each place where the group is read: the module that owns the weights, and the axis of its input on which the
-    channels are (None: it is no layer that we know)."""
+    """For each consumer of the group: the module that owns the weights, and the axis of its input on which the
+    channels are (None for an unknown layer type)."""
     for slot in group.slots:
         if slot.consumes:
             path, _, leaf = slot.param.rpartition(".")

@@ -1,4 +1,4 @@
-"""A copy of a network in eval mode and some examples held beside it, for methods that try things out."""
+"""A copy of a network in eval mode and a fixed set of examples, for methods that evaluate many variants."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from secateurs.training.seeds import preserve_rng_state
 
 
 class Assessor:
-    """`model` is a private copy of the task's, in eval mode and without gradients; `batches` are its first `examples`
+    """`model` is a private copy of the task's model, in eval mode and without gradients; `batches` are the first `examples`
     training examples (of epoch 0, augmented as training is), on the device, `rows` at a time.
 
-    Every process of several looks at all of them, so that all come to the same answer.
+    Each of several processes evaluates all of them, so that all get the same result.
     """
 
     def __init__(self, task: Task, examples: int, *, precision: str = "fp32", rows: int | None = None) -> None:
@@ -43,7 +43,7 @@ class Assessor:
         self.examples = sum(len(b.targets) for b in self.batches)
 
     def hold(self, batches: Iterator[B.Batch], split: str = "train") -> list[B.Batch]:
-        """The batches on the device, in pieces of `rows`. Raises DataError for those that do not fit the model or each
+        """The batches on the device, in slices of `rows`. Raises DataError for batches that do not fit the model or each
         other."""
         self.check = Check(self.model, split)
         pieces, waiting, held = [], 0, []
@@ -59,7 +59,7 @@ class Assessor:
         return [B.to_device(batch, self.device, self.channels_last) for batch in held]
 
     def run(self, batch: B.Batch) -> tuple[Tensor, Tensor]:
-        """The loss summed over the batch's examples, and how many of them are hit: two scalars on the device."""
+        """The loss summed over the batch's examples, and the number of top-1 hits: two scalars on the device."""
         with self.check.running(batch), P.autocast(self.precision, self.device):
             outputs = M.call(self.model, batch.inputs)
             return self.loss(outputs, batch.targets).float() * len(batch.targets), M.topk_correct(
@@ -68,7 +68,7 @@ class Assessor:
 
 
 def reporter(task: Task, title: str) -> Reporter:
-    """Progress as the engine would show it: one process of several does."""
+    """A progress reporter like the engine's; only one of several processes reports."""
     mode = task.engine_options.get("progress", "auto")
     return Reporter(mode if os.environ.get("RANK", "0") == "0" else "silent", title)
 
@@ -80,7 +80,7 @@ def require_data(task: Task, name: str, what: str) -> None:
 
 
 def spread(source: Any, examples: int | None) -> Iterator[B.Batch]:
-    """`examples` rows of validation data, evenly spaced: such data is often sorted by class. None: all of them."""
+    """`examples` rows of validation data, evenly spaced, since such data is often sorted by class. None: all of them."""
     source = _whole(source)
     if examples is None:
         yield from _all(source)
@@ -88,7 +88,7 @@ def spread(source: Any, examples: int | None) -> Iterator[B.Batch]:
     total = int(getattr(source, "samples", 0)) or sum(len(batch.targets) for batch in _all(source))
     if not total:
         raise DataError(no_batch(source, "val"))
-    at = torch.arange(min(examples, total)) * total // min(examples, total)  # sorted, no two alike
+    at = torch.arange(min(examples, total)) * total // min(examples, total)  # sorted and distinct
     seen = 0
     for batch in _all(source):
         n = len(batch.targets)

@@ -1,4 +1,4 @@
-"""The classic criteria: a score for each channel from the weights alone."""
+"""The classic criteria: a score for each channel from the weights only."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ class L2(Criterion):
 
 
 def norms(group: ChannelGroup, model: nn.Module, p: int) -> Tensor:
-    """p-norm (1 or 2) of each channel's weights, all its layers together: (size,)."""
+    """p-norm (1 or 2) of each channel's weights over all its layers: (size,)."""
     total = sum(_powers(w.float(), p) for w in group.weights(model))
     assert isinstance(total, Tensor)
     return total if p == 1 else total.sqrt()
 
 
 def _powers(w: Tensor, p: int) -> Tensor:
-    """Σ |w|^p of each row, by blocks that stay in the cache: three times as fast as a norm of the whole."""
+    """Σ |w|^p of each row, in blocks that fit in the cache: three times as fast as a norm of the whole."""
     rows = max(1, (1 << 18) // max(1, w.shape[1]))
     return torch.cat([(block.abs() if p == 1 else block.square()).sum(1) for block in w.split(rows)])
 
 
 @register("bn-scale")
 class BNScale(Criterion):
-    """|γ| of the batch norms that a channel goes through (network slimming, Liu et al., ICCV 2017).
+    """|γ| of the batch norms on a channel (network slimming, Liu et al., ICCV 2017).
 
-    The γ's are compared as they are in a global ranking: they are on one scale by construction. A group without a
-    batch norm cannot be scored and is refused by name.
+    In a global ranking the γ's are compared without normalization: they are on one scale by construction. A group without a
+    batch norm cannot be scored: ConfigError names it.
     """
 
     comparable: ClassVar[bool] = True
@@ -70,7 +70,7 @@ class BNScale(Criterion):
 
 @register("random")
 class Random(Criterion):
-    """Uniform random scores: the floor that every other method must clear."""
+    """Uniform random scores: the baseline that every other method must exceed."""
 
     comparable: ClassVar[bool] = True
 
@@ -81,7 +81,7 @@ class Random(Criterion):
 
 @register("index")
 class Index(Criterion):
-    """Keep each group's first channels: widths without any choice of filters, as in a uniformly thinner network."""
+    """Keep each group's first channels: sets widths without choosing filters, as in a uniformly thinner network."""
 
     comparable: ClassVar[bool] = True
 

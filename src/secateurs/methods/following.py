@@ -1,7 +1,7 @@
-"""What follows a layer that reads channels: its normalization and its non-linearity, found by running the network once.
+"""The normalization and non-linearity that follow a layer, found by running the network once.
 
-Eq. 7 compares the next layer's outputs after both. Whatever else comes (an addition, a concatenation, a pooling) is not
-that layer's any more: the last convolution of a residual block is compared before the addition.
+Eq. 7 compares the next layer's outputs after both. Any later op (addition, concatenation, pooling) is not
+part of that layer: the last convolution of a residual block is compared before the addition.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Following:
-    """What is done to a layer's output y before it counts as the layer's outcome M: `then(norm(y))`."""
+    """The ops that map a layer's output y to the compared output M: `then(norm(y))`."""
 
     norm: _BatchNorm | None = None  # a batch norm
-    hooked: bool = False  # its module's output is the normalized y and nothing more
+    hooked: bool = False  # its module's output is exactly the normalized y
     then: tuple[Function, ...] = ()  # other norms, the non-linearity; each may work in place
 
     def finish(self, z: Tensor) -> Tensor:
-        """M from z, which may be overwritten."""
+        """Compute M from z, which may be overwritten."""
         for function in self.then:
             z = function(z)
         return z
@@ -47,9 +47,9 @@ class Following:
 
 @dataclass
 class _Value:
-    """An activation on the way from a watched layer: what was done to it, and by what it came about."""
+    """An activation downstream of an observed layer: the op that made it, and the ops applied to it."""
 
-    tensor: Tensor  # held, so that its id is not given to another
+    tensor: Tensor  # kept, so that its id is not reused
     made: _Call | None = None
     uses: list[_Call] = field(default_factory=list)
     output_of: list[nn.Module] = field(default_factory=list)
@@ -64,7 +64,7 @@ class _Call:
 
 
 class _Watch(TorchFunctionMode):
-    """Notes every function that takes the output of a watched layer, or what became of it."""
+    """Records every function that takes the output of an observed layer, or a value derived from it."""
 
     def __init__(self, norms: dict[int, _BatchNorm]) -> None:
         super().__init__()
@@ -105,14 +105,14 @@ class _Watch(TorchFunctionMode):
             norm = next((self.norms[id(v)] for v in (*args[1:], *rest.values()) if id(v) in self.norms), None)
             return _Call("batch" if norm is not None else "other", function, norm)
         if name == "instance_norm" and any(isinstance(v, Tensor) and not isinstance(v, nn.Parameter) for v in args[1:]):
-            return _Call("other", function)  # running statistics, which applying it again would move
+            return _Call("other", function)  # running statistics, which applying it again would update
         kind = "norm" if name in NORMS else "act" if name in ACTIVATIONS else "other"
         return _Call(kind, torch.relu if name == "relu" else function)
 
 
 def following(model: nn.Module, layers: Iterable[str], example_inputs: Any) -> dict[str, Following]:
-    """What follows each of these modules: at most a norm and then a non-linearity. One that does not run on these
-    inputs (in eval mode) is left out. The model is left as it was.
+    """The ops that follow each of these modules: at most a norm, then a non-linearity. A module that does not run on these
+    inputs (in eval mode) is left out. The model is not modified.
 
     Raises ConfigError if the model does not run.
     """
@@ -178,7 +178,7 @@ def _plain(norm: _BatchNorm) -> bool:
 
 
 def batch_norm(norm: _BatchNorm, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(normalized y, the factor on each channel), as the norm would have it now, its statistics left alone."""
+    """(normalized y, the factor on each channel) with the norm's current mode and statistics, which are not updated."""
     weight = norm.weight
     if norm.training or norm.running_mean is None or norm.running_var is None:
         z, _, invstd = torch.native_batch_norm(y, weight, norm.bias, None, None, True, 0.0, norm.eps)

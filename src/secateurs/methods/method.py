@@ -1,4 +1,4 @@
-"""What a pruning method is: it looks at a task and answers which channels stay."""
+"""The base classes of pruning methods: a method takes a task and returns the channels to keep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, nearest
+from secateurs.errors import ConfigError, Setting, complaint, nearest
 from secateurs.graph import ChannelGroup
 from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Channels, Selection
@@ -22,9 +22,9 @@ Scope = Literal["internal", "all"]
 
 
 def check_scope(scope: Any) -> None:
-    """Raise ConfigError for a scope that is none. None is the method's own."""
+    """Raise ConfigError for an invalid scope. None means the method's default."""
     if scope is not None and scope not in get_args(Scope):
-        raise ConfigError(f"There is no scope {scope!r}. {nearest(str(scope), get_args(Scope))}")
+        raise ConfigError(f"scope={scope!r} is not a valid scope. {nearest(str(scope), get_args(Scope))}")
 
 
 def check_budget(budget: Any) -> None:
@@ -41,12 +41,12 @@ def check_budget(budget: Any) -> None:
 
 
 def _unlogged(record: dict[str, Any]) -> None:
-    """Nobody keeps a record."""
+    """Discard a record."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that a method may look at."""
+    """What a method is given."""
 
     model: nn.Module
     graph: PrunableGraph
@@ -57,76 +57,77 @@ class Task:
     example_inputs: Any = None
     engine_options: Mapping[str, Any] = field(default_factory=dict)  # device, checkpoints, progress … of training
     resume: bool = False
-    log: Callable[[dict[str, Any]], None] = _unlogged  # takes each entry of the run's record
+    log: Callable[[dict[str, Any]], None] = _unlogged  # called with each entry of the history
 
     @property
     def groups(self) -> list[ChannelGroup]:
-        """The groups that may be cut: prunable, and in scope."""
+        """The groups that may be cut: prunable and in scope."""
         return [g for g in self.graph.groups if g.prunable and (self.scope == "all" or g.internal)]
 
     @property
     def widths(self) -> Widths:
-        """The budget's view of those groups."""
+        """The widths of those groups under the budget."""
         return Widths(self.graph, self.groups, self.budget)
 
     def note(self, **record: Any) -> None:
-        """Put something on the run's record."""
+        """Add an entry to the history."""
         self.log(record)
 
     def generator(self, device: str = "cpu") -> torch.Generator:
-        """A fresh generator with the task's seed."""
+        """A new generator with the task's seed."""
         return torch.Generator(device).manual_seed(self.seed)
 
 
 class Method(BaseModel):
-    """Base of all methods: fields are its settings (they cite the paper's symbol), `select` its work."""
+    """Base class of all methods: its fields are the settings (with the paper's symbols), `select` is the algorithm."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = ""
     default_scope: ClassVar[Scope] = "internal"
-    cuts: ClassVar[Literal["channels", "stripes"]] = "channels"  # stripes come last: such a network is cut no further
+    cuts: ClassVar[Literal["channels", "stripes"]] = (
+        "channels"  # stripes come last: such a network cannot be cut further
+    )
 
     def __init__(self, **settings: Any) -> None:
         try:
             super().__init__(**settings)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(p) for p in first["loc"])
+            setting = Setting(".".join(map(str, first["loc"])), first.get("input"), type(self))
             known = ", ".join(type(self).model_fields) or "none"
-            raise ConfigError(
-                f"{type(self).__name__}: {where}={first.get('input')!r}: {first['msg']}. Its settings are: {known}."
-            ) from None
+            hint = f"{self.name or type(self).__name__}'s settings are: {known}."
+            raise ConfigError(setting, f": {complaint(first)}.", hint=hint) from None
 
     def check(self, task: Task) -> None:
-        """Raise before any work if the task lacks something this method needs."""
+        """Raise ConfigError before any work if the task lacks something that this method needs."""
         if task.budget is None:
-            raise ConfigError(f"{self.name} needs a budget: budget=sc.Budget(macs=0.5), say.")
+            raise ConfigError(f"{self.name} needs a budget, for example ", Setting("macs", 0.5, Budget), ".")
 
     def feasible(self, task: Task) -> None:
         """Raise BudgetError before any work for a budget that this method cannot meet."""
         task.widths.check()
 
     def select(self, task: Task) -> Selection | Channels:
-        """What stays: a Selection, or kept channels by group."""
+        """Return what to keep: a Selection, or kept channels by group."""
         raise NotImplementedError
 
     def initialise(self, task: Task, selection: Selection, small: nn.Module) -> None:
-        """Change the weights of the cut network before recovery. Most methods keep what they have."""
+        """Change the weights of the cut network before recovery. The default keeps them."""
 
 
 class Criterion(Method):
-    """A method that scores channels and keeps the highest.
+    """Base class of methods that score channels and keep those with the highest scores.
 
     ranking: "global" compares channels across groups, after dividing a group's scores by their mean (layers differ in
-        scale, and a channel should not pay for its layer's); "layer" keeps the same share of every group.
+        scale); "layer" keeps the same fraction of every group.
     """
 
     ranking: Literal["global", "layer"] = "global"
 
-    comparable: ClassVar[bool] = False  # scores of different groups are on one scale as they are
+    comparable: ClassVar[bool] = False  # scores of different groups are already on one scale
 
     def scores(self, task: Task) -> dict[str, torch.Tensor]:
-        """group name → (size,) scores, higher = more worth keeping."""
+        """group name → (size,) scores, higher = more important."""
         raise NotImplementedError
 
     def select(self, task: Task) -> Selection:
@@ -141,11 +142,13 @@ class Criterion(Method):
                 )
             scores[name] = values = found[name].detach().double().cpu().numpy()
             if not np.isfinite(values).all():
-                raise ConfigError(f"{self.name} gives scores for {name} that are not finite: is the network trained?")
+                raise ConfigError(
+                    f"{self.name} returned scores for {name} that are not finite: check the weights for NaN and infinities"
+                )
         return Selection(select_within_budget(task.widths, {name: self._ranked(v) for name, v in scores.items()}))
 
     def _ranked(self, values: np.ndarray) -> np.ndarray:
-        """Scores as they are compared across groups."""
+        """Scores scaled for comparison across groups."""
         if self.ranking == "layer":
             order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
             return (order + 1) / len(values)

@@ -1,4 +1,4 @@
-"""Methods that prune while training: a `Pruner` is attached to a model, stepped after each batch, and asked for a plan."""
+"""Methods that prune during training: a `Pruner` is attached to a model, stepped after each batch, and returns a plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from secateurs.training.state import misfit
 
 
 class Pruner:
-    """A pruning run in progress on `task.model`. Step-based, so that it goes along with any loop:
+    """A pruning run on `task.model`. Step-based, so that it works with any training loop:
 
         loss = criterion(model(x), y) + pruner.penalty()
         loss.backward(); optimizer.step(); optimizer.zero_grad()
@@ -33,8 +33,8 @@ class Pruner:
         if pruner.done: break
     secateurs.cut_(model, pruner.plan(), optimizer)
 
-    networks: networks of its own by name, each with the optimizer that trains it. Whoever runs the loop steps them: the
-    engine does, and `step` does in a loop of the user's.
+    networks: the pruner's own networks by name, each with its optimizer. The engine steps them in its loop;
+    `step` steps them in a loop of the user's own.
     """
 
     networks: Mapping[str, tuple[nn.Module, Optimizer]] = {}
@@ -44,28 +44,30 @@ class Pruner:
         self.steps = 0  # optimizer steps taken
         self.total = 0  # steps to take
         self.epoch_steps = 1
-        self.wrapped: Mapping[str, Part] = {}  # the networks as the engine runs them, on several processes say
+        self.wrapped: Mapping[
+            str, Part
+        ] = {}  # the networks as the engine calls them, for example wrapped in DistributedDataParallel
         self.mean: Callable[[Tensor], Tensor] = lambda x: x  # over all processes
         self.processes = 1
-        self.log: Callable[[str], None] = lambda line: None  # to whoever watches the run
-        self.share = (0, 1)  # rank and number of those that a batch of the data is yet to be split between
-        self.history: list[dict[str, Any]] = []  # what the method has put on record, where nobody else keeps it
+        self.log: Callable[[str], None] = lambda line: None  # reports a line of text
+        self.share = (0, 1)  # (rank, world size) if batches of the data are still to be split between processes
+        self.history: list[dict[str, Any]] = []  # the method's history, if nothing else records it
         self._plan: Plan | None = None
         self._guard: RemovableHandle | None = None
 
     def begin(self, total: int, epoch_steps: int) -> None:
-        """How long the run will be, in optimizer steps, and how many of them make an epoch."""
+        """Set the length of the run in optimizer steps, and the steps per epoch."""
         self.total, self.epoch_steps = total, max(1, epoch_steps)
         if self._guard is None:
             stays = _Stays(device_of(self.task.model))
             self._guard = self.task.model.register_forward_pre_hook(stays, prepend=True)
 
     def penalty(self) -> Tensor | float:
-        """To be added to the loss of the batch that the model has just seen."""
+        """The penalty to add to the loss of the last batch."""
         return 0.0
 
     def step(self, *, own: bool = True) -> None:
-        """After each optimizer step. own: also step the pruner's own networks."""
+        """Call after each optimizer step. own: also step the pruner's own networks."""
         if own:
             for _network, optimizer in self.networks.values():
                 optimizer.step()
@@ -74,36 +76,36 @@ class Pruner:
         self.advance()
 
     def advance(self) -> None:
-        """What the method does after step number `steps`."""
+        """The method's work after step number `steps`."""
 
     @property
     def done(self) -> bool:
-        """Nothing is left to do."""
+        """Whether the run is complete."""
         return 0 < self.total <= self.steps
 
     def finish(self) -> Selection:
-        """Take everything off the model that was attached to it, and say which channels stay. The model's weights are
-        then those that the plan is for."""
+        """Detach everything from the model, and return the channels to keep. The model's weights are
+        then those that the plan applies to."""
         if self._guard is not None:
             self._guard.remove()
         return self._finish()
 
     @abstractmethod
     def _finish(self) -> Selection:
-        """`finish`, as the method does it."""
+        """The method's implementation of `finish`."""
 
     def plan(self) -> Plan:
-        """`finish`, as a plan: apply it to the model, or cut the model in place with its optimizer. The run is over then,
-        and asked again it is the same plan."""
+        """`finish`, as a plan: apply it to the model, or cut the model in place with its optimizer. Ends the run;
+        a second call returns the same plan."""
         if self._plan is None:
             self._plan = self.finish().plan(self.task.graph, allow_inexact=True)
         return self._plan
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs to resume in another process: tensors and JSON-able values.
+        """The state that `load` needs to resume in another process: tensors and JSON-serializable values.
 
-        The keys are always the same, and so are the kinds of values and the shapes of tensors. Where something comes into
-        being later it is None, an empty dict or a list before.
+        The keys, the kinds of values and the shapes of tensors are always the same. A value that is created
+        later is None, an empty dict or an empty list before.
         """
         return {"steps": self.steps}
 
@@ -112,7 +114,7 @@ class Pruner:
 
 
 class _Stays:
-    """The pruner's own tensors are where the model was: said clearly, before some op says so."""
+    """Check that the model is still on the device of the pruner's own tensors, for a clear message."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -120,13 +122,13 @@ class _Stays:
     def __call__(self, model: nn.Module, args: Any) -> None:
         if (now := device_of(model)) != self.device:
             raise ConfigError(
-                f"The model was on {self.device} when the pruner was attached, and is on {now} now: move it first, and "
-                "attach the pruner then."
+                f"The model was on {self.device} when the pruner was attached, and is now on {now}: move it first, then "
+                "attach the pruner."
             )
 
 
 class PrunerHook(Hook):
-    """A pruner in the engine's loop."""
+    """Runs a pruner in the engine's loop."""
 
     def __init__(self, pruner: Pruner, settings: Mapping[str, Any]) -> None:
         self.pruner, self.settings = pruner, settings
@@ -134,8 +136,8 @@ class PrunerHook(Hook):
     def start(self, engine: TrainingRun) -> None:
         if engine.total is None:
             raise ConfigError(
-                f"{self.settings.get('method', 'The method')} must know how long it trains, and this data has no length: "
-                f"give the method steps_per_epoch=…, or pass batches as a list, or an object with __len__."
+                f"{self.settings.get('method', 'The method')} must know the length of training, and this data has no length: "
+                f"set the method's steps_per_epoch=…, or pass batches as a list, or an object with __len__."
             )
         networks = self.pruner.networks.items()
         self.pruner.wrapped = {name: engine.add_network(name, net, optimizer) for name, (net, optimizer) in networks}
@@ -166,19 +168,19 @@ class PrunerHook(Hook):
         then, now = state["settings"], self.settings
         changed = [f"{k} ({then.get(k)!r} then, {now.get(k)!r} now)" for k in now if now.get(k) != then.get(k)]
         if changed:
-            raise ConfigError(f"The checkpoint is of another run, which differs in {', '.join(changed)}.")
+            raise ConfigError(f"The checkpoint is from another run, which differs in {', '.join(changed)}.")
         self.pruner.load(state["pruner"])
 
 
 class TrainingMethod(Method):
-    """A method that prunes while training. `select` runs it on the engine; `attach` gives it to a loop of the user's."""
+    """Base class of methods that prune during training. `select` runs the engine; `attach` is for a loop of the user's own."""
 
     steps_per_epoch: int | None = Field(
-        None, ge=1, description="batches that make an epoch, of data that has no end or is to be cut short"
+        None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"
     )
 
     def recipe(self) -> Recipe:
-        """How the network trains meanwhile."""
+        """The recipe that the network trains with while it is pruned."""
         raise NotImplementedError
 
     def attach(self, task: Task) -> Pruner:
@@ -187,7 +189,7 @@ class TrainingMethod(Method):
 
     def check(self, task: Task) -> None:
         if task.data is None:
-            raise ConfigError(f"{self.name} prunes while training: pass data=….")
+            raise ConfigError(f"{self.name} prunes during training: pass data=….")
 
     def select(self, task: Task) -> Selection:
         pruner = self.attach(task)
@@ -204,7 +206,7 @@ class TrainingMethod(Method):
 
 
 def keep(scores: Mapping[str, np.ndarray], threshold: float) -> Channels:
-    """Channels with a score of at least the threshold; of a group without any, the best one."""
+    """Channels with a score of at least the threshold; the best one of a group without any."""
     found: Channels = {}
     for name, s in scores.items():
         kept = np.flatnonzero(s >= threshold)

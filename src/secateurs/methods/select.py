@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from secateurs.budget import Budget, fraction
-from secateurs.errors import BudgetError
+from secateurs.errors import BudgetError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
 
 Array = np.ndarray
+ALL = Setting("scope", "all")
 
 
 class Widths:
-    """Costs and limits of cutting some groups of a graph; a candidate is one width per group."""
+    """Costs and limits of cutting some groups of a graph. A candidate is one width per group."""
 
     def __init__(self, graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget | None) -> None:
         self.graph, self.groups, self.budget = graph, list(groups), budget
@@ -34,7 +35,7 @@ class Widths:
         return self.budget is None or self.budget.allows(self.cost(widths), self.base)
 
     def aligned(self, widths: Array) -> Array:
-        """Widths rounded up to whole alignment steps, at least one and at most the whole group."""
+        """Widths rounded up to multiples of the alignment, at least one step and at most the whole group."""
         return np.minimum(self.sizes, np.maximum(-(-widths // self.step) * self.step, self.least))
 
     def check(self, lowest: Cost | None = None) -> None:
@@ -43,31 +44,35 @@ class Widths:
         narrow = len(self.groups) < sum(g.prunable for g in self.graph.groups)  # some are out of scope
         if lowest is None and not self.groups:
             reasons = Counter(g.reason for g in self.graph.groups if g.reason is not None)
-            most = f", mostly because of this: {reasons.most_common(1)[0][0]}" if reasons and not narrow else ""
-            why = f"No channel group may be cut{most}. `secateurs inspect` says more."
-            raise BudgetError(why + (" scope='all' may help." if narrow else ""))
+            most = reasons.most_common(1)[0][0].message if reasons and not narrow else None
+            why = () if most is None else (", mostly because: ", most)
+            more = ". See `secateurs inspect`."
+            raise BudgetError("No channel group is prunable", *why, more, hint=(ALL, " may help.") if narrow else ())
         if self.budget is not None:
-            advice = f"; align={self.step} is {self._coarse()}" if self.step > 1 else ""
-            self.budget.check(
-                self.base, lowest or self.cost(self.least), advice + ("; scope='all' may allow less" if narrow else "")
-            )
+            hints = [*([self._coarse()] if self.step > 1 else []), *([(ALL, " may allow less.")] if narrow else [])]
+            hint = tuple(part for i, told in enumerate(hints) for part in (" " * (i > 0), *told))
+            self.budget.check(self.base, lowest or self.cost(self.least), hint)
 
-    def _coarse(self) -> str:
+    def _coarse(self) -> tuple[object, ...]:
         """What the alignment does to the lowest cost."""
+        align = Setting("align", self.step)
         if self.step >= self.sizes.max():
-            return f"too coarse: no group has more than {self.sizes.max()} channels, so that none can be cut"
+            return (
+                align,
+                f" is too coarse: no group has more than {self.sizes.max()} channels, so none can be cut.",
+            )
         finest = self.cost(np.ones_like(self.sizes))
-        shares = [
-            f"macs={fraction(finest.macs, self.base.macs)}",
-            f"params={fraction(finest.params, self.base.params)}",
-        ]
-        return f"why it is not lower, align=1 could go to {' or '.join(shares)}"
+        macs, params = fraction(finest.macs, self.base.macs), fraction(finest.params, self.base.params)
+        return (
+            align, " is why it is not lower, ", Setting("align", 1), " could go to ", Setting("macs", macs), " or ",
+            Setting("params", params), ".",
+        )  # fmt: skip
 
 
 def select_within_budget(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:
-    """Cut the lowest scores, all groups together, until the budget is met; then give back what still fits.
+    """Cut the lowest scores over all groups until the budget is met; then restore what still fits.
 
-    Lands within one channel (one alignment step) of the budget and never over it: no further channel of any group
+    Within one channel (one alignment step) of the budget and never over it: no further channel of any group
     could be kept.
     """
     orders = [np.argsort(-scores[g.name], kind="stable") for g in widths.groups]  # best first
@@ -85,13 +90,13 @@ def select_within_budget(widths: Widths, scores: Mapping[str, Array]) -> dict[st
         middle = (low + high) // 2
         low, high = (low, middle) if widths.fits(after(middle)) else (middle + 1, high)
     kept = after(low)
-    # Give back in the order of the score of the next channel that a group would regain.
+    # Restore in the order of the score of the next channel that a group would regain.
     fill(widths, kept, [scores[g.name][order] for g, order in zip(widths.groups, orders, strict=True)])
     return {g.name: np.sort(o[:k]) for g, o, k in zip(widths.groups, orders, kept, strict=True)}
 
 
 def fill(widths: Widths, kept: Array, worth: Sequence[Array]) -> None:
-    """Grow `kept` in place, one alignment step at a time, as long as anything fits; the most worthy first.
+    """Grow `kept` in place, one alignment step at a time, as long as anything fits; highest scores first.
 
     worth: for each group its channels' scores in the order in which they would be kept.
     """

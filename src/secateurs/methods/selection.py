@@ -1,4 +1,4 @@
-"""What a method answers: which channels and stripes stay."""
+"""What a method returns: the channels and stripes to keep."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Channels = dict[str, np.ndarray]  # group name → kept channels, sorted; groups
 
 @dataclass(frozen=True)
 class Selection:
-    """What stays of a network.
+    """What to keep of a network.
 
     channels: group name → kept channels, sorted; groups left out stay whole.
     stripes: weight of a convolution → kept stripes, bools of shape (filters, rows, columns); weights left out keep all.
-    nodes: names of feature maps that recovery should mimic, if it does.
+    nodes: names of feature maps for recovery by mimicking.
     """
 
     channels: Mapping[str, Iterable[int]]
@@ -28,7 +28,7 @@ class Selection:
 
     @classmethod
     def of(cls, found: Selection | Mapping[str, Any]) -> Selection:
-        """A selection as it is; kept channels by group as a selection of these."""
+        """Convert kept channels by group to a selection; a selection is returned as is."""
         return found if isinstance(found, cls) else cls(found)  # type: ignore[arg-type]
 
     def plan(self, graph: PrunableGraph, *, allow_inexact: bool = False) -> Plan:

@@ -1,4 +1,4 @@
-"""What stays of a network: plans, self-contained and immutable, and the graphs that make them."""
+"""Plans, self-contained and immutable descriptions of what to keep of a network, and the graphs that create them."""
 
 from secateurs.plans.plan import Plan, PrunableGraph, trace
 

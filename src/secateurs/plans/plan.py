@@ -1,4 +1,4 @@
-"""A plan says what stays: self-contained, immutable, JSON in and out. Applying it needs a model and no graph."""
+"""A plan describes what to keep: self-contained, immutable, serializable as JSON. Applying it needs a model but no graph."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from secateurs.graph.channels import ChannelGraph, named_tensors
 from secateurs.graph.inputs import check_model
 from secateurs.graph.trace import trace as trace_channels
 from secateurs.plans import stripes as S
-from secateurs.stripes import rule as rule  # so that traces know stripe convolutions
+from secateurs.stripes import rule as rule  # registers the rule of stripe convolutions
 
-VERSION = 2  # 1 knew no stripes
+VERSION = 2  # version 1 had no stripes
 Kept = tuple[int, ...]
-# The attributes of modules that a plan may set; nothing else is taken from a file.
+# The module attributes that a plan may set; a file cannot set others.
 REWRITTEN = frozenset({
     "embedding_dim", "groups", "in_channels", "in_features", "normalized_shape", "num_channels", "num_embeddings",
     "num_features", "num_groups", "num_parameters", "out_channels", "out_features",
@@ -34,15 +34,19 @@ REWRITTEN = frozenset({
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """What stays of each parameter axis, and what the modules around it must be told."""
+    """What to keep of each parameter axis, and the module attributes to update."""
 
-    groups: Mapping[str, Kept]  # the selection it was made from: kept channels per group
-    kept: Mapping[str, Mapping[int, Kept]]  # parameter → axis → kept indices; axes left out stay whole
-    shapes: Mapping[str, tuple[int, ...]]  # of those parameters before the cut
+    groups: Mapping[str, Kept]  # the selection that it was made from: kept channels per group
+    kept: Mapping[str, Mapping[int, Kept]]  # parameter → axis → kept indices; axes left out are kept whole
+    shapes: Mapping[str, tuple[int, ...]]  # the shapes of those parameters before the cut
     attributes: Mapping[tuple[str, str], Any]  # (module, attribute) → value after the cut
-    consumes: frozenset[tuple[str, int]]  # the (parameter, axis) that read channels: zeroed in the masked twin
+    consumes: frozenset[
+        tuple[str, int]
+    ]  # the (parameter, axis) pairs that consume channels: zeroed in the masked network
     exact: bool = True
-    stripes: Mapping[str, Kept] = field(default_factory=dict)  # weight → kept places in (O, KH, KW), before the cut
+    stripes: Mapping[str, Kept] = field(
+        default_factory=dict
+    )  # weight → kept positions in the flattened (O, KH, KW), before the cut
 
     def __post_init__(self) -> None:
         for name in ("groups", "shapes", "attributes", "stripes"):
@@ -57,18 +61,18 @@ class Plan:
         )
 
     def check(self, model: nn.Module) -> None:
-        """Raise PlanError unless this plan was made for a network with these parameters."""
+        """Raise PlanError unless this plan is for a network with these parameters."""
         check_model(model)
         own = named_tensors(model)
         for name, shape in self.shapes.items():
             if name not in own:
                 raise PlanError(
-                    f"The plan cuts {name}, which this model does not have: it was made for another network."
+                    f"The plan cuts {name}, which this model does not have: the plan is for another network."
                 )
             if tuple(own[name].shape) != shape:
                 raise PlanError(
                     f"The plan expects {name} of shape {shape}, this model has {tuple(own[name].shape)}: "
-                    f"it was made for another network, or this one is cut already."
+                    f"the plan is for another network, or this one is already cut."
                 )
 
         modules = dict(model.named_modules())
@@ -77,11 +81,11 @@ class Plan:
             if not hasattr(modules.get(module), attribute):
                 raise PlanError(
                     f"The plan rewrites {attribute} of {module or 'the model'}, which this model does not have: "
-                    f"it was made for another network."
+                    f"the plan is for another network."
                 )
 
     def to_json(self) -> str:
-        """The plan as JSON text, with a digest of its content."""
+        """The plan as JSON, with a digest of its content."""
         body = {
             "format": "secateurs-plan",
             "version": VERSION if self.stripes else 1,
@@ -97,11 +101,11 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str | bytes, source: StrPath = "The plan") -> Plan:
-        """Read a plan back.
+        """Read a plan from JSON.
 
-        source: the file that the text comes from, for messages.
+        source: the file that the text was read from, for messages.
 
-        Raises PlanError for text that is not a plan, was changed or cut off, does not agree with itself, or is too new.
+        Raises PlanError for text that is not a plan, was modified or truncated, is inconsistent, or is from a newer version.
         """
         try:
             return parse_json(text, PlanRecord, source).plan(source)
@@ -109,22 +113,22 @@ class Plan:
             raise PlanError(str(error)) from None
 
     def _check_content(self) -> None:
-        """Raise PlanError unless the plan agrees with itself. It may come from anyone: nothing here takes more time or
-        memory than the plan itself, whatever sizes it claims."""
+        """Raise PlanError unless the plan is consistent. The plan is untrusted: the check takes no more time or
+        memory than the size of the plan itself, whatever sizes it claims."""
         for param, axes in self.kept.items():
             shape = self.shapes.get(param)
             for axis, index in axes.items():
                 if shape is None or not 0 <= axis < len(shape):
-                    raise PlanError(f"The plan cuts axis {axis} of {param}, whose shape it gives as {shape}.")
+                    raise PlanError(f"The plan cuts axis {axis} of {param}, but gives its shape as {shape}.")
                 if _checked(index, shape[axis], f"axis {axis} of {param}").tolist() != list(index):
-                    raise PlanError(f"Kept channels of axis {axis} of {param} are not in rising order.")
+                    raise PlanError(f"Kept channels of axis {axis} of {param} are not in ascending order.")
         for param, axis in self.consumes:
             if axis not in self.kept.get(param, ()):
                 raise PlanError(f"The plan masks axis {axis} of {param}, which it does not cut.")
         S.check_content(self.stripes, self.shapes, self.kept)
         for (module, attribute), value in self.attributes.items():
             if attribute not in REWRITTEN:
-                raise PlanError(f"The plan sets {module}.{attribute} to {value!r}, which no cut changes.")
+                raise PlanError(f"The plan sets {module}.{attribute} to {value!r}, which a cut cannot change.")
 
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**40)]
@@ -135,7 +139,7 @@ Attribute = tuple[str, str, Size | Sizes]  # module, attribute, value after the 
 
 
 class PlanRecord(BaseModel):
-    """A plan as JSON has it: see `Plan` for what the fields mean."""
+    """The JSON form of a plan: see `Plan` for the fields."""
 
     format: Literal["secateurs-plan"]
     version: int
@@ -153,11 +157,11 @@ class PlanRecord(BaseModel):
     def _genuine(cls, body: Any) -> Any:
         check_format(body, "secateurs-plan", VERSION, "a Secateurs plan")
         if body.get("digest") != _digest({k: v for k, v in body.items() if k != "digest"}):
-            raise ValueError("its content does not match its digest: it was changed by hand or damaged")
+            raise ValueError("its content does not match its digest: it was edited or is damaged")
         return body
 
     def plan(self, source: StrPath = "The plan") -> Plan:
-        """The plan itself. Raises PlanError, which names the source, where it does not agree with itself."""
+        """The plan itself. Raises PlanError, which names the source, if it is inconsistent."""
         plan = Plan(
             groups={g: tuple(v) for g, v in self.groups.items()},
             kept={p: {int(a): tuple(v) for a, v in axes.items()} for p, axes in self.kept.items()},
@@ -175,7 +179,7 @@ class PlanRecord(BaseModel):
 
 
 class PrunableGraph(ChannelGraph):
-    """A channel graph that makes plans."""
+    """A channel graph that creates plans."""
 
     def plan(
         self,
@@ -184,10 +188,10 @@ class PrunableGraph(ChannelGraph):
         stripes: Mapping[str, Any] | None = None,
         allow_inexact: bool = False,
     ) -> Plan:
-        """A plan that keeps these channels of these groups: `{group name: kept indices}`; the others stay whole.
+        """Create a plan that keeps these channels of these groups: `{group name: kept indices}`; other groups stay whole.
 
-        stripes: `{weight of a convolution: what it keeps}`, bools of shape (O, KH, KW) or their places in it when flat;
-            see `kernels` for those that there are. Stripes of filters that go with their channels go in any case.
+        stripes: `{weight of a convolution: what it keeps}`, bools of shape (O, KH, KW), or positions in it when flattened;
+            see `kernels` for the available weights. Stripes of filters that are cut with their channels are always cut.
         allow_inexact: also accept groups that are not `exact` (see `ChannelGroup`).
 
         Raises PlanError for an unknown or unprunable group, indices that repeat or are out of range, and a selection
@@ -203,7 +207,8 @@ class PrunableGraph(ChannelGraph):
             if len(index) == group.size:
                 continue
             if not group.prunable and not (allow_inexact and group.only_inexact):
-                raise PlanError(f"Group {name} cannot be cut: {group.reason}.")
+                why = "" if group.reason is None else group.reason.message
+                raise PlanError(f"Group {name} cannot be cut: ", why, ".")
             groups[name] = tuple(index.tolist())
             exact = exact and group.exact
             gone = np.setdiff1d(np.arange(group.size), index)
@@ -239,7 +244,7 @@ class PrunableGraph(ChannelGraph):
         )
 
     def cost_of(self, plan: Plan) -> Cost:
-        """What the network costs once it is cut so."""
+        """The cost of the network after this cut."""
         return self.cost({g: len(v) for g, v in plan.groups.items()}, {w: len(v) for w, v in plan.stripes.items()})
 
 
@@ -254,19 +259,19 @@ def _checked(wanted: Iterable[int], n: int, where: str) -> np.ndarray:
     """Kept indices as a sorted array, or PlanError."""
     try:
         index = np.asarray(list(wanted))
-    except (TypeError, ValueError):  # no iterable, or a ragged one
+    except (TypeError, ValueError):  # not iterable, or ragged
         raise PlanError(f"Kept channels of {where} must be a list of integers, not {wanted!r:.80}.") from None
     if index.size == 0:
-        raise PlanError(f"Nothing would be left of {where}: keep at least one of its {n} channels.")
+        raise PlanError(f"The plan would keep no channel of {where}: keep at least one of its {n} channels.")
     if index.ndim != 1:
         raise PlanError(f"Kept channels of {where} must be a flat list of integers, not {index.ndim}-dimensional.")
     if index.dtype.kind not in "iu":
         raise PlanError(f"Kept channels of {where} must be integers, not {index.dtype}.")
     index = np.sort(index.astype(np.int64))
     if index[0] < 0 or index[-1] >= n:
-        raise PlanError(f"Kept channels of {where} must lie in 0…{n - 1}, not reach from {index[0]} to {index[-1]}.")
+        raise PlanError(f"Kept channels of {where} must be in 0…{n - 1}, got {index[0]} to {index[-1]}.")
     if (index[1:] == index[:-1]).any():
-        raise PlanError(f"Kept channels of {where} repeat: {index[1:][index[1:] == index[:-1]][0]} is there twice.")
+        raise PlanError(f"Kept channels of {where} repeat: {index[1:][index[1:] == index[:-1]][0]} is listed twice.")
     return index
 
 

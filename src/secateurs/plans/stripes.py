@@ -1,4 +1,4 @@
-"""The part of a plan that is about stripes: which of them stay."""
+"""The stripes part of a plan: which stripes to keep."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Shape = tuple[int, ...]
 def checked(
     wanted: Mapping[str, Any], kernels: Mapping[str, tuple[int, int, int]], filters: Mapping[str, Array]
 ) -> dict[str, Kept]:
-    """Kept stripes by weight as rising places in (O, KH, KW), without those of filters that go and without layers that
-    lose none.
+    """Kept stripes by weight as ascending positions in (O, KH, KW), without those of filters that are cut and without layers
+    that lose none.
 
-    wanted: bools of shape (O, KH, KW), or places. filters: which filters stay, of layers that lose some.
+    wanted: bools of shape (O, KH, KW), or positions. filters: the kept filters of layers that lose some.
 
-    Raises PlanError for an unknown weight, places that repeat or do not exist, and a layer that would be left empty.
+    Raises PlanError for an unknown weight, positions that repeat or are out of range, and a layer that would be left empty.
     """
     found: dict[str, Kept] = {}
     for name, given in wanted.items():
         if name not in kernels:
             raise PlanError(
-                f"Stripes of {name}: that is not the weight of a convolution that stripes can be cut from, a plain one of "
-                f"one group. {nearest(name, kernels)}"
+                f"Stripes of {name}: not the weight of a convolution that stripes can be cut from (a plain one with "
+                f"one group). {nearest(name, kernels)}"
             )
         alive = _mask(given, kernels[name], f"stripes of {name}")
         stays = np.zeros(len(alive), dtype=bool)
         stays[filters.get(name, np.arange(len(alive)))] = True
         if not alive[stays].any():
-            raise PlanError(f"Nothing would be left of {name}: keep at least one stripe of a filter that stays.")
+            raise PlanError(f"The plan would keep no stripe of {name}: keep at least one stripe of a kept filter.")
         if not alive[stays].all():
             found[name] = tuple(np.flatnonzero(alive & stays[:, None, None]).tolist())
     return found
@@ -50,18 +50,18 @@ def _mask(given: Any, shape: tuple[int, int, int], where: str) -> Array:
     try:
         kept = np.asarray(given if isinstance(given, np.ndarray) else list(given))
     except (TypeError, ValueError):
-        raise PlanError(f"Kept {where} must be bools of shape {shape} or places, not {given!r:.80}.") from None
+        raise PlanError(f"Kept {where} must be bools of shape {shape} or positions, not {given!r:.80}.") from None
     if kept.dtype == bool:
         if kept.shape != shape:
             raise PlanError(
-                f"Kept {where} have shape {kept.shape}, the kernel's filters, rows and columns are {shape}."
+                f"Kept {where} have shape {kept.shape}, but the kernel's filters, rows and columns are {shape}."
             )
         return kept
     most = int(np.prod(shape))
     if kept.ndim != 1 or (kept.size and kept.dtype.kind not in "iu"):
-        raise PlanError(f"Kept {where} must be bools of shape {shape} or a flat list of places.")
+        raise PlanError(f"Kept {where} must be bools of shape {shape} or a flat list of positions.")
     if kept.size and (kept.min() < 0 or kept.max() >= most):
-        raise PlanError(f"Kept {where} must lie in 0…{most - 1}, not reach from {kept.min()} to {kept.max()}.")
+        raise PlanError(f"Kept {where} must be in 0…{most - 1}, got {kept.min()} to {kept.max()}.")
     if len(np.unique(kept)) < len(kept):
         raise PlanError(f"Kept {where} repeat.")
     mask = np.zeros(most, dtype=bool)
@@ -72,49 +72,49 @@ def _mask(given: Any, shape: tuple[int, int, int], where: str) -> Array:
 def check_content(
     stripes: Mapping[str, Kept], shapes: Mapping[str, Shape], kept: Mapping[str, Mapping[int, Kept]]
 ) -> None:
-    """Raise PlanError unless a plan that was read agrees with itself."""
+    """Raise PlanError unless a plan that was read is consistent."""
     for name, places in stripes.items():
         shape = shapes.get(name)
         if shape is None or len(shape) != 4:
-            raise PlanError(f"The plan cuts stripes of {name}, whose shape it gives as {shape}.")
+            raise PlanError(f"The plan cuts stripes of {name}, but gives its shape as {shape}.")
         per_filter = shape[2] * shape[3]
         index = np.array(places, dtype=np.int64)
         if (np.diff(index) <= 0).any() or index[-1] >= shape[0] * per_filter:
             raise PlanError(
-                f"Kept stripes of {name} must lie in 0…{shape[0] * per_filter - 1}, in rising order and each once."
+                f"Kept stripes of {name} must be in 0…{shape[0] * per_filter - 1}, in ascending order and without repeats."
             )
         filters = kept.get(name, {}).get(0)
         if filters is not None and not np.isin(index // per_filter, np.array(filters)).all():
-            raise PlanError(f"Kept stripes of {name} are of filters that go.")
+            raise PlanError(f"Kept stripes of {name} belong to filters that are cut.")
         if len(index) == per_filter * (shape[0] if filters is None else len(filters)):
-            raise PlanError(f"The plan cuts stripes of {name} and keeps all of them.")
+            raise PlanError(f"The plan lists stripes of {name}, but keeps all of them.")
 
 
 def check_modules(stripes: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
-    """Raise PlanError unless these are the weights of plain convolutions."""
+    """Raise PlanError unless these are weights of plain convolutions."""
     for name in stripes:
         conv = modules.get(name.rpartition(".")[0])
         if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
             raise PlanError(
-                f"The plan cuts stripes of {name}, which is no plain convolution of one group in this model: it was made "
+                f"The plan cuts stripes of {name}, which is not a plain convolution with one group in this model: the plan is "
                 f"for another network."
             )
 
 
 def as_mask(places: Kept, shape: Shape) -> Tensor:
-    """Which stripes of a weight (O, C, KH, KW) stay: (O, KH, KW) bool."""
+    """The kept stripes of a weight (O, C, KH, KW): (O, KH, KW) bool."""
     alive = torch.zeros(shape[0] * shape[2] * shape[3], dtype=torch.bool)
     alive[list(places)] = True
     return alive.view(shape[0], shape[2], shape[3])
 
 
 def summary(plan: Any) -> list[dict[str, Any]]:
-    """What a plan keeps of each layer that it takes stripes from: JSON-able.
+    """What a plan keeps of each layer that it cuts stripes from: JSON-serializable.
 
-    layer; kernel: rows and columns; filters: those with stripes; of_filters: those that stay; stripes, of_stripes:
-    of all the layer's filters; shares: for each position the share of the layer's filters that keep it; index: entries
-    that say where the stripes are, one for each position of each filter that has some (sec. 3 of the paper). They are
-    no parameters, and not counted as such.
+    layer; kernel: rows and columns; filters: those with stripes; of_filters: those kept; stripes, of_stripes:
+    of all the layer's filters; shares: for each position the fraction of the layer's filters that keep it; index: entries
+    that locate the stripes, one for each kept position of each filter (sec. 3 of the paper). They are
+    not parameters, and are not counted as such.
     """
     found = []
     for name, places in plan.stripes.items():

@@ -14,14 +14,14 @@ from secateurs.training.run import TrainingRun
 
 
 def soft_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over images (and pixels): logits (N, classes, *)."""
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over images (and pixels). Logits: (N, classes, *)."""
     p = F.log_softmax(teacher.float().movedim(1, -1) / temperature, dim=-1)
     q = F.log_softmax(student.float().movedim(1, -1) / temperature, dim=-1)
     return temperature**2 * F.kl_div(q, p, reduction="sum", log_target=True) / (p.numel() / p.shape[-1])
 
 
 class Distilling(TeacherHook):
-    """share · soft loss + (1 - share) · the usual loss. T² keeps the soft one's gradient as large as the other's."""
+    """share · soft loss + (1 - share) · task loss. T² keeps the two gradients on the same scale."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, recipe: Distil) -> None:
         super().__init__(student, teacher)

@@ -1,4 +1,4 @@
-"""Feature maps of a network by name: which there are, what made them, and how to read them while it runs."""
+"""Feature maps of a network by name: list them, find the op that made each, and capture them in a forward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.modes import evaluating
 from secateurs.training.metrics import heads
 
-OUTPUT = ":output"  # the network's own
+OUTPUT = ":output"  # the network's output
 _ACTIVATIONS = (
     *("Relu", "Hardtanh", "LeakyRelu", "Silu", "Gelu", "Hardswish", "Elu", "Mish", "Prelu", "PreluKernel", "Sigmoid"),
     *("Tanh", "Hardsigmoid", "Softplus", "Threshold", "Clamp", "ClampMin", "ClampMax", "LogSigmoid", "Softshrink"),
@@ -25,12 +25,12 @@ _ACTIVATIONS = (
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A tensor that passes between modules. Several names may stand for it: a stage's output is its last block's."""
+    """A tensor passed between modules. It may have several names: a stage's output is its last block's."""
 
-    name: str  # a module, whose output it is; or "module:input", what that convolution is given
+    name: str  # a module, for its output; or "module:input", for the input of that convolution
     names: tuple[str, ...]
     shape: tuple[int, ...]  # (N, C, *)
-    op: str  # what made it: Relu, Add, Cat, NativeBatchNorm, Convolution …
+    op: str  # the op that made it: Relu, Add, Cat, NativeBatchNorm, Convolution …
 
     @property
     def area(self) -> int:
@@ -39,24 +39,28 @@ class FeatureMap:
 
     @property
     def activated(self) -> bool:
-        """It comes out of a non-linearity."""
+        """Whether it is the output of a non-linearity."""
         return self.op in _ACTIVATIONS
 
 
 def feature_maps(model: nn.Module, example_inputs: Any) -> list[FeatureMap]:
-    """All (N, C, *) tensors that modules give, and that convolutions are given, in the order in which they come up in one
-    run in eval mode. Modules that run more than once are left out: their name says too little. The model is left as it
-    was.
+    """All (N, C, *) outputs of modules and inputs of convolutions, in the order in which they occur in one
+    run in eval mode. Modules that run more than once are left out: their name is ambiguous. The model is not
+    modified.
     """
-    found: dict[tuple[int, int], tuple[list[str], Tensor, str]] = {}  # by tensor, as it was before the next in-place op
+    found: dict[
+        tuple[int, int], tuple[list[str], Tensor, str]
+    ] = {}  # by tensor, in its version before the next in-place op
     runs: dict[str, int] = {}
 
-    given: set[int] = set()  # the inputs themselves are no feature maps
+    given: set[int] = set()  # the inputs themselves are not feature maps
 
     def see(name: str, x: Any) -> None:
         runs[name] = runs.get(name, 0) + 1
         if isinstance(x, Tensor) and x.ndim >= 2 and id(x) not in given:
-            names, _, _ = found.setdefault((id(x), x._version), ([], x, _made_by(x)))  # kept: an id may be given anew
+            names, _, _ = found.setdefault(
+                (id(x), x._version), ([], x, _made_by(x))
+            )  # kept, so that its id is not reused
             names.append(name)
 
     handles = []
@@ -68,7 +72,7 @@ def feature_maps(model: nn.Module, example_inputs: Any) -> list[FeatureMap]:
             handles.append(module.register_forward_pre_hook(before))
         handles.append(module.register_forward_hook(lambda _, __, out, name=name: see(name, out)))
     try:
-        with torch.enable_grad():  # what made a tensor is known to its gradient
+        with torch.enable_grad():  # grad_fn tells the op that made a tensor
             _run(model, example_inputs, given)
     finally:
         for handle in handles:
@@ -88,12 +92,12 @@ def _made_by(x: Tensor) -> str:
 
 
 def _run(model: nn.Module, inputs: Any, given: set[int] | None = None) -> Any:
-    """The model on these inputs, wherever the two are, in eval mode; modes are left as they were. The inputs' ids, while it
-    runs, are put into `given`."""
+    """Run the model on these inputs, on any devices, in eval mode; restores the modes. During the run, the inputs' ids
+    are in `given`."""
 
     def there(x: Tensor) -> Tensor:
         x = x.detach()
-        return x.requires_grad_().clone() if x.is_floating_point() else x  # not a leaf: in-place ops may come
+        return x.requires_grad_().clone() if x.is_floating_point() else x  # not a leaf, since in-place ops may follow
 
     placed = map_tensors(there, to_model_device(model, inputs))
     if given is not None:
@@ -103,23 +107,23 @@ def _run(model: nn.Module, inputs: Any, given: set[int] | None = None) -> Any:
 
 
 def check_names(model: nn.Module, nodes: Iterable[str]) -> None:
-    """ConfigError for a node that names no module, with the nearest names."""
+    """Raise ConfigError, with similar names, for a node that does not name a module."""
     modules = dict(model.named_modules())
     for node in nodes:
         name, colon, end = node.partition(":")
         if node == OUTPUT or (name in modules and name and (not colon or end == "input")):
             continue
         if colon and end != "input":
-            raise ConfigError(f"Node {node!r}: write the name of a module, or MODULE:input, or {OUTPUT}.")
+            raise ConfigError(f"Node {node!r} is not valid: write the name of a module, MODULE:input, or {OUTPUT}.")
         raise ConfigError(
             f"Node {node!r}: the network has no module {name!r}. {nearest(name, [n for n in modules if n])}"
         )
 
 
 class Capture:
-    """Reads feature maps off a running network: `with Capture(model, nodes) as seen: model(x); seen.take()`.
+    """Captures feature maps of a running network: `with Capture(model, nodes) as seen: model(x); seen.take()`.
 
-    Nothing is read or held but between `watch()` and `take()`.
+    Maps are only captured and stored between `watch()` and `take()`.
     """
 
     def __init__(self, model: nn.Module, nodes: Iterable[str]) -> None:
@@ -145,7 +149,7 @@ class Capture:
         self._maps, self._watching = {}, True
 
     def take(self) -> list[Tensor]:
-        """The maps of the run since `watch`, in the order of the nodes; none is held any longer."""
+        """Return the maps of the run since `watch`, in the order of the nodes, and release them."""
         maps, self._maps, self._watching = self._maps, {}, False
         return [maps[node] for node in self.nodes]
 
@@ -164,7 +168,7 @@ class Capture:
 
 
 def by_name(maps: Iterable[FeatureMap]) -> Mapping[str, FeatureMap]:
-    """Every name of every map."""
+    """The maps by each of their names."""
     return {name: m for m in maps for name in m.names}
 
 

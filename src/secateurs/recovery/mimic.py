@@ -1,4 +1,4 @@
-"""Simultaneous mimicking: the cut network's feature maps are made to resemble the original's, at several nodes at once."""
+"""Simultaneous mimicking: train the cut network's feature maps to match the original's, at several nodes at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from secateurs.training.run import TrainingRun
 log = logging.getLogger("secateurs")
 
 
-# -- how alike two maps are: (N, C, *) and (N, C, *) → mean over images and pixels --------------------------------------
+# -- distances between two maps: (N, C, *) and (N, C, *) → mean over images and pixels --------------------------------------
 
 
 def mse(teacher: Tensor, student: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def js(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def _log_softmax(x: Tensor) -> Tensor:
-    """Over channels, which come last in the answer: they lie so in memory with channels_last."""
+    """Over channels, which are the last axis of the result: with channels_last this is their memory order."""
     return F.log_softmax(x.movedim(1, -1).float(), dim=-1)
 
 
@@ -64,9 +64,9 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "js": js, 
 def choose(
     recipe: Mimic, student: nn.Module, teacher: nn.Module, example_inputs: Any, wanted: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """The nodes to mimic: those that the recipe names, else those `wanted` by the method that have kept their shape, else
-    evenly spread ends of stages that have. The network's output is one where there are not enough others, or where the cut
-    changed layers behind the last of them.
+    """The nodes to mimic: those that the recipe names, else those `wanted` by the method that kept their shape, else
+    evenly spaced stage ends that kept their shape. The network's output is added if there are not enough others, or if the cut
+    changed layers after the last of them.
 
     Raises ConfigError for a named node that is unknown or that the cut has changed.
     """
@@ -83,13 +83,13 @@ def choose(
         found = tuple(m.name for m in _spread(_stage_ends(same), recipe.count))
     few = len(found) < (2 if recipe.function in ("kl", "js") else 1)
     if few or _cut_behind(student, teacher, found, example_inputs):
-        log.warning("the cut left few feature maps as wide as they were: the network's output is mimicked, too")
+        log.warning("few feature maps kept their shape in the cut: mimicking the network's output, too")
         found = (*found, OUTPUT)
     return found
 
 
 def _cut_behind(student: nn.Module, teacher: nn.Module, nodes: Sequence[str], example_inputs: Any) -> bool:
-    """Whether the cut has changed layers that none of these nodes depends on, but the output does."""
+    """Whether the cut changed layers that none of these nodes depends on, but the output does."""
     shapes = {name: p.shape for name, p in teacher.named_parameters()}
     covered = {id(p) for p in made_of(student, nodes, example_inputs)}
     reached = {id(p) for p in made_of(student, [OUTPUT], example_inputs)} - covered
@@ -103,34 +103,38 @@ def _must_be_same(
         return
     known = by_name(before)
     if node not in known:
-        raise ConfigError(f"Node {node!r} cannot be mimicked: it runs more than once, or gives no (N, C, …) tensor.")
+        raise ConfigError(
+            f"Node {node!r} cannot be mimicked: it runs more than once, or does not return an (N, C, …) tensor."
+        )
     if node in after and after[node].shape == known[node].shape:
         return
     now = "x".join(map(str, after[node].shape[1:])) if node in after else "nothing"
     place = before.index(known[node])
     near = sorted(same, key=lambda m: abs(before.index(m) - place))[:3]
     hint = (
-        f"Near it have kept their shape: {', '.join(m.name for m in near)}." if near else "Nothing has kept its shape."
+        f"Nodes near it that kept their shape: {', '.join(m.name for m in near)}."
+        if near
+        else "No node kept its shape."
     )
     raise ConfigError(
-        f"Node {node!r} cannot be mimicked: it gave {'x'.join(map(str, known[node].shape[1:]))}, "
-        f"and {now} after the cut. {hint}"
+        f"Node {node!r} cannot be mimicked: its shape was {'x'.join(map(str, known[node].shape[1:]))}, "
+        f"and is {now} after the cut. {hint}"
     )
 
 
 def _stage_ends(maps: Sequence[FeatureMap]) -> list[FeatureMap]:
-    """The last map of each shape, after a non-linearity if there is one of that shape that is; and the last of all."""
+    """The last map of each shape, after a non-linearity if one of that shape is; and the last map."""
     maps = [m for m in maps if len(m.shape) > 3 and m.area > 1]
     ends: dict[tuple[int, ...], FeatureMap] = {}
     for m in maps:
         if m is maps[-1] or m.shape not in ends or m.activated or not ends[m.shape].activated:
-            ends.pop(m.shape, None)  # so that ends come in the order in which stages end
+            ends.pop(m.shape, None)  # so that ends are in the order in which stages end
             ends[m.shape] = m
     return list(ends.values())
 
 
 def _spread(maps: list[FeatureMap], count: int) -> list[FeatureMap]:
-    """So many of them at even distances, the last one always."""
+    """`count` of them, evenly spaced, always including the last."""
     if len(maps) <= count:
         return maps
     step = len(maps) / count
@@ -141,9 +145,9 @@ def _spread(maps: list[FeatureMap], count: int) -> list[FeatureMap]:
 
 
 class Mimicking(TeacherHook):
-    """The loss is the mean over nodes of how far the two networks' maps are apart (eq. 8); labels play no part.
+    """The loss is the mean over nodes of the distance of the two networks' maps (eq. 8); labels are not used.
 
-    Whatever the nodes do not depend on is frozen, batch-norm statistics too: the classifier, which is the original's.
+    Layers that the nodes do not depend on (the classifier) are frozen, including batch-norm statistics.
     """
 
     def __init__(
@@ -184,7 +188,7 @@ class Mimicking(TeacherHook):
 
     def load(self, state: dict[str, Any]) -> None:
         if state["nodes"] != list(self.nodes):
-            raise ConfigError(f"The checkpoint mimics other nodes: {state['nodes']} then, {list(self.nodes)} now.")
+            raise ConfigError(f"The checkpoint was saved with other nodes: {state['nodes']}, now {list(self.nodes)}.")
 
     def close(self) -> None:
         super().close()

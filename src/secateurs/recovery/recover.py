@@ -1,4 +1,4 @@
-"""Getting the accuracy back after a cut: fine-tuning, mimicking, distillation, one after another."""
+"""Recover accuracy after a cut: fine-tuning, mimicking and distillation, in order."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from secateurs.training.recipe import Recipe
 
 
 def phases(recover: Recipe | Sequence[Recipe] | None) -> list[tuple[str, Recipe]]:
-    """The recipes of recovery in order, each with the name of its folder: `recover`, or where there are several
-    `recover-1-mimic`, `recover-2-finetune`. ConfigError for anything that is no recipe."""
+    """The recovery recipes in order, each with the name of its folder: `recover`, or if there are several
+    `recover-1-mimic`, `recover-2-finetune`. Raises ConfigError for anything but recipes."""
     if recover is None:
         return []
     recipes = list(recover) if isinstance(recover, Sequence) and not isinstance(recover, str) else [recover]
     for recipe in recipes:
         if not isinstance(recipe, Recipe):
             raise ConfigError(
-                f"recover={recipe!r}: give sc.Recover(…), sc.Mimic(…) or sc.Distil(…), or a list of them."
+                f"recover={recipe!r} is not a valid recipe: pass sc.Recover(…), sc.Mimic(…) or sc.Distil(…), or a list of them."
             )
     if len(recipes) == 1:
         return [("recover", recipes[0])]
@@ -34,7 +34,7 @@ def phases(recover: Recipe | Sequence[Recipe] | None) -> list[tuple[str, Recipe]
 
 
 def check(recover: Recipe | Sequence[Recipe] | None, model: nn.Module) -> None:
-    """Raise ConfigError before any work for recipes that the uncut network shows to be wrong already."""
+    """Raise ConfigError before any work for recipes that are not valid for the uncut network."""
     for _, recipe in phases(recover):
         if isinstance(recipe, Mimic):
             check_names(model, recipe.nodes or ())
@@ -52,12 +52,12 @@ def recover(
     resume: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Trains the cut model in place as the recipe says; returns the history, one dict per epoch.
+    """Train the cut model in place with the recipe. Returns the history, one dict per epoch.
 
-    teacher: the original network, for `Mimic` and `Distil`; it is left as it is, and a copy of it asked.
-    example_inputs: as for tracing, for `Mimic`, which looks for feature maps that the cut has not changed.
-    nodes: feature maps to mimic where the recipe names none, as far as they have kept their shape.
-    options: `Engine`'s. A hook of your own comes before the teacher's.
+    teacher: the original network, for `Mimic` and `Distil`; it is not modified; a copy of it is run.
+    example_inputs: as for tracing; needed by `Mimic` to find feature maps that kept their shape.
+    nodes: feature maps to mimic if the recipe names none; those that changed their shape are skipped.
+    options: passed to `Engine`. Your own hooks run before the teacher's.
     """
     options.setdefault("title", "recover" if recipe.mode == "finetune" else recipe.mode)
     taught = _taught(model, recipe, teacher, example_inputs, nodes)
@@ -75,9 +75,9 @@ def _taught(
     if not isinstance(recipe, Mimic | Distil):
         return None
     if teacher is None:
-        raise ConfigError(f"{type(recipe).__name__} needs the original network: teacher=….")
+        raise ConfigError(f"{type(recipe).__name__} needs the original network: pass teacher=….")
     if isinstance(recipe, Distil):
         return Distilling(model, teacher, recipe)
     if example_inputs is None:
-        raise ConfigError("Mimic needs example_inputs=…, to see which feature maps have kept their shape.")
+        raise ConfigError("Mimic needs example_inputs=… to find the feature maps that kept their shape.")
     return Mimicking(model, teacher, recipe, example_inputs, nodes)

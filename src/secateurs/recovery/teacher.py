@@ -1,4 +1,4 @@
-"""The original network beside the one that trains: asked, on the very inputs that the other one got."""
+"""The original network as the teacher: runs on the same inputs as the network that trains."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from secateurs.training.run import TrainingRun
 
 
 class TeacherHook(Hook):
-    """Base of hooks with a teacher. It runs in eval mode, without gradients, in the precision of training (bf16 where the
-    hardware is fast at it, unless the recipe says otherwise), on a copy of the network that was given.
+    """Base class of hooks with a teacher, which runs in eval mode, without gradients, in the training precision (bf16 if the
+    hardware is fast at it, unless the recipe sets another), as a copy of the given network.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -23,7 +23,7 @@ class TeacherHook(Hook):
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
         self._given: tuple[Any, Any] | None = None
         self._open = False
-        # At the network itself: mixup has been at the inputs by then.
+        # Hooked to the network itself: at this point mixup has been applied to the inputs.
         self._handles = [student.register_forward_pre_hook(self._see, with_kwargs=True)]
 
     def start(self, engine: TrainingRun) -> None:
@@ -39,14 +39,14 @@ class TeacherHook(Hook):
             self._given = args, kwargs
 
     def teacher_outputs(self) -> Any:
-        """The teacher's outputs for the batch that the student has just seen."""
+        """The teacher's outputs for the student's last batch."""
         assert self._given is not None
         (args, kwargs), self._given, self._open = self._given, None, False
         with torch.no_grad():
             return self.teacher(*args, **kwargs)
 
     def close(self) -> None:
-        """Leave the student as it was."""
+        """Remove the hooks from the student."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

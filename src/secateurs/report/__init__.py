@@ -1,4 +1,4 @@
-"""What people read: figures in few digits, and the tables that the commands share."""
+"""Output for people: formatted numbers, and the tables that the commands share."""
 
 from secateurs.report.figures import count, duration, error, percent, share, short
 from secateurs.report.tables import listing, outcome, stripes, stripes_line, table, worth

@@ -1,4 +1,4 @@
-"""Curves in a picture, where matplotlib is installed."""
+"""Plots of curves, if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from secateurs.errors import ConfigError
 from secateurs.files import write_whole
 
-# Distinct for those who see red and green alike, too (Okabe and Ito).
+# A colorblind-safe palette (Okabe and Ito).
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 
 
 def can_plot() -> bool:
-    """Whether matplotlib is there."""
+    """Whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
 
 
@@ -27,12 +27,12 @@ def plot(
     x: str = "",
     y: str = "",
 ) -> Path:
-    """Draw curves by name, each (xs, ys), into a file whose suffix says the format (.png, .svg, .pdf).
+    """Plot curves by name, each (xs, ys), to a file whose suffix sets the format (.png, .svg, .pdf).
 
     Raises ConfigError if matplotlib is not installed, OSError if the file cannot be written.
     """
     if not can_plot():
-        raise ConfigError("Pictures need matplotlib: pip install 'secateurs[report]'.")
+        raise ConfigError("Plots need matplotlib: pip install 'secateurs[report]'.")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")

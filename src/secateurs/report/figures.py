@@ -1,4 +1,4 @@
-"""Figures in as few digits as say something."""
+"""Numbers formatted with few significant digits."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import math
 
 
 def short(n: float) -> str:
-    """125485706 → '125.5M'; figures below a thousand as they are."""
+    """125485706 → '125.5M'; numbers below a thousand unchanged."""
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= factor * 0.99995:  # what would round to 1000.0 of the next smaller unit
+        if n >= factor * 0.99995:  # a value that would round to 1000.0 of the next smaller unit
             return f"{n / factor:.2f}{unit}" if n < factor * 9.995 else f"{n / factor:.1f}{unit}"
     return f"{n:g}"
 
 
 def share(part: float, whole: float) -> str:
-    """Part of a whole, in percent with one digit: '40.0%'."""
+    """A fraction in percent with one decimal: '40.0%'."""
     return f"{part / whole:.1%}" if whole else "-"
 
 
 def percent(value: float | None) -> str:
-    """An accuracy that is in percent already."""
+    """An accuracy that is already in percent."""
     return "-" if value is None else f"{value:.2f}"
 
 
 def error(value: float | None) -> str:
-    """The verified error; a cut through a normalization's statistics has none."""
+    """The verified error; an inexact cut has none."""
     return "not verified" if value is None or math.isnan(value) else f"{value:.1e}"
 
 

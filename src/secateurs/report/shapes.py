@@ -1,4 +1,4 @@
-"""Pictures of a network whose filters were pruned stripe by stripe: their shapes, where stripes stay, how large they are."""
+"""Plots of a network with pruned stripes: the filters' shapes, the positions of kept stripes, and their norms."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from secateurs.report.curves import can_plot
 from secateurs.stripes import StripeConv2d
 
 Array = np.ndarray
-MOST = 12  # shapes that are shown of each layer
+MOST = 12  # maximum number of shapes shown per layer
 
 
 def masks(plan: Plan) -> dict[str, Array]:
-    """layer → which stripes stay, (filters, rows, columns) of bools, filters that went with their channels left out."""
+    """layer → the kept stripes, (filters, rows, columns) of bools, without filters that were cut with their channels."""
     found = {}
     for name, places in plan.stripes.items():
         alive = as_mask(places, plan.shapes[name]).numpy()
@@ -29,22 +29,22 @@ def masks(plan: Plan) -> dict[str, Array]:
 
 
 def frequencies(mask: Array) -> list[tuple[Array, int]]:
-    """The shapes of a layer's filters, (rows, columns) of bools, and how many filters have each, the most frequent first."""
+    """The shapes of a layer's filters, (rows, columns) of bools, and the number of filters with each, most frequent first."""
     shapes, counts = np.unique(mask, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [(shapes[i], int(counts[i])) for i in order]
 
 
 def norms(model: nn.Module, plan: Plan) -> dict[str, Array]:
-    """layer → the mean norm of its filters' stripes at each position, (rows, columns); a stripe that is gone counts as
-    zero. model: the network that the plan has made."""
+    """layer → the mean norm of its filters' stripes at each position, (rows, columns); a missing stripe counts as
+    zero. model: the network cut by the plan."""
     found = {}
     for name, places in plan.stripes.items():
         layer = name.rpartition(".")[0]
         module: Any = model.get_submodule(layer)
         module = module[1] if isinstance(module, nn.Sequential) else module
         weight = module.weight.detach().float().cpu()
-        if not isinstance(module, StripeConv2d):  # all that stays is a block
+        if not isinstance(module, StripeConv2d):  # the kept stripes form a block
             weight = weight.permute(0, 2, 3, 1).flatten(0, 2)
         rows, columns = plan.shapes[name][2:]
         position = np.array(places) % (rows * columns)
@@ -54,15 +54,15 @@ def norms(model: nn.Module, plan: Plan) -> dict[str, Array]:
 
 
 def pictures(model: nn.Module, plan: Plan, folder: str | Path) -> list[Path]:
-    """Draw `shapes.png` (each layer's filter shapes by frequency; PFF, fig. 6), `shares.png` (the share of stripes that
-    stay, by layer and position; fig. 9) and `norms.png` (mean norms by layer and position; fig. 1) into a folder.
+    """Plot `shapes.png` (each layer's filter shapes by frequency; PFF, fig. 6), `shares.png` (the fraction of kept
+    stripes, by layer and position; fig. 9) and `norms.png` (mean norms by layer and position; fig. 1) into a folder.
 
     Raises ConfigError for a plan without stripes, or if matplotlib is not installed.
     """
     if not plan.stripes:
-        raise ConfigError("There are no stripes to draw: the plan cuts channels only.")
+        raise ConfigError("There are no stripes to plot: the plan cuts channels only.")
     if not can_plot():
-        raise ConfigError("Pictures need matplotlib: pip install 'secateurs[report]'.")
+        raise ConfigError("Plots need matplotlib: pip install 'secateurs[report]'.")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     found = masks(plan)
@@ -81,7 +81,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _gallery(found: dict[str, Array], path: Path) -> Path:
-    """A row for each layer, its shapes from left to right; dark is what stays."""
+    """One row per layer, its shapes from left to right; kept stripes are dark."""
     figure = _figure(0.75 * MOST + 1.5, 0.8 * len(found) + 0.4)
     axes = figure.subplots(len(found), MOST, squeeze=False)
     for row, (layer, mask) in zip(axes, found.items(), strict=True):
@@ -106,7 +106,7 @@ def _frame(shape: Array) -> Any:
 
 
 def _maps(found: dict[str, Array], path: Path, title: str, most: float | None = None) -> Path:
-    """A small map for each layer. most: one scale for all of them, up to this; else each has its own."""
+    """A small map for each layer. most: one scale for all, up to this value; else each has its own."""
     columns = min(len(found), 6)
     rows = math.ceil(len(found) / columns)
     figure = _figure(1.5 * columns + 0.4, 1.6 * rows + 0.5)

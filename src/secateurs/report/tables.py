@@ -15,7 +15,7 @@ Justify = Literal["left", "right"]
 
 
 def table(*columns: str, left: int = 1) -> Table:
-    """An empty table, its first `left` columns flush left and the others (figures) flush right."""
+    """An empty table with the first `left` columns left-aligned and the others (numbers) right-aligned."""
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         justify: Justify = "left" if i < left else "right"
@@ -24,7 +24,7 @@ def table(*columns: str, left: int = 1) -> Table:
 
 
 def outcome(networks: Sequence[tuple[str, Figures]]) -> Table:
-    """What each network on the way to an artifact costs and is worth, the original first: see `Card.networks`."""
+    """The cost and metrics of each network from the original to the artifact: see `Card.networks`."""
     made = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
     for name, figures in networks:
         before = networks[0][1]
@@ -50,7 +50,7 @@ def listing(names: Sequence[str], most: int = 2) -> str:
 
 
 def stripes(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """What each layer keeps of its stripes: from an artifact's card."""
+    """The kept stripes of each layer: from an artifact's card."""
     made = table("layer", "kernel", "filters", "stripes", "", "index")
     for layer in layers:
         made.add_row(
@@ -68,6 +68,6 @@ def stripes_line(layers: Sequence[Mapping[str, Any]]) -> str:
     """The same in one line."""
     kept, of, index = (sum(layer[key] for layer in layers) for key in ("stripes", "of_stripes", "index"))
     return (
-        f"stripes: {kept:,} of {of:,} stay ({share(kept, of)}) in {count(len(layers), 'layer')}; where they are takes "
-        f"{index:,} index entries, which are no parameters"
+        f"stripes: {kept:,} of {of:,} kept ({share(kept, of)}) in {count(len(layers), 'layer')}; their positions take "
+        f"{index:,} index entries, not counted as parameters"
     )

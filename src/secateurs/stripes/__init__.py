@@ -1,4 +1,4 @@
-"""Convolutions of which each filter keeps its own positions of the kernel, and ways to compute them fast."""
+"""Convolutions in which each filter keeps its own kernel positions, and fast kernels for them."""
 
 from secateurs.stripes.module import StripeConv2d
 from secateurs.stripes.tune import choices, choose, tune

@@ -1,4 +1,4 @@
-"""The fused kernel for NVIDIA GPUs, in Triton: for each tile of output pixels, position after position, in one launch."""
+"""The fused kernel for NVIDIA GPUs, in Triton: for each tile of output pixels, all positions in turn, in one launch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from secateurs.stripes.layout import Layout
 
-PIXELS, CHANNELS = 64, 32  # of a tile; channels that are multiplied at a time
-LEAST, MOST = 16, 64  # filters of a block: what the tensor cores take, and what registers hold
+PIXELS, CHANNELS = 64, 32  # pixels of a tile; channels multiplied at a time
+LEAST, MOST = 16, 64  # filters of a block: the minimum for tensor cores, and the maximum for the registers
 
 
 class Packed:
@@ -65,7 +65,7 @@ def _add_stripes(  # type: ignore[no-untyped-def]
         to = out + (n * filters + owner[:, None]) * out_height * out_width + pixel[None, :]
         mask = (owner[:, None] >= 0) & real[None, :]
         tl.store(to, tl.load(to, mask=mask, other=0.0) + sums, mask=mask)
-        tl.debug_barrier()  # the next block may add to the same outputs by other threads
+        tl.debug_barrier()  # the next block may add to the same outputs from other threads
 
 
 def stripe_conv2d(layout: Layout, packed: Packed, bias: Tensor | None, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ways to compute a stripe convolution. All give the same output, to rounding; which is fastest depends on the layer."""
+"""Kernels that compute a stripe convolution. All return the same output up to rounding; the fastest depends on the layer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from secateurs.errors import ConfigError
 from secateurs.stripes import native
 from secateurs.stripes.layout import Layout, dense
 
-Cached = dict[str, Any]  # what a kernel has made of the weights, to be used again until they change
+Cached = dict[str, Any]  # what a kernel precomputed from the weights, reused until they change
 Run = Callable[[Layout, Tensor, Tensor | None, Tensor, Cached], Tensor]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """run(layout, weight, bias, x, cached) -> (N, O, H', W'). Without gradients. `usable` says where it can run.
+    """run(layout, weight, bias, x, cached) -> (N, O, H', W'). Without gradients. `usable` tells whether it can run.
 
-    A contiguous input has a contiguous output, unless a kernel is said not to keep the memory format.
+    A contiguous input has a contiguous output, unless the kernel is marked as not keeping the memory format.
     """
 
     run: Run
@@ -31,10 +31,10 @@ class Kernel:
 
 
 def padded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """Zeros around the image, or rows and columns off it."""
+    """Pad the image with zeros; negative padding crops it."""
     if not any(padding):
         return x
-    if min(padding) < 0:  # F.pad takes nothing off that is not there, as of a map that is smaller than the dilation
+    if min(padding) < 0:  # F.pad cannot crop more than there is, as for a map smaller than the dilation
         top, left = padding[0], padding[2]
         height, width = x.shape[2] + top + padding[1], x.shape[3] + left + padding[3]
         part = x[:, :, max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
@@ -60,7 +60,7 @@ def _dense(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cache
 def _gemm(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
     """One product for all stripes over each phase of the stride, then a shifted addition for each position.
 
-    A few images at a time, so that the products of all stripes, S/O times the output, stay in cache.
+    A few images at a time, so that the products of all stripes, S/O times the output, fit in the cache.
     """
     if "gemm" not in cached:
         cached["gemm"] = [
@@ -76,7 +76,7 @@ def _gemm(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached
     height = (x.shape[2] - dh * (layout.kernel_size[0] - 1) - 1) // sh + 1
     width = (x.shape[3] - dw * (layout.kernel_size[1] - 1) - 1) // sw + 1
     if min(height, width) < 1:
-        raise ConfigError(f"The output of this input would be empty: {height}x{width}.")
+        raise ConfigError(f"The input is too small: the output would be empty ({height}x{width}).")
     outputs = layout.kept.shape[0]
     exact = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     start = x.new_zeros(outputs, dtype=exact) if bias is None else bias.to(exact)
@@ -86,7 +86,7 @@ def _gemm(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached
         chunk, sums = x[first : first + images], out[first : first + images]
         for (a, b), rows, owners in cached["gemm"]:
             part = chunk[:, :, a::sh, b::sw]
-            products = F.conv2d(part, rows)  # (n, S, h, w): one product, by the library that is best at it
+            products = F.conv2d(part, rows)  # (n, S, h, w): one product, by the fastest library for it
             at = 0
             for position, filters in owners:
                 r, c = (o // s for o, s in zip(layout.offset(position), layout.stride, strict=True))

@@ -1,4 +1,4 @@
-"""Where the stripes of a convolution are: a filter's stripe is its weights at one position of the kernel, over all channels."""
+"""The positions of a convolution's stripes: a stripe is a filter's weights at one position of the kernel, over all channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """What a kernel must know of a stripe convolution beside its weights."""
+    """What a kernel needs to know about a stripe convolution in addition to its weights."""
 
     kept: Tensor  # (O, KH, KW) bool
     stride: tuple[int, int]
@@ -23,7 +23,7 @@ class Layout:
 
     @property
     def positions(self) -> list[tuple[int, Tensor, Tensor]]:
-        """For each position of the kernel that any filter keeps: (position, rows of the weight, the filters they are of).
+        """For each position of the kernel that any filter keeps: (position, rows of the weight, their filters).
 
         Weights are (S, C), in the order of `kept.nonzero()`.
         """
@@ -35,12 +35,12 @@ class Layout:
         return found
 
     def offset(self, position: int) -> tuple[int, int]:
-        """By how much a position reads to the bottom and right, in pixels of the padded input."""
+        """The offset of a position to the bottom and right, in pixels of the padded input."""
         row, column = divmod(position, self.kernel_size[1])
         return row * self.dilation[0], column * self.dilation[1]
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size of the output for an input of this size."""
+        """The output size for an input of this size."""
         top, bottom, left, right = self.padding
         (sh, sw), (dh, dw), (kh, kw) = self.stride, self.dilation, self.kernel_size
         return (height + top + bottom - dh * (kh - 1) - 1) // sh + 1, (
@@ -52,7 +52,7 @@ def dense(kept: Tensor, weight: Tensor) -> Tensor:
     """The weight of the dense convolution that computes the same: (S, C) → (O, C, KH, KW), differentiable."""
     full = weight.new_zeros(*kept.shape, weight.shape[1])  # (O, KH, KW, C)
     full = full.masked_scatter(kept[..., None], weight).permute(0, 3, 1, 2)
-    # Not contiguous(): of one channel it would leave the strides as they are, with which PyTorch's convolution goes wrong
+    # Not contiguous(): with one channel it would keep the strides, for which PyTorch's convolution returns wrong results
     # (2.13, stride (1, 2)).
     return full.clone(memory_format=torch.contiguous_format)
 

@@ -15,19 +15,19 @@ from secateurs.stripes import op
 from secateurs.stripes.kernels import KERNELS, Cached, convolved
 from secateurs.stripes.layout import Layout, dense, shrunk
 
-SAMPLE = 64  # of the weights
+SAMPLE = 64  # number of weights that are compared
 
 
 class StripeConv2d(nn.Module):
-    """A convolution of which each filter keeps some positions of its kernel: the dense masked convolution's output, for
-    the kept stripes' multiply-accumulates (PFF, Meng et al., NeurIPS 2020, sec. 3.2).
+    """A convolution in which each filter keeps some positions of its kernel: the output of the dense masked convolution, at
+    the cost of the kept stripes only (PFF, Meng et al., NeurIPS 2020, sec. 3.2).
 
     weight: (S, C), the kept stripes in the order of `kept.nonzero()`: filter, row, column. kept: (O, KH, KW), bool.
-    padding: one number, (vertical, horizontal), or (top, bottom, left, right); a negative one takes pixels off.
+    padding: one number, (vertical, horizontal), or (top, bottom, left, right); negative values crop.
 
-    Without gradients a layer computes with the kernel that `tune` found fastest for inputs of that size; one that it was
-    not tuned for, with gradients, under torch.compile and in exports it is the dense convolution with zeros. Kernels
-    agree to rounding, so `kernels` decides about the last digits: it is a plain dict, and saved beside the network.
+    Without gradients a layer uses the kernel that `tune` found fastest for inputs of that size. Without tuning for the size,
+    with gradients, under torch.compile and in exports it is the dense convolution with zeros. Kernels
+    agree up to rounding, so the last digits depend on `kernels`: a plain dict that is saved with the network.
     """
 
     kept: Tensor
@@ -62,17 +62,17 @@ class StripeConv2d(nn.Module):
 
     @classmethod
     def of(cls, conv: nn.Conv2d, kept: Tensor) -> StripeConv2d:
-        """What is left of `conv` with these stripes; rows and columns of the kernel that no filter uses go as well.
+        """The stripe convolution of `conv` with these stripes; rows and columns of the kernel that no filter uses are removed.
 
-        kept: (O, KH, KW), bool. Raises ConfigError for a grouped convolution, or one that pads with other than zeros.
+        kept: (O, KH, KW), bool. Raises ConfigError for a grouped convolution, or one whose padding mode is not zeros.
         """
         if not isinstance(conv, nn.Conv2d):
-            raise ConfigError(f"Stripes are taken from an nn.Conv2d, not from a {type(conv).__name__}.")
+            raise ConfigError(f"Stripes require an nn.Conv2d, got {type(conv).__name__}.")
         o, _, kh, kw = conv.weight.shape
         if conv.groups != 1:
-            raise ConfigError(f"A convolution of {conv.groups} groups has no stripes: they are for groups=1.")
+            raise ConfigError(f"Stripes require groups=1, got a convolution with groups={conv.groups}.")
         if conv.padding_mode != "zeros":
-            raise ConfigError(f"padding_mode={conv.padding_mode!r}: stripes can be taken where zeros are padded.")
+            raise ConfigError(f"Stripes require padding_mode='zeros', got padding_mode={conv.padding_mode!r}.")
         if tuple(kept.shape) != (o, kh, kw) or kept.dtype != torch.bool:
             raise ConfigError(f"kept must be bool and of shape {(o, kh, kw)}, not {kept.dtype} {tuple(kept.shape)}.")
         kept = kept.to(conv.weight.device)
@@ -94,11 +94,11 @@ class StripeConv2d(nn.Module):
         return Layout(self.kept, self.stride, self.padding, self.dilation)
 
     def dense_weight(self) -> Tensor:
-        """(O, C, KH, KW), with zeros where stripes are gone; differentiable."""
+        """(O, C, KH, KW), with zeros for missing stripes; differentiable."""
         return dense(self.kept, self.weight)
 
     def to_dense(self) -> nn.Module:
-        """A plain convolution that computes the same, weights included."""
+        """The equivalent dense convolution, including its weights."""
         top, bottom, left, right = self.padding
         even = top == bottom >= 0 and left == right >= 0
         conv = nn.Conv2d(
@@ -114,10 +114,10 @@ class StripeConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, O, H', W')."""
-        # is_compiling: while exporting, too. PyTorch 2.6 has no is_exporting.
+        # is_compiling is also true while exporting. PyTorch 2.6 has no is_exporting.
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return convolved(x, self.dense_weight(), self.bias, self.layout)
-        # A counter, say, or torch.fx: one op, that they may see what it is.
+        # For a FLOP counter or torch.fx, for example: one op that they can recognize.
         if _get_current_dispatch_mode() is not None or not isinstance(x, Tensor):
             return op.stripe_conv2d(x, self.weight, self.bias, self.kept, self.stride, self.padding, self.dilation)
         if x.is_meta or (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.parameters()))):
@@ -126,21 +126,23 @@ class StripeConv2d(nn.Module):
         return self.run(self.kernels.get(size_of(x), "dense"), x)
 
     def as_computed(self, x: Tensor) -> Tensor:
-        """In the precision that autocast asks for, else in that of the weights, which it has to have."""
+        """Cast to autocast's precision, else check for that of the weights."""
         kind = x.device.type
         if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
             return x.to(torch.get_autocast_dtype(kind))
         if x.dtype != self.weight.dtype:
-            raise ConfigError(f"A stripe convolution with {self.weight.dtype} weights got an input of {x.dtype}.")
+            raise ConfigError(
+                f"A stripe convolution with {self.weight.dtype} weights got an input of {x.dtype}: convert one of them."
+            )
         return x
 
     def run(self, kernel: str, x: Tensor) -> Tensor:
-        """With this kernel, without gradients. (C, H, W) is one image, as for nn.Conv2d."""
+        """Run this kernel without gradients. (C, H, W) is one image, as in nn.Conv2d."""
         if x.ndim == 3:
             return self.run(kernel, x[None])[0]
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ConfigError(
-                f"A stripe convolution of {self.in_channels} channels got an input of shape {tuple(x.shape)}."
+                f"A stripe convolution with {self.in_channels} input channels got an input of shape {tuple(x.shape)}."
             )
         cached = self._prepared(x.dtype)
         bias: Tensor | None = self.bias
@@ -152,8 +154,8 @@ class StripeConv2d(nn.Module):
         return known.run(cached["layout"], cached["weight"], bias, x, cached)
 
     def _prepared(self, dtype: torch.dtype) -> Cached:
-        """What kernels made of the weights, for as long as these are the same. A change that PyTorch keeps no count of
-        shows in the values: of inference tensors in all of them, of others (changed by way of `data`) in a sample."""
+        """What kernels precomputed from the weights, while these are unchanged. A change that PyTorch does not count
+        is detected by value: for inference tensors in all values, for others (changed through `data`) in a sample."""
         weight, kept = self.weight, self.kept
         versions = 0 if weight.is_inference() else weight._version, 0 if kept.is_inference() else kept._version
         where = weight.data_ptr(), kept.data_ptr(), weight.device, dtype
@@ -175,7 +177,7 @@ class StripeConv2d(nn.Module):
         self._cached = {}
         return super().train(mode)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # moves and casts may leave a tensor at its address
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # moves and casts may keep a tensor's address
         self._cached = {}
         return super()._apply(*args, **kwargs)
 
@@ -187,11 +189,11 @@ class StripeConv2d(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": {}}  # copies make their own
+        return {**self.__dict__, "_cached": {}}  # copies create their own
 
 
 def _sampled(x: Tensor) -> Tensor | None:
-    """The values that are compared at each call; a view. None where to look would mean to wait for a GPU."""
+    """The values that are compared at each call; a view. None if reading them would synchronize a GPU."""
     flat = x.detach().flatten()
     if x.is_inference():
         return flat
@@ -199,7 +201,7 @@ def _sampled(x: Tensor) -> Tensor | None:
 
 
 def size_of(x: Tensor) -> str:
-    """What the choice of a kernel depends on: 'cpu float32 1x64x56x56'."""
+    """The key for the choice of a kernel: 'cpu float32 1x64x56x56'."""
     return _size(x.device.type, x.dtype, x.shape)
 
 
@@ -224,7 +226,7 @@ def _sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
 def _padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
     if conv.padding == "valid":
         return (0, 0, 0, 0)
-    if conv.padding == "same":  # what is left over goes to the bottom and right
+    if conv.padding == "same":  # the remainder is padded at the bottom and right
         total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         return total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2
     return _sides([p for p in conv.padding if isinstance(p, int)])

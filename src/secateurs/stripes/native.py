@@ -1,4 +1,4 @@
-"""The fused CPU kernels: cpu/stripes.cpp, compiled once on the user's machine where a compiler is at hand."""
+"""The fused CPU kernels: cpu/stripes.cpp, compiled once on the user's machine if a compiler is available."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ log = logging.getLogger("secateurs")
 
 @functools.cache
 def load() -> Any:
-    """The compiled ops, or None where they cannot be had; the reason is logged once.
+    """The compiled ops, or None if they are not available; the reason is logged once.
 
-    The library is kept in a cache folder under the digest of all
-    that it depends on, and moved there whole: processes that build at the same time don't wait for each other, and one
+    The library is cached in a folder named by the digest of all
+    that it depends on, and moved there atomically: processes that build concurrently don't wait for each other, and one
     that is killed leaves nothing behind.
     """
     try:
@@ -37,17 +37,17 @@ def load() -> Any:
         if not path.exists():
             _build(path)
         torch.ops.load_library(path)
-    except Exception as error:  # no compiler, no ninja, no place to write: the other kernels do
+    except Exception as error:  # no compiler, no ninja, no write permission: fall back to the other kernels
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         log.warning(
-            "The fused stripe kernel cannot be built, others are used instead (see `secateurs env`): %s", reason
+            "The fused stripe kernel cannot be built; falling back to other kernels (see `secateurs env`): %s", reason
         )
         return None
     return torch.ops.secateurs_native
 
 
 def library() -> Path:
-    """The file that the compiled ops are in, once they are compiled."""
+    """The path of the library with the compiled ops."""
     return cache_folder() / f"stripes-{_digest()}.so"
 
 
@@ -75,9 +75,9 @@ def _build(path: Path) -> None:
 
 
 class Packed:
-    """Weights as the kernels read them: by kernel position, in blocks of at most `most` filters, (C, filters) each.
+    """Weights in the kernels' layout: by kernel position, in blocks of at most `most` filters, (C, filters) each.
 
-    With `lanes`, blocks are filled up with zeros to a multiple of so many filters.
+    With `lanes`, blocks are zero-padded to a multiple of this many filters.
     """
 
     def __init__(self, layout: Layout, weight: Tensor, most: int, lanes: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""The stripe convolution as one op, for whoever looks at the ops of a network: counters see what stripes cost."""
+"""The stripe convolution as one op, so that tools that inspect a network's ops, such as FLOP counters, recognize it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 from secateurs.stripes.kernels import convolved, padded
 from secateurs.stripes.layout import Layout, dense
 
-# Written out: PyTorch before 2.7 cannot infer it from `list[int]` and `Tensor | None`.
+# Explicit: PyTorch before 2.7 cannot infer it from `list[int]` and `Tensor | None`.
 _SCHEMA = "(Tensor x, Tensor weight, Tensor? bias, Tensor kept, SymInt[] stride, SymInt[] padding, SymInt[] dilation) -> Tensor"
 
 
@@ -66,6 +66,6 @@ stripe_conv2d.register_autograd(_backward, setup_context=_save)
 
 @register_flop_formula(torch.ops.secateurs.stripe_conv2d)
 def _flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Twice the multiply-accumulates of the kept stripes: (S, C) at each place of the output."""
+    """Twice the multiply-accumulates of the kept stripes: (S, C) at each output position."""
     n, _, height, width = out_shape
     return int(2 * n * weight[0] * weight[1] * height * width)

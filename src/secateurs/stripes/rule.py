@@ -1,4 +1,4 @@
-"""How a trace follows channels through stripe convolutions."""
+"""The rule by which a trace follows channels through stripe convolutions."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def stripe_convolution(
     kept: Tensor,  # (O, KH, KW)
     *_: Any,
 ) -> Any:
-    """A network whose stripes are cut already: channels that such a layer reads may be cut, those that it makes may not."""
+    """A network whose stripes are already cut: a layer's input channels can be cut, its output channels cannot."""
     t.unify(t.axis(x, 1), t.axis(weight, 1))
     t.consume(weight, 1)
     t.freeze(t.axis(weight, 0), "a stripe")
     t.freeze({a: v for a, v in t.labels(kept).items() if a}, "a kernel position")
     out = t.axis(kept, 0)
-    t.freeze(out, "its filters have stripes of their own: cut channels before stripes")
+    t.freeze(out, "its filters have different stripes: cut channels before stripes")
     t.produce(kept, 0)
     if bias is not None:
         t.unify(out, bias)

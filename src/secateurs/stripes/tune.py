@@ -1,4 +1,4 @@
-"""The fastest kernel of each stripe convolution, by measurement."""
+"""Select the fastest kernel of each stripe convolution by measurement."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from secateurs.graph.modes import evaluating
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import StripeConv2d, size_of
 
-WORTH = 0.98  # of the dense convolution's time, or the dense one is kept
+WORTH = 0.98  # a kernel must be faster than this fraction of the dense convolution's time
 
 Key = tuple[str, str]  # a layer's name, the size of its input
 
 
 def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str, dict[str, float]]:
-    """Measure every kernel for every stripe convolution at the sizes that these inputs lead to, and set the fastest.
+    """Time every kernel for every stripe convolution at the input sizes that result from these inputs, and set the fastest.
 
-    Times are from one stripe convolution to the next (or the end), as what is between them takes longer in one memory
-    format than in another. Returns for each layer the time of each kernel over the dense convolution's. Do it once for
-    each size of input (and batch) that the network is to run on, on the machine that it is to run on. The model computes
-    in eval mode meanwhile.
+    Times are from one stripe convolution to the next (or the end), since the ops between them take longer in one memory
+    format than in another. Returns for each layer the time of each kernel relative to the dense convolution. Call it once for
+    each input (and batch) size that the network will run on, on the target machine. The model runs
+    in eval mode during the measurement.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv2d)}
     training = {m: m.training for m in layers.values()}
@@ -50,7 +50,7 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
 
 
 def _fastest(times: Mapping[Key, Mapping[str, float]], keep_format: bool) -> dict[Key, str]:
-    """The kernel of each layer; with `keep_format` of those whose output has the input's memory format."""
+    """The kernel of each layer; with `keep_format`, among those whose output has the input's memory format."""
     chosen = {}
     for key, own in times.items():
         allowed = [name for name in own if KERNELS[name].keeps_format or not keep_format]
@@ -62,20 +62,20 @@ def _fastest(times: Mapping[Key, Mapping[str, float]], keep_format: bool) -> dic
 def _measured(
     model: nn.Module, layers: Mapping[str, StripeConv2d], inputs: Any, rounds: int
 ) -> dict[Key, dict[str, float]]:
-    """Seconds of each kernel, run on all layers at once. The least of some rounds: what else the machine does only adds."""
+    """Seconds of each kernel, used in all layers at once. The minimum over several rounds, since other load only adds time."""
     times: dict[Key, dict[str, float]] = {}
     kernels = list(KERNELS)
-    for turn in range(rounds + 1):  # in turn, so that what else the machine does falls on all
+    for turn in range(rounds + 1):  # interleaved, so that other load affects all kernels
         for kernel in list(kernels):
             try:
                 took = _timed(model, layers, inputs, partial(_if_usable, kernel))
-            except Exception:  # a view of what is in another memory format, say
+            except Exception:  # for example, a view that requires another memory format
                 if KERNELS[kernel].keeps_format:
                     raise
                 took = {}
             if not took:
                 kernels.remove(kernel)
-            for key, seconds in took.items() if turn else ():  # the first prepares the weights
+            for key, seconds in took.items() if turn else ():  # the first round prepares the weights
                 own = times.setdefault(key, {})
                 own[kernel] = min(seconds, own.get(kernel, seconds))
     return times
@@ -88,7 +88,7 @@ def _if_usable(kernel: str, key: Key, x: Tensor) -> str | None:
 def _seconds(
     model: nn.Module, layers: Mapping[str, StripeConv2d], inputs: Any, chosen: Mapping[Key, str], rounds: int
 ) -> float:
-    """Of the whole model with these kernels."""
+    """Seconds of the whole model with these kernels."""
     return min(
         sum(_timed(model, layers, inputs, lambda key, _: chosen.get(key, "dense")).values()) for _ in range(rounds)
     )
@@ -97,7 +97,7 @@ def _seconds(
 def _timed(
     model: nn.Module, layers: Mapping[str, StripeConv2d], inputs: Any, choose: Callable[[Key, Tensor], str | None]
 ) -> dict[Key, float]:
-    """Seconds from each stripe convolution to the next, on the kernels that are chosen; None leaves a layer out."""
+    """Seconds from each stripe convolution to the next, with the chosen kernels; None leaves a layer out."""
     took: dict[Key, float] = {}
     running: Key | None = None
     began = 0.0
@@ -142,14 +142,14 @@ def synchronize(x: Tensor) -> None:
 
 
 def choices(model: nn.Module) -> dict[str, dict[str, str]]:
-    """What `tune` has set, by layer; to be kept, and given to `choose`."""
+    """The kernels that `tune` set, by layer; the input of `choose`."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv2d)}
     return {name: dict(layer.kernels) for name, layer in layers.items() if layer.kernels}
 
 
 def choose(model: nn.Module, kernels: Mapping[str, Mapping[str, str]]) -> None:
-    """Set what `choices` gave, for the same network. A layer or kernel that is not there is passed over: the dense
-    convolution does in its place."""
+    """Set the kernels that `choices` returned for the same network. A missing layer or kernel is skipped: the dense
+    convolution is used instead."""
     layers = dict(model.named_modules())
     for name, chosen in kernels.items():
         layer = layers.get(name)

@@ -1,4 +1,4 @@
-"""What is known of criteria and layers: channels removed one by one."""
+"""Studies of criteria and layers: removing channels one by one."""
 
 from secateurs.studies.removal import Curve, criteria, one_by_one
 

@@ -1,4 +1,4 @@
-"""One layer, its channels masked one by one in the order of a criterion: how far does accuracy hold? (Ding et al., ICML
+"""Accuracy of a network as one layer's channels are masked one by one in the order of a criterion (Ding et al., ICML
 2019, sec. 4.1 and fig. 3.)"""
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from secateurs.methods.registry import methods, resolve
 from secateurs.training import Batch
 
 Order = list[int]
-Show = Callable[[int, int], None]  # ablations measured, of how many
+Show = Callable[[int, int], None]  # ablations measured, total
 
-BATCH = 16  # examples to one sample of the loss, for AOFP
-HOLD = 2 << 30  # bytes of what comes before the layer that may be kept, over all examples
+BATCH = 16  # examples per sample of the loss, for AOFP
+HOLD = 2 << 30  # bytes of outputs before the layer that may be cached, over all examples
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What one criterion does to one layer."""
+    """The result of one criterion on one layer."""
 
     criterion: str
-    order: tuple[int, ...]  # channels as they went; the one that is left is not in it
-    top1: tuple[float, ...]  # on validation data in percent, with 0, 1, … len(order) channels gone
+    order: tuple[int, ...]  # channels in the order of removal; the last remaining one is not included
+    top1: tuple[float, ...]  # on validation data in percent, with 0, 1, … len(order) channels removed
     loss: tuple[float, ...]  # likewise
-    examples: int  # examples that the network was evaluated on to find the order, each ablation counted
-    seconds: float  # that took
+    examples: int  # examples evaluated to find the order, counted for each ablation
+    seconds: float  # seconds to find the order
 
     @property
     def area(self) -> float:
-        """Area under `top1` as a share of the area under 100%, in percent: the mean over all widths."""
+        """Area under `top1` as a fraction of the area under 100%, in percent: the mean over all widths."""
         return float(np.mean(self.top1))
 
     def asdict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Curve:
 
 
 def criteria() -> tuple[str, ...]:
-    """Names that `one_by_one` takes: the oracle's forms, AOFP by the final loss, and every registered criterion."""
+    """The names that `one_by_one` accepts: the oracle's forms, AOFP by the final loss, and every registered criterion."""
     return (*_SEARCHES, *(name for name in methods() if isinstance(resolve(name), Criterion)))
 
 
@@ -62,21 +62,21 @@ def one_by_one(
     validation: int | Sequence[Batch] | None = None,
     precision: str = "fp32",
 ) -> Curve:
-    """Mask the channels of one group one by one, in the criterion's order, without any training; measure each time.
+    """Mask the channels of one group one by one, in the criterion's order, without training, and measure after each.
 
-    layer: name of the group. task: its model (which is left alone), graph, data and seed; the budget does not matter.
+    layer: name of the group. task: its model (not modified), graph, data and seed; the budget is not used.
     criterion: one of `criteria()`, or a configured criterion.
-        "oracle" (eq. 5) measures the loss without each channel on `examples` training examples, removes the one that it
-        rises least without, and measures again; "oracle-10x" does on ten times as many, "oracle-degraded" only once.
-        "aofp" is binary filter search by the final loss, until one filter is left in the search space, on as many
-        evaluations as the oracle has. Criteria that look at data get the same examples.
-    validation: batches to measure accuracy on, or how many validation images, evenly spaced; None for all.
+        "oracle" (eq. 5) measures the loss without each channel on `examples` training examples, removes the one whose
+        absence raises it least, and measures again; "oracle-10x" uses ten times as many, "oracle-degraded" measures only once.
+        "aofp" is binary filter search by the final loss, until one filter is left in the search space, with as many
+        evaluations as the oracle. Criteria that use data get the same examples.
+    validation: batches to measure accuracy on, or the number of validation images, evenly spaced; None for all.
 
-    Raises ConfigError for a criterion that there is not, PlanError for such a layer.
+    Raises ConfigError for an unknown criterion, PlanError for an unknown layer.
     """
     name = criterion if isinstance(criterion, str) else criterion.name
     if name not in criteria():
-        raise ConfigError(f"There is no criterion {name!r}. {nearest(name, criteria())}")
+        raise ConfigError(f"{name!r} is not a valid criterion. {nearest(name, criteria())}")
     require_data(task, name, "is compared on examples")
     group = task.graph[layer]
     if not isinstance(validation, Sequence):
@@ -103,7 +103,7 @@ def one_by_one(
 def _measure(
     task: Task, group: ChannelGroup, order: Order, validation: Sequence[Batch], precision: str
 ) -> tuple[list[float], list[float]]:
-    """Loss per example and top-1 in percent with none, the first, the first two … of the order gone."""
+    """Loss per example and top-1 in percent with 0, 1, 2 … channels of the order removed."""
     masks = torch.ones(len(order) + 1, group.size)
     for i, channel in enumerate(order):
         masks[i + 1 :, channel] = 0
@@ -141,8 +141,8 @@ def _oracle(
 
 
 def _aofp(task: Task, group: ChannelGroup, examples: int, precision: str, show: Show) -> tuple[Order, int]:
-    """Every filter that goes is found on as many evaluations as the oracle would take for it: those of the loss with
-    nothing ablated, which samples are measured from, are among them."""
+    """Every removed filter is found with as many evaluations as the oracle would use for it, including those of the loss with
+    nothing ablated, the reference of the samples."""
     assessor = Assessor(task, examples, precision=precision, rows=BATCH)
     generator, count = task.generator(), len(assessor.batches)
     sizes = [len(batch.targets) for batch in assessor.batches]
@@ -156,7 +156,7 @@ def _aofp(task: Task, group: ChannelGroup, examples: int, precision: str, show: 
             done += count
             allowed = (search.width - 1) * count  # batches
             while True:
-                steps = int(np.log2(len(search.space)))  # until there is a single one
+                steps = int(np.log2(len(search.space)))  # until a single one is left
                 search.cost = max(1, round(allowed / steps))
                 while not search.full:
                     ablated, i = search.draw(generator), at % count
@@ -166,7 +166,7 @@ def _aofp(task: Task, group: ChannelGroup, examples: int, precision: str, show: 
                     at, done, evaluated = at + 1, done + 1, evaluated + sizes[i]
                 allowed -= search.batches
                 show(min(done, total), total)
-                move = search.finish(theta=-np.inf)  # no damage is small enough to stop at more than one
+                move = search.finish(theta=-np.inf)  # no damage is small enough to stop before a single filter is left
                 if move.kind == "restarted":
                     break
             search.prune(move.picked)
@@ -183,11 +183,13 @@ def _mask(alive: np.ndarray, ablated: np.ndarray | None = None) -> Tensor:
 
 def _finite(loss: np.ndarray, group: ChannelGroup) -> None:
     if not np.isfinite(loss).all():
-        raise ConfigError(f"The loss without channels of {group.name} is not finite: is the network trained?")
+        raise ConfigError(
+            f"The loss without channels of {group.name} is not finite: check the weights for NaN and infinities."
+        )
 
 
 def _by_score(task: Task, group: ChannelGroup, criterion: str | Criterion, examples: int) -> tuple[Order, int]:
-    """Lowest scores first. How many examples the criterion looked at, if it does."""
+    """Channels with the lowest scores first, and the number of examples that the criterion used."""
     method = resolve(criterion)
     looks = "examples" in type(method).model_fields
     if looks and isinstance(criterion, str):

@@ -1,4 +1,4 @@
-"""Cutting a network by a plan, and the proof that the result is the masked network minus what was cut."""
+"""Cut a network by a plan, and verify that the result computes the same as the masked network."""
 
 from secateurs.surgery.reset import reinitialise
 from secateurs.surgery.slice import apply, cut_

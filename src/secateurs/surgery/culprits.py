@@ -1,4 +1,4 @@
-"""Which groups of a plan it is that keep a cut from verifying. Slow, and only asked for when that has happened."""
+"""Find the groups of a plan whose cut fails to verify. Slow, and only called after a failure."""
 
 from __future__ import annotations
 
@@ -7,38 +7,42 @@ from collections.abc import Callable
 from secateurs.errors import PlanError
 from secateurs.plans.plan import Plan, PrunableGraph
 
-_TRIALS = 40  # partial cuts that are tried at most
-_NAMED = 3  # groups that are named at most
+_TRIALS = 40  # maximum number of partial cuts to try
+_NAMED = 3  # maximum number of groups to name
 
 
 def culprits(graph: PrunableGraph, plan: Plan, fails: Callable[[Plan], bool]) -> str:
-    """The end of an error message: the groups whose cut alone `fails`, found by halving, and what to do."""
+    """The end of an error message: the groups whose cut alone `fails`, found by bisection, and what to do."""
 
     def part(names: list[str]) -> Plan:
         return graph.plan({n: plan.groups[n] for n in names}, stripes=plan.stripes, allow_inexact=True)
 
     try:
         if part(list(plan.groups)) != plan:
-            return "The plan is not what a trace of this model makes of its selection: it was changed, or is another's."
+            return (
+                "The plan differs from the one that a trace of this model creates for its "
+                "selection: it was edited, or is for another model."
+            )
         which = blamed(list(plan.groups), lambda names: fails(part(names)))
     except PlanError as error:
-        return f"A trace of this model does not allow the plan: {error}"
+        return f"The plan is not valid for a trace of this model: {error}"
     if which is None:
-        return f"It takes several of its {len(plan.groups)} groups together."
+        return f"The failure needs several of its {len(plan.groups)} groups together."
     return (
-        f"It comes from cutting {which}: leave that whole, or look in the code for what depends on how many channels "
-        f"there are. If an op's rule is wrong, sc.register_rule(…, replace=True) mends it."
+        f"The cause is the cut of {which}: keep it whole, or check the model's code "
+        "for a dependency on the number of channels. "
+        f"If an op's rule is wrong, replace it with sc.register_rule(…, replace=True)."
     )
 
 
 def blamed(groups: list[str], fails: Callable[[list[str]], bool]) -> str | None:
-    """'group a' or 'groups a, b': those of these groups, which fail together, that fail by themselves; None if it takes
+    """'group a' or 'groups a, b': those of these groups that fail on their own, given that all fail together; None if it needs
     several."""
     trials = 0
     found: list[list[str]] = []
 
     def search(names: list[str], known: bool) -> list[list[str]]:
-        """Sets of groups, none of which can be made smaller. known: that these fail together."""
+        """Minimal sets of groups that fail. known: that these fail together."""
         nonlocal trials
         if not names or len(found) >= _NAMED or trials >= _TRIALS:
             return []

@@ -1,4 +1,4 @@
-"""A structure to be trained from scratch: the same network, with the weights it might have been born with."""
+"""Reinitialize a network: the same architecture with fresh weights, to train from scratch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from secateurs.graph.channels import named_tensors
 
 
 def reinitialise(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> nn.Module:
-    """A new module of the same structure with fresh weights; the given one is untouched.
+    """Return a copy of the module with fresh weights; the given one is not modified.
 
-    Every module's own `reset_parameters` draws its weights and sets running statistics back, as PyTorch's layers do;
-    a network's comes after those of its parts, so that one with an initialization of its own has the last word (the
-    zoo's networks do). Drawn on the CPU: the same seed gives the same weights on any device.
+    Every module's `reset_parameters` initializes its weights and resets running statistics, as in PyTorch's layers;
+    a network's is called after those of its submodules, so that its own initialization takes precedence (as in the
+    zoo's networks). Random numbers are drawn on the CPU: the same seed gives the same weights on any device.
 
-    keep_raw: leave parameters that no `reset_parameters` sets as they are, instead of refusing. They are those that a
-        network holds directly (`nn.Parameter` in a module of one's own) and those behind a parametrization.
+    keep_raw: keep parameters that no `reset_parameters` sets, instead of raising ConfigError. These are parameters that a
+        network holds directly (`nn.Parameter` in a custom module) and those behind a parametrization.
 
     Raises ConfigError that names them.
     """
@@ -30,8 +30,8 @@ def reinitialise(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> 
         torch.manual_seed(seed)
         for x in own.values():
             if isinstance(x, nn.Parameter):
-                x.fill_(float("nan"))  # what is nan afterwards nobody has set
-        for module in reversed(list(drawn.modules())):  # the parts before the whole
+                x.fill_(float("nan"))  # a parameter that is still nan afterward was not set
+        for module in reversed(list(drawn.modules())):  # submodules before their parents
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if reset is not None:
                 reset()
@@ -39,8 +39,8 @@ def reinitialise(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> 
         if raw and not keep_raw:
             more = f" and {len(raw) - 3} more" if len(raw) > 3 else ""
             raise ConfigError(
-                f"No reset_parameters() sets {', '.join(raw[:3])}{more}: give the module that holds it one, or pass "
-                f"keep_raw=True to leave such parameters as they are."
+                f"No reset_parameters() sets {', '.join(raw[:3])}{more}: define one in the module that holds it, or pass "
+                f"keep_raw=True to keep such parameters."
             )
         fresh = copy.deepcopy(model)
         for name, x in named_tensors(fresh).items():

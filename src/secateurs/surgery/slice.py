@@ -1,4 +1,4 @@
-"""Apply a plan: slice a copy, or cut in place and take the optimizer along."""
+"""Apply a plan: slice a copy, or cut the model and its optimizer in place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateurs.surgery import stripes as S
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """A new module with what the plan keeps; the given one is untouched. PlanError for another network's plan."""
+    """A new module with what the plan keeps; the given one is not modified. Raises PlanError for another network's plan."""
     plan.check(model)
     small = remade(model, _slices(model, plan), plan.attributes)
     S.replace_(small, plan.stripes, plan.shapes, plan.kept)
@@ -26,10 +26,10 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn.Module:
-    """Cut the model itself. Training goes on as if nothing had happened: gradients and the optimizer's state (momenta,
+    """Cut the model in place. Training can continue: gradients and the optimizer's state (momenta,
     moments) are sliced with their parameters, and the optimizer's references point at the new ones.
 
-    Either all of it is done or, when something does not fit (PlanError), none.
+    If something does not fit, raises PlanError and changes nothing.
     """
     plan.check(model)
     params = named_tensors(model)
@@ -57,7 +57,7 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
 
 
 def _hand_over(optimizer: Optimizer, old: Tensor, new: Tensor, taken: Callable[[Tensor], Tensor]) -> None:
-    """The optimizer goes on with another parameter; `taken` takes state of the old one's shape to the new one's."""
+    """Replace a parameter in the optimizer; `taken` maps state of the old shape to the new shape."""
     for group in optimizer.param_groups:
         group["params"] = [new if p is old else p for p in group["params"]]
     if old in optimizer.state:
@@ -68,9 +68,9 @@ def _hand_over(optimizer: Optimizer, old: Tensor, new: Tensor, taken: Callable[[
 
 
 def remade(model: nn.Module, new: Mapping[str, Tensor], attributes: Mapping[tuple[str, str], Any]) -> nn.Module:
-    """A copy with these tensors in the places of its own, and these attributes of modules. The given one is untouched."""
+    """A copy of the model with these tensors and module attributes replaced. The given model is not modified."""
     params = named_tensors(model)
-    # What is replaced never gets copied: the copy finds the new tensors in the memo.
+    # Replaced tensors are never copied: deepcopy finds the new tensors in the memo.
     memo: dict[int, Any] = {id(params[name]): _like(params[name], w) for name, w in new.items()}
     made = copied(model, memo)
     _rewrite(made, attributes)
@@ -78,9 +78,9 @@ def remade(model: nn.Module, new: Mapping[str, Tensor], attributes: Mapping[tupl
 
 
 def take(w: Tensor, axes: Mapping[int, Kept], arrays: dict[int, np.ndarray] | None = None) -> Tensor:
-    """The kept indices of a tensor, axis by axis, in a tensor of its own and in the same memory format.
+    """The kept indices of a tensor, axis by axis, as a new tensor in the same memory format.
 
-    arrays: remembers each tuple of indices as an array, by id, for tensors that share it.
+    arrays: caches each tuple of indices as an array, by id, for tensors that share it.
     """
     arrays = {} if arrays is None else arrays
     channels_last = w.ndim == 4 and not w.is_contiguous() and w.is_contiguous(memory_format=torch.channels_last)
@@ -92,11 +92,11 @@ def take(w: Tensor, axes: Mapping[int, Kept], arrays: dict[int, np.ndarray] | No
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
 
 
-_MANY = 4096  # indices from which on it pays to look for blocks
+_MANY = 4096  # number of indices from which looking for blocks pays off
 
 
 def _select(w: Tensor, axis: int, index: np.ndarray) -> Tensor:
-    """`index_select`, by whole blocks where the indices come in blocks (a channel's H·W inputs of a linear layer)."""
+    """`index_select`, by whole blocks if the indices come in blocks (a channel's H·W inputs of a linear layer)."""
     if w.shape[axis] < _MANY:
         return w.index_select(axis, torch.from_numpy(index).to(w.device))
     breaks = np.flatnonzero(np.diff(index) != 1) + 1
@@ -122,13 +122,15 @@ def _like(old: Tensor, w: Tensor) -> Tensor:
 
 def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor]) -> dict[Tensor, dict[str, Any]]:
     if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
-        raise PlanError("LBFGS keeps one history for all parameters: cut without it and make a new optimizer.")
+        raise PlanError(
+            "LBFGS keeps one history for all parameters, which cannot be cut: cut without the optimizer and create a new one."
+        )
     states = {}
     for name, axes in plan.kept.items():
         p = params[name]
         if p in optimizer.state:
             states[p] = {k: _sliced_state(v, p, axes, name, k) for k, v in optimizer.state[p].items()}
-    for name in plan.stripes:  # taken along later: here it is only seen whether that will do
+    for name in plan.stripes:  # their state is converted later; this only checks that it can be
         for k, v in optimizer.state.get(params[name], {}).items():
             _sliced_state(v, params[name], {}, name, k)
     return states
@@ -140,7 +142,7 @@ def _sliced_state(value: Any, p: Tensor, axes: Mapping[int, Kept], name: str, ke
     if value.shape != p.shape:
         raise PlanError(
             f"The optimizer keeps {key!r} of shape {tuple(value.shape)} for {name} of shape {tuple(p.shape)}: "
-            f"that cannot be cut along. Cut without it and make a new optimizer."
+            f"which cannot be cut. Cut without the optimizer and create a new one."
         )
     return take(value, axes)
 

@@ -1,4 +1,4 @@
-"""What becomes of a convolution that loses stripes."""
+"""Replace convolutions that lose stripes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from secateurs.stripes import StripeConv2d
 
 
 def without(conv: nn.Conv2d, kept: Tensor) -> tuple[nn.Module, Tensor, Callable[[Tensor], Tensor]]:
-    """What takes the place of a convolution that keeps these stripes, (O, KH, KW); its weight; and the function that
-    takes anything of the old weight's shape (a gradient, a momentum) to the new weight's.
+    """The replacement of a convolution that keeps these stripes, (O, KH, KW); its weight; and the function that
+    maps any tensor of the old weight's shape (a gradient, a momentum) to the new weight's.
 
-    Rows and columns of the kernel that no filter uses any more go. If every filter uses all of the others, what is left
+    Rows and columns of the kernel that no filter uses are cut. If every filter uses all the remaining positions, the result
     is a plain convolution, else a StripeConv2d.
     """
     kept = kept.to(conv.weight.device)
@@ -36,7 +36,7 @@ def without(conv: nn.Conv2d, kept: Tensor) -> tuple[nn.Module, Tensor, Callable[
 def replace_(
     model: nn.Module, stripes: Mapping[str, Kept], shapes: Mapping[str, Shape], kept: Mapping[str, Mapping[int, Kept]]
 ) -> list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
-    """Replace the convolutions of a model whose channels are cut already. For each: its weight, the new one, and the
+    """Replace the convolutions of a model whose channels are already cut. Returns for each: its weight, the new one, and the
     function between them (see `without`).
 
     shapes, kept: of the weights before the cut, and what the cut kept of their axes.

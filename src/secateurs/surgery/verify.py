@@ -1,4 +1,4 @@
-"""The proof: the sliced network computes what the masked one does."""
+"""Verification: the sliced network computes the same outputs as the masked one."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from secateurs.surgery.culprits import culprits
 from secateurs.surgery.slice import apply
 
 TOLERANCE = 1e-5
-ROUNDING = 1e-2  # more than this no network makes of float32's rounding: float64 has no say then
+ROUNDING = 1e-2  # larger errors are never float32 rounding: float64 is not tried
 
 
 def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: float = TOLERANCE) -> float:
-    """The largest relative difference between the outputs of the masked and the sliced network, in eval mode.
+    """Return the largest relative difference between the outputs of the masked and the sliced network, in eval mode.
 
-    Half-precision models are compared in float32. Where float32 leaves doubt (the error is above the tolerance, but
-    might be rounding), float64 decides. A plan over inexact groups cannot pass: its networks differ by nature.
+    Half-precision models are compared in float32. If float32 is inconclusive (the error is above the tolerance, but
+    may be rounding), the comparison is repeated in float64. A plan with inexact groups cannot pass: its networks differ.
 
-    Raises VerificationError above the tolerance, or when the sliced network does not run; its message names the groups
-    that are to blame. Also for a model that answers the same inputs differently each time.
+    Raises VerificationError above the tolerance, or if the sliced network does not run; the message names the groups
+    that cause it. Also for a model that is nondeterministic in eval mode.
     """
     error, wrong = _judged(model, plan, example_inputs, tolerance)
     if not wrong:
@@ -41,7 +41,7 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: floa
             graph = trace(model, example_inputs, allow_inexact=True)
             wrong += " " + culprits(graph, plan, lambda p: bool(_judged(model, p, example_inputs, tolerance)[1]))
     else:
-        wrong += " The plan cuts channels that a normalization takes its statistics over."
+        wrong += " The plan cuts channels that a normalization computes its statistics over."
     raise VerificationError(wrong)
 
 
@@ -55,14 +55,15 @@ def check_deterministic(model: nn.Module, example_inputs: Any) -> None:
         ) from error
     if not disagreement(runs[0], runs[1], "given") <= TOLERANCE:
         raise VerificationError(
-            "The model answers the same inputs differently each time, even in eval mode, so that no cut can be verified: "
-            "something random runs in its forward, such as noise, or F.dropout without training=self.training. "
-            "Let it depend on self.training."
+            "The model is nondeterministic in eval mode, so a cut cannot be "
+            "verified: its outputs differ between two runs on the "
+            "same inputs. Its forward draws random numbers, for example noise, or F.dropout without training=self.training. "
+            "Make that depend on self.training."
         )
 
 
 def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float) -> tuple[float, str]:
-    """The error, and what to say of it: nothing if the plan passes."""
+    """The error, and the message about it: empty if the plan passes."""
     try:
         error = difference(model, plan, example_inputs, torch.float32)
     except SlicedError as failure:
@@ -77,7 +78,7 @@ def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float)
             f"{bad} of the model has values that are NaN or infinite: nothing can be verified."
         ) from failure
     if tolerance < error <= ROUNDING:
-        # A network that makes float32 tensors of its own may not run in float64: then float32 has the last word.
+        # A network that creates float32 tensors may not run in float64: then the float32 result stands.
         with contextlib.suppress(VerificationError):
             error = difference(model, plan, example_inputs, torch.float64)
     if error <= tolerance:
@@ -97,7 +98,7 @@ class SlicedError(VerificationError):
 
 
 def difference(model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype) -> float:
-    """max |sliced - masked| / max |masked| over all outputs; inf where they are not even of one shape."""
+    """max |sliced - masked| / max |masked| over all outputs; inf if their shapes differ."""
     try:
         masked = outputs(mask(model, plan), example_inputs, dtype)
     except (PlanError, TraceError):
@@ -114,25 +115,27 @@ def difference(model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.d
 
 
 def disagreement(found: list[Tensor], due: list[Tensor], what: str) -> float:
-    """max |found - due| / max |due| over all outputs; inf where they are not even of one shape. `what` network the
-    outputs that are due come from."""
+    """max |found - due| / max |due| over all outputs; inf if their shapes differ. what: the network that the
+    expected outputs come from."""
     if [x.shape for x in found] != [x.shape for x in due]:
         return float("inf")
     worst = 0.0
     for a, b in zip(found, due, strict=True):
         if b.numel() and b.is_floating_point():
             if not bool(b.isfinite().all()):
-                raise NotFiniteError(f"The {what} network's output is not finite on these inputs: nothing to compare.")
+                raise NotFiniteError(
+                    f"The {what} network's output is not finite on these inputs, so it cannot be compared."
+                )
             scale = b.abs().max().clamp_min(torch.finfo(b.dtype).tiny)
             apart = float((a - b).abs().max() / scale)
-            worst = max(worst, apart if apart == apart else float("inf"))  # nan is no agreement
+            worst = max(worst, apart if apart == apart else float("inf"))  # nan counts as a difference
         elif not torch.equal(a, b):
             worst = float("inf")
     return worst
 
 
 def outputs(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[Tensor]:
-    """What the model answers in eval mode, computed in this precision, which it is left in."""
+    """The model's outputs in eval mode, computed in this precision. Leaves the model in it."""
     model = model.to(dtype).eval()
     inputs = map_tensors(
         lambda x: x.to(dtype) if x.is_floating_point() else x, to_model_device(model, copy.copy(example_inputs))

@@ -1,4 +1,4 @@
-"""What every pruning method must do, as checks for methods of your own: `check_method("mine")`."""
+"""The conformance suite of pruning methods, for custom methods: `check_method("mine")`."""
 
 from secateurs.testing.checks import CHECKS, check_method
 

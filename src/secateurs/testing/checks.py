@@ -20,7 +20,7 @@ from secateurs.methods import Criterion, Method, Task, resolve
 from secateurs.testing.networks import NETWORKS, data, images, network
 from secateurs.testing.state import State, assert_equal_states, expect, outputs, refused
 
-# Settings that make a method quick on tiny data; those that a method does not have are left out.
+# Settings that make a method fast on tiny data; those that a method does not have are skipped.
 QUICK: dict[str, Any] = {"epochs": 1, "steps": 4}
 
 Check = Callable[[Method], None]
@@ -30,10 +30,10 @@ CHECKS: dict[str, Check] = {}
 def check_method(method: str | Method, *, skip: tuple[str, ...] = ()) -> None:
     """Run every check of `CHECKS` on a method: a name, `python:package.module:Class`, or a configured object.
 
-    A method that is given by name runs with few epochs. skip: names of checks to leave out. Takes some seconds; methods
+    A method passed by name runs with few epochs. skip: names of checks to skip. Takes a few seconds; methods
     that train take longer. `CHECKS[name](method)` runs a single one, for a parametrized test.
 
-    Raises AssertionError, whose message names the check and says what does not hold.
+    Raises AssertionError with the name of the check and what failed.
     """
     chosen = quick(method)
     for name, check in CHECKS.items():
@@ -46,7 +46,7 @@ def check_method(method: str | Method, *, skip: tuple[str, ...] = ()) -> None:
 
 
 def quick(method: str | Method) -> Method:
-    """A method by its name, with settings for tiny data; a configured one as it is."""
+    """A method by name, with settings for tiny data; a configured method is returned as is."""
     if isinstance(method, Method):
         return method
     known = type(resolve(method)).model_fields
@@ -60,7 +60,7 @@ def _check(function: Check) -> Check:
 
 @functools.cache
 def needs_data(method: type[Method]) -> bool:
-    """Whether a method looks at data."""
+    """Whether a method uses data."""
     model = network()
     try:
         method().check(Task(model, sc.trace(model, images(1)), sc.Budget(macs=0.5)))
@@ -81,7 +81,7 @@ def widths(plan: sc.Plan) -> dict[str, int]:
 
 
 def steps_that_fit(graph: Any, plan: sc.Plan, budget: sc.Budget, scope: str) -> Iterator[tuple[str, float]]:
-    """Each group that could have kept one more step of channels within the budget, and the share of MACs that is."""
+    """The groups that could keep one more step of channels within the budget, and that step's fraction of the MACs."""
     base, now, stripes = graph.cost(), widths(plan), {w: len(kept) for w, kept in plan.stripes.items()}
     for g in graph.groups:
         if g.prunable and (scope == "all" or g.internal) and g.name in now:
@@ -94,24 +94,29 @@ def steps_that_fit(graph: Any, plan: sc.Plan, budget: sc.Budget, scope: str) -> 
 def assert_meets(
     method: Method, model: nn.Module, result: sc.Result, budget: sc.Budget, scope: str = "internal"
 ) -> None:
-    """The budget is met and never exceeded, to within a step of a group; figures are those of the built network."""
+    """The budget is met to within a step of a group and never exceeded; the reported costs are those of the built network."""
     graph = sc.trace(model, images())
     counted, base = sc.count(result.model, images()), sc.count(model, images())
-    expect((result.after.macs, result.after.params) == (counted.macs, counted.params), "the result's figures are off")
-    expect((result.before.macs, result.before.params) == (base.macs, base.params), "the original's figures are off")
+    expect(
+        (result.after.macs, result.after.params) == (counted.macs, counted.params),
+        "the result's reported cost is wrong",
+    )
+    expect(
+        (result.before.macs, result.before.params) == (base.macs, base.params), "the original's reported cost is wrong"
+    )
     limits = []
     for what in ("macs", "params"):
         allowed, full, now = getattr(budget, what), getattr(base, what), getattr(counted, what)
         if allowed is not None:
             limit = allowed * full if allowed <= 1 else allowed
-            expect(now <= limit, f"{now:,} {what} are left, and {budget} allows {limit:,.0f}")
+            expect(now <= limit, f"{now:,} {what} are left, but {budget} allows {limit:,.0f}")
             limits.append((limit - now) / full)
     for group in graph.groups:
         width = widths(result.plan).get(group.name, group.size)
         expect(width > 0, f"nothing is left of {group.name}")
         expect(
             width == group.size or width % budget.align == 0,
-            f"{group.name} keeps {width} channels, which is no multiple of align={budget.align}",
+            f"{group.name} keeps {width} channels, not a multiple of align={budget.align}",
         )
     if isinstance(method, Criterion) or min(limits) > 0.01:
         more = [name for name, _ in steps_that_fit(graph, result.plan, budget, scope)]
@@ -139,10 +144,12 @@ def masked_is_sliced(method: Method) -> None:
             masked, sliced = outputs(sc.mask(model, result.plan), x), outputs(sc.apply(model, result.plan), x)
             error = float((masked - sliced).abs().max() / masked.abs().max())
             expect(error <= 1e-5, f"on {kind} and other inputs, masked and sliced differ by {error:.1e}")
-            expect(outputs(result.model, x).shape == masked.shape, f"the result's output on {kind} has another shape")
+            expect(
+                outputs(result.model, x).shape == masked.shape, f"the result's output on {kind} has a different shape"
+            )
         cut = {k: v.shape for k, v in sc.apply(model, result.plan).state_dict().items()}
         found = {k: v.shape for k, v in result.model.state_dict().items()}
-        expect(found == cut, f"on {kind}, the result is not what its plan makes of the model")
+        expect(found == cut, f"on {kind}, the result differs from its plan applied to the model")
 
 
 @_check
@@ -162,14 +169,14 @@ def budget_is_met_on_every_network(method: Method) -> None:
 
 @_check
 def whole_network_fits(method: Method) -> None:
-    """Where everything may stay, everything does (except what a method closes by a setting of its own)."""
+    """If the budget allows the whole network, all of it is kept (except what a method cuts by a setting of its own)."""
     model = network()
     assert_meets(method, model, prune(method, model, sc.Budget(macs=1.0)), sc.Budget(macs=1.0))
 
 
 @_check
 def no_layer_is_emptied(method: Method) -> None:
-    """At the lowest budget that channels can meet, every group keeps one; where stripes are cut, every layer has some."""
+    """At the lowest feasible budget every group keeps one channel; if stripes are cut, every layer keeps some."""
     model = network("residual")
     graph = sc.trace(model, images())
     lowest = graph.cost({g.name: 1 for g in graph.groups if g.prunable})
@@ -191,13 +198,13 @@ def unreachable_budget_is_refused_before_any_work(method: Method) -> None:
     before = State.of(model)
 
     def touched(*_: Any) -> Any:
-        raise AssertionError("data was read, or the method set to work, before an unreachable budget was refused")
+        raise AssertionError("data was read, or the method ran, before an infeasible budget was rejected")
 
     count = 0
     for budget in (sc.Budget(macs=0.001), sc.Budget(params=0.001), sc.Budget(macs=12), sc.Budget(macs=0.05, align=8)):
         try:
             method.feasible(Task(model, sc.trace(model, images()), budget))
-            continue  # a method that cuts more than channels may reach it
+            continue  # a method that cuts more than channels may meet it
         except sc.BudgetError:
             count += 1
         what = "macs" if budget.macs else "params"
@@ -209,12 +216,12 @@ def unreachable_budget_is_refused_before_any_work(method: Method) -> None:
             raise AssertionError(f"the error does not name the lowest budget that can be met: {message[0]}")
         reachable = sc.Budget(**{what: float(named[1])}, align=budget.align)
         assert_meets(method, model, prune(method, model, reachable), reachable)
-    expect(count >= 2, "budgets that cannot be met are not refused")
+    expect(count >= 2, "budgets that cannot be met are not rejected")
 
 
 @_check
 def same_seed_same_plan(method: Method) -> None:
-    """Whatever ran before, and whatever the state of the global generators."""
+    """Independent of earlier runs and of the state of the global generators."""
     budget = sc.Budget(macs=0.5)
     models = [network(), network("residual"), network()]
     torch.manual_seed(98)
@@ -223,8 +230,8 @@ def same_seed_same_plan(method: Method) -> None:
     np.random.seed(99)
     prune(method, models[1], budget, seed=4)
     second = prune(method, models[2], budget, seed=3)
-    expect(first.plan.to_json() == second.plan.to_json(), "the same seed gives two plans")
-    assert_equal_states(first.model, second.model, "the same seed gives two networks")
+    expect(first.plan.to_json() == second.plan.to_json(), "two runs with the same seed have different plans")
+    assert_equal_states(first.model, second.model, "two runs with the same seed")
 
 
 @_check
@@ -240,19 +247,19 @@ def model_is_untouched(method: Method) -> None:
 
 @_check
 def mode_is_kept(method: Method) -> None:
-    """A model in train mode, one norm of it in eval mode: so is the result; and the statistics have not moved."""
+    """For a model in train mode with one norm in eval mode, the result has the same modes, and statistics are unchanged."""
     model = network().train()
     model.bn1.eval()  # type: ignore[union-attr]
     before = State.of(model)
     result = prune(method, model, sc.Budget(macs=0.5))
     before.assert_same(model)
     modes = {n: m.training for n, m in result.model.named_modules()}
-    expect(modes == {n: m.training for n, m in model.named_modules()}, "modules of the result are in other modes")
+    expect(modes == {n: m.training for n, m in model.named_modules()}, "modules of the result are in different modes")
 
 
 @_check
 def saved_is_loaded(method: Method) -> None:
-    """Bit-equal, from the source that is on the card, and into a model of one's own."""
+    """Bit-equal, from the source on the card, and into a passed model."""
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("small_cnn", "depthwise"):
             model = network(kind)
@@ -267,28 +274,33 @@ def saved_is_loaded(method: Method) -> None:
                 expect(not other.training, "a loaded network is in train mode")
                 assert_equal_states(other, result.model, "saved and loaded")
                 x = images(3, 7)
-                expect(torch.equal(outputs(other, x), outputs(result.model, x)), "a loaded network computes otherwise")
+                expect(
+                    torch.equal(outputs(other, x), outputs(result.model, x)), "a loaded network has different outputs"
+                )
 
 
 @_check
 def scope(method: Method) -> None:
-    """`internal` cuts nothing that lies on a shortcut; `all` may, and has to where there are no stripes to cut."""
+    """`internal` cuts nothing on a shortcut; `all` may, and must if there are no stripes to cut."""
     model = network("residual")
     graph = sc.trace(model, images())
     internal = {g.name for g in graph.groups if g.prunable and g.internal}
     inner = prune(method, model, sc.Budget(macs=0.6), scope="internal")
     outside = set(inner.plan.groups) - internal
-    expect(not outside, f"scope='internal' cuts {', '.join(sorted(outside))}, which lie on a shortcut")
-    low = graph.cost(dict.fromkeys(internal, 1)).macs - 1  # what cannot be had without the shortcut
+    expect(not outside, f"scope='internal' cuts {', '.join(sorted(outside))}, which are on a shortcut")
+    low = graph.cost(dict.fromkeys(internal, 1)).macs - 1  # not reachable without cutting the shortcut
     every = prune(method, model, sc.Budget(macs=low), scope="all")
-    expect(bool(set(every.plan.groups) - internal or every.plan.stripes), "scope='all' leaves shortcuts alone")
+    expect(bool(set(every.plan.groups) - internal or every.plan.stripes), "scope='all' cuts no shortcut")
 
 
 @_check
 def history_is_json(method: Method) -> None:
     result = prune(method, network(), sc.Budget(macs=0.5), data=data(), progress="silent", recover=_recipe())
-    expect(json.loads(json.dumps(result.history, allow_nan=False)) == result.history, "the history is not JSON")
-    expect(any("loss" in json.dumps(entry) for entry in result.history), "the history has no losses of recovery")
+    expect(
+        json.loads(json.dumps(result.history, allow_nan=False)) == result.history,
+        "the history is not JSON-serializable",
+    )
+    expect(any("loss" in json.dumps(entry) for entry in result.history), "the history has no recovery losses")
     json.dumps(result.card(), allow_nan=False)
     for figures in (result.before, result.cut, result.after):
         expect(figures.top1 is not None and 0 <= figures.top1 <= 100, f"top-1 is {figures.top1}")
@@ -300,7 +312,9 @@ def half_precision(method: Method) -> None:
         model, budget = network("residual").to(dtype), sc.Budget(macs=0.5)
         x = images().to(dtype)
         result = prune(method, model, budget, scope="all")
-        expect({p.dtype for p in result.model.parameters()} == {dtype}, f"a {dtype} model came back in another format")
+        expect(
+            {p.dtype for p in result.model.parameters()} == {dtype}, f"a {dtype} model was returned in another dtype"
+        )
         expect(result.after.macs <= 0.5 * result.before.macs, f"a {dtype} model is over budget")
         expect(bool(outputs(result.model, x).isfinite().all()), f"a {dtype} model's outputs are not finite")
 

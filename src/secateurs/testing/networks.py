@@ -59,14 +59,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def network(name: str = "small_cnn", seed: int = 0) -> nn.Module:
-    """One of `NETWORKS`, as if trained: no weight and no statistic is at its initial value."""
+    """One of `NETWORKS`, as if trained: no weight or statistic has its initial value."""
     torch.manual_seed(seed)
     return randomize(NETWORKS[name](), seed).eval()
 
 
 @torch.no_grad()
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Batch norms, and per-channel scales that start near zero, at random values, in place: a cut must not get by on a
+    """Randomize batch norms, and per-channel scales that start near zero, in place: a cut must not pass because of a
     zero."""
     g = torch.Generator().manual_seed(seed)
     for m in model.modules():
@@ -89,7 +89,7 @@ def images(n: int = 2, seed: int = 0) -> Tensor:
 
 
 def data(batches: int = 2, rows: int = 8) -> sc.Data:
-    """Batches of images and random classes, and one to validate on."""
+    """Training batches of images and random classes, and one validation batch."""
 
     def made(seed: int) -> tuple[Tensor, Tensor]:
         return images(rows, seed), torch.randint(0, CLASSES, (rows,), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""What must not change, and what must be: small assertions with messages."""
+"""Assertions with messages."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from secateurs.graph.inputs import call, tensors
 
 
 def expect(holds: bool, message: str) -> None:
-    """Raise AssertionError with the message unless it holds; with `python -O`, too."""
+    """Raise AssertionError with the message unless the condition holds; also with `python -O`."""
     if not holds:
         raise AssertionError(message)
 
 
 @contextmanager
 def refused(error: type[sc.SecateursError], what: str) -> Iterator[list[str]]:
-    """What is done within must raise this error; the list then holds its message."""
+    """Context whose body must raise this error; the list then has its message."""
     message: list[str] = []
     try:
         yield message
     except error as raised:
         message.append(str(raised))
         return
-    raise AssertionError(f"{what} raised no {error.__name__}")
+    raise AssertionError(f"{what} did not raise {error.__name__}")
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything of a model that pruning must leave alone."""
+    """The state of a model that pruning must not change."""
 
     tensors: dict[str, Tensor]
     rest: list[Any]
@@ -55,23 +55,23 @@ class State:
         now = State.of(model)
         expect(
             now.rest == self.rest,
-            "the given model has other modules, modes, parameters, gradients or hooks than before",
+            "the modules, modes, parameters, gradients or hooks of the given model have changed",
         )
-        expect(now.tensors.keys() == self.tensors.keys(), "the given model has other parameters or buffers than before")
+        expect(now.tensors.keys() == self.tensors.keys(), "the parameters or buffers of the given model have changed")
         for name, old in self.tensors.items():
             expect(torch.equal(now.tensors[name], old), f"{name} of the given model has changed")
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
-    """What a copy of the model answers in eval mode."""
+    """The outputs of a copy of the model in eval mode."""
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
         return tensors(call(model, x))[0]
 
 
 def assert_equal_states(a: nn.Module, b: nn.Module, what: str) -> None:
-    """Bit for bit."""
+    """Assert bit-identical states."""
     ours, theirs = a.state_dict(), b.state_dict()
-    expect(ours.keys() == theirs.keys(), f"{what}: other parameters or buffers")
+    expect(ours.keys() == theirs.keys(), f"{what}: parameters or buffers differ")
     for name, value in ours.items():
         expect(torch.equal(value, theirs[name]), f"{what}: {name} differs")

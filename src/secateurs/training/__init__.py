@@ -1,4 +1,4 @@
-"""One training engine for everything that trains."""
+"""The training engine, used by everything that trains."""
 
 from secateurs.training.batches import Batch
 from secateurs.training.checkpoint import CheckpointStore

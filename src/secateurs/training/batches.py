@@ -1,4 +1,4 @@
-"""Batches from whatever the user has: our loaders, a DataLoader, a list, a function that returns an iterator."""
+"""Batches from any source: our loaders, a DataLoader, a list, a function that returns an iterator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("secateurs")
 
 @runtime_checkable
 class Resumable(Protocol):
-    """What our own loaders offer: every batch is a function of (seed, epoch, batch index)."""
+    """The interface of our loaders: every batch is a function of (seed, epoch, batch index)."""
 
     def __len__(self) -> int: ...
     def set_epoch(self, epoch: int) -> None: ...
@@ -35,52 +35,53 @@ class Batch(NamedTuple):
 
 
 def split_data(data: Any) -> tuple[Any, Any]:
-    """(train, val) of a Data object, or (data, None) of a plain iterable."""
+    """(train, val) of a Data object, or (data, None) for a plain iterable."""
     if hasattr(data, "train"):
         return data.train, getattr(data, "val", None)
     return data, None
 
 
 def length(source: Any) -> int | None:
-    """Batches in one pass, or None where the source does not say."""
+    """The number of batches in one pass, or None if unknown."""
     try:
         return len(source)
-    except (TypeError, NotImplementedError, OverflowError):  # the first is what an IterableDataset's DataLoader raises
+    except (TypeError, NotImplementedError, OverflowError):  # an IterableDataset's DataLoader raises TypeError
         return None
 
 
-# Whether an iterable that does not say its length has an end can't be known. It has to come by then, whichever is first:
+# Whether an iterable without a length ends cannot be known. It must end within these limits, whichever comes first:
 ENDLESS = 1_000_000  # batches
-COUNT_SECONDS = 60.0  # of a pass that only counts
-EVALUATE_SECONDS = 3600.0  # of a pass that evaluates
+COUNT_SECONDS = 60.0  # for a pass that only counts
+EVALUATE_SECONDS = 3600.0  # for a pass that evaluates
 
 COUNTING = (
-    "Give steps_per_epoch=…, the batches that make an epoch (a setting of recipes and of methods that train), or data that "
+    "Set steps_per_epoch=…, the batches per epoch (a setting of recipes and of methods that train), or pass data that "
     "has a length."
 )
-ENDING = "Validation data needs an end: itertools.islice cuts it, and with a length (a list, a DataLoader) it may take longer."
+ENDING = (
+    "Validation data must end: limit it with itertools.islice, or, if it only takes "
+    "long, pass data with a length (a list, a DataLoader)."
+)
 
 
 def bounded(source: Any, split: str, seconds: float, advice: str) -> Iterator[Any]:
-    """The batches of one pass. Raises DataError if there is no end in sight: see `ENDLESS`."""
+    """The batches of one pass. Raises DataError if it does not end within the limits: see `ENDLESS`."""
     fresh = fresh_pass(source)
     if length(source) is not None or isinstance(source, Loader):
         yield from fresh
         return
     if isinstance(fresh, itertools.cycle | itertools.count):
-        raise DataError(f"{split} is an {type(fresh).__module__}.{type(fresh).__name__}, which has no end. {advice}")
+        raise DataError(f"{split} is an {type(fresh).__module__}.{type(fresh).__name__}, which never ends. {advice}")
     began = time.monotonic()
     for index, raw in enumerate(fresh):
         took = time.monotonic() - began
         if index >= ENDLESS or took > seconds:
-            raise DataError(
-                f"{split} does not say its length, and no end is in sight after {index:,} batches ({took:.0f} s). {advice}"
-            )
+            raise DataError(f"{split} has no length and did not end within {index:,} batches ({took:.0f} s). {advice}")
         yield raw
 
 
 def fresh_pass(source: Any) -> Iterable[Any]:
-    """What to iterate over for one pass: a function is called for it. DataError for what is not iterable."""
+    """The iterable for one pass; a function is called to get it. Raises DataError if it is not iterable."""
     fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
     if not hasattr(fresh, "__iter__") and not hasattr(fresh, "__getitem__"):
         raise DataError(f"Data must be an iterable of (inputs, targets) batches, not a {type(fresh).__name__}.")
@@ -88,7 +89,7 @@ def fresh_pass(source: Any) -> Iterable[Any]:
 
 
 def first(source: Any, split: str) -> Any:
-    """The first batch of a pass, under the caller's random state. DataError if there is none."""
+    """The first batch of a pass, without changing the caller's random state. Raises DataError if there is none."""
     with preserve_rng_state():
         for raw in fresh_pass(source):
             return raw
@@ -96,11 +97,11 @@ def first(source: Any, split: str) -> Any:
 
 
 def count(source: Any) -> int:
-    """Batches in one pass, by making one. Raises DataError if no end comes in sight."""
+    """The number of batches in one pass, by running one. Raises DataError if it does not end within the limits."""
     if isinstance(source, Iterator):
         raise DataError(
-            "The length of the training data is unknown, and being a one-shot iterator it cannot be counted first. "
-            "Give the recipe steps_per_epoch=… or steps=…, or pass a list, a DataLoader or a function that returns a fresh "
+            "The length of the training data is unknown, and a one-shot iterator cannot be counted first. "
+            "Set the recipe's steps_per_epoch=… or steps=…, or pass a list, a DataLoader or a function that returns a fresh "
             "iterator."
         )
     if hasattr(source, "set_epoch"):
@@ -109,8 +110,8 @@ def count(source: Any) -> int:
 
 
 def measure(recipe: Recipe, source: Any) -> tuple[int | None, int | None]:
-    """(steps to take, steps per epoch), None where unknown. Data without a length is counted only if that is needed:
-    a schedule other than 'constant', or a part of an epoch, has to know where the end is."""
+    """(steps to take, steps per epoch), None where unknown. Data without a length is counted only if needed:
+    a schedule other than 'constant', or a fraction of an epoch, needs to know the end."""
     n, limit = length(source), recipe.steps_per_epoch
     if limit is not None:
         n = limit if n is None else min(n, limit)
@@ -127,7 +128,7 @@ def measure(recipe: Recipe, source: Any) -> tuple[int | None, int | None]:
 
 
 def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
-    """An iterator that stands before batch `start`, and whether it needs the global generators seeded."""
+    """An iterator positioned before batch `start`, and whether it needs the global generators seeded."""
     if hasattr(source, "set_epoch"):
         source.set_epoch(epoch)
     if hasattr(source, "iter_from"):
@@ -138,12 +139,12 @@ def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
 def walk(
     source: Any, *, seed: int, epoch: int, start: int = 0, limit: int | None = None, replay: bool = False
 ) -> Iterator[tuple[int, Batch, bool]]:
-    """Yields (batch index, batch, is it the pass's last) from batch `start` on, one batch read ahead.
+    """Yields (batch index, batch, whether it is the pass's last) from batch `start` on, reading one batch ahead.
 
-    limit: batches that make a pass, at most; a one-shot iterator then goes on in the next pass where it stands.
-    replay: a one-shot iterator stands at its beginning, and has been through `epoch` such passes before.
+    limit: maximum number of batches in a pass; a one-shot iterator continues from its position in the next pass.
+    replay: a one-shot iterator is at its beginning, and `epoch` such passes must be skipped.
 
-    Plain iterables are replayed from their beginning: each batch is drawn under generators seeded for it, so the
+    Plain iterables are replayed from the beginning: each batch is drawn with generators seeded for it, so the
     replay draws the same.
     """
     seed_all(seed, "data", epoch)
@@ -167,9 +168,7 @@ def walk(
             ahead, have = raw, True
         index += 1
     if limit is None and index == end:
-        raise DataError(
-            f"train does not say its length, and no end is in sight after {index:,} batches of an epoch. {COUNTING}"
-        )
+        raise DataError(f"train has no length and did not end within {index:,} batches of an epoch. {COUNTING}")
     if have:
         yield index - 1, as_batch(ahead, index - 1), True
     elif start == 0 or index < start:
@@ -177,7 +176,7 @@ def walk(
 
 
 def _replay(iterator: Iterator[Any], seed: int, epochs: int, limit: int) -> None:
-    """Draw what a one-shot iterator gave in earlier epochs, as it was drawn then."""
+    """Redraw the batches of a one-shot iterator's earlier epochs, with the same random state."""
     for epoch in range(epochs):
         seed_all(seed, "data", epoch)
         for index in range(limit):
@@ -187,22 +186,22 @@ def _replay(iterator: Iterator[Any], seed: int, epochs: int, limit: int) -> None
 
 def _nothing(source: Any, epoch: int, start: int, found: int) -> str:
     if start:
-        return f"Epoch {epoch + 1} ended after {found} batches, but training had got to batch {start}: the data has changed."
+        return f"Epoch {epoch + 1} ended after {found} batches, but training had reached batch {start}: the data has changed."
     if epoch and isinstance(source, Iterator):
         return (
-            f"The training data ran out after its first pass (epoch {epoch + 1} got nothing): it is a one-shot "
+            f"The training data is exhausted after its first pass (epoch {epoch + 1} got no batch): it is a one-shot "
             "generator. Pass a list, a DataLoader, or a function that returns a fresh iterator for every epoch."
         )
     return f"train is empty: epoch {epoch + 1} got no batch."
 
 
 def as_batch(raw: Any, index: int, split: str = "train") -> Batch:
-    """Raises DataError for what is not a pair of inputs and targets, or empty."""
+    """Raises DataError for a batch that is empty or not a pair of inputs and targets."""
     return Batch(*checked(raw, index, split))
 
 
 def apply(function: Callable[[torch.Tensor], torch.Tensor], inputs: Any) -> Any:
-    """The function on every tensor of the inputs, which keep their structure."""
+    """Apply the function to every tensor of the inputs; keeps their structure."""
     if isinstance(inputs, torch.Tensor):
         return function(inputs)
     if isinstance(inputs, Mapping):
@@ -222,8 +221,8 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -
 
 
 def share(batch: Batch, rank: int, world: int) -> Batch:
-    """This process's rows of a batch that every process has read. Fewer rows than processes: all keep
-    all of them, which leaves gradients right (the mean over copies) and only the unbiased variance a shade off."""
+    """This process's rows of a batch that every process has read. With fewer rows than processes, all keep
+    all rows, which keeps gradients correct (the mean over copies) and only changes the unbiased variance slightly."""
     rows = batch.targets.shape[0]
     if world == 1 or rows < world:
         return batch

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written aside and renamed, hashed, the last few kept, no pickle."""
+"""Durable checkpoints: written atomically, hashed, with a limited number kept, without pickle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("secateurs")
 
 VERSION = 1
 MANIFEST, TREE, TENSORS = "manifest.json", "state.json", "state.safetensors"
-LEFT = re.compile(r"(\.writing-|\.old-|damaged-step-)\d{9,}")  # by killed processes, or set aside
+LEFT = re.compile(r"(\.writing-|\.old-|damaged-step-)\d{9,}")  # left by killed processes, or set aside
 _step = re.compile(r"step-(\d{9,})", re.ASCII)
 
 
@@ -51,14 +51,14 @@ class _Manifest(_Version):
 
 
 class _Tree(RootModel[Any]):
-    """What `pack` made of a state: checked by `unpack`, and by whoever the state is for."""
+    """The output of `pack` for a state: validated by `unpack` and by the code that loads the state."""
 
 
 class CheckpointStore:
     """A folder of `step-<n>/` checkpoints, each of them `state.safetensors`, `state.json` and `manifest.json`.
 
-    A checkpoint is there whole or not at all, whenever the process is killed: it is written to a temporary folder,
-    flushed to the disk and renamed. The newest `keep` stay. One process writes; any may read.
+    Checkpoints are written atomically, even if the process is killed: each is written to a temporary folder,
+    flushed to disk and renamed. The newest `keep` are kept. Only one process may write; any may read.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
@@ -68,7 +68,7 @@ class CheckpointStore:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """The steps at which there are checkpoints, rising."""
+        """The steps that have checkpoints, ascending."""
         found = [(_step.fullmatch(p.name), p) for p in self.folder.glob("step-*")]
         return sorted(int(match[1]) for match, p in found if match and p.is_dir())
 
@@ -76,8 +76,8 @@ class CheckpointStore:
         return self.folder / f"step-{step:09d}"
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes `state` (nested dicts and lists of tensors and plain values). Raises TrainingError if the disk won't
-        take it; what was saved before is then untouched."""
+        """Write `state` (nested dicts and lists of tensors and plain values). Raises TrainingError if writing
+        fails; earlier checkpoints are then unchanged."""
         tree, tensors = pack(state)
         files = {TENSORS: dump_tensors(tensors), TREE: json.dumps(tree, allow_nan=False).encode()}
         hashes = {
@@ -92,26 +92,26 @@ class CheckpointStore:
             for name, data in files.items():
                 _write(temporary / name, data)
             sync_folder(temporary)
-            if final.exists():  # left by an earlier life of this run, past the point it resumed from
+            if final.exists():  # left by an earlier process of this run, after the point that it resumed from
                 os.rename(final, self.folder / f".old-{step:09d}")
             os.rename(temporary, final)
             sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             kept = self.steps()
-            last = f"The last good one is {self.path(kept[-1])}." if kept else "There is no earlier one."
+            last = f"The last valid one is {self.path(kept[-1])}." if kept else "There is no earlier one."
             raise TrainingError(
                 f"The checkpoint of step {step} could not be written to {self.folder}: {error.strerror or error}. "
-                f"{last} Make room (or choose another disk) and resume."
+                f"{last} Free disk space (or choose another disk) and resume."
             ) from error
         self.tidy()
         return final
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
-        """(step, state) of the newest checkpoint that is whole, None if there is none at all.
+        """(step, state) of the newest valid checkpoint, None if there are no checkpoints.
 
-        Damaged ones are set aside as `damaged-…` with a warning in the log. If only such are left: ArtifactError, and
-        they stay where they are.
+        Damaged ones are renamed to `damaged-…` with a warning in the log. If all are damaged, raises ArtifactError and
+        renames none.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
@@ -128,28 +128,28 @@ class CheckpointStore:
             return step, found
         if damaged:
             raise ArtifactError(
-                f"No checkpoint is whole: {'; '.join(damaged.values())} Remove {shown(self.folder)} to start over."
+                f"All checkpoints are damaged: {'; '.join(damaged.values())} Remove {shown(self.folder)} to start over."
             )
         return None
 
     def clear(self) -> None:
-        """Forgets all checkpoints."""
+        """Remove all checkpoints."""
         for step in self.steps():
             os.rename(self.path(step), self.folder / f".old-{step:09d}")
         self._sweep()
 
     def tidy(self) -> None:
-        """Removes checkpoints that are too old to be kept, and what killed processes left half-written or half-removed.
-        What cannot be removed stays."""
+        """Remove checkpoints beyond the newest `keep`, and partial ones left by killed processes.
+        Ignores those that cannot be removed."""
         try:
             for old in self.steps()[: -self.keep]:
                 os.rename(self.path(old), self.folder / f".old-{old:09d}")
-        except OSError:  # the new checkpoint is there, and that counts
+        except OSError:  # the new checkpoint has been written
             pass
         self._sweep()
 
     def _read(self, step: int) -> dict[str, Any]:
-        """The state of one checkpoint. ArtifactError if anything of it is not as it was written."""
+        """The state of one checkpoint. Raises ArtifactError if any part differs from what was written."""
         path = self.path(step)
         manifest = _manifest(path / MANIFEST, step)
         tree = parse_json(_content(path / TREE, manifest.files.tree), _Tree, path / TREE).root
@@ -171,7 +171,7 @@ class CheckpointStore:
         try:
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(self.path(step), aside)
-        except OSError:  # a read-only folder, or another process was faster
+        except OSError:  # a read-only folder, or another process did it first
             pass
 
     def _sweep(self) -> None:
@@ -183,7 +183,7 @@ class CheckpointStore:
 
 
 class _NewerError(ArtifactError):
-    """Nothing is damaged: this version cannot read it."""
+    """The checkpoint is not damaged, but this version cannot read it."""
 
 
 def _manifest(path: Path, step: int) -> _Manifest:
@@ -199,7 +199,7 @@ def _manifest(path: Path, step: int) -> _Manifest:
 
 
 def _content(path: Path, expected: _File) -> bytes:
-    """The content of a file, if it is the very one that was written."""
+    """The content of a file, verified against its checksum."""
     data = read_bytes(path, expected.size)
     if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
         raise ArtifactError(

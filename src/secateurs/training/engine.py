@@ -1,4 +1,4 @@
-"""The one engine for everything that trains."""
+"""The training engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import SecateursError, TrainingError
+from secateurs.errors import NonFiniteLossError, SecateursError, Setting
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
 from secateurs.training import resume as R
@@ -22,33 +22,31 @@ from secateurs.training.runtime import written
 from secateurs.training.seeds import preserve_rng_state, seed_all
 from secateurs.training.syncnorm import synchronized
 
-ADVICE = " Look for bad values in that batch, lower lr, or set clip_norm."  # where the loss is not finite
-
 
 class Engine(TrainingRun):
-    """Trains `model` on `data` as `recipe` says: `Engine(model, data, recipe).fit()`.
+    """Trains `model` on `data` with `recipe`: `Engine(model, data, recipe).fit()`.
 
     `data`: an iterable of (inputs, targets) batches, a function that returns one, or an object with `.train`, `.val`.
     `loss(outputs, targets) -> scalar` gets the model's raw outputs (default: cross-entropy, auxiliary heads included).
-    `folder`: where `metrics.jsonl` goes. `checkpoints` are saved at every epoch's end, and every `save_steps` steps and
-    `save_seconds` seconds if given. `track`: accelerate's trackers ("tensorboard", "wandb"…, or objects).
+    `folder`: where `metrics.jsonl` is written. `checkpoints` are saved after every epoch, every `save_steps` steps and
+    `save_seconds` seconds if set. `track`: accelerate's trackers ("tensorboard", "wandb"…, or objects).
 
-    What hooks may ask of it: `TrainingRun`.
+    For the interface of hooks see `TrainingRun`.
     """
 
     # -- training ----------------------------------------------------------------------------------------------------
 
     def fit(self, *, resume: bool = False) -> list[dict[str, Any]]:
-        """Trains and returns the history, one dict per epoch (what `metrics.jsonl` holds).
+        """Train and return the history, one dict per epoch (the lines of `metrics.jsonl`).
 
-        `resume` goes on from the newest whole checkpoint, if there is one, to the very weights that an uninterrupted
-        run would have got (bit for bit on a CPU). Raises TrainingError when the loss is not finite or a checkpoint
-        can't be written, DataError when the data runs out.
+        resume: resume from the newest valid checkpoint, if there is one, to the same weights that an uninterrupted
+        run would have reached (bit for bit on a CPU). Raises TrainingError if the loss is not finite or a checkpoint
+        cannot be written, DataError if the data is exhausted.
         """
         try:
             with preserve_rng_state():
                 self._fit(resume)
-        except (RuntimeError, SecateursError) as error:  # a lost process may look like inputs that do not fit
+        except (RuntimeError, SecateursError) as error:  # a lost process may look like invalid inputs
             peers = None if self._runtime is None else self._runtime.peers
             what = error.what if isinstance(error, LostError) else peers and peers.lost(error)
             if not what:
@@ -135,13 +133,15 @@ class Engine(TrainingRun):
                 [loss.detach().float() * rows, *M.topk_correct(outputs, batch.targets).float(), loss.new_tensor(rows)]
             )
             share = 1.0 / self.recipe.accumulate
-            if self.world > 1:  # processes may hold unlike numbers of rows: weigh them, so that the mean is the batch's
+            if (
+                self.world > 1
+            ):  # processes may have different numbers of rows: weight them, so that the mean is the batch's
                 figures = self.sum(figures)
                 loss = loss * (rows * self.world / figures[2])
             loss = loss * share if share != 1 else loss
             self.runtime.accelerator.backward(self.runtime.scaler.scale(loss) if self.runtime.scaler else loss)
         self._pending.append((index, figures))
-        self._drain(0 if self.device.type == "cpu" else 2)  # a GPU is not made to wait for its own loss
+        self._drain(0 if self.device.type == "cpu" else 2)  # do not synchronize a GPU to read the loss
         if self.syncing and self.world > 1:
             for part in self.parts.values():
                 part.average_guests(self.sum, self.world)
@@ -154,7 +154,7 @@ class Engine(TrainingRun):
         for part in self.parts.values():
             if not self.syncing:
                 stack.enter_context(self.runtime.accelerator.no_sync(part.net))
-            if self.recipe.sync_norm and not self.recipe.compile:  # compiled, it would be compiled anew every step
+            if self.recipe.sync_norm and not self.recipe.compile:  # it would be recompiled at every step
                 stack.enter_context(synchronized(part.module))
 
     def _step(self) -> None:
@@ -188,14 +188,25 @@ class Engine(TrainingRun):
             hook.after_step(self)
 
     def _drain(self, keep: int) -> None:
-        """Reads the figures of batches that the device is through with. A loss that is not finite ends the run."""
+        """Read the metrics of batches that the device has finished. Raises TrainingError if the loss is not finite."""
         while len(self._pending) > keep:
             index, figures = self._pending.popleft()
             values = figures.tolist()
             if not math.isfinite(values[0]):
-                raise TrainingError(
-                    f"The loss is {values[0] / values[2]} in epoch {self.epoch + 1}, batch {index}: training stopped."
-                    f"{R.last_checkpoint(self)}{ADVICE}"
+                value, epoch = values[0] / values[2], self.epoch + 1
+                raise NonFiniteLossError(
+                    f"The loss is {value} in epoch {epoch}, batch {index}: training stopped.{R.last_checkpoint(self)}",
+                    hint=(
+                        "Check that batch for bad values, lower ",
+                        Setting("lr"),
+                        ", or set ",
+                        Setting("clip_norm"),
+                        ".",
+                    ),
+                    value=value,
+                    epoch=epoch,
+                    batch=index,
+                    checkpoint=R.last_path(self),
                 )
             self._sums = [a + b for a, b in zip(self._sums, values, strict=True)]
 
@@ -214,14 +225,14 @@ class Engine(TrainingRun):
             found = self.evaluate()
             line |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5}
         for name, source in (("skipped", self.train_data), ("val_skipped", self.val_data)):
-            if skipped := getattr(source, "skipped", 0):  # images that can't be read
+            if skipped := getattr(source, "skipped", 0):  # images that cannot be read
                 line[name] = skipped
         for hook in self.hooks:
             hook.epoch_end(self, line)
         self._done = self._done or any(hook.done(self) for hook in self.hooks)
         self.history.append(line)
         self.epoch, self.batch, self._sums, self._seconds = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
-        self._save()  # before the line is out: a log never runs ahead of what a resumed run knows
+        self._save()  # before the line is written: the log is never ahead of the checkpoint
         R.append_log(self, line)
         if self.track:
             figures = {k: v for k, v in line.items() if isinstance(v, (int, float))}
@@ -237,14 +248,14 @@ class Engine(TrainingRun):
         if self.save_seconds is None:
             return False
         late = float(time.monotonic() - self._saved_at >= self.save_seconds)
-        if self.world > 1:  # clocks differ: any process that finds it is time decides for all
+        if self.world > 1:  # clocks differ: all save if any process is due
             late = float(self.sum(torch.tensor([late], device=self.device)))
         return late > 0
 
     def _save(self) -> None:
         if self.checkpoints is None:
             return
-        self._drain(0)  # never save weights that a bad batch has reached
+        self._drain(0)  # never save weights after a non-finite loss
         state = R.snapshot(self)
         if self.rank == 0:
             self.checkpoints.save(self.step, state)
@@ -253,7 +264,7 @@ class Engine(TrainingRun):
 
     @torch.no_grad()
     def _finish(self) -> None:
-        """The model is left as an ordinary one: EMA weights in it, usual layout, no wrapper."""
+        """Restore an ordinary model: EMA weights, default memory format, no wrapper."""
         if self.ema is not None:
             self.model.load_state_dict(self.ema.state_dict())
         if self.runtime.channels_last:

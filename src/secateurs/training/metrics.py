@@ -1,4 +1,4 @@
-"""Outputs of any shape that models give, the usual loss on them, and top-1/top-5."""
+"""Model outputs of any supported structure, the default loss, and top-1/top-5."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from secateurs.training import batches as B
 from secateurs.training import precision as P
 from secateurs.training.checks import Check, described
 
-IGNORED = -100  # a target that cross-entropy leaves out
+IGNORED = -100  # a target that cross-entropy ignores
 AUX_WEIGHT = 0.3  # of an auxiliary classifier, as GoogLeNet's paper has it
 
 Loss = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -41,7 +41,7 @@ class Metrics:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """model(x), model(*xs) or model(**named), as the inputs are a tensor, a tuple or a dict."""
+    """model(x), model(*xs) or model(**named), for inputs that are a tensor, a tuple or a dict."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, (tuple, list)):
@@ -64,8 +64,8 @@ def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         main, rest = None, []
     if not isinstance(main, torch.Tensor):
         raise TrainingError(
-            f"The model returned a {type(outputs).__name__} in which no logits are found: expected a tensor, a tuple "
-            "whose first item is one, or an object or dict with 'logits'. Other outputs need a loss of your own."
+            f"The model returned a {type(outputs).__name__} without logits: expected a tensor, a tuple "
+            "whose first item is one, or an object or dict with 'logits'. For other outputs pass your own loss."
         )
     return main, [r for r in rest if isinstance(r, torch.Tensor) and r.shape == main.shape]
 
@@ -73,20 +73,20 @@ def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
 class CrossEntropy:
     """Mean cross-entropy, auxiliary classifiers weighted by 0.3. Targets: (N,) indices or (N, classes) shares.
 
-    Raises DataError for targets that are neither, and for classes that the model does not have.
+    Raises DataError for other targets, and for class indices that are out of range.
     """
 
     def __init__(self, label_smoothing: float = 0.0):
         self.label_smoothing = label_smoothing
-        self.classes: int | None = None  # of the model, once it has answered
+        self.classes: int | None = None  # number of the model's classes, known after its first output
 
     def __call__(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         main, aux = heads(outputs)
         if targets.is_floating_point():
             if targets.shape != main.shape:
                 raise DataError(
-                    f"The targets are {described(targets)}, for outputs of shape {tuple(main.shape)}: give class indices "
-                    "(whole numbers, one per image) or a share of each class."
+                    f"The targets are {described(targets)}, for outputs of shape {tuple(main.shape)}: pass class indices "
+                    "(integers, one per image) or class probabilities."
                 )
             if torch.float64 in (targets.dtype, main.dtype):
                 targets = targets.to(torch.float64 if main.dtype == torch.float64 else torch.float32)
@@ -103,8 +103,8 @@ class CrossEntropy:
         return loss
 
     def check(self, targets: torch.Tensor) -> None:
-        """Raise DataError for class indices that are out of range. Done before batches go to a GPU, which would die of
-        them, and which nothing else makes wait."""
+        """Raise DataError for class indices that are out of range. Checked before batches are on a GPU, where they cause a
+        device-side assert, and without synchronizing it."""
         if self.classes is None or targets.is_floating_point():
             return
         found = targets.long()
@@ -112,32 +112,32 @@ class CrossEntropy:
         low, high = (int(v) for v in found.aminmax()) if found.numel() else (0, 0)
         if low < 0 or high >= self.classes:
             raise DataError(
-                f"There is a label {low if low < 0 else high} in the data, but the model has {self.classes} classes "
-                f"(0…{self.classes - 1}): build it for the data's number of classes, or mend the labels."
+                f"The data has a label {low if low < 0 else high}, but the model has {self.classes} classes "
+                f"(0…{self.classes - 1}): build it for the data's number of classes, or fix the labels."
             )
 
 
 def _indices(outputs: torch.Tensor, targets: torch.Tensor) -> str:
-    """What is wrong with the shapes of class indices."""
+    """The message about invalid shapes of class indices."""
     text = f"The targets are {described(targets)}, for outputs of shape {tuple(outputs.shape)}: "
     if outputs.ndim < 2:
-        return f"{text}cross-entropy takes outputs of shape (N, classes). Other outputs need a loss of your own."
+        return f"{text}cross-entropy takes outputs of shape (N, classes). For other outputs pass your own loss."
     expected = outputs.shape[:1] + outputs.shape[2:]
-    text += f"class indices are of shape {tuple(expected)}."
+    text += f"class indices must have shape {tuple(expected)}."
     if targets.shape == (*expected, 1):
-        return f"{text} targets.squeeze(-1) makes them so."
-    return f"{text} targets.argmax(1) makes them of one-hot rows." if targets.shape == outputs.shape else text
+        return f"{text} Use targets.squeeze(-1)."
+    return f"{text} For one-hot rows use targets.argmax(1)." if targets.shape == outputs.shape else text
 
 
 def to_device(batch: B.Batch, device: torch.device, channels_last: bool, loss: Loss) -> B.Batch:
-    """The batch on the device, its labels checked before they are there."""
+    """The batch on the device; its labels are checked before they are moved."""
     if device.type != "cpu" and isinstance(loss, CrossEntropy):
         loss.check(batch.targets)
     return B.to_device(batch, device, channels_last)
 
 
 def forward(net: nn.Module, batch: B.Batch, loss: Loss, mixup: float = 0.0) -> tuple[Any, torch.Tensor]:
-    """The outputs and their loss. With `mixup` > 0 the batch's mirror image is mixed into it, at a share drawn from
+    """The outputs and their loss. With `mixup` > 0 the reversed batch is mixed into it, with a weight drawn from
     Beta(mixup, mixup) and at most a half, so that `targets` stay the dominant labels."""
     if not mixup:
         outputs = call(net, batch.inputs)
@@ -149,7 +149,7 @@ def forward(net: nn.Module, batch: B.Batch, loss: Loss, mixup: float = 0.0) -> t
 
 
 def topk_correct(outputs: Any, targets: torch.Tensor, ks: tuple[int, ...] = (1,)) -> torch.Tensor:
-    """How many examples have their class among the k highest logits, per k: (len(ks),) on the logits' device."""
+    """The number of examples whose class is among the k highest logits, per k: (len(ks),) on the logits' device."""
     logits, _ = heads(outputs)
     if targets.ndim > 1:
         targets = targets.argmax(1)
@@ -162,10 +162,10 @@ def topk_correct(outputs: Any, targets: torch.Tensor, ks: tuple[int, ...] = (1,)
 
 
 def check_data(model: nn.Module, data: Any, loss: Loss | None = None) -> None:
-    """Raise DataError before any work if the first batch of `data.train` or of `data.val` does not fit the model or the
-    loss. It is run in eval mode, where the model is; one-shot iterators are left alone, as that would use them up.
+    """Raise DataError before any work if the first batch of `data.train` or `data.val` does not fit the model or the
+    loss. Runs in eval mode on the model's device; one-shot iterators are skipped, as this would consume them.
 
-    A loss of the user's own is not asked about training batches: it may want what the model puts out in train mode.
+    A user's own loss is not checked on training batches: it may need the model's outputs in train mode.
     """
     train, val = B.split_data(data)
     for split, source, own in (("train", train, None if loss is None else _zero), ("val", val, loss)):
@@ -190,14 +190,14 @@ def evaluate(
     share: tuple[int, int] = (0, 1),
     split: str = "val",
 ) -> Metrics:
-    """Top-1, top-5 and loss of the model in eval mode, which it leaves as it found it.
+    """Return top-1, top-5 and loss of the model in eval mode; its mode is restored.
 
-    `batches`: iterable of (inputs, targets), or a function that returns one. `device`: where to run, by default where
-    the model is; elsewhere a copy runs. `reduce` sums a tensor over processes, `share` = (rank, world) says which rows of
-    each batch are ours. `split`: what errors call the batches.
+    `batches`: iterable of (inputs, targets), or a function that returns one. `device`: where to run, by default the
+    model's device; on another one a copy runs. `reduce` sums a tensor over processes, `share` = (rank, world) selects
+    this process's rows of each batch. `split`: the name of the batches in errors.
 
-    Raises DataError for batches that are not pairs, empty, or do not fit the model or the loss, for NaN in the first one,
-    for a pass without a batch, and for an iterable without a length whose end is not in sight after a million batches or
+    Raises DataError for batches that are not pairs, are empty, or do not fit the model or the loss, for NaN in the first one,
+    for a pass without a batch, and for an iterable without a length that does not end within a million batches or
     an hour.
     """
     where = device_of(model) if device is None else usable(device)
@@ -212,7 +212,7 @@ def evaluate(
         for index, raw in enumerate(B.bounded(batches, split, B.EVALUATE_SECONDS, B.ENDING)):
             batch = check.fit(B.as_batch(raw, index, split), index)
             if batch.targets.shape[0] < share[1] and share[0]:
-                continue  # too few rows for every process: the first takes them all
+                continue  # too few rows for every process: the first process takes them all
             if batch.targets.shape[0] >= share[1]:
                 batch = B.share(batch, *share)
             with check.running(batch, index), P.autocast(precision, where):
@@ -223,7 +223,7 @@ def evaluate(
             sums[0] += value.float() * rows
             sums[1:3] += topk_correct(outputs, targets, (1, 5))
             sums[3] += rows
-            if index % 64 == 63:  # float32 on the device, double here: long passes keep their digits
+            if index % 64 == 63:  # float32 on the device, float64 here, to keep precision in long passes
                 total += sums.cpu().double()
                 sums.zero_()
     total += sums.cpu().double()
@@ -231,5 +231,5 @@ def evaluate(
         total = reduce(total.to(where, torch.float32)).cpu().double()
     lost, top1, top5, n = total.tolist()
     if n == 0:
-        raise DataError(f"There is nothing to evaluate on. {no_batch(batches, split)}")
+        raise DataError(f"There is no data to evaluate on. {no_batch(batches, split)}")
     return Metrics(100 * top1 / n, 100 * top5 / n, lost / n, int(n), time.perf_counter() - began)

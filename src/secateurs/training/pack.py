@@ -1,4 +1,4 @@
-"""Nested state ⇄ JSON plus a flat dict of tensors, so that nothing is pickled."""
+"""Convert nested state to and from JSON plus a flat dict of tensors, without pickle."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 PLAIN = (str, int, float, bool, type(None))
-NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for them
+NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON cannot represent them
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Tensors are pulled out of dicts, lists and tuples; what is left is JSON-able.
+    """Extract tensors from dicts, lists and tuples; the rest is JSON-serializable.
 
-    Keeps what JSON alone would lose: tuples, integer keys, floats that are not finite, a tensor's strides (channels-last
-    state must come back channels-last, or the arithmetic could differ in the last bit). Raises TypeError naming the path
-    of anything else.
+    Preserves what plain JSON would lose: tuples, integer keys, floats that are not finite, a tensor's strides (channels-last
+    state must be restored as channels-last, or the last bit of results could differ). Raises TypeError naming the path
+    of an unsupported value.
     """
     tensors: dict[str, torch.Tensor] = {}
     return _pack(tree, "", tensors, set()), tensors
@@ -26,7 +26,7 @@ def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 def _pack(node: Any, path: str, tensors: dict[str, torch.Tensor], seen: set[int]) -> Any:
     if isinstance(node, torch.Tensor):
         value = node.detach().cpu().contiguous()
-        if value.untyped_storage().data_ptr() in seen:  # safetensors refuses tensors that share memory
+        if value.untyped_storage().data_ptr() in seen:  # safetensors does not support tensors that share memory
             value = value.clone()
         seen.add(value.untyped_storage().data_ptr())
         tensors[path] = value
@@ -64,12 +64,12 @@ def _permuted(strides: Sequence[int], shape: Sequence[int]) -> bool:
 
 
 def unpack(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `pack`. Raises ValueError naming the path of what `pack` would not have written, and for tensors
-    that the tree does not mention."""
+    """The inverse of `pack`. Raises ValueError naming the path of a value that `pack` does not write, and for tensors
+    that are not in the tree."""
     used: set[str] = set()
     tree = _unpack(node, "", tensors, used)
     if unknown := sorted(tensors.keys() - used):
-        raise ValueError(f"the tensor '{unknown[0]}' belongs nowhere")
+        raise ValueError(f"the tensor '{unknown[0]}' is not in the tree")
     return tree
 
 

@@ -1,4 +1,4 @@
-"""A network and the optimizer that trains it: what the engine prepares, steps and saves."""
+"""A network and its optimizer, which the engine prepares, steps and saves."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from secateurs.training.recipe import Recipe
 
 
 class Part:
-    """`module` and `optimizer` are the plain ones; `net` is what to call (wrapped for several processes, compiled).
+    """`module` and `optimizer` are not wrapped; `net` is the callable (wrapped for several processes, compiled).
 
-    While `active` is False the optimizer is not stepped. A main part's `refresh` keeps its optimizer in line with
-    its module's parameters; a hook's optimizer is the hook's own business.
+    While `active` is False the optimizer is not stepped. A main part's `refresh` synchronizes its optimizer with
+    its module's parameters; hooks manage their own optimizers.
     """
 
     def __init__(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer):
@@ -28,7 +28,7 @@ class Part:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def average_guests(self, total: Callable[[torch.Tensor], torch.Tensor], world: int) -> None:
-        """Means over processes of gradients that the wrapped module does not see to: of parameters not its own.
+        """Average over processes the gradients of parameters that are not the wrapped module's own.
         `total` sums a tensor over the `world` processes."""
         own = {id(p) for p in self.module.parameters()}
         for p in self.parameters():
@@ -41,9 +41,9 @@ class Part:
                 group["lr"] = group["initial_lr"] * factor
 
     def refresh(self) -> None:
-        """Parameters that left the module leave the optimizer, state and all; new ones join the group of their kind.
+        """Remove parameters that left the module from the optimizer, with their state; add new ones to the group of their kind.
 
-        In the module's order, so that a saved state finds its parameters again.
+        In the module's order, so that a saved state matches its parameters.
         """
         own = [g for g in self.optimizer.param_groups if "kind" in g]
         known = {id(p): g["kind"] for g in own for p in g["params"]}

@@ -1,4 +1,4 @@
-"""Which number format and which memory layout a device trains fastest in."""
+"""The precision and memory format in which a device trains fastest."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the hardware itself multiplies bfloat16: Ampere GPUs on, CPUs with AMX or AVX512-BF16."""
+    """Whether the hardware multiplies bfloat16 natively: GPUs since Ampere, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip is not None
     if device.type == "cpu":
-        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: they may move between releases
+        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: they may change between releases
         return any(getattr(torch.cpu, name, bool)() for name in probes)
     return False
 
 
 def resolve(precision: str, device: torch.device, model: nn.Module, launched: str = "no") -> str:
-    """'auto' made concrete: what `accelerate launch --mixed_precision` asked for, else bf16 where it is fast. A float64
-    model computes as it is ('fp32' is without autocast)."""
+    """Resolve 'auto': the setting of `accelerate launch --mixed_precision`, else bf16 if it is fast. A float64
+    model is not converted ('fp32' means no autocast)."""
     if precision != "auto":
         return precision
     if any(p.dtype == torch.float64 for p in model.parameters()):
@@ -36,10 +36,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def wants_channels_last(setting: bool | str, precision: str, device: torch.device, model: nn.Module) -> bool:
-    """'auto': where convolutions run faster so, which is on CPUs, and on GPUs in reduced precision."""
+    """Resolve 'auto': channels_last if convolutions are faster, which is on CPUs, and on GPUs in reduced precision."""
     if setting == "auto":
         convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-        # On CPUs PyTorch 2.13 computes nonsense with such weights of one channel, where strides are uneven.
+        # On CPUs PyTorch 2.13 returns wrong results for such weights with one channel if strides are uneven.
         wrong = any(m.in_channels == m.groups and m.stride[0] != m.stride[1] for m in convs)
         return bool(convs) and (device.type == "cpu" or precision != "fp32") and not wrong
     return bool(setting)

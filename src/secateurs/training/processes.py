@@ -1,4 +1,4 @@
-"""Several processes that a launcher (torchrun, accelerate) has started: whether they fit the machine, and which is gone."""
+"""Processes started by a launcher (torchrun, accelerate): check that they fit the machine, and detect lost ones."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ import torch
 import torch.distributed as dist
 
 from secateurs.devices import default_device, usable
-from secateurs.errors import ConfigError, TrainingError
+from secateurs.errors import ConfigError, Setting, TrainingError
 
-Place = tuple[str, str, str]  # host, its boot, its process namespace: where a process id means the same process
-PATIENCE = 2.0  # seconds until a process whose connections are closed has ended
+Place = tuple[str, str, str]  # host, its boot, its process namespace: within which a process id is unique
+CPU = Setting("device", "cpu")
+PATIENCE = 2.0  # seconds to wait for a process to end after its connections closed
 
 
 def several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def first() -> bool:
+    """Whether this process is the one that prints and writes; of several, as torchrun and accelerate number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def on_cpu(device: str | torch.device | None) -> bool:
-    """Whether several processes train on the CPU. accelerate has to be told: without a GPU it would pass over them."""
+    """Whether several processes train on the CPU. accelerate must be told: without a GPU it would ignore them."""
     return (default_device() if device is None else torch.device(device)).type == "cpu"
 
 
@@ -34,53 +40,55 @@ def check(device: str | torch.device | None) -> None:
     if not several() or on_cpu(device):
         return
     if not torch.accelerator.is_available():
-        usable(device)  # says why not
+        usable(device)  # raises with the reason
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     count = torch.accelerator.device_count()
     if here > count:
         gpus = "1 GPU" if count == 1 else f"{count} GPUs"
         most = "1 process" if count == 1 else f"{count} processes"
         raise ConfigError(
-            f"{here} processes, but this machine has {gpus}: start at most {most} here, or pass device='cpu'."
+            f"{here} processes, but this machine has {gpus}: start at most {most} here, or pass ", CPU, "."
         )
 
 
 def check_group(device: str | torch.device | None, world: int) -> None:
-    """Raise ConfigError for a process group that is not the one asked for: one that was there already, say."""
+    """Raise ConfigError for a process group other than the requested one, for example one that already existed."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if world < started:
         raise ConfigError(
-            f"{started} processes were started, but accelerate sees {world} on this device: start one, or pass "
-            "device='cpu' before anything else uses accelerate."
+            f"{started} processes were started, but accelerate sees {world} on this device: start one, or pass ",
+            CPU,
+            " before anything else uses accelerate.",
         )
     if world > 1 and on_cpu(device) and dist.get_backend() == "nccl":
         raise ConfigError(
-            "device='cpu' cannot use the process group that is running, which is for GPUs (nccl): start it with gloo, or "
-            "do not start one."
+            CPU,
+            " cannot use the existing process group, which is for GPUs (nccl): initialize it with gloo, or do not "
+            "initialize one.",
         )
 
 
 class LostError(TrainingError):
-    """A process that is needed has ended. `what` says which."""
+    """Another process of the run has ended. `what` says which."""
 
     def __init__(self, what: str, where: str = "", last: str = "") -> None:
         self.what = what
         super().__init__(
-            f"{what}{where and f' ({where})'}; its own message, if any, says why.{last} The same command, launcher "
-            "included, continues with resume=True."
+            f"{what}{where and f' ({where})'}; see its own error message for the cause.{last}",
+            hint=("The same command, including the launcher, resumes with ", Setting("resume", True), "."),
         )
 
 
 @dataclass(frozen=True)
 class Peers:
-    """The other processes, as far as they run on this machine."""
+    """The other processes on this machine."""
 
     world: int
     ids: dict[int, int]  # rank → process id
 
     @classmethod
     def gather(cls, rank: int, world: int) -> Peers:
-        """Every process calls this."""
+        """Collective: every process must call this."""
         found: list[tuple[Place, int]] = [(("", "", ""), 0)] * world
         here = (_place(), os.getpid())
         dist.all_gather_object(found, here)
@@ -88,7 +96,7 @@ class Peers:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Raise LostError in the place of what the connection between the processes says when one of them is gone."""
+        """Context that raises LostError in place of the communication error when another process has ended."""
         try:
             yield
         except RuntimeError as error:
@@ -97,7 +105,7 @@ class Peers:
             raise
 
     def lost(self, error: BaseException) -> str | None:
-        """What has happened, if this error is of the connection between the processes; else None."""
+        """A description of the lost process, if the error is a communication error; else None."""
         text = str(error)
         if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "NCCL", "c10d")):
             return None
@@ -106,8 +114,8 @@ class Peers:
             return f"Rank {ranks} of the {self.world} processes has ended"
         late = any(word in text.lower() for word in ("timed out", "timeout"))
         if not late and len(self.ids) == self.world - 1:
-            return None  # all of them run: it is something else
-        return f"Another of the {self.world} processes has ended, or does not answer"
+            return None  # all processes are running: a different error
+        return f"Another of the {self.world} processes has ended or does not respond"
 
     def _gone(self) -> list[int]:
         end = time.monotonic() + PATIENCE
@@ -119,14 +127,14 @@ class Peers:
 
 
 def _runs(pid: int) -> bool:
-    """Whether there is such a process and it has not ended; one that its parent has not waited for still has its id."""
-    if os.name == "nt":  # where signal 0 is none
+    """Whether the process is running; a zombie still has its id, but does not count."""
+    if os.name == "nt":  # signal 0 is not available there
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is somebody else's
+    except OSError:  # it belongs to another user
         pass
     stat = _read(f"/proc/{pid}/stat")
     return stat.rpartition(")")[2].split()[:1] not in (["Z"], ["X"])
@@ -139,7 +147,7 @@ def _place() -> Place:
 
 
 def _read(path: str) -> str:
-    """Empty where the system has no such file."""
+    """The file's content; empty if the system has no such file."""
     with contextlib.suppress(OSError), open(path) as file:
         return file.read()
     return ""

@@ -1,4 +1,4 @@
-"""What one sees while it trains: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress of training: a live bar on a terminal, periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Reporter:
         if isinstance(mode, bool):
             mode = "auto" if mode else "silent"
         if mode not in ("auto", "bar", "lines", "silent"):
-            raise ConfigError(f"progress={mode!r}: choose auto, bar, lines or silent")
+            raise ConfigError(f"progress={mode!r} is not valid: choose auto, bar, lines or silent")
         self.console = Console(stderr=True)
         self.mode = mode if mode != "auto" else "bar" if self.console.is_terminal else "lines"
         self.title, self.interval = title, interval
@@ -34,7 +34,7 @@ class Reporter:
         self._first = self._began = 0.0
 
     def start(self, total: int | None, done: int) -> None:
-        """`total` steps are to come, `done` of them were taken by an earlier life of the run."""
+        """Start a run of `total` steps, of which `done` were taken before it was resumed."""
         self.total, self._first, self._began = total, done, time.perf_counter()
         self._due = self._began + self.interval
         if self.mode == "bar":
@@ -49,11 +49,11 @@ class Reporter:
             self._bar.start()
 
     def update(self, step: int, epoch: int, loss: float, top1: float, rate: float) -> None:
-        """After a step. `top1` in percent, over the epoch so far; `rate` in images per second."""
+        """Report a step. `top1` in percent, over the epoch so far; `rate` in images per second."""
         self.show(step, f"loss {loss:.3f}  top-1 {top1:.1f}  {rate:,.0f} img/s", f"epoch {epoch + 1}  ")
 
     def show(self, step: int, text: str, where: str = "") -> None:
-        """Step number `step` is done. `where` is for lines alone: a bar shows it."""
+        """Report that step number `step` is done. `where` is for lines only: a bar shows the position."""
         now = time.perf_counter()
         if self.mode == "silent" or now < self._due:
             return
@@ -67,7 +67,7 @@ class Reporter:
             self.line(f"{self.title}  {where}step {steps}  {text}")
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line."""
         if self.mode == "silent":
             return
         if self._bar is not None:
@@ -96,7 +96,7 @@ def clock(seconds: float) -> str:
 
 
 def summary(line: dict[str, Any], title: str) -> str:
-    """An epoch's line in the log, for people: what fits into 80 columns."""
+    """An epoch's log line for display, within 80 columns."""
     text = f"{title}  epoch {line['epoch']}  loss {line['train_loss']:.3f}  top-1 {line['train_top1']:.1f}"
     if "val_top1" in line:
         text += f"  val {line['val_top1']:.2f}"

@@ -1,4 +1,4 @@
-"""How to train: one frozen, validated object, the same for recovery and for methods that prune while training."""
+"""How to train: one frozen, validated object, for recovery and for methods that prune during training."""
 
 from __future__ import annotations
 
@@ -7,46 +7,44 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from secateurs.errors import ConfigError, nearest
+from secateurs.errors import ConfigError, Setting, complaint, nearest
 
 
 class Recipe(BaseModel):
-    """Optimizer, schedule, regularization and precision. Values that make no sense raise `ConfigError`."""
+    """Optimizer, schedule, regularization and precision. Raises ConfigError for invalid values."""
 
-    mode: ClassVar[str] = "finetune"  # what recovery by it is called
+    mode: ClassVar[str] = "finetune"  # the name of this kind of recovery
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: float | None = Field(
-        None, ge=0, description="passes over the training data, a fraction is fine (default 3)"
-    )
+    epochs: float | None = Field(None, ge=0, description="passes over the training data, may be a fraction (default 3)")
     steps: int | None = Field(default=None, ge=0, description="optimizer steps, instead of epochs")
     steps_per_epoch: int | None = Field(
-        default=None, ge=1, description="batches that make an epoch, of data that has no end or is to be cut short"
+        default=None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"
     )
     lr: float = Field(default=0.02, gt=0, description="peak learning rate")
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     milestones: tuple[float, ...] = Field(
-        default=(), description="where 'step' multiplies by gamma, in epochs (or steps)"
+        default=(), description="when 'step' multiplies lr by gamma, in epochs (or steps)"
     )
     gamma: float = Field(default=0.1, gt=0, le=1, description="the factor of 'step'")
     warmup: float | None = Field(
-        default=None, ge=0, lt=1, description="share of training spent rising to lr (onecycle 0.3)"
+        default=None, ge=0, lt=1, description="fraction of training for the warmup to lr (onecycle 0.3)"
     )
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum, Adam's beta1")
     nesterov: bool = False
     weight_decay: float = Field(default=5e-4, ge=0, description="L2 penalty (decoupled for adamw)")
-    decay_norm: bool = Field(default=False, description="let weight decay touch norm parameters and biases too")
+    decay_norm: bool = Field(default=False, description="apply weight decay to norm parameters and biases, too")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's Beta(alpha, alpha), 0 for none")
     ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none")
-    clip_norm: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
-    accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
+    clip_norm: float | None = Field(default=None, gt=0, description="maximum norm of the gradient")
+    accumulate: int = Field(default=1, ge=1, description="batches to accumulate gradients over per step")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
     sync_norm: bool = Field(
-        default=True, description="on several processes, batch norm over the whole batch, not each's share"
+        default=True, description="on several processes, batch norm over the whole batch, not over each process's part"
     )
     compile: bool = Field(default=False, description="torch.compile the network")
 
@@ -54,7 +52,7 @@ class Recipe(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(_explain(type(self), error)) from None
+            raise ConfigError(*_explain(type(self), error)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -66,13 +64,13 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("give epochs or steps, not both")
+            raise ValueError("epochs and steps are mutually exclusive")
         if self.schedule == "step" and not self.milestones:
             raise ValueError("schedule='step' needs milestones=(...), the epochs at which lr is multiplied by gamma")
         if self.milestones and self.schedule != "step":
-            raise ValueError(f"milestones belong to schedule='step', not to '{self.schedule}'")
+            raise ValueError(f"milestones are only valid with schedule='step', not '{self.schedule}'")
         if list(self.milestones) != sorted(self.milestones) or any(m < 0 for m in self.milestones):
-            raise ValueError(f"milestones must rise and be positive, got {self.milestones}")
+            raise ValueError(f"milestones must be positive and ascending, got {self.milestones}")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer='sgd' and a momentum above 0")
         return self
@@ -80,8 +78,8 @@ class Recipe(BaseModel):
     def factor(self, done: float, position: float) -> float:
         """The learning rate as a multiple of `lr`.
 
-        A pure function, so a resumed run needs no schedule state. `done`: share of training behind us, in [0, 1];
-        `position`: the same in epochs (in steps where the recipe counts steps), which milestones are measured in.
+        A pure function, so a resumed run needs no schedule state. `done`: fraction of training done, in [0, 1];
+        `position`: the same in epochs (in steps if the recipe counts steps), the unit of milestones.
         """
         if self.schedule == "onecycle":  # from lr/25 up to lr, then down to lr/10000, both along a cosine
             rise = 0.3 if self.warmup is None else self.warmup
@@ -100,20 +98,19 @@ def _cosine(start: float, end: float, t: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
 
 
-def _explain(cls: type[BaseModel], error: ValidationError) -> str:
-    lines = []
+def _explain(cls: type[BaseModel], error: ValidationError) -> list[object]:
+    """What is wrong with each setting, as the parts of a message."""
+    found: list[list[object]] = []
     for item in error.errors(include_url=False):
-        message = item["msg"].removeprefix("Value error, ")
-        if not item["loc"]:
-            lines.append(message)
-            continue
-        name = str(item["loc"][0])
-        if item["type"] == "extra_forbidden":
-            lines.append(f"there is no setting '{name}'. {nearest(name, cls.model_fields)}")
-            continue
-        field = cls.model_fields.get(name)
-        what = f" ({name}: {field.description})" if field and field.description else ""
-        line = f"{name}={item['input']!r}: {message[:1].lower()}{message[1:]}{what}"
-        if line not in lines:
-            lines.append(line)
-    return f"{cls.__name__}: " + "; ".join(lines)
+        name = str(item["loc"][0]) if item["loc"] else ""
+        if not name:
+            told: list[object] = [f"{cls.__name__}: ", complaint(item)]
+        elif item["type"] == "extra_forbidden":
+            told = [f"{cls.__name__}: '{name}' is not a valid setting. {nearest(name, cls.model_fields)}"]
+        else:
+            field = cls.model_fields.get(name)
+            what = f" ({field.description})" if field and field.description else ""
+            told = [Setting(name, item["input"], cls), f": {complaint(item)}{what}"]
+        if told not in found:
+            found.append(told)
+    return [part for i, told in enumerate(found) for part in ("; " if i else "", *told)]

@@ -1,4 +1,4 @@
-"""What of an engine goes into a checkpoint, and how it comes back."""
+"""Save an engine's state to a checkpoint and restore it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from secateurs.errors import ArtifactError, ConfigError, SecateursError
+from secateurs.errors import ArtifactError, ConfigError, SecateursError, Setting
 from secateurs.files import dump_json, faults, open_regular, parse_json, shown, write_whole
 from secateurs.training.checkpoint import TENSORS, TREE
 from secateurs.training.hooks import Hook
@@ -24,7 +24,7 @@ LOG = "metrics.jsonl"
 
 
 def snapshot(engine: TrainingRun) -> dict[str, Any]:
-    """All that the rest of the run depends on. The schedule and the random draws are functions of the position."""
+    """The complete state of a run. The schedule and the random numbers are functions of the position."""
     return {
         "recipe": engine.recipe.model_dump(mode="json"),
         "seed": engine.seed,
@@ -50,10 +50,10 @@ def snapshot(engine: TrainingRun) -> dict[str, Any]:
 
 
 def resume(engine: TrainingRun) -> None:
-    """Brings the engine to the newest whole checkpoint; without one it starts from the beginning."""
+    """Restore the engine from the newest valid checkpoint; without one it starts from the beginning."""
     if engine.checkpoints is None:
-        raise ConfigError("resume=True needs a CheckpointStore to resume from")
-    if engine.rank:  # the first process sets damaged checkpoints aside before the others look
+        raise ConfigError(Setting("resume", True), " needs a CheckpointStore to resume from.")
+    if engine.rank:  # the first process sets damaged checkpoints aside before the others read
         engine.runtime.wait()
     else:
         engine.checkpoints.tidy()
@@ -89,30 +89,33 @@ def resume(engine: TrainingRun) -> None:
 
 
 class _Misfit(Exception):
-    """What of a checkpoint is not as this run needs it."""
+    """The part of a checkpoint that does not fit this run."""
 
 
 def refuse_old(engine: TrainingRun) -> None:
-    """A new run must not push an old run's checkpoints out."""
+    """Raise if a new run would replace an old run's checkpoints."""
     if engine.checkpoints is not None and engine.checkpoints.steps():
         raise ConfigError(
-            f"{shown(engine.checkpoints.folder)} holds the checkpoints of an earlier run. Resume it (resume=True), choose "
-            "another folder, or forget them with CheckpointStore.clear()."
+            f"{shown(engine.checkpoints.folder)} holds the checkpoints of an earlier run. Resume it (",
+            Setting("resume", True),
+            "), choose another folder, or remove them with CheckpointStore.clear().",
         )
 
 
 def last_checkpoint(engine: TrainingRun) -> str:
-    """A sentence that says where it is, for the end of a message; empty if there is none."""
+    """A sentence with its path for the end of a message; empty if there is none."""
+    path = last_path(engine)
+    return "" if path is None else f" The last valid checkpoint is {shown(path)}."
+
+
+def last_path(engine: TrainingRun) -> Path | None:
+    """Where the last checkpoint is; None if there is none."""
     found = engine.checkpoints.steps() if engine.checkpoints else []
-    return (
-        f" The last good checkpoint is {shown(engine.checkpoints.path(found[-1]))}."
-        if engine.checkpoints and found
-        else ""
-    )
+    return engine.checkpoints.path(found[-1]) if engine.checkpoints and found else None
 
 
 class _Line(BaseModel):
-    """What every line of our log holds."""
+    """The fields of every line of our log."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -123,20 +126,22 @@ class _Line(BaseModel):
 
 
 def refuse_foreign_log(folder: Path) -> None:
-    """Raise ConfigError for a log that no engine has written: ours would take its place."""
+    """Raise ConfigError for a log that was not written by an engine, which ours would overwrite."""
     path = folder / LOG
     if not os.path.lexists(path):
         return
     try:
         with open_regular(path) as file:
             first = file.readline(1 << 20)
-        if not first or (first.startswith(_BEGINNING) and not first.endswith(b"\n")):  # a process was killed at it
+        if not first or (
+            first.startswith(_BEGINNING) and not first.endswith(b"\n")
+        ):  # a process was killed while writing it
             return
         parse_json(first, _Line, path)
     except (ArtifactError, OSError):
         raise ConfigError(
-            f"{shown(path)} is there already, and is not a log of a run: move it, or choose another folder. Ours would "
-            "replace it."
+            f"{shown(path)} already exists and is not the log of a run: move it, or choose another folder. It would "
+            "be overwritten."
         ) from None
 
 
@@ -155,7 +160,7 @@ def _same_run(engine: TrainingRun, state: State, where: str) -> None:
     if names != list(state.hooks):
         changed.append(f"hooks ({', '.join(state.hooks) or 'none'} then, {', '.join(names) or 'none'} now)")
     scaled = ["fp16" if scaler is not None else "unscaled" for scaler in (state.scaler, engine.runtime.scaler)]
-    if scaled[0] != scaled[1] and engine.recipe.precision == "auto":  # as `accelerate launch` said
+    if scaled[0] != scaled[1] and engine.recipe.precision == "auto":  # as set by `accelerate launch`
         changed.append(f"precision ({scaled[0]} then, {scaled[1]} now)")
     if changed:
         raise ConfigError(f"{where} belongs to another run, which differs in {'; '.join(changed)}.")
@@ -185,7 +190,7 @@ def _restore(engine: TrainingRun, state: State) -> None:
         _load_part(part, state.parts[name], f"parts.{name}")
     for field, saved, own in (("ema", state.ema, engine.ema), ("scaler", state.scaler, engine.runtime.scaler)):
         if saved is None and own is not None:
-            raise _Misfit(f"field '{field}' is null, and this recipe needs it")
+            raise _Misfit(f"field '{field}' is null, but this recipe needs it")
         if saved is not None and own is None:
             raise _Misfit(f"field '{field}' is not expected with this recipe")
     if engine.ema is not None and state.ema is not None:
@@ -203,7 +208,7 @@ def _load_hook(hook: Hook, name: str, state: State) -> None:
         hook.load(state.hooks[name])
     except SecateursError:
         raise
-    except Exception as error:  # of code that may be anybody's
+    except Exception as error:  # any exception of a user's hook
         what = f"{error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise _Misfit(f"field 'hooks.{name}': {what}") from error
 
@@ -237,7 +242,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 def rewrite_log(engine: TrainingRun) -> None:
-    """`metrics.jsonl` made to hold the history and no more: lines past the checkpoint are trained and written again."""
+    """Truncate `metrics.jsonl` to the history: epochs after the checkpoint are trained and logged again."""
     if engine.folder is None:
         return
     refuse_foreign_log(engine.folder)
@@ -257,7 +262,7 @@ def append_log(engine: TrainingRun, line: dict[str, Any]) -> None:
         end = file.seek(0, os.SEEK_END)
         try:
             _write_all(file, _line(line).encode())
-        except OSError:  # half a line would stay
+        except OSError:  # a partial line would remain
             file.truncate(end)
             raise
 

@@ -1,4 +1,4 @@
-"""A training run: what the engine's loop works on, and hooks may ask and change."""
+"""A training run: the state of the engine's loop, which hooks can read and change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import ConfigError, TrainingError
+from secateurs.errors import ConfigError, Setting, TrainingError
 from secateurs.surgery import cut_
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
@@ -25,7 +25,7 @@ from secateurs.training.runtime import Runtime, written
 
 
 class TrainingRun:
-    """A training run as hooks see it: what is trained, on what, where, and how far it is.
+    """A training run as hooks see it: the model, data, device and progress.
 
     model, optimizer, ema; device, rank, world; step (optimizer steps taken), total (steps to take, None if unknown), epoch,
     batch (position in the data); parts, history, syncing; report.line(text).
@@ -50,7 +50,7 @@ class TrainingRun:
         title: str = "training",
     ):
         if loss is not None and recipe.label_smoothing:
-            raise ConfigError("label_smoothing belongs to the default loss: build it into your own one instead")
+            raise ConfigError("label_smoothing applies to the default loss only: implement it in your own loss")
         if save_steps is not None and save_steps < 1:
             raise ConfigError(f"save_steps={save_steps}: must be at least 1")
         self.model, self.recipe, self.hooks, self.seed = model, recipe, list(hooks), seed
@@ -65,17 +65,17 @@ class TrainingRun:
         self.plans: list[Any] = []
         self.parts: dict[str, Part] = {}
         self.ema: nn.Module | None = None
-        self.syncing = True  # False for the batches of an accumulated step but the last
+        self.syncing = True  # False for all batches of an accumulated step but the last
         self._device = device
         self._runtime: Runtime | None = None
         self._done = False
-        self._resumed = False  # and no batch read since
+        self._resumed = False  # and no batch has been read since
         self._micro = 0  # batches since the last step
         self._pending: deque[tuple[int, torch.Tensor]] = deque()
         self._sums = [0.0, 0.0, 0.0]  # of this epoch: loss, top-1 hits, images
         self._seconds = 0.0
 
-    # -- what everyone may ask ---------------------------------------------------------------------------------------
+    # -- queries ---------------------------------------------------------------------------------------
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -83,7 +83,7 @@ class TrainingRun:
 
     @property
     def runtime(self) -> Runtime:
-        """Made when first asked for: it may start process groups."""
+        """Created lazily: it may start process groups."""
         if self._runtime is None:
             self._runtime = Runtime(self.model, self.recipe, self._device, self.track, self.folder)
             if self._runtime.rank:
@@ -107,7 +107,7 @@ class TrainingRun:
         return self.runtime.sum(tensor)
 
     def evaluate(self, model: nn.Module | None = None, data: Any = None) -> M.Metrics:
-        """Top-1, top-5, loss on the validation data, in the precision of training; of the EMA weights if any."""
+        """Top-1, top-5 and loss on the validation data, in the training precision; for the EMA weights if there are any."""
         source = self.val_data if data is None else data
         if source is None:
             raise ConfigError("There is no validation data: pass Data(train=..., val=...).")
@@ -126,24 +126,24 @@ class TrainingRun:
     # -- for hooks that change what is trained -----------------------------------------------------------------------
 
     def add_parameters(self, params: Iterable[nn.Parameter], **options: Any) -> None:
-        """Parameters outside the model join its optimizer. Options: lr, weight_decay…, scheduled=False for a lr that
-        the schedule leaves alone. The hook that owns them saves them."""
+        """Add parameters outside the model to its optimizer. Options: lr, weight_decay…, scheduled=False for a lr that
+        the schedule does not change. The hook that owns them must save them."""
         group = {"weight_decay": 0.0, "lr": self.recipe.lr, **options, "params": list(params)}
         group["initial_lr"] = group["lr"]
         self.optimizer.add_param_group(group)
 
     def add_network(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> Part:
-        """A second network with its own optimizer: prepared, stepped (while `part.active`), scheduled and saved like
-        the model. Call `part.net` in `before_batch`; set `engine.parts["main"].active = False` to train it alone."""
+        """Add a second network with its own optimizer: prepared, stepped (while `part.active`), scheduled and saved like
+        the model. Call `part.net` in `before_batch`; set `engine.parts["main"].active = False` to train only it."""
         if name in self.parts:
-            raise ConfigError(f"there is a network '{name}' already")
+            raise ConfigError(f"a network named '{name}' already exists")
         part = Part(name, module.to(self.device), optimizer)
         self.parts[name] = part
         part.net = self.runtime.wrap(part.module)
         return part
 
     def cut(self, plan: Any) -> None:
-        """Cuts the model in place, optimizer state and EMA along with it, and goes on."""
+        """Cut the model in place, with its optimizer state and EMA; training continues."""
         cut_(self.model, plan, self.optimizer)
         if self.ema is not None:
             cut_(self.ema, plan)
@@ -151,7 +151,7 @@ class TrainingRun:
         self.rebind()
 
     def rebind(self) -> None:
-        """After parameters were replaced, frozen or thawed: optimizers and wrappers are made to fit again."""
+        """Call after parameters were replaced, frozen or unfrozen: updates optimizers and wrappers."""
         self.runtime.release()
         self.parts["main"].refresh()
         for part in self.parts.values():
@@ -161,7 +161,11 @@ class TrainingRun:
 
     def _setup(self) -> None:
         if self.parts:
-            raise TrainingError("This engine has trained already: make a new one (with resume=True to go on).")
+            raise TrainingError(
+                "This engine has already trained: create a new one (and call fit with ",
+                Setting("resume", True),
+                " to resume).",
+            )
         self.model.to(self.device)
         if self.runtime.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -177,8 +181,8 @@ class TrainingRun:
                 self.runtime.accelerator.init_trackers("secateurs", config=self.recipe.model_dump(mode="json"))
 
     def _check_val(self) -> None:
-        """Find out now, not after an epoch, if validation data does not fit. Hooks on the model are a method's, which has
-        checked the data, or the user's: neither is to see batches that training does not have."""
+        """Check validation data now, not after an epoch. Hooks on the model are a method's, which has
+        checked the data, or the user's: neither may see batches that are not part of training."""
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
         if self.val_data is not None and not isinstance(self.val_data, Iterator) and not hooked:
             self.evaluate(self.model, [B.first(self.val_data, "val")])

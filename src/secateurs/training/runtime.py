@@ -1,4 +1,4 @@
-"""Where training runs: device, processes, number format, memory layout."""
+"""Where training runs: device, processes, precision, memory format."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from secateurs.training.recipe import Recipe
 class Runtime:
     """accelerate's device, processes, wrapping and trackers, with precision and accumulation of our own.
 
-    accelerate keeps those two in process-wide state that a second engine could not change, and its autocast wraps the
-    user's model for good. `precision` is 'fp32', 'bf16' or 'fp16'; `scaler` the loss scaler of the latter.
+    accelerate keeps these two in process-wide state that a second engine could not change, and its autocast wraps the
+    user's model permanently. `precision` is 'fp32', 'bf16' or 'fp16'; `scaler` the loss scaler of the latter.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Runtime:
         track: Sequence[Any] = (),
         folder: Path | None = None,
     ):
-        from accelerate import Accelerator  # takes a while to import, and starts process groups
+        from accelerate import Accelerator  # slow to import, and starts process groups
         from accelerate.utils import GradientAccumulationPlugin
 
         check_trackers(track, folder)
@@ -41,7 +41,7 @@ class Runtime:
             with written(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         self.accelerator: Any = Accelerator(
-            # Alone, the device is ours to choose: accelerate's first answer holds for the whole life of a process.
+            # With one process, choose the device ourselves: accelerate's first choice is final for the process.
             cpu=several() and on_cpu(device),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=list(track) or None,
@@ -52,7 +52,7 @@ class Runtime:
         self.rank, self.world = int(self.accelerator.process_index), int(self.accelerator.num_processes)
         check_group(device, self.world)
         self.peers = Peers.gather(self.rank, self.world) if self.world > 1 else None
-        # Of several processes, the launcher gives each its device.
+        # With several processes, the launcher assigns each its device.
         self.device = usable(device) if self.world == 1 else self.accelerator.device
         self.precision = P.resolve(recipe.precision, self.device, model, launched)
         self.channels_last = P.wants_channels_last(recipe.channels_last, self.precision, self.device, model)
@@ -71,22 +71,22 @@ class Runtime:
         return total
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.peers is not None:
             with self.peers.watched():
                 self.accelerator.wait_for_everyone()
 
     def share(self, source: Any) -> tuple[int, int]:
-        """(rank, world) to split batches by; loaders that know of the processes have split them already."""
+        """(rank, world) to split batches by; (0, 1) for loaders that already split them by process."""
         return (0, 1) if getattr(source, "world_size", 1) == self.world else (self.rank, self.world)
 
     def release(self) -> None:
-        """Forgets what was wrapped."""
+        """Release what was wrapped."""
         if self.world > 1:
             self.accelerator.free_memory()
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """What to call in the module's stead: it averages gradients over the processes."""
+        """The callable to use instead of the module: it averages gradients over the processes."""
         net = module
         if self.world > 1 and any(p.requires_grad for p in module.parameters()):
             net = self.accelerator.prepare_model(module, device_placement=False)
@@ -95,18 +95,19 @@ class Runtime:
 
 @contextmanager
 def written(what: Path | None) -> Iterator[None]:
-    """Raise TrainingError where a tracker's files, or others of a run, cannot be written."""
+    """Raise TrainingError if a tracker's files, or others of a run, cannot be written."""
     try:
         yield
     except OSError as error:
         raise TrainingError(
-            f"{shown(what or 'A tracker')} can't be written: {error.strerror or error}. Make room (or choose another folder) "
+            f"{shown(what or 'A tracker')} cannot be written: "
+            f"{error.strerror or error}. Free disk space (or choose another folder) "
             "and resume."
         ) from error
 
 
 def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
-    """Raises ConfigError for a tracker that accelerate would refuse, or pass over in silence."""
+    """Raises ConfigError for a tracker that accelerate would reject or silently ignore."""
     if not track:
         return
     from accelerate.tracking import get_available_trackers
@@ -115,16 +116,16 @@ def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
     for name in track:
         if isinstance(name, str) and name not in ready:
             raise ConfigError(
-                f"There is no tracker '{name}' here: it has to be one that accelerate knows, and be installed "
-                f"(pip install {name}). At hand: {', '.join(ready) or 'none'}."
+                f"track='{name}' is not available: it must be a tracker that accelerate supports, and be installed "
+                f"(pip install {name}). Available: {', '.join(ready) or 'none'}."
             )
     if folder is None and any(isinstance(name, str) for name in track):
-        raise ConfigError("track=... needs folder=..., where trackers may write.")
+        raise ConfigError("track=... needs folder=... for the trackers to write to.")
 
 
 def wait_for_everyone(device: str | torch.device | None) -> None:
-    """Until all processes that a launcher started are here, where no engine may have run yet. Raises TrainingError if one
-    of them does not come."""
+    """Wait for all processes that a launcher started; may be called before any engine. Raises TrainingError if one
+    of them does not arrive."""
     if not several():
         return
     from accelerate import PartialState

@@ -1,8 +1,8 @@
-"""Randomness as a function of where training stands.
+"""Randomness as a function of the position in training.
 
 Before every batch the global generators are seeded from (seed, epoch, batch, purpose). So there is no generator state
-to carry along: a resumed run draws what the uninterrupted one would have drawn, and what the data draws does not depend
-on how much dropout draws. Nothing that trains may keep a generator of its own without saving it (`Hook.state`).
+to save: a resumed run draws the same numbers as an uninterrupted one, and the data's random numbers do not depend
+on dropout's. Training code may only have its own generator if it saves it (`Hook.state`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def mix(*words: int | str) -> int:
 def seed_all(*words: int | str) -> int:
     """Seeds torch (all devices), numpy and Python with a mix of the words."""
     seed = mix(*words)
-    # torch.manual_seed would, until CUDA is up, queue a call with its whole traceback every time
+    # until CUDA is initialized, torch.manual_seed would queue a call with its traceback every time
     torch.default_generator.manual_seed(seed)
     for backend in (torch.cuda, torch.xpu):
         if backend.is_initialized():
@@ -41,7 +41,7 @@ def seed_all(*words: int | str) -> int:
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """The user's global generators are given back as they were found."""
+    """Context that restores the state of the global generators on exit."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:

@@ -1,4 +1,4 @@
-"""What a checkpoint of the engine has to hold: read back, everything is checked before any of it is used."""
+"""The state in an engine's checkpoint: everything that is read is validated before use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Strict(BaseModel):
 
 
 class Position(_Strict):
-    """Where the run stands: optimizer steps, whole epochs, batches of the one that has begun."""
+    """The position of the run: optimizer steps, complete epochs, batches of the current epoch."""
 
     step: NonNegativeInt
     epoch: NonNegativeInt
@@ -26,7 +26,7 @@ class Position(_Strict):
 
 
 class OptimizerState(_Strict):
-    model_config = ConfigDict(extra="allow")  # what an optimizer of a hook's may add
+    model_config = ConfigDict(extra="allow")  # fields that a hook's optimizer may add
 
     state: dict[Any, Any]
     param_groups: list[dict[str, Any]]
@@ -41,7 +41,7 @@ class PartState(_Strict):
 
 
 class ScalerState(_Strict):
-    """A `GradScaler`'s."""
+    """The state of a `GradScaler`."""
 
     scale: _Positive
     growth_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)]
@@ -51,7 +51,7 @@ class ScalerState(_Strict):
 
 
 class State(_Strict):
-    """Everything that the rest of the run depends on."""
+    """The complete state of a run."""
 
     recipe: dict[str, Any]
     seed: int
@@ -67,10 +67,10 @@ class State(_Strict):
 
 
 def misfit(saved: Any, expected: Any, field: str) -> str | None:
-    """Why `saved` cannot take the place of `expected`, a state of the same kind; None if it can.
+    """The reason that `saved` cannot replace `expected`, a state of the same kind; None if it can.
 
-    Dicts have the same keys, tensors the same shape and dtype, numbers are numbers, and none is NaN where `expected` is
-    not. An empty dict, None and lists of anything but numbers are open: they fill up during a run.
+    Dicts must have the same keys, tensors the same shape and dtype, numbers must be numbers, and not NaN where `expected` is
+    not. An empty dict, None and lists of anything but numbers match anything: they are filled during a run.
     """
     if expected is None or (isinstance(expected, dict) and not expected and isinstance(saved, dict)):
         return None
@@ -105,12 +105,12 @@ def misfit(saved: Any, expected: Any, field: str) -> str | None:
 
 
 def optimizer_misfit(saved: OptimizerState, optimizer: torch.optim.Optimizer, field: str) -> str | None:
-    """Why an optimizer of such parameters cannot continue from this state; None if it can."""
+    """The reason that an optimizer of these parameters cannot continue from this state; None if it can."""
     groups = optimizer.state_dict()["param_groups"]
     if len(saved.param_groups) != len(groups):
         return f"field '{field}.param_groups' has {len(saved.param_groups)} groups, expected {len(groups)}"
     for i, (group, expected) in enumerate(zip(saved.param_groups, groups, strict=True)):
-        # Settings come and go with releases of PyTorch; those that a schedule and a step read must be there.
+        # Settings vary between releases of PyTorch; those that a schedule and a step read are required.
         needed = {"params", "lr", "initial_lr", *group} & expected.keys()
         where = f"{field}.param_groups.{i}"
         if fault := misfit({k: group[k] for k in needed if k in group}, {k: expected[k] for k in needed}, where):
@@ -129,7 +129,7 @@ def optimizer_misfit(saved: OptimizerState, optimizer: torch.optim.Optimizer, fi
     return None
 
 
-# What the recipe's optimizers keep for each parameter. Of another one, of a hook's, nothing is known.
+# The state that the recipe's optimizers keep for each parameter. A hook's optimizer is not checked.
 _STATES: dict[type, tuple[str, ...]] = {
     torch.optim.SGD: ("momentum_buffer",),
     torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),

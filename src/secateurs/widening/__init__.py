@@ -1,4 +1,4 @@
-"""Cutting the other way round: wider networks that compute the same."""
+"""Widening, the inverse of cutting: wider networks that compute the same function."""
 
 from secateurs.widening.grow import widened
 

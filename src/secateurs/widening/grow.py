@@ -1,5 +1,5 @@
-"""Make a network wider: cutting the other way round. Channels are copied, and what reads them shares its weights out
-among the copies, so that the wider network computes what the given one does (Net2Net, Chen et al., ICLR 2016)."""
+"""Make a network wider, the inverse of cutting. Channels are copied, and their consumers' weights are split
+among the copies, so that the wider network computes the same function (Net2Net, Chen et al., ICLR 2016)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from secateurs.errors import PlanError, VerificationError
+from secateurs.errors import PlanError, Setting, VerificationError
 from secateurs.files import faults, shown
 from secateurs.graph import Cost, count
 from secateurs.graph.attributes import rewrites
@@ -28,23 +28,25 @@ from secateurs.surgery.verify import TOLERANCE, check_deterministic, disagreemen
 
 Array = np.ndarray
 Shape = tuple[int, ...]
-_MOST = 2**34  # parameters: 64 GiB in float32, beside the network that is copied
+_MOST = 2**34  # parameters: 64 GiB in float32, in addition to the original network
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How a network grows: where each index of the wider axes comes from, and how readers share out their weights."""
+    """How a network is widened: the source of each index of the wider axes, and how consumers split their weights."""
 
     before: Mapping[str, int]  # widths of the groups that grow
-    widths: Mapping[str, int]  # the same afterwards
-    index: Mapping[str, Mapping[int, Kept]]  # parameter → axis → old indices, copies beside what they are copies of
-    shares: Mapping[tuple[str, int], Array]  # (parameter, axis) that read channels → (levels, new length), see `_share`
-    shapes: Mapping[str, Shape]  # of those parameters afterwards
-    attributes: Mapping[tuple[str, str], Any]  # (module, attribute) → value afterwards
-    exact: bool  # no normalization takes its statistics over channels that grow
+    widths: Mapping[str, int]  # the widths afterward
+    index: Mapping[str, Mapping[int, Kept]]  # parameter → axis → old indices, copies next to their originals
+    shares: Mapping[
+        tuple[str, int], Array
+    ]  # (parameter, axis) that consume channels → (levels, new length), see `_share`
+    shapes: Mapping[str, Shape]  # of those parameters afterward
+    attributes: Mapping[tuple[str, str], Any]  # (module, attribute) → value afterward
+    exact: bool  # no normalization computes its statistics over widened channels
 
     def record(self) -> dict[str, Any]:
-        """What `resized` needs, as JSON has it."""
+        """The input of `resized`: JSON-serializable."""
         return {
             "before": dict(self.before),
             "widths": dict(self.widths),
@@ -60,10 +62,10 @@ def wider(
     scope: Literal["internal", "all"] = "internal",
     allow_inexact: bool = False,
 ) -> dict[str, int]:
-    """The widths that are meant, of the groups that grow: `widths` itself, once it is found to make sense, or every
+    """The target widths of the groups that grow: the validated `widths`, or every
     group in scope times a factor, rounded.
 
-    Raises PlanError for a factor or a width that makes nothing wider, and for a named group that cannot grow.
+    Raises PlanError for a factor or a width that widens nothing, and for a named group that cannot be widened.
     """
     if isinstance(widths, Mapping):
         found = {}
@@ -73,32 +75,35 @@ def wider(
                 raise PlanError(f"Group {name} cannot be widened: {why}.")
             if isinstance(width, bool) or not isinstance(width, int | np.integer) or width < group.size:
                 raise PlanError(
-                    f"Group {name} has {group.size} channels: a width of {width!r} is none that it could grow to."
+                    f"Group {name} has {group.size} channels and cannot be widened to "
+                    f"{width!r}: pass an integer above {group.size}."
                 )
             if width > group.size:
                 found[name] = int(width)
         return found
     if isinstance(widths, bool) or not isinstance(widths, int | float) or not 1 < widths < math.inf:
-        raise PlanError(f"A network is widened by a factor above 1, such as 1.5, not by {widths!r}.")
+        raise PlanError(
+            f"widths={widths!r} is not a valid factor: a network is widened by a factor above 1, such as 1.5."
+        )
     groups = [g for g in graph.groups if _whole(g, allow_inexact) is None and (scope == "all" or g.internal)]
     found = {g.name: int(g.size * widths + 0.5) for g in groups}
     found = {g.name: found[g.name] for g in groups if found[g.name] > g.size}
     if not found:
         raise PlanError(
-            f"No channel group of scope {scope!r} can be widened by {widths:g}: `secateurs inspect` says which may be "
-            f"cut, and those are the ones that may grow. "
-            + ("A larger factor or scope='all' may help." if scope == "internal" else "A larger factor may help.")
+            f"No channel group of scope {scope!r} can be widened by {widths:g}: only prunable groups can be widened, "
+            "and `secateurs inspect` lists them.",
+            hint=("A larger factor", *((" or ", Setting("scope", "all")) if scope == "internal" else ()), " may help."),
         )
     return found
 
 
 def growth(graph: PrunableGraph, widths: Mapping[str, int], *, seed: int = 0) -> Growth:
-    """How the network grows to these widths, as `wider` gives them. seed: of which channels are copied, and of the
+    """How the network is widened to these widths, as returned by `wider`. seed: for the choice of the copied channels and the
     shares."""
-    # parameter → axis → (3, n): of each position the growing group (or -1), the channel, how many of it there will be
+    # parameter → axis → (3, n): for each position the widened group (or -1), the channel, its number of copies
     slots: dict[str, dict[int, Array]] = {}
     reads: set[tuple[str, int]] = set()
-    tables: list[tuple[Array, Array]] = []  # of each group: the first copy of each channel, the shares (levels, width)
+    tables: list[tuple[Array, Array]] = []  # for each group: the first copy of each channel, the shares (levels, width)
     for name, width in widths.items():
         group = graph[name]
         draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -131,7 +136,7 @@ def growth(graph: PrunableGraph, widths: Mapping[str, int], *, seed: int = 0) ->
 
 
 def grow(model: nn.Module, how: Growth) -> nn.Module:
-    """A new, wider module; the given one is untouched."""
+    """Return a new, wider module; the given one is not modified."""
     own = named_tensors(model)
     arrays: dict[int, Array] = {}
     new = {}
@@ -153,11 +158,14 @@ def widened(
     allow_inexact: bool = False,
     seed: int = 0,
 ) -> tuple[nn.Module, Growth]:
-    """The wider network and how it grew, proven: see `secateurs.widen`."""
+    """The wider network and its `Growth`, verified: see `secateurs.widen`."""
     graph = trace(model, example_inputs, allow_inexact=allow_inexact)
     found = wider(graph, widths, scope=scope, allow_inexact=allow_inexact)
     if (params := _cost(graph, found).params) > _MOST:
-        raise PlanError(f"At these widths the network would have {params:,} parameters: choose smaller ones.")
+        raise PlanError(
+            f"At these widths the network would have {params:,} parameters, more than "
+            f"the limit of {_MOST:,}: choose smaller widths."
+        )
     how = growth(graph, found, seed=seed)
     wide = grow(model, how)
     check_widened(model, wide, how, graph, example_inputs)
@@ -165,11 +173,11 @@ def widened(
 
 
 def check_widened(model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, example_inputs: Any) -> float:
-    """The largest relative difference between the outputs of the two networks in eval mode (nan where the growth is
-    not exact: none is to be expected there). Where float32 leaves doubt, float64 decides.
+    """The largest relative difference between the outputs of the two networks in eval mode (nan if the growth is
+    not exact). If float32 is inconclusive, the comparison is repeated in float64.
 
-    Raises VerificationError where they differ, where the wide one does not run, costs other than the graph says, or
-    has other channels than were asked for; its message names the groups that are to blame.
+    Raises VerificationError if they differ, or if the wide one does not run, has a different cost than the graph predicts, or
+    has other widths than requested; the message names the groups that cause it.
     """
     error, wrong = _judged(model, wide, how.exact, example_inputs)
     if wrong:
@@ -181,30 +189,34 @@ def check_widened(model: nn.Module, wide: nn.Module, how: Growth, graph: Prunabl
 
         which = blamed(list(how.widths), fails)
         come = (
-            f"It comes from widening {which}" if which else f"It takes several of its {len(how.widths)} groups together"
+            f"The cause is the widening of {which}"
+            if which
+            else f"The failure needs several of its {len(how.widths)} groups together"
         )
         raise VerificationError(
-            f"{wrong} {come}: a figure in the code may only fit the old width. Widen the others, {{group: width}}."
+            f"{wrong} {come}: a constant in the code may only fit the old width. Widen only the other groups, {{group: width}}."
         )
     cost, expected = count(wide, example_inputs), _cost(graph, how.widths)
     if cost != expected:
-        raise VerificationError(f"The widened network costs {cost}, but {expected} at these widths is what was due.")
+        raise VerificationError(f"The widened network costs {cost}, expected {expected} at these widths.")
     again = {g.name: g.size for g in trace(wide, example_inputs, allow_inexact=not how.exact).groups}
     other = [f"{n} ({again.get(n)}, not {w})" for n, w in how.widths.items() if again.get(n) != w]
     if other:
-        raise VerificationError(f"Traced anew, the widened network has other channels in {', '.join(other[:3])}.")
+        raise VerificationError(
+            f"A trace of the widened network has other widths than requested: {', '.join(other[:3])}."
+        )
     return error if how.exact else float("nan")
 
 
 def _judged(model: nn.Module, wide: nn.Module, exact: bool, example_inputs: Any) -> tuple[float, str]:
-    """The difference, and what to say of it: nothing if it is none, or if one was to be expected."""
+    """The difference, and the message about it: empty if there is none, or if the growth is not exact."""
     try:
         error = _difference(model, wide, example_inputs, torch.float32)
     except _WideError as failure:
         return float("inf"), str(failure)
     if not exact or error <= TOLERANCE:
         return error, ""
-    with contextlib.suppress(VerificationError):  # a network with float32 tensors of its own may not run in float64
+    with contextlib.suppress(VerificationError):  # a network that creates float32 tensors may not run in float64
         error = _difference(model, wide, example_inputs, torch.float64)
     if error <= TOLERANCE:
         return error, ""
@@ -219,7 +231,7 @@ class _WideError(VerificationError):
 
 
 class Widening(BaseModel):
-    """A growth as JSON has it: what `resized` needs. See `Growth` for what the fields mean."""
+    """The JSON form of a growth, the input of `resized`. See `Growth` for the fields."""
 
     before: dict[str, Size] = {}
     widths: dict[str, Size] = {}
@@ -228,8 +240,8 @@ class Widening(BaseModel):
 
 
 def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module:
-    """A network of the recorded shapes (see `Growth.record`) for weights to be loaded into. It needs no trace, and its
-    own weights mean nothing. PlanError for a record that is damaged or of another network."""
+    """A network of the recorded shapes (see `Growth.record`) to load weights into. It needs no trace, and its
+    own weights are arbitrary. Raises PlanError for a record that is damaged or for another network."""
     try:
         record = record if isinstance(record, Widening) else Widening.model_validate(record)
     except ValidationError as error:
@@ -237,7 +249,9 @@ def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module
     own, modules = named_tensors(model), dict(model.named_modules())
     attributes = {(m, a): tuple(v) if isinstance(v, list) else v for m, a, v in record.attributes}
     if sum(map(math.prod, record.shapes.values())) > _MOST:
-        raise PlanError("A network was widened to more parameters than there may be: there is no memory for them.")
+        raise PlanError(
+            "The record widens a network beyond the limit of {_MOST:,} parameters: there is not enough memory."
+        )
     new = {}
     for name, shape in record.shapes.items():
         old = tuple(own[name].shape) if name in own else None
@@ -249,19 +263,19 @@ def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module
             new[name] = own[name].detach().new_zeros(shape)
         except (RuntimeError, MemoryError) as error:
             raise PlanError(
-                f"{shown(name)} was widened to {tuple(shape)}: there is no memory for it ({error})"
+                f"{shown(name)} was widened to {tuple(shape)}: there is not enough memory for it ({error})"
             ) from None
     for module, attribute in attributes:
         if attribute not in REWRITTEN or not hasattr(modules.get(module), attribute):
             raise PlanError(
-                f"The record of a widened network sets {shown(f'{module}.{attribute}')}: it is damaged or of another "
+                f"The record of a widened network sets {shown(f'{module}.{attribute}')}: it is damaged or for another "
                 "network."
             )
     return remade(model, new, attributes)
 
 
 def _cost(graph: PrunableGraph, widths: Mapping[str, int]) -> Cost:
-    """`graph.cost`, beyond the widths that the network has."""
+    """`graph.cost` for widths above the network's own."""
     vector = graph.sizes.copy()
     for name, width in widths.items():
         vector[graph.index(name)] = width
@@ -269,7 +283,7 @@ def _cost(graph: PrunableGraph, widths: Mapping[str, int]) -> Cost:
 
 
 def _whole(group: ChannelGroup, allow_inexact: bool) -> str | None:
-    """Why a group stays as wide as it is, or None."""
+    """The reason that a group cannot be widened, or None."""
     if not group.prunable and not (allow_inexact and group.only_inexact):
         return str(group.reason)
     both = next((s.param for s in group.slots if s.produces and s.consumes), None)
@@ -277,17 +291,17 @@ def _whole(group: ChannelGroup, allow_inexact: bool) -> str | None:
 
 
 def _spread(more: int, size: int, draw: np.random.Generator) -> Array:
-    """How many more copies each of `size` channels gets: as even as can be, the odd ones drawn."""
+    """The number of additional copies of each of `size` channels: as even as possible, the remainder drawn at random."""
     times = np.full(size, more // size)
     times[draw.permutation(size)[: more % size]] += 1
     return times
 
 
 def _layout(at: Array) -> tuple[Array, Array]:
-    """Old position and copy number of each new position on one axis. `at`: (3, n), as in `growth`.
+    """The old position and copy number of each new position on one axis. `at`: (3, n), as in `growth`.
 
-    What a channel has in one piece (its four in a pixel shuffle, its H·W after flattening) is copied in one piece,
-    right behind itself: that is where the ops between the layers put the copies of what they are given.
+    A channel's contiguous run (its four in a pixel shuffle, its H·W after flattening) is copied as a whole,
+    directly after itself: that is where the ops between the layers put the copies.
     """
     n = at.shape[1]
     fresh = np.r_[True, (at[:2, 1:] != at[:2, :-1]).any(axis=0) | (at[0, 1:] < 0)]
@@ -300,10 +314,10 @@ def _layout(at: Array) -> tuple[Array, Array]:
 
 
 def _shares(times: Array, draw: np.random.Generator) -> Array:
-    """For every copy of every channel the way to its share, (levels, copies): a weight is split in two until each copy
-    has its part. f is the first part of such a split and -f the rest, 1 is no split.
+    """The path to the share of every copy of every channel, (levels, copies): a weight is split in two until each copy
+    has its part. f is the first part of a split, -f the rest, and 1 means no split.
 
-    The parts are not equal, or copies would get equal gradients and stay equal for ever.
+    The parts are unequal; otherwise copies would get equal gradients and stay equal.
     """
     levels = math.ceil(math.log2(times.max()))
     ways = np.ones((levels, times.sum()))
@@ -322,7 +336,7 @@ def _shares(times: Array, draw: np.random.Generator) -> Array:
 
 
 def _shares_of(at: Array, copy: Array, tables: list[tuple[Array, Array]]) -> Array:
-    """The ways of all new positions of one axis, (levels, n). `at`: (3, n), of the new positions."""
+    """The paths of all new positions of one axis, (levels, n). `at`: (3, n), of the new positions."""
     ways = np.ones((max(len(t[1]) for t in tables), at.shape[1]))
     for g, (first, own) in enumerate(tables):
         here = np.flatnonzero(at[0] == g)
@@ -331,11 +345,11 @@ def _shares_of(at: Array, copy: Array, tables: list[tuple[Array, Array]]) -> Arr
 
 
 def _share(w: Tensor, axis: int, ways: Array) -> Tensor:
-    """Share weights out among the copies of what they read. The copies' parts add up to the old weight to the last bit,
-    in any precision: of a number and at least half of it the difference is exact."""
+    """Split weights among the copies of the channels that they read. The parts sum to the old weight exactly,
+    in any precision: the difference of a number and at least half of it is exact."""
     shape = [-1 if a == axis else 1 for a in range(w.ndim)]
     for level in ways:
-        f = torch.from_numpy(level).float().to(w.device)  # not every device has float64
+        f = torch.from_numpy(level).float().to(w.device)  # not every device supports float64
         part = w * f.abs().to(w.dtype).view(shape)
         w = torch.where((f > 0).view(shape), part, w - part)
     return w

@@ -1,9 +1,10 @@
-"""Networks by name: the papers' CIFAR networks, torchvision's, timm's, and anyone's own factory."""
+"""Networks by name: the papers' CIFAR networks, torchvision's, timm's, and custom factories."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from secateurs.importing import import_object
 from secateurs.zoo import cifar, cifar_resnet, vision
 from secateurs.zoo.weights import load_into, load_state
 
-__all__ = ["FAMILIES", "build", "load_state", "names"]
+__all__ = ["FAMILIES", "build", "find", "load_state", "names"]
 
 Factory = Callable[..., nn.Module]
 
@@ -33,32 +34,37 @@ FAMILIES = ("zoo", "torchvision", "timm", "python")
 
 
 def build(spec: str, weights: str | Path | None = None, num_classes: int | None = None, **options: Any) -> nn.Module:
-    """A network from a spec: `zoo:NAME`, `torchvision:NAME`, `timm:NAME` or `python:package.module:factory`.
+    """Build a network from a spec: `zoo:NAME`, `torchvision:NAME`, `timm:NAME` or `python:package.module:factory`.
 
-    It is in train mode, as constructors leave it. Without `weights` it is initialized at random; nothing is ever
-    downloaded. `weights` is a `.safetensors` file or a state dict that loads without pickle, and has to fit exactly.
-    `options` go to the network's own constructor. A `python:` factory is looked for in the working directory too, and
-    given `num_classes` if it takes it.
+    The network is in train mode, as after construction. Without `weights` it is randomly initialized; nothing is ever
+    downloaded. `weights` is a `.safetensors` file or a state dict that loads without pickle, and must match exactly.
+    `options` are passed to the network's constructor. For a `python:` factory the working directory is searched, too; it is
+    passed `num_classes` if it accepts it.
 
-    Raises SpecError for a spec that names nothing, ArtifactError for weights that cannot be read or do not fit.
+    Raises SpecError for an invalid spec, ArtifactError for weights that cannot be read or do not match.
     """
-    family, colon, name = spec.partition(":")
-    if not colon or not name:
-        raise SpecError(
-            f"{spec!r} is not a model spec: write FAMILY:NAME, such as zoo:resnet56, or an artifact's folder. {_suggest(spec)}"
-        )
-    if family not in FAMILIES:
-        raise SpecError(f"{spec!r}: there is no model family {family!r}. {nearest(family, FAMILIES)}")
-    if num_classes is not None:
-        options = {**options, "num_classes": num_classes}
-    model = _python(name, options) if family == "python" else _named(family, name, options)
+    make = find(spec)
+    model = make(**options) if num_classes is None else make(**options, num_classes=num_classes)
     if weights is not None:
         load_into(model, weights, spec)
     return model
 
 
+def find(spec: str) -> Factory:
+    """What makes the network of a spec, given the options of its constructor. SpecError for a spec that names nothing."""
+    family, colon, name = spec.partition(":")
+    if not colon or not name:
+        raise SpecError(
+            f"{spec!r} is not a valid model spec: write FAMILY:NAME, such as "
+            f"zoo:resnet56, or an artifact's folder. {_suggest(spec)}"
+        )
+    if family not in FAMILIES:
+        raise SpecError(f"{spec!r}: {family!r} is not a valid model family. {nearest(family, FAMILIES)}")
+    return _python(name) if family == "python" else _named(family, name)
+
+
 def names(family: str) -> list[str]:
-    """The networks of a family, sorted: `zoo`, `torchvision` or `timm`. SpecError for any other."""
+    """The networks of a family, sorted: `zoo`, `torchvision` or `timm`. Raises SpecError for any other."""
     if family == "zoo":
         return sorted(_OWN)
     if family == "torchvision":
@@ -74,50 +80,54 @@ def _suggest(name: str) -> str:
     return nearest(name, [f"zoo:{own}" for own in _OWN])
 
 
-def _named(family: str, name: str, options: dict[str, Any]) -> nn.Module:
+def _named(family: str, name: str) -> Factory:
     known = names(family)
-    # timm also knows NAME.TAG, the tag being a set of weights.
+    # timm also accepts NAME.TAG, where the tag is a set of weights.
     if (name.partition(".")[0] if family == "timm" else name) not in known:
         raise SpecError(f"{family} has no model {name!r}. {nearest(name, known)}")
     if family == "zoo":
-        return _call(_OWN[name], f"zoo:{name}", options)
+        return partial(_call, _OWN[name], f"zoo:{name}")
     if family == "timm":
-        return _call(vision.timm().create_model, f"timm:{name}", {"model_name": name, "pretrained": False, **options})
+        return partial(_call, vision.timm().create_model, f"timm:{name}", model_name=name, pretrained=False)
     models = vision.torchvision().models
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     defaults: dict[str, Any] = {"weights": None}
     if "weights_backbone" in parameters:
         defaults["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
-        defaults["init_weights"] = True  # what they do when left alone, but for a FutureWarning
-    return _call(models.get_model, f"torchvision:{name}", {"name": name, **defaults, **options})
+        defaults["init_weights"] = True  # the default, without the FutureWarning
+    return partial(_call, models.get_model, f"torchvision:{name}", name=name, **defaults)
 
 
-def _python(name: str, options: dict[str, Any]) -> nn.Module:
+def _python(name: str) -> Factory:
     spec = f"python:{name}"
     factory = import_object(name, spec)
     if isinstance(factory, nn.Module) or not callable(factory):
         made = "a network already" if isinstance(factory, nn.Module) else f"a {type(factory).__name__}"
         raise SpecError(
-            f"{spec!r}: {name.partition(':')[2]} is {made}; it has to be a class or function that makes one."
+            f"{spec!r}: {name.partition(':')[2]} is {made}; it must be a class or function that returns a network."
         )
-    if "num_classes" in options and not _accepts(factory, "num_classes"):
-        options = {key: value for key, value in options.items() if key != "num_classes"}
-    model = _call(factory, spec, options)
-    if not isinstance(model, nn.Module):
-        raise SpecError(f"{spec!r} returned a {type(model).__name__}, not a torch.nn.Module.")
-    return model
+
+    def make(**options: Any) -> nn.Module:
+        if "num_classes" in options and not _accepts(factory, "num_classes"):
+            options = {key: value for key, value in options.items() if key != "num_classes"}
+        model = _call(factory, spec, **options)
+        if not isinstance(model, nn.Module):
+            raise SpecError(f"{spec!r} returned a {type(model).__name__}, not a torch.nn.Module.")
+        return model
+
+    return make
 
 
 def _accepts(factory: Factory, name: str) -> bool:
     try:
         parameters = inspect.signature(factory).parameters
-    except ValueError:  # some builtins have none
+    except ValueError:  # some builtins have no signature
         return False
     return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
-def _call(factory: Factory, spec: str, options: dict[str, Any]) -> nn.Module:
+def _call(factory: Factory, spec: str, /, **options: Any) -> nn.Module:
     try:
         return factory(**options)
     except SecateursError:

@@ -1,4 +1,4 @@
-"""What the networks of the zoo share."""
+"""Building blocks of the zoo's networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> list[nn.Module]:
-    """A convolution that keeps the size (at stride 1), batch norm, ReLU."""
+    """A convolution with same padding (at stride 1), batch norm, ReLU."""
     return [
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias),
         nn.BatchNorm2d(outputs),
@@ -15,7 +15,7 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: 
 
 
 class Network(nn.Module):
-    """A network that knows how it starts: `reset_parameters`, after those of its layers, as PyTorch's layers do."""
+    """A network with its own initialization: `reset_parameters`, called after those of its layers."""
 
     def reset_parameters(self) -> None:
         initialise(self)

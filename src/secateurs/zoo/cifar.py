@@ -91,7 +91,7 @@ class AlexNetBN(Network):
     """AlexNet with batch norm: five convolutions, an adaptive pool, three linear layers.
 
     Input (N, in_channels, H, W). Images of 64 pixels and more enter through the 11×11 convolution at stride 4 of the
-    original; `small=True` (the default) has 5×5 at stride 1 and suits 32×32.
+    original; `small=True` (the default) has 5×5 at stride 1 and is meant for 32×32.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, small: bool = True) -> None:
@@ -123,7 +123,7 @@ class AlexNetBN(Network):
 
 
 class SmallCNN(Network):
-    """About 50k parameters, one plain stage and one residual one: quick enough to train on a CPU while one waits.
+    """About 50k parameters, one plain stage and one residual one: trains within minutes on a CPU.
 
     Input (N, in_channels, H, W), 32×32 by design.
     """

@@ -1,4 +1,4 @@
-"""CIFAR ResNets (He et al., 2016, section 4.2): 6n+2 layers, shortcuts without parameters."""
+"""CIFAR ResNets (He et al., 2016, section 4.2): 6n+2 layers, parameter-free shortcuts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from secateurs.zoo.blocks import Network
 
 
 class PadShortcut(nn.Module):
-    """Every second pixel, and zero channels at both ends to reach the wider stage.
+    """Parameter-free shortcut: every second pixel, and zero channels on both sides to match the wider stage.
 
-    How much is padded is fixed here and not worked out from the input, so that the block still adds up after channels
-    were cut out of the stream.
+    The padding is fixed here and not computed from the input, so that the block is still valid after channels
+    of the residual stream were cut.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:

@@ -1,9 +1,9 @@
-"""The one door to torchvision and timm.
+"""All imports of torchvision and timm.
 
 A torchvision built for CUDA cannot load its C++ operators next to a CPU build of torch, and then `import torchvision`
 fails with "operator torchvision::nms does not exist". Only after that failure are the operators declared here, `nms`
 with a plain PyTorch body, so that the networks (which need none of them, except in detection heads) can be built and
-run. torchvision itself is always asked first: where its extension loads, a second declaration would end the process.
+run. torchvision's own extension is always tried first: if it loads, a second declaration would abort the process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DEFORM = (
     "SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, "
     "bool use_mask"
 )
-# What torchvision attaches fakes and autocast kernels to while it is imported.
+# The operators that torchvision registers fake and autocast kernels for while it is imported.
 _SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -39,15 +39,15 @@ _SCHEMAS = {
     "ps_roi_pool": f"({_ROI}) -> (Tensor, Tensor)",
     "deform_conv2d": f"({_DEFORM}) -> Tensor",
 }
-_MISSING = re.compile(r"operator torchvision::\w+ does not exist")  # how PyTorch says it
-_libraries: list[torch.library.Library] = []  # operators live as long as their Library object
+_MISSING = re.compile(r"operator torchvision::\w+ does not exist")  # PyTorch's message
+_libraries: list[torch.library.Library] = []  # operators exist as long as their Library object
 
 
 @functools.cache
 def torchvision() -> ModuleType:
-    """The `torchvision` module, importable even where its C++ operators are not.
+    """The `torchvision` module, importable even if its C++ operators do not load.
 
-    SpecError if it is not installed or does not work with the installed PyTorch.
+    Raises SpecError if it is not installed or does not work with the installed PyTorch.
     """
     if "torchvision" in sys.modules:
         return sys.modules["torchvision"]
@@ -64,7 +64,7 @@ def torchvision() -> ModuleType:
 
 @functools.cache
 def timm() -> ModuleType:
-    """The `timm` module. SpecError if it is not installed or does not work with the installed PyTorch."""
+    """The `timm` module. Raises SpecError if it is not installed or does not work with the installed PyTorch."""
     if "timm" in sys.modules:
         return sys.modules["timm"]
     if importlib.util.find_spec("timm") is None:
@@ -77,26 +77,26 @@ def timm() -> ModuleType:
 
 
 def _missing(package: str) -> SpecError:
-    return SpecError(f"{package} is not installed, and this model comes from it. Run: pip install 'secateurs[vision]'")
+    return SpecError(f"This model needs {package}, which is not installed. Run: pip install 'secateurs[vision]'")
 
 
 def _broken(package: str, error: Exception) -> SpecError:
     reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     return SpecError(
         f"{package} {_version(package)} cannot be imported with torch {torch.__version__}: {type(error).__name__}: "
-        f"{reason}. Install the release that belongs to this torch. `secateurs env` shows what is installed."
+        f"{reason}. Install the release that matches this torch. `secateurs env` shows what is installed."
     )
 
 
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # a folder on the path
+    except importlib.metadata.PackageNotFoundError:  # a plain folder on sys.path
         return "(of unknown version)"
 
 
 def _imported(package: str) -> ModuleType:
-    """Import a package. What a failed import leaves in sys.modules goes: a second one would stumble over it."""
+    """Import a package. Removes what a failed import leaves in sys.modules, which would break a second import."""
     _forget_parts(package)
     try:
         return importlib.import_module(package)
@@ -111,15 +111,15 @@ def _forget_parts(package: str) -> None:
 
 
 def _loaded() -> bool:
-    """Whether the operators that exist are those of torchvision's own extension."""
+    """Whether the existing operators are those of torchvision's own extension."""
     paths = [Path(library) for library in torch.ops.loaded_libraries]
     return any(path.parent.name == "torchvision" and path.name.startswith("_C") for path in paths)
 
 
 def _without_extension() -> ModuleType:
-    """torchvision, with the operators that it lacks declared here.
+    """Import torchvision with its missing operators declared here.
 
-    Its extension is not tried again: to load it on top of these declarations would end the process.
+    Its extension is not tried again: loading it on top of these declarations would abort the process.
     """
     define_operators()
     load_library = torch.ops.load_library
@@ -135,18 +135,18 @@ def _without_extension() -> ModuleType:
     except Exception as error:  # of torchvision's own code
         raise _broken("torchvision", error) from error
     finally:
-        del torch.ops.load_library  # the class has it
+        del torch.ops.load_library  # the instance attribute; the class's remains
     # `ops.nms` asks whether the extension is there before it looks for the operator, which now exists.
     importlib.import_module("torchvision.ops.boxes")._assert_has_ops = lambda: None  # type: ignore[attr-defined]
-    # Without the extension `ops.roi_align` is plain PyTorch, but compiled at first call: that takes a C++ compiler, and
-    # the operators in it are hidden from whoever traces the network.
+    # Without the extension `ops.roi_align` is plain PyTorch, but compiled at the first call: this needs a C++ compiler, and
+    # hides its operators from a trace of the network.
     roi_align = importlib.import_module("torchvision.ops.roi_align")
     roi_align._roi_align = getattr(roi_align._roi_align, "__wrapped__", roi_align._roi_align)  # type: ignore[attr-defined]
     return module
 
 
 def define_operators() -> None:
-    """Declare torchvision's operators, leaving alone those that exist. Only `nms` can then be called, on any device."""
+    """Declare torchvision's missing operators. Of these, only `nms` can be called, on any device."""
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
@@ -158,9 +158,9 @@ def define_operators() -> None:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes kept by greedy non-maximum suppression, best score first.
+    """Indices of the boxes kept by greedy non-maximum suppression, highest score first.
 
-    boxes (N, 4) as x1, y1, x2, y2; scores (N,); a box goes if its IoU with a better one that stays is above the
+    boxes (N, 4) as x1, y1, x2, y2; scores (N,); a box is suppressed if its IoU with a kept box of higher score is above the
     threshold. Returns (K,) int64.
     """
     order = scores.argsort(descending=True, stable=True)

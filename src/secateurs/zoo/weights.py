@@ -1,4 +1,4 @@
-"""State dicts from files, without unpickling anything but tensors, and into networks that they fit exactly."""
+"""Load state dicts from files, without unpickling anything but tensors, into networks that they match exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import ArtifactError
+from secateurs.errors import ArtifactError, Setting
 from secateurs.files import open_regular, read_tensors, shown
 from secateurs.stripes import StripeConv2d
 
@@ -20,21 +20,21 @@ State = dict[str, Tensor]
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
 _WRAPPERS = ("state_dict", "model", "model_state", "net")  # the keys under which training scripts keep the weights
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
-_NESTED = 4  # wrappers within each other
+_NESTED = 4  # levels of nested wrappers
 
 
 def load_state(path: str | Path) -> State:
-    """The state dict in a file, on the CPU: `.safetensors`, or `.pt .pth .th .bin` if it loads without unpickling code.
+    """Read a state dict from a file, on the CPU: `.safetensors`, or `.pt .pth .th .bin` if it loads without unpickling code.
 
     A dict nested under `state_dict`, `model`, `model_state` or `net` is unwrapped; `module.` and `_orig_mod.` prefixes
-    go. Raises ArtifactError for a file that is missing, damaged, of another type, or that holds anything but tensors.
+    are removed. Raises ArtifactError for a file that is missing, damaged, of another type, or has anything but tensors.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         return _clean(read_tensors(path), path)
     if path.suffix in _TORCH_SUFFIXES:
         return _clean(_load_torch(path), path)
-    open_regular(path).close()  # what is not there has no type either
+    open_regular(path).close()  # report a missing file before a wrong suffix
     raise ArtifactError(
         f"{shown(path)}: weights of type {shown(path.suffix) or 'without a suffix'} are not read. "
         f"Use .safetensors, or a state dict saved as {', '.join(_TORCH_SUFFIXES)}."
@@ -42,21 +42,21 @@ def load_state(path: str | Path) -> State:
 
 
 def load_into(model: nn.Module, path: str | Path, spec: str) -> None:
-    """Copy the weights in a file into a model of the very same names and shapes; ArtifactError says what differs."""
+    """Copy the weights in a file into a model with the same names and shapes. Raises ArtifactError with the differences."""
     put(model, load_state(path), path, spec)
 
 
 def put(model: nn.Module, state: State, path: str | Path, spec: str) -> None:
-    """Copy tensors that were read from `path` into a model, in the model's own precision.
+    """Copy tensors that were read from `path` into a model, in the model's precision.
 
-    They may come from anyone: each is compared with what the model has in its place before anything is computed with it.
+    The tensors are untrusted: each is compared with the model's own before anything is computed with it.
 
-    Raises ArtifactError where names, shapes or kinds of numbers differ, for NaNs and for infinite parameters. The model
-    is then as it was.
+    Raises ArtifactError if names, shapes or dtypes differ, for NaNs and for infinite parameters. The model
+    is then unchanged.
     """
     own: State = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     state = {**_tied(own, state), **state}
-    # Checkpoints older than torch 0.4.1 lack the batch counters, which no inference reads.
+    # Checkpoints older than torch 0.4.1 lack the batch counters, which inference does not read.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     both = [key for key in own if key in state]
@@ -70,30 +70,30 @@ def put(model: nn.Module, state: State, path: str | Path, spec: str) -> None:
         parts = [
             f"{len(found)} {what}: {shown('; '.join(found[:3]))[:500]}{'…' if len(found) > 3 else ''}"
             for what, found in (
-                ("missing", missing), ("unexpected", unexpected), ("of another shape", shapes), ("of another kind", kinds),
+                ("missing", missing), ("unexpected", unexpected), ("of another shape", shapes), ("of another type", kinds),
             )
             if found
         ]  # fmt: skip
         advice = _advice(missing, unexpected, shapes, kinds)
-        raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}. {'. '.join(parts)}. {advice}")
+        raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}. {'. '.join(parts)}.", hint=advice)
     for key in both:
         if (what := _unsound(state[key], isinstance(own[key], nn.Parameter))) is not None:
             raise ArtifactError(
-                f"{shown(path)} cannot be used: {shown(key)} has {what} values. Training may have diverged: take an "
+                f"{shown(path)} cannot be used: {shown(key)} has {what} values. Training may have diverged: use an "
                 "earlier checkpoint."
             )
     for name, layer in model.named_modules():
         key = f"{name}.kept" if name else "kept"
         if isinstance(layer, StripeConv2d) and key in state and not torch.equal(state[key], layer.kept.cpu()):
-            raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}: {key} keeps other stripes than the plan.")
+            raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}: {key} does not have the plan's stripes.")
     model.load_state_dict(state, strict=False)
 
 
-# -- what a network takes ------------------------------------------------------------------------------------------------
+# -- what a network accepts ------------------------------------------------------------------------------------------------
 
 
 def _tied(own: State, state: State) -> State:
-    """What the file has under one name only, under the other names of the same tensor."""
+    """Add the other names of a shared tensor that the file has under one name only."""
     names: dict[Any, list[str]] = {}
     for key, tensor in own.items():
         if tensor.numel() and tensor.device.type != "meta":
@@ -107,7 +107,7 @@ def _tied(own: State, state: State) -> State:
 
 
 def _unlike(tensor: Tensor, own: Tensor) -> str | None:
-    """Why a tensor cannot take the place of the model's own, but for its shape."""
+    """The reason that a tensor cannot replace the model's own, other than its shape."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return "is sparse or nested in the file: save it dense"
     if tensor.is_quantized:
@@ -134,25 +134,25 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _unsound(tensor: Tensor, parameter: bool) -> str | None:
-    """NaN is never meant; infinity may be in a buffer (a mask), not in a parameter."""
+    """NaN is never valid; infinity is valid in a buffer (a mask), but not in a parameter."""
     if _kind(tensor) not in ("float", "complex"):
         return None
     if tensor.dtype.itemsize == 1:
-        tensor = tensor.float()  # 8-bit floats know hardly any op
+        tensor = tensor.float()  # 8-bit floats support few ops
     if bool(tensor.isnan().any()):
         return "NaN"
     return "infinite" if parameter and bool(tensor.isinf().any()) else None
 
 
-def _advice(missing: list[str], unexpected: list[str], shapes: list[str], kinds: list[str]) -> str:
+def _advice(missing: list[str], unexpected: list[str], shapes: list[str], kinds: list[str]) -> tuple[object, ...]:
     if kinds and not (missing or unexpected or shapes):
-        return "Save the state dict of the network as it was trained."
+        return ("Save the state dict of the network as it was trained.",)
     if shapes and not (missing or unexpected or kinds) and len(shapes) <= 4:
-        return "If these belong to the classifier, pass the num_classes the weights were trained with."
-    return "Build the network the weights were trained for, or rename the keys in the file."
+        return "If these are the classifier's, pass the ", Setting("num_classes"), " the weights were trained with."
+    return ("Build the network the weights were trained for, or rename the keys in the file.",)
 
 
-# -- what a file holds ---------------------------------------------------------------------------------------------------
+# -- what a file contains ---------------------------------------------------------------------------------------------------
 
 
 def _load_torch(path: Path) -> object:
@@ -161,17 +161,17 @@ def _load_torch(path: Path) -> object:
         zipped = _check_archive(file, path)
         file.seek(0)
         try:
-            with warnings.catch_warnings():  # it warns of pickles of another protocol before it refuses them
+            with warnings.catch_warnings():  # torch warns about pickles of another protocol before it rejects them
                 warnings.simplefilter("ignore")
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if zipped or _is_pickle(file):
                 raise ArtifactError(
                     f"{where} holds more than tensors, and loading it would run code from the file. "
-                    "Save `model.state_dict()` instead, best as .safetensors, where the file comes from."
+                    "At its source, save `model.state_dict()` instead, preferably as .safetensors."
                 ) from error
             raise ArtifactError(f"{where} is damaged or is not a file written by torch.save. Copy it again.") from error
-        except Exception as error:  # whatever a damaged or hostile pickle makes of PyTorch's reader
+        except Exception as error:  # whatever PyTorch's reader raises on a damaged or malicious pickle
             first_line = shown(next(iter(str(error).splitlines()), ""))[:200] or type(error).__name__
             raise ArtifactError(
                 f"{where} is truncated or is not a file written by torch.save ({first_line})."
@@ -179,11 +179,11 @@ def _load_torch(path: Path) -> object:
 
 
 def _check_archive(file: BinaryIO, path: Path) -> bool:
-    """Whether the file is a zip archive, as torch.save writes; a bare pickle is one of before PyTorch 1.6.
+    """Whether the file is a zip archive, as torch.save writes; a bare pickle is from before PyTorch 1.6.
 
-    Raises ArtifactError for an archive that torch.save does not write: entries are stored as they are, so that together
-    they are no larger than the file; a small one that unpacks to a large one is refused. So is the tar of before 2017,
-    which would be unpacked to the disk.
+    Raises ArtifactError for an archive that torch.save does not write: its entries are stored uncompressed, so together
+    they are no larger than the file; a compressed archive is rejected. So is the tar format from before 2017,
+    which would be unpacked to disk.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -199,7 +199,7 @@ def _check_archive(file: BinaryIO, path: Path) -> bool:
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
         raise ArtifactError(
             f"{shown(path)} is a compressed archive, which torch.save does not write: it could unpack to any size. "
-            "Save the state dict again, best as .safetensors."
+            "Save the state dict again, preferably as .safetensors."
         )
     return True
 
@@ -219,17 +219,19 @@ def _clean(loaded: object, path: Path) -> State:
             break
         state = inner
     if not isinstance(state, Mapping) or not state:
-        raise ArtifactError(f"{shown(path)} holds no state dict, but {_describe(loaded)}. Save `model.state_dict()`.")
+        raise ArtifactError(
+            f"{shown(path)} does not contain a state dict, but {_describe(loaded)}. Save `model.state_dict()`."
+        )
     clean: State = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ArtifactError(
                 f"{shown(path)}: a state dict maps names to tensors, but {_key(key)} is {_describe(value)}. "
-                f"The weights may be nested; they are looked for under {', '.join(_WRAPPERS)}."
+                f"Nested weights are only found under {', '.join(_WRAPPERS)}."
             )
         name = _strip(key)
         if name in clean:
-            raise ArtifactError(f"{shown(path)} holds {shown(name)[:100]} twice, once with a prefix.")
+            raise ArtifactError(f"{shown(path)} contains {shown(name)[:100]} twice, once with a prefix.")
         clean[name] = value
     return clean
 
@@ -241,7 +243,7 @@ def _strip(key: str) -> str:
 
 
 def _key(key: object) -> str:
-    """A key of a dict that may hold anything: text as it is, of other things what they are."""
+    """A dict key of any type: a string itself, otherwise its type."""
     return repr(key if len(key) <= 60 else key[:59] + "…") if isinstance(key, str) else f"a {type(key).__name__}"
 
 

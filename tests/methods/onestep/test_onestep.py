@@ -299,7 +299,7 @@ def test_the_last_layer_is_forced_in_and_the_lowest_dropped() -> None:
     assert [x.name for x in pruner.layers.crucial(beta, 4)][-1] == "features.10"
     named = pruner.layers.crucial(beta, ("features.14", "features.3"))
     assert [x.name for x in named] == ["features.40", "features.3", "features.14"]
-    with pytest.raises(sc.ConfigError, match=r"'features.2' is no convolution.*features\."):
+    with pytest.raises(sc.ConfigError, match=r"'features.2' is not a convolution that can be scored.*features\."):
         pruner.layers.crucial(beta, ("features.2",))
 
 
@@ -365,9 +365,9 @@ def test_rate_is_the_papers_fixed_ratio() -> None:
 
 def test_a_rate_and_a_budget_are_not_for_the_same_run() -> None:
     model, x = network(), images(1)
-    with pytest.raises(sc.ConfigError, match="one of them"):
+    with pytest.raises(sc.ConfigError, match="onestep needs exactly one of a budget and rate="):
         sc.prune(model, x, sc.OneStep(rate=2), sc.Budget(macs=0.5), data=data())
-    with pytest.raises(sc.ConfigError, match="one of them"):
+    with pytest.raises(sc.ConfigError, match="onestep needs exactly one of a budget and rate="):
         sc.prune(model, x, "onestep", data=data())
     result = sc.prune(model, x, sc.OneStep(rate=2, epochs=1, crucial=2), data=data(), progress="silent")
     halves = [len(kept) for kept in result.plan.groups.values()]

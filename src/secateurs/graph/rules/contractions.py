@@ -1,4 +1,4 @@
-"""Convolutions and matrix products: they consume the labels of the axis they sum over and pass the others on."""
+"""Convolutions and matrix products: they consume the labels of the axis that they sum over and keep the others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def convolution(
 
 
 def depthwise(t: Context, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
-    """Every input channel has filters of its own, which live and die with it."""
+    """Every input channel has its own filters, which are kept or cut with it."""
     # w: (C·m, 1, *kernel), transposed: (C, m, *kernel)
     if transposed and w.shape[1] > 1:
         t.freeze(reads, "a transposed depthwise convolution with a multiplier")
@@ -71,7 +71,7 @@ def depthwise(t: Context, reads: Any, w: Tensor, groups: int, transposed: bool) 
 
 
 def grouped(t: Context, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
-    """Groups must stay even: the k-th input channels of all groups are one channel, and so are the k-th filters."""
+    """Groups must stay equal in size: the k-th input channels of all groups are one channel, and so are the k-th filters."""
     if transposed:  # w: (C, O / groups, *kernel)
         t.couple(t.axis(w, 0).reshape(groups, -1))
         t.unify(reads, t.axis(w, 0))
@@ -89,7 +89,7 @@ def grouped(t: Context, reads: Any, w: Tensor, groups: int, transposed: bool) ->
 
 
 def spatial(t: Context, x: Tensor) -> dict[int, Any]:
-    """Channels that lie on an axis which the kernel slides over (ECA): each output mixes neighbors."""
+    """Channels on an axis that the kernel slides over (ECA): each output mixes neighbors."""
     kept = {}
     for a, labels in t.labels(x).items():
         if a < 2:
@@ -112,9 +112,9 @@ def product(t: Context, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Lab
         reader, reads, writes = (b, m, n) if t.is_weight(b) else (a, k, m)
         t.consume(reader, reads)
         t.produce(reader, writes)
-        if t.is_weight(a) and t.is_weight(b):  # a factorized weight: one factor creates what the other reads
+        if t.is_weight(a) and t.is_weight(b):  # a factorized weight: one factor produces what the other consumes
             t.produce(a, k)
-    else:  # attention scores and the like: there is no weight in which to mask a channel
+    else:  # attention scores and the like: no weight to mask a channel in
         reason = f"{t.op_name} sums over it in a product of two activations"
         t.freeze(t.axis(a, k), reason)
         t.freeze(t.axis(b, m), reason)
@@ -172,7 +172,7 @@ def dot(t: Context, a: Tensor, b: Tensor) -> None:
 
 @rule(aten._safe_softmax, counts_macs=True)
 def attention(t: Context, x: Tensor, *_: Any, **__: Any) -> Labels:
-    """On meta tensors attention is made of products; on real ones it is one op, and costs what that costs."""
+    """On meta tensors attention decomposes into products; on real ones it is one op with the cost of these."""
     if x.is_meta:
         raise NotImplementedError("attention is traced on real tensors")
     return t.labels(x)

@@ -1,8 +1,8 @@
-"""Ops that move elements without changing them: run the very same op on the labels.
+"""Ops that move elements without changing them: run the same op on the labels.
 
-No index arithmetic is written by hand: each labeled axis is numbered 1…n, the numbers are broadcast to the shape of
-the activation (stride 0 wherever they don't vary, so this costs no memory), the op runs on them, and where a number
-comes out its label goes. A 0 that comes out is padding.
+There is no hand-written index arithmetic: each labeled axis is numbered 1…n, the numbers are broadcast to the shape of
+the activation (stride 0 along axes where they don't vary, so this costs no memory), the op runs on them, and each number
+in the output is replaced by its label. A 0 in the output is padding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from secateurs.graph.rules.registry import rule
 from secateurs.graph.tape import Labels
 
 aten = torch.ops.aten
-PICKED = "takes single channels by their index, a constant in the code"
+PICKED = "selects single channels by index, a constant in the code"
 
 
 def numbers(x: Tensor, axis: int) -> Tensor:
@@ -37,7 +37,7 @@ def varying(moved: Tensor) -> list[int]:
 
 
 def gather(labels: np.ndarray, moved: Tensor, axes: list[int]) -> np.ndarray:
-    """Labels in the place of the numbers, over `axes` alone."""
+    """Replace the numbers by labels, over `axes` only."""
     for a in range(moved.ndim):
         if a not in axes:
             moved = moved.narrow(a, 0, 1)
@@ -64,15 +64,15 @@ def move(t: Context, x: Tensor, run: Any, computed: int | None = None) -> list[L
 
 
 def settle(t: Context, out: Labels, axis: int | None, labels: np.ndarray) -> None:
-    """Two axes of channels flattened into one: it keeps the labels of the first, the others have to stay."""
+    """Two axes of channels flattened into one: it keeps the labels of the first; the others are frozen."""
     if axis in out:
-        t.freeze(labels, f"{t.op_name} lays several axes of channels into one")
+        t.freeze(labels, f"{t.op_name} flattens several axes of channels into one")
     elif axis is not None:
         out[axis] = labels
 
 
 def drop_constant(labels: np.ndarray, axes: list[int]) -> tuple[np.ndarray, list[int]]:
-    """Take out the axes along which the labels repeat (the H·W of a flattened map), as long as one is left."""
+    """Remove the axes along which the labels repeat (the H·W of a flattened map), as long as one is left."""
     for i in reversed(range(len(axes))):
         first = labels.take([0], axis=i)
         if labels.ndim > 1 and (labels == first).all():
@@ -81,7 +81,7 @@ def drop_constant(labels: np.ndarray, axes: list[int]) -> tuple[np.ndarray, list
 
 
 def split(t: Context, labels: np.ndarray, axes: list[int], computed: int | None) -> tuple[int | None, np.ndarray]:
-    """One axis of channels became several. One of them can shrink; along the others the pieces must stay alike."""
+    """One axis of channels became several. One of them can shrink; along the others the pieces must stay equal."""
     if len(axes) == 1:
         return axes[0], labels
     if computed in axes:
@@ -102,7 +102,7 @@ def split(t: Context, labels: np.ndarray, axes: list[int], computed: int | None)
     aten.transpose, aten.unsqueeze, aten.unfold, aten.diagonal, aten.repeat_interleave.self_int,
 )  # fmt: skip
 def rearrange(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
-    """Axes change places, appear, disappear or are repeated."""
+    """Axes are permuted, added, removed or repeated."""
     labels = t.labels(x)
     if t.op.overloadpacket is aten.expand and t.call[0] is not Tensor.expand_as:
         for a, own in labels.items():
@@ -114,7 +114,7 @@ def rearrange(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None
 
 @rule(aten.squeeze_, aten.t_, aten.transpose_, aten.unsqueeze_)
 def rearrange_(t: Context, x: Tensor, *args: Any) -> Labels:
-    """The same in place: x has its new shape by now."""
+    """The same in place: x already has its new shape."""
     labels, op = t.labels(x), t.op.overloadpacket
     if op is aten.unsqueeze_:
         return {a + (a >= args[0] % x.ndim): v for a, v in labels.items()}
@@ -124,11 +124,11 @@ def rearrange_(t: Context, x: Tensor, *args: Any) -> Labels:
     dims = () if not args else args[0] if isinstance(args[0], list | tuple) else args
     gone = {d % (x.ndim + len(dims)) for d in dims}
     squeezed = {a - sum(d < a for d in gone): v for a, v in labels.items() if a not in gone}
-    # Whether there was anything to squeeze shows in where the labels fit.
+    # Whether an axis was squeezed shows in where the labels fit.
     fits = [c for c in (labels, squeezed) if all(a < x.ndim and x.shape[a] == len(v) for a, v in c.items())]
     if (args and len(fits) == 1) or (len(fits) == 2 and labels.keys() == squeezed.keys()):
         return fits[0]
-    t.freeze(labels, f"{t.op_name} changes axes beyond recognition")
+    t.freeze(labels, f"{t.op_name} changes axes in a way that cannot be followed")
     return {}
 
 
@@ -146,7 +146,7 @@ def view(t: Context, x: Tensor, *args: Any, **_: Any) -> Labels | None:
     return out
 
 
-# Calls in which an author writes sizes down. Any other (`flatten`, `linear` on more than two axes) computes them.
+# Calls in which sizes are written explicitly. Any other (`flatten`, `linear` on more than two axes) computes them.
 _WRITTEN = (
     Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.unflatten,
     torch.nn.functional.multi_head_attention_forward,
@@ -154,7 +154,7 @@ _WRITTEN = (
 
 
 def computed_axis(t: Context) -> int | None:
-    """The axis for which the author wrote -1, so that its size follows from the others."""
+    """The axis with size -1 in the user's code, so that its size follows from the others."""
     func, args, kwargs = t.call
     if func not in (Tensor.view, Tensor.reshape, torch.reshape):
         return None
@@ -165,7 +165,7 @@ def computed_axis(t: Context) -> int | None:
 
 @rule(aten.as_strided, aten.as_strided_)
 def as_strided(t: Context, x: Tensor, size: Any, *_: Any) -> Labels | None:
-    """Only ever the identity (a change of memory format), as far as we follow it."""
+    """Followed only if it is the identity (a change of memory format)."""
     if tuple(size) == tuple(x.shape):
         return t.labels(x)
     t.freeze(t.labels(x), f"{t.op_name} addresses memory")
@@ -181,7 +181,7 @@ def shuffle(t: Context, x: Tensor, factor: int) -> Labels:
         return kept
     c = x.ndim - 3
     name = t.op.overloadpacket
-    if name is aten.pixel_shuffle:  # (N, C·r², H, W) → (N, C, H·r, W·r): the r² that fill a patch go together
+    if name is aten.pixel_shuffle:  # (N, C·r², H, W) → (N, C, H·r, W·r): the r² channels that fill a patch are coupled
         patches = labels[c].reshape(-1, factor**2)
         t.couple(patches.T)
         return {**kept, c: patches[:, 0].copy()}
@@ -202,7 +202,7 @@ def roll(t: Context, x: Tensor, shifts: Any, dims: Any = ()) -> Labels:
 
 @rule(aten.constant_pad_nd)
 def pad(t: Context, x: Tensor, amounts: list[int], value: float = 0) -> Labels:
-    """Only the padding of a labeled axis adds something to it; what meets that is frozen."""
+    """Only the padding of a labeled axis adds elements to it; labels combined with these are frozen."""
     out = {}
     for axis, labels in t.labels(x).items():
         k = 2 * (x.ndim - 1 - axis)
@@ -239,7 +239,7 @@ def slice_(
 
 
 def pieces_stay_even(t: Context, labels: np.ndarray, unit: int, interleaved: bool = False) -> None:
-    """The author may have written `x[:, : c // 2]`: then pieces keep their proportions."""
+    """The code may have `x[:, : c // 2]`: then the pieces keep their proportions."""
     reason = "split sizes are constants in the code"
     if t.call[0] in (torch.chunk, Tensor.chunk) and len(labels) % unit == 0:
         t.couple(labels.reshape(-1, unit))
@@ -266,7 +266,7 @@ def split_(t: Context, x: Tensor, sizes: Any, dim: int = 0) -> list[Labels]:
 
 @rule(aten.gather, aten.take_along_dim)
 def gather_(t: Context, x: Tensor, dim: int, index: Tensor, **_: Any) -> Labels:
-    """Picked along one axis; along the others x and the positions stand side by side."""
+    """Picked along one axis; along the others x and the positions are aligned."""
     kept = _without(t, x, {dim % x.ndim, *(a for a in range(x.ndim) if x.shape[a] != index.shape[a])})
     for axis, labels in t.labels(index).items():
         if axis in kept:
@@ -278,7 +278,7 @@ def gather_(t: Context, x: Tensor, dim: int, index: Tensor, **_: Any) -> Labels:
 
 @rule(aten.select, aten.unbind, aten.index, aten.index_select, aten.embedding)
 def pick(t: Context, x: Tensor, *args: Any, **_: Any) -> Any:
-    """Elements picked by position. Along an axis of channels the position is the author's: those stay whole."""
+    """Elements picked by position. Along an axis of channels the position is a constant in the user's code: frozen."""
     if t.op.overloadpacket in (aten.select, aten.unbind):
         dim = (args[0] if args else 0) % x.ndim
         one = _without(t, x, {dim})
@@ -314,7 +314,7 @@ def _without(t: Context, x: Tensor, dims: set[int]) -> Labels:
 
 @rule(aten.cat, aten.concat, aten.stack)
 def cat(t: Context, tensors: list[Tensor], dim: int = 0) -> Labels:
-    """Along an axis of channels labels follow one another; along any other they meet."""
+    """Along an axis of channels labels are concatenated; along any other they are unified."""
     stacked = t.op.overloadpacket is aten.stack
     ndim = t.out.ndim
     dim %= ndim
@@ -346,7 +346,7 @@ def glu(t: Context, x: Tensor, dim: int = -1) -> Labels:
 
 @rule(aten.view_as_real, aten.view_as_complex)
 def real_view(t: Context, x: Tensor) -> Labels:
-    """Complex numbers and pairs on a last axis."""
+    """Complex numbers as pairs on a last axis."""
     labels = t.labels(x)
     if t.op.overloadpacket is aten.view_as_complex:
         t.freeze(labels.get(x.ndim - 1, t.zeros(0)), f"{t.op_name} {PICKED}")
@@ -355,7 +355,7 @@ def real_view(t: Context, x: Tensor) -> Labels:
 
 @rule(aten.col2im)
 def col2im(t: Context, x: Tensor, size: Any, kernel: list[int], *_: Any) -> Labels:
-    """(N, C·k·k, L) → (N, C, H, W): the k·k positions of a channel go together."""
+    """(N, C·k·k, L) → (N, C, H, W): the k·k positions of a channel are coupled."""
     labels = t.labels(x)
     c = x.ndim - 2
     t.freeze(labels.get(x.ndim - 1, t.zeros(0)), f"{t.op_name} slides over channels")

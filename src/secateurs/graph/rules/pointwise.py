@@ -1,4 +1,4 @@
-"""Elementwise ops and per-channel normalizations: whatever meets element by element must live and die together."""
+"""Elementwise ops and per-channel normalizations: channels that are combined elementwise are kept or cut together."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from secateurs.graph.tape import Labels
 aten = torch.ops.aten
 
 
-# Elementwise ops that some PyTorch from 2.6 on does not tag as such: the tag has grown over the releases. Those that all
-# of them tag reach `pointwise` without being listed.
+# Elementwise ops that some PyTorch release since 2.6 does not tag as pointwise: the tag was extended over time. Ops that all
+# of them tag are handled by `pointwise` without being listed.
 @rule(
     aten._conj_physical, aten._to_copy, aten.alias, aten.bernoulli, aten.bernoulli_, aten.celu_, aten.clone,
     aten.complex, aten.contiguous, aten.copy_, aten.detach, aten.detach_, aten.dropout, aten.elu_, aten.empty_like,
@@ -34,7 +34,7 @@ def pointwise(t: Context, *args: Any, **kwargs: Any) -> Labels:
 
 @rule(aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub)
 def add(t: Context, x: Any, y: Any, **_: Any) -> Labels:
-    """Where two activations are summed, their channels lie on a shortcut; the sum of two weights is a weight."""
+    """The channels of a sum of two activations are on a shortcut; the sum of two weights is a weight."""
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         if t.is_live(x) and t.is_live(y):
             t.shortcut(x, y)
@@ -45,7 +45,7 @@ def add(t: Context, x: Any, y: Any, **_: Any) -> Labels:
 
 @rule(aten.new_empty, aten.new_empty_strided, aten.new_full, aten.new_ones, aten.new_zeros)
 def new(t: Context, x: Tensor, size: list[int], *_: Any, **__: Any) -> Labels:
-    """A buffer to be filled: where it is as wide as x, it is taken to hold x's channels."""
+    """A buffer to be filled: if it is as wide as x, assume that it holds x's channels."""
     kept = {a: v for a, v in t.labels(x).items() if a < len(size) and size[a] == x.shape[a]}
     for labels in kept.values():
         t.assume(labels, "a size is a constant in the code")
@@ -68,11 +68,11 @@ def prelu(t: Context, x: Tensor, w: Tensor) -> Labels:
 def batch_norm(
     t: Context, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any = None, var: Any = None, *_: Any
 ) -> Labels:
-    """A per-channel affine map: its parameters live on x's channel axis."""  # x: (N, C, *)  weight: (C,)
+    """A per-channel affine map: its parameters are on x's channel axis."""  # x: (N, C, *)  weight: (C,)
     t.unify(t.axis(x, 1), weight, bias, *(s for s in (mean, var) if isinstance(s, Tensor)))
     for axis, labels in t.labels(x).items():
         if axis != 1:  # weight standardization by a batch norm over the weight
-            t.inexact(labels, f"{t.op_name} takes its statistics over channels")
+            t.inexact(labels, f"{t.op_name} computes its statistics over channels")
     return t.labels(x)
 
 
@@ -93,7 +93,7 @@ def layer_norm(
     first = x.ndim - len(shape)
     for axis, labels in t.labels(x).items():
         if axis >= first:
-            t.inexact(labels, "layer norm takes its statistics over channels")
+            t.inexact(labels, "layer norm computes its statistics over channels")
             t.depends_on(weight, labels, "the normalized shape is a constant in the code")
     affine = [(t.labels(p), p) for p in (weight, bias) if p is not None]
     return t.join([(t.labels(x), x), *affine])
@@ -103,11 +103,11 @@ def layer_norm(
 def group_norm(
     t: Context, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, groups: int, eps: float
 ) -> Labels:
-    """Statistics over each of `groups` equal runs of channels; one channel a group is exact."""  # x: (N, C, *)
+    """Statistics over each of `groups` equal runs of channels; exact with one channel per group."""  # x: (N, C, *)
     labels = t.axis(x, 1)
     t.unify(labels, weight, bias)
     if groups < c:
         t.couple(labels.reshape(groups, -1))
-        t.inexact(labels, "group norm takes its statistics over channels")
+        t.inexact(labels, "group norm computes its statistics over channels")
     t.depends_on(weight, labels, "the number of groups is a constant in the code")
     return t.labels(x)

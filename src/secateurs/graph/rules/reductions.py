@@ -1,4 +1,4 @@
-"""Reductions, pooling and resizing: over space they keep the channels, over channels their value changes with a cut."""
+"""Reductions, pooling and resizing: over space they keep channels; over channels their value changes with a cut."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reduction(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def reduced_axes(t: Context, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
-    """The axes an op works along, read from its schema's `dim` argument; all of them where it has none."""
+    """The axes that an op reduces, from its schema's `dim` argument; all axes if it has none."""
     schema = t.op._schema.arguments[1:]
     given = {a.name: a.default_value for a in schema if a.has_default_value()}
     given |= {**dict(zip((a.name for a in schema), args, strict=False)), **kwargs}
@@ -51,7 +51,7 @@ def reduced_axes(t: Context, x: Tensor, args: tuple[Any, ...], kwargs: dict[str,
     aten.logcumsumexp, aten.sort, aten.argsort, aten.tril, aten.triu,
 )  # fmt: skip
 def along(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """What comes out depends on the order along some axes: those have to stay, the others are carried along."""
+    """The output depends on the order along some axes: those are frozen, the others are kept."""
     out = t.out[0] if isinstance(t.out, tuple | list) else t.out
     triangle = t.op.overloadpacket in (aten.tril, aten.triu)
     axes = {x.ndim - 2, x.ndim - 1} if triangle else reduced_axes(t, x, args, kwargs)
@@ -108,7 +108,7 @@ rule(
 
 @rule(aten.max_unpool2d, aten.max_unpool3d)
 def unpool(t: Context, x: Tensor, indices: Tensor, *_: Any) -> Labels:
-    """Each channel's values go to its own positions."""
+    """Each channel's values are scattered to its own positions."""
     first = x.ndim - (2 if t.op.overloadpacket is aten.max_unpool2d else 3)
     t.freeze({a: v for a, v in t.labels(x).items() if a >= first}, f"{t.op_name} resamples an axis of channels")
     kept = {a: v for a, v in t.labels(x).items() if a < first}

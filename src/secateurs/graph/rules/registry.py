@@ -14,7 +14,7 @@ R = TypeVar("R", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Rule:
-    """What an op does to labels; and whether it counts multiply-accumulates, and so is called without labels, too."""
+    """The effect of an op on labels; and whether it counts multiply-accumulates, and so is called without labels, too."""
 
     function: Callable[..., Any]
     counts_macs: bool = False
@@ -24,12 +24,12 @@ _RULES: dict[OpOverload | OpOverloadPacket, Rule] = {}
 
 
 def rule(*ops: OpOverload | OpOverloadPacket, counts_macs: bool = False) -> Callable[[R], R]:
-    """Register a rule for these ops (an overload packet stands for all its overloads)."""
+    """Register a rule for these ops (an overload packet means all its overloads)."""
 
     def decorate(function: R) -> R:
         for op in ops:
             if op in _RULES:
-                raise ValueError(f"{op} has a rule already: {_RULES[op].function.__qualname__}")
+                raise ValueError(f"{op} already has a rule: {_RULES[op].function.__qualname__}")
             _RULES[op] = Rule(function, counts_macs)
         return function
 
@@ -39,21 +39,21 @@ def rule(*ops: OpOverload | OpOverloadPacket, counts_macs: bool = False) -> Call
 def register_rule(
     *ops: OpOverload | OpOverloadPacket, replace: bool = False, counts_macs: bool = False
 ) -> Callable[[R], R]:
-    """Teach the tracer an op of your own, as a decorator.
+    """Register a rule for a custom op, as a decorator.
 
     >>> @sc.register_rule(torch.ops.mylib.scale)
     ... def scale(t, x, factor):          # x: (N, C, *)  factor: (C,)
     ...     t.unify(t.axis(x, 1), factor)
     ...     return t.labels(x)
 
-    The rule is called as `rule(t, *args, **kwargs)` after the op ran, with the op's own arguments. What it may ask of `t`
-    and tell it is documented on `secateurs.graph.Context`. It returns the labels of the output, `{axis: labels}`, a list
+    The rule is called as `rule(t, *args, **kwargs)` after the op ran, with the op's own arguments. What it may read from `t`
+    and declare is documented on `secateurs.graph.Context`. It returns the labels of the output, `{axis: labels}`, a list
     of these for an op of several outputs, or None for an output without channels.
 
-    replace: take the place of the rule that the op has.
+    replace: replace an existing rule of the op.
     counts_macs: the rule calls `t.cost`, and is called for operands without labels, too.
 
-    Raises ValueError where an op has a rule and `replace` is not set.
+    Raises ValueError if an op already has a rule and `replace` is not set.
     """
     if replace:
         for op in ops:
@@ -62,7 +62,7 @@ def register_rule(
 
 
 def present(*names: str) -> list[OpOverloadPacket]:
-    """Those of these aten ops that the installed PyTorch has: some are newer than the oldest one that we support."""
+    """The aten ops of these that the installed PyTorch has: some are newer than the oldest supported release."""
     return [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
 
 

@@ -1,4 +1,4 @@
-"""The paper's figures 4 and 5 from a run's record: what remains of each layer over time, and widths before and after."""
+"""The paper's figures 4 and 5 from a run's history: the remaining filters of each layer over time, and the widths."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Record = Sequence[Mapping[str, Any]]
 
 
 def remaining(history: Record) -> dict[str, tuple[list[int], list[float]]]:
-    """For each layer the steps at which its width changed, and the share of its filters that was left from then on;
-    it begins at step 0 with 1.0 and ends with the run.
+    """For each layer the steps at which its width changed, and the fraction of its filters left from then on;
+    starts at step 0 with 1.0 and ends with the run.
 
-    history: of `Result.history` or a card's "history". Raises ConfigError if there is no run of aofp in it.
+    history: `Result.history` or a card's "history". Raises ConfigError if it does not contain an aofp run.
     """
     start, moves, end = _parts(history)
     found: dict[str, tuple[list[int], list[float]]] = {name: ([0], [1.0]) for name in start["groups"]}
@@ -30,15 +30,15 @@ def remaining(history: Record) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def widths(history: Record) -> dict[str, tuple[int, int]]:
-    """Each layer's width before and after. Raises ConfigError if there is no run of aofp in the history."""
+    """Each layer's width before and after. Raises ConfigError if the history does not contain an aofp run."""
     start, _, end = _parts(history)
     return {n: (a, b) for n, a, b in zip(start["groups"], start["sizes"], end["widths"], strict=True)}
 
 
 def draw(history: Record, folder: str | Path, kind: str = "png") -> tuple[Path, Path]:
-    """Both as pictures, remaining.png and widths.png in the folder, or in another format ("svg", "pdf").
+    """Plot both into the folder as remaining.png and widths.png, or in another format ("svg", "pdf").
 
-    Raises ConfigError if matplotlib is not installed, or there is no run of aofp in the history.
+    Raises ConfigError if matplotlib is not installed, or if the history does not contain an aofp run.
     """
     shares = {n: _stairs(*curve) for n, curve in remaining(history).items()}
     both = list(widths(history).values())
@@ -57,16 +57,16 @@ def draw(history: Record, folder: str | Path, kind: str = "png") -> tuple[Path, 
 
 
 def _stairs(steps: list[int], shares: list[float]) -> tuple[list[int], list[float]]:
-    """A width stays what it is until the next move."""
+    """A width is constant until the next move."""
     at = [steps[0]] + [s for s in steps[1:] for _ in (0, 1)]
     values = [v for v in shares[:-1] for _ in (0, 1)] + [shares[-1]]
     return at, values
 
 
 def _parts(history: Record) -> tuple[Mapping[str, Any], list[Mapping[str, Any]], Mapping[str, Any]]:
-    """The entries of the last run in the history: its start, its moves, its end."""
+    """The entries of the last aofp run in the history: its start, moves and end."""
     starts = [i for i, h in enumerate(history) if h.get("event") == "search"]
     ends = [h for h in history if h.get("event") == "end"]
     if not starts or not ends:
-        raise ConfigError("There is no run of aofp in this history: it is in result.history, and in card.json.")
+        raise ConfigError("The history does not contain an aofp run: pass result.history, or history from card.json.")
     return history[starts[-1]], [h for h in history[starts[-1] :] if h.get("event") == "move"], ends[-1]

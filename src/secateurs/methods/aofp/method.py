@@ -1,4 +1,4 @@
-"""AOFP, the method: settings, and the run that searches all layers at once while the network trains."""
+"""AOFP: the settings, and the pruner that searches all layers at once while the network trains."""
 
 from __future__ import annotations
 
@@ -31,31 +31,39 @@ from secateurs.training.seeds import mix
 class AOFP(TrainingMethod):
     """Approximated oracle filter pruning (Ding et al., ICML 2019).
 
-    While the network trains, a random half of each layer's search space is ablated for each batch, on a path of its own
-    that ends after the next layer, and the damage there is put down to the ablated filters. After φ batches the less
-    damaging half is pruned if its damage is below θ, else it becomes the search space.
+    While the network trains, a random half of each layer's search space is ablated for each batch, on a separate path
+    that ends after the next layer, and the damage measured there is attributed to the ablated filters. After φ batches the
+    less damaging half is pruned if its damage is below θ, else it becomes the search space.
     """
 
     search_cost: int | None = Field(
-        default=None, ge=1, description="φ: batches to each search step; by default a hundredth of the training"
+        default=None, ge=1, description="φ: batches per search step; default: a hundredth of the training"
     )
     theta: float = Field(default=0.01, ge=0, le=10, description="θ: damage below which filters are pruned")
     theta_growth: float = Field(
-        2.0, ge=1, le=100, description="with a budget, θ may grow so much in a full search to keep pace; 1: it stays"
+        2.0,
+        ge=1,
+        le=100,
+        description="with a budget: the largest factor by which θ may grow in a full search; 1: θ is constant",
     )
     epochs: float = Field(
-        4, gt=0, allow_inf_nan=False, description="epochs of training, at most; the budget may end it"
+        4,
+        gt=0,
+        allow_inf_nan=False,
+        description="maximum number of training epochs; training may stop earlier when the budget is met",
     )
-    lr: float = Field(default=1e-3, gt=0, le=10, description="learning rate meanwhile, constant")
-    weight_decay: float = Field(default=1e-4, ge=0, le=1, description="weight decay meanwhile")
+    lr: float = Field(default=1e-3, gt=0, le=10, description="learning rate during the search, constant")
+    weight_decay: float = Field(default=1e-4, ge=0, le=1, description="weight decay during the search")
     ratio: Literal["example", "batch"] = Field(
         default="example", description="t of eq. 7: mean of the examples' ratios (eq. 6), or ratio of the batch's sums"
     )
-    warmup: int = Field(default=0, ge=0, description="batches before the search begins")
-    stagger: bool = Field(default=False, description="layers start one after the other, spread over φ batches")
-    min_filters: int = Field(default=1, ge=1, description="filters that every layer keeps")
+    warmup: int = Field(default=0, ge=0, description="batches before the search starts")
+    stagger: bool = Field(
+        default=False, description="start the layers' searches one after another, spread over φ batches"
+    )
+    min_filters: int = Field(default=1, ge=1, description="minimum number of filters that every layer keeps")
     patience: int = Field(
-        default=1, ge=1, description="so many sweeps of restarts in which no layer can be pruned end the run"
+        default=1, ge=1, description="stop after this many sweeps of restarts in which no layer can be pruned"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="as in a Recipe")
 
@@ -69,29 +77,29 @@ class AOFP(TrainingMethod):
 
 
 class Pace:
-    """θ under control: it grows while the cost lies above a straight line to the budget, and shrinks again, never below
-    where it began, while the cost lies below. At most by `growth` in a full search, since what θ does is seen only after
-    one."""
+    """Controls θ: θ grows while the cost is above a straight line to the budget, and shrinks, never below
+    its initial value, while the cost is below it. By at most `growth` in a full search, since the effect of θ shows only
+    after one."""
 
-    ARRIVE = 0.9  # share of the training after which the budget should be met
-    BAND = 0.02  # an excess of this and beyond counts in full
+    ARRIVE = 0.9  # fraction of the training after which the budget should be met
+    BAND = 0.02  # an excess of this or more counts in full
 
     def __init__(self, theta: float, growth: float, goal: float) -> None:
         self.theta, self.start, self.growth, self.goal = theta, theta, growth, goal
 
     def line(self, progress: float) -> float:
-        """Share of the cost that should be left by then."""
+        """The fraction of the cost that should be left by then."""
         return 1.0 - (1.0 - self.goal) * min(1.0, progress / self.ARRIVE)
 
     def update(self, share: float, progress: float, steps: float) -> float:
-        """θ, after this part of a full search."""
+        """θ after this fraction of a full search."""
         excess = max(-1.0, min(1.0, (share - self.line(progress)) / self.BAND))
         self.theta = min(max(self.start, 1.0), max(self.start, self.theta * self.growth ** (excess * steps)))
         return self.theta
 
 
 class AOFPPruner(Pruner):
-    """The run. Base masks are gates, damage is measured in the network's own forward passes."""
+    """The pruner. Base masks are gates; damage is measured in the network's own forward passes."""
 
     def __init__(self, task: Task, config: AOFP) -> None:
         super().__init__(task)
@@ -102,20 +110,20 @@ class AOFPPruner(Pruner):
         self.groups = [g for g in task.groups if g.name in searched]
         if not self.groups:
             reasons = "; ".join(f"{n}: {why}" for n, why in list(self.damage.reasons.items())[:3])
-            raise ConfigError(f"aofp finds no layer whose damage it could measure. {reasons or 'Nothing may be cut.'}")
+            raise ConfigError(f"aofp found no layer whose damage can be measured. {reasons or 'No group is prunable.'}")
         self.searches: dict[str, BinaryFilterSearch] = {}
-        self.order: dict[str, np.ndarray] = {}  # when each filter was pruned: number of the move, 0 for never
+        self.order: dict[str, np.ndarray] = {}  # the move that pruned each filter, 0 for none
         self.moves = 0
-        self.idle: set[str] = set()  # layers whose search has started over since anything was pruned
-        self.sweeps = 0  # of all of them, one after the other
-        self.ended: str | None = None  # why the search is over
+        self.idle: set[str] = set()  # layers whose search has restarted since the last pruning
+        self.sweeps = 0  # full sweeps over the layers
+        self.ended: str | None = None  # why the search ended
         self.record: list[dict[str, Any]] = []
         self._drawn: dict[str, np.ndarray] = {}
         self.gates = Gates(self.model, self.groups).attach()
         self.damage.attach()
         self._handle = self.model.register_forward_pre_hook(_Look(self.damage), with_kwargs=True)
 
-    # -- the set-up -------------------------------------------------------------------------------------------------
+    # -- set-up -------------------------------------------------------------------------------------------------
 
     def begin(self, total: int, epoch_steps: int) -> None:
         super().begin(total, epoch_steps)
@@ -134,16 +142,16 @@ class AOFPPruner(Pruner):
             }
         ]  # fmt: skip
         if budget is not None and self._fits(self._widths()):
-            self.ended = "the budget is met as it is"
+            self.ended = "the budget is already met"
         self._draw()
 
     def _starts(self, position: int) -> int:
-        """The step at which the search on the layer at this position begins."""
+        """The step at which the search on the layer at this position starts."""
         late = position * (self.cost // len(self.groups)) if self.config.stagger else 0
         return self.config.warmup + late
 
     def _draw(self) -> None:
-        """What is ablated for the next batch: a function of the seed, the step and the layer."""
+        """The filters to ablate for the next batch: a function of the seed, the step and the layer."""
         self._drawn = {}
         if self.ended is None:
             for i, (name, search) in enumerate(self.searches.items()):
@@ -153,7 +161,7 @@ class AOFPPruner(Pruner):
         self.damage.ablate(self._drawn)
 
     def _mask(self) -> None:
-        """Set the base masks. As long as nothing is pruned there is none at all."""
+        """Set the base masks. There are no masks until something is pruned."""
         alive = np.concatenate([s.alive for s in self.searches.values()])
         self.gates.flat(None if alive.all() else torch.from_numpy(alive).to(device_of(self.model), torch.float32))
 
@@ -176,7 +184,7 @@ class AOFPPruner(Pruner):
     def _finish_steps(self, full: list[str]) -> None:
         moves = {name: self.searches[name].finish(self.pace.theta) for name in full}
         pruned = sorted((n for n in full if moves[n].kind == "pruned"), key=lambda n: moves[n].worst)
-        for name in pruned:  # the least damaging first: the budget may be met before the last
+        for name in pruned:  # least damaging first: the budget may be met before the last
             if self.ended is None:
                 self._prune(name, moves[name])
         if pruned:
@@ -190,7 +198,7 @@ class AOFPPruner(Pruner):
             self._stall(bool(live))
 
     def _prune(self, name: str, move: Move) -> None:
-        """One move. The last one is trimmed: only as many filters go, the least damaging ones, as the budget asks for."""
+        """One move. The last move is trimmed to the least damaging filters that the budget requires to be pruned."""
         self.moves += 1
         at = next(i for i, g in enumerate(self.widths.groups) if g.name == name)
         count, widths = len(move.picked), self._widths()
@@ -214,12 +222,12 @@ class AOFPPruner(Pruner):
         )  # fmt: skip
 
     def _stall(self, live: bool) -> None:
-        """A sweep in which no layer could be pruned."""
+        """Count a sweep in which no layer could be pruned."""
         self.idle.clear()
         self.sweeps += 1
         self.record.append({"event": "stall", "step": self.steps, "theta": self.pace.theta})
         if not live:
-            self.ended = "every layer is down to the filters that it keeps in any case"
+            self.ended = "every layer is down to its minimum number of filters"
         elif self.sweeps >= self.config.patience and (self.task.budget is None or self.config.theta_growth == 1):
             self.ended = (
                 f"no layer has a filter left whose damage is below theta={self.pace.theta:g}; raise theta to prune more"
@@ -230,7 +238,7 @@ class AOFPPruner(Pruner):
     # -- widths and the budget ----------------------------------------------------------------------------------------
 
     def _widths(self) -> np.ndarray:
-        """Filters that are left, of every group that may be cut."""
+        """The number of filters left in every prunable group."""
         return np.array([self._width(g.name, g.size) for g in self.widths.groups], dtype=np.int64)
 
     def _width(self, name: str, size: int) -> int:
@@ -272,22 +280,22 @@ class AOFPPruner(Pruner):
         self.record.append(
             {
                 "event": "end", "step": self.steps, "moves": self.moves, "theta": self.pace.theta, "forced": forced,
-                "reason": self.ended or "the training is over",
+                "reason": self.ended or "training finished",
                 "widths": widths.tolist(), "macs": int(kept.macs), "params": int(kept.params),
             }
         )  # fmt: skip
         if forced:
             self.log(
                 f"aofp: the search left {self._share(self._widths()):.1%} of the budgeted cost; {forced} more filters "
-                f"were cut by their last damage to meet the budget (more epochs, or a larger theta, would search them too)"
+                f"were cut by their last measured damage to meet the budget (train longer or raise theta to search them, too)"
             )
         for entry in self.record:
             self.task.note(**entry)
         return Selection(selection)
 
     def _scores(self) -> dict[str, np.ndarray]:
-        """For the budget's last word. Filters left alone: damage by filter ablated, at last sight; those pruned:
-        negative, and the later the higher. Where nothing is known the size of the weights tells filters apart."""
+        """Scores for the final trim to the budget. Filters left: the last measured damage per ablated filter; pruned filters:
+        negative, higher for filters that were pruned later. Without a measurement, the norm of the weights decides."""
         seen = [s.latest[s.alive & np.isfinite(s.latest)] for s in self.searches.values()]
         typical = float(np.median(np.concatenate(seen))) if any(len(s) for s in seen) else 1.0
         found = {}
@@ -301,7 +309,7 @@ class AOFPPruner(Pruner):
             found[group.name] = score
         return found
 
-    # -- to be gone on with -------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         return {
@@ -321,21 +329,21 @@ class AOFPPruner(Pruner):
         if not self.idle <= self.searches.keys() or not all(isinstance(line, dict) for line in state["record"]):
             raise ValueError("'idle' must name layers that are searched, and 'record' must hold dicts")
         if not isinstance(state["ended"], str | None):
-            raise ValueError(f"'ended' must be a text, not {state['ended']!r}")
+            raise ValueError(f"'ended' must be a string, not {state['ended']!r}")
         self.ended, self.pace.theta, self.record = state["ended"], state["theta"], list(state["record"])
         self._mask()
         self._draw()
 
 
 def _share(budget: Budget, cost: Cost, base: Cost) -> float:
-    """The cost as a share of what it was; of MACs and parameters, if both are limited, the one that is larger."""
+    """The cost as a fraction of the original; the larger of MACs and parameters if both are limited."""
     shares = [cost.macs / base.macs] if budget.macs is not None else []
     shares += [cost.params / base.params] if budget.params is not None else []
     return max(shares)
 
 
 class _Look:
-    """Damage is measured where the model trains, not where it is evaluated in between."""
+    """Damage is measured in training passes only, not in evaluations during training."""
 
     def __init__(self, damage: Damage) -> None:
         self.damage = damage

@@ -1,8 +1,8 @@
-"""Isolated damage (eq. 7): how far the next layer's outcome moves when channels that it reads are ablated.
+"""Isolated damage (eq. 7): how much the next layer's output changes when channels that it reads are ablated.
 
-A convolution is linear, so its output without some input channels is the output it has, minus a convolution over those
-channels alone; and batch norm with the base path's statistics is affine, so the same holds after it, with its factors
-folded into the weights. No second forward pass is needed, and the fewer channels are ablated the less it costs.
+A convolution is linear, so its output without some input channels is its output minus a convolution over those
+channels only; batch norm with the base path's statistics is affine, so the same holds after it, with its factors
+folded into the weights. No second forward pass is needed, and the cost is proportional to the number of ablated channels.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from secateurs.graph.modes import evaluating
 from secateurs.methods.following import Following, batch_norm, following
 
 Ratio = Literal["example", "batch"]
-_CACHED = 1 << 19  # values of an activation that are worked on at a time on a CPU
+_CACHED = 1 << 19  # values of an activation that are processed at a time on a CPU
 
 
 class Damage:
-    """Measures the isolated damage of ablating channels of many groups at once, each as if it were the only one, in the
-    forward passes that the model makes anyway:
+    """Measures the isolated damage of ablating channels of many groups at once, each as if it were the only one, in the model's
+    ordinary forward passes:
 
         damage = Damage(model, groups, example_inputs).attach()
         damage.ablate({group.name: indices})
         model(x)
         t = damage.take()          # {group.name: t}
 
-    A group that several layers read has the mean of their damages. `ratio` "example" is eq. 6: the mean over examples of
-    each one's ratio; "batch" divides the batch's sums. Batch norm is as in the model's own pass: the batch's statistics
-    in train mode, running ones in eval mode; none is moved. Works under autocast, and without gradients.
+    The damage of a group with several consumers is the mean over them. `ratio` "example" is eq. 6: the mean over examples of
+    each example's ratio; "batch" is the ratio of the batch's sums. Batch norm is as in the model's own pass: batch statistics
+    in train mode, running statistics in eval mode; neither is updated. Works under autocast; computes no gradients.
 
-    `reasons` says of groups that cannot be scored why; they are not in `names`.
+    `reasons` maps each group that cannot be scored to the reason; such groups are not in `names`.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Damage:
         self._sums: dict[str, list[Tensor]] = {}
         self._ablated: dict[str, np.ndarray] = {}
         self._handles: list[RemovableHandle] = []
-        self.active = True  # whether forward passes are looked at
+        self.active = True  # whether forward passes are measured
 
     def attach(self) -> Damage:
-        """Start to look at forward passes; `with` does it for you."""
+        """Start measuring forward passes; `with` calls this."""
         if self._handles:
             return self
         by_layer: dict[str, list[_Reader]] = {}
@@ -81,7 +81,7 @@ class Damage:
         return self
 
     def detach(self) -> None:
-        """Stop, and leave no trace on the model."""
+        """Stop measuring, and remove all hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -94,12 +94,12 @@ class Damage:
         self.detach()
 
     def ablate(self, channels: Mapping[str, np.ndarray]) -> None:
-        """Which channels of each group are ablated from now on; groups left out are not scored."""
+        """Set the channels of each group to ablate from now on; groups left out are not scored."""
         self._ablated = {name: np.asarray(c, dtype=np.int64) for name, c in channels.items() if len(c)}
         self._sums.clear()
 
     def sums(self) -> Tensor:
-        """What the passes since the last `ablate` (or `sums`) came to, for each reader of each group: (readers, 2),
+        """The sums over the passes since the last `ablate` (or `sums`), for each consumer of each group: (consumers, 2),
         float64. The damage is the first column over the second; both may be summed over processes first."""
         rows = [torch.stack(self._sums[r.key]).sum(0) if r.key in self._sums else None for r in self._readers]
         self._sums.clear()
@@ -108,7 +108,7 @@ class Damage:
         return torch.stack([nothing if r is None else r for r in rows]) if rows else torch.zeros(0, 2).double()
 
     def take(self, sums: Tensor | None = None) -> dict[str, float]:
-        """The damage of each group that was ablated and seen: {name: t}. sums: as `sums` gave them."""
+        """The damage of each group that was ablated and measured: {name: t}. sums: as `sums` returned them."""
         rows = (self.sums() if sums is None else sums).tolist()
         found: dict[str, list[float]] = {}
         for reader, (above, below) in zip(self._readers, rows, strict=True):
@@ -122,13 +122,13 @@ class Damage:
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """A layer that reads a group's channels through an axis of its weight."""
+    """A layer that consumes a group's channels on an axis of its weight."""
 
     group: str
     layer: str
     index: np.ndarray  # (size, m): indices on the weight's axis
     inputs: np.ndarray  # (size, m'): indices on the input's channel axis
-    linear: bool  # plain: its forward is linear in its input, and we know how to call it on fewer channels
+    linear: bool  # its forward is linear in its input, and it can be called on fewer channels
 
     @property
     def key(self) -> str:
@@ -136,7 +136,7 @@ class _Reader:
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """Modules that hold each parameter, by its id: a tied one is in several."""
+    """The modules that hold each parameter, by its id: a tied parameter is in several."""
     found: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for p in module._parameters.values():
@@ -146,7 +146,7 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _readers(model: nn.Module, group: ChannelGroup, owners: dict[int, list[str]]) -> tuple[list[_Reader], str]:
-    """A group's readers that can be scored; and why not, if there are none."""
+    """A group's consumers that can be scored; and the reason if there are none."""
     found: dict[tuple[str, int], _Reader] = {}
     reason = "no layer reads it"
     for slot in group.slots:
@@ -159,7 +159,7 @@ def _readers(model: nn.Module, group: ChannelGroup, owners: dict[int, list[str]]
             inputs = _inputs(module, slot.axis, slot.index)
             if inputs is None:
                 kind = type(module).__name__
-                reason = f"{layer or slot.param}, which reads it, is a {kind} and no convolution or linear layer"
+                reason = f"{layer or slot.param}, which reads it, is a {kind}, not a convolution or linear layer"
                 continue
             plain = layer == path and slot.param.rpartition(".")[2] == "weight" and _is_plain(module)
             found[layer, slot.axis] = _Reader(group.name, layer, slot.index, inputs, plain)
@@ -173,7 +173,7 @@ def _inputs(module: nn.Module, axis: int, index: np.ndarray) -> np.ndarray | Non
     if isinstance(module, _ConvNd):
         if axis != 1:
             return None
-        each = module.in_channels // module.groups  # every group of a grouped convolution reads its own piece
+        each = module.in_channels // module.groups  # each group of a grouped convolution reads its own slice
         steps = np.arange(module.groups)[:, None] * each
         return (steps[None] + index[:, None, :]).reshape(len(index), -1)
     if isinstance(module, nn.Linear):
@@ -185,7 +185,7 @@ _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Its forward is PyTorch's own, or something of a subclass's."""
+    """Whether its forward is PyTorch's own, not overridden by a subclass."""
     if "forward" in vars(module):
         return False
     return any(
@@ -197,14 +197,14 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 class _Watch:
-    """Forward hook of a layer: scores the groups that it reads, here or as soon as its batch norm has run."""
+    """Forward hook of a layer: scores the groups that it consumes, now or after its batch norm has run."""
 
     def __init__(self, damage: Damage, module: nn.Module, follows: Following, readers: list[_Reader]) -> None:
         self.damage, self.module, self.follows, self.readers = damage, module, follows, readers
         self.waiting: tuple[Tensor, Tensor] | None = None  # input and output, until the norm has run
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
-        return self  # on a copy of the model (an average of its weights, say) it does nothing
+        return self  # on a copy of the model (for example its EMA) it does nothing
 
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
@@ -235,7 +235,7 @@ class _Watch:
         """(sum of ratios, examples) or (sum of squared distances, of squares): float64."""
         n = len(x)
         rows = max(1, _CACHED * n // max(x.numel(), z.numel(), 1)) if z.device.type == "cpu" else n
-        wide = {"dtype": torch.float32} if z.dtype == torch.float16 else {}  # whose range is too small
+        wide = {"dtype": torch.float32} if z.dtype == torch.float16 else {}  # float16's range is too small
         above, below = [], []
         for i in range(0, n, rows):
             base = z[i : i + rows].detach()
@@ -248,14 +248,14 @@ class _Watch:
         a, b = torch.cat(above).double().square(), torch.cat(below).double().square()
         if self.damage.ratio == "batch":
             return torch.stack([a.sum(), b.sum()])
-        # An outcome that is zero has no relative damage, unless nothing happens to it.
+        # The relative damage of a zero output is infinite, unless the output does not change.
         known = (b > 0) | (a == 0)
         ratio = torch.where(known, a / b.clamp(min=torch.finfo(b.dtype).tiny), 0.0)
         return torch.stack([ratio.sum(), known.double().sum()])
 
 
 def _flat(x: Tensor) -> Tensor:
-    """(N, …) → (N, everything else), in the order in which it lies in memory."""
+    """(N, …) → (N, everything else), in memory order."""
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         x = x.permute(0, 2, 3, 1)
     elif x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
@@ -264,7 +264,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 class _AfterNorm:
-    """Forward hook of a batch norm, before anything works on its output in place."""
+    """Forward hook of a batch norm, before its output is changed in place."""
 
     def __init__(self, watch: _Watch, norm: nn.Module) -> None:
         self.watch, self.norm = watch, norm
@@ -282,7 +282,7 @@ class _AfterNorm:
 
 
 def _factor(norm: nn.Module, y: Tensor, z: Tensor) -> Tensor:
-    """What the batch norm that made z from y multiplied each channel by: (C,)."""
+    """The factor by which the batch norm from y to z multiplied each channel: (C,)."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     if not norm.training and norm.running_var is not None:
         scale = torch.rsqrt(norm.running_var + norm.eps)
@@ -293,7 +293,7 @@ def _factor(norm: nn.Module, y: Tensor, z: Tensor) -> Tensor:
         if not isinstance(saved, Tensor) or saved.shape != (y.shape[1],):
             saved = torch.rsqrt(y.float().var(axes, unbiased=False) + norm.eps)
         return saved if norm.weight is None else saved * norm.weight
-    # Statistics over all processes: whatever they are, z = factor · y + constant in each channel.
+    # Statistics over all processes: in any case z = factor · y + constant in each channel.
     y, z = y.float(), z.detach().float()
     y = y - y.mean(axes, keepdim=True)
     spread = y.square().sum(axes)
@@ -304,7 +304,7 @@ def _factor(norm: nn.Module, y: Tensor, z: Tensor) -> Tensor:
 
 
 class _Contribution:
-    """What the ablated channels contribute to a layer's outcome z, for any rows of the batch."""
+    """The contribution of the ablated channels to a layer's output z, for any rows of the batch."""
 
     def __init__(
         self, module: nn.Module, reader: _Reader, ablated: np.ndarray, factor: Tensor | None, x: Tensor, y: Tensor
@@ -330,12 +330,12 @@ class _Contribution:
                 self.scale = _along(factor.to(y.dtype), y)
             else:
                 w = w * _beside(factor.to(w), w, module)
-        if torch.is_autocast_enabled(x.device.type):  # here, and not for every few rows again
+        if torch.is_autocast_enabled(x.device.type):  # once here, not for every slice of rows
             w = w.to(torch.get_autocast_dtype(x.device.type))
         self.weight = w
 
     def without(self, z: Tensor, rows: slice) -> Tensor:
-        """z of these rows as it would be without the ablated channels."""
+        """z of these rows without the ablated channels."""
         part = self(rows)
         return z - part if self.scale is None else torch.addcmul(z, part, self.scale, value=-1)
 
@@ -348,7 +348,7 @@ class _Contribution:
 
 
 def _select(t: Tensor, axis: int, index: Tensor) -> Tensor:
-    """Some channels of an activation or a weight. Where channels lie side by side, as a selection of columns, which is ten
+    """Some channels of an activation or a weight. If channels are contiguous in memory, as a selection of columns, which is ten
     times as fast on a CPU."""
     if t.device.type != "cpu" or axis != 1 or t.ndim != 4 or not t.is_contiguous(memory_format=torch.channels_last):
         return t.index_select(axis, index)
@@ -358,16 +358,16 @@ def _select(t: Tensor, axis: int, index: Tensor) -> Tensor:
 
 
 def _again(module: nn.Module, x: Tensor) -> Tensor:
-    """The whole layer once more; in eval mode, lest it moves any state of its own (spectral norm)."""
+    """Run the whole layer again; in eval mode, so that it does not update its state (spectral norm)."""
     with evaluating(module):
         return module.forward(x)
 
 
 def _beside(factor: Tensor, w: Tensor, module: nn.Module) -> Tensor:
-    """One factor for each output channel, shaped to multiply the weight."""
+    """One factor per output channel, shaped to multiply the weight."""
     if not isinstance(module, _ConvTransposeNd):
         return factor.view(-1, *[1] * (w.ndim - 1))
-    # (C, O / groups, *): rows of one group of inputs make that group's outputs
+    # (C, O / groups, *): rows of one input group produce that group's outputs
     each = factor.view(module.groups, -1).repeat_interleave(len(w) // module.groups, 0)
     return each.view(*each.shape, *[1] * (w.ndim - 2))
 
@@ -377,7 +377,7 @@ def _along(factor: Tensor, y: Tensor) -> Tensor:
 
 
 def _run(module: nn.Module, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
-    """The layer, without its bias, on some of its input channels."""
+    """Run the layer, without its bias, on some of its input channels."""
     if isinstance(module, _ConvTransposeNd):
         size = list(y.shape[2:])
         extra = module._output_padding(

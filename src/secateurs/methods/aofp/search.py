@@ -1,6 +1,6 @@
-"""Binary filter search (algorithm 1): which filters of one layer go next, from damage samples alone.
+"""Binary filter search (algorithm 1): which filters of one layer to prune next, from damage samples only.
 
-There is no network here: whoever has one draws the filters to ablate, measures the damage, and records it.
+This module does not know the network: the caller draws the filters to ablate, measures the damage, and records it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Move:
-    """How a search step ended."""
+    """The outcome of a search step."""
 
     kind: Literal["pruned", "refined", "restarted"]
-    picked: Array  # B: the filters of least damage, the least damaging first
+    picked: Array  # B: the filters of least damage, least damaging first
     damage: Array  # T̂ of each of them
-    ablated: int  # how many filters were ablated at a time while these figures were collected
+    ablated: int  # how many filters were ablated at a time while these samples were collected
 
     @property
     def worst(self) -> float:
@@ -43,15 +43,17 @@ class BinaryFilterSearch:
                 if move.kind == "pruned":
                     search.prune(move.picked)
 
-    cost: φ, samples to each step of the search. least: filters that stay in any case.
+    cost: φ, samples per step of the search. least: minimum number of filters to keep.
     """
 
     def __init__(self, size: int, cost: int, least: int = 1) -> None:
         if size < 1 or cost < 1 or least < 1:
-            raise ConfigError(f"A search needs positive figures: size={size}, cost={cost}, least={least}.")
+            raise ConfigError(f"A search needs positive values: size={size}, cost={cost}, least={least}.")
         self.cost, self.least = cost, least
         self.alive = np.ones(size, dtype=bool)  # u, the base mask
-        self.latest = np.full(size, np.inf)  # T̂ by each filter's last finished step, divided by the filters ablated
+        self.latest = np.full(
+            size, np.inf
+        )  # T̂ from each filter's last finished step, divided by the number of ablated filters
         self._start()
 
     def _start(self) -> None:
@@ -69,17 +71,17 @@ class BinaryFilterSearch:
 
     @property
     def half(self) -> int:
-        """|B| = |H|: half of the search space, but never so many that fewer than `least` would stay."""
+        """|B| = |H|: half of the search space, but always few enough to leave `least` filters."""
         return min(len(self.space) // 2, self.width - self.least)
 
     @property
     def live(self) -> bool:
-        """There is something to look for. A layer down to its last filter is left alone."""
+        """Whether the search can continue. A layer that is down to its last filter is not searched."""
         return self.half > 0
 
     @property
     def full(self) -> bool:
-        """φ batches have been seen."""
+        """Whether φ batches have been recorded."""
         return self.batches >= self.cost
 
     def draw(self, generator: torch.Generator) -> Array:
@@ -88,23 +90,23 @@ class BinaryFilterSearch:
         return np.sort(self.space[chosen.numpy()])
 
     def record(self, ablated: Array, damage: float) -> None:
-        """A batch has been seen, with this damage while these filters were ablated. A damage that is not finite says
-        nothing of them."""
+        """Record one batch: the damage while these filters were ablated. A damage that is not finite
+        is ignored."""
         self.batches += 1
         if np.isfinite(damage):
             self.sums[ablated] += damage
             self.counts[ablated] += 1
 
     def means(self) -> Array:
-        """T̂ (eq. 10) of each filter in the search space. One that was never ablated is as bad as can be: of what is
-        not known to be unimportant nothing is pruned."""
+        """T̂ (eq. 10) of each filter in the search space; inf for a filter that was never ablated, so that a filter
+        without a measurement is not pruned."""
         counts = self.counts[self.space]
         return np.where(counts > 0, self.sums[self.space] / np.maximum(counts, 1), np.inf)
 
     def finish(self, theta: float) -> Move:
-        """End the step. "pruned" if the better half of the search space has a damage below θ: give `prune` the filters
-        picked, or fewer of them. "refined": they are the search space now. "restarted": it was a single one, and the
-        search has all filters before it again."""
+        """End the step. Returns "pruned" if the less damaging half of the search space has a damage below θ: pass `prune` the
+        picked filters, or fewer. "refined": the picked filters are the new search space. "restarted": it was one filter, and
+        the search space is all filters again."""
         means, ablated = self.means(), self.half
         self.latest[self.space] = means / max(1, ablated)
         order = np.argsort(means, kind="stable")[:ablated]
@@ -120,7 +122,7 @@ class BinaryFilterSearch:
         return Move("restarted", picked, damage, ablated)
 
     def prune(self, filters: Array) -> None:
-        """Mask these out for good; the search begins anew on what is left."""
+        """Prune these filters; the search restarts on those that are left."""
         self.alive[filters] = False
         self._start()
 

@@ -1,38 +1,38 @@
 """Affinity propagation (Frey and Dueck, Science 2007), for all layers of a network at once.
 
 Every filter of a layer is a point, and points send each other two kinds of message until a few of them, the
-*exemplars*, stand for all: the responsibility ``r(i, k)``, how well ``k`` would stand for ``i`` beside its rivals, and
-the availability ``a(i, k)``, how many others already trust ``k``. Nobody says beforehand how many exemplars there will
-be: the preference ``s(k, k)`` decides, and EPruner sets it to ``beta`` times the median similarity of filter ``k``.
+*exemplars*, represent all: the responsibility ``r(i, k)``, how well ``k`` would represent ``i`` compared with its rivals, and
+the availability ``a(i, k)``, how many others support ``k``. The number of exemplars is not set beforehand:
+the preference ``s(k, k)`` determines it, and EPruner sets it to ``beta`` times the median similarity of filter ``k``.
 
     affinities = Affinities(filters)        # similarities and medians, computed once …
-    affinities.exemplars(0.7)               # … and reused for every beta that a budget search tries
+    affinities.exemplars(0.7)               # … and reused for every beta of a budget search
 
-**What agrees with what.** By default the exemplars are those of scikit-learn's ``AffinityPropagation`` with
-``affinity="precomputed", random_state=0``: the same damping, the same stop (exemplars unchanged for 15 iterations), the
-same tie-breaking noise, the same refinement of each exemplar to the medoid of its cluster, the same answers when all
-points look alike; only where it gives up without any exemplar do we answer the medoid of all points. With
-``convergence=None`` it is what the EPruner paper writes instead: all 200 iterations, then equation 10, no refinement.
+**Agreement with scikit-learn and the paper.** By default the exemplars are those of scikit-learn's ``AffinityPropagation`` with
+``affinity="precomputed", random_state=0``: the same damping, stopping rule (exemplars unchanged for 15 iterations),
+tie-breaking noise, refinement of each exemplar to the medoid of its cluster, and result when all
+points are alike; only if scikit-learn finds no exemplar do we return the medoid of all points. With
+``convergence=None`` the algorithm is the EPruner paper's: all 200 iterations, then equation 10, no refinement.
 
-**Ties.** Two filters that mirror each other would swap roles for ever. scikit-learn breaks the symmetry with noise in
-the last bit of every similarity, drawn from a seeded generator: we draw the same numbers. They only mean something in
-float64, so everything here is float64, whatever the filters are. Even so, which one of several *exact copies* (dead
-filters, all zero) stands for them hangs on the order of summation, and may differ from scikit-learn's pick.
+**Ties.** Two symmetric filters would swap roles forever. scikit-learn breaks the symmetry with noise in
+the last bit of every similarity, drawn from a seeded generator: we draw the same numbers. They are only significant in
+float64, so everything here is float64, whatever the filters' dtype. Even so, which one of several *exact copies* (dead
+filters, all zero) represents them depends on the order of summation, and may differ from scikit-learn's choice.
 
-**How it is fast.** Most messages cannot matter, and which ones is known before the first is sent:
+**Performance.** Most messages cannot affect the result, and which ones is known before the first is sent:
 
 - A point that prefers itself to every other is an exemplar from the first iteration to the last. Its availability to
-  others is exactly zero, for ever, and its votes for others are negative, for ever: it leaves the problem, and remains
-  as a fixed offer ``o(i)`` to each point ``i`` that stays (the most similar of those that left).
-- Availabilities of others are never positive, the own one is never negative. So a candidate ``k`` that is less similar
+  others is always exactly zero, and its responsibilities for others are always negative: it leaves the problem, and remains
+  as a fixed offer ``o(i)`` to each remaining point ``i`` (the most similar of those that left).
+- Availabilities of others are never positive, and the own one is never negative. So a candidate ``k`` that is less similar
   to ``i`` than ``i``'s own preference, or than the offer, is never ``i``'s best, and ``r(i, k)`` is never positive: it
   leaves too.
 
-What is left is a short list of neighbors for each point: a tenth of the matrix, or a hundredth, at the preferences at
-which pruning happens. Nothing is approximated: the messages on these lists are those of the full matrix. Lists of
-different layers, whatever their sizes, lie side by side in one array, so an iteration of a whole network is two dozen
+What is left is a short list of neighbors for each point: a tenth or a hundredth of the matrix at the preferences
+that pruning uses. Nothing is approximated: the messages on these lists are those of the full matrix. The lists of
+layers of any sizes are stored in one array, so an iteration over a whole network is two dozen
 in-place operations on buffers allocated once, and layers that have converged are dropped from it. Similarities are
-computed where the filters are; messages always travel on the CPU, where a sum has one order and a call costs little.
+computed on the filters' device; messages always on the CPU, where sums have a fixed order and a call costs little.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ from secateurs.methods.epruner.messages import Clustering, Layer, one_thread, so
 
 __all__ = ["Affinities", "Clustering", "affinity_propagation", "exemplars", "medians", "preferences", "similarity"]
 
-CLOSE = 1e-6  # pairs nearer than this fraction of their squared norms lose half their digits to cancellation
-BRIEF = 1 << 28  # multiplications that one thread is done with before a second one would have started
-STACK = 1 << 16  # numbers in all of the small layers that are turned into similarities together, within the cache
+CLOSE = 1e-6  # pairs closer than this fraction of their squared norms lose half their digits to cancellation
+BRIEF = 1 << 28  # multiplications that one thread finishes before a second one would have started
+STACK = 1 << 16  # elements of the small layers whose similarities are computed together, within the cache
 
 
 def similarity(points: Tensor) -> Tensor:
     """Negative squared Euclidean distances ``(B, n, d) -> (B, n, n)``, float64, symmetric, zero on the diagonal.
 
-    One matrix product of centered points; the few pairs for which that product cancels are measured directly, so that
-    twins are as exact as strangers, and exact copies are at distance zero exactly.
+    One matrix product of centered points; the few pairs for which that product cancels are computed directly, so that
+    near-duplicates are as exact as other pairs, and exact copies have distance exactly zero.
     """
     x = points.detach().to(torch.float64)
     x = x - x.mean(1, keepdim=True)
@@ -74,7 +74,7 @@ def similarity(points: Tensor) -> Tensor:
 
 
 def medians(similarities: Tensor, *, diagonal: bool = True) -> Tensor:
-    """The median similarity of each point, ``(B, n, n) -> (B, n)``; of an even count, the mean of the middle two.
+    """The median similarity of each point, ``(B, n, n) -> (B, n)``; for an even count, the mean of the middle two.
 
     ``diagonal=True`` counts a point's zero distance to itself, as EPruner's released code does.
     """
@@ -83,7 +83,7 @@ def medians(similarities: Tensor, *, diagonal: bool = True) -> Tensor:
         off = ~torch.eye(n, dtype=torch.bool, device=similarities.device)
         similarities = similarities[:, off].view(-1, n, n - 1)
     count = similarities.shape[-1]
-    # NumPy's vectorized sort is ten times as fast as any selection in torch
+    # NumPy's vectorized sort is ten times as fast as torch's selection functions
     ordered = torch.from_numpy(np.sort(similarities.detach().cpu().numpy(), axis=-1)).to(similarities.device)
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
 
@@ -111,17 +111,19 @@ def _checked(similarities: Tensor, index: int) -> Tensor:
     if similarities.dim() != 2 or similarities.shape[0] != similarities.shape[1] or not len(similarities):
         raise ConfigError(f"problem {index}: similarities must be (n, n) with n > 0, not {tuple(similarities.shape)}")
     if not torch.isfinite(similarities.sum()):
-        raise ConfigError(f"problem {index} has similarities that are not finite numbers: are the weights themselves?")
+        raise ConfigError(
+            f"problem {index} has similarities that are not finite: check the weights for NaN and infinite values"
+        )
     return similarities
 
 
 class Affinities:
-    """The similarities of many layers and their medians, computed once, to be clustered at one beta after another.
+    """The similarities of many layers and their medians, computed once and reused for many values of beta.
 
     points:   for each layer a ``(filters, …)`` tensor, flattened to one point per filter.
-    diagonal: whether a filter's median counts the zero distance to itself, as EPruner's released code does.
+    diagonal: whether a filter's median includes the zero distance to itself, as in EPruner's released code.
 
-    Keeps ``n x n`` doubles per layer. Sizes may differ from layer to layer.
+    Stores ``n x n`` doubles per layer. Sizes may differ between layers.
     """
 
     def __init__(self, points: Sequence[Tensor], *, diagonal: bool = True) -> None:
@@ -130,7 +132,7 @@ class Affinities:
             if layer.dim() < 1 or not len(layer):
                 raise ConfigError(f"layer {index} has no filters to cluster: its shape is {tuple(layer.shape)}")
             layer = layer.detach()
-            layer = layer.cpu() if layer.device.type == "mps" else layer  # which has no float64
+            layer = layer.cpu() if layer.device.type == "mps" else layer  # MPS does not support float64
             flat.append(layer.reshape(len(layer), -1) if layer.numel() else layer.new_zeros(len(layer), 1))
         self._layers: list[Layer] = []
         self.medians: list[Tensor] = []  # (n,) per layer
@@ -153,7 +155,7 @@ class Affinities:
 
     @property
     def sizes(self) -> list[int]:
-        """How many filters each layer has."""
+        """The number of filters of each layer."""
         return [len(layer) for layer in self._layers]
 
     def clusterings(
@@ -164,10 +166,10 @@ class Affinities:
         damping: float = 0.5,
         convergence: int | None = 15,
     ) -> list[Clustering]:
-        """Each layer's exemplars, and who stands for whom. `beta`: one for all layers, or one for each."""
+        """Each layer's exemplars, and the exemplar of each filter. `beta`: one for all layers, or one per layer."""
         betas = list(beta) if isinstance(beta, Sequence) else [beta] * len(self)
         if len(betas) != len(self):
-            raise ConfigError(f"{len(betas)} values of beta for {len(self)} layers: give one, or one for each layer")
+            raise ConfigError(f"{len(betas)} values of beta for {len(self)} layers: pass one value, or one per layer")
         own = [b * median for b, median in zip(betas, self.medians, strict=True)]
         return solve(self._layers, own, iterations=iterations, damping=damping, convergence=convergence)
 
@@ -179,13 +181,13 @@ class Affinities:
         damping: float = 0.5,
         convergence: int | None = 15,
     ) -> list[Tensor]:
-        """The filters of each layer that stay, ascending, at least one. A larger beta keeps fewer."""
+        """The kept filters of each layer, ascending, at least one. A larger beta keeps fewer."""
         found = self.clusterings(beta, iterations=iterations, damping=damping, convergence=convergence)
         return [clustering.exemplars for clustering in found]
 
 
 def _alike_shapes(points: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Groups of layers that can be stacked; those of one width one after the other, for they share noise."""
+    """Groups of layers that can be stacked; layers of one width are adjacent, since they share noise."""
 
     def shape(index: int) -> tuple[int, int, str, str]:
         x = points[index]
@@ -210,6 +212,6 @@ def affinity_propagation(
     damping: float = 0.5,
     convergence: int | None = 15,
 ) -> list[Tensor]:
-    """The exemplars of each layer, from its filters, in one go. To try several betas keep an `Affinities`."""
+    """The exemplars of each layer, from its filters, in one call. To try several betas, use `Affinities`."""
     affinities = Affinities(points, diagonal=diagonal)
     return affinities.exemplars(beta, iterations=iterations, damping=damping, convergence=convergence)

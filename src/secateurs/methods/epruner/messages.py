@@ -1,4 +1,4 @@
-"""The messages of affinity propagation: which of them matter, and their rounds until the exemplars hold still."""
+"""The messages of affinity propagation: which of them matter, and the iterations until the exemplars converge."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from torch import Tensor
 
 from secateurs.errors import ConfigError
 
-NEVER = -1e200  # the similarity of a candidate that isn't there: finite, so that differences of two stay numbers
-BATCH = 1 << 16  # list entries that are iterated together: enough to hide the cost of a call, few enough for the cache
+NEVER = -1e200  # the similarity of a missing candidate: finite, so that differences of two are not NaN
+BATCH = (
+    1 << 16
+)  # list entries that are iterated together: enough to hide the cost of a call, few enough to fit in the cache
 
 
 @dataclass(frozen=True, eq=False)
 class Clustering:
     """The outcome for one layer."""
 
-    exemplars: Tensor  # (k,) the points that stay, ascending, at least one
-    labels: Tensor  # (n,) for each point, the position in `exemplars` of the one that stands for it
+    exemplars: Tensor  # (k,) the exemplars, ascending, at least one
+    labels: Tensor  # (n,) for each point, the position in `exemplars` of its exemplar
     iterations: int
     converged: bool
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Thousands of calls of a few microseconds: waiting for a second thread each time costs more than it does.
+    """Use one thread for thousands of calls of a few microseconds: synchronizing a second thread costs more than it saves.
 
-    A second thread wins a sixth on an idle machine, and loses a factor of a hundred where others use the cores too.
+    A second thread saves a sixth on an idle machine, and is up to a hundred times slower when other processes use the cores.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -48,13 +50,13 @@ def noise_of(n: int) -> Tensor:
 
 
 def _jitter(values: Tensor, noise: Tensor) -> Tensor:
-    """`values` with noise in their last bit, zeros with hardly any."""
+    """`values` with noise in their last bit; zeros with negligible noise."""
     info = torch.finfo(torch.float64)
     return torch.addcmul(values, values.mul(info.eps).add_(100 * info.tiny), noise)
 
 
 class Layer:
-    """One layer's points, in all that does not depend on their preferences."""
+    """One layer's points: everything that does not depend on the preferences."""
 
     def __init__(self, similarities: Tensor) -> None:
         s = similarities.detach().to("cpu", torch.float64)  # (n, n)
@@ -70,7 +72,7 @@ class Layer:
         return len(self.nearest)
 
     def trivial(self, preferences: Tensor) -> Clustering | None:
-        """One point, or points that nothing tells apart: all of them if they like themselves best, else the first."""
+        """One point, or identical points: all of them if they prefer themselves, else the first."""
         every = torch.arange(len(self))
         if len(self) > 1 and not (self.alike and bool((preferences == preferences[0]).all())):
             return None
@@ -84,15 +86,15 @@ class Layer:
 
 
 class _Problem:
-    """A layer with preferences, cut down to the points that aren't certain exemplars and the candidates that matter."""
+    """A layer with preferences, reduced to the points that are not certain exemplars and to the candidates that matter."""
 
     def __init__(self, layer: Layer, preferences: Tensor, *, second: bool) -> None:
         self.layer = layer
         self.preferences = _jitter(preferences.detach().to("cpu", torch.float64), layer.own_noise)
         self.certain = self.preferences > layer.nearest
-        self.points = (~self.certain).nonzero().squeeze(1)  # (m,) those that remain
+        self.points = (~self.certain).nonzero().squeeze(1)  # (m,) the remaining points
         self.own = self.preferences[self.points]
-        # the offer of the certain exemplars, and the second best (which only equation 10 asks for)
+        # the offer of the certain exemplars, and the second best (which only equation 10 needs)
         self.offer = torch.full_like(self.own, NEVER)
         self.second = torch.full_like(self.own, NEVER)
         self.offerer = torch.zeros_like(self.points)
@@ -116,7 +118,7 @@ class _Problem:
 
 
 class _Batch:
-    """The messages of several problems: a column per point, in it the list of its candidates, padded to one length."""
+    """The messages of several problems: one column per point with the list of its candidates, padded to one length."""
 
     def __init__(self, problems: Sequence[_Problem], damping: float) -> None:
         self.keep, self.move = damping, 1 - damping
@@ -129,7 +131,7 @@ class _Batch:
         place = torch.arange(len(row)) - (degree.cumsum(0) - degree)[row]
         self.similar = first.new_full((width, points), NEVER)
         self.similar[place, row] = torch.cat([problem.value for problem in problems])
-        self.candidate = torch.full_like(self.similar, points, dtype=torch.long)  # padding points at nobody
+        self.candidate = torch.full_like(self.similar, points, dtype=torch.long)  # padding refers to no point
         self.candidate[place, row] = torch.cat(
             [problem.candidate + start for problem, start in zip(problems, starts, strict=False)]
         )
@@ -149,7 +151,7 @@ class _Batch:
         self.trust = self.own.new_zeros(points + 1)
 
     def step(self, *, literal: bool = False) -> Tensor:
-        """Send every message once; which points are exemplars of their own accord, ``(points,)``."""
+        """One iteration over all messages. Returns which points choose themselves as exemplars, ``(points,)``."""
         move, scratch, index = self.move, self.scratch, self.candidate.view(-1)
 
         # responsibilities: r(i, k) <- s(i, k) - the best of a(i, k') + s(i, k') over the rivals k' of k
@@ -178,7 +180,7 @@ class _Batch:
         return self.own_avail + self.own_respons > 0
 
     def drop(self, gone: Tensor) -> Tensor:
-        """Take out the points of the problems marked in `gone`; which points stay, as a mask over the former ones."""
+        """Remove the points of the problems marked in `gone`. Returns the mask of the former points that remain."""
         stay = ~gone[self.owner]
         kept = stay.nonzero().squeeze(1)
         place = torch.full((len(stay) + 1,), len(kept))
@@ -194,7 +196,7 @@ class _Batch:
         return stay
 
     def choices(self, problem: _Problem) -> Tensor:
-        """Equation 10, of a batch of this one problem: for each ``i`` the ``j`` with the largest r(i, j) + a(i, j)."""
+        """Equation 10, for a batch of this one problem: for each ``i`` the ``j`` with the largest r(i, j) + a(i, j)."""
         chosen = torch.arange(len(problem.layer))  # the certain exemplars choose themselves
         value, at = (self.respons - self.unavail).max(0)
         other = problem.points[self.candidate.gather(0, at.unsqueeze(0)).squeeze(0).clamp_max(len(problem.points) - 1)]
@@ -206,7 +208,7 @@ class _Batch:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# until the exemplars hold still
+# until the exemplars converge
 
 
 @one_thread()
@@ -220,12 +222,12 @@ def solve(
 ) -> list[Clustering]:
     """Affinity propagation on layers of any sizes.
 
-    iterations:  at most this many.
-    damping:     the share of its old value that a message keeps, lambda in the paper.
-    convergence: stop once the exemplars are the same for this many iterations; ``None``: the paper's way, see above.
+    iterations:  maximum number of iterations.
+    damping:     the fraction of its old value that a message keeps, lambda in the paper.
+    convergence: stop once the exemplars are unchanged for this many iterations; ``None``: the paper's rule, see above.
     """
     if iterations < 1 or not 0 <= damping < 1 or (convergence is not None and convergence < 1):
-        raise ConfigError(f"affinity propagation cannot run with {iterations=}, {damping=}, {convergence=}")
+        raise ConfigError(f"affinity propagation got invalid settings: {iterations=}, {damping=}, {convergence=}")
     results: dict[int, Clustering] = {}
     problems: dict[int, _Problem] = {}
     for index, (layer, own) in enumerate(zip(layers, preferences, strict=True)):
@@ -257,7 +259,7 @@ def solve(
 
 
 def _groups(problems: dict[int, _Problem], *, alone: bool) -> Iterator[list[int]]:
-    """Problems with lists of like length, which go well together."""
+    """Batches of problems with lists of similar length."""
     group: list[int] = []
     points = entries = 0
     for index in sorted(problems, key=lambda index: -problems[index].width):
@@ -277,7 +279,7 @@ def _groups(problems: dict[int, _Problem], *, alone: bool) -> Iterator[list[int]
 def _converge(
     batch: _Batch, problems: Sequence[_Problem], iterations: int, convergence: int
 ) -> Iterator[tuple[int, Tensor, int, bool]]:
-    """Yields (position, which of the problem's points are exemplars, iterations, converged) as each is done."""
+    """Yields (position, mask of the problem's points that are exemplars, iterations, converged) as each converges."""
     sizes = [len(problem.points) for problem in problems]
     certain = torch.tensor([len(p.layer) > len(p.points) for p in problems])
     stable = torch.zeros(len(problems), dtype=torch.long)
@@ -309,12 +311,12 @@ def _converge(
 
 
 def _refine(problem: _Problem, willing: Tensor, iterations: int, converged: bool) -> Clustering:
-    """Each exemplar gives way to the medoid of the points that it stands for, preferences included."""
+    """Replace each exemplar by the medoid of the points that it represents, preferences included."""
     similar = problem.layer.similar
     n = len(similar)
     chosen = problem.certain.clone()
     chosen[problem.points[willing]] = True
-    if not chosen.any():  # nobody: the one point that is most similar to all others
+    if not chosen.any():  # none: the point that is most similar to all others
         medoid = similar.clone().fill_diagonal_(0).sum(0).argmax()
         return Clustering(medoid.view(1), torch.zeros(n, dtype=torch.long), iterations, False)
 
@@ -323,7 +325,7 @@ def _refine(problem: _Problem, willing: Tensor, iterations: int, converged: bool
     if len(followers):
         followed = torch.zeros(len(exemplars), dtype=torch.bool)
         followed[labels[followers]] = True
-        member = followed[labels].nonzero().squeeze(1)  # the points of all clusters of more than one
+        member = followed[labels].nonzero().squeeze(1)  # the points of all clusters with more than one point
         mine = labels[member]
         inside = similar[member][:, member]
         inside.diagonal().copy_(problem.preferences[member])
@@ -339,7 +341,7 @@ def _refine(problem: _Problem, willing: Tensor, iterations: int, converged: bool
 
 
 def _assign(similar: Tensor, exemplars: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """For each point the position of the exemplar most similar to it; and the points that are not exemplars."""
+    """For each point the position of its most similar exemplar; and the points that are not exemplars."""
     labels = chosen.cumsum(0) - 1
     followers = (~chosen).nonzero().squeeze(1)
     labels[followers] = similar[followers][:, exemplars].max(1).indices

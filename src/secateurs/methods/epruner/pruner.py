@@ -1,4 +1,4 @@
-"""EPruner: keep the filters that stand for the others."""
+"""EPruner: keep the exemplar filters that represent the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateurs.errors import ConfigError
+from secateurs.budget import Budget
+from secateurs.errors import ConfigError, Setting
 from secateurs.methods.epruner import weights
 from secateurs.methods.epruner.affinity import Affinities
 from secateurs.methods.method import Method, Task
@@ -25,9 +26,9 @@ Array = np.ndarray
 class EPruner(Method):
     """Exemplar filters by affinity propagation (Lin et al., TNNLS 2021, sec. III).
 
-    Each channel is a data point made of all filters that create it, biases appended; affinity propagation decides how
-    many exemplars a group has and which. `beta` sets how hard to prune; with a budget it is found by bisection, and the
-    last step is trimmed so that the budget is met within one channel.
+    Each channel is a data point formed from all filters that produce it, biases appended; affinity propagation determines how
+    many exemplars a group has and which. `beta` sets how much to prune; with a budget it is found by bisection, and the
+    last step is trimmed so that the budget is met to within one channel.
     """
 
     beta: float | None = Field(
@@ -37,21 +38,25 @@ class EPruner(Method):
         "exemplar", description="weights of the pruned network before recovery (sec. III-C, Table V)"
     )
     damping: float = Field(default=0.5, ge=0, lt=1, description="λ of eq. 8-9")
-    iterations: int = Field(default=200, ge=1, description="at most so many rounds of messages")
+    iterations: int = Field(default=200, ge=1, description="maximum number of message-passing iterations")
     convergence: int | None = Field(
-        default=15, ge=1, description="stop after so many rounds without change; None: never"
+        default=15, ge=1, description="stop after this many iterations without change; None: never"
     )
     diagonal: bool = Field(
-        default=True, description="count the zero distance to itself in the median, as their code does"
+        default=True, description="include the zero distance to itself in the median, as the released code does"
     )
     bias: bool = Field(default=True, description="append a filter's bias to its weights")
 
     def check(self, task: Task) -> None:
         if self.beta is None and task.budget is None:
-            raise ConfigError("epruner needs a budget, budget=sc.Budget(macs=0.5) say, or beta=… (how hard to prune).")
+            raise ConfigError(
+                "epruner needs a budget, for example ", Setting("macs", 0.5, Budget), ", or ",
+                Setting("beta", of=EPruner), " (how much to prune).",
+            )  # fmt: skip
         if self.beta is not None and task.budget is not None:
             raise ConfigError(
-                f"beta={self.beta:g} says how hard epruner prunes, and so does the budget: give one of them."
+                Setting("beta", self.beta, EPruner),
+                " and budget are mutually exclusive: each sets how much epruner prunes.",
             )
 
     def select(self, task: Task) -> Selection:
@@ -83,18 +88,18 @@ def _arrays(found: list[Tensor]) -> list[Array]:
 
 
 def _search(widths: Widths, find: Callable[[float], list[Array]]) -> tuple[float, list[Array]]:
-    """The smallest β whose exemplars fit the budget; those exemplars, and what more of the next smaller β's fits."""
+    """The smallest β whose exemplars fit the budget; its exemplars, and as many of the next smaller β's as still fit."""
 
     def fits(kept: list[Array]) -> bool:
         return widths.fits(widths.aligned(np.array([len(k) for k in kept])))
 
     low, high = 0.0, 1.0
-    more = [np.arange(n) for n in widths.sizes]  # at β → 0 every filter is its own exemplar
+    more = [np.arange(n) for n in widths.sizes]  # as β → 0, every filter is its own exemplar
     if fits(more):
         return low, more
     kept = find(high)
     while not fits(kept):
-        if high > 1e6:  # one exemplar a group, and still too many: the budget takes the rest
+        if high > 1e6:  # one exemplar per group is still over the budget: trim by the budget
             kept = [k[:1] for k in kept]
             break
         low, more, high = high, kept, high * 4
@@ -110,7 +115,7 @@ def _search(widths: Widths, find: Callable[[float], list[Array]]) -> tuple[float
 
 
 def _trim(widths: Widths, kept: list[Array], more: list[Array]) -> list[Array]:
-    """The exemplars of β, then those of the next smaller β, then any filter, as far as the budget goes."""
+    """The exemplars of β, then those of the next smaller β, then any filter, as far as the budget allows."""
     orders, worth = [], []
     for n, sure, likely in zip(widths.sizes, kept, more, strict=True):
         likely = np.setdiff1d(likely, sure)

@@ -1,4 +1,4 @@
-"""Other weights than the exemplars' own to begin recovery from (EPruner, sec. III-C and Table V)."""
+"""Alternative initial weights for recovery, instead of the exemplars' own (EPruner, sec. III-C and Table V)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from secateurs.methods.selection import Selection
 
 
 def project(task: Task, selection: Selection, small: nn.Module) -> None:
-    """Sparse random projection: each filter's weights are mapped to the smaller number of input channels by a random
-    matrix, which keeps distances, instead of dropping the channels that are gone (Li et al., KDD 2006)."""
+    """Sparse random projection: map each filter's weights to the smaller number of input channels with a random
+    matrix, which preserves distances, instead of dropping the cut channels (Li et al., KDD 2006)."""
     generator = task.generator()
     old, modules = dict(task.model.named_parameters()), dict(small.named_modules())
     alive, reads = _alive(task, selection.channels)
@@ -28,7 +28,7 @@ def project(task: Task, selection: Selection, small: nn.Module) -> None:
             full = old[name].detach()
             for a, index in alive[name].items():
                 full = full if a == axis else full.index_select(a, index.to(full.device))
-            # (O, C, *kernel) of the filters that stay → (O, C·k) @ (C·k, c·k) → (O, c, *kernel); transposed: (C, O, …)
+            # (O, C, *kernel) of the kept filters → (O, C·k) @ (C·k, c·k) → (O, c, *kernel); transposed: (C, O, …)
             shape = w.shape if axis == 1 else (w.shape[1], w.shape[0], *w.shape[2:])
             full = (full if axis == 1 else full.transpose(0, 1)).flatten(1).float().cpu()
             projected = (full @ sparse_projection(full.shape[1], math.prod(shape[1:]), generator)).view(shape)
@@ -44,7 +44,7 @@ def sparse_projection(n: int, k: int, generator: torch.Generator) -> Tensor:
 
 
 def reset(task: Task, small: nn.Module) -> None:
-    """Every layer that the cut touched starts anew: Gaussian weights (He et al., ICCV 2015), fresh batch norms."""
+    """Reinitialize every layer that the cut changed: Gaussian weights (He et al., ICCV 2015), fresh batch norms."""
     generator = task.generator()
     shapes = {n: p.shape for n, p in task.model.named_parameters()}
     touched = {n.rpartition(".")[0] for n, p in small.named_parameters() if p.shape != shapes[n]}
@@ -53,7 +53,7 @@ def reset(task: Task, small: nn.Module) -> None:
             if name not in touched:
                 continue
             own = list(module.parameters(recurse=False))
-            if not any(p.ndim > 1 for p in own):  # a norm, a PReLU: as it was when new
+            if not any(p.ndim > 1 for p in own):  # a norm or a PReLU: its initial values
                 if callable(getattr(module, "reset_parameters", None)):
                     module.reset_parameters()
                 continue
@@ -63,7 +63,7 @@ def reset(task: Task, small: nn.Module) -> None:
 
 
 def _alive(task: Task, channels: Mapping[str, Iterable[int]]) -> tuple[dict[str, dict[int, Tensor]], dict[str, int]]:
-    """For each parameter that is cut the indices that stay, by axis; and the axis on which it reads channels."""
+    """For each parameter that is cut the kept indices, by axis; and the axis on which it consumes channels."""
     stay: dict[str, dict[int, np.ndarray]] = {}
     reads: dict[str, int] = {}
     for name, kept in channels.items():

@@ -16,9 +16,9 @@ from secateurs.graph.reasons import OUTPUT
 
 
 class Heads(nn.Linear):
-    """All heads side by side: features (N, D, *) → logits (N, channels), one column for each channel that is gated.
+    """All heads in one layer: features (N, D, *) → logits (N, channels), one column for each gated channel.
 
-    Weights start small and biases at `open`, so that at first all gates are nearly the same and well open: zero logits
+    Weights start small and biases at `open`, so that initially all gates are nearly equal and open: zero logits
     would halve every feature map of a trained network.
     """
 
@@ -32,12 +32,12 @@ class Heads(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.flatten(2).mean(2) if x.ndim > 2 else x
         self.logits = super().forward(pooled)
-        # What follows a convolutional classifier wants maps, and is not ours to read.
+        # The layers after a convolutional classifier need feature maps as input.
         return self.logits if x.ndim == 2 else self.logits.view(*self.logits.shape, *[1] * (x.ndim - 2))
 
 
 class PrunerNetwork(nn.Module):
-    """`base` with heads for so many channels in the place of its classifier; answers logits (N, channels)."""
+    """`base` with its classifier replaced by heads for this many channels; returns logits (N, channels)."""
 
     def __init__(
         self, base: nn.Module, graph: ChannelGraph, inputs: Any, channels: int, open: float, generator: torch.Generator
@@ -59,10 +59,10 @@ class PrunerNetwork(nn.Module):
 
 
 def classifier(model: nn.Module, graph: ChannelGraph, inputs: Any) -> tuple[str, int]:
-    """Name and input features of the layer that makes the network's output, the last one where there are several
-    (auxiliary classifiers, which run in training only, come before).
+    """Name and input features of the layer that produces the network's output; the last one if there are several
+    (auxiliary classifiers, which run in training only, come earlier).
 
-    Raises ConfigError where that is no linear or convolutional layer.
+    Raises ConfigError if that is not a linear or convolutional layer.
     """
     names = {name for g in graph.groups if g.reason == OUTPUT for name in g.producers}
     found: list[tuple[str, int]] = []
@@ -83,6 +83,6 @@ def classifier(model: nn.Module, graph: ChannelGraph, inputs: Any) -> tuple[str,
             handle.remove()
     if not found:
         raise ConfigError(
-            "The pruner needs a network that ends in a linear or convolutional classifier, to put its heads there."
+            "The pruner needs a network that ends in a linear or convolutional classifier, which its heads replace."
         )
     return found[-1]

@@ -1,4 +1,4 @@
-"""One-step pruning, the method: importance vectors are learned, crucial layers stay whole, the rest is cut at once."""
+"""One-step pruning: learn importance vectors, keep crucial layers whole, cut the rest at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from secateurs.devices import device_of
-from secateurs.errors import ConfigError, TrainingError
+from secateurs.errors import ConfigError, Setting, TrainingError
 from secateurs.masking.gates import Gates
 from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
@@ -31,33 +31,34 @@ PRESETS: dict[str, dict[str, Any]] = {
 class OneStep(TrainingMethod):
     """Importance vectors, one factor |β| for each channel, learned on a frozen network (Wang et al., 2019).
 
-    The loss is the usual one plus λ‖β‖₁; weights and batch-norm statistics stand still. The layers with the largest mean
-    |β| are crucial: they stay whole, and are the nodes that recovery mimics (`Mimic`). Of all other channels together
-    those with the smallest |β| go, in one step.
+    The loss is the task loss plus λ‖β‖₁; weights and batch-norm statistics are frozen. The layers with the largest mean
+    |β| are crucial: they are kept whole, and are the nodes that recovery mimics (`Mimic`). Of all other channels,
+    those with the smallest |β| are cut in one step.
 
-    β acts on the channel as its consumers read it, behind batch norm and non-linearity; the paper's acts on the layer's
-    output. For |β| ≥ 0 behind batch norm and a ReLU that is the same: ReLU(|β|·x) = |β|·ReLU(x).
+    β acts on the channel at its consumers, after batch norm and non-linearity; the paper's acts on the layer's
+    output. For |β| ≥ 0 after batch norm and a ReLU the two are equal: ReLU(|β|·x) = |β|·ReLU(x).
     """
 
     preset: Literal["cifar", "imagenet"] | None = Field(
-        default=None, description="the paper's λ, lr and epochs for that data, where they are not given"
+        default=None, description="the paper's λ, lr and epochs for that data, unless they are set"
     )
     lam: float = Field(default=0.01, gt=0, le=1000, description="λ of eq. 3")
-    lr: float = Field(default=1e-3, gt=0, le=1, description="Adam's learning rate: about how far a β moves in a step")
+    lr: float = Field(default=1e-3, gt=0, le=1, description="Adam's learning rate: about how much a β changes per step")
     epochs: float = Field(default=2, gt=0, allow_inf_nan=False, description="epochs of learning β")
     l1: Literal["sum", "mean"] = Field(
-        default="sum", description="‖β‖₁ over all channels (eq. 3), or their mean, which does not grow with the network"
+        default="sum",
+        description="‖β‖₁ over all channels (eq. 3), or their mean, which is independent of the network's size",
     )
     crucial: int | tuple[str, ...] | None = Field(
         default=None,
         description="N of eq. 8, or the convolutions by name, or None: a quarter of all layers, but 2 to 4",
     )
     ranking: Literal["global", "layer"] = Field(
-        default="global", description="rank all channels together, or cut every group by the same share"
+        default="global", description="rank all channels together, or cut every group by the same fraction"
     )
     rate: float | None = Field(
         default=None, ge=1, le=1e4, allow_inf_nan=False,
-        description="instead of a budget: every layer that is not crucial keeps this fraction 1/rate (8 in sec. 4.1)",
+        description="instead of a budget: every layer that is not crucial keeps the fraction 1/rate (8 in sec. 4.1)",
     )  # fmt: skip
     fold: bool = Field(
         default=False, description="multiply |β| into the weights instead of discarding it after the cut"
@@ -73,24 +74,26 @@ class OneStep(TrainingMethod):
     @model_validator(mode="after")
     def _enough(self) -> OneStep:
         if isinstance(self.crucial, int) and self.crucial < 2:
-            raise ValueError("at least two layers have to be mimicked (N ≥ 2, sec. 3.3)")
+            raise ValueError("at least two layers must be mimicked (N ≥ 2, sec. 3.3)")
         return self
 
     @classmethod
     def cifar(cls, **settings: Any) -> OneStep:
-        """As the paper learns β on CIFAR-10 (sec. 4.1)."""
+        """The paper's settings for CIFAR-10 (sec. 4.1)."""
         return cls(preset="cifar", **settings)
 
     @classmethod
     def imagenet(cls, **settings: Any) -> OneStep:
-        """As the paper learns β on ImageNet, with batches of 128 (sec. 4.5)."""
+        """The paper's settings for ImageNet, with batches of 128 (sec. 4.5)."""
         return cls(preset="imagenet", **settings)
 
     def check(self, task: Task) -> None:
         super().check(task)
         if (self.rate is None) == (task.budget is None):
             raise ConfigError(
-                "onestep takes a budget, or rate=… (how many times fewer filters in each layer): one of them."
+                "onestep needs exactly one of a budget and ",
+                Setting("rate", of=OneStep),
+                " (each layer keeps 1/rate of its filters).",
             )
         find_layers(task.model, task.graph, scored(task.graph), task.example_inputs)
 
@@ -102,22 +105,22 @@ class OneStep(TrainingMethod):
 
 
 class Importance(nn.Module):
-    """All importance vectors end to end, initialized to 1: β = 1 + `offset`.
+    """All importance vectors concatenated, initialized to 1: β = 1 + `offset`.
 
-    Adam at the paper's 1e-5 moves a β by a few hundredths at most, and ranks follow from differences far smaller: next to
-    1 float32 would round them away.
+    Adam at the paper's 1e-5 changes a β by a few hundredths at most, and ranks depend on much smaller differences: added to
+    1, float32 would round them away.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.offset = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, like: Tensor) -> Tensor:  # DistributedDataParallel wants an input
+    def forward(self, like: Tensor) -> Tensor:  # DistributedDataParallel requires an input
         return (1 + self.offset).abs()
 
 
 class OneStepPruner(Pruner):
-    """The run. Only the importance vectors train; the network runs in eval mode and does not change."""
+    """The pruner. Only the importance vectors train; the network runs in eval mode and does not change."""
 
     def __init__(self, task: Task, config: OneStep) -> None:
         super().__init__(task)
@@ -134,16 +137,16 @@ class OneStepPruner(Pruner):
         self.networks = {"beta": (self.importance, torch.optim.Adam(self.importance.parameters(), lr=config.lr))}
         self._modes: list[tuple[nn.Module, bool]] = []
         self._handles = [
-            # Before the gates' own hook, so that they are set when it looks.
+            # Before the gates' own hook, so that they are set when it runs.
             self.model.register_forward_pre_hook(self._enter, prepend=True),
             self.model.register_forward_hook(self._leave, always_call=True),
         ]
 
     def __deepcopy__(self, memo: Any) -> OneStepPruner:
-        return self  # a copy of the model goes by the same pruner
+        return self  # a copy of the model uses the same pruner
 
     def _enter(self, model: nn.Module, args: Any) -> None:
-        # Eval mode within, so that nothing of the network moves: statistics, the power iterations of a spectral norm.
+        # Eval mode inside, so that no state of the network changes: statistics, the power iterations of a spectral norm.
         self._modes = [(m, m.training) for m in model.modules()]
         for module, _ in self._modes:
             module.training = False
@@ -164,7 +167,7 @@ class OneStepPruner(Pruner):
         """|β| of each group's channels."""
         flat = (1 + self.importance.offset.detach().double()).abs().cpu()
         if not flat.isfinite().all():
-            raise TrainingError("The importance vectors are not finite: lower lr, and look for bad values in the data.")
+            raise TrainingError("The importance vectors are not finite: lower lr, and check the data for bad values.")
         return {g.name: b.numpy() for g, b in zip(self.groups, flat.split(self.gates.sizes), strict=True)}
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -202,8 +205,8 @@ class OneStepPruner(Pruner):
         return len(self.layers.all) if layer == self.layers.final else self.layers.all.index(layer)
 
     def _affordable(self, crucial: list[Layer]) -> tuple[set[str], list[Layer]]:
-        """Groups that stay whole, and the crucial layers that cannot, the least precious first: where the budget could not
-        be met even with one channel left in each other group. The classifier's hidden layers stay whole where they can."""
+        """Groups to keep whole, and the crucial layers that cannot be kept, the least important first, if the budget could not
+        be met even with one channel left in every other group. The classifier's hidden layers are kept whole if possible."""
         task = self.task
         whole: set[str] = set()
         released = []

@@ -1,4 +1,4 @@
-"""Oracle pruning: what is lost without a filter, measured."""
+"""Oracle pruning: measure the loss without each filter."""
 
 from secateurs.methods.oracle.method import Oracle
 

@@ -1,4 +1,4 @@
-"""The loss of a network without some channels of one group, for many choices of them."""
+"""The loss of a network without some channels of one group, for many subsets of them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from secateurs.training import batches as B
 
 
 class Ablation:
-    """Masks of one group's channels in, losses out; nothing of the network moves. A context: it gates the assessor's model.
+    """Evaluate masks of one group's channels: masks in, losses out. A context manager: it gates the assessor's model.
 
-    What comes before the group's readers runs once for each batch, not for each mask. `hold`: bytes of that which may be
-    kept for good, as long as nothing but this group's masks changes; all batches are held or none.
+    The layers before the group's consumers run once per batch, not once per mask. `hold`: how many bytes of their outputs may
+    be cached while nothing but this group's masks changes; either all batches are cached or none.
     """
 
     def __init__(self, assessor: Assessor, group: ChannelGroup, hold: int = 0) -> None:
@@ -51,7 +51,7 @@ class Ablation:
         self._held = []
 
     def _readers(self) -> list[Any]:
-        """The modules that own what reads the group's channels; a tied parameter has several owners."""
+        """The modules that own the group's consumers; a tied parameter has several owners."""
         model = self.assessor.model
         read = {id(parameter(model, s.param)) for s in self.group.slots if s.consumes}
         return [
@@ -62,9 +62,9 @@ class Ablation:
 
     @torch.no_grad()
     def __call__(self, masks: Tensor, batches: list[B.Batch] | None = None) -> Tensor:
-        """For each mask (rows of (M, size), 1 = there) the sums over all examples of loss and of top-1 hits: (M, 2).
+        """For each mask (rows of (M, size), 1 = kept) the sums over all examples of the loss and of top-1 hits: (M, 2).
 
-        batches: other ones than the assessor's, which are never held.
+        batches: used instead of the assessor's; never cached.
         """
         masks = masks.to(self.assessor.device)
         sums = torch.zeros(len(masks), 2, dtype=torch.float64)
@@ -83,7 +83,7 @@ class Ablation:
         return self._replay(held, batch, mask) if first is None else first
 
     def _prepare(self, i: int, batch: B.Batch, mask: Tensor, ours: bool) -> tuple[Tensor | None, Held]:
-        """What to replay on this batch; and what the mask gives on it, where it had to be run for that."""
+        """The outputs to replay on this batch; and the mask's result on it, if it had to be run for that."""
         if ours and self._held:
             return None, self._held[i]
         found, held = self.prefix.capture(lambda: self._run(batch, mask))
@@ -92,7 +92,7 @@ class Ablation:
         return found, held
 
     def _fill(self, first: Held) -> None:
-        """Hold all batches' prefixes if they are small enough."""
+        """Cache all batches' prefix outputs if they are small enough."""
         batches = self.assessor.batches
         bytes_each = sum(x.untyped_storage().nbytes() for x in first.values())
         if bytes_each * len(batches) <= self._hold:

@@ -22,22 +22,22 @@ Array = np.ndarray
 
 @register("oracle")
 class Oracle(Method):
-    """Ablate each filter in turn, measure the loss without it, cut where it rises least, and measure again (Molchanov
+    """Ablate each filter in turn, measure the loss without it, cut the filter of least increase, and measure again (Molchanov
     et al., ICLR 2017; eq. 5 of Ding et al., ICML 2019).
 
     T(F) = Σ loss(without F) - loss, over some training examples. T of all groups is on one scale, the loss, and compared
-    as it is. With c channels, of which q go, that takes c·q·γ/g evaluations of the network: it is the measure that other
-    criteria approach, and dear on anything large.
+    without normalization. With c channels, of which q are cut, this takes c·q·γ/g evaluations of the network: it is the
+    reference that other criteria approximate, and expensive on large networks.
     """
 
     examples: int = Field(256, ge=1, description="γ: training examples on which the loss is measured")
     rescore: bool = Field(
-        True, description="measure anew after each cut; False is the degraded oracle, which measures once"
+        True, description="measure again after each cut; False is the degraded oracle, which measures once"
     )
     granularity: int | None = Field(
-        None, ge=1, description="g: channels that go between two measurements (1 in the paper); None: a 32nd of all"
+        None, ge=1, description="g: channels cut between two measurements (1 in the paper); None: 1/32 of all"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="in which the network is evaluated")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of the evaluations")
 
     def check(self, task: Task) -> None:
         super().check(task)
@@ -51,7 +51,7 @@ class Oracle(Method):
 
 
 class _Greedy:
-    """One cut after another, as masks."""
+    """Greedy cutting with masks."""
 
     def __init__(self, config: Oracle, task: Task) -> None:
         self.config, self.task, self.widths = config, task, task.widths
@@ -59,11 +59,11 @@ class _Greedy:
         self.assessor = Assessor(task, config.examples, precision=config.precision)
         self.alive = [np.ones(g.size, dtype=bool) for g in self.groups]
         self.damage = [np.full(g.size, np.inf) for g in self.groups]  # T per example, as last measured
-        self.cuts: list[tuple[int, int]] = []  # (group, channel) in the order in which they went
+        self.cuts: list[tuple[int, int]] = []  # (group, channel) in the order in which they were cut
         self.evaluated = 0  # examples × ablations
 
     def ranks(self) -> dict[str, Array]:
-        """group name → (size,): the channels that were cut, as they were cut, then the others by their damage."""
+        """group name → (size,): ranks: the cut channels in the order of the cuts, then the others by their damage."""
         step = self.config.granularity or max(1, int(self.widths.sizes.sum()) // 32)
         with reporter(self.task, self.config.name) as report:
             report.start(None, 0)
@@ -84,10 +84,10 @@ class _Greedy:
         return self.widths.fits(self.widths.aligned(np.array([a.sum() for a in self.alive])))
 
     def measure(self, i: int) -> None:
-        """T of the group's channels (eq. 5), all earlier cuts made."""
+        """Measure T of the group's channels (eq. 5), with all earlier cuts made."""
         group, channels = self.groups[i], np.flatnonzero(self.alive[i])
         if len(channels) <= self.widths.least[i]:
-            return  # none of them can go
+            return  # none of them can be cut
         masks = torch.ones(1 + len(channels), group.size)
         masks[1 + torch.arange(len(channels)), torch.from_numpy(channels)] = 0
         with Ablation(self.assessor, group) as ablation:
@@ -95,12 +95,12 @@ class _Greedy:
         self.evaluated += len(masks) * self.assessor.examples
         if not np.isfinite(loss).all():
             raise ConfigError(
-                f"oracle: the loss without channels of {group.name} is not finite: is the network trained?"
+                f"oracle: the loss without channels of {group.name} is not finite: check the weights for NaN and infinities"
             )
         self.damage[i][channels] = loss[1:] - loss[0]
 
     def cut(self, most: int | None) -> None:
-        """The channels of least damage go: at most so many, as far as groups allow, and no more than have to."""
+        """Cut the channels of least damage: at most this many, as far as groups allow, and no more than the budget requires."""
         left = [(self.damage[i][c], i, c) for i, alive in enumerate(self.alive) for c in np.flatnonzero(alive)]
         begun = len(self.cuts)
         for _, i, channel in sorted(left):

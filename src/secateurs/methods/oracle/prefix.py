@@ -1,4 +1,4 @@
-"""What a network computes before it first reads a group's channels is the same whichever of them are ablated."""
+"""The part of a network before it first consumes a group's channels, whose outputs do not depend on which are ablated."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Held = dict[str, Tensor]  # outputs by module
 
 
 class Prefix:
-    """The modules that are done before any of `readers` is called, which can give their outputs again instead of running.
+    """The modules that finish before any of `readers` is called, whose outputs can be replayed instead of running them.
 
-    Which they are is seen in one run. That all goes well without them is tried out: what is captured with all channels
-    there must lead to the same loss with some of them ablated as a whole run, else nothing is replayed. Outputs that
-    only replayed modules read are not kept.
+    They are found in one run. The replay is then verified: outputs captured with all channels
+    present must lead to the same loss with some of them ablated as a full run, else nothing is replayed. Outputs that
+    only replayed modules use are not stored.
 
     whole, ablated: the loss of the same few examples, with all of the group's channels and with some.
     """
@@ -39,7 +39,7 @@ class Prefix:
     # -- use ----------------------------------------------------------------------------------------------------------
 
     def capture(self, run: Callable[[], Any]) -> tuple[Any, Held]:
-        """run() as it is, and what to replay of it."""
+        """The result of run(), and the outputs to replay."""
         store: Held = {}
         self._store = store
         try:
@@ -48,7 +48,7 @@ class Prefix:
             self._store = None
 
     def replay(self, held: Held, run: Callable[[], Any]) -> Any:
-        """run() on the same inputs, with the prefix's outputs as they were."""
+        """The result of run() on the same inputs, with the prefix's outputs replayed."""
         self._held = held
         try:
             return run()
@@ -56,7 +56,7 @@ class Prefix:
             self._held = None
 
     def close(self) -> None:
-        """The modules run by themselves again."""
+        """Restore the modules' own forward."""
         for name in self.names:
             self._modules[name].__dict__.pop("forward", None)
         self.names = []
@@ -64,7 +64,7 @@ class Prefix:
     # -- finding it ---------------------------------------------------------------------------------------------------
 
     def _learn(self, readers: set[nn.Module], run: Callable[[], Tensor]) -> tuple[list[str], set[str]]:
-        """Outermost modules, called once, that give a tensor before a reader is called; and those of them whose
+        """Outermost modules, called once, that return a tensor before a reader is called; and those of them whose
         output is changed in place later on."""
         calls: dict[str, int] = {}
         found: list[str] = []
@@ -81,7 +81,7 @@ class Prefix:
                 start = len(found)
                 out = forward(*args, **kwargs)
                 if not reached and isinstance(out, Tensor):
-                    del found[start:]  # they ran inside it
+                    del found[start:]  # they ran inside this module
                     found.append(name)
                     outputs[name] = out, out._version
                 return out
@@ -123,7 +123,7 @@ class Prefix:
         return prefixed
 
     def _try(self, whole: Callable[[], Tensor], ablated: Callable[[], Tensor]) -> None:
-        """Replay must change nothing, with as few outputs as that takes."""
+        """Verify that replay changes nothing, and keep as few outputs as that needs."""
         if not self.names:
             return
         _, held = self.capture(whole)
@@ -132,7 +132,7 @@ class Prefix:
         def same(held: Held) -> bool:
             try:
                 return torch.equal(self.replay(held, ablated), expected)
-            except Exception:  # whatever the network says to a tensor that is not what it expects
+            except Exception:  # whatever the network raises on a tensor that it does not expect
                 return False
 
         if not same(held):

@@ -1,4 +1,4 @@
-"""PFF, the method: settings, and the run that presses stripes to nothing while the network trains."""
+"""PFF: the settings, and the pruner that drives stripes to zero while the network trains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, Setting
 from secateurs.graph.channels import parameter
 from secateurs.masking import mask
 from secateurs.methods.method import Task
@@ -25,26 +25,26 @@ from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
 from secateurs.training import Recipe
 
 ALPHA = 1e-5  # the paper's, for 160 epochs
-CHECKS = 50  # how often α is set anew in a run, at least
+CHECKS = 50  # minimum number of updates of α in a run
 
 
 @register("pff")
 class PFF(TrainingMethod):
-    """Pruning filters in filters (Meng et al., NeurIPS 2020): a filter is made of stripes, one for each position of its
-    kernel, and each stripe has a learnable value, the filter skeleton, that is multiplied with it (eq. 1). α‖skeleton‖₁
-    presses the values down while the network trains. At the end they become part of the weights; stripes whose value is
-    below δ go, and with them the channels of filters that have no stripe left.
+    """Pruning filters in filters (Meng et al., NeurIPS 2020): a filter consists of stripes, one for each position of its
+    kernel, and each stripe is multiplied by a learnable value; these values form the filter skeleton (eq. 1). α‖skeleton‖₁
+    decreases the values while the network trains. At the end they are folded into the weights; stripes whose value is
+    below δ are cut, and with them the channels of filters that have no stripe left.
 
-    Stripes touch no other layer, so those of every convolution may go whose kernel is larger than 1×1 and which has no
-    groups, shortcuts or not; `scope` is about channels.
+    Cutting stripes affects no other layer, so stripes can be cut from every convolution with a kernel larger than 1×1 and one
+    group, on a shortcut or not; `scope` applies to channels only.
     """
 
     cuts = "stripes"
 
     alpha: float | None = Field(
-        default=None, ge=0, le=10, description="α of eq. 1; None is 1e-5, or with a budget what control finds"
+        default=None, ge=0, le=10, description="α of eq. 1; None: 1e-5, or controlled if there is a budget"
     )
-    delta: float = Field(default=0.05, gt=0, lt=1, description="δ: stripes with a smaller value go")
+    delta: float = Field(default=0.05, gt=0, lt=1, description="δ: stripes with a smaller value are cut")
     epochs: float = Field(6, gt=0, allow_inf_nan=False, description="epochs of training with the skeleton")
     lr: float = Field(default=0.05, gt=0, le=10, description="learning rate of the network")
     schedule: Literal["onecycle", "cosine", "constant"] = Field("cosine", description="of both learning rates")
@@ -56,23 +56,22 @@ class PFF(TrainingMethod):
         default=0.0, ge=0, description="weight decay of the skeleton; 1e-4 in the released code"
     )
     live: bool = Field(
-        default=False, description="the threshold acts after each step, as in the released code, not after training"
+        default=False,
+        description="apply the threshold after each step, as in the released code, not only after training",
     )
     arrive: float = Field(
-        default=0.3, gt=0, le=1, description="share of the training after which it is settled what has to go"
+        default=0.3, gt=0, le=1, description="fraction of the training after which the set of units to cut is fixed"
     )
-    floor: float = Field(
-        default=0.02, ge=0, lt=1, description="share of its stripes that every layer keeps, whatever the threshold says"
-    )
+    floor: float = Field(default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps")
     skeleton: Literal["stripe", "position"] = Field(
         default="stripe",
-        description="a value for each filter and position, or (shape-wise) for each position of a layer",
+        description="one value per filter and position, or (shape-wise) per position of a layer",
     )
     penalty: Literal["skeleton", "group-lasso"] = Field(
-        default="skeleton", description="on a skeleton, or without one on the norms of the stripes' weights"
+        default="skeleton", description="penalize a skeleton, or, without one, the norms of the stripes' weights"
     )
     train: Literal["both", "skeleton"] = Field(
-        default="both", description="or the skeleton alone, over convolutions whose weights stand still (fig. 4)"
+        default="both", description="train both, or only the skeleton with the convolutions' weights frozen (fig. 4)"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
 
@@ -81,10 +80,15 @@ class PFF(TrainingMethod):
         if not kernels(task):
             why = "no convolution with a kernel larger than 1×1 and one group"
             if any(isinstance(m, StripeConv2d) for m in task.model.modules()):
-                why = "only convolutions whose stripes are cut already"
-            raise ConfigError(f"pff finds {why}: nothing to prune.")
+                why = "only convolutions whose stripes are already cut"
+            raise ConfigError(f"pff found {why}: there is nothing to prune.")
         if self.penalty == "group-lasso" and self.train == "skeleton":
-            raise ConfigError("train='skeleton' needs a skeleton to train: leave penalty at 'skeleton'.")
+            raise ConfigError(
+                Setting("train", "skeleton", PFF),
+                " requires ",
+                Setting("penalty", "skeleton", PFF),
+                ".",
+            )
 
     def feasible(self, task: Task) -> None:
         task.widths.check(self.stripes(task).lowest())
@@ -108,7 +112,7 @@ def kernels(task: Task) -> dict[str, tuple[int, int, int]]:
 
 
 class PFFPruner(Pruner):
-    """The run."""
+    """The pruner."""
 
     MOMENTUM = 0.9
 
@@ -117,20 +121,20 @@ class PFFPruner(Pruner):
         self.config, self.model = config, task.model
         self.stripes = config.stripes(task)
         found, shared = self.stripes.kernels, config.skeleton == "position"
-        self.sizes = sizes(self.model, found)  # of the filters, to be given back to them
+        self.sizes = sizes(self.model, found)  # of the filters, to be restored at the end
         self.measure: Measure
         if config.penalty == "skeleton":
             self.measure = skeleton = Skeleton(self.model, found, shared)
             optimizer = torch.optim.SGD(
                 [skeleton.values], config.skeleton_lr, self.MOMENTUM, weight_decay=config.skeleton_decay
             )
-            # The network is empty: so the values are guests in its optimizer, averaged over processes by themselves.
+            # The network has no parameters: so the values join its optimizer, and are averaged over processes separately.
             self.networks = {"skeleton": (nn.Module(), optimizer)}
         else:
             self.measure = Norms(self.model, found, shared)
         self.alive = torch.ones(self.stripes.units, dtype=torch.bool)
         self.alpha = ALPHA if config.alpha is None else config.alpha
-        self.doomed = torch.zeros_like(self.alive)  # once that is settled, the units that have to go …
+        self.doomed = torch.zeros_like(self.alive)  # once fixed, the units to cut …
         self.ceiling: float | None = None  # … and the largest of their values then
         self.controller: Controller | None = None
         self.frozen: list[nn.Parameter] = []
@@ -150,7 +154,7 @@ class PFFPruner(Pruner):
             self.alpha = self.controller.update(1.0, 0.0)
 
     def _guess(self) -> float:
-        """The α that would take a value from one to δ by the time, if the loss did not care."""
+        """The α that would take a value from one to δ in time if the loss had no effect on it."""
         config, recipe = self.config, self.config.recipe()
         done = np.linspace(0, config.arrive, 50)
         lr = config.skeleton_lr if isinstance(self.measure, Skeleton) else config.lr
@@ -173,7 +177,7 @@ class PFFPruner(Pruner):
             )
             if now > 0:
                 self.measure.limit_(self.doomed, now)
-                # A norm would hold a filter up until it is all but zero, and then let it fall: its scale fades as well.
+                # A norm would compensate until the filter is almost zero, and then collapse: so its scale fades as well.
                 self._attenuate(~self.doomed, now / earlier)
             else:
                 self.alive = self.alive & ~self.doomed
@@ -193,7 +197,7 @@ class PFFPruner(Pruner):
             self.alpha = self.controller.update(needed, progress)
             if self.controller.settled(progress) and self.ceiling is None:
                 self.ceiling, self.doomed = needed, ~self._staying(strength > needed)
-        if self.config.live:  # no more than the budget asks for
+        if self.config.live:  # no more than the budget requires
             below = strength < self.config.delta
             self._kill(below if self.task.budget is None else below & (strength <= needed))
 
@@ -202,14 +206,14 @@ class PFFPruner(Pruner):
         self._silence()
 
     def _staying(self, alive: Tensor) -> Tensor:
-        """These units and those that layers keep in any case. alive: (units,) bool."""
+        """These units and those that layers always keep. alive: (units,) bool."""
         left = self.stripes.left(alive.cpu().numpy()[self.stripes.unit], self._scores())
         units = np.zeros(self.stripes.units, dtype=bool)
         units[self.stripes.unit[left.alive]] = True
         return torch.from_numpy(units).to(alive.device)
 
     def _silence(self) -> None:
-        """What is dead stays dead, whatever momentum says; channels without stripes say nothing, not even a constant."""
+        """Keep dead units at zero despite momentum; zero the constants of channels without stripes."""
         if bool(self.alive.all()):
             return
         self.measure.silence_(~self.alive)
@@ -217,7 +221,7 @@ class PFFPruner(Pruner):
 
     @torch.no_grad()
     def _attenuate(self, alive: Tensor, factor: float) -> None:
-        """Multiply scale and shift of norms, and biases, of channels that none of these units makes. alive: (units,)
+        """Scale the norms' scale and shift, and the biases, of channels that none of these units produces. alive: (units,)
         bool."""
         filters = np.zeros(self.stripes.filters, dtype=bool)
         filters[self.stripes.filter[alive.cpu().numpy()[self.stripes.unit]]] = True
@@ -247,8 +251,8 @@ class PFFPruner(Pruner):
             left, delta = self.stripes.select_within_budget(scores, self._channel_scores)
         if left.alive.all() and self.task.budget is None:
             self.log(
-                f"pff cuts nothing: no value came below delta={self.config.delta:g}. alpha={self.alpha:g} is too small for "
-                "so short a training; with a budget it is found."
+                f"pff removed no stripes: every value is at least delta={self.config.delta:g}. Raise alpha={self.alpha:g}, "
+                "train longer, or set a budget."
             )
         selection = self.stripes.selection(left)
         kept = {name: torch.from_numpy(stays) for name, stays in selection.stripes.items()}
@@ -258,7 +262,7 @@ class PFFPruner(Pruner):
         change = self._change(selection, inputs)
         if change > TOLERANCE:
             self.log(
-                f"pff: channels without stripes still passed on constants; their removal changes the output by {change:.1e} "
+                f"pff: channels without stripes still had constant outputs; removing them changes the output by {change:.1e} "
                 f"of its range"
             )
         self.task.note(
@@ -271,7 +275,7 @@ class PFFPruner(Pruner):
         return selection
 
     def _channel_scores(self) -> list[np.ndarray]:
-        """Mean absolute weight of a channel, in units of its group's mean."""
+        """Mean absolute weight of each channel, relative to its group's mean."""
         found = []
         for group in self.task.groups:
             s = group.filters(self.model).abs().mean(1).double().cpu().numpy()
@@ -279,8 +283,8 @@ class PFFPruner(Pruner):
         return found
 
     def _change(self, selection: Selection, inputs: Any) -> float:
-        """How much the constants that the removed channels still passed on were worth: the largest change of the output
-        for their removal, over the output's range, on the example inputs."""
+        """The effect of the constants that the removed channels still output: the largest change of the network's output
+        from their removal, relative to the output's range, on the example inputs."""
         graph = self.task.graph
         before = graph.plan({}, stripes=selection.stripes)
         empty = [g.name for g, whole in zip(self.task.groups, self.stripes.whole, strict=True) if whole]
@@ -288,7 +292,7 @@ class PFFPruner(Pruner):
         a, b = (outputs(mask(self.model, plan), inputs, torch.float32) for plan in (after, before))
         return disagreement(a, b, "pruned")
 
-    # -- a run that goes on -------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         values = self.measure.values.detach().clone() if isinstance(self.measure, Skeleton) else None

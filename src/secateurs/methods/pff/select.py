@@ -1,4 +1,4 @@
-"""Which stripes stay: by a threshold, or the best ones that a budget allows, and which channels go with the others."""
+"""Which stripes to keep: by a threshold, or the best that a budget allows; and which channels are cut with the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateurs.methods.method import Task
 from secateurs.methods.selection import Selection
 
 Array = np.ndarray
-FEW = 0.05  # where a budget would leave a smaller share of the stripes than this, channels are cut as well
+FEW = 0.05  # if a budget would leave a smaller fraction of the stripes than this, channels are cut as well
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Left:
 
 
 class Stripes:
-    """All stripes of all kernels of a network, side by side; a stripe is known by its place among them.
+    """All stripes of all kernels of a network, concatenated; a stripe is identified by its position.
 
-    kernels: weight name → (filters, rows, columns), as `ChannelGraph.kernels` has it.
-    shared: all filters of a layer keep the same positions, so its stripes at a position live and die together.
-    floor: the share of its stripes that every layer keeps; one stripe at least.
+    kernels: weight name → (filters, rows, columns), as in `ChannelGraph.kernels`.
+    shared: all filters of a layer keep the same positions, so its stripes at one position are kept or cut together.
+    floor: the minimum fraction of its stripes that every layer keeps; at least one stripe.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Stripes:
         self.filters = int(first[-1])
         self.layer = np.repeat(np.arange(len(shapes)), self.sizes)
         self.filter = np.repeat(np.arange(self.filters), np.repeat([h * w for _, h, w in shapes], filters))
-        self.unit = np.arange(len(self.layer))  # what a stripe lives and dies with
+        self.unit = np.arange(len(self.layer))  # the unit that a stripe is kept or cut with
         if shared:
             positions = np.array([h * w for _, h, w in shapes])
             within = np.concatenate([np.tile(np.arange(h * w), o) for o, h, w in shapes])
             self.unit = np.cumsum(np.r_[0, positions])[self.layer] + within
         self.units = int(self.unit.max()) + 1
         at = dict(zip(self.kernels, first, strict=False))
-        # For each group in scope the filters that make its channels, (size, m), and whether there are no others.
+        # For each group in scope the filters that produce its channels, (size, m), and whether there are no others.
         self.makers: list[Array] = []
         self.whole: list[bool] = []
         for g in self.widths.groups:
@@ -74,8 +74,8 @@ class Stripes:
     # -- what is left without some stripes and channels ---------------------------------------------------------------
 
     def left(self, alive: Array, scores: Array, channels: Sequence[Array] | None = None) -> Left:
-        """Without the stripes that are not alive and the channels that do not stay; a layer that would have too few
-        stripes keeps its best ones. Channels go along whose filters have no stripes, where their group is in scope.
+        """What is left without the dead stripes and the cut channels; a layer that would have too few
+        stripes keeps its best ones. Channels whose filters have no stripes are cut, too, if their group is in scope.
 
         alive: (stripes,). scores: (units,).
         """
@@ -105,7 +105,7 @@ class Stripes:
             found.append(kept & filters[makers].any(1) if whole else kept)
         widths = np.array([int(k.sum()) for k in found], dtype=np.int64)
         for i, n in enumerate(self.widths.aligned(widths).tolist()):
-            if n > widths[i]:  # what alignment keeps, although it is dead: those that stay anyway, then any
+            if n > widths[i]:  # kept for alignment although dead: those that are kept anyway, then any
                 spare = np.flatnonzero(~found[i])
                 spare = spare[np.argsort(~channels[i][spare], kind="stable")][: n - widths[i]]
                 found[i] = found[i].copy()
@@ -117,7 +117,7 @@ class Stripes:
         return self.widths.cost(left.widths, dict(zip(self.kernels, left.counts.tolist(), strict=True)))
 
     def lowest(self) -> Cost:
-        """The lowest cost there is: as few stripes of each layer and as few channels as may be."""
+        """The lowest possible cost: the minimum number of stripes of each layer and of channels."""
         channels = [np.arange(n) < least for n, least in zip(self.widths.sizes, self.widths.least, strict=True)]
         return self.cost(self.left(np.zeros(len(self), dtype=bool), np.zeros(self.units), channels))
 
@@ -133,10 +133,10 @@ class Stripes:
         return float(np.sort(scores)[cuts - 1]) if cuts else 0.0
 
     def select_within_budget(self, scores: Array, channel_scores: Callable[[], Sequence[Array]]) -> tuple[Left, float]:
-        """The best stripes that the budget allows, to within one stripe and never over it, and the threshold that this
-        is. Where stripes alone would not do, the worst channels go as well, of both the same share.
+        """The best stripes that the budget allows, to within one stripe and never over it, and the corresponding
+        threshold. If stripes alone do not suffice, the worst channels are cut as well, the same fraction of both.
 
-        scores: (units,). channel_scores: for each group (size,), comparable between groups; asked for where needed.
+        scores: (units,). channel_scores: for each group (size,), comparable between groups; called only if needed.
         """
         cuts, after = self._cuts(scores, channel_scores)
         rank = _rank(scores)
@@ -149,7 +149,7 @@ class Stripes:
     def _cuts(
         self, scores: Array, channel_scores: Callable[[], Sequence[Array]]
     ) -> tuple[int, Callable[[float], list[Array]] | None]:
-        """How many units have to go, and which channels with such a share of them, if any."""
+        """How many units to cut, and which channels to cut with that fraction of them, if any."""
         rank = _rank(scores)
 
         def fits(k: int) -> bool:
@@ -164,7 +164,7 @@ class Stripes:
         return _first(self.units, fits), after
 
     def _wider(self, alive: Array, scores: Array, channels: list[Array], worth: Sequence[Array]) -> list[Array]:
-        """With the best channels back that still fit, one alignment step at a time."""
+        """Restore the best channels that still fit, one alignment step at a time."""
         channels = [c.copy() for c in channels]
         closed = {i for i, c in enumerate(channels) if c.all()}
         while len(closed) < len(channels):
@@ -181,7 +181,7 @@ class Stripes:
         return channels
 
     def _fuller(self, left: Left, rank: Array) -> Left:
-        """With the best stripes back that still fit, where their channels stay."""
+        """Restore the best stripes that still fit and whose channels are kept."""
         budget = self.task.budget
         alive, counts = left.alive.copy(), left.counts.copy()
         stays = np.ones(self.filters, dtype=bool)
@@ -210,20 +210,20 @@ class Stripes:
         return Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
 
     def selection(self, left: Left) -> Selection:
-        """As a plan takes it; layers that keep all their stripes are left out."""
+        """The form that a plan takes; layers that keep all their stripes are left out."""
         channels = {g.name: np.flatnonzero(kept) for g, kept in zip(self.widths.groups, left.channels, strict=True)}
         return Selection(channels, {name: kept for name, kept in self.split(left.alive).items() if not kept.all()})
 
 
 def _rank(scores: Array) -> Array:
-    """0 is the first to go."""
+    """Ranks; 0 is cut first."""
     rank = np.empty(len(scores), dtype=np.int64)
     rank[np.argsort(scores, kind="stable")] = np.arange(len(scores))
     return rank
 
 
 def _first(most: int, holds: Callable[[int], bool]) -> int:
-    """The smallest k up to `most` from which on it holds; `most` is taken to do."""
+    """The smallest k up to `most` for which the condition holds; it is assumed to hold for `most`."""
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2
@@ -234,7 +234,7 @@ def _first(most: int, holds: Callable[[int], bool]) -> int:
 def _worst_first(
     sizes: Array, scores: Sequence[Array], aligned: Callable[[Array], Array]
 ) -> Callable[[float], list[Array]]:
-    """A function: share to cut → for each group which channels stay, (size,) bool."""
+    """A function: fraction to cut → for each group the kept channels, (size,) bool."""
     orders = [np.argsort(-s, kind="stable") for s in scores]  # best first
     group = np.repeat(np.arange(len(sizes)), sizes)
     ranking = group[np.argsort(np.concatenate([np.zeros(0), *scores]), kind="stable")]

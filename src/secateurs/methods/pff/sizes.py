@@ -1,4 +1,4 @@
-"""Filters as large as they were before the skeleton: what batch norm does not mind, and a learning rate does."""
+"""Restore the norms of filters after the skeleton: batch norm is invariant to them, the effective learning rate is not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
 
 
 def sizes(model: nn.Module, kernels: Iterable[str], kept: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """For each weight the norms of its filters: (O,). kept: (O, KH, KW) bool for weights of which stripes go."""
+    """For each weight the norms of its filters: (O,). kept: (O, KH, KW) bool for weights that lose stripes."""
     found = {}
     for name in kernels:
         squares = parameter(model, name).detach().float().square().sum(1)  # (O, KH, KW)
@@ -27,15 +27,15 @@ def sizes(model: nn.Module, kernels: Iterable[str], kept: Mapping[str, Tensor] |
 
 
 def restore_(model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, Tensor], inputs: Any) -> list[str]:
-    """Scale filters so that what stays of them has its first norm again, where a batch norm follows and nothing else sees
-    their output. Returns the weights that were scaled. The network computes what it did: in eval mode, and in training as
-    far as a batch has the statistics that run along.
+    """Scale filters so that the kept part of each has its original norm, if a batch norm follows and nothing else uses
+    their output. Returns the weights that were scaled. The network's function does not change: in eval mode, and in training
+    up to the difference between batch and running statistics.
 
-    A batch norm takes any factor k out again, so the gradient of a filter k times as large is 1/k of what it was, and a
-    step of the same learning rate turns the filter k² times less. Filters that the skeleton made small would be torn
-    apart by a learning rate that suited them before.
+    A batch norm cancels any factor k, so the gradient of a filter k times as large is 1/k of what it was, and a
+    step of the same learning rate rotates the filter k² times less. Filters that the skeleton made small would change far
+    too much at the learning rate that was right before.
 
-    first: for each weight (O,), see `sizes`. kept: (O, KH, KW) bool for weights of which stripes go. inputs: examples.
+    first: for each weight (O,), see `sizes`. kept: (O, KH, KW) bool for weights that lose stripes. inputs: examples.
     """
     layers = {name.rpartition(".")[0]: name for name in first}
     norms = {layers[layer]: f.norm for layer, f in following(model, layers, inputs).items() if f.norm is not None}
@@ -47,14 +47,14 @@ def restore_(model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, T
         k = first[name].to(now[name]) / now[name]
         _scale_(model.get_submodule(name.rpartition(".")[0]), norm, torch.where(k.isfinite() & (k > 0), k, 1.0))
     if disagreement(outputs(copied(model), inputs, torch.float32), before, "pruned") > TOLERANCE:
-        model.load_state_dict(state)  # a norm that is shared, say
+        model.load_state_dict(state)  # for example, a shared norm
         return []
     return list(norms)
 
 
 @torch.no_grad()
 def _scale_(conv: nn.Module, norm: _BatchNorm, k: Tensor) -> None:
-    """Filters and their outputs' statistics by k: (O,). The scale makes up for what the norm's eps was worth."""
+    """Scale filters and their outputs' statistics by k: (O,). The norm's scale compensates for the effect of eps."""
     for w in conv.parameters(recurse=False):
         w.mul_(k.view(-1, *[1] * (w.ndim - 1)).to(w))
     assert norm.running_mean is not None

@@ -1,4 +1,4 @@
-"""How much each stripe is worth, learned: the filter skeleton, and the norms of the weights that it is compared with."""
+"""The learned importance of each stripe: the filter skeleton, and the weight norms that it is compared with."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Kernels = Mapping[str, tuple[int, int, int]]  # weight → (filters, rows, colum
 
 
 class Measure(Protocol):
-    """Values for all units: stripes or, where layers are cut shape-wise, positions of the kernels."""
+    """Values for all units: stripes or, if layers are cut shape-wise, positions of the kernels."""
 
-    pull: Tensor  # (units,): by this α is multiplied, so that it presses all strengths down at one speed
+    pull: Tensor  # (units,): factors on α, so that all strengths decrease at one rate
 
     def strength(self) -> Tensor:
-        """(units,): what the penalty presses down and the threshold is held against; one at first. Differentiable."""
+        """(units,): what the penalty decreases and the threshold is compared with; initially one. Differentiable."""
 
     def silence_(self, dead: Tensor) -> None:
-        """Make these units zero. dead: (units,) bool."""
+        """Set these units to zero. dead: (units,) bool."""
 
     def limit_(self, units: Tensor, most: float) -> None:
-        """Take the strength of these units down to `most` where it is above. units: (units,) bool."""
+        """Clip the strength of these units to `most`. units: (units,) bool."""
 
     def finish_(self) -> None:
-        """Leave the network an ordinary one."""
+        """Restore an ordinary network."""
 
 
 class Skeleton:
-    """One learnable value for each unit, all one at first; each forward computes with weight · value (eq. 1).
+    """One learnable value for each unit, initially one; each forward computes with weight · value (eq. 1).
 
-    The network's parameters keep their names, values and identities; copies of the network go by the same skeleton.
+    The network's parameters keep their names, values and identities; copies of the network use the same skeleton.
     """
 
     def __init__(self, model: nn.Module, kernels: Kernels, shared: bool = False) -> None:
@@ -67,7 +67,7 @@ class Skeleton:
 
     @torch.no_grad()
     def finish_(self) -> None:
-        """Merge: the values become part of the weights (step 2)."""
+        """Merge: fold the values into the weights (step 2)."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -77,7 +77,7 @@ class Skeleton:
 
 
 class _Swap:
-    """For the time of a convolution's forward its weight is the product."""
+    """During a convolution's forward its weight is the product."""
 
     def __init__(self, skeleton: Skeleton, at: slice, shape: tuple[int, int, int]) -> None:
         self.skeleton, self.at, self.shape = skeleton, at, shape
@@ -99,7 +99,7 @@ class _Swap:
 
 
 class Norms:
-    """The units' own weights, by their norm in units of what the layer's mean norm was at first (group lasso)."""
+    """The units' own weights, by their norm relative to the layer's initial mean norm (group lasso)."""
 
     def __init__(self, model: nn.Module, kernels: Kernels, shared: bool = False) -> None:
         self.model, self.kernels, self.shared = model, list(kernels), shared
@@ -109,12 +109,12 @@ class Norms:
         self.pull = torch.cat([torch.full_like(n.detach(), m**2 * o) for n, m, o in parts])
 
     def _norms(self) -> list[Tensor]:
-        """For each layer (units,)."""
+        """Norms for each layer: (units,)."""
         found = []
         for name in self.kernels:
             squares = parameter(self.model, name).float().square().sum(1)  # (O, KH, KW)
             squares = squares.mean(0) if self.shared else squares
-            found.append((squares + 1e-12).sqrt().reshape(-1))  # with a gradient where all weights are zero
+            found.append((squares + 1e-12).sqrt().reshape(-1))  # has a gradient where all weights are zero
         return found
 
     def strength(self) -> Tensor:
@@ -135,4 +135,4 @@ class Norms:
             w.mul_(part.view(1 if self.shared else w.shape[0], 1, *w.shape[2:]).to(w))
 
     def finish_(self) -> None:
-        """Nothing was put on the network."""
+        """Nothing to remove from the network."""

@@ -9,14 +9,14 @@ import re
 import reprlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, StrictBool
 
-from secateurs.cli.options import say
-from secateurs.errors import ArtifactError, ConfigError
+from secateurs import artifact
+from secateurs.errors import ArtifactError, ConfigError, Message, Setting
 from secateurs.files import dump_json, read_json, shown, staged, write_whole
 
 PHASES = ("pretrain", "prune", "recover")  # each of them has a folder with its log and, until the end, checkpoints
@@ -24,6 +24,7 @@ _several = re.compile(r"recover-\d+-(finetune|mimic|distil)")
 _checkpoint = re.compile(r"(\.writing-|\.old-|step-|damaged-step-)\d{9}")
 _parts = ("state.safetensors", "state.json", "manifest.json")  # of a checkpoint
 LOG = "metrics.jsonl"
+RESUME, OVERWRITE, FOLDER = Setting("resume", True), Setting("overwrite", True), Setting("folder")
 TRACKED = "secateurs"  # where trackers that write files put them, within a phase's folder
 
 
@@ -38,7 +39,7 @@ class RunFolder:
     """`run.json` (settings, finished or not), the phases' logs and checkpoints, and in the end the artifact.
 
     Only what a run wrote is ever replaced or removed. Files of these names without a `run.json` or a card of ours are
-    somebody else's: the folder is then refused, with `--force` too.
+    somebody else's: the folder is then refused, with `overwrite` too.
     """
 
     def __init__(
@@ -48,8 +49,8 @@ class RunFolder:
         files: Sequence[str] = ("pretrained.safetensors",),
         artifacts: Sequence[str] = ("",),
     ) -> None:
-        """files: what else it writes, the weights that `--weights` would spare it first. artifacts: the folders of its
-        artifacts, within its own."""
+        """files: what else it writes, first the weights that it need not train where it is given some. artifacts: the
+        folders of its artifacts, within its own."""
         self.folder, self._phases = folder, tuple(phases)
         self.file = folder / "run.json"
         self.files = tuple(folder / name for name in files)
@@ -66,59 +67,68 @@ class RunFolder:
         )
         return (*self._phases, *sorted(found)) if "recover" in self._phases else self._phases
 
-    def check(self, settings: Mapping[str, Any], *, resume: bool, force: bool) -> bool:
+    def check(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool,
+        overwrite: bool,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> bool:
         """Whether this very run is finished already. ConfigError where its folder holds anything else to lose."""
-        if resume and force:
-            raise ConfigError("--resume continues a run and --force starts over: give one of them.")
+        if resume and overwrite:
+            raise ConfigError(RESUME, " continues a run and ", OVERWRITE, " starts over: give one of them.")
         state, now = self._read(), json.loads(json.dumps(settings))
         if state is not None and (other := state.settings.get("command", "prune")) != now.get("command", "prune"):
-            raise ConfigError(f"{self.folder} holds a run of `secateurs {other}`: give another --out.")
+            raise ConfigError(f"{shown(self.folder)} holds a run of `secateurs {other}`: give another ", FOLDER, ".")
         if name := self._foreign(state):
             raise ConfigError(
-                f"{self.folder} holds {name}, which this command did not write, and would have to: "
-                "move it, or give another --out."
-            )
+                f"{shown(self.folder)} holds {name}, which this run did not write, and would have to: move it, or give "
+                "another ", FOLDER, ".",
+            )  # fmt: skip
         if not resume:
-            if not force and (what := self.to_lose()):
-                go_on = "--resume continues it, " if state is not None else ""
-                raise ConfigError(f"{self.folder} holds {what}: {go_on}--force replaces it.")
+            if not overwrite and (what := self.to_lose()):
+                resumes = (RESUME, " continues it, ") if state is not None else ()
+                raise ConfigError(f"{shown(self.folder)} holds {what}: ", *resumes, OVERWRITE, " replaces it.")
             return False
         if state is None:
             if self.to_lose():
-                raise ConfigError(f"{self.folder} has no run.json: there is no run to resume, only an artifact.")
+                raise ConfigError(f"{shown(self.folder)} has no run.json: there is no run to resume, only an artifact.")
             return False
         then = state.settings
         if changed := list(_differences(then, now)):
             if state.finished or self._recovering() or {**then, "recover": 0} != {**now, "recover": 0}:
-                raise ConfigError(f"{self.folder} is another run: it differs in {', '.join(changed)}.")
-            say(f"recovery has not begun yet, and is to be another one: {', '.join(changed)}")
+                raise ConfigError(f"{shown(self.folder)} is another run: it differs in {', '.join(changed)}.")
+            log(f"recovery has not begun yet, and is to be another one: {', '.join(changed)}")
         return state.finished
 
-    def spare(self, weights: Path | None, what: str = "") -> None:
+    def spare(self, weights: Path | None, what: str | None = None) -> None:
         """Raise ConfigError for weights that the run would replace or remove: they have its own files' place.
 
-        what: where the weights were named; by default --weights and the file.
+        what: where the weights were named; by default in the setting `weights`.
         """
         if weights is None:
             return
-        from secateurs.artifact import CARD, MODEL, NEW, PLAN
-
         inside, folder = weights.resolve(), self.folder.resolve()
-        own = (CARD, MODEL, NEW, PLAN) if folder in [a.resolve() for a in self.artifacts] else ()
+        own = (
+            (artifact.CARD, artifact.MODEL, artifact.NEW, artifact.PLAN)
+            if folder in [a.resolve() for a in self.artifacts]
+            else ()
+        )
         ours = {self.file.name, *(f.name for f in self.files), *own, *self._folders()}
         if inside.is_relative_to(folder) and inside.relative_to(folder).parts[0] in ours:
-            what = what or f"--weights {weights}"
-            raise ConfigError(f"{what} lies where this run would write its own files: give another --out.")
+            named = Setting("weights", shown(weights)) if what is None else what
+            raise ConfigError(named, " lies where this run would write its own files: give another ", FOLDER, ".")
 
     def writable(self) -> None:
         """Raise now if the folder takes no files."""
         if self.folder.exists() and not self.folder.is_dir():
-            raise ArtifactError(f"{self.folder} is a file: give a folder to write to.")
+            raise ArtifactError(f"{shown(self.folder)} is a file: give a folder to write to.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
-            raise ArtifactError(f"{self.folder} cannot be written to: {error.strerror or error}.") from error
+            raise ArtifactError(f"{shown(self.folder)} cannot be written to: {error.strerror or error}.") from error
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Put the settings on record; what an earlier run left goes, but its artifact until the new one is there."""
@@ -164,17 +174,20 @@ class RunFolder:
         kept = any(file.exists() for file in self.files)
         return kept or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in self.phases)
 
-    def goes_on(self, settings: Mapping[str, Any]) -> bool:
+    def can_resume(self, settings: Mapping[str, Any]) -> bool:
         """Whether this very run can be resumed from where it stands."""
         state = self._read()
         if state is None or state.finished or not self.resumable():
             return False
         return not any(_differences(state.settings, json.loads(json.dumps(settings))))
 
+    def interrupted(self) -> KeyboardInterrupt:
+        """What to raise where the run was interrupted and can be resumed."""
+        told = f"{shown(self.folder)} keeps what is done so far: the same run with "
+        return KeyboardInterrupt(Message(told, RESUME, " continues from there."))
+
     def to_lose(self) -> str | None:
         """What of value is in the folder."""
-        from secateurs import artifact
-
         saved = any(artifact.exists(folder) for folder in self.artifacts)
         return "an artifact" if saved else "an unfinished run" if self.resumable() else None
 
@@ -190,8 +203,6 @@ class RunFolder:
 
     def _foreign(self, state: State | None) -> str | None:
         """The first of the names that a run writes which is taken by somebody else's file or folder."""
-        from secateurs import artifact
-
         for folder in self.artifacts:
             if names := artifact.foreign(folder):
                 return str((folder / names[0]).relative_to(self.folder))
@@ -203,9 +214,8 @@ class RunFolder:
     def _read(self) -> State | None:
         if not os.path.lexists(self.file):
             return None
-        return read_json(
-            self.file, State, 1 << 20, "If it is this command's, it is damaged: move it, or give another --out."
-        )
+        advice = Message("If a run wrote it, it is damaged: move it, or give another ", FOLDER, ".")
+        return read_json(self.file, State, 1 << 20, advice)
 
     def _write(self, settings: Mapping[str, Any], *, finished: bool) -> None:
         write(self.file, dump_json({"finished": finished, "settings": settings}, indent=2))
@@ -221,8 +231,8 @@ def write(file: Path, content: bytes | str) -> None:
 
 def unwritten(file: Path, error: OSError) -> ArtifactError:
     return ArtifactError(
-        f"{shown(file)} could not be written: {error.strerror or error}. Make room and give the same command with "
-        "--resume: it resumes from what is there."
+        f"{shown(file)} could not be written: {error.strerror or error}.",
+        hint=("Make room and run the same again with ", RESUME, ": it resumes from what is there."),
     )
 
 

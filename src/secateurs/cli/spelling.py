@@ -1,0 +1,58 @@
+"""How the command line spells the settings that messages name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateurs.errors import Setting, python
+
+# Settings that are options of the same name …
+SAME = frozenset({
+    "align", "allow_inexact", "batch_size", "data", "device", "epochs", "from_base", "image_size", "label_smoothing", "lr",
+    "macs", "method", "model", "nodes", "normalize", "num_classes", "params", "precision", "pretrain_epochs", "pretrain_lr",
+    "ranking", "recover", "recover_epochs", "recover_lr", "resume", "schedule", "scope", "scratch_epochs", "seed",
+    "skip_unreadable", "temperature", "then", "track", "trust_code", "weight_decay", "weights", "widen",
+})  # fmt: skip
+OTHER = {"overwrite": "force", "folder": "out"}  # … and of another one
+MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}
+
+
+def option(setting: Setting) -> str:
+    """`scope='all'` → `--scope all`, `EPruner(beta=0.5)` → `--set beta=0.5`; what has no option as Python spells it."""
+    name = setting.name
+    if "." in name or (_is_method(setting.of) and name != "ranking"):
+        return f"--set {name}={'…' if setting.value is ... else _value(setting.value)}"
+    if name in MIMIC and _is_mimic(setting.of):
+        flag = MIMIC[name]
+    elif name in SAME or name in OTHER:
+        flag = OTHER.get(name, name.replace("_", "-"))
+    else:
+        return python(setting)
+    return f"--{flag}" if setting.value is ... or setting.value is True else f"--{flag} {_value(setting.value)}"
+
+
+def _is_method(of: type | None) -> bool:
+    if of is None:
+        return False
+    from secateurs.methods import Method
+
+    return issubclass(of, Method)
+
+
+def _is_mimic(of: type | None) -> bool:
+    if of is None:
+        return False
+    from secateurs.recovery import Mimic
+
+    return issubclass(of, Mimic)
+
+
+def _value(value: Any) -> str:
+    """As it is typed."""
+    if value is None:
+        return "none"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    if isinstance(value, tuple | list):
+        return ",".join(map(_value, value))
+    return str(value)

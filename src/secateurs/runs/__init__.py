@@ -1,0 +1,21 @@
+"""Runs: what is done to a network, in a folder, from the first check to the saved artifact; and resumed."""
+
+from secateurs.runs.folder import RunFolder
+from secateurs.runs.prune import PruneRun
+from secateurs.runs.redesign import Redesign, RedesignRun
+from secateurs.runs.result import RunResult
+from secateurs.runs.sources import DataSpec, NetworkSpec
+from secateurs.runs.stages import Stage
+from secateurs.runs.training import RedesignTraining
+
+__all__ = [
+    "DataSpec",
+    "NetworkSpec",
+    "PruneRun",
+    "Redesign",
+    "RedesignRun",
+    "RedesignTraining",
+    "RunFolder",
+    "RunResult",
+    "Stage",
+]

@@ -1,0 +1,273 @@
+"""One cut of a run: what is checked before it, and what is done one after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+import secateurs as sc
+from secateurs import artifact, recovery
+from secateurs.api import load
+from secateurs.budget import Budget
+from secateurs.data import Data
+from secateurs.devices import usable
+from secateurs.errors import ConfigError, Message, NonFiniteLossError, SecateursError, Setting
+from secateurs.files import shown
+from secateurs.methods import Method, Task, TrainingMethod
+from secateurs.methods.method import Scope
+from secateurs.plans import PrunableGraph, trace
+from secateurs.report import count
+from secateurs.result import Result
+from secateurs.runs import stages
+from secateurs.runs.folder import FOLDER, OVERWRITE, RESUME, RunFolder
+from secateurs.runs.result import RunResult
+from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, check_trains, example, rewind
+from secateurs.runs.stages import Stage
+from secateurs.runs.training import Pretraining, trained
+from secateurs.training import Recipe
+from secateurs.training.processes import check as check_processes
+from secateurs.training.processes import first
+from secateurs.training.runtime import check_trackers, wait_for_everyone
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, else an accelerator if one can be used. ConfigError for one that cannot be used, or for more
+    processes than this machine has GPUs."""
+    check_processes(device)
+    return usable(device)
+
+
+class Ready(NamedTuple):
+    """What was found to be fine before any work."""
+
+    network: nn.Module
+    graph: PrunableGraph
+    data: Data
+    inputs: torch.Tensor
+    where: torch.device
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network, a method, and the folder that the result goes to."""
+
+    network: NetworkSpec
+    data: DataSpec | DataObject
+    method: Method
+    budget: Budget | None
+    recover: Sequence[Recipe]
+    scope: Scope | None
+    allow_inexact: bool
+    pretrain: Pretraining
+    folder: RunFolder
+    seed: int
+    device: str | torch.device | None
+    track: Sequence[Any]
+    log: Callable[[str], None]
+    later: Sequence[Stage] = ()  # what its result is going to be pruned by
+    stage: Stage | None = None  # what the run says of this cut, if it is not the first …
+    original: int | None = None  # … and the MACs of the network that the first one began with
+
+    def next(self, folder: RunFolder) -> Cut:
+        """The cut of what this one has left, as the first of the later stages says."""
+        wait_for_everyone(pick_device(self.device))
+        stage, *later = self.later
+        before = self.folder.folder
+        _, card = artifact.read(before)
+        original = self.original or card.before.macs
+        stages.check([stage], original, card.after.macs)
+        return replace(
+            self, network=NetworkSpec(str(before), trust_code=self._trusted), method=stage.method,
+            budget=stage.budget(original), pretrain=Pretraining(), folder=folder, later=later, stage=stage,
+            original=original,
+        )  # fmt: skip
+
+    @property
+    def _trusted(self) -> bool:
+        """Whether the artifact's code may run: it was made by this run, from a spec that the user wrote."""
+        return self.network.trust_code or self.network.name.startswith("python:")
+
+    def record(self) -> dict[str, Any]:
+        """All that the result depends on. A resumed run has to agree."""
+        return {
+            "model": self.network.name,
+            "weights": self.network.digest(),
+            "num_classes": self.network.num_classes,
+            **self.data.settings(),
+            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
+            "budget": None if self.budget is None else asdict(self.budget),
+            "scope": self.scope or self.method.default_scope,
+            "allow_inexact": self.allow_inexact,
+            "recover": written(self.recover),
+            "pretrain": None if self.network.has_weights else self.pretrain.record(),
+            "seed": self.seed,
+        }
+
+    def start(self, build: Builder, *, resume: bool, overwrite: bool, began: float) -> RunResult | None:
+        """Do it, or what is left of it to do. None where it was done before. build: makes the network."""
+        out, record = shown(self.folder.folder), self.record()
+        if self.folder.check(record, resume=resume, overwrite=overwrite, log=self.log):
+            if first():
+                self.folder.tidy()
+            self.log(f"{out} is finished already: nothing to do.")
+            return None
+        if self.stage is not None:
+            self.log(f"then {self.method.name}, on {shown(self.network.name)}")
+        elif resume and not self.folder.resumable():
+            self.log(f"{out} holds nothing to resume from: the run starts from the beginning.")
+        try:
+            return self._run(self.prepare(build), record, resume=resume, began=began)
+        except KeyboardInterrupt:
+            if self.stage is not None or self.folder.can_resume(record):
+                raise self.folder.interrupted() from None
+            raise
+        except NonFiniteLossError as error:
+            raise error.advised(*self._advice()) from error
+        except ConfigError as error:  # a node to mimic that the cut has changed, for example
+            if not self.folder.can_resume(record):
+                raise
+            raise ConfigError(
+                error, f" {out} keeps what is done so far: with ", RESUME, " the same run continues from there, with other "
+                "settings of recovery, too.",
+            ) from error  # fmt: skip
+
+    def finished(self) -> RunResult:
+        """What was done before."""
+        out, given = self.folder.folder, self.network.model
+        model = load(out, None if isinstance(given, str) else given, trust_code=self._trusted)
+        return RunResult.read(out, model, self.method)
+
+    def prepare(self, build: Builder) -> Ready:
+        """Whatever would make the run fail in the end, made to fail now."""
+        where = pick_device(self.device)
+        data = self.data.load(self.seed, where)
+        network = build(data, where, self.seed)
+        inputs = example(data)
+        check_trackers(self.track, self.folder.folder)
+        recovery.check(self.recover, network)
+        graph = trace(network, inputs, allow_inexact=self.allow_inexact)
+        cost = graph.cost()
+
+        def feasible(method: Method, budget: Budget | None) -> None:
+            task = Task(network, graph, budget, self.scope or method.default_scope, data, self.seed, inputs)
+            method.check(task)
+            method.feasible(task)
+
+        feasible(self.method, self.budget)
+        original = self.original or cost.macs
+        stages.check(self.later, original, cost.macs if self.budget is None else self.budget.limits(cost).macs)
+        for stage in self.later:  # as far as can be told by now
+            try:
+                feasible(stage.method, stage.budget(original))
+            except SecateursError as error:
+                raise error.renamed(stage.named).within(stage.setting, ": ") from error
+        pretrains = not self.network.has_weights and self.pretrain.recipe(data).epochs
+        if pretrains or self.recover or isinstance(self.method, TrainingMethod):
+            check_trains(network, inputs, self.network.name)
+        if self.budget is not None and self.budget.allows(cost, cost):
+            self.log(
+                f"the budget is met already, nothing will be cut: {self.network.name} has {cost.macs:,} MACs and "
+                f"{cost.params:,} parameters"
+            )
+        return Ready(network, graph, data, inputs, where)
+
+    def _run(self, ready: Ready, record: dict[str, Any], *, resume: bool, began: float) -> RunResult:
+        self.folder.writable()
+        if first():  # the others wait for it where training starts
+            self.folder.begin(record, resume=resume)
+        given = self.network.model
+        network = given if isinstance(given, nn.Module) else self._trained(ready, resume)
+        rewind(ready.data)
+        result = sc.prune(
+            network,
+            ready.inputs,
+            self.method,
+            self.budget,
+            ready.data,
+            self.recover,
+            self.scope,
+            self.seed,
+            allow_inexact=self.allow_inexact,
+            report=self.log,
+            folder=self.folder.folder,
+            resume=resume,
+            graph=ready.graph,
+            device=ready.where,
+            save_seconds=60,
+            track=self.track,
+        )
+        told = RunResult(
+            **{f.name: getattr(result, f.name) for f in fields(Result)},
+            earlier=stages.earlier(artifact.read(self.network.name)[1]) if self.network.is_artifact else (),
+            seconds=round(time.perf_counter() - began, 1),
+            settings={
+                "data": self.data.record(ready.data),
+                "budget": record["budget"],
+                "recover": record["recover"],
+                "seed": self.seed,
+            },
+        )
+        if first():
+            artifact.save(self.folder.folder, told.model, told.plan, told.card(), overwrite=True)
+            self.folder.finish(record)
+            self._judge(told)
+        return told
+
+    def _judge(self, result: Result) -> None:
+        cut, after = result.cut.top1, result.after.top1
+        if self.recover and cut is not None and after is not None and after < cut:
+            mimics = all(recipe.mode == "mimic" for recipe in self.recover)
+            knob = Setting("lr", of=type(self.recover[0])) if mimics else Setting("lr")
+            self.log(Message(
+                f"recovery left top-1 at {after:.2f}%, below the {cut:.2f}% right after the cut: try a lower ", knob,
+                ", or ", Setting("recover", None),
+            ))  # fmt: skip
+
+    def _advice(self) -> tuple[object, ...]:
+        """What to do about a loss that is not finite, in terms of the run's settings."""
+        kept, pretrains = self.folder.pretrained, not self.network.has_weights
+        knob: tuple[object, ...]
+        if pretrains and not kept.exists():
+            knob = ("a ", Setting("pretrain_lr"), f" below {self.pretrain.usual_lr:g}")
+        elif self.recover and (begun := list(self.folder.folder.glob("recover*/metrics.jsonl"))):
+            recipe = self.recover[len(begun) - 1]
+            mimics = recipe.mode == "mimic"
+            knob = ("a " if mimics else "an ", Setting("lr", of=type(recipe)), f" below {recipe.lr:g}")
+        elif "lr" in type(self.method).model_fields:
+            lr = Setting("lr", of=type(self.method))
+            knob = ("a lower ", lr if self.stage is None else self.stage.named(lr))
+        else:
+            knob = ("other settings of the method",)
+        again = (
+            (Setting("weights", shown(kept)), " and another ", FOLDER) if pretrains and kept.exists() else (OVERWRITE,)
+        )
+        return ("Check that batch for bad values, or try ", *knob, ", with ", *again, ".")
+
+    def _trained(self, ready: Ready, resume: bool) -> nn.Module:
+        """The network itself if it came with weights; else trained, and kept as pretrained.safetensors."""
+        if self.network.has_weights:
+            return ready.network
+        name, recipe = self.network.name, self.pretrain.recipe(ready.data)
+        if not self.folder.pretrained.exists():
+            if recipe.epochs:
+                epochs = count(recipe.epochs, "epoch")
+                text = f": training {name} on {self.data.name} first, {epochs} ("
+                self.log(Message("no ", Setting("weights"), text, Setting("pretrain_epochs"), ")"))
+            else:
+                zero, text = Setting("pretrain_epochs", 0), f": {name} is pruned untrained, with random weights"
+                self.log(Message("no ", Setting("weights"), " and ", zero, text))
+        return trained(
+            ready.network, ready.data, recipe, self.folder, "pretrain", self.folder.pretrained, seed=self.seed,
+            device=ready.where, resume=resume,
+        )  # fmt: skip
+
+
+def written(recipes: Sequence[Recipe]) -> Any:
+    """Recipes of recovery as they go on record: nothing, one, or a list of them."""
+    found = [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for recipe in recipes]
+    return found if len(found) > 1 else found[0] if found else None

@@ -1,0 +1,144 @@
+"""A run: a network is trained if need be, pruned, recovered and saved, perhaps several times over; and resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.budget import Budget
+from secateurs.data import Data
+from secateurs.files import shown
+from secateurs.methods import Method, resolve
+from secateurs.methods.method import Scope, check_budget, check_scope
+from secateurs.recovery import phases
+from secateurs.runs import stages
+from secateurs.runs.cut import Cut
+from secateurs.runs.folder import RunFolder
+from secateurs.runs.result import RunResult
+from secateurs.runs.sources import Builder, DataSpec, NetworkSpec, as_source
+from secateurs.runs.stages import Stage
+from secateurs.runs.training import Pretraining
+from secateurs.training import Recipe
+from secateurs.training.processes import first
+
+
+def silent(line: str) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True)
+class PruneRun:
+    """A resumable pruning run with a folder of its own: what `secateurs prune` does.
+
+    >>> run = sc.PruneRun("zoo:resnet56", "folder:data/cifar10", "runs/r56", method="aofp", budget=sc.Budget(macs=0.4),
+    ...                   recover=sc.Recover(epochs=10), log=print)
+    >>> result = run.start()             # run.start(resume=True) after it was interrupted
+
+    model: a spec (see `build`), the folder of an artifact, or a module, which is left untouched.
+    data: a data spec, a `DataSpec` with more settings, or a `Data` with batches of your own.
+    folder: of the artifact, the checkpoints and the logs. Only what a run wrote is ever replaced in it.
+    method, budget, scope, allow_inexact, seed: as for `prune`.
+    recover: recipes of recovery, after each cut.
+    then: further cuts, in order; each is followed by the same recovery. All but the last have an artifact in a folder of
+        their own within `folder`.
+    weights: a file of weights for the spec. Without weights the network is trained first, on the same data:
+        pretrain_epochs (10 to 30 by default, fewer the more data there is) at a peak learning rate of pretrain_lr (0.05).
+    num_classes: outputs of the network, by default as many as the data has classes.
+    trust_code: of an artifact: import and run the code that its card names.
+    device: where to train; an accelerator by default, if one can be used. track: trackers that accelerate knows.
+    log: gets one line about each stage.
+    """
+
+    model: str | nn.Module
+    data: str | DataSpec | Data
+    folder: str | Path
+    _: KW_ONLY
+    method: str | Method = "epruner"
+    budget: Budget | None = None
+    recover: Recipe | Sequence[Recipe] | None = None
+    then: Sequence[Stage] = ()
+    weights: str | Path | None = None
+    num_classes: int | None = None
+    trust_code: bool = False
+    pretrain_epochs: float | None = None
+    pretrain_lr: float | None = None
+    scope: Scope | None = None
+    allow_inexact: bool = False
+    seed: int = 0
+    device: str | torch.device | None = None
+    track: Sequence[Any] = ()
+    log: Callable[[str], None] = silent
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Raise whatever `start` would raise before its first step: for a model, weights or data that cannot be used, for
+        a budget that cannot be met, and for anything in the folder that the run would destroy. Nothing is written."""
+        cut = self._cut()
+        build = self._open(cut, resume, overwrite)
+        if not cut.folder.check(cut.record(), resume=resume, overwrite=overwrite, log=self.log):
+            cut.prepare(build)
+
+    def start(self, *, resume: bool = False, overwrite: bool = False, began: float | None = None) -> RunResult:
+        """Run, or finish what is left of the run; the result is also saved as an artifact.
+
+        resume: continue an unfinished run in the folder, whose settings have to be these. overwrite: replace what an
+        earlier run left there. began: `time.perf_counter()` when the clock of the run started, by default now.
+
+        Raises before any work what `check` does. After an interrupt or an error it can be resumed.
+        """
+        began = time.perf_counter() if began is None else began
+        cut = self._cut()
+        result = cut.start(self._open(cut, resume, overwrite), resume=resume, overwrite=overwrite, began=began)
+        for folder in self._folders()[1:]:
+            cut = cut.next(folder)
+            result = cut.start(cut.network.open(), resume=resume, overwrite=overwrite, began=began)
+        return cut.finished() if result is None else result
+
+    def _cut(self) -> Cut:
+        """The first one."""
+        check_budget(self.budget)
+        check_scope(self.scope)
+        method = resolve(self.method)
+        stages.check_order(method, self.then)
+        pretrain = Pretraining(self.pretrain_epochs, self.pretrain_lr)
+        network = NetworkSpec(
+            self.model, None if self.weights is None else Path(self.weights), self.num_classes, self.trust_code
+        )
+        pretrain.check(network.has_weights)
+        return Cut(
+            network=network,
+            data=as_source(self.data),
+            method=method,
+            budget=self.budget,
+            recover=[recipe for _, recipe in phases(self.recover)],
+            scope=self.scope,
+            allow_inexact=self.allow_inexact,
+            pretrain=pretrain,
+            folder=self._folders()[0],
+            seed=self.seed,
+            device=self.device,
+            track=self.track,
+            log=self.log if first() else silent,
+            later=list(self.then),
+        )
+
+    def _folders(self) -> list[RunFolder]:
+        methods = [resolve(self.method), *(stage.method for stage in self.then)]
+        return [RunFolder(folder) for folder in stages.folders(Path(self.folder), methods)]
+
+    def _open(self, cut: Cut, resume: bool, overwrite: bool) -> Builder:
+        """What builds the network. Raises for anything that this cut or those after it would destroy."""
+        network, folders = cut.network, self._folders()
+        build = network.open()
+        for folder in folders:
+            artifact = None if network.weights is not None else f"The artifact {shown(network.name)}"
+            folder.spare(network.file, artifact)
+        for folder in folders[1:]:
+            if not resume:  # their settings are not known yet
+                folder.check({}, resume=False, overwrite=overwrite)
+        return build

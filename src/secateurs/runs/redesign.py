@@ -1,0 +1,373 @@
+"""Re-design: base, scaled, pruned, from scratch, one stage after another, in a folder of its own; and resumed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, field_validator
+from torch import nn
+
+import secateurs as sc
+from secateurs import artifact, training
+from secateurs.artifact import Figures
+from secateurs.budget import Budget
+from secateurs.data import Data
+from secateurs.errors import BudgetError, Message, Setting
+from secateurs.files import dump_json, read_json, shown
+from secateurs.graph import Cost
+from secateurs.methods import Method, Task, resolve
+from secateurs.methods.method import Scope, check_scope
+from secateurs.report import count
+from secateurs.result import Result
+from secateurs.runs.cut import pick_device
+from secateurs.runs.folder import OVERWRITE, RunFolder, write
+from secateurs.runs.prune import silent
+from secateurs.runs.sources import DataObject, DataSpec, NetworkSpec, as_source, check_trains, example, rewind
+from secateurs.runs.training import RedesignTraining, trained
+from secateurs.training import CheckpointStore, Engine, Recipe
+from secateurs.training.processes import first
+from secateurs.training.runtime import check_trackers
+
+PHASES = ("base", "scaled", "prune", "recover", "scratch")
+BASE, SCALED, TABLE = "base.safetensors", "scaled.safetensors", "redesign.json"
+PRUNED, SCRATCH = "pruned", "from-scratch"  # the artifacts
+ROWS = ("base", "scaled", "re-design-pruned", "re-design-scratch")
+
+
+class Row(BaseModel):
+    """Cost and accuracy of one of the networks."""
+
+    macs: int
+    params: int
+    top1: float | None
+    top5: float | None
+    loss: float | None
+
+
+class Redesign(BaseModel):
+    """What a re-design found, which is also `redesign.json`.
+
+    rows: the four networks. widths: by layer, the channels of the base, of the scaled network, of the one found. error:
+        relative, of the sliced to the masked network; None if the cut was not verified. seconds: that it took.
+    """
+
+    rows: dict[Literal["base", "scaled", "re-design-pruned", "re-design-scratch"], Row]
+    widths: dict[str, tuple[int, int, int]]
+    error: float | None
+    seconds: float
+
+    @field_validator("rows")
+    @classmethod
+    def _complete(cls, rows: dict[str, Row]) -> dict[str, Row]:
+        if missing := [name for name in ROWS if name not in rows]:
+            raise ValueError(f"{missing[0]} is missing")
+        return rows
+
+
+class Ready(NamedTuple):
+    """What was found to be fine before any work."""
+
+    base: nn.Module
+    wide: nn.Module  # as it would be trained from scratch
+    budget: Budget
+    data: Data
+    inputs: torch.Tensor
+    where: torch.device
+
+
+@dataclass(frozen=True)
+class RedesignRun:
+    """Better widths at the same cost, found by cutting a wider network down (AOFP, Table 4): what `secateurs redesign`
+    does. Resumable, with a folder of its own.
+
+    >>> run = sc.RedesignRun("zoo:resnet56", "folder:data/cifar10", "runs/r56", widen=1.5, log=print)
+    >>> found = run.start()
+
+    The folder then holds two artifacts: `pruned`, and `from-scratch`, a network of the widths found.
+
+    model: a spec (see `build`). data, folder, method, scope, weights, num_classes, trust_code, seed, device, track, log:
+        as for `PruneRun`.
+    widen: the factor by which every layer in scope grows.
+    macs: those to prune back to: a fraction of the base's up to 1, or a figure. align: kept widths are multiples of this.
+    from_base: the scaled network starts as a copy of the trained base that computes the same, not from scratch.
+    train: how the networks are trained.
+    """
+
+    model: str
+    data: str | DataSpec | Data
+    folder: str | Path
+    _: KW_ONLY
+    widen: float = 1.5
+    macs: float = 1.0
+    align: int = 1
+    method: str | Method = "aofp"
+    scope: Scope | None = None
+    from_base: bool = False
+    train: RedesignTraining = field(default_factory=RedesignTraining)
+    weights: str | Path | None = None
+    num_classes: int | None = None
+    trust_code: bool = False
+    seed: int = 0
+    device: str | torch.device | None = None
+    track: Sequence[Any] = ()
+    log: Callable[[str], None] = silent
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Raise whatever `start` would raise before its first step. Nothing is written."""
+        run = self._stages()
+        if not run.opened(resume=resume, overwrite=overwrite):
+            run.prepare()
+
+    def start(self, *, resume: bool = False, overwrite: bool = False, began: float | None = None) -> Redesign:
+        """Run, or finish what is left of the run. The arguments are those of `PruneRun.start`."""
+        began = time.perf_counter() if began is None else began
+        run = self._stages()
+        out = shown(run.folder.folder)
+        if run.opened(resume=resume, overwrite=overwrite):
+            if first():
+                run.folder.tidy()
+            run.log(f"{out} is finished already: nothing to do.")
+            return run.finished()
+        if resume and not run.folder.resumable():
+            run.log(f"{out} holds nothing to resume from: the run starts from the beginning.")
+        try:
+            return run.go(resume=resume, began=began)
+        except KeyboardInterrupt:
+            if run.folder.can_resume(run.record()):
+                raise run.folder.interrupted() from None
+            raise
+
+    def _stages(self) -> _Stages:
+        check_scope(self.scope)
+        self.train.check()
+        method = resolve(self.method)
+        weights = None if self.weights is None else Path(self.weights)
+        return _Stages(
+            network=NetworkSpec(self.model, weights, self.num_classes, self.trust_code),
+            data=as_source(self.data),
+            widen=self.widen,
+            macs=self.macs,
+            align=self.align,
+            method=method,
+            scope=self.scope or method.default_scope,
+            from_base=self.from_base,
+            train=self.train,
+            folder=RunFolder(Path(self.folder), PHASES, (BASE, SCALED, TABLE), (PRUNED, SCRATCH)),
+            seed=self.seed,
+            device=self.device,
+            track=self.track,
+            log=self.log if first() else silent,
+        )
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """One run: its settings, and its stages one after another."""
+
+    network: NetworkSpec
+    data: DataSpec | DataObject
+    widen: float
+    macs: float
+    align: int
+    method: Method
+    scope: Scope
+    from_base: bool
+    train: RedesignTraining
+    folder: RunFolder
+    seed: int
+    device: str | torch.device | None
+    track: Sequence[Any]
+    log: Callable[[str], None]
+
+    def record(self) -> dict[str, Any]:
+        """All that the result depends on. A resumed run has to agree."""
+        return {
+            "command": "redesign",
+            "model": self.network.name,
+            "weights": None if self.network.weights is None else artifact.digest(self.network.weights),
+            "num_classes": self.network.num_classes,
+            **self.data.settings(),
+            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
+            "widen": self.widen,
+            "macs": self.macs,
+            "align": self.align,
+            "scope": self.scope,
+            "from_base": self.from_base,
+            "train": asdict(self.train),
+            "seed": self.seed,
+        }
+
+    def opened(self, *, resume: bool, overwrite: bool) -> bool:
+        """Whether it is finished already. Raises for a model that cannot be built, and for anything that the run would
+        destroy."""
+        self.network.open()
+        self.folder.spare(self.network.weights)
+        return self.folder.check(self.record(), resume=resume, overwrite=overwrite, log=self.log)
+
+    def finished(self) -> Redesign:
+        return read_json(self.folder.folder / TABLE, Redesign, advice=Message(OVERWRITE, " starts over."))
+
+    def go(self, *, resume: bool, began: float) -> Redesign:
+        ready, record = self.prepare(), self.record()
+        data, inputs, where = ready.data, ready.inputs, ready.where
+        self.folder.writable()
+        if first():  # the others wait for it where training starts
+            self.folder.begin(record, resume=resume)
+
+        base = self._base(ready, resume)
+        wide = self._scaled(base, ready, resume)
+        rewind(data)
+        result = self._pruned(wide, ready, resume)
+        rows = [_figures(base, inputs, data, where), result.before, result.after]
+        card = {**result.card(), "data": self.data.record(data), "redesign": record, "seed": self.seed}
+        self._save(PRUNED, result.model, result, card, began)
+
+        small, history = self._scratch(result.model, ready, resume)
+        rows.append(_figures(small, inputs, data, where))
+        nothing = {**asdict(rows[-1]), "top1": None, "top5": None, "loss": None}
+        card = {**card, "cut": nothing, "after": asdict(rows[-1]), "error": None, "history": history}
+        self._save(SCRATCH, small, result, card, began)
+        table = {
+            "rows": {name: asdict(figures) for name, figures in zip(ROWS, rows, strict=True)},
+            "widths": self._widths(wide, result, inputs),
+            "error": result.error if result.plan.exact else None,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        if first():
+            write(self.folder.folder / TABLE, dump_json(table, indent=2))
+            self.folder.finish(record)
+        return Redesign.model_validate(table)
+
+    # -- before any work --------------------------------------------------------------------------------------------
+
+    def prepare(self) -> Ready:
+        """Whatever would make the run fail in the end, made to fail now."""
+        where = pick_device(self.device)
+        data = self.data.load(self.seed, where)
+        check_trackers(self.track, self.folder.folder)
+        base = self.network.build(data, where, self.seed)
+        inputs, name = example(data), self.network.name
+        check_trains(base, inputs, name)
+        if self.network.weights is None:
+            base = sc.reinitialise(base, self.seed, keep_raw=True)
+        fresh = replace(self.network, weights=None).build(data, where, self.seed)
+        wide = sc.widen(fresh, inputs, self.widen, scope=self.scope, seed=self.seed)
+        wide = sc.reinitialise(wide, self.seed, keep_raw=True)
+        check_trains(wide, inputs, f"{name}, widened,")
+
+        cost, scaled = sc.count(base, inputs), sc.count(wide, inputs)
+        budget = self._budget(cost, scaled)
+        task = Task(wide, sc.trace(wide, inputs), budget, self.scope, data, self.seed, inputs)
+        widths = task.widths
+        least = widths.cost(widths.least).macs if widths.groups else 0
+        if widths.groups and least > budget.limits(scaled).macs:
+            raise BudgetError(
+                Setting("macs", self.macs), f" ({budget.limits(scaled).macs:,} of the base's {cost.macs:,}) cannot be met: "
+                f"with every channel cut that may be cut, the widened network has {least:,} left. The lowest figure that "
+                "can be met is ", Setting("macs", round(least / cost.macs + 5e-5, 4)), "; ", Setting("scope", "all"),
+                " may allow less.", hint=self._meaning(),
+            )  # fmt: skip
+        self.method.check(task)
+        self.method.feasible(task)
+        self.log(
+            f"{name} has {cost.macs:,} MACs, {scaled.macs:,} when widened by {self.widen:g}, to be pruned to "
+            f"{budget.limits(scaled).macs:,}"
+        )
+        return Ready(base, wide, budget, data, inputs, where)
+
+    def _budget(self, base: Cost, scaled: Cost) -> Budget:
+        """The base's MACs, or that part of them, as a figure."""
+        asked = Budget(int(self.macs) if self.macs > 1 else self.macs, align=self.align)  # refuses what is not valid
+        budget = Budget(asked.limits(base).macs, align=self.align)
+        if asked.limits(base).macs >= scaled.macs:
+            raise BudgetError(
+                Setting("macs", self.macs),
+                f": the widened network has {scaled.macs:,} MACs, and {asked.limits(base).macs:,} may stay: there is "
+                "nothing to prune.",
+                hint=("Widen it more, or give a lower ", Setting("macs"), "."),
+            )
+        return budget
+
+    def _meaning(self) -> tuple[object, ...]:
+        """What `macs` is, for who means a multiple of the base's."""
+        told = ("(", Setting("macs"), " is a share of the base's MACs up to 1, above that a figure.)")
+        return told if self.macs > 1 else ()
+
+    # -- the stages -------------------------------------------------------------------------------------------------
+
+    def _base(self, ready: Ready, resume: bool) -> nn.Module:
+        if self.network.weights is not None:
+            return ready.base
+        return self._trained(ready.base, "base", BASE, ready, resume)
+
+    def _scaled(self, base: nn.Module, ready: Ready, resume: bool) -> nn.Module:
+        wide = ready.wide
+        if self.from_base and not os.path.lexists(self.folder.folder / SCALED):
+            wide = sc.widen(base, ready.inputs, self.widen, scope=self.scope, seed=self.seed)
+        return self._trained(wide, "scaled", SCALED, ready, resume)
+
+    def _pruned(self, wide: nn.Module, ready: Ready, resume: bool) -> Result:
+        return sc.prune(
+            wide, ready.inputs, self.method, ready.budget, ready.data, self.train.recovery(), self.scope, self.seed,
+            report=self.log, folder=self.folder.folder, resume=resume, device=ready.where, save_seconds=60,
+            track=self.track,
+        )  # fmt: skip
+
+    def _scratch(self, small: nn.Module, ready: Ready, resume: bool) -> tuple[nn.Module, list[dict[str, Any]]]:
+        fresh = sc.reinitialise(small, self.seed, keep_raw=True)
+        recipe, own = self.train.scratch(ready.data), self.folder.folder / "scratch"
+        if not recipe.epochs:
+            return fresh, []
+        self._announce("the widths found, from scratch", recipe)
+        rewind(ready.data)
+        history = Engine(
+            fresh, ready.data, recipe, seed=self.seed, device=ready.where, folder=own, save_seconds=60, title="scratch",
+            checkpoints=CheckpointStore(own / "checkpoints"), track=self.track,
+        ).fit(resume=resume)  # fmt: skip
+        return fresh, history
+
+    def _trained(self, network: nn.Module, phase: str, name: str, ready: Ready, resume: bool) -> nn.Module:
+        file, recipe = self.folder.folder / name, self.train.recipe(ready.data)
+        if not os.path.lexists(file):
+            self._announce("the base" if phase == "base" else "the widened network", recipe)
+        rewind(ready.data)
+        return trained(
+            network, ready.data, recipe, self.folder, phase, file, seed=self.seed, device=ready.where, resume=resume,
+            track=self.track,
+        )  # fmt: skip
+
+    def _announce(self, what: str, recipe: Recipe) -> None:
+        self.log(f"training {what}, {count(recipe.epochs or 0, 'epoch')}")
+
+    # -- what is left -----------------------------------------------------------------------------------------------
+
+    def _save(self, name: str, network: nn.Module, result: Result, card: dict[str, Any], began: float) -> None:
+        if first():
+            seconds = round(time.perf_counter() - began, 1)
+            artifact.save(self.folder.folder / name, network, result.plan, {**card, "seconds": seconds}, overwrite=True)
+
+    def _widths(self, wide: nn.Module, result: Result, inputs: torch.Tensor) -> dict[str, list[int]]:
+        """Layer → channels of the base, of the scaled network, of the one found."""
+        grown = (result.source or {}).get("widen", [{}])[-1].get("before", {})
+        found = {}
+        for group in sc.trace(wide, inputs).groups:
+            kept = result.plan.groups.get(group.name)
+            if group.name in grown or kept is not None:
+                found[group.name] = [
+                    grown.get(group.name, group.size), group.size, group.size if kept is None else len(kept)
+                ]  # fmt: skip
+        return found
+
+
+def _figures(network: nn.Module, inputs: torch.Tensor, data: Data, where: torch.device) -> Figures:
+    cost = sc.count(network, inputs)
+    if data.val is None:
+        return Figures(cost.macs, cost.params)
+    found = training.evaluate(network.to(where), data.val, device=where)
+    return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)

@@ -1,0 +1,43 @@
+"""What a run leaves, in memory as in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateurs import artifact
+from secateurs.artifact import Earlier, Figures
+from secateurs.methods import Method
+from secateurs.result import Result
+
+
+@dataclass(frozen=True, repr=False)
+class RunResult(Result):
+    """The result of pruning, and what is on record about the run."""
+
+    earlier: Sequence[Earlier] = ()  # the cuts that the network had been through before
+    seconds: float | None = None  # that the run took
+    settings: dict[str, Any] = field(default_factory=dict)  # what else its card says: data, budget, recover, seed
+
+    @property
+    def networks(self) -> list[tuple[str, Figures]]:
+        """What each network on the way is called, and its figures, the original first; see `Card.networks`."""
+        return artifact.networks(self.earlier, self.before, self.cut, self.after)
+
+    def card(self) -> dict[str, Any]:
+        before = [{"method": cut.method, "before": asdict(cut.before)} for cut in self.earlier]
+        return {**super().card(), **self.settings, "earlier": before, "seconds": self.seconds}
+
+    @classmethod
+    def read(cls, folder: Path, model: nn.Module, method: Method) -> RunResult:
+        """That of a run which was finished before. model: the pruned network of the folder."""
+        plan, card = artifact.read(folder)
+        body = card.model_dump(mode="json", include={"data", "budget", "recover", "seed"})
+        return cls(
+            model, plan, card.before, card.cut, card.after, float("nan") if card.error is None else card.error, method,
+            card.history, None if card.source is None else card.source.record(), card.earlier, card.seconds, body,
+        )  # fmt: skip

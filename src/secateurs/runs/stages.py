@@ -1,0 +1,91 @@
+"""Cuts one after another: what one left is pruned by the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateurs.artifact import Card, Earlier
+from secateurs.budget import Budget
+from secateurs.errors import ConfigError, Setting
+from secateurs.methods import Method
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A method, and the MACs that may stay after it: a fraction of the network that the run was given, or a figure. None
+    leaves it to the method's own setting.
+
+    text: how messages call it, by default METHOD:MACS.
+    """
+
+    method: Method
+    macs: float | None = None
+    align: int = 1
+    text: str = ""
+
+    @property
+    def setting(self) -> Setting:
+        usual = self.method.name if self.macs is None else f"{self.method.name}:{self.macs:.16g}"
+        return Setting("then", self.text or usual)
+
+    def named(self, setting: Setting) -> Setting:
+        """A setting of this stage's method, told apart from those of the others."""
+        if setting.of is None or not isinstance(self.method, setting.of):
+            return setting
+        return Setting(f"{self.method.name}.{setting.name}", setting.value)
+
+    def limit(self, original: int) -> int | None:
+        """The MACs that may stay, of so many that the network has that the run was given."""
+        if self.macs is None:
+            return None
+        return max(2, int(self.macs * original)) if self.macs <= 1 else int(self.macs)
+
+    def budget(self, original: int) -> Budget | None:
+        """The same as what is left of that network has to meet it."""
+        limit = self.limit(original)
+        return None if limit is None else Budget(limit, align=self.align)
+
+
+def check_order(first: Method, stages: Sequence[Stage]) -> None:
+    """Raise ConfigError where a method would have to cut what the one before it has left that cannot be cut."""
+    for method, stage in zip([first, *(stage.method for stage in stages)], stages, strict=False):
+        if method.cuts == "stripes":
+            raise ConfigError(
+                stage.setting,
+                f": {method.name} cuts stripes, and what a stripe convolution puts out cannot be cut any further. Cut "
+                "stripes last: ",
+                Setting("method", stage.method.name),
+                " ",
+                Setting("then", f"{method.name}:MACS"),
+                ".",
+            )
+
+
+def check(stages: Sequence[Stage], original: int, left: int) -> None:
+    """Raise ConfigError unless each of them will have something to cut.
+
+    original: MACs of the network that the run was given. left: those that stay until then, at most.
+    """
+    for stage in stages:
+        limit = stage.limit(original)
+        if limit is not None and limit >= left:
+            raise ConfigError(
+                stage.setting,
+                f": {left:,} of {original:,} MACs are left by then, so nothing would be cut. The figure is what stays of "
+                "the network that the run was given: make it smaller.",
+            )
+        left = left if limit is None else limit
+
+
+def folders(out: Path, methods: Sequence[Method]) -> list[Path]:
+    """Where each stage's artifact goes: the last one's is the run's own."""
+    return [*(out / f"{i}-{method.name}" for i, method in enumerate(methods[:-1], 1)), out]
+
+
+def earlier(card: Card) -> list[Earlier]:
+    """The cuts that led to an artifact, its own the last, as the card of the next one has them: which method, and the
+    network that it began with."""
+    cuts = [*((cut.method, cut.before) for cut in card.earlier), (card.method.name, card.before)]
+    return [Earlier(method=method, before=before) for method, before in cuts]
