@@ -369,7 +369,7 @@ class TestSavingOver:
     def test_what_no_save_left_stays(self, saved: Path, result: sc.Result, other: sc.Result) -> None:
         (saved / STAGED).mkdir()
         (saved / STAGED / "notes.txt").write_text("mine")
-        with pytest.raises(sc.ArtifactError, match=r"\.saving/notes\.txt is no part of an artifact: move it"):
+        with pytest.raises(sc.ArtifactError, match=r"\.saving/notes\.txt is not part of an artifact: move it"):
             other.save(saved, overwrite=True)
         assert (saved / STAGED / "notes.txt").read_text() == "mine"
         assert_equal(sc.load(saved), result.model)

@@ -98,7 +98,7 @@ def test_a_network_of_ones_own_loads_from_a_fresh_one_however_often_it_was_prune
     third.save(tmp_path / "third")
     x = torch.randn(2, 3, 32, 32)
     for name, result in (("second", second), ("third", third)):
-        with pytest.raises(sc.ArtifactError, match="does not say how to build its network"):
+        with pytest.raises(sc.ArtifactError, match="does not record how to build its network"):
             sc.load(tmp_path / name)
         fresh = sc.load(tmp_path / name, model=own())
         assert torch.equal(fresh(x), result.model.eval()(x))

@@ -430,7 +430,7 @@ def test_weights_of_an_artifact(folder: Path) -> None:
         ("fc.weight", own["fc.weight"].int(), "fc.weight is int32 in the file and float32 in the model"),
         ("fc.weight", own["fc.weight"][:, :1].contiguous(), "of another shape"),
         ("extra", torch.zeros(1), "1 unexpected: extra"),
-        (kept, ~own[kept], "keeps other stripes than the plan"),
+        (kept, ~own[kept], "does not have the plan's stripes"),
     ):
         resaved(folder, **{**own, key: tensor})
         refused(lambda: sc.load(folder), folder, str(folder / MODEL), message)

@@ -404,7 +404,7 @@ def test_a_run_that_met_an_image_it_could_not_read_is_resumed_without_it(run, im
     ran = run(*job)
     assert ran.status == 1
     assert "03.png cannot be read: " in ran.err
-    assert "pass --skip-unreadable to leave it out" in ran.err
+    assert "pass --skip-unreadable to skip them" in ran.err
     ran = run(*job, "--skip-unreadable", "--resume")
     assert ran.status == 0, ran.err
     card = json.loads((tmp_path / "r" / "card.json").read_text())

@@ -41,7 +41,7 @@ def rebuilt(source: Source, trust_code: bool = False) -> nn.Module:
     Raises ArtifactError for a spec that requires it, and for one that cannot be built.
     """
     if source.spec is None:
-        raise ArtifactError("it does not say how to build its network: pass it yourself, model=…")
+        raise ArtifactError("it does not record how to build its network: pass the network yourself, model=…")
     if not trust_code:
         _refuse(source)
     left = None if trust_code else _Memory()
