@@ -86,6 +86,8 @@ def evaluate(
     if data.val is None:
         raise DataError(f"{spec.name} has no images to validate on, and so nothing to measure with.")
     found = {"data": spec.name, "normalize": spec.normalize, **_measure(network, data, where)}
+    if not options.first():  # of several processes each has measured the whole
+        return
     if as_json:
         figures = {} if card is None else card.model_dump(mode="json")
         print(

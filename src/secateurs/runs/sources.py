@@ -190,13 +190,16 @@ class NetworkSpec:
             return partial(_placed, network, name=self.name)
         find(self.model)
         state = None if self.weights is None else load_state(self.weights)
+        advice = None
+        if self.num_classes is not None:  # a factory of the user's own need not take it
+            advice = "give the data that the network is for, or a network that is made for so many classes."
 
         def made(data: Data, where: torch.device, seed: int) -> nn.Module:
             torch.manual_seed(seed)  # of initial weights
             model = build(self.name, None, self.num_classes or len(data.classes or ()) or None)
             if state is not None and self.weights is not None:
                 put(model, state, self.weights, self.name)
-            return _placed(model, data, where, seed, name=self.name)
+            return _placed(model, data, where, seed, name=self.name, advice=advice)
 
         return made
 
@@ -205,9 +208,11 @@ class NetworkSpec:
         return self.open()(data, where, seed)
 
 
-def _placed(model: nn.Module, data: Data, where: torch.device, seed: int, name: str = "") -> nn.Module:
+def _placed(
+    model: nn.Module, data: Data, where: torch.device, seed: int, name: str = "", advice: object = None
+) -> nn.Module:
     network = Placement.of(model).working_copy(model, where)
-    check_model_fits_data(network, data, name or type(model).__qualname__)
+    check_model_fits_data(network, data, name or type(model).__qualname__, advice)
     return network
 
 

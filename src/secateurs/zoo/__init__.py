@@ -39,7 +39,7 @@ def build(spec: str, weights: str | Path | None = None, num_classes: int | None 
     The network is in train mode, as after construction. Without `weights` it is randomly initialized; nothing is ever
     downloaded. `weights` is a `.safetensors` file or a state dict that loads without pickle, and must match exactly.
     `options` are passed to the network's constructor. For a `python:` factory the working directory is searched, too; it is
-    passed `num_classes` if it accepts it.
+    passed `num_classes` if it has a parameter of that name.
 
     Raises SpecError for an invalid spec, ArtifactError for weights that cannot be read or do not match.
     """
