@@ -92,7 +92,7 @@ def test_resumed_it_measures_what_is_missing(run, job, tmp_path, monkeypatch):
     assert run(*job, "--seed", 3, "--criteria", "l1", *out, "--force").status == 0
     both = run(*job, "--seed", 3, "--criteria", "l1", *out, "--force", "--resume")
     assert both.status == 1
-    assert "give one of them" in both.err
+    assert "mutually exclusive" in both.err
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--method", "epruner", "--set", "beta=-1"), "--set beta=-1: must be greater than 0. epruner's settings are"),
         (("--image-size", "4"), "--image-size"),
         (("--device", "warp"), "--device warp cannot be used"),
-        (("--resume", "--force"), "give one of them"),
+        (("--resume", "--force"), "mutually exclusive"),
         (("--recover", "mimic:1", "--nodes", "nope,bn2"), "nope"),
         (("--normalize", "0.5/0"), "--normalize 0.5/0: give three means and three deviations above 0"),
         (("--normalize", "0,0,0/1,0,1"), "three deviations above 0"),

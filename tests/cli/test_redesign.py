@@ -182,7 +182,7 @@ class Net(nn.Module):
         (("--lr", "-1"), "--lr -1"),
         (("--recover-lr", "-1"), "--recover-lr -1"),
         (("--track", "nobody"), "--track nobody is not available"),
-        (("--resume", "--force"), "give one of them"),
+        (("--resume", "--force"), "mutually exclusive"),
         (("python:constant:Net",), "The widened network does not run"),
     ],
 )

@@ -50,7 +50,7 @@ def _prefixed(prefix: str) -> Callable[[Setting], Setting]:
 
 def stages(then: Sequence[str], settings: Sequence[str], align: int) -> list[Stage]:
     """The stages that `--then METHOD:MACS` names, with those of the settings that say `METHOD.key=value`. Raises
-    ConfigError for what makes no sense."""
+    ConfigError for invalid settings."""
     from secateurs.runs import Stage
 
     found = []

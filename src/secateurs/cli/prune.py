@@ -48,7 +48,7 @@ def prune(
 ) -> None:
     """Prune a network to a budget, verify the cut, recover the accuracy, save the result.
 
-    Without `--weights` the network is trained first, on the same data. A run that was killed goes on with `--resume`.
+    Without `--weights` the network is trained first, on the same data. A run that was killed resumes with `--resume`.
 
     ```
     $ secateurs prune zoo:small_cnn --data digits --normalize none \\

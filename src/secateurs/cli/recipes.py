@@ -42,7 +42,7 @@ class RecoverOptions:
     """of distillation, 4 by default"""
 
     def recipes(self) -> list[Recipe]:
-        """What to do after the cut, in order; ConfigError for what makes no sense, or nothing would use."""
+        """What to do after the cut, in order; ConfigError for invalid options and for those that nothing would use."""
         phases = self._phases()
         kinds = {kind for kind, _ in phases}
         for option, kind in (
@@ -75,7 +75,7 @@ class RecoverOptions:
             given = self.recover_epochs
             return [("finetune", 3 if given is None else check_epochs(given, Setting("recover_epochs", given)))]
         if self.recover_epochs is not None:
-            raise ConfigError("--recover and --recover-epochs say the same thing: give one of them.")
+            raise ConfigError("--recover and --recover-epochs are mutually exclusive.")
         if self.recover == "none":
             return []
         from secateurs.recovery import MODES

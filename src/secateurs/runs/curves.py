@@ -54,7 +54,9 @@ class CurveRecord:
     def open(self, resume: bool, force: bool) -> dict[str, dict[str, Any]]:
         """The curves that are there already, or none; ConfigError for those of another comparison."""
         if resume and force:
-            raise ConfigError("--resume continues a comparison and --force starts over: give one of them.")
+            raise ConfigError(
+                "--resume and --force are mutually exclusive: one continues a comparison, the other starts over."
+            )
         then, found = self._read()
         if then is not None and not force:  # the picture is drawn with the next curve
             for file in (self.file, self.picture):

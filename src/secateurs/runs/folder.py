@@ -77,7 +77,9 @@ class RunFolder:
     ) -> bool:
         """Whether this very run is finished already. ConfigError where its folder holds anything else to lose."""
         if resume and overwrite:
-            raise ConfigError(RESUME, " continues a run and ", OVERWRITE, " starts over: give one of them.")
+            raise ConfigError(
+                RESUME, " and ", OVERWRITE, " are mutually exclusive: one continues a run, the other starts over."
+            )
         state, now = self._read(), json.loads(json.dumps(settings))
         if state is not None and (other := state.settings.get("command", "prune")) != now.get("command", "prune"):
             raise ConfigError(f"{shown(self.folder)} holds a run of `secateurs {other}`: give another ", FOLDER, ".")
