@@ -185,7 +185,7 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--recover", "finetune:nan"), "--recover finetune:nan: the number of epochs must be 0 or more"),
         (("--pretrain-epochs", "-1"), "--pretrain-epochs -1: the number of epochs"),
         (("--pretrain-epochs", "inf"), "--pretrain-epochs inf: the number of epochs"),
-        (("--pretrain-lr", "-1"), "--pretrain-lr -1.0: must be greater than 0"),
+        (("--pretrain-lr", "-1"), "--pretrain-lr -1: must be greater than 0"),
         (("--track", "tensorbord"), "--track tensorbord is not available"),
         (("--image-size", "900000"), "--image-size 900000: the images would take"),
         (

@@ -24,7 +24,7 @@ Scope = Literal["internal", "all"]
 def check_scope(scope: Any) -> None:
     """Raise ConfigError for an invalid scope. None means the method's default."""
     if scope is not None and scope not in get_args(Scope):
-        raise ConfigError(f"scope={scope!r} is not a valid scope. {nearest(str(scope), get_args(Scope))}")
+        raise ConfigError(Setting("scope", scope), f" is not a valid scope. {nearest(str(scope), get_args(Scope))}")
 
 
 def check_budget(budget: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateurs.devices import usable
-from secateurs.errors import ConfigError, TrainingError, shown
+from secateurs.errors import ConfigError, Setting, TrainingError, shown
 from secateurs.training import precision as P
 from secateurs.training.processes import Peers, check, check_group, on_cpu, several
 from secateurs.training.recipe import Recipe
@@ -116,8 +116,9 @@ def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
     for name in track:
         if isinstance(name, str) and name not in ready:
             raise ConfigError(
-                f"track='{name}' is not available: it must be a tracker that accelerate supports, and be installed "
-                f"(pip install {name}). Available: {', '.join(ready) or 'none'}."
+                Setting("track", name),
+                " is not available: it must be a tracker that accelerate supports, and be installed "
+                f"(pip install {name}). Available: {', '.join(ready) or 'none'}.",
             )
     if folder is None and any(isinstance(name, str) for name in track):
         raise ConfigError("track=... needs folder=... for the trackers to write to.")
