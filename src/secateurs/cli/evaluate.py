@@ -43,7 +43,7 @@ def evaluate(
     the original  2.99M       46.1k    99.72   100.00  0.020
 
     runs/digits: 359 images in 0.0 s
-    digits, not normalised
+    digits, not normalized
     ```
 
     Parameters
@@ -164,7 +164,7 @@ def _show(what: str, found: dict[str, Any], card: Card | None) -> None:
     console = options.out()
     console.print(rows)
     console.print()
-    how = "not normalised" if found["normalize"] == "none" else f"normalised by {found['normalize']}"
+    how = "not normalized" if found["normalize"] == "none" else f"normalized by {found['normalize']}"
     skipped = f", {found['skipped']:,} that can't be read left out" if found["skipped"] else ""
     console.print(f"{what}: {count(found['examples'], 'image')} in {duration(found['seconds'])}{skipped}")
     console.print(f"{shown(found['data'])}, {how}")
