@@ -267,7 +267,7 @@ def test_a_log_of_somebody_elses_is_found_before_any_work(tmp_path: Path, phase:
     (tmp_path / phase).mkdir()
     (tmp_path / phase / "metrics.jsonl").write_text("mine\n")
     said: list[str] = []
-    with pytest.raises(sc.ConfigError, match=rf"{phase}.metrics\.jsonl is there already, and is not the log of a run"):
+    with pytest.raises(sc.ConfigError, match=rf"{phase}.metrics\.jsonl already exists and is not the log of a run"):
         sc.prune(
             sc.build("zoo:small_cnn", num_classes=4), torch.zeros(1, 3, 32, 32), sc.NPN(epochs=1), sc.Budget(macs=0.4),
             data=loader(), recover=sc.Recover(epochs=1), folder=str(tmp_path), progress="silent", report=said.append,

@@ -56,7 +56,7 @@ def test_any_network_with_its_weights(run, images, tmp_path):
 
 
 def test_it_says_what_it_measured_on(run, artifact, images):
-    assert f"folder:{images}, not normalised" in run("evaluate", artifact).out
+    assert f"folder:{images}, not normalized" in run("evaluate", artifact).out
     found = json.loads(run("evaluate", artifact, "--normalize", "cifar10", "--json").out)["measured"]
     assert (found["data"], found["normalize"]) == (f"folder:{images}", "cifar10")
 
@@ -168,7 +168,7 @@ def test_a_folder_whose_name_is_not_utf8(run, artifact, images, tmp_path):
     shutil.copytree(images, root)
     ran = run("evaluate", artifact, "--data", f"folder:{root}")
     assert ran.status == 0, ran.err
-    assert r"caf\xe9, not normalised" in ran.out
+    assert r"caf\xe9, not normalized" in ran.out
     for path in (root / "val").rglob("*.png"):
         path.write_text("")
     ran = run("evaluate", artifact, "--data", f"folder:{root}", "--skip-unreadable")

@@ -132,7 +132,7 @@ def test_another_scope_is_named_where_it_would_help() -> None:
 
 
 def test_alignment_is_named_where_it_is_in_the_way() -> None:
-    named = re.search(r"align=2 is the reason that it is not lower: with align=1 it is macs=([\d.]+) or params=([\d.]+)\.$",
+    named = re.search(r"align=2 sets this limit: with align=1 the lowest is macs=([\d.]+) or params=([\d.]+)\.$",
                       refusal(sc.Budget(macs=0.05, align=2)))  # fmt: skip
     assert named is not None
     widths(sc.Budget(macs=float(named[1]))).check()

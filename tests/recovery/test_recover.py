@@ -330,7 +330,7 @@ def test_a_divergence_needs_two_nodes(function: Any) -> None:
     assert sc.Mimic(nodes=("block2",), function="mse").nodes == ("block2",)
     with pytest.raises(sc.ConfigError, match="repeats a node"):
         sc.Mimic(nodes=("block2", "block2"))
-    with pytest.raises(sc.ConfigError, match=r"nodes=\(\) is empty"):
+    with pytest.raises(sc.ConfigError, match=r"Mimic\(nodes=\(\)\) is empty"):
         sc.Mimic(nodes=())
 
 

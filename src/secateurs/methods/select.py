@@ -64,7 +64,7 @@ class Widths:
         finest = self.cost(np.ones_like(self.sizes))
         macs, params = fraction(finest.macs, self.base.macs), fraction(finest.params, self.base.params)
         return (
-            align, " is why it is not lower, ", Setting("align", 1), " could go to ", Setting("macs", macs), " or ",
+            align, " sets this limit: with ", Setting("align", 1), " the lowest is ", Setting("macs", macs), " or ",
             Setting("params", params), ".",
         )  # fmt: skip
 
