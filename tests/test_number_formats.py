@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.devices import full_precision
+from secateurs.placement import Placement
 from secateurs.surgery import verify
 from tests.test_device_rule import assert_same, batches, configured, everything, network
 
@@ -157,3 +158,18 @@ def test_weights_that_are_not_finite_are_named() -> None:
     model[3].weight.data[0, 0] = float("nan")
     with pytest.raises(sc.VerificationError, match=r"^3\.weight of the model has values that are NaN"):
         sc.prune(model, torch.randn(1, 3, 8, 8), "random", sc.Budget(macs=0.9))
+
+
+def test_a_convolution_that_stripes_replace_keeps_the_number_format() -> None:
+    net, x = (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1)).bfloat16().eval(),
+        torch.ones(1, 3, 8, 8),
+    )
+    placement = Placement.of(net)
+    work = placement.working_copy(net, torch.device("cpu"))
+    kept = torch.ones(4, 3, 3, dtype=torch.bool)
+    kept[:, 0] = False  # a whole border row: a padding and a smaller convolution take its place
+    small = placement.restore(sc.apply(work, sc.trace(work, x).plan({}, stripes={"2.weight": kept.numpy()})))
+    assert [n for n, _ in small.named_parameters()][2:] == ["2.1.weight", "2.1.bias"]
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+    assert small(x.bfloat16()).dtype == torch.bfloat16

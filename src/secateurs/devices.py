@@ -1,7 +1,7 @@
 """The device that computation runs on, and the precision that devices compute with.
 
-The rule: the model, the example inputs and the data may each be on any device. Training and evaluation run on
-`device`, by default an available accelerator; everything else runs on the model's device. The result is on the
+The rule: the model, the example inputs and the data may each be on any device. With data, the work is done
+on `device`, by default an available accelerator; without data, on the model's device. The result is on the
 device of the given model, and no object of the caller is moved.
 """
 

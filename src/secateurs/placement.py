@@ -28,6 +28,7 @@ class Placement:
     device: torch.device
     dtype: torch.dtype | None  # of all floating-point parameters, if it is one
     halves: Mapping[str, torch.dtype]  # parameter or buffer → its dtype
+    names: frozenset[str]  # of all parameters and buffers
     channels_last: bool
 
     @classmethod
@@ -41,7 +42,8 @@ class Placement:
         )
         floating = {p.dtype for p in model.parameters() if p.is_floating_point()}
         dtype = floating.pop() if len(floating) == 1 else None
-        return cls(device_of(model), dtype, {n: t.dtype for n, t in tensors.items() if t.dtype in HALF}, last)
+        halves = {n: t.dtype for n, t in tensors.items() if t.dtype in HALF}
+        return cls(device_of(model), dtype, halves, frozenset(tensors), last)
 
     def working_copy(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The network on this device and in float32: itself if that is already the case, else a copy."""
@@ -61,11 +63,20 @@ class Placement:
         """Move a derived network to the original's device, dtypes and memory format, in place."""
         small.to(self.device)
         for name, tensor in named_tensors(small).items():
-            if name in self.halves and tensor.is_floating_point():
-                tensor.data = tensor.data.to(self.halves[name])
+            dtype = self.halves.get(self._original(name))
+            if dtype is not None and tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
         if self.channels_last:
             small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return small
+
+    def _original(self, name: str) -> str:
+        """The tensor that this one was cut from: `conv.1.weight` is from `conv.weight` where a convolution was replaced by a
+        padding and a convolution."""
+        *path, leaf = name.split(".")
+        while path and ".".join([*path, leaf]) not in self.names:
+            path.pop()
+        return ".".join([*path, leaf])
 
 
 def _float32(model: nn.Module) -> nn.Module:

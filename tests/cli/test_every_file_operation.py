@@ -19,6 +19,7 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import artifact
+from secateurs.files import check_writable
 from secateurs.recovery import recover
 from secateurs.runs.folder import RunFolder
 from secateurs.runs.training import trained
@@ -77,7 +78,7 @@ def run(out: Path, resume: bool) -> None:
     if folder.check(SETTINGS, resume=resume, overwrite=False):
         folder.tidy()
         return
-    folder.writable()
+    check_writable(out)
     folder.begin(SETTINGS, resume=resume)
     recipe = Recipe(epochs=1, lr=0.05, precision="fp32")
     device = torch.device("cpu")

@@ -35,6 +35,10 @@ class FPGM(sc.Criterion):
         return found
 
 
+class Euclidean(sc.L2):
+    """A built-in criterion with a change."""
+
+
 class NoMethod:
     pass
 '''
@@ -126,3 +130,10 @@ def test_it_runs_from_the_command_line(name: str, package: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "fpgm" in done.stderr
     assert (package / "run" / "card.json").exists()
+
+
+@pytest.mark.usefixtures("package")
+def test_a_subclass_of_a_built_in_method_has_a_name_of_its_own() -> None:
+    method = resolve("python:fpgm_package:Euclidean")
+    assert type(method).__name__ == "Euclidean"
+    assert method.name != sc.L2().name

@@ -141,3 +141,9 @@ def test_alignment_is_named_where_it_is_in_the_way() -> None:
         told = refusal(sc.Budget(macs=0.9, align=step))
         assert f"align={step} is too coarse: no group has more than 6 channels, so none can be cut." in told
     widths(sc.Budget(macs=1.0, align=100)).check()
+
+
+def test_alignment_where_there_is_nothing_to_align() -> None:
+    """A method that cuts stripes can meet a budget without a prunable group."""
+    least = graph().cost(np.ones(len(graph().groups), dtype=np.int64))
+    Widths(graph(), [], sc.Budget(macs=0.9, align=2)).check(lowest=least)

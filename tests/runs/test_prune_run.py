@@ -95,8 +95,9 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
     pruning(tmp_path / "r").check()
     with pytest.raises(sc.BudgetError, match="cannot be met"):
         pruning(tmp_path / "r", budget=sc.Budget(macs=0.0001)).check()
+    then = [sc.Stage(sc.PFF(), 0.9)]
     with pytest.raises(ConfigError, match=r"then='pff:0\.9': .* nothing would be cut"):
-        pruning(tmp_path / "r", then=[sc.Stage(sc.PFF(), 0.9)]).check()
+        sc.PruneRun(NET, "digits", tmp_path / "r", method="l1", budget=sc.Budget(macs=0.5), then=then).check()
     with pytest.raises(ConfigError, match="Cut stripes last: method='l2' then='pff:MACS'"):
         pruning(tmp_path / "r", method="pff", then=[sc.Stage(sc.L2(), 0.3)]).check()
     with pytest.raises(ConfigError, match=r"pretrain_lr=-1: must be greater than 0"):
@@ -163,6 +164,8 @@ def test_a_redesign(tmp_path: Path) -> None:
     assert found.widths["conv1"][:2] == (40, 60)
     assert run.start(resume=True) == found
     assert sc.load(tmp_path / "r" / "pruned") is not None
+    with pytest.raises(ConfigError, match=r"The artifact .*pruned lies where this run would write its own files"):
+        sc.RedesignRun(str(tmp_path / "r" / "pruned"), spec, tmp_path / "r", train=quick).check(overwrite=True)
     with pytest.raises(ConfigError, match="recover_lr=-1: must be greater than 0"):
         sc.RedesignRun(NET, spec, tmp_path / "s", train=sc.RedesignTraining(recover_lr=-1)).check()
 
@@ -170,3 +173,10 @@ def test_a_redesign(tmp_path: Path) -> None:
 def test_a_weights_file_that_does_not_exist_is_found_before_the_data(tmp_path: Path) -> None:
     with pytest.raises(sc.ArtifactError, match="there is no such file"):
         NetworkSpec(NET, tmp_path / "w.safetensors").open()
+
+
+def test_a_module_that_no_stage_could_build_again_is_refused_before_any_work(tmp_path: Path) -> None:
+    run = pruning(tmp_path / "r", then=[sc.Stage("l1", sc.Budget(macs=0.4))])
+    with pytest.raises(ConfigError, match=r"this model was not made by sc\.build"):
+        run.check()
+    assert not (tmp_path / "r").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -88,3 +90,11 @@ def test_the_whole_has_the_last_word() -> None:
     fresh = reinitialise(Own())
     assert fresh.get_parameter("a.bias").tolist() == [3.0] * 4
     assert fresh.get_parameter("scale").tolist() == [0.5] * 4
+
+
+def test_a_weight_norm_that_has_run_is_copied() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)))
+    net(torch.randn(1, 3, 5, 5))  # leaves a weight that is not a leaf
+    reinitialise(net, keep_raw=True)

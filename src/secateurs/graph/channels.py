@@ -199,7 +199,7 @@ class ChannelGraph:
         found = {}
         known = self.shapes.keys() & self._cost.kernels.keys()
         for name, module in self._modules.items():
-            weight = f"{name}.weight" if name else "weight"
+            weight = f"{name}.weight"  # a convolution that is the model itself cannot be replaced
             plain = type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
             if plain and weight in known and owners.get(id(module._parameters.get("weight"))) == 1:
                 o, _, rows, columns = self.shapes[weight]

@@ -17,7 +17,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     memo = {} if memo is None else memo
     if id(module) in memo:
         return memo[id(module)]
-    if getattr(type(module), "__deepcopy__", None) is not None:
+    if any(getattr(type(module), name, None) is not getattr(nn.Module, name, None) for name in _OWN_COPY):
         return copy.deepcopy(module, memo)
     new = module.__class__.__new__(module.__class__)
     memo[id(module)] = new
@@ -37,4 +37,5 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     return new
 
 
+_OWN_COPY = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__")  # a type that defines one knows best
 _PLAIN = (dict, type(nn.Module()._forward_hooks))

@@ -33,7 +33,9 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
 
 
 def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The same structure with fn applied to every tensor in it."""
+    """The same structure with fn applied to every tensor in it. A mapping of another type than dict becomes a dict."""
+    if isinstance(tree, Mapping):  # of any type: a BatchEncoding is a leaf to pytree
+        tree = dict(tree)
     return pytree.tree_map(lambda x: fn(x) if isinstance(x, Tensor) else x, tree)
 
 

@@ -65,7 +65,7 @@ class Runs:
         attributes: Mapping[tuple[str, str], Any] = {},
     ) -> Tape:
         """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes)."""
-        standins = {n: cut[n] if n in cut else p.to("meta") if self.meta else p for n, p in self.named.items()}
+        standins = {n: cut[n] if n in cut else self._standin(p) for n, p in self.named.items()}
         names = {id(x): n for n, x in standins.items()}
         inputs = map_tensors(lambda x: x.to("meta"), self.example_inputs) if self.meta else self.example_inputs
         replaced = {id(p): standins[n] for n, p in self.named.items()}
@@ -77,6 +77,12 @@ class Runs:
                 if any(max(self.shapes[n], default=1) > 1 for n in idle):
                     self._training_pass(tracer, space, inputs)
         return tracer.tape
+
+    def _standin(self, tensor: Tensor) -> Tensor:
+        """What replaces a parameter or buffer in a run. Forward passes may write to buffers, so those are copies."""
+        if self.meta:
+            return tensor.to("meta")
+        return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
     def _pass(self, tracer: Tracer, inputs: Any) -> None:
         # Inputs are new tensors here, so that what the tracer stores on them is dropped with this run.

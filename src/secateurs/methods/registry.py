@@ -93,7 +93,7 @@ def _checked(found: Any, name: str, what: str) -> type[Method]:
         raise ConfigError(
             f"{what} is not a method: it has to be a subclass of sc.Method, sc.Criterion or sc.TrainingMethod."
         )
-    return found if found.name in _METHODS else register(name)(found)
+    return found if _METHODS.get(found.name) is found else register(name)(found)
 
 
 def _declared() -> dict[str, EntryPoint]:

@@ -49,7 +49,11 @@ class Widths:
             more = ". See `secateurs inspect`."
             raise BudgetError("No channel group is prunable", *why, more, hint=(ALL, " may help.") if narrow else ())
         if self.budget is not None:
-            hints = [*([self._coarse()] if self.step > 1 else []), *([(ALL, " may allow less.")] if narrow else [])]
+            coarse = self.step > 1 and self.groups
+            hints = [
+                *([self._coarse()] if coarse else []),
+                *([(ALL, " may allow less.")] if narrow else []),
+            ]
             hint = tuple(part for i, told in enumerate(hints) for part in (" " * (i > 0), *told))
             self.budget.check(self.base, lowest or self.cost(self.least), hint)
 

@@ -90,6 +90,7 @@ class CurveRecord:
     def write(self, curves: Mapping[str, Mapping[str, Any]]) -> None:
         write(self.file, dump_json({"settings": self.settings, "curves": curves}, indent=1))
         if not can_plot():
+            self.picture.unlink(missing_ok=True)  # it would be of earlier curves
             return
         try:
             plot(

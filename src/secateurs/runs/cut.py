@@ -17,7 +17,7 @@ from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.devices import usable
 from secateurs.errors import ConfigError, Message, NonFiniteLossError, SecateursError, Setting
-from secateurs.files import shown
+from secateurs.files import check_writable, shown
 from secateurs.methods import Method, Task, TrainingMethod
 from secateurs.methods.method import Scope
 from secateurs.plans import PrunableGraph, trace
@@ -177,9 +177,10 @@ class Cut:
         return Ready(network, graph, data, inputs, where)
 
     def _run(self, ready: Ready, record: dict[str, Any], *, resume: bool, began: float) -> RunResult:
-        self.folder.writable()
-        if first():  # the others wait for it where training starts
+        check_writable(self.folder.folder)
+        if first():
             self.folder.begin(record, resume=resume)
+        wait_for_everyone(ready.where)  # an earlier run's weights, which others would load, are gone now
         given = self.network.model
         network = given if isinstance(given, nn.Module) else self._trained(ready, resume)
         rewind(ready.data)

@@ -8,7 +8,6 @@ import os
 import re
 import reprlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from secateurs.files import dump_json, read_json, shown, staged, write_whole
 
 PHASES = ("pretrain", "prune", "recover")  # each of them has a folder with its log and, until the end, checkpoints
 _several = re.compile(r"recover-\d+-(finetune|mimic|distil)")
-_checkpoint = re.compile(r"(\.writing-|\.old-|step-|damaged-step-)\d{9}")
+_checkpoint = re.compile(r"(\.writing-|\.old-|step-|damaged-step-)\d{9,}")
 _parts = ("state.safetensors", "state.json", "manifest.json")  # of a checkpoint
 LOG = "metrics.jsonl"
 RESUME, OVERWRITE, FOLDER = Setting("resume", True), Setting("overwrite", True), Setting("folder")
@@ -111,26 +110,13 @@ class RunFolder:
         """
         if weights is None:
             return
-        inside, folder = weights.resolve(), self.folder.resolve()
-        own = (
-            (artifact.CARD, artifact.MODEL, artifact.NEW, artifact.PLAN)
-            if folder in [a.resolve() for a in self.artifacts]
-            else ()
-        )
-        ours = {self.file.name, *(f.name for f in self.files), *own, *self._folders()}
-        if inside.is_relative_to(folder) and inside.relative_to(folder).parts[0] in ours:
+        inside = weights.resolve()
+        parts = (artifact.CARD, artifact.MODEL, artifact.NEW, artifact.PLAN)
+        ours = [self.folder / name for name in (self.file.name, *(f.name for f in self.files), *self._folders())]
+        ours += [folder / name for folder in self.artifacts for name in parts]
+        if any(inside.is_relative_to(path.parent.resolve() / path.name) for path in ours):
             named = Setting("weights", shown(weights)) if what is None else what
             raise ConfigError(named, " lies where this run would write its own files: give another ", FOLDER, ".")
-
-    def writable(self) -> None:
-        """Raise now if the folder takes no files."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ArtifactError(f"{shown(self.folder)} is a file: give a folder to write to.")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
-        except OSError as error:
-            raise ArtifactError(f"{shown(self.folder)} cannot be written to: {error.strerror or error}.") from error
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Put the settings on record; what an earlier run left goes, but its artifact until the new one is there."""

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateurs.artifact.provenance import source_of
 from secateurs.budget import Budget
 from secateurs.data import Data
+from secateurs.errors import ConfigError, Setting
 from secateurs.files import shown
 from secateurs.methods import Method, resolve
 from secateurs.methods.method import Scope, check_budget, check_scope
@@ -110,6 +112,11 @@ class PruneRun:
             self.model, None if self.weights is None else Path(self.weights), self.num_classes, self.trust_code
         )
         pretrain.check(network.has_weights)
+        if self.then and isinstance(self.model, nn.Module) and source_of(self.model) is None:
+            raise ConfigError(
+                Setting("then"), " builds each stage's network again, and this model was not made by sc.build: prune it with "
+                "one run for each stage, the next one from the model of the last result.",
+            )  # fmt: skip
         return Cut(
             network=network,
             data=as_source(self.data),

@@ -19,7 +19,7 @@ from secateurs.artifact import Figures
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import BudgetError, Message, Setting
-from secateurs.files import dump_json, read_json, shown
+from secateurs.files import check_writable, dump_json, read_json, shown
 from secateurs.graph import Cost
 from secateurs.methods import Method, Task, resolve
 from secateurs.methods.method import Scope, check_scope
@@ -32,7 +32,7 @@ from secateurs.runs.sources import DataObject, DataSpec, NetworkSpec, as_source,
 from secateurs.runs.training import RedesignTraining, trained
 from secateurs.training import CheckpointStore, Engine, Recipe
 from secateurs.training.processes import first
-from secateurs.training.runtime import check_trackers
+from secateurs.training.runtime import check_trackers, wait_for_everyone
 
 PHASES = ("base", "scaled", "prune", "recover", "scratch")
 BASE, SCALED, TABLE = "base.safetensors", "scaled.safetensors", "redesign.json"
@@ -191,6 +191,7 @@ class _Stages:
             "command": "redesign",
             "model": self.network.name,
             "weights": None if self.network.weights is None else artifact.digest(self.network.weights),
+            "artifact": self.network.digest() if self.network.is_artifact else None,
             "num_classes": self.network.num_classes,
             **self.data.settings(),
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
@@ -207,7 +208,9 @@ class _Stages:
         """Whether it is finished already. Raises for a model that cannot be built, and for anything that the run would
         destroy."""
         self.network.open()
-        self.folder.spare(self.network.weights)
+        self.folder.spare(
+            self.network.file, f"The artifact {shown(self.network.name)}" if self.network.is_artifact else None
+        )
         return self.folder.check(self.record(), resume=resume, overwrite=overwrite, log=self.log)
 
     def finished(self) -> Redesign:
@@ -216,9 +219,10 @@ class _Stages:
     def go(self, *, resume: bool, began: float) -> Redesign:
         ready, record = self.prepare(), self.record()
         data, inputs, where = ready.data, ready.inputs, ready.where
-        self.folder.writable()
-        if first():  # the others wait for it where training starts
+        check_writable(self.folder.folder)
+        if first():
             self.folder.begin(record, resume=resume)
+        wait_for_everyone(where)  # an earlier run's weights, which others would load, are gone now
 
         base = self._base(ready, resume)
         wide = self._scaled(base, ready, resume)

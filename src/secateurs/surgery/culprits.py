@@ -14,6 +14,13 @@ _NAMED = 3  # maximum number of groups to name
 def culprits(graph: PrunableGraph, plan: Plan, fails: Callable[[Plan], bool]) -> str:
     """The end of an error message: the groups whose cut alone `fails`, found by bisection, and what to do."""
 
+    if not plan.groups:
+        return (
+            f"The cause is the cut of stripes from {', '.join(plan.stripes)}."
+            if plan.stripes
+            else "Nothing is cut by it."
+        )
+
     def part(names: list[str]) -> Plan:
         return graph.plan({n: plan.groups[n] for n in names}, stripes=plan.stripes, allow_inexact=True)
 

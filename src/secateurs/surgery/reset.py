@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from secateurs.errors import ConfigError
 from secateurs.graph.channels import named_tensors
+from secateurs.graph.copies import copied
 
 
 def reinitialise(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> nn.Module:
@@ -23,7 +22,7 @@ def reinitialise(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> 
 
     Raises ConfigError that names them.
     """
-    drawn = copy.deepcopy(model).cpu()
+    drawn = copied(model).cpu()
     own = named_tensors(drawn)
     before = {name: x.detach().clone() for name, x in own.items()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -42,7 +41,7 @@ def reinitialise(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> 
                 f"No reset_parameters() sets {', '.join(raw[:3])}{more}: define one in the module that holds it, or pass "
                 f"keep_raw=True to keep such parameters."
             )
-        fresh = copy.deepcopy(model)
+        fresh = copied(model)
         for name, x in named_tensors(fresh).items():
             spoilt = name in raw or (x.is_floating_point() and bool(own[name].isnan().any()))
             x.copy_(before[name] if spoilt else own[name])

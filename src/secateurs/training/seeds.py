@@ -41,7 +41,7 @@ def seed_all(*words: int | str) -> int:
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Context that restores the state of the global generators on exit."""
+    """Context that restores the generators of Python, NumPy and PyTorch (CPU and CUDA) on exit."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:

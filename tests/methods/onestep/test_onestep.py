@@ -396,6 +396,17 @@ def test_fold_keeps_the_factors() -> None:
     torch.testing.assert_close(sc.apply(model, plan).eval()(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_search_that_fails_at_its_end_leaves_an_ordinary_network() -> None:
+    model, x = plain(torch.float32), images(3)
+    pruner = attached(model, x[:1], sc.OneStep(), sc.Budget(macs=0.6))
+    with torch.no_grad():
+        pruner.importance.offset.fill_(float("nan"))
+    with pytest.raises(sc.TrainingError, match="not finite"):
+        pruner.finish()
+    assert all(p.requires_grad for p in model.parameters())
+    torch.testing.assert_close(model(x), plain(torch.float32)(x))
+
+
 def test_a_network_without_convolutions_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
     x = torch.randn(2, 3, 2, 2)

@@ -236,11 +236,13 @@ class NPNPruner(Pruner):
 
     def _finish(self) -> Selection:
         self._freeze_norms(False)
-        means, logits, undecided, disagree = self._calibrate()
-        self._handle.remove()
-        self.gates.detach()
-        for p in self.trainable:
-            p.requires_grad_(True)
+        try:
+            means, logits, undecided, disagree = self._calibrate()
+        finally:
+            self._handle.remove()
+            self.gates.detach()
+            for p in self.trainable:
+                p.requires_grad_(True)
         scores = {g.name: s.numpy() for g, s in zip(self.groups, means.split(self.sizes), strict=True)}
         if self.task.budget is None:
             selection = keep(scores, self.config.threshold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -173,9 +174,17 @@ class OneStepPruner(Pruner):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> Selection:
-        beta = self.beta()
-        for handle in self._handles:
-            handle.remove()
+        try:
+            return self._selection(self.beta())
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self.gates.detach()
+            for p in self.trainable:
+                p.requires_grad_(True)
+
+    def _selection(self, beta: Mapping[str, np.ndarray]) -> Selection:
+        """What the importance vectors keep. Folds them into the weights."""
         crucial = self.layers.crucial(beta, self.config.crucial)
         whole, released = self._affordable(crucial)
         kept = [layer for layer in crucial if layer not in released]
@@ -196,9 +205,6 @@ class OneStepPruner(Pruner):
             selection = select_within_budget(Widths(self.task.graph, free, self.task.budget), ranks) if free else {}
         if self.config.fold:
             self.gates.fold_({name: torch.from_numpy(b).float() for name, b in beta.items()})
-        self.gates.detach()
-        for p in self.trainable:
-            p.requires_grad_(True)
         return Selection(selection, nodes=nodes)
 
     def _order(self, layer: Layer) -> int:

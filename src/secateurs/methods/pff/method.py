@@ -240,10 +240,12 @@ class PFFPruner(Pruner):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> Selection:
-        scores = self._scores()
-        self.measure.finish_()
-        for w in self.frozen:
-            w.requires_grad_(True)
+        try:
+            scores = self._scores()
+        finally:
+            self.measure.finish_()
+            for w in self.frozen:
+                w.requires_grad_(True)
         if self.task.budget is None:
             delta = self.config.delta
             left = self.stripes.left((scores >= delta)[self.stripes.unit], scores)
