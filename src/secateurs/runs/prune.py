@@ -15,7 +15,6 @@ from secateurs.artifact.provenance import source_of
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting
-from secateurs.files import shown
 from secateurs.methods import Method, resolve
 from secateurs.methods.method import Scope, check_budget, check_scope
 from secateurs.recovery import phases
@@ -143,8 +142,7 @@ class PruneRun:
         network, folders = cut.network, self._folders()
         build = network.open()
         for folder in folders:
-            artifact = None if network.weights is not None else f"The artifact {shown(network.name)}"
-            folder.spare(network.file, artifact)
+            folder.spare(network.file, network.file_of)
         for folder in folders[1:]:
             if not resume:  # their settings are not known yet
                 folder.check({}, resume=False, overwrite=overwrite)

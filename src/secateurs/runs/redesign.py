@@ -208,9 +208,7 @@ class _Stages:
         """Whether it is finished already. Raises for a model that cannot be built, and for anything that the run would
         destroy."""
         self.network.open()
-        self.folder.spare(
-            self.network.file, f"The artifact {shown(self.network.name)}" if self.network.is_artifact else None
-        )
+        self.folder.spare(self.network.file, self.network.file_of)
         return self.folder.check(self.record(), resume=resume, overwrite=overwrite, log=self.log)
 
     def finished(self) -> Redesign:

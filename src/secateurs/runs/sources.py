@@ -21,6 +21,7 @@ from secateurs.api import build, is_artifact
 from secateurs.data import Data
 from secateurs.data.spec import absolute
 from secateurs.errors import ConfigError, DataError, SecateursError, Setting
+from secateurs.files import shown
 from secateurs.graph.channels import named_tensors
 from secateurs.placement import Placement
 from secateurs.training import CrossEntropy
@@ -165,6 +166,11 @@ class NetworkSpec:
         if self.weights is None and self.is_artifact:
             return artifact.place(self.name, artifact.MODEL)
         return self.weights
+
+    @property
+    def file_of(self) -> str | None:
+        """What `file` belongs to, for messages; None if the setting `weights` names it."""
+        return None if self.weights is not None else f"The artifact {shown(self.name)}"
 
     @property
     def has_weights(self) -> bool:
