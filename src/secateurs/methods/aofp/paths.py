@@ -16,7 +16,9 @@ from secateurs.methods.aofp.halves import Halves
 from secateurs.methods.following import Following, batch_norm
 
 _CACHED = 1 << 19  # values of an activation that are processed at a time on a CPU
-EVERY = 2  # one example in so many is scored if each has a half of its own: all filters of the search space, on half of the
+EVERY = (
+    2  # one example in so many is scored if each has a half of its own: all filters of the search space, on half of the
+)
 # examples, are as much work as half of the filters on all of them
 
 
@@ -48,7 +50,12 @@ class Watch:
     """Forward hook of a layer: scores the groups that it consumes, now or after its batch norm has run."""
 
     def __init__(
-        self, module: nn.Module, follows: Following, readers: list[Reader], ablated: Callable[[str], Ablated | None], found: Found
+        self,
+        module: nn.Module,
+        follows: Following,
+        readers: list[Reader],
+        ablated: Callable[[str], Ablated | None],
+        found: Found,
     ) -> None:
         self.module, self.follows, self.readers = module, follows, readers
         self.ablated, self.found = ablated, found
@@ -212,11 +219,11 @@ class _Contribution:
 
     def __call__(self, rows: slice) -> Tensor:
         x = self.x[rows]
-        factors = self.rows if self.rows is None or len(self.rows) == 1 else self.rows[rows]
-        if not self.linear:
-            return self.y[rows] - _again(self.module, x * factors)
-        x = _select(x, self.axis, self.inputs)
-        return _run(self.module, x if factors is None else x * factors, self.weight, self.y)
+        if self.linear:
+            x = _select(x, self.axis, self.inputs)
+        if self.rows is not None:
+            x = x * (self.rows if len(self.rows) == 1 else self.rows[rows])
+        return _run(self.module, x, self.weight, self.y) if self.linear else self.y[rows] - _again(self.module, x)
 
 
 def _rowwise(factors: Tensor, x: Tensor, axis: int) -> Tensor:

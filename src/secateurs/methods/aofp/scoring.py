@@ -222,5 +222,3 @@ def _is_plain(module: nn.Module) -> bool:
         for kind in _PLAIN
         if isinstance(module, kind)
     )
-
-

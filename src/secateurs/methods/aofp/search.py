@@ -52,6 +52,7 @@ class BinaryFilterSearch:
         self.cost, self.least, self.samples = cost, least, samples
         self.alive = np.ones(size, dtype=bool)  # u, the base mask
         self.latest = np.full(size, np.inf)  # each filter's own damage, from its last finished step: see `_own`
+        self.lost = 0.0  # the sum of the own damages of all pruned filters, as last measured
         self._start()
 
     def _start(self) -> None:
@@ -141,15 +142,29 @@ class BinaryFilterSearch:
 
     def prune(self, filters: Array) -> None:
         """Prune these filters; the search restarts on those that are left."""
-        self.alive[filters] = False
+        self._prune(filters)
         self._start()
 
     def drop(self, filters: Array) -> None:
         """Prune these filters, which the search did not pick. It continues in what is left of its search space."""
-        self.alive[filters] = False
+        self._prune(filters)
         self.space = self.space[self.alive[self.space]]
         if self.half < 1:
             self._start()
+
+    def _prune(self, filters: Array) -> None:
+        self.alive[filters] = False
+        found = self.latest[filters]
+        self.lost += float(found[np.isfinite(found)].sum())
+
+    def toll(self, damage: Array) -> Array:
+        """The damage that the layer has taken once a filter is pruned: the filter's own, that of all less damaging ones,
+        which would go before it, and that of those that are gone. It grows with every filter that goes. For pruned filters it
+        has no meaning. damage: (size,) of each filter on its own."""
+        found = np.zeros(len(damage))
+        order = np.flatnonzero(self.alive)[np.argsort(damage[self.alive], kind="stable")]
+        found[order] = self.lost + np.cumsum(np.maximum(damage[order], 1e-12))
+        return found
 
     def state(self) -> dict[str, Any]:
         """Tensors and numbers that `load` takes."""
@@ -162,11 +177,11 @@ class BinaryFilterSearch:
             "sums": self.sums,
             "counts": self.counts,
         }
-        numbers = {"batches": self.batches, "halves": self.halves}
+        numbers = {"batches": self.batches, "halves": self.halves, "lost": self.lost}
         return {**numbers, **{k: torch.from_numpy(v.copy()) for k, v in arrays.items()}}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.batches, self.halves = int(state["batches"]), int(state["halves"])
+        self.batches, self.halves, self.lost = int(state["batches"]), int(state["halves"]), float(state["lost"])
         for name in ("alive", "latest", "sums", "counts"):
             setattr(self, name, state[name].cpu().numpy().copy())
         self.space = np.flatnonzero(state["space"].cpu().numpy())
