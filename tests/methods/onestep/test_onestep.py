@@ -149,17 +149,14 @@ def test_ranks_survive_differences_that_float32_would_round_away() -> None:
 
 
 def test_presets_are_the_papers() -> None:
-    cifar, imagenet = sc.OneStep.cifar(), sc.OneStep(preset="imagenet")
+    cifar, imagenet = sc.OneStep.preset("cifar"), sc.OneStep.preset("imagenet")
     assert (cifar.lam, cifar.lr, cifar.epochs) == (1.0, 1e-5, 15)
     assert (imagenet.lam, imagenet.lr, imagenet.epochs) == (0.1, 1e-4, 10)
-    assert sc.OneStep.imagenet(lam=0.2).lam == 0.2
-    assert sc.OneStep.imagenet() == imagenet
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"preset": "mnist"}, "cifar"),
         ({"crucial": 1}, "at least two"),
         ({"rate": 0.5}, "greater than or equal to 1"),
         ({"lam": 0}, "greater than 0"),
