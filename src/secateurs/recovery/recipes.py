@@ -51,6 +51,10 @@ class Mimic(Recipe):
             )
         return self
 
+    @property
+    def reads_labels(self) -> bool:
+        return False
+
     @classmethod
     def paper(cls, **settings: Any) -> Mimic:
         """15 epochs of Adam from 1e-3, divided by 10 every 5 (sec. 4.1, 4.5)."""
@@ -66,6 +70,10 @@ class Distil(Recipe):
     share: float = Field(
         default=0.9, ge=0, le=1, description="weight of the original's probabilities; the labels have the rest"
     )
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.share < 1
 
 
 MODES: dict[str, type[Recipe]] = {kind.mode: kind for kind in (Recover, Mimic, Distil)}
