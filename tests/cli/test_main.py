@@ -9,7 +9,7 @@ import pytest
 import secateurs
 from secateurs.cli import app
 
-VERBS = ("demo", "inspect", "prune", "evaluate", "env")
+VERBS = ("demo", "methods", "inspect", "prune", "evaluate", "env")
 
 # The CLI's own modules, with an empty package in the place of `secateurs`, whose import brings torch.
 _ALONE = f"""

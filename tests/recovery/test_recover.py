@@ -474,7 +474,7 @@ def test_what_is_missing_is_asked_for() -> None:
 
 
 def test_the_papers_schedule() -> None:
-    recipe = R.Mimic.paper()
+    recipe = R.Mimic.preset("paper")
     assert (recipe.epochs, recipe.optimizer, recipe.function, recipe.weight_decay) == (15, "adam", "kl", 0)
     rates = [recipe.lr * recipe.factor(e / 15, e) for e in (0, 4.9, 5, 9.9, 10, 14.9)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])

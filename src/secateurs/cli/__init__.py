@@ -17,6 +17,7 @@ from secateurs.cli.demo import demo
 from secateurs.cli.env import env
 from secateurs.cli.evaluate import evaluate
 from secateurs.cli.inspect import inspect
+from secateurs.cli.methods import methods
 from secateurs.cli.prune import prune
 from secateurs.cli.redesign import redesign
 from secateurs.cli.spelling import option
@@ -35,7 +36,7 @@ app = App(
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
-for verb in (demo, inspect, prune, redesign, evaluate, compare_criteria, env):
+for verb in (demo, methods, inspect, prune, redesign, evaluate, compare_criteria, env):
     app.command(verb)
 
 

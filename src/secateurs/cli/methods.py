@@ -1,4 +1,4 @@
-"""Methods as the command line names them, and those that prune what is left then (`--then`)."""
+"""`secateurs methods`: what there is; and methods as the command line names them, `--then` included."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from secateurs.cli import options
 from secateurs.errors import ConfigError, Setting
 
 if TYPE_CHECKING:
@@ -14,11 +15,70 @@ if TYPE_CHECKING:
     from secateurs.runs import Stage
 
 
-def configured(method: str, settings: Sequence[str], ranking: str | None = None, prefix: str = "") -> Method:
+def methods(name: str | None = None) -> None:
+    """List the methods and their presets, or the settings of one.
+
+    A preset is a set of settings under a name: `secateurs prune … --method onestep --preset cifar`.
+
+    ```
+    $ secateurs methods onestep
+    Importance vectors, one factor |β| for each channel, learned on a frozen
+    network (Wang et al., 2019).
+
+    setting  default  cifar  imagenet
+    ...
+    lam      0.01     1.0    0.1       λ of eq. 3
+    lr       0.001    1e-05  0.0001    Adam's learning rate: about how much a β
+                                       changes per step
+    epochs   2        15     10        epochs of learning β
+    ...
+    ```
+
+    Parameters
+    ----------
+    name
+        show the settings and presets of this method
+    """
+    from secateurs.methods import methods, resolve
+    from secateurs.report import table
+
+    console = options.out()
+    if name is None:
+        rows = table("method", "presets", "", left=3)
+        for known in methods():
+            found = type(resolve(known))
+            rows.add_row(known, ", ".join(found.presets) or "-", _summary(found))
+        console.print(rows)
+        return
+    found = type(resolve(name))
+    rows = table("setting", "default", *found.presets, "", left=3 + len(found.presets))
+    for key, setting in found.model_fields.items():
+        values = [_json(preset[key]) if key in preset else "" for preset in found.presets.values()]
+        rows.add_row(key, _json(setting.get_default(call_default_factory=True)), *values, setting.description or "")
+    console.print(_summary(found))
+    console.print()
+    console.print(rows)
+
+
+def _summary(method: type[Method]) -> str:
+    """What its class says first."""
+    return " ".join((method.__doc__ or "").split("\n\n")[0].split(": ")[0].split()).removesuffix(".")
+
+
+def _json(value: Any) -> str:
+    """A value as `--set` reads it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def configured(
+    method: str, settings: Sequence[str], ranking: str | None = None, preset: Sequence[str] = (), prefix: str = ""
+) -> Method:
     """The method with its settings; values are read as JSON where they are JSON, so that 0.7, true, null mean that.
 
-    prefix: what stood before each of them.
+    preset: the name of one of its presets, which the settings override, or nothing. prefix: what stood before each of them.
     """
+    if len(preset) > 1:
+        raise ConfigError(f"--preset is given twice for {method}: {' and '.join(preset)}. Give one of them.")
     from secateurs.methods import resolve
 
     values: dict[str, Any] = {} if ranking is None else {"ranking": ranking}
@@ -39,18 +99,23 @@ def configured(method: str, settings: Sequence[str], ranking: str | None = None,
         values[key] = value
     found = resolve(method)
     try:
-        return resolve(found, **values)
+        return type(found).preset(preset[0], **values) if preset else resolve(found, **values)
     except ConfigError as error:
         raise error.renamed(_prefixed(prefix)) from None
 
 
 def _prefixed(prefix: str) -> Callable[[Setting], Setting]:
-    return lambda setting: Setting(f"{prefix}{setting.name}", setting.value, setting.of)
+    def rename(setting: Setting) -> Setting:
+        if setting.name == "preset":
+            return Setting("preset", f"{prefix}{setting.value}")
+        return Setting(f"{prefix}{setting.name}", setting.value, setting.of)
+
+    return rename
 
 
-def stages(then: Sequence[str], settings: Sequence[str], align: int) -> list[Stage]:
-    """The stages that `--then METHOD:MACS` names, with those of the settings that say `METHOD.key=value`. Raises
-    ConfigError for invalid settings."""
+def stages(then: Sequence[str], settings: Sequence[str], preset: Sequence[str], align: int) -> list[Stage]:
+    """The stages that `--then METHOD:MACS` names, with those of the settings that say `METHOD.key=value` and of the presets
+    that say `METHOD.NAME`. Raises ConfigError for invalid settings."""
     from secateurs.runs import Stage
 
     found = []
@@ -58,13 +123,16 @@ def stages(then: Sequence[str], settings: Sequence[str], align: int) -> list[Sta
         name, _, figure = text.partition(":")
         name = name.strip()
         macs = _figure(text, figure)
-        its = [item.partition(".")[2] for item in settings if item.startswith(f"{name}.")]
-        found.append(Stage(configured(name, its, prefix=f"{name}."), macs, align, text))
+        its, named = (
+            [item.removeprefix(f"{name}.") for item in given if item.startswith(f"{name}.")]
+            for given in (settings, preset)
+        )
+        found.append(Stage(configured(name, its, preset=named, prefix=f"{name}."), macs, align, text))
     return found
 
 
 def own(settings: Sequence[str], then: Sequence[str]) -> list[str]:
-    """The settings of the first method: those that name no other one."""
+    """The settings, or presets, of the first method: those that name no other one."""
     others = tuple(f"{text.partition(':')[0].strip()}." for text in then)
     return [item for item in settings if not (others and item.startswith(others))]
 

@@ -32,6 +32,7 @@ def prune(
     align: Count = 1,
     scope: Literal["internal", "all"] | None = None,
     ranking: Literal["global", "layer"] | None = None,
+    preset: Many = (),
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     then: Many = (),
     allow_inexact: Flag = False,
@@ -88,6 +89,9 @@ def prune(
         internal leaves channels on a shortcut alone, all cuts them too; by default as the method's paper does
     ranking
         compare channels over the whole network, or cut the same share of every group
+    preset
+        settings of the method under a name, which --set overrides: `secateurs methods` lists them; or pff.NAME, of
+        one that --then names
     settings
         a setting of the method, key=value, or pff.key=value of one that --then names; may be given several times
     then
@@ -119,10 +123,10 @@ def prune(
         model,
         (data_options or DataOptions()).spec(),
         out,
-        method=configured(method, own(settings, then), ranking),
+        method=configured(method, own(settings, then), ranking, own(preset, then)),
         budget=_budget(macs, params, align),
         recover=(recover_options or RecoverOptions()).recipes(),
-        then=stages(then, settings, align),
+        then=stages(then, settings, preset, align),
         weights=model_options.weights,
         num_classes=model_options.num_classes,
         trust_code=model_options.trust_code,

@@ -28,6 +28,7 @@ def redesign(
     method: str = "aofp",
     scope: Literal["internal", "all"] | None = None,
     ranking: Literal["global", "layer"] | None = None,
+    preset: str | None = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     from_base: Flag = False,
     model_options: ModelOptions | None = None,
@@ -96,6 +97,8 @@ def redesign(
         paper does
     ranking
         compare channels over the whole network, or cut the same share of every group
+    preset
+        settings of the method under a name, which --set overrides: `secateurs methods` lists them
     settings
         a setting of the method, key=value; may be given several times
     from_base
@@ -124,7 +127,7 @@ def redesign(
         widen=widen,
         macs=macs,
         align=align,
-        method=configured(method, settings, ranking),
+        method=configured(method, settings, ranking, () if preset is None else (preset,)),
         scope=scope,
         from_base=from_base,
         train=(train_options or RedesignOptions()).training(),

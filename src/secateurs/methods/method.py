@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 from torch import nn
 
 from secateurs.budget import Budget
@@ -17,6 +17,7 @@ from secateurs.graph import ChannelGroup
 from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import PrunableGraph
+from secateurs.presets import Presets
 
 Scope = Literal["internal", "all"]
 
@@ -78,8 +79,11 @@ class Task:
         return torch.Generator(device).manual_seed(self.seed)
 
 
-class Method(BaseModel):
-    """Base class of all methods: its fields are the settings (with the paper's symbols), `select` is the algorithm."""
+class Method(Presets):
+    """Base class of all methods: its fields are the settings (with the paper's symbols), `select` is the algorithm.
+
+    presets: settings under a name, for `preset` and `--preset`. "paper" is the paper's own reading where the defaults differ.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -18,10 +19,14 @@ class Mimic(Recipe):
     """Trains the cut network to reproduce the original's feature maps, at several nodes and without labels (Wang et al.,
     2019, sec. 3.3). Layers after the last node, usually the classifier, are frozen. Fine-tune afterward with `Recover`.
 
-    The paper trains 15 epochs of Adam from 1e-3, divided by 10 every 5: `Mimic.paper()`. A few hundred steps need a larger lr.
+    The paper trains 15 epochs of Adam from 1e-3, divided by 10 every 5: `Mimic.preset("paper")`. A few hundred steps need
+    a larger lr.
     """
 
     mode: ClassVar[str] = "mimic"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # sec. 4.1, 4.5
+        "paper": {"epochs": 15, "lr": 1e-3, "schedule": "step", "milestones": (5, 10)}
+    }
 
     lr: float = Field(default=3e-3, gt=0, description="peak learning rate")
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
@@ -54,11 +59,6 @@ class Mimic(Recipe):
     @property
     def reads_labels(self) -> bool:
         return False
-
-    @classmethod
-    def paper(cls, **settings: Any) -> Mimic:
-        """15 epochs of Adam from 1e-3, divided by 10 every 5 (sec. 4.1, 4.5)."""
-        return cls(**{"epochs": 15, "lr": 1e-3, "schedule": "step", "milestones": (5, 10), **settings})
 
 
 class Distil(Recipe):

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateurs.errors import ConfigError, Setting, complaint, nearest
+from secateurs.presets import Presets
 
 
-class Recipe(BaseModel):
+class Recipe(Presets):
     """Optimizer, schedule, regularization and precision. Raises ConfigError for invalid values."""
 
     mode: ClassVar[str] = "finetune"  # the name of this kind of recovery

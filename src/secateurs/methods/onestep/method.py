@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,11 +22,6 @@ from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.training import Recipe
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "cifar": {"lam": 1.0, "lr": 1e-5, "epochs": 15},  # sec. 4.1
-    "imagenet": {"lam": 0.1, "lr": 1e-4, "epochs": 10},  # sec. 4.5
-}
-
 
 @register("onestep")
 class OneStep(TrainingMethod):
@@ -40,9 +35,11 @@ class OneStep(TrainingMethod):
     output. For |β| ≥ 0 after batch norm and a ReLU the two are equal: ReLU(|β|·x) = |β|·ReLU(x).
     """
 
-    preset: Literal["cifar", "imagenet"] | None = Field(
-        default=None, description="the paper's λ, lr and epochs for that data, unless they are set"
-    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "cifar": {"lam": 1.0, "lr": 1e-5, "epochs": 15},  # sec. 4.1
+        "imagenet": {"lam": 0.1, "lr": 1e-4, "epochs": 10},  # sec. 4.5, with batches of 128
+    }
+
     lam: float = Field(default=0.01, gt=0, le=1000, description="λ of eq. 3")
     lr: float = Field(default=1e-3, gt=0, le=1, description="Adam's learning rate: about how much a β changes per step")
     epochs: float = Field(default=2, gt=0, allow_inf_nan=False, description="epochs of learning β")
@@ -66,27 +63,11 @@ class OneStep(TrainingMethod):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, values: dict[str, Any]) -> dict[str, Any]:
-        preset = values.get("preset")
-        return {**PRESETS[preset], **values} if isinstance(preset, str) and preset in PRESETS else values
-
     @model_validator(mode="after")
     def _enough(self) -> OneStep:
         if isinstance(self.crucial, int) and self.crucial < 2:
             raise ValueError("at least two layers must be mimicked (N ≥ 2, sec. 3.3)")
         return self
-
-    @classmethod
-    def cifar(cls, **settings: Any) -> OneStep:
-        """The paper's settings for CIFAR-10 (sec. 4.1)."""
-        return cls(preset="cifar", **settings)
-
-    @classmethod
-    def imagenet(cls, **settings: Any) -> OneStep:
-        """The paper's settings for ImageNet, with batches of 128 (sec. 4.5)."""
-        return cls(preset="imagenet", **settings)
 
     def check(self, task: Task) -> None:
         super().check(task)
@@ -212,7 +193,7 @@ class OneStepPruner(Pruner):
 
     def _affordable(self, crucial: list[Layer]) -> tuple[set[str], list[Layer]]:
         """Groups to keep whole, and the crucial layers that cannot be kept, the least important first, if the budget could not
-        be met even with one channel left in every other group. The classifier's hidden layers are kept whole if possible."""
+        be met with every other group at its floor. The classifier's hidden layers are kept whole if possible."""
         task = self.task
         whole: set[str] = set()
         released = []
@@ -229,7 +210,7 @@ class OneStepPruner(Pruner):
     def _fits(self, whole: set[str]) -> bool:
         free = [g for g in self.task.groups if g.name not in whole]
         widths = Widths(self.task.graph, free, self.task.budget)
-        return widths.fits(widths.least)
+        return widths.fits(widths.above(widths.floor))
 
     def _ranked(self, beta: np.ndarray) -> np.ndarray:
         if self.config.ranking == "global":

@@ -1,0 +1,84 @@
+"""Settings under a name: of methods and recipes, in Python and on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import secateurs as sc
+from secateurs.cli import main
+from secateurs.cli.methods import configured, stages
+from secateurs.methods.registry import resolve
+
+
+def test_a_preset_is_settings_that_others_override() -> None:
+    found = sc.OneStep.preset("cifar", epochs=2)
+    assert found == sc.OneStep(lam=1.0, lr=1e-5, epochs=2)
+
+
+@pytest.mark.parametrize("name", sc.methods())
+def test_every_preset_of_every_method_is_valid(name: str) -> None:
+    method = type(resolve(name))
+    for preset, settings in method.presets.items():
+        assert type(method.preset(preset)).model_fields.keys() >= settings.keys()
+
+
+def test_a_method_of_your_own_has_presets_without_further_words() -> None:
+    class Mine(sc.L1):
+        strength: float = 0.5
+        presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"strength": 0.9}}
+
+    assert (Mine.preset("paper").strength, sc.L1.presets) == (0.9, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        (sc.OneStep, "cifra", "preset='cifra' is not a preset of onestep. Did you mean cifar?"),
+        (sc.L1, "paper", "preset='paper' is not a preset of l1. l1 has no presets."),
+        (sc.Mimic, "best", "preset='best' is not a preset of Mimic. Known: paper."),
+    ],
+)
+def test_unknown_presets(kind: Any, name: str, says: str) -> None:
+    with pytest.raises(sc.ConfigError) as error:
+        kind.preset(name)
+    assert str(error.value) == says
+
+
+def test_on_the_command_line() -> None:
+    assert configured("onestep", ["epochs=2"], preset=["cifar"]) == sc.OneStep(lam=1.0, lr=1e-5, epochs=2)
+    (stage,) = stages(["onestep:0.3"], ["onestep.epochs=2"], ["paper", "onestep.imagenet"], 1)
+    assert stage.method == sc.OneStep(lam=0.1, lr=1e-4, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--preset", "cifra"), "--preset cifra is not a preset of onestep. Did you mean cifar?"),
+        (("--then", "pff:0.3", "--preset", "pff.nothing"), "--preset pff.nothing is not a preset of pff."),
+        (("--preset", "cifar", "--preset", "imagenet"), "--preset is given twice for onestep: cifar and imagenet."),
+        (("--preset", "cifar", "--set", "lam=-1"), "--set lam=-1: must be greater than 0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(
+    options: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["prune", "zoo:small_cnn", "--method", "onestep", *options, "--out", str(tmp_path / "run")])
+    assert (status, capsys.readouterr().err.startswith(f"secateurs: {says}")) == (1, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert lines.keys() >= set(sc.methods())
+    assert "cifar, imagenet" in lines["onestep"]
+    assert main(["methods", "onestep"]) == 0
+    (row,) = (line.split()[:4] for line in capsys.readouterr().out.splitlines() if line.startswith("lam "))
+    assert (row[0], *map(json.loads, row[1:])) == ("lam", 0.01, 1.0, 0.1)
+    assert main(["methods", "onestpe"]) == 1
+    assert "Did you mean onestep" in capsys.readouterr().err
