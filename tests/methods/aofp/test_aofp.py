@@ -650,6 +650,29 @@ def test_one_half_for_a_batch() -> None:
     assert (paper.halves, paper.theta_growth, paper.lr, paper.search_cost) == ("batch", 1, 1e-3, 8000)
 
 
+def test_the_original_teaches() -> None:
+    def taught(distil: float, theta: float) -> tuple[float, list[dict[str, Any]]]:
+        """How far the weights went, and the history."""
+        record: list[dict[str, Any]] = []
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(576, 4))
+        before = copy.deepcopy(randomize(model, 0))
+        task = Task(
+            model, sc.trace(model, images(1)), None, "internal", sc.Data.of(batches()), example_inputs=images(1),
+            engine_options={"progress": "silent"}, log=record.append,
+        )  # fmt: skip
+        method = sc.AOFP(epochs=2, theta=theta, search_cost=1, lr=0.1, weight_decay=0, distil=distil, precision="fp32")
+        method.select(task)
+        assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+        pairs = zip(model.parameters(), before.parameters(), strict=True)
+        return max(float((p - q).detach().abs().max()) for p, q in pairs), record
+
+    assert taught(1.0, theta=0)[0] < 1e-5  # it is its own teacher
+    assert 1e-3 < taught(0.9, theta=0)[0] < taught(0.0, theta=0)[0]
+    moved, record = taught(1.0, theta=0.9)
+    assert events(record, "move")
+    assert moved > 1e-3  # the teacher is not pruned with its student
+
+
 # -- what cannot be searched -------------------------------------------------------------------------------------------
 
 
