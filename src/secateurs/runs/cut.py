@@ -63,6 +63,7 @@ class Cut:
     recover: Sequence[Recipe]
     scope: Scope | None
     allow_inexact: bool
+    calibrate: bool
     pretrain: Pretraining
     folder: RunFolder
     seed: int
@@ -103,6 +104,7 @@ class Cut:
             "budget": None if self.budget is None else asdict(self.budget),
             "scope": self.scope or self.method.default_scope,
             "allow_inexact": self.allow_inexact,
+            **({"calibrate": True} if self.calibrate else {}),  # as runs were on record before there was calibration
             "recover": written(self.recover),
             "pretrain": None if self.network.has_weights else self.pretrain.record(),
             "seed": self.seed,
@@ -193,6 +195,7 @@ class Cut:
             self.recover,
             self.scope,
             self.seed,
+            calibrate=self.calibrate,
             allow_inexact=self.allow_inexact,
             report=self.log,
             folder=self.folder.folder,
@@ -220,12 +223,12 @@ class Cut:
         return told
 
     def _judge(self, result: Result) -> None:
-        cut, after = result.cut.top1, result.after.top1
-        if self.recover and cut is not None and after is not None and after < cut:
+        start, after = result.calibrated.top1, result.after.top1
+        if self.recover and start is not None and after is not None and after < start:
             mimics = all(recipe.mode == "mimic" for recipe in self.recover)
             knob = Setting("lr", of=type(self.recover[0])) if mimics else Setting("lr")
             self.log(Message(
-                f"recovery left top-1 at {after:.2f}%, below the {cut:.2f}% right after the cut: try a lower ", knob,
+                f"recovery left top-1 at {after:.2f}%, below the {start:.2f}% that it began with: try a lower ", knob,
                 ", or ", Setting("recover", None),
             ))  # fmt: skip
 

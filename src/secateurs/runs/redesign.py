@@ -233,7 +233,7 @@ class _Stages:
         small, history = self._scratch(result.model, ready, resume)
         rows.append(_figures(small, inputs, data, where))
         nothing = {**asdict(rows[-1]), "top1": None, "top5": None, "loss": None}
-        card = {**card, "cut": nothing, "after": asdict(rows[-1]), "error": None, "history": history}
+        card |= {"cut": nothing, "calibrated": nothing, "after": asdict(rows[-1]), "error": None, "history": history}
         self._save(SCRATCH, small, result, card, began)
         table = {
             "rows": {name: asdict(figures) for name, figures in zip(ROWS, rows, strict=True)},
@@ -267,7 +267,7 @@ class _Stages:
         budget = self._budget(cost, scaled)
         task = Task(wide, sc.trace(wide, inputs), budget, self.scope, data, self.seed, inputs)
         widths = task.widths
-        least = widths.cost(widths.least).macs if widths.groups else 0
+        least = widths.cost(widths.lowest).macs if widths.groups else 0
         if widths.groups and least > budget.limits(scaled).macs:
             raise BudgetError(
                 Setting("macs", self.macs), f" ({budget.limits(scaled).macs:,} of the base's {cost.macs:,}) cannot be met: "

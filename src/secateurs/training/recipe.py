@@ -49,6 +49,11 @@ class Recipe(Presets):
     )
     compile: bool = Field(default=False, description="torch.compile the network")
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether training batches must be pairs (inputs, targets); without labels, the loss is a hook's."""
+        return True
+
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)

@@ -10,6 +10,7 @@ import numpy as np
 from secateurs.errors import ConfigError
 from secateurs.graph import Cost
 from secateurs.methods.method import Task
+from secateurs.methods.select import Widths
 from secateurs.methods.selection import Selection
 from secateurs.stripes import StripeConv2d
 
@@ -61,7 +62,9 @@ class Stripes:
     def __init__(
         self, task: Task, kernels: Mapping[str, tuple[int, int, int]], shared: bool = False, floor: float = 0.0
     ) -> None:
-        self.task, self.widths, self.kernels = task, task.widths, dict(kernels)
+        self.task, self.kernels = task, dict(kernels)
+        # A channel of no stripes is dead: the floor is one of stripes.
+        self.widths = Widths(task.graph, task.groups, task.budget, floor=0.0)
         shapes = list(self.kernels.values())
         self.sizes = np.array([o * h * w for o, h, w in shapes], dtype=np.int64)
         self.least = np.maximum(1, np.ceil(floor * self.sizes)).astype(np.int64)
