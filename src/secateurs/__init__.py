@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Criterion,
         EPruner,
         Index,
+        L2Stripes,
         Method,
         OneStep,
         Oracle,
@@ -74,6 +75,7 @@ __all__ = [
     "EPruner",
     "Figures",
     "Index",
+    "L2Stripes",
     "Method",
     "Mimic",
     "NonFiniteLossError",
@@ -122,8 +124,8 @@ _HOMES = {
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (
-        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index Method OneStep Oracle Random Taylor TrainingMethod "
-        "methods register"
+        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Method OneStep Oracle Random Taylor "
+        "TrainingMethod methods register"
     ),
     "secateurs.plans": "Plan trace",
     "secateurs.recovery": "Distil Mimic Recover",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import secateurs as sc
+from secateurs.methods.registry import resolve
 from secateurs.methods.select import Widths, fill, select_within_budget
 
 SIZES = (4, 6, 3)
@@ -71,6 +73,92 @@ def test_meet(budget: sc.Budget, drawn: tuple[list[float], ...]) -> None:
         gone = np.setdiff1d(np.arange(len(values[name])), index)
         if len(gone):
             assert values[name][index].min() >= values[name][gone].max()  # the best of each group stay
+
+
+@functools.cache
+def wider() -> sc.ChannelGraph:
+    """Groups wide enough for a floor of several channels."""
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 20, 3), nn.ReLU(), nn.Conv2d(20, 47, 3), nn.ReLU(), nn.Conv2d(47, 32, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)),
+    )
+    return sc.trace(net, torch.zeros(1, 3, 9, 9))
+
+
+def widest(budget: sc.Budget | None, **options: float) -> Widths:
+    return Widths(wider(), [g for g in wider().groups if g.prunable], budget, **options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0.002, 1.0), st.sampled_from(["macs", "params"]), st.sampled_from([1, 2, 4, 7]), st.randoms())
+def test_no_group_is_below_its_floor_if_the_budget_allows_it(
+    limit: float, kind: str, align: int, random: Random
+) -> None:
+    budget = sc.Budget(**{kind: limit}, align=align)  # type: ignore[arg-type]
+    w, free = widest(budget), widest(budget, floor=0.0)
+    if not free.fits(free.least):  # not by any selection, and the floor doesn't change that
+        with pytest.raises(sc.BudgetError):
+            w.check()
+        return
+    w.check()
+    # One group's scores are all below the others': without a floor it would be left with one step.
+    low = random.choice(w.groups).name
+    scores = {g.name: np.array([random.random() - 9 * (g.name == low) for _ in range(g.size)]) for g in w.groups}
+    found = select_within_budget(w, scores)
+    kept = np.array([len(found[g.name]) for g in w.groups])
+
+    assert w.fits(kept)
+    assert ((kept % align == 0) | (kept == w.sizes)).all()
+    for i in np.flatnonzero(kept < w.sizes):  # one more step of any group would be over
+        more = kept.copy()
+        more[i] = min(more[i] + align, w.sizes[i])
+        assert not w.fits(more)
+    tenth = np.minimum(w.sizes, -(-np.array([-(-n // 10) for n in w.sizes.tolist()]) // align) * align)
+    if w.fits(tenth):
+        assert (kept >= tenth).all()
+    else:  # lowered for all alike, and no further than needed
+        assert (kept >= w.least).all()
+        assert w.fits(w.least)
+        shares = [k / n for n in w.sizes.tolist() for k in range(n + 1) if (w.least < w.above(k / n)).any()]
+        assert not w.fits(w.above(min(shares)))
+
+
+def test_the_floor_is_a_tenth_of_each_group() -> None:
+    assert widest(sc.Budget(macs=0.5)).least.tolist() == [2, 5, 4]
+    assert widest(sc.Budget(macs=0.5, align=4)).least.tolist() == [4, 8, 4]
+    assert widest(sc.Budget(macs=0.5), floor=0.2).least.tolist() == [4, 10, 7]
+    assert widest(None).least.tolist() == [1, 1, 1]  # a method's own threshold decides
+
+
+def test_the_floor_leaves_the_lowest_budget_as_it_is() -> None:
+    lowest = widest(sc.Budget(macs=0.5)).cost(np.ones(3, dtype=np.int64)).macs
+    tightest = widest(sc.Budget(macs=lowest))
+    tightest.check()
+    assert tightest.least.tolist() == [1, 1, 1]
+    with pytest.raises(sc.BudgetError):
+        widest(sc.Budget(macs=lowest - 1)).check()
+
+
+@pytest.mark.parametrize("method", ["l2", "bn-scale", "epruner", "oracle", "aofp", "npn", "onestep"])
+def test_every_method_keeps_the_floor(method: str) -> None:
+    """Even for a layer whose channels all look useless to it."""
+    torch.manual_seed(0)
+    conv = [
+        layer for i, o in ((3, 20), (20, 40), (40, 30)) for layer in (nn.Conv2d(i, o, 3), nn.BatchNorm2d(o), nn.ReLU())
+    ]
+    net = nn.Sequential(*conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(30, 5))
+    with torch.no_grad():
+        net[3].weight *= 1e-6
+        net[4].weight *= 1e-6
+    x = torch.randn(16, 3, 9, 9)
+    batches = [(x, torch.arange(16) % 5)] * 4
+    settings = {"oracle": {"examples": 16, "granularity": 16}, "l2": {}, "bn-scale": {}, "epruner": {}}.get(
+        method, {"epochs": 1}
+    )
+    chosen = resolve(method, **settings)
+    result = sc.prune(net, x[:2], chosen, sc.Budget(macs=0.3), sc.Data(batches, batches[:1]), progress=False)
+    widths = {name: len(k) for name, k in result.plan.groups.items()}
+    assert all(widths.get(g.name, g.size) >= -(-g.size // 10) for g in sc.trace(net, x[:2]).groups)
 
 
 def test_the_lowest_scores_go_first_whatever_their_group() -> None:

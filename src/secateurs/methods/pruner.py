@@ -48,7 +48,7 @@ class Pruner:
             str, Part
         ] = {}  # the networks as the engine calls them, for example wrapped in DistributedDataParallel
         self.mean: Callable[[Tensor], Tensor] = lambda x: x  # over all processes
-        self.processes = 1
+        self.rank, self.processes = 0, 1
         self.log: Callable[[str], None] = lambda line: None  # reports a line of text
         self.share = (0, 1)  # (rank, world size) if batches of the data are still to be split between processes
         self.history: list[dict[str, Any]] = []  # the method's history, if nothing else records it
@@ -142,7 +142,7 @@ class PrunerHook(Hook):
         networks = self.pruner.networks.items()
         self.pruner.wrapped = {name: engine.add_network(name, net, optimizer) for name, (net, optimizer) in networks}
         self.pruner.mean = lambda x: engine.sum(x.to(engine.device)).to(x.device) / engine.world
-        self.pruner.processes = engine.world
+        self.pruner.rank, self.pruner.processes = engine.rank, engine.world
         self.pruner.log = engine.report.line
         self.pruner.share = engine.runtime.share(engine.train_data)
         self.pruner.begin(engine.total, engine.per_epoch or 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -13,18 +14,49 @@ from secateurs.graph import ChannelGraph, ChannelGroup, Cost
 
 Array = np.ndarray
 ALL = Setting("scope", "all")
+FLOOR = 0.1
 
 
 class Widths:
-    """Costs and limits of cutting some groups of a graph. A candidate is one width per group."""
+    """Costs and limits of cutting some groups of a graph. A candidate is one width per group.
 
-    def __init__(self, graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget | None) -> None:
+    floor: the fraction of its channels that every group keeps if the budget allows it, however low their scores. Scores are
+        hardly comparable between layers, and a layer of one channel is a loss that no other layer makes up for.
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget | None, floor: float = FLOOR
+    ) -> None:
         self.graph, self.groups, self.budget = graph, list(groups), budget
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
         self._at = np.array([graph.index(g.name) for g in self.groups], dtype=np.int64)
         self.base = graph.cost()
         self.step = budget.align if budget else 1
-        self.least = np.minimum(self.sizes, self.step)
+        self.lowest = np.minimum(self.sizes, self.step)  # that any selection may have
+        self.floor = floor if budget else 0.0  # without a budget, a method's own threshold decides
+
+    @cached_property
+    def least(self) -> Array:
+        """The widths that a selection keeps at least: the floor, lowered by the same fraction for all groups just as far as the
+        budget requires. A budget that `lowest` meets is met by these, too."""
+        if self.fits(widths := self.above(self.floor)):
+            return widths
+        steps = [np.arange(1, n * self.floor) / n for n in np.unique(self.sizes)]  # where a width changes
+        shares = np.unique(np.concatenate([np.zeros(1), *steps]))
+        low, high = 0, len(shares)  # the first that doesn't fit
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self.fits(self.above(shares[middle])) else (low, middle)
+        return self.above(shares[max(0, low - 1)])
+
+    def above(self, share: float) -> Array:
+        """The smallest widths with at least this fraction of every group, aligned."""
+        # A share of 3 / 30 of 30 channels is 3, whatever the rounding of their product.
+        return self._rounded(np.ceil(self.sizes * share - 1e-9).astype(np.int64))
+
+    def _rounded(self, widths: Array) -> Array:
+        """Widths rounded up to multiples of the alignment, at least one step and at most the whole group."""
+        return np.minimum(self.sizes, np.maximum(-(-widths // self.step) * self.step, self.lowest))
 
     def cost(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Cost:
         whole = self.graph.sizes.copy()
@@ -35,8 +67,8 @@ class Widths:
         return self.budget is None or self.budget.allows(self.cost(widths), self.base)
 
     def aligned(self, widths: Array) -> Array:
-        """Widths rounded up to multiples of the alignment, at least one step and at most the whole group."""
-        return np.minimum(self.sizes, np.maximum(-(-widths // self.step) * self.step, self.least))
+        """Widths rounded up to multiples of the alignment, at least `least` and at most the whole group."""
+        return np.maximum(self._rounded(widths), self.least)
 
     def check(self, lowest: Cost | None = None) -> None:
         """Raise BudgetError before any work if the budget cannot be met. lowest: the lowest cost that a method which
@@ -55,7 +87,7 @@ class Widths:
                 *([(ALL, " may allow less.")] if narrow else []),
             ]
             hint = tuple(part for i, told in enumerate(hints) for part in (" " * (i > 0), *told))
-            self.budget.check(self.base, lowest or self.cost(self.least), hint)
+            self.budget.check(self.base, lowest or self.cost(self.lowest), hint)
 
     def _coarse(self) -> tuple[object, ...]:
         """What the alignment does to the lowest cost."""

@@ -267,7 +267,7 @@ class _Stages:
         budget = self._budget(cost, scaled)
         task = Task(wide, sc.trace(wide, inputs), budget, self.scope, data, self.seed, inputs)
         widths = task.widths
-        least = widths.cost(widths.least).macs if widths.groups else 0
+        least = widths.cost(widths.lowest).macs if widths.groups else 0
         if widths.groups and least > budget.limits(scaled).macs:
             raise BudgetError(
                 Setting("macs", self.macs), f" ({budget.limits(scaled).macs:,} of the base's {cost.macs:,}) cannot be met: "

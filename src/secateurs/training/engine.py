@@ -66,6 +66,7 @@ class Engine(TrainingRun):
         else:
             R.refuse_old(self)
         R.rewrite_log(self)
+        self._done = self._done or any(hook.done(self) for hook in self.hooks)  # nothing to do takes no step
         self._saved_at = time.monotonic()
         with self.report:
             self.report.start(self.total, self.step)

@@ -33,7 +33,7 @@ def prune(folder: Path | None, resume: bool = False, rank: int = 0, world: int =
 
 
 def child(folder: str, resume: bool, die_at: tuple[str, int] | None, ready: Any) -> None:
-    from secateurs.methods.aofp.method import AOFPPruner
+    from secateurs.methods.aofp.pruner import AOFPPruner
 
     if die_at is not None:
         where, count = die_at
@@ -47,7 +47,7 @@ def child(folder: str, resume: bool, die_at: tuple[str, int] | None, ready: Any)
 @functools.lru_cache(maxsize=1)
 def context() -> Any:
     found = mp.get_context("forkserver")
-    found.set_forkserver_preload(["secateurs.api", "secateurs.methods.aofp.method", "accelerate", __name__])
+    found.set_forkserver_preload(["secateurs.api", "secateurs.methods.aofp.pruner", "accelerate", __name__])
     return found
 
 

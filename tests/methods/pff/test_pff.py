@@ -17,8 +17,8 @@ import secateurs as sc
 from secateurs.methods import Task
 from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.method import PFF, PFFPruner
-from secateurs.methods.pff.select import Left, Stripes
 from secateurs.methods.pff.skeleton import Norms, Skeleton
+from secateurs.methods.stripes.select import Left, Stripes
 from secateurs.stripes import StripeConv2d
 from secateurs.testing.networks import network, randomize
 from secateurs.testing.state import State

@@ -193,7 +193,7 @@ class OneStepPruner(Pruner):
 
     def _affordable(self, crucial: list[Layer]) -> tuple[set[str], list[Layer]]:
         """Groups to keep whole, and the crucial layers that cannot be kept, the least important first, if the budget could not
-        be met even with one channel left in every other group. The classifier's hidden layers are kept whole if possible."""
+        be met with every other group at its floor. The classifier's hidden layers are kept whole if possible."""
         task = self.task
         whole: set[str] = set()
         released = []
@@ -210,7 +210,7 @@ class OneStepPruner(Pruner):
     def _fits(self, whole: set[str]) -> bool:
         free = [g for g in self.task.groups if g.name not in whole]
         widths = Widths(self.task.graph, free, self.task.budget)
-        return widths.fits(widths.least)
+        return widths.fits(widths.above(widths.floor))
 
     def _ranked(self, beta: np.ndarray) -> np.ndarray:
         if self.config.ranking == "global":

@@ -14,13 +14,12 @@ from secateurs.graph.channels import parameter
 from secateurs.masking import mask
 from secateurs.methods.method import Task
 from secateurs.methods.pff.control import Controller
-from secateurs.methods.pff.select import Stripes
 from secateurs.methods.pff.sizes import restore_, sizes
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
 from secateurs.methods.selection import Selection
-from secateurs.stripes import StripeConv2d
+from secateurs.methods.stripes.select import Stripes, channel_scores, check_kernels, kernels
 from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
 from secateurs.training import Recipe
 
@@ -77,11 +76,7 @@ class PFF(TrainingMethod):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        if not kernels(task):
-            why = "no convolution with a kernel larger than 1×1 and one group"
-            if any(isinstance(m, StripeConv2d) for m in task.model.modules()):
-                why = "only convolutions whose stripes are already cut"
-            raise ConfigError(f"pff found {why}: there is nothing to prune.")
+        check_kernels(task, self.name)
         if self.penalty == "group-lasso" and self.train == "skeleton":
             raise ConfigError(
                 Setting("train", "skeleton", PFF),
@@ -104,11 +99,6 @@ class PFF(TrainingMethod):
 
     def stripes(self, task: Task) -> Stripes:
         return Stripes(task, kernels(task), self.skeleton == "position", self.floor)
-
-
-def kernels(task: Task) -> dict[str, tuple[int, int, int]]:
-    """Weights that get a skeleton, with their filters, rows and columns."""
-    return {name: shape for name, shape in task.graph.kernels.items() if shape[1] * shape[2] > 1}
 
 
 class PFFPruner(Pruner):
@@ -277,12 +267,7 @@ class PFFPruner(Pruner):
         return selection
 
     def _channel_scores(self) -> list[np.ndarray]:
-        """Mean absolute weight of each channel, relative to its group's mean."""
-        found = []
-        for group in self.task.groups:
-            s = group.filters(self.model).abs().mean(1).double().cpu().numpy()
-            found.append(s / s.mean() if s.mean() > 0 else s)
-        return found
+        return channel_scores(self.task)
 
     def _change(self, selection: Selection, inputs: Any) -> float:
         """The effect of the constants that the removed channels still output: the largest change of the network's output
