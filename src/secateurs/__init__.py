@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         register,
     )
     from secateurs.plans import Plan, trace
-    from secateurs.recovery import Distil, Mimic, Recover
+    from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
     from secateurs.result import Figures, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
@@ -85,6 +85,7 @@ __all__ = [
     "PlanError",
     "PruneRun",
     "Random",
+    "Reconstruct",
     "Recover",
     "RedesignRun",
     "RedesignTraining",
@@ -128,7 +129,7 @@ _HOMES = {
         "TrainingMethod methods register"
     ),
     "secateurs.plans": "Plan trace",
-    "secateurs.recovery": "Distil Mimic Recover",
+    "secateurs.recovery": "Distil Mimic Reconstruct Recover",
     "secateurs.result": "Figures Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ class Equations(Protocol):
     count: int  # samples
 
     def add(self, x: Tensor, y: Tensor) -> None: ...
+
+    def merge(self, other: Any) -> None:
+        """Add the samples of another, of the same kind."""
 
     def loss(self, w: Tensor) -> Tensor:
         """Σ (x · w − y)² by output, (G, O). w: (G, n, O)."""
@@ -35,7 +38,9 @@ class Moments:
     free: how many inputs, the last ones, have no penalty: a constant.
     """
 
-    def __init__(self, groups: int, inputs: int, outputs: int, free: int = 0, device: torch.device | None = None) -> None:
+    def __init__(
+        self, groups: int, inputs: int, outputs: int, free: int = 0, device: torch.device | None = None
+    ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
 
@@ -52,7 +57,6 @@ class Moments:
         self.count += x.shape[1]
 
     def merge(self, other: Moments) -> None:
-        """Add the samples of another."""
         for name in ("xx", "xy", "y", "yy", "count"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
@@ -90,7 +94,6 @@ class Rows:
         self.count += x.shape[1]
 
     def merge(self, other: Rows) -> None:
-        """Add the samples of another."""
         self._x += other._x
         self._y += other._y
         self.count += other.count

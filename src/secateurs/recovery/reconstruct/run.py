@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
@@ -16,13 +17,22 @@ from secateurs.plans import Plan
 from secateurs.recovery.reconstruct.solver import Solution
 from secateurs.recovery.reconstruct.structure import Step, Structure
 from secateurs.recovery.reconstruct.walk import Original, Sampler, Targets, Walk, rows
+from secateurs.training.progress import Reporter
 
 CHUNK = 32  # images that run at a time
 LOOK = 2  # images of the run that finds the layers
 
 
 def reconstruct_(
-    model: nn.Module, original: nn.Module, plan: Plan, batches: Iterable[Any], *, positions: int, ridge: float, seed: int
+    model: nn.Module,
+    original: nn.Module,
+    plan: Plan,
+    batches: Iterable[Any],
+    *,
+    positions: int,
+    ridge: float,
+    seed: int,
+    report: Reporter | None = None,
 ) -> dict[str, Solution]:
     """Solve a cut network's layers, in place. Returns the solutions by weight, in the order in which the layers run.
 
@@ -47,9 +57,14 @@ def reconstruct_(
             return {}
         sampler = Sampler(positions, seed)
         watched = Original(original, targets, sampler)
+        report = report or Reporter("silent")
+        report.start(len(chunks) + len(targets), 0)
         for chunk, inputs in enumerate(chunks):
             watched.run(chunk, inputs)
-        return Walk(model, names, steps, targets, norms, sampler, ridge).run(chunks)
+            report.show(chunk + 1, "running the original")
+        walk = Walk(model, names, steps, targets, norms, sampler, ridge)
+        walk.solved = lambda done, name: report.show(len(chunks) + done, name)
+        return walk.run(chunks)
 
 
 def _reads_cut(step: Step, plan: Plan) -> bool:
@@ -65,6 +80,8 @@ def _targets(step: Step, original: nn.Module, plan: Plan) -> Targets:
     scale = None
     if step.norm is not None:
         norm = original.get_submodule(step.norm.rpartition(".")[0])
+        assert isinstance(norm, _BatchNorm)
+        assert norm.running_var is not None
         scale = torch.rsqrt(norm.running_var + norm.eps)
         scale = scale if norm.weight is None else scale * norm.weight
         scale = (scale if index is None else scale[index]).detach()

@@ -20,7 +20,7 @@ from secateurs.graph.inputs import call, tensors
 from secateurs.recovery.reconstruct.layers import sampled
 from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.solver import Problem, Solution
-from secateurs.recovery.reconstruct.structure import Step, Structure
+from secateurs.recovery.reconstruct.structure import Step
 from secateurs.recovery.reconstruct.watch import Key, Layer, Watch
 from secateurs.training.seeds import mix
 
@@ -174,6 +174,7 @@ class Walk:
         self.targets = {t.step.key: t for t in targets}
         self.others = by_other(targets)
         self.solutions: dict[str, Solution] = {}  # by weight
+        self.solved: Callable[[int, str], None] = lambda done, name: None  # called after each
         self.stale: set[_BatchNorm] = set()  # norms whose statistics are of the inputs that they had in the original
         self._problem: Problem | None = None  # of the layer that the chunks are arriving at …
         self._pooled: Pooled | None = None  # … or the statistics of the norm
@@ -225,6 +226,7 @@ class Walk:
             weight.copy_(found.weight)
         if bias is not None and found.constant is not None:
             bias.copy_(found.constant)
+        self.solved(len(self.solutions), name)
         if len(self.solutions) == 1:
             self.stale = set(self._norms.values())
 

@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.graph.channels import named_tensors
 from secateurs.recovery.reconstruct.layers import LINEAR, Geometry
-from secateurs.stripes import StripeConv2d  # registers the op
 
 aten = torch.ops.aten
 _TRANSPOSES = (aten.t.default, aten.transpose.int)
@@ -75,8 +74,8 @@ class Watch(TorchDispatchMode):
         """The layer that this op is, if it is one."""
         if func is aten.convolution.default:
             x, w, bias, stride, padding, dilation, transposed, _, groups = args
-            sizes = (_all(v, w.ndim - 2) for v in (stride, padding, dilation))
-            geometry = Geometry(groups, tuple(w.shape[2:]), *sizes, transposed)
+            s, p, d = (_all(v, w.ndim - 2) for v in (stride, padding, dilation))
+            geometry = Geometry(groups, tuple(w.shape[2:]), s, p, d, transposed)
             return Layer(self.names[id(w)], w, bias, geometry, x) if id(w) in self.names and x.ndim == w.ndim else None
         if func is torch.ops.secateurs.stripe_conv2d.default:
             x, w, bias, kept, stride, padding, dilation = args
