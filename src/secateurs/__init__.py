@@ -21,6 +21,7 @@ from secateurs.version import __version__
 if TYPE_CHECKING:
     from secateurs.api import attach, build, load, prune, widen
     from secateurs.budget import Budget
+    from secateurs.calibration import calibrate
     from secateurs.data import Data
     from secateurs.graph import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.masking import mask
@@ -103,6 +104,7 @@ __all__ = [
     "apply",
     "attach",
     "build",
+    "calibrate",
     "count",
     "cut_",
     "load",
@@ -121,6 +123,7 @@ __all__ = [
 _HOMES = {
     "secateurs.api": "attach build load prune widen",
     "secateurs.budget": "Budget",
+    "secateurs.calibration": "calibrate",
     "secateurs.data": "Data",
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",

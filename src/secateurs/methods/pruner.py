@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -174,6 +174,8 @@ class PrunerHook(Hook):
 
 class TrainingMethod(Method):
     """Base class of methods that prune during training. `select` runs the engine; `attach` is for a loop of the user's own."""
+
+    reads_labels: ClassVar[bool] = True
 
     steps_per_epoch: int | None = Field(
         None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"

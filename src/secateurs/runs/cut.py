@@ -64,6 +64,7 @@ class Cut:
     recover: Sequence[Phase]
     scope: Scope | None
     allow_inexact: bool
+    calibrate: bool
     pretrain: Pretraining
     folder: RunFolder
     seed: int
@@ -104,6 +105,7 @@ class Cut:
             "budget": None if self.budget is None else asdict(self.budget),
             "scope": self.scope or self.method.default_scope,
             "allow_inexact": self.allow_inexact,
+            **({"calibrate": True} if self.calibrate else {}),  # as runs were on record before there was calibration
             "recover": written(self.recover),
             "pretrain": None if self.network.has_weights else self.pretrain.record(),
             "seed": self.seed,
@@ -194,6 +196,7 @@ class Cut:
             self.recover,
             self.scope,
             self.seed,
+            calibrate=self.calibrate,
             allow_inexact=self.allow_inexact,
             report=self.log,
             folder=self.folder.folder,
@@ -221,9 +224,9 @@ class Cut:
         return told
 
     def _judge(self, result: Result) -> None:
-        cut, after = result.cut.top1, result.after.top1
-        if self.recover and cut is not None and after is not None and after < cut:
-            told = f"recovery left top-1 at {after:.2f}%, below the {cut:.2f}% right after the cut: try "
+        start, after = result.calibrated.top1, result.after.top1
+        if self.recover and start is not None and after is not None and after < start:
+            told = f"recovery left top-1 at {after:.2f}%, below the {start:.2f}% that it began with: try "
             trained = [recipe for recipe in self.recover if isinstance(recipe, Recipe)]
             mimics = all(recipe.mode == "mimic" for recipe in trained)
             knob = Setting("lr", of=type(trained[0])) if trained and mimics else Setting("lr")

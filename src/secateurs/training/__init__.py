@@ -1,6 +1,6 @@
 """The training engine, used by everything that trains."""
 
-from secateurs.training.batches import Batch
+from secateurs.training.batches import Batch, has_labels, without_labels
 from secateurs.training.checkpoint import CheckpointStore
 from secateurs.training.engine import Engine
 from secateurs.training.hooks import Hook
@@ -20,4 +20,6 @@ __all__ = [
     "Recipe",
     "check_data",
     "evaluate",
+    "has_labels",
+    "without_labels",
 ]

@@ -24,6 +24,11 @@ class Phase(Presets):
         except ValidationError as error:
             raise ConfigError(*_explain(type(self), error)) from None
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether training batches must be pairs (inputs, targets); without labels, the loss is a hook's."""
+        return True
+
 
 class Recipe(Phase):
     """How to train: optimizer, schedule, regularization and precision. Raises ConfigError for invalid values."""

@@ -17,7 +17,7 @@ from secateurs.plans import Plan
 from secateurs.recovery.reconstruct.recipe import Reconstruct
 from secateurs.recovery.reconstruct.run import reconstruct_
 from secateurs.recovery.reconstruct.walk import rows
-from secateurs.training import batches as B
+from secateurs.training.batches import split_data, to_device, without_labels
 from secateurs.training.checks import Check
 from secateurs.training.processes import Peers, several
 from secateurs.training.progress import Mode, Reporter
@@ -72,13 +72,9 @@ def _reconstruct(
 
 def _images(model: nn.Module, data: Any, images: int, seed: int, device: torch.device) -> Iterator[Any]:
     """The inputs of the first training images, on the device."""
-    check, left = Check(model, "train"), images
-    for index, raw, _ in B.walk(B.split_data(data)[0], seed=seed, epoch=0):
-        batch = B.share(raw, 0, max(1, len(raw.targets) / left)) if len(raw.targets) > left else raw
-        yield B.to_device(check.fit(batch, index), device).inputs
-        left -= len(batch.targets)
-        if left <= 0:
-            return
+    check = Check(model, "train")
+    for index, batch in enumerate(without_labels(split_data(data)[0], images, seed=seed)):
+        yield to_device(check.fit(batch, index), device).inputs
 
 
 def _shared(model: nn.Module, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -22,3 +22,7 @@ class Reconstruct(Phase):
     ridge: float = Field(
         default=1e-3, gt=0, description="penalty on changes of the weights, relative to the inputs' mean square"
     )
+
+    @property
+    def reads_labels(self) -> bool:
+        return False

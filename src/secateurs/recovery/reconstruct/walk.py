@@ -17,31 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateurs.errors import ConfigError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.inputs import call, tensors
+from secateurs.recovery.calibrate import Pooled
 from secateurs.recovery.reconstruct.layers import sampled
 from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.solver import Problem, Solution
 from secateurs.recovery.reconstruct.structure import Step
 from secateurs.recovery.reconstruct.watch import Key, Layer, Watch
 from secateurs.training.seeds import mix
-
-
-@dataclass
-class Pooled:
-    """Count, mean and sum of squared deviations per channel, in float64."""
-
-    n: float
-    mean: Tensor  # (C,)
-    squares: Tensor  # (C,)
-
-    def add(self, other: Pooled) -> None:
-        """Merge with the statistics of other samples: exactly those of all samples together."""
-        total = self.n + other.n
-        if total:
-            apart = other.mean - self.mean
-            self.mean = self.mean + apart * (other.n / total)
-            self.squares = self.squares + other.squares + apart.square() * (self.n * other.n / total)
-        self.n = total
-
 
 SMALL = 1e-3  # a batch norm's factor, relative to its largest, that is too small to divide by
 
