@@ -357,7 +357,7 @@ def _check(model: Any, budget: Any, scope: Any) -> None:
                 )
 
 
-def _check_labels(data: Data | None, method: Method, recipes: Sequence[Recipe]) -> None:
+def _check_labels(data: Data | None, method: Method, recipes: Sequence[Phase]) -> None:
     """Raise ConfigError before any work if data without labels is passed to what reads them."""
     readers = [method.name] * method.reads_labels + [type(r).__name__ for r in recipes if r.reads_labels]
     if data is not None and readers and not training.has_labels(data.train):

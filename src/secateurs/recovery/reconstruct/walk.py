@@ -50,7 +50,8 @@ class Targets:
 
     step: Step
     kept: Tensor | None  # the channels of its output that are left; None for all
-    scale: Tensor | None  # (O,), what the batch norm after it multiplies by; None if there is none
+    scale: Tensor | None = None  # (O,), what the batch norm after it multiplies by; None if there is none …
+    shift: Tensor | None = None  # … and then adds
     size: tuple[int, ...] = ()  # of its output
     values: list[Tensor] = field(default_factory=list)  # by chunk: (images · P, O)
 
@@ -157,6 +158,7 @@ class Walk:
         self.others = by_other(targets)
         self.solutions: dict[str, Solution] = {}  # by weight
         self.solved: Callable[[int, str], None] = lambda done, name: None  # called after each
+        self._affine: dict[_BatchNorm, tuple[Tensor, Tensor]] = {}
         self.stale: set[_BatchNorm] = set()  # norms whose statistics are of the inputs that they had in the original
         self._problem: Problem | None = None  # of the layer that the chunks are arriving at …
         self._pooled: Pooled | None = None  # … or the statistics of the norm
@@ -191,23 +193,31 @@ class Walk:
         """A chunk has reached a layer that is to be solved."""
         if self._problem is None:
             samples = self._images * min(self.sampler.positions, math.prod(t.size))
-            self._problem = Problem(layer.geometry, layer.weight, layer.bias, layer.kept, samples)
+            constant = layer.bias
+            if constant is None and t.scale is not None and t.step.norm in self._norms:
+                constant = torch.zeros_like(t.scale)  # goes into the norm's bias
+            self._problem = Problem(layer.geometry, layer.weight, constant, layer.kept, samples)
         images = len(layer.x)
         wanted, t.values[chunk] = t.values[chunk], t.values[chunk][:0]
         if other is not None:
             wanted = wanted - t.before_norm(other)
         at = self.sampler.at(t.step.weight, chunk, images, t.size, layer.x.device)
         self._problem.add(layer.geometry.read(layer.x, at, t.size), wanted, images)
-        return Point(t.step.weight, partial(self._solve, t.step.weight, layer.weight, layer.bias))
+        return Point(t.step.weight, partial(self._solve, t, layer.weight, layer.bias))
 
-    def _solve(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
+    def _solve(self, t: Targets, weight: Tensor, bias: Tensor | None) -> None:
+        name = t.step.weight
         assert self._problem is not None
         problem, self._problem = self._problem, None
         found = self.solutions[name] = problem.solve(self._ridge)
         if found.weight is not None:
             weight.copy_(found.weight)
-        if bias is not None and found.constant is not None:
-            bias.copy_(found.constant)
+            constant = torch.zeros((), device=weight.device) if found.constant is None else found.constant
+            if bias is not None:
+                bias.copy_(constant)
+                constant = torch.zeros_like(constant)
+            if t.step.norm in self._norms and t.scale is not None and t.shift is not None:
+                self._affine[self._norms[t.step.norm]] = t.scale, t.shift + t.scale * constant
         self.solved(len(self.solutions), name)
         if len(self.solutions) == 1:
             self.stale = set(self._norms.values())
@@ -238,6 +248,15 @@ class Walk:
         if bool(found.mean.isfinite().all() and variance.isfinite().all()) and found.n > 1:
             norm.running_mean.copy_(found.mean)  # type: ignore[union-attr]
             norm.running_var.copy_(variance)  # type: ignore[union-attr]
+            if norm in self._affine and norm.weight is not None:
+                import os
+                k = float(os.environ.get("KAPPA", "1"))
+                scale, shift = self._affine.pop(norm)
+                full = (variance + norm.eps).sqrt()
+                old = norm.weight.detach().double() / scale  # sigma of the original
+                w = scale * full ** k * old.abs() ** (1 - k)
+                norm.weight.copy_(w)
+                norm.bias.copy_(shift + scale * found.mean)
 
 
 def rows(inputs: Any) -> int:
