@@ -47,7 +47,7 @@ def test_accuracy_is_measured_where_there_is_validation_data() -> None:
     given = data()
     with_val = sc.prune(network(), images(), "l1", HALF, data=given)
     assert with_val.before.top1 is not None
-    assert with_val.cut.loss == with_val.after.loss
+    assert with_val.cut.loss != with_val.calibrated.loss == with_val.after.loss
     without = sc.prune(network(), images(), "l1", HALF, data=given.train)
     assert (without.before.top1, without.cut.top1, without.after.loss) == (None, None, None)
 
@@ -59,7 +59,9 @@ def test_recovery() -> None:
     result = sc.prune(model, images(), "l1", HALF, **options)
     assert result.after.loss < result.cut.loss
     assert (result.after.macs, result.after.params) == (result.cut.macs, result.cut.params)
-    assert len(result.history) == 3
+    calibrated, *epochs = result.history
+    assert calibrated["event"] == "calibrated"
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
     again = sc.prune(model, images(), "l1", HALF, **options)
     for key, value in result.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[key])
@@ -73,8 +75,10 @@ def test_wrong_requests() -> None:
         sc.prune(model, images(), "l1", HALF, recover=sc.Recover(epochs=1))
     with pytest.raises(sc.ConfigError, match="l1 needs a budget"):
         sc.prune(model, images(), "l1")
-    with pytest.raises(sc.DataError, match="not a pair"):
-        sc.prune(model, images(), "l1", HALF, data=[images()])
+    with pytest.raises(
+        sc.ConfigError, match="Recover reads labels, and the training batches of this data are inputs only"
+    ):
+        sc.prune(model, images(), "l1", HALF, data=[images()], recover=sc.Recover(epochs=1))
     with pytest.raises(
         sc.BudgetError, match=r"No channel group is prunable, mostly because: .* See `secateurs inspect`\.$"
     ):

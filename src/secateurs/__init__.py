@@ -21,6 +21,7 @@ from secateurs.version import __version__
 if TYPE_CHECKING:
     from secateurs.api import attach, build, load, prune, widen
     from secateurs.budget import Budget
+    from secateurs.calibration import calibrate
     from secateurs.data import Data
     from secateurs.graph import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.masking import mask
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         Criterion,
         EPruner,
         Index,
+        L2Stripes,
         Method,
         OneStep,
         Oracle,
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
         register,
     )
     from secateurs.plans import Plan, trace
-    from secateurs.recovery import Distil, Mimic, Recover
+    from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
     from secateurs.result import Figures, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
@@ -74,6 +76,7 @@ __all__ = [
     "EPruner",
     "Figures",
     "Index",
+    "L2Stripes",
     "Method",
     "Mimic",
     "NonFiniteLossError",
@@ -83,6 +86,7 @@ __all__ = [
     "PlanError",
     "PruneRun",
     "Random",
+    "Reconstruct",
     "Recover",
     "RedesignRun",
     "RedesignTraining",
@@ -100,6 +104,7 @@ __all__ = [
     "apply",
     "attach",
     "build",
+    "calibrate",
     "count",
     "cut_",
     "load",
@@ -118,15 +123,16 @@ __all__ = [
 _HOMES = {
     "secateurs.api": "attach build load prune widen",
     "secateurs.budget": "Budget",
+    "secateurs.calibration": "calibrate",
     "secateurs.data": "Data",
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (
-        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index Method OneStep Oracle Random Taylor TrainingMethod "
-        "methods register"
+        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Method OneStep Oracle Random Taylor "
+        "TrainingMethod methods register"
     ),
     "secateurs.plans": "Plan trace",
-    "secateurs.recovery": "Distil Mimic Recover",
+    "secateurs.recovery": "Distil Mimic Reconstruct Recover",
     "secateurs.result": "Figures Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",

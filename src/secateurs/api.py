@@ -15,6 +15,7 @@ from torch import nn
 from secateurs import artifact, recovery, training
 from secateurs.artifact.provenance import UNKNOWN, after_cut, begun, rebuilt, remember, source_of
 from secateurs.budget import Budget
+from secateurs.calibration import images_of
 from secateurs.data import Data
 from secateurs.devices import usable
 from secateurs.errors import ArtifactError, BudgetError, ConfigError, SpecError, nearest
@@ -32,10 +33,11 @@ from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply, verify
 from secateurs.surgery.verify import check_deterministic
-from secateurs.training import CheckpointStore, Hook, Recipe
+from secateurs.training import CheckpointStore, Hook, Phase
 from secateurs.training.metrics import Loss
 from secateurs.training.progress import Mode
 from secateurs.training.resume import refuse_foreign_log
+from secateurs.training.runtime import wait_for_everyone
 from secateurs.widening.grow import widened
 from secateurs.zoo import FAMILIES
 from secateurs.zoo import build as build_from_zoo
@@ -48,10 +50,11 @@ def prune(
     method: str | Method = "epruner",
     budget: Budget | None = None,
     data: Any = None,
-    recover: Recipe | Sequence[Recipe] | None = None,
+    recover: Phase | Sequence[Phase] | None = None,
     scope: Scope | None = None,
     seed: int = 0,
     *,
+    calibrate: Any = True,
     allow_inexact: bool = False,
     report: Callable[[str], None] = lambda line: None,
     folder: str | Path | None = None,
@@ -75,8 +78,11 @@ def prune(
     method: a name (see `methods()`) or a configured method, for example `EPruner(beta=0.7)`.
     budget: the cost that the result may have at most.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
-    recover: how to train the cut network: `Recover`, `Mimic`, `Distil`, or a list of them, run in order; None skips
-        recovery. `Mimic` and `Distil` use the given model as the teacher.
+        Training batches may be inputs only, as long as neither the method nor the recovery reads labels.
+    calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`: with
+        True, those of `data`, if any; or batches to use instead; False leaves the network as it was cut and verified.
+    recover: how to recover the cut network: `Reconstruct`, `Recover`, `Mimic`, `Distil`, or a list of them, run in order;
+        None skips recovery. All but `Recover` use the given model as the teacher; `Reconstruct` and `Mimic` read no labels.
     scope: "internal" keeps channels on a shortcut, "all" also cuts them; None is the method's default, which follows its
         paper ("internal" for most).
     allow_inexact: also cut channels that a normalization computes statistics over. Such a cut is not verified, and
@@ -99,20 +105,22 @@ def prune(
     chosen = resolve(method)
     _check(model, budget, scope)
     _check_unknown(unknown, chosen)
-    if recover is not None and not isinstance(recover, Recipe | list | tuple):
+    if recover is not None and not isinstance(recover, Phase | list | tuple):
         raise ConfigError(
             f"recover={recover!r} is not a valid recovery: pass a recipe such as sc.Recover(epochs=3), or a list of recipes."
         )
     modes = {name: module.training for name, module in model.named_modules()}
     steps = recovery.phases(recover)
     if steps and data is None:
-        raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
+        raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
+    source = None if data is None else Data.of(data)
+    images = images_of(calibrate, source)
+    _check_labels(source, chosen, [recipe for _, recipe in steps])
     if folder is not None and (phases := ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]):
         check_writable(folder)
         for name in phases:
             refuse_foreign_log(Path(folder) / name)
-    source = None if data is None else Data.of(data)
     origin, placement = source_of(model), Placement.of(model)
     where = placement.device if source is None and device is None else usable(device)
     options = {
@@ -150,12 +158,21 @@ def prune(
     report(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
     )
-    cut = _figures(cost, small, source, loss)
-    after = cut
+    cut = calibrated = _figures(cost, small, source, loss)
+    if images is not None and (plan.groups or plan.stripes):
+        # Processes pool what they find where all of them are known to be here: they train together.
+        if pooled := bool(steps) or isinstance(chosen, TrainingMethod):
+            wait_for_everyone(where)
+        found = training.without_labels(images, recovery.IMAGES, seed=seed)
+        used, norms = recovery.calibrate_(small, found, pooled=pooled)
+        history.append({"event": "calibrated", "images": used, "norms": norms})
+        report(f"calibrated {norms} batch norms on {used:,} images")
+        calibrated = _figures(cost, small, source, loss)
+    after = calibrated
     for name, recipe in steps:
         history += recovery.recover(
-            small, source, recipe, teacher=original, example_inputs=example_inputs, nodes=selection.nodes, seed=seed,
-            resume=resume, **_phase(folder, name, options),
+            small, source, recipe, plan=plan, teacher=original, example_inputs=example_inputs, nodes=selection.nodes,
+            seed=seed, resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
     if steps:
         after = _figures(cost, small, source, loss)
@@ -170,7 +187,7 @@ def prune(
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
     remember(small, after_cut(UNKNOWN if origin is None else origin, plan))
-    return Result(small, plan, before, cut, after, error, chosen, history, origin)
+    return Result(small, plan, before, cut, calibrated, after, error, chosen, history, origin)
 
 
 def build(
@@ -338,6 +355,15 @@ def _check(model: Any, budget: Any, scope: Any) -> None:
                     f"A pruner is already attached to this model{f' (at {name})' if name else ''}: call its "
                     f"finish() or plan() first, or use a fresh model."
                 )
+
+
+def _check_labels(data: Data | None, method: Method, recipes: Sequence[Phase]) -> None:
+    """Raise ConfigError before any work if data without labels is passed to what reads them."""
+    readers = [method.name] * method.reads_labels + [type(r).__name__ for r in recipes if r.reads_labels]
+    if data is not None and readers and not training.has_labels(data.train):
+        raise ConfigError(
+            f"{readers[0]} reads labels, and the training batches of this data are inputs only: pass pairs (inputs, targets)."
+        )
 
 
 def _check_unknown(unknown: Mapping[str, Any], method: Method) -> None:

@@ -27,7 +27,8 @@ class Result:
     model: nn.Module  # the smaller network
     plan: Plan  # what is kept of the original
     before: Figures  # the original
-    cut: Figures  # after the cut, before recovery
+    cut: Figures  # right after the cut
+    calibrated: Figures  # after calibration; those of the cut if nothing was calibrated
     after: Figures  # after recovery
     error: float  # relative difference between the sliced and the masked network
     method: Method
@@ -60,6 +61,7 @@ class Result:
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "before": asdict(self.before),
             "cut": asdict(self.cut),
+            "calibrated": asdict(self.calibrated),
             "after": asdict(self.after),
             "error": self.error,
             "stripes": summary(self.plan),

@@ -41,8 +41,8 @@ def test_inputs_may_be_tuples_and_dicts() -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (torch.zeros(4, 3, 8, 8), r"tensor of shape \(4, 3, 8, 8\), not a pair"),
-        ((torch.zeros(4),), "tuple of 1"),
+        ((1,), "tuple of 1"),
+        ((torch.zeros(4),) * 3, "tuple of 3"),
         ((torch.zeros(4), 3), "targets must be a tensor"),
         (([1, 2], torch.zeros(2)), "inputs must be a tensor"),
         ((torch.zeros(4, 3), torch.zeros(5)), "4 inputs and 5 targets"),
@@ -65,6 +65,28 @@ def test_bad_sources(source: Any, message: str) -> None:
         Data(source)
 
 
-def test_a_single_batch_by_itself() -> None:
+@pytest.mark.parametrize("source", [BATCH, list(BATCH), BATCH[0]])
+def test_a_single_batch_by_itself(source: Any) -> None:
     with pytest.raises(DataError, match="put it in a list"):
-        Data.of(BATCH)
+        Data.of(source)
+
+
+X = torch.zeros(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize("batch", [X, (X,), [X], {"x": X}, ({"x": X},), ((X, X),)])
+def test_training_batches_may_be_inputs_only(batch: Any) -> None:
+    data = Data([batch, batch])
+    assert [type(inputs) for inputs in data.inputs()] == [
+        type(batch[0] if isinstance(batch, tuple | list) else batch)
+    ] * 2
+    with pytest.raises(DataError, match=r"Batch 0 of train .* not a pair"):
+        list(data.batches())
+    with pytest.raises(DataError, match=r"Batch 0 of val .* not a pair"):
+        Data([batch], val=[batch])
+
+
+@pytest.mark.parametrize("batch", [X[:0], {"x": X[0, 0, 0, 0]}, {}, (((),),)])
+def test_inputs_without_an_example(batch: Any) -> None:
+    with pytest.raises(DataError, match="Batch 0 of train"):
+        Data([batch])

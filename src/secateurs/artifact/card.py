@@ -139,6 +139,7 @@ class Card(_Open):
     method: MethodRecord
     before: Figures
     cut: Figures
+    calibrated: Figures  # the cut's, where nothing was calibrated
     after: Figures
     error: Number | None  # relative error between the sliced and the masked network; None if not verified
     stripes: list[StripesRecord] = []
@@ -156,16 +157,21 @@ class Card(_Open):
     @classmethod
     def _readable(cls, body: Any) -> Any:
         check_format(body, "secateurs", VERSION, "the card of a Secateurs artifact")
-        return body
+        return {**body, "calibrated": body["cut"]} if "cut" in body and "calibrated" not in body else body
 
     def networks(self) -> list[tuple[str, Figures]]:
         """What each network on the way to this artifact is called, and its figures: the original first, the last cut,
-        and what recovery made of it where that is another."""
-        return networks(self.earlier, self.before, self.cut, self.after)
+        and what calibration and recovery made of it where that is another."""
+        return networks(self.earlier, self.before, self.cut, self.calibrated, self.after)
 
 
-def networks(earlier: Sequence[Earlier], before: Figures, cut: Figures, after: Figures) -> list[tuple[str, Figures]]:
+def networks(
+    earlier: Sequence[Earlier], before: Figures, cut: Figures, calibrated: Figures, after: Figures
+) -> list[tuple[str, Figures]]:
     """`Card.networks`, of figures that are on no card yet."""
     names = ["before", *(f"after {one.method}" for one in earlier), "after the cut"]
     found = list(zip(names, [*(one.before for one in earlier), before, cut], strict=True))
-    return found if after == cut else [*found, ("after recovery", after)]
+    for name, last, figures in (("calibrated", cut, calibrated), ("after recovery", calibrated, after)):
+        if figures != last:
+            found.append((name, figures))
+    return found

@@ -97,7 +97,7 @@ def demo(
             raise error.within(f"{method.name}: ").advised() from error
     rewind(data)
     _train(network, data, epochs, seed)
-    rows = report.table("method", "MACs", "params", "before", "cut", "recovered", "error", "time")
+    rows = report.table("method", "MACs", "params", "before", "cut", "calibrated", "recovered", "error", "time")
     failures: list[tuple[str, Exception]] = []
     for i, method in enumerate(chosen, start=1):
         log(f"[{i}/{len(chosen)}] {method.name}")
@@ -105,13 +105,13 @@ def demo(
             rows.add_row(*_row(method, network, data, budget, recover_epochs, seed))
         except Exception as failure:  # the others still get their rows
             failures.append((method.name, failure))
-            rows.add_row(method.name, *["-"] * 6, "failed")
+            rows.add_row(method.name, *["-"] * 7, "failed")
     console = options.out()
     console.print(f"{SPEC} on scikit-learn's digits")
     console.print()
     console.print(rows)
     console.print()
-    console.print("before, cut, recovered: top-1 %; error: sliced against masked network")
+    console.print("before, cut, calibrated, recovered: top-1 %; error: sliced against masked network")
     console.print(f"{report.duration(time.perf_counter() - began)} in all")
     for name, cause in failures:
         log(f"secateurs: {name}: {cause.text(option) if isinstance(cause, SecateursError) else cause}")
@@ -153,7 +153,7 @@ def _row(method: Method, network: nn.Module, data: Data, budget: Budget, epochs:
         method.name,
         f"{report.short(after.macs)} ({report.share(after.macs, before.macs)})",
         report.short(after.params),
-        *(report.percent(stage.top1) for stage in (before, result.cut, after)),
+        *(report.percent(stage.top1) for stage in (before, result.cut, result.calibrated, after)),
         report.error(result.error),
         report.duration(time.perf_counter() - began),
     ]

@@ -90,9 +90,8 @@ def evaluate(
         return
     if as_json:
         figures = {} if card is None else card.model_dump(mode="json")
-        print(
-            json.dumps({"measured": found, "card": {k: figures.get(k) for k in ("before", "cut", "after")}}, indent=2)
-        )
+        told = {name: figures.get(name) for name in ("before", "cut", "calibrated", "after")}
+        print(json.dumps({"measured": found, "card": told}, indent=2))
     else:
         _show(str(model) if artifact is None else shown(artifact), found, card)
 

@@ -36,6 +36,7 @@ def prune(
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     then: Many = (),
     allow_inexact: Flag = False,
+    calibrate: Annotated[bool, Parameter(negative="--no-calibrate", show_default=False)] = True,
     model_options: ModelOptions | None = None,
     data_options: DataOptions | None = None,
     recover_options: RecoverOptions | None = None,
@@ -98,6 +99,9 @@ def prune(
         after it; may be given several times. Each cut is followed by the same recovery
     allow_inexact
         also cut channels that a layer or group norm takes its statistics over; the cut is then not verified
+    calibrate
+        re-estimate the batch-norm statistics of the cut network on 1,024 training images, without labels; it is the default,
+        --no-calibrate leaves them
     out
         folder for the artifact, the checkpoints and the log
     resume
@@ -130,6 +134,7 @@ def prune(
         pretrain_lr=pretrain.pretrain_lr,
         scope=scope,
         allow_inexact=allow_inexact,
+        calibrate=calibrate,
         seed=seed,
         device=device,
         track=track,

@@ -19,8 +19,9 @@ class Data:
     """Training batches, and optionally validation batches, class names and the shape of one input.
 
     train, val: any iterable of `(inputs, targets)` batches that can be iterated repeatedly, or a function that returns
-    one. The first batch of a list is checked at once; `batches()` checks each batch. Raises DataError if one is not a pair
-    of tensors.
+    one. Training batches may also be inputs only, wherever labels are not read: a tensor, a tuple of one, or a dict of
+    keyword arguments. The first batch of a list is checked at once; `batches()` checks each batch. Raises DataError if
+    one is neither.
     """
 
     train: Any
@@ -34,12 +35,18 @@ class Data:
                 continue
             if isinstance(source, str):
                 raise DataError(f"{split}={source!r} is a name, not batches: pass the result of data.load({source!r}).")
+            if isinstance(source, Tensor) or _pair(source):
+                shape = tuple((source if isinstance(source, Tensor) else source[0]).shape)
+                raise DataError(
+                    f"{split} is {'a tensor' if isinstance(source, Tensor) else 'a pair with a tensor'} of shape {shape}, not "
+                    "a sequence of batches: put it in a list, [(inputs, targets)]."
+                )
             if not hasattr(source, "__iter__") and not callable(source):
                 raise DataError(f"{split} must be an iterable of (inputs, targets) batches, not {_kind(source)}.")
             if isinstance(source, (list, tuple)):
                 if not source:
                     raise DataError(f"{split} is empty: it has no batch.")
-                checked(source[0], 0, split)
+                (paired if split == "val" else checked)(source[0], 0, split)
 
     @classmethod
     def of(cls, data: Data | Iterable[Batch] | Any) -> Data:
@@ -48,14 +55,24 @@ class Data:
 
     def batches(self, split: str = "train") -> Iterator[Batch]:
         """The batches of `train` or `val`, each checked to be a pair of inputs and targets."""
+        for index, batch in enumerate(self._pass(split)):
+            yield paired(batch, index, split)
+
+    def inputs(self, split: str = "train") -> Iterator[Any]:
+        """The inputs of the same batches, with or without targets."""
+        for index, batch in enumerate(self._pass(split)):
+            yield checked(batch, index, split)[0]
+
+    def _pass(self, split: str) -> Iterator[Any]:
         source = getattr(self, split)
         if source is None:
             raise DataError(f"This data has no {split} batches: pass Data(…, {split}=…).")
         fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
-        index = -1
-        for index, batch in enumerate(fresh):
-            yield checked(batch, index, split)
-        if index < 0:
+        empty = True
+        for batch in fresh:
+            empty = False
+            yield batch
+        if empty:
             raise DataError(no_batch(source, split))
 
 
@@ -69,7 +86,24 @@ def no_batch(source: Any, split: str) -> str:
     return f"{split} is empty: it has no batch."
 
 
-def checked(batch: Any, index: int, split: str) -> Batch:
+def checked(batch: Any, index: int, split: str) -> tuple[Any, Tensor | None]:
+    """The batch as inputs and targets, None where it is inputs only: a tensor, a dict, or a tuple of one of them, or of a
+    tuple of several tensors. Raises DataError for anything else, and for an empty batch."""
+    alone = isinstance(batch, (tuple, list)) and len(batch) == 1
+    single = batch[0] if alone else batch
+    if not isinstance(single, Tensor | Mapping) and not (alone and isinstance(single, (tuple, list))):
+        return paired(batch, index, split)
+    where, found = f"Batch {index} of {split}", tensors(single)
+    if not found or any(x.ndim == 0 for x in found):
+        raise DataError(
+            f"{where}: inputs must be tensors with an axis of examples, or a tuple or dict of them, not {_kind(single)}."
+        )
+    if not all(len(x) for x in found):
+        raise DataError(f"{where} is empty: its inputs have shape {tuple(found[0].shape)}. Remove it.")
+    return single, None
+
+
+def paired(batch: Any, index: int, split: str) -> Batch:
     """The batch as a pair of inputs and targets. Raises DataError for anything else, and for an empty batch."""
     where = f"Batch {index} of {split}"
     if isinstance(batch, Tensor):
@@ -92,6 +126,16 @@ def checked(batch: Any, index: int, split: str) -> Batch:
     if not len(targets):
         raise DataError(f"{where} is empty: the shapes of its inputs and targets are {shapes}. Remove it.")
     return inputs, targets
+
+
+def _pair(source: Any) -> bool:
+    """Whether this is one batch, inputs and targets, rather than a sequence of batches."""
+    return (
+        isinstance(source, (tuple, list))
+        and len(source) == 2
+        and all(isinstance(x, Tensor) for x in source)
+        and source[1].ndim < source[0].ndim
+    )
 
 
 def _kind(value: Any) -> str:

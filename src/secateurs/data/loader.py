@@ -151,6 +151,12 @@ class Loader:
         other.rank, other.world_size = 0, 1
         return other
 
+    def plain(self) -> Loader:
+        """The same loader, not split between processes and without augmentation."""
+        other = self.whole()
+        other.augment = None
+        return other
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
         self.epoch = epoch

@@ -18,10 +18,11 @@ from secateurs.methods.pff import PFF
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import methods, register, resolve
 from secateurs.methods.selection import Selection
+from secateurs.methods.stripes import L2Stripes
 
 __all__ = [
-    "AOFP", "L1", "L2", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "Method", "OneStep", "Oracle",
-    "Pruner", "Random", "Selection", "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
+    "AOFP", "L1", "L2", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "L2Stripes", "Method", "OneStep",
+    "Oracle", "Pruner", "Random", "Selection", "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
 ]  # fmt: skip
 
 

@@ -42,7 +42,7 @@ class APoZ(Watching):
     """
 
     def scores(self, task: Task) -> dict[str, Tensor]:
-        assessor = Assessor(task, self.examples)
+        assessor = Assessor(task, self.examples, labels=False)
         with ExitStack() as stack, torch.no_grad():
             counts = {g.name: stack.enter_context(_Zeros(g, assessor.model)) for g in task.groups}
             for batch in assessor.batches:
@@ -118,6 +118,7 @@ class Taylor(Watching):
     """
 
     comparable: ClassVar[bool] = True
+    reads_labels: ClassVar[bool] = True
 
     def scores(self, task: Task) -> dict[str, Tensor]:
         assessor = Assessor(task, self.examples)

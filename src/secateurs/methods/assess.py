@@ -29,7 +29,9 @@ class Assessor:
     Each of several processes evaluates all of them, so that all get the same result.
     """
 
-    def __init__(self, task: Task, examples: int, *, precision: str = "fp32", rows: int | None = None) -> None:
+    def __init__(
+        self, task: Task, examples: int, *, precision: str = "fp32", rows: int | None = None, labels: bool = True
+    ) -> None:
         device = task.engine_options.get("device")
         self.device = device_of(task.model) if device is None else usable(device)
         self.precision = P.resolve(precision, self.device, task.model)
@@ -39,7 +41,7 @@ class Assessor:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss: M.Loss = task.engine_options.get("loss") or M.CrossEntropy()
         self.rows = rows or (256 if self.device.type == "cpu" else 2048)
-        self.batches = self.hold(_head(task.data.train, examples, task.seed))
+        self.batches = self.hold(_head(task.data.train, examples, task.seed, labels))
         self.examples = sum(len(b.targets) for b in self.batches)
 
     def hold(self, batches: Iterator[B.Batch], split: str = "train") -> list[B.Batch]:
@@ -51,17 +53,20 @@ class Assessor:
             pieces.append(self.check.alike(self.check.fit(batch, index), index))
             waiting += len(batch.targets)
             while waiting >= self.rows:
-                whole = _joined(pieces)
-                held.append(_rows(whole, 0, self.rows))
-                pieces, waiting = [_rows(whole, self.rows, waiting)], waiting - self.rows
+                whole = B.joined(pieces)
+                held.append(B.rows_of(whole, 0, self.rows))
+                pieces, waiting = [B.rows_of(whole, self.rows, waiting)], waiting - self.rows
         if waiting:
-            held.append(_joined(pieces))
+            held.append(B.joined(pieces))
         return [B.to_device(batch, self.device, self.channels_last) for batch in held]
 
     def run(self, batch: B.Batch) -> tuple[Tensor, Tensor]:
-        """The loss summed over the batch's examples, and the number of top-1 hits: two scalars on the device."""
+        """The loss summed over the batch's examples, and the number of top-1 hits: two scalars on the device, both zero
+        without labels."""
         with self.check.running(batch), P.autocast(self.precision, self.device):
             outputs = M.call(self.model, batch.inputs)
+            if not batch.labelled:
+                return torch.zeros((), device=self.device), torch.zeros((), device=self.device)
             return self.loss(outputs, batch.targets).float() * len(batch.targets), M.topk_correct(
                 outputs, batch.targets
             )[0]
@@ -95,20 +100,20 @@ def spread(source: Any, examples: int | None) -> Iterator[B.Batch]:
         mine = at[(at >= seen) & (at < seen + n)] - seen
         seen += n
         if len(mine):
-            yield B.Batch(_taken(batch.inputs, mine), _taken(batch.targets, mine))
+            yield batch._replace(inputs=_taken(batch.inputs, mine), targets=_taken(batch.targets, mine))
 
 
 def _taken(inputs: Any, rows: Tensor) -> Any:
     return B.apply(lambda x: x[rows.to(x.device)], inputs)
 
 
-def _head(source: Any, examples: int, seed: int) -> Iterator[B.Batch]:
+def _head(source: Any, examples: int, seed: int, labels: bool) -> Iterator[B.Batch]:
     """The first examples of the training data's first epoch."""
     left = examples
     with preserve_rng_state():
-        for _, batch, _ in B.walk(_whole(source), seed=seed, epoch=0):
+        for _, batch, _ in B.walk(_whole(source), seed=seed, epoch=0, labels=labels):
             n = min(left, len(batch.targets))
-            yield _rows(batch, 0, n)
+            yield B.rows_of(batch, 0, n)
             left -= n
             if not left:
                 return
@@ -121,22 +126,3 @@ def _whole(source: Any) -> Any:
 def _all(source: Any) -> Iterator[B.Batch]:
     for i, raw in enumerate(B.bounded(source, "val", B.EVALUATE_SECONDS, B.ENDING)):
         yield B.as_batch(raw, i, "val")
-
-
-def _rows(batch: B.Batch, low: int, high: int) -> B.Batch:
-    return B.Batch(B.apply(lambda x: x[low:high], batch.inputs), batch.targets[low:high])
-
-
-def _joined(batches: list[B.Batch]) -> B.Batch:
-    if len(batches) == 1:
-        return batches[0]
-    return B.Batch(_cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches]))
-
-
-def _cat(parts: list[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, dict):
-        return {name: _cat([p[name] for p in parts]) for name in first}
-    if isinstance(first, (tuple, list)):
-        return tuple(_cat(list(each)) for each in zip(*parts, strict=True))
-    return torch.cat(parts)

@@ -88,6 +88,7 @@ class Method(Presets):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = ""
     default_scope: ClassVar[Scope] = "internal"
+    reads_labels: ClassVar[bool] = False  # True: training batches must be pairs (inputs, targets)
     cuts: ClassVar[Literal["channels", "stripes"]] = (
         "channels"  # stripes come last: such a network cannot be cut further
     )

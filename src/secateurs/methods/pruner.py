@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from secateurs.errors import ConfigError
 from secateurs.methods.method import Method, Task
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan
+from secateurs.recovery.teacher import TeacherHook
 from secateurs.training import Engine, Hook, Part, Recipe
 from secateurs.training.run import TrainingRun
 from secateurs.training.state import misfit
@@ -48,7 +49,7 @@ class Pruner:
             str, Part
         ] = {}  # the networks as the engine calls them, for example wrapped in DistributedDataParallel
         self.mean: Callable[[Tensor], Tensor] = lambda x: x  # over all processes
-        self.processes = 1
+        self.rank, self.processes = 0, 1
         self.log: Callable[[str], None] = lambda line: None  # reports a line of text
         self.share = (0, 1)  # (rank, world size) if batches of the data are still to be split between processes
         self.history: list[dict[str, Any]] = []  # the method's history, if nothing else records it
@@ -142,7 +143,7 @@ class PrunerHook(Hook):
         networks = self.pruner.networks.items()
         self.pruner.wrapped = {name: engine.add_network(name, net, optimizer) for name, (net, optimizer) in networks}
         self.pruner.mean = lambda x: engine.sum(x.to(engine.device)).to(x.device) / engine.world
-        self.pruner.processes = engine.world
+        self.pruner.rank, self.pruner.processes = engine.rank, engine.world
         self.pruner.log = engine.report.line
         self.pruner.share = engine.runtime.share(engine.train_data)
         self.pruner.begin(engine.total, engine.per_epoch or 1)
@@ -175,6 +176,8 @@ class PrunerHook(Hook):
 class TrainingMethod(Method):
     """Base class of methods that prune during training. `select` runs the engine; `attach` is for a loop of the user's own."""
 
+    reads_labels: ClassVar[bool] = True
+
     steps_per_epoch: int | None = Field(
         None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"
     )
@@ -187,21 +190,30 @@ class TrainingMethod(Method):
         """Start pruning `task.model`, in place."""
         raise NotImplementedError
 
+    def teachers(self, task: Task) -> list[TeacherHook]:
+        """Hooks through which the original teaches the network while it is pruned. Called before `attach`."""
+        return []
+
     def check(self, task: Task) -> None:
         if task.data is None:
             raise ConfigError(f"{self.name} prunes during training: pass data=….")
 
     def select(self, task: Task) -> Selection:
+        teachers = self.teachers(task)  # first: their copies of the network are those of the original, without masks
         pruner = self.attach(task)
         budget = None if task.budget is None else asdict(task.budget)
         settings = {**self.model_dump(mode="json"), "method": self.name, "budget": budget, "scope": task.scope}
         recipe = self.recipe().model_copy(update={"steps_per_epoch": self.steps_per_epoch})
         engine = Engine(
-            task.model, task.data, recipe, hooks=[PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
+            task.model, task.data, recipe, hooks=[*teachers, PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
             **task.engine_options,
         )  # fmt: skip
-        for line in engine.fit(resume=task.resume):
-            task.log(line)
+        try:
+            for line in engine.fit(resume=task.resume):
+                task.log(line)
+        finally:
+            for teacher in teachers:
+                teacher.close()
         return pruner.finish()
 
 

@@ -56,6 +56,10 @@ class Mimic(Recipe):
             )
         return self
 
+    @property
+    def reads_labels(self) -> bool:
+        return False
+
 
 class Distil(Recipe):
     """Trains the cut network on the original's class probabilities and the labels (Hinton et al., 2015)."""
@@ -66,6 +70,10 @@ class Distil(Recipe):
     share: float = Field(
         default=0.9, ge=0, le=1, description="weight of the original's probabilities; the labels have the rest"
     )
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.share < 1
 
 
 MODES: dict[str, type[Recipe]] = {kind.mode: kind for kind in (Recover, Mimic, Distil)}

@@ -25,7 +25,7 @@ from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataSpec, NetworkSpec, as_source
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining
-from secateurs.training import Recipe
+from secateurs.training import Phase
 from secateurs.training.processes import first
 
 
@@ -45,6 +45,7 @@ class PruneRun:
     data: a data spec, a `DataSpec` with more settings, or a `Data` with batches of your own.
     folder: of the artifact, the checkpoints and the logs. Only what a run wrote is ever replaced in it.
     method, budget, scope, allow_inexact, seed: as for `prune`.
+    calibrate: as for `prune`, on the run's own data, after each cut.
     recover: recipes of recovery, after each cut.
     then: further cuts, in order; each is followed by the same recovery. All but the last have an artifact in a folder of
         their own within `folder`.
@@ -62,7 +63,7 @@ class PruneRun:
     _: KW_ONLY
     method: str | Method = "epruner"
     budget: Budget | None = None
-    recover: Recipe | Sequence[Recipe] | None = None
+    recover: Phase | Sequence[Phase] | None = None
     then: Sequence[Stage] = ()
     weights: str | Path | None = None
     num_classes: int | None = None
@@ -71,6 +72,7 @@ class PruneRun:
     pretrain_lr: float | None = None
     scope: Scope | None = None
     allow_inexact: bool = False
+    calibrate: bool = True
     seed: int = 0
     device: str | torch.device | None = None
     track: Sequence[Any] = ()
@@ -124,6 +126,7 @@ class PruneRun:
             recover=[recipe for _, recipe in phases(self.recover)],
             scope=self.scope,
             allow_inexact=self.allow_inexact,
+            calibrate=self.calibrate,
             pretrain=pretrain,
             folder=self._folders()[0],
             seed=self.seed,

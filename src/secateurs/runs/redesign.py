@@ -233,7 +233,7 @@ class _Stages:
         small, history = self._scratch(result.model, ready, resume)
         rows.append(_figures(small, inputs, data, where))
         nothing = {**asdict(rows[-1]), "top1": None, "top5": None, "loss": None}
-        card = {**card, "cut": nothing, "after": asdict(rows[-1]), "error": None, "history": history}
+        card |= {"cut": nothing, "calibrated": nothing, "after": asdict(rows[-1]), "error": None, "history": history}
         self._save(SCRATCH, small, result, card, began)
         table = {
             "rows": {name: asdict(figures) for name, figures in zip(ROWS, rows, strict=True)},

@@ -26,7 +26,7 @@ class RunResult(Result):
     @property
     def networks(self) -> list[tuple[str, Figures]]:
         """What each network on the way is called, and its figures, the original first; see `Card.networks`."""
-        return artifact.networks(self.earlier, self.before, self.cut, self.after)
+        return artifact.networks(self.earlier, self.before, self.cut, self.calibrated, self.after)
 
     def card(self) -> dict[str, Any]:
         before = [{"method": cut.method, "before": asdict(cut.before)} for cut in self.earlier]
@@ -38,6 +38,7 @@ class RunResult(Result):
         plan, card = artifact.read(folder)
         body = card.model_dump(mode="json", include={"data", "budget", "recover", "seed"})
         return cls(
-            model, plan, card.before, card.cut, card.after, float("nan") if card.error is None else card.error, method,
-            card.history, None if card.source is None else card.source.record(), card.earlier, card.seconds, body,
+            model, plan, card.before, card.cut, card.calibrated, card.after,
+            float("nan") if card.error is None else card.error, method, card.history,
+            None if card.source is None else card.source.record(), card.earlier, card.seconds, body,
         )  # fmt: skip

@@ -234,7 +234,7 @@ def _digest(model: nn.Module) -> str:
 
 def example(data: Data) -> torch.Tensor:
     """One image as the network gets it, to trace with: (1, …)."""
-    inputs, _ = next(iter(data.batches("train" if data.val is None else "val")))
+    inputs = next(iter(data.inputs("train" if data.val is None else "val")))
     first: torch.Tensor = inputs[:1]
     return first
 

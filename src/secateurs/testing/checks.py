@@ -302,7 +302,7 @@ def history_is_json(method: Method) -> None:
     )
     expect(any("loss" in json.dumps(entry) for entry in result.history), "the history has no recovery losses")
     json.dumps(result.card(), allow_nan=False)
-    for figures in (result.before, result.cut, result.after):
+    for figures in (result.before, result.cut, result.calibrated, result.after):
         expect(figures.top1 is not None and 0 <= figures.top1 <= 100, f"top-1 is {figures.top1}")
 
 

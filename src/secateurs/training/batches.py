@@ -6,14 +6,15 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from secateurs.data.bundle import checked, no_batch
+from secateurs.data.bundle import checked, no_batch, paired
 from secateurs.data.loader import Loader
 from secateurs.errors import DataError
+from secateurs.graph.inputs import tensors
 from secateurs.training.recipe import Recipe
 from secateurs.training.seeds import preserve_rng_state, seed_all
 
@@ -29,9 +30,13 @@ class Resumable(Protocol):
     def iter_from(self, batch_index: int) -> Iterator[Any]: ...
 
 
+IGNORED = -100  # a target that cross-entropy ignores
+
+
 class Batch(NamedTuple):
     inputs: Any  # (N, ...) tensor, or a tuple or dict of them
     targets: torch.Tensor  # (N,) class indices, or (N, classes) probabilities
+    labelled: bool = True  # False: the data has inputs only, and all targets are IGNORED
 
 
 def split_data(data: Any) -> tuple[Any, Any]:
@@ -137,12 +142,14 @@ def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
 
 
 def walk(
-    source: Any, *, seed: int, epoch: int, start: int = 0, limit: int | None = None, replay: bool = False
-) -> Iterator[tuple[int, Batch, bool]]:
+    source: Any, *, seed: int, epoch: int, start: int = 0, limit: int | None = None, replay: bool = False,
+    labels: bool = True,
+) -> Iterator[tuple[int, Batch, bool]]:  # fmt: skip
     """Yields (batch index, batch, whether it is the pass's last) from batch `start` on, reading one batch ahead.
 
     limit: maximum number of batches in a pass; a one-shot iterator continues from its position in the next pass.
     replay: a one-shot iterator is at its beginning, and `epoch` such passes must be skipped.
+    labels: whether they are read; without, batches may be inputs only.
 
     Plain iterables are replayed from the beginning: each batch is drawn with generators seeded for it, so the
     replay draws the same.
@@ -163,14 +170,14 @@ def walk(
         except StopIteration:
             break
         if have:
-            yield index - 1, as_batch(ahead, index - 1), False
+            yield index - 1, as_batch(ahead, index - 1, labels=labels), False
         if index >= start:
             ahead, have = raw, True
         index += 1
     if limit is None and index == end:
         raise DataError(f"train has no length and did not end within {index:,} batches of an epoch. {COUNTING}")
     if have:
-        yield index - 1, as_batch(ahead, index - 1), True
+        yield index - 1, as_batch(ahead, index - 1, labels=labels), True
     elif start == 0 or index < start:
         raise DataError(_nothing(source, epoch, start, index))
 
@@ -195,9 +202,24 @@ def _nothing(source: Any, epoch: int, start: int, found: int) -> str:
     return f"train is empty: epoch {epoch + 1} got no batch."
 
 
-def as_batch(raw: Any, index: int, split: str = "train") -> Batch:
-    """Raises DataError for a batch that is empty or not a pair of inputs and targets."""
-    return Batch(*checked(raw, index, split))
+def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True) -> Batch:
+    """Raises DataError for a batch that is empty or not a pair of inputs and targets; without `labels`, it may be
+    inputs only."""
+    if labels:
+        return Batch(*paired(raw, index, split))
+    inputs, targets = checked(raw, index, split)
+    if targets is not None:
+        return Batch(inputs, targets)
+    one = tensors(inputs)[0]
+    return Batch(inputs, one.new_full((len(one),), IGNORED, dtype=torch.long), labelled=False)
+
+
+def has_labels(source: Any) -> bool:
+    """Whether the batches have targets, judged by the first. One-shot iterators, which this would consume, are assumed to
+    have them; if they don't, the first batch that is read for its labels raises DataError."""
+    if isinstance(source, Loader | Iterator):
+        return True
+    return checked(first(source, "train"), 0, "train")[1] is not None
 
 
 def apply(function: Callable[[torch.Tensor], torch.Tensor], inputs: Any) -> Any:
@@ -217,7 +239,7 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -
             return x.to(device, non_blocking=True, memory_format=torch.channels_last)
         return x.to(device, non_blocking=True)
 
-    return Batch(apply(move, batch.inputs), batch.targets.to(device, non_blocking=True))
+    return batch._replace(inputs=apply(move, batch.inputs), targets=batch.targets.to(device, non_blocking=True))
 
 
 def share(batch: Batch, rank: int, world: int) -> Batch:
@@ -227,4 +249,66 @@ def share(batch: Batch, rank: int, world: int) -> Batch:
     if world == 1 or rows < world:
         return batch
     low, high = rows * rank // world, rows * (rank + 1) // world
-    return Batch(apply(lambda x: x[low:high], batch.inputs), batch.targets[low:high])
+    return rows_of(batch, low, high)
+
+
+def rows_of(batch: Batch, low: int, high: int) -> Batch:
+    """Some of the batch's rows."""
+    return batch._replace(inputs=apply(lambda x: x[low:high], batch.inputs), targets=batch.targets[low:high])
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all their rows."""
+    if len(batches) == 1:
+        return batches[0]
+    targets = torch.cat([b.targets for b in batches])
+    return Batch(_cat([b.inputs for b in batches]), targets, all(b.labelled for b in batches))
+
+
+def _cat(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: _cat([p[name] for p in parts]) for name in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(_cat(list(each)) for each in zip(*parts, strict=True))
+    return torch.cat(parts)
+
+
+def without_labels(source: Any, examples: int, *, seed: int, rows: int = 32) -> Iterator[Batch]:
+    """The first examples of a pass, with or without labels, and without augmentation where our own loaders did it.
+    Neither the caller's random state nor the loader's epoch changes, and the same seed gives the same examples.
+
+    examples: how many at most; fewer if the pass has no more. A list is read at even distances, since it may be sorted.
+    rows: smaller batches are joined until they have this many examples, if their shapes allow.
+    """
+    left, waiting = examples, list[Batch]()
+    with preserve_rng_state():
+        for _, batch, last in walk(_plain(source, examples), seed=seed, epoch=0, labels=False):
+            part = rows_of(batch, 0, min(left, len(batch.targets)))
+            left -= len(part.targets)
+            if waiting and not _fits(waiting[0], part):
+                yield joined(waiting)
+                waiting = []
+            waiting.append(part)
+            if sum(len(b.targets) for b in waiting) >= rows or last or not left:
+                yield joined(waiting)
+                waiting = []
+            if not left:
+                return
+
+
+def _plain(source: Any, examples: int) -> Any:
+    """The batches to read them from."""
+    if isinstance(source, Loader):
+        return source.plain()
+    if isinstance(source, (list, tuple)) and source:
+        each = len(as_batch(source[0], 0, labels=False).targets)
+        count = min(len(source), -(-examples // each))
+        return [source[i * len(source) // count] for i in range(count)]
+    return source
+
+
+def _fits(one: Batch, other: Batch) -> bool:
+    """Whether the two can be joined."""
+    rows = [[(x.shape[1:], x.dtype, x.device) for x in tensors(batch.inputs)] for batch in (one, other)]
+    return rows[0] == rows[1] and type(one.inputs) is type(other.inputs)

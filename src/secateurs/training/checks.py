@@ -44,7 +44,7 @@ class Check:
                     raise DataError(
                         f"{self.where(index)}: {bad:,} of {total:,} values of its {name} are NaN or infinite."
                     )
-        return B.Batch(inputs, batch.targets)
+        return batch._replace(inputs=inputs)
 
     def alike(self, batch: B.Batch, index: int) -> B.Batch:
         """The batch, to be concatenated with the others. Raises DataError if it cannot be."""

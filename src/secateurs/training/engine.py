@@ -66,6 +66,7 @@ class Engine(TrainingRun):
         else:
             R.refuse_old(self)
         R.rewrite_log(self)
+        self._done = self._done or any(hook.done(self) for hook in self.hooks)  # nothing to do takes no step
         self._saved_at = time.monotonic()
         with self.report:
             self.report.start(self.total, self.step)
@@ -92,8 +93,9 @@ class Engine(TrainingRun):
         limit, replay = self.recipe.steps_per_epoch, self._resumed
         self._resumed = False
         for index, raw, last in B.walk(
-            self.train_data, seed=self.seed, epoch=self.epoch, start=self.batch, limit=limit, replay=replay
-        ):
+            self.train_data, seed=self.seed, epoch=self.epoch, start=self.batch, limit=limit, replay=replay,
+            labels=self.recipe.reads_labels,
+        ):  # fmt: skip
             batch = self._check.fit(B.share(raw, *share), index)
             with self._check.running(batch, index):
                 batch = M.to_device(batch, self.device, self.runtime.channels_last, self.loss)
@@ -116,6 +118,7 @@ class Engine(TrainingRun):
     def _train_batch(self, index: int, batch: B.Batch, last: bool) -> None:
         seed_all(self.seed, "step", self.epoch, index, self.rank)
         self._micro += 1
+        self._labelled = batch.labelled
         self.syncing = last or self._micro == self.recipe.accumulate
         main = self.parts["main"]
         with ExitStack() as stack:
@@ -125,7 +128,8 @@ class Engine(TrainingRun):
                 for hook in self.hooks:
                     batch = hook.before_batch(self, batch) or batch
                 with self._check.running(batch, index):
-                    outputs, loss = M.forward(main.net, batch, self.loss, self.recipe.mixup)
+                    task_loss = self.loss if batch.labelled else M.no_loss
+                    outputs, loss = M.forward(main.net, batch, task_loss, self.recipe.mixup)
                 for hook in self.hooks:
                     loss = hook.loss(self, loss, outputs, batch.targets)
             rows = batch.targets.shape[0]
@@ -213,12 +217,18 @@ class Engine(TrainingRun):
     def _show(self) -> None:
         if self._sums[2]:
             lost, right, n = self._sums
-            self.report.update(self.step, self.epoch, lost / n, 100 * right / n, n / max(self._seconds, 1e-9))
+            self.report.update(
+                self.step,
+                self.epoch,
+                lost / n,
+                100 * right / n if self._labelled else None,
+                n / max(self._seconds, 1e-9),
+            )
 
     def _end_epoch(self) -> None:
         lost, right, n = self._sums
         line: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
-        line |= {"train_loss": lost / n, "train_top1": 100 * right / n}
+        line |= {"train_loss": lost / n} | ({"train_top1": 100 * right / n} if self._labelled else {})
         line |= {"images_per_second": n / max(self._seconds, 1e-9), "seconds": self._seconds}
         seed_all(self.seed, "epoch end", self.epoch)
         if self.val_data is not None:

@@ -20,7 +20,6 @@ from secateurs.training import batches as B
 from secateurs.training import precision as P
 from secateurs.training.checks import Check, described
 
-IGNORED = -100  # a target that cross-entropy ignores
 AUX_WEIGHT = 0.3  # of an auxiliary classifier, as GoogLeNet's paper has it
 
 Loss = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -108,7 +107,7 @@ class CrossEntropy:
         if self.classes is None or targets.is_floating_point():
             return
         found = targets.long()
-        found = found[found != IGNORED]
+        found = found[found != B.IGNORED]
         low, high = (int(v) for v in found.aminmax()) if found.numel() else (0, 0)
         if low < 0 or high >= self.classes:
             raise DataError(
@@ -168,13 +167,17 @@ def check_data(model: nn.Module, data: Any, loss: Loss | None = None) -> None:
     A user's own loss is not checked on training batches: it may need the model's outputs in train mode.
     """
     train, val = B.split_data(data)
-    for split, source, own in (("train", train, None if loss is None else _zero), ("val", val, loss)):
+    for split, source, own in (("train", train, None if loss is None else no_loss), ("val", val, loss)):
         if source is not None and not isinstance(source, Iterator):
-            evaluate(model, [B.first(source, split)], loss=own, split=split)
+            raw = B.first(source, split)
+            if split == "train" and not (batch := B.as_batch(raw, 0, split, labels=False)).labelled:
+                raw, own = (batch.inputs, batch.targets), no_loss
+            evaluate(model, [raw], loss=own, split=split)
 
 
-def _zero(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(())
+def no_loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+    """A loss that reads no labels: zero."""
+    return torch.zeros((), device=targets.device)
 
 
 @torch.no_grad()
@@ -216,7 +219,7 @@ def evaluate(
             if batch.targets.shape[0] >= share[1]:
                 batch = B.share(batch, *share)
             with check.running(batch, index), P.autocast(precision, where):
-                inputs, targets = to_device(batch, where, channels_last, loss)
+                inputs, targets, _ = to_device(batch, where, channels_last, loss)
                 outputs = call(model, inputs)
                 value = loss(outputs, targets)
             rows = targets.shape[0]

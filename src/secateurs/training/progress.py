@@ -48,9 +48,10 @@ class Reporter:
             self._task = self._bar.add_task(self.title, total=total, completed=done, text="")
             self._bar.start()
 
-    def update(self, step: int, epoch: int, loss: float, top1: float, rate: float) -> None:
-        """Report a step. `top1` in percent, over the epoch so far; `rate` in images per second."""
-        self.show(step, f"loss {loss:.3f}  top-1 {top1:.1f}  {rate:,.0f} img/s", f"epoch {epoch + 1}  ")
+    def update(self, step: int, epoch: int, loss: float, top1: float | None, rate: float) -> None:
+        """Report a step. `top1` in percent, over the epoch so far, None without labels; `rate` in images per second."""
+        right = "" if top1 is None else f"top-1 {top1:.1f}  "
+        self.show(step, f"loss {loss:.3f}  {right}{rate:,.0f} img/s", f"epoch {epoch + 1}  ")
 
     def show(self, step: int, text: str, where: str = "") -> None:
         """Report that step number `step` is done. `where` is for lines only: a bar shows the position."""
@@ -97,7 +98,9 @@ def clock(seconds: float) -> str:
 
 def summary(line: dict[str, Any], title: str) -> str:
     """An epoch's log line for display, within 80 columns."""
-    text = f"{title}  epoch {line['epoch']}  loss {line['train_loss']:.3f}  top-1 {line['train_top1']:.1f}"
+    text = f"{title}  epoch {line['epoch']}  loss {line['train_loss']:.3f}"
+    if "train_top1" in line:  # not without labels
+        text += f"  top-1 {line['train_top1']:.1f}"
     if "val_top1" in line:
         text += f"  val {line['val_top1']:.2f}"
     for name, kind in (("skipped", "unreadable image"), ("val_skipped", "unreadable validation image")):

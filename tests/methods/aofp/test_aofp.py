@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.methods import Task
-from secateurs.methods.aofp import Damage
+from secateurs.methods.aofp import Damage, Halves
 from secateurs.methods.aofp.figures import draw, remaining, widths
-from secateurs.methods.aofp.method import AOFPPruner, Pace
+from secateurs.methods.aofp.pace import Pace
+from secateurs.methods.aofp.pruner import AOFPPruner
 from secateurs.testing.networks import randomize
 from secateurs.training import Engine
 
@@ -154,7 +155,7 @@ def test_damage_that_is_recorded_is_of_the_masked_network() -> None:
         assert name in pruner._drawn
     pruner._mask()
     pruner._draw()
-    drawn = dict(pruner._drawn)
+    drawn = copy.deepcopy(pruner._drawn)
     masked = sc.mask(
         _bare(model), pruner.task.graph.plan({n: np.flatnonzero(s.alive) for n, s in pruner.searches.items()})
     )
@@ -163,11 +164,13 @@ def test_damage_that_is_recorded_is_of_the_masked_network() -> None:
         damage.ablate(drawn)
         torch.manual_seed(0)
         masked(x)
-        want = damage.take()
+        want = damage.samples()
     train(model, pruner, 1)
     for name, search in pruner.searches.items():
-        assert search.sums[drawn[name]] == pytest.approx(np.full(len(drawn[name]), want[name]), rel=1e-4)
-        assert search.counts.sum() == len(drawn[name])
+        assert search.sums == pytest.approx(want[name][0], rel=1e-4)
+        assert search.counts.tolist() == want[name][1].tolist()
+        assert search.counts.sum() % search.half == 0
+        assert not search.counts[~search.alive].any()
 
 
 def test_the_record_says_what_happened() -> None:
@@ -199,10 +202,10 @@ def test_the_record_says_what_happened() -> None:
     assert end["forced"] == 0
     assert end["step"] == step
     limit, base = int(0.5 * result.before.macs), result.before.macs
-    assert end["macs"] == result.after.macs == moves[-1]["macs"] <= limit < moves[-2]["macs"]
+    assert moves[-1]["macs"] <= end["macs"] == result.after.macs <= limit < moves[-2]["macs"]
     assert (limit - result.after.macs) / base <= 0.01
     assert {n: len(k) for n, k in result.plan.groups.items()} == {
-        n: w for n, w in zip(start["groups"], widths.tolist(), strict=True) if n in result.plan.groups
+        n: w for n, w in zip(start["groups"], end["widths"], strict=True) if n in result.plan.groups
     }
     assert step < 120  # and the run was over then
 
@@ -252,7 +255,7 @@ def test_other_budgets(budget: sc.Budget) -> None:
     )  # fmt: skip
     (end,) = events(result.history, "end")
     assert end["reason"] == "the budget is met"
-    assert end["forced"] == 0
+    assert end["forced"] == sum(h["count"] for h in events(result.history, "forced"))
     slack = []
     for what in ("macs", "params"):
         allowed, full, now = getattr(budget, what), getattr(result.before, what), getattr(result.after, what)
@@ -301,20 +304,45 @@ def test_a_move_that_is_too_small_is_filled_up_by_the_latest() -> None:
 
 
 def test_pace() -> None:
-    pace = Pace(0.01, growth=2, goal=0.5)
-    assert [pace.line(p) for p in (0, 0.45, 0.9, 1)] == [1, 0.75, 0.5, 0.5]
-    assert pace.update(share=1.0, progress=0.45, steps=1) == pytest.approx(0.02)  # far behind: once the growth
-    assert pace.update(share=1.0, progress=0.45, steps=0.5) == pytest.approx(0.02 * 2**0.5)
-    assert pace.update(share=0.76, progress=0.45, steps=1) == pytest.approx(0.04)  # a little behind
-    assert pace.update(share=0.5, progress=0.45, steps=1) == pytest.approx(0.02)  # ahead
+    pace = Pace(0.01, growth=2, goal={"macs": 0.5}, search=0.1)
+    assert [pace.excess({"macs": 1.0}, p) for p in (0, 0.45, 0.9, 1)] == [0, 0.25, 0.5, 0.5]
+    assert pace.update({"macs": 1.0}, 0.45, steps=1) == pytest.approx(0.02)  # far behind: once the growth
+    assert pace.update({"macs": 1.0}, 0.45, steps=0.5) == pytest.approx(0.02 * 2**0.5)
+    assert pace.update({"macs": 0.76}, 0.45, steps=1) == pytest.approx(0.04)  # a little behind
+    assert pace.update({"macs": 0.5}, 0.45, steps=1) == pytest.approx(0.02)  # ahead
     for _ in range(3):
-        pace.update(share=0.5, progress=0.45, steps=1)
+        pace.update({"macs": 0.5}, 0.45, steps=1)
     assert pace.theta == 0.01  # never below where it began
     for _ in range(100):
-        pace.update(share=1.0, progress=1, steps=1)
+        pace.update({"macs": 1.0}, 1, steps=1)
     assert pace.theta == 1.0
-    still = Pace(0.02, growth=1, goal=0.3)
-    assert still.update(1.0, 1.0, 1.0) == 0.02
+    still = Pace(0.02, growth=1, goal={"macs": 0.3}, search=0.1)
+    assert still.update({"macs": 1.0}, 1.0, 1.0) == 0.02
+    assert still.due({"macs": 1.0}, 1.0) == 0  # the paper's θ: nothing is forced before the end
+
+
+def test_what_is_due_waits_for_the_first_full_search() -> None:
+    pace = Pace(0.01, growth=2, goal={"macs": 0.5}, search=0.1)
+    assert [pace.due({"macs": 1.0}, p) for p in (0, 0.1, 0.5, 0.9, 1)] == pytest.approx([0, 0, 0.25, 0.5, 0.5])
+    assert pace.due({"macs": 0.5}, 0.9) == 0
+
+
+def test_each_limit_has_a_line_of_its_own() -> None:
+    pace = Pace(0.01, growth=2, goal={"macs": 0.9, "params": 0.5}, search=0.0)
+    assert pace.excess({"macs": 0.95, "params": 0.75}, 0.45) == pytest.approx(0)
+    assert pace.excess({"macs": 0.9, "params": 0.8}, 0.9) == pytest.approx(
+        0.3
+    )  # the MACs have arrived, the parameters not
+    assert pace.excess({"macs": 0.98, "params": 0.4}, 0.9) == pytest.approx(0.08)
+    model, pruner = attached(sc.Budget(macs=0.9, params=0.5), steps=60, theta=1e-6, search_cost=1)
+    train(model, pruner, 60)
+    base, cost = pruner.widths.base, pruner.widths.cost(pruner._widths())
+    assert pruner.ended == "the budget is met"
+    assert pruner.steps <= 54
+    assert cost.params <= 0.5 * base.params
+    assert events(pruner.record, "end") == []
+    half = next(h for h in pruner.record if h.get("step", 0) >= 27 and "params" in h)
+    assert half["params"] <= 0.8 * base.params  # and not at once at the end
 
 
 def test_theta_grows_until_the_budget_is_in_reach_and_stays_without_one() -> None:
@@ -323,9 +351,9 @@ def test_theta_grows_until_the_budget_is_in_reach_and_stays_without_one() -> Non
     moves = events(pruner.record, "move")
     assert pruner.ended == "the budget is met"
     assert moves[0]["theta"] > 1e-4
-    model, pruner = attached(None, steps=60, theta=1e-4, search_cost=1, patience=1000)
+    model, pruner = attached(None, steps=60, theta=0, search_cost=1, patience=1000)
     train(model, pruner, 60)
-    assert pruner.pace.theta == 1e-4
+    assert pruner.pace.theta == 0
     assert not events(pruner.record, "move")
 
 
@@ -414,6 +442,92 @@ def test_search_cost_by_default_is_a_hundredth_of_the_training() -> None:
     assert attached(steps=2000, search_cost=7)[1].cost == 7
 
 
+def test_search_cost_by_default_is_enough_for_128_halves() -> None:
+    """However short the training: four of these eight images have a half each."""
+    model, pruner = attached(steps=100, theta=0)
+    search = pruner.searches["conv1"]
+    train(model, pruner, 31)
+    assert (search.batches, search.halves) == (31, 124)
+    train(model, pruner, 1, first=31)
+    assert (search.batches, search.halves) == (0, 0)
+    assert len(search.space) == 6
+
+
+def test_scores_of_one_search_step_rank_as_those_of_a_long_one() -> None:
+    """Also in a run so short that a hundredth of it is one batch."""
+    x, found = images(64, 3), {}
+    model, pruner = attached(steps=40)
+    with torch.no_grad(), Damage(_bare(model).train(), pruner.groups, images(1)) as damage:
+        damage.ablate({g.name: Halves(np.arange(g.size), g.size // 2, seed=5) for g in pruner.groups})
+        for _ in range(50):  # 1,600 halves
+            damage._model(x)
+        exact = {name: sums / counts for name, (sums, counts) in damage.samples().items()}
+    for halves in ("example", "batch"):
+        model, pruner = attached(steps=40, theta=0, halves=halves)
+        while any(np.isinf(s.latest).all() for s in pruner.searches.values()):
+            model(x)
+            pruner.step()
+        ranks = [
+            (np.argsort(np.argsort(s.latest)), np.argsort(np.argsort(exact[n]))) for n, s in pruner.searches.items()
+        ]
+        found[halves] = [float(np.corrcoef(a, b)[0, 1]) for a, b in ranks]
+    assert min(found["example"]) > 0.6, found
+    assert np.mean(found["batch"]) < 0.4, found
+
+
+# -- what the schedule requires ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["on the way", "at the end"])
+def test_forced_cuts_leave_no_layer_behind(when: str) -> None:
+    """A filter of a wide layer does less damage than one of a narrow layer: each counts with all that go before."""
+    _model, pruner = attached(sc.Budget(macs=0.4), steps=100, theta=1e-6)
+    for name, search in pruner.searches.items():
+        search.latest = {"stem": 0.2, "conv1": 0.1, "wide": 0.06}[name] * np.linspace(0.5, 1.5, len(search.alive))
+    if when == "on the way":
+        for pruner.steps in range(5, 101, 5):
+            pruner._catch_up()
+        assert pruner.ended == "the budget is met"
+        assert len(events(pruner.record, "forced")) > 5
+    plan = pruner.plan()
+    (end,) = events(pruner.history, "end")
+    assert end["forced"] > 5
+    assert end["macs"] <= int(0.4 * pruner.widths.base.macs)
+    for name, kept in plan.groups.items():
+        assert 0.3 < len(kept) / len(pruner.searches[name].alive) < 0.8, name
+        assert kept == tuple(range(len(pruner.searches[name].alive) - len(kept), len(pruner.searches[name].alive)))
+
+
+@pytest.mark.parametrize("growth", [1, 2])
+def test_every_layer_keeps_min_filters(growth: float) -> None:
+    """Also if the budget is met by other means than the search."""
+    model, pruner = attached(
+        sc.Budget(macs=0.5), steps=30, theta=1e-4, theta_growth=growth, search_cost=1, min_filters=7
+    )
+    train(model, pruner, 30)
+    plan = pruner.plan()
+    assert events(pruner.history, "end")[0]["forced"] > 0
+    assert all(len(kept) >= 7 for kept in plan.groups.values())
+    assert pruner.history[-1]["macs"] <= 0.5 * pruner.widths.base.macs
+
+
+def test_min_filters_that_no_budget_allows() -> None:
+    with pytest.raises(sc.BudgetError, match="cannot be met"):
+        sc.prune(network(), images(1), sc.AOFP(min_filters=8), sc.Budget(macs=0.2), data=batches(), scope="all")
+
+
+@pytest.mark.parametrize("budget", [sc.Budget(macs=1.0), sc.Budget(macs=1.0, params=1.0)])
+def test_nothing_to_do_does_nothing(budget: sc.Budget) -> None:
+    model = network()
+    result = sc.prune(model, images(1), sc.AOFP(epochs=2, lr=0.1), budget, data=batches(), progress="silent")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, result.model.state_dict()[name]), name
+    (end,) = events(result.history, "end")
+    assert (end["step"], end["moves"], end["forced"]) == (0, 0, 0)
+    assert end["reason"] == "the budget is already met"
+    assert not any("train_loss" in h for h in result.history)
+
+
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
@@ -471,9 +585,9 @@ def test_only_training_passes_count() -> None:
     with torch.no_grad():
         model(x)
     twin.train()(x)
-    assert pruner.damage.take() == {}
+    assert pruner.damage.samples() == {}
     model(x)
-    assert set(pruner.damage.take()) == set(pruner.searches)
+    assert set(pruner.damage.samples()) == set(pruner.searches)
 
 
 def test_taken_up_again_in_the_middle_of_a_search_step() -> None:
@@ -512,14 +626,51 @@ def test_accumulated_batches_are_one_step() -> None:
         F.cross_entropy(model(x), y).backward()
         found.append({key: torch.stack(rows) for key, rows in pruner.damage._sums.items()})
     key = next(k for k in found[1] if k.startswith("conv1"))  # which one layer reads
-    drawn = pruner._drawn["conv1"]
     optimizer.step()
     pruner.step()
-    assert len(found[1][key]) == 2  # both were seen with the same filters ablated …
-    above, below = found[1][key].sum(0).tolist()
-    assert below == 16  # … and all examples of both count alike
-    assert pruner.searches["conv1"].sums[drawn] == pytest.approx(np.full(len(drawn), above / below))
-    assert pruner.searches["conv1"].batches == 1
+    search = pruner.searches["conv1"]
+    assert len(found[1][key]) == 2
+    above, below = found[1][key].sum(0).numpy()
+    assert below.sum() == 8 * search.half  # half of the 16 examples, all alike
+    assert search.sums == pytest.approx(above)
+    assert search.counts.tolist() == below.tolist()
+    assert (search.batches, search.halves) == (1, 8)
+
+
+def test_one_half_for_a_batch() -> None:
+    """The paper's and the released code's: all examples ablate the same filters."""
+    model, pruner = attached(steps=400, search_cost=100, halves="batch")
+    drawn = dict(pruner._drawn)
+    train(model, pruner, 1)
+    for name, search in pruner.searches.items():
+        assert len(drawn[name]) == search.half
+        assert np.flatnonzero(search.counts).tolist() == list(drawn[name])
+        assert len(set(search.sums[drawn[name]])) == 1
+    paper = sc.AOFP.preset("paper")
+    assert (paper.halves, paper.theta_growth, paper.lr, paper.search_cost) == ("batch", 1, 1e-3, 8000)
+
+
+def test_the_original_teaches() -> None:
+    def taught(distil: float, theta: float) -> tuple[float, list[dict[str, Any]]]:
+        """How far the weights went, and the history."""
+        record: list[dict[str, Any]] = []
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(576, 4))
+        before = copy.deepcopy(randomize(model, 0))
+        task = Task(
+            model, sc.trace(model, images(1)), None, "internal", sc.Data.of(batches()), example_inputs=images(1),
+            engine_options={"progress": "silent"}, log=record.append,
+        )  # fmt: skip
+        method = sc.AOFP(epochs=2, theta=theta, search_cost=1, lr=0.1, weight_decay=0, distil=distil, precision="fp32")
+        method.select(task)
+        assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+        pairs = zip(model.parameters(), before.parameters(), strict=True)
+        return max(float((p - q).detach().abs().max()) for p, q in pairs), record
+
+    assert taught(1.0, theta=0)[0] < 1e-5  # it is its own teacher
+    assert 1e-3 < taught(0.9, theta=0)[0] < taught(0.0, theta=0)[0]
+    moved, record = taught(1.0, theta=0.9)
+    assert events(record, "move")
+    assert moved > 1e-3  # the teacher is not pruned with its student
 
 
 # -- what cannot be searched -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.graph.channels import parameter
-from secateurs.methods.aofp import Damage
+from secateurs.methods.aofp import Damage, Halves
 from secateurs.testing.networks import randomize
 
 Act = Callable[[Tensor], Tensor] | None
@@ -166,6 +166,68 @@ CASES = cases()
 
 def half(size: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(size)[: max(1, size // 2)])
+
+
+def test_halves_are_halves() -> None:
+    space = np.array([0, 2, 3, 5, 8, 9, 11])
+    masks = Halves(space, 3, seed=1).draw(50)
+    assert masks.shape == (50, 7)
+    assert (masks.sum(1) == 3).all()
+    assert len({tuple(row) for row in masks.tolist()}) > 20  # of 35
+    assert torch.equal(masks, Halves(space, 3, seed=1).draw(50))
+    again = Halves(space, 3, seed=1)
+    assert not torch.equal(again.draw(50), again.draw(50))  # another pass, other halves
+    parts = [Halves(space, 3, seed=1, rank=r, world=2).draw(25) for r in (0, 1)]
+    assert torch.equal(torch.cat(parts), masks)  # processes draw what one would
+
+
+@pytest.mark.parametrize("ratio", ["example", "batch"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", list(CASES))
+def test_each_example_with_a_half_of_its_own(name: str, layout: str, ratio: Any) -> None:
+    """The samples are those of passes in which all examples ablate one example's half."""
+    torch.manual_seed(0)
+    case = CASES[name]()
+    if layout == "channels_last":
+        case.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        case.x = case.x.to(memory_format=torch.channels_last)
+    groups = [g for g in sc.trace(case.model, case.x[:2], **case.graph_options).groups if g.reason is None]
+    case.model.train()
+    spaces = {g.name: np.arange(0, g.size, 1 + i % 2) for i, g in enumerate(groups)}
+    drawn = {name: Halves(space, max(1, len(space) // 2), seed=7) for name, space in spaces.items()}
+    with Damage(case.model, groups, case.x[:2], ratio) as damage:
+        damage.ablate(drawn)
+        case.model(case.x)
+        assert damage.take(damage.sums()) == {}
+        damage.ablate({n: Halves(h.space, h.size, h.seed) for n, h in drawn.items()})
+        case.model(case.x)
+        found = damage.samples()
+        assert damage.samples() == {}
+        assert set(found) == set(spaces)
+        counts = {g.name: sum(r.group == g.name for r in damage._readers) for g in groups}
+    for g in groups:
+        space, again = spaces[g.name], Halves(spaces[g.name], drawn[g.name].size, seed=7)
+        above, below = np.zeros((counts[g.name], g.size)), np.zeros((counts[g.name], g.size))
+        for reader in range(counts[g.name]):
+            for row, mask in enumerate(again.draw(3).numpy()):  # of six examples
+                a, b = rows(case, g, space[mask], reader)
+                above[reader, space[mask]] += (a / b if ratio == "example" else a)[2 * row]
+                below[reader, space[mask]] += 1 if ratio == "example" else b[2 * row]
+        if ratio == "batch":
+            above, below = above / np.maximum(below, 1e-30), below > 0
+        assert found[g.name][0] == pytest.approx(above.sum(0), rel=1e-4), g.name
+        assert found[g.name][1] == pytest.approx(below.sum(0)), g.name
+
+
+def rows(case: Case, group: sc.ChannelGroup, ablated: np.ndarray, reader: int) -> tuple[np.ndarray, np.ndarray]:
+    """‖M − M′‖² and ‖M‖² of each example, with the same channels ablated in all of them."""
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    damage = Damage(case.model, [group], case.x[:2])
+    damage._add = lambda r, a, b, masks: seen.append((a.numpy(), b.numpy()))  # type: ignore[method-assign]
+    with damage:
+        damage.ablate({group.name: ablated})
+        case.model(case.x)
+    return seen[reader]
 
 
 def outcome(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -109,7 +110,6 @@ def test_a_good_half_goes_at_once() -> None:
     move = run(search, additive([0.5, 0.0, 0.5, 0.0, 0.0, 0.5]), theta=1.2)
     assert move.kind == "pruned"
     assert sorted(move.picked) == [1, 3, 4]
-    assert move.ablated == 3
 
 
 def test_restart_when_the_single_least_important_filter_is_too_important() -> None:
@@ -135,7 +135,53 @@ def test_means_by_hand() -> None:
     assert move.kind == "pruned"
     assert move.picked.tolist() == [3, 1]
     assert move.damage == pytest.approx([0.2, 0.4])
-    assert search.latest == pytest.approx([0.25, 0.2, np.inf, 0.1])  # by filter ablated
+
+
+def test_a_filters_own_damage_is_found_from_that_of_the_halves() -> None:
+    """Exactly, if damages add up and all halves have been seen; at any level of the search, by eq. 10 for any background."""
+    costs = [0.3, 0.1, 0.5, 0.2, 0.4, 0.7]
+    for space, half in (([0, 1, 2, 3, 4, 5], 3), ([1, 2, 4, 5], 2), ([2, 5], 1)):
+        search = BinaryFilterSearch(6, cost=1)
+        search.space = np.array(space)
+        for chosen in itertools.combinations(space, half):
+            search.record(np.array(chosen), additive(costs)(np.array(chosen)))
+        search.finish(theta=-np.inf)
+        assert search.latest[space] == pytest.approx(np.array(costs)[space])
+        assert np.isinf(np.delete(search.latest, space)).all()
+
+
+def test_many_halves_of_one_batch() -> None:
+    """One sample for each example: they count like those of as many batches, but for the search cost."""
+    one, many = BinaryFilterSearch(8, cost=12), BinaryFilterSearch(8, cost=2, samples=12)
+    generator, costs = torch.Generator().manual_seed(0), [0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6]
+    for _ in range(3):
+        assert not many.full
+        sums, counts = np.zeros(8), np.zeros(8)
+        for _ in range(4):
+            half = one.draw(generator)
+            one.record(half, additive(costs)(half))
+            sums[half] += additive(costs)(half)
+            counts[half] += 1
+        many.add(sums, counts, 4)
+    assert one.full
+    assert many.full
+    assert many.means() == pytest.approx(one.means())
+    a, b = one.finish(0.1), many.finish(0.1)
+    assert a.picked.tolist() == b.picked.tolist()
+    assert many.halves == many.batches == 0
+
+
+def test_filters_that_the_search_has_not_picked_are_dropped_from_it() -> None:
+    search = BinaryFilterSearch(8, cost=10)
+    search.space = np.array([1, 3, 4, 6])
+    search.record(np.array([1, 3]), 0.2)
+    search.drop(np.array([0, 3]))
+    assert search.width == 6
+    assert search.space.tolist() == [1, 4, 6]
+    assert search.sums.tolist() == [0, 0.2, 0, 0.2, 0, 0, 0, 0]  # what was found of the others stays
+    search.drop(np.array([1, 4]))
+    assert search.space.tolist() == [2, 5, 6, 7]  # one alone is no search space: a new search
+    assert search.batches == 0
 
 
 def test_nothing_is_pruned_on_samples_that_say_nothing() -> None:

@@ -69,4 +69,4 @@ def _parts(history: Record) -> tuple[Mapping[str, Any], list[Mapping[str, Any]],
     ends = [h for h in history if h.get("event") == "end"]
     if not starts or not ends:
         raise ConfigError("The history does not contain an aofp run: pass result.history, or history from card.json.")
-    return history[starts[-1]], [h for h in history[starts[-1] :] if h.get("event") == "move"], ends[-1]
+    return history[starts[-1]], [h for h in history[starts[-1] :] if h.get("event") in ("move", "forced")], ends[-1]

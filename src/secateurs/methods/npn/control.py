@@ -1,33 +1,115 @@
-"""Controls λ: adjusts it during training so that the network reaches its budget without a search."""
+"""Controls λ: adjusts it during the search so that the network reaches its budget without a search over runs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateurs.methods.select import Widths
+
+
+class Shares:
+    """What the channels cost under each limit of the budget, as fractions of the whole network's cost."""
+
+    def __init__(self, widths: Widths) -> None:
+        self.widths = widths
+        budget, base = widths.budget, widths.base
+        limits = None if budget is None else budget.limits(base)
+        names = [n for n in ("macs", "params") if budget is not None and getattr(budget, n) is not None]
+        self.full = {name: getattr(base, name) for name in names or ["macs"]}
+        self.goals = [min(1.0, getattr(limits, name) / self.full[name]) for name in names]
+
+    def of(self, widths: np.ndarray) -> list[float]:
+        """The share of the cost that these widths have, one for each limit (of the MACs if there is none)."""
+        cost = self.widths.cost(widths)
+        return [getattr(cost, name) / full for name, full in self.full.items()]
+
+    def weights(self) -> np.ndarray:
+        """What one channel of each group saves, relative to the mean over all channels: (groups,). A limit counts by
+        how much of its cost has to go."""
+        sizes = self.widths.sizes
+        saved = np.zeros(len(sizes))
+        whole = self.of(sizes)
+        for i in range(len(sizes)):
+            fewer = sizes.copy()
+            fewer[i] -= 1
+            saved[i] = sum((1 - g) * (w - f) for g, w, f in zip(self.goals, whole, self.of(fewer), strict=True))
+        mean = float((saved * sizes).sum() / max(1, sizes.sum()))
+        return saved / mean if mean > 0 else np.ones(len(sizes))
 
 
 class Controller:
     """Controls λ so that the cost of the open channels decreases along a straight line to the budget.
 
-    λ = base · exp(gain · excess), where excess is how far the cost is above the line; the base follows slowly, so that
-    it learns the long-run value of λ, and the exponential reacts at once. Far below the line λ is close to
-    zero, and the loss may open gates again. Gates respond late and keep moving: so the reaction is bounded,
-    or λ would be far too high by the time the first gates close.
+    λ = base · exp(gain · excess), where excess is how far the cost is above the line, under the limit for which it is
+    farthest. The base integrates the excess over the search, so it finds λ's scale, whatever the loss and the
+    network; the exponential reacts at once. Far below the line λ is close to zero, and the loss may open gates again. Gates
+    respond late and keep moving: so the excess is bounded, or λ would be far too high by the time the first gates close.
     """
 
-    REACH = 3.0  # the base stays within a factor of e³ of its initial value …
-    BOUND = 0.2  # … and the excess is clipped to this
+    BOUND = 0.2  # the excess is clipped to this
+    RATE = 8.0  # by how much log λ grows in a search with this excess all along
+    GENTLE = 0.3  # λ starts at this times the one that would close a typical gate
+    ARRIVE = 0.9  # the fraction of the search after which the budget should be met
 
-    def __init__(self, start: float, goal: float, arrive: float, gain: float = 12.0, rate: float = 0.1) -> None:
-        self.goal, self.arrive, self.gain, self.rate = goal, arrive, gain, rate
-        self.low, self.high = math.log(start) - self.REACH, math.log(start) + self.REACH
+    def __init__(self, start: float, goals: Sequence[float], gain: float = 12.0) -> None:
+        self.goals, self.gain = list(goals), gain
         self.base = math.log(start)
 
-    def target(self, progress: float) -> float:
-        """The target cost after this fraction of training."""
-        return 1.0 - (1.0 - self.goal) * min(1.0, progress / self.arrive)
+    def start(self, typical: float | None) -> None:
+        """Start at λ's scale, measured on the first batch. None: it could not be measured."""
+        if typical is not None:
+            self.base = math.log(self.GENTLE * typical)
 
-    def update(self, cost: float, progress: float) -> float:
-        """λ for the next step, given the fraction of the cost that is still open."""
-        excess = max(-self.BOUND, min(self.BOUND, cost - self.target(progress)))
-        self.base = max(self.low, min(self.high, self.base + self.rate * excess))
+    def targets(self, progress: float) -> list[float]:
+        """The target cost after this fraction of the search, for each limit."""
+        done = min(1.0, progress / self.ARRIVE)
+        return [1.0 - (1.0 - goal) * done for goal in self.goals]
+
+    def update(self, shares: Sequence[float], progress: float, step: float) -> float:
+        """λ for the next step, given the shares of the costs that are still open. step: the progress in one step."""
+        excess = max(share - target for share, target in zip(shares, self.targets(progress), strict=True))
+        excess = max(-self.BOUND, min(self.BOUND, excess))
+        self.base = max(
+            -40.0, min(10.0, self.base + self.RATE * step * excess / self.BOUND)
+        )  # finite, whatever happens
         return math.exp(self.base + self.gain * excess)
+
+
+class Pulls:
+    """How hard the loss opens the gates, and how hard the penalty closes them: the gradients of both by the gates.
+
+    sums: (channels + 1,) the loss's gradient, summed over the images of a batch, and the sum of the penalty's.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights  # (channels,) of the gates in the penalty
+        self.sums = torch.zeros(len(weights) + 1, device=weights.device)
+
+    def by_loss(self, gate: Tensor) -> Tensor:
+        """The gates that the network uses, (channels,) or (N, channels)."""
+        return self._felt(gate, self.sums[:-1], lambda grad: grad.reshape(-1, len(self.weights)).sum(0))
+
+    def by_penalty(self, gate: Tensor) -> Tensor:
+        """The gates that the penalty uses."""
+        return self._felt(gate, self.sums[-1], lambda grad: grad.sum())
+
+    def _felt(self, gate: Tensor, total: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        def feel(grad: Tensor) -> None:
+            total.add_(reduce(grad.detach().float()))
+
+        gate = gate.view_as(gate)
+        if gate.requires_grad:
+            gate.register_hook(feel)
+        return gate
+
+    def typical(self, sums: Tensor, lam: float) -> float | None:
+        """λ at which the penalty closes a typical gate as hard as the loss opens it; None if it cannot be told. The penalty's
+        own gradient at `lam` tells by what the loop multiplies both: a loss scale, the share of an accumulated step."""
+        factor = float(sums[-1]) / (lam * float(self.weights.sum()))
+        typical = float((sums[:-1] / self.weights).square().mean().sqrt()) / factor if factor > 0 else math.nan
+        return typical if math.isfinite(typical) and typical > 0 else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,19 +16,16 @@ from secateurs import zoo
 from secateurs.budget import Budget
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, SecateursError, Setting
-from secateurs.graph import ChannelGraph, trace
 from secateurs.masking.gates import Gates
 from secateurs.methods.method import Scope, Task
-from secateurs.methods.npn.control import Controller
-from secateurs.methods.npn.network import PrunerNetwork, classifier
-from secateurs.methods.pruner import Pruner, TrainingMethod, keep
+from secateurs.methods.npn.calibration import calibrate
+from secateurs.methods.npn.control import Controller, Pulls, Shares
+from secateurs.methods.npn.network import PrunerNetwork, deepest, some_images
+from secateurs.methods.npn.policy import Policy, initial
+from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
-from secateurs.methods.select import select_within_budget
-from secateurs.methods.selection import Channels, Selection
+from secateurs.methods.selection import Selection
 from secateurs.training import Recipe
-from secateurs.training.batches import share, to_device, walk
-from secateurs.training.checks import Check
-from secateurs.training.metrics import call
 from secateurs.training.seeds import preserve_rng_state, seed_all
 from secateurs.training.syncnorm import all_sum
 
@@ -36,23 +35,38 @@ class NPN(TrainingMethod):
     """A pruner network gates the main network's channels (Verma et al., WACV 2020).
 
     The pruner gets the same images and outputs a gate in [0, 1] for every channel by a scaled sigmoid; λ‖gates‖₁ closes
-    them. Epochs alternate between the pruner alone (the main network frozen) and both. Channels whose final mean gate is below
-    the threshold are cut; the gates of the others are folded into the weights.
+    them. The pruner alone (the main network frozen) and both are trained by turns. Then the channels whose gates are open
+    are fixed, and the network alone is trained with them.
     """
 
     default_scope: ClassVar[Scope] = "all"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"penalty": "count", "pruner_images": 1.0, "prior": 0.0, "hold": False}
+    }
 
     lam: float | None = Field(default=None, gt=0, le=10, description="λ of eq. 3; with a budget, its initial value")
-    epochs: float = Field(
-        6, gt=0, allow_inf_nan=False, description="N of algorithm 1: pruning epochs, half of them for the pruner only"
-    )
+    epochs: float = Field(6, gt=0, allow_inf_nan=False, description="N of algorithm 1: pruning epochs")
     lr: float = Field(default=0.01, gt=0, le=10, description="β of eq. 5: learning rate of the main network")
     pruner_lr: float = Field(
-        default=1e-3, gt=0, le=10, description="α of eq. 4: learning rate of the pruner network (Adam)"
+        default=1e-3, gt=0, le=10, description="α of eq. 4: learning rate of the pruner network (Adam), constant"
     )
-    head_lr: float = Field(default=10.0, gt=0, le=1000, description="learning-rate factor of the new heads")
-    gates: Literal["sample", "batch"] = Field(
-        default="sample", description="one gate vector for each image, or for each batch"
+    head_lr: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="learning-rate factor of the new heads; default: gates can close within a fraction of the search",
+    )
+    gates: Literal["batch", "sample"] = Field(
+        default="batch", description="one gate vector for each batch, or for each image"
+    )
+    penalty: Literal["cost", "count"] = Field(
+        default="cost", description="weight of a gate in the penalty: what its channel costs under the budget, or 1"
+    )
+    pruner_images: float = Field(
+        default=0.25, gt=0, le=1, description="fraction of a batch's images that the pruner sees, with gates='batch'"
+    )
+    prior: float = Field(
+        default=1.0, ge=0, le=10, description="how far the norms of the channels' weights move the initial logits apart"
     )
     scale: float = Field(
         30.0, ge=1, le=1000, description="final scale of the sigmoid (30; 50 for ResNet-50 in the paper)"
@@ -63,6 +77,10 @@ class NPN(TrainingMethod):
     schedule: Literal["step", "ramp"] = Field(
         "step", description="raise it at once, or geometrically from there to the end"
     )
+    hold: bool = Field(
+        default=True,
+        description="from then on fix the open channels and train the network alone; False: keep training both",
+    )
     threshold: float = Field(default=0.5, gt=0, lt=1, description="a channel is cut if its mean gate is below")
     open: float = Field(
         default=2.5, ge=-10, le=10, description="initial bias of the heads: all gates start at sigmoid(open)"
@@ -71,7 +89,9 @@ class NPN(TrainingMethod):
         default=None, description="spec of another network to use as the pruner, for example zoo:resnet20"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
-    calibration: int = Field(default=2048, ge=1, description="images over which the final gates are averaged")
+    calibration: int = Field(
+        default=2048, ge=1, description="with hold=False, images over which the final gates are averaged"
+    )
 
     def check(self, task: Task) -> None:
         super().check(task)
@@ -83,20 +103,19 @@ class NPN(TrainingMethod):
         if self.pruner is not None:
             self.base(task)
 
-    def base(self, task: Task) -> tuple[nn.Module, ChannelGraph]:
-        """The base network of the pruner, and its graph: a copy of the main network, or the one from `pruner`."""
+    def base(self, task: Task) -> nn.Module:
+        """The base network of the pruner: the main network, of which it is a copy, or the one from `pruner`."""
         if self.pruner is None:
-            return task.model, task.graph
+            return task.model
         try:
             with preserve_rng_state():  # its initial weights are random
                 seed_all(task.seed, "pruner")
                 model = zoo.build(self.pruner)
             model.to(device_of(task.model))
-            graph: ChannelGraph = trace(model, task.example_inputs)
-            classifier(model, graph, task.example_inputs)
+            deepest(model, task.example_inputs)
         except SecateursError as error:
             raise ConfigError(Setting("pruner", self.pruner, NPN), " cannot be used here: ", error) from error
-        return model, graph
+        return model
 
     def recipe(self) -> Recipe:
         return Recipe(epochs=self.epochs, lr=self.lr, schedule="cosine", weight_decay=5e-4, precision=self.precision)
@@ -106,59 +125,86 @@ class NPN(TrainingMethod):
 
 
 class NPNPruner(Pruner):
-    """The pruner. Gates are set in the main network's own forward, from the pruner network's output on the same inputs."""
+    """The pruner. Gates are set in the main network's own forward, from the pruner network's output on the same inputs.
+
+    In the search, until `sharpen`, gates are soft, and λ leads them to the budget. Then the channels that stay are fixed.
+    """
+
+    TURNS = 4  # in the search, at least: the pruner alone, both, …
+    TRAVEL = 12.0  # how far the heads' learning rate moves a logit in the search if its gradient keeps its sign
+    LINES = 20  # in the history, how much is open beside the budget
 
     def __init__(self, task: Task, config: NPN) -> None:
         super().__init__(task)
         self.config, self.model = config, task.model
-        self.groups = task.groups
+        self.groups, self.widths = task.groups, task.widths
         self.sizes = [g.size for g in self.groups]
-        base, graph = config.base(task)
-        self.network = PrunerNetwork(base, graph, task.example_inputs, sum(self.sizes), config.open, task.generator())
-        heads = list(self.network.heads[0].parameters())
-        trunk = [p for p in self.network.parameters() if all(p is not h for h in heads)]
-        self.optimizer = torch.optim.Adam(
-            [{"params": trunk, "lr": config.pruner_lr}, {"params": heads, "lr": config.pruner_lr * config.head_lr}],
-            betas=(0.9, 0.99),  # λ changes by orders of magnitude: old gradients are uninformative
-        )
+        self.shares = Shares(self.widths)
+        self.policy = Policy(self.widths, initial(self.groups, self.model, config.open, config.prior))
+        self.network = PrunerNetwork(config.base(task), task.example_inputs, self.policy.initial, task.generator())
+        trunk, heads = ([p for p in m.parameters() if p.requires_grad] for m in (self.network.net, self.network.heads))
+        self.optimizer = torch.optim.Adam(  # its learning rates stay when the main network's is annealed
+            [{"params": trunk, "lr": config.pruner_lr, "scheduled": False},
+             {"params": heads, "lr": config.pruner_lr * (config.head_lr or 1.0), "scheduled": False}],
+            betas=(0.8, 0.99),  # λ changes by orders of magnitude: old gradients are uninformative
+        )  # fmt: skip
         self.networks = {"pruner": (self.network, self.optimizer)}
-        self._latest: Tensor | None = None  # (1 + channels,): images of the last batch, sums of their logits
+        self.search = self.turn = 1  # steps until the channels are fixed; of the pruner alone, or of both
         self.norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
         self._frozen: set[_BatchNorm] = set()  # batch norms that are frozen temporarily
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.widths = task.widths
-        goal = 1.0
-        if task.budget is not None:
-            limits = task.budget.limits(self.widths.base)
-            goal = min(limits.macs / self.widths.base.macs, limits.params / self.widths.base.params)
         self.lam = config.lam or 1e-3
-        self.controller = Controller(self.lam, goal, 0.9 * config.sharpen) if task.budget is not None else None
-        self.logits = torch.full((sum(self.sizes),), config.open)  # mean over images and recent batches
-        self._full = torch.sigmoid(2.5 * self.logits[:1])  # what counts as open
+        self.controller = None if task.budget is None else Controller(self.lam, self.shares.goals)
+        weights = np.ones(len(self.sizes)) if config.penalty == "count" else self.shares.weights()
+        self.weights = torch.from_numpy(np.repeat(weights, self.sizes)).float().to(device_of(self.model))
+        self.found: dict[str, Any] | None = None  # what the gates were when the channels were fixed
+        self.record: list[dict[str, Any]] = []
+        self._latest: Tensor | None = None  # of the last batch: see `Policy.update`
         self._gate: Tensor | None = None
+        self._pulls = Pulls(self.weights)
         self.gates = Gates(self.model, self.groups).attach()
         # Before the gates' own hook, so that they are set when it runs.
         self._handle = self.model.register_forward_pre_hook(self._set_gates, with_kwargs=True, prepend=True)
         self._phase()
 
-    # -- the forward pass ---------------------------------------------------------------------------------------------
+    # -- phases -------------------------------------------------------------------------------------------------------
 
-    @property
-    def progress(self) -> float:
-        return self.steps / self.total if self.total else 0.0
+    def begin(self, total: int, epoch_steps: int) -> None:
+        super().begin(total, epoch_steps)
+        self.search = max(1, round(self.config.sharpen * total))
+        self.turn = max(1, min(self.epoch_steps, self.search // self.TURNS))
+        if self.config.head_lr is None:
+            self.optimizer.param_groups[1]["lr"] = self.TRAVEL / self.search
+        self._phase()
 
     @property
     def sharpness(self) -> float:
         """Scale a of the sigmoid 1 / (1 + exp(-a·x)), which drives gates to 0 and 1 at the end (sec. 4.1)."""
-        over = (self.progress - self.config.sharpen) / (1 - self.config.sharpen)
-        if over < 0:
+        if self.steps < self.search:
             return 1.0
+        over = (self.steps - self.search) / max(1, self.total - self.search)
         return self.config.scale if self.config.schedule == "step" else self.config.scale ** min(1.0, over)
 
     @property
+    def holding(self) -> bool:
+        """Whether only the main network trains, with the channels that were fixed."""
+        return self.config.hold and self.policy.kept is not None
+
+    @property
     def alone(self) -> bool:
-        """Whether only the pruner trains: in even epochs; in odd epochs both do (algorithm 1)."""
-        return (self.steps // self.epoch_steps) % 2 == 0
+        """Whether only the pruner trains: in even turns, of an epoch at most; in odd ones both do (algorithm 1)."""
+        return not self.holding and (self.steps // self.turn) % 2 == 0
+
+    @property
+    def _measuring(self) -> bool:
+        """Whether the scale of λ is measured: in the first step."""
+        return self.controller is not None and self.config.lam is None and self.steps == 0 and self.model.training
+
+    def _phase(self) -> None:
+        for p in self.trainable:
+            p.requires_grad_(not self.alone)
+
+    # -- the forward pass ---------------------------------------------------------------------------------------------
 
     def __deepcopy__(self, memo: Any) -> NPNPruner:
         return self  # a copy of the model (for example its EMA) uses the same pruner
@@ -166,20 +212,34 @@ class NPNPruner(Pruner):
     def _set_gates(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.gates.attached:
             return
-        self.network.train(model.training)
         if model.training:
             self._freeze_norms(self.alone)
-        part = self.wrapped.get("pruner")
-        logits = (self.network if part is None else part.net)(*args, **kwargs).float()  # (N, channels)
+        if self.holding:
+            self.gates.flat(self.policy.masked(torch.ones_like(self.weights)))
+        elif model.training or self.config.gates == "sample":
+            gate = self._gates_of(model.training, args, kwargs)
+            self.gates.flat(self._pulls.by_loss(gate) if self._measuring else gate)
+            self._gate = gate if model.training else None
+        else:  # one policy, whatever the images
+            logits = self.policy.logits.to(self.weights)
+            self.gates.flat(self.policy.masked(torch.sigmoid(self.sharpness * logits)))
+
+    def _gates_of(self, training: bool, args: Any, kwargs: Any) -> Tensor:
+        """The gates for these images: (channels,), or (N, channels) per sample."""
+        self.network.train(training)
         self.gates.flat(None)
-        if model.training:
-            self._latest = torch.cat([logits.new_tensor([len(logits)]), logits.detach().sum(0)])
-        if self.config.gates == "batch":
-            logits = self._batch_mean(logits) if model.training else logits.mean(0)
-        gate = torch.sigmoid(self.sharpness * logits)
-        self.gates.flat(gate)
-        if model.training:
-            self._gate = gate
+        part = self.wrapped.get("pruner")
+        batch = self.config.gates == "batch"
+        if batch:
+            args, kwargs = some_images(args, kwargs, round(1 / self.config.pruner_images))
+        logits = (self.network if part is None else part.net)(*args, **kwargs).float()  # (N, channels)
+        if training:
+            rows = logits.detach()
+            ones = torch.ones_like(rows[0])
+            self._latest = torch.stack([rows.sum(0), (rows >= 0).to(rows).sum(0), len(rows) * ones])
+        if batch:
+            logits = self._batch_mean(logits) if training else logits.mean(0)
+        return self.policy.masked(torch.sigmoid(self.sharpness * logits))
 
     def _freeze_norms(self, frozen: bool) -> None:
         """Freeze statistics, too; a loop may call `model.train()` only once, so they are also unfrozen here."""
@@ -198,113 +258,146 @@ class NPNPruner(Pruner):
         return total[:-1] / total[-1].detach()
 
     def penalty(self) -> Tensor | float:
-        """λ‖gates‖₁, the mean over the images of the batch (eq. 3)."""
+        """λ‖gates‖₁, the mean over the images of the batch (eq. 3), each gate weighted by what its channel costs."""
         if self._gate is None:
             return 0.0
         gate, self._gate = self._gate, None
+        if self._measuring:
+            gate = self._pulls.by_penalty(gate)
         rows = gate if gate.ndim == 2 else gate[None]
-        return self.lam * rows.sum(1).mean()
+        return self.lam * (rows * self.weights).sum(1).mean()
 
     # -- after each step ----------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
         if self._latest is not None:
-            total = self.mean(self._latest)
-            self.logits.lerp_((total[1:] / total[0]).to(self.logits), 0.1)
+            self.policy.update(self.mean(self._latest), min(0.5, max(0.1, 10 / self.search)))
             self._latest = None
-        if self.controller is not None:
-            self.lam = self.controller.update(self._open_cost(), self.progress)
+        if self.controller is not None and self.steps == 1 and self.config.lam is None:
+            self.controller.start(self._pulls.typical(self.mean(self._pulls.sums), self.lam))
+        if not self.holding:
+            open = self.shares.of(self.policy.open(max(2.5, self.sharpness)))
+            if self.controller is not None:
+                self.lam = self.controller.update(open, self.steps / self.search, 1 / self.search)
+            if self.steps % max(1, self.search // self.LINES) == 0 or self.steps == self.search:
+                self._note(open)
+        if self.steps >= self.search and self.found is None:
+            self._fix()
         self._phase()
 
-    def _phase(self) -> None:
-        for p in self.trainable:
-            p.requires_grad_(not self.alone)
+    def _note(self, open: list[float]) -> None:
+        """A line of the history: under each limit, what is open, what would be left if the gates were decided now, and
+        the target."""
+        line: dict[str, Any] = {"event": "open", "step": self.steps, "lam": self.lam}
+        decided = self.shares.of(self.policy.decided(self._threshold))
+        for i, name in enumerate(self.shares.full):
+            line[name] = {"open": round(open[i], 4), "decided": round(decided[i], 4)}
+            if self.controller is not None:
+                line[name]["target"] = round(self.controller.targets(self.steps / self.search)[i], 4)
+        self.record.append(line)
 
-    def _open_cost(self) -> float:
-        """The fraction of the budgeted cost that is still open. A gate near the threshold counts in part: so the cost changes
-        before a gate has crossed it, and λ can react in time."""
-        share = (torch.sigmoid(2.5 * self.logits) / self._full).clamp(max=1)
-        widths = np.array([float(s.sum()) for s in share.split(self.sizes)])
-        cost = self.widths.cost(np.maximum(widths, self.widths.least))
-        budget = self.task.budget
-        assert budget is not None
-        shares = [cost.macs / self.widths.base.macs] if budget.macs is not None else []
-        shares += [cost.params / self.widths.base.params] if budget.params is not None else []
-        return max(shares)
+    @property
+    def _threshold(self) -> float:
+        """The threshold of a logit once the sigmoid is sharp."""
+        t = self.config.threshold
+        return math.log(t / (1 - t)) / self.config.scale
+
+    def _fix(self) -> None:
+        """Fix the channels that stay. What the gates have not closed by now is cut in their order."""
+        policy, threshold = self.policy, self._threshold
+        gate = torch.sigmoid(self.config.scale * policy.logits)
+        undecided = ((gate > 0.1) & (gate < 0.9)).float().mean()
+        disagree = torch.where(policy.logits >= 0, 1 - policy.above, policy.above).mean()
+        decided = policy.decided(threshold)
+        self.found = self._event(decided, undecided, disagree, policy.logits < threshold)
+        if self.task.budget is None and not self.config.hold:
+            return
+        policy.fix(threshold)
+        shares = dict(zip(self.shares.full, self.shares.of(decided), strict=True))
+        over = {
+            n: shares[n] - goal for n, goal in zip(shares, self.shares.goals, strict=False) if shares[n] > goal + 0.05
+        }
+        if over:
+            told = " and ".join(f"{shares[n]:.1%} of the {n} (budget {shares[n] - x:.1%})" for n, x in over.items())
+            self.log(
+                f"npn: after its search of {self.steps} steps, the open gates cost {told}. The order of the gates decides what "
+                "else is cut; in a longer run (epochs=…) the gates do."
+            )
+        self.found["short"] = bool(over)
+
+    def _event(self, widths: np.ndarray, undecided: Tensor, disagree: Tensor, closed: Tensor) -> dict[str, Any]:
+        """What the gates are: the share of the cost at these widths, before any trimming to the budget."""
+        shares = {n: round(share, 4) for n, share in zip(self.shares.full, self.shares.of(widths), strict=True)}
+        return {
+            "event": "gates", "step": self.steps,
+            "undecided": round(float(undecided), 4), "disagree": round(float(disagree), 4),
+            "lam": self.lam, "closed": int(closed.sum()), "of": len(closed), **shares,
+        }  # fmt: skip
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> Selection:
         self._freeze_norms(False)
+        policy = self.policy
         try:
-            means, logits, undecided, disagree = self._calibrate()
+            if self.found is None:  # training ended early
+                self._fix()
+            gates = torch.ones_like(policy.logits) if self.config.hold else self._calibrate()
         finally:
             self._handle.remove()
             self.gates.detach()
             for p in self.trainable:
                 p.requires_grad_(True)
-        scores = {g.name: s.numpy() for g, s in zip(self.groups, means.split(self.sizes), strict=True)}
-        if self.task.budget is None:
-            selection = keep(scores, self.config.threshold)
-        else:  # many gates round to exactly 1: the logits rank those
-            ranks = (means + 1e-6 * logits.clamp(-100, 100)).split(self.sizes)
-            selection = select_within_budget(
-                self.widths, {g.name: r.numpy() for g, r in zip(self.groups, ranks, strict=True)}
-            )
-        left = np.array([max(1, int((s >= self.config.threshold).sum())) for s in scores.values()])
-        self.task.note(
-            event="gates", undecided=round(undecided, 4), disagree=round(disagree, 4), lam=self.lam,
-            closed=int((means < self.config.threshold).sum()), of=len(means),
-            macs=round(self.widths.cost(left).macs / self.widths.base.macs, 4),  # before trimming to the budget
-        )  # fmt: skip
-        self._fold(scores, selection)
-        return Selection(selection)
+        if self.config.hold:
+            channels = policy.channels()
+        else:  # a channel whose gate has closed since is dead: the budget does not bring it back
+            channels = policy.best(policy.split(policy.masked(gates)), self.config.threshold)
+        for entry in [*self.record, self.found]:
+            assert entry is not None
+            self.task.note(**entry)
+        folded = policy.split(gates)
+        for name, s in folded.items():  # exact: what is cut reads as zero
+            s[np.setdiff1d(np.arange(len(s)), channels[name])] = 0
+        self.gates.fold_({name: torch.from_numpy(s).float() for name, s in folded.items()})
+        return Selection(channels)
 
-    @torch.no_grad()
-    def _calibrate(self) -> tuple[Tensor, Tensor, float, float]:
-        """Mean gate and mean logit of each channel over calibration images, the fraction of gates in (0.1, 0.9), and how
-        often an image's gate is on the other side of the threshold from the mean."""
-        self.network.eval()
-        device = device_of(self.model)
-        images, rows = 0, []
-        with preserve_rng_state():  # the first epoch's batches, whatever the current epoch
-            check = Check(self.network, "train")
-            epoch = walk(self.task.data.train, seed=self.task.seed, epoch=0, limit=self.config.steps_per_epoch)
-            for index, raw, _ in epoch:
-                batch = to_device(check.fit(share(raw, *self.share), index), device)
-                logits = call(self.network, batch.inputs).float()
-                if self.config.gates == "batch":
-                    logits = logits.mean(0, keepdim=True).expand_as(logits)
-                rows.append(logits.double().cpu())
-                images += round(float(self.mean(torch.tensor([float(len(logits))]))) * self.processes)
-                if images >= self.config.calibration:
-                    break
-        logits = torch.cat(rows)  # (N, channels)
-        gates = torch.sigmoid(self.sharpness * logits)
+    def _calibrate(self) -> Tensor:
+        """(channels,) mean gates over calibration images. Notes the fraction of gates in (0.1, 0.9), and how often an image's
+        gate is on the other side of the threshold from the mean."""
+        limit, device = self.config.steps_per_epoch, device_of(self.model)
+        logits = calibrate(self, self.network, self.config.calibration, per_epoch=limit, device=device)
+        if self.config.gates == "batch":
+            total = self.mean(torch.cat([logits.sum(0), logits.new_tensor([len(logits)])]))
+            logits = (total[:-1] / total[-1]).expand_as(logits)
+        gates = self.policy.masked(torch.sigmoid(self.sharpness * logits))  # (N, channels)
         count = self.mean(torch.tensor([float(len(gates))])).double()
-        means, middle = self.mean(torch.stack([gates.sum(0), logits.sum(0)])) / count
+        means = self.mean(gates.sum(0)) / count
+        closed = means < self.config.threshold
         undecided = ((gates > 0.1) & (gates < 0.9)).double().mean(1).sum()
-        t = self.config.threshold
-        disagree = ((gates < t) != (means < t)).double().mean(1).sum()
+        disagree = ((gates < self.config.threshold) != closed).double().mean(1).sum()
         shares = self.mean(torch.stack([undecided, disagree])) / count
-        return means, middle, float(shares[0]), float(shares[1])
+        widths = np.array([len(c) for c in self.policy.best(self.policy.split(means), self.config.threshold).values()])
+        self.found = self._event(widths, shares[0], shares[1], closed)
+        return means
 
-    def _fold(self, scores: dict[str, np.ndarray], selection: Channels) -> None:
-        """Fold the remaining gates into the weights of their channels' consumers."""
-        factors = {}
-        for name, s in scores.items():
-            alive = np.zeros(len(s))
-            alive[selection[name]] = s[selection[name]]
-            factors[name] = torch.from_numpy(alive).float()
-        self.gates.fold_(factors)
+    # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         control = None if self.controller is None else self.controller.base
-        return {**super().state(), "lam": self.lam, "logits": self.logits, "control": control}
+        policy = {"logits": self.policy.logits, "above": self.policy.above, "kept": self.policy.kept}
+        return {
+            **super().state(), "lam": self.lam, "control": control, "policy": policy, "found": self.found,
+            "record": list(self.record),
+        }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         super().load(state)
-        self.lam, self.logits = state["lam"], state["logits"]
+        self.lam = state["lam"]
         if self.controller is not None:
             self.controller.base = state["control"]
+        for name, value in state["policy"].items():
+            setattr(self.policy, name, None if value is None else value.cpu())
+        if not all(isinstance(line, dict) for line in state["record"]):
+            raise ValueError("'record' must hold dicts")
+        self.found, self.record = state["found"], list(state["record"])
         self._phase()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ class Oracle(Method):
     without normalization. With c channels, of which q are cut, this takes c·q·γ/g evaluations of the network: it is the
     reference that other criteria approximate, and expensive on large networks.
     """
+
+    reads_labels: ClassVar[bool] = True
 
     examples: int = Field(256, ge=1, description="γ: training examples on which the loss is measured")
     rescore: bool = Field(

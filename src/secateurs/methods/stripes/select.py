@@ -7,13 +7,38 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from secateurs.errors import ConfigError
 from secateurs.graph import Cost
 from secateurs.methods.method import Task
 from secateurs.methods.select import Widths
 from secateurs.methods.selection import Selection
+from secateurs.stripes import StripeConv2d
 
 Array = np.ndarray
 FEW = 0.05  # if a budget would leave a smaller fraction of the stripes than this, channels are cut as well
+
+
+def kernels(task: Task) -> dict[str, tuple[int, int, int]]:
+    """Weights whose stripes can be cut, with their filters, rows and columns."""
+    return {name: shape for name, shape in task.graph.kernels.items() if shape[1] * shape[2] > 1}
+
+
+def check_kernels(task: Task, method: str) -> None:
+    """Raise ConfigError if the network has no such weights."""
+    if not kernels(task):
+        why = "no convolution with a kernel larger than 1×1 and one group"
+        if any(isinstance(m, StripeConv2d) for m in task.model.modules()):
+            why = "only convolutions whose stripes are already cut"
+        raise ConfigError(f"{method} found {why}: there is nothing to prune.")
+
+
+def channel_scores(task: Task) -> list[Array]:
+    """Mean absolute weight of each channel, relative to its group's mean: for each group in scope (size,)."""
+    found = []
+    for group in task.groups:
+        s = group.filters(task.model).abs().mean(1).double().cpu().numpy()
+        found.append(s / s.mean() if s.mean() > 0 else s)
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""Calibration of any network, as `prune` does it after a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.artifact.provenance import remember, source_of
+from secateurs.data import Data
+from secateurs.devices import usable
+from secateurs.errors import ConfigError
+from secateurs.graph.copies import copied
+from secateurs.graph.inputs import check_model
+from secateurs.placement import Placement
+from secateurs.recovery import IMAGES, calibrate_
+from secateurs.training import without_labels
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Any,
+    images: int = IMAGES,
+    *,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> nn.Module:
+    """Return a copy of the network with batch-norm statistics re-estimated on images, without labels: what a cut leaves
+    of them belongs to the uncut network. The given model is not modified. `prune` does this after every cut.
+
+    batches: training batches of any kind that `Data` takes, or a `Data`; targets are not read. Our own loaders leave out
+        augmentation.
+    images: how many are used at most, the first of a pass; a list of batches is read at even distances.
+    seed: for batches that draw random numbers. The caller's random state is not changed.
+    device: where the network runs, by default the model's device. The result is on the model's device, in its dtypes.
+
+    The network runs once, in eval mode, each norm with the statistics of the batch at hand (batches of fewer than 32 images
+    are joined). The statistics of the images are pooled exactly, in float64, whatever the norms' momentum.
+    Applies to `nn.BatchNorm1d` to `3d` and `nn.SyncBatchNorm` with running statistics, trainable or not, in any mode; other
+    norms keep theirs. In a process group, statistics are pooled over all processes, which must all call this.
+
+    Raises DataError for batches that do not fit the model, or if there is none.
+    """
+    check_model(model)
+    placement = Placement.of(model)
+    where = placement.device if device is None else usable(device)
+    small = copied(placement.working_copy(model, where))
+    source = Data.of(batches).train
+    calibrate_(small, without_labels(source, _count(images), seed=seed))
+    placement.restore(small)
+    if (origin := source_of(model)) is not None:
+        remember(small, origin)
+    return small
+
+
+def images_of(calibrate: Any, data: Data | None) -> Any:
+    """The batches to calibrate on, or None."""
+    if calibrate is True:  # a one-shot iterator is left to the training that it was passed for
+        return None if data is None or isinstance(data.train, Iterator) else data.train
+    return None if calibrate is False or calibrate is None else Data.of(calibrate).train
+
+
+def _count(images: Any) -> int:
+    if isinstance(images, bool) or not isinstance(images, Integral) or images < 2:
+        raise ConfigError(f"images={images!r} is not a valid number of images: it must be an integer of at least 2.")
+    return int(images)

@@ -1,0 +1,34 @@
+"""Random halves of a search space: which of its filters each example of a batch ablates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Halves:
+    """A half of the search space for each example, drawn in the forward pass, when the number of examples is known.
+
+    space: (n,) the filters of the search space, sorted. size: number of filters to ablate. rank, world: this process and the
+    number of processes, which draw for consecutive rows of one global batch.
+    """
+
+    space: np.ndarray
+    size: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    _generator: torch.Generator = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    def draw(self, rows: int) -> Tensor:
+        """(rows, n) bool: True for the `size` filters that each example ablates."""
+        own = slice(rows * self.rank, rows * (self.rank + 1))
+        order = torch.rand(rows * self.world, len(self.space), generator=self._generator)[own].argsort(dim=1)
+        return order < self.size

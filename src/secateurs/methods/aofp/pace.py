@@ -1,0 +1,53 @@
+"""The schedule of a budgeted run: how much of the cost should be left by when, and what θ follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from secateurs.budget import Budget
+from secateurs.graph import Cost
+
+Shares = Mapping[str, float]
+
+
+def shares(budget: Budget | None, cost: Cost, base: Cost) -> dict[str, float]:
+    """The cost as fractions of the original, for each figure that the budget limits."""
+    figures = {"macs": (cost.macs, base.macs), "params": (cost.params, base.params)}
+    return {name: now / full for name, (now, full) in figures.items() if budget and getattr(budget, name) is not None}
+
+
+class Pace:
+    """Controls θ: θ grows while the cost is above a straight line to the budget, and shrinks, never below its initial value,
+    while the cost is below it. By at most `growth` in a full search, since the effect of θ shows only after one.
+
+    goal: the fraction of each limited figure that the budget leaves. Each has a line of its own, and the one that is furthest
+    behind counts. search: the length of a full search as a fraction of the training. With a growth of 1, θ is constant and
+    nothing is due before the end.
+    """
+
+    ARRIVE = 0.9  # fraction of the training after which the budget should be met
+    BAND = 0.02  # an excess of this or more counts in full
+
+    def __init__(self, theta: float, growth: float, goal: Shares, search: float) -> None:
+        self.theta, self.start, self.growth, self.goal, self.search = theta, theta, growth, goal, search
+
+    def excess(self, now: Shares, progress: float) -> float:
+        """By how much the cost is above the line, as a fraction of the original; negative below it."""
+        return max(self._above(now, min(1.0, progress / self.ARRIVE)), default=0.0)
+
+    def due(self, now: Shares, progress: float) -> float:
+        """By how much the cost is above a line that starts after the first full search: filters that the search has not
+        picked until then are due."""
+        if self.growth == 1:
+            return 0.0
+        first = min(self.search, self.ARRIVE / 2)
+        return max(self._above(now, min(1.0, max(0.0, progress - first) / (self.ARRIVE - first))), default=0.0)
+
+    def _above(self, now: Shares, way: float) -> list[float]:
+        return [share - (1.0 - (1.0 - self.goal[name]) * way) for name, share in now.items()]
+
+    def update(self, now: Shares, progress: float, steps: float) -> float:
+        """θ after this fraction of a full search."""
+        excess = max(-1.0, min(1.0, self.excess(now, progress) / self.BAND))
+        self.theta = min(max(self.start, 1.0), max(self.start, self.theta * self.growth ** (excess * steps)))
+        return self.theta

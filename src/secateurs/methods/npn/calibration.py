@@ -1,0 +1,31 @@
+"""The pruner's logits for training images, after training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.methods.pruner import Pruner
+from secateurs.training.batches import share, to_device, walk
+from secateurs.training.checks import Check
+from secateurs.training.metrics import call
+from secateurs.training.seeds import preserve_rng_state
+
+
+@torch.no_grad()
+def calibrate(pruner: Pruner, network: nn.Module, images: int, *, per_epoch: int | None, device: Any) -> Tensor:
+    """This process's rows of the logits (N, channels) for at least this many training images."""
+    network.eval()
+    seen, rows = 0, []
+    with preserve_rng_state():  # the first epoch's batches, whatever the current epoch
+        check = Check(network, "train")
+        task = pruner.task
+        for index, raw, _ in walk(task.data.train, seed=task.seed, epoch=0, limit=per_epoch):
+            batch = to_device(check.fit(share(raw, *pruner.share), index), device)
+            rows.append(call(network, batch.inputs).double().cpu())
+            seen += round(float(pruner.mean(torch.tensor([float(len(rows[-1]))]))) * pruner.processes)
+            if seen >= images:
+                break
+    return torch.cat(rows)

@@ -1,0 +1,95 @@
+"""The policy: one logit for each channel of the network, the pruner's mean over images and recent batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateurs.graph import ChannelGroup
+from secateurs.methods.criteria import norms
+from secateurs.methods.select import Widths, select_within_budget
+from secateurs.methods.selection import Channels
+
+
+def initial(groups: Sequence[ChannelGroup], model: nn.Module, open: float, prior: float) -> Tensor:
+    """(channels,) initial logits: `open`, and more for channels of larger weights than others of their group. So the norms
+    decide between channels that the search is too short to tell apart."""
+    found = [torch.zeros(0, dtype=torch.float64)]
+    for group in groups:
+        size = norms(group, model, 2).double().cpu()
+        found.append(open + prior * (size / size.mean().clamp(min=1e-12) - 1).clamp(-1, 1))
+    return torch.cat(found).float()
+
+
+class Policy:
+    """What the pruner says of the channels, whichever the image.
+
+    logits: (channels,) over all groups in order. above: (channels,) how often an image's gate is open. kept: (channels,)
+    1 for the channels that are fixed as kept, None before.
+    """
+
+    def __init__(self, widths: Widths, initial: Tensor) -> None:
+        self.widths, self.initial = widths, initial
+        self.sizes = [g.size for g in widths.groups]
+        self.logits, self.above = initial.clone(), (initial >= 0).float()
+        self.kept: Tensor | None = None
+
+    def update(self, sums: Tensor, pace: float) -> None:
+        """Follow a batch. sums: (3, channels), over its images: of the logits, of open gates, and of ones."""
+        logits, above = (sums[:2] / sums[2]).to(self.logits)
+        self.logits.lerp_(logits, pace)
+        self.above.lerp_(above, pace)
+
+    def masked(self, gate: Tensor) -> Tensor:
+        """Gates (channels,) or (N, channels) with those of cut channels closed."""
+        return gate if self.kept is None else gate * self.kept.to(gate)
+
+    # -- widths -------------------------------------------------------------------------------------------------------
+
+    def open(self, slope: float) -> np.ndarray:
+        """The open widths: (groups,). A gate near the threshold counts in part: so the cost changes before the gate has
+        crossed it, and λ can react in time. slope: of the sigmoid at the threshold, as the network sees it or gentler."""
+        full = torch.sigmoid(slope * self.initial.clamp(min=0))
+        part = self.masked((torch.sigmoid(slope * self.logits) / full).clamp(max=1))
+        return self._allowed(np.array([float(s.sum()) for s in part.split(self.sizes)]))
+
+    def decided(self, threshold: float) -> np.ndarray:
+        """The widths if exactly the gates below the threshold were closed: (groups,). threshold: of the logits."""
+        above = self.masked((self.logits >= threshold).float())
+        return self._allowed(np.array([int(s.sum()) for s in above.split(self.sizes)]))
+
+    def _allowed(self, widths: np.ndarray) -> np.ndarray:
+        """Not below the least; in whole steps if the budget has an alignment."""
+        widths = np.maximum(widths, self.widths.least)
+        return self.widths.aligned(widths) if self.widths.step > 1 else widths
+
+    # -- channels -----------------------------------------------------------------------------------------------------
+
+    def fix(self, threshold: float) -> None:
+        """Fix the channels that stay: the best within the budget, or without one those above the threshold."""
+        budget = self.widths.budget is not None
+        ranks = self.split(self.logits)
+        channels = select_within_budget(self.widths, ranks) if budget else self.best(ranks, threshold)
+        self.kept = torch.zeros_like(self.logits)
+        for group, kept in zip(self.widths.groups, self.kept.split(self.sizes), strict=True):
+            kept[torch.from_numpy(channels[group.name])] = 1
+
+    def best(self, scores: dict[str, np.ndarray], threshold: float) -> Channels:
+        """The channels above the threshold; the best of a group in which they are too few, or do not fill an alignment step."""
+        decided = np.array([int((s >= threshold).sum()) for s in scores.values()])
+        widths = self.widths.aligned(np.maximum(decided, self.widths.least))
+        best = {name: np.argsort(-s, kind="stable") for name, s in scores.items()}
+        return {name: np.sort(order[:w]) for (name, order), w in zip(best.items(), widths, strict=True)}
+
+    def channels(self) -> Channels:
+        """The channels that are fixed as kept."""
+        assert self.kept is not None
+        return {name: np.flatnonzero(kept) for name, kept in self.split(self.kept).items()}
+
+    def split(self, values: Tensor) -> dict[str, np.ndarray]:
+        """(channels,) → by group, in double precision"""
+        parts = values.double().cpu().split(self.sizes)
+        return {g.name: part.numpy() for g, part in zip(self.widths.groups, parts, strict=True)}

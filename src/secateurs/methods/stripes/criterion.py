@@ -1,0 +1,60 @@
+"""One-shot stripe pruning: the stripes with the smallest norms are cut, without data or training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from secateurs.errors import ConfigError
+from secateurs.graph.channels import parameter
+from secateurs.methods.method import Method, Task
+from secateurs.methods.registry import register
+from secateurs.methods.selection import Selection
+from secateurs.methods.stripes.select import Stripes, channel_scores, check_kernels, kernels
+
+
+@register("l2-stripes")
+class L2Stripes(Method):
+    """Euclidean norm of each stripe: a filter's weights at one kernel position, over all input channels.
+
+    One budget covers stripes and channels: a filter that loses all of its stripes takes its channel along, and where stripes
+    alone do not suffice, channels with small weights are cut as well. Cutting stripes affects no other layer, so stripes
+    of convolutions on a shortcut are cut as well; `scope` applies to channels only.
+    """
+
+    cuts = "stripes"
+
+    ranking: Literal["global", "layer"] = Field(
+        "global",
+        description="global: compare stripes across layers, relative to their layer's mean norm; layer: keep the same "
+        "fraction of every layer",
+    )
+    floor: float = Field(default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps")
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        check_kernels(task, self.name)
+
+    def feasible(self, task: Task) -> None:
+        task.widths.check(self._stripes(task).lowest())
+
+    def select(self, task: Task) -> Selection:
+        stripes = self._stripes(task)
+        scores = np.concatenate([self._scores(task, name) for name in stripes.kernels])
+        left, _ = stripes.select_within_budget(scores, lambda: channel_scores(task))
+        return stripes.selection(left)
+
+    def _stripes(self, task: Task) -> Stripes:
+        return Stripes(task, kernels(task), floor=self.floor)
+
+    def _scores(self, task: Task, name: str) -> np.ndarray:
+        """One layer's scores: (filters · rows · columns,)."""
+        weight = parameter(task.model, name).detach().float()  # (O, C, KH, KW)
+        norms = weight.square().sum(1).sqrt().flatten().double().cpu().numpy()
+        if not np.isfinite(norms).all():
+            raise ConfigError(f"{self.name}: {name} has NaN or infinite values.")
+        if self.ranking == "layer":
+            return (np.argsort(np.argsort(norms, kind="stable"), kind="stable") + 1) / len(norms)
+        return norms / norms.mean() if norms.any() else norms

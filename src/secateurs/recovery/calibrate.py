@@ -1,0 +1,137 @@
+"""Calibration: batch-norm statistics re-estimated on training images, without labels.
+
+A batch norm that reads cut channels, or follows a layer that does, still normalizes by the statistics of the uncut network.
+The network runs over the images once, in eval mode, each norm with the statistics of the batch at hand: so every norm sees
+inputs as they are when all norms before it are calibrated. The statistics of all batches are
+pooled exactly (Chan et al., 1979), in float64; there is no moving average. See docs/training.md for what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from secateurs.devices import device_of, full_precision
+from secateurs.errors import DataError
+from secateurs.graph.modes import evaluating
+from secateurs.training.batches import Batch, to_device
+from secateurs.training.checks import Check
+from secateurs.training.metrics import call
+from secateurs.training.processes import Peers
+from secateurs.training.seeds import preserve_rng_state
+
+IMAGES = 1024  # examples that statistics are estimated on
+
+
+@dataclass
+class Pooled:
+    """Count, mean and sum of squared deviations per channel, in float64."""
+
+    n: float
+    mean: Tensor  # (C,)
+    squares: Tensor  # (C,)
+
+    def add(self, other: Pooled) -> None:
+        """Merge with the statistics of other samples: exactly those of all samples together."""
+        total = self.n + other.n
+        if total:
+            apart = other.mean - self.mean
+            self.mean = self.mean + apart * (other.n / total)
+            self.squares = self.squares + other.squares + apart.square() * (self.n * other.n / total)
+        self.n = total
+
+
+def calibrated_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norms with running statistics, by name. FrozenBatchNorm, instance norms and norms without running
+    statistics are not among them."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+    }
+
+
+def calibrate_(model: nn.Module, batches: Iterable[Batch], *, pooled: bool = True) -> tuple[int, int]:
+    """Re-estimate the model's batch-norm statistics, in place. Returns the numbers of examples and of norms.
+
+    batches: see `training.batches.without_labels`; their targets are not read.
+    pooled: in a process group, pool the statistics of all processes: each must call this, with batches of its own.
+
+    Norms that do not run, or whose statistics are not finite, keep theirs. Nothing else of the model changes.
+    """
+    norms = calibrated_norms(model)
+    found: dict[str, Pooled] = {}
+    check, device, examples = Check(model, "train"), device_of(model), 0
+    with preserve_rng_state(), torch.no_grad(), full_precision(), evaluating(model), _batchwise(norms, found):
+        for index, raw in enumerate(batches):
+            batch = to_device(check.fit(raw, index), device)
+            with check.running(batch, index):
+                call(model, batch.inputs)
+            examples += len(batch.targets)
+    if not examples:
+        raise DataError("There is no image to calibrate on: the data has no batch.")
+    changed = 0
+    for name, total in (_together(found) if pooled else found).items():
+        mean, variance = total.mean, total.squares / (total.n - 1)
+        if bool(mean.isfinite().all() and variance.isfinite().all()):
+            _set(norms[name], mean, variance)
+            changed += 1
+    return examples, changed
+
+
+@contextmanager
+def _batchwise(norms: Mapping[str, _BatchNorm], found: dict[str, Pooled]) -> Iterator[None]:
+    """Context in which the norms, in eval mode, normalize by each batch's own statistics, which are added to `found`. On exit
+    they are as before."""
+    with ExitStack() as stack:
+        for name, norm in norms.items():
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            stack.callback(_set, norm, norm.running_mean.clone(), norm.running_var.clone())
+            stack.callback(norm.register_forward_pre_hook(partial(_see, name, found), with_kwargs=True).remove)
+        yield
+
+
+def _see(name: str, found: dict[str, Pooled], norm: Any, args: Any, kwargs: Any) -> None:
+    x = args[0] if args else kwargs["input"]  # (N, C, *)
+    n = x.numel() // x.shape[1] if x.ndim > 1 and x.shape[1] else 0
+    if n > 1:  # a single value has no variance
+        variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1])
+        _set(norm, mean, variance)
+        _add(found, name, Pooled(n, mean.double().cpu(), variance.double().cpu() * (n - 1)))
+
+
+def _set(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+def _add(found: dict[str, Pooled], name: str, statistics: Pooled) -> None:
+    if name in found:
+        found[name].add(statistics)
+    else:
+        found[name] = statistics
+
+
+def _together(found: dict[str, Pooled]) -> dict[str, Pooled]:
+    """The statistics of all processes."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return found
+    every: list[dict[str, Pooled]] = [{}] * dist.get_world_size()
+    with Peers(len(every), {}).watched():
+        dist.all_gather_object(every, found)
+    total: dict[str, Pooled] = {}
+    for one in every:
+        for name, pooled in one.items():
+            _add(total, name, pooled)
+    return total

@@ -1,0 +1,95 @@
+"""The one-shot criterion: the stripes with the smallest relative norms are cut, to the budget, without data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.methods import Task
+from secateurs.methods.stripes.select import kernels
+from secateurs.stripes import StripeConv2d
+from secateurs.testing.networks import images, network
+
+
+def task(model: nn.Module, budget: sc.Budget) -> Task:
+    return Task(model, sc.trace(model, images(1)), budget, example_inputs=images(1))
+
+
+def norms(model: nn.Module, name: str) -> Tensor:
+    """(filters, rows, columns)"""
+    return model.get_parameter(name).detach().square().sum(1).sqrt()
+
+
+def test_it_is_a_method_by_name_without_data() -> None:
+    assert "l2-stripes" in sc.methods()
+    model = network("residual")
+    result = sc.prune(model, images(1), "l2-stripes", sc.Budget(macs=0.5))
+    assert 0.48 * result.before.macs < result.after.macs <= 0.5 * result.before.macs
+    assert any(isinstance(m, StripeConv2d) for m in result.model.modules())
+
+
+def test_the_smallest_relative_norms_are_cut_from_all_layers_by_one_threshold() -> None:
+    model = network("residual")
+    with torch.no_grad():
+        model.conv1.weight.mul_(100)  # a layer's scale does not matter
+    plan = sc.prune(model, images(1), "l2-stripes", sc.Budget(macs=0.6)).plan
+    relative = {
+        name: norms(model, name) / norms(model, name).mean() for name in kernels(task(model, sc.Budget(macs=1.0)))
+    }
+    kept, cut = [], []
+    for name, n in relative.items():
+        stays = torch.zeros(n.numel(), dtype=torch.bool)
+        stays[list(plan.stripes.get(name, range(n.numel())))] = True
+        kept.append(n.flatten()[stays])
+        cut.append(n.flatten()[~stays])
+        assert stays.sum() > 0
+    # At the threshold, a cheaper stripe may stay where a dearer one no longer fits.
+    assert torch.cat(cut).quantile(0.95) < torch.cat(kept).quantile(0.05)
+    assert torch.cat(cut).max() < 1.05 * torch.cat(kept).min()
+
+
+def test_the_same_share_of_every_layer() -> None:
+    model = network("residual")
+    method = sc.L2Stripes(ranking="layer")
+    plan = sc.prune(model, images(1), method, sc.Budget(macs=0.5)).plan
+    shares = [len(kept) / norms(model, name).numel() for name, kept in plan.stripes.items()]
+    assert len(shares) == len(kernels(task(model, sc.Budget(macs=1.0))))
+    assert max(shares) - min(shares) < 0.06
+
+
+def test_a_filter_without_stripes_takes_its_channel_along() -> None:
+    model = network("residual")
+    with torch.no_grad():
+        model.blocks[0][0].weight[3] *= 1e-3
+    plan = sc.prune(model, images(1), "l2-stripes", sc.Budget(macs=0.6)).plan
+    (gone,) = [set(range(16)) - set(kept) for name, kept in plan.groups.items() if len(kept) < 16]
+    assert gone == {3}
+
+
+def test_every_layer_keeps_the_floor() -> None:
+    model = network("residual")
+    with torch.no_grad():
+        model.conv1.weight[:, :, 0] *= 1e-6
+        model.conv1.weight[1:] *= 1e-6
+    shape = tuple(norms(model, "conv1.weight").shape)
+    plan = sc.prune(model, images(1), sc.L2Stripes(floor=0.5), sc.Budget(macs=0.6)).plan
+    assert len(plan.stripes["conv1.weight"]) >= 0.5 * np.prod(shape)
+
+
+def test_what_it_cannot_prune() -> None:
+    pointwise = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(sc.ConfigError, match="l2-stripes found no convolution with a kernel larger than"):
+        sc.prune(pointwise, images(1), "l2-stripes", sc.Budget(macs=0.5))
+    model = network("residual")
+    with pytest.raises(sc.BudgetError, match="lowest budget that can be met"):
+        sc.prune(model, images(1), sc.L2Stripes(floor=0.5), sc.Budget(macs=0.01))
+    once = sc.prune(model, images(1), sc.L2Stripes(ranking="layer"), sc.Budget(macs=0.3)).model
+    with pytest.raises(sc.ConfigError, match="only convolutions whose stripes are already cut"):
+        sc.prune(once, images(1), "l2-stripes", sc.Budget(macs=0.5))
+    with torch.no_grad():
+        model.conv1.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(sc.ConfigError, match=r"l2-stripes: conv1\.weight has NaN"):
+        sc.L2Stripes().select(task(model, sc.Budget(macs=0.5)))
