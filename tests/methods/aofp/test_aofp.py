@@ -304,7 +304,7 @@ def test_a_move_that_is_too_small_is_filled_up_by_the_latest() -> None:
 
 
 def test_pace() -> None:
-    pace = Pace(0.01, growth=2, goal={"macs": 0.5}, search=0.1)
+    pace = Pace(0.01, growth=2, goal={"macs": 0.5})
     assert [pace.excess({"macs": 1.0}, p) for p in (0, 0.45, 0.9, 1)] == [0, 0.25, 0.5, 0.5]
     assert pace.update({"macs": 1.0}, 0.45, steps=1) == pytest.approx(0.02)  # far behind: once the growth
     assert pace.update({"macs": 1.0}, 0.45, steps=0.5) == pytest.approx(0.02 * 2**0.5)
@@ -316,19 +316,19 @@ def test_pace() -> None:
     for _ in range(100):
         pace.update({"macs": 1.0}, 1, steps=1)
     assert pace.theta == 1.0
-    still = Pace(0.02, growth=1, goal={"macs": 0.3}, search=0.1)
+    still = Pace(0.02, growth=1, goal={"macs": 0.3})
     assert still.update({"macs": 1.0}, 1.0, 1.0) == 0.02
-    assert still.due({"macs": 1.0}, 1.0) == 0  # the paper's θ: nothing is forced before the end
+    assert still.due({"macs": 1.0}, 1.0, 0.1) == 0  # the paper's θ: nothing is forced before the end
 
 
 def test_what_is_due_waits_for_the_first_full_search() -> None:
-    pace = Pace(0.01, growth=2, goal={"macs": 0.5}, search=0.1)
-    assert [pace.due({"macs": 1.0}, p) for p in (0, 0.1, 0.5, 0.9, 1)] == pytest.approx([0, 0, 0.25, 0.5, 0.5])
-    assert pace.due({"macs": 0.5}, 0.9) == 0
+    pace = Pace(0.01, growth=2, goal={"macs": 0.5})
+    assert [pace.due({"macs": 1.0}, p, 0.1) for p in (0, 0.1, 0.5, 0.9, 1)] == pytest.approx([0, 0, 0.25, 0.5, 0.5])
+    assert pace.due({"macs": 0.5}, 0.9, 0.1) == 0
 
 
 def test_each_limit_has_a_line_of_its_own() -> None:
-    pace = Pace(0.01, growth=2, goal={"macs": 0.9, "params": 0.5}, search=0.0)
+    pace = Pace(0.01, growth=2, goal={"macs": 0.9, "params": 0.5})
     assert pace.excess({"macs": 0.95, "params": 0.75}, 0.45) == pytest.approx(0)
     assert pace.excess({"macs": 0.9, "params": 0.8}, 0.9) == pytest.approx(
         0.3
@@ -448,6 +448,7 @@ def test_search_cost_by_default_is_enough_for_128_halves() -> None:
     search = pruner.searches["conv1"]
     train(model, pruner, 31)
     assert (search.batches, search.halves) == (31, 124)
+    assert pruner.full_search == 32 * 5  # of 20 filters; θ may grow by its factor in as many batches
     train(model, pruner, 1, first=31)
     assert (search.batches, search.halves) == (0, 0)
     assert len(search.space) == 6
