@@ -384,20 +384,22 @@ class NPNPruner(Pruner):
 
     def state(self) -> dict[str, Any]:
         control = None if self.controller is None else self.controller.base
-        policy = {"logits": self.policy.logits, "above": self.policy.above, "kept": self.policy.kept}
         return {
-            **super().state(), "lam": self.lam, "control": control, "policy": policy, "found": self.found,
+            **super().state(), **self.policy.state(), "lam": self.lam, "control": control, "found": self.found,
             "record": list(self.record),
+            "frozen": [i for i, norm in enumerate(self.norms) if norm in self._frozen],
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         super().load(state)
-        self.lam = state["lam"]
+        self.policy.load(state)
+        found, record = state["found"], list(state["record"])
+        if not isinstance(found, dict | None) or not all(isinstance(line, dict) for line in record):
+            raise ValueError("'found' must be a dict or None, and 'record' must hold dicts")
+        if not all(type(i) is int and 0 <= i < len(self.norms) for i in state["frozen"]):
+            raise ValueError(f"'frozen' must be indices of the {len(self.norms)} batch norms")
+        self.lam, self.found, self.record = state["lam"], found, record
+        self._frozen = {self.norms[i] for i in state["frozen"]}
         if self.controller is not None:
             self.controller.base = state["control"]
-        for name, value in state["policy"].items():
-            setattr(self.policy, name, None if value is None else value.cpu())
-        if not all(isinstance(line, dict) for line in state["record"]):
-            raise ValueError("'record' must hold dicts")
-        self.found, self.record = state["found"], list(state["record"])
         self._phase()
