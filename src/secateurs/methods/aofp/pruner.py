@@ -36,7 +36,6 @@ class AOFPPruner(Pruner):
         super().__init__(task)
         self.config, self.model = config, task.model
         self.widths = limits(task, config.min_filters)
-        self._least = self.widths.least
         self._at = {g.name: i for i, g in enumerate(self.widths.groups)}
         self.damage = Damage(self.model, task.groups, task.example_inputs, config.ratio)
         searched = set(self.damage.names)
@@ -63,10 +62,10 @@ class AOFPPruner(Pruner):
         super().begin(total, epoch_steps)
         c = self.config
         self.cost = c.search_cost or max(1, total // 100)
-        least = np.maximum(self._least, c.min_filters) if self.task.budget else np.full(len(self._least), c.min_filters)
         samples = SAMPLES if c.search_cost is None and c.halves == "example" else 1
         self.searches = {
-            g.name: BinaryFilterSearch(g.size, self.cost, int(least[self._at[g.name]]), samples) for g in self.groups
+            g.name: BinaryFilterSearch(g.size, self.cost, int(self.widths.least[self._at[g.name]]), samples)
+            for g in self.groups
         }
         self.order = {g.name: np.zeros(g.size) for g in self.groups}
         self.full_search = self.cost * max(1, math.ceil(math.log2(max(g.size for g in self.groups))))
@@ -320,7 +319,7 @@ class AOFPPruner(Pruner):
 def limits(task: Task, least: int) -> Widths:
     """The task's widths, with at least so many filters in each group."""
     widths = task.widths
-    widths.least = np.maximum(widths.least, widths.aligned(np.full(len(widths.sizes), least)))
+    widths.lowest = np.minimum(widths.sizes, -(-least // widths.step) * widths.step)
     return widths
 
 
