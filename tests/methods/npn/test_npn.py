@@ -261,7 +261,7 @@ def test_all_limits_hold(budget: sc.Budget) -> None:
 
 
 def test_gates_are_weighted_by_what_their_channels_cost() -> None:
-    model, pruner = attached(budget=sc.Budget(macs=0.5))
+    _, pruner = attached(budget=sc.Budget(macs=0.5))
     graph, base = pruner.task.graph, pruner.widths.base
     saved = torch.cat([
         torch.full((g.size,), 1 - graph.cost({g.name: g.size - 1}).macs / base.macs) for g in pruner.groups
@@ -536,3 +536,14 @@ def test_a_loss_that_is_not_finite_names_the_batch(tmp_path: Any) -> None:
         save_steps=2, progress="silent",
     )  # fmt: skip
     assert result.error <= 1e-5
+
+
+def test_the_original_can_teach() -> None:
+    """Its class probabilities are in the loss, and its gates are open all along."""
+    models = [
+        sc.prune(network(), images(1), sc.NPN(epochs=2, distil=share), sc.Budget(macs=0.5), data=batches(), progress="silent")
+        for share in (0.0, 0.9)
+    ]
+    first, second = ([h["train_loss"] for h in r.history if "train_loss" in h] for r in models)
+    assert first != second
+    assert [h["mode"] for h in models[1].history if "train_loss" in h] == ["distil"] * 2
