@@ -80,7 +80,7 @@ class AOFP(TrainingMethod):
     def teachers(self, task: Task) -> list[TeacherHook]:
         if self.distil == 0:
             return []
-        return [Distilling(task.model, task.model, Distil(share=self.distil))]
+        return [Distilling(task.model, task.model, Distil(epochs=self.epochs, share=self.distil))]
 
     def attach(self, task: Task) -> AOFPPruner:
         return AOFPPruner(task, self)

@@ -21,11 +21,15 @@ from secateurs.recovery.calibrate import Pooled
 from secateurs.recovery.reconstruct.layers import sampled
 from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.solver import Problem, Solution
-from secateurs.recovery.reconstruct.structure import Step
+from secateurs.recovery.reconstruct.structure import Step, Structure
 from secateurs.recovery.reconstruct.watch import Key, Layer, Watch
 from secateurs.training.seeds import mix
 
 SMALL = 1e-3  # a batch norm's factor, relative to its largest, that is too small to divide by
+_VARIES = (
+    "Reconstruct needs a network that runs the same layers for all images, and which layers this one runs depends on the "
+    "images. Use sc.Mimic or sc.Recover."
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Targets:
     scale: Tensor | None = None  # (O,), what the batch norm after it multiplies by; None if there is none …
     shift: Tensor | None = None  # … and then adds
     size: tuple[int, ...] = ()  # of its output
-    values: list[Tensor] = field(default_factory=list)  # by chunk: (images · P, O)
+    values: dict[int, Tensor] = field(default_factory=dict)  # by chunk: (images · P, O)
 
     def left(self, y: Tensor) -> Tensor:
         return y if self.kept is None else y[:, self.kept]
@@ -92,7 +96,7 @@ class Original(Watch):
             wanted = self._sampled(targets, y)
             if (other := self._summand.pop(key, None)) is not None:
                 wanted += targets.before_norm(other)
-            targets.values.append(wanted)
+            targets.values[self._chunk] = wanted
         for t in self._others.get(key, ()):
             self._summand[t.step.key] = self._sampled(t, t.step.laid(out, self.images))
         return out
@@ -145,15 +149,15 @@ class Walk:
     """Runs the cut network, all chunks in step. Its weights and its norms' statistics change in place, in the order in which
     they are used: each layer reads what the layers before it, already solved, give it.
 
-    steps: all layers; targets: of those to solve. norms: those that run once, by name of the running mean.
+    targets: of the layers to solve.
     """
 
     def __init__(
-        self, model: nn.Module, names: Mapping[str, str], steps: Sequence[Step], targets: Sequence[Targets],
-        norms: Mapping[str, _BatchNorm], sampler: Sampler, ridge: float,
+        self, model: nn.Module, names: Mapping[str, str], structure: Structure, targets: Sequence[Targets],
+        sampler: Sampler, ridge: float,
     ) -> None:  # fmt: skip
-        self.model, self.names, self.sampler, self._ridge, self._norms = model, names, sampler, ridge, norms
-        self.steps = {step.key: step for step in steps}
+        self.model, self.names, self.sampler, self._ridge = model, names, sampler, ridge
+        self.steps, self._norms = {step.key: step for step in structure.steps}, structure.norms
         self.targets = {t.step.key: t for t in targets}
         self.others = by_other(targets)
         self.solutions: dict[str, Solution] = {}  # by weight
@@ -174,10 +178,7 @@ class Walk:
                 if all(point is None for point in points):
                     return self.solutions
                 if len({point and point.name for point in points}) > 1:
-                    raise ConfigError(
-                        "Reconstruct needs a network that runs the same layers for all images, and this one's depend on the "
-                        "images: use sc.Mimic or sc.Recover."
-                    )
+                    raise ConfigError(_VARIES)
                 points[0].finish()
         finally:
             for run in runs:
@@ -194,11 +195,13 @@ class Walk:
         if self._problem is None:
             samples = self._images * min(self.sampler.positions, math.prod(t.size))
             constant = layer.bias
-            if constant is None and t.scale is not None and t.step.norm in self._norms:
+            if constant is None and t.scale is not None and self._norm(t.step) is not None:
                 constant = torch.zeros_like(t.scale)  # goes into the norm's bias
             self._problem = Problem(layer.geometry, layer.weight, constant, layer.kept, samples)
         images = len(layer.x)
-        wanted, t.values[chunk] = t.values[chunk], t.values[chunk][:0]
+        wanted = t.values.pop(chunk, None)
+        if wanted is None:
+            raise ConfigError(_VARIES)
         if other is not None:
             wanted = wanted - t.before_norm(other)
         at = self.sampler.at(t.step.weight, chunk, images, t.size, layer.x.device)
@@ -216,8 +219,9 @@ class Walk:
             if bias is not None:
                 bias.copy_(constant)
                 constant = torch.zeros_like(constant)
-            if t.step.norm in self._norms and t.scale is not None and t.shift is not None:
-                self._affine[self._norms[t.step.norm]] = t.scale, t.shift + t.scale * constant
+            norm = self._norm(t.step)
+            if norm is not None and t.scale is not None and t.shift is not None:
+                self._affine[norm] = t.scale, t.shift + t.scale * constant
         self.solved(len(self.solutions), name)
         if len(self.solutions) == 1:
             self.stale = set(self._norms.values())
@@ -226,8 +230,11 @@ class Walk:
 
     def after(self, step: Step) -> _BatchNorm | None:
         """The batch norm that a layer's output goes to, if its statistics are not those of this output."""
-        norm = self._norms.get(step.norm) if step.norm else None
+        norm = self._norm(step)
         return norm if norm in self.stale else None
+
+    def _norm(self, step: Step) -> _BatchNorm | None:
+        return None if step.norm is None else self._norms.get(step.norm)
 
     def count(self, norm: _BatchNorm, x: Tensor) -> Point:
         """A chunk has reached a norm: x (N, C, *)."""
@@ -250,11 +257,12 @@ class Walk:
             norm.running_var.copy_(variance)  # type: ignore[union-attr]
             if norm in self._affine and norm.weight is not None:
                 import os
+
                 k = float(os.environ.get("KAPPA", "1"))
                 scale, shift = self._affine.pop(norm)
                 full = (variance + norm.eps).sqrt()
                 old = norm.weight.detach().double() / scale  # sigma of the original
-                w = scale * full ** k * old.abs() ** (1 - k)
+                w = scale * full**k * old.abs() ** (1 - k)
                 norm.weight.copy_(w)
                 norm.bias.copy_(shift + scale * found.mean)
 
