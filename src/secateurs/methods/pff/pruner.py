@@ -12,7 +12,7 @@ from secateurs.graph.channels import parameter
 from secateurs.methods.method import Task
 from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.outcome import report
-from secateurs.methods.pff.phases import attenuate_, ceiling
+from secateurs.methods.pff.phases import attenuate_, ceiling, faded
 from secateurs.methods.pff.settings import Settings
 from secateurs.methods.pff.sizes import restore_, sizes
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
@@ -147,7 +147,8 @@ class PFFPruner(Pruner):
 
     def _fade(self, first: float) -> None:
         arrive, total = self.config.arrive, max(1, self.total)
-        earlier, now = (ceiling(first, arrive, i / total) for i in (self.steps - 1, self.steps))
+        end = faded(arrive, self.config.fixed)
+        earlier, now = (ceiling(first, arrive, end, i / total) for i in (self.steps - 1, self.steps))
         if now > 0:
             self.measure.limit_(self.doomed, now)
             # A norm would compensate for small weights, and then collapse: so what is read of the channels fades as well.
