@@ -33,7 +33,7 @@ from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply, verify
 from secateurs.surgery.verify import check_deterministic
-from secateurs.training import CheckpointStore, Hook, Recipe
+from secateurs.training import CheckpointStore, Hook, Phase
 from secateurs.training.metrics import Loss
 from secateurs.training.progress import Mode
 from secateurs.training.resume import refuse_foreign_log
@@ -50,7 +50,7 @@ def prune(
     method: str | Method = "epruner",
     budget: Budget | None = None,
     data: Any = None,
-    recover: Recipe | Sequence[Recipe] | None = None,
+    recover: Phase | Sequence[Phase] | None = None,
     scope: Scope | None = None,
     seed: int = 0,
     *,
@@ -81,8 +81,8 @@ def prune(
         Training batches may be inputs only, as long as neither the method nor the recovery reads labels.
     calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`: with
         True, those of `data`, if any; or batches to use instead; False leaves the network as it was cut and verified.
-    recover: how to train the cut network: `Recover`, `Mimic`, `Distil`, or a list of them, run in order; None skips
-        recovery. `Mimic` and `Distil` use the given model as the teacher.
+    recover: how to recover the cut network: `Reconstruct`, `Recover`, `Mimic`, `Distil`, or a list of them, run in order;
+        None skips recovery. All but `Recover` use the given model as the teacher; `Reconstruct` and `Mimic` read no labels.
     scope: "internal" keeps channels on a shortcut, "all" also cuts them; None is the method's default, which follows its
         paper ("internal" for most).
     allow_inexact: also cut channels that a normalization computes statistics over. Such a cut is not verified, and
@@ -105,18 +105,20 @@ def prune(
     chosen = resolve(method)
     _check(model, budget, scope)
     _check_unknown(unknown, chosen)
-    if recover is not None and not isinstance(recover, Recipe | list | tuple):
+    if recover is not None and not isinstance(recover, Phase | list | tuple):
         raise ConfigError(
             f"recover={recover!r} is not a valid recovery: pass a recipe such as sc.Recover(epochs=3), or a list of recipes."
         )
     modes = {name: module.training for name, module in model.named_modules()}
     steps = recovery.phases(recover)
     if steps and data is None:
-        raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
+        raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
     source = None if data is None else Data.of(data)
     images = images_of(calibrate, source)
-    _check_labels(source, chosen, [recipe for _, recipe in steps])
+    if source is not None:
+        readers = [chosen.name] * chosen.reads_labels + [type(r).__name__ for _, r in steps if r.reads_labels]
+        training.check_labels(source.train, readers)
     if folder is not None and (phases := ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]):
         check_writable(folder)
         for name in phases:
@@ -159,20 +161,24 @@ def prune(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
     )
     cut = calibrated = _figures(cost, small, source, loss)
-    if images is not None and (plan.groups or plan.stripes):
+    if calibrate is not False and (plan.groups or plan.stripes):
         # Processes pool what they find where all of them are known to be here: they train together.
-        if pooled := bool(steps) or isinstance(chosen, TrainingMethod):
+        if pooled := images is not None and (bool(steps) or isinstance(chosen, TrainingMethod)):
             wait_for_everyone(where)
-        found = training.without_labels(images, recovery.IMAGES, seed=seed)
-        used, norms = recovery.calibrate_(small, found, pooled=pooled)
-        history.append({"event": "calibrated", "images": used, "norms": norms})
-        report(f"calibrated {norms} batch norms on {used:,} images")
-        calibrated = _figures(cost, small, source, loss)
+        done = recovery.after_cut_(
+            model, small, plan, example_inputs,
+            None if images is None else lambda: training.without_labels(images, recovery.IMAGES, seed=seed),
+            initialised=type(chosen).initialise is not Method.initialise, pooled=pooled,
+        )  # fmt: skip
+        if done:
+            history.append(done.record())
+            report(str(done))
+            calibrated = _figures(cost, small, source, loss)
     after = calibrated
     for name, recipe in steps:
         history += recovery.recover(
-            small, source, recipe, teacher=original, example_inputs=example_inputs, nodes=selection.nodes, seed=seed,
-            resume=resume, **_phase(folder, name, options),
+            small, source, recipe, plan=plan, teacher=original, example_inputs=example_inputs, nodes=selection.nodes,
+            seed=seed, resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
     if steps:
         after = _figures(cost, small, source, loss)
@@ -355,15 +361,6 @@ def _check(model: Any, budget: Any, scope: Any) -> None:
                     f"A pruner is already attached to this model{f' (at {name})' if name else ''}: call its "
                     f"finish() or plan() first, or use a fresh model."
                 )
-
-
-def _check_labels(data: Data | None, method: Method, recipes: Sequence[Recipe]) -> None:
-    """Raise ConfigError before any work if data without labels is passed to what reads them."""
-    readers = [method.name] * method.reads_labels + [type(r).__name__ for r in recipes if r.reads_labels]
-    if data is not None and readers and not training.has_labels(data.train):
-        raise ConfigError(
-            f"{readers[0]} reads labels, and the training batches of this data are inputs only: pass pairs (inputs, targets)."
-        )
 
 
 def _check_unknown(unknown: Mapping[str, Any], method: Method) -> None:

@@ -1,12 +1,12 @@
 """The training engine, used by everything that trains."""
 
-from secateurs.training.batches import Batch, has_labels, without_labels
+from secateurs.training.batches import Batch, check_labels, without_labels
 from secateurs.training.checkpoint import CheckpointStore
 from secateurs.training.engine import Engine
 from secateurs.training.hooks import Hook
 from secateurs.training.metrics import CrossEntropy, Metrics, check_data, evaluate
 from secateurs.training.parts import Part
-from secateurs.training.recipe import Recipe
+from secateurs.training.recipe import Phase, Recipe
 
 __all__ = [
     "Batch",
@@ -16,9 +16,10 @@ __all__ = [
     "Hook",
     "Metrics",
     "Part",
+    "Phase",
     "Recipe",
     "check_data",
+    "check_labels",
     "evaluate",
-    "has_labels",
     "without_labels",
 ]

@@ -51,7 +51,7 @@ class AOFP(TrainingMethod):
         allow_inf_nan=False,
         description="maximum number of training epochs; training may stop earlier when the budget is met",
     )
-    lr: float = Field(default=1e-3, gt=0, le=10, description="learning rate during the search, constant")
+    lr: float = Field(default=0.02, gt=0, le=10, description="learning rate during the search, constant")
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="weight decay during the search")
     distil: float = Field(
         default=0.0, ge=0, le=1, description="weight of the original's class probabilities in the loss, as in Distil"
@@ -80,7 +80,7 @@ class AOFP(TrainingMethod):
     def teachers(self, task: Task) -> list[TeacherHook]:
         if self.distil == 0:
             return []
-        return [Distilling(task.model, task.model, Distil(share=self.distil))]
+        return [Distilling(task.model, task.model, Distil(epochs=self.epochs, share=self.distil))]
 
     def attach(self, task: Task) -> AOFPPruner:
         return AOFPPruner(task, self)

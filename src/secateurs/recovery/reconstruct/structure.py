@@ -1,0 +1,116 @@
+"""The layers of a network in the order in which they run, with what follows each: found in one run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from secateurs.graph.context import NO_CALL
+from secateurs.graph.families import Family
+from secateurs.graph.flow import Flow, Op
+from secateurs.graph.inputs import call, tensors
+from secateurs.graph.recorder import Recorder
+from secateurs.recovery.reconstruct.layers import Geometry
+from secateurs.recovery.reconstruct.watch import Key, Watch
+
+_VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer that runs once, and what follows it."""
+
+    key: Key
+    weight: str  # by its name in the original
+    geometry: Geometry
+    norm: str | None = None  # the running mean of the batch norm that its output goes to, and nowhere else
+    other: Key | None = None  # what is then added to it, where only the norm lies between and it is computed before
+
+    def laid(self, out: Tensor, images: int) -> Tensor:
+        """The layer's output, or what is added to it, as (N, O, *)."""
+        return out.reshape(images, -1, out.shape[-1]).transpose(1, 2) if self.geometry.linear else out
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The layers that run once, in order, and the batch norms that do, by name of the running mean."""
+
+    steps: tuple[Step, ...]
+    norms: Mapping[str, _BatchNorm]
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Any, names: Mapping[str, str]) -> Structure:
+        """Run the model, in its mode, on the inputs of a few images. names: see `Watch`."""
+        run = _Recording(model, names)
+        run.start(len(tensors(inputs)[0]))
+        run.recorder.start(tensors(inputs))
+        with torch.no_grad(), run:
+            out = call(model, inputs)
+        run.recorder.stop(out)
+        return cls(tuple(run.steps()), {n: norm for n, norm in run.norms.items() if run.ran[n] == 1})
+
+
+class _Recording(Watch):
+    def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
+        super().__init__(model, names)
+        self.recorder = Recorder(False, self.names, {})
+        self.norms: dict[str, _BatchNorm] = {}
+        self.ran: Counter[str] = Counter()  # layers and norms
+        self._keys: list[Key] = []
+        self._layers: dict[Key, tuple[str, Geometry]] = {}
+        self._norm_at: dict[Key, str] = {}
+
+    def op(self, key: Key, func: Any, args: Any, kwargs: Any) -> Any:
+        self._keys.append(key)
+        if (layer := self.layer(func, args)) is not None:
+            self._layers[key] = layer.name, layer.geometry
+            self.ran[layer.name] += 1
+        if (norm := self.norm(args)) is not None:
+            name = self._norm_at[key] = self.names[id(norm.running_mean)]
+            self.norms[name] = norm
+            self.ran[name] += 1
+        self.recorder.prepare(func)
+        out = func(*args, **kwargs)
+        self.recorder.op(func, args, kwargs, out, NO_CALL)
+        return out
+
+    def steps(self) -> Iterator[Step]:
+        flow = self.recorder.flow()
+        keys = dict(zip((op for op in flow.ops if op.target is not None), self._keys, strict=True))
+        for op, key in keys.items():
+            name, geometry = self._layers.get(key, ("", None))
+            if geometry is not None and self.ran[name] == 1:
+                norm, other = self._following(flow, op, geometry, keys)
+                yield Step(key, name, geometry, norm, other)
+
+    def _following(
+        self, flow: Flow, layer: Op, geometry: Geometry, keys: Mapping[Op, Key]
+    ) -> tuple[str | None, Key | None]:
+        """The batch norm after a layer, and what makes the other summand of the sum after both."""
+        value, norm = layer.outputs[0], None
+        while len(uses := flow.uses(value)) == 1 and value not in flow.outputs:
+            op = uses[0]
+            if norm is None and keys.get(op) in self._norm_at:
+                norm = self._norm_at[keys[op]]
+            elif op.family is Family.ADDITION:
+                others = [v for v in op.live if v is not value]
+                if len(others) != 1 or others[0].shape != value.shape or others[0].made >= layer.index:
+                    break
+                made = flow.maker(others[0])
+                return norm, None if made is None else keys.get(made)
+            elif not (op.family is Family.IDENTITY or (geometry.linear and _keeps_last(op))):
+                break
+            value = op.outputs[0]
+        return norm, None
+
+
+def _keeps_last(op: Op) -> bool:
+    """Whether an op only lays out the axes before the last in another way."""
+    view = op.family is Family.MOVEMENT and op.target.overloadpacket.__name__ in _VIEWS
+    return view and op.inputs[0].shape[-1:] == op.outputs[0].shape[-1:]
