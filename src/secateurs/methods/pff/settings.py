@@ -64,7 +64,7 @@ class Settings(TrainingMethod):
     limit: float | None = Field(
         4.0,
         gt=0,
-        description="under control, the highest α, in units of the loss's gradient in the values; None for no limit",
+        description="under control, how many times as fast as the loss alone α may move values; None for no limit",
     )
     live: bool = Field(
         default=False,
