@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         register,
     )
     from secateurs.plans import Plan, trace
-    from secateurs.recovery import Distil, Mimic, Recover
+    from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
     from secateurs.result import Figures, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
@@ -86,6 +86,7 @@ __all__ = [
     "PlanError",
     "PruneRun",
     "Random",
+    "Reconstruct",
     "Recover",
     "RedesignRun",
     "RedesignTraining",
@@ -131,7 +132,7 @@ _HOMES = {
         "TrainingMethod methods register"
     ),
     "secateurs.plans": "Plan trace",
-    "secateurs.recovery": "Distil Mimic Recover",
+    "secateurs.recovery": "Distil Mimic Reconstruct Recover",
     "secateurs.result": "Figures Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",

@@ -33,7 +33,7 @@ from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply, verify
 from secateurs.surgery.verify import check_deterministic
-from secateurs.training import CheckpointStore, Hook, Recipe
+from secateurs.training import CheckpointStore, Hook, Phase
 from secateurs.training.metrics import Loss
 from secateurs.training.progress import Mode
 from secateurs.training.resume import refuse_foreign_log
@@ -50,7 +50,7 @@ def prune(
     method: str | Method = "epruner",
     budget: Budget | None = None,
     data: Any = None,
-    recover: Recipe | Sequence[Recipe] | None = None,
+    recover: Phase | Sequence[Phase] | None = None,
     scope: Scope | None = None,
     seed: int = 0,
     *,
@@ -81,8 +81,8 @@ def prune(
         Training batches may be inputs only, as long as neither the method nor the recovery reads labels.
     calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`: with
         True, those of `data`, if any; or batches to use instead; False leaves the network as it was cut and verified.
-    recover: how to train the cut network: `Recover`, `Mimic`, `Distil`, or a list of them, run in order; None skips
-        recovery. `Mimic` and `Distil` use the given model as the teacher.
+    recover: how to recover the cut network: `Reconstruct`, `Recover`, `Mimic`, `Distil`, or a list of them, run in order;
+        None skips recovery. All but `Recover` use the given model as the teacher; `Reconstruct` and `Mimic` read no labels.
     scope: "internal" keeps channels on a shortcut, "all" also cuts them; None is the method's default, which follows its
         paper ("internal" for most).
     allow_inexact: also cut channels that a normalization computes statistics over. Such a cut is not verified, and
@@ -105,14 +105,14 @@ def prune(
     chosen = resolve(method)
     _check(model, budget, scope)
     _check_unknown(unknown, chosen)
-    if recover is not None and not isinstance(recover, Recipe | list | tuple):
+    if recover is not None and not isinstance(recover, Phase | list | tuple):
         raise ConfigError(
             f"recover={recover!r} is not a valid recovery: pass a recipe such as sc.Recover(epochs=3), or a list of recipes."
         )
     modes = {name: module.training for name, module in model.named_modules()}
     steps = recovery.phases(recover)
     if steps and data is None:
-        raise ConfigError("Recovery needs data to train on: pass data=…, or recover=None.")
+        raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
     source = None if data is None else Data.of(data)
     images = images_of(calibrate, source)
@@ -177,8 +177,8 @@ def prune(
     after = calibrated
     for name, recipe in steps:
         history += recovery.recover(
-            small, source, recipe, teacher=original, example_inputs=example_inputs, nodes=selection.nodes, seed=seed,
-            resume=resume, **_phase(folder, name, options),
+            small, source, recipe, plan=plan, teacher=original, example_inputs=example_inputs, nodes=selection.nodes,
+            seed=seed, resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
     if steps:
         after = _figures(cost, small, source, loss)

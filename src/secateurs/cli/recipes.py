@@ -11,7 +11,7 @@ from secateurs.errors import ConfigError, Setting
 
 if TYPE_CHECKING:
     from secateurs.runs import RedesignTraining
-    from secateurs.training import Recipe
+    from secateurs.training import Phase
 
 
 @Parameter(name="*")
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class RecoverOptions:
     recover: str | None = None
     """none, or what to do one after another: finetune:EPOCHS, mimic:EPOCHS (the original's feature maps, without
-    labels), distil:EPOCHS (its class probabilities); mimic:5,finetune:10 say; 3 epochs where no number is given"""
+    labels), distil:EPOCHS (its class probabilities), reconstruct:IMAGES (least squares, without labels or training); for
+    example reconstruct,finetune:10; by default 3 epochs, 1,024 images"""
     recover_epochs: float | None = None
     """finetune:EPOCHS in short; 3 by default, 0 for none"""
     lr: float = 0.02
@@ -41,7 +42,7 @@ class RecoverOptions:
     temperature: float | None = None
     """of distillation, 4 by default"""
 
-    def recipes(self) -> list[Recipe]:
+    def recipes(self) -> list[Phase]:
         """What to do after the cut, in order; ConfigError for invalid options and for those that nothing would use."""
         phases = self._phases()
         kinds = {kind for kind, _ in phases}
@@ -53,11 +54,14 @@ class RecoverOptions:
         ):
             if getattr(self, option) is not None and kind not in kinds:
                 raise ConfigError(f"--{option.replace('_', '-')} is of {kind}: it needs --recover {kind}:EPOCHS.")
-        return [self._recipe(kind, epochs) for kind, epochs in phases if epochs]
+        return [self._recipe(kind, amount) for kind, amount in phases if amount != 0]
 
-    def _recipe(self, kind: str, epochs: float) -> Recipe:
-        from secateurs.recovery import MODES
+    def _recipe(self, kind: str, amount: float | None) -> Phase:
+        from secateurs.recovery import MODES, Reconstruct
 
+        if kind == Reconstruct.mode:
+            return Reconstruct() if amount is None else Reconstruct(images=int(amount))
+        epochs = 3 if amount is None else amount
         if kind != "mimic":
             names = ("lr", "schedule", "weight_decay", "label_smoothing", "precision")
             own = {"temperature": self.temperature} if kind == "distil" and self.temperature is not None else {}
@@ -67,8 +71,8 @@ class RecoverOptions:
         given = {name: value for name, value in given.items() if value is not None}
         return MODES[kind](epochs=epochs, schedule=self.schedule, precision=self.precision, **given)
 
-    def _phases(self) -> list[tuple[str, float]]:
-        """(kind, epochs) of each."""
+    def _phases(self) -> list[tuple[str, float | None]]:
+        """Of each: (kind, epochs or images), None by default."""
         from secateurs.runs.training import check_epochs
 
         if self.recover is None:
@@ -78,20 +82,23 @@ class RecoverOptions:
             raise ConfigError("--recover and --recover-epochs are mutually exclusive.")
         if self.recover == "none":
             return []
-        from secateurs.recovery import MODES
+        from secateurs.recovery import MODES, Reconstruct
 
-        phases = []
+        phases: list[tuple[str, float | None]] = []
         for part in self.recover.split(","):
-            kind, _, epochs = part.strip().partition(":")
+            kind, _, amount = part.strip().partition(":")
             try:
+                if kind == Reconstruct.mode:
+                    phases.append((kind, int(amount) if amount else None))
+                    continue
                 if kind in MODES:
-                    phases.append((kind, check_epochs(float(epochs or 3), Setting("recover", part.strip()))))
+                    phases.append((kind, check_epochs(float(amount or 3), Setting("recover", part.strip()))))
                     continue
             except ValueError:
                 pass
             raise ConfigError(
-                f"--recover {self.recover}: write finetune:EPOCHS, mimic:EPOCHS or distil:EPOCHS, several with commas "
-                "(mimic:5,finetune:10), or none."
+                f"--recover {self.recover}: write finetune:EPOCHS, mimic:EPOCHS, distil:EPOCHS or reconstruct:IMAGES, several "
+                "with commas (reconstruct,finetune:10), or none."
             )
         return phases
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from secateurs.errors import PlanError, nearest
 from secateurs.graph.cost import Cost, CostModel
+from secateurs.graph.flow import Flow
 from secateurs.graph.reasons import Kind, Reason
 
 Array = np.ndarray
@@ -137,13 +138,14 @@ class ChannelGraph:
         cost_model: Callable[[], CostModel],
         shapes: Mapping[str, tuple[int, ...]],
         modules: Any,
+        flow: Callable[[], Flow],
         random: Iterable[str] = (),
     ) -> None:
         self.groups = tuple(groups)
         self.shapes = dict(shapes)  # of all parameters and buffers used in the trace
         self.random = tuple(dict.fromkeys(random))  # lines of code that drew random numbers in eval mode
         self._modules = modules
-        self._make_cost = cost_model  # built lazily
+        self._make_cost, self._make_flow = cost_model, flow  # built lazily
         self._at = {g.name: i for i, g in enumerate(self.groups)}
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
 
@@ -152,6 +154,11 @@ class ChannelGraph:
         if name not in self._at:
             raise PlanError(f"The network has no channel group {name!r}. {nearest(name, self._at)}")
         return self.groups[self._at[name]]
+
+    @cached_property
+    def flow(self) -> Flow:
+        """What follows what in the network: its ops in execution order, and the values that they pass on."""
+        return self._make_flow()
 
     @cached_property
     def _cost(self) -> CostModel:

@@ -17,6 +17,7 @@ from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.tape import Array, Axis, Labels, Site, Tape
 
 _NONE: Labels = {}
+NO_CALL: tuple[Any, tuple[Any, ...], dict[str, Any]] = None, (), {}  # function, arguments
 _TORCH = torch.__path__[0] + os.sep
 
 
@@ -38,11 +39,7 @@ class Context:
         self.space, self.tape = space, Tape()
         self.op: Any = None  # the op that a rule is called for
         self.out: Any = None  # and its output
-        self.call: tuple[Any, tuple[Any, ...], dict[str, Any]] = (
-            None,
-            (),
-            {},
-        )  # the call in the user's code that it came from
+        self.call = NO_CALL  # the call in the user's code that it came from
         self.counting = True
         self._names, self._modules, self._choices, self._known = params, modules, choices, known
         self._params: dict[int, Labels] = {}

@@ -15,6 +15,7 @@ from secateurs.graph.grouping import Grouping
 from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.labels import KnownLabels, LabelSpace
 from secateurs.graph.reasons import OUTPUT
+from secateurs.graph.recorder import Recorder
 from secateurs.graph.tape import Tape
 from secateurs.graph.tracer import Calls, Tracer, swapped
 
@@ -71,7 +72,10 @@ class Runs:
         replaced = {id(p): standins[n] for n, p in self.named.items()}
         tracer = Tracer(space, names, self.modules, self.choices, known)
         with swapped(self.modules, replaced, attributes):
+            if isinstance(space, LabelSpace):
+                tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
             self._pass(tracer, inputs)
+            tracer.recorder = None
             if isinstance(space, LabelSpace):
                 idle = self.params.keys() - {a.param for a in tracer.tape.axes}
                 if any(max(self.shapes[n], default=1) > 1 for n in idle):
@@ -89,10 +93,14 @@ class Runs:
         inputs = map_tensors(lambda x: x.detach(), inputs)
         for x in tensors(inputs):
             tracer.enter(x)
+        if tracer.recorder is not None:
+            tracer.recorder.start(tensors(inputs))
         with tracer, Calls(tracer):
             out = call(self.model, inputs)
         for x in tensors(out):
             tracer.freeze(tracer.labels(x), OUTPUT)
+        if tracer.recorder is not None:
+            tracer.recorder.stop(out)
 
     def _training_pass(self, tracer: Tracer, space: LabelSpace, inputs: Any) -> None:
         """Some parameters are only used in training (auxiliary heads): the channels that they consume are cut on them, too."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from secateurs.graph import numbers
+from secateurs.graph.recorder import Recorder
 
 Array = np.ndarray
 Labels = dict[int, Array]  # axis → one label per index; axes of size 1 and axes without channels are left out
@@ -44,3 +45,4 @@ class Tape:
     couplings: list[tuple[Array, str]] = field(default_factory=list)  # coupled labels, and the op that coupled them
     numbers: list[numbers.Number] = field(default_factory=list)
     random: list[str] = field(default_factory=list)  # lines that draw random numbers
+    recorder: Recorder | None = None  # of the run in eval mode: what follows what

@@ -61,7 +61,9 @@ def trace(
     params = runs.params
     seen = {a.param: runs.shapes[a.param] for a in grouping.tape.axes}
     groups = grouping.build(allow_inexact, refuted)
-    return kind(groups, lambda: grouping.cost_model(params), seen, runs.modules, grouping.tape.random)
+    recorder = grouping.tape.recorder
+    assert recorder is not None
+    return kind(groups, lambda: grouping.cost_model(params), seen, runs.modules, recorder.flow, grouping.tape.random)
 
 
 def _frozen_sites(grouping: Grouping) -> list[Site]:

@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.graph import numbers, rules, shapes
-from secateurs.graph.context import Context, caller
+from secateurs.graph.context import NO_CALL, Context, caller
 from secateurs.graph.reasons import Kind, Reason
+from secateurs.graph.recorder import Recorder
 from secateurs.graph.tape import Labels
 
 _NONE: Labels = {}
@@ -27,10 +28,17 @@ class Tracer(Context, TorchDispatchMode):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         Context.__init__(self, *args, **kwargs)
         TorchDispatchMode.__init__(self)
+        self.recorder: Recorder | None = None  # while the flow is recorded
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = shapes.run(func, args, kwargs)
+        recorder = self.recorder
+        if recorder is None:
+            out = shapes.run(func, args, kwargs)
+        else:
+            recorder.prepare(func)
+            out = shapes.run(func, args, kwargs)
+            recorder.op(func, args, kwargs, out, self.call)
         labeled = live = False
         for a in args if not kwargs else (*args, *kwargs.values()):
             for x in a if isinstance(a, list | tuple) else (a,):
@@ -109,7 +117,9 @@ class Calls(TorchFunctionMode):
             self.tracer.call = (func, args, kwargs or {})
             if func in numbers.MADE:
                 self.tracer.note_number(func, numbers.written(*args, **(kwargs or {})))
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        self.tracer.call = NO_CALL
+        return out
 
 
 @contextmanager

@@ -1,7 +1,20 @@
-"""Recovering accuracy after a cut: calibration, fine-tuning, distillation, mimicking."""
+"""Recovering accuracy after a cut: calibration, reconstruction, fine-tuning, distillation, mimicking."""
 
 from secateurs.recovery.calibrate import IMAGES, after_cut_, calibrate_
 from secateurs.recovery.recipes import MODES, Distil, Mimic, Recover
+from secateurs.recovery.reconstruct import Reconstruct
 from secateurs.recovery.recover import check, phases, recover
 
-__all__ = ["IMAGES", "MODES", "Distil", "Mimic", "Recover", "after_cut_", "calibrate_", "check", "phases", "recover"]
+__all__ = [
+    "IMAGES",
+    "MODES",
+    "Distil",
+    "Mimic",
+    "Reconstruct",
+    "Recover",
+    "after_cut_",
+    "calibrate_",
+    "check",
+    "phases",
+    "recover",
+]

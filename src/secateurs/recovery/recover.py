@@ -1,4 +1,4 @@
-"""Recover accuracy after a cut: fine-tuning, mimicking and distillation, in order."""
+"""Recover accuracy after a cut: reconstruction, fine-tuning, mimicking and distillation, in order."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ from typing import Any
 from torch import nn
 
 from secateurs.errors import ConfigError
+from secateurs.plans import Plan
 from secateurs.recovery.distil import Distilling
 from secateurs.recovery.features import check_names
 from secateurs.recovery.mimic import Mimicking
 from secateurs.recovery.recipes import Distil, Mimic
+from secateurs.recovery.reconstruct import Reconstruct, reconstruct
 from secateurs.recovery.teacher import TeacherHook
 from secateurs.training.engine import Engine
-from secateurs.training.recipe import Recipe
+from secateurs.training.recipe import Phase, Recipe
 
 
-def phases(recover: Recipe | Sequence[Recipe] | None) -> list[tuple[str, Recipe]]:
-    """The recovery recipes in order, each with the name of its folder: `recover`, or if there are several
+def phases(recover: Phase | Sequence[Phase] | None) -> list[tuple[str, Phase]]:
+    """The phases of recovery in order, each with the name of its folder: `recover`, or if there are several
     `recover-1-mimic`, `recover-2-finetune`. Raises ConfigError for anything but recipes."""
     if recover is None:
         return []
     recipes = list(recover) if isinstance(recover, Sequence) and not isinstance(recover, str) else [recover]
     for recipe in recipes:
-        if not isinstance(recipe, Recipe):
+        if not isinstance(recipe, Phase):
             raise ConfigError(
-                f"recover={recipe!r} is not a valid recipe: pass sc.Recover(…), sc.Mimic(…) or sc.Distil(…), or a list of them."
+                f"recover={recipe!r} is not a valid recipe: pass sc.Recover(…), sc.Mimic(…), sc.Distil(…) or "
+                "sc.Reconstruct(…), or a list of them."
             )
     if len(recipes) == 1:
         return [("recover", recipes[0])]
     return [(f"recover-{i}-{recipe.mode}", recipe) for i, recipe in enumerate(recipes, start=1)]
 
 
-def check(recover: Recipe | Sequence[Recipe] | None, model: nn.Module) -> None:
+def check(recover: Phase | Sequence[Phase] | None, model: nn.Module) -> None:
     """Raise ConfigError before any work for recipes that are not valid for the uncut network."""
     for _, recipe in phases(recover):
         if isinstance(recipe, Mimic):
@@ -43,8 +46,9 @@ def check(recover: Recipe | Sequence[Recipe] | None, model: nn.Module) -> None:
 def recover(
     model: nn.Module,
     data: Any,
-    recipe: Recipe,
+    recipe: Phase,
     *,
+    plan: Plan | None = None,
     teacher: nn.Module | None = None,
     example_inputs: Any = None,
     nodes: Sequence[str] = (),
@@ -52,13 +56,23 @@ def recover(
     resume: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Train the cut model in place with the recipe. Returns the history, one dict per epoch.
+    """Recover the cut model in place with the recipe. Returns the history: one dict per epoch, or one for `Reconstruct`.
 
-    teacher: the original network, for `Mimic` and `Distil`; it is not modified; a copy of it is run.
+    plan: the plan that the model was cut by, for `Reconstruct`.
+    teacher: the original network, for `Mimic`, `Distil` and `Reconstruct`; it is not modified; a copy of it is run.
     example_inputs: as for tracing; needed by `Mimic` to find feature maps that kept their shape.
     nodes: feature maps to mimic if the recipe names none; those that changed their shape are skipped.
-    options: passed to `Engine`. Your own hooks run before the teacher's.
+    options: passed to `Engine`; `Reconstruct` uses `device` and `progress` only. Your own hooks run before the teacher's.
     """
+    if isinstance(recipe, Reconstruct):
+        if teacher is None or plan is None:
+            raise ConfigError(
+                "Reconstruct needs the original network and the plan of the cut: pass teacher=… and plan=…."
+            )
+        return reconstruct(
+            model, data, recipe, teacher, plan, seed, options.get("device"), options.get("progress", "auto")
+        )
+    assert isinstance(recipe, Recipe)
     options.setdefault("title", "recover" if recipe.mode == "finetune" else recipe.mode)
     taught = _taught(model, recipe, teacher, example_inputs, nodes)
     try:

@@ -29,9 +29,10 @@ from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, check_trains, example, rewind
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining, trained
-from secateurs.training import Recipe
+from secateurs.training import Phase, Recipe
 from secateurs.training.processes import check as check_processes
 from secateurs.training.processes import first
+from secateurs.training.resume import LOG
 from secateurs.training.runtime import check_trackers, wait_for_everyone
 
 
@@ -60,7 +61,7 @@ class Cut:
     data: DataSpec | DataObject
     method: Method
     budget: Budget | None
-    recover: Sequence[Recipe]
+    recover: Sequence[Phase]
     scope: Scope | None
     allow_inexact: bool
     calibrate: bool
@@ -169,7 +170,7 @@ class Cut:
             except SecateursError as error:
                 raise error.renamed(stage.named).within(stage.setting, ": ") from error
         pretrains = not self.network.has_weights and self.pretrain.recipe(data).epochs
-        if pretrains or self.recover or isinstance(self.method, TrainingMethod):
+        if pretrains or any(isinstance(r, Recipe) for r in self.recover) or isinstance(self.method, TrainingMethod):
             check_trains(network, inputs, self.network.name)
         if self.budget is not None and self.budget.allows(cost, cost):
             self.log(
@@ -225,12 +226,12 @@ class Cut:
     def _judge(self, result: Result) -> None:
         start, after = result.calibrated.top1, result.after.top1
         if self.recover and start is not None and after is not None and after < start:
-            mimics = all(recipe.mode == "mimic" for recipe in self.recover)
-            knob = Setting("lr", of=type(self.recover[0])) if mimics else Setting("lr")
-            self.log(Message(
-                f"recovery left top-1 at {after:.2f}%, below the {start:.2f}% that it began with: try a lower ", knob,
-                ", or ", Setting("recover", None),
-            ))  # fmt: skip
+            told = f"recovery left top-1 at {after:.2f}%, below the {start:.2f}% that it began with: try "
+            trained = [recipe for recipe in self.recover if isinstance(recipe, Recipe)]
+            mimics = all(recipe.mode == "mimic" for recipe in trained)
+            knob = Setting("lr", of=type(trained[0])) if trained and mimics else Setting("lr")
+            advice = ("a lower ", knob, ", or ") if trained else ("more images, or ",)
+            self.log(Message(told, *advice, Setting("recover", None)))
 
     def _advice(self) -> tuple[object, ...]:
         """What to do about a loss that is not finite, in terms of the run's settings."""
@@ -238,8 +239,9 @@ class Cut:
         knob: tuple[object, ...]
         if pretrains and not kept.exists():
             knob = ("a ", Setting("pretrain_lr"), f" below {self.pretrain.usual_lr:g}")
-        elif self.recover and (begun := list(self.folder.folder.glob("recover*/metrics.jsonl"))):
-            recipe = self.recover[len(begun) - 1]
+        elif begun := [r for name, r in recovery.phases(self.recover) if (self.folder.folder / name / LOG).exists()]:
+            recipe = begun[-1]  # only what trains has a log
+            assert isinstance(recipe, Recipe)
             mimics = recipe.mode == "mimic"
             knob = ("a " if mimics else "an ", Setting("lr", of=type(recipe)), f" below {recipe.lr:g}")
         elif "lr" in type(self.method).model_fields:
@@ -271,7 +273,7 @@ class Cut:
         )  # fmt: skip
 
 
-def written(recipes: Sequence[Recipe]) -> Any:
+def written(recipes: Sequence[Phase]) -> Any:
     """Recipes of recovery as they go on record: nothing, one, or a list of them."""
     found = [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for recipe in recipes]
     return found if len(found) > 1 else found[0] if found else None

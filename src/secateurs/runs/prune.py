@@ -25,7 +25,7 @@ from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataSpec, NetworkSpec, as_source
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining
-from secateurs.training import Recipe
+from secateurs.training import Phase
 from secateurs.training.processes import first
 
 
@@ -63,7 +63,7 @@ class PruneRun:
     _: KW_ONLY
     method: str | Method = "epruner"
     budget: Budget | None = None
-    recover: Recipe | Sequence[Recipe] | None = None
+    recover: Phase | Sequence[Phase] | None = None
     then: Sequence[Stage] = ()
     weights: str | Path | None = None
     num_classes: int | None = None

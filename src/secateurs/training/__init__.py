@@ -6,7 +6,7 @@ from secateurs.training.engine import Engine
 from secateurs.training.hooks import Hook
 from secateurs.training.metrics import CrossEntropy, Metrics, check_data, evaluate
 from secateurs.training.parts import Part
-from secateurs.training.recipe import Recipe
+from secateurs.training.recipe import Phase, Recipe
 
 __all__ = [
     "Batch",
@@ -16,6 +16,7 @@ __all__ = [
     "Hook",
     "Metrics",
     "Part",
+    "Phase",
     "Recipe",
     "check_data",
     "check_labels",

@@ -11,12 +11,29 @@ from secateurs.errors import ConfigError, Setting, complaint, nearest
 from secateurs.presets import Presets
 
 
-class Recipe(Presets):
-    """Optimizer, schedule, regularization and precision. Raises ConfigError for invalid values."""
+class Phase(Presets):
+    """The settings of one phase of recovery. Raises ConfigError for invalid values."""
 
-    mode: ClassVar[str] = "finetune"  # the name of this kind of recovery
+    mode: ClassVar[str]  # the name of this kind of recovery
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(*_explain(type(self), error)) from None
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether training batches must be pairs (inputs, targets); without labels, the loss is a hook's."""
+        return True
+
+
+class Recipe(Phase):
+    """How to train: optimizer, schedule, regularization and precision. Raises ConfigError for invalid values."""
+
+    mode: ClassVar[str] = "finetune"
 
     epochs: float | None = Field(None, ge=0, description="passes over the training data, may be a fraction (default 3)")
     steps: int | None = Field(default=None, ge=0, description="optimizer steps, instead of epochs")
@@ -49,16 +66,8 @@ class Recipe(Presets):
     )
     compile: bool = Field(default=False, description="torch.compile the network")
 
-    @property
-    def reads_labels(self) -> bool:
-        """Whether training batches must be pairs (inputs, targets); without labels, the loss is a hook's."""
-        return True
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(*_explain(type(self), error)) from None
+    def __init__(self, **values: Any) -> None:  # type checkers would derive one from the fields
+        super().__init__(**values)
 
     @model_validator(mode="before")
     @classmethod

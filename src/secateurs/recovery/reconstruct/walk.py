@@ -1,0 +1,274 @@
+"""The original runs once and leaves its outputs at sampled positions; then the cut network runs, all images in step, and each
+layer is solved just before it computes."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from secateurs.errors import ConfigError
+from secateurs.graph.channels import named_tensors
+from secateurs.graph.inputs import call, tensors
+from secateurs.recovery.calibrate import Pooled
+from secateurs.recovery.reconstruct.layers import sampled
+from secateurs.recovery.reconstruct.lockstep import Coroutine
+from secateurs.recovery.reconstruct.solver import Problem, Solution
+from secateurs.recovery.reconstruct.structure import Step
+from secateurs.recovery.reconstruct.watch import Key, Layer, Watch
+from secateurs.training.seeds import mix
+
+SMALL = 1e-3  # a batch norm's factor, relative to its largest, that is too small to divide by
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Positions of a layer's output, the same in both networks and in every run."""
+
+    positions: int  # of each image
+    seed: int
+
+    def at(self, weight: str, chunk: int, images: int, size: Sequence[int], device: torch.device) -> Tensor:
+        """(images, P), positions in the flattened `size`."""
+        total = math.prod(size)
+        if total <= self.positions:
+            return torch.arange(total, device=device).expand(images, -1)
+        generator = torch.Generator().manual_seed(mix(self.seed, weight, chunk))
+        return torch.rand(images, total, generator=generator).topk(self.positions).indices.to(device)
+
+
+@dataclass
+class Targets:
+    """What a layer of the cut network should put out at the sampled positions."""
+
+    step: Step
+    kept: Tensor | None  # the channels of its output that are left; None for all
+    scale: Tensor | None = None  # (O,), what the batch norm after it multiplies by; None if there is none …
+    shift: Tensor | None = None  # … and then adds
+    size: tuple[int, ...] = ()  # of its output
+    values: list[Tensor] = field(default_factory=list)  # by chunk: (images · P, O)
+
+    def left(self, y: Tensor) -> Tensor:
+        return y if self.kept is None else y[:, self.kept]
+
+    def before_norm(self, other: Tensor) -> Tensor:
+        """A summand of the norm's output, as one of its input: (n, O)."""
+        if self.scale is None:
+            return other
+        known = self.scale.abs() > SMALL * self.scale.abs().max()
+        return torch.where(known, other / self.scale, 0)
+
+
+class Original(Watch):
+    """Runs the original and keeps the targets."""
+
+    def __init__(self, model: nn.Module, targets: Sequence[Targets], sampler: Sampler) -> None:
+        super().__init__(model, {name: name for name in named_tensors(model)})
+        self._model, self._sampler = model, sampler
+        self._layers = {t.step.key: t for t in targets}
+        self._others = by_other(targets)
+        self._chunk = 0
+
+    def run(self, chunk: int, inputs: Any) -> None:
+        self._chunk, self._summand = chunk, dict[Key, Tensor]()
+        self.start(rows(inputs))
+        with torch.no_grad(), self:
+            call(self._model, inputs)
+
+    def op(self, key: Key, func: Any, args: Any, kwargs: Any) -> Any:
+        targets = self._layers.get(key)
+        layer = None if targets is None else self.layer(func, args)
+        out = func(*args, **kwargs)
+        if targets is not None and layer is not None:
+            y = targets.step.laid(out, self.images)
+            targets.size = tuple(y.shape[2:])
+            wanted = self._sampled(targets, y)
+            if (other := self._summand.pop(key, None)) is not None:
+                wanted += targets.before_norm(other)
+            targets.values.append(wanted)
+        for t in self._others.get(key, ()):
+            self._summand[t.step.key] = self._sampled(t, t.step.laid(out, self.images))
+        return out
+
+    def _sampled(self, t: Targets, y: Tensor) -> Tensor:
+        at = self._sampler.at(t.step.weight, self._chunk, len(y), y.shape[2:], y.device)
+        return t.left(sampled(y, at))
+
+
+class Point(NamedTuple):
+    """Where all chunks have to arrive before any of them goes on."""
+
+    name: str
+    finish: Callable[[], None]  # what is then done
+
+
+class Cut(Watch):
+    """Runs the cut network on one chunk of the images."""
+
+    def __init__(self, walk: Walk, chunk: int, images: int, coroutine: Coroutine) -> None:
+        super().__init__(walk.model, walk.names)
+        self._walk, self._chunk, self._coroutine = walk, chunk, coroutine
+        self._summand: dict[Key, Tensor] = {}
+        self.start(images)
+
+    def op(self, key: Key, func: Any, args: Any, kwargs: Any) -> Any:
+        walk, pause = self._walk, self._coroutine.pause
+        if (norm := self.norm(args)) is not None and norm in walk.stale:
+            pause(walk.count(norm, args[0]))
+        step = walk.steps.get(key)
+        layer = None if step is None else self.layer(func, args)
+        if layer is not None and (targets := walk.targets.get(key)) is not None:
+            pause(walk.collect(targets, layer, self._chunk, self._summand.pop(key, None)))
+        out = func(*args, **kwargs)
+        if layer is not None and out.numel() > layer.x.numel() and (norm := walk.after(walk.steps[key])) is not None:
+            # The norm's statistics are counted here: while the other chunks arrive, the layer's input is held, not its
+            # output, which is larger.
+            point = walk.count(norm, out)
+            del out
+            pause(point)
+            out = func(*args, **kwargs)
+        for t in walk.others.get(key, ()):
+            y = t.step.laid(out, self.images)
+            at = walk.sampler.at(t.step.weight, self._chunk, self.images, t.size, y.device)
+            self._summand[t.step.key] = sampled(y, at)
+        return out
+
+
+class Walk:
+    """Runs the cut network, all chunks in step. Its weights and its norms' statistics change in place, in the order in which
+    they are used: each layer reads what the layers before it, already solved, give it.
+
+    steps: all layers; targets: of those to solve. norms: those that run once, by name of the running mean.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Mapping[str, str], steps: Sequence[Step], targets: Sequence[Targets],
+        norms: Mapping[str, _BatchNorm], sampler: Sampler, ridge: float,
+    ) -> None:  # fmt: skip
+        self.model, self.names, self.sampler, self._ridge, self._norms = model, names, sampler, ridge, norms
+        self.steps = {step.key: step for step in steps}
+        self.targets = {t.step.key: t for t in targets}
+        self.others = by_other(targets)
+        self.solutions: dict[str, Solution] = {}  # by weight
+        self.solved: Callable[[int, str], None] = lambda done, name: None  # called after each
+        self._affine: dict[_BatchNorm, tuple[Tensor, Tensor]] = {}
+        self.stale: set[_BatchNorm] = set()  # norms whose statistics are of the inputs that they had in the original
+        self._problem: Problem | None = None  # of the layer that the chunks are arriving at …
+        self._pooled: Pooled | None = None  # … or the statistics of the norm
+        self._images = 0
+
+    def run(self, chunks: Sequence[Any]) -> dict[str, Solution]:
+        """The solutions by weight. chunks: the inputs that the targets are of."""
+        self._images = sum(map(rows, chunks))
+        runs = [Coroutine(partial(self._run, i, inputs)) for i, inputs in enumerate(chunks)]
+        try:
+            while True:
+                points = [run.resume() for run in runs]
+                if all(point is None for point in points):
+                    return self.solutions
+                if len({point and point.name for point in points}) > 1:
+                    raise ConfigError(
+                        "Reconstruct needs a network that runs the same layers for all images, and this one's depend on the "
+                        "images: use sc.Mimic or sc.Recover."
+                    )
+                points[0].finish()
+        finally:
+            for run in runs:
+                run.close()
+
+    def _run(self, chunk: int, inputs: Any, coroutine: Coroutine) -> None:
+        with torch.no_grad(), Cut(self, chunk, rows(inputs), coroutine):
+            call(self.model, inputs)
+
+    # -- layers --------------------------------------------------------------------------------------------------------
+
+    def collect(self, t: Targets, layer: Layer, chunk: int, other: Tensor | None) -> Point:
+        """A chunk has reached a layer that is to be solved."""
+        if self._problem is None:
+            samples = self._images * min(self.sampler.positions, math.prod(t.size))
+            constant = layer.bias
+            if constant is None and t.scale is not None and t.step.norm in self._norms:
+                constant = torch.zeros_like(t.scale)  # goes into the norm's bias
+            self._problem = Problem(layer.geometry, layer.weight, constant, layer.kept, samples)
+        images = len(layer.x)
+        wanted, t.values[chunk] = t.values[chunk], t.values[chunk][:0]
+        if other is not None:
+            wanted = wanted - t.before_norm(other)
+        at = self.sampler.at(t.step.weight, chunk, images, t.size, layer.x.device)
+        self._problem.add(layer.geometry.read(layer.x, at, t.size), wanted, images)
+        return Point(t.step.weight, partial(self._solve, t, layer.weight, layer.bias))
+
+    def _solve(self, t: Targets, weight: Tensor, bias: Tensor | None) -> None:
+        name = t.step.weight
+        assert self._problem is not None
+        problem, self._problem = self._problem, None
+        found = self.solutions[name] = problem.solve(self._ridge)
+        if found.weight is not None:
+            weight.copy_(found.weight)
+            constant = torch.zeros((), device=weight.device) if found.constant is None else found.constant
+            if bias is not None:
+                bias.copy_(constant)
+                constant = torch.zeros_like(constant)
+            if t.step.norm in self._norms and t.scale is not None and t.shift is not None:
+                self._affine[self._norms[t.step.norm]] = t.scale, t.shift + t.scale * constant
+        self.solved(len(self.solutions), name)
+        if len(self.solutions) == 1:
+            self.stale = set(self._norms.values())
+
+    # -- norms ---------------------------------------------------------------------------------------------------------
+
+    def after(self, step: Step) -> _BatchNorm | None:
+        """The batch norm that a layer's output goes to, if its statistics are not those of this output."""
+        norm = self._norms.get(step.norm) if step.norm else None
+        return norm if norm in self.stale else None
+
+    def count(self, norm: _BatchNorm, x: Tensor) -> Point:
+        """A chunk has reached a norm: x (N, C, *)."""
+        rows = x.transpose(0, 1).flatten(1).double()  # (C, n)
+        mean = rows.mean(1)
+        own = Pooled(rows.shape[1], mean, (rows - mean[:, None]).square().sum(1))
+        if self._pooled is None:
+            self._pooled = own
+        else:
+            self._pooled.add(own)
+        return Point(f"statistics {id(norm)}", partial(self._settle, norm))
+
+    def _settle(self, norm: _BatchNorm) -> None:
+        assert self._pooled is not None
+        found, self._pooled = self._pooled, None
+        self.stale.discard(norm)
+        variance = found.squares / max(1, found.n - 1)
+        if bool(found.mean.isfinite().all() and variance.isfinite().all()) and found.n > 1:
+            norm.running_mean.copy_(found.mean)  # type: ignore[union-attr]
+            norm.running_var.copy_(variance)  # type: ignore[union-attr]
+            if norm in self._affine and norm.weight is not None:
+                import os
+
+                k = float(os.environ.get("KAPPA", "1"))
+                scale, shift = self._affine.pop(norm)
+                full = (variance + norm.eps).sqrt()
+                old = norm.weight.detach().double() / scale  # sigma of the original
+                w = scale * full**k * old.abs() ** (1 - k)
+                norm.weight.copy_(w)
+                norm.bias.copy_(shift + scale * found.mean)
+
+
+def rows(inputs: Any) -> int:
+    """How many images these inputs are of."""
+    return len(tensors(inputs)[0])
+
+
+def by_other(targets: Sequence[Targets]) -> dict[Key, list[Targets]]:
+    """The layers whose summand an op makes, by that op."""
+    found: dict[Key, list[Targets]] = defaultdict(list)
+    for t in targets:
+        if t.step.other is not None:
+            found[t.step.other].append(t)
+    return found
