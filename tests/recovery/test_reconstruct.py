@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import secateurs as sc
 import secateurs.recovery as R
 from secateurs.recovery.reconstruct.equations import Moments, Rows
-from secateurs.recovery.reconstruct.layers import LINEAR, Geometry, sampled
+from secateurs.recovery.reconstruct.layers import Geometry, sampled
 from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.run import reconstruct_
 from secateurs.recovery.reconstruct.walk import Targets
