@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+import secateurs as sc
+from secateurs.methods import resolve
+from secateurs.training import Recipe
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -20,3 +26,25 @@ def test_benchmarks_import(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if error.name is None or error.name.startswith("secateurs") or (FOLDER / f"{error.name}.py").exists():
             raise
         pytest.skip(f"{error.name} is not installed")  # a peer, to be measured against
+
+
+@pytest.fixture
+def compute() -> dict[str, Any]:
+    return runpy.run_path(str(FOLDER / "compute.py"), run_name="imported")
+
+
+@pytest.mark.parametrize(("method", "least", "most"), [("l2", 0, 0), ("aofp", 0.9, 2), ("npn", 1, 3)])
+def test_a_search_is_counted_as_it_runs(compute: dict[str, Any], method: str, least: float, most: float) -> None:
+    torch.manual_seed(0)
+    model = sc.build("zoo:small_cnn", num_classes=10).eval()
+    batches = [(torch.randn(8, 3, 32, 32), torch.arange(8)) for _ in range(4)]
+    settings = {} if method == "l2" else {"epochs": 1}
+    chosen = resolve(method, **settings)
+    cost = compute["search_cost"](model, batches[0][0][:1], chosen, sc.Budget(macs=0.5), batches, 0)
+    assert least <= cost.epoch <= most
+    assert 0 <= cost.once < 64  # of eight images a step
+
+
+def test_a_teacher_costs_a_third_of_a_pass(compute: dict[str, Any]) -> None:
+    assert compute["recovery_cost"](Recipe(epochs=1), 0.3) == 0.3
+    assert compute["recovery_cost"](sc.Distil(epochs=1), 0.3) == pytest.approx(0.3 + 1 / 3)

@@ -219,7 +219,7 @@ class TestPrune:
         assert result.cut != result.calibrated == result.after
         expected = sc.calibrate(plain.model, data)
         assert all(torch.equal(v, expected.state_dict()[k]) for k, v in result.model.state_dict().items())
-        assert "calibrated 5 batch norms on 96 images" in told
+        assert "calibrated on 96 images: 5 batch norms" in told
         result.save(tmp_path / "a")
         assert sc.artifact.read(tmp_path / "a")[1].calibrated == result.calibrated
         loaded = sc.load(tmp_path / "a", model=model)

@@ -19,6 +19,7 @@ from secateurs.errors import ConfigError
 from secateurs.methods.method import Method, Task
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan
+from secateurs.recovery.teacher import TeacherHook
 from secateurs.training import Engine, Hook, Part, Recipe
 from secateurs.training.run import TrainingRun
 from secateurs.training.state import misfit
@@ -189,21 +190,30 @@ class TrainingMethod(Method):
         """Start pruning `task.model`, in place."""
         raise NotImplementedError
 
+    def teachers(self, task: Task) -> list[TeacherHook]:
+        """Hooks through which the original teaches the network while it is pruned. Called before `attach`."""
+        return []
+
     def check(self, task: Task) -> None:
         if task.data is None:
             raise ConfigError(f"{self.name} prunes during training: pass data=….")
 
     def select(self, task: Task) -> Selection:
+        teachers = self.teachers(task)  # first: their copies of the network are those of the original, without masks
         pruner = self.attach(task)
         budget = None if task.budget is None else asdict(task.budget)
         settings = {**self.model_dump(mode="json"), "method": self.name, "budget": budget, "scope": task.scope}
         recipe = self.recipe().model_copy(update={"steps_per_epoch": self.steps_per_epoch})
         engine = Engine(
-            task.model, task.data, recipe, hooks=[PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
+            task.model, task.data, recipe, hooks=[*teachers, PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
             **task.engine_options,
         )  # fmt: skip
-        for line in engine.fit(resume=task.resume):
-            task.log(line)
+        try:
+            for line in engine.fit(resume=task.resume):
+                task.log(line)
+        finally:
+            for teacher in teachers:
+                teacher.close()
         return pruner.finish()
 
 

@@ -42,7 +42,7 @@ class Hook:
         """`metrics` is the epoch's line in the log: read it, or add JSON-serializable values."""
 
     def done(self, engine: TrainingRun) -> bool:
-        """Return True to end training (called after each step)."""
+        """Return True to end training (called before the first step and after each)."""
         return False
 
     def state(self) -> dict[str, Any]:

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.methods.epruner.weights import sparse_projection
+from secateurs.methods import Selection
+from secateurs.methods.epruner.affinity import Affinities, Measure
+from secateurs.methods.epruner.counts import exemplars_of
+from secateurs.methods.epruner.weights import project, sparse_projection
 from secateurs.methods.method import Task
 from secateurs.testing.checks import steps_that_fit
 from secateurs.testing.networks import randomize
@@ -72,7 +75,7 @@ class TestWhichFiltersStay:
     def test_exemplars_are_scikit_learns(self, beta: float, bias: bool) -> None:
         """On the coupled channels too: one data point made of all their filters."""
         model = network()
-        result = select(model, sc.EPruner(beta=beta, bias=bias), scope="all")
+        result = select(model, sc.EPruner.preset("paper", beta=beta, bias=bias, inner=False), scope="all")
         graph = sc.trace(model, IMAGE)
         groups = [g for g in graph.groups if g.prunable]
         assert any(len(g.producers) > 1 for g in groups)
@@ -93,7 +96,7 @@ class TestWhichFiltersStay:
 
     def test_layers_have_widths_of_their_own(self) -> None:
         model = network()
-        plan = select(model, sc.EPruner(), sc.Budget(macs=0.4)).plan
+        plan = select(model, sc.EPruner(widths="beta"), sc.Budget(macs=0.4)).plan
         graph = sc.trace(model, IMAGE)
         shares = [len(kept) / graph[name].size for name, kept in plan.groups.items()]
         assert np.ptp(shares) > 0.02
@@ -102,16 +105,17 @@ class TestWhichFiltersStay:
     def test_budget_finds_beta(self, share: float) -> None:
         """The exemplars of the β on record are all kept, and little else: the last step is trimmed."""
         model = network()
-        result = select(model, sc.EPruner(), sc.Budget(macs=share))
+        paper = sc.EPruner.preset("paper")
+        result = select(model, paper, sc.Budget(macs=share))
         assert result.after.macs <= share * result.before.macs
-        again = select(model, sc.EPruner(beta=result.history[0]["beta"] + 1e-6))
+        again = select(model, sc.EPruner.preset("paper", beta=result.history[0]["beta"] + 1e-6))
         graph = sc.trace(model, IMAGE)
         assert not list(steps_that_fit(graph, result.plan, sc.Budget(macs=share), "internal"))
         step = 0
         for g in graph.groups:
-            mine, theirs = (set(r.plan.groups.get(g.name, range(g.size))) for r in (result, again))
+            mine, theirs = (len(r.plan.groups.get(g.name, range(g.size))) for r in (result, again))
             assert theirs <= mine
-            step += len(mine - theirs)
+            step += mine - theirs
         assert step <= 0.15 * sum(g.size for g in graph.groups)
         assert again.after.macs <= result.after.macs
 
@@ -157,6 +161,95 @@ class TestWhichFiltersStay:
         assert len(select(model, sc.EPruner(beta=0.5, bias=False)).plan.groups["0"]) == 1
 
 
+class TestAsManyExemplarsAsWanted:
+    """Widths come from the budget; what fills them are exemplars, whatever the widths are."""
+
+    @pytest.mark.parametrize("measure", ["distance", "residual"])
+    @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+    def test_every_filter_that_stays_is_an_exemplar(self, measure: Measure, share: float) -> None:
+        """Of some β for its layer, or nearly the best choice of so many: better than most at random, and than the first."""
+        filters = [g.filters(network()) for g in sc.trace(network(), IMAGE).groups if g.prunable and g.internal]
+        affinities = Affinities(filters, measure=measure)
+        counts = [max(1, round(share * n)) for n in affinities.sizes]
+        found = exemplars_of(affinities, counts, lambda part, betas: part.exemplars(betas))
+        assert [len(k) for k in found] == counts
+        for i, (n, kept) in enumerate(zip(affinities.sizes, found, strict=True)):
+            similar = affinities.similar(i)
+            worth = similar[:, kept].max(1).sum()
+            draws = [np.random.default_rng(s).permutation(n)[: len(kept)] for s in range(50)]
+            assert worth >= np.quantile([similar[:, k].max(1).sum() for k in draws], 0.9)
+            assert worth > similar[:, : len(kept)].max(1).sum()
+
+    def test_the_exemplars_of_a_beta_where_there_is_one(self) -> None:
+        affinities = Affinities([g.filters(network()) for g in sc.trace(network(), IMAGE).groups if g.prunable])
+        expected = affinities.exemplars(0.7)
+        found = exemplars_of(affinities, [len(k) for k in expected], lambda part, betas: part.exemplars(betas))
+        same = [list(a) == b.tolist() for a, b in zip(found, expected, strict=True)]
+        assert sum(same) >= len(same) - 1  # a plateau may have more than one clustering
+
+    @pytest.mark.parametrize("grow", [True, False])
+    def test_between_two_clusterings(self, grow: bool) -> None:
+        """Two clusters and an outlier; no β has three exemplars."""
+        points = torch.tensor([[0.0], [0.1], [5.0], [5.2], [9.0]])
+        affinities = Affinities([points])
+        sets = {True: [0, 2], False: [0, 1, 2, 4]}
+
+        def find(part: Affinities, betas: list[float]) -> list[Tensor]:
+            return [torch.tensor(sets[grow]) if grow or betas[0] < 1 else torch.tensor([0])]
+
+        (kept,) = exemplars_of(affinities, [3], find)
+        assert kept.tolist() == [0, 2, 4]
+
+    def test_alignment_is_filled_with_exemplars(self) -> None:
+        model = network()
+        for method in (sc.EPruner(), sc.EPruner.preset("paper")):
+            plan = sc.prune(model, IMAGE, method, sc.Budget(macs=0.5, align=8)).plan
+            graph = sc.trace(model, IMAGE)
+            filters = {name: graph[name].filters(model) for name in plan.groups}
+            measure: Measure = method.similarity or "residual"
+            affinities = Affinities(list(filters.values()), measure=measure)
+            for i, (name, kept) in enumerate(plan.groups.items()):
+                assert len(kept) % 8 == 0 or len(kept) == graph[name].size
+                similar = affinities.similar(i)
+                assert similar[:, list(kept)].max(1).sum() > similar[:, : len(kept)].max(1).sum()
+
+    def test_widths_are_uniform_unless_beta_is_common(self) -> None:
+        model = network()
+        sizes = {g.name: g.size for g in sc.trace(model, IMAGE).groups}
+        spread = [
+            np.ptp([len(k) / sizes[name] for name, k in select(model, method, sc.Budget(macs=0.4)).plan.groups.items()])
+            for method in (sc.EPruner(), sc.EPruner(widths="beta"))
+        ]
+        assert spread[0] < 0.05 < spread[1]
+
+    def test_late_layers_have_a_beta_of_their_own(self) -> None:
+        """As the released code's VGG-16: the first layers at β, the last ones at a larger one."""
+        model = network()
+        names = [g.name for g in sc.trace(model, IMAGE).groups if g.prunable and g.internal]
+        early, late, both = (
+            select(model, sc.EPruner.preset("paper", **settings)).plan.groups
+            for settings in ({"beta": 0.5}, {"beta": 0.8}, {"beta": 0.5, "late": 1.6, "late_from": 0.6})
+        )
+        first = round(0.6 * len(names))
+        assert 0 < first < len(names)
+        assert [both[n] for n in names] == [(early if i < first else late)[n] for i, n in enumerate(names)]
+        budget = select(model, sc.EPruner.preset("vgg16"), sc.Budget(macs=0.4))
+        assert budget.after.macs <= 0.4 * budget.before.macs
+
+    def test_inner_channels_are_those_between_two_layers(self) -> None:
+        """In GoogLeNet the first convolutions of branches with more than one."""
+        model = sc.build("zoo:googlenet").eval()
+        graph = sc.trace(model, IMAGE[:1])
+        task = Task(model, graph, sc.Budget(macs=0.6))
+        paper = sc.EPruner.preset("paper")
+        names = set(paper.select(task).channels)
+        assert all(re.search(r"branch(2\.0|3\.[03])$", name) for name in names)
+        assert len(names) == 27
+        paper.feasible(task)
+        with pytest.raises(sc.BudgetError):
+            paper.feasible(Task(model, graph, sc.Budget(macs=0.05)))
+
+
 class TestWeightsToBeginFrom:
     """Section III-C and Table V."""
 
@@ -175,6 +268,51 @@ class TestWeightsToBeginFrom:
             assert torch.equal(result.model.state_dict()[key], value), key
         kept = list(result.plan.kept["conv2.weight"][1])
         assert torch.equal(result.model.conv2.weight, self.model.conv2.weight[:, kept])
+
+    def test_merging_copies_changes_nothing(self) -> None:
+        """Filters that are multiples of others, their batch norms too: the exemplars stand for them exactly."""
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12), nn.ReLU()),
+            *(nn.Conv2d(12, 8, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)),
+        ).eval()
+        scale = torch.linspace(0.5, 1.5, 6)
+        with torch.no_grad():
+            model[0].weight[6:] = model[0].weight[:6] * scale.view(6, 1, 1, 1)
+            model[1].running_var[:6].uniform_(0.5, 2)
+            model[1].running_var[6:] = model[1].running_var[:6]
+            model[1].weight[:6].uniform_(0.5, 2)
+            model[1].weight[6:] = model[1].weight[:6]
+        for method in (sc.EPruner(), sc.EPruner(init="exemplar")):
+            task = Task(model, sc.trace(model, IMAGE), sc.Budget(macs=0.5))
+            groups = {"0": np.arange(6), "3": np.arange(8)}
+            small = sc.apply(model, task.graph.plan(groups))
+            method.initialise(task, Selection(groups), small)
+            same = torch.allclose(small(IMAGE), model(IMAGE), rtol=1e-4, atol=1e-5)
+            assert same == (method.init == "merge")
+
+    @pytest.mark.parametrize("scope", ["internal", "all"])
+    def test_merging_changes_consumers_only(self, scope: str) -> None:
+        result = sc.prune(self.model, IMAGE, sc.EPruner(), self.BUDGET, scope=scope)
+        sliced = sc.apply(self.model, result.plan).state_dict()
+        changed = {k for k, v in result.model.state_dict().items() if not torch.equal(v, sliced[k])}
+        assert changed
+        assert changed <= {name for name, axis in result.plan.consumes}
+
+    def test_merging_behind_a_flattened_map_and_a_transposed_convolution(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4)),
+        ).eval()
+        with torch.no_grad():
+            model[0].weight[4:], model[0].bias[4:] = 2 * model[0].weight[:4], 2 * model[0].bias[:4]
+            model[2].weight[:, 3:], model[2].bias[3:] = 3 * model[2].weight[:, :3], 3 * model[2].bias[:3]
+        task = Task(model, sc.trace(model, IMAGE), self.BUDGET)
+        groups = {"0": np.arange(4), "2": np.arange(3)}
+        small = sc.apply(model, task.graph.plan(groups))
+        sc.EPruner().initialise(task, Selection(groups), small)
+        assert torch.allclose(small(IMAGE), model(IMAGE), rtol=1e-4, atol=1e-6)
 
     def test_l1_has_the_same_widths_and_the_largest_filters(self) -> None:
         exemplar, largest = self.prune("exemplar"), self.prune("l1")
@@ -252,9 +390,6 @@ class TestWeightsToBeginFrom:
         changed[:, outs[0]] = 0
         twin = nn.Sequential(*model[:2], nn.ConvTranspose2d(16, 12, 3), *model[3:])
         twin[2].load_state_dict({"weight": changed, "bias": model[2].bias.detach()})
-        from secateurs.methods import Selection
-        from secateurs.methods.epruner.weights import project
-
         small = sc.apply(twin, result.plan)
         selection = Selection(result.plan.groups)
         project(Task(twin, sc.trace(twin, IMAGE), self.BUDGET), selection, small)
@@ -306,7 +441,7 @@ class TestTrainedNetworks:
     def test_exemplars_are_scikit_learns(self, name: str, beta: float) -> None:
         model = self.model(name)
         graph = sc.trace(model, IMAGE[:1])
-        plan = sc.prune(model, IMAGE[:1], sc.EPruner(beta=beta)).plan
+        plan = sc.prune(model, IMAGE[:1], sc.EPruner.preset("paper", beta=beta)).plan
         groups = [g for g in graph.groups if g.prunable and g.internal and g.size <= 256]
         assert len(groups) == {"resnet20": 9, "resnet56": 27, "vgg16": 7}[name]
         for g in groups:

@@ -11,6 +11,9 @@ from secateurs.methods.aofp.pruner import AOFPPruner, limits
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import TrainingMethod
 from secateurs.methods.registry import register
+from secateurs.recovery.distil import Distilling
+from secateurs.recovery.recipes import Distil
+from secateurs.recovery.teacher import TeacherHook
 from secateurs.training import Recipe
 
 
@@ -48,8 +51,11 @@ class AOFP(TrainingMethod):
         allow_inf_nan=False,
         description="maximum number of training epochs; training may stop earlier when the budget is met",
     )
-    lr: float = Field(default=1e-3, gt=0, le=10, description="learning rate during the search, constant")
+    lr: float = Field(default=0.02, gt=0, le=10, description="learning rate during the search, constant")
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="weight decay during the search")
+    distil: float = Field(
+        default=0.0, ge=0, le=1, description="weight of the original's class probabilities in the loss, as in Distil"
+    )
     ratio: Literal["example", "batch"] = Field(
         default="example", description="t of eq. 7: mean of the examples' ratios (eq. 6), or ratio of the batch's sums"
     )
@@ -70,6 +76,11 @@ class AOFP(TrainingMethod):
         return Recipe(
             epochs=self.epochs, lr=self.lr, schedule="constant", weight_decay=self.weight_decay, precision=self.precision
         )  # fmt: skip
+
+    def teachers(self, task: Task) -> list[TeacherHook]:
+        if self.distil == 0:
+            return []
+        return [Distilling(task.model, task.model, Distil(epochs=self.epochs, share=self.distil))]
 
     def attach(self, task: Task) -> AOFPPruner:
         return AOFPPruner(task, self)

@@ -38,7 +38,9 @@ computed on the filters' device; messages always on the CPU, where sums have a f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,7 +49,18 @@ from torch import Tensor
 from secateurs.errors import ConfigError
 from secateurs.methods.epruner.messages import Clustering, Layer, one_thread, solve
 
-__all__ = ["Affinities", "Clustering", "affinity_propagation", "exemplars", "medians", "preferences", "similarity"]
+__all__ = [
+    "Affinities",
+    "Clustering",
+    "affinity_propagation",
+    "exemplars",
+    "medians",
+    "preferences",
+    "residual",
+    "similarity",
+]
+
+Measure = Literal["distance", "residual"]
 
 CLOSE = 1e-6  # pairs closer than this fraction of their squared norms lose half their digits to cancellation
 BRIEF = 1 << 28  # multiplications that one thread finishes before a second one would have started
@@ -71,6 +84,24 @@ def similarity(points: Tensor) -> Tensor:
         out[b, i, j] = (x[b, i] - x[b, j]).square_().sum(-1).neg_()
     out.triu_(1)
     return out + out.mT
+
+
+def residual(points: Tensor) -> Tensor:
+    """What is left of each point when another one, scaled as fits best, stands in for it: ``(B, n, d) -> (B, n, n)``, float64.
+
+    ``s(i, k)`` is the negative squared norm of ``x_i - a x_k``, where ``a >= 0`` minimizes it; zero on the diagonal. Unlike a
+    distance, it is not symmetric: a point of small norm is represented by almost any other, and represents none.
+    """
+    x = points.detach().to(torch.float64)
+    dot = x @ x.mT
+    norms = dot.diagonal(dim1=-2, dim2=-1).clone()  # (B, n)
+    shared = dot.clamp_min_(0).square_() / norms.unsqueeze(-2).clamp_min(torch.finfo(torch.float64).tiny)
+    out = (shared - norms.unsqueeze(-1)).clamp_max_(0)
+    out.diagonal(dim1=-2, dim2=-1).zero_()
+    return out
+
+
+MEASURES: dict[Measure, Callable[[Tensor], Tensor]] = {"distance": similarity, "residual": residual}
 
 
 def medians(similarities: Tensor, *, diagonal: bool = True) -> Tensor:
@@ -122,11 +153,13 @@ class Affinities:
 
     points:   for each layer a ``(filters, …)`` tensor, flattened to one point per filter.
     diagonal: whether a filter's median includes the zero distance to itself, as in EPruner's released code.
+    measure:  the similarity: "distance", the negative squared distance (EPruner's), or "residual" (see `residual`), whose
+              preferences are β times the layer's median, one for all of its filters.
 
     Stores ``n x n`` doubles per layer. Sizes may differ between layers.
     """
 
-    def __init__(self, points: Sequence[Tensor], *, diagonal: bool = True) -> None:
+    def __init__(self, points: Sequence[Tensor], *, diagonal: bool = True, measure: Measure = "distance") -> None:
         flat = []
         for index, layer in enumerate(points):
             if layer.dim() < 1 or not len(layer):
@@ -140,8 +173,10 @@ class Affinities:
         for group in _alike_shapes(flat):
             n, d = flat[group[0]].shape
             with one_thread() if len(group) * n * n * d < BRIEF else contextlib.nullcontext():
-                stacked = similarity(torch.stack([flat[index] for index in group])).cpu()
+                stacked = MEASURES[measure](torch.stack([flat[index] for index in group])).cpu()
             middle = medians(stacked, diagonal=diagonal)
+            if measure == "residual":
+                middle = middle.median(1, keepdim=True).values.expand_as(middle)
             with one_thread():
                 for index, similar, median in zip(group, stacked, middle, strict=True):
                     made[index] = Layer(_checked(similar, index)), median
@@ -152,6 +187,16 @@ class Affinities:
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    def of(self, layers: Sequence[int]) -> Affinities:
+        """Those of some of the layers."""
+        part = copy.copy(self)
+        part._layers, part.medians = [self._layers[i] for i in layers], [self.medians[i] for i in layers]
+        return part
+
+    def similar(self, layer: int) -> np.ndarray:
+        """How well filter k of a layer represents filter i, ``(n, n)``: similarities to i in row i, zero for itself."""
+        return self._layers[layer].similar.clone().fill_diagonal_(0).numpy()
 
     @property
     def sizes(self) -> list[int]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,30 +11,70 @@ from torch import Tensor, nn
 
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Setting
+from secateurs.graph import ChannelGraph, ChannelGroup
 from secateurs.methods.epruner import weights
-from secateurs.methods.epruner.affinity import Affinities
+from secateurs.methods.epruner.affinity import Affinities, Measure
+from secateurs.methods.epruner.counts import exemplars_of
 from secateurs.methods.method import Method, Task
 from secateurs.methods.registry import register
-from secateurs.methods.select import Widths, fill
+from secateurs.methods.select import Widths, fill, select_within_budget
 from secateurs.methods.selection import Selection
 
 Array = np.ndarray
+
+PAPER: Mapping[str, Any] = {"similarity": "distance", "widths": "beta", "init": "exemplar", "inner": True}
+
+
+def _late(first: int, of: int, factor: float) -> Mapping[str, Any]:
+    """The paper's settings, with the released code's second β from one of the pruned layers on."""
+    return {**PAPER, "late": round(factor, 3), "late_from": round(first / of, 3)}
 
 
 @register("epruner")
 class EPruner(Method):
     """Exemplar filters by affinity propagation (Lin et al., TNNLS 2021, sec. III).
 
-    Each channel is a data point formed from all filters that produce it, biases appended; affinity propagation determines how
-    many exemplars a group has and which. `beta` sets how much to prune; with a budget it is found by bisection, and the
-    last step is trimmed so that the budget is met to within one channel.
+    Each channel is a data point formed from all filters that produce it, biases appended; affinity propagation determines which
+    of them are exemplars. `beta` sets how much to prune: then each group has as many exemplars as one β for all gives. With a
+    budget, the widths of the groups follow from the budget and `widths`, and β is searched for each group until it has
+    as many exemplars as its width.
     """
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": PAPER,
+        "vgg16": _late(8, 13, 0.92 / 0.73),
+        "resnet18": _late(6, 8, 0.86 / 0.73),
+        "resnet34": _late(14, 16, 0.92 / 0.75),
+        "resnet50": _late(13, 16, 0.85 / 0.73),
+        "resnet101": _late(28, 33, 0.92 / 0.67),
+        "resnet152": _late(45, 50, 0.92 / 0.63),
+    }
+
     beta: float | None = Field(
-        default=None, gt=0, description="β of eq. 3: larger keeps fewer; found from the budget if None"
+        default=None, gt=0, description="β of eq. 3: larger keeps fewer; without it, a budget is needed"
     )
-    init: Literal["exemplar", "projection", "l1", "random"] = Field(
-        "exemplar", description="weights of the pruned network before recovery (sec. III-C, Table V)"
+    late: float = Field(default=1.0, gt=0, description="β of the late layers, as a multiple of that of the others")
+    late_from: float = Field(
+        default=0.6, ge=0, le=1, description="where late layers begin, as a fraction of all pruned layers"
+    )
+    similarity: Measure | None = Field(
+        default=None,
+        description="'distance': the negative squared distance of two filters (the paper's, and the default if beta is set); "
+        "'residual': what is left of a filter when the other one, scaled, stands in for it (the default with a budget)",
+    )
+    widths: Literal["uniform", "beta"] = Field(
+        default="uniform",
+        description="the groups' widths within a budget: the same fraction of each, or as one β for all gives (the paper's)",
+    )
+    inner: bool = Field(
+        default=False,
+        description="prune only channels that one layer reads and that are not concatenated with others (the paper's choice "
+        "in GoogLeNet)",
+    )
+    init: Literal["exemplar", "merge", "projection", "l1", "random"] = Field(
+        default="merge",
+        description="weights of the pruned network before recovery: 'merge' adds the weights with which consumers read a "
+        "removed channel to those of its exemplar; the others are those of sec. III-C and Table V",
     )
     damping: float = Field(default=0.5, ge=0, lt=1, description="λ of eq. 8-9")
     iterations: int = Field(default=200, ge=1, description="maximum number of message-passing iterations")
@@ -59,69 +98,113 @@ class EPruner(Method):
                 " and budget are mutually exclusive: each sets how much epruner prunes.",
             )
 
+    def feasible(self, task: Task) -> None:
+        self._widths(task).check()
+
     def select(self, task: Task) -> Selection:
-        widths = task.widths
+        widths = self._widths(task)
         filters = [g.filters(task.model, self.bias) for g in widths.groups]
-        affinities = Affinities(filters, diagonal=self.diagonal)
-        find = partial(
-            affinities.exemplars, iterations=self.iterations, damping=self.damping, convergence=self.convergence
-        )
+        measure = self.similarity or ("residual" if self.beta is None else "distance")
+        affinities = Affinities(filters, diagonal=self.diagonal, measure=measure)
         if self.beta is not None:
-            beta, kept = self.beta, _arrays(find(self.beta))
+            beta: float | None = self.beta
+            kept = _arrays(self._find(affinities, self._betas(self.beta, len(filters))))
+        elif self.widths == "beta":
+            beta, kept = self._common(affinities, widths)
         else:
-            beta, kept = _search(widths, lambda b: _arrays(find(b)))
+            beta, kept = None, self._of(affinities, _uniform(widths))
         if self.init == "l1":
             norms = [f.abs().sum(1).cpu().numpy() for f in filters]
             kept = [np.sort(np.argsort(-n, kind="stable")[: len(k)]) for n, k in zip(norms, kept, strict=True)]
-        task.note(event="exemplars", beta=round(beta, 6), kept=sum(map(len, kept)), of=int(widths.sizes.sum()))
+        record = {} if beta is None else {"beta": round(beta, 6)}
+        task.note(event="exemplars", **record, kept=sum(map(len, kept)), of=int(widths.sizes.sum()))
         return Selection({g.name: k for g, k in zip(widths.groups, kept, strict=True)})
 
     def initialise(self, task: Task, selection: Selection, small: nn.Module) -> None:
-        if self.init == "projection":
+        if self.init == "merge":
+            weights.merge(task, selection, small)
+        elif self.init == "projection":
             weights.project(task, selection, small)
         elif self.init == "random":
             weights.reset(task, small)
+
+    def _widths(self, task: Task) -> Widths:
+        groups = [g for g in task.groups if not self.inner or _inner(g, task.graph)]
+        return Widths(task.graph, groups, task.budget)
+
+    def _betas(self, beta: float, layers: int) -> list[float]:
+        """β of each layer."""
+        first = round(self.late_from * layers)
+        return [beta * (self.late if i >= first else 1.0) for i in range(layers)]
+
+    def _find(self, affinities: Affinities, betas: list[float]) -> list[Tensor]:
+        return affinities.exemplars(
+            betas, iterations=self.iterations, damping=self.damping, convergence=self.convergence
+        )
+
+    def _of(self, affinities: Affinities, count: Array) -> list[Array]:
+        """The exemplars of each layer, as many as its count."""
+        return exemplars_of(affinities, count.tolist(), self._find)
+
+    def _common(self, affinities: Affinities, widths: Widths) -> tuple[float, list[Array]]:
+        """The smallest β for which as many channels as exemplars fit the budget; and the exemplars of the widths that the
+        budget then leaves, which are those of this β where there are as many."""
+
+        def at(beta: float) -> list[Array]:
+            return _arrays(self._find(affinities, self._betas(beta, len(affinities))))
+
+        def fits(kept: list[Array]) -> bool:
+            return widths.fits(widths.aligned(_count(kept)))
+
+        low, high = 0.0, 1.0
+        more = [np.arange(n) for n in widths.sizes]  # as β → 0, every filter is its own exemplar
+        if fits(more):
+            return low, more
+        kept = at(high)
+        while not fits(kept):
+            if high > 1e6:  # one exemplar per group is still over the budget: the narrowest widths
+                kept = [k[:1] for k in kept]
+                break
+            low, more, high = high, kept, high * 4
+            kept = at(high)
+        while high - low > 1e-4 * high:
+            beta = (low + high) / 2
+            found = at(beta)
+            if fits(found):
+                high, kept = beta, found
+            else:
+                low, more = beta, found
+        count = widths.aligned(_count(kept))
+        # First the groups in which the next smaller β has more exemplars, and in these the first ones.
+        fill(widths, count, [_worth(n, len(k), len(m)) for n, k, m in zip(widths.sizes, kept, more, strict=True)])
+        other = [i for i, k in enumerate(kept) if len(k) != count[i]]
+        for i, found_ in zip(other, self._of(affinities.of(other), count[other]), strict=True):
+            kept[i] = found_
+        return high, kept
+
+
+def _worth(size: int, sure: int, likely: int) -> Array:
+    likely = max(sure, likely)
+    return np.repeat([2.0, 1.0, 0.0], [sure, likely - sure, size - likely])
+
+
+def _uniform(widths: Widths) -> Array:
+    """The same fraction of each group, as much as the budget allows."""
+    ranks = {g.name: 1 - np.arange(g.size) / g.size for g in widths.groups}
+    found = select_within_budget(widths, ranks)
+    return np.array([len(found[g.name]) for g in widths.groups])
+
+
+def _inner(group: ChannelGroup, graph: ChannelGraph) -> bool:
+    """Whether one layer reads the group's channels, and no others beside them."""
+    reads = {(s.param, s.axis) for s in group.slots if s.consumes}
+    together = {g.name for g in graph.groups for s in g.slots if s.consumes and (s.param, s.axis) in reads}
+    return len(group.consumers) == 1 and together == {group.name}
 
 
 def _arrays(found: list[Tensor]) -> list[Array]:
     return [k.cpu().numpy() for k in found]
 
 
-def _search(widths: Widths, find: Callable[[float], list[Array]]) -> tuple[float, list[Array]]:
-    """The smallest β whose exemplars fit the budget; its exemplars, and as many of the next smaller β's as still fit."""
-
-    def fits(kept: list[Array]) -> bool:
-        return widths.fits(widths.aligned(np.array([len(k) for k in kept])))
-
-    low, high = 0.0, 1.0
-    more = [np.arange(n) for n in widths.sizes]  # as β → 0, every filter is its own exemplar
-    if fits(more):
-        return low, more
-    kept = find(high)
-    while not fits(kept):
-        if high > 1e6:  # one exemplar per group is still over the budget: trim by the budget
-            kept = [k[:1] for k in kept]
-            break
-        low, more, high = high, kept, high * 4
-        kept = find(high)
-    while high - low > 1e-4 * high:
-        beta = (low + high) / 2
-        found = find(beta)
-        if fits(found):
-            high, kept = beta, found
-        else:
-            low, more = beta, found
-    return high, _trim(widths, kept, more)
-
-
-def _trim(widths: Widths, kept: list[Array], more: list[Array]) -> list[Array]:
-    """The exemplars of β, then those of the next smaller β, then any filter, as far as the budget allows."""
-    orders, worth = [], []
-    for n, sure, likely in zip(widths.sizes, kept, more, strict=True):
-        likely = np.setdiff1d(likely, sure)
-        rest = np.setdiff1d(np.arange(n), np.concatenate([sure, likely]))
-        orders.append(np.concatenate([sure, likely, rest]))
-        worth.append(np.repeat([2.0, 1.0, 0.0], [len(sure), len(likely), len(rest)]))
-    count = widths.aligned(np.array([len(k) for k in kept]))
-    fill(widths, count, worth)
-    return [np.sort(o[:k]) for o, k in zip(orders, count, strict=True)]
+def _count(kept: list[Array]) -> Array:
+    return np.array([len(k) for k in kept])

@@ -7,32 +7,31 @@ import math
 
 class Controller:
     """α = base · exp(gain · excess), where excess is how far the threshold that the budget currently needs is above the
-    line; the base follows slowly. All values start at one, and none is below δ for a long time: the number of dead
-    stripes is uninformative until the end, while the needed threshold changes from the first step on.
+    line, which starts at the threshold that the budget needs before training; the base follows slowly. The number of stripes
+    below δ is uninformative until the end, while the needed threshold changes from the first step on.
 
-    After the fraction `arrive` of the training, the set of units to cut is fixed. The loss would keep many of them alive, so
-    they are faded out: their values are clipped to a ceiling, which decreases to zero well before the end.
+    start: the first α. first: the threshold that the budget needs before training. arrive: fraction of the training after
+    which the stripes and channels to cut are chosen. most: the highest α, a measure of the gradient that opposes it, once it
+    is known. A stronger α moves all values alike: it destroys the network and distinguishes nothing.
     """
 
     REACH = 3.0  # the base stays within a factor of e³ of its initial value …
-    BOUND = 0.25  # … the excess is clipped to this …
-    FADE = 0.6  # … and this fraction of the training after `arrive` is for fading
+    BOUND = 0.25  # … and the excess is clipped to this
 
-    def __init__(self, start: float, delta: float, arrive: float, gain: float = 6.0, rate: float = 0.2) -> None:
-        self.delta, self.arrive, self.gain, self.rate = delta, arrive, gain, rate
+    def __init__(
+        self, start: float, delta: float, arrive: float, first: float = 1.0, gain: float = 6.0, rate: float = 0.2
+    ) -> None:
+        self.delta, self.arrive, self.first, self.gain, self.rate = delta, arrive, max(first, delta), gain, rate
         self.low, self.high = math.log(start) - self.REACH, math.log(start) + self.REACH
         self.base = math.log(start)
+        self.most = math.inf
 
     def target(self, progress: float) -> float:
         """The target of the needed threshold after this fraction of training."""
-        return 1.0 - (1.0 - self.delta) * min(1.0, progress / self.arrive)
+        return self.first - (self.first - self.delta) * min(1.0, progress / self.arrive)
 
     def settled(self, progress: float) -> bool:
         return progress >= self.arrive
-
-    def ceiling(self, first: float, progress: float) -> float:
-        """The ceiling for the units to cut, whose largest value was `first`."""
-        return first * max(0.0, 1.0 - (progress - self.arrive) / max(1e-9, self.FADE * (1.0 - self.arrive)))
 
     def update(self, needed: float, progress: float) -> float:
         """α from now on."""
@@ -40,4 +39,4 @@ class Controller:
             return 0.0
         excess = max(-self.BOUND, min(self.BOUND, needed - self.target(progress)))
         self.base = max(self.low, min(self.high, self.base + self.rate * excess))
-        return math.exp(self.base + self.gain * excess)
+        return min(self.most, math.exp(self.base + self.gain * excess))

@@ -20,7 +20,7 @@ class Measure(Protocol):
     pull: Tensor  # (units,): factors on α, so that all strengths decrease at one rate
 
     def strength(self) -> Tensor:
-        """(units,): what the penalty decreases and the threshold is compared with; initially one. Differentiable."""
+        """(units,): what the penalty decreases and the threshold is compared with. Differentiable."""
 
     def silence_(self, dead: Tensor) -> None:
         """Set these units to zero. dead: (units,) bool."""
@@ -36,15 +36,20 @@ class Skeleton:
     """One learnable value for each unit, initially one; each forward computes with weight · value (eq. 1).
 
     The network's parameters keep their names, values and identities; copies of the network use the same skeleton.
+
+    prior: (units,) what each value's magnitude is multiplied by to get its strength; None: ones.
     """
 
-    def __init__(self, model: nn.Module, kernels: Kernels, shared: bool = False) -> None:
+    LEAST = 1e-3  # of a prior
+
+    def __init__(self, model: nn.Module, kernels: Kernels, shared: bool = False, prior: Tensor | None = None) -> None:
         self.model = model
         self.shapes = {name: (1 if shared else o, h, w) for name, (o, h, w) in kernels.items()}
         self.sizes = [o * h * w for o, h, w in self.shapes.values()]
         device = parameter(model, next(iter(kernels))).device
         self.values = nn.Parameter(torch.ones(sum(self.sizes), device=device))
-        self.pull = torch.ones(sum(self.sizes), device=device)
+        self.prior = torch.ones(sum(self.sizes), device=device) if prior is None else prior.clamp_min(self.LEAST)
+        self.pull = self.prior**-2
         self._handles: list[RemovableHandle] = []
         start = 0
         for (name, shape), size in zip(self.shapes.items(), self.sizes, strict=True):
@@ -55,7 +60,12 @@ class Skeleton:
             start += size
 
     def strength(self) -> Tensor:
-        return self.values.abs()
+        return self.values.abs() * self.prior.to(self.values.device)
+
+    @torch.no_grad()
+    def rectify_(self) -> None:
+        """Set values that crossed zero to zero: beyond it, the penalty would push them back and forth."""
+        self.values.clamp_(min=0)
 
     @torch.no_grad()
     def silence_(self, dead: Tensor) -> None:
@@ -63,7 +73,9 @@ class Skeleton:
 
     @torch.no_grad()
     def limit_(self, units: Tensor, most: float) -> None:
-        self.values.copy_(torch.where(units.to(self.values.device), self.values.clamp(-most, most), self.values))
+        bound = most / self.prior.to(self.values.device)
+        limited = self.values.clamp(-bound, bound)
+        self.values.copy_(torch.where(units.to(self.values.device), limited, self.values))
 
     @torch.no_grad()
     def finish_(self) -> None:

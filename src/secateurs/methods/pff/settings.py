@@ -1,0 +1,110 @@
+"""PFF's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from secateurs.errors import ConfigError, Setting
+from secateurs.methods.method import Task
+from secateurs.methods.pff.phases import Restarting, faded
+from secateurs.methods.pruner import TrainingMethod
+from secateurs.methods.stripes.select import Stripes, check_kernels, kernels
+
+
+class Settings(TrainingMethod):
+    """The settings, and what follows from them alone."""
+
+    cuts = "stripes"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {  # sec. 4.1: from scratch, in batches of 64
+            "alpha": 1e-5, "delta": 0.05, "epochs": 160, "lr": 0.1, "schedule": "step", "milestones": (80.0, 120.0),
+            "skeleton_lr": 0.1, "prior": "none", "floor": 0.0,
+        },
+        "released": {  # the released code
+            "alpha": 1e-5, "delta": 0.01, "epochs": 160, "lr": 0.1, "schedule": "step", "milestones": (80.0, 120.0),
+            "skeleton_lr": 0.1, "prior": "none", "floor": 0.0, "live": True, "skeleton_decay": 1e-4,
+        },
+        "controlled": {"prior": "none", "restart": False, "limit": None},  # values start at one, α is as strong as needed
+        "group-lasso": {"penalty": "group-lasso"},
+    }  # fmt: skip
+
+    alpha: float | None = Field(
+        default=None, ge=0, le=10, description="α of eq. 1; None: 1e-5, or controlled if there is a budget"
+    )
+    delta: float = Field(default=0.05, gt=0, lt=1, description="δ: stripes with a smaller value are cut")
+    epochs: float = Field(6, gt=0, allow_inf_nan=False, description="epochs of training with the skeleton")
+    lr: float = Field(default=0.05, gt=0, le=10, description="learning rate of the network")
+    schedule: Literal["onecycle", "cosine", "step", "constant"] = Field(
+        "cosine", description="of both learning rates, as in a Recipe"
+    )
+    milestones: tuple[float, ...] = Field(
+        (), description="when 'step' multiplies both learning rates by gamma, in epochs"
+    )
+    gamma: float = Field(default=0.1, gt=0, le=1, description="the factor of 'step'")
+    restart: bool = Field(
+        default=True, description="under control, start the schedule again once the network has its final shape"
+    )
+    weight_decay: float = Field(default=1e-4, ge=0, description="of the network's weights")
+    skeleton_lr: float = Field(
+        default=0.1, gt=0, le=10, description="learning rate of the skeleton (SGD, momentum 0.9)"
+    )
+    skeleton_decay: float = Field(
+        default=0.0, ge=0, description="weight decay of the skeleton; 1e-4 in the released code"
+    )
+    prior: Literal["norm", "none"] | None = Field(
+        None,
+        description="what values are multiplied by for comparison: their stripes' initial norms over the layer's mean, or 1; "
+        "None: norm if α is controlled",
+    )
+    limit: float | None = Field(
+        4.0,
+        gt=0,
+        description="under control, the highest α, in units of the loss's gradient in the values; None for no limit",
+    )
+    live: bool = Field(
+        default=False,
+        description="apply the threshold after each step, as in the released code, not only after training",
+    )
+    arrive: float = Field(
+        default=0.3, gt=0, le=1, description="fraction of the training after which the set of units to cut is fixed"
+    )
+    floor: float = Field(default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps")
+    skeleton: Literal["stripe", "position"] = Field(
+        default="stripe",
+        description="one value per filter and position, or (shape-wise) per position of a layer",
+    )
+    penalty: Literal["skeleton", "group-lasso"] = Field(
+        default="skeleton", description="penalize a skeleton, or, without one, the norms of the stripes' weights"
+    )
+    train: Literal["both", "skeleton"] = Field(
+        default="both", description="train both, or only the skeleton with the convolutions' weights frozen (fig. 4)"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        check_kernels(task, self.name)
+        if self.penalty == "group-lasso" and self.train == "skeleton":
+            raise ConfigError(
+                Setting("train", "skeleton", type(self)), " requires ", Setting("penalty", "skeleton", type(self)), "."
+            )
+
+    def feasible(self, task: Task) -> None:
+        task.widths.check(self.stripes(task).lowest())
+
+    def recipe(self) -> Restarting:
+        return Restarting(
+            epochs=self.epochs, lr=self.lr, schedule=self.schedule, milestones=self.milestones, gamma=self.gamma,
+            weight_decay=self.weight_decay, precision=self.precision,
+            restart=faded(self.arrive) if self.restart and self.alpha is None else None,
+        )  # fmt: skip
+
+    def controlled(self, task: Task) -> bool:
+        """Whether α is controlled."""
+        return self.alpha is None and task.budget is not None
+
+    def stripes(self, task: Task) -> Stripes:
+        return Stripes(task, kernels(task), self.skeleton == "position", self.floor)
