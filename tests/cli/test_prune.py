@@ -397,12 +397,12 @@ def test_recovery_that_makes_it_worse_is_told(run, job, tmp_path, monkeypatch, t
 
     def worse(*args, **options):
         found = whole(*args, **options)
-        return replace(found, cut=replace(found.cut, top1=50.0), after=replace(found.after, top1=top1))
+        return replace(found, calibrated=replace(found.calibrated, top1=50.0), after=replace(found.after, top1=top1))
 
     monkeypatch.setattr(sc, "prune", worse)
     ran = run(*job, "--out", tmp_path / "r")
     assert ran.status == 0, ran.err
-    line = "recovery left top-1 at 40.00%, below the 50.00% right after the cut: try a lower --lr, or --recover none\n"
+    line = "recovery left top-1 at 40.00%, below the 50.00% that it began with: try a lower --lr, or --recover none\n"
     assert (line in ran.err) == (top1 == 40.0)
     assert ("recovery left" in ran.err) == (top1 == 40.0)
 
