@@ -24,7 +24,9 @@ def prune(recover: sc.Reconstruct) -> sc.Result:
 
 def case(name: str, rank: int, _world: int, _folder: Path) -> sc.Result:
     if name == "fails":
-        with pytest.raises(Exception, match="no such network" if rank == 0 else "first process: ValueError: no such network"):
+        with pytest.raises(
+            Exception, match="no such network" if rank == 0 else "first process: ValueError: no such network"
+        ):
             failing()
         return prune(sc.Reconstruct(images=16))
     return prune(sc.Reconstruct(images=48))

@@ -541,7 +541,9 @@ def test_a_loss_that_is_not_finite_names_the_batch(tmp_path: Any) -> None:
 def test_the_original_can_teach() -> None:
     """Its class probabilities are in the loss, and its gates are open all along."""
     models = [
-        sc.prune(network(), images(1), sc.NPN(epochs=2, distil=share), sc.Budget(macs=0.5), data=batches(), progress="silent")
+        sc.prune(
+            network(), images(1), sc.NPN(epochs=2, distil=share), sc.Budget(macs=0.5), data=batches(), progress="silent"
+        )
         for share in (0.0, 0.9)
     ]
     first, second = ([h["train_loss"] for h in r.history if "train_loss" in h] for r in models)
