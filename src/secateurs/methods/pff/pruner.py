@@ -216,7 +216,8 @@ class PFFPruner(Pruner):
         selection = self.stripes.selection(left)
         kept = {name: torch.from_numpy(stays) for name, stays in selection.stripes.items()}
         restore_(self.model, self.sizes, kept, self.task.example_inputs)
-        found = report(self.task, self.stripes, left, scores, self.config.delta, delta, self.alpha)
+        fixed = self.config.alpha is not None
+        found = report(self.task, self.stripes, left, scores, self.config.delta, delta, self.alpha, fixed)
         for line in found.lines:
             self.log(line)
         self.task.note(**found.record)
