@@ -116,9 +116,6 @@ def prune(
     recovery.check(recover, model)
     source = None if data is None else Data.of(data)
     images = images_of(calibrate, source)
-    if source is not None:
-        readers = [chosen.name] * chosen.reads_labels + [type(r).__name__ for _, r in steps if r.reads_labels]
-        training.check_labels(source.train, readers)
     if folder is not None and (phases := ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]):
         check_writable(folder)
         for name in phases:
@@ -141,6 +138,8 @@ def prune(
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
     if source is not None:
+        readers = [chosen.name] * chosen.reads_labels + [type(r).__name__ for _, r in steps if r.reads_labels]
+        training.check_labels(source.train, readers)
         training.check_data(model, source, loss)
     before = _figures(base, original, source, loss)
     selection = Selection.of(chosen.select(task))

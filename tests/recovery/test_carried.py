@@ -137,6 +137,39 @@ def test_a_layer_without_bias_and_norm_is_left_alone_and_named() -> None:
     assert result.history == [{"event": "calibrated", "images": 0, "norms": 0, "layers": [], "left": ["rest.0"]}]
 
 
+def test_layers_without_bias_before_and_after_the_last_norm() -> None:
+    model = slim(
+        Slimmed(nn.Conv2d(8, 6, 1, bias=False), nn.ReLU(), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(600, 5, False))
+    )
+    kept = {"conv": [1, 3, 5, 7], "rest.0": [0, 1]}
+
+    class Chosen(sc.Method):
+        def check(self, task: Any) -> None: ...
+        def feasible(self, task: Any) -> None: ...
+        def select(self, task: Any) -> Any:
+            return kept
+
+    result = sc.prune(model, images(2), Chosen(), calibrate=[images(40)])
+    assert result.history == [{"event": "calibrated", "images": 40, "norms": 2, "layers": [], "left": ["rest.4"]}]
+
+
+def test_a_forward_with_state_is_run_on_copies() -> None:
+    class Counting(Slimmed):
+        def __init__(self) -> None:
+            super().__init__(nn.Conv2d(8, 6, 3), *head())
+            self.register_buffer("seen", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += x.mean((0, 2, 3))
+            return super().forward(x)
+
+    model = slim(Counting())
+    for calibrate in (True, [images(40)]):
+        result = cut(model, "conv", [1, 3, 5, 7], calibrate=calibrate)
+        assert torch.equal(model.seen, torch.zeros(3))
+        assert bool(result.model.seen.isfinite().all())
+
+
 def test_an_output_that_goes_to_a_norm_and_elsewhere_is_left_alone() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:

@@ -69,20 +69,22 @@ class Recorder:
 
     def stop(self, out: Any) -> None:
         """The model returned this."""
-        self._events.append((self._returned, out))
+        self._events = [*self._events, (self._returned, out)]  # later events, of a run in training mode, go nowhere
         self._open = False
         if not self._meta:
             self._read()
 
     def _watched(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        entered, left = self._entered, self._left
+        events, enter, leave, read = self._events, self._enter, self._leave, None if self._meta else self._read
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             if _FRAME(1).f_code is not _CALL:  # `module.forward(x)` in the model's code: no hook sees it
                 return forward(*args, **kwargs)
-            entered(module, args)
+            events.append((enter, module, args))
+            if read is not None:
+                read()
             out = forward(*args, **kwargs)
-            left(module, args, out)
+            events.append((leave, module, out))
             return out
 
         return watched
@@ -100,9 +102,9 @@ class Recorder:
                 self._read()
 
     def _read(self) -> None:
-        events, self._events = self._events, []
-        for read, *args in events:
+        for read, *args in self._events:
             read(*args)
+        self._events.clear()
 
     # -- events --------------------------------------------------------------------------------------------------------
 

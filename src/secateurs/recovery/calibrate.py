@@ -105,7 +105,8 @@ def after_cut_(
         means = on_average(model, plan, due, batches(), pooled=pooled) if due else {}
     layers = put_(model, small, plan, means, places, example_inputs)
     examples, norms = (0, 0) if batches is None else calibrate_(small, batches(), pooled=pooled)
-    lost = means.keys() if batches is None else [name for name in names if name not in places.followed]
+    # Where statistics are re-estimated, norms further on make good what has no place of its own.
+    lost = means.keys() if batches is None else [name for name in names if name in places.last]
     return Calibration(examples, norms, tuple(layers), tuple(name for name in lost if name not in layers))
 
 
@@ -172,7 +173,7 @@ def _see(name: str, found: dict[str, Pooled], norm: Any, args: Any, kwargs: Any)
     if n > 1:  # a single value has no variance
         variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1])
         _set(norm, mean, variance)
-        _add(found, name, Pooled(n, mean.double().cpu(), variance.double().cpu() * (n - 1)))
+        _add(found, name, Pooled(n, mean.cpu().double(), variance.cpu().double() * (n - 1)))
 
 
 def _set(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:

@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from secateurs.devices import device_of, full_precision
+from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.modes import evaluating
 from secateurs.masking import mask
@@ -63,10 +64,10 @@ class Lost:
             return  # a single image without its axis
         mean = x.reshape(-1, x.shape[-1]).mean(0, keepdim=True) if linear else x.mean(0, keepdim=True)
         lost = module.forward(mean) - masked.forward(mean)  # the layer is affine: the loss of the mean is the mean loss
-        each = lost.double().movedim(-1 if linear else 1, 0).flatten(1).mean(1)  # over positions
+        each = lost.cpu().double().movedim(-1 if linear else 1, 0).flatten(1).mean(1)  # over positions
         n = x.numel() // x.shape[-1] if linear else x.shape[0] * lost[0, 0].numel()
-        count, total = self.found.get(name, (0.0, torch.zeros_like(each).cpu()))
-        self.found[name] = (count + n, total + n * each.cpu())
+        count, total = self.found.get(name, (0.0, torch.zeros_like(each)))
+        self.found[name] = (count + n, total + n * each)
 
     def means(self, every: Sequence[Found] = ()) -> Means:
         """Over all that was found: here, or in several processes, each in the same order."""
@@ -88,6 +89,7 @@ def consumers(model: nn.Module, plan: Plan) -> list[str]:
 @torch.no_grad()
 def on_average(model: nn.Module, plan: Plan, names: Sequence[str], batches: Iterable[Batch], *, pooled: bool) -> Means:
     """What these consumers lose on average over the images. pooled: over those of all processes, see `calibrate_`."""
+    model = copied(model)  # a forward may change its state
     lost, device = Lost(model, plan, names), device_of(model)
     with preserve_rng_state(), full_precision(), evaluating(model), lost.watching():
         for batch in batches:
@@ -103,6 +105,7 @@ def provably(model: nn.Module, plan: Plan, names: Sequence[str], example_inputs:
     don't reach, and that has the same values on the example inputs and on noise, is constant. Empty for a network that does
     not run on such inputs, or that takes no floating-point input.
     """
+    model = copied(model)  # a forward may change its state
     given = to_model_device(model, example_inputs)
     if not any(x.is_floating_point() for x in tensors(given)):
         return {}
@@ -132,7 +135,7 @@ def _agree(x: Tensor, others: Iterable[Tensor | None]) -> Tensor:
     same = torch.ones_like(x[:1], dtype=torch.bool)
     for other in others:
         equal = other is not None and other.shape == x.shape
-        same &= (x == other).all(0, keepdim=True) if equal else False  # type: ignore[attr-defined]
+        same &= torch.isclose(x, other, rtol=1e-5, atol=1e-6).all(0, keepdim=True) if equal else False  # type: ignore[arg-type]
     return same
 
 
@@ -179,13 +182,36 @@ class Places:
 
     biased: dict[str, nn.Module]  # itself, or the convolution within what replaced it
     followed: dict[str, _BatchNorm]  # the batch norm that reads its output
+    last: frozenset[str]  # those that run after all batch norms
 
     @classmethod
+    @torch.no_grad()
     def of(cls, small: nn.Module, names: Sequence[str], example_inputs: Any) -> Places:
-        return cls(
-            {name: layer for name in names if (layer := _biased(small.get_submodule(name))) is not None},
-            _followers(small, names, example_inputs) if names else {},
-        )
+        made: dict[int, tuple[str, Tensor]] = {}  # kept, so that ids are not reused
+        followed: dict[str, _BatchNorm] = {}
+        last: set[str] = set()
+
+        def leave(layer: Any, args: Any, out: Tensor, name: str) -> None:
+            made[id(out)] = name, out
+            last.add(name)
+
+        def enter(norm: Any, args: Any) -> None:
+            if norm.running_mean is not None:
+                last.clear()
+                if args and id(args[0]) in made:
+                    followed[made[id(args[0])][0]] = norm
+
+        with ExitStack() as stack, evaluating(small):
+            for name in names:
+                hook = partial(leave, name=name)
+                stack.callback(small.get_submodule(name).register_forward_hook(hook).remove)
+            for module in small.modules():
+                if isinstance(module, _BatchNorm):
+                    stack.callback(module.register_forward_pre_hook(enter).remove)
+            if names:
+                call(small, to_model_device(small, copy.copy(example_inputs)))
+        biased = {name: layer for name in names if (layer := _biased(small.get_submodule(name))) is not None}
+        return cls(biased, followed, frozenset(last))
 
 
 @torch.no_grad()
@@ -235,27 +261,6 @@ def _constants(place: nn.Module) -> Tensor:
 def _biased(module: nn.Module) -> nn.Module | None:
     layer = module[1] if isinstance(module, nn.Sequential) else module  # stripes: a padding and a convolution
     return layer if layer._parameters.get("bias") is not None and not is_parametrized(layer, "bias") else None
-
-
-def _followers(model: nn.Module, names: Iterable[str], example_inputs: Any) -> dict[str, _BatchNorm]:
-    """The batch norm, with running statistics, that reads each layer's output."""
-    made: dict[int, tuple[str, Tensor]] = {}  # kept, so that ids are not reused
-    found: dict[str, _BatchNorm] = {}
-
-    def enter(norm: Any, args: Any) -> None:
-        if id(args[0]) in made and norm.running_mean is not None:
-            found[made[id(args[0])][0]] = norm
-
-    with ExitStack() as stack:
-        for name in names:
-            leave = lambda module, args, out, name=name: made.__setitem__(id(out), (name, out))  # noqa: E731
-            stack.callback(model.get_submodule(name).register_forward_hook(leave).remove)
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                stack.callback(module.register_forward_pre_hook(enter).remove)
-        with evaluating(model), torch.no_grad():
-            call(model, to_model_device(model, copy.copy(example_inputs)))
-    return found
 
 
 def _as_due(model: nn.Module, small: nn.Module, plan: Plan, means: Means, example_inputs: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from secateurs.methods.aofp.halves import Halves
 from secateurs.methods.aofp.pace import Pace, shares
 from secateurs.methods.aofp.scoring import Damage
 from secateurs.methods.aofp.search import BinaryFilterSearch, Move
+from secateurs.methods.aofp.settings import AOFPSettings
 from secateurs.methods.criteria import norms
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import Pruner
@@ -23,16 +24,13 @@ from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.training.seeds import mix
 
-if TYPE_CHECKING:
-    from secateurs.methods.aofp.method import AOFP
-
 SAMPLES = 128  # halves in a search step, at least: each filter of the search space is ablated in 64 of them
 
 
 class AOFPPruner(Pruner):
     """The pruner. Base masks are gates; damage is measured in the network's own forward passes."""
 
-    def __init__(self, task: Task, config: AOFP) -> None:
+    def __init__(self, task: Task, config: AOFPSettings) -> None:
         super().__init__(task)
         self.config, self.model = config, task.model
         self.widths = limits(task, config.min_filters)

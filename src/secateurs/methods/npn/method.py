@@ -87,7 +87,7 @@ class NPNPruner(Pruner):
         self.search = max(1, round(self.config.sharpen * total))
         self.turn = max(1, min(self.epoch_steps, self.search // self.TURNS))
         if self.config.head_lr is None:
-            self.optimizer.param_groups[1]["lr"] = self.TRAVEL / self.search
+            self.optimizer.param_groups[1]["lr"] = min(0.5, self.TRAVEL / self.search)
         self._phase()
 
     @property
@@ -226,13 +226,14 @@ class NPNPruner(Pruner):
         if self.task.budget is None and not self.config.hold:
             return
         policy.fix(threshold)
-        shares = zip(self.shares.full, self.shares.of(decided), self.shares.goals, strict=False)
-        over = [f"{share:.1%} of the {name} (budget {goal:.1%})" for name, share, goal in shares if share > goal + 0.05]
-        if over:
+        names, shares, goals = list(self.shares.full), self.shares.of(decided), self.shares.goals
+        excess = max([s - g for s, g in zip(shares, goals, strict=False)], default=0.0)
+        if not -0.1 <= excess <= 0.05:
+            told = [f"{s:.1%} of the {n} (budget {g:.1%})" for n, s, g in zip(names, shares, goals, strict=True)]
             self.found["short"] = True
             self.log(
-                f"npn: after its search of {self.steps} steps, the open gates cost {' and '.join(over)}. The order of the "
-                "gates decides what else is cut; in a longer run (epochs=…) the gates do."
+                f"npn: after its search of {self.steps} steps, the open gates cost {' and '.join(told)}. The order of the "
+                "gates decides which channels stay; in a longer run (epochs=…) the gates do."
             )
 
     def _event(self, widths: np.ndarray, undecided: Tensor, disagree: Tensor, closed: Tensor) -> dict[str, Any]:

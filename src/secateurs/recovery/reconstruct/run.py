@@ -72,7 +72,7 @@ def _targets(step: Step, original: nn.Module, plan: Plan) -> Targets:
     tensors = named_tensors(original)
     kept = _kept_outputs(step, tensors[step.weight], plan)
     index = None if kept is None else torch.tensor(kept, device=tensors[step.weight].device)
-    scale = shift = None
+    scale, shift, affine = None, None, False
     if step.norm is not None:
         norm = original.get_submodule(step.norm.rpartition(".")[0])
         assert isinstance(norm, _BatchNorm)
@@ -82,7 +82,8 @@ def _targets(step: Step, original: nn.Module, plan: Plan) -> Targets:
         scale = scale if norm.weight is None else scale * norm.weight
         shift = -scale * norm.running_mean if norm.bias is None else norm.bias - scale * norm.running_mean
         scale, shift = ((x if index is None else x[index]).detach() for x in (scale, shift))
-    return Targets(step, index, scale, shift)
+        affine = norm.affine
+    return Targets(step, index, scale, shift, affine)
 
 
 def _kept_outputs(step: Step, weight: Tensor, plan: Plan) -> list[int] | None:

@@ -56,6 +56,7 @@ class Targets:
     kept: Tensor | None  # the channels of its output that are left; None for all
     scale: Tensor | None = None  # (O,), what the batch norm after it multiplies by; None if there is none …
     shift: Tensor | None = None  # … and then adds
+    affine: bool = False  # the norm has a weight and a bias
     size: tuple[int, ...] = ()  # of its output
     values: dict[int, Tensor] = field(default_factory=dict)  # by chunk: (images · P, O)
 
@@ -131,7 +132,7 @@ class Cut(Watch):
         if layer is not None and (targets := walk.targets.get(key)) is not None:
             pause(walk.collect(targets, layer, self._chunk, self._summand.pop(key, None)))
         out = func(*args, **kwargs)
-        if layer is not None and out.numel() > layer.x.numel() and (norm := walk.after(walk.steps[key])) is not None:
+        if layer is not None and _larger(out, layer) and (norm := walk.after(walk.steps[key])) is not None:
             # The norm's statistics are counted here: while the other chunks arrive, the layer's input is held, not its
             # output, which is larger.
             point = walk.count(norm, out)
@@ -162,7 +163,9 @@ class Walk:
         self.others = by_other(targets)
         self.solutions: dict[str, Solution] = {}  # by weight
         self.solved: Callable[[int, str], None] = lambda done, name: None  # called after each
-        self._affine: dict[_BatchNorm, tuple[Tensor, Tensor]] = {}
+        self._wanted: dict[
+            _BatchNorm, tuple[Tensor, Tensor]
+        ] = {}  # norms after solved layers: their factor and constant
         self.stale: set[_BatchNorm] = set()  # norms whose statistics are of the inputs that they had in the original
         self._problem: Problem | None = None  # of the layer that the chunks are arriving at …
         self._pooled: Pooled | None = None  # … or the statistics of the norm
@@ -194,10 +197,8 @@ class Walk:
         """A chunk has reached a layer that is to be solved."""
         if self._problem is None:
             samples = self._images * min(self.sampler.positions, math.prod(t.size))
-            constant = layer.bias
-            if constant is None and t.scale is not None and self._norm(t.step) is not None:
-                constant = torch.zeros_like(t.scale)  # goes into the norm's bias
-            self._problem = Problem(layer.geometry, layer.weight, constant, layer.kept, samples)
+            floats = t.affine and self._norm(t.step) is not None
+            self._problem = Problem(layer.geometry, layer.weight, layer.bias, layer.kept, samples, floats)
         images = len(layer.x)
         wanted = t.values.pop(chunk, None)
         if wanted is None:
@@ -215,13 +216,14 @@ class Walk:
         found = self.solutions[name] = problem.solve(self._ridge)
         if found.weight is not None:
             weight.copy_(found.weight)
-            constant = torch.zeros((), device=weight.device) if found.constant is None else found.constant
-            if bias is not None:
-                bias.copy_(constant)
-                constant = torch.zeros_like(constant)
             norm = self._norm(t.step)
-            if norm is not None and t.scale is not None and t.shift is not None:
-                self._affine[norm] = t.scale, t.shift + t.scale * constant
+            if norm is not None and t.affine:
+                assert t.scale is not None
+                assert t.shift is not None
+                added = 0 if bias is not None or found.constant is None else t.scale * found.constant
+                self._wanted[norm] = t.scale, t.shift + added
+            if bias is not None and found.constant is not None:
+                bias.copy_(found.constant)
         self.solved(len(self.solutions), name)
         if len(self.solutions) == 1:
             self.stale = set(self._norms.values())
@@ -255,16 +257,13 @@ class Walk:
         if bool(found.mean.isfinite().all() and variance.isfinite().all()) and found.n > 1:
             norm.running_mean.copy_(found.mean)  # type: ignore[union-attr]
             norm.running_var.copy_(variance)  # type: ignore[union-attr]
-            if norm in self._affine and norm.weight is not None:
-                import os
+            if (wanted := self._wanted.get(norm)) is not None:
+                norm.weight.copy_(wanted[0] * (variance + norm.eps).sqrt())
+                norm.bias.copy_(wanted[1] + wanted[0] * found.mean)
 
-                k = float(os.environ.get("KAPPA", "1"))
-                scale, shift = self._affine.pop(norm)
-                full = (variance + norm.eps).sqrt()
-                old = norm.weight.detach().double() / scale  # sigma of the original
-                w = scale * full**k * old.abs() ** (1 - k)
-                norm.weight.copy_(w)
-                norm.bias.copy_(shift + scale * found.mean)
+
+def _larger(out: Tensor, layer: Layer) -> bool:
+    return not layer.geometry.linear and out.numel() > layer.x.numel()
 
 
 def rows(inputs: Any) -> int:
