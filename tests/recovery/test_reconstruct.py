@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import secateurs as sc
 import secateurs.recovery as R
 from secateurs.recovery.reconstruct.equations import Moments, Rows
-from secateurs.recovery.reconstruct.layers import LINEAR, Geometry, sampled
+from secateurs.recovery.reconstruct.layers import Geometry, sampled
 from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.run import reconstruct_
 from secateurs.recovery.reconstruct.walk import Targets
@@ -37,14 +37,21 @@ def ridge(x: Tensor, y: Tensor, old: Tensor, strength: float, free: int) -> Tens
     n = x.shape[1]
     scale = strength * x[:, : n - free].square().sum() / (n - free)
     penalty = torch.eye(n, dtype=x.dtype)[: n - free] * scale.sqrt()
-    return old + torch.linalg.lstsq(torch.cat([x, penalty]), torch.cat([y - x @ old, torch.zeros(n - free, y.shape[1])])).solution
+    return (
+        old
+        + torch.linalg.lstsq(
+            torch.cat([x, penalty]), torch.cat([y - x @ old, torch.zeros(n - free, y.shape[1])])
+        ).solution
+    )
 
 
 @pytest.mark.parametrize("kind", [Moments, Rows])
 @pytest.mark.parametrize(("samples", "inputs"), [(50, 7), (6, 20)])
 @pytest.mark.parametrize("free", [0, 1])
 def test_both_forms_solve_what_lstsq_solves(kind: type, samples: int, inputs: int, free: int) -> None:
-    x, y, old = (normal(*s, seed=i).double() for i, s in enumerate([(2, samples, inputs), (2, samples, 3), (2, inputs, 3)]))
+    x, y, old = (
+        normal(*s, seed=i).double() for i, s in enumerate([(2, samples, inputs), (2, samples, 3), (2, inputs, 3)])
+    )
     if free:
         x[:, :, -1] = 1
     equations = Moments(2, inputs, 3, free) if kind is Moments else Rows(free)
@@ -307,11 +314,12 @@ def test_prune_reconstructs_without_labels_and_says_so() -> None:
     model, _, x = residual()
     data = sc.Data(train=[part for part in x.split(64)])
     recover = [sc.Reconstruct(images=200), sc.Mimic(steps=1, steps_per_epoch=1)]
-    results = [
-        sc.prune(model, x[:2], "l2", sc.Budget(macs=0.6), data, recover[:n], **QUIET) for n in (1, 1, 2)
-    ]
+    results = [sc.prune(model, x[:2], "l2", sc.Budget(macs=0.6), data, recover[:n], **QUIET) for n in (1, 1, 2)]
     first, again, longer = results
-    assert all(torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+    )
     told = next(h for h in first.history if h.get("event") == "reconstructed")
     assert told["images"] == 200
     assert [layer["weight"] for layer in told["layers"]] == [f"blocks.{i}.conv2.weight" for i in range(4)]
@@ -355,7 +363,12 @@ def test_layers_that_depend_on_the_images_are_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "match"),
-    [({"images": 1}, "images"), ({"positions": 0}, "positions"), ({"ridge": 0}, "ridge"), ({"epochs": 3}, "not a valid setting")],
+    [
+        ({"images": 1}, "images"),
+        ({"positions": 0}, "positions"),
+        ({"ridge": 0}, "ridge"),
+        ({"epochs": 3}, "not a valid setting"),
+    ],
 )
 def test_settings_are_checked(wrong: dict[str, Any], match: str) -> None:
     with pytest.raises(sc.ConfigError, match=match):

@@ -250,11 +250,12 @@ class Walk:
             norm.running_var.copy_(variance)  # type: ignore[union-attr]
             if norm in self._affine and norm.weight is not None:
                 import os
+
                 k = float(os.environ.get("KAPPA", "1"))
                 scale, shift = self._affine.pop(norm)
                 full = (variance + norm.eps).sqrt()
                 old = norm.weight.detach().double() / scale  # sigma of the original
-                w = scale * full ** k * old.abs() ** (1 - k)
+                w = scale * full**k * old.abs() ** (1 - k)
                 norm.weight.copy_(w)
                 norm.bias.copy_(shift + scale * found.mean)
 
