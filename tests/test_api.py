@@ -76,7 +76,7 @@ def test_wrong_requests() -> None:
     with pytest.raises(sc.ConfigError, match="l1 needs a budget"):
         sc.prune(model, images(), "l1")
     with pytest.raises(
-        sc.ConfigError, match="Recover reads labels, and the training batches of this data are inputs only"
+        sc.DataError, match="Recover reads labels, and the training batches of this data are inputs only"
     ):
         sc.prune(model, images(), "l1", HALF, data=[images()], recover=sc.Recover(epochs=1))
     with pytest.raises(

@@ -13,9 +13,10 @@ from tests.processes import on_two
 from tests.test_resume_prune import loader
 
 CASES: dict[str, dict[str, Any]] = {
-    "per sample": {},
-    "per batch": {"gates": "batch"},
-    "uneven": {},  # rows that two processes cannot share evenly
+    "per sample": {"gates": "sample"},
+    "per batch": {},
+    "paper": {**sc.NPN.presets["paper"]},
+    "uneven": {"pruner_images": 1},  # rows that two processes cannot share evenly
     "split": {},  # loaders that read their own rows only
     "internal": {},
 }

@@ -28,8 +28,8 @@ from secateurs import artifact
 
 KILLS = int(os.environ.get("SECATEURS_KILLS", "5"))
 # Moments that a clock would hardly hit: calls of the operating system that checkpoints and artifacts are written by, the
-# first lines that the run reports, the first calibration. Counted from 1, over the whole life of a process.
-POINTS = ("fsync", "rename", "replace", "report", "calibrate", "artifact")
+# first lines that the run reports, the channels' fixing. Counted from 1, over the whole life of a process.
+POINTS = ("fsync", "rename", "replace", "report", "fix", "artifact")
 
 
 def loader() -> Any:
@@ -87,7 +87,7 @@ def child(folder: str, resume: bool, die_at: tuple[str, int, bool] | None, ready
         "rename": (os, "rename"),
         "replace": (os, "replace"),
         "report": (globals(), "_reported"),
-        "calibrate": (NPNPruner, "_calibrate"),
+        "fix": (NPNPruner, "_fix"),
         "artifact": (artifact, "_commit"),
     }
     if die_at is not None:
@@ -187,7 +187,7 @@ def test_killed_at_any_moment(seed: int, whole: tuple[Path, float], tmp_path: Pa
         chosen = {"after": draw.uniform(0.3, 1.0) * seconds}
     else:
         name = POINTS[(seed // 2) % len(POINTS)]
-        most = {"fsync": 90, "rename": 40, "replace": 3, "report": 3, "calibrate": 1, "artifact": 1}[name]
+        most = {"fsync": 90, "rename": 40, "replace": 3, "report": 3, "fix": 1, "artifact": 1}[name]
         chosen = {"die_at": (name, draw.randint(1, most), draw.random() < 0.5)}
     folder, code = tmp_path / "run", 0
     while code == 0:  # over before the blow fell

@@ -117,7 +117,6 @@ def prune(
     recovery.check(recover, model)
     source = None if data is None else Data.of(data)
     images = images_of(calibrate, source)
-    _check_labels(source, chosen, [recipe for _, recipe in steps])
     if folder is not None and (phases := ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]):
         check_writable(folder)
         for name in phases:
@@ -140,6 +139,8 @@ def prune(
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
     if source is not None:
+        readers = [chosen.name] * chosen.reads_labels + [type(r).__name__ for _, r in steps if r.reads_labels]
+        training.check_labels(source.train, readers)
         training.check_data(model, source, loss)
     before = _figures(base, original, source, loss)
     selection = Selection.of(chosen.select(task))
@@ -160,15 +161,19 @@ def prune(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
     )
     cut = calibrated = _figures(cost, small, source, loss)
-    if images is not None and (plan.groups or plan.stripes):
+    if calibrate is not False and (plan.groups or plan.stripes):
         # Processes pool what they find where all of them are known to be here: they train together.
-        if pooled := bool(steps) or isinstance(chosen, TrainingMethod):
+        if pooled := images is not None and (bool(steps) or isinstance(chosen, TrainingMethod)):
             wait_for_everyone(where)
-        found = training.without_labels(images, recovery.IMAGES, seed=seed)
-        used, norms = recovery.calibrate_(small, found, pooled=pooled)
-        history.append({"event": "calibrated", "images": used, "norms": norms})
-        report(f"calibrated {norms} batch norms on {used:,} images")
-        calibrated = _figures(cost, small, source, loss)
+        done = recovery.after_cut_(
+            model, small, plan, example_inputs,
+            None if images is None else lambda: training.without_labels(images, recovery.IMAGES, seed=seed),
+            initialised=type(chosen).initialise is not Method.initialise, pooled=pooled,
+        )  # fmt: skip
+        if done:
+            history.append(done.record())
+            report(str(done))
+            calibrated = _figures(cost, small, source, loss)
     after = calibrated
     for name, recipe in steps:
         history += recovery.recover(
@@ -356,15 +361,6 @@ def _check(model: Any, budget: Any, scope: Any) -> None:
                     f"A pruner is already attached to this model{f' (at {name})' if name else ''}: call its "
                     f"finish() or plan() first, or use a fresh model."
                 )
-
-
-def _check_labels(data: Data | None, method: Method, recipes: Sequence[Phase]) -> None:
-    """Raise ConfigError before any work if data without labels is passed to what reads them."""
-    readers = [method.name] * method.reads_labels + [type(r).__name__ for r in recipes if r.reads_labels]
-    if data is not None and readers and not training.has_labels(data.train):
-        raise ConfigError(
-            f"{readers[0]} reads labels, and the training batches of this data are inputs only: pass pairs (inputs, targets)."
-        )
 
 
 def _check_unknown(unknown: Mapping[str, Any], method: Method) -> None:

@@ -174,6 +174,8 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--set", "foo=1"), "--set foo=1: there is no such setting. l1's settings are: ranking"),
         (("--recover", "prune:3"), "finetune:EPOCHS"),
         (("--recover", "mimic:3,finetune:x"), "mimic:EPOCHS or reconstruct:IMAGES"),
+        (("--recover", "reconstruct:x"), "reconstruct:IMAGES"),
+        (("--recover", "reconstruct:1"), "--recover 1: must be greater than or equal to 2"),
         (("--recover", "mimic:-1"), "--recover mimic:-1: the number of epochs must be 0 or more"),
         (("--recover", "finetune:3", "--nodes", "stem"), "--nodes is of mimic: it needs --recover mimic:EPOCHS"),
         (

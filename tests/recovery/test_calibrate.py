@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.recovery.calibrate import Pooled, calibrate_
 from secateurs.testing.networks import network
 from secateurs.training import without_labels
+from tests.processes import launch
 
 
 def images(n: int, seed: int = 0, size: int = 8) -> Tensor:
@@ -219,7 +222,7 @@ class TestPrune:
         assert result.cut != result.calibrated == result.after
         expected = sc.calibrate(plain.model, data)
         assert all(torch.equal(v, expected.state_dict()[k]) for k, v in result.model.state_dict().items())
-        assert "calibrated 5 batch norms on 96 images" in told
+        assert "calibrated on 96 images: 5 batch norms" in told
         result.save(tmp_path / "a")
         assert sc.artifact.read(tmp_path / "a")[1].calibrated == result.calibrated
         loaded = sc.load(tmp_path / "a", model=model)
@@ -245,3 +248,40 @@ class TestPrune:
             network(), torch.zeros(1, 3, 16, 16), "l1", sc.Budget(macs=0.5), batches, recipe, progress=False
         )
         assert [line["step"] for line in result.history] == [3]
+
+
+PROCESSES = """
+import os, sys
+import torch
+from safetensors.torch import save_file
+import secateurs as sc
+from secateurs.training.runtime import wait_for_everyone
+from secateurs.testing.networks import network
+from tests.recovery.test_calibrate import images, small
+
+rank = int(os.environ["RANK"])
+wait_for_everyone("cpu")
+x = images(150)
+mine = [x[:40], x[40:100]] if rank == 0 else [x[100:]]  # uneven
+found = sc.calibrate(small(), mine)
+save_file(found.state_dict(), f"{sys.argv[1]}/{rank}.safetensors")
+labels = torch.zeros(len(x), dtype=torch.long)
+data = [(x[i : i + 30], labels[i : i + 30]) for i in range(0, 150, 30)]
+recipe = sc.Recover(steps=1, steps_per_epoch=1)
+result = sc.prune(network(), x[:1], "l1", sc.Budget(macs=0.5), data, recipe, progress=False)
+save_file(result.model.state_dict(), f"{sys.argv[1]}/pruned-{rank}.safetensors")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_pool_their_statistics(tmp_path: Path) -> None:
+    launch("-c", PROCESSES, str(tmp_path))
+    one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    x = images(150)
+    expected = sc.calibrate(small(), [x[:40], x[40:100], x[100:]]).state_dict()
+    for name, value in expected.items():
+        assert torch.equal(one[name], other[name])
+        torch.testing.assert_close(one[name], value)
+    one, other = (load_file(tmp_path / f"pruned-{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import secateurs as sc
 import secateurs.recovery as R
 import secateurs.training as T
+from secateurs.graph.families import Family
 from secateurs.recovery import mimic
 from secateurs.recovery.distil import soft_loss
 from secateurs.recovery.features import Capture, FeatureMap, feature_maps
@@ -318,7 +319,7 @@ def test_a_module_that_runs_twice_is_no_node() -> None:
     model = Twice()
     maps = {m.name: m for m in feature_maps(model, X)}
     assert list(maps) == ["a", "b:input", "b", "fc"]
-    assert [maps[n].op for n in ("a", "b:input")] == ["Convolution", "Relu"]
+    assert [maps[n].family for n in ("a", "b:input")] == [Family.CONVOLUTION, Family.ACTIVATION]
     with pytest.raises(sc.ConfigError, match="'relu' cannot be mimicked: it runs more than once"):
         recover(copy.deepcopy(model), model, R.Mimic(nodes=("relu", "b")))
 
@@ -370,17 +371,18 @@ def test_nodes_of_the_method_come_first_where_they_kept_their_shape() -> None:
 def test_the_last_map_is_a_node_whatever_made_it() -> None:
     """Else all that comes after the last non-linearity would not be trained."""
 
-    def named(name: str, width: int, op: str) -> FeatureMap:
-        return FeatureMap(name, (name,), (1, width, 8, 8), op)
+    def named(name: str, width: int, family: Family) -> FeatureMap:
+        return FeatureMap(name, (name,), (1, width, 8, 8), family)
 
-    maps = [named("a", 4, "Relu"), named("b", 4, "Add"), named("c", 6, "Relu"), named("d", 6, "Cat")]
+    relu, add, cat = Family.ACTIVATION, Family.ADDITION, Family.CONCATENATION
+    maps = [named("a", 4, relu), named("b", 4, add), named("c", 6, relu), named("d", 6, cat)]
     assert [m.name for m in mimic._stage_ends(maps)] == ["a", "d"]
-    pooled = FeatureMap("e", ("e",), (1, 6, 1, 1), "Mean")
+    pooled = FeatureMap("e", ("e",), (1, 6, 1, 1), Family.POOLING)
     assert [m.name for m in mimic._stage_ends([*maps[:3], pooled])] == ["a", "c"]
 
 
 def test_spread_keeps_the_last_and_even_distances() -> None:
-    maps = [FeatureMap(str(i), (str(i),), (1, 4, 8, 8), "Relu") for i in range(9)]
+    maps = [FeatureMap(str(i), (str(i),), (1, 4, 8, 8), Family.ACTIVATION) for i in range(9)]
     assert [m.name for m in mimic._spread(maps, 4)] == ["1", "3", "6", "8"]
     assert [m.name for m in mimic._spread(maps[:3], 4)] == ["0", "1", "2"]
     assert [m.name for m in mimic._spread(maps, 1)] == ["8"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
-from secateurs.errors import ConfigError, Setting
+from secateurs.errors import ConfigError, Setting, as_setting
 
 if TYPE_CHECKING:
     from secateurs.runs import RedesignTraining
@@ -66,7 +66,10 @@ class RecoverOptions:
         from secateurs.recovery import MODES, Reconstruct
 
         if kind == Reconstruct.mode:
-            return Reconstruct() if amount is None else Reconstruct(images=int(amount))
+            try:
+                return Reconstruct() if amount is None else Reconstruct(images=int(amount))
+            except ConfigError as error:
+                raise error.renamed(as_setting("recover")) from None
         epochs = 3 if amount is None else amount
         if kind != "mimic":
             names = ("lr", "share", "temperature", "schedule", "weight_decay", "label_smoothing", "precision")

@@ -198,9 +198,10 @@ class Flow:
         names += [v.name for op in self.before(*values) for v in op.inputs]
         return tuple(dict.fromkeys(n for n in names if n))
 
-    def after(self, layer: Op) -> After:
-        """The normalization and non-linearity right after a layer: nothing else uses its output, or the normalized one."""
-        value = layer.outputs[0]
+    def after(self, layer: Op | Value) -> After:
+        """The normalization and non-linearity right after a layer, or a value: nothing else uses its output, or the normalized
+        one."""
+        value = layer if isinstance(layer, Value) else layer.outputs[0]
         norm: tuple[Op, ...] = ()
         step, kind = self._step(value)
         if kind == "norm":

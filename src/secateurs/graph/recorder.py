@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from secateurs.graph.flow import Call, Flow, Function, Op, Value, values
 from secateurs.graph.inputs import tensors
 
+_CALL, _FRAME = nn.Module._call_impl.__code__, sys._getframe
 Place = tuple[int, tuple[int, ...], tuple[int, ...]]  # a view of a storage: offset, shape, strides
 
 
@@ -41,16 +43,18 @@ class Recorder:
     # -- what the tracer reports ---------------------------------------------------------------------------------------
 
     def start(self, inputs: Iterable[Tensor]) -> None:
-        """The model runs on these inputs. Which of its modules runs is followed with hooks; they are put into new dicts,
-        since the modules' own are shared with the caller, who restores the modules."""
+        """The model runs on these inputs. The caller restores its modules, in which this sets attributes to follow which of
+        them runs: their `forward`, or their hooks if there are any, since these may change what goes in and comes out. (Hooks
+        would do for all, but cost seven times as much.)"""
         self._inputs = [self._new(x, live=True) for x in inputs]
-        before, after = (id(self), self._enters), (id(self), self._leaves)
-        pre, post = OrderedDict([before]), OrderedDict([after])
-        for path, m in self._modules.items():
-            if path:
-                own = m.__dict__
-                own["_forward_pre_hooks"] = OrderedDict([before, *h.items()]) if (h := m._forward_pre_hooks) else pre
-                own["_forward_hooks"] = OrderedDict([*h.items(), after]) if (h := m._forward_hooks) else post
+        for path, module in self._modules.items():
+            own = module.__dict__
+            pre, post = own["_forward_pre_hooks"], own["_forward_hooks"]
+            if path and (pre or post):
+                own["_forward_pre_hooks"] = OrderedDict([(id(self), self._entered), *pre.items()])
+                own["_forward_hooks"] = OrderedDict([*post.items(), (id(self), self._left)])
+            elif path:
+                own["forward"] = self._watched(module, module.forward)
 
     def prepare(self, op: Any) -> None:
         """An op will run. Some change the shape of a tensor, which the events before them must be read with."""
@@ -65,27 +69,42 @@ class Recorder:
 
     def stop(self, out: Any) -> None:
         """The model returned this."""
-        self._events.append((self._returned, out))
+        self._events = [*self._events, (self._returned, out)]  # later events, of a run in training mode, go nowhere
         self._open = False
         if not self._meta:
             self._read()
 
-    def _enters(self, module: nn.Module, args: Any) -> None:
+    def _watched(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        events, enter, leave, read = self._events, self._enter, self._leave, None if self._meta else self._read
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if _FRAME(1).f_code is not _CALL:  # `module.forward(x)` in the model's code: no hook sees it
+                return forward(*args, **kwargs)
+            events.append((enter, module, args))
+            if read is not None:
+                read()
+            out = forward(*args, **kwargs)
+            events.append((leave, module, out))
+            return out
+
+        return watched
+
+    def _entered(self, module: nn.Module, args: Any) -> None:
         if self._open:
             self._events.append((self._enter, module, args))
             if not self._meta:
                 self._read()
 
-    def _leaves(self, module: nn.Module, args: Any, out: Any) -> None:
+    def _left(self, module: nn.Module, args: Any, out: Any) -> None:
         if self._open:
             self._events.append((self._leave, module, out))
             if not self._meta:
                 self._read()
 
     def _read(self) -> None:
-        events, self._events = self._events, []
-        for read, *args in events:
+        for read, *args in self._events:
             read(*args)
+        self._events.clear()
 
     # -- events --------------------------------------------------------------------------------------------------------
 

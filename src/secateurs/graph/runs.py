@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.errors import TraceError
 from secateurs.graph.channels import named_tensors
+from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.labels import KnownLabels, LabelSpace
@@ -20,6 +21,7 @@ from secateurs.graph.tape import Tape
 from secateurs.graph.tracer import Calls, Tracer, swapped
 
 Array = np.ndarray
+T = TypeVar("T")
 
 
 class Runs:
@@ -40,13 +42,20 @@ class Runs:
 
     def follow(self) -> Grouping:
         """Run the model and solve for its channels."""
+        return self._either(self._follow)
+
+    def flow(self) -> Flow:
+        """Run the model and note what follows what, without its channels."""
+        return self._either(self._flow)
+
+    def _either(self, run: Callable[[], T]) -> T:
         if self.meta:
             try:
-                return self._follow()
+                return run()
             except Exception:  # the model may need values, which meta tensors do not have
                 self.meta = False
         try:
-            return self._follow()
+            return run()
         except Exception as error:
             raise TraceError(
                 f"The model does not run on these example inputs: {type(error).__name__}: {error}. "
@@ -55,8 +64,13 @@ class Runs:
 
     def _follow(self) -> Grouping:
         space = LabelSpace()
-        tape = self.run(space, {})
+        tape = self.run(space, {}, record=True)
         return Grouping(tape, space.solve())
+
+    def _flow(self) -> Flow:
+        recorder = self.run(KnownLabels(), {}, {}, record=True).recorder
+        assert recorder is not None
+        return recorder.flow()
 
     def run(
         self,
@@ -64,15 +78,17 @@ class Runs:
         cut: Mapping[str, Tensor],
         known: Mapping[tuple[str, int], Array] | None = None,
         attributes: Mapping[tuple[str, str], Any] = {},
+        record: bool = False,
     ) -> Tape:
-        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes)."""
+        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes). record: the
+        flow of the run in eval mode, too."""
         standins = {n: cut[n] if n in cut else self._standin(p) for n, p in self.named.items()}
         names = {id(x): n for n, x in standins.items()}
         inputs = map_tensors(lambda x: x.to("meta"), self.example_inputs) if self.meta else self.example_inputs
         replaced = {id(p): standins[n] for n, p in self.named.items()}
         tracer = Tracer(space, names, self.modules, self.choices, known)
         with swapped(self.modules, replaced, attributes):
-            if isinstance(space, LabelSpace):
+            if record:
                 tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
             self._pass(tracer, inputs)
             tracer.recorder = None

@@ -10,6 +10,7 @@ from torch import nn
 from secateurs.errors import TraceError
 from secateurs.graph.channels import ChannelGraph
 from secateurs.graph.check import Check
+from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.inputs import check_model
 from secateurs.graph.runs import Runs
@@ -64,6 +65,16 @@ def trace(
     recorder = grouping.tape.recorder
     assert recorder is not None
     return kind(groups, lambda: grouping.cost_model(params), seen, runs.modules, recorder.flow, grouping.tape.random)
+
+
+def flow(model: nn.Module, example_inputs: Any) -> Flow:
+    """What follows what in a network, without its channels: one run in eval mode. The model is not modified. If the network is
+    traced anyway, its graph has the same as `graph.flow`.
+
+    Raises TraceError if the model cannot be run on these inputs.
+    """
+    check_model(model)
+    return Runs(model, example_inputs).flow()
 
 
 def _frozen_sites(grouping: Grouping) -> list[Site]:

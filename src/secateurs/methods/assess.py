@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from secateurs.data.bundle import no_batch
 from secateurs.devices import device_of, usable
 from secateurs.errors import ConfigError, DataError
+from secateurs.graph.copies import copied
 from secateurs.methods.method import Task
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
@@ -36,7 +36,7 @@ class Assessor:
         self.device = device_of(task.model) if device is None else usable(device)
         self.precision = P.resolve(precision, self.device, task.model)
         self.channels_last = P.wants_channels_last("auto", self.precision, self.device, task.model)
-        self.model = copy.deepcopy(task.model).to(self.device).eval().requires_grad_(False)
+        self.model = copied(task.model).to(self.device).eval().requires_grad_(False)
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss: M.Loss = task.engine_options.get("loss") or M.CrossEntropy()

@@ -117,7 +117,7 @@ class Method(Presets):
         raise NotImplementedError
 
     def initialise(self, task: Task, selection: Selection, small: nn.Module) -> None:
-        """Change the weights of the cut network before recovery. The default keeps them."""
+        """Change the weights of the cut network before calibration and recovery. The default keeps them."""
 
 
 class Criterion(Method):

@@ -1,6 +1,6 @@
 """Recovering accuracy after a cut: calibration, reconstruction, fine-tuning, distillation, mimicking."""
 
-from secateurs.recovery.calibrate import IMAGES, calibrate_
+from secateurs.recovery.calibrate import IMAGES, after_cut_, calibrate_
 from secateurs.recovery.recipes import MODES, Distil, Mimic, Recover
 from secateurs.recovery.reconstruct import Reconstruct
 from secateurs.recovery.recover import check, phases, recover
@@ -12,6 +12,7 @@ __all__ = [
     "Mimic",
     "Reconstruct",
     "Recover",
+    "after_cut_",
     "calibrate_",
     "check",
     "phases",

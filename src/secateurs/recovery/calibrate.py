@@ -8,24 +8,27 @@ pooled exactly (Chan et al., 1979), in float64; there is no moving average. See 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.devices import device_of, full_precision
 from secateurs.errors import DataError
 from secateurs.graph.modes import evaluating
+from secateurs.plans import Plan
+from secateurs.recovery.carried import Places, consumers, on_average, provably, put_
+from secateurs.report import count, listing
+from secateurs.surgery import apply
 from secateurs.training.batches import Batch, to_device
 from secateurs.training.checks import Check
 from secateurs.training.metrics import call
-from secateurs.training.processes import Peers
+from secateurs.training.processes import gathered
 from secateurs.training.seeds import preserve_rng_state
 
 IMAGES = 1024  # examples that statistics are estimated on
@@ -47,6 +50,70 @@ class Pooled:
             self.mean = self.mean + apart * (other.n / total)
             self.squares = self.squares + other.squares + apart.square() * (self.n * other.n / total)
         self.n = total
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was calibrated after a cut."""
+
+    images: int  # that it was estimated on
+    norms: int  # re-estimated
+    layers: tuple[str, ...]  # whose lost constants were made good
+    left: tuple[str, ...]  # that have neither a bias nor a batch norm to hold theirs
+
+    def __bool__(self) -> bool:
+        return bool(self.norms or self.layers or self.left)
+
+    def record(self) -> dict[str, Any]:
+        """The entry of the history."""
+        return {"event": "calibrated", **asdict(self), "layers": list(self.layers), "left": list(self.left)}
+
+    def __str__(self) -> str:
+        parts = [count(self.norms, "batch norm")] * bool(self.norms)
+        if self.layers:
+            parts.append(f"constants that cut channels carried put into {count(len(self.layers), 'layer')}")
+        if self.left:
+            parts.append(f"no bias or norm to hold those of {count(len(self.left), 'layer')} ({listing(self.left)})")
+        on = f" on {count(self.images, 'image')}" if self.images else ""
+        return f"calibrated{on}: {', '.join(parts)}"
+
+
+def after_cut_(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    batches: Callable[[], Iterable[Batch]] | None,
+    *,
+    initialised: bool = False,
+    pooled: bool = False,
+) -> Calibration:
+    """Calibrate a network after its cut, in place.
+
+    What cut channels carried on average goes into the biases of their consumers, and batch-norm statistics are re-estimated;
+    without batches, only what channels carry that don't depend on the input.
+
+    model: the uncut network. batches: a fresh pass over the images. pooled: see `calibrate_`.
+    initialised: the method may have changed the weights; where it did, consumers are left alone.
+    """
+    names = [] if initialised and not _as_cut(model, plan, small) else consumers(model, plan)
+    places = Places.of(small, names, example_inputs)
+    if batches is None:
+        means = provably(model, plan, names, example_inputs)
+    else:  # the norms make good what the layers before them lose
+        due = [name for name in places.biased if name not in places.followed]
+        means = on_average(model, plan, due, batches(), pooled=pooled) if due else {}
+    layers = put_(model, small, plan, means, places, example_inputs)
+    examples, norms = (0, 0) if batches is None else calibrate_(small, batches(), pooled=pooled)
+    # Where statistics are re-estimated, norms further on make good what has no place of its own.
+    lost = means.keys() if batches is None else [name for name in names if name in places.last]
+    return Calibration(examples, norms, tuple(layers), tuple(name for name in lost if name not in layers))
+
+
+def _as_cut(model: nn.Module, plan: Plan, small: nn.Module) -> bool:
+    """Whether the weights are those that the cut left."""
+    fresh = apply(model, plan).state_dict()
+    return all(torch.equal(value, fresh[name]) for name, value in small.state_dict().items())
 
 
 def calibrated_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -79,7 +146,7 @@ def calibrate_(model: nn.Module, batches: Iterable[Batch], *, pooled: bool = Tru
     if not examples:
         raise DataError("There is no image to calibrate on: the data has no batch.")
     changed = 0
-    for name, total in (_together(found) if pooled else found).items():
+    for name, total in _together(gathered(found) if pooled else [found]).items():
         mean, variance = total.mean, total.squares / (total.n - 1)
         if bool(mean.isfinite().all() and variance.isfinite().all()):
             _set(norms[name], mean, variance)
@@ -106,7 +173,7 @@ def _see(name: str, found: dict[str, Pooled], norm: Any, args: Any, kwargs: Any)
     if n > 1:  # a single value has no variance
         variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1])
         _set(norm, mean, variance)
-        _add(found, name, Pooled(n, mean.double().cpu(), variance.double().cpu() * (n - 1)))
+        _add(found, name, Pooled(n, mean.cpu().double(), variance.cpu().double() * (n - 1)))
 
 
 def _set(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
@@ -123,15 +190,10 @@ def _add(found: dict[str, Pooled], name: str, statistics: Pooled) -> None:
         found[name] = statistics
 
 
-def _together(found: dict[str, Pooled]) -> dict[str, Pooled]:
+def _together(every: Sequence[dict[str, Pooled]]) -> dict[str, Pooled]:
     """The statistics of all processes."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return found
-    every: list[dict[str, Pooled]] = [{}] * dist.get_world_size()
-    with Peers(len(every), {}).watched():
-        dist.all_gather_object(every, found)
     total: dict[str, Pooled] = {}
-    for one in every:
-        for name, pooled in one.items():
-            _add(total, name, pooled)
+    for found in every:
+        for name, statistics in found.items():
+            _add(total, name, statistics)
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +13,13 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.errors import ConfigError, nearest
-from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
-from secateurs.graph.modes import evaluating
+from secateurs.graph.channels import named_tensors
+from secateurs.graph.families import Family
+from secateurs.graph.flow import Flow, Value
+from secateurs.graph.trace import flow
 from secateurs.training.metrics import heads
 
 OUTPUT = ":output"  # the network's output
-_ACTIVATIONS = (
-    *("Relu", "Hardtanh", "LeakyRelu", "Silu", "Gelu", "Hardswish", "Elu", "Mish", "Prelu", "PreluKernel", "Sigmoid"),
-    *("Tanh", "Hardsigmoid", "Softplus", "Threshold", "Clamp", "ClampMin", "ClampMax", "LogSigmoid", "Softshrink"),
-)
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class FeatureMap:
     name: str  # a module, for its output; or "module:input", for the input of that convolution
     names: tuple[str, ...]
     shape: tuple[int, ...]  # (N, C, *)
-    op: str  # the op that made it: Relu, Add, Cat, NativeBatchNorm, Convolution …
+    family: Family | None  # of the op that made it: an addition, a non-linearity …
 
     @property
     def area(self) -> int:
@@ -40,7 +39,7 @@ class FeatureMap:
     @property
     def activated(self) -> bool:
         """Whether it is the output of a non-linearity."""
-        return self.op in _ACTIVATIONS
+        return self.family is Family.ACTIVATION
 
 
 def feature_maps(model: nn.Module, example_inputs: Any) -> list[FeatureMap]:
@@ -48,62 +47,23 @@ def feature_maps(model: nn.Module, example_inputs: Any) -> list[FeatureMap]:
     run in eval mode. Modules that run more than once are left out: their name is ambiguous. The model is not
     modified.
     """
-    found: dict[
-        tuple[int, int], tuple[list[str], Tensor, str]
-    ] = {}  # by tensor, in its version before the next in-place op
-    runs: dict[str, int] = {}
-
-    given: set[int] = set()  # the inputs themselves are not feature maps
-
-    def see(name: str, x: Any) -> None:
-        runs[name] = runs.get(name, 0) + 1
-        if isinstance(x, Tensor) and x.ndim >= 2 and id(x) not in given:
-            names, _, _ = found.setdefault(
-                (id(x), x._version), ([], x, _made_by(x))
-            )  # kept, so that its id is not reused
-            names.append(name)
-
-    handles = []
-    for name, module in model.named_modules():
-        if not name:
-            continue
-        if isinstance(module, _ConvNd):
-            before = lambda _, args, name=name: see(f"{name}:input", args[0] if args else None)  # noqa: E731
-            handles.append(module.register_forward_pre_hook(before))
-        handles.append(module.register_forward_hook(lambda _, __, out, name=name: see(name, out)))
-    try:
-        with torch.enable_grad():  # grad_fn tells the op that made a tensor
-            _run(model, example_inputs, given)
-    finally:
-        for handle in handles:
-            handle.remove()
+    found = flow(model, example_inputs)
+    convs = {name for name, module in model.named_modules() if isinstance(module, _ConvNd)}
+    runs = Counter(call.module for call in found.calls)
+    names: dict[Value, list[str]] = {}
+    for call in found.calls:
+        if runs[call.module] == 1:
+            seen = [(f"{call.module}:input", v) for v in call.inputs[:1] if call.module in convs]
+            seen += [(call.module, call.output)] if call.output is not None else []
+            for name, value in seen:
+                if len(value.shape) >= 2 and value not in found.inputs:
+                    names.setdefault(value, []).append(name)
     maps = []
-    for names, x, op in found.values():
-        names = [n for n in names if runs[n] == 1]
-        if names:
-            shortest = min(names, key=lambda n: (n.endswith(":input"), n.count("."), len(n)))
-            maps.append(FeatureMap(shortest, tuple(names), tuple(x.shape), op))
+    for value in sorted(names, key=lambda v: v.index):
+        shortest = min(names[value], key=lambda n: (n.endswith(":input"), n.count("."), len(n)))
+        maker = found.maker(value)
+        maps.append(FeatureMap(shortest, tuple(names[value]), value.shape, None if maker is None else maker.family))
     return maps
-
-
-def _made_by(x: Tensor) -> str:
-    made = x.grad_fn
-    return "" if made is None else made.name().partition("Backward")[0]
-
-
-def _run(model: nn.Module, inputs: Any, given: set[int] | None = None) -> Any:
-    """Run the model on these inputs, on any devices, in eval mode; restores the modes. During the run, the inputs' ids
-    are in `given`."""
-
-    def there(x: Tensor) -> Tensor:
-        x = x.detach()
-        return x.requires_grad_().clone() if x.is_floating_point() else x  # not a leaf, since in-place ops may follow
-
-    placed = map_tensors(there, to_model_device(model, inputs))
-    if given is not None:
-        given.update(id(x) for x in tensors(placed))
-    with evaluating(model):
-        return call(model, placed)
 
 
 def check_names(model: nn.Module, nodes: Iterable[str]) -> None:
@@ -174,16 +134,15 @@ def by_name(maps: Iterable[FeatureMap]) -> Mapping[str, FeatureMap]:
 
 def made_of(model: nn.Module, nodes: Iterable[str], example_inputs: Any) -> list[nn.Parameter]:
     """The parameters that these feature maps depend on, in the model's order."""
-    params = [p for p in model.parameters() if p.is_floating_point()]
-    trainable = [p.requires_grad for p in params]
-    for p in params:
-        p.requires_grad_(True)
-    try:
-        with Capture(model, nodes) as seen, torch.enable_grad():
-            _run(model, example_inputs)
-            total = torch.stack([x.float().sum() for x in seen.take()]).sum()
-            grads = torch.autograd.grad(total, params, allow_unused=True)
-    finally:
-        for p, was in zip(params, trainable, strict=True):
-            p.requires_grad_(was)
-    return [p for p, g in zip(params, grads, strict=True) if g is not None]
+    found = flow(model, example_inputs)
+    needed = set(found.depends_on(*(v for node in nodes for v in _values(found, node))))
+    named = named_tensors(model)
+    return [x for name, x in named.items() if name in needed and isinstance(x, nn.Parameter)]
+
+
+def _values(found: Flow, node: str) -> tuple[Value, ...]:
+    if node == OUTPUT:
+        return found.outputs  # of several heads, all
+    name, _, end = node.partition(":")
+    runs = found.runs(name)[:1]
+    return tuple(v for call in runs for v in (call.inputs[:1] if end else call.outputs))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import nn
 
+from secateurs.graph.copies import copied
 from secateurs.training.batches import Batch
 from secateurs.training.hooks import Hook
 from secateurs.training.run import TrainingRun
@@ -20,7 +20,7 @@ class TeacherHook(Hook):
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         self.student = student
-        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self.teacher = copied(teacher).eval().requires_grad_(False)
         self._given: tuple[Any, Any] | None = None
         self._open = False
         # Hooked to the network itself: at this point mixup has been applied to the inputs.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import os
@@ -23,6 +22,7 @@ from secateurs.data.spec import absolute
 from secateurs.errors import ConfigError, DataError, SecateursError, Setting
 from secateurs.files import shown
 from secateurs.graph.channels import named_tensors
+from secateurs.graph.copies import copied
 from secateurs.placement import Placement
 from secateurs.training import CrossEntropy
 from secateurs.training.batches import Batch
@@ -271,7 +271,7 @@ def check_trains(model: nn.Module, inputs: torch.Tensor, name: str) -> None:
 
     inputs: (1, …), of which a batch of two is made.
     """
-    probe = copy.deepcopy(model).train()
+    probe = copied(model).train()
     batch = Batch(torch.cat([inputs, inputs]), torch.zeros(2, dtype=torch.long, device=inputs.device))
     try:
         with preserve_rng_state():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, tensors
 
 
@@ -64,7 +64,7 @@ class State:
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
     """The outputs of a copy of the model in eval mode."""
-    model = copy.deepcopy(model).eval()
+    model = copied(model).eval()
     with torch.no_grad():
         return tensors(call(model, x))[0]
 

@@ -1,6 +1,6 @@
 """The training engine, used by everything that trains."""
 
-from secateurs.training.batches import Batch, has_labels, without_labels
+from secateurs.training.batches import Batch, check_labels, without_labels
 from secateurs.training.checkpoint import CheckpointStore
 from secateurs.training.engine import Engine
 from secateurs.training.hooks import Hook
@@ -19,7 +19,7 @@ __all__ = [
     "Phase",
     "Recipe",
     "check_data",
+    "check_labels",
     "evaluate",
-    "has_labels",
     "without_labels",
 ]

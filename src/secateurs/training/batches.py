@@ -214,12 +214,15 @@ def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True)
     return Batch(inputs, one.new_full((len(one),), IGNORED, dtype=torch.long), labelled=False)
 
 
-def has_labels(source: Any) -> bool:
-    """Whether the batches have targets, judged by the first. One-shot iterators, which this would consume, are assumed to
-    have them; if they don't, the first batch that is read for its labels raises DataError."""
-    if isinstance(source, Loader | Iterator):
-        return True
-    return checked(first(source, "train"), 0, "train")[1] is not None
+def check_labels(source: Any, readers: Sequence[str]) -> None:
+    """Raise DataError before any work if there are readers of labels, and the first batch is inputs only. One-shot
+    iterators, which this would consume, are checked when they are read."""
+    if not readers or isinstance(source, Loader | Iterator):
+        return
+    if checked(first(source, "train"), 0, "train")[1] is None:
+        raise DataError(
+            f"{readers[0]} reads labels, and the training batches of this data are inputs only: pass pairs (inputs, targets)."
+        )
 
 
 def apply(function: Callable[[torch.Tensor], torch.Tensor], inputs: Any) -> Any:

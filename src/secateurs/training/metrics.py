@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from torch import nn
 from secateurs.data.bundle import no_batch
 from secateurs.devices import device_of, usable
 from secateurs.errors import DataError, TrainingError
+from secateurs.graph.copies import copied
 from secateurs.graph.modes import evaluating
 from secateurs.training import batches as B
 from secateurs.training import precision as P
@@ -205,7 +205,7 @@ def evaluate(
     """
     where = device_of(model) if device is None else usable(device)
     if where != device_of(model):
-        model = copy.deepcopy(model).to(where)
+        model = copied(model).to(where)
     loss = loss or CrossEntropy()
     total = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, examples
     sums = torch.zeros(4, device=where)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -124,6 +125,17 @@ class Peers:
                 return []
             time.sleep(0.02)
         return gone
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all processes in the process group, by rank; this process's alone without a group. Collective: every
+    process must call this."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [value]
+    every: list[Any] = [None] * dist.get_world_size()
+    with Peers(len(every), {}).watched():
+        dist.all_gather_object(every, value)
+    return every
 
 
 def _runs(pid: int) -> bool:

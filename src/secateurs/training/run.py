@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from secateurs.errors import ConfigError, Setting, TrainingError
+from secateurs.graph.copies import copied
 from secateurs.surgery import cut_
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
@@ -171,7 +171,7 @@ class TrainingRun:
         if self.runtime.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.recipe.ema:
-            self.ema = copy.deepcopy(self.model).requires_grad_(False)
+            self.ema = copied(self.model).requires_grad_(False)
         self.total, self.per_epoch = B.measure(self.recipe, self.train_data)
         self.recipe = self.recipe.settled(self.total)
         self.parts["main"] = Part("main", self.model, make_optimizer(self.model.parameters(), self.recipe))

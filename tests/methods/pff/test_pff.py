@@ -252,7 +252,7 @@ def test_what_removing_constants_changed_is_on_record() -> None:
 def test_what_is_read_of_a_filter_that_has_to_go_fades_out() -> None:
     """Its norm would compensate for small weights, so its consumers read less and less of it, and finally nothing."""
     model = block()
-    pruner = attached(model, sc.Budget(macs=0.6), steps=120, arrive=1 / 3, skeleton_lr=1e-6)
+    pruner = attached(model, sc.Budget(macs=0.6), steps=120, arrive=1 / 3, fixed=1 / 3, skeleton_lr=1e-6)
     with torch.no_grad():
         pruner.measure.values[54:63] = 0.01  # filter 0 of a, which b reads
     scales: list[float] = []

@@ -1,24 +1,21 @@
-"""AOFP: the settings."""
+"""AOFP: the method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import Any, ClassVar
 
 from secateurs.methods.aofp.pruner import AOFPPruner, limits
+from secateurs.methods.aofp.settings import AOFPSettings
 from secateurs.methods.method import Task
-from secateurs.methods.pruner import TrainingMethod
 from secateurs.methods.registry import register
 from secateurs.recovery.distil import Distilling
 from secateurs.recovery.recipes import Distil
 from secateurs.recovery.teacher import TeacherHook
-from secateurs.training import Recipe
 
 
 @register("aofp")
-class AOFP(TrainingMethod):
+class AOFP(AOFPSettings):
     """Approximated oracle filter pruning (Ding et al., ICML 2019).
 
     While the network trains, a random half of each layer's search space is ablated for each example, on a separate path
@@ -30,57 +27,13 @@ class AOFP(TrainingMethod):
         "paper": {"search_cost": 8000, "theta_growth": 1, "halves": "batch", "lr": 1e-3, "epochs": 600}  # sec. 4.2
     }
 
-    search_cost: int | None = Field(
-        default=None,
-        ge=1,
-        description="φ: batches per search step; default: a hundredth of the training, but enough for 128 random halves",
-    )
-    halves: Literal["example", "batch"] = Field(
-        default="example", description="what a random half is drawn for: each example, or each batch"
-    )
-    theta: float = Field(default=0.01, ge=0, le=10, description="θ: damage below which filters are pruned")
-    theta_growth: float = Field(
-        2.0,
-        ge=1,
-        le=100,
-        description="with a budget: the largest factor by which θ may grow in a full search; 1: θ is constant",
-    )
-    epochs: float = Field(
-        4,
-        gt=0,
-        allow_inf_nan=False,
-        description="maximum number of training epochs; training may stop earlier when the budget is met",
-    )
-    lr: float = Field(default=0.02, gt=0, le=10, description="learning rate during the search, constant")
-    weight_decay: float = Field(default=1e-4, ge=0, le=1, description="weight decay during the search")
-    distil: float = Field(
-        default=0.0, ge=0, le=1, description="weight of the original's class probabilities in the loss, as in Distil"
-    )
-    ratio: Literal["example", "batch"] = Field(
-        default="example", description="t of eq. 7: mean of the examples' ratios (eq. 6), or ratio of the batch's sums"
-    )
-    warmup: int = Field(default=0, ge=0, description="batches before the search starts")
-    stagger: bool = Field(
-        default=False, description="start the layers' searches one after another, spread over φ batches"
-    )
-    min_filters: int = Field(default=1, ge=1, description="minimum number of filters that every layer keeps")
-    patience: int = Field(
-        default=1, ge=1, description="stop after this many sweeps of restarts in which no layer can be pruned"
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="as in a Recipe")
-
     def feasible(self, task: Task) -> None:
         limits(task, self.min_filters).check()
-
-    def recipe(self) -> Recipe:
-        return Recipe(
-            epochs=self.epochs, lr=self.lr, schedule="constant", weight_decay=self.weight_decay, precision=self.precision
-        )  # fmt: skip
 
     def teachers(self, task: Task) -> list[TeacherHook]:
         if self.distil == 0:
             return []
-        return [Distilling(task.model, task.model, Distil(share=self.distil))]
+        return [Distilling(task.model, task.model, Distil(epochs=self.epochs, share=self.distil))]
 
     def attach(self, task: Task) -> AOFPPruner:
         return AOFPPruner(task, self)

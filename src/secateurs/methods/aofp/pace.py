@@ -21,26 +21,25 @@ class Pace:
     while the cost is below it. By at most `growth` in a full search, since the effect of θ shows only after one.
 
     goal: the fraction of each limited figure that the budget leaves. Each has a line of its own, and the one that is furthest
-    behind counts. search: the length of a full search as a fraction of the training. With a growth of 1, θ is constant and
-    nothing is due before the end.
+    behind counts. With a growth of 1, θ is constant and nothing is due before the end.
     """
 
     ARRIVE = 0.9  # fraction of the training after which the budget should be met
     BAND = 0.02  # an excess of this or more counts in full
 
-    def __init__(self, theta: float, growth: float, goal: Shares, search: float) -> None:
-        self.theta, self.start, self.growth, self.goal, self.search = theta, theta, growth, goal, search
+    def __init__(self, theta: float, growth: float, goal: Shares) -> None:
+        self.theta, self.start, self.growth, self.goal = theta, theta, growth, goal
 
     def excess(self, now: Shares, progress: float) -> float:
         """By how much the cost is above the line, as a fraction of the original; negative below it."""
         return max(self._above(now, min(1.0, progress / self.ARRIVE)), default=0.0)
 
-    def due(self, now: Shares, progress: float) -> float:
+    def due(self, now: Shares, progress: float, search: float) -> float:
         """By how much the cost is above a line that starts after the first full search: filters that the search has not
-        picked until then are due."""
+        picked until then are due. search: the length of a full search as a fraction of the training."""
         if self.growth == 1:
             return 0.0
-        first = min(self.search, self.ARRIVE / 2)
+        first = min(search, self.ARRIVE / 2)
         return max(self._above(now, min(1.0, max(0.0, progress - first) / (self.ARRIVE - first))), default=0.0)
 
     def _above(self, now: Shares, way: float) -> list[float]:

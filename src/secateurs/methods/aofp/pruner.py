@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from secateurs.methods.aofp.halves import Halves
 from secateurs.methods.aofp.pace import Pace, shares
 from secateurs.methods.aofp.scoring import Damage
 from secateurs.methods.aofp.search import BinaryFilterSearch, Move
+from secateurs.methods.aofp.settings import AOFPSettings
 from secateurs.methods.criteria import norms
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import Pruner
@@ -23,16 +24,13 @@ from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.training.seeds import mix
 
-if TYPE_CHECKING:
-    from secateurs.methods.aofp.method import AOFP
-
 SAMPLES = 128  # halves in a search step, at least: each filter of the search space is ablated in 64 of them
 
 
 class AOFPPruner(Pruner):
     """The pruner. Base masks are gates; damage is measured in the network's own forward passes."""
 
-    def __init__(self, task: Task, config: AOFP) -> None:
+    def __init__(self, task: Task, config: AOFPSettings) -> None:
         super().__init__(task)
         self.config, self.model = config, task.model
         self.widths = limits(task, config.min_filters)
@@ -50,6 +48,7 @@ class AOFPPruner(Pruner):
         self.sweeps = 0  # full sweeps over the layers
         self.ended: str | None = None  # why the search ended
         self.record: list[dict[str, Any]] = []
+        self.halves = 0  # that a batch gives each layer
         self.forced = 0  # filters that were cut to keep to the schedule
         self._drawn: dict[str, np.ndarray | Halves] = {}
         self.gates = Gates(self.model, self.groups).attach()
@@ -68,10 +67,9 @@ class AOFPPruner(Pruner):
             for g in self.groups
         }
         self.order = {g.name: np.zeros(g.size) for g in self.groups}
-        self.full_search = self.cost * max(1, math.ceil(math.log2(max(g.size for g in self.groups))))
         budget, base = self.task.budget, self.widths.base
         goal = shares(budget, budget.limits(base), base) if budget else {}
-        self.pace = Pace(c.theta, c.theta_growth, goal, self.full_search / max(1, total))
+        self.pace = Pace(c.theta, c.theta_growth, goal)
         names = [g.name for g in self.widths.groups]
         self.record = [
             {
@@ -82,6 +80,12 @@ class AOFPPruner(Pruner):
         if budget is not None and self._fits(self._widths()):
             self.ended = "the budget is already met"
         self._draw()
+
+    @property
+    def full_search(self) -> int:
+        """Batches from a layer's whole search space to a single filter, in the largest layer."""
+        step = max(self.cost, *(-(-s.samples // max(1, self.halves)) for s in self.searches.values()))
+        return step * max(1, math.ceil(math.log2(max(g.size for g in self.groups))))
 
     def _starts(self, position: int) -> int:
         """The step at which the search on the layer at this position starts."""
@@ -116,14 +120,17 @@ class AOFPPruner(Pruner):
         if self._drawn:
             sums = self.mean(self.damage.sums()) * self.processes
             taken, samples = self.damage.take(sums), self.damage.samples(sums)
+            found = []
             for name, ablated in self._drawn.items():
                 search = self.searches[name]
-                if not isinstance(ablated, Halves):
+                if isinstance(ablated, Halves):
+                    none = np.zeros(len(search.alive))
+                    total, count = samples.get(name, (none, none))
+                    found.append(max(1, round(count.sum() / ablated.size)))
+                    search.add(total, count, found[-1])
+                else:
                     search.record(ablated, taken.get(name, math.nan))
-                    continue
-                none = np.zeros(len(search.alive))
-                total, count = samples.get(name, (none, none))
-                search.add(total, count, max(1, round(count.sum() / search.half)))
+            self.halves = min(found, default=1)
             full = [name for name in self._drawn if self.searches[name].full]
             self._finish_steps(full)
             if self.task.budget is not None and self.ended is None:
@@ -173,36 +180,40 @@ class AOFPPruner(Pruner):
 
     def _catch_up(self) -> None:
         """Cut what the schedule requires and the search has not picked."""
-        progress, widths = self.steps / self.total, self._widths()
-        if self.pace.due(self._shares(widths), progress) <= 0:
-            return
-        scores = self._scores()
+        widths = self._widths()
+
+        def due() -> bool:
+            return self.pace.due(self._shares(widths), self.steps / self.total, self.full_search / self.total) > 0
+
+        scores = self._scores() if due() else {}
         known = [(n, j) for n, s in self.searches.items() for j in np.flatnonzero(s.alive & np.isfinite(s.latest))]
         gone: dict[str, list[int]] = {}
-        for name, j in sorted(known, key=lambda at: scores[at[0]][at[1]]):
+        for name, j in sorted(known, key=lambda at: scores[at[0]][at[1]]) if scores else ():
             at = self._at[name]
             if widths[at] > self.searches[name].least:
                 widths[at] -= 1
                 gone.setdefault(name, []).append(int(j))
                 if self._fits(widths):
                     self.ended = "the budget is met"
-                if self.ended or self.pace.due(self._shares(widths), progress) <= 0:
+                if self.ended or not due():
                     break
+        if not gone:
+            return
         self.moves += 1
         for name, filters in gone.items():
             self.searches[name].drop(np.array(filters))
             self.order[name][filters] = self.moves + np.arange(len(filters)) / len(filters)
+        self.idle.clear()
+        self.sweeps = 0
+        self._mask()
         count, cost = sum(map(len, gone.values())), self.widths.cost(widths)
-        if count:
-            self.forced += count
-            self.idle.clear()
-            self._mask()
-            self.record.append(
-                {
-                    "event": "forced", "step": self.steps, "count": count, "widths": widths.tolist(),
-                    "macs": int(cost.macs), "params": int(cost.params),
-                }
-            )  # fmt: skip
+        self.forced += count
+        self.record.append(
+            {
+                "event": "forced", "step": self.steps, "count": count, "widths": widths.tolist(),
+                "macs": int(cost.macs), "params": int(cost.params),
+            }
+        )  # fmt: skip
 
     def _stall(self, live: bool) -> None:
         """Count a sweep in which no layer could be pruned."""
@@ -296,7 +307,8 @@ class AOFPPruner(Pruner):
             **super().state(),
             "searches": {name: search.state() for name, search in self.searches.items()},
             "order": {name: torch.from_numpy(order.copy()) for name, order in self.order.items()},
-            "moves": self.moves, "forced": self.forced, "idle": sorted(self.idle), "sweeps": self.sweeps, "ended": self.ended,
+            "moves": self.moves, "forced": self.forced, "halves": self.halves,
+            "idle": sorted(self.idle), "sweeps": self.sweeps, "ended": self.ended,
             "theta": self.pace.theta, "record": list(self.record),
         }  # fmt: skip
 
@@ -305,7 +317,7 @@ class AOFPPruner(Pruner):
         for name, search in self.searches.items():
             search.load(state["searches"][name])
             self.order[name] = state["order"][name].cpu().numpy().copy()
-        self.moves, self.forced = state["moves"], state["forced"]
+        self.moves, self.forced, self.halves = state["moves"], state["forced"], state["halves"]
         self.idle, self.sweeps = set(state["idle"]), state["sweeps"]
         if not self.idle <= self.searches.keys() or not all(isinstance(line, dict) for line in state["record"]):
             raise ValueError("'idle' must name layers that are searched, and 'record' must hold dicts")

@@ -33,6 +33,8 @@ class Shares:
         how much of its cost has to go."""
         sizes = self.widths.sizes
         saved = np.zeros(len(sizes))
+        if not self.goals:
+            return np.ones(len(sizes))
         whole = self.of(sizes)
         for i in range(len(sizes)):
             fewer = sizes.copy()

@@ -1,124 +1,37 @@
-"""NPN: the settings, and the pruner that alternates between training the pruner network and both networks."""
+"""NPN: the pruner, which alternates between training the pruner network and both networks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateurs import zoo
-from secateurs.budget import Budget
 from secateurs.devices import device_of
-from secateurs.errors import ConfigError, SecateursError, Setting
 from secateurs.masking.gates import Gates
-from secateurs.methods.method import Scope, Task
+from secateurs.methods.method import Task
 from secateurs.methods.npn.calibration import calibrate
 from secateurs.methods.npn.control import Controller, Pulls, Shares
-from secateurs.methods.npn.network import PrunerNetwork, deepest, some_images
+from secateurs.methods.npn.network import PrunerNetwork, some_images
 from secateurs.methods.npn.policy import Policy, initial
-from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.methods.npn.settings import Settings
+from secateurs.methods.pruner import Pruner
 from secateurs.methods.registry import register
 from secateurs.methods.selection import Selection
-from secateurs.training import Recipe
-from secateurs.training.seeds import preserve_rng_state, seed_all
 from secateurs.training.syncnorm import all_sum
 
 
 @register("npn")
-class NPN(TrainingMethod):
+class NPN(Settings):
     """A pruner network gates the main network's channels (Verma et al., WACV 2020).
 
     The pruner gets the same images and outputs a gate in [0, 1] for every channel by a scaled sigmoid; λ‖gates‖₁ closes
     them. The pruner alone (the main network frozen) and both are trained by turns. Then the channels whose gates are open
     are fixed, and the network alone is trained with them.
     """
-
-    default_scope: ClassVar[Scope] = "all"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"penalty": "count", "pruner_images": 1.0, "prior": 0.0, "hold": False}
-    }
-
-    lam: float | None = Field(default=None, gt=0, le=10, description="λ of eq. 3; with a budget, its initial value")
-    epochs: float = Field(6, gt=0, allow_inf_nan=False, description="N of algorithm 1: pruning epochs")
-    lr: float = Field(default=0.01, gt=0, le=10, description="β of eq. 5: learning rate of the main network")
-    pruner_lr: float = Field(
-        default=1e-3, gt=0, le=10, description="α of eq. 4: learning rate of the pruner network (Adam), constant"
-    )
-    head_lr: float | None = Field(
-        default=None,
-        gt=0,
-        le=1000,
-        description="learning-rate factor of the new heads; default: gates can close within a fraction of the search",
-    )
-    gates: Literal["batch", "sample"] = Field(
-        default="batch", description="one gate vector for each batch, or for each image"
-    )
-    penalty: Literal["cost", "count"] = Field(
-        default="cost", description="weight of a gate in the penalty: what its channel costs under the budget, or 1"
-    )
-    pruner_images: float = Field(
-        default=0.25, gt=0, le=1, description="fraction of a batch's images that the pruner sees, with gates='batch'"
-    )
-    prior: float = Field(
-        default=1.0, ge=0, le=10, description="how far the norms of the channels' weights move the initial logits apart"
-    )
-    scale: float = Field(
-        30.0, ge=1, le=1000, description="final scale of the sigmoid (30; 50 for ResNet-50 in the paper)"
-    )
-    sharpen: float = Field(
-        default=0.5, gt=0, lt=1, description="fraction of training after which the scale is raised from 1"
-    )
-    schedule: Literal["step", "ramp"] = Field(
-        "step", description="raise it at once, or geometrically from there to the end"
-    )
-    hold: bool = Field(
-        default=True,
-        description="from then on fix the open channels and train the network alone; False: keep training both",
-    )
-    threshold: float = Field(default=0.5, gt=0, lt=1, description="a channel is cut if its mean gate is below")
-    open: float = Field(
-        default=2.5, ge=-10, le=10, description="initial bias of the heads: all gates start at sigmoid(open)"
-    )
-    pruner: str | None = Field(
-        default=None, description="spec of another network to use as the pruner, for example zoo:resnet20"
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
-    calibration: int = Field(
-        default=2048, ge=1, description="with hold=False, images over which the final gates are averaged"
-    )
-
-    def check(self, task: Task) -> None:
-        super().check(task)
-        if self.lam is None and task.budget is None:
-            raise ConfigError(
-                "npn needs a budget, for example ", Setting("macs", 0.5, Budget), ", or ", Setting("lam", of=NPN),
-                " (how much to prune).",
-            )  # fmt: skip
-        if self.pruner is not None:
-            self.base(task)
-
-    def base(self, task: Task) -> nn.Module:
-        """The base network of the pruner: the main network, of which it is a copy, or the one from `pruner`."""
-        if self.pruner is None:
-            return task.model
-        try:
-            with preserve_rng_state():  # its initial weights are random
-                seed_all(task.seed, "pruner")
-                model = zoo.build(self.pruner)
-            model.to(device_of(task.model))
-            deepest(model, task.example_inputs)
-        except SecateursError as error:
-            raise ConfigError(Setting("pruner", self.pruner, NPN), " cannot be used here: ", error) from error
-        return model
-
-    def recipe(self) -> Recipe:
-        return Recipe(epochs=self.epochs, lr=self.lr, schedule="cosine", weight_decay=5e-4, precision=self.precision)
 
     def attach(self, task: Task) -> NPNPruner:
         return NPNPruner(task, self)
@@ -134,7 +47,7 @@ class NPNPruner(Pruner):
     TRAVEL = 12.0  # how far the heads' learning rate moves a logit in the search if its gradient keeps its sign
     LINES = 20  # in the history, how much is open beside the budget
 
-    def __init__(self, task: Task, config: NPN) -> None:
+    def __init__(self, task: Task, config: Settings) -> None:
         super().__init__(task)
         self.config, self.model = config, task.model
         self.groups, self.widths = task.groups, task.widths
@@ -174,7 +87,7 @@ class NPNPruner(Pruner):
         self.search = max(1, round(self.config.sharpen * total))
         self.turn = max(1, min(self.epoch_steps, self.search // self.TURNS))
         if self.config.head_lr is None:
-            self.optimizer.param_groups[1]["lr"] = self.TRAVEL / self.search
+            self.optimizer.param_groups[1]["lr"] = min(0.5, self.TRAVEL / self.search)
         self._phase()
 
     @property
@@ -313,17 +226,15 @@ class NPNPruner(Pruner):
         if self.task.budget is None and not self.config.hold:
             return
         policy.fix(threshold)
-        shares = dict(zip(self.shares.full, self.shares.of(decided), strict=True))
-        over = {
-            n: shares[n] - goal for n, goal in zip(shares, self.shares.goals, strict=False) if shares[n] > goal + 0.05
-        }
-        if over:
-            told = " and ".join(f"{shares[n]:.1%} of the {n} (budget {shares[n] - x:.1%})" for n, x in over.items())
+        names, shares, goals = list(self.shares.full), self.shares.of(decided), self.shares.goals
+        excess = max([s - g for s, g in zip(shares, goals, strict=False)], default=0.0)
+        if not -0.1 <= excess <= 0.05:
+            told = [f"{s:.1%} of the {n} (budget {g:.1%})" for n, s, g in zip(names, shares, goals, strict=True)]
+            self.found["short"] = True
             self.log(
-                f"npn: after its search of {self.steps} steps, the open gates cost {told}. The order of the gates decides what "
-                "else is cut; in a longer run (epochs=…) the gates do."
+                f"npn: after its search of {self.steps} steps, the open gates cost {' and '.join(told)}. The order of the "
+                "gates decides which channels stay; in a longer run (epochs=…) the gates do."
             )
-        self.found["short"] = bool(over)
 
     def _event(self, widths: np.ndarray, undecided: Tensor, disagree: Tensor, closed: Tensor) -> dict[str, Any]:
         """What the gates are: the share of the cost at these widths, before any trimming to the budget."""
@@ -332,6 +243,7 @@ class NPNPruner(Pruner):
             "event": "gates", "step": self.steps,
             "undecided": round(float(undecided), 4), "disagree": round(float(disagree), 4),
             "lam": self.lam, "closed": int(closed.sum()), "of": len(closed), **shares,
+            "short": self.found is not None and self.found["short"],
         }  # fmt: skip
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -384,20 +296,22 @@ class NPNPruner(Pruner):
 
     def state(self) -> dict[str, Any]:
         control = None if self.controller is None else self.controller.base
-        policy = {"logits": self.policy.logits, "above": self.policy.above, "kept": self.policy.kept}
         return {
-            **super().state(), "lam": self.lam, "control": control, "policy": policy, "found": self.found,
+            **super().state(), **self.policy.state(), "lam": self.lam, "control": control, "found": self.found,
             "record": list(self.record),
+            "frozen": [i for i, norm in enumerate(self.norms) if norm in self._frozen],
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         super().load(state)
-        self.lam = state["lam"]
+        self.policy.load(state)
+        found, record = state["found"], list(state["record"])
+        if not isinstance(found, dict | None) or not all(isinstance(line, dict) for line in record):
+            raise ValueError("'found' must be a dict or None, and 'record' must hold dicts")
+        if not all(type(i) is int and 0 <= i < len(self.norms) for i in state["frozen"]):
+            raise ValueError(f"'frozen' must be indices of the {len(self.norms)} batch norms")
+        self.lam, self.found, self.record = state["lam"], found, record
+        self._frozen = {self.norms[i] for i in state["frozen"]}
         if self.controller is not None:
             self.controller.base = state["control"]
-        for name, value in state["policy"].items():
-            setattr(self.policy, name, None if value is None else value.cpu())
-        if not all(isinstance(line, dict) for line in state["record"]):
-            raise ValueError("'record' must hold dicts")
-        self.found, self.record = state["found"], list(state["record"])
         self._phase()

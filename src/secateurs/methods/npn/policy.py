@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,8 @@ class Policy:
         crossed it, and λ can react in time. slope: of the sigmoid at the threshold, as the network sees it or gentler."""
         full = torch.sigmoid(slope * self.initial.clamp(min=0))
         part = self.masked((torch.sigmoid(slope * self.logits) / full).clamp(max=1))
-        return self._allowed(np.array([float(s.sum()) for s in part.split(self.sizes)]))
+        widths = np.array([float(s.sum()) for s in part.split(self.sizes)])
+        return self._allowed(widths - (self.widths.step - 1) / 2)  # the nearest alignment step, not the next
 
     def decided(self, threshold: float) -> np.ndarray:
         """The widths if exactly the gates below the threshold were closed: (groups,). threshold: of the logits."""
@@ -93,3 +95,15 @@ class Policy:
         """(channels,) → by group, in double precision"""
         parts = values.double().cpu().split(self.sizes)
         return {g.name: part.numpy() for g, part in zip(self.widths.groups, parts, strict=True)}
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {"logits": self.logits, "above": self.above, "kept": self.kept}
+
+    def load(self, state: dict[str, Any]) -> None:
+        kept = state["kept"]
+        if kept is not None and (not isinstance(kept, Tensor) or kept.shape != self.logits.shape):
+            raise ValueError(f"'kept' must be a tensor of {len(self.logits)} values, or None")
+        self.logits, self.above = state["logits"].cpu(), state["above"].cpu()
+        self.kept = None if kept is None else kept.cpu()

@@ -14,7 +14,8 @@ Held = dict[str, Tensor]  # outputs by module
 class Prefix:
     """The modules that finish before any of `readers` is called, whose outputs can be replayed instead of running them.
 
-    They are found in one run. The replay is then verified: outputs captured with all channels
+    They are found in one run of the model as it is, gated and on a real batch, and not in the graph's flow, which is of the
+    example inputs and does not say when a module returns. The replay is then verified: outputs captured with all channels
     present must lead to the same loss with some of them ablated as a full run, else nothing is replayed. Outputs that
     only replayed modules use are not stored.
 

@@ -11,7 +11,7 @@ class Controller:
     below δ is uninformative until the end, while the needed threshold changes from the first step on.
 
     start: the first α. first: the threshold that the budget needs before training. arrive: fraction of the training after
-    which the stripes and channels to cut are chosen. most: the highest α, a measure of the gradient that opposes it, once it
+    which the stripes and channels to cut are chosen. most: the highest α, from the gradient that opposes it, once that
     is known. A stronger α moves all values alike: it destroys the network and distinguishes nothing.
     """
 

@@ -12,34 +12,30 @@ from secateurs.graph import ChannelGroup
 from secateurs.graph.channels import parameter
 from secateurs.training import Recipe
 
-FIXED = 1 / 3  # the minimum fraction of the training in the final shape, if the shape is chosen before that
+
+def faded(arrive: float, fixed: float) -> float:
+    """When the fade ends that begins at `arrive`: so that the fraction `fixed` of the training is left for the final shape, or
+    half of what remains if it begins later than that. All are fractions of the training."""
+    return 1 - fixed if arrive < 1 - fixed else (1 + arrive) / 2
 
 
-def faded(arrive: float) -> float:
-    """When the fade ends that begins at `arrive`: 60% of what remains, but at the latest after two thirds of the training,
-    unless it begins about then. Both are fractions of the training."""
-    return arrive + min(0.6 * (1 - arrive), max(1 - FIXED - arrive, 0.3 * (1 - arrive)))
-
-
-def ceiling(first: float, arrive: float, progress: float) -> float:
+def ceiling(first: float, arrive: float, end: float, progress: float) -> float:
     """The largest value of a unit that is to be cut, which falls from `first` to zero during the fade."""
-    return first * max(0.0, 1.0 - (progress - arrive) / max(1e-9, faded(arrive) - arrive))
+    return first * min(1.0, max(0.0, (end - progress) / max(1e-9, end - arrive)))
 
 
-class Restarting(Recipe):
-    """A recipe whose schedule starts again.
+class Held(Recipe):
+    """A recipe that holds its learning rate before its schedule begins.
 
-    restart: the fraction of the training after which it does; None for never.
+    hold: the fraction of the training before that.
     """
 
-    restart: float | None = None
+    hold: float = 0.0
 
     def factor(self, done: float, position: float) -> float:
-        if self.restart is None or not 0 < self.restart < 1:
-            return super().factor(done, position)
-        if done < self.restart:
-            return super().factor(done / self.restart, position)
-        return super().factor((done - self.restart) / (1 - self.restart), position)
+        if done < self.hold:
+            return 1.0
+        return super().factor((done - self.hold) / max(1e-9, 1 - self.hold), position)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from secateurs.graph.channels import parameter
 from secateurs.methods.method import Task
 from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.outcome import report
-from secateurs.methods.pff.phases import attenuate_, ceiling
+from secateurs.methods.pff.phases import attenuate_, ceiling, faded
 from secateurs.methods.pff.settings import Settings
 from secateurs.methods.pff.sizes import restore_, sizes
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
@@ -41,17 +41,16 @@ class PFFPruner(Pruner):
         self.stripes = config.stripes(task)
         found, shared = self.stripes.kernels, config.skeleton == "position"
         self.sizes = sizes(self.model, found)  # of the filters, to be restored at the end
-        self.optimizer: torch.optim.Optimizer | None = None
         self.measure: Measure
         if config.penalty == "skeleton":
             norms = config.prior == "norm" or (config.prior is None and config.controlled(task))
             prior = Norms(self.model, found, shared).strength().detach() if norms else None
             self.measure = skeleton = Skeleton(self.model, found, shared, prior)
-            self.optimizer = torch.optim.SGD(
+            optimizer = torch.optim.SGD(
                 [skeleton.values], config.skeleton_lr, self.MOMENTUM, weight_decay=config.skeleton_decay
             )
             # The network has no parameters: so the values join its optimizer, and are averaged over processes separately.
-            self.networks = {"skeleton": (nn.Module(), self.optimizer)}
+            self.networks = {"skeleton": (nn.Module(), optimizer)}
         else:
             self.measure = Norms(self.model, found, shared)
         self.alive = torch.ones(self.stripes.units, dtype=torch.bool)
@@ -73,24 +72,29 @@ class PFFPruner(Pruner):
         if isinstance(self.measure, Skeleton):
             self.measure.values.data = self.measure.values.data.to(device)
         self.alive = self.alive.to(device)
+        self.start = self.measure.strength().detach().clone()
         if self.config.controlled(self.task):
             first = self._needed()
             self.controller = Controller(self._guess(first), self.config.delta, self.config.arrive, first)
             self.alpha = 0.0 if self._measuring() else self.controller.update(first, 0.0)
 
+    @property
+    def _rate(self) -> float:
+        """How far an α of one moves a strength in a step, at the peak learning rate."""
+        config = self.config
+        return (config.skeleton_lr if isinstance(self.measure, Skeleton) else config.lr) / (1 - self.MOMENTUM)
+
     def _guess(self, first: float) -> float:
         """The α that would take a value from the first threshold to δ in time if the loss had no effect on it."""
         config, recipe = self.config, self.config.recipe()
         done = np.linspace(0, config.arrive, 50)
-        lr = config.skeleton_lr if isinstance(self.measure, Skeleton) else config.lr
         factor = float(np.mean([recipe.factor(d, d * config.epochs) for d in done]))
-        path = lr * factor * config.arrive * max(1, self.total)
-        return max(first - config.delta, config.delta) * (1 - self.MOMENTUM) / path
+        path = self._rate * factor * config.arrive * max(1, self.total)
+        return max(first - config.delta, config.delta) / path
 
     def _measuring(self) -> bool:
-        """Whether the gradient is still being measured."""
-        limited = self.optimizer is not None and self.config.limit is not None
-        return limited and self.steps < min(MEASURE, int(0.2 * self.config.arrive * self.total))
+        """Whether the gradient is still being measured: in the first steps, in which α is zero."""
+        return self.config.limit is not None and self.steps < min(MEASURE, int(0.2 * self.config.arrive * self.total))
 
     def penalty(self) -> Tensor | float:
         """α times the sum of all values (eq. 2)."""
@@ -119,14 +123,12 @@ class PFFPruner(Pruner):
                 self._kill(below)
 
     def _limit(self, controller: Controller) -> None:
-        """Set the highest α from the gradient of the loss, on its first call: so far, α was zero."""
-        if controller.most != float("inf") or self.config.limit is None or not isinstance(self.measure, Skeleton):
+        """Set the highest α, on the first call: what would move the strengths `limit` times as fast as the loss has done."""
+        if self.config.limit is None or controller.most != float("inf"):
             return
-        assert self.optimizer is not None
-        mean = self.optimizer.state[self.measure.values].get("momentum_buffer")
-        if mean is not None and bool(mean.any()):
-            opposed = mean.abs() * (1 - self.MOMENTUM) / (self.measure.pull * self.measure.prior).to(mean.device)
-            controller.most = self.config.limit * float(opposed.mean())
+        moved = float((self.measure.strength().detach() - self.start).abs().mean()) / self.steps
+        if moved > 0:
+            controller.most = self.config.limit * moved / self._rate
 
     def _choose(self) -> None:
         """Choose what to cut."""
@@ -147,7 +149,8 @@ class PFFPruner(Pruner):
 
     def _fade(self, first: float) -> None:
         arrive, total = self.config.arrive, max(1, self.total)
-        earlier, now = (ceiling(first, arrive, i / total) for i in (self.steps - 1, self.steps))
+        end = faded(arrive, self.config.fixed)
+        earlier, now = (ceiling(first, arrive, end, i / total) for i in (self.steps - 1, self.steps))
         if now > 0:
             self.measure.limit_(self.doomed, now)
             # A norm would compensate for small weights, and then collapse: so what is read of the channels fades as well.

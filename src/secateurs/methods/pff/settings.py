@@ -9,7 +9,7 @@ from pydantic import Field
 
 from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Task
-from secateurs.methods.pff.phases import Restarting, faded
+from secateurs.methods.pff.phases import Held, faded
 from secateurs.methods.pruner import TrainingMethod
 from secateurs.methods.stripes.select import Stripes, check_kernels, kernels
 
@@ -27,7 +27,8 @@ class Settings(TrainingMethod):
             "alpha": 1e-5, "delta": 0.01, "epochs": 160, "lr": 0.1, "schedule": "step", "milestones": (80.0, 120.0),
             "skeleton_lr": 0.1, "prior": "none", "floor": 0.0, "live": True, "skeleton_decay": 1e-4,
         },
-        "controlled": {"prior": "none", "restart": False, "limit": None},  # values start at one, α is as strong as needed
+        # For long runs: values start at one, α is as strong as the budget needs, and more of the training is for the search.
+        "long": {"prior": "none", "limit": None, "hold": False, "arrive": 0.3, "fixed": 0.28},
         "group-lasso": {"penalty": "group-lasso"},
     }  # fmt: skip
 
@@ -44,8 +45,9 @@ class Settings(TrainingMethod):
         (), description="when 'step' multiplies both learning rates by gamma, in epochs"
     )
     gamma: float = Field(default=0.1, gt=0, le=1, description="the factor of 'step'")
-    restart: bool = Field(
-        default=True, description="under control, start the schedule again once the network has its final shape"
+    hold: bool = Field(
+        default=True,
+        description="under control, hold both learning rates until the network has its final shape; the schedule begins then",
     )
     weight_decay: float = Field(default=1e-4, ge=0, description="of the network's weights")
     skeleton_lr: float = Field(
@@ -62,14 +64,20 @@ class Settings(TrainingMethod):
     limit: float | None = Field(
         4.0,
         gt=0,
-        description="under control, the highest α, in units of the loss's gradient in the values; None for no limit",
+        description="under control, how many times as fast as the loss alone α may move values; None for no limit",
     )
     live: bool = Field(
         default=False,
         description="apply the threshold after each step, as in the released code, not only after training",
     )
     arrive: float = Field(
-        default=0.3, gt=0, le=1, description="fraction of the training after which the set of units to cut is fixed"
+        default=0.1, gt=0, le=1, description="fraction of the training after which the set of units to cut is fixed"
+    )
+    fixed: float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="fraction of the training in the final shape, after units to cut have been faded out",
     )
     floor: float = Field(default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps")
     skeleton: Literal["stripe", "position"] = Field(
@@ -95,11 +103,11 @@ class Settings(TrainingMethod):
     def feasible(self, task: Task) -> None:
         task.widths.check(self.stripes(task).lowest())
 
-    def recipe(self) -> Restarting:
-        return Restarting(
+    def recipe(self) -> Held:
+        return Held(
             epochs=self.epochs, lr=self.lr, schedule=self.schedule, milestones=self.milestones, gamma=self.gamma,
             weight_decay=self.weight_decay, precision=self.precision,
-            restart=faded(self.arrive) if self.restart and self.alpha is None else None,
+            hold=faded(self.arrive, self.fixed) if self.hold and self.alpha is None else 0.0,
         )  # fmt: skip
 
     def controlled(self, task: Task) -> bool:

@@ -10,7 +10,6 @@ import numpy as np
 from secateurs.errors import ConfigError
 from secateurs.graph import Cost
 from secateurs.methods.method import Task
-from secateurs.methods.select import Widths
 from secateurs.methods.selection import Selection
 from secateurs.stripes import StripeConv2d
 
@@ -62,9 +61,7 @@ class Stripes:
     def __init__(
         self, task: Task, kernels: Mapping[str, tuple[int, int, int]], shared: bool = False, floor: float = 0.0
     ) -> None:
-        self.task, self.kernels = task, dict(kernels)
-        # A channel of no stripes is dead: the floor is one of stripes.
-        self.widths = Widths(task.graph, task.groups, task.budget, floor=0.0)
+        self.task, self.widths, self.kernels, self.shared = task, task.widths, dict(kernels), shared
         shapes = list(self.kernels.values())
         self.sizes = np.array([o * h * w for o, h, w in shapes], dtype=np.int64)
         self.least = np.maximum(1, np.ceil(floor * self.sizes)).astype(np.int64)
@@ -103,7 +100,8 @@ class Stripes:
 
     def left(self, alive: Array, scores: Array, channels: Sequence[Array] | None = None) -> Left:
         """What is left without the dead stripes and the cut channels; a layer that would have too few
-        stripes keeps its best ones. Channels whose filters have no stripes are cut, too, if their group is in scope.
+        stripes keeps its best ones, and a group that would have too few channels the best stripe of more filters. Channels
+        whose filters have no stripes are cut, too, if their group is in scope.
 
         alive: (stripes,). scores: (units,).
         """
@@ -129,8 +127,13 @@ class Stripes:
         filters = np.zeros(self.filters, dtype=bool)
         filters[self.filter[alive]] = True
         found = []
-        for makers, whole, kept in zip(self.makers, self.whole, channels, strict=True):
-            found.append(kept & filters[makers].any(1) if whole else kept)
+        for i, (makers, whole, kept) in enumerate(zip(self.makers, self.whole, channels, strict=True)):
+            stays = kept & filters[makers].any(1) if whole else kept
+            if not self.shared and (more := min(self.widths.least[i], kept.sum()) - stays.sum()) > 0:
+                alive, stays = self._more(alive, scores, makers, kept, stays, more)
+                filters[self.filter[alive]] = True
+            found.append(stays)
+        counts = np.bincount(self.layer[alive], minlength=len(self.sizes))
         widths = np.array([int(k.sum()) for k in found], dtype=np.int64)
         for i, n in enumerate(self.widths.aligned(widths).tolist()):
             if n > widths[i]:  # kept for alignment although dead: those that are kept anyway, then any
@@ -141,12 +144,26 @@ class Stripes:
                 widths[i] = n
         return Left(alive, found, widths, counts)
 
+    def _more(
+        self, alive: Array, scores: Array, makers: Array, kept: Array, stays: Array, more: int
+    ) -> tuple[Array, Array]:
+        """With the best stripe of each of the `more` best channels that have no stripes: stripes and channels, bools."""
+        alive, stays = alive.copy(), stays.copy()
+        best: dict[int, tuple[float, int]] = {}  # channel → its best stripe's score, and that stripe
+        for channel in np.flatnonzero(kept & ~stays).tolist():
+            own = np.flatnonzero(np.isin(self.filter, makers[channel]))
+            stripe = int(own[np.argmax(scores[own])])
+            best[channel] = float(scores[stripe]), stripe
+        for channel in sorted(best, key=lambda c: (-best[c][0], c))[:more]:
+            alive[best[channel][1]] = stays[channel] = True
+        return alive, stays
+
     def cost(self, left: Left) -> Cost:
         return self.widths.cost(left.widths, dict(zip(self.kernels, left.counts.tolist(), strict=True)))
 
     def lowest(self) -> Cost:
         """The lowest possible cost: the minimum number of stripes of each layer and of channels."""
-        channels = [np.arange(n) < least for n, least in zip(self.widths.sizes, self.widths.least, strict=True)]
+        channels = [np.arange(n) < least for n, least in zip(self.widths.sizes, self.widths.lowest, strict=True)]
         return self.cost(self.left(np.zeros(len(self), dtype=bool), np.zeros(self.units), channels))
 
     def fits(self, left: Left) -> bool:

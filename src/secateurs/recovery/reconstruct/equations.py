@@ -21,6 +21,9 @@ class Equations(Protocol):
     def loss(self, w: Tensor) -> Tensor:
         """Σ (x · w − y)² by output, (G, O). w: (G, n, O)."""
 
+    def mean_rest(self, w: Tensor) -> Tensor:
+        """The mean of y − x · w, (G, 1, O). The last input must be the constant 1."""
+
     def spread(self) -> Tensor:
         """Σ (y − mean)² by output, (G, O)."""
 
@@ -62,6 +65,9 @@ class Moments:
 
     def loss(self, w: Tensor) -> Tensor:
         return ((w * (self.xx @ w - 2 * self.xy)).sum(1) + self.yy).clamp(min=0)
+
+    def mean_rest(self, w: Tensor) -> Tensor:
+        return (self.y[:, None] - self.xx[:, -1:] @ w) / max(1, self.count)
 
     def spread(self) -> Tensor:
         return self.yy - self.y.square() / max(1, self.count)
@@ -107,6 +113,9 @@ class Rows:
         for x, y in zip(self._x, self._y, strict=True):
             total += (x.double() @ w - y).square().sum(1)
         return total
+
+    def mean_rest(self, w: Tensor) -> Tensor:
+        return (self.y - torch.cat(self._x, 1).double() @ w).mean(1, keepdim=True)
 
     def spread(self) -> Tensor:
         return (self.y - self.y.mean(1, keepdim=True)).square().sum(1)

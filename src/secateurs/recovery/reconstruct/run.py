@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import call, map_tensors
+from secateurs.graph.inputs import map_tensors
 from secateurs.graph.modes import evaluating
 from secateurs.plans import Plan
 from secateurs.recovery.reconstruct.solver import Solution
@@ -46,13 +46,8 @@ def reconstruct_(
     names = _names(model, original)
     original = copied(original).eval()
     with torch.no_grad(), evaluating(model):
-        structure = Structure(model, names)
-        structure.start(min(LOOK, rows(chunks[0])))
-        with structure:
-            call(model, _slice(chunks[0], 0, LOOK))
-        steps, norms = structure.steps(), structure.norms()
-        del structure
-        targets = [_targets(step, original, plan) for step in steps if _reads_cut(step, plan)]
+        found = Structure.of(model, _slice(chunks[0], 0, LOOK), names)
+        targets = [_targets(step, original, plan) for step in found.steps if _reads_cut(step, plan)]
         if not targets:
             return {}
         sampler = Sampler(positions, seed)
@@ -62,7 +57,7 @@ def reconstruct_(
         for chunk, inputs in enumerate(chunks):
             watched.run(chunk, inputs)
             report.show(chunk + 1, "running the original")
-        walk = Walk(model, names, steps, targets, norms, sampler, ridge)
+        walk = Walk(model, names, found, targets, sampler, ridge)
         walk.solved = lambda done, name: report.show(len(chunks) + done, name)
         return walk.run(chunks)
 
@@ -77,26 +72,28 @@ def _targets(step: Step, original: nn.Module, plan: Plan) -> Targets:
     tensors = named_tensors(original)
     kept = _kept_outputs(step, tensors[step.weight], plan)
     index = None if kept is None else torch.tensor(kept, device=tensors[step.weight].device)
-    scale = shift = None
+    scale, shift, affine = None, None, False
     if step.norm is not None:
         norm = original.get_submodule(step.norm.rpartition(".")[0])
         assert isinstance(norm, _BatchNorm)
+        assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = torch.rsqrt(norm.running_var + norm.eps)
         scale = scale if norm.weight is None else scale * norm.weight
         shift = -scale * norm.running_mean if norm.bias is None else norm.bias - scale * norm.running_mean
         scale, shift = ((x if index is None else x[index]).detach() for x in (scale, shift))
-    return Targets(step, index, scale, shift)
+        affine = norm.affine
+    return Targets(step, index, scale, shift, affine)
 
 
 def _kept_outputs(step: Step, weight: Tensor, plan: Plan) -> list[int] | None:
     """The layer's outputs that are left of the original's, or None if all are."""
     axes = plan.kept.get(step.weight, {})
-    if not step.transposed:  # (O, C / groups, *kernel)
+    if not step.geometry.transposed:  # (O, C / groups, *kernel)
         return list(axes[0]) if 0 in axes else None
     if 1 not in axes:  # (C, O / groups, *kernel)
-        return list(axes[0]) if 0 in axes and step.groups == len(weight) else None
-    return [g * weight.shape[1] + k for g in range(step.groups) for k in axes[1]]
+        return list(axes[0]) if 0 in axes and step.geometry.groups == len(weight) else None
+    return [g * weight.shape[1] + k for g in range(step.geometry.groups) for k in axes[1]]
 
 
 def _names(model: nn.Module, original: nn.Module) -> dict[str, str]:

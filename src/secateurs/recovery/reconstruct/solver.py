@@ -29,12 +29,12 @@ class Solution:
 class Problem:
     """Collects samples, then solves.
 
-    weight, constant: the layer's own weights, and what it adds to its outputs, (O,); None if it cannot add a constant.
-    kept: (O, positions) of a stripe convolution. samples: how many are expected.
+    weight, bias: the layer's own. kept: (O, KH, KW), of a stripe convolution. samples: how many are expected.
+    floats: a norm follows that can add any constant, which is then the one that fits best, with the old weights, too.
     """
 
     def __init__(
-        self, geometry: Geometry, weight: Tensor, constant: Tensor | None, kept: Tensor | None, samples: int
+        self, geometry: Geometry, weight: Tensor, bias: Tensor | None, kept: Tensor | None, samples: int, floats: bool
     ) -> None:
         self.geometry, self.like = geometry, weight
         self.kept = None if kept is None else kept.flatten(1)
@@ -42,9 +42,9 @@ class Problem:
         self.device = torch.device("cpu") if weight.device.type == "mps" else weight.device
         matrix = geometry.matrix(weight if kept is None else dense(kept, weight)).to(self.device).double()
         self.old = matrix.mT  # (G, n, O / G)
-        self.free = 0 if constant is None else 1
-        if constant is not None:
-            row = constant.to(self.device).double().view(geometry.groups, 1, -1)
+        self.floats, self.free = floats, int(floats or bias is not None)
+        if self.free:
+            row = torch.zeros_like(self.old[:, :1]) if bias is None else bias.to(self.old).view(len(self.old), 1, -1)
             self.old = torch.cat([self.old, row], 1)
         g, n, o = self.old.shape
 
@@ -65,6 +65,8 @@ class Problem:
 
     def solve(self, ridge: float) -> Solution:
         """The old weights stay if the new ones are no better on the samples held out, or not finite."""
+        if self.floats:
+            self.old[:, -1:] += self.fit.mean_rest(self.old)
         judge = self.held if self.held.count else self.fit
         spread = float(judge.spread().sum())
 
@@ -79,7 +81,7 @@ class Problem:
         w = self._solved(ridge)
         constant = w[:, -1].flatten() if self.free else None
         matrix = (w[:, :-1] if self.free else w).mT.to(self.like)
-        if not bool(matrix.isfinite().all()):
+        if not bool(w.isfinite().all() and matrix.isfinite().all()):
             return Solution(before, before)
         return Solution(before, after, self._weight(matrix), None if constant is None else constant.to(self.like))
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
-from secateurs.graph.inputs import tensors
-from secateurs.recovery.reconstruct.watch import Key, Layer, Watch
+from secateurs.graph.context import NO_CALL
+from secateurs.graph.families import Family
+from secateurs.graph.flow import Flow, Op
+from secateurs.graph.inputs import call, tensors
+from secateurs.graph.recorder import Recorder
+from secateurs.recovery.reconstruct.layers import Geometry
+from secateurs.recovery.reconstruct.watch import Key, Watch
 
-aten = torch.ops.aten
-_VIEWS = (aten.view.default, aten._unsafe_view.default)
-_ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
+_VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
 
 
 @dataclass(frozen=True)
@@ -26,69 +28,89 @@ class Step:
 
     key: Key
     weight: str  # by its name in the original
+    geometry: Geometry
     norm: str | None = None  # the running mean of the batch norm that its output goes to, and nowhere else
     other: Key | None = None  # what is then added to it, where only the norm lies between and it is computed before
-    linear: bool = False  # a matrix product
-    transposed: bool = False  # a transposed convolution
-    groups: int = 1
 
     def laid(self, out: Tensor, images: int) -> Tensor:
         """The layer's output, or what is added to it, as (N, O, *)."""
-        return out.reshape(images, -1, out.shape[-1]).transpose(1, 2) if self.linear else out
+        return out.reshape(images, -1, out.shape[-1]).transpose(1, 2) if self.geometry.linear else out
 
 
-class _Op(NamedTuple):
-    key: Key
-    func: Any
-    args: Any
-    inputs: tuple[Key, ...]  # the ops that made them
+@dataclass(frozen=True)
+class Structure:
+    """The layers that run once, in order, and the batch norms that do, by name of the running mean."""
+
+    steps: tuple[Step, ...]
+    norms: Mapping[str, _BatchNorm]
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Any, names: Mapping[str, str]) -> Structure:
+        """Run the model, in its mode, on the inputs of a few images. names: see `Watch`."""
+        run = _Recording(model, names)
+        run.start(len(tensors(inputs)[0]))
+        run.recorder.start(tensors(inputs))
+        with torch.no_grad(), run:
+            out = call(model, inputs)
+        run.recorder.stop(out)
+        return cls(tuple(run.steps()), {n: norm for n, norm in run.norms.items() if run.ran[n] == 1})
 
 
-class Structure(Watch):
-    """Records one run: `with Structure(model, names) as s: model(x)`, then `s.steps()`."""
-
-    def __init__(self, model: nn.Module, original: Mapping[str, str]) -> None:
-        super().__init__(model, original)
-        self._at: dict[Key, int] = {}
-        self._made: dict[int, Key] = {}  # by id of the tensor
-        self._uses: dict[Key, list[_Op]] = {}
-        self._layers: list[tuple[Key, Layer]] = []
-        self._ran: Counter[_BatchNorm] = Counter()
-        self._kept: list[Any] = []  # so that ids are not reused
+class _Recording(Watch):
+    def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
+        super().__init__(model, names)
+        self.recorder = Recorder(False, self.names, {})
+        self.norms: dict[str, _BatchNorm] = {}
+        self.ran: Counter[str] = Counter()  # layers and norms
+        self._keys: list[Key] = []
+        self._layers: dict[Key, tuple[str, Geometry]] = {}
+        self._norm_at: dict[Key, str] = {}
 
     def op(self, key: Key, func: Any, args: Any, kwargs: Any) -> Any:
-        self._at[key] = len(self._at)
-        made = [self._made[id(x)] for x in pytree.tree_leaves((args, kwargs)) if id(x) in self._made]
-        for i in dict.fromkeys(made):
-            self._uses.setdefault(i, []).append(_Op(key, func, args, tuple(made)))
+        self._keys.append(key)
         if (layer := self.layer(func, args)) is not None:
-            self._layers.append((key, layer))
+            self._layers[key] = layer.name, layer.geometry
+            self.ran[layer.name] += 1
         if (norm := self.norm(args)) is not None:
-            self._ran[norm] += 1
+            name = self._norm_at[key] = self.names[id(norm.running_mean)]
+            self.norms[name] = norm
+            self.ran[name] += 1
+        self.recorder.prepare(func)
         out = func(*args, **kwargs)
-        self._made.update((id(x), key) for x in tensors(out))
-        self._kept.append((args, kwargs, out))
+        self.recorder.op(func, args, kwargs, out, NO_CALL)
         return out
 
-    def steps(self) -> list[Step]:
-        """The layers in order, without those that run several times."""
-        runs = Counter(layer.name for _, layer in self._layers)
-        return [self._step(key, layer) for key, layer in self._layers if runs[layer.name] == 1]
+    def steps(self) -> Iterator[Step]:
+        flow = self.recorder.flow()
+        keys = dict(zip((op for op in flow.ops if op.target is not None), self._keys, strict=True))
+        for op, key in keys.items():
+            name, geometry = self._layers.get(key, ("", None))
+            if geometry is not None and self.ran[name] == 1:
+                norm, other = self._following(flow, op, geometry, keys)
+                yield Step(key, name, geometry, norm, other)
 
-    def norms(self) -> dict[str, _BatchNorm]:
-        """The batch norms that run once and have statistics of their own, by the name of the running mean."""
-        return {self.names[id(norm.running_mean)]: norm for norm, runs in self._ran.items() if runs == 1}
+    def _following(
+        self, flow: Flow, layer: Op, geometry: Geometry, keys: Mapping[Op, Key]
+    ) -> tuple[str | None, Key | None]:
+        """The batch norm after a layer, and what makes the other summand of the sum after both."""
+        value, norm = layer.outputs[0], None
+        while len(uses := flow.uses(value)) == 1 and value not in flow.outputs:
+            op = uses[0]
+            if norm is None and keys.get(op) in self._norm_at:
+                norm = self._norm_at[keys[op]]
+            elif op.family is Family.ADDITION:
+                others = [v for v in op.live if v is not value]
+                if len(others) != 1 or others[0].shape != value.shape or others[0].made >= layer.index:
+                    break
+                made = flow.maker(others[0])
+                return norm, None if made is None else keys.get(made)
+            elif not (op.family is Family.IDENTITY or (geometry.linear and _keeps_last(op))):
+                break
+            value = op.outputs[0]
+        return norm, None
 
-    def _step(self, key: Key, layer: Layer) -> Step:
-        norm, other, last, uses = None, None, key, self._uses.get(key, [])
-        while layer.geometry.linear and len(uses) == 1 and uses[0].func in _VIEWS:
-            last, uses = uses[0].key, self._uses.get(uses[0].key, [])
-        if len(uses) == 1 and (found := self.norm(uses[0].args)) is not None:
-            norm, last = self.names[id(found.running_mean)], uses[0].key
-            uses = self._uses.get(last, [])
-        if len(uses) == 1 and uses[0].func in _ADDITIONS and uses[0].args[0].shape == uses[0].args[1].shape:
-            others = [k for k in uses[0].inputs if k != last]
-            if len(others) == 1 and self._at[others[0]] < self._at[key]:
-                other = others[0]
-        geometry = layer.geometry
-        return Step(key, layer.name, norm, other, geometry.linear, geometry.transposed, geometry.groups)
+
+def _keeps_last(op: Op) -> bool:
+    """Whether an op only lays out the axes before the last in another way."""
+    view = op.family is Family.MOVEMENT and op.target.overloadpacket.__name__ in _VIEWS
+    return view and op.inputs[0].shape[-1:] == op.outputs[0].shape[-1:]

@@ -21,11 +21,15 @@ from secateurs.recovery.calibrate import Pooled
 from secateurs.recovery.reconstruct.layers import sampled
 from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.solver import Problem, Solution
-from secateurs.recovery.reconstruct.structure import Step
+from secateurs.recovery.reconstruct.structure import Step, Structure
 from secateurs.recovery.reconstruct.watch import Key, Layer, Watch
 from secateurs.training.seeds import mix
 
 SMALL = 1e-3  # a batch norm's factor, relative to its largest, that is too small to divide by
+_VARIES = (
+    "Reconstruct needs a network that runs the same layers for all images, and which layers this one runs depends on the "
+    "images. Use sc.Mimic or sc.Recover."
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,9 @@ class Targets:
     kept: Tensor | None  # the channels of its output that are left; None for all
     scale: Tensor | None = None  # (O,), what the batch norm after it multiplies by; None if there is none …
     shift: Tensor | None = None  # … and then adds
+    affine: bool = False  # the norm has a weight and a bias
     size: tuple[int, ...] = ()  # of its output
-    values: list[Tensor] = field(default_factory=list)  # by chunk: (images · P, O)
+    values: dict[int, Tensor] = field(default_factory=dict)  # by chunk: (images · P, O)
 
     def left(self, y: Tensor) -> Tensor:
         return y if self.kept is None else y[:, self.kept]
@@ -92,7 +97,7 @@ class Original(Watch):
             wanted = self._sampled(targets, y)
             if (other := self._summand.pop(key, None)) is not None:
                 wanted += targets.before_norm(other)
-            targets.values.append(wanted)
+            targets.values[self._chunk] = wanted
         for t in self._others.get(key, ()):
             self._summand[t.step.key] = self._sampled(t, t.step.laid(out, self.images))
         return out
@@ -127,7 +132,7 @@ class Cut(Watch):
         if layer is not None and (targets := walk.targets.get(key)) is not None:
             pause(walk.collect(targets, layer, self._chunk, self._summand.pop(key, None)))
         out = func(*args, **kwargs)
-        if layer is not None and out.numel() > layer.x.numel() and (norm := walk.after(walk.steps[key])) is not None:
+        if layer is not None and _larger(out, layer) and (norm := walk.after(walk.steps[key])) is not None:
             # The norm's statistics are counted here: while the other chunks arrive, the layer's input is held, not its
             # output, which is larger.
             point = walk.count(norm, out)
@@ -145,20 +150,22 @@ class Walk:
     """Runs the cut network, all chunks in step. Its weights and its norms' statistics change in place, in the order in which
     they are used: each layer reads what the layers before it, already solved, give it.
 
-    steps: all layers; targets: of those to solve. norms: those that run once, by name of the running mean.
+    targets: of the layers to solve.
     """
 
     def __init__(
-        self, model: nn.Module, names: Mapping[str, str], steps: Sequence[Step], targets: Sequence[Targets],
-        norms: Mapping[str, _BatchNorm], sampler: Sampler, ridge: float,
+        self, model: nn.Module, names: Mapping[str, str], structure: Structure, targets: Sequence[Targets],
+        sampler: Sampler, ridge: float,
     ) -> None:  # fmt: skip
-        self.model, self.names, self.sampler, self._ridge, self._norms = model, names, sampler, ridge, norms
-        self.steps = {step.key: step for step in steps}
+        self.model, self.names, self.sampler, self._ridge = model, names, sampler, ridge
+        self.steps, self._norms = {step.key: step for step in structure.steps}, structure.norms
         self.targets = {t.step.key: t for t in targets}
         self.others = by_other(targets)
         self.solutions: dict[str, Solution] = {}  # by weight
         self.solved: Callable[[int, str], None] = lambda done, name: None  # called after each
-        self._affine: dict[_BatchNorm, tuple[Tensor, Tensor]] = {}
+        self._wanted: dict[
+            _BatchNorm, tuple[Tensor, Tensor]
+        ] = {}  # norms after solved layers: their factor and constant
         self.stale: set[_BatchNorm] = set()  # norms whose statistics are of the inputs that they had in the original
         self._problem: Problem | None = None  # of the layer that the chunks are arriving at …
         self._pooled: Pooled | None = None  # … or the statistics of the norm
@@ -174,10 +181,7 @@ class Walk:
                 if all(point is None for point in points):
                     return self.solutions
                 if len({point and point.name for point in points}) > 1:
-                    raise ConfigError(
-                        "Reconstruct needs a network that runs the same layers for all images, and this one's depend on the "
-                        "images: use sc.Mimic or sc.Recover."
-                    )
+                    raise ConfigError(_VARIES)
                 points[0].finish()
         finally:
             for run in runs:
@@ -193,12 +197,12 @@ class Walk:
         """A chunk has reached a layer that is to be solved."""
         if self._problem is None:
             samples = self._images * min(self.sampler.positions, math.prod(t.size))
-            constant = layer.bias
-            if constant is None and t.scale is not None and t.step.norm in self._norms:
-                constant = torch.zeros_like(t.scale)  # goes into the norm's bias
-            self._problem = Problem(layer.geometry, layer.weight, constant, layer.kept, samples)
+            floats = t.affine and self._norm(t.step) is not None
+            self._problem = Problem(layer.geometry, layer.weight, layer.bias, layer.kept, samples, floats)
         images = len(layer.x)
-        wanted, t.values[chunk] = t.values[chunk], t.values[chunk][:0]
+        wanted = t.values.pop(chunk, None)
+        if wanted is None:
+            raise ConfigError(_VARIES)
         if other is not None:
             wanted = wanted - t.before_norm(other)
         at = self.sampler.at(t.step.weight, chunk, images, t.size, layer.x.device)
@@ -212,12 +216,14 @@ class Walk:
         found = self.solutions[name] = problem.solve(self._ridge)
         if found.weight is not None:
             weight.copy_(found.weight)
-            constant = torch.zeros((), device=weight.device) if found.constant is None else found.constant
-            if bias is not None:
-                bias.copy_(constant)
-                constant = torch.zeros_like(constant)
-            if t.step.norm in self._norms and t.scale is not None and t.shift is not None:
-                self._affine[self._norms[t.step.norm]] = t.scale, t.shift + t.scale * constant
+            norm = self._norm(t.step)
+            if norm is not None and t.affine:
+                assert t.scale is not None
+                assert t.shift is not None
+                added = 0 if bias is not None or found.constant is None else t.scale * found.constant
+                self._wanted[norm] = t.scale, t.shift + added
+            if bias is not None and found.constant is not None:
+                bias.copy_(found.constant)
         self.solved(len(self.solutions), name)
         if len(self.solutions) == 1:
             self.stale = set(self._norms.values())
@@ -226,8 +232,11 @@ class Walk:
 
     def after(self, step: Step) -> _BatchNorm | None:
         """The batch norm that a layer's output goes to, if its statistics are not those of this output."""
-        norm = self._norms.get(step.norm) if step.norm else None
+        norm = self._norm(step)
         return norm if norm in self.stale else None
+
+    def _norm(self, step: Step) -> _BatchNorm | None:
+        return None if step.norm is None else self._norms.get(step.norm)
 
     def count(self, norm: _BatchNorm, x: Tensor) -> Point:
         """A chunk has reached a norm: x (N, C, *)."""
@@ -248,16 +257,13 @@ class Walk:
         if bool(found.mean.isfinite().all() and variance.isfinite().all()) and found.n > 1:
             norm.running_mean.copy_(found.mean)  # type: ignore[union-attr]
             norm.running_var.copy_(variance)  # type: ignore[union-attr]
-            if norm in self._affine and norm.weight is not None:
-                import os
+            if (wanted := self._wanted.get(norm)) is not None:
+                norm.weight.copy_(wanted[0] * (variance + norm.eps).sqrt())
+                norm.bias.copy_(wanted[1] + wanted[0] * found.mean)
 
-                k = float(os.environ.get("KAPPA", "1"))
-                scale, shift = self._affine.pop(norm)
-                full = (variance + norm.eps).sqrt()
-                old = norm.weight.detach().double() / scale  # sigma of the original
-                w = scale * full**k * old.abs() ** (1 - k)
-                norm.weight.copy_(w)
-                norm.bias.copy_(shift + scale * found.mean)
+
+def _larger(out: Tensor, layer: Layer) -> bool:
+    return not layer.geometry.linear and out.numel() > layer.x.numel()
 
 
 def rows(inputs: Any) -> int:
