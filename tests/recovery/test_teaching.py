@@ -69,7 +69,7 @@ def test_without_a_teacher_the_labels_are_used_and_it_is_said(capsys: pytest.Cap
     _, student = pair()
     plain = copy.deepcopy(student)
     recover(student, batches(), sc.Recover(epochs=1), progress="lines")
-    assert "on the task loss alone: no teacher" in capsys.readouterr().err
+    assert "trains on the task loss alone: there is no teacher" in capsys.readouterr().err
     recover(plain, batches(), sc.Recover(epochs=1, share=0))
     assert same(student, plain)
     for recipe in (sc.Recover(share=0.5), sc.Distil()):
@@ -84,7 +84,7 @@ def test_data_without_labels() -> None:
     (line,) = recover(student, inputs, sc.Recover(epochs=1, share=1), teacher)
     assert line["share"] == 1
     assert not same(student, before)
-    with pytest.raises(sc.ConfigError, match="Recover reads labels"):
+    with pytest.raises(sc.DataError, match="Recover reads labels"):
         sc.prune(teacher, X, "l1", sc.Budget(macs=0.8), sc.Data(inputs), sc.Recover(epochs=1))
 
 

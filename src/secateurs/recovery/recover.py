@@ -83,12 +83,9 @@ def recover(
         settled = recipe.settled(measure(recipe, split_data(data)[0])[0], kept)
         engine = Engine(model, data, settled, seed=seed, hooks=hooks, **options)
         if settled is not recipe:
-            alone = (
-                ""
-                if taught or not isinstance(recipe, Recover) or not recipe.share
-                else ", on the task loss alone: no teacher"
-            )
-            engine.report.line(f"{options['title']}: peak learning rate {settled.lr:g}{alone}")
+            engine.report.line(f"{options['title']}: peak learning rate {settled.lr:g}")
+        if taught is None and isinstance(recipe, Recover) and recipe.share:
+            engine.report.line(f"{options['title']}: trains on the task loss alone: there is no teacher")
         return engine.fit(resume=resume)
     finally:
         if taught:
