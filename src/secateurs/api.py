@@ -82,7 +82,8 @@ def prune(
     calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`: with
         True, those of `data`, if any; or batches to use instead; False leaves the network as it was cut and verified.
     recover: how to recover the cut network: `Reconstruct`, `Recover`, `Mimic`, `Distil`, or a list of them, run in order;
-        None skips recovery. All but `Recover` use the given model as the teacher; `Reconstruct` and `Mimic` read no labels.
+        None skips recovery. The given model is the teacher of all of them: `Recover(share=0)` trains on the labels alone, and
+        `Reconstruct`, `Mimic` and `Recover(share=1)` read no labels.
     scope: "internal" keeps channels on a shortcut, "all" also cuts them; None is the method's default, which follows its
         paper ("internal" for most).
     allow_inexact: also cut channels that a normalization computes statistics over. Such a cut is not verified, and
@@ -176,7 +177,7 @@ def prune(
     for name, recipe in steps:
         history += recovery.recover(
             small, source, recipe, plan=plan, teacher=original, example_inputs=example_inputs, nodes=selection.nodes,
-            seed=seed, resume=resume, **_phase(folder, name, options),
+            kept=cost.macs / base.macs, seed=seed, resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
     if steps:
         after = _figures(cost, small, source, loss)
