@@ -55,8 +55,8 @@ def test_recovers_in_several_steps(run, images, tmp_path):
     assert ran.status == 0, ran.err
     card = json.loads((tmp_path / "r" / "card.json").read_text())
     assert [(r["mode"], r["epochs"]) for r in card["recover"]] == [("mimic", 2), ("distil", 1), ("finetune", 1)]
-    assert [r["lr"] for r in card["recover"]] == [0.002, 0.02, 0.02]
-    assert card["recover"][1]["temperature"] == 3
+    assert [r["lr"] for r in card["recover"]] == [0.002, None, None]
+    assert [r.get("temperature") for r in card["recover"]] == [None, 3, 3]
     assert [h.get("mode") for h in card["history"] if "train_loss" in h][-4:] == ["mimic", "mimic", "distil", None]
     found = sorted(p.name for p in (tmp_path / "r").glob("recover*"))
     assert found == ["recover-1-mimic", "recover-2-distil", "recover-3-finetune"]
@@ -185,12 +185,18 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--set", "beta"), "write key=value"),
         (("--set", "foo=1"), "--set foo=1: there is no such setting. l1's settings are: ranking"),
         (("--recover", "prune:3"), "finetune:EPOCHS"),
-        (("--recover", "mimic:3,finetune:x"), "distil:EPOCHS or reconstruct:IMAGES"),
+        (("--recover", "mimic:3,finetune:x"), "mimic:EPOCHS or reconstruct:IMAGES"),
         (("--recover", "reconstruct:x"), "reconstruct:IMAGES"),
         (("--recover", "reconstruct:1"), "--recover 1: must be greater than or equal to 2"),
         (("--recover", "mimic:-1"), "--recover mimic:-1: the number of epochs must be 0 or more"),
         (("--recover", "finetune:3", "--nodes", "stem"), "--nodes is of mimic: it needs --recover mimic:EPOCHS"),
-        (("--recover", "mimic:1", "--temperature", 2), "--temperature is of distil"),
+        (
+            ("--recover", "mimic:1", "--temperature", 2),
+            "--temperature is of finetune: it needs --recover finetune:EPOCHS.",
+        ),
+        (("--recover", "mimic:1", "--share", 0), "--share is of finetune"),
+        (("--share", 0, "--temperature", 2), "it needs --recover finetune:EPOCHS with a share above 0"),
+        (("--share", 2), "--share 2"),
         (("--recover", "mimic:1", "--mimic-lr", "-1"), "--mimic-lr -1"),
         (("--recover", "mimic:1", "--nodes", "stem"), "needs two nodes or more"),
         (("--set", "ranking=best"), "--ranking best: must be 'global' or 'layer'"),
@@ -397,12 +403,12 @@ def test_recovery_that_makes_it_worse_is_told(run, job, tmp_path, monkeypatch, t
 
     def worse(*args, **options):
         found = whole(*args, **options)
-        return replace(found, cut=replace(found.cut, top1=50.0), after=replace(found.after, top1=top1))
+        return replace(found, calibrated=replace(found.calibrated, top1=50.0), after=replace(found.after, top1=top1))
 
     monkeypatch.setattr(sc, "prune", worse)
     ran = run(*job, "--out", tmp_path / "r")
     assert ran.status == 0, ran.err
-    line = "recovery left top-1 at 40.00%, below the 50.00% right after the cut: try a lower --lr, or --recover none\n"
+    line = "recovery left top-1 at 40.00%, below the 50.00% that it began with: try a lower --lr, or --recover none\n"
     assert (line in ran.err) == (top1 == 40.0)
     assert ("recovery left" in ran.err) == (top1 == 40.0)
 
