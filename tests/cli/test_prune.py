@@ -65,8 +65,8 @@ def test_recovers_in_several_steps(run, images, tmp_path):
     assert ran.status == 0, ran.err
     card = json.loads((tmp_path / "r" / "card.json").read_text())
     assert [(r["mode"], r["epochs"]) for r in card["recover"]] == [("mimic", 2), ("distil", 1), ("finetune", 1)]
-    assert [r["lr"] for r in card["recover"]] == [0.002, 0.02, 0.02]
-    assert card["recover"][1]["temperature"] == 3
+    assert [r["lr"] for r in card["recover"]] == [0.002, None, None]
+    assert [r.get("temperature") for r in card["recover"]] == [None, 3, 3]
     assert [h.get("mode") for h in card["history"] if "train_loss" in h][-4:] == ["mimic", "mimic", "distil", None]
     found = sorted(p.name for p in (tmp_path / "r").glob("recover*"))
     assert found == ["recover-1-mimic", "recover-2-distil", "recover-3-finetune"]
@@ -79,6 +79,18 @@ def test_recovers_in_several_steps(run, images, tmp_path):
     assert [p.name for p in (tmp_path / "r").glob("recover*")] == ["recover"]
     card = json.loads((tmp_path / "r" / "card.json").read_text())
     assert card["history"][-1]["nodes"] == card["recover"]["nodes"] == ["plain", "bn2"]
+
+
+def test_reconstructs_before_training(run, images, tmp_path):
+    job = ("prune", NET, "--data", f"folder:{images}", "--batch-size", 16, "--pretrain-epochs", 0, "--macs", 0.5)
+    ran = run(*job, "--method", "l1", "--recover", "reconstruct:20,finetune:1", "--out", tmp_path / "r")
+    assert ran.status == 0, ran.err
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert [r["mode"] for r in card["recover"]] == ["reconstruct", "finetune"]
+    told = next(h for h in card["history"] if h.get("event") == "reconstructed")
+    assert told["images"] == 20
+    assert told["layers"]
+    assert sorted(p.name for p in (tmp_path / "r").glob("recover*")) == ["recover-2-finetune"]
 
 
 def test_given_weights_are_pruned_as_they_are(run, images, tmp_path):
@@ -183,12 +195,18 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--set", "beta"), "write key=value"),
         (("--set", "foo=1"), "--set foo=1: there is no such setting. l1's settings are: ranking"),
         (("--recover", "prune:3"), "finetune:EPOCHS"),
-        (("--recover", "mimic:3,finetune:x"), "distil:EPOCHS or reconstruct:IMAGES"),
+        (("--recover", "mimic:3,finetune:x"), "mimic:EPOCHS or reconstruct:IMAGES"),
         (("--recover", "reconstruct:x"), "reconstruct:IMAGES"),
         (("--recover", "reconstruct:1"), "--recover 1: must be greater than or equal to 2"),
         (("--recover", "mimic:-1"), "--recover mimic:-1: the number of epochs must be 0 or more"),
         (("--recover", "finetune:3", "--nodes", "stem"), "--nodes is of mimic: it needs --recover mimic:EPOCHS"),
-        (("--recover", "mimic:1", "--temperature", 2), "--temperature is of distil"),
+        (
+            ("--recover", "mimic:1", "--temperature", 2),
+            "--temperature is of finetune: it needs --recover finetune:EPOCHS.",
+        ),
+        (("--recover", "mimic:1", "--share", 0), "--share is of finetune"),
+        (("--share", 0, "--temperature", 2), "it needs --recover finetune:EPOCHS with a share above 0"),
+        (("--share", 2), "--share 2"),
         (("--recover", "mimic:1", "--mimic-lr", "-1"), "--mimic-lr -1"),
         (("--recover", "mimic:1", "--nodes", "stem"), "needs two nodes or more"),
         (("--set", "ranking=best"), "--ranking best: must be 'global' or 'layer'"),

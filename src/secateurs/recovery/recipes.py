@@ -1,7 +1,8 @@
-"""Recipes of recovery: fine-tuning, mimicking, distillation."""
+"""Recipes of recovery: training with the original as the teacher, and mimicking."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,44 @@ from secateurs.training.recipe import Recipe
 
 
 class Recover(Recipe):
-    """Recovers accuracy after a cut by fine-tuning with the task loss."""
+    """Recovers accuracy after a cut by training, with the original as the teacher: the loss is its softened class probabilities
+    and the task loss (Hinton et al., 2015). `share=0` trains on the task loss alone, `share=1` without labels.
+
+    If the network's outputs are not the logits of classes, the task loss alone is used, and a line says so; with `share` set,
+    this is an error.
+    """
+
+    # None is replaced by `settled`, before anything trains
+    lr: float | None = Field(  # type: ignore[assignment]
+        default=None, gt=0, description="peak learning rate; None: by the depth of the cut and the number of steps"
+    )
+    share: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="weight of the original's probabilities in the loss; the task loss has the rest",
+    )
+    temperature: float = Field(default=4.0, gt=0, description="T: temperature that logits are divided by")
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.share < 1
+
+    def settled(self, steps: int | None, kept: float = 0.5) -> Recipe:
+        if self.lr is not None:
+            return self
+        return self.model_copy(update={"lr": peak_lr(steps, kept) if self.optimizer == "sgd" else ADAM_LR})
+
+
+ADAM_LR, MOST_LR = 1e-3, 0.1
+
+
+def peak_lr(steps: int | None, kept: float) -> float:
+    """The peak learning rate of SGD (batches of 128, momentum 0.9) after a cut.
+
+    steps: of recovery, None if unknown: many. kept: the fraction of the MACs that is left.
+    """
+    return min(MOST_LR, 0.05 * math.sqrt((steps or 10_000) / 400))
 
 
 class Mimic(Recipe):
@@ -61,19 +99,10 @@ class Mimic(Recipe):
         return False
 
 
-class Distil(Recipe):
-    """Trains the cut network on the original's class probabilities and the labels (Hinton et al., 2015)."""
+class Distil(Recover):
+    """`Recover` by its older name: the original must be given, and teaches."""
 
     mode: ClassVar[str] = "distil"
-
-    temperature: float = Field(default=4.0, gt=0, description="T: temperature that logits are divided by")
-    share: float = Field(
-        default=0.9, ge=0, le=1, description="weight of the original's probabilities; the labels have the rest"
-    )
-
-    @property
-    def reads_labels(self) -> bool:
-        return self.share < 1
 
 
 MODES: dict[str, type[Recipe]] = {kind.mode: kind for kind in (Recover, Mimic, Distil)}
