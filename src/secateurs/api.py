@@ -31,8 +31,8 @@ from secateurs.placement import Placement
 from secateurs.plans import PrunableGraph, trace
 from secateurs.result import Figures, Result
 from secateurs.stripes import tune
-from secateurs.surgery import apply, verify
-from secateurs.surgery.verify import check_deterministic
+from secateurs.surgery import apply
+from secateurs.surgery.verify import check_deterministic, verified
 from secateurs.training import CheckpointStore, Hook, Phase
 from secateurs.training.metrics import Loss
 from secateurs.training.progress import Mode
@@ -154,8 +154,7 @@ def prune(
     report(
         f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
     )
-    error = verify(model, plan, example_inputs) if plan.exact else float("nan")
-    small = apply(model, plan)
+    small, error = verified(model, plan, example_inputs) if plan.exact else (apply(model, plan), float("nan"))
     chosen.initialise(task, selection, small)
     report(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"

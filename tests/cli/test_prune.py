@@ -71,6 +71,18 @@ def test_recovers_in_several_steps(run, images, tmp_path):
     assert card["history"][-1]["nodes"] == card["recover"]["nodes"] == ["plain", "bn2"]
 
 
+def test_reconstructs_before_training(run, images, tmp_path):
+    job = ("prune", NET, "--data", f"folder:{images}", "--batch-size", 16, "--pretrain-epochs", 0, "--macs", 0.5)
+    ran = run(*job, "--method", "l1", "--recover", "reconstruct:20,finetune:1", "--out", tmp_path / "r")
+    assert ran.status == 0, ran.err
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert [r["mode"] for r in card["recover"]] == ["reconstruct", "finetune"]
+    told = next(h for h in card["history"] if h.get("event") == "reconstructed")
+    assert told["images"] == 20
+    assert told["layers"]
+    assert sorted(p.name for p in (tmp_path / "r").glob("recover*")) == ["recover-2-finetune"]
+
+
 def test_given_weights_are_pruned_as_they_are(run, images, tmp_path):
     model = sc.build(NET, num_classes=2)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
@@ -391,12 +403,12 @@ def test_recovery_that_makes_it_worse_is_told(run, job, tmp_path, monkeypatch, t
 
     def worse(*args, **options):
         found = whole(*args, **options)
-        return replace(found, cut=replace(found.cut, top1=50.0), after=replace(found.after, top1=top1))
+        return replace(found, calibrated=replace(found.calibrated, top1=50.0), after=replace(found.after, top1=top1))
 
     monkeypatch.setattr(sc, "prune", worse)
     ran = run(*job, "--out", tmp_path / "r")
     assert ran.status == 0, ran.err
-    line = "recovery left top-1 at 40.00%, below the 50.00% right after the cut: try a lower --lr, or --recover none\n"
+    line = "recovery left top-1 at 40.00%, below the 50.00% that it began with: try a lower --lr, or --recover none\n"
     assert (line in ran.err) == (top1 == 40.0)
     assert ("recovery left" in ran.err) == (top1 == 40.0)
 

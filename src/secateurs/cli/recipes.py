@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
@@ -43,6 +43,12 @@ class RecoverOptions:
     """how far feature maps are apart, kl by default"""
     nodes: str | None = None
     """modules whose outputs are mimicked: layer1,layer2,layer3; found by themselves if not given"""
+    optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    """of every training phase; by default sgd, and adam for mimicking"""
+    milestones: str | None = None
+    """epochs after which the learning rate is multiplied by --gamma, such as 5,10; instead of --schedule"""
+    gamma: float | None = None
+    """what the milestones multiply the learning rate by, 0.1 by default"""
 
     def recipes(self) -> list[Phase]:
         """What to do after the cut, in order; ConfigError for invalid options and for those that nothing would use."""
@@ -60,7 +66,28 @@ class RecoverOptions:
             if getattr(self, option) is not None and not used:
                 why = " with a share above 0" if option == "temperature" and tuned else ""
                 raise ConfigError(f"--{option.replace('_', '-')} is of {kind}: it needs --recover {kind}:EPOCHS{why}.")
-        return [self._recipe(kind, amount) for kind, amount in phases if amount != 0]
+        return [self._stepped(self._recipe(kind, amount)) for kind, amount in phases if amount != 0]
+
+    def _stepped(self, phase: Phase) -> Phase:
+        """The phase with the optimizer and the milestones, if it trains."""
+        from secateurs.training import Recipe
+
+        given: dict[str, Any] = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        if self.milestones is not None:
+            if self.schedule != "onecycle":
+                raise ConfigError(f"--schedule {self.schedule} and --milestones are mutually exclusive.")
+            try:
+                points = tuple(float(part) for part in self.milestones.split(","))
+            except ValueError:
+                raise ConfigError(f"--milestones {self.milestones}: write epochs with commas, such as 5,10.") from None
+            given |= {"schedule": "step", "milestones": points}
+        if self.gamma is not None:
+            if self.milestones is None:
+                raise ConfigError("--gamma is of --milestones, which are not given.")
+            given["gamma"] = self.gamma
+        if not given or not isinstance(phase, Recipe):
+            return phase
+        return type(phase)(**{**phase.model_dump(exclude_unset=True), **given})
 
     def _recipe(self, kind: str, amount: float | None) -> Phase:
         from secateurs.recovery import MODES, Reconstruct

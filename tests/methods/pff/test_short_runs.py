@@ -66,6 +66,15 @@ def test_alpha_is_limited_by_the_gradient_that_opposes_it() -> None:
     assert (pruner._scores() > 0.5 * pruner.measure.prior.numpy()).mean() > 0.9  # nothing was destroyed
 
 
+def test_no_run_is_too_short_for_the_limit() -> None:
+    model = block()
+    pruner = attached(model, sc.Budget(macs=0.5), steps=12, arrive=0.5)
+    assert pruner.alpha == 0
+    train(model, pruner, 1)
+    assert pruner.controller is not None
+    assert 0 < pruner.alpha <= pruner.controller.most < 0.1 * pruner._guess(1.0)
+
+
 def test_values_stop_at_zero() -> None:
     model = block()
     pruner = attached(model, sc.Budget(macs=0.5), steps=100, limit=None, skeleton_lr=0.5, arrive=0.5)

@@ -24,11 +24,19 @@ class Outcome:
 
 
 def report(
-    task: Task, stripes: Stripes, left: Left, scores: np.ndarray, delta: float, threshold: float, alpha: float
+    task: Task,
+    stripes: Stripes,
+    left: Left,
+    scores: np.ndarray,
+    delta: float,
+    threshold: float,
+    alpha: float,
+    fixed: bool,
 ) -> Outcome:
     """What was cut, and what that changes on the example inputs.
 
     scores: (units,) the final values. delta: the setting. threshold: below which units were cut.
+    fixed: whether alpha is a setting.
     """
     selection = stripes.selection(left)
     values = scores[stripes.unit]
@@ -50,7 +58,7 @@ def report(
             f"pff removed no stripes: every value is at least delta={delta:g}. Raise alpha={alpha:g}, train longer, or set a "
             "budget."
         )
-    elif task.budget is not None and largest > max(delta, TOLERANCE):
+    elif fixed and task.budget is not None and largest > delta:
         lines.append(
             f"pff: alpha={alpha:g} left {(values >= delta).mean():.1%} of the stripes at or above delta={delta:g}. The budget "
             f"was met by cutting stripes with values up to {largest:.4f}: raise alpha, train longer, or leave alpha out."

@@ -94,7 +94,8 @@ class PFFPruner(Pruner):
 
     def _measuring(self) -> bool:
         """Whether the gradient is still being measured: in the first steps, in which α is zero."""
-        return self.config.limit is not None and self.steps < min(MEASURE, int(0.2 * self.config.arrive * self.total))
+        steps = min(MEASURE, max(1, int(0.2 * self.config.arrive * self.total)))
+        return self.config.limit is not None and self.steps < steps
 
     def penalty(self) -> Tensor | float:
         """α times the sum of all values (eq. 2)."""
@@ -216,7 +217,8 @@ class PFFPruner(Pruner):
         selection = self.stripes.selection(left)
         kept = {name: torch.from_numpy(stays) for name, stays in selection.stripes.items()}
         restore_(self.model, self.sizes, kept, self.task.example_inputs)
-        found = report(self.task, self.stripes, left, scores, self.config.delta, delta, self.alpha)
+        fixed = self.config.alpha is not None
+        found = report(self.task, self.stripes, left, scores, self.config.delta, delta, self.alpha, fixed)
         for line in found.lines:
             self.log(line)
         self.task.note(**found.record)
