@@ -177,7 +177,7 @@ def prune(
     for name, recipe in steps:
         history += recovery.recover(
             small, source, recipe, plan=plan, teacher=original, example_inputs=example_inputs, nodes=selection.nodes,
-            kept=cost.macs / base.macs, seed=seed, resume=resume, **_phase(folder, name, options),
+            seed=seed, resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
     if steps:
         after = _figures(cost, small, source, loss)

@@ -22,6 +22,7 @@ class Epoch(Open):
     epoch: AtLeastOne  # counted from 1
     step: Count | None = None  # in all, at its end
     lr: Number | None = None
+    share: Number | None = None  # of the original's class probabilities in the loss, where it taught
     train_loss: Number | None = None
     train_top1: Percent | None = None
     val_loss: Number | None = None

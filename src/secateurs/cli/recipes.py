@@ -28,7 +28,7 @@ class RecoverOptions:
     temperature: float | None = None
     """that logits are divided by for these probabilities, 4 by default"""
     lr: float | None = None
-    """peak learning rate of fine-tuning; by default chosen by the depth of the cut and the number of steps"""
+    """peak learning rate of fine-tuning; by default chosen by the number of steps"""
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     """how the learning rate goes from step to step"""
     weight_decay: float = 5e-4
@@ -158,7 +158,7 @@ class RedesignOptions:
     recover_epochs: float = 3
     """of the pruned network, after the cut; 0 for none"""
     recover_lr: float | None = None
-    """peak learning rate of recovery; by default chosen by the depth of the cut and the number of steps"""
+    """peak learning rate of recovery; by default chosen by the number of steps"""
     scratch_epochs: float | None = None
     """of the widths found, trained from scratch; by default as many as --epochs"""
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"

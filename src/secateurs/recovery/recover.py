@@ -53,7 +53,6 @@ def recover(
     teacher: nn.Module | None = None,
     example_inputs: Any = None,
     nodes: Sequence[str] = (),
-    kept: float = 0.5,
     seed: int = 0,
     resume: bool = False,
     **options: Any,
@@ -64,7 +63,6 @@ def recover(
     teacher: the original network; it is not modified; a copy of it is run. Without it, `Recover` trains on the task loss alone.
     example_inputs: as for tracing; needed by `Mimic` to find feature maps that kept their shape.
     nodes: feature maps to mimic if the recipe names none; those that changed their shape are skipped.
-    kept: the fraction of the MACs that the cut has left, which the learning rate is chosen by if the recipe has none.
     options: passed to `Engine`; `Reconstruct` uses `device` and `progress` only. Your own hooks run before the teacher's.
     """
     if isinstance(recipe, Reconstruct):
@@ -80,7 +78,7 @@ def recover(
     taught = _taught(model, recipe, teacher, example_inputs, nodes)
     try:
         hooks = [*options.pop("hooks", ()), *([taught] if taught else [])]
-        settled = recipe.settled(measure(recipe, split_data(data)[0])[0], kept)
+        settled = recipe.settled(measure(recipe, split_data(data)[0])[0])
         engine = Engine(model, data, settled, seed=seed, hooks=hooks, **options)
         if settled is not recipe:
             engine.report.line(f"{options['title']}: peak learning rate {settled.lr:g}")

@@ -92,11 +92,8 @@ class Recipe(Phase):
             raise ValueError("nesterov needs optimizer='sgd' and a momentum above 0")
         return self
 
-    def settled(self, steps: int | None, kept: float = 0.5) -> Recipe:
-        """The recipe for a run of this many steps (None: unknown), with nothing left open.
-
-        kept: the fraction of its MACs that a cut network has left.
-        """
+    def settled(self, steps: int | None) -> Recipe:
+        """The recipe for a run of this many steps (None: unknown), with nothing left open."""
         return self
 
     def factor(self, done: float, position: float) -> float:
