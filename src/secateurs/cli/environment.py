@@ -302,11 +302,11 @@ def _torchvision(_: str) -> dict[str, Any]:
     }
 
 
-def _fitting(torch: str, torchvision: str) -> str:
+def _fitting(torch: str | None, torchvision: str | None) -> str:
     """Which torchvision to install: each release is made for one of torch, 0.21 for 2.6, 0.22 for 2.7, and so on."""
-    found = re.match(r"2\.(\d+)\.", torch)
+    found = re.match(r"2\.(\d+)\.", torch or "")
     release = f"0.{int(found[1]) + 15}" if found else ""
-    if release and not torchvision.startswith(f"{release}."):
+    if release and torchvision and not torchvision.startswith(f"{release}."):
         return f"torch {torch} needs torchvision {release}: pip install 'torchvision=={release}.*'."
     return "Install the build of it that belongs to this torch."
 
