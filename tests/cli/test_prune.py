@@ -46,6 +46,16 @@ def test_trains_cuts_recovers_and_saves(run, job, tmp_path):
     assert set(load_file(tmp_path / "r" / "pretrained.safetensors")) == set(sc.build(NET).state_dict())
 
 
+def test_without_calibration(run, job, tmp_path):
+    job = (*job[:-8], "--pretrain-epochs", 1, "--recover", "none", "--method", "l1", "--macs", 0.5)
+    for out, more in (("r", ()), ("s", ("--no-calibrate",))):
+        ran = run(*job, "--out", tmp_path / out, *more)
+        assert ran.status == 0, ran.err
+        card = json.loads((tmp_path / out / "card.json").read_text())
+        assert (card["calibrated"] == card["cut"] == card["after"]) == bool(more)
+        assert bool(re.search(r"calibrated on \d+ images: 5 batch norms", ran.err)) != bool(more)
+
+
 def test_recovers_in_several_steps(run, images, tmp_path):
     """Each has a folder of its own; a resumed run agrees with them, a new one takes them away."""
     job = ("prune", NET, "--data", f"folder:{images}", "--batch-size", 16, "--pretrain-epochs", 1, "--macs", 0.5)
