@@ -36,7 +36,7 @@ from secateurs.data.loader import ArraySource
 from secateurs.files import write_whole
 from secateurs.methods import Method, TrainingMethod, resolve
 from secateurs.recovery import MODES
-from secateurs.training import Recipe
+from secateurs.training import Phase, Recipe
 
 METHODS = ("l2", "aofp", "npn", "pff", "onestep", "epruner")
 NORMALIZATIONS = {"vgg16": "cifar10"}  # of the checkpoints; the others have ImageNet's
@@ -76,15 +76,19 @@ def configured(text: str, **more: Any) -> Method:
     return resolve(name, **{**preset, **given, **more})
 
 
-def recipes(text: str, passes: float, macs: float) -> list[Recipe]:
-    """`mimic + finetune lr=0.05`: recipes of recovery, which share these passes evenly."""
-    found = []
-    phases = text.split("+") if text != "none" else []
-    for phase in phases:
+def recipes(text: str, passes: float, macs: float, images: int) -> list[Phase]:
+    """`reconstruct + finetune lr=0.05`: phases of recovery, which share these passes; those that train do so evenly."""
+    found: list[Phase] = []
+    for phase in text.split("+") if text != "none" else []:
         mode, *words = phase.split()
-        recipe = MODES[mode](epochs=1, **settings(words))
-        epochs = max(0.0, passes) / len(phases) / recovery_cost(recipe, macs)
-        found.append(recipe.model_copy(update={"epochs": epochs}))
+        kind = sc.Reconstruct if mode == sc.Reconstruct.mode else MODES[mode]
+        found.append(kind(**settings(words)))
+    trained = [phase for phase in found if isinstance(phase, Recipe)]
+    left = max(0.0, passes - sum(recovery_cost(phase, macs, images) for phase in found if phase not in trained))
+    for i, phase in enumerate(found):
+        if isinstance(phase, Recipe):
+            epochs = left / len(trained) / recovery_cost(phase, macs, images)
+            found[i] = phase.model_copy(update={"epochs": epochs})
     return found
 
 
@@ -125,7 +129,7 @@ class Accuracy:
         method = configured(cell.method, **({"epochs": epochs} if searching else {}))
         width = cell.macs if self.args.unit == "macs" else 1.0
         left = total - once - epochs * cost.epoch
-        recovery = recipes(cell.recovery, left, width)
+        recovery = recipes(cell.recovery, left, width, images)
         began, cpu = time.perf_counter(), time.process_time()
         result = sc.prune(
             self.model, self.inputs, method, sc.Budget(macs=cell.macs), self.data(cell.seed), recovery or None,
@@ -138,13 +142,17 @@ class Accuracy:
         return {
             "before": result.before.top1,
             "after the cut": result.cut.top1,
-            "calibrated": getattr(result, "calibrated", result.cut).top1,
+            "calibrated": result.calibrated.top1,
             "recovered": result.after.top1,
             "narrowest": 100 * narrowest,
             "MACs": 100 * result.after.macs / result.before.macs,
-            "passes": once + epochs * cost.epoch + sum((r.epochs or 0) * recovery_cost(r, width) for r in recovery),
+            "passes": once
+            + epochs * cost.epoch
+            + sum(getattr(phase, "epochs", 1) * recovery_cost(phase, width, images) for phase in recovery),
             "search": {"epoch": cost.epoch, "once": once, "epochs": epochs, "steps": searched},
-            "recovery": [{"mode": r.mode, **r.model_dump(mode="json", exclude_unset=True)} for r in recovery],
+            "recovery": [
+                {"mode": phase.mode, **phase.model_dump(mode="json", exclude_unset=True)} for phase in recovery
+            ],
             "seconds": time.perf_counter() - began,
             "cpu": time.process_time() - cpu,
         }

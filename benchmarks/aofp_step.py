@@ -2,7 +2,7 @@
 next layer a second time.
 
 Steps of all kinds take turns in one process, and each is compared with the plain step of its turn; the median ratio
-counts. "first": all layers at the first step of a search, with half of the filters ablated, which is the most there is.
+counts. "first": all layers at the first step of a search, with the whole layer as search space, which is the most there is.
 "move": the mean over the steps of a whole search, whose search space halves until one filter is left. "second path": the
 layer that reads the ablated filters, its batch norm and its non-linearity once more on masked inputs, as the paper has
 it. Seconds are CPU seconds of this process, which other load on the machine hardly moves. Random data of CIFAR's shape, one

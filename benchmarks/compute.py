@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateurs as sc
 from secateurs.methods import Method, TrainingMethod
-from secateurs.training import Recipe
+from secateurs.training import Phase
 
 STEPS = 3  # steps per epoch of the short searches
 EPOCHS = 2
@@ -52,10 +52,12 @@ def search_cost(
     return SearchCost(epoch, max(0.0, short - EPOCHS * rows * epoch))
 
 
-def recovery_cost(recipe: Recipe, macs: float) -> float:
-    """Of one epoch of recovery, in training passes of the uncut network. macs: the share that the cut network has.
+def recovery_cost(phase: Phase, macs: float, images: int) -> float:
+    """Of one epoch of recovery, or of a reconstruction, in training passes over these images through the uncut network.
 
-    A teacher runs forward only, which is a third of a pass.
+    macs: the share that the cut network has. A teacher runs forward only, which is a third of a pass.
     """
-    taught = recipe.mode in ("mimic", "distil") or getattr(recipe, "share", 0) > 0
+    if isinstance(phase, sc.Reconstruct):  # one forward pass of each network
+        return min(phase.images, images) / images * (1 + macs) / 3
+    taught = not isinstance(phase, sc.Recover) or phase.share > 0
     return macs + taught / 3

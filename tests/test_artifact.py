@@ -109,6 +109,7 @@ class TestRoundTrip:
         old = json.loads(OLD_CARD)
         (saved / CARD).write_text(json.dumps({**old, "files": card["files"]}))
         read = artifact.read(saved)[1]
+        assert read.calibrated == read.cut  # it was saved before there was calibration
         assert [name for name, _ in read.networks()] == ["before", "after l1", "after the cut"]
         assert read.data is not None
         assert read.data.normalize == "none"

@@ -11,7 +11,6 @@ import torch
 
 import secateurs as sc
 from secateurs.methods import resolve
-from secateurs.training import Recipe
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -46,5 +45,6 @@ def test_a_search_is_counted_as_it_runs(compute: dict[str, Any], method: str, le
 
 
 def test_a_teacher_costs_a_third_of_a_pass(compute: dict[str, Any]) -> None:
-    assert compute["recovery_cost"](Recipe(epochs=1), 0.3) == 0.3
-    assert compute["recovery_cost"](sc.Distil(epochs=1), 0.3) == pytest.approx(0.3 + 1 / 3)
+    assert compute["recovery_cost"](sc.Recover(share=0), 0.3, 100) == 0.3
+    assert compute["recovery_cost"](sc.Recover(), 0.3, 100) == pytest.approx(0.3 + 1 / 3)
+    assert compute["recovery_cost"](sc.Reconstruct(images=50), 0.3, 100) == pytest.approx(0.5 * 1.3 / 3)

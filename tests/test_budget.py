@@ -82,6 +82,7 @@ def test_message_says_what_was_asked_and_what_there_is() -> None:
     assert "macs=0.1 (1,000 of 10,000)" in str(caught.value)
     assert "2,345 remain" in str(caught.value)
     assert "lowest budget that can be met is macs=0.2345" in str(caught.value)
+    assert caught.value.lowest == {"macs": 0.2345}
     with pytest.raises(BudgetError, match=r"params=9 \(9 of 100\).*params=0\.1\. Try less\.$"):
         Budget(macs=0.5, params=9).check(Cost(10_000, 100), Cost(2_345, 10), ("Try less.",))
 

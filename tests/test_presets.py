@@ -17,7 +17,7 @@ from secateurs.methods.registry import resolve
 
 def test_a_preset_is_settings_that_others_override() -> None:
     found = sc.OneStep.preset("cifar", epochs=2)
-    assert found == sc.OneStep(lam=1.0, lr=1e-5, epochs=2)
+    assert found == sc.OneStep(lam=1.0, lr=1e-5, epochs=2, ranking="global")
 
 
 @pytest.mark.parametrize("name", sc.methods())
@@ -50,9 +50,11 @@ def test_unknown_presets(kind: Any, name: str, says: str) -> None:
 
 
 def test_on_the_command_line() -> None:
-    assert configured("onestep", ["epochs=2"], preset=["cifar"]) == sc.OneStep(lam=1.0, lr=1e-5, epochs=2)
+    assert configured("onestep", ["epochs=2"], preset=["cifar"]) == sc.OneStep(
+        lam=1.0, lr=1e-5, epochs=2, ranking="global"
+    )
     (stage,) = stages(["onestep:0.3"], ["onestep.epochs=2"], ["paper", "onestep.imagenet"], 1)
-    assert stage.method == sc.OneStep(lam=0.1, lr=1e-4, epochs=2)
+    assert stage.method == sc.OneStep(lam=0.1, lr=1e-4, epochs=2, ranking="global")
 
 
 @pytest.mark.parametrize(
@@ -76,9 +78,9 @@ def test_the_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert lines.keys() >= set(sc.methods())
-    assert "cifar, imagenet" in lines["onestep"]
+    assert "paper, cifar, imagenet" in lines["onestep"]
     assert main(["methods", "onestep"]) == 0
     (row,) = (line.split()[:4] for line in capsys.readouterr().out.splitlines() if line.startswith("lam "))
-    assert (row[0], *map(json.loads, row[1:])) == ("lam", 0.01, 1.0, 0.1)
+    assert (row[0], *map(json.loads, row[1:])) == ("lam", None, 1.0, 1.0)
     assert main(["methods", "onestpe"]) == 1
     assert "Did you mean onestep" in capsys.readouterr().err

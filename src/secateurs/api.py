@@ -31,8 +31,8 @@ from secateurs.placement import Placement
 from secateurs.plans import PrunableGraph, trace
 from secateurs.result import Figures, Result
 from secateurs.stripes import tune
-from secateurs.surgery import apply, verify
-from secateurs.surgery.verify import check_deterministic
+from secateurs.surgery import apply
+from secateurs.surgery.verify import check_deterministic, verified
 from secateurs.training import CheckpointStore, Hook, Phase
 from secateurs.training.metrics import Loss
 from secateurs.training.progress import Mode
@@ -82,7 +82,8 @@ def prune(
     calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`: with
         True, those of `data`, if any; or batches to use instead; False leaves the network as it was cut and verified.
     recover: how to recover the cut network: `Reconstruct`, `Recover`, `Mimic`, `Distil`, or a list of them, run in order;
-        None skips recovery. All but `Recover` use the given model as the teacher; `Reconstruct` and `Mimic` read no labels.
+        None skips recovery. The given model is the teacher of all of them: `Recover(share=0)` trains on the labels alone, and
+        `Reconstruct`, `Mimic` and `Recover(share=1)` read no labels.
     scope: "internal" keeps channels on a shortcut, "all" also cuts them; None is the method's default, which follows its
         paper ("internal" for most).
     allow_inexact: also cut channels that a normalization computes statistics over. Such a cut is not verified, and
@@ -153,8 +154,7 @@ def prune(
     report(
         f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
     )
-    error = verify(model, plan, example_inputs) if plan.exact else float("nan")
-    small = apply(model, plan)
+    small, error = verified(model, plan, example_inputs) if plan.exact else (apply(model, plan), float("nan"))
     chosen.initialise(task, selection, small)
     report(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"

@@ -47,15 +47,17 @@ class Budget:
         return cost.macs <= limits.macs and cost.params <= limits.params
 
     def check(self, base: Cost, lowest: Cost, hint: tuple[object, ...] = ()) -> None:
-        """Raise BudgetError if even the `lowest` cost that cutting can reach is over it. hint: what may help then."""
+        """Raise BudgetError if even the `lowest` cost that cutting can reach is over it: with the fraction that could be met.
+        hint: what may help then."""
         limits = self.limits(base)
         for name in ("macs", "params"):
             limit, least, full = getattr(limits, name), getattr(lowest, name), getattr(base, name)
             if least > limit:
+                possible = fraction(least, full)
                 raise BudgetError(
                     "The budget ", Setting(name, getattr(self, name)), f" ({limit:,} of {full:,}) cannot be met: with "
                     f"everything cut that may be cut, {least:,} remain. The lowest budget that can be met is ",
-                    Setting(name, fraction(least, full)), ".", hint=hint,
+                    Setting(name, possible), ".", hint=hint, lowest={name: possible},
                 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 
 import torch
 from torch import nn
@@ -65,9 +66,8 @@ def usable(device: str | torch.device | None, named: object = None) -> torch.dev
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer; the CPU if it has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    first = next(chain(model.parameters(), model.buffers()), None)  # without looking at all others
+    return torch.device("cpu") if first is None else first.device
 
 
 def check_one_device(model: nn.Module) -> None:

@@ -118,7 +118,14 @@ class VerificationError(SecateursError):
 
 
 class BudgetError(SecateursError):
-    """A budget is not valid or cannot be met."""
+    """A budget is not valid or cannot be met.
+
+    lowest: the lowest fractions of MACs and parameters that could be met, by name, where that is what is wrong.
+    """
+
+    def __init__(self, *message: object, hint: object = (), lowest: Mapping[str, float] | None = None) -> None:
+        super().__init__(*message, hint=hint)
+        self.lowest: dict[str, float] = dict(lowest or {})
 
 
 class ConfigError(SecateursError):

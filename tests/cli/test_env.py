@@ -123,3 +123,16 @@ def test_a_device_that_cannot_be_used(run: Run, tmp_path: Path) -> None:
     assert ran.status == 1
     assert "--device xpu cannot be used here: " in ran.err
     assert "`secateurs env` shows which devices can." in ran.err
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "says"),
+    [
+        ("2.6.0", "0.22.1", "torch 2.6.0 needs torchvision 0.21: pip install 'torchvision==0.21.*'."),
+        ("2.13.0+cpu", "0.29.1", "torch 2.13.0+cpu needs torchvision 0.28: pip install 'torchvision==0.28.*'."),
+        ("2.13.0+cpu", "0.28.0", "Install the build of it that belongs to this torch."),
+        ("3.0.0", "0.28.0", "Install the build of it that belongs to this torch."),
+    ],
+)
+def test_the_torchvision_that_fits_is_named(torch: str, torchvision: str, says: str) -> None:
+    assert environment._fitting(torch, torchvision) == says

@@ -95,7 +95,7 @@ def run(out: Path, resume: bool) -> None:
     )  # fmt: skip
     steady = [{k: v for k, v in line.items() if "second" not in k} for line in history]
     figures = sc.Figures(100, 100)
-    result = sc.Result(small, plan, figures, figures, figures, 0.0, sc.L1(), steady, None)
+    result = sc.Result(small, plan, *[figures] * 4, 0.0, sc.L1(), steady, None)
     artifact.save(out, small, plan, result.card(), overwrite=True)
     folder.finish(SETTINGS)
 

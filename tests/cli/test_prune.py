@@ -46,6 +46,16 @@ def test_trains_cuts_recovers_and_saves(run, job, tmp_path):
     assert set(load_file(tmp_path / "r" / "pretrained.safetensors")) == set(sc.build(NET).state_dict())
 
 
+def test_without_calibration(run, job, tmp_path):
+    job = (*job[:-8], "--pretrain-epochs", 1, "--recover", "none", "--method", "l1", "--macs", 0.5)
+    for out, more in (("r", ()), ("s", ("--no-calibrate",))):
+        ran = run(*job, "--out", tmp_path / out, *more)
+        assert ran.status == 0, ran.err
+        card = json.loads((tmp_path / out / "card.json").read_text())
+        assert (card["calibrated"] == card["cut"] == card["after"]) == bool(more)
+        assert bool(re.search(r"calibrated on \d+ images: 5 batch norms", ran.err)) != bool(more)
+
+
 def test_recovers_in_several_steps(run, images, tmp_path):
     """Each has a folder of its own; a resumed run agrees with them, a new one takes them away."""
     job = ("prune", NET, "--data", f"folder:{images}", "--batch-size", 16, "--pretrain-epochs", 1, "--macs", 0.5)
@@ -55,8 +65,8 @@ def test_recovers_in_several_steps(run, images, tmp_path):
     assert ran.status == 0, ran.err
     card = json.loads((tmp_path / "r" / "card.json").read_text())
     assert [(r["mode"], r["epochs"]) for r in card["recover"]] == [("mimic", 2), ("distil", 1), ("finetune", 1)]
-    assert [r["lr"] for r in card["recover"]] == [0.002, 0.02, 0.02]
-    assert card["recover"][1]["temperature"] == 3
+    assert [r["lr"] for r in card["recover"]] == [0.002, None, None]
+    assert [r.get("temperature") for r in card["recover"]] == [None, 3, 3]
     assert [h.get("mode") for h in card["history"] if "train_loss" in h][-4:] == ["mimic", "mimic", "distil", None]
     found = sorted(p.name for p in (tmp_path / "r").glob("recover*"))
     assert found == ["recover-1-mimic", "recover-2-distil", "recover-3-finetune"]
@@ -69,6 +79,18 @@ def test_recovers_in_several_steps(run, images, tmp_path):
     assert [p.name for p in (tmp_path / "r").glob("recover*")] == ["recover"]
     card = json.loads((tmp_path / "r" / "card.json").read_text())
     assert card["history"][-1]["nodes"] == card["recover"]["nodes"] == ["plain", "bn2"]
+
+
+def test_reconstructs_before_training(run, images, tmp_path):
+    job = ("prune", NET, "--data", f"folder:{images}", "--batch-size", 16, "--pretrain-epochs", 0, "--macs", 0.5)
+    ran = run(*job, "--method", "l1", "--recover", "reconstruct:20,finetune:1", "--out", tmp_path / "r")
+    assert ran.status == 0, ran.err
+    card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert [r["mode"] for r in card["recover"]] == ["reconstruct", "finetune"]
+    told = next(h for h in card["history"] if h.get("event") == "reconstructed")
+    assert told["images"] == 20
+    assert told["layers"]
+    assert sorted(p.name for p in (tmp_path / "r").glob("recover*")) == ["recover-2-finetune"]
 
 
 def test_given_weights_are_pruned_as_they_are(run, images, tmp_path):
@@ -173,12 +195,18 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--set", "beta"), "write key=value"),
         (("--set", "foo=1"), "--set foo=1: there is no such setting. l1's settings are: ranking"),
         (("--recover", "prune:3"), "finetune:EPOCHS"),
-        (("--recover", "mimic:3,finetune:x"), "distil:EPOCHS or reconstruct:IMAGES"),
+        (("--recover", "mimic:3,finetune:x"), "mimic:EPOCHS or reconstruct:IMAGES"),
         (("--recover", "reconstruct:x"), "reconstruct:IMAGES"),
         (("--recover", "reconstruct:1"), "--recover 1: must be greater than or equal to 2"),
         (("--recover", "mimic:-1"), "--recover mimic:-1: the number of epochs must be 0 or more"),
         (("--recover", "finetune:3", "--nodes", "stem"), "--nodes is of mimic: it needs --recover mimic:EPOCHS"),
-        (("--recover", "mimic:1", "--temperature", 2), "--temperature is of distil"),
+        (
+            ("--recover", "mimic:1", "--temperature", 2),
+            "--temperature is of finetune: it needs --recover finetune:EPOCHS.",
+        ),
+        (("--recover", "mimic:1", "--share", 0), "--share is of finetune"),
+        (("--share", 0, "--temperature", 2), "it needs --recover finetune:EPOCHS with a share above 0"),
+        (("--share", 2), "--share 2"),
         (("--recover", "mimic:1", "--mimic-lr", "-1"), "--mimic-lr -1"),
         (("--recover", "mimic:1", "--nodes", "stem"), "needs two nodes or more"),
         (("--set", "ranking=best"), "--ranking best: must be 'global' or 'layer'"),
@@ -385,12 +413,12 @@ def test_recovery_that_makes_it_worse_is_told(run, job, tmp_path, monkeypatch, t
 
     def worse(*args, **options):
         found = whole(*args, **options)
-        return replace(found, cut=replace(found.cut, top1=50.0), after=replace(found.after, top1=top1))
+        return replace(found, calibrated=replace(found.calibrated, top1=50.0), after=replace(found.after, top1=top1))
 
     monkeypatch.setattr(sc, "prune", worse)
     ran = run(*job, "--out", tmp_path / "r")
     assert ran.status == 0, ran.err
-    line = "recovery left top-1 at 40.00%, below the 50.00% right after the cut: try a lower --lr, or --recover none\n"
+    line = "recovery left top-1 at 40.00%, below the 50.00% that it began with: try a lower --lr, or --recover none\n"
     assert (line in ran.err) == (top1 == 40.0)
     assert ("recovery left" in ran.err) == (top1 == 40.0)
 

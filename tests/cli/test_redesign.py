@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import secateurs as sc
+from secateurs.cli.recipes import RedesignOptions
 from secateurs.training import CheckpointStore
 
 NET = "zoo:small_cnn"
@@ -208,3 +210,13 @@ def test_the_lowest_figure_it_tells_can_be_met(run, images, tmp_path):
     assert ran.status == 0, ran.err
     rows = json.loads((tmp_path / "r" / "redesign.json").read_text())["rows"]
     assert rows["re-design-pruned"]["macs"] <= float(lowest[1]) * rows["base"]["macs"]
+
+
+def test_the_options_are_the_fields_of_the_training() -> None:
+    """With the same defaults and types, so that neither is forgotten when the other gets one."""
+    options, training = (
+        {f.name: (f.type, f.default) for f in fields(c)} for c in (RedesignOptions, sc.RedesignTraining)
+    )
+    assert options == training
+    given = RedesignOptions(epochs=7, recover_lr=0.5, precision="bf16")
+    assert asdict(given.training()) == asdict(given)

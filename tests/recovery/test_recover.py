@@ -401,7 +401,7 @@ def test_soft_loss() -> None:
 
 def test_distillation_mixes_the_original_and_the_labels() -> None:
     x, y = batches(1)[0]
-    for share in (0.0, 0.3, 1.0):
+    for share in (0.3, 1.0):
         teacher, student = pair()
         before = copy.deepcopy(student).train()
         recipe = R.Distil(steps=1, lr=1e-9, share=share, temperature=2, precision="fp32")
@@ -440,7 +440,9 @@ def test_phases() -> None:
 def test_one_after_another_is_what_they_are_alone() -> None:
     teacher, _ = pair()
     recipes = [R.Mimic(epochs=1), R.Recover(epochs=1, lr=0.01)]
-    result = sc.prune(teacher, X, "l1", sc.Budget(macs=0.8), given(), recipes, progress="silent", device="cpu")
+    result = sc.prune(
+        teacher, X, "l1", sc.Budget(macs=0.8), given(), recipes, calibrate=False, progress="silent", device="cpu"
+    )
     by_hand = sc.apply(teacher, result.plan)
     for recipe in recipes:
         recover(by_hand, teacher, recipe)

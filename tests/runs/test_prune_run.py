@@ -55,6 +55,18 @@ def test_a_module_with_data_of_ones_own(tmp_path: Path) -> None:
     assert card["seconds"] == result.seconds
 
 
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_calibration_is_on_record(tmp_path: Path, calibrate: bool) -> None:
+    first = pruning(tmp_path / "r", calibrate=calibrate).start()
+    assert (first.calibrated != first.cut) == calibrate
+    assert ("calibrated" in [name for name, _ in first.networks]) == calibrate
+    assert ("calibrate" in json.loads((tmp_path / "r" / "run.json").read_text())["settings"]) == calibrate
+    again = pruning(tmp_path / "r", calibrate=calibrate).start(resume=True)
+    assert (again.cut, again.calibrated, again.after) == (first.cut, first.calibrated, first.after)
+    with pytest.raises(ConfigError, match=r"another run: it differs in calibrate \("):
+        pruning(tmp_path / "r", calibrate=not calibrate).start(resume=True)
+
+
 def test_a_finished_run_gives_its_result_again(tmp_path: Path) -> None:
     first = pruning(tmp_path / "r", recover=RECOVER).start()
     again = pruning(tmp_path / "r", recover=RECOVER).start(resume=True)

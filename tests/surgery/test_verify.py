@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from secateurs.errors import VerificationError
 from secateurs.graph import register_rule, rules
 from secateurs.plans import Plan, trace
-from secateurs.surgery import verify
-from secateurs.surgery.verify import check_deterministic
+from secateurs.surgery import apply, verify
+from secateurs.surgery.verify import check_deterministic, verified
 from tests.networks import CASES, Net, conv, half, head, image
 
 
@@ -40,6 +40,33 @@ def test_a_good_plan_passes_and_the_model_is_left_alone() -> None:
     assert model.training
     assert not model.na.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_network_that_was_verified_is_left_as_it_was_sliced(dtype: torch.dtype) -> None:
+    class Counting(nn.Module):
+        """Counts its runs in a buffer and in a list."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Sequential(conv(3, 6), nn.BatchNorm2d(6), conv(6, 4)), nn.Linear(4, 2)
+            self.register_buffer("runs", torch.zeros(1))
+            self.seen: list[int] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs += 1
+            self.seen.append(len(x))
+            return self.head(self.body(x).mean((2, 3)))
+
+    model = Counting().train()
+    plan = planned(model, image())
+    model = model.to(dtype)
+    small, error = verified(model, plan, image().to(dtype))
+    assert 0 <= error <= 1e-5
+    due = apply(model, plan).state_dict()
+    assert small.state_dict().keys() == due.keys()
+    assert all(torch.equal(v, due[k]) and v.dtype == due[k].dtype for k, v in small.state_dict().items())
+    assert (small.runs.item(), small.seen, small.training) == (0, model.seen, True)
 
 
 def test_keeping_nothing_less_is_no_difference() -> None:

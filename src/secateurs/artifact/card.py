@@ -5,42 +5,21 @@ Unknown fields, for example of later versions, are preserved; known fields are v
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from secateurs.files import check_format, shown
+from secateurs.artifact.fields import AtLeastOne, Count, Line, Number, Open, PathText, Percent, Seconds
+from secateurs.artifact.history import VERSION as HISTORY_VERSION
+from secateurs.artifact.history import Entry
+from secateurs.files import check_format
 from secateurs.plans.plan import PlanRecord
 from secateurs.widening.grow import Widening
 
 VERSION = 1
 MOST = 100  # maximum number of cuts and widenings, each of which copies the network
-
-
-def _path(text: object) -> str:
-    """Text that may be a path: bytes that are not UTF-8 are represented by surrogates, as in Python's file names."""
-    if not isinstance(text, str) or len(text) > 10_000:
-        raise ValueError(f"expected text, got {type(text).__name__}")
-    os.fsencode(text)  # UnicodeEncodeError is a ValueError
-    return text
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError(f"it has control characters: {shown(text)[:60]}")
-    return text
-
-
-Line = Annotated[str, Field(strict=True, max_length=1000), AfterValidator(_printable)]
-PathText = Annotated[Any, BeforeValidator(_path)]
-Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-AtLeastOne = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
-Seconds = Annotated[float, Field(strict=True, ge=0, le=1e12)]
 
 
 @dataclass(frozen=True)
@@ -54,20 +33,14 @@ class Figures:
     loss: Number | None = None
 
 
-class _Open(BaseModel):
-    """A model that allows unknown fields."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class Cut(_Open):
+class Cut(Open):
     """An earlier cut of the network, made `after` this many widenings."""
 
     after: Count
     plan: PlanRecord
 
 
-class Source(_Open):
+class Source(Open):
     """How to build the network that was pruned: a spec, widenings and cuts. Other fields are options of its constructor.
     Without a spec it begins with a network of the user's own."""
 
@@ -85,13 +58,13 @@ class Source(_Open):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-class MethodRecord(_Open):
+class MethodRecord(Open):
     """The method and its settings."""
 
     name: Line
 
 
-class DataRecord(_Open):
+class DataRecord(Open):
     """The data that the metrics were measured on."""
 
     data: PathText | None = None
@@ -102,7 +75,7 @@ class DataRecord(_Open):
     skipped: dict[str, Count] = {}  # files that could not be read, by split
 
 
-class Earlier(_Open):
+class Earlier(Open):
     """An earlier cut of the network: its method, and the figures of the network before it."""
 
     method: Line
@@ -116,7 +89,7 @@ class Digests(BaseModel):
     model: Annotated[str, Field(alias="model.safetensors")]
 
 
-class StripesRecord(_Open):
+class StripesRecord(Open):
     """The kept stripes of a layer: see `surgery.stripes.summary`."""
 
     layer: Line
@@ -129,7 +102,7 @@ class StripesRecord(_Open):
     index: Count
 
 
-class Card(_Open):
+class Card(Open):
     """The metadata of an artifact: everything but its plan and weights."""
 
     format: str
@@ -143,7 +116,8 @@ class Card(_Open):
     after: Figures
     error: Number | None  # relative error between the sliced and the masked network; None if not verified
     stripes: list[StripesRecord] = []
-    history: list[dict[str, Any]] = []
+    history_version: Annotated[int, Field(strict=True, ge=1, le=HISTORY_VERSION)] = 1
+    history: list[Entry] = []
     versions: dict[str, Line] = {}
     kernels: dict[str, dict[str, str]] = {}  # stripe convolution → size of its input → kernel; see `stripes.choose`
     data: DataRecord | None = None

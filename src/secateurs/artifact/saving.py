@@ -20,6 +20,7 @@ from torch import nn
 
 from secateurs.artifact.card import VERSION, Card
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign
+from secateurs.artifact.history import VERSION as HISTORY_VERSION
 from secateurs.errors import ArtifactError, Setting
 from secateurs.files import faults, shown, sync_folder, utf8
 from secateurs.plans import Plan
@@ -78,7 +79,7 @@ def _write(staged: Path, model: nn.Module, plan: Plan, card: Mapping[str, Any]) 
             os.close(handle)
     (staged / PLAN).write_text(plan.to_json())
     shutil.copymode(staged / PLAN, staged / MODEL)  # the permissions of any new file; safetensors creates it as private
-    body = {"format": "secateurs", "version": VERSION, **_plain(card)}
+    body = {"format": "secateurs", "version": VERSION, "history_version": HISTORY_VERSION, **_plain(card)}
     if kernels := choices(model):
         body["kernels"] = kernels
     body["files"] = {name: digest(staged / name) for name in (PLAN, MODEL)}

@@ -144,9 +144,8 @@ def _row(method: Method, network: nn.Module, data: Data, budget: Budget, epochs:
 
     began = time.perf_counter()
     rewind(data)
-    recipe: dict[str, Any] = {"epochs": epochs, "lr": 0.05}
     quiet: dict[str, Any] = {"device": "cpu", "progress": "silent"}
-    recover = sc.Recover(**recipe) if epochs else None
+    recover = sc.Recover(epochs=epochs) if epochs else None
     result = sc.prune(network, example(data), method, budget, data, recover, seed=seed, **quiet)
     before, after = result.before, result.after
     return [

@@ -296,9 +296,19 @@ def _torchvision(_: str) -> dict[str, Any]:
     return {
         "notes": [
             f"torchvision {_version('torchvision')} cannot load its operators with this torch. Models work, except that of "
-            "its operators only `nms` can be called (detection, slowly). Install the build of it that belongs to this torch."
+            "its operators only `nms` can be called (detection, slowly). "
+            + _fitting(_version("torch"), _version("torchvision"))
         ]
     }
+
+
+def _fitting(torch: str, torchvision: str) -> str:
+    """Which torchvision to install: each release is made for one of torch, 0.21 for 2.6, 0.22 for 2.7, and so on."""
+    found = re.match(r"2\.(\d+)\.", torch)
+    release = f"0.{int(found[1]) + 15}" if found else ""
+    if release and not torchvision.startswith(f"{release}."):
+        return f"torch {torch} needs torchvision {release}: pip install 'torchvision=={release}.*'."
+    return "Install the build of it that belongs to this torch."
 
 
 def _timm(_: str) -> dict[str, Any]:

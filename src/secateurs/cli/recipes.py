@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RecoverOptions:
     recover: str | None = None
-    """none, or what to do one after another: finetune:EPOCHS, mimic:EPOCHS (the original's feature maps, without
-    labels), distil:EPOCHS (its class probabilities), reconstruct:IMAGES (least squares, without labels or training); for
+    """none, or what to do one after another: finetune:EPOCHS (on the labels and the original's class probabilities),
+    mimic:EPOCHS (its feature maps, without labels), reconstruct:IMAGES (least squares, without labels or training); for
     example reconstruct,finetune:10; by default 3 epochs, 1,024 images"""
     recover_epochs: float | None = None
     """finetune:EPOCHS in short; 3 by default, 0 for none"""
-    lr: float = 0.02
-    """peak learning rate of recovery, but for mimicking"""
+    share: float | None = None
+    """weight of the original's class probabilities in fine-tuning, 0.9 by default; 0: labels only, 1: no labels"""
+    temperature: float | None = None
+    """that logits are divided by for these probabilities, 4 by default"""
+    lr: float | None = None
+    """peak learning rate of fine-tuning; by default chosen by the number of steps"""
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     """how the learning rate goes from step to step"""
     weight_decay: float = 5e-4
@@ -39,22 +43,51 @@ class RecoverOptions:
     """how far feature maps are apart, kl by default"""
     nodes: str | None = None
     """modules whose outputs are mimicked: layer1,layer2,layer3; found by themselves if not given"""
-    temperature: float | None = None
-    """of distillation, 4 by default"""
+    optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    """of every training phase; by default sgd, and adam for mimicking"""
+    milestones: str | None = None
+    """epochs after which the learning rate is multiplied by --gamma, such as 5,10; instead of --schedule"""
+    gamma: float | None = None
+    """what the milestones multiply the learning rate by, 0.1 by default"""
 
     def recipes(self) -> list[Phase]:
         """What to do after the cut, in order; ConfigError for invalid options and for those that nothing would use."""
         phases = self._phases()
         kinds = {kind for kind, _ in phases}
-        for option, kind in (
-            ("mimic_lr", "mimic"),
-            ("mimic_function", "mimic"),
-            ("nodes", "mimic"),
-            ("temperature", "distil"),
+        tuned = kinds & {"finetune", "distil"}
+        for option, used, kind in (
+            ("mimic_lr", "mimic" in kinds, "mimic"),
+            ("mimic_function", "mimic" in kinds, "mimic"),
+            ("nodes", "mimic" in kinds, "mimic"),
+            ("share", tuned, "finetune"),
+            ("temperature", tuned and self.share != 0, "finetune"),
+            ("lr", tuned, "finetune"),
         ):
-            if getattr(self, option) is not None and kind not in kinds:
-                raise ConfigError(f"--{option.replace('_', '-')} is of {kind}: it needs --recover {kind}:EPOCHS.")
-        return [self._recipe(kind, amount) for kind, amount in phases if amount != 0]
+            if getattr(self, option) is not None and not used:
+                why = " with a share above 0" if option == "temperature" and tuned else ""
+                raise ConfigError(f"--{option.replace('_', '-')} is of {kind}: it needs --recover {kind}:EPOCHS{why}.")
+        return [self._stepped(self._recipe(kind, amount)) for kind, amount in phases if amount != 0]
+
+    def _stepped(self, phase: Phase) -> Phase:
+        """The phase with the optimizer and the milestones, if it trains."""
+        from secateurs.training import Recipe
+
+        given: dict[str, Any] = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        if self.milestones is not None:
+            if self.schedule != "onecycle":
+                raise ConfigError(f"--schedule {self.schedule} and --milestones are mutually exclusive.")
+            try:
+                points = tuple(float(part) for part in self.milestones.split(","))
+            except ValueError:
+                raise ConfigError(f"--milestones {self.milestones}: write epochs with commas, such as 5,10.") from None
+            given |= {"schedule": "step", "milestones": points}
+        if self.gamma is not None:
+            if self.milestones is None:
+                raise ConfigError("--gamma is of --milestones, which are not given.")
+            given["gamma"] = self.gamma
+        if not given or not isinstance(phase, Recipe):
+            return phase
+        return type(phase)(**{**phase.model_dump(exclude_unset=True), **given})
 
     def _recipe(self, kind: str, amount: float | None) -> Phase:
         from secateurs.recovery import MODES, Reconstruct
@@ -66,9 +99,9 @@ class RecoverOptions:
                 raise error.renamed(as_setting("recover")) from None
         epochs = 3 if amount is None else amount
         if kind != "mimic":
-            names = ("lr", "schedule", "weight_decay", "label_smoothing", "precision")
-            own = {"temperature": self.temperature} if kind == "distil" and self.temperature is not None else {}
-            return MODES[kind](epochs=epochs, **{name: getattr(self, name) for name in names}, **own)
+            names = ("lr", "share", "temperature", "schedule", "weight_decay", "label_smoothing", "precision")
+            given = {name: value for name in names if (value := getattr(self, name)) is not None}
+            return MODES[kind](epochs=epochs, **given)
         nodes = None if self.nodes is None else tuple(name.strip() for name in self.nodes.split(",") if name.strip())
         given = {"lr": self.mimic_lr, "function": self.mimic_function, "nodes": nodes}
         given = {name: value for name, value in given.items() if value is not None}
@@ -100,7 +133,7 @@ class RecoverOptions:
             except ValueError:
                 pass
             raise ConfigError(
-                f"--recover {self.recover}: write finetune:EPOCHS, mimic:EPOCHS, distil:EPOCHS or reconstruct:IMAGES, several "
+                f"--recover {self.recover}: write finetune:EPOCHS, mimic:EPOCHS or reconstruct:IMAGES, several "
                 "with commas (reconstruct,finetune:10), or none."
             )
         return phases
@@ -124,8 +157,8 @@ class RedesignOptions:
     """peak learning rate of the networks trained from scratch"""
     recover_epochs: float = 3
     """of the pruned network, after the cut; 0 for none"""
-    recover_lr: float = 0.02
-    """peak learning rate of recovery"""
+    recover_lr: float | None = None
+    """peak learning rate of recovery; by default chosen by the number of steps"""
     scratch_epochs: float | None = None
     """of the widths found, trained from scratch; by default as many as --epochs"""
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"

@@ -8,10 +8,11 @@ from secateurs.errors import Setting, python
 
 # Settings that are options of the same name …
 SAME = frozenset({
-    "align", "allow_inexact", "batch_size", "data", "device", "epochs", "from_base", "image_size", "label_smoothing", "lr",
-    "macs", "method", "model", "nodes", "normalize", "num_classes", "params", "precision", "preset", "pretrain_epochs",
-    "pretrain_lr", "ranking", "recover", "recover_epochs", "recover_lr", "resume", "schedule", "scope", "scratch_epochs",
-    "seed", "skip_unreadable", "temperature", "then", "track", "trust_code", "weight_decay", "weights", "widen",
+    "align", "allow_inexact", "batch_size", "data", "device", "epochs", "from_base", "gamma", "image_size",
+    "label_smoothing", "lr", "macs", "method", "milestones", "model", "nodes", "normalize", "num_classes",
+    "optimizer", "params", "precision", "preset", "pretrain_epochs", "pretrain_lr", "ranking", "recover",
+    "recover_epochs", "recover_lr", "resume", "schedule", "scope", "scratch_epochs", "seed", "share",
+    "skip_unreadable", "temperature", "then", "track", "trust_code", "weight_decay", "weights", "widen",
 })  # fmt: skip
 OTHER = {"overwrite": "force", "folder": "out"}  # … and of another one
 MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}

@@ -27,7 +27,11 @@ __all__ = [
 
 
 class _Callable(ModuleType):
-    """`import secateurs.methods` makes this package an attribute of `secateurs`, where a function of that name is public."""
+    """A package that can be called. Both `sc.methods()` and `import secateurs.methods as m; m.PFF` read the attribute `methods`
+    of `secateurs`. Once a subpackage is imported, the import system binds it to that name, after all code of the package has
+    run, and `import … as` takes whatever is bound there. So one object has to be both, and the language's documented way to
+    that is to assign a module's `__class__` (Data model, "Customizing module attribute access").
+    """
 
     def __call__(self) -> tuple[str, ...]:
         return methods()

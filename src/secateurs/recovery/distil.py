@@ -7,9 +7,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateurs.recovery.recipes import Distil
+from secateurs.errors import ConfigError, Setting, TrainingError
+from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
-from secateurs.training.metrics import heads
+from secateurs.training.checks import described
+from secateurs.training.metrics import CrossEntropy, heads
 from secateurs.training.run import TrainingRun
 
 
@@ -21,16 +23,70 @@ def soft_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 
 
 class Distilling(TeacherHook):
-    """share · soft loss + (1 - share) · task loss. T² keeps the two gradients on the same scale."""
+    """share · soft loss + (1 - share) · task loss. T² keeps the two gradients on the same scale.
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, recipe: Distil) -> None:
+    What the network's outputs are is seen in the first batch: without logits of classes, the task loss alone is used, or if the
+    recipe sets the share, ConfigError is raised.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, recipe: Recover) -> None:
         super().__init__(student, teacher)
         self.recipe = recipe
+        self.teaches: bool | None = None  # None: before the first batch
 
-    def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
+    def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor | None) -> Tensor:
+        if self.teaches is None:
+            self.teaches = self._fits(engine, outputs, targets)
+        if not self.teaches:
+            self.forget()
+            return loss
         soft = soft_loss(heads(self.teacher_outputs())[0], heads(outputs)[0], self.recipe.temperature)
         share = self.recipe.share
         return share * soft + (1 - share) * loss if share < 1 else soft
 
+    def _fits(self, engine: TrainingRun, outputs: Any, targets: Tensor | None) -> bool:
+        fault = unlike_logits(outputs, None if isinstance(engine.loss, CrossEntropy) else targets)
+        if fault is None:
+            return True
+        if (
+            self.recipe.share == 1
+            or self.recipe.model_fields_set & {"share", "temperature"}
+            or self.recipe.mode == "distil"
+        ):
+            raise ConfigError(
+                f"The original cannot teach class probabilities: {fault}.", hint=("Train on the task loss alone, with ",
+                Setting("share", 0, type(self.recipe)), "."),
+            )  # fmt: skip
+        engine.report.line(f"recover: trains on the task loss alone, without the original as a teacher: {fault}")
+        return False
+
     def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:
-        metrics["mode"] = "distil"
+        if self.recipe.mode == "distil":
+            metrics["mode"] = "distil"
+        if self.teaches:
+            metrics["share"] = self.recipe.share
+
+
+def unlike_logits(outputs: Any, targets: Tensor | None) -> str | None:
+    """Why these outputs are not logits of classes, (N, classes, *); None if they may be.
+
+    targets: what a loss of the user's own compares them with, if that is not known to be cross-entropy.
+    """
+    try:
+        main, _ = heads(outputs)
+    except TrainingError:
+        return f"the network returns a {type(outputs).__name__} without logits"
+    if main.ndim < 2 or main.shape[1] < 2 or not main.is_floating_point():
+        return f"the network's output is {described(main)}, not logits of two or more classes"
+    if targets is None:
+        return None
+    indices = not targets.is_floating_point() and targets.shape == main.shape[:1] + main.shape[2:]
+    if indices or (targets.shape == main.shape and _probabilities(targets)):
+        return None
+    return f"the loss compares an output, {described(main)}, with targets, {described(targets)}, that are not classes"
+
+
+def _probabilities(targets: Tensor) -> bool:
+    """Whether each row is a distribution over classes."""
+    values = targets.float()
+    return bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < 1e-3).all())

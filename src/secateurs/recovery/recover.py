@@ -12,9 +12,10 @@ from secateurs.plans import Plan
 from secateurs.recovery.distil import Distilling
 from secateurs.recovery.features import check_names
 from secateurs.recovery.mimic import Mimicking
-from secateurs.recovery.recipes import Distil, Mimic
+from secateurs.recovery.recipes import Distil, Mimic, Recover
 from secateurs.recovery.reconstruct import Reconstruct, reconstruct
 from secateurs.recovery.teacher import TeacherHook
+from secateurs.training.batches import measure, split_data
 from secateurs.training.engine import Engine
 from secateurs.training.recipe import Phase, Recipe
 
@@ -59,7 +60,7 @@ def recover(
     """Recover the cut model in place with the recipe. Returns the history: one dict per epoch, or one for `Reconstruct`.
 
     plan: the plan that the model was cut by, for `Reconstruct`.
-    teacher: the original network, for `Mimic`, `Distil` and `Reconstruct`; it is not modified; a copy of it is run.
+    teacher: the original network; it is not modified; a copy of it is run. Without it, `Recover` trains on the task loss alone.
     example_inputs: as for tracing; needed by `Mimic` to find feature maps that kept their shape.
     nodes: feature maps to mimic if the recipe names none; those that changed their shape are skipped.
     options: passed to `Engine`; `Reconstruct` uses `device` and `progress` only. Your own hooks run before the teacher's.
@@ -77,7 +78,13 @@ def recover(
     taught = _taught(model, recipe, teacher, example_inputs, nodes)
     try:
         hooks = [*options.pop("hooks", ()), *([taught] if taught else [])]
-        return Engine(model, data, recipe, seed=seed, hooks=hooks, **options).fit(resume=resume)
+        settled = recipe.settled(measure(recipe, split_data(data)[0])[0])
+        engine = Engine(model, data, settled, seed=seed, hooks=hooks, **options)
+        if settled is not recipe:
+            engine.report.line(f"{options['title']}: peak learning rate {settled.lr:g}")
+        if taught is None and isinstance(recipe, Recover) and recipe.share:
+            engine.report.line(f"{options['title']}: trains on the task loss alone: there is no teacher")
+        return engine.fit(resume=resume)
     finally:
         if taught:
             taught.close()
@@ -86,11 +93,13 @@ def recover(
 def _taught(
     model: nn.Module, recipe: Recipe, teacher: nn.Module | None, example_inputs: Any, nodes: Sequence[str]
 ) -> TeacherHook | None:
-    if not isinstance(recipe, Mimic | Distil):
+    if not isinstance(recipe, Mimic | Recover) or (isinstance(recipe, Recover) and recipe.share == 0):
         return None
     if teacher is None:
-        raise ConfigError(f"{type(recipe).__name__} needs the original network: pass teacher=….")
-    if isinstance(recipe, Distil):
+        if isinstance(recipe, Mimic | Distil) or "share" in recipe.model_fields_set:
+            raise ConfigError(f"{type(recipe).__name__} needs the original network: pass teacher=….")
+        return None
+    if isinstance(recipe, Recover):
         return Distilling(model, teacher, recipe)
     if example_inputs is None:
         raise ConfigError("Mimic needs example_inputs=… to find the feature maps that kept their shape.")

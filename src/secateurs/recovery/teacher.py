@@ -45,6 +45,10 @@ class TeacherHook(Hook):
         with torch.no_grad():
             return self.teacher(*args, **kwargs)
 
+    def forget(self) -> None:
+        """Drop the last batch, which is not needed."""
+        self._given, self._open = None, False
+
     def close(self) -> None:
         """Remove the hooks from the student."""
         for handle in self._handles:

@@ -21,6 +21,7 @@ from secateurs.files import check_writable, shown
 from secateurs.methods import Method, Task, TrainingMethod
 from secateurs.methods.method import Scope
 from secateurs.plans import PrunableGraph, trace
+from secateurs.recovery import Recover
 from secateurs.report import count
 from secateurs.result import Result
 from secateurs.runs import stages
@@ -242,8 +243,11 @@ class Cut:
         elif begun := [r for name, r in recovery.phases(self.recover) if (self.folder.folder / name / LOG).exists()]:
             recipe = begun[-1]  # only what trains has a log
             assert isinstance(recipe, Recipe)
-            mimics = recipe.mode == "mimic"
-            knob = ("a " if mimics else "an ", Setting("lr", of=type(recipe)), f" below {recipe.lr:g}")
+            lr = Setting("lr", of=type(recipe))
+            if recipe.lr is None:  # chosen when it began
+                knob = ("a lower ", lr)
+            else:
+                knob = ("a " if recipe.mode == "mimic" else "an ", lr, f" below {recipe.lr:g}")
         elif "lr" in type(self.method).model_fields:
             lr = Setting("lr", of=type(self.method))
             knob = ("a lower ", lr if self.stage is None else self.stage.named(lr))
@@ -275,5 +279,10 @@ class Cut:
 
 def written(recipes: Sequence[Phase]) -> Any:
     """Recipes of recovery as they go on record: nothing, one, or a list of them."""
-    found = [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for recipe in recipes]
+    found = [{"mode": recipe.mode, **recipe.model_dump(mode="json", exclude=_unused(recipe))} for recipe in recipes]
     return found if len(found) > 1 else found[0] if found else None
+
+
+def _unused(recipe: Phase) -> set[str]:
+    """Settings that are not on record: without a teacher, those of teaching, as before there was any."""
+    return {"share", "temperature"} if isinstance(recipe, Recover) and recipe.share == 0 else set()

@@ -11,6 +11,7 @@ from torch import nn
 
 from secateurs import artifact
 from secateurs.artifact import Earlier, Figures
+from secateurs.artifact.history import records
 from secateurs.methods import Method
 from secateurs.result import Result
 
@@ -39,6 +40,6 @@ class RunResult(Result):
         body = card.model_dump(mode="json", include={"data", "budget", "recover", "seed"})
         return cls(
             model, plan, card.before, card.cut, card.calibrated, card.after,
-            float("nan") if card.error is None else card.error, method, card.history,
+            float("nan") if card.error is None else card.error, method, records(card.history),
             None if card.source is None else card.source.record(), card.earlier, card.seconds, body,
         )  # fmt: skip

@@ -67,14 +67,14 @@ class RedesignTraining:
 
     epochs: of the base and the scaled network, each; by default 10 to 30, fewer the more data there is. lr: peak learning
         rate of the networks trained from scratch.
-    recover_epochs, recover_lr: of the pruned network, after the cut.
+    recover_epochs, recover_lr: of the pruned network, after the cut; see `Recover`.
     scratch_epochs: of the widths found, trained from scratch; by default as many as `epochs`.
     """
 
     epochs: float | None = None
     lr: float = 0.05
     recover_epochs: float = 3
-    recover_lr: float = 0.02
+    recover_lr: float | None = None
     scratch_epochs: float | None = None
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     weight_decay: float = 5e-4

@@ -32,14 +32,22 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: floa
     Raises VerificationError above the tolerance, or if the sliced network does not run; the message names the groups
     that cause it. Also for a model that is nondeterministic in eval mode.
     """
-    error, wrong = _judged(model, plan, example_inputs, tolerance)
+    return verified(model, plan, example_inputs, tolerance=tolerance)[1]
+
+
+def verified(
+    model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: float = TOLERANCE
+) -> tuple[nn.Module, float]:
+    """The sliced network, and what `verify` says about it: it is the one that was compared, sliced once."""
+    small = _sliced(model, plan)
+    error, wrong = _judged(model, plan, example_inputs, tolerance, small)
     if not wrong:
-        return error
+        return small, error
     if plan.exact:
         check_deterministic(model, example_inputs)
         with contextlib.suppress(TraceError, VerificationError):
             graph = trace(model, example_inputs, allow_inexact=True)
-            wrong += " " + culprits(graph, plan, lambda p: bool(_judged(model, p, example_inputs, tolerance)[1]))
+            wrong += " " + culprits(graph, plan, lambda p: _fails(model, p, example_inputs, tolerance))
     else:
         wrong += " The plan cuts channels that a normalization computes its statistics over."
     raise VerificationError(wrong)
@@ -62,10 +70,27 @@ def check_deterministic(model: nn.Module, example_inputs: Any) -> None:
         )
 
 
-def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float) -> tuple[float, str]:
-    """The error, and the message about it: empty if the plan passes."""
+def _fails(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float) -> bool:
     try:
-        error = difference(model, plan, example_inputs, torch.float32)
+        small = _sliced(model, plan)
+    except SlicedError:
+        return True
+    return bool(_judged(model, plan, example_inputs, tolerance, small)[1])
+
+
+def _sliced(model: nn.Module, plan: Plan) -> nn.Module:
+    try:
+        return apply(model, plan)
+    except (PlanError, TraceError):
+        raise
+    except Exception as error:
+        raise SlicedError(f"The network cannot be sliced: {type(error).__name__}: {error}.") from error
+
+
+def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float, small: nn.Module) -> tuple[float, str]:
+    """The error of the sliced network `small`, and the message about it: empty if the plan passes."""
+    try:
+        error = _difference(model, plan, example_inputs, torch.float32, small)
     except SlicedError as failure:
         return float("inf"), str(failure)
     except NotFiniteError as failure:
@@ -80,7 +105,7 @@ def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float)
     if tolerance < error <= ROUNDING:
         # A network that creates float32 tensors may not run in float64: then the float32 result stands.
         with contextlib.suppress(VerificationError):
-            error = difference(model, plan, example_inputs, torch.float64)
+            error = _difference(model, plan, example_inputs, torch.float64, small)
     if error <= tolerance:
         return error, ""
     return error, (
@@ -97,8 +122,8 @@ class SlicedError(VerificationError):
     """The sliced network does not run."""
 
 
-def difference(model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype) -> float:
-    """max |sliced - masked| / max |masked| over all outputs; inf if their shapes differ."""
+def _difference(model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype, small: nn.Module) -> float:
+    """max |sliced - masked| / max |masked| over all outputs; inf if their shapes differ. small: the sliced network."""
     try:
         masked = outputs(mask(model, plan), example_inputs, dtype)
     except (PlanError, TraceError):
@@ -108,7 +133,7 @@ def difference(model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.d
             f"The model does not run on these example inputs in {dtype}: {type(error).__name__}: {error}"
         ) from error
     try:
-        sliced = outputs(apply(model, plan), example_inputs, dtype)
+        sliced = _outputs_of(small, example_inputs, dtype)
     except Exception as error:
         raise SlicedError(f"The sliced network does not run: {type(error).__name__}: {error}.") from error
     return disagreement(sliced, masked, "masked")
@@ -142,3 +167,11 @@ def outputs(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[T
     )
     with torch.no_grad(), full_precision():
         return [x.detach() for x in tensors(call(model, inputs))]
+
+
+def _outputs_of(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[Tensor]:
+    """The same of a network that is left as it is, whatever its forward does: a copy runs, of all but its parameters, if these
+    need not be converted."""
+    convert = any(x.is_floating_point() and x.dtype != dtype for x in named_tensors(model).values())
+    shared = {} if convert else {id(p): p for p in model.parameters()}
+    return outputs(copied(model, shared), example_inputs, dtype)

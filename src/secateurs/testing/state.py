@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, tensors
+
+E = TypeVar("E", bound=sc.SecateursError)
 
 
 def expect(holds: bool, message: str) -> None:
@@ -22,13 +24,13 @@ def expect(holds: bool, message: str) -> None:
 
 
 @contextmanager
-def refused(error: type[sc.SecateursError], what: str) -> Iterator[list[str]]:
-    """Context whose body must raise this error; the list then has its message."""
-    message: list[str] = []
+def refused(error: type[E], what: str) -> Iterator[list[E]]:
+    """Context whose body must raise this error; the list then has it."""
+    errors: list[E] = []
     try:
-        yield message
+        yield errors
     except error as raised:
-        message.append(str(raised))
+        errors.append(raised)
         return
     raise AssertionError(f"{what} did not raise {error.__name__}")
 

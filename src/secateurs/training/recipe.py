@@ -35,7 +35,9 @@ class Recipe(Phase):
 
     mode: ClassVar[str] = "finetune"
 
-    epochs: float | None = Field(None, ge=0, description="passes over the training data, may be a fraction (default 3)")
+    epochs: float | None = Field(
+        default=None, ge=0, description="passes over the training data, may be a fraction (default 3)"
+    )
     steps: int | None = Field(default=None, ge=0, description="optimizer steps, instead of epochs")
     steps_per_epoch: int | None = Field(
         default=None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"
@@ -88,6 +90,10 @@ class Recipe(Phase):
             raise ValueError(f"milestones must be positive and ascending, got {self.milestones}")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer='sgd' and a momentum above 0")
+        return self
+
+    def settled(self, steps: int | None) -> Recipe:
+        """The recipe for a run of this many steps (None: unknown), with nothing left open."""
         return self
 
     def factor(self, done: float, position: float) -> float:

@@ -172,9 +172,10 @@ class TrainingRun:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.recipe.ema:
             self.ema = copied(self.model).requires_grad_(False)
+        self.total, self.per_epoch = B.measure(self.recipe, self.train_data)
+        self.recipe = self.recipe.settled(self.total)
         self.parts["main"] = Part("main", self.model, make_optimizer(self.model.parameters(), self.recipe))
         self.parts["main"].net = self.runtime.wrap(self.model)
-        self.total, self.per_epoch = B.measure(self.recipe, self.train_data)
         self._check = Check(self.model, "train")
         self._check_val()
         if self.track:

@@ -132,6 +132,62 @@ def test_lambda_presses_all_betas_down() -> None:
         np.testing.assert_allclose(beta, 1 - 4e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("l1", ["sum", "mean"])
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_lambda_is_a_multiple_of_the_gradients_size(l1: str, scale: float) -> None:
+    """Whatever the network's outputs are scaled by, and the loss (as in float16)."""
+    sizes = []
+    for factor in (1.0, 3.0):
+        model = plain(torch.float32)
+        with torch.no_grad():
+            model.fc.weight *= factor
+        pruner = attached(model, images(1), sc.OneStep(strength=2, l1=l1), sc.Budget(macs=0.5))
+        pruner.begin(20, 20)
+        by_hand = []
+        for x, y in data(12).train[:12]:
+            loss = F.cross_entropy(model(x[:4]), y[:4])
+            (grad,) = torch.autograd.grad(loss, pruner.importance.offset, retain_graph=True)
+            by_hand.append(float(grad.abs().mean()))
+            (scale * (loss + pruner.penalty())).backward()
+            pruner.importance.offset.grad = None  # β stays where it is
+            pruner.step(own=False)
+        assert len(pruner.slopes) == 10
+        assert pruner.slopes == pytest.approx(by_hand[:10], rel=1e-3)
+        pressure = pruner.lam / (1 if l1 == "sum" else 18)
+        assert pressure == pytest.approx(2 * sum(by_hand[:10]) / 10, rel=1e-3)
+        sizes.append(pressure)
+    assert sizes[1] != pytest.approx(sizes[0], rel=0.05)
+
+
+def test_a_beta_can_fall_to_zero_however_short_the_run_is() -> None:
+    """The learning rate is one over the number of steps."""
+    model = network()
+    for steps in (4, 8):
+        pruner = sc.attach(
+            model, images(1), sc.OneStep(lam=1000), sc.Budget(macs=0.5), data=data(), steps=steps, epoch_steps=steps
+        )
+        for x, y in data(steps).train[:steps]:
+            (F.cross_entropy(model(x), y) + pruner.penalty()).backward()
+            pruner.step()
+        assert pruner.done
+        assert all((np.abs(b) < 1e-4).all() for b in pruner.beta().values())
+        pruner.plan()
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "warned"),
+    [("resnet20", "all", True), ("resnet20", "internal", False), ("vgg16", "all", False)],
+)
+def test_a_scope_without_effect_is_told(name: str, scope: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """ResNet-20's shortcuts are padded: the last layer's channels are those of all stages, and the last layer is crucial."""
+    torch.manual_seed(0)
+    model, x = sc.build(f"zoo:{name}").eval(), torch.zeros(1, 3, 32, 32)
+    plan = attached(model, x, sc.OneStep(crucial=1), sc.Budget(macs=0.5), scope=scope).plan()
+    graph = sc.trace(model, x)
+    assert all(graph[name].internal for name in plan.groups)
+    assert ("scope 'all' has no effect" in caplog.text) == warned
+
+
 def test_mean_l1_does_not_grow_with_the_network() -> None:
     model = plain(torch.float32)
     for kind, expected in (("sum", 18 * 0.5), ("mean", 0.5)):
@@ -157,7 +213,7 @@ def test_presets_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"crucial": 1}, "at least two"),
+        ({"crucial": 0}, "at least 1"),
         ({"rate": 0.5}, "greater than or equal to 1"),
         ({"lam": 0}, "greater than 0"),
         ({"beta": 1}, "lam"),
@@ -309,7 +365,7 @@ def test_scores_are_means() -> None:
 
 
 def test_crucial_layers_stay_whole_and_the_rest_is_ranked_together() -> None:
-    pruner = vgg(crucial=3)
+    pruner = vgg(crucial=3, ranking="global")
     beta = betas(pruner, features_3=1.3, features_7=1.2, features_24=0.8)
     plan = pruner.plan()
     kept = {name: len(k) for name, k in plan.groups.items()}

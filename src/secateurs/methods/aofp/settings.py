@@ -34,7 +34,7 @@ class AOFPSettings(TrainingMethod):
         allow_inf_nan=False,
         description="maximum number of training epochs; training may stop earlier when the budget is met",
     )
-    lr: float = Field(default=0.02, gt=0, le=10, description="learning rate during the search, constant")
+    lr: float = Field(default=0.01, gt=0, le=10, description="learning rate during the search, constant")
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="weight decay during the search")
     distil: float = Field(
         default=0.0, ge=0, le=1, description="weight of the original's class probabilities in the loss, as in Distil"

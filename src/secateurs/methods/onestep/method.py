@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -22,6 +23,12 @@ from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.training import Recipe
 
+log = logging.getLogger("secateurs")
+
+PAPER: Mapping[str, Any] = {"lam": 1.0, "lr": 1e-5, "epochs": 15, "ranking": "global"}  # sec. 4.1, on CIFAR-10
+MEASURED = 10  # steps in which the size of the gradient is measured
+FIRST = 0.01  # λ of the first step, when nothing is measured
+
 
 @register("onestep")
 class OneStep(TrainingMethod):
@@ -36,23 +43,37 @@ class OneStep(TrainingMethod):
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "cifar": {"lam": 1.0, "lr": 1e-5, "epochs": 15},  # sec. 4.1
-        "imagenet": {"lam": 0.1, "lr": 1e-4, "epochs": 10},  # sec. 4.5, with batches of 128
+        "paper": PAPER,
+        "cifar": PAPER,
+        "imagenet": {**PAPER, "lam": 0.1, "lr": 1e-4, "epochs": 10},  # sec. 4.5, with batches of 128
     }
 
-    lam: float = Field(default=0.01, gt=0, le=1000, description="λ of eq. 3")
-    lr: float = Field(default=1e-3, gt=0, le=1, description="Adam's learning rate: about how much a β changes per step")
-    epochs: float = Field(default=2, gt=0, allow_inf_nan=False, description="epochs of learning β")
+    lam: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="λ of eq. 3; by default `strength` times the mean |∂loss/∂β| at the start",
+    )
+    strength: float = Field(
+        default=3.0, gt=0, le=1000, description="λ as a multiple of the gradient's size, if lam is not set"
+    )
+    lr: float | None = Field(
+        default=None, gt=0, le=1,
+        description="Adam's learning rate: about how much a β changes per step; by default one over the number of steps, so "
+        "that a β can fall from 1 to 0",
+    )  # fmt: skip
+    epochs: float = Field(default=1, gt=0, allow_inf_nan=False, description="epochs of learning β")
     l1: Literal["sum", "mean"] = Field(
         default="sum",
         description="‖β‖₁ over all channels (eq. 3), or their mean, which is independent of the network's size",
     )
     crucial: int | tuple[str, ...] | None = Field(
         default=None,
-        description="N of eq. 8, or the convolutions by name, or None: a quarter of all layers, but 2 to 4",
+        description="N of eq. 8 (1: the last layer only), or the convolutions by name, or None: a quarter of all layers, "
+        "but 2 to 4",
     )
     ranking: Literal["global", "layer"] = Field(
-        default="global", description="rank all channels together, or cut every group by the same fraction"
+        default="layer", description="cut every group by the same fraction, or rank all channels together (the paper's)"
     )
     rate: float | None = Field(
         default=None, ge=1, le=1e4, allow_inf_nan=False,
@@ -65,8 +86,8 @@ class OneStep(TrainingMethod):
 
     @model_validator(mode="after")
     def _enough(self) -> OneStep:
-        if isinstance(self.crucial, int) and self.crucial < 2:
-            raise ValueError("at least two layers must be mimicked (N ≥ 2, sec. 3.3)")
+        if isinstance(self.crucial, int) and self.crucial < 1:
+            raise ValueError("crucial must be at least 1: the last layer is always kept whole")
         return self
 
     def check(self, task: Task) -> None:
@@ -80,7 +101,10 @@ class OneStep(TrainingMethod):
         find_layers(task.model, task.graph, scored(task.graph), task.example_inputs)
 
     def recipe(self) -> Recipe:
-        return Recipe(epochs=self.epochs, lr=self.lr, schedule="constant", weight_decay=0, precision=self.precision)
+        # The network's own parameters are frozen: lr is that of none.
+        return Recipe(
+            epochs=self.epochs, lr=self.lr or 1e-3, schedule="constant", weight_decay=0, precision=self.precision
+        )
 
     def attach(self, task: Task) -> OneStepPruner:
         return OneStepPruner(task, self)
@@ -116,7 +140,12 @@ class OneStepPruner(Pruner):
         device = device_of(self.model)
         self.importance = Importance(self.gates.channels).to(device)
         self._some = torch.zeros(1, device=device)
-        self.networks = {"beta": (self.importance, torch.optim.Adam(self.importance.parameters(), lr=config.lr))}
+        self.networks = {
+            "beta": (self.importance, torch.optim.Adam(self.importance.parameters(), lr=config.lr or 1e-3))
+        }
+        self.slopes: list[float] = []  # mean |∂loss/∂β| of the first steps
+        self._slope: Tensor | None = None  # (channels,) ∂loss/∂|β| of the last backward, times the scale of the loss
+        self._scale = 0.0  # that scale: not 1 in float16
         self._modes: list[tuple[nn.Module, bool]] = []
         self._handles = [
             # Before the gates' own hook, so that they are set when it runs.
@@ -133,17 +162,61 @@ class OneStepPruner(Pruner):
         for module, _ in self._modes:
             module.training = False
         part = self.wrapped.get("beta")
-        self.gates.flat((self.importance if part is None else part.net)(self._some.to(self.importance.offset)))
+        beta = (self.importance if part is None else part.net)(self._some.to(self.importance.offset))
+        if self.measuring and beta.requires_grad:
+            beta.register_hook(self._measure)
+        self.gates.flat(beta)
+
+    def _measure(self, grad: Tensor) -> None:
+        self._slope = grad.detach().clone()
 
     def _leave(self, model: nn.Module, args: Any, out: Any) -> None:
         for module, mode in self._modes:
             module.training = mode
         self._modes = []
 
+    def begin(self, total: int, epoch_steps: int) -> None:
+        super().begin(total, epoch_steps)
+        if self.config.lr is None:
+            for group in self.networks["beta"][1].param_groups:
+                group["lr"] = group["initial_lr"] = 1 / total
+
+    @property
+    def lam(self) -> float:
+        """λ: the setting, or as a multiple of the gradient's size so far."""
+        if self.config.lam is not None:
+            return self.config.lam
+        if not self.slopes:
+            return FIRST
+        size = self.config.strength * sum(self.slopes) / len(self.slopes)
+        return size * (1 if self.config.l1 == "sum" else self.gates.channels)
+
+    @property
+    def measuring(self) -> bool:
+        return self.config.lam is None and len(self.slopes) < MEASURED
+
     def penalty(self) -> Tensor | float:
         """λ‖β‖₁ (eq. 3)."""
-        beta = self.importance(self._some)
-        return self.config.lam * (beta.sum() if self.config.l1 == "sum" else beta.mean())
+        beta, lam = self.importance(self._some), self.lam
+        if self.measuring and beta.requires_grad:
+            of_one = lam / (1 if self.config.l1 == "sum" else beta.numel())  # what λ contributes to each β's gradient
+
+            def scale(grad: Tensor) -> None:
+                self._scale = float(grad.mean()) / of_one
+
+            beta.register_hook(scale)
+        return lam * (beta.sum() if self.config.l1 == "sum" else beta.mean())
+
+    def advance(self) -> None:
+        if self.measuring and self._slope is not None and self._scale > 0:
+            self.slopes.append(float(self.mean(self._slope / self._scale).abs().mean()))
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "slopes": list(self.slopes)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self.slopes = list(state["slopes"])
 
     def beta(self) -> dict[str, np.ndarray]:
         """|β| of each group's channels."""
@@ -176,6 +249,11 @@ class OneStepPruner(Pruner):
             scores={layer.name: round(layer.score(beta), 8) for layer in self.layers.all},
         )  # fmt: skip
         free = [g for g in self.task.groups if g.name not in whole]
+        if any(not g.internal for g in self.task.groups) and all(g.internal for g in free):
+            log.warning(
+                "onestep: scope 'all' has no effect: all channels on a shortcut belong to crucial layers, which stay whole, as "
+                "the last layer always does"
+            )
         ranks = {g.name: self._ranked(beta.get(g.name, np.ones(g.size))) for g in free}
         if self.config.rate is not None:
             rate = self.config.rate

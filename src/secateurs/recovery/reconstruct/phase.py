@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,7 +36,8 @@ def reconstruct(
     device: str | torch.device | None = None,
     progress: Mode | bool = "auto",
 ) -> list[dict[str, Any]]:
-    """Reconstruct a cut network in place. Returns what the history says of it: one entry.
+    """Reconstruct a cut network in place. Returns what the history says of it: one entry, with each layer's error before and
+    after, as the share of the variance of its targets on the images held out, and whether its solution was used.
 
     data: as for training; labels are not read. original: the network that `plan` was applied to; it is not modified.
 
@@ -63,11 +65,15 @@ def _reconstruct(
         seconds = time.perf_counter() - began
         report.line(f"{recipe.mode}  {used} of {len(solved)} layers solved  {seconds:.0f} s")
     layers = [
-        {"weight": name, "before": round(s.before, 6), "after": round(s.after, 6), "solved": s.weight is not None}
+        {"weight": name, "before": _figure(s.before), "after": _figure(s.after), "solved": s.weight is not None}
         for name, s in solved.items()
     ]
     images = sum(map(rows, inputs))
     return [{"event": "reconstructed", "images": images, "seconds": seconds, "layers": layers}]
+
+
+def _figure(share: float) -> float | None:
+    return round(share, 6) if math.isfinite(share) else None  # JSON has no NaN
 
 
 def _images(model: nn.Module, data: Any, images: int, seed: int, device: torch.device) -> Iterator[Any]:

@@ -32,8 +32,9 @@ class Step:
     norm: str | None = None  # the running mean of the batch norm that its output goes to, and nowhere else
     other: Key | None = None  # what is then added to it, where only the norm lies between and it is computed before
 
-    def laid(self, out: Tensor, images: int) -> Tensor:
-        """The layer's output, or what is added to it, as (N, O, *)."""
+    def laid(self, out: Any, images: int) -> Tensor:
+        """The output of the layer's op, or of the op that makes what is added to it, as (N, O, *)."""
+        out = out if isinstance(out, Tensor) else out[0]  # a batch norm also returns statistics
         return out.reshape(images, -1, out.shape[-1]).transpose(1, 2) if self.geometry.linear else out
 
 

@@ -163,9 +163,7 @@ class Walk:
         self.others = by_other(targets)
         self.solutions: dict[str, Solution] = {}  # by weight
         self.solved: Callable[[int, str], None] = lambda done, name: None  # called after each
-        self._wanted: dict[
-            _BatchNorm, tuple[Tensor, Tensor]
-        ] = {}  # norms after solved layers: their factor and constant
+        self._wanted: dict[_BatchNorm, tuple[Tensor, Tensor]] = {}  # after solved layers: (factor, constant), (O,) each
         self.stale: set[_BatchNorm] = set()  # norms whose statistics are of the inputs that they had in the original
         self._problem: Problem | None = None  # of the layer that the chunks are arriving at …
         self._pooled: Pooled | None = None  # … or the statistics of the norm
@@ -240,9 +238,10 @@ class Walk:
 
     def count(self, norm: _BatchNorm, x: Tensor) -> Point:
         """A chunk has reached a norm: x (N, C, *)."""
-        rows = x.transpose(0, 1).flatten(1).double()  # (C, n)
-        mean = rows.mean(1)
-        own = Pooled(rows.shape[1], mean, (rows - mean[:, None]).square().sum(1))
+        # Accumulated in float64 on a CPU, without a copy of x in float64.
+        variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1], correction=0)
+        n = x.numel() // x.shape[1]
+        own = Pooled(n, mean.cpu().double(), variance.cpu().double() * n)
         if self._pooled is None:
             self._pooled = own
         else:
@@ -253,13 +252,16 @@ class Walk:
         assert self._pooled is not None
         found, self._pooled = self._pooled, None
         self.stale.discard(norm)
-        variance = found.squares / max(1, found.n - 1)
-        if bool(found.mean.isfinite().all() and variance.isfinite().all()) and found.n > 1:
-            norm.running_mean.copy_(found.mean)  # type: ignore[union-attr]
-            norm.running_var.copy_(variance)  # type: ignore[union-attr]
-            if (wanted := self._wanted.get(norm)) is not None:
-                norm.weight.copy_(wanted[0] * (variance + norm.eps).sqrt())
-                norm.bias.copy_(wanted[1] + wanted[0] * found.mean)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        if found.n < 2 or not bool(found.mean.isfinite().all() and found.squares.isfinite().all()):
+            return
+        norm.running_mean.copy_(found.mean)
+        norm.running_var.copy_(found.squares / (found.n - 1))
+        if (wanted := self._wanted.get(norm)) is not None:
+            factor, constant = wanted
+            norm.weight.copy_(factor * (norm.running_var + norm.eps).sqrt())
+            norm.bias.copy_(constant + factor * norm.running_mean)
 
 
 def _larger(out: Tensor, layer: Layer) -> bool:

@@ -1,0 +1,39 @@
+"""Types of the fields of what is read from an artifact."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from secateurs.files import shown
+
+
+def _path(text: object) -> str:
+    """Text that may be a path: bytes that are not UTF-8 are represented by surrogates, as in Python's file names."""
+    if not isinstance(text, str) or len(text) > 10_000:
+        raise ValueError(f"expected text, got {type(text).__name__}")
+    os.fsencode(text)  # UnicodeEncodeError is a ValueError
+    return text
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"it has control characters: {shown(text)[:60]}")
+    return text
+
+
+Line = Annotated[str, Field(strict=True, max_length=1000), AfterValidator(_printable)]
+PathText = Annotated[Any, BeforeValidator(_path)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+AtLeastOne = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=1e12)]
+
+
+class Open(BaseModel):
+    """A model that allows unknown fields."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)

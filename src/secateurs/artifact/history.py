@@ -1,0 +1,96 @@
+"""The entries of a history, as an artifact's card has them: epochs of training, and events. Read and written here only.
+
+Every field may be missing but those that say what an entry is, so that the entries of older versions are read. Numbers that
+were not finite are null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
+
+from secateurs.artifact.fields import AtLeastOne, Count, Line, Number, Open, Percent, Seconds
+
+VERSION = 1  # of the entries: raised where a field changes its meaning
+
+
+class Epoch(Open):
+    """An epoch of training: the method's, or of recovery."""
+
+    epoch: AtLeastOne  # counted from 1
+    step: Count | None = None  # in all, at its end
+    lr: Number | None = None
+    share: Number | None = None  # of the original's class probabilities in the loss, where it taught
+    train_loss: Number | None = None
+    train_top1: Percent | None = None
+    val_loss: Number | None = None
+    val_top1: Percent | None = None
+    val_top5: Percent | None = None
+    images_per_second: Number | None = None
+    seconds: Seconds | None = None
+    skipped: Count | None = None  # training images that could not be read …
+    val_skipped: Count | None = None  # … and validation images
+
+
+class Event(Open):
+    """Something that happened on the way; a method's own events have fields of their own."""
+
+    event: Line
+
+
+class Calibrated(Open):
+    """The network was calibrated after the cut."""
+
+    event: Literal["calibrated"]
+    images: Count | None = None
+    norms: Count | None = None  # re-estimated
+    layers: list[Line] = []  # whose lost constants were made good
+    left: list[Line] = []  # that have neither a bias nor a batch norm to hold theirs
+
+
+class Solved(Open):
+    """A layer's error before and after reconstruction."""
+
+    weight: Line
+    before: Number | None = None
+    after: Number | None = None
+    solved: bool | None = None
+
+
+class Reconstructed(Open):
+    """The layers were solved by least squares."""
+
+    event: Literal["reconstructed"]
+    images: Count | None = None
+    seconds: Seconds | None = None
+    layers: list[Solved] = []
+
+
+class Record(Open):
+    """What a method has on record, which is neither."""
+
+
+def _kind(entry: Any) -> str | None:
+    fields = vars(entry) if isinstance(entry, Open) else entry
+    if not isinstance(fields, Mapping):
+        return None
+    if "event" in fields:
+        return str(fields["event"]) if fields["event"] in ("calibrated", "reconstructed") else "event"
+    return "epoch" if "epoch" in fields else "record"
+
+
+Entry = Annotated[
+    Annotated[Epoch, Tag("epoch")]
+    | Annotated[Calibrated, Tag("calibrated")]
+    | Annotated[Reconstructed, Tag("reconstructed")]
+    | Annotated[Event, Tag("event")]
+    | Annotated[Record, Tag("record")],
+    Discriminator(_kind),
+]
+
+
+def records(history: Sequence[Open]) -> list[dict[str, Any]]:
+    """The JSON form: `Result.history`."""
+    return [entry.model_dump(mode="json", exclude_unset=True) for entry in history]
