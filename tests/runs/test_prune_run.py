@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,16 @@ def test_one_trace_one_build_and_no_reading_back(tmp_path: Path, monkeypatch: py
     run = sc.PruneRun(NET, spec, tmp_path, method="l1", budget=sc.Budget(macs=0.5), pretrain_epochs=0, device="cpu")
     run.start()
     assert done == ["build", "trace"]
+
+    done.clear()
+    both = replace(run, folder=tmp_path / "both", then=[sc.Stage(sc.L2(), 0.3)])
+    result = both.start()
+    assert done == ["build", "trace", "trace"]  # a trace for each cut
+    assert [cut.method for cut in result.earlier] == ["l1"]
+
+    done.clear()
+    both.start(resume=True)
+    assert "read" in done
 
 
 def test_python_and_the_command_line_resume_each_other(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 import secateurs as sc
 from secateurs import artifact, recovery
 from secateurs.api import load
+from secateurs.artifact import Earlier
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.devices import usable
@@ -74,20 +75,19 @@ class Cut:
     log: Callable[[str], None]
     later: Sequence[Stage] = ()  # what its result is going to be pruned by
     stage: Stage | None = None  # what the run says of this cut, if it is not the first …
-    original: int | None = None  # … and the MACs of the network that the first one began with
+    original: int | None = None  # … the MACs of the network that the first one began with …
+    earlier: Sequence[Earlier] | None = None  # … and the cuts before this one
 
-    def next(self, folder: RunFolder) -> Cut:
-        """The cut of what this one has left, as the first of the later stages says."""
-        wait_for_everyone(pick_device(self.device))
+    def next(self, result: RunResult, folder: RunFolder) -> Cut:
+        """The cut of this one's result, as the first of the later stages says."""
+        wait_for_everyone(pick_device(self.device))  # the first process has written the artifact now
         stage, *later = self.later
-        before = self.folder.folder
-        _, card = artifact.read(before)
-        original = self.original or card.before.macs
-        stages.check([stage], original, card.after.macs)
+        original = self.original or result.before.macs
+        stages.check([stage], original, result.after.macs)
+        network = NetworkSpec(str(self.folder.folder), trust_code=self._trusted, loaded=result.model)
         return replace(
-            self, network=NetworkSpec(str(before), trust_code=self._trusted), method=stage.method,
-            budget=stage.budget(original), pretrain=Pretraining(), folder=folder, later=later, stage=stage,
-            original=original,
+            self, network=network, method=stage.method, budget=stage.budget(original), pretrain=Pretraining(),
+            folder=folder, later=later, stage=stage, original=original, earlier=stages.earlier(result),
         )  # fmt: skip
 
     @property
@@ -112,14 +112,14 @@ class Cut:
             "seed": self.seed,
         }
 
-    def start(self, build: Builder, *, resume: bool, overwrite: bool, began: float) -> RunResult | None:
-        """Do it, or what is left of it to do. None where it was done before. build: makes the network."""
+    def start(self, build: Builder, *, resume: bool, overwrite: bool, began: float) -> RunResult:
+        """Do it, or what is left of it; read the result if it was finished before. build: makes the network."""
         out, record = shown(self.folder.folder), self.record()
         if self.folder.check(record, resume=resume, overwrite=overwrite, log=self.log):
             if first():
                 self.folder.tidy()
             self.log(f"{out} is finished already: nothing to do.")
-            return None
+            return self._finished()
         if self.stage is not None:
             self.log(f"then {self.method.name}, on {shown(self.network.name)}")
         elif resume and not self.folder.resumable():
@@ -140,7 +140,7 @@ class Cut:
                 "settings of recovery, too.",
             ) from error  # fmt: skip
 
-    def finished(self) -> RunResult:
+    def _finished(self) -> RunResult:
         """What was done before."""
         out, given = self.folder.folder, self.network.model
         model = load(out, None if isinstance(given, str) else given, trust_code=self._trusted)
@@ -207,9 +207,12 @@ class Cut:
             save_seconds=60,
             track=self.track,
         )
+        earlier = self.earlier
+        if earlier is None:
+            earlier = stages.earlier(artifact.read(self.network.name)[1]) if self.network.is_artifact else ()
         told = RunResult(
             **{f.name: getattr(result, f.name) for f in fields(Result)},
-            earlier=stages.earlier(artifact.read(self.network.name)[1]) if self.network.is_artifact else (),
+            earlier=earlier,
             seconds=round(time.perf_counter() - began, 1),
             settings={
                 "data": self.data.record(ready.data),

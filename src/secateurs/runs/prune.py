@@ -98,9 +98,9 @@ class PruneRun:
         cut = self._cut()
         result = cut.start(self._open(cut, resume, overwrite), resume=resume, overwrite=overwrite, began=began)
         for folder in self._folders()[1:]:
-            cut = cut.next(folder)
+            cut = cut.next(result, folder)
             result = cut.start(cut.network.open(), resume=resume, overwrite=overwrite, began=began)
-        return cut.finished() if result is None else result
+        return result
 
     def _cut(self) -> Cut:
         """The first one."""
@@ -115,8 +115,8 @@ class PruneRun:
         pretrain.check(network.has_weights)
         if self.then and isinstance(self.model, nn.Module) and source_of(self.model) is None:
             raise ConfigError(
-                Setting("then"), " builds each stage's network again, and this model was not made by sc.build: prune it with "
-                "one run for each stage, the next one from the model of the last result.",
+                Setting("then"), " needs a network that a resumed run can build, and this model was not made by sc.build: "
+                "prune it with one run for each stage, the next one from the model of the last result.",
             )  # fmt: skip
         return Cut(
             network=network,

@@ -144,12 +144,14 @@ class NetworkSpec:
 
     num_classes: outputs of the network; by default as many as the data has classes.
     trust_code: of an artifact: import and run the code, and fetch the data, that its card names.
+    loaded: the network of the artifact, where it is in memory already; it is not read again.
     """
 
     model: str | nn.Module
     weights: Path | None = None
     num_classes: int | None = None
     trust_code: bool = False
+    loaded: nn.Module | None = None
 
     @property
     def name(self) -> str:
@@ -192,7 +194,9 @@ class NetworkSpec:
                 raise ConfigError(Setting(name), " is for a model that is named by a spec, not for a module.")
             return partial(_placed, self.model)
         if self.is_artifact:
-            network = build(self.model, self.weights, self.num_classes, trust_code=self.trust_code)
+            network = self.loaded
+            if network is None:
+                network = build(self.model, self.weights, self.num_classes, trust_code=self.trust_code)
             return partial(_placed, network, name=self.name)
         find(self.model)
         state = None if self.weights is None else load_state(self.weights)

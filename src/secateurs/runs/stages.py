@@ -10,6 +10,7 @@ from secateurs.artifact import Card, Earlier
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Setting
 from secateurs.methods import Method
+from secateurs.runs.result import RunResult
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,7 @@ def folders(out: Path, methods: Sequence[Method]) -> list[Path]:
     return [*(out / f"{i}-{method.name}" for i, method in enumerate(methods[:-1], 1)), out]
 
 
-def earlier(card: Card) -> list[Earlier]:
-    """The cuts that led to an artifact, its own the last, as the card of the next one has them: which method, and the
+def earlier(cut: Card | RunResult) -> list[Earlier]:
+    """The cuts that led to a network, the last one included, as the card of the next one has them: which method, and the
     network that it began with."""
-    cuts = [*((cut.method, cut.before) for cut in card.earlier), (card.method.name, card.before)]
-    return [Earlier(method=method, before=before) for method, before in cuts]
+    return [*cut.earlier, Earlier(method=cut.method.name, before=cut.before)]
