@@ -193,6 +193,39 @@ def test_a_redesign(tmp_path: Path) -> None:
         sc.RedesignRun(NET, spec, tmp_path / "s", train=sc.RedesignTraining(recover_lr=-1)).check()
 
 
+def test_a_redesign_builds_once_and_a_given_artifact_is_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from secateurs import artifact, zoo
+
+    trace = import_module("secateurs.graph.trace")
+    done: list[str] = []
+
+    def counted(name: str, call: Any) -> Any:
+        return lambda *args, **options: done.append(name) or call(*args, **options)
+
+    monkeypatch.setattr(trace, "Runs", counted("trace", trace.Runs))
+    monkeypatch.setitem(zoo._OWN, "small_cnn", counted("build", zoo._OWN["small_cnn"]))
+    monkeypatch.setattr(artifact, "restored", counted("read", artifact.restored))
+    spec = sc.DataSpec("digits", normalize="none", batch_size=512)
+    quick = sc.RedesignTraining(epochs=0, recover_epochs=0)
+    sc.RedesignRun(NET, spec, tmp_path / "r", method="l1", train=quick, device="cpu").start()
+    assert done == ["build", "trace", "trace"]  # the base and the widened network
+
+    for from_base in (False, True):
+        done.clear()
+        given, lines = tmp_path / "r" / "pruned", []
+        run = sc.RedesignRun(str(given), spec, tmp_path / f"s{from_base}", method="l1", train=quick, device="cpu",
+                             from_base=from_base, log=lines.append)  # fmt: skip
+        found = run.start()
+        assert done == ["build", "read", "trace", "trace"]
+        assert not any("training the base" in line for line in lines)
+        figures = json.loads((given / "card.json").read_text())["after"]
+        assert found.rows["base"].loss == pytest.approx(figures["loss"], rel=1e-6)
+        assert (found.rows["scaled"].loss == pytest.approx(figures["loss"], abs=1e-5)) == from_base
+        assert run.start(resume=True) == found
+
+
 def test_a_weights_file_that_does_not_exist_is_found_before_the_data(tmp_path: Path) -> None:
     with pytest.raises(sc.ArtifactError, match="there is no such file"):
         NetworkSpec(NET, tmp_path / "w.safetensors").open()
