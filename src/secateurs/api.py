@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from secateurs import artifact, recovery, training
-from secateurs.artifact.provenance import UNKNOWN, after_cut, begun, rebuilt, remember, source_of
+from secateurs.artifact.provenance import UNKNOWN, after_cut, begun, rebuilt, remember, remember_widened, source_of
 from secateurs.budget import Budget
 from secateurs.calibration import images_of
 from secateurs.data import Data
@@ -325,20 +325,10 @@ def widen(
     what the graph predicts, and a trace has the requested widths. Raises PlanError for invalid widths, and
     VerificationError if a check fails: most often because the network's code has a constant that only fits the old width.
     """
-    return widen_and_trace(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)[0]
-
-
-def widen_and_trace(
-    model: nn.Module, example_inputs: Any, widths: float | Mapping[str, int], *, scope: Scope = "internal",
-    allow_inexact: bool = False, seed: int = 0,
-) -> tuple[nn.Module, PrunableGraph]:  # fmt: skip
-    """What `widen` returns, and the trace of it that its verification made."""
     _check(model, None, scope)
-    wide, how, graph = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
-    source = source_of(model)
-    if source is not None:
-        remember(wide, {**source, "widen": [*source.get("widen", []), how.record()]})
-    return wide, graph
+    wide, how, _ = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
+    remember_widened(wide, model, how.record())
+    return wide
 
 
 def _task(

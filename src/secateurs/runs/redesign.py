@@ -15,8 +15,8 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import artifact, training
-from secateurs.api import widen_and_trace
 from secateurs.artifact import Figures
+from secateurs.artifact.provenance import remember_widened
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import BudgetError, Message, Setting
@@ -35,6 +35,7 @@ from secateurs.runs.training import RedesignTraining, trained
 from secateurs.training import CheckpointStore, Engine, Recipe
 from secateurs.training.processes import first
 from secateurs.training.runtime import check_trackers, wait_for_everyone
+from secateurs.widening import widened
 
 PHASES = ("base", "scaled", "prune", "recover", "scratch")
 BASE, SCALED, TABLE = "base.safetensors", "scaled.safetensors", "redesign.json"
@@ -263,7 +264,8 @@ class _Stages:
         start = base
         if self.network.weights is not None and not copies:  # parameters that nothing resets start as they were made
             start = replace(self.network, weights=None).build(data, where, self.seed)
-        wide, graph = widen_and_trace(start, inputs, self.widen, scope=self.scope, seed=self.seed)
+        wide, how, graph = widened(start, inputs, self.widen, scope=self.scope, seed=self.seed)
+        remember_widened(wide, start, how.record())
         if not copies:
             wide = sc.reinitialise(wide, self.seed, keep_raw=True)
         if not self.network.has_weights:
