@@ -16,7 +16,7 @@ from torch import nn
 import secateurs as sc
 from secateurs.cli import main
 from secateurs.errors import ConfigError, Setting
-from secateurs.runs import NetworkSpec, RunResult
+from secateurs.runs import NetworkSpec, RunFolder, RunResult
 from secateurs.training import CheckpointStore
 from tests.training.helpers import batches
 
@@ -102,6 +102,43 @@ def test_an_interrupted_run_continues_to_the_same_network(tmp_path: Path, monkey
             pruning(tmp_path / "r", recover=RECOVER).start()
     resumed = pruning(tmp_path / "r", recover=RECOVER).start(resume=True)
     assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in resumed.model.state_dict().items())
+
+
+@pytest.mark.parametrize("where", [(sc.L1, "select"), (RunFolder, "finish"), (RunFolder, "begin")])
+def test_stages_that_replace_others_resume_after_a_kill_in_the_first(
+    where: tuple[type, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = sc.DataSpec("digits", normalize="none", batch_size=512)
+
+    def staged(folder: str, seed: int) -> sc.PruneRun:
+        return sc.PruneRun(NET, spec, tmp_path / folder, method="l1", budget=sc.Budget(macs=0.5), pretrain_epochs=0,
+                           device="cpu", then=[sc.Stage(sc.L2(), 0.3)], seed=seed)  # fmt: skip
+
+    staged("r", 0).start()
+    old = (tmp_path / "r" / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        owner, name = where
+        call = getattr(owner, name)
+
+        def interrupt(self: Any, *args: Any, **options: Any) -> Any:
+            call(self, *args, **options)
+            if name != "begin" or self.folder.name == "1-l1":
+                raise KeyboardInterrupt
+
+        patch.setattr(owner, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            staged("r", 1).start(overwrite=True)
+    assert (tmp_path / "r" / "model.safetensors").read_bytes() == old  # until the new one is there
+    with pytest.raises(ConfigError, match=r"1-l1 is another run: it differs in seed"):
+        staged("r", 0).start(resume=True)
+    staged("r", 1).start(resume=True)
+    staged("whole", 1).start()
+    assert all(
+        (tmp_path / "r" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        for name in ("plan.json", "model.safetensors")
+    )
+    with pytest.raises(ConfigError, match=r"holds an artifact"):
+        staged("r", 1).start()
 
 
 def test_checking_writes_nothing(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ class Cut:
     track: Sequence[Any]
     log: Callable[[str], None]
     later: Sequence[Stage] = ()  # what its result is going to be pruned by
+    ahead: Sequence[RunFolder] = ()  # the folders of these, if none of them has begun
     stage: Stage | None = None  # what the run says of this cut, if it is not the first …
     original: int | None = None  # … the MACs of the network that the first one began with …
     earlier: Sequence[Earlier] | None = None  # … and the cuts before this one
@@ -87,7 +88,7 @@ class Cut:
         network = NetworkSpec(str(self.folder.folder), trust_code=self._trusted, loaded=result.model)
         return replace(
             self, network=network, method=stage.method, budget=stage.budget(original), pretrain=Pretraining(),
-            folder=folder, later=later, stage=stage, original=original, earlier=stages.earlier(result),
+            folder=folder, later=later, ahead=(), stage=stage, original=original, earlier=stages.earlier(result),
         )  # fmt: skip
 
     @property
@@ -183,6 +184,8 @@ class Cut:
     def _run(self, ready: Ready, record: dict[str, Any], *, resume: bool, began: float) -> RunResult:
         check_writable(self.folder.folder)
         if first():
+            for folder in () if resume else self.ahead:  # before anything else, so that a killed run can be resumed
+                folder.reset()
             self.folder.begin(record, resume=resume)
         wait_for_everyone(ready.where)  # an earlier run's weights, which others would load, are gone now
         given = self.network.model

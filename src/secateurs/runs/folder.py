@@ -31,7 +31,7 @@ class State(BaseModel):
     """`run.json`: how far a run is, and what it was started with."""
 
     finished: StrictBool
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # empty: the run of this folder has not begun, and replaces an earlier one
 
 
 class RunFolder:
@@ -97,6 +97,8 @@ class RunFolder:
                 raise ConfigError(f"{shown(self.folder)} has no run.json: there is no run to resume, only an artifact.")
             return False
         then = state.settings
+        if not then:
+            return False
         if changed := list(_differences(then, now)):
             if state.finished or self._recovering() or {**then, "recover": 0} != {**now, "recover": 0}:
                 raise ConfigError(f"{shown(self.folder)} is another run: it differs in {', '.join(changed)}.")
@@ -139,6 +141,11 @@ class RunFolder:
                         log.unlink()
                     log.parent.rmdir()
         self._write(settings, finished=False)
+
+    def reset(self) -> None:
+        """Put on record that the run has not begun, if an earlier one left anything: it can then be resumed."""
+        if self.file.exists() or self.to_lose():
+            self.begin({}, resume=False)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         self._write(settings, finished=True)

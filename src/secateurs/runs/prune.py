@@ -134,6 +134,7 @@ class PruneRun:
             track=self.track,
             log=self.log if first() else silent,
             later=list(self.then),
+            ahead=self._folders()[1:],
         )
 
     def _folders(self) -> list[RunFolder]:
