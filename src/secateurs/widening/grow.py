@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from secateurs.errors import PlanError, Setting, VerificationError
 from secateurs.files import faults, shown
 from secateurs.graph import Cost, count
-from secateurs.graph.attributes import rewrites
 from secateurs.graph.channels import ChannelGroup, named_tensors
 from secateurs.graph.copies import copied
 from secateurs.plans.plan import REWRITTEN, Attribute, Kept, PrunableGraph, Size, Sizes, trace
@@ -129,7 +128,7 @@ def growth(graph: PrunableGraph, widths: Mapping[str, int], *, seed: int = 0) ->
     shapes = {
         p: tuple(len(axes[a]) if a in axes else n for a, n in enumerate(graph.shapes[p])) for p, axes in index.items()
     }
-    attributes = rewrites(graph.modules, {p: graph.shapes[p] for p in shapes}, shapes)
+    attributes = graph.rewrites(widths, shapes)
     exact = all(graph[name].exact for name in widths)
     before = {name: graph[name].size for name in widths}
     return Growth(before, dict(widths), index, shares, shapes, attributes, exact)
