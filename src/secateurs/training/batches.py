@@ -6,12 +6,12 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from secateurs.data.bundle import checked, no_batch, paired
+from secateurs.data.bundle import checked, fresh_pass, no_batch, paired
 from secateurs.data.loader import Loader
 from secateurs.errors import DataError
 from secateurs.graph.inputs import tensors
@@ -83,14 +83,6 @@ def bounded(source: Any, split: str, seconds: float, advice: str) -> Iterator[An
         if index >= ENDLESS or took > seconds:
             raise DataError(f"{split} has no length and did not end within {index:,} batches ({took:.0f} s). {advice}")
         yield raw
-
-
-def fresh_pass(source: Any) -> Iterable[Any]:
-    """The iterable for one pass; a function is called to get it. Raises DataError if it is not iterable."""
-    fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
-    if not hasattr(fresh, "__iter__") and not hasattr(fresh, "__getitem__"):
-        raise DataError(f"Data must be an iterable of (inputs, targets) batches, not a {type(fresh).__name__}.")
-    return fresh
 
 
 def first(source: Any, split: str) -> Any:
