@@ -20,14 +20,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.devices import device_of, full_precision
 from secateurs.errors import DataError
+from secateurs.graph.inputs import tensors
 from secateurs.graph.modes import evaluating
 from secateurs.plans import Plan
 from secateurs.recovery.carried import Places, consumers, on_average, provably, put_
+from secateurs.recovery.distil import soft_loss, unlike_logits
 from secateurs.report import count, listing
 from secateurs.surgery import apply
 from secateurs.training.batches import Batch, to_device
 from secateurs.training.checks import Check
-from secateurs.training.metrics import call
+from secateurs.training.metrics import call, heads
 from secateurs.training.processes import gathered
 from secateurs.training.seeds import preserve_rng_state
 
@@ -91,7 +93,8 @@ def after_cut_(
     """Calibrate a network after its cut, in place.
 
     What cut channels carried on average goes into the biases of their consumers, and batch-norm statistics are re-estimated;
-    without batches, only what channels carry that don't depend on the input.
+    without batches, only what channels carry that does not depend on the input. With batches, the biases are kept only if
+    they bring the class probabilities (or other outputs) closer to those of the uncut network.
 
     model: the uncut network. batches: a fresh pass over the images. pooled: see `calibrate_`.
     initialised: the method may have changed the weights; where it did, consumers are left alone.
@@ -103,11 +106,42 @@ def after_cut_(
     else:  # the norms make good what the layers before them lose
         due = [name for name in places.biased if name not in places.followed]
         means = on_average(model, plan, due, batches(), pooled=pooled) if due else {}
+    bare = {name: value.clone() for name, value in small.state_dict().items()}
     layers = put_(model, small, plan, means, places, example_inputs)
-    examples, norms = (0, 0) if batches is None else calibrate_(small, batches(), pooled=pooled)
-    # Where statistics are re-estimated, norms further on make good what has no place of its own.
-    lost = means.keys() if batches is None else [name for name in names if name in places.last]
-    return Calibration(examples, norms, tuple(layers), tuple(name for name in lost if name not in layers))
+    if batches is None:
+        return Calibration(0, 0, tuple(layers), tuple(name for name in means if name not in layers))
+    examples, norms = calibrate_(small, batches(), pooled=pooled)
+    if layers:  # the layers before have changed as well, so that a mean may do more harm than good
+        missed = _missed(model, small, batches(), pooled)
+        filled = {name: value.clone() for name, value in small.state_dict().items()}
+        small.load_state_dict(bare)
+        if norms:
+            calibrate_(small, batches(), pooled=pooled)
+        if missed <= _missed(model, small, batches(), pooled):
+            small.load_state_dict(filled)
+        else:
+            layers = []
+    # Norms further on make good what has no place of its own.
+    lost = [name for name in names if name in places.last and name not in places.biased]
+    return Calibration(examples, norms, tuple(layers), tuple(lost))
+
+
+@torch.no_grad()
+def _missed(model: nn.Module, small: nn.Module, batches: Iterable[Batch], pooled: bool) -> float:
+    """How far the network's outputs are from the uncut network's, over all images: the divergence of the class probabilities,
+    or if the outputs are not logits, the squared distance."""
+    total, device = 0.0, device_of(small)
+    with preserve_rng_state(), full_precision(), evaluating(model), evaluating(small):
+        for batch in batches:
+            inputs = to_device(batch, device).inputs
+            wanted, given = call(model, inputs), call(small, inputs)
+            if unlike_logits(wanted, None) is None:
+                y, z = heads(wanted)[0], heads(given)[0]  # (N, classes, *)
+                total += float(soft_loss(y, z, temperature=1)) * len(y)
+            else:
+                pairs = zip(tensors(wanted), tensors(given), strict=True)
+                total += sum(float((y - z).square().sum()) for y, z in pairs if y.is_floating_point())
+    return sum(gathered(total)) if pooled else total
 
 
 def _as_cut(model: nn.Module, plan: Plan, small: nn.Module) -> bool:

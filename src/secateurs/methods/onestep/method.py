@@ -209,7 +209,9 @@ class OneStepPruner(Pruner):
 
     def advance(self) -> None:
         if self.measuring and self._slope is not None and self._scale > 0:
-            self.slopes.append(float(self.mean(self._slope / self._scale).abs().mean()))
+            # Averaged before they are divided: processes with more rows weigh more.
+            slope, scale = self.mean(self._slope), self.mean(torch.tensor(self._scale))
+            self.slopes.append(float((slope / scale.to(slope)).abs().mean()))
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "slopes": list(self.slopes)}
