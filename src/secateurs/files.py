@@ -40,7 +40,7 @@ def opened(path: StrPath) -> BinaryIO:
     device, a broken link, or a file without read permission.
     """
     try:
-        # Without O_NONBLOCK, opening a FIFO that nobody writes to would never return.
+        # Without O_NONBLOCK, opening a FIFO without a writer would never return.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise OSError(_reason(path, error)) from None

@@ -286,7 +286,7 @@ def test_training_first_is_not_for_a_network_with_weights(run, images, tmp_path,
     args = ("--weights", tmp_path / "w.safetensors", "--data", f"folder:{images}", "--macs", 0.5)
     ran = run("prune", NET, *args, *option, "--out", tmp_path / "r")
     assert ran.status == 1
-    assert f"{option[0]} is of training a network that has no --weights" in ran.err
+    assert f"{option[0]} applies to training a network that has no --weights" in ran.err
     assert not (tmp_path / "r").exists()
 
 
@@ -377,7 +377,7 @@ def test_a_node_that_the_cut_changes_costs_no_work(run, images, tmp_path):
     trained = (tmp_path / "r" / "pretrained.safetensors").stat().st_mtime_ns
     ran = run(*job, "--recover", "mimic:1,finetune:1", "--nodes", "plain,bn2", "--resume")
     assert ran.status == 0, ran.err
-    assert "recovery has not begun yet, and is to be another one: recover" in ran.err
+    assert "recovery has not begun, and its settings have changed: recover" in ran.err
     assert (tmp_path / "r" / "pretrained.safetensors").stat().st_mtime_ns == trained
     card = json.loads((tmp_path / "r" / "card.json").read_text())
     assert card["recover"][0]["nodes"] == ["plain", "bn2"]

@@ -188,7 +188,7 @@ def test_recovery_may_change_until_it_has_begun(tmp_path):
     (tmp_path / "recover" / "metrics.jsonl").touch()
     told: list[str] = []
     assert not folder.check(now, resume=True, overwrite=False, log=told.append)
-    assert told == ["recovery has not begun yet, and is to be another one: recover.lr (0.2 then, 0.1 now)"]
+    assert told == ["recovery has not begun, and its settings have changed: recover.lr (0.2 then, 0.1 now)"]
     with pytest.raises(ConfigError, match=r"differs in seed.*recover\.lr"):
         folder.check({**now, "seed": 1}, resume=True, overwrite=False)
     folder.begin(now, resume=True)

@@ -60,7 +60,7 @@ class Calibration:
 
     images: int  # that it was estimated on
     norms: int  # re-estimated
-    layers: tuple[str, ...]  # whose lost constants were made good
+    layers: tuple[str, ...]  # whose lost constants were compensated
     left: tuple[str, ...]  # that have neither a bias nor a batch norm to hold theirs
 
     def __bool__(self) -> bool:
@@ -121,7 +121,7 @@ def after_cut_(
             small.load_state_dict(filled)
         else:
             layers = []
-    # Norms further on make good what has no place of its own.
+    # Later norms compensate for what cannot be absorbed here.
     lost = [name for name in names if name in places.last and name not in places.biased]
     return Calibration(examples, norms, tuple(layers), tuple(lost))
 

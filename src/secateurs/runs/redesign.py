@@ -1,4 +1,4 @@
-"""Re-design: base, scaled, pruned, from scratch, one stage after another, in a folder of its own; and resumed."""
+"""Re-design: a base, a scaled, a pruned and a retrained network, in stages that can be resumed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Redesign(BaseModel):
 
 
 class Ready(NamedTuple):
-    """What was found to be fine before any work."""
+    """What the checks before a run have built."""
 
     base: nn.Module
     wide: nn.Module  # as its training starts
@@ -87,7 +87,7 @@ class Ready(NamedTuple):
 
 @dataclass(frozen=True)
 class RedesignRun:
-    """Better widths at the same cost, found by cutting a wider network down (AOFP, Table 4): what `secateurs redesign`
+    """Better widths at the same cost, found by pruning a wider network (AOFP, Table 4): what `secateurs redesign`
     does. Resumable, with a folder of its own.
 
     >>> run = sc.RedesignRun("zoo:resnet56", "folder:data/cifar10", "runs/r56", widen=1.5, log=print)
@@ -131,7 +131,7 @@ class RedesignRun:
             run.prepare(build)
 
     def start(self, *, resume: bool = False, overwrite: bool = False, began: float | None = None) -> Redesign:
-        """Run, or finish what is left of the run. The arguments are those of `PruneRun.start`."""
+        """Run, or resume. The arguments are those of `PruneRun.start`."""
         began = time.perf_counter() if began is None else began
         run = self._stages()
         build, out = run.network.open(), shown(run.folder.folder)
@@ -174,7 +174,7 @@ class RedesignRun:
 
 @dataclass(frozen=True)
 class _Stages:
-    """One run: its settings, and its stages one after another."""
+    """One run: its settings and its stages."""
 
     network: NetworkSpec
     data: DataSpec | DataObject
@@ -192,7 +192,7 @@ class _Stages:
     log: Callable[[str], None]
 
     def record(self) -> dict[str, Any]:
-        """All that the result depends on. A resumed run has to agree."""
+        """The settings that the result depends on. A resumed run must have the same."""
         return {
             "command": "redesign",
             "model": self.network.name,
@@ -253,7 +253,7 @@ class _Stages:
     # -- before any work --------------------------------------------------------------------------------------------
 
     def prepare(self, build: Builder) -> Ready:
-        """Whatever would make the run fail in the end, made to fail now."""
+        """Check, before any work, whatever would make the run fail later."""
         where = pick_device(self.device)
         data = self.data.load(self.seed, where)
         check_trackers(self.track, self.folder.folder)
@@ -306,9 +306,9 @@ class _Stages:
         return budget
 
     def _meaning(self) -> tuple[object, ...]:
-        """What `macs` is, for who means a multiple of the base's."""
-        told = ("(", Setting("macs"), " is a share of the base's MACs up to 1, above that a figure.)")
-        return told if self.macs > 1 else ()
+        """A hint for users who mean a multiple of the base's MACs."""
+        meaning = ("(", Setting("macs"), " is a fraction of the base's MACs up to 1, and an absolute number above.)")
+        return meaning if self.macs > 1 else ()
 
     # -- the stages -------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ IGNORED = -100  # a target that cross-entropy ignores
 class Batch(NamedTuple):
     inputs: Any  # (N, ...) tensor, or a tuple or dict of them
     targets: torch.Tensor  # (N,) class indices, or (N, classes) probabilities
-    labelled: bool = True  # False: the data has inputs only, and all targets are IGNORED
+    labeled: bool = True  # False: the data has inputs only, and all targets are IGNORED
 
 
 def split_data(data: Any) -> tuple[Any, Any]:
@@ -203,7 +203,7 @@ def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True)
     if targets is not None:
         return Batch(inputs, targets)
     one = tensors(inputs)[0]
-    return Batch(inputs, one.new_full((len(one),), IGNORED, dtype=torch.long), labelled=False)
+    return Batch(inputs, one.new_full((len(one),), IGNORED, dtype=torch.long), labeled=False)
 
 
 def check_labels(source: Any, readers: Sequence[str]) -> None:
@@ -257,7 +257,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     targets = torch.cat([b.targets for b in batches])
-    return Batch(_cat([b.inputs for b in batches]), targets, all(b.labelled for b in batches))
+    return Batch(_cat([b.inputs for b in batches]), targets, all(b.labeled for b in batches))
 
 
 def _cat(parts: list[Any]) -> Any:
