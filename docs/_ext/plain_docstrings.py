@@ -90,7 +90,7 @@ def settings(cls: type[BaseModel], text: str) -> list[str]:
 
 
 def fields(cls: type, text: str) -> list[str]:
-    """Fields of a dataclass, described by the comments beside them."""
+    """Fields of a dataclass, described by their comments."""
     try:
         source = inspect.getsource(cls)
     except (OSError, TypeError):

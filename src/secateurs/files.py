@@ -178,16 +178,16 @@ def write_whole(path: StrPath, content: bytes | str) -> None:
     replaced by the next write. Only one process may write.
     """
     path = Path(path)
-    beside = staged(path)
+    temporary = staged(path)
     try:
-        with open(beside, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
         raise
     sync_folder(path.parent)
 

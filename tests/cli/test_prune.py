@@ -199,13 +199,16 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--recover", "reconstruct:x"), "reconstruct:IMAGES"),
         (("--recover", "reconstruct:1"), "--recover 1: must be greater than or equal to 2"),
         (("--recover", "mimic:-1"), "--recover mimic:-1: the number of epochs must be 0 or more"),
-        (("--recover", "finetune:3", "--nodes", "stem"), "--nodes is of mimic: it needs --recover mimic:EPOCHS"),
+        (
+            ("--recover", "finetune:3", "--nodes", "stem"),
+            "--nodes is an option of mimic: it requires --recover mimic:EPOCHS",
+        ),
         (
             ("--recover", "mimic:1", "--temperature", 2),
-            "--temperature is of finetune: it needs --recover finetune:EPOCHS.",
+            "--temperature is an option of finetune: it requires --recover finetune:EPOCHS.",
         ),
-        (("--recover", "mimic:1", "--share", 0), "--share is of finetune"),
-        (("--share", 0, "--temperature", 2), "it needs --recover finetune:EPOCHS with a share above 0"),
+        (("--recover", "mimic:1", "--share", 0), "--share is an option of finetune"),
+        (("--share", 0, "--temperature", 2), "it requires --recover finetune:EPOCHS with a share above 0"),
         (("--share", 2), "--share 2"),
         (("--recover", "mimic:1", "--mimic-lr", "-1"), "--mimic-lr -1"),
         (("--recover", "mimic:1", "--nodes", "stem"), "needs two nodes or more"),
@@ -391,7 +394,7 @@ def test_an_artifact_is_not_pruned_into_its_own_folder(run, job, images, tmp_pat
     args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--out", tmp_path / "r", "--force")
     ran = run("prune", tmp_path / "r", *args)
     assert ran.status == 1
-    assert f"The artifact {tmp_path / 'r'} lies where this run would write" in ran.err
+    assert f"The artifact {tmp_path / 'r'} is where this run would write" in ran.err
     assert "--weights" not in ran.err
 
 

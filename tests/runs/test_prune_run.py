@@ -224,7 +224,7 @@ def test_a_redesign(tmp_path: Path) -> None:
     assert found.widths["conv1"][:2] == (40, 60)
     assert run.start(resume=True) == found
     assert sc.load(tmp_path / "r" / "pruned") is not None
-    with pytest.raises(ConfigError, match=r"The artifact .*pruned lies where this run would write its own files"):
+    with pytest.raises(ConfigError, match=r"The artifact .*pruned is where this run would write its own files"):
         sc.RedesignRun(str(tmp_path / "r" / "pruned"), spec, tmp_path / "r", train=quick).check(overwrite=True)
     with pytest.raises(ConfigError, match="recover_lr=-1: must be greater than 0"):
         sc.RedesignRun(NET, spec, tmp_path / "s", train=sc.RedesignTraining(recover_lr=-1)).check()

@@ -154,9 +154,9 @@ def _kernels(built: str) -> tuple[str, str]:
         return f"{tools}; compiled", ""
     if version and ninja:
         return f"{tools}; compiled when they are first used", ""
-    cure = [] if version else ["install a C++ compiler (g++ or clang++), or name one in CXX"]
-    cure += [] if ninja else ["pip install ninja"]
-    return tools, f"The fused stripe kernels cannot be compiled, so slower ones are used: {'; '.join(cure)}."
+    remedy = [] if version else ["install a C++ compiler (g++ or clang++), or name one in CXX"]
+    remedy += [] if ninja else ["pip install ninja"]
+    return tools, f"The fused stripe kernels cannot be compiled, so slower ones are used: {'; '.join(remedy)}."
 
 
 # -- in a process of their own -----------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def child() -> None:
                 answer = _LOOKS.get(module, importlib.import_module)(module)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-            if isinstance(error, SecateursError):  # it names the package, its version and the cure
+            if isinstance(error, SecateursError):  # it names the package, its version and the remedy
                 answer = {"notes": [str(error)]}
             else:
                 answer = {"problem": f"cannot be imported: {type(error).__name__}: {reason}. Install it again."}

@@ -65,7 +65,9 @@ class RecoverOptions:
         ):
             if getattr(self, option) is not None and not used:
                 why = " with a share above 0" if option == "temperature" and tuned else ""
-                raise ConfigError(f"--{option.replace('_', '-')} is of {kind}: it needs --recover {kind}:EPOCHS{why}.")
+                raise ConfigError(
+                    f"--{option.replace('_', '-')} is an option of {kind}: it requires --recover {kind}:EPOCHS{why}."
+                )
         return [self._stepped(self._recipe(kind, amount)) for kind, amount in phases if amount != 0]
 
     def _stepped(self, phase: Phase) -> Phase:
@@ -83,7 +85,7 @@ class RecoverOptions:
             given |= {"schedule": "step", "milestones": points}
         if self.gamma is not None:
             if self.milestones is None:
-                raise ConfigError("--gamma is of --milestones, which are not given.")
+                raise ConfigError("--gamma requires --milestones.")
             given["gamma"] = self.gamma
         if not given or not isinstance(phase, Recipe):
             return phase

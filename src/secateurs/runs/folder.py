@@ -118,7 +118,7 @@ class RunFolder:
         ours += [folder / name for folder in self.artifacts for name in parts]
         if any(inside.is_relative_to(path.parent.resolve() / path.name) for path in ours):
             named = Setting("weights", shown(weights)) if what is None else what
-            raise ConfigError(named, " lies where this run would write its own files: give another ", FOLDER, ".")
+            raise ConfigError(named, " is where this run would write its own files: give another ", FOLDER, ".")
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Record the settings, and remove what an earlier run left, except its artifact, which is replaced at the end."""

@@ -45,7 +45,7 @@ class NPNPruner(Pruner):
 
     TURNS = 4  # in the search, at least: the pruner alone, both, …
     TRAVEL = 12.0  # how far the heads' learning rate moves a logit in the search if its gradient keeps its sign
-    LINES = 20  # in the history, how much is open beside the budget
+    LINES = 20  # of the history, with the open share and the budget
 
     def __init__(self, task: Task, config: Settings) -> None:
         super().__init__(task)
