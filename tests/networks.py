@@ -555,6 +555,36 @@ def group_norm_per_channel() -> nn.Module:
 
 
 @case({"a": 8})
+def instance_norm_without_affine() -> nn.Module:
+    return Net(lambda s, x: s.h(F.relu(s.n(s.a(x)))), a=conv(3, 8), n=nn.InstanceNorm2d(8), h=head(8))
+
+
+@case({"a": 8, "b": 6})
+def norms_without_affine_after_concatenation() -> nn.Module:
+    return Net(
+        lambda s, x: s.h(s.m(F.relu(s.n(torch.cat([s.a(x), s.b(x)], 1))))),
+        a=conv(3, 8), b=conv(3, 6), n=nn.GroupNorm(14, 14, affine=False),
+        m=nn.BatchNorm2d(14, affine=False, track_running_stats=False), h=head(14),
+    )  # fmt: skip
+
+
+class Doubles(nn.Module):
+    """Doubles each channel; knows how many there are."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), self.num_channels, -1, 2).mul(2).view_as(x)
+
+
+@case({"a": 8})
+def a_module_of_ones_own_that_records_its_channels() -> nn.Module:
+    return Net(lambda s, x: s.h(F.relu(s.n(s.a(x)))), a=conv(3, 8), n=Doubles(8), h=head(8))
+
+
+@case({"a": 8})
 def instance_norm() -> nn.Module:
     return Net(lambda s, x: s.h(F.relu(s.n(s.a(x)))), a=conv(3, 8), n=nn.InstanceNorm2d(8, affine=True), h=head(8))
 

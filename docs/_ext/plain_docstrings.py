@@ -90,7 +90,7 @@ def settings(cls: type[BaseModel], text: str) -> list[str]:
 
 
 def fields(cls: type, text: str) -> list[str]:
-    """Fields of a dataclass, described by the comments beside them."""
+    """Fields of a dataclass, described by their comments."""
     try:
         source = inspect.getsource(cls)
     except (OSError, TypeError):
@@ -137,7 +137,7 @@ def signature(app: Any, what: str, name: str, obj: Any, *_: Any) -> tuple[str, N
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
-    """What pydantic puts on every model is nobody's to read here."""
+    """Members that pydantic adds to every model are left out."""
     return True if name.startswith("model_") else None
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from secateurs import artifact, recovery, training
-from secateurs.artifact.provenance import UNKNOWN, after_cut, begun, rebuilt, remember, source_of
+from secateurs.artifact.provenance import UNKNOWN, after_cut, begun, rebuilt, remember, remember_widened, source_of
 from secateurs.budget import Budget
 from secateurs.calibration import images_of
 from secateurs.data import Data
@@ -326,10 +326,8 @@ def widen(
     VerificationError if a check fails: most often because the network's code has a constant that only fits the old width.
     """
     _check(model, None, scope)
-    wide, how = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
-    source = source_of(model)
-    if source is not None:
-        remember(wide, {**source, "widen": [*source.get("widen", []), how.record()]})
+    wide, how, _ = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
+    remember_widened(wide, model, how.record())
     return wide
 
 

@@ -70,7 +70,7 @@ def _is_fraction(value: Any) -> bool:
 
 
 def _readings(name: str, value: Any) -> tuple[object, ...]:
-    """What somebody who gave this may have meant."""
+    """The readings of an invalid value, for the message."""
     if isinstance(value, Integral) and not isinstance(value, bool) and value == 1:
         return "all of them are ", Setting(name, 1.0), ", and a network needs more than one"
     if isinstance(value, Real) and not isinstance(value, bool) and 1 < (figure := float(value)) < math.inf:

@@ -63,8 +63,8 @@ class SecateursError(Exception):
 
     def text(self, spelling: Spelling = python) -> str:
         """Message and hint, with the settings in them spelled so."""
-        told = (_joined(parts, spelling) for parts in (self.args, self.hint))
-        return printable(" ".join(part for part in told if part))
+        texts = (_joined(parts, spelling) for parts in (self.args, self.hint))
+        return printable(" ".join(text for text in texts if text))
 
     def __str__(self) -> str:
         return self.text()

@@ -40,7 +40,7 @@ def opened(path: StrPath) -> BinaryIO:
     device, a broken link, or a file without read permission.
     """
     try:
-        # Without O_NONBLOCK, opening a FIFO that nobody writes to would never return.
+        # Without O_NONBLOCK, opening a FIFO without a writer would never return.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise OSError(_reason(path, error)) from None
@@ -178,16 +178,16 @@ def write_whole(path: StrPath, content: bytes | str) -> None:
     replaced by the next write. Only one process may write.
     """
     path = Path(path)
-    beside = staged(path)
+    temporary = staged(path)
     try:
-        with open(beside, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
         raise
     sync_folder(path.parent)
 

@@ -36,13 +36,13 @@ class Result:
     source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
 
     def __repr__(self) -> str:
-        told = [
+        parts = [
             f"macs {self.before.macs:,} → {self.after.macs:,}",
             f"params {self.before.params:,} → {self.after.params:,}",
         ]
         if self.before.top1 is not None and self.after.top1 is not None:
-            told.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
-        return f"Result({self.method.name}: {', '.join(told)}, error {self.error:.1e})"
+            parts.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
+        return f"Result({self.method.name}: {', '.join(parts)}, error {self.error:.1e})"
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`.

@@ -98,7 +98,7 @@ def test_resumed_it_measures_what_is_missing(run, job, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("curves.png", "mine", "is there already, which this command did not write"),
+        ("curves.png", "mine", "already exists and was not written by this command"),
         ("curves.json", "{", "is not valid JSON"),
         ("curves.json", '{"settings": 1, "curves": {}}', "is not valid: field 'settings'"),
     ],

@@ -73,7 +73,7 @@ def test_stripes_are_told_and_drawn(run, images, tmp_path):
         path.write_text("mine")
     refused = run("inspect", tmp_path / "a", "--pictures", tmp_path / "p")
     assert refused.status == 1
-    assert "shapes.png is there already: --force replaces it" in refused.err
+    assert "shapes.png already exists: --force replaces it" in refused.err
     assert all(p.read_text() == "mine" for p in (tmp_path / "p").iterdir())
     assert run("inspect", tmp_path / "a", "--pictures", tmp_path / "p", "--force").status == 0
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "p").iterdir())
@@ -153,9 +153,9 @@ def test_then_goes_on_where_it_was_killed(run, images, tmp_path, monkeypatch):
     [
         (
             ("--then", "pff:0.6"),
-            "--then pff:0.6: 1,791,638 of 2,986,064 MACs are left by then, so nothing would be cut",
+            "--then pff:0.6: 1,791,638 of 2,986,064 MACs are left at that point, so nothing would be cut",
         ),
-        (("--then", "pff:1.8e6"), "--then pff:1.8e6: 1,791,638 of 2,986,064 MACs are left by then"),
+        (("--then", "pff:1.8e6"), "--then pff:1.8e6: 1,791,638 of 2,986,064 MACs are left at that point"),
         (("--then", "l2:0.5", "--then", "pff:0.55"), "--then pff:0.55: 1,493,032 of 2,986,064 MACs"),
         (("--then", "pff:x"), "--then pff:x: write METHOD:MACS"),
         (("--then", "pff:"), "--then pff:: write METHOD:MACS"),

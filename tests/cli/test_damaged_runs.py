@@ -177,7 +177,7 @@ def test_damaged_curves(run, images, unfinished, tmp_path, damage):
         ran = run(*job, flag)
         assert ran.status == 1
         if damage == "gone":
-            assert "curves.png is there already, which this command did not write" in ran.err
+            assert "curves.png already exists and was not written by this command" in ran.err
         else:
             assert f"{out / 'curves.json'} " in ran.err
         assert tree(out) == before

@@ -42,7 +42,7 @@ def test_other_data_and_another_builder(run, artifact, images):
     assert "2 outputs and the data 10 classes: give the data that it was pruned for." in ran.err
     ran = run("evaluate", artifact, "--num-classes", 2)
     assert ran.status == 1
-    assert "--num-classes goes with --model" in ran.err
+    assert "--num-classes requires --model" in ran.err
     ran = run("evaluate", artifact, "--model", NET, "--num-classes", 2, "--data", f"folder:{images}")
     assert ran.status == 0, ran.err
 
@@ -91,7 +91,7 @@ def test_data_that_is_there_no_more(run, artifact, tmp_path):
     ran = run("evaluate", _changed(artifact, tmp_path / "r", data={"data": "folder:/nowhere"}))
     assert ran.status == 1
     assert "no folder /nowhere" in ran.err
-    assert "--data names other" in ran.err
+    assert "--data overrides it" in ran.err
 
 
 def test_a_card_that_names_no_builder(run, artifact, tmp_path):

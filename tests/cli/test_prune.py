@@ -199,13 +199,16 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--recover", "reconstruct:x"), "reconstruct:IMAGES"),
         (("--recover", "reconstruct:1"), "--recover 1: must be greater than or equal to 2"),
         (("--recover", "mimic:-1"), "--recover mimic:-1: the number of epochs must be 0 or more"),
-        (("--recover", "finetune:3", "--nodes", "stem"), "--nodes is of mimic: it needs --recover mimic:EPOCHS"),
+        (
+            ("--recover", "finetune:3", "--nodes", "stem"),
+            "--nodes is an option of mimic: it requires --recover mimic:EPOCHS",
+        ),
         (
             ("--recover", "mimic:1", "--temperature", 2),
-            "--temperature is of finetune: it needs --recover finetune:EPOCHS.",
+            "--temperature is an option of finetune: it requires --recover finetune:EPOCHS.",
         ),
-        (("--recover", "mimic:1", "--share", 0), "--share is of finetune"),
-        (("--share", 0, "--temperature", 2), "it needs --recover finetune:EPOCHS with a share above 0"),
+        (("--recover", "mimic:1", "--share", 0), "--share is an option of finetune"),
+        (("--share", 0, "--temperature", 2), "it requires --recover finetune:EPOCHS with a share above 0"),
         (("--share", 2), "--share 2"),
         (("--recover", "mimic:1", "--mimic-lr", "-1"), "--mimic-lr -1"),
         (("--recover", "mimic:1", "--nodes", "stem"), "needs two nodes or more"),
@@ -286,7 +289,7 @@ def test_training_first_is_not_for_a_network_with_weights(run, images, tmp_path,
     args = ("--weights", tmp_path / "w.safetensors", "--data", f"folder:{images}", "--macs", 0.5)
     ran = run("prune", NET, *args, *option, "--out", tmp_path / "r")
     assert ran.status == 1
-    assert f"{option[0]} is of training a network that has no --weights" in ran.err
+    assert f"{option[0]} applies to training a network that has no --weights" in ran.err
     assert not (tmp_path / "r").exists()
 
 
@@ -377,7 +380,7 @@ def test_a_node_that_the_cut_changes_costs_no_work(run, images, tmp_path):
     trained = (tmp_path / "r" / "pretrained.safetensors").stat().st_mtime_ns
     ran = run(*job, "--recover", "mimic:1,finetune:1", "--nodes", "plain,bn2", "--resume")
     assert ran.status == 0, ran.err
-    assert "recovery has not begun yet, and is to be another one: recover" in ran.err
+    assert "recovery has not begun, and its settings have changed: recover" in ran.err
     assert (tmp_path / "r" / "pretrained.safetensors").stat().st_mtime_ns == trained
     card = json.loads((tmp_path / "r" / "card.json").read_text())
     assert card["recover"][0]["nodes"] == ["plain", "bn2"]
@@ -391,7 +394,7 @@ def test_an_artifact_is_not_pruned_into_its_own_folder(run, job, images, tmp_pat
     args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--out", tmp_path / "r", "--force")
     ran = run("prune", tmp_path / "r", *args)
     assert ran.status == 1
-    assert f"The artifact {tmp_path / 'r'} lies where this run would write" in ran.err
+    assert f"The artifact {tmp_path / 'r'} is where this run would write" in ran.err
     assert "--weights" not in ran.err
 
 

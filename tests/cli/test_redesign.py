@@ -173,7 +173,7 @@ class Net(nn.Module):
         (("--widen", "0.5"), "a factor above 1"),
         (("--widen", "1.001"), "A larger factor or --scope all may help"),
         (("--macs", "0.001"), "The lowest figure that can be met is --macs 0.0"),
-        (("--macs", "3"), "(--macs is a share of the base's MACs up to 1, above that a figure.)"),
+        (("--macs", "3"), "(--macs is a fraction of the base's MACs up to 1, and an absolute number above.)"),
         (("--macs", "-1"), "is not a valid budget"),
         (("--macs", "1e12"), "there is nothing to prune"),
         (("--method", "eprunr"), "Did you mean epruner"),

@@ -126,7 +126,7 @@ def test_only_what_differs_is_named(run, job, tmp_path):
     assert run(*job, *out).status == 0
     ran = run(*job, "--lr", 0.5, *out, "--resume")
     assert ran.status == 1
-    assert ran.err == f"secateurs: {tmp_path / 'r'} is another run: it differs in recover.lr (0.02 then, 0.5 now).\n"
+    assert ran.err == f"secateurs: {tmp_path / 'r'} is another run: it differs in recover.lr (none then, 0.5 now).\n"
     ran = run(*job[:-4], "--method", "l2", "--macs", 0.4, *out, "--resume")
     assert "method.name ('l1' then, 'l2' now), budget.macs (0.5 then, 0.4 now)." in ran.err
     ran = run(*job[:-6], *job[-4:], "--recover", "none", *out, "--resume")
@@ -188,7 +188,7 @@ def test_recovery_may_change_until_it_has_begun(tmp_path):
     (tmp_path / "recover" / "metrics.jsonl").touch()
     told: list[str] = []
     assert not folder.check(now, resume=True, overwrite=False, log=told.append)
-    assert told == ["recovery has not begun yet, and is to be another one: recover.lr (0.2 then, 0.1 now)"]
+    assert told == ["recovery has not begun, and its settings have changed: recover.lr (0.2 then, 0.1 now)"]
     with pytest.raises(ConfigError, match=r"differs in seed.*recover\.lr"):
         folder.check({**now, "seed": 1}, resume=True, overwrite=False)
     folder.begin(now, resume=True)

@@ -506,6 +506,6 @@ def test_factors_that_do_not_fit() -> None:
         gates.set({"a": torch.ones(3, 8)})
         with pytest.raises(sc.ConfigError, match="Gates of 3 samples do not match inputs of shape"):
             model(x)
-        assert not gates._swapped
+        assert not gates._swaps
     with Gates(model, free(graph)) as gates, pytest.raises(sc.ConfigError, match=r"disagree.*\[2, 3\]"):
         gates.set({"a": torch.ones(2, 8), "b": torch.ones(3, 6)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 import secateurs as sc
 from secateurs.cli import main
 from secateurs.errors import ConfigError, Setting
-from secateurs.runs import NetworkSpec, RunResult
+from secateurs.runs import NetworkSpec, RunFolder, RunResult
 from secateurs.training import CheckpointStore
 from tests.training.helpers import batches
 
@@ -103,6 +104,43 @@ def test_an_interrupted_run_continues_to_the_same_network(tmp_path: Path, monkey
     assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in resumed.model.state_dict().items())
 
 
+@pytest.mark.parametrize("where", [(sc.L1, "select"), (RunFolder, "finish"), (RunFolder, "begin")])
+def test_stages_that_replace_others_resume_after_a_kill_in_the_first(
+    where: tuple[type, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = sc.DataSpec("digits", normalize="none", batch_size=512)
+
+    def staged(folder: str, seed: int) -> sc.PruneRun:
+        return sc.PruneRun(NET, spec, tmp_path / folder, method="l1", budget=sc.Budget(macs=0.5), pretrain_epochs=0,
+                           device="cpu", then=[sc.Stage(sc.L2(), 0.3)], seed=seed)  # fmt: skip
+
+    staged("r", 0).start()
+    old = (tmp_path / "r" / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        owner, name = where
+        call = getattr(owner, name)
+
+        def interrupt(self: Any, *args: Any, **options: Any) -> Any:
+            call(self, *args, **options)
+            if name != "begin" or self.folder.name == "1-l1":
+                raise KeyboardInterrupt
+
+        patch.setattr(owner, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            staged("r", 1).start(overwrite=True)
+    assert (tmp_path / "r" / "model.safetensors").read_bytes() == old  # until the new one is there
+    with pytest.raises(ConfigError, match=r"1-l1 is another run: it differs in seed"):
+        staged("r", 0).start(resume=True)
+    staged("r", 1).start(resume=True)
+    staged("whole", 1).start()
+    assert all(
+        (tmp_path / "r" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        for name in ("plan.json", "model.safetensors")
+    )
+    with pytest.raises(ConfigError, match=r"holds an artifact"):
+        staged("r", 1).start()
+
+
 def test_checking_writes_nothing(tmp_path: Path) -> None:
     pruning(tmp_path / "r").check()
     with pytest.raises(sc.BudgetError, match="cannot be met"):
@@ -136,6 +174,16 @@ def test_one_trace_one_build_and_no_reading_back(tmp_path: Path, monkeypatch: py
     run = sc.PruneRun(NET, spec, tmp_path, method="l1", budget=sc.Budget(macs=0.5), pretrain_epochs=0, device="cpu")
     run.start()
     assert done == ["build", "trace"]
+
+    done.clear()
+    both = replace(run, folder=tmp_path / "both", then=[sc.Stage(sc.L2(), 0.3)])
+    result = both.start()
+    assert done == ["build", "trace", "trace"]  # a trace for each cut
+    assert [cut.method for cut in result.earlier] == ["l1"]
+
+    done.clear()
+    both.start(resume=True)
+    assert "read" in done
 
 
 def test_python_and_the_command_line_resume_each_other(tmp_path: Path) -> None:
@@ -176,10 +224,43 @@ def test_a_redesign(tmp_path: Path) -> None:
     assert found.widths["conv1"][:2] == (40, 60)
     assert run.start(resume=True) == found
     assert sc.load(tmp_path / "r" / "pruned") is not None
-    with pytest.raises(ConfigError, match=r"The artifact .*pruned lies where this run would write its own files"):
+    with pytest.raises(ConfigError, match=r"The artifact .*pruned is where this run would write its own files"):
         sc.RedesignRun(str(tmp_path / "r" / "pruned"), spec, tmp_path / "r", train=quick).check(overwrite=True)
     with pytest.raises(ConfigError, match="recover_lr=-1: must be greater than 0"):
         sc.RedesignRun(NET, spec, tmp_path / "s", train=sc.RedesignTraining(recover_lr=-1)).check()
+
+
+def test_a_redesign_builds_once_and_a_given_artifact_is_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from secateurs import artifact, zoo
+
+    trace = import_module("secateurs.graph.trace")
+    done: list[str] = []
+
+    def counted(name: str, call: Any) -> Any:
+        return lambda *args, **options: done.append(name) or call(*args, **options)
+
+    monkeypatch.setattr(trace, "Runs", counted("trace", trace.Runs))
+    monkeypatch.setitem(zoo._OWN, "small_cnn", counted("build", zoo._OWN["small_cnn"]))
+    monkeypatch.setattr(artifact, "restored", counted("read", artifact.restored))
+    spec = sc.DataSpec("digits", normalize="none", batch_size=512)
+    quick = sc.RedesignTraining(epochs=0, recover_epochs=0)
+    sc.RedesignRun(NET, spec, tmp_path / "r", method="l1", train=quick, device="cpu").start()
+    assert done == ["build", "trace", "trace"]  # the base and the widened network
+
+    for from_base in (False, True):
+        done.clear()
+        given, lines = tmp_path / "r" / "pruned", []
+        run = sc.RedesignRun(str(given), spec, tmp_path / f"s{from_base}", method="l1", train=quick, device="cpu",
+                             from_base=from_base, log=lines.append)  # fmt: skip
+        found = run.start()
+        assert done == ["build", "read", "trace", "trace"]
+        assert not any("training the base" in line for line in lines)
+        figures = json.loads((given / "card.json").read_text())["after"]
+        assert found.rows["base"].loss == pytest.approx(figures["loss"], rel=1e-6)
+        assert (found.rows["scaled"].loss == pytest.approx(figures["loss"], abs=1e-5)) == from_base
+        assert run.start(resume=True) == found
 
 
 def test_a_weights_file_that_does_not_exist_is_found_before_the_data(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from secateurs.errors import PlanError
 from secateurs.masking import mask
 from secateurs.plans import Plan, trace
 from secateurs.surgery import apply, cut_
+from secateurs.widening import widened
 from tests.networks import CASES, Net, chain, conv, half, head, image
 
 EXACT = [n for n, c in CASES.items() if c.prunable]
@@ -304,3 +305,24 @@ def test_all_or_nothing(make: Callable[[Any], Optimizer], message: str) -> None:
     assert same(fingerprint(model), before)
     assert {id(p): id(s) for p, s in optimizer.state.items()} == states
     optimizer.step(closure)
+
+
+def test_modules_without_tensors_know_how_many_channels_they_get() -> None:
+    """PyTorch warns at every forward pass if `num_features` is another number. Warnings are errors in tests."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.Conv2d(8, 8, 3), nn.GroupNorm(8, 8, affine=False), nn.ReLU(),
+        nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6, affine=False, track_running_stats=False), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.LayerNorm(6, elementwise_affine=False), nn.Linear(6, 2),
+    )  # fmt: skip
+    x = torch.randn(2, 3, 8, 8)
+    graph = trace(model, x, allow_inexact=True)
+    small = apply(model, graph.plan({"0": range(5), "2": [1, 2, 7], "5": [0, 4]}, allow_inexact=True))
+    assert small(x).shape == (2, 2)
+    assert (small[1].num_features, small[3].num_channels, small[3].num_groups, small[6].num_features) == (5, 3, 3, 2)
+    assert small[9].normalized_shape == (2,)
+    assert "InstanceNorm2d(5," in repr(small)
+    wide, *_ = widened(model[:6], x, {"0": 12, "2": 10})
+    assert (wide[1].num_features, wide[3].num_groups) == (12, 10)
+    assert wide.eval()(x).shape == (2, 6, 4, 4)
+    assert "InstanceNorm2d(8," in repr(model)

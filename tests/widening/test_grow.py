@@ -50,7 +50,7 @@ def test_computes_the_same(name: str, factor: float) -> None:
     case = CASES[name]
     model, inputs = case.make(), case.inputs()
     before = fingerprint(model)
-    wide, how = widened(model, inputs, factor, scope="all", seed=3)
+    wide, how, _ = widened(model, inputs, factor, scope="all", seed=3)
     assert same(fingerprint(model), before)
     assert how.before == case.prunable
     assert how.widths == {g: int(n * factor + 0.5) for g, n in case.prunable.items()}
@@ -74,7 +74,7 @@ def test_random_network(model: nn.Module, factor: float, seed: int) -> None:
     widths = {g.name: int(g.size * factor + 0.5) for g in graph.groups if g.prunable}
     if not widths:
         return
-    wide, how = widened(model, x, widths, seed=seed)
+    wide, how, _ = widened(model, x, widths, seed=seed)
     assert how.widths == {g: w for g, w in widths.items() if w > graph[g].size}
     assert apart(answers(wide, x), answers(model, x)) <= 1e-5
     # and down again: a wide network is cut like any other
@@ -101,7 +101,7 @@ def test_what_reads_the_copies_adds_up_to_the_last_bit(dtype: torch.dtype) -> No
 
 def test_copies_part_ways_in_training() -> None:
     model = CASES["chain"].make()
-    wide, how = widened(model, image(), {"a": 16})
+    wide, how, _ = widened(model, image(), {"a": 16})
     wide.train()
     F.cross_entropy(wide(image(8)), torch.arange(8) % 5).backward()
     source = torch.tensor(how.index["a.weight"][0])
@@ -125,7 +125,7 @@ def test_inexact_groups_stay_unless_allowed(name: str) -> None:
     inputs = CASES[name].inputs()
     with pytest.raises(PlanError, match="Group a cannot be widened: inexact"):
         widened(model, inputs, {"a": 99})
-    wide, how = widened(model, inputs, 1.5, scope="all", allow_inexact=True)
+    wide, how, _ = widened(model, inputs, 1.5, scope="all", allow_inexact=True)
     assert how.widths["a"] > trace(model, inputs)["a"].size
     assert not how.exact
     assert apart(answers(wide, inputs), answers(model, inputs)) > 1e-5
@@ -138,7 +138,7 @@ def test_a_constant_that_fits_the_old_width_is_found_out() -> None:
         VerificationError, match=r"does not run.*The cause is the widening of group b: .*Widen only the other groups"
     ):
         widened(stops, image(), 1.5)
-    wide, _ = widened(stops, image(), {"a": 12})
+    wide, _, _ = widened(stops, image(), {"a": 12})
     assert apart(answers(wide, image()), answers(stops, image())) <= 1e-5
     differs = Net(lambda s, x: s.b(s.a(x)) * (s.a.out_channels == 8), a=conv(3, 8), b=conv(8, 4)).eval()
     with pytest.raises(VerificationError, match=r"differs from the given one by 1\.0e\+00 .* group a: "):
@@ -190,7 +190,7 @@ def test_scope() -> None:
 @pytest.mark.parametrize("name", ["chain", "depthwise_multiplier", "grouped", "group_norm_per_channel", "tied_weights"])
 def test_the_record_gives_a_network_of_the_same_shapes(name: str) -> None:
     model, inputs = CASES[name].make(), CASES[name].inputs()
-    wide, how = widened(model, inputs, 1.5, scope="all")
+    wide, how, _ = widened(model, inputs, 1.5, scope="all")
     again = resized(CASES[name].make(), json.loads(json.dumps(how.record())))
     again.load_state_dict(wide.state_dict())
     assert torch.equal(answers(again, inputs)[0], answers(wide, inputs)[0])

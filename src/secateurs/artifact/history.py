@@ -46,7 +46,7 @@ class Calibrated(Open):
     event: Literal["calibrated"]
     images: Count | None = None
     norms: Count | None = None  # re-estimated
-    layers: list[Line] = []  # whose lost constants were made good
+    layers: list[Line] = []  # whose lost constants were compensated
     left: list[Line] = []  # that have neither a bias nor a batch norm to hold theirs
 
 

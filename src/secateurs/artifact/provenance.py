@@ -149,6 +149,12 @@ def remember(model: nn.Module, source: dict[str, Any]) -> None:
     model.secateurs_built = _structure(model)  # type: ignore[assignment]
 
 
+def remember_widened(wide: nn.Module, model: nn.Module, record: dict[str, Any]) -> None:
+    """Record on a network how it was built, if that is known of the one that it was widened from; see `Growth.record`."""
+    if (source := source_of(model)) is not None:
+        remember(wide, {**source, "widen": [*source.get("widen", []), record]})
+
+
 def source_of(model: nn.Module) -> dict[str, Any] | None:
     """How to rebuild this network; None if it was not made by `build`, or was modified since."""
     source = getattr(model, "secateurs_source", None)

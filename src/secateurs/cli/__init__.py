@@ -1,4 +1,4 @@
-"""The command line: one file per verb. torch is imported by the verbs when they run, so that help comes at once."""
+"""The command line: one file per command. The commands import torch when they run, so that help is fast."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ for verb in (demo, methods, inspect, prune, redesign, evaluate, compare_criteria
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0 fine, 1 failed, 2 wrong usage, 130 interrupted.
+    """Run one command. Returns the exit status: 0 success, 1 error, 2 wrong usage, 130 interrupted.
 
     A failure is one message on stderr, whatever failed.
     """
@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
-    except KeyboardInterrupt as interrupt:  # which may say how to go on
-        told = " ".join(part.text(option) if isinstance(part, Message) else str(part) for part in interrupt.args)
-        print(f"Interrupted. {told}".rstrip(), file=sys.stderr)
+    except KeyboardInterrupt as interrupt:  # which may say how to continue
+        text = " ".join(part.text(option) if isinstance(part, Message) else str(part) for part in interrupt.args)
+        print(f"Interrupted. {text}".rstrip(), file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever reads us (head, less) has seen enough
+    except BrokenPipeError:  # the reader (head, less) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except CycloptsError as error:

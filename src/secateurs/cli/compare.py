@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secateurs import ChannelGraph
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-DEAR = "oracle-10x"
+COSTLY = "oracle-10x"
 
 
 def compare_criteria(
@@ -35,7 +35,7 @@ def compare_criteria(
     seed: Seed = 0,
     device: str | None = None,
 ) -> None:
-    """Mask a layer's channels one by one, worst first by each criterion: how long does accuracy hold without training?
+    """Mask a layer's channels one by one, least important first: how long does accuracy hold without training?
 
     Every channel but the last goes. `area` is the mean top-1 along the way, on validation data; top-1 is shown with a
     quarter, half and three quarters of the channels gone. `images` is how many the network was evaluated on to find the
@@ -144,7 +144,7 @@ def _criteria(names: str | None) -> list[str]:
 
     known = criteria()
     if names is None:
-        return [name for name in known if name != DEAR]
+        return [name for name in known if name != COSTLY]
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     for name in chosen:
         if name not in known:
@@ -155,7 +155,7 @@ def _criteria(names: str | None) -> list[str]:
 
 
 def _group(graph: ChannelGraph, layer: str, model: str) -> str:
-    """The group of that name, or the one that a layer of that name makes."""
+    """The group of this name, or the group that a layer of this name produces."""
     names = [g.name for g in graph.groups]
     found = [layer] if layer in names else [g.name for g in graph.groups if layer in g.producers]
     if not found:

@@ -1,4 +1,4 @@
-"""`secateurs env`: what Secateurs runs on here, for bug reports and when something does not work."""
+"""`secateurs env`: the environment, for bug reports and troubleshooting."""
 
 from __future__ import annotations
 

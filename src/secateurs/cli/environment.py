@@ -49,7 +49,7 @@ SLOW = ("lightning", "transformers")  # to import: their version has to do
 
 @dataclass
 class Environment:
-    """packages: {distribution: version, None where it is not installed}; problems: sentences, the cure included."""
+    """packages: {distribution: version, None where it is not installed}; problems: sentences that include the remedy."""
 
     secateurs: str
     python: dict[str, str]
@@ -65,7 +65,7 @@ class Environment:
 
 
 def look() -> Environment:
-    """The environment of this process. Never raises for what it finds there."""
+    """The environment of this process. Never raises."""
     packages = {name: _version(name) for name in PACKAGES}
     found = Environment(__version__, _python(), packages)
     found.missing = [
@@ -136,7 +136,7 @@ def _cpu_name() -> str:
 
 
 def _said(command: Sequence[str]) -> str:
-    """The first line that a program prints, or nothing."""
+    """The first line that a program prints, or an empty string."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -145,7 +145,7 @@ def _said(command: Sequence[str]) -> str:
 
 
 def _kernels(built: str) -> tuple[str, str]:
-    """How stripe kernels for the CPU come about, and what is in the way. built: the library, if there is one."""
+    """How stripe kernels for the CPU are compiled, or why they cannot be. built: the library, if there is one."""
     compiler = os.environ.get("CXX", "c++" if sys.platform != "win32" else "cl")
     version = _said([compiler, "--version"])
     ninja = _said(["ninja", "--version"])
@@ -154,9 +154,9 @@ def _kernels(built: str) -> tuple[str, str]:
         return f"{tools}; compiled", ""
     if version and ninja:
         return f"{tools}; compiled when they are first used", ""
-    cure = [] if version else ["install a C++ compiler (g++ or clang++), or name one in CXX"]
-    cure += [] if ninja else ["pip install ninja"]
-    return tools, f"The fused stripe kernels cannot be compiled, so slower ones are used: {'; '.join(cure)}."
+    remedy = [] if version else ["install a C++ compiler (g++ or clang++), or name one in CXX"]
+    remedy += [] if ninja else ["pip install ninja"]
+    return tools, f"The fused stripe kernels cannot be compiled, so slower ones are used: {'; '.join(remedy)}."
 
 
 # -- in a process of their own -----------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from secateur
 
 
 def probe(names: Sequence[str], patience: float = PATIENCE) -> dict[str, dict[str, Any]]:
-    """{distribution: what importing it showed}. After one that ends the process a new one tries the rest."""
+    """{distribution: the outcome of importing it}. If one ends the process, a new process imports the rest."""
     answers: dict[str, dict[str, Any]] = {}
     waiting = list(names)
     while waiting:
@@ -204,7 +204,7 @@ _MARK = "secateurs-environment:"  # packages print things, too
 
 
 def child() -> None:
-    """Import the packages named on the command line, one after another, and print what came of each."""
+    """Import the packages named on the command line, in order, and print the outcome of each."""
     for name in sys.argv[2:]:
         module, answer = PACKAGES[name][0], {}
         try:
@@ -213,7 +213,7 @@ def child() -> None:
                 answer = _LOOKS.get(module, importlib.import_module)(module)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-            if isinstance(error, SecateursError):  # it names the package, its version and the cure
+            if isinstance(error, SecateursError):  # it names the package, its version and the remedy
                 answer = {"notes": [str(error)]}
             else:
                 answer = {"problem": f"cannot be imported: {type(error).__name__}: {reason}. Install it again."}
@@ -272,7 +272,7 @@ def _built_for() -> str:
 
 
 def _why_none() -> str:
-    """What PyTorch itself says when something is put on the accelerator that it was built for."""
+    """PyTorch's own error when a tensor is moved to the accelerator that it was built for."""
     import torch
 
     built = _built_for()

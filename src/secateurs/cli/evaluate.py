@@ -1,4 +1,4 @@
-"""`secateurs evaluate`: how good a network is and what it costs."""
+"""`secateurs evaluate`: the accuracy and the cost of a network."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def evaluate(
     device: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:
-    """Measure a saved artifact beside the figures on its card, or any network with its weights.
+    """Evaluate a saved artifact next to the figures on its card, or any network with its weights.
 
-    An artifact is measured on the data that it was made with, unless `--data` names other. It is measured in float32.
+    An artifact is measured on the data that it was made with, unless `--data` names other data. It is measured in float32.
 
     ```
     $ secateurs evaluate runs/digits
@@ -52,7 +52,7 @@ def evaluate(
         the folder of a pruned network
     model
         instead of an artifact: zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory;
-        beside an artifact: how to build its network, where its card does not say
+        with an artifact: how to build its network, if its card does not say
     device
         cpu, cuda, cuda:1 …; an accelerator if there is one
     as_json
@@ -66,9 +66,9 @@ def evaluate(
     if artifact is None and model is None:
         raise ConfigError("Give the folder of an artifact, or --model and --weights.")
     if artifact is not None and model_options.weights is not None:
-        raise ConfigError(f"{shown(artifact)} has weights of its own: leave --weights out.")
+        raise ConfigError(f"{shown(artifact)} has its own weights: omit --weights.")
     if artifact is not None and model is None and model_options.num_classes is not None:
-        raise ConfigError(f"{shown(artifact)} knows how many classes it tells apart: --num-classes goes with --model.")
+        raise ConfigError(f"{shown(artifact)} has a fixed number of classes: --num-classes requires --model.")
     if artifact is None and model_options.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: there is nothing to measure.")
     where = pick_device(device)
@@ -90,14 +90,14 @@ def evaluate(
         return
     if as_json:
         figures = {} if card is None else card.model_dump(mode="json")
-        told = {name: figures.get(name) for name in ("before", "cut", "calibrated", "after")}
-        print(json.dumps({"measured": found, "card": told}, indent=2))
+        card_figures = {name: figures.get(name) for name in ("before", "cut", "calibrated", "after")}
+        print(json.dumps({"measured": found, "card": card_figures}, indent=2))
     else:
         _show(str(model) if artifact is None else shown(artifact), found, card)
 
 
 def _data(artifact: Path, card: Card, given: DataSpec, where: torch.device, trust: bool) -> tuple[DataSpec, Data]:
-    """What to measure on: as given, and where that leaves something open as on the card."""
+    """The data to evaluate on: as given, completed from the card."""
     from secateurs.data.spec import remote
 
     recorded = {} if card.data is None else card.data.model_dump()
@@ -116,8 +116,8 @@ def _data(artifact: Path, card: Card, given: DataSpec, where: torch.device, trus
     except SecateursError as error:
         if given.data is not None:
             raise
-        told = f"The card of {shown(artifact)} names this data; --data names other."
-        raise error.advised(*error.hint, *([" "] if error.hint else []), told) from error
+        hint = f"The card of {shown(artifact)} names this data; --data overrides it."
+        raise error.advised(*error.hint, *([" "] if error.hint else []), hint) from error
 
 
 def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> nn.Module:

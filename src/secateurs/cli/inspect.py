@@ -68,15 +68,15 @@ def inspect(
     num_classes
         outputs of the network
     allow_inexact
-        count channels as prunable that a layer or group norm takes its statistics over
+        count channels as prunable over which a layer or group norm computes its statistics
     trust_code
-        of an artifact: import and run the code that its card names
+        import and run the code that an artifact's card names
     as_json
         print JSON instead of a table
     pictures
         draw an artifact's filter shapes, and where stripes stay and how large they are, into this folder
     force
-        replace pictures that are there
+        overwrite existing pictures
     """
     import torch
 
@@ -87,7 +87,7 @@ def inspect(
     plan, spec = _artifact(model)
     if pictures is not None:
         if plan is None:
-            raise ConfigError(f"--pictures are of the stripes of an artifact: {model} is not one.")
+            raise ConfigError(f"--pictures draws an artifact's stripes, and {model} is not an artifact.")
         _draw(network, plan, pictures, force)
     elif force:
         raise ConfigError("--force replaces pictures: give --pictures with it.")
@@ -112,7 +112,7 @@ def inspect(
 
 
 def _artifact(spec: str) -> tuple[Plan | None, str]:
-    """The last plan of an artifact, and the spec of the network that it was; None for a spec of another kind."""
+    """The last plan of an artifact, and the spec of its original network; None for any other spec."""
     from secateurs import artifact
     from secateurs.api import is_artifact
 
@@ -128,7 +128,7 @@ def _draw(network: nn.Module, plan: Plan, folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--pictures {folder} is a file: give a folder.")
     if not force and (found := next((folder / n for n in PICTURES if os.path.lexists(folder / n)), None)):
-        raise ConfigError(f"{found} is there already: --force replaces it, or give another folder.")
+        raise ConfigError(f"{found} already exists: --force replaces it; or pass another folder.")
     try:
         drawn = pictures(network, plan, folder)
     except OSError as error:
@@ -159,7 +159,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def default_shape(spec: str, network: nn.Module) -> tuple[int, ...]:
-    """The input that a network was made for, as far as its family says."""
+    """The input that a network was designed for, if its family defines one."""
     family, _, name = spec.partition(":")
     if family == "zoo":
         return (3, 32, 32)
@@ -170,7 +170,7 @@ def default_shape(spec: str, network: nn.Module) -> tuple[int, ...]:
 
 
 def lowest(graph: ChannelGraph, scope: str) -> Cost:
-    """The cost with one channel left of every group that the scope lets one cut."""
+    """The cost with one channel left in every group that the scope allows to cut."""
     return graph.cost({g.name: 1 for g in graph.groups if g.prunable and (scope == "all" or g.internal)})
 
 
@@ -226,7 +226,7 @@ def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> None:
     console, cost = options.out(), graph.cost()
 
     def rows(names: int) -> Table:
-        """names: how many of a group's layers are shown; those that make it only where there is room for two."""
+        """names: how many of a group's layers are shown; the producers are only shown if there is room for both."""
         layers = ("made by", "read by") if names > 1 else ("read by",)
         made = table("group", "size", "MACs", *layers, "may be cut, or why not")
         made.columns[0].no_wrap = names < 2

@@ -1,4 +1,4 @@
-"""`secateurs methods`: what there is; and methods as the command line names them, `--then` included."""
+"""`secateurs methods`: list the methods; and parse methods on the command line, including `--then`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def methods(name: str | None = None) -> None:
 
 
 def _summary(method: type[Method]) -> str:
-    """What its class says first."""
+    """The first sentence of its docstring."""
     return " ".join((method.__doc__ or "").split("\n\n")[0].split(": ")[0].split()).removesuffix(".")
 
 
@@ -73,7 +73,7 @@ def _json(value: Any) -> str:
 def configured(
     method: str, settings: Sequence[str], ranking: str | None = None, preset: Sequence[str] = (), prefix: str = ""
 ) -> Method:
-    """The method with its settings; values are read as JSON where they are JSON, so that 0.7, true, null mean that.
+    """The method with its settings; values are parsed as JSON if they are valid JSON (0.7, true, null).
 
     preset: the name of one of its presets, which the settings override, or nothing. prefix: what stood before each of them.
     """
@@ -132,7 +132,7 @@ def stages(then: Sequence[str], settings: Sequence[str], preset: Sequence[str], 
 
 
 def own(settings: Sequence[str], then: Sequence[str]) -> list[str]:
-    """The settings, or presets, of the first method: those that name no other one."""
+    """The settings or presets of the first method: those without a method's name."""
     others = tuple(f"{text.partition(':')[0].strip()}." for text in then)
     return [item for item in settings if not (others and item.startswith(others))]
 
@@ -146,6 +146,6 @@ def _figure(text: str, figure: str) -> float | None:
         value = math.nan
     if not 0 < value < math.inf:
         raise ConfigError(
-            f"--then {text}: write METHOD:MACS, such as pff:0.3, the MACs that may stay: a fraction up to 1, or a figure."
+            f"--then {text}: write METHOD:MACS, such as pff:0.3, with the MACs to keep: a fraction up to 1, or an absolute number."
         )
     return value

@@ -1,4 +1,4 @@
-"""What several commands take, and how they print."""
+"""Options that several commands share, and their output."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class DataOptions:
     batch_size: Count | None = None
     """images per step, 128 by default"""
     image_size: Count | None = None
-    """resize images to this side; without it all must be of one size"""
+    """resize images to this side length; without it, all images must have the same size"""
     skip_unreadable: Annotated[bool | None, Parameter(negative="", show_default=False)] = None
-    """leave out images that can't be read, with a warning; without it they are an error"""
+    """skip images that cannot be read, with a warning; without it, they are an error"""
 
     def spec(self) -> DataSpec:
         from secateurs.runs import DataSpec
@@ -54,11 +54,11 @@ class DataOptions:
 @dataclass(frozen=True)
 class ModelOptions:
     weights: Path | None = None
-    """trained weights: a .safetensors, or a state dict that loads without pickle"""
+    """trained weights: a .safetensors file, or a state dict that loads without pickle"""
     num_classes: Count | None = None
-    """outputs of the network; by default as many as the data has classes"""
+    """number of outputs; by default the number of classes in the data"""
     trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False
-    """of an artifact: import and run the code, and fetch the data, that its card names"""
+    """import and run the code, and fetch the data, that an artifact's card names"""
 
     def network(self, spec: str) -> NetworkSpec:
         from secateurs.runs import NetworkSpec
@@ -67,7 +67,7 @@ class ModelOptions:
 
 
 class _Plain(Console):
-    """Off a terminal: lines as wide as they need to be, and no wider."""
+    """Without a terminal, lines are as wide as their content."""
 
     def print(self, *objects: Any, **style: Any) -> None:
         with self.capture() as captured:
@@ -76,7 +76,7 @@ class _Plain(Console):
 
 
 def out() -> Console:
-    """Where results go."""
+    """The console for results."""
     console = Console(highlight=False, markup=False)  # reasons and paths may hold brackets
     return console if console.is_terminal else _Plain(highlight=False, markup=False, width=1000)
 
@@ -89,7 +89,7 @@ def first() -> bool:
 
 
 def log(line: str) -> None:
-    """Progress, and whatever else is no result."""
+    """For progress, and everything else that is not a result."""
     if first():
         text = line.text(option) if isinstance(line, Message) else line
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text, markup=False)

@@ -1,4 +1,4 @@
-"""`secateurs prune`: a network in, a smaller one out, verified and recovered."""
+"""`secateurs prune`: prune a network, verify the cut, recover accuracy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def prune(
 ) -> None:
     """Prune a network to a budget, verify the cut, recover the accuracy, save the result.
 
-    Without `--weights` the network is trained first, on the same data. A run that was killed resumes with `--resume`.
+    Without `--weights`, the network is trained first, on the same data. `--resume` continues a run that was killed.
 
     ```
     $ secateurs prune zoo:small_cnn --data digits --normalize none \\
@@ -80,36 +80,36 @@ def prune(
     method
         how channels are chosen; `secateurs demo` runs every method there is
     macs
-        the MACs that may stay: a fraction up to 1 (0.5), or a figure (60e6)
+        MACs to keep at most: a fraction up to 1 (0.5), or an absolute number (60e6)
     params
-        the parameters that may stay, likewise
+        parameters to keep at most, likewise
     align
         keep widths that are multiples of this
     scope
-        internal leaves channels on a shortcut alone, all cuts them too; by default as the method's paper does
+        internal keeps channels on a shortcut, all cuts them too; by default as the method's paper does
     ranking
         compare channels over the whole network, or cut the same share of every group
     preset
-        settings of the method under a name, which --set overrides: `secateurs methods` lists them; or pff.NAME, of
-        one that --then names
+        named settings of the method, which --set overrides (`secateurs methods` lists them); pff.NAME for a method of
+        --then
     settings
-        a setting of the method, key=value, or pff.key=value of one that --then names; may be given several times
+        a setting of the method, key=value, or pff.key=value for a method of --then; may be given several times
     then
-        METHOD:MACS, a method that prunes what is left then (pff:0.3), and the MACs of the original network that may stay
-        after it; may be given several times. Each cut is followed by the same recovery
+        METHOD:MACS, a further method that prunes the result (pff:0.3), and the MACs of the original network to keep at
+        most; may be given several times. Each cut is followed by the same recovery
     allow_inexact
-        also cut channels that a layer or group norm takes its statistics over; the cut is then not verified
+        also cut channels over which a layer or group norm computes its statistics; the cut is then not verified
     calibrate
-        re-estimate the batch-norm statistics of the cut network on 1,024 training images, without labels; it is the default,
-        --no-calibrate leaves them
+        re-estimate the batch-norm statistics of the cut network on 1,024 training images, without labels (the default);
+        --no-calibrate skips this
     out
         folder for the artifact, the checkpoints and the log
     resume
-        go on with the run in --out; other settings of recovery are taken as long as it has not begun
+        continue the run in --out; recovery settings may change until recovery has begun
     force
         replace what is in --out
     seed
-        of initial weights, the order of the data, augmentation and the method
+        seed of the initial weights, the order of the data, augmentation and the method
     device
         cpu, cuda, cuda:1 …; an accelerator if there is one
     track
@@ -146,7 +146,7 @@ def prune(
 
 
 def exact(figure: Share | None) -> float | int | None:
-    """A figure above 1, 60e6 for example, as the integer that a budget takes."""
+    """An absolute number (60e6, for example) as the integer that a budget requires."""
     return int(figure) if figure is not None and figure > 1 else figure
 
 

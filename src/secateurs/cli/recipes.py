@@ -1,4 +1,4 @@
-"""How the command line trains: before the cut where there are no weights, and after it."""
+"""The training options of the command line: before the cut if there are no weights, and after it."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RecoverOptions:
     recover: str | None = None
-    """none, or what to do one after another: finetune:EPOCHS (on the labels and the original's class probabilities),
+    """none, or steps in order: finetune:EPOCHS (on labels and the original's class probabilities),
     mimic:EPOCHS (its feature maps, without labels), reconstruct:IMAGES (least squares, without labels or training); for
     example reconstruct,finetune:10; by default 3 epochs, 1,024 images"""
     recover_epochs: float | None = None
-    """finetune:EPOCHS in short; 3 by default, 0 for none"""
+    """short for finetune:EPOCHS; 3 by default, 0 for none"""
     share: float | None = None
     """weight of the original's class probabilities in fine-tuning, 0.9 by default; 0: labels only, 1: no labels"""
     temperature: float | None = None
-    """that logits are divided by for these probabilities, 4 by default"""
+    """temperature of these probabilities, by which logits are divided; 4 by default"""
     lr: float | None = None
     """peak learning rate of fine-tuning; by default chosen by the number of steps"""
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    """how the learning rate goes from step to step"""
+    """learning-rate schedule"""
     weight_decay: float = 5e-4
-    """of weights; norms and biases have none; none while mimicking"""
+    """weight decay; norms and biases have none, and there is none while mimicking"""
     label_smoothing: float = 0.0
-    """share of each label that is spread over all classes"""
+    """fraction of each label that is spread over all classes"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto is bf16 where the hardware is fast at it"""
+    """auto selects bf16 where the hardware is fast at it"""
     mimic_lr: float | None = None
     """peak learning rate of mimicking (Adam), 0.003 by default"""
     mimic_function: Literal["kl", "js", "mse", "l1"] | None = None
-    """how far feature maps are apart, kl by default"""
+    """distance between feature maps, kl by default"""
     nodes: str | None = None
-    """modules whose outputs are mimicked: layer1,layer2,layer3; found by themselves if not given"""
+    """modules whose outputs are mimicked, for example layer1,layer2,layer3; found automatically by default"""
     optimizer: Literal["sgd", "adam", "adamw"] | None = None
-    """of every training phase; by default sgd, and adam for mimicking"""
+    """optimizer of every training phase; sgd by default, adam for mimicking"""
     milestones: str | None = None
     """epochs after which the learning rate is multiplied by --gamma, such as 5,10; instead of --schedule"""
     gamma: float | None = None
-    """what the milestones multiply the learning rate by, 0.1 by default"""
+    """factor of the learning rate at each milestone, 0.1 by default"""
 
     def recipes(self) -> list[Phase]:
-        """What to do after the cut, in order; ConfigError for invalid options and for those that nothing would use."""
+        """The phases of recovery, in order; ConfigError for invalid options and for those that would be ignored."""
         phases = self._phases()
         kinds = {kind for kind, _ in phases}
         tuned = kinds & {"finetune", "distil"}
@@ -65,7 +65,9 @@ class RecoverOptions:
         ):
             if getattr(self, option) is not None and not used:
                 why = " with a share above 0" if option == "temperature" and tuned else ""
-                raise ConfigError(f"--{option.replace('_', '-')} is of {kind}: it needs --recover {kind}:EPOCHS{why}.")
+                raise ConfigError(
+                    f"--{option.replace('_', '-')} is an option of {kind}: it requires --recover {kind}:EPOCHS{why}."
+                )
         return [self._stepped(self._recipe(kind, amount)) for kind, amount in phases if amount != 0]
 
     def _stepped(self, phase: Phase) -> Phase:
@@ -83,7 +85,7 @@ class RecoverOptions:
             given |= {"schedule": "step", "milestones": points}
         if self.gamma is not None:
             if self.milestones is None:
-                raise ConfigError("--gamma is of --milestones, which are not given.")
+                raise ConfigError("--gamma requires --milestones.")
             given["gamma"] = self.gamma
         if not given or not isinstance(phase, Recipe):
             return phase
@@ -143,7 +145,7 @@ class RecoverOptions:
 @dataclass(frozen=True)
 class PretrainOptions:
     pretrain_epochs: float | None = None
-    """how long to train where there are no --weights; by default 10 to 30, fewer the more data there is"""
+    """epochs of training a network without --weights; 10 to 30 by default, fewer the more data there is"""
     pretrain_lr: float | None = None
     """peak learning rate of that training, 0.05 by default"""
 
@@ -152,23 +154,23 @@ class PretrainOptions:
 @dataclass(frozen=True)
 class RedesignOptions:
     epochs: float | None = None
-    """of the base and the scaled network, each; by default 10 to 30, fewer the more data there is"""
+    """epochs of the base and of the scaled network, each; 10 to 30 by default, fewer the more data there is"""
     lr: float = 0.05
     """peak learning rate of the networks trained from scratch"""
     recover_epochs: float = 3
-    """of the pruned network, after the cut; 0 for none"""
+    """epochs of recovery after the cut; 0 for none"""
     recover_lr: float | None = None
     """peak learning rate of recovery; by default chosen by the number of steps"""
     scratch_epochs: float | None = None
-    """of the widths found, trained from scratch; by default as many as --epochs"""
+    """epochs of training the widths found from scratch; as many as --epochs by default"""
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    """how the learning rate goes from step to step"""
+    """learning-rate schedule"""
     weight_decay: float = 5e-4
-    """of weights; norms and biases have none"""
+    """weight decay; norms and biases have none"""
     label_smoothing: float = 0.0
-    """share of each label that is spread over all classes"""
+    """fraction of each label that is spread over all classes"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto is bf16 where the hardware is fast at it"""
+    """auto selects bf16 where the hardware is fast at it"""
 
     def training(self) -> RedesignTraining:
         from secateurs.runs import RedesignTraining

@@ -1,4 +1,4 @@
-"""`secateurs redesign`: better widths at the same cost, found by cutting a wider network down."""
+"""`secateurs redesign`: better widths at the same cost, found by pruning a wider network."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def redesign(
     widen
         the factor by which every layer in scope grows
     macs
-        the MACs to prune back to: a fraction of the base's (1.0: as many), or a figure (60e6)
+        the MACs to prune back to: a fraction of the base's (1.0: as many), or an absolute number (60e6)
     align
         keep widths that are multiples of this
     method
@@ -98,7 +98,7 @@ def redesign(
     ranking
         compare channels over the whole network, or cut the same share of every group
     preset
-        settings of the method under a name, which --set overrides: `secateurs methods` lists them
+        named settings of the method, which --set overrides: `secateurs methods` lists them
     settings
         a setting of the method, key=value; may be given several times
     from_base
@@ -110,7 +110,7 @@ def redesign(
     force
         replace what is in --out
     seed
-        of initial weights, the order of the data, augmentation and the method
+        seed of the initial weights, the order of the data, augmentation and the method
     device
         cpu, cuda, cuda:1 …; an accelerator if there is one
     track

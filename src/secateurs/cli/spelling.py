@@ -19,7 +19,7 @@ MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}
 
 
 def option(setting: Setting) -> str:
-    """`scope='all'` → `--scope all`, `EPruner(beta=0.5)` → `--set beta=0.5`; what has no option as Python spells it."""
+    """`scope='all'` → `--scope all`, `EPruner(beta=0.5)` → `--set beta=0.5`; settings without an option as in Python."""
     name = setting.name
     if "." in name or (_is_method(setting.of) and name != "ranking"):
         return f"--set {name}={'…' if setting.value is ... else _value(setting.value)}"
@@ -49,7 +49,7 @@ def _is_mimic(of: type | None) -> bool:
 
 
 def _value(value: Any) -> str:
-    """As it is typed."""
+    """The value as it is typed."""
     if value is None:
         return "none"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:

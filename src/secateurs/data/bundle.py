@@ -67,9 +67,8 @@ class Data:
         source = getattr(self, split)
         if source is None:
             raise DataError(f"This data has no {split} batches: pass Data(…, {split}=…).")
-        fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
         empty = True
-        for batch in fresh:
+        for batch in fresh_pass(source):
             empty = False
             yield batch
         if empty:
@@ -141,3 +140,11 @@ def _pair(source: Any) -> bool:
 def _kind(value: Any) -> str:
     name = type(value).__name__
     return f"a {name} of {len(value)}" if isinstance(value, (tuple, list, dict)) else f"a {name}"
+
+
+def fresh_pass(source: Any) -> Iterable[Any]:
+    """The iterable for one pass; a function is called to get it. Raises DataError if it is not iterable."""
+    fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
+    if not hasattr(fresh, "__iter__") and not hasattr(fresh, "__getitem__"):
+        raise DataError(f"Data must be an iterable of (inputs, targets) batches, not a {type(fresh).__name__}.")
+    return fresh

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 Shape = tuple[int, ...]
+_RECORDS = ("num_features", "num_channels", "in_channels")  # attributes that may hold the number of input channels
 _WEIGHTS = ("weight", "weight_v", "parametrizations.weight.original", "parametrizations.weight.original1")
 
 
@@ -18,10 +19,29 @@ def rewritten(module: nn.Module | None) -> bool:
     return isinstance(module, _ConvNd | nn.Linear | _NormBase | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
 
 
+def weightless(module: nn.Module) -> bool:
+    """Whether a module has no tensors, and only an attribute records how many channels it gets: a norm without affine
+    parameters, or a module of the user's own."""
+    if module._modules or any(x is not None for own in (module._parameters, module._buffers) for x in own.values()):
+        return False
+    own = module.__dict__
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or any(type(own.get(a)) is int for a in _RECORDS)
+
+
+def weight_axes(module: nn.Module, shape: Shape, labeled: Container[int]) -> tuple[int, ...]:
+    """For a `weightless` module that gets a tensor of this shape, with channels on the `labeled` axes: the axes that a weight
+    of it would have. Empty if none fits its attributes."""
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return tuple(range(len(shape) - len(module.normalized_shape), len(shape)))
+    sizes = [module.__dict__.get(a) for a in _RECORDS]
+    return next(((a,) for a in (1, 0) if a in labeled and shape[a] in sizes), ())
+
+
 def rewrites(
     modules: Mapping[str, nn.Module], old: Mapping[str, Shape], new: Mapping[str, Shape]
 ) -> dict[tuple[str, str], Any]:
-    """`{(module, attribute): value}` for the modules whose parameters change shape from `old` to `new`."""
+    """`{(module, attribute): value}` for the modules whose parameters change shape from `old` to `new`. For a `weightless`
+    module these have the shape of the weight that it would have, as `MODULE.weight`."""
     found: dict[tuple[str, str], Any] = {}
     for name in {_module_of(p) for p in new}:
         module = modules.get(name)
@@ -65,4 +85,6 @@ def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
         return {"num_parameters": new[0]}
     if isinstance(module, nn.Embedding):
         return {"num_embeddings": new[0], "embedding_dim": new[1]}
+    if weightless(module):
+        return {a: new[0] for a in _RECORDS if module.__dict__.get(a) == old[0]}
     return {}

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import PlanError, nearest
+from secateurs.graph import attributes
 from secateurs.graph.cost import Cost, CostModel
 from secateurs.graph.flow import Flow
 from secateurs.graph.reasons import Kind, Reason
 
 Array = np.ndarray
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -136,15 +138,17 @@ class ChannelGraph:
         self,
         groups: Iterable[ChannelGroup],
         cost_model: Callable[[], CostModel],
-        shapes: Mapping[str, tuple[int, ...]],
+        shapes: Shapes,
         modules: Any,
         flow: Callable[[], Flow],
         random: Iterable[str] = (),
+        weightless: Callable[[Mapping[int, int]], tuple[Shapes, Shapes]] = lambda widths: ({}, {}),
     ) -> None:
         self.groups = tuple(groups)
         self.shapes = dict(shapes)  # of all parameters and buffers used in the trace
         self.random = tuple(dict.fromkeys(random))  # lines of code that drew random numbers in eval mode
         self._modules = modules
+        self._weightless = weightless
         self._make_cost, self._make_flow = cost_model, flow  # built lazily
         self._at = {g.name: i for i, g in enumerate(self.groups)}
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
@@ -212,6 +216,12 @@ class ChannelGraph:
                 o, _, rows, columns = self.shapes[weight]
                 found[weight] = (o, rows, columns)
         return found
+
+    def rewrites(self, widths: Mapping[str, int], new: Shapes) -> dict[tuple[str, str], Any]:
+        """The attributes of modules that change, `{(module, attribute): value}`: at these widths by group, with these
+        new shapes of parameters."""
+        before, after = self._weightless({self._at[name]: width for name, width in widths.items()})
+        return attributes.rewrites(self.modules, {**self.shapes, **before}, {**after, **new})
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:

@@ -138,10 +138,11 @@ class Check:
             if not alive.all():
                 kept.setdefault(axis.param, {})[axis.axis] = np.flatnonzero(alive)
         cut = {n: self._sliced(self.runs.named[n], axes) for n, axes in kept.items()}
-        new = {n: tuple(x.shape) for n, x in cut.items()}
+        old, new = grouping.weightless(lambda labels: int((~dead[labels]).sum()))
+        old, new = {**self.runs.shapes, **old}, {**new, **{n: tuple(x.shape) for n, x in cut.items()}}
         self.trials += 1
         try:
-            tape = self.runs.run(KnownLabels(), cut, known, rewrites(self.runs.modules, self.runs.shapes, new))
+            tape = self.runs.run(KnownLabels(), cut, known, rewrites(self.runs.modules, old, new))
         except Exception:  # a Mismatch, or whatever the user's code raises on shapes that it was not written for
             return False
         # The output of each ambiguous site must be its original output minus the cut channels.

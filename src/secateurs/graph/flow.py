@@ -7,7 +7,7 @@ ran them.
     flow.after(op)                         # the normalization and the non-linearity after a layer
     flow.sums(op)                          # the additions that a layer's output flows into
 
-A flow holds no tensors. It is of a run in eval mode: what only runs in training (an auxiliary head) is not in it.
+A flow holds no tensors. It records a run in eval mode: code that only runs in training (an auxiliary head) is not in it.
 """
 
 from __future__ import annotations

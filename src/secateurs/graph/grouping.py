@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.tape import Tape
 
 Array = np.ndarray
+Shape = tuple[int, ...]
+Affine = tuple[int, dict[int, int]]  # a constant, and for each group how often its width is added
 
 
 class Grouping:
@@ -120,20 +122,42 @@ class Grouping:
         how = ", ".join(dict.fromkeys(by)) or "by the code"
         return Reason(Kind.SINGLE, f"its {coupled} channels are all coupled to each other: {how}")
 
+    def affine(self, labels: Array) -> Affine:
+        """The number of these labels as the widths change."""
+        group = self.of_label[labels]
+        counts = np.bincount(group[group >= 0], minlength=self.groups)
+        return int((group < 0).sum()), {int(g): counts[g] / self.sizes[g] for g in np.flatnonzero(counts)}
+
+    def weightless(self, length: Callable[[Array], int]) -> tuple[dict[str, Shape], dict[str, Shape]]:
+        """The shape of the weight that each module without tensors would have, by name: before, and with this length for the
+        labels of an axis."""
+        before, after = {}, {}
+        for path, axes in self.tape.weightless.items():
+            name = f"{path}.weight" if path else "weight"
+            before[name] = tuple(len(a) if isinstance(a, np.ndarray) else a for a in axes)
+            after[name] = tuple(length(a) if isinstance(a, np.ndarray) else a for a in axes)
+        return before, after
+
+    def weightless_at(self, widths: Mapping[int, int]) -> tuple[dict[str, Shape], dict[str, Shape]]:
+        """The same at other widths: by group, those that change."""
+
+        def length(labels: Array) -> int:
+            constant, multiplicity = self.affine(labels)
+            return constant + round(sum(m * widths.get(g, int(self.sizes[g])) for g, m in multiplicity.items()))
+
+        return self.weightless(length)
+
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
         """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""
         model = CostModel(self.groups)
-        known: dict[int, tuple[int, dict[int, int]]] = {}
+        known: dict[int, Affine] = {}
         by_param: dict[str, dict[int, Array]] = {}
         for axis in self.tape.axes:
             by_param.setdefault(axis.param, {})[axis.axis] = axis.labels
 
-        def affine(labels: Array) -> tuple[int, dict[int, int]]:
+        def affine(labels: Array) -> Affine:
             if id(labels) not in known:
-                group = self.of_label[labels]
-                counts = np.bincount(group[group >= 0], minlength=self.groups)
-                at = np.flatnonzero(counts)
-                known[id(labels)] = int((group < 0).sum()), {int(g): counts[g] / self.sizes[g] for g in at}
+                known[id(labels)] = self.affine(labels)
             return known[id(labels)]
 
         def form(labels: Array) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.errors import TraceError
+from secateurs.graph.attributes import weightless
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
@@ -88,6 +91,8 @@ class Runs:
         replaced = {id(p): standins[n] for n, p in self.named.items()}
         tracer = Tracer(space, names, self.modules, self.choices, known)
         with swapped(self.modules, replaced, attributes):
+            if isinstance(space, LabelSpace):
+                self._watch_weightless(tracer)
             if record:
                 tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
             self._pass(tracer, inputs)
@@ -97,6 +102,14 @@ class Runs:
                 if any(max(self.shapes[n], default=1) > 1 for n in idle):
                     self._training_pass(tracer, space, inputs)
         return tracer.tape
+
+    def _watch_weightless(self, tracer: Tracer) -> None:
+        """Have the channels of modules without tensors noted. Their hooks are restored with their other attributes."""
+        for path, module in self.modules.items():
+            if weightless(module):
+                hook = partial(tracer.note_weightless, path)
+                own = module.__dict__
+                own["_forward_pre_hooks"] = OrderedDict([(id(tracer), hook), *own["_forward_pre_hooks"].items()])
 
     def _standin(self, tensor: Tensor) -> Tensor:
         """What replaces a parameter or buffer in a run. Forward passes may write to buffers, so those are copies."""

@@ -41,6 +41,10 @@ class Tape:
     axes: list[Axis] = field(default_factory=list)
     costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labeled factors
     kernels: dict[int, str] = field(default_factory=dict)  # the costs that are a convolution's, with its weight
+    weightless: dict[str, tuple[int | Array, ...]] = field(
+        default_factory=dict
+    )  # module → the axes of the weight that it
+    # would have: lengths, or labels
     sites: list[Site] = field(default_factory=list)
     couplings: list[tuple[Array, str]] = field(default_factory=list)  # coupled labels, and the op that coupled them
     numbers: list[numbers.Number] = field(default_factory=list)

@@ -64,7 +64,15 @@ def trace(
     groups = grouping.build(allow_inexact, refuted)
     recorder = grouping.tape.recorder
     assert recorder is not None
-    return kind(groups, lambda: grouping.cost_model(params), seen, runs.modules, recorder.flow, grouping.tape.random)
+    return kind(
+        groups,
+        lambda: grouping.cost_model(params),
+        seen,
+        runs.modules,
+        recorder.flow,
+        grouping.tape.random,
+        grouping.weightless_at,
+    )
 
 
 def flow(model: nn.Module, example_inputs: Any) -> Flow:

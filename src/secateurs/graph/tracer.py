@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateurs.graph import numbers, rules, shapes
+from secateurs.graph import attributes, numbers, rules, shapes
 from secateurs.graph.context import NO_CALL, Context, caller
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.recorder import Recorder
@@ -92,6 +92,14 @@ class Tracer(Context, TorchDispatchMode):
             each = labels if isinstance(labels, list) else [labels] + [_NONE] * (len(out) - 1)
             for x, one in zip(out, each, strict=False):
                 self._assign(x, one, live)
+
+    def note_weightless(self, path: str, module: nn.Module, args: Any) -> None:
+        """Note the channels that a module without tensors gets: a forward pre-hook."""
+        x = args[0] if args else None
+        if isinstance(x, Tensor) and self.counting:
+            labels = self.labels(x)
+            axes = attributes.weight_axes(module, tuple(x.shape), labels)
+            self.tape.weightless[path] = tuple(labels[a] if a in labels else x.shape[a] for a in axes)
 
     def enter(self, x: Tensor) -> None:
         """Mark x as an input of the model."""

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateurs.errors import ConfigError
 from secateurs.graph.channels import ChannelGroup, parameter
+from secateurs.masking.swaps import Swaps
 
 
 class Gates:
@@ -48,7 +49,7 @@ class Gates:
         self._flat: Tensor | None = None  # (channels,) or (N, channels)
         self._parts: tuple[Tensor, ...] = ()  # the same by group
         self._handles: list[RemovableHandle] = []
-        self._swapped: list[tuple[dict[str, Any], str, Any]] = []
+        self._swaps = Swaps()
 
     def _sources(self) -> dict[tuple[str, int], np.ndarray]:
         """For each (parameter, axis) that consumes gated channels: the channel of each index, -1 if not gated."""
@@ -95,7 +96,7 @@ class Gates:
 
     def detach(self) -> None:
         """Stop gating and remove all hooks."""
-        self._restore()
+        self._swaps.restore()
         self._flat, self._parts = None, ()
         for handle in self._handles:
             handle.remove()
@@ -175,15 +176,7 @@ class Gates:
             gated[consumer.param] = w * self._factors(consumer, w)
         for param, w in gated.items():
             for path, leaf in self._places[param]:
-                module = model.get_submodule(path)
-                own: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
-                self._swapped.append((own, leaf, own[leaf]))
-                own[leaf] = w
-
-    def _restore(self) -> None:
-        while self._swapped:
-            own, leaf, w = self._swapped.pop()
-            own[leaf] = w
+                self._swaps.put(model.get_submodule(path), leaf, w)
 
     def _gate_input(
         self, consumer: _Consumer, leaf: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -291,7 +284,7 @@ class _Enter(_Hook):
 
 class _Leave(_Hook):
     def __call__(self, model: nn.Module, args: Any, out: Any) -> None:
-        self.gates._restore()
+        self.gates._swaps.restore()
 
 
 class _GateInput(_Hook):

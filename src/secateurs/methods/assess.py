@@ -65,7 +65,7 @@ class Assessor:
         without labels."""
         with self.check.running(batch), P.autocast(self.precision, self.device):
             outputs = M.call(self.model, batch.inputs)
-            if not batch.labelled:
+            if not batch.labeled:
                 return torch.zeros((), device=self.device), torch.zeros((), device=self.device)
             return self.loss(outputs, batch.targets).float() * len(batch.targets), M.topk_correct(
                 outputs, batch.targets

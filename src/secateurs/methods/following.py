@@ -55,7 +55,7 @@ def _read(model: nn.Module, found: Flow, value: Value) -> Following:
         op, made = after.norm[0], after.norm[-1].outputs[0]
         if _name(op) == "batch_norm":
             norm = _batch_norm(model, found.parameters(op))
-            if norm is None:  # nobody's: it is not known how it normalizes in training
+            if norm is None:  # not a module: how it normalizes in training is unknown
                 return Following()
             runs = found.runs(after.norm[-1].call.module)
             own = model.get_submodule(after.norm[-1].call.module) is norm

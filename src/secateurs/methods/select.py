@@ -86,7 +86,7 @@ class Widths:
                 *([self._coarse()] if coarse else []),
                 *([(ALL, " may allow less.")] if narrow else []),
             ]
-            hint = tuple(part for i, told in enumerate(hints) for part in (" " * (i > 0), *told))
+            hint = tuple(part for i, parts in enumerate(hints) for part in (" " * (i > 0), *parts))
             self.budget.check(self.base, lowest or self.cost(self.lowest), hint)
 
     def _coarse(self) -> tuple[object, ...]:

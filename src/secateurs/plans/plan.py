@@ -16,7 +16,6 @@ from torch import nn
 from secateurs.errors import ArtifactError, PlanError
 from secateurs.files import StrPath, check_format, parse_json, shown
 from secateurs.graph import Cost
-from secateurs.graph.attributes import rewrites
 from secateurs.graph.channels import ChannelGraph, named_tensors
 from secateurs.graph.inputs import check_model
 from secateurs.graph.trace import trace as trace_channels
@@ -237,7 +236,7 @@ class PrunableGraph(ChannelGraph):
             groups=groups,
             kept=indices,
             shapes=shapes | {p: self.shapes[p] for p in left},
-            attributes=rewrites(self.modules, shapes, new),
+            attributes=self.rewrites({g: len(v) for g, v in groups.items()}, new),
             consumes=frozenset(consumes),
             exact=exact,
             stripes=left,

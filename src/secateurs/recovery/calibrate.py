@@ -60,7 +60,7 @@ class Calibration:
 
     images: int  # that it was estimated on
     norms: int  # re-estimated
-    layers: tuple[str, ...]  # whose lost constants were made good
+    layers: tuple[str, ...]  # whose lost constants were compensated
     left: tuple[str, ...]  # that have neither a bias nor a batch norm to hold theirs
 
     def __bool__(self) -> bool:
@@ -103,7 +103,8 @@ def after_cut_(
     places = Places.of(small, names, example_inputs)
     if batches is None:
         means = provably(model, plan, names, example_inputs)
-    else:  # the norms make good what the layers before them lose
+    else:  # norms compensate for what the layers before them lose
+        batches = partial(_fitting, batches, model)
         due = [name for name in places.biased if name not in places.followed]
         means = on_average(model, plan, due, batches(), pooled=pooled) if due else {}
     bare = {name: value.clone() for name, value in small.state_dict().items()}
@@ -121,9 +122,16 @@ def after_cut_(
             small.load_state_dict(filled)
         else:
             layers = []
-    # Norms further on make good what has no place of its own.
+    # Later norms compensate for what cannot be absorbed here.
     lost = [name for name in names if name in places.last and name not in places.biased]
     return Calibration(examples, norms, tuple(layers), tuple(lost))
+
+
+def _fitting(batches: Callable[[], Iterable[Batch]], model: nn.Module) -> Iterator[Batch]:
+    """A fresh pass, with floating inputs in the model's dtype."""
+    check = Check(model, "train")
+    for index, batch in enumerate(batches()):
+        yield check.fit(batch, index)
 
 
 @torch.no_grad()

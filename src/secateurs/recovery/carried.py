@@ -1,4 +1,4 @@
-"""What cut channels carried on average, put into the biases of the layers that read them.
+"""The mean of cut channels, absorbed into the biases of the layers that read them.
 
 A cut channel is missing from the sums that its consumers compute. Where it was not zero on average, their outputs shift: after
 slimming, for example, a channel with γ = 0 still puts out relu(β). The consumer's lost mean output is a constant per filter,
@@ -48,7 +48,7 @@ class Lost:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Context in which runs of the model are taken into account."""
+        """Context in which runs of the model are recorded."""
         masked = dict(mask(self.model, self.plan).named_modules())
         with ExitStack() as stack:
             for name in self.names:
@@ -70,7 +70,7 @@ class Lost:
         self.found[name] = (count + n, total + n * each)
 
     def means(self, every: Sequence[Found] = ()) -> Means:
-        """Over all that was found: here, or in several processes, each in the same order."""
+        """Reduce over everything that was found, here or in several processes, in the same order."""
         every = every or [self.found]
         counts = {name: sum(one[name][0] for one in every if name in one) for name in every[0]}
         sums = {name: torch.stack([one[name][1] for one in every if name in one]).sum(0) for name in counts}
@@ -152,7 +152,7 @@ def _inputs(model: nn.Module, names: Iterable[str], inputs: Any) -> dict[str, Te
 
 @contextmanager
 def _cut_off(model: nn.Module) -> Iterator[None]:
-    """Context in which a zero γ, or a filter of zeros, keeps NaN from going on: 0 · NaN is NaN."""
+    """Context in which a zero γ, or a filter of zeros, keeps NaN from propagating: 0 · NaN is NaN."""
 
     def before(norm: Any, args: Any) -> Any:  # x: (N, C, *)
         off = (norm.weight == 0).view(-1, *[1] * (args[0].ndim - 2))
@@ -219,7 +219,7 @@ def put_(
     model: nn.Module, small: nn.Module, plan: Plan, means: Means, places: Places, example_inputs: Any
 ) -> list[str]:
     """Put what the consumers lost into the sliced network, in place: into a layer's bias, or else into the running mean of the
-    batch norm after it. Returns the layers whose loss was made good.
+    batch norm after it. Returns the layers whose loss was compensated.
 
     The result is checked: the network computes what the masked one does with these constants added to its layers' outputs.
     If it does not, for example because a layer's output goes to a norm and elsewhere too, norms are left alone.

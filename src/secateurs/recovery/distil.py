@@ -1,4 +1,4 @@
-"""Distillation: the original's class probabilities, softened, beside the labels (Hinton et al., 2015)."""
+"""Distillation: the original's class probabilities, softened, in addition to the labels (Hinton et al., 2015)."""
 
 from __future__ import annotations
 

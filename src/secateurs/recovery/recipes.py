@@ -102,7 +102,7 @@ class Mimic(Recipe):
 
 
 class Distil(Recover):
-    """`Recover` by its older name: the original must be given, and teaches."""
+    """An alias of `Recover` that requires a teacher."""
 
     mode: ClassVar[str] = "distil"
 

@@ -1,4 +1,4 @@
-"""Runs: what is done to a network, in a folder, from the first check to the saved artifact; and resumed."""
+"""Resumable runs, each in its own folder, from the first check to the saved artifact."""
 
 from secateurs.runs.folder import RunFolder
 from secateurs.runs.prune import PruneRun

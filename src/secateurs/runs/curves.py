@@ -1,4 +1,4 @@
-"""The record of a comparison of criteria: curves.json and its picture, in a folder."""
+"""The record of a comparison of criteria: curves.json and its picture."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CurveRecord:
         return self.folder / "curves.png"
 
     def open(self, resume: bool, force: bool) -> dict[str, dict[str, Any]]:
-        """The curves that are there already, or none; ConfigError for those of another comparison."""
+        """The curves that exist, if any; ConfigError if they belong to another comparison."""
         if resume and force:
             raise ConfigError(
                 "--resume and --force are mutually exclusive: one continues a comparison, the other starts over."
@@ -63,24 +63,24 @@ class CurveRecord:
                 staged(file).unlink(missing_ok=True)
         if then is None and (name := next((n for n in (self.file, self.picture) if os.path.lexists(n)), None)):
             raise ConfigError(
-                f"{name} is there already, which this command did not write, and would have to: move it, or give another "
+                f"{name} already exists and was not written by this command, which would replace it: move it, or give another "
                 "--out."
             )
         if force:
             found = {}
         elif then is not None:
             if not resume:
-                raise ConfigError(f"{self.file} is there already: --resume adds to it, --force replaces it.")
+                raise ConfigError(f"{self.file} already exists: --resume adds to it, --force replaces it.")
             now = json.loads(json.dumps(self.settings))
             if changed := [k for k in now if then.get(k) != now[k]]:
-                raise ConfigError(f"{self.file} is of another comparison: it differs in {', '.join(changed)}.")
+                raise ConfigError(f"{self.file} belongs to another comparison: it differs in {', '.join(changed)}.")
         check_writable(self.folder)
         if not can_plot():
             self.log("no picture will be drawn: that needs matplotlib, pip install 'secateurs[report]'")
         return found
 
     def _read(self) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
-        """Settings and curves of the comparison that is there; None and no curves where there is none."""
+        """The settings and curves that exist; None and no curves if there are none."""
         if not os.path.lexists(self.file):
             return None, {}
         advice = "If it is this command's, it is damaged: move it, or give another --out."
@@ -90,7 +90,7 @@ class CurveRecord:
     def write(self, curves: Mapping[str, Mapping[str, Any]]) -> None:
         write(self.file, dump_json({"settings": self.settings, "curves": curves}, indent=1))
         if not can_plot():
-            self.picture.unlink(missing_ok=True)  # it would be of earlier curves
+            self.picture.unlink(missing_ok=True)  # it would show earlier curves
             return
         try:
             plot(

@@ -1,4 +1,4 @@
-"""One cut of a run: what is checked before it, and what is done one after another."""
+"""One cut of a run: its checks and its steps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 import secateurs as sc
 from secateurs import artifact, recovery
 from secateurs.api import load
+from secateurs.artifact import Earlier
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.devices import usable
@@ -45,7 +46,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 class Ready(NamedTuple):
-    """What was found to be fine before any work."""
+    """What the checks before a run have built."""
 
     network: nn.Module
     graph: PrunableGraph
@@ -72,22 +73,22 @@ class Cut:
     device: str | torch.device | None
     track: Sequence[Any]
     log: Callable[[str], None]
-    later: Sequence[Stage] = ()  # what its result is going to be pruned by
-    stage: Stage | None = None  # what the run says of this cut, if it is not the first …
-    original: int | None = None  # … and the MACs of the network that the first one began with
+    later: Sequence[Stage] = ()  # that prune its result
+    ahead: Sequence[RunFolder] = ()  # the folders of these, if none of them has begun
+    stage: Stage | None = None  # None for the first cut …
+    original: int | None = None  # … the MACs of the network that the first one began with …
+    earlier: Sequence[Earlier] | None = None  # … and the cuts before this one
 
-    def next(self, folder: RunFolder) -> Cut:
-        """The cut of what this one has left, as the first of the later stages says."""
-        wait_for_everyone(pick_device(self.device))
+    def next(self, result: RunResult, folder: RunFolder) -> Cut:
+        """The cut of this one's result, as the first of the later stages says."""
+        wait_for_everyone(pick_device(self.device))  # the first process has written the artifact now
         stage, *later = self.later
-        before = self.folder.folder
-        _, card = artifact.read(before)
-        original = self.original or card.before.macs
-        stages.check([stage], original, card.after.macs)
+        original = self.original or result.before.macs
+        stages.check([stage], original, result.after.macs)
+        network = NetworkSpec(str(self.folder.folder), trust_code=self._trusted, loaded=result.model)
         return replace(
-            self, network=NetworkSpec(str(before), trust_code=self._trusted), method=stage.method,
-            budget=stage.budget(original), pretrain=Pretraining(), folder=folder, later=later, stage=stage,
-            original=original,
+            self, network=network, method=stage.method, budget=stage.budget(original), pretrain=Pretraining(),
+            folder=folder, later=later, ahead=(), stage=stage, original=original, earlier=stages.earlier(result),
         )  # fmt: skip
 
     @property
@@ -96,7 +97,7 @@ class Cut:
         return self.network.trust_code or self.network.name.startswith("python:")
 
     def record(self) -> dict[str, Any]:
-        """All that the result depends on. A resumed run has to agree."""
+        """The settings that the result depends on. A resumed run must have the same."""
         return {
             "model": self.network.name,
             "weights": self.network.digest(),
@@ -106,20 +107,20 @@ class Cut:
             "budget": None if self.budget is None else asdict(self.budget),
             "scope": self.scope or self.method.default_scope,
             "allow_inexact": self.allow_inexact,
-            **({"calibrate": True} if self.calibrate else {}),  # as runs were on record before there was calibration
+            **({"calibrate": True} if self.calibrate else {}),  # not in records of earlier versions
             "recover": written(self.recover),
             "pretrain": None if self.network.has_weights else self.pretrain.record(),
             "seed": self.seed,
         }
 
-    def start(self, build: Builder, *, resume: bool, overwrite: bool, began: float) -> RunResult | None:
-        """Do it, or what is left of it to do. None where it was done before. build: makes the network."""
+    def start(self, build: Builder, *, resume: bool, overwrite: bool, began: float) -> RunResult:
+        """Run the cut, or resume it; read the result if it is finished. build: makes the network."""
         out, record = shown(self.folder.folder), self.record()
         if self.folder.check(record, resume=resume, overwrite=overwrite, log=self.log):
             if first():
                 self.folder.tidy()
             self.log(f"{out} is finished already: nothing to do.")
-            return None
+            return self._finished()
         if self.stage is not None:
             self.log(f"then {self.method.name}, on {shown(self.network.name)}")
         elif resume and not self.folder.resumable():
@@ -140,14 +141,14 @@ class Cut:
                 "settings of recovery, too.",
             ) from error  # fmt: skip
 
-    def finished(self) -> RunResult:
-        """What was done before."""
+    def _finished(self) -> RunResult:
+        """The result of a finished cut."""
         out, given = self.folder.folder, self.network.model
         model = load(out, None if isinstance(given, str) else given, trust_code=self._trusted)
         return RunResult.read(out, model, self.method)
 
     def prepare(self, build: Builder) -> Ready:
-        """Whatever would make the run fail in the end, made to fail now."""
+        """Check, before any work, whatever would make the run fail later."""
         where = pick_device(self.device)
         data = self.data.load(self.seed, where)
         network = build(data, where, self.seed)
@@ -165,7 +166,7 @@ class Cut:
         feasible(self.method, self.budget)
         original = self.original or cost.macs
         stages.check(self.later, original, cost.macs if self.budget is None else self.budget.limits(cost).macs)
-        for stage in self.later:  # as far as can be told by now
+        for stage in self.later:  # as far as can be determined now
             try:
                 feasible(stage.method, stage.budget(original))
             except SecateursError as error:
@@ -183,6 +184,8 @@ class Cut:
     def _run(self, ready: Ready, record: dict[str, Any], *, resume: bool, began: float) -> RunResult:
         check_writable(self.folder.folder)
         if first():
+            for folder in () if resume else self.ahead:  # before anything else, so that a killed run can be resumed
+                folder.reset()
             self.folder.begin(record, resume=resume)
         wait_for_everyone(ready.where)  # an earlier run's weights, which others would load, are gone now
         given = self.network.model
@@ -207,9 +210,12 @@ class Cut:
             save_seconds=60,
             track=self.track,
         )
-        told = RunResult(
+        earlier = self.earlier
+        if earlier is None:
+            earlier = stages.earlier(artifact.read(self.network.name)[1]) if self.network.is_artifact else ()
+        done = RunResult(
             **{f.name: getattr(result, f.name) for f in fields(Result)},
-            earlier=stages.earlier(artifact.read(self.network.name)[1]) if self.network.is_artifact else (),
+            earlier=earlier,
             seconds=round(time.perf_counter() - began, 1),
             settings={
                 "data": self.data.record(ready.data),
@@ -219,20 +225,20 @@ class Cut:
             },
         )
         if first():
-            artifact.save(self.folder.folder, told.model, told.plan, told.card(), overwrite=True)
+            artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True)
             self.folder.finish(record)
-            self._judge(told)
-        return told
+            self._judge(done)
+        return done
 
     def _judge(self, result: Result) -> None:
         start, after = result.calibrated.top1, result.after.top1
         if self.recover and start is not None and after is not None and after < start:
-            told = f"recovery left top-1 at {after:.2f}%, below the {start:.2f}% that it began with: try "
+            text = f"recovery left top-1 at {after:.2f}%, below the {start:.2f}% that it began with: try "
             trained = [recipe for recipe in self.recover if isinstance(recipe, Recipe)]
             mimics = all(recipe.mode == "mimic" for recipe in trained)
             knob = Setting("lr", of=type(trained[0])) if trained and mimics else Setting("lr")
             advice = ("a lower ", knob, ", or ") if trained else ("more images, or ",)
-            self.log(Message(told, *advice, Setting("recover", None)))
+            self.log(Message(text, *advice, Setting("recover", None)))
 
     def _advice(self) -> tuple[object, ...]:
         """What to do about a loss that is not finite, in terms of the run's settings."""
@@ -278,11 +284,11 @@ class Cut:
 
 
 def written(recipes: Sequence[Phase]) -> Any:
-    """Recipes of recovery as they go on record: nothing, one, or a list of them."""
+    """Recovery recipes as they are recorded: None, one, or a list."""
     found = [{"mode": recipe.mode, **recipe.model_dump(mode="json", exclude=_unused(recipe))} for recipe in recipes]
     return found if len(found) > 1 else found[0] if found else None
 
 
 def _unused(recipe: Phase) -> set[str]:
-    """Settings that are not on record: without a teacher, those of teaching, as before there was any."""
+    """Settings that are not recorded: those of teaching if there is no teacher, as in earlier versions."""
     return {"share", "temperature"} if isinstance(recipe, Recover) and recipe.share == 0 else set()

@@ -1,4 +1,4 @@
-"""A run's folder: what it was started with, how far it came, and what may be written where."""
+"""A run's folder: its settings, its progress, and the files that it may write."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ TRACKED = "secateurs"  # where trackers that write files put them, within a phas
 
 
 class State(BaseModel):
-    """`run.json`: how far a run is, and what it was started with."""
+    """`run.json`: whether a run is finished, and its settings."""
 
     finished: StrictBool
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # empty: the run of this folder has not begun, and replaces an earlier one
 
 
 class RunFolder:
     """`run.json` (settings, finished or not), the phases' logs and checkpoints, and in the end the artifact.
 
     Only what a run wrote is ever replaced or removed. Files of these names without a `run.json` or a card of ours are
-    somebody else's: the folder is then refused, with `overwrite` too.
+    not ours: the folder is then refused, even with `overwrite`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RunFolder:
         files: Sequence[str] = ("pretrained.safetensors",),
         artifacts: Sequence[str] = ("",),
     ) -> None:
-        """files: what else it writes, first the weights that it need not train where it is given some. artifacts: the
+        """files: other files that it writes; the first holds weights, which are only trained if none are given. artifacts: the
         folders of its artifacts, within its own."""
         self.folder, self._phases = folder, tuple(phases)
         self.file = folder / "run.json"
@@ -58,7 +58,7 @@ class RunFolder:
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """Recovery in several steps has a folder for each (recover-1-mimic …): those that are there."""
+        """Their names, with those of recovery in several steps (recover-1-mimic …) that exist."""
         found = (
             [p.name for p in self.folder.glob("recover-*") if _several.fullmatch(p.name)]
             if self.folder.is_dir()
@@ -74,7 +74,7 @@ class RunFolder:
         overwrite: bool,
         log: Callable[[str], None] = lambda line: None,
     ) -> bool:
-        """Whether this very run is finished already. ConfigError where its folder holds anything else to lose."""
+        """Whether this run is already finished. ConfigError if its folder holds anything else that would be lost."""
         if resume and overwrite:
             raise ConfigError(
                 RESUME, " and ", OVERWRITE, " are mutually exclusive: one continues a run, the other starts over."
@@ -84,7 +84,7 @@ class RunFolder:
             raise ConfigError(f"{shown(self.folder)} holds a run of `secateurs {other}`: give another ", FOLDER, ".")
         if name := self._foreign(state):
             raise ConfigError(
-                f"{shown(self.folder)} holds {name}, which this run did not write, and would have to: move it, or give "
+                f"{shown(self.folder)} holds {name}, which this run did not write but would replace: move it, or give "
                 "another ", FOLDER, ".",
             )  # fmt: skip
         if not resume:
@@ -97,14 +97,16 @@ class RunFolder:
                 raise ConfigError(f"{shown(self.folder)} has no run.json: there is no run to resume, only an artifact.")
             return False
         then = state.settings
+        if not then:
+            return False
         if changed := list(_differences(then, now)):
             if state.finished or self._recovering() or {**then, "recover": 0} != {**now, "recover": 0}:
                 raise ConfigError(f"{shown(self.folder)} is another run: it differs in {', '.join(changed)}.")
-            log(f"recovery has not begun yet, and is to be another one: {', '.join(changed)}")
+            log(f"recovery has not begun, and its settings have changed: {', '.join(changed)}")
         return state.finished
 
     def spare(self, weights: Path | None, what: str | None = None) -> None:
-        """Raise ConfigError for weights that the run would replace or remove: they have its own files' place.
+        """Raise ConfigError for weights that the run would replace or remove: one of its own files has this path.
 
         what: where the weights were named; by default in the setting `weights`.
         """
@@ -116,10 +118,10 @@ class RunFolder:
         ours += [folder / name for folder in self.artifacts for name in parts]
         if any(inside.is_relative_to(path.parent.resolve() / path.name) for path in ours):
             named = Setting("weights", shown(weights)) if what is None else what
-            raise ConfigError(named, " lies where this run would write its own files: give another ", FOLDER, ".")
+            raise ConfigError(named, " is where this run would write its own files: give another ", FOLDER, ".")
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Put the settings on record; what an earlier run left goes, but its artifact until the new one is there."""
+        """Record the settings, and remove what an earlier run left, except its artifact, which is replaced at the end."""
         self._sweep()
         if not resume and self.file.exists():  # else there was no run
             for name in self.phases:
@@ -140,12 +142,17 @@ class RunFolder:
                     log.parent.rmdir()
         self._write(settings, finished=False)
 
+    def reset(self) -> None:
+        """Record that the run has not begun, if an earlier one left anything, so that it can be resumed."""
+        if self.file.exists() or self.to_lose():
+            self.begin({}, resume=False)
+
     def finish(self, settings: Mapping[str, Any]) -> None:
         self._write(settings, finished=True)
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what a finished run does not need any more: all of it, if a process was killed at doing so."""
+        """Remove files that a finished run no longer needs, and leftovers of an interrupted cleanup."""
         for name in self.phases:
             _forget(self.folder / name / "checkpoints")
         self._sweep()
@@ -158,24 +165,24 @@ class RunFolder:
                 staged(file).unlink()
 
     def resumable(self) -> bool:
-        """Whether a run has come so far that it need not start from the beginning."""
+        """Whether there is anything to resume from."""
         kept = any(file.exists() for file in self.files)
         return kept or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in self.phases)
 
     def can_resume(self, settings: Mapping[str, Any]) -> bool:
-        """Whether this very run can be resumed from where it stands."""
+        """Whether the run with these settings can be resumed."""
         state = self._read()
         if state is None or state.finished or not self.resumable():
             return False
         return not any(_differences(state.settings, json.loads(json.dumps(settings))))
 
     def interrupted(self) -> KeyboardInterrupt:
-        """What to raise where the run was interrupted and can be resumed."""
-        told = f"{shown(self.folder)} keeps what is done so far: the same run with "
-        return KeyboardInterrupt(Message(told, RESUME, " continues from there."))
+        """The exception for an interrupted run that can be resumed."""
+        text = f"{shown(self.folder)} keeps what is done so far: the same run with "
+        return KeyboardInterrupt(Message(text, RESUME, " continues from there."))
 
     def to_lose(self) -> str | None:
-        """What of value is in the folder."""
+        """What would be lost by starting over; None if nothing."""
         saved = any(artifact.exists(folder) for folder in self.artifacts)
         return "an artifact" if saved else "an unfinished run" if self.resumable() else None
 
@@ -183,14 +190,14 @@ class RunFolder:
         return [name for name in self.phases if name.startswith("recover")]
 
     def _recovering(self) -> bool:
-        """Whether recovery has come as far as a checkpoint."""
+        """Whether recovery has saved a checkpoint."""
         return any(any(self.folder.glob(f"{name}/checkpoints/step-*")) for name in self._recovery())
 
     def _folders(self) -> list[str]:
         return [*self.phases, *(a.name for a in self.artifacts if a != self.folder)]
 
     def _foreign(self, state: State | None) -> str | None:
-        """The first of the names that a run writes which is taken by somebody else's file or folder."""
+        """The first of the names that a run writes which is taken by a file or folder that is not ours."""
         for folder in self.artifacts:
             if names := artifact.foreign(folder):
                 return str((folder / names[0]).relative_to(self.folder))
@@ -249,7 +256,7 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any], within: str = 
 
 
 def _brief(value: Any) -> str:
-    """A value as it fits into a sentence; of a file's digest the first digits."""
+    """A value, shortened for a message."""
     if value is None or isinstance(value, Mapping):
         return "none" if value is None else "given"
     text = repr(value) if isinstance(value, (str, int, float)) else reprlib.repr(value)

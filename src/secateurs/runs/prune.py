@@ -1,4 +1,4 @@
-"""A run: a network is trained if need be, pruned, recovered and saved, perhaps several times over; and resumed."""
+"""A resumable run: train a network if needed, prune it, recover and save it, possibly in several stages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from secateurs.training.processes import first
 
 
 def silent(line: str) -> None:
-    """Nobody listens."""
+    """Discard the line."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PruneRun:
 
     model: a spec (see `build`), the folder of an artifact, or a module, which is left untouched.
     data: a data spec, a `DataSpec` with more settings, or a `Data` with batches of your own.
-    folder: of the artifact, the checkpoints and the logs. Only what a run wrote is ever replaced in it.
+    folder: for the artifact, the checkpoints and the logs. Only files that a run wrote are ever replaced.
     method, budget, scope, allow_inexact, seed: as for `prune`.
     calibrate: as for `prune`, on the run's own data, after each cut.
     recover: recipes of recovery, after each cut.
@@ -52,9 +52,9 @@ class PruneRun:
     weights: a file of weights for the spec. Without weights the network is trained first, on the same data:
         pretrain_epochs (10 to 30 by default, fewer the more data there is) at a peak learning rate of pretrain_lr (0.05).
     num_classes: outputs of the network, by default as many as the data has classes.
-    trust_code: of an artifact: import and run the code that its card names.
+    trust_code: import and run the code that an artifact's card names.
     device: where to train; an accelerator by default, if one can be used. track: trackers that accelerate knows.
-    log: gets one line about each stage.
+    log: called with one line about each stage.
     """
 
     model: str | nn.Module
@@ -87,7 +87,7 @@ class PruneRun:
             cut.prepare(build)
 
     def start(self, *, resume: bool = False, overwrite: bool = False, began: float | None = None) -> RunResult:
-        """Run, or finish what is left of the run; the result is also saved as an artifact.
+        """Run, or resume, and save the result as an artifact.
 
         resume: continue an unfinished run in the folder, whose settings have to be these. overwrite: replace what an
         earlier run left there. began: `time.perf_counter()` when the clock of the run started, by default now.
@@ -98,12 +98,12 @@ class PruneRun:
         cut = self._cut()
         result = cut.start(self._open(cut, resume, overwrite), resume=resume, overwrite=overwrite, began=began)
         for folder in self._folders()[1:]:
-            cut = cut.next(folder)
+            cut = cut.next(result, folder)
             result = cut.start(cut.network.open(), resume=resume, overwrite=overwrite, began=began)
-        return cut.finished() if result is None else result
+        return result
 
     def _cut(self) -> Cut:
-        """The first one."""
+        """The first cut."""
         check_budget(self.budget)
         check_scope(self.scope)
         method = resolve(self.method)
@@ -115,8 +115,8 @@ class PruneRun:
         pretrain.check(network.has_weights)
         if self.then and isinstance(self.model, nn.Module) and source_of(self.model) is None:
             raise ConfigError(
-                Setting("then"), " builds each stage's network again, and this model was not made by sc.build: prune it with "
-                "one run for each stage, the next one from the model of the last result.",
+                Setting("then"), " needs a network that a resumed run can build, and this model was not made by sc.build: "
+                "prune it with one run for each stage, the next one from the model of the last result.",
             )  # fmt: skip
         return Cut(
             network=network,
@@ -134,6 +134,7 @@ class PruneRun:
             track=self.track,
             log=self.log if first() else silent,
             later=list(self.then),
+            ahead=self._folders()[1:],
         )
 
     def _folders(self) -> list[RunFolder]:
@@ -141,7 +142,7 @@ class PruneRun:
         return [RunFolder(folder) for folder in stages.folders(Path(self.folder), methods)]
 
     def _open(self, cut: Cut, resume: bool, overwrite: bool) -> Builder:
-        """What builds the network. Raises for anything that this cut or those after it would destroy."""
+        """What builds the network. Raises for any file that this cut or a later one would overwrite."""
         network, folders = cut.network, self._folders()
         build = network.open()
         for folder in folders:

@@ -1,4 +1,4 @@
-"""Re-design: base, scaled, pruned, from scratch, one stage after another, in a folder of its own; and resumed."""
+"""Re-design: a base, a scaled, a pruned and a retrained network, in stages that can be resumed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import nn
 import secateurs as sc
 from secateurs import artifact, training
 from secateurs.artifact import Figures
+from secateurs.artifact.provenance import remember_widened
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import BudgetError, Message, Setting
@@ -23,16 +24,18 @@ from secateurs.files import check_writable, dump_json, read_json, shown
 from secateurs.graph import Cost
 from secateurs.methods import Method, Task, resolve
 from secateurs.methods.method import Scope, check_scope
+from secateurs.plans import PrunableGraph
 from secateurs.report import count
 from secateurs.result import Result
 from secateurs.runs.cut import pick_device
 from secateurs.runs.folder import OVERWRITE, RunFolder, write
 from secateurs.runs.prune import silent
-from secateurs.runs.sources import DataObject, DataSpec, NetworkSpec, as_source, check_trains, example, rewind
+from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, as_source, check_trains, example, rewind
 from secateurs.runs.training import RedesignTraining, trained
 from secateurs.training import CheckpointStore, Engine, Recipe
 from secateurs.training.processes import first
 from secateurs.training.runtime import check_trackers, wait_for_everyone
+from secateurs.widening import widened
 
 PHASES = ("base", "scaled", "prune", "recover", "scratch")
 BASE, SCALED, TABLE = "base.safetensors", "scaled.safetensors", "redesign.json"
@@ -71,10 +74,11 @@ class Redesign(BaseModel):
 
 
 class Ready(NamedTuple):
-    """What was found to be fine before any work."""
+    """What the checks before a run have built."""
 
     base: nn.Module
-    wide: nn.Module  # as it would be trained from scratch
+    wide: nn.Module  # as its training starts
+    graph: PrunableGraph  # of the wide network
     budget: Budget
     data: Data
     inputs: torch.Tensor
@@ -83,7 +87,7 @@ class Ready(NamedTuple):
 
 @dataclass(frozen=True)
 class RedesignRun:
-    """Better widths at the same cost, found by cutting a wider network down (AOFP, Table 4): what `secateurs redesign`
+    """Better widths at the same cost, found by pruning a wider network (AOFP, Table 4): what `secateurs redesign`
     does. Resumable, with a folder of its own.
 
     >>> run = sc.RedesignRun("zoo:resnet56", "folder:data/cifar10", "runs/r56", widen=1.5, log=print)
@@ -91,8 +95,9 @@ class RedesignRun:
 
     The folder then holds two artifacts: `pruned`, and `from-scratch`, a network of the widths found.
 
-    model: a spec (see `build`). data, folder, method, scope, weights, num_classes, trust_code, seed, device, track, log:
-        as for `PruneRun`.
+    model: a spec (see `build`), or the folder of an artifact. data, folder, method, scope, weights, num_classes, trust_code,
+        seed, device, track, log: as for `PruneRun`. A network with weights, an artifact's included, is the trained base: it is
+        not trained again.
     widen: the factor by which every layer in scope grows.
     macs: those to prune back to: a fraction of the base's up to 1, or a figure. align: kept widths are multiples of this.
     from_base: the scaled network starts as a copy of the trained base that computes the same, not from scratch.
@@ -121,14 +126,15 @@ class RedesignRun:
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Raise whatever `start` would raise before its first step. Nothing is written."""
         run = self._stages()
+        build = run.network.open()
         if not run.opened(resume=resume, overwrite=overwrite):
-            run.prepare()
+            run.prepare(build)
 
     def start(self, *, resume: bool = False, overwrite: bool = False, began: float | None = None) -> Redesign:
-        """Run, or finish what is left of the run. The arguments are those of `PruneRun.start`."""
+        """Run, or resume. The arguments are those of `PruneRun.start`."""
         began = time.perf_counter() if began is None else began
         run = self._stages()
-        out = shown(run.folder.folder)
+        build, out = run.network.open(), shown(run.folder.folder)
         if run.opened(resume=resume, overwrite=overwrite):
             if first():
                 run.folder.tidy()
@@ -137,7 +143,7 @@ class RedesignRun:
         if resume and not run.folder.resumable():
             run.log(f"{out} holds nothing to resume from: the run starts from the beginning.")
         try:
-            return run.go(resume=resume, began=began)
+            return run.go(build, resume=resume, began=began)
         except KeyboardInterrupt:
             if run.folder.can_resume(run.record()):
                 raise run.folder.interrupted() from None
@@ -168,7 +174,7 @@ class RedesignRun:
 
 @dataclass(frozen=True)
 class _Stages:
-    """One run: its settings, and its stages one after another."""
+    """One run: its settings and its stages."""
 
     network: NetworkSpec
     data: DataSpec | DataObject
@@ -186,7 +192,7 @@ class _Stages:
     log: Callable[[str], None]
 
     def record(self) -> dict[str, Any]:
-        """All that the result depends on. A resumed run has to agree."""
+        """The settings that the result depends on. A resumed run must have the same."""
         return {
             "command": "redesign",
             "model": self.network.name,
@@ -205,17 +211,15 @@ class _Stages:
         }
 
     def opened(self, *, resume: bool, overwrite: bool) -> bool:
-        """Whether it is finished already. Raises for a model that cannot be built, and for anything that the run would
-        destroy."""
-        self.network.open()
+        """Whether it is finished already. Raises for anything that the run would destroy."""
         self.folder.spare(self.network.file, self.network.file_of)
         return self.folder.check(self.record(), resume=resume, overwrite=overwrite, log=self.log)
 
     def finished(self) -> Redesign:
         return read_json(self.folder.folder / TABLE, Redesign, advice=Message(OVERWRITE, " starts over."))
 
-    def go(self, *, resume: bool, began: float) -> Redesign:
-        ready, record = self.prepare(), self.record()
+    def go(self, build: Builder, *, resume: bool, began: float) -> Redesign:
+        ready, record = self.prepare(build), self.record()
         data, inputs, where = ready.data, ready.inputs, ready.where
         check_writable(self.folder.folder)
         if first():
@@ -237,7 +241,7 @@ class _Stages:
         self._save(SCRATCH, small, result, card, began)
         table = {
             "rows": {name: asdict(figures) for name, figures in zip(ROWS, rows, strict=True)},
-            "widths": self._widths(wide, result, inputs),
+            "widths": self._widths(ready.graph, result),
             "error": result.error if result.plan.exact else None,
             "seconds": round(time.perf_counter() - began, 1),
         }
@@ -248,24 +252,29 @@ class _Stages:
 
     # -- before any work --------------------------------------------------------------------------------------------
 
-    def prepare(self) -> Ready:
-        """Whatever would make the run fail in the end, made to fail now."""
+    def prepare(self, build: Builder) -> Ready:
+        """Check, before any work, whatever would make the run fail later."""
         where = pick_device(self.device)
         data = self.data.load(self.seed, where)
         check_trackers(self.track, self.folder.folder)
-        base = self.network.build(data, where, self.seed)
+        base = build(data, where, self.seed)
         inputs, name = example(data), self.network.name
         check_trains(base, inputs, name)
-        if self.network.weights is None:
+        copies = self.from_base and self.network.has_weights
+        start = base
+        if self.network.weights is not None and not copies:  # parameters that nothing resets start as they were made
+            start = replace(self.network, weights=None).build(data, where, self.seed)
+        wide, how, graph = widened(start, inputs, self.widen, scope=self.scope, seed=self.seed)
+        remember_widened(wide, start, how.record())
+        if not copies:
+            wide = sc.reinitialise(wide, self.seed, keep_raw=True)
+        if not self.network.has_weights:
             base = sc.reinitialise(base, self.seed, keep_raw=True)
-        fresh = replace(self.network, weights=None).build(data, where, self.seed)
-        wide = sc.widen(fresh, inputs, self.widen, scope=self.scope, seed=self.seed)
-        wide = sc.reinitialise(wide, self.seed, keep_raw=True)
         check_trains(wide, inputs, f"{name}, widened,")
 
-        cost, scaled = sc.count(base, inputs), sc.count(wide, inputs)
+        cost, scaled = sc.count(base, inputs), graph.cost()
         budget = self._budget(cost, scaled)
-        task = Task(wide, sc.trace(wide, inputs), budget, self.scope, data, self.seed, inputs)
+        task = Task(wide, graph, budget, self.scope, data, self.seed, inputs)
         widths = task.widths
         least = widths.cost(widths.lowest).macs if widths.groups else 0
         if widths.groups and least > budget.limits(scaled).macs:
@@ -281,7 +290,7 @@ class _Stages:
             f"{name} has {cost.macs:,} MACs, {scaled.macs:,} when widened by {self.widen:g}, to be pruned to "
             f"{budget.limits(scaled).macs:,}"
         )
-        return Ready(base, wide, budget, data, inputs, where)
+        return Ready(base, wide, graph, budget, data, inputs, where)
 
     def _budget(self, base: Cost, scaled: Cost) -> Budget:
         """The base's MACs, or that part of them, as a figure."""
@@ -297,28 +306,29 @@ class _Stages:
         return budget
 
     def _meaning(self) -> tuple[object, ...]:
-        """What `macs` is, for who means a multiple of the base's."""
-        told = ("(", Setting("macs"), " is a share of the base's MACs up to 1, above that a figure.)")
-        return told if self.macs > 1 else ()
+        """A hint for users who mean a multiple of the base's MACs."""
+        meaning = ("(", Setting("macs"), " is a fraction of the base's MACs up to 1, and an absolute number above.)")
+        return meaning if self.macs > 1 else ()
 
     # -- the stages -------------------------------------------------------------------------------------------------
 
     def _base(self, ready: Ready, resume: bool) -> nn.Module:
-        if self.network.weights is not None:
+        if self.network.has_weights:
             return ready.base
         return self._trained(ready.base, "base", BASE, ready, resume)
 
     def _scaled(self, base: nn.Module, ready: Ready, resume: bool) -> nn.Module:
         wide = ready.wide
-        if self.from_base and not os.path.lexists(self.folder.folder / SCALED):
+        given = self.network.has_weights or os.path.lexists(self.folder.folder / SCALED)
+        if self.from_base and not given:  # the base has been trained only now
             wide = sc.widen(base, ready.inputs, self.widen, scope=self.scope, seed=self.seed)
         return self._trained(wide, "scaled", SCALED, ready, resume)
 
     def _pruned(self, wide: nn.Module, ready: Ready, resume: bool) -> Result:
         return sc.prune(
             wide, ready.inputs, self.method, ready.budget, ready.data, self.train.recovery(), self.scope, self.seed,
-            report=self.log, folder=self.folder.folder, resume=resume, device=ready.where, save_seconds=60,
-            track=self.track,
+            report=self.log, folder=self.folder.folder, resume=resume, graph=ready.graph, device=ready.where,
+            save_seconds=60, track=self.track,
         )  # fmt: skip
 
     def _scratch(self, small: nn.Module, ready: Ready, resume: bool) -> tuple[nn.Module, list[dict[str, Any]]]:
@@ -354,11 +364,11 @@ class _Stages:
             seconds = round(time.perf_counter() - began, 1)
             artifact.save(self.folder.folder / name, network, result.plan, {**card, "seconds": seconds}, overwrite=True)
 
-    def _widths(self, wide: nn.Module, result: Result, inputs: torch.Tensor) -> dict[str, list[int]]:
+    def _widths(self, graph: PrunableGraph, result: Result) -> dict[str, list[int]]:
         """Layer → channels of the base, of the scaled network, of the one found."""
         grown = (result.source or {}).get("widen", [{}])[-1].get("before", {})
         found = {}
-        for group in sc.trace(wide, inputs).groups:
+        for group in graph.groups:
             kept = result.plan.groups.get(group.name)
             if group.name in grown or kept is not None:
                 found[group.name] = [

@@ -1,4 +1,4 @@
-"""What a run leaves, in memory as in its folder."""
+"""The result of a run, and its record."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RunResult(Result):
 
     @classmethod
     def read(cls, folder: Path, model: nn.Module, method: Method) -> RunResult:
-        """That of a run which was finished before. model: the pruned network of the folder."""
+        """The result of a finished run. model: the pruned network of the folder."""
         plan, card = artifact.read(folder)
         body = card.model_dump(mode="json", include={"data", "budget", "recover", "seed"})
         return cls(

@@ -57,21 +57,21 @@ class DataSpec:
         return self.data or "digits"
 
     def over(self, defaults: Mapping[str, Any]) -> DataSpec:
-        """What is left open here, as it is there."""
+        """Settings that are None here are taken from `defaults`."""
         return replace(self, **{k: defaults.get(k) for k, v in asdict(self).items() if v is None})
 
     def complete(self) -> DataSpec:
-        """What is still left open, as usual; paths are absolute from here on."""
+        """The same with the default of every setting that is None, and an absolute path."""
         filled = self.over({"data": "digits", "normalize": "imagenet", "batch_size": 128})
         return replace(filled, data=absolute(filled.name))
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed run has to agree in. That images which can't be read are left out is no part of it: a run that
-        met one is resumed without it."""
+        """The settings that must be the same in a resumed run. `skip_unreadable` may differ: a run that met an unreadable
+        image can be resumed."""
         return {name: value for name, value in asdict(self).items() if name != "skip_unreadable"}
 
     def record(self, data: Data) -> dict[str, Any]:
-        """What an artifact's card says of the data: how it was read, and how much of it could not be."""
+        """The record on an artifact's card: how the data was read, and how many images were skipped."""
         skipped = {split: getattr(getattr(data, split), "skipped", 0) for split in ("train", "val")}
         return {**asdict(self), **({"skipped": skipped} if any(skipped.values()) else {})}
 
@@ -116,7 +116,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class DataObject:
-    """Data that was loaded already. A resumed run cannot tell whether it is the same."""
+    """Data that is already loaded. A resumed run cannot check whether it is the same."""
 
     data: Data
     name = "the given data"
@@ -143,13 +143,15 @@ class NetworkSpec:
     """A network to prune: a spec (or an artifact's folder) and weights, or a module with its own.
 
     num_classes: outputs of the network; by default as many as the data has classes.
-    trust_code: of an artifact: import and run the code, and fetch the data, that its card names.
+    trust_code: import and run the code, and fetch the data, that an artifact's card names.
+    loaded: the network of the artifact, where it is in memory already; it is not read again.
     """
 
     model: str | nn.Module
     weights: Path | None = None
     num_classes: int | None = None
     trust_code: bool = False
+    loaded: nn.Module | None = None
 
     @property
     def name(self) -> str:
@@ -174,17 +176,17 @@ class NetworkSpec:
 
     @property
     def has_weights(self) -> bool:
-        """Whether it need not be trained first."""
+        """Whether it can be pruned without being trained first."""
         return self.file is not None or isinstance(self.model, nn.Module)
 
     def digest(self) -> str | None:
-        """What its weights are, for the record; None if it has none yet."""
+        """A digest of its weights; None if it has none yet."""
         if isinstance(self.model, nn.Module):
             return _digest(self.model)
         return None if self.file is None else artifact.digest(self.file)
 
     def open(self) -> Builder:
-        """What builds the network once the data is there. Raises now for a model that cannot be found and weights that
+        """What builds the network when the data is loaded. Raises now for a model that cannot be found and weights that
         cannot be read: reading data may take a while."""
         if isinstance(self.model, nn.Module):
             if self.weights is not None or self.num_classes is not None:
@@ -192,7 +194,9 @@ class NetworkSpec:
                 raise ConfigError(Setting(name), " is for a model that is named by a spec, not for a module.")
             return partial(_placed, self.model)
         if self.is_artifact:
-            network = build(self.model, self.weights, self.num_classes, trust_code=self.trust_code)
+            network = self.loaded
+            if network is None:
+                network = build(self.model, self.weights, self.num_classes, trust_code=self.trust_code)
             return partial(_placed, network, name=self.name)
         find(self.model)
         state = None if self.weights is None else load_state(self.weights)
@@ -240,13 +244,13 @@ def example(data: Data) -> torch.Tensor:
 
 
 def rewind(data: Data) -> None:
-    """Training batches from epoch 0 again: what a method reads of them must not depend on what was trained before."""
+    """Reset the training batches to epoch 0: what a method reads must not depend on earlier training."""
     if hasattr(data.train, "set_epoch"):
         data.train.set_epoch(0)
 
 
 def check_model_fits_data(model: nn.Module, data: Data, name: str, advice: object = None) -> None:
-    """Raise DataError if the network does not take the data's images, or tells another number of classes apart.
+    """Raise DataError if the network does not take the data's images, or has another number of classes.
 
     advice: what to do in the second case; by default to pass `num_classes`.
     """
@@ -262,8 +266,8 @@ def check_model_fits_data(model: nn.Module, data: Data, name: str, advice: objec
         model.train(training)
     if classes and logits.ndim == 2 and logits.shape[1] != classes:
         usual = ("pass ", Setting("num_classes", classes), ", or the data that the network is for.")
-        told = usual if advice is None else (advice,)
-        raise DataError(f"{name} has {logits.shape[1]} outputs and the data {classes} classes: ", *told)
+        hint = usual if advice is None else (advice,)
+        raise DataError(f"{name} has {logits.shape[1]} outputs and the data {classes} classes: ", *hint)
 
 
 def check_trains(model: nn.Module, inputs: torch.Tensor, name: str) -> None:
@@ -283,7 +287,7 @@ def check_trains(model: nn.Module, inputs: torch.Tensor, name: str) -> None:
 
 
 def _misfit(model: nn.Module, name: str, what: str, inputs: torch.Tensor, error: Exception) -> DataError:
-    """Why a network does not take an image."""
+    """The error for a network that does not accept an image."""
     shape = "x".join(map(str, inputs.shape[1:]))
     return DataError(
         f"{name} does not {what} on images of {shape}: {fault(error, model, inputs)}",

@@ -1,4 +1,4 @@
-"""Cuts one after another: what one left is pruned by the next."""
+"""Several cuts in a row: each prunes the result of the one before."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from secateurs.artifact import Card, Earlier
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Setting
 from secateurs.methods import Method
+from secateurs.runs.result import RunResult
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Stage:
         return Setting("then", self.text or usual)
 
     def named(self, setting: Setting) -> Setting:
-        """A setting of this stage's method, told apart from those of the others."""
+        """A setting of this stage's method, distinct from those of the others."""
         if setting.of is None or not isinstance(self.method, setting.of):
             return setting
         return Setting(f"{self.method.name}.{setting.name}", setting.value)
@@ -43,13 +44,13 @@ class Stage:
         return max(2, int(self.macs * original)) if self.macs <= 1 else int(self.macs)
 
     def budget(self, original: int) -> Budget | None:
-        """The same as what is left of that network has to meet it."""
+        """The same as a budget for what is left of that network."""
         limit = self.limit(original)
         return None if limit is None else Budget(limit, align=self.align)
 
 
 def check_order(first: Method, stages: Sequence[Stage]) -> None:
-    """Raise ConfigError where a method would have to cut what the one before it has left that cannot be cut."""
+    """Raise ConfigError for a method that cannot cut the result of the one before it."""
     for method, stage in zip([first, *(stage.method for stage in stages)], stages, strict=False):
         if method.cuts == "stripes":
             raise ConfigError(
@@ -64,7 +65,7 @@ def check_order(first: Method, stages: Sequence[Stage]) -> None:
 
 
 def check(stages: Sequence[Stage], original: int, left: int) -> None:
-    """Raise ConfigError unless each of them will have something to cut.
+    """Raise ConfigError for a stage that would have nothing to cut.
 
     original: MACs of the network that the run was given. left: those that stay until then, at most.
     """
@@ -73,19 +74,18 @@ def check(stages: Sequence[Stage], original: int, left: int) -> None:
         if limit is not None and limit >= left:
             raise ConfigError(
                 stage.setting,
-                f": {left:,} of {original:,} MACs are left by then, so nothing would be cut. The figure is what stays of "
+                f": {left:,} of {original:,} MACs are left at that point, so nothing would be cut. The figure is what stays of "
                 "the network that the run was given: make it smaller.",
             )
         left = left if limit is None else limit
 
 
 def folders(out: Path, methods: Sequence[Method]) -> list[Path]:
-    """Where each stage's artifact goes: the last one's is the run's own."""
+    """The folder of each stage's artifact; the last is the run's own."""
     return [*(out / f"{i}-{method.name}" for i, method in enumerate(methods[:-1], 1)), out]
 
 
-def earlier(card: Card) -> list[Earlier]:
-    """The cuts that led to an artifact, its own the last, as the card of the next one has them: which method, and the
+def earlier(cut: Card | RunResult) -> list[Earlier]:
+    """The cuts that led to a network, the last one included, as the card of the next one has them: which method, and the
     network that it began with."""
-    cuts = [*((cut.method, cut.before) for cut in card.earlier), (card.method.name, card.before)]
-    return [Earlier(method=method, before=before) for method, before in cuts]
+    return [*cut.earlier, Earlier(method=cut.method.name, before=cut.before)]

@@ -1,4 +1,4 @@
-"""Training that a run does besides recovery: of networks without weights, before they are cut."""
+"""Training before the cut: networks without weights are trained first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from secateurs.training.state import misfit
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How a network without weights is trained. None is the usual."""
+    """How a network without weights is trained. None is the default."""
 
     epochs: float | None = None
     lr: float | None = None
@@ -38,12 +38,12 @@ class Pretraining:
         return {"pretrain_epochs": self.epochs, "pretrain_lr": self.lr}
 
     def check(self, has_weights: bool) -> None:
-        """Raise ConfigError for figures that make no sense, or that nothing would use."""
+        """Raise ConfigError for values that are invalid, or would be ignored."""
         given = [name for name, value in self.record().items() if value is not None]
         if given and has_weights:
             raise ConfigError(
                 Setting(given[0]),
-                " is of training a network that has no ",
+                " applies to training a network that has no ",
                 Setting("weights"),
                 ": give one of the two.",
             )
@@ -82,7 +82,7 @@ class RedesignTraining:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
     def check(self) -> None:
-        """Raise ConfigError for figures that make no sense."""
+        """Raise ConfigError for invalid values."""
         for name in ("epochs", "recover_epochs", "scratch_epochs"):
             if (value := getattr(self, name)) is not None:
                 check_epochs(value, Setting(name, value))
@@ -142,13 +142,13 @@ def trained(
 
 
 def check_epochs(epochs: float, setting: Setting | None = None) -> float:
-    """A number of epochs as it is; ConfigError if it is none. setting: what gave it."""
+    """The number of epochs, if it is valid; else ConfigError. setting: where it was given."""
     if not (math.isfinite(epochs) and epochs >= 0):
         raise ConfigError(setting or Setting("epochs", epochs), ": the number of epochs must be 0 or more.")
     return epochs
 
 
 def usual_epochs(data: Data) -> int:
-    """Some 1.5 million images, but 10 to 30 passes: 30 over CIFAR, 10 over ImageNet."""
+    """The epochs for about 1.5 million images, in 10…30: 30 for CIFAR, 10 for ImageNet."""
     images = getattr(data.train, "samples", 50_000)
     return max(10, min(30, round(1_500_000 / images)))

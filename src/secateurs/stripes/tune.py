@@ -45,7 +45,7 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
         raise
     finally:
         for layer, mode in training.items():
-            layer.train(mode)  # which they have to be told
+            layer.train(mode)  # which kernels do not infer themselves
     return {name: {kernel: t / own["dense"] for kernel, t in own.items()} for (name, _), own in times.items()}
 
 

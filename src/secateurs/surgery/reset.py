@@ -43,6 +43,6 @@ def reinitialise(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> 
             )
         fresh = copied(model)
         for name, x in named_tensors(fresh).items():
-            spoilt = name in raw or (x.is_floating_point() and bool(own[name].isnan().any()))
-            x.copy_(before[name] if spoilt else own[name])
+            unset = name in raw or (x.is_floating_point() and bool(own[name].isnan().any()))
+            x.copy_(before[name] if unset else own[name])
     return fresh

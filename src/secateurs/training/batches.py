@@ -6,12 +6,12 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from secateurs.data.bundle import checked, no_batch, paired
+from secateurs.data.bundle import checked, fresh_pass, no_batch, paired
 from secateurs.data.loader import Loader
 from secateurs.errors import DataError
 from secateurs.graph.inputs import tensors
@@ -36,7 +36,7 @@ IGNORED = -100  # a target that cross-entropy ignores
 class Batch(NamedTuple):
     inputs: Any  # (N, ...) tensor, or a tuple or dict of them
     targets: torch.Tensor  # (N,) class indices, or (N, classes) probabilities
-    labelled: bool = True  # False: the data has inputs only, and all targets are IGNORED
+    labeled: bool = True  # False: the data has inputs only, and all targets are IGNORED
 
 
 def split_data(data: Any) -> tuple[Any, Any]:
@@ -83,14 +83,6 @@ def bounded(source: Any, split: str, seconds: float, advice: str) -> Iterator[An
         if index >= ENDLESS or took > seconds:
             raise DataError(f"{split} has no length and did not end within {index:,} batches ({took:.0f} s). {advice}")
         yield raw
-
-
-def fresh_pass(source: Any) -> Iterable[Any]:
-    """The iterable for one pass; a function is called to get it. Raises DataError if it is not iterable."""
-    fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
-    if not hasattr(fresh, "__iter__") and not hasattr(fresh, "__getitem__"):
-        raise DataError(f"Data must be an iterable of (inputs, targets) batches, not a {type(fresh).__name__}.")
-    return fresh
 
 
 def first(source: Any, split: str) -> Any:
@@ -211,7 +203,7 @@ def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True)
     if targets is not None:
         return Batch(inputs, targets)
     one = tensors(inputs)[0]
-    return Batch(inputs, one.new_full((len(one),), IGNORED, dtype=torch.long), labelled=False)
+    return Batch(inputs, one.new_full((len(one),), IGNORED, dtype=torch.long), labeled=False)
 
 
 def check_labels(source: Any, readers: Sequence[str]) -> None:
@@ -265,7 +257,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     targets = torch.cat([b.targets for b in batches])
-    return Batch(_cat([b.inputs for b in batches]), targets, all(b.labelled for b in batches))
+    return Batch(_cat([b.inputs for b in batches]), targets, all(b.labeled for b in batches))
 
 
 def _cat(parts: list[Any]) -> Any:

@@ -118,8 +118,8 @@ def _dtypes(model: nn.Module) -> set[torch.dtype]:
 
 def _reason(error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    told = reason and isinstance(error, RuntimeError | ValueError)  # other exceptions are not clear without their name
-    return reason if told else f"{type(error).__name__}: {reason}".rstrip(": ")
+    clear = reason and isinstance(error, RuntimeError | ValueError)  # other exceptions are not clear without their name
+    return reason if clear else f"{type(error).__name__}: {reason}".rstrip(": ")
 
 
 def _called(name: str, layer: nn.Module) -> str:

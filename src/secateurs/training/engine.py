@@ -118,7 +118,7 @@ class Engine(TrainingRun):
     def _train_batch(self, index: int, batch: B.Batch, last: bool) -> None:
         seed_all(self.seed, "step", self.epoch, index, self.rank)
         self._micro += 1
-        self._labelled = batch.labelled
+        self._labeled = batch.labeled
         self.syncing = last or self._micro == self.recipe.accumulate
         main = self.parts["main"]
         with ExitStack() as stack:
@@ -128,7 +128,7 @@ class Engine(TrainingRun):
                 for hook in self.hooks:
                     batch = hook.before_batch(self, batch) or batch
                 with self._check.running(batch, index):
-                    task_loss = self.loss if batch.labelled else M.no_loss
+                    task_loss = self.loss if batch.labeled else M.no_loss
                     outputs, loss = M.forward(main.net, batch, task_loss, self.recipe.mixup)
                 for hook in self.hooks:
                     loss = hook.loss(self, loss, outputs, batch.targets)
@@ -221,14 +221,14 @@ class Engine(TrainingRun):
                 self.step,
                 self.epoch,
                 lost / n,
-                100 * right / n if self._labelled else None,
+                100 * right / n if self._labeled else None,
                 n / max(self._seconds, 1e-9),
             )
 
     def _end_epoch(self) -> None:
         lost, right, n = self._sums
         line: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
-        line |= {"train_loss": lost / n} | ({"train_top1": 100 * right / n} if self._labelled else {})
+        line |= {"train_loss": lost / n} | ({"train_top1": 100 * right / n} if self._labeled else {})
         line |= {"images_per_second": n / max(self._seconds, 1e-9), "seconds": self._seconds}
         seed_all(self.seed, "epoch end", self.epoch)
         if self.val_data is not None:

@@ -170,7 +170,7 @@ def check_data(model: nn.Module, data: Any, loss: Loss | None = None) -> None:
     for split, source, own in (("train", train, None if loss is None else no_loss), ("val", val, loss)):
         if source is not None and not isinstance(source, Iterator):
             raw = B.first(source, split)
-            if split == "train" and not (batch := B.as_batch(raw, 0, split, labels=False)).labelled:
+            if split == "train" and not (batch := B.as_batch(raw, 0, split, labels=False)).labeled:
                 raw, own = (batch.inputs, batch.targets), no_loss
             evaluate(model, [raw], loss=own, split=split)
 

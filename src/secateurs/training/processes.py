@@ -32,7 +32,7 @@ def first() -> bool:
 
 
 def on_cpu(device: str | torch.device | None) -> bool:
-    """Whether several processes train on the CPU. accelerate must be told: without a GPU it would ignore them."""
+    """Whether several processes train on the CPU. Without a GPU, accelerate has to be configured for it."""
     return (default_device() if device is None else torch.device(device)).type == "cpu"
 
 

@@ -125,13 +125,13 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> list[object]:
     for item in error.errors(include_url=False):
         name = str(item["loc"][0]) if item["loc"] else ""
         if not name:
-            told: list[object] = [f"{cls.__name__}: ", complaint(item)]
+            parts: list[object] = [f"{cls.__name__}: ", complaint(item)]
         elif item["type"] == "extra_forbidden":
-            told = [f"{cls.__name__}: '{name}' is not a valid setting. {nearest(name, cls.model_fields)}"]
+            parts = [f"{cls.__name__}: '{name}' is not a valid setting. {nearest(name, cls.model_fields)}"]
         else:
             field = cls.model_fields.get(name)
             what = f" ({field.description})" if field and field.description else ""
-            told = [Setting(name, item["input"], cls), f": {complaint(item)}{what}"]
-        if told not in found:
-            found.append(told)
-    return [part for i, told in enumerate(found) for part in ("; " if i else "", *told)]
+            parts = [Setting(name, item["input"], cls), f": {complaint(item)}{what}"]
+        if parts not in found:
+            found.append(parts)
+    return [part for i, parts in enumerate(found) for part in ("; " if i else "", *parts)]

@@ -71,7 +71,7 @@ class TrainingRun:
         self._done = False
         self._resumed = False  # and no batch has been read since
         self._micro = 0  # batches since the last step
-        self._labelled = True  # whether the last batch had labels
+        self._labeled = True  # whether the last batch had labels
         self._pending: deque[tuple[int, torch.Tensor]] = deque()
         self._sums = [0.0, 0.0, 0.0]  # of this epoch: loss, top-1 hits, images
         self._seconds = 0.0

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from secateurs.errors import PlanError, Setting, VerificationError
 from secateurs.files import faults, shown
 from secateurs.graph import Cost, count
-from secateurs.graph.attributes import rewrites
 from secateurs.graph.channels import ChannelGroup, named_tensors
 from secateurs.graph.copies import copied
 from secateurs.plans.plan import REWRITTEN, Attribute, Kept, PrunableGraph, Size, Sizes, trace
@@ -129,7 +128,7 @@ def growth(graph: PrunableGraph, widths: Mapping[str, int], *, seed: int = 0) ->
     shapes = {
         p: tuple(len(axes[a]) if a in axes else n for a, n in enumerate(graph.shapes[p])) for p, axes in index.items()
     }
-    attributes = rewrites(graph.modules, {p: graph.shapes[p] for p in shapes}, shapes)
+    attributes = graph.rewrites(widths, shapes)
     exact = all(graph[name].exact for name in widths)
     before = {name: graph[name].size for name in widths}
     return Growth(before, dict(widths), index, shares, shapes, attributes, exact)
@@ -157,8 +156,8 @@ def widened(
     scope: Literal["internal", "all"] = "internal",
     allow_inexact: bool = False,
     seed: int = 0,
-) -> tuple[nn.Module, Growth]:
-    """The wider network and its `Growth`, verified: see `secateurs.widen`."""
+) -> tuple[nn.Module, Growth, PrunableGraph]:
+    """The wider network, its `Growth` and its graph, verified: see `secateurs.widen`."""
     graph = trace(model, example_inputs, allow_inexact=allow_inexact)
     found = wider(graph, widths, scope=scope, allow_inexact=allow_inexact)
     if (params := _cost(graph, found).params) > _MOST:
@@ -168,18 +167,19 @@ def widened(
         )
     how = growth(graph, found, seed=seed)
     wide = grow(model, how)
-    check_widened(model, wide, how, graph, example_inputs)
-    return wide, how
+    return wide, how, check_widened(model, wide, how, graph, example_inputs)
 
 
-def check_widened(model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, example_inputs: Any) -> float:
-    """The largest relative difference between the outputs of the two networks in eval mode (nan if the growth is
-    not exact). If float32 is inconclusive, the comparison is repeated in float64.
+def check_widened(
+    model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, example_inputs: Any
+) -> PrunableGraph:
+    """The graph of the wide network, after comparing the outputs of the two networks in eval mode (if the growth is
+    exact). If float32 is inconclusive, the comparison is repeated in float64.
 
     Raises VerificationError if they differ, or if the wide one does not run, has a different cost than the graph predicts, or
     has other widths than requested; the message names the groups that cause it.
     """
-    error, wrong = _judged(model, wide, how.exact, example_inputs)
+    _, wrong = _judged(model, wide, how.exact, example_inputs)
     if wrong:
         check_deterministic(model, example_inputs)
 
@@ -199,13 +199,14 @@ def check_widened(model: nn.Module, wide: nn.Module, how: Growth, graph: Prunabl
     cost, expected = count(wide, example_inputs), _cost(graph, how.widths)
     if cost != expected:
         raise VerificationError(f"The widened network costs {cost}, expected {expected} at these widths.")
-    again = {g.name: g.size for g in trace(wide, example_inputs, allow_inexact=not how.exact).groups}
+    traced = trace(wide, example_inputs, allow_inexact=not how.exact)
+    again = {g.name: g.size for g in traced.groups}
     other = [f"{n} ({again.get(n)}, not {w})" for n, w in how.widths.items() if again.get(n) != w]
     if other:
         raise VerificationError(
             f"A trace of the widened network has other widths than requested: {', '.join(other[:3])}."
         )
-    return error if how.exact else float("nan")
+    return traced
 
 
 def _judged(model: nn.Module, wide: nn.Module, exact: bool, example_inputs: Any) -> tuple[float, str]:

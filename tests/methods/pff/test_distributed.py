@@ -40,7 +40,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         for a, b in zip(first.history, one.history, strict=True):
             if "train_loss" in b:
                 assert a["train_loss"] == pytest.approx(b["train_loss"], rel=2e-3), case
-            else:
+            elif "delta" in b:
                 assert a["delta"] == pytest.approx(b["delta"], rel=0.02), case
                 assert a["alpha"] == pytest.approx(b["alpha"], rel=0.02), case
         # Sums in another order move values by a last digit or so, and with them what lies next to the threshold.

@@ -120,7 +120,7 @@ def medians(similarities: Tensor, *, diagonal: bool = True) -> Tensor:
 
 
 def preferences(similarities: Tensor, beta: float, *, diagonal: bool = True) -> Tensor:
-    """``beta`` times the median similarity of each point: lower for a larger beta, hence fewer exemplars."""
+    """``beta`` times the median similarity of each point: lower for a larger beta, which gives fewer exemplars."""
     return beta * medians(similarities, diagonal=diagonal)
 
 

@@ -196,7 +196,7 @@ def _uniform(widths: Widths) -> Array:
 
 
 def _inner(group: ChannelGroup, graph: ChannelGraph) -> bool:
-    """Whether one layer reads the group's channels, and no others beside them."""
+    """Whether one layer reads the group's channels and no others."""
     reads = {(s.param, s.axis) for s in group.slots if s.consumes}
     together = {g.name for g in graph.groups for s in g.slots if s.consumes and (s.param, s.axis) in reads}
     return len(group.consumers) == 1 and together == {group.name}

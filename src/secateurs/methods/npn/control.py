@@ -110,7 +110,7 @@ class Pulls:
         return gate
 
     def typical(self, sums: Tensor, lam: float) -> float | None:
-        """λ at which the penalty closes a typical gate as hard as the loss opens it; None if it cannot be told. The penalty's
+        """λ at which the penalty closes a typical gate as hard as the loss opens it; None if undetermined. The penalty's
         own gradient at `lam` tells by what the loop multiplies both: a loss scale, the share of an accumulated step."""
         factor = float(sums[-1]) / (lam * float(self.weights.sum()))
         typical = float((sums[:-1] / self.weights).square().mean().sqrt()) / factor if factor > 0 else math.nan

@@ -45,7 +45,7 @@ class NPNPruner(Pruner):
 
     TURNS = 4  # in the search, at least: the pruner alone, both, …
     TRAVEL = 12.0  # how far the heads' learning rate moves a logit in the search if its gradient keeps its sign
-    LINES = 20  # in the history, how much is open beside the budget
+    LINES = 20  # of the history, with the open share and the budget
 
     def __init__(self, task: Task, config: Settings) -> None:
         super().__init__(task)
@@ -229,10 +229,10 @@ class NPNPruner(Pruner):
         names, shares, goals = list(self.shares.full), self.shares.of(decided), self.shares.goals
         excess = max([s - g for s, g in zip(shares, goals, strict=False)], default=0.0)
         if not -0.1 <= excess <= 0.05:
-            told = [f"{s:.1%} of the {n} (budget {g:.1%})" for n, s, g in zip(names, shares, goals, strict=True)]
+            costs = [f"{s:.1%} of the {n} (budget {g:.1%})" for n, s, g in zip(names, shares, goals, strict=True)]
             self.found["short"] = True
             self.log(
-                f"npn: after its search of {self.steps} steps, the open gates cost {' and '.join(told)}. The order of the "
+                f"npn: after its search of {self.steps} steps, the open gates cost {' and '.join(costs)}. The order of the "
                 "gates decides which channels stay; in a longer run (epochs=…) the gates do."
             )
 

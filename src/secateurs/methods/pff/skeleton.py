@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.graph.channels import parameter
+from secateurs.masking.swaps import Swaps
 
 Kernels = Mapping[str, tuple[int, int, int]]  # weight → (filters, rows, columns)
 
@@ -93,7 +94,7 @@ class _Swap:
 
     def __init__(self, skeleton: Skeleton, at: slice, shape: tuple[int, int, int]) -> None:
         self.skeleton, self.at, self.shape = skeleton, at, shape
-        self.swapped: list[tuple[nn.Module, Any]] = []
+        self.swaps = Swaps()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Swap:
         return self
@@ -102,12 +103,10 @@ class _Swap:
         w = conv._parameters["weight"]
         assert w is not None
         value = self.skeleton.values[self.at].view(self.shape)[:, None]  # (O, 1, KH, KW)
-        self.swapped.append((conv, w))
-        conv._parameters["weight"] = w * value.to(w)  # type: ignore[assignment]
+        self.swaps.put(conv, "weight", w * value.to(w))
 
     def leave(self, conv: nn.Module, args: Any, out: Any) -> None:
-        if self.swapped and self.swapped[-1][0] is conv:
-            conv._parameters["weight"] = self.swapped.pop()[1]
+        self.swaps.restore()
 
 
 class Norms:

@@ -1,4 +1,4 @@
-"""Reconstruction: layers solved by least squares towards the original's outputs, without labels."""
+"""Reconstruction: layers solved by least squares to the original's outputs, without labels."""
 
 from secateurs.recovery.reconstruct.phase import reconstruct
 from secateurs.recovery.reconstruct.recipe import Reconstruct

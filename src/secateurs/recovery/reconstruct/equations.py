@@ -1,4 +1,4 @@
-"""Ridge least squares towards given weights, from samples that arrive batch by batch. All sums are float64."""
+"""Ridge least squares toward given weights, from samples that arrive batch by batch. All sums are float64."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from typing import Any
 
 
 class _Stopped(BaseException):
-    """Raised inside a computation that nobody will continue."""
+    """Raised inside a computation that is not continued."""
 
 
 class Coroutine:
-    """A function that can be suspended in the middle of whatever it calls: `pause(point)` returns when the caller goes on.
+    """A function that can be suspended in the middle of whatever it calls: `pause(point)` returns when the caller continues.
 
     It runs in a thread of its own, but never at the same time as its caller. A network's forward cannot yield; this is how it
     is stopped at each layer while other images catch up, with the activations that it needs left where they are.

@@ -85,19 +85,19 @@ def _images(model: nn.Module, data: Any, images: int, seed: int, device: torch.d
 
 def _shared(model: nn.Module, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """What the first process gets from `work`, in all of them, with its weights and statistics."""
-    told: list[Any] = [None]
+    shared: list[Any] = [None]
     error: Exception | None = None
     if dist.get_rank() == 0:
         try:
-            told = [work()]
+            shared = [work()]
         except Exception as raised:
-            error, told = raised, [f"{type(raised).__name__}: {raised}"]
+            error, shared = raised, [f"{type(raised).__name__}: {raised}"]
     with Peers(dist.get_world_size(), {}).watched():
-        dist.broadcast_object_list(told, src=0)
+        dist.broadcast_object_list(shared, src=0)
         if error is not None:
             raise error
-        if isinstance(told[0], str):
-            raise TrainingError(f"Reconstruct failed in the first process: {told[0]}")
+        if isinstance(shared[0], str):
+            raise TrainingError(f"Reconstruct failed in the first process: {shared[0]}")
         for tensor in named_tensors(model).values():
             dist.broadcast(tensor.data, src=0)
-    return told[0]
+    return shared[0]

@@ -112,6 +112,6 @@ class _Recording(Watch):
 
 
 def _keeps_last(op: Op) -> bool:
-    """Whether an op only lays out the axes before the last in another way."""
+    """Whether an op only rearranges the axes before the last."""
     view = op.family is Family.MOVEMENT and op.target.overloadpacket.__name__ in _VIEWS
     return view and op.inputs[0].shape[-1:] == op.outputs[0].shape[-1:]

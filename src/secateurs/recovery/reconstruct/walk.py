@@ -50,7 +50,7 @@ class Sampler:
 
 @dataclass
 class Targets:
-    """What a layer of the cut network should put out at the sampled positions."""
+    """The target outputs of a layer of the cut network at the sampled positions."""
 
     step: Step
     kept: Tensor | None  # the channels of its output that are left; None for all
@@ -108,7 +108,7 @@ class Original(Watch):
 
 
 class Point(NamedTuple):
-    """Where all chunks have to arrive before any of them goes on."""
+    """A barrier: all chunks arrive before any of them continues."""
 
     name: str
     finish: Callable[[], None]  # what is then done
@@ -269,7 +269,7 @@ def _larger(out: Tensor, layer: Layer) -> bool:
 
 
 def rows(inputs: Any) -> int:
-    """How many images these inputs are of."""
+    """The number of images in these inputs."""
     return len(tensors(inputs)[0])
 
 

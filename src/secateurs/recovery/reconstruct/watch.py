@@ -49,7 +49,7 @@ class Watch(TorchDispatchMode):
         self.images = 0
 
     def start(self, images: int) -> None:
-        """The next run is on so many images."""
+        """Set the number of images of the next run."""
         self.images = images
         self._last, self._nth = "", 0
         self._seen: dict[str, int] = {}
@@ -95,7 +95,7 @@ class Watch(TorchDispatchMode):
         return Layer(self.names[id(w)], w, bias, LINEAR, x.reshape(self.images, rows, -1).transpose(1, 2))
 
     def norm(self, args: Any) -> _BatchNorm | None:
-        """The batch norm that an op with these arguments is, if it has statistics of its own."""
+        """The batch norm that an op with these arguments is, if it has its own statistics."""
         return next((self._norms[id(a)] for a in args if isinstance(a, Tensor) and id(a) in self._norms), None)
 
 
