@@ -100,7 +100,7 @@ class OneStep(TrainingMethod):
             )
         find_layers(task.model, task.graph, scored(task.graph), task.example_inputs)
 
-    def recipe(self) -> Recipe:
+    def recipe(self, task: Task) -> Recipe:
         # The network's own parameters are frozen: lr is that of none.
         return Recipe(
             epochs=self.epochs, lr=self.lr or 1e-3, schedule="constant", weight_decay=0, precision=self.precision
