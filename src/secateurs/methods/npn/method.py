@@ -145,7 +145,7 @@ class NPNPruner(Pruner):
         part = self.wrapped.get("pruner")
         batch = self.config.gates == "batch"
         if batch:
-            args, kwargs = some_images(args, kwargs, round(1 / self.config.pruner_images))
+            args, kwargs = some_images(args, kwargs, self.config.pruner_images)
         logits = (self.network if part is None else part.net)(*args, **kwargs).float()  # (N, channels)
         if training:
             rows = logits.detach()
