@@ -116,7 +116,7 @@ def prune(
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
     source = None if data is None else Data.of(data)
-    images = images_of(calibrate, source)
+    images = images_of(calibrate, source, seed)
     if folder is not None and (phases := ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]):
         check_writable(folder)
         for name in phases:

@@ -56,11 +56,16 @@ def calibrate(
     return small
 
 
-def images_of(calibrate: Any, data: Data | None) -> Any:
-    """The batches to calibrate on, or None."""
+def images_of(calibrate: Any, data: Data | None, seed: int) -> Any:
+    """The batches to calibrate on, or None. They are read several times."""
+    if calibrate is False:
+        return None
     if calibrate is True:  # a one-shot iterator is left to the training that it was passed for
         return None if data is None or isinstance(data.train, Iterator) else data.train
-    return None if calibrate is False or calibrate is None else Data.of(calibrate).train
+    source = Data.of(calibrate).train
+    if not isinstance(source, Iterator):
+        return source
+    return [(batch.inputs, batch.targets) for batch in without_labels(source, IMAGES, seed=seed)]
 
 
 def _count(images: Any) -> int:

@@ -249,6 +249,53 @@ class TestPrune:
         )
         assert [line["step"] for line in result.history] == [3]
 
+    def test_an_iterator_to_calibrate_on_is_read_once(self) -> None:
+        x = torch.randn(64, 3, 16, 16)
+        for model in (network(), Extra()):
+            found = [
+                sc.prune(model, x[:1], "l1", sc.Budget(macs=0.5), calibrate=given)
+                for given in (iter(x.split(8)), list(x.split(8)))
+            ]
+            assert found[0].history == found[1].history != []
+            pairs = zip(found[0].model.state_dict().items(), found[1].model.state_dict().values(), strict=True)
+            assert all(torch.equal(v, w) for (name, v), w in pairs if name != "_extra_state")
+
+    @pytest.mark.parametrize("data", [None, [torch.randn(32, 3, 16, 16)]])
+    def test_a_network_with_state_that_is_no_tensor(self, data: Any) -> None:
+        result = sc.prune(Extra(), torch.zeros(1, 3, 16, 16), "l1", sc.Budget(macs=0.5), data)
+        assert len(result.history) == (data is not None)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_images_in_half_precision(self, dtype: torch.dtype) -> None:
+        x = torch.randn(64, 3, 16, 16).to(dtype)
+        result = sc.prune(Extra().to(dtype), x[:1], "l1", sc.Budget(macs=0.5), [x])
+        assert result.history[0]["layers"] == ["b", "fc"]
+
+    def test_images_that_do_not_fit(self) -> None:
+        for model in (network(), Extra()):  # with norms, and with biases only
+            with pytest.raises(sc.DataError, match=r"Batch 0 of train does not fit the model"):
+                sc.prune(
+                    model, torch.zeros(1, 3, 16, 16), "l1", sc.Budget(macs=0.5), calibrate=[torch.zeros(4, 5, 16, 16)]
+                )
+
+
+class Extra(nn.Module):
+    """Without norms, and with a state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 4)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"version": 1}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
 
 PROCESSES = """
 import os, sys

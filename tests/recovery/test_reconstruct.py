@@ -372,6 +372,17 @@ def test_prune_reconstructs_without_labels_and_says_so() -> None:
     assert error(first.model, model, new) < error(calibrated, model, new)
 
 
+def test_images_of_several_sizes() -> None:
+    torch.manual_seed(0)
+    model = Two(nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 3, 3, bias=False)).eval()
+    batches = [normal(32, 2, *size, seed=i) for i, size in enumerate([(7, 7), (12, 5), (6, 9)])]
+    graph = sc.trace(model, batches[0][:2])
+    plan = graph.plan({next(g.name for g in graph.groups if g.size == 6): [0, 1, 2, 4, 5]})
+    small = sc.apply(model, plan)
+    reconstruct_(small, model, plan, batches, positions=8, ridge=1e-10, seed=0)
+    assert all(error(small, model, x) < 1e-5 for x in batches)
+
+
 def test_layers_that_cannot_be_solved_keep_their_weights() -> None:
     model, plan, x = residual()
     small = sc.apply(model, plan).eval()

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateurs.devices import device_of, full_precision
+from secateurs.devices import full_precision
 from secateurs.errors import DataError
+from secateurs.graph.channels import named_tensors
+from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
 from secateurs.graph.modes import evaluating
 from secateurs.plans import Plan
@@ -27,9 +29,8 @@ from secateurs.recovery.carried import Places, consumers, on_average, provably, 
 from secateurs.recovery.distil import soft_loss, unlike_logits
 from secateurs.report import count, listing
 from secateurs.surgery import apply
-from secateurs.training.batches import Batch, to_device
-from secateurs.training.checks import Check
-from secateurs.training.metrics import call, heads
+from secateurs.training.batches import Batch
+from secateurs.training.metrics import heads, runs
 from secateurs.training.processes import gathered
 from secateurs.training.seeds import preserve_rng_state
 
@@ -104,22 +105,21 @@ def after_cut_(
     if batches is None:
         means = provably(model, plan, names, example_inputs)
     else:  # norms compensate for what the layers before them lose
-        batches = partial(_fitting, batches, model)
         due = [name for name in places.biased if name not in places.followed]
         means = on_average(model, plan, due, batches(), pooled=pooled) if due else {}
-    bare = {name: value.clone() for name, value in small.state_dict().items()}
+    bare = _values(small)
     layers = put_(model, small, plan, means, places, example_inputs)
     if batches is None:
         return Calibration(0, 0, tuple(layers), tuple(name for name in means if name not in layers))
     examples, norms = calibrate_(small, batches(), pooled=pooled)
     if layers:  # the layers before have changed as well, so that a mean may do more harm than good
         missed = _missed(model, small, batches(), pooled)
-        filled = {name: value.clone() for name, value in small.state_dict().items()}
-        small.load_state_dict(bare)
+        filled = _values(small)
+        _put_back(small, bare)
         if norms:
             calibrate_(small, batches(), pooled=pooled)
         if missed <= _missed(model, small, batches(), pooled):
-            small.load_state_dict(filled)
+            _put_back(small, filled)
         else:
             layers = []
     # Later norms compensate for what cannot be absorbed here.
@@ -127,22 +127,14 @@ def after_cut_(
     return Calibration(examples, norms, tuple(layers), tuple(lost))
 
 
-def _fitting(batches: Callable[[], Iterable[Batch]], model: nn.Module) -> Iterator[Batch]:
-    """A fresh pass, with floating inputs in the model's dtype."""
-    check = Check(model, "train")
-    for index, batch in enumerate(batches()):
-        yield check.fit(batch, index)
-
-
 @torch.no_grad()
 def _missed(model: nn.Module, small: nn.Module, batches: Iterable[Batch], pooled: bool) -> float:
     """How far the network's outputs are from the uncut network's, over all images: the divergence of the class probabilities,
     or if the outputs are not logits, the squared distance."""
-    total, device = 0.0, device_of(small)
+    total = 0.0
+    model = copied(model)  # a forward may change its state
     with preserve_rng_state(), full_precision(), evaluating(model), evaluating(small):
-        for batch in batches:
-            inputs = to_device(batch, device).inputs
-            wanted, given = call(model, inputs), call(small, inputs)
+        for _, (wanted, given) in runs(batches, model, small):
             if unlike_logits(wanted, None) is None:
                 y, z = heads(wanted)[0], heads(given)[0]  # (N, classes, *)
                 total += float(soft_loss(y, z, temperature=1)) * len(y)
@@ -154,8 +146,18 @@ def _missed(model: nn.Module, small: nn.Module, batches: Iterable[Batch], pooled
 
 def _as_cut(model: nn.Module, plan: Plan, small: nn.Module) -> bool:
     """Whether the weights are those that the cut left."""
-    fresh = apply(model, plan).state_dict()
-    return all(torch.equal(value, fresh[name]) for name, value in small.state_dict().items())
+    fresh, found = named_tensors(apply(model, plan)), named_tensors(small)
+    return fresh.keys() == found.keys() and all(torch.equal(value, fresh[name]) for name, value in found.items())
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in named_tensors(model).items()}
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, value in named_tensors(model).items():
+        value.copy_(values[name])
 
 
 def calibrated_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -178,12 +180,9 @@ def calibrate_(model: nn.Module, batches: Iterable[Batch], *, pooled: bool = Tru
     """
     norms = calibrated_norms(model)
     found: dict[str, Pooled] = {}
-    check, device, examples = Check(model, "train"), device_of(model), 0
+    examples = 0
     with preserve_rng_state(), torch.no_grad(), full_precision(), evaluating(model), _batchwise(norms, found):
-        for index, raw in enumerate(batches):
-            batch = to_device(check.fit(raw, index), device)
-            with check.running(batch, index):
-                call(model, batch.inputs)
+        for batch, _ in runs(batches, model):
             examples += len(batch.targets)
     if not examples:
         raise DataError("There is no image to calibrate on: the data has no batch.")

@@ -21,14 +21,15 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from secateurs.devices import device_of, full_precision
+from secateurs.devices import full_precision
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.modes import evaluating
 from secateurs.masking import mask
 from secateurs.plans import Plan
 from secateurs.surgery.verify import TOLERANCE, disagreement
-from secateurs.training.batches import Batch, to_device
+from secateurs.training.batches import Batch
+from secateurs.training.metrics import runs
 from secateurs.training.processes import gathered
 from secateurs.training.seeds import preserve_rng_state
 
@@ -90,10 +91,10 @@ def consumers(model: nn.Module, plan: Plan) -> list[str]:
 def on_average(model: nn.Module, plan: Plan, names: Sequence[str], batches: Iterable[Batch], *, pooled: bool) -> Means:
     """What these consumers lose on average over the images. pooled: over those of all processes, see `calibrate_`."""
     model = copied(model)  # a forward may change its state
-    lost, device = Lost(model, plan, names), device_of(model)
+    lost = Lost(model, plan, names)
     with preserve_rng_state(), full_precision(), evaluating(model), lost.watching():
-        for batch in batches:
-            call(model, to_device(batch, device).inputs)
+        for _ in runs(batches, model):
+            pass
     return lost.means(gathered(lost.found) if pooled else [lost.found])
 
 

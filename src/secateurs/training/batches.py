@@ -278,7 +278,8 @@ def without_labels(source: Any, examples: int, *, seed: int, rows: int = 32) -> 
     """
     left, waiting = examples, list[Batch]()
     with preserve_rng_state():
-        for _, batch, last in walk(_plain(source, examples), seed=seed, epoch=0, labels=False):
+        # A batch has at least one example, so that data without an end is read no further.
+        for _, batch, last in walk(_plain(source, examples), seed=seed, epoch=0, limit=examples, labels=False):
             part = rows_of(batch, 0, min(left, len(batch.targets)))
             left -= len(part.targets)
             if waiting and not _fits(waiting[0], part):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -178,6 +178,17 @@ def check_data(model: nn.Module, data: Any, loss: Loss | None = None) -> None:
 def no_loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
     """A loss that reads no labels: zero."""
     return torch.zeros((), device=targets.device)
+
+
+def runs(batches: Iterable[B.Batch], *models: nn.Module) -> Iterator[tuple[B.Batch, list[Any]]]:
+    """Each training batch, in the models' dtype and on their device, with what each model returns for it. Raises DataError
+    for a batch that does not fit a model."""
+    check, device = Check(models[0], "train"), device_of(models[0])
+    for index, raw in enumerate(batches):
+        batch = B.to_device(check.fit(raw, index), device)
+        with check.running(batch, index):
+            outputs = [call(model, batch.inputs) for model in models]
+        yield batch, outputs
 
 
 @torch.no_grad()

@@ -538,7 +538,7 @@ def run(folder: Path, left: int = 10**9, resume: bool = False) -> sc.Result:
     return sc.prune(
         model, torch.zeros(1, 3, 32, 32), sc.OneStep(epochs=2), sc.Budget(macs=0.5),
         sc.Data(train=Fragile(source.train, left), val=source.val), phases, folder=folder, resume=resume, save_steps=2,
-        progress="silent",
+        progress="silent", calibrate=source.val,  # not of the batches that are counted
     )  # fmt: skip
 
 

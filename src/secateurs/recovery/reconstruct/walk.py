@@ -57,7 +57,7 @@ class Targets:
     scale: Tensor | None = None  # (O,), what the batch norm after it multiplies by; None if there is none …
     shift: Tensor | None = None  # … and then adds
     affine: bool = False  # the norm has a weight and a bias
-    size: tuple[int, ...] = ()  # of its output
+    sizes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of its output, by chunk
     values: dict[int, Tensor] = field(default_factory=dict)  # by chunk: (images · P, O)
 
     def left(self, y: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Original(Watch):
         out = func(*args, **kwargs)
         if targets is not None and layer is not None:
             y = targets.step.laid(out, self.images)
-            targets.size = tuple(y.shape[2:])
+            targets.sizes[self._chunk] = tuple(y.shape[2:])
             wanted = self._sampled(targets, y)
             if (other := self._summand.pop(key, None)) is not None:
                 wanted += targets.before_norm(other)
@@ -141,7 +141,7 @@ class Cut(Watch):
             out = func(*args, **kwargs)
         for t in walk.others.get(key, ()):
             y = t.step.laid(out, self.images)
-            at = walk.sampler.at(t.step.weight, self._chunk, self.images, t.size, y.device)
+            at = walk.sampler.at(t.step.weight, self._chunk, self.images, t.sizes[self._chunk], y.device)
             self._summand[t.step.key] = sampled(y, at)
         return out
 
@@ -194,17 +194,18 @@ class Walk:
     def collect(self, t: Targets, layer: Layer, chunk: int, other: Tensor | None) -> Point:
         """A chunk has reached a layer that is to be solved."""
         if self._problem is None:
-            samples = self._images * min(self.sampler.positions, math.prod(t.size))
+            samples = self._images * min(self.sampler.positions, max(map(math.prod, t.sizes.values())))
             floats = t.affine and self._norm(t.step) is not None
             self._problem = Problem(layer.geometry, layer.weight, layer.bias, layer.kept, samples, floats)
         images = len(layer.x)
         wanted = t.values.pop(chunk, None)
         if wanted is None:
             raise ConfigError(_VARIES)
+        size = t.sizes[chunk]
         if other is not None:
             wanted = wanted - t.before_norm(other)
-        at = self.sampler.at(t.step.weight, chunk, images, t.size, layer.x.device)
-        self._problem.add(layer.geometry.read(layer.x, at, t.size), wanted, images)
+        at = self.sampler.at(t.step.weight, chunk, images, size, layer.x.device)
+        self._problem.add(layer.geometry.read(layer.x, at, size), wanted, images)
         return Point(t.step.weight, partial(self._solve, t, layer.weight, layer.bias))
 
     def _solve(self, t: Targets, weight: Tensor, bias: Tensor | None) -> None:
