@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import secateurs as sc
 from secateurs.graph.families import Family
@@ -210,6 +211,16 @@ def test_weights_that_are_computed() -> None:
     assert len(found.layers) == 2
     assert "1.parametrizations.weight.original1" in found.parameters(found.layers[1])
     assert found.readers(["1.parametrizations.weight.original1"]) == (found.layers[1],)
+
+
+def test_modules_are_followed_under_hooks_of_any_kind() -> None:
+    """A hook of every module, as a FLOP counter sets it, or one of the backward pass takes another way through PyTorch."""
+    plain, model = flow(Residual()), Residual()
+    with FlopCounterMode(display=False):
+        counted = flow(model)
+    model.conv1.register_full_backward_hook(lambda *_: None)
+    for found in (counted, flow(model)):
+        assert [call.module for call in found.calls] == [call.module for call in plain.calls]
 
 
 def test_tracing_leaves_the_hooks_alone() -> None:

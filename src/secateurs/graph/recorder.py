@@ -15,6 +15,7 @@ from secateurs.graph.flow import Call, Flow, Function, Op, Value, values
 from secateurs.graph.inputs import tensors
 
 _CALL, _FRAME = nn.Module._call_impl.__code__, sys._getframe
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 Place = tuple[int, tuple[int, ...], tuple[int, ...]]  # a view of a storage: offset, shape, strides
 
 
@@ -47,10 +48,11 @@ class Recorder:
         them runs: their `forward`, or their hooks if there are any, since these may change what goes in and comes out. (Hooks
         would do for all, but cost seven times as much.)"""
         self._inputs = [self._new(x, live=True) for x in inputs]
+        everywhere = any(getattr(torch.nn.modules.module, f"_global{kind}") for kind in _HOOKS)
         for path, module in self._modules.items():
             own = module.__dict__
             pre, post = own["_forward_pre_hooks"], own["_forward_hooks"]
-            if path and (pre or post):
+            if path and (everywhere or any(own[kind] for kind in _HOOKS)):
                 own["_forward_pre_hooks"] = OrderedDict([(id(self), self._entered), *pre.items()])
                 own["_forward_hooks"] = OrderedDict([*post.items(), (id(self), self._left)])
             elif path:
