@@ -95,7 +95,7 @@ class Studies:
             task = self.task(0.5, model, options, record.append)
             pruner = method.attach(task)
             hooks = [PrunerHook(pruner, {})]
-            training.Engine(model, self.train, method.recipe(), hooks=hooks, **options).fit()
+            training.Engine(model, self.train, method.recipe(task), hooks=hooks, **options).fit()
             found = {name: b.tolist() for name, b in pruner.beta().items()}
             nodes = pruner.finish().nodes
             seconds = round(time.perf_counter() - began)

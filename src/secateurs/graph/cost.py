@@ -91,13 +91,14 @@ class CostModel:
 
     def __call__(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Cost:
         """The cost at these widths, (groups,), with these numbers of stripes left in these kernels; other kernels keep all that
-        the widths allow."""
+        the widths allow. Widths may be fractional, as those of channels that are partly open."""
         weights = self._multiplicity * np.asarray(widths)[self._group]
         values = self._constants + np.bincount(self._row, weights=weights, minlength=len(self._constants))
-        whole = values.astype(np.int64)  # exact: widths are far below 2⁵³
+        if np.asarray(widths).dtype.kind != "f":
+            values = values.astype(np.int64)  # exact: widths are far below 2⁵³
         for kernel, left in (stripes or {}).items():
-            whole[self.kernels[kernel]] = left
-        return Cost(self._total("macs", whole), self._total("params", whole))
+            values[self.kernels[kernel]] = left
+        return Cost(self._total("macs", values), self._total("params", values))
 
     def _total(self, what: str, values: Array) -> int:
         coefficients, index = self._packed[what]

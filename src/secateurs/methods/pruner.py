@@ -182,7 +182,7 @@ class TrainingMethod(Method):
         None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"
     )
 
-    def recipe(self) -> Recipe:
+    def recipe(self, task: Task) -> Recipe:
         """The recipe that the network trains with while it is pruned."""
         raise NotImplementedError
 
@@ -203,7 +203,7 @@ class TrainingMethod(Method):
         pruner = self.attach(task)
         budget = None if task.budget is None else asdict(task.budget)
         settings = {**self.model_dump(mode="json"), "method": self.name, "budget": budget, "scope": task.scope}
-        recipe = self.recipe().model_copy(update={"steps_per_epoch": self.steps_per_epoch})
+        recipe = self.recipe(task).model_copy(update={"steps_per_epoch": self.steps_per_epoch})
         engine = Engine(
             task.model, task.data, recipe, hooks=[*teachers, PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
             **task.engine_options,

@@ -59,7 +59,7 @@ class Widths:
         return np.minimum(self.sizes, np.maximum(-(-widths // self.step) * self.step, self.lowest))
 
     def cost(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Cost:
-        whole = self.graph.sizes.copy()
+        whole = self.graph.sizes.astype(np.asarray(widths).dtype)
         whole[self._at] = widths
         return self.graph.cost(whole, stripes)
 

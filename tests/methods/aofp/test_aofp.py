@@ -50,7 +50,7 @@ def test_with_scoring_on_and_moves_off_training_is_plain_fine_tuning(spec: str, 
             return Counting(task, self)
 
     Counted(**method.model_dump()).select(task)
-    history = Engine(plain, batches(), method.recipe(), seed=3, progress="silent").fit()
+    history = Engine(plain, batches(), method.recipe(task), seed=3, progress="silent").fit()
     assert seen == 8  # scoring was on
     for name, value in plain.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name

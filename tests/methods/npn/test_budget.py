@@ -76,6 +76,13 @@ def test_what_is_open_counts_as_the_network_sees_it() -> None:
             assert all(w % align == 0 or w == n for w, n in zip(soft, sizes, strict=True))
 
 
+def test_gates_that_hardly_moved_cost_hardly_less() -> None:
+    """Not a whole channel of every group."""
+    _, pruner = attached(budget=HALF)
+    pruner.policy.logits = pruner.policy.initial - 1e-3
+    assert pruner.shares.of(pruner.policy.open(2.5)) == pytest.approx([1], abs=1e-3)
+
+
 def test_the_pruner_keeps_its_learning_rate() -> None:
     """The network's is annealed."""
     rates: list[list[float]] = []

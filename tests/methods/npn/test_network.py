@@ -180,10 +180,10 @@ def test_a_network_without_features_is_refused() -> None:
 
 def test_the_pruner_sees_some_of_the_images() -> None:
     x, mask, scale = images(8), torch.arange(8), torch.tensor(2.0)
-    args, named = some_images((x, [mask, scale]), {"flag": True}, 4)
+    args, named = some_images((x, [mask, scale]), {"flag": True}, 0.25)
     assert torch.equal(args[0], x[[0, 4]])
     assert args[1][0].tolist() == [0, 4]
     assert args[1][1] is scale
     assert named == {"flag": True}
-    assert some_images((x[:4],), {}, 4)[0][0].shape[0] == 4  # a batch norm needs two
-    assert some_images((x[:5],), {}, 4)[0][0].shape[0] == 2
+    for rows, fraction, count in ((8, 0.75, 6), (8, 0.4, 4), (8, 1.0, 8), (4, 0.25, 2), (5, 0.25, 2), (1, 0.25, 1)):
+        assert len(some_images((x[:rows],), {}, fraction)[0][0]) == count  # a batch norm needs two

@@ -236,6 +236,23 @@ def test_lambda_starts_at_the_scale_of_the_loss() -> None:
     assert found[1, 64] == pytest.approx(found[1, 1], abs=0.01)
 
 
+def test_lambda_is_measured_again_after_an_overflow() -> None:
+    """A loss scaler skips the first steps of float16: their gradients say nothing."""
+    model, pruner = attached(budget=sc.Budget(macs=0.5))
+    assert pruner.controller is not None
+    found: list[Any] = []
+    pruner.controller.start = found.append  # type: ignore[method-assign]
+    model.train()
+    x, y = batches(1)[0]
+    for scale, measured in ((math.inf, 0), (1.0, 1), (1.0, 1)):
+        (scale * (F.cross_entropy(model(x), y) + pruner.penalty())).backward()
+        for p in [*model.parameters(), *pruner.network.parameters()]:
+            p.grad = None
+        pruner.step(own=False)
+        assert len(found) == measured
+    assert 0 < found[0] < math.inf
+
+
 def test_each_limit_has_its_own_share_and_goal() -> None:
     """λ follows the limit that is farthest from its own goal, and not the smaller goal or the larger share."""
     model = network()

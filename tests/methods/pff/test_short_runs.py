@@ -98,10 +98,11 @@ def test_phases_by_hand() -> None:
 
 
 def test_the_learning_rate_is_held_under_control_until_the_shape_is_final() -> None:
-    method = sc.PFF(arrive=0.2, fixed=0.5)
-    assert method.recipe().hold == 0.5
-    assert sc.PFF(hold=False).recipe().hold == 0
-    assert sc.PFF(alpha=1e-4).recipe().hold == 0
+    half, free = (task(block(), budget) for budget in (sc.Budget(macs=0.5), None))
+    assert sc.PFF(arrive=0.2, fixed=0.5).recipe(half).hold == 0.5
+    assert sc.PFF(hold=False).recipe(half).hold == 0
+    assert sc.PFF(alpha=1e-4).recipe(half).hold == 0
+    assert sc.PFF().recipe(free).hold == 0  # nothing is controlled without a budget
 
 
 def test_the_rest_of_the_run_trains_the_network_that_is_returned() -> None:
@@ -186,7 +187,7 @@ def test_live_acts_after_each_step() -> None:
 
 def test_the_papers_settings() -> None:
     paper = sc.PFF.preset("paper")
-    recipe = paper.recipe()
+    recipe = paper.recipe(task(block(), None))
     assert [recipe.lr * recipe.factor(e / 160, e) for e in (0, 79, 80, 119, 120, 159)] == pytest.approx(
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
     )

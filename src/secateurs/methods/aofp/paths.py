@@ -16,10 +16,9 @@ from secateurs.methods.aofp.halves import Halves
 from secateurs.methods.following import Following, batch_norm
 
 _CACHED = 1 << 19  # values of an activation that are processed at a time on a CPU
-EVERY = (
-    2  # one example in so many is scored if each has a half of its own: all filters of the search space, on half of the
-)
-# examples, are as much work as half of the filters on all of them
+# One example in so many is scored if each has a half of its own: all filters of the search space, on half of the examples,
+# are as much work as half of the filters on all of them.
+EVERY = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +141,10 @@ class AfterNorm:
         return self
 
     @torch.compiler.disable
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], z: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: Any) -> None:
         waiting, self.watch.waiting = self.watch.waiting, None
-        if waiting is None or module is not self.norm or args[0] is not waiting[1]:
+        y = args[0] if args else kwargs.get("input")
+        if waiting is None or module is not self.norm or y is not waiting[1]:
             return
         with torch.no_grad():
             self.watch.score(*waiting, z.detach(), _factor(self.norm, waiting[1].detach(), z))
@@ -204,7 +204,8 @@ class _Contribution:
         index = torch.from_numpy(np.sort(reader.index[ablated].reshape(-1))).to(x.device)
         w = _select(module.weight.detach(), 0 if transposed else 1, index)  # type: ignore[operator]
         if factor is not None:
-            if w.numel() > y.numel() and not transposed and x.ndim > 2:
+            other_axis = self.axis > 1  # a batch norm over the positions that a linear layer is applied to
+            if other_axis or (w.numel() > y.numel() and not transposed and x.ndim > 2):
                 self.scale = _along(factor.to(y.dtype), y)
             else:
                 w = w * _beside(factor.to(w), w, module)

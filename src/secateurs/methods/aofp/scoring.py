@@ -80,7 +80,9 @@ class Damage:
             self._handles.append(module.register_forward_hook(watch, with_kwargs=True))
             if follows.hooked:
                 assert follows.norm is not None
-                self._handles.append(follows.norm.register_forward_hook(AfterNorm(watch, follows.norm)))
+                self._handles.append(
+                    follows.norm.register_forward_hook(AfterNorm(watch, follows.norm), with_kwargs=True)
+                )
         return self
 
     def detach(self) -> None:

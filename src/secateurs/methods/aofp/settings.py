@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from secateurs.methods.method import Task
 from secateurs.methods.pruner import TrainingMethod
 from secateurs.training import Recipe
 
@@ -52,7 +53,7 @@ class AOFPSettings(TrainingMethod):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="as in a Recipe")
 
-    def recipe(self) -> Recipe:
+    def recipe(self, task: Task) -> Recipe:
         return Recipe(
             epochs=self.epochs, lr=self.lr, schedule="constant", weight_decay=self.weight_decay, precision=self.precision
         )  # fmt: skip

@@ -62,10 +62,9 @@ class Controller:
         self.goals, self.gain = list(goals), gain
         self.base = math.log(start)
 
-    def start(self, typical: float | None) -> None:
-        """Start at λ's scale, measured on the first batch. None: it could not be measured."""
-        if typical is not None:
-            self.base = math.log(self.GENTLE * typical)
+    def start(self, typical: float) -> None:
+        """Start at λ's scale, as `Pulls` measured it."""
+        self.base = math.log(self.GENTLE * typical)
 
     def targets(self, progress: float) -> list[float]:
         """The target cost after this fraction of the search, for each limit."""

@@ -75,6 +75,7 @@ class NPNPruner(Pruner):
         self._latest: Tensor | None = None  # of the last batch: see `Policy.update`
         self._gate: Tensor | None = None
         self._pulls = Pulls(self.weights)
+        self.measured = False  # whether the scale of λ is known
         self.gates = Gates(self.model, self.groups).attach()
         # Before the gates' own hook, so that they are set when it runs.
         self._handle = self.model.register_forward_pre_hook(self._set_gates, with_kwargs=True, prepend=True)
@@ -110,8 +111,8 @@ class NPNPruner(Pruner):
 
     @property
     def _measuring(self) -> bool:
-        """Whether the scale of λ is measured: in the first step."""
-        return self.controller is not None and self.config.lam is None and self.steps == 0 and self.model.training
+        """Whether the scale of λ is still unknown: until the first step that float16 does not overflow in."""
+        return self.controller is not None and self.config.lam is None and not self.measured
 
     def _phase(self) -> None:
         for p in self.trainable:
@@ -131,7 +132,7 @@ class NPNPruner(Pruner):
             self.gates.flat(self.policy.masked(torch.ones_like(self.weights)))
         elif model.training or self.config.gates == "sample":
             gate = self._gates_of(model.training, args, kwargs)
-            self.gates.flat(self._pulls.by_loss(gate) if self._measuring else gate)
+            self.gates.flat(self._pulls.by_loss(gate) if self._measuring and model.training else gate)
             self._gate = gate if model.training else None
         else:  # one policy, whatever the images
             logits = self.policy.logits.to(self.weights)
@@ -144,7 +145,7 @@ class NPNPruner(Pruner):
         part = self.wrapped.get("pruner")
         batch = self.config.gates == "batch"
         if batch:
-            args, kwargs = some_images(args, kwargs, round(1 / self.config.pruner_images))
+            args, kwargs = some_images(args, kwargs, self.config.pruner_images)
         logits = (self.network if part is None else part.net)(*args, **kwargs).float()  # (N, channels)
         if training:
             rows = logits.detach()
@@ -186,8 +187,12 @@ class NPNPruner(Pruner):
         if self._latest is not None:
             self.policy.update(self.mean(self._latest), min(0.5, max(0.1, 10 / self.search)))
             self._latest = None
-        if self.controller is not None and self.steps == 1 and self.config.lam is None:
-            self.controller.start(self._pulls.typical(self.mean(self._pulls.sums), self.lam))
+        if self.controller is not None and self._measuring:
+            typical = self._pulls.typical(self.mean(self._pulls.sums), self.lam)
+            self._pulls.sums.zero_()
+            if typical is not None:
+                self.controller.start(typical)
+                self.measured = True
         if not self.holding:
             open = self.shares.of(self.policy.open(max(2.5, self.sharpness)))
             if self.controller is not None:
@@ -297,8 +302,8 @@ class NPNPruner(Pruner):
     def state(self) -> dict[str, Any]:
         control = None if self.controller is None else self.controller.base
         return {
-            **super().state(), **self.policy.state(), "lam": self.lam, "control": control, "found": self.found,
-            "record": list(self.record),
+            **super().state(), **self.policy.state(), "lam": self.lam, "control": control,
+            "measured": self.measured, "found": self.found, "record": list(self.record),
             "frozen": [i for i, norm in enumerate(self.norms) if norm in self._frozen],
         }  # fmt: skip
 
@@ -310,7 +315,7 @@ class NPNPruner(Pruner):
             raise ValueError("'found' must be a dict or None, and 'record' must hold dicts")
         if not all(type(i) is int and 0 <= i < len(self.norms) for i in state["frozen"]):
             raise ValueError(f"'frozen' must be indices of the {len(self.norms)} batch norms")
-        self.lam, self.found, self.record = state["lam"], found, record
+        self.lam, self.measured, self.found, self.record = state["lam"], state["measured"], found, record
         self._frozen = {self.norms[i] for i in state["frozen"]}
         if self.controller is not None:
             self.controller.base = state["control"]

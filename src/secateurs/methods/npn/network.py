@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,11 +131,13 @@ def deepest(model: nn.Module, inputs: Any) -> Features:
     return Features(None, out[0].shape[1])
 
 
-def some_images(args: Any, kwargs: Any, every: int) -> tuple[Any, Any]:
-    """The arguments of a model's forward with one in `every` of the batch's images, two at least."""
+def some_images(args: Any, kwargs: Any, fraction: float) -> tuple[Any, Any]:
+    """The arguments of a model's forward with this fraction of the batch's images, evenly spaced, but at least two."""
     found = [x for x in tensors((args, kwargs)) if x.ndim]
     rows = len(found[0]) if found else 0
-    if every == 1 or rows <= every:
+    count = max(2, math.ceil(rows * fraction))
+    if count >= rows:
         return args, kwargs
-    some = map_tensors(lambda x: x[::every] if x.ndim and len(x) == rows else x, (tuple(args), dict(kwargs)))
+    at = torch.arange(count) * rows // count
+    some = map_tensors(lambda x: x[at.to(x.device)] if x.ndim and len(x) == rows else x, (tuple(args), dict(kwargs)))
     return some[0], some[1]

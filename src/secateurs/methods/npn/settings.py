@@ -106,7 +106,7 @@ class Settings(TrainingMethod):
             raise ConfigError(Setting("pruner", self.pruner, type(self)), " cannot be used here: ", error) from error
         return model
 
-    def recipe(self) -> Recipe:
+    def recipe(self, task: Task) -> Recipe:
         return Recipe(epochs=self.epochs, lr=self.lr, schedule="cosine", weight_decay=5e-4, precision=self.precision)
 
     def teachers(self, task: Task) -> list[TeacherHook]:

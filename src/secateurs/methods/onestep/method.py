@@ -100,7 +100,7 @@ class OneStep(TrainingMethod):
             )
         find_layers(task.model, task.graph, scored(task.graph), task.example_inputs)
 
-    def recipe(self) -> Recipe:
+    def recipe(self, task: Task) -> Recipe:
         # The network's own parameters are frozen: lr is that of none.
         return Recipe(
             epochs=self.epochs, lr=self.lr or 1e-3, schedule="constant", weight_decay=0, precision=self.precision
@@ -211,7 +211,9 @@ class OneStepPruner(Pruner):
         if self.measuring and self._slope is not None and self._scale > 0:
             # Averaged before they are divided: processes with more rows weigh more.
             slope, scale = self.mean(self._slope), self.mean(torch.tensor(self._scale))
-            self.slopes.append(float((slope / scale.to(slope)).abs().mean()))
+            size = float((slope / scale.to(slope)).abs().mean())
+            if math.isfinite(size):  # float16 may have overflowed: that step was skipped
+                self.slopes.append(size)
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "slopes": list(self.slopes)}

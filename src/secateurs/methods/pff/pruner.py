@@ -86,7 +86,7 @@ class PFFPruner(Pruner):
 
     def _guess(self, first: float) -> float:
         """The α that would take a value from the first threshold to δ in time if the loss had no effect on it."""
-        config, recipe = self.config, self.config.recipe()
+        config, recipe = self.config, self.config.recipe(self.task)
         done = np.linspace(0, config.arrive, 50)
         factor = float(np.mean([recipe.factor(d, d * config.epochs) for d in done]))
         path = self._rate * factor * config.arrive * max(1, self.total)

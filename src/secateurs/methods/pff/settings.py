@@ -103,11 +103,11 @@ class Settings(TrainingMethod):
     def feasible(self, task: Task) -> None:
         task.widths.check(self.stripes(task).lowest())
 
-    def recipe(self) -> Held:
+    def recipe(self, task: Task) -> Held:
         return Held(
             epochs=self.epochs, lr=self.lr, schedule=self.schedule, milestones=self.milestones, gamma=self.gamma,
             weight_decay=self.weight_decay, precision=self.precision,
-            hold=faded(self.arrive, self.fixed) if self.hold and self.alpha is None else 0.0,
+            hold=faded(self.arrive, self.fixed) if self.hold and self.controlled(task) else 0.0,
         )  # fmt: skip
 
     def controlled(self, task: Task) -> bool:
