@@ -146,7 +146,6 @@ def _figure(text: str, figure: str) -> float | None:
         value = math.nan
     if not 0 < value < math.inf:
         raise ConfigError(
-            f"--then {text}: write METHOD:MACS, such as pff:0.3, with the MACs to keep: a fraction up to 1, or an absolute "
-            "number."
+            f"--then {text}: write METHOD:MACS (pff:0.3), with the MACs to keep: a fraction up to 1 or an absolute number."
         )
     return value
