@@ -170,6 +170,15 @@ def test_attach_wants_a_length(length: Any) -> None:
             sc.attach(network(), images(), "npn", HALF, data=data(), **{"steps": 4, "epoch_steps": 2, name: length})
 
 
+@pytest.mark.parametrize("method", [sc.AOFP(distil=0.5), sc.NPN(distil=0.5)], ids=lambda m: m.name)
+def test_attach_cannot_teach(method: Any) -> None:
+    """The loss is the loop's own."""
+    model = network()
+    with pytest.raises(sc.ConfigError, match=r"distil=0\.5\) has no effect in a training loop of your own"):
+        sc.attach(model, images(), method, HALF, steps=4, epoch_steps=2, data=data())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
 def test_a_second_pruner_is_refused() -> None:
     model, given = network(), data()
     options: dict[str, Any] = {"steps": 1, "epoch_steps": 1, "data": given}

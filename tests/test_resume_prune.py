@@ -80,7 +80,7 @@ def _dying(call: Callable[..., Any], count: int, after: bool) -> Callable[..., A
 
 
 def child(folder: str, resume: bool, die_at: tuple[str, int, bool] | None, ready: Any) -> None:
-    from secateurs.methods.npn.method import NPNPruner
+    from secateurs.methods.npn.pruner import NPNPruner
 
     where: dict[str, tuple[Any, str]] = {
         "fsync": (os, "fsync"),
@@ -104,7 +104,7 @@ def child(folder: str, resume: bool, die_at: tuple[str, int, bool] | None, ready
 @functools.lru_cache(maxsize=1)
 def context() -> Any:
     found = mp.get_context("forkserver")
-    found.set_forkserver_preload(["secateurs.api", "secateurs.methods.npn.method", "accelerate", __name__])
+    found.set_forkserver_preload(["secateurs.api", "secateurs.methods.npn.pruner", "accelerate", __name__])
     return found
 
 

@@ -18,13 +18,13 @@ from secateurs.budget import Budget
 from secateurs.calibration import images_of
 from secateurs.data import Data
 from secateurs.devices import usable
-from secateurs.errors import ArtifactError, BudgetError, ConfigError, SpecError, nearest
+from secateurs.errors import ArtifactError, BudgetError, ConfigError, Setting, SpecError, nearest
 from secateurs.files import check_writable, shown
 from secateurs.graph import Cost
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import check_model, tensors
 from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope
-from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.methods.selection import Selection
 from secateurs.placement import Placement
@@ -260,6 +260,11 @@ def attach(
             )
     if not isinstance(chosen, TrainingMethod):
         raise ConfigError(f"{chosen.name} does not prune during training: call prune(…) instead.")
+    if isinstance(chosen, Taught) and chosen.distil:
+        raise ConfigError(
+            Setting("distil", chosen.distil, type(chosen)), " has no effect in a training loop of your own: add the original's "
+            "class probabilities to your loss, or call prune(…) instead.",
+        )  # fmt: skip
     history: list[dict[str, Any]] = []
     task = _task(
         model, example_inputs, chosen, budget, scope, data=Data.of(data), seed=seed, allow_inexact=allow_inexact,

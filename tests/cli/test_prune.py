@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateurs as sc
-from secateurs.methods.npn.method import NPNPruner
+from secateurs.methods.npn.pruner import NPNPruner
 from secateurs.runs import cut, sources
 from secateurs.training import CheckpointStore
 

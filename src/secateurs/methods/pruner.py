@@ -19,6 +19,8 @@ from secateurs.errors import ConfigError
 from secateurs.methods.method import Method, Task
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan
+from secateurs.recovery.distil import Distilling
+from secateurs.recovery.recipes import Distil
 from secateurs.recovery.teacher import TeacherHook
 from secateurs.training import Engine, Hook, Part, Recipe
 from secateurs.training.run import TrainingRun
@@ -215,6 +217,17 @@ class TrainingMethod(Method):
             for teacher in teachers:
                 teacher.close()
         return pruner.finish()
+
+
+class Taught(TrainingMethod):
+    """Base class of such methods in which the original may teach the network while it is pruned."""
+
+    distil: float = Field(
+        default=0.0, ge=0, le=1, description="weight of the original's class probabilities in the loss, as in Distil"
+    )
+
+    def teachers(self, task: Task) -> list[TeacherHook]:
+        return [] if self.distil == 0 else [Distilling(task.model, task.model, Distil(share=self.distil))]
 
 
 def keep(scores: Mapping[str, np.ndarray], threshold: float) -> Channels:

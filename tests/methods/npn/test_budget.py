@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.methods.npn.method import NPNPruner
 from secateurs.methods.npn.policy import Policy
+from secateurs.methods.npn.pruner import NPNPruner
 from tests.methods.npn.test_npn import attached, batches, images, network
 
 HALF = sc.Budget(macs=0.5)

@@ -16,7 +16,7 @@ import secateurs as sc
 from secateurs import data as digits_data
 from secateurs.methods import Task
 from secateurs.methods.npn.control import Controller, Shares
-from secateurs.methods.npn.method import NPNPruner
+from secateurs.methods.npn.pruner import NPNPruner
 from secateurs.recovery import Recover, recover
 from secateurs.testing.networks import randomize
 from secateurs.training import CheckpointStore

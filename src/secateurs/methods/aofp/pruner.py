@@ -1,4 +1,4 @@
-"""The pruner: searches all layers at once while the network trains."""
+"""AOFP's pruner: searches all layers at once while the network trains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateurs.methods.aofp.halves import Halves
 from secateurs.methods.aofp.pace import Pace, shares
 from secateurs.methods.aofp.scoring import Damage
 from secateurs.methods.aofp.search import BinaryFilterSearch, Move
-from secateurs.methods.aofp.settings import AOFPSettings
+from secateurs.methods.aofp.settings import Settings
 from secateurs.methods.criteria import norms
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import Pruner
@@ -30,7 +30,7 @@ SAMPLES = 128  # halves in a search step, at least: each filter of the search sp
 class AOFPPruner(Pruner):
     """The pruner. Base masks are gates; damage is measured in the network's own forward passes."""
 
-    def __init__(self, task: Task, config: AOFPSettings) -> None:
+    def __init__(self, task: Task, config: Settings) -> None:
         super().__init__(task)
         self.config, self.model = config, task.model
         self.widths = limits(task, config.min_filters)

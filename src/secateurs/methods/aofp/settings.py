@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from secateurs.methods.method import Task
-from secateurs.methods.pruner import TrainingMethod
+from secateurs.methods.pruner import Taught
 from secateurs.training import Recipe
 
 
-class AOFPSettings(TrainingMethod):
+class Settings(Taught):
     """The settings, with the paper's symbols, and the recipe that follows from them."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"search_cost": 8000, "theta_growth": 1, "halves": "batch", "lr": 1e-3, "epochs": 600}  # sec. 4.2
+    }
 
     search_cost: int | None = Field(
         default=None,
@@ -37,9 +42,6 @@ class AOFPSettings(TrainingMethod):
     )
     lr: float = Field(default=0.01, gt=0, le=10, description="learning rate during the search, constant")
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="weight decay during the search")
-    distil: float = Field(
-        default=0.0, ge=0, le=1, description="weight of the original's class probabilities in the loss, as in Distil"
-    )
     ratio: Literal["example", "batch"] = Field(
         default="example", description="t of eq. 7: mean of the examples' ratios (eq. 6), or ratio of the batch's sums"
     )

@@ -1,5 +1,5 @@
 """EPruner: adaptive exemplar filters by affinity propagation (Lin et al., TNNLS 2021)."""
 
-from secateurs.methods.epruner.pruner import EPruner
+from secateurs.methods.epruner.method import EPruner
 
 __all__ = ["EPruner"]

@@ -14,15 +14,12 @@ from secateurs.devices import device_of
 from secateurs.errors import ConfigError, SecateursError, Setting
 from secateurs.methods.method import Scope, Task
 from secateurs.methods.npn.network import deepest
-from secateurs.methods.pruner import TrainingMethod
-from secateurs.recovery.distil import Distilling
-from secateurs.recovery.recipes import Distil
-from secateurs.recovery.teacher import TeacherHook
+from secateurs.methods.pruner import Taught
 from secateurs.training import Recipe
 from secateurs.training.seeds import preserve_rng_state, seed_all
 
 
-class Settings(TrainingMethod):
+class Settings(Taught):
     """The settings, and what the method needs before it starts."""
 
     default_scope: ClassVar[Scope] = "all"
@@ -74,9 +71,6 @@ class Settings(TrainingMethod):
     pruner: str | None = Field(
         default=None, description="spec of another network to use as the pruner, for example zoo:resnet20"
     )
-    distil: float = Field(
-        default=0.0, ge=0, le=1, description="weight of the original's class probabilities in the loss, as in Distil"
-    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
     calibration: int = Field(
         default=2048, ge=1, description="with hold=False, images over which the final gates are averaged"
@@ -108,8 +102,3 @@ class Settings(TrainingMethod):
 
     def recipe(self, task: Task) -> Recipe:
         return Recipe(epochs=self.epochs, lr=self.lr, schedule="cosine", weight_decay=5e-4, precision=self.precision)
-
-    def teachers(self, task: Task) -> list[TeacherHook]:
-        if self.distil == 0:
-            return []
-        return [Distilling(task.model, task.model, Distil(epochs=self.epochs, share=self.distil))]
