@@ -70,10 +70,9 @@ def settings(words: list[str]) -> dict[str, Any]:
 def configured(text: str, **more: Any) -> Method:
     """`pff penalty=group-lasso`, or a preset by its name, `aofp preset=paper`."""
     name, *words = text.split()
-    given = settings(words)
-    kind = type(resolve(name))
-    preset = kind.presets[given.pop("preset")] if given.get("preset") in kind.presets else {}
-    return resolve(name, **{**preset, **given, **more})
+    given = settings(words) | more
+    preset = given.pop("preset", None)
+    return resolve(name, **given) if preset is None else type(resolve(name)).preset(preset, **given)
 
 
 def recipes(text: str, passes: float, macs: float, images: int) -> list[Phase]:

@@ -23,14 +23,18 @@ def methods(name: str | None = None) -> None:
     ```
     $ secateurs methods onestep
     Importance vectors, one factor |β| for each channel, learned on a frozen
-    network (Wang et al., 2019).
+    network (Wang et al., 2019)
 
-    setting  default  cifar  imagenet
+    setting   default  paper   cifar   imagenet
     ...
-    lam      0.01     1.0    0.1       λ of eq. 3
-    lr       0.001    1e-05  0.0001    Adam's learning rate: about how much a β
-                                       changes per step
-    epochs   2        15     10        epochs of learning β
+    lam       null     1.0     1.0     0.1       λ of eq. 3; by default
+                                                 `strength` times the mean
+                                                 |∂loss/∂β| at the start
+    strength  3.0                                λ as a multiple of the
+                                                 gradient's size, if lam is not
+                                                 set
+    ...
+    epochs    1        15      15      10        epochs of learning β
     ...
     ```
 

@@ -26,7 +26,7 @@ def initial(groups: Sequence[ChannelGroup], model: nn.Module, open: float, prior
 
 
 class Policy:
-    """What the pruner says of the channels, whichever the image.
+    """The pruner's decision on the channels, independent of the image.
 
     logits: (channels,) over all groups in order. above: (channels,) how often an image's gate is open. kept: (channels,)
     1 for the channels that are fixed as kept, None before.
