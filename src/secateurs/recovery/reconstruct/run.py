@@ -57,6 +57,7 @@ def reconstruct_(
         for chunk, inputs in enumerate(chunks):
             watched.run(chunk, inputs)
             report.show(chunk + 1, "running the original")
+        del watched, original  # a copy
         walk = Walk(model, names, found, targets, sampler, ridge)
         walk.solved = lambda done, name: report.show(len(chunks) + done, name)
         return walk.run(chunks)
