@@ -57,7 +57,9 @@ class Structure:
             out = call(model, inputs)
         run.recorder.stop(out)
         norms = {n: norm for n, norm in run.norms.items() if run.ran[n] == 1}
-        held = [x for module in model.modules() for x in tensors(list(vars(module).values()))]  # parameters, and what it stores
+        held = [
+            x for module in model.modules() for x in tensors(list(vars(module).values()))
+        ]  # parameters, and what it stores
         return cls(tuple(run.steps()), norms, run.spent([*tensors(inputs), *held, *tensors(out)]))
 
 
@@ -94,8 +96,8 @@ class _Recording(Watch):
         """The arguments of each op whose storage it is the last to read, but those of tensors needed after the run."""
         others = {data._cdata for x in needed if (data := storage(x)) is not None}
         found: dict[Key, tuple[int, ...]] = {}
-        for data, (key, i, _) in self._read.items():
-            if data not in others:
+        for known, (key, i, _) in self._read.items():
+            if known not in others:
                 found[key] = (*found.get(key, ()), i)
         return found
 
