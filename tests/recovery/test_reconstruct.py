@@ -20,7 +20,7 @@ from secateurs.recovery.reconstruct.equations import Moments, Rows
 from secateurs.recovery.reconstruct.layers import Geometry, sampled
 from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.run import reconstruct_
-from secateurs.recovery.reconstruct.walk import Targets
+from secateurs.recovery.reconstruct.walk import Targets, Walk
 from secateurs.stripes import StripeConv2d
 
 QUIET: dict[str, Any] = {"progress": "silent", "device": "cpu"}
@@ -381,6 +381,47 @@ def test_images_of_several_sizes() -> None:
     small = sc.apply(model, plan)
     reconstruct_(small, model, plan, batches, positions=8, ridge=1e-10, seed=0)
     assert all(error(small, model, x) < 1e-5 for x in batches)
+
+
+class Keeps(Residual):
+    """Holds activations: in variables, in an attribute, and as its output."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = F.relu(self.norm(self.stem(x)))
+        self.last = y
+        held = [y]
+        for block in self.blocks:
+            held.append(block(held[-1]))
+        return self.fc(held[-1].mean((2, 3))), held[1].transpose(2, 3)
+
+
+def test_activations_are_freed_once_nothing_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Keeps().eval()
+    x = normal(96, 3, 10, 10)
+    graph = sc.trace(model, x[:2])
+    plan = graph.plan({g.name: range(6) for g in graph.groups if g.size == 12 and g.prunable})
+    most: list[int] = []
+    settle = Walk._settle
+
+    def watched(self: Walk, norm: Any) -> None:
+        most.append(sum({s._cdata: s.nbytes() for s in (x.untyped_storage() for x in seen if x.ndim == 4)}.values()))
+        settle(self, norm)
+
+    seen: list[Tensor] = []
+    small, plain = sc.apply(model, plan).eval(), sc.apply(model, plan).eval()
+    for block in small.blocks:
+        block.register_forward_hook(lambda m, args, out: seen.append(out))
+    with monkeypatch.context() as m:
+        m.setattr(Walk, "_settle", watched)
+        reconstruct_(small, model, plan, [x], positions=12, ridge=1e-3, seed=0)
+    block = 4 * 96 * 8 * 100
+    assert 0 < most[-1] <= 2.1 * block  # of four: what the network returns, and what the last block reads
+    monkeypatch.setattr("secateurs.recovery.reconstruct.walk.LARGE", 1 << 40)
+    reconstruct_(plain, model, plan, [x], positions=12, ridge=1e-3, seed=0)
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in small.state_dict().items())
+    assert small.last.abs().sum() > 0
+    assert all(torch.isfinite(x.sum()) for x in seen)  # they have their memory again
 
 
 def test_layers_that_cannot_be_solved_keep_their_weights() -> None:

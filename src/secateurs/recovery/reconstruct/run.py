@@ -38,7 +38,7 @@ def reconstruct_(
 
     original: the network that `plan` was applied to; it is not modified. batches: inputs, on the device of both.
 
-    Memory: all chunks' activations between two layers, float32; the targets, (images · positions) values for each output of
+    Memory: all chunks' activations that later layers read, float32; the targets, (images · positions) values for each output of
     each layer solved; and for the layer that is being solved about four times n² float64, n being its inputs times the
     positions of its kernel, at most as many as there are samples.
     """
@@ -57,6 +57,7 @@ def reconstruct_(
         for chunk, inputs in enumerate(chunks):
             watched.run(chunk, inputs)
             report.show(chunk + 1, "running the original")
+        del watched, original  # a copy
         walk = Walk(model, names, found, targets, sampler, ridge)
         walk.solved = lambda done, name: report.show(len(chunks) + done, name)
         return walk.run(chunks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Structure:
-    """The layers that run once, in order, and the batch norms that do, by name of the running mean."""
+    """The layers that run once, in order, and the batch norms that do, by name of the running mean; and which arguments of
+    each op are activations that nothing reads afterward, as indices into `tensors((args, kwargs))`."""
 
     steps: tuple[Step, ...]
     norms: Mapping[str, _BatchNorm]
+    spent: Mapping[Key, tuple[int, ...]]
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Any, names: Mapping[str, str]) -> Structure:
@@ -54,7 +56,11 @@ class Structure:
         with torch.no_grad(), run:
             out = call(model, inputs)
         run.recorder.stop(out)
-        return cls(tuple(run.steps()), {n: norm for n, norm in run.norms.items() if run.ran[n] == 1})
+        norms = {n: norm for n, norm in run.norms.items() if run.ran[n] == 1}
+        held = [
+            x for module in model.modules() for x in tensors(list(vars(module).values()))
+        ]  # parameters, and what it stores
+        return cls(tuple(run.steps()), norms, run.spent([*tensors(inputs), *held, *tensors(out)]))
 
 
 class _Recording(Watch):
@@ -66,6 +72,8 @@ class _Recording(Watch):
         self._keys: list[Key] = []
         self._layers: dict[Key, tuple[str, Geometry]] = {}
         self._norm_at: dict[Key, str] = {}
+        # Storage → the last op that reads it; kept, so that ids are not reused.
+        self._read: dict[int, tuple[Key, int, torch.UntypedStorage]] = {}
 
     def op(self, key: Key, func: Any, args: Any, kwargs: Any) -> Any:
         self._keys.append(key)
@@ -79,7 +87,19 @@ class _Recording(Watch):
         self.recorder.prepare(func)
         out = func(*args, **kwargs)
         self.recorder.op(func, args, kwargs, out, NO_CALL)
+        for i, x in enumerate(tensors((args, kwargs))):
+            if (data := storage(x)) is not None:
+                self._read[data._cdata] = key, i, data
         return out
+
+    def spent(self, needed: Iterable[Tensor]) -> dict[Key, tuple[int, ...]]:
+        """The arguments of each op whose storage it is the last to read, but those of tensors needed after the run."""
+        others = {data._cdata for x in needed if (data := storage(x)) is not None}
+        found: dict[Key, tuple[int, ...]] = {}
+        for known, (key, i, _) in self._read.items():
+            if known not in others:
+                found[key] = (*found.get(key, ()), i)
+        return found
 
     def steps(self) -> Iterator[Step]:
         flow = self.recorder.flow()
@@ -109,6 +129,11 @@ class _Recording(Watch):
                 break
             value = op.outputs[0]
         return norm, None
+
+
+def storage(x: Tensor) -> torch.UntypedStorage | None:
+    """The memory of a tensor, which its views share; None for a sparse tensor."""
+    return x.untyped_storage() if x.layout is torch.strided else None
 
 
 def _keeps_last(op: Op) -> bool:

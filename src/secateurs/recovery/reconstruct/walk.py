@@ -4,6 +4,7 @@ layer is solved just before it computes."""
 from __future__ import annotations
 
 import math
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,12 @@ from secateurs.recovery.calibrate import Pooled
 from secateurs.recovery.reconstruct.layers import sampled
 from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.solver import Problem, Solution
-from secateurs.recovery.reconstruct.structure import Step, Structure
+from secateurs.recovery.reconstruct.structure import Step, Structure, storage
 from secateurs.recovery.reconstruct.watch import Key, Layer, Watch
 from secateurs.training.seeds import mix
 
 SMALL = 1e-3  # a batch norm's factor, relative to its largest, that is too small to divide by
+LARGE = 1 << 16  # bytes of an activation from which it is freed early
 _VARIES = (
     "Reconstruct needs a network that runs the same layers for all images, and which layers this one runs depends on the "
     "images. Use sc.Mimic or sc.Recover."
@@ -59,6 +61,11 @@ class Targets:
     affine: bool = False  # the norm has a weight and a bias
     sizes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of its output, by chunk
     values: dict[int, Tensor] = field(default_factory=dict)  # by chunk: (images · P, O)
+
+    def size(self, chunk: int) -> tuple[int, ...]:
+        if chunk not in self.sizes:
+            raise ConfigError(_VARIES)
+        return self.sizes[chunk]
 
     def left(self, y: Tensor) -> Tensor:
         return y if self.kept is None else y[:, self.kept]
@@ -121,10 +128,13 @@ class Cut(Watch):
         super().__init__(walk.model, walk.names)
         self._walk, self._chunk, self._coroutine = walk, chunk, coroutine
         self._summand: dict[Key, Tensor] = {}
+        self._freed: list[tuple[weakref.ref[Tensor], int]] = []
         self.start(images)
 
     def op(self, key: Key, func: Any, args: Any, kwargs: Any) -> Any:
         walk, pause = self._walk, self._coroutine.pause
+        if any(x.numel() and (data := storage(x)) is not None and not data.nbytes() for x in tensors((args, kwargs))):
+            raise ConfigError(_VARIES)  # an op reads what nothing read in the first run
         if (norm := self.norm(args)) is not None and norm in walk.stale:
             pause(walk.count(norm, args[0]))
         step = walk.steps.get(key)
@@ -141,9 +151,27 @@ class Cut(Watch):
             out = func(*args, **kwargs)
         for t in walk.others.get(key, ()):
             y = t.step.laid(out, self.images)
-            at = walk.sampler.at(t.step.weight, self._chunk, self.images, t.sizes[self._chunk], y.device)
+            at = walk.sampler.at(t.step.weight, self._chunk, self.images, t.size(self._chunk), y.device)
             self._summand[t.step.key] = sampled(y, at)
+        if key in walk.spent:
+            self._free(walk.spent[key], tensors((args, kwargs)), tensors(out))
         return out
+
+    def _free(self, spent: Sequence[int], given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+        """Free activations that nothing will read: the callers' variables would hold them until the end of a stage."""
+        shared = {data._cdata for x in made if (data := storage(x)) is not None}
+        for i in spent:
+            data = storage(given[i]) if i < len(given) else None
+            if data is not None and data._cdata not in shared and data.nbytes() >= LARGE:
+                self._freed.append((weakref.ref(given[i]), data.nbytes()))
+                data.resize_(0)
+
+    def end(self) -> None:
+        """Give memory back to what is still there after the run, for example in a hook of the user's: its values are lost."""
+        for made, size in self._freed:
+            if (x := made()) is not None:
+                x.untyped_storage().resize_(size)
+                x.zero_()
 
 
 class Walk:
@@ -159,6 +187,7 @@ class Walk:
     ) -> None:  # fmt: skip
         self.model, self.names, self.sampler, self._ridge = model, names, sampler, ridge
         self.steps, self._norms = {step.key: step for step in structure.steps}, structure.norms
+        self.spent = structure.spent
         self.targets = {t.step.key: t for t in targets}
         self.others = by_other(targets)
         self.solutions: dict[str, Solution] = {}  # by weight
@@ -186,8 +215,12 @@ class Walk:
                 run.close()
 
     def _run(self, chunk: int, inputs: Any, coroutine: Coroutine) -> None:
-        with torch.no_grad(), Cut(self, chunk, rows(inputs), coroutine):
-            call(self.model, inputs)
+        run = Cut(self, chunk, rows(inputs), coroutine)
+        try:
+            with torch.no_grad(), run:
+                call(self.model, inputs)
+        finally:
+            run.end()
 
     # -- layers --------------------------------------------------------------------------------------------------------
 
@@ -201,7 +234,7 @@ class Walk:
         wanted = t.values.pop(chunk, None)
         if wanted is None:
             raise ConfigError(_VARIES)
-        size = t.sizes[chunk]
+        size = t.size(chunk)
         if other is not None:
             wanted = wanted - t.before_norm(other)
         at = self.sampler.at(t.step.weight, chunk, images, size, layer.x.device)
