@@ -271,6 +271,12 @@ class TestPrune:
         result = sc.prune(Extra().to(dtype), x[:1], "l1", sc.Budget(macs=0.5), [x])
         assert result.history[0]["layers"] == ["b", "fc"]
 
+    @pytest.mark.parametrize("recover", [None, sc.Reconstruct(), sc.Mimic(steps=1, function="mse", nodes=("fc",))])
+    def test_outputs_without_logits(self, recover: Any) -> None:
+        x = torch.randn(32, 3, 16, 16)
+        result = sc.prune(Embeds(), x[:1], "l1", sc.Budget(macs=0.5), [x], recover, progress="silent")
+        assert result.history[0]["layers"] == ["b", "fc"]
+
     def test_images_that_do_not_fit(self) -> None:
         for model in (network(), Extra()):  # with norms, and with biases only
             with pytest.raises(sc.DataError, match=r"Batch 0 of train does not fit the model"):
@@ -295,6 +301,13 @@ class Extra(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+class Embeds(Extra):
+    """Returns a dict without logits."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"embedding": super().forward(x)}
 
 
 PROCESSES = """

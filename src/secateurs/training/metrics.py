@@ -148,8 +148,12 @@ def forward(net: nn.Module, batch: B.Batch, loss: Loss, mixup: float = 0.0) -> t
 
 
 def topk_correct(outputs: Any, targets: torch.Tensor, ks: tuple[int, ...] = (1,)) -> torch.Tensor:
-    """The number of examples whose class is among the k highest logits, per k: (len(ks),) on the logits' device."""
-    logits, _ = heads(outputs)
+    """The number of examples whose class is among the k highest logits, per k: (len(ks),) on the logits' device. Zeros
+    for outputs that are not logits (N, classes)."""
+    try:
+        logits, _ = heads(outputs)
+    except TrainingError:
+        return torch.zeros(len(ks), device=targets.device)
     if targets.ndim > 1:
         targets = targets.argmax(1)
     if logits.ndim != 2:
