@@ -25,7 +25,7 @@ from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
 from secateurs.graph.modes import evaluating
 from secateurs.plans import Plan
-from secateurs.recovery.carried import Places, consumers, on_average, provably, put_
+from secateurs.recovery.carried import Places, consumers, cuts_off, on_average, provably, put_
 from secateurs.recovery.distil import soft_loss, unlike_logits
 from secateurs.report import count, listing
 from secateurs.surgery import apply
@@ -100,6 +100,8 @@ def after_cut_(
     model: the uncut network. batches: a fresh pass over the images. pooled: see `calibrate_`.
     initialised: the method may have changed the weights; where it did, consumers are left alone.
     """
+    if batches is None and not cuts_off(model):  # no channel is constant
+        return Calibration(0, 0, (), ())
     names = [] if initialised and not _as_cut(model, plan, small) else consumers(model, plan)
     places = Places.of(small, names, example_inputs)
     if batches is None:

@@ -151,6 +151,18 @@ def _inputs(model: nn.Module, names: Iterable[str], inputs: Any) -> dict[str, Te
     return {name: seen[0] for name, seen in found.items() if len(seen) == 1}
 
 
+def cuts_off(model: nn.Module) -> bool:
+    """Whether anything in the network keeps its inputs from going on: a zero γ, or a filter of zeros."""
+    for module in model.modules():
+        if isinstance(module, _NormBase) and module.affine and not bool(module.weight.all()):
+            return True
+        if isinstance(module, _ConvNd | nn.Linear):
+            axis = 1 if isinstance(module, _ConvTransposeNd) else 0
+            if not bool(module.weight.movedim(axis, 0).flatten(1).any(1).all()):
+                return True
+    return False
+
+
 @contextmanager
 def _cut_off(model: nn.Module) -> Iterator[None]:
     """Context in which a zero γ, or a filter of zeros, keeps NaN from propagating: 0 · NaN is NaN."""
