@@ -127,9 +127,11 @@ def outcome(folder: Path) -> tuple[str, dict[str, Tensor], Any]:
     """The plan, the weights, and what of the card does not depend on the clock."""
     from safetensors.torch import load_file
 
+    from secateurs.artifact.history import records
+
     path = folder / "artifact"
     plan, card = artifact.read(path)
-    history = [{k: v for k, v in h.items() if "second" not in k} for h in card.history]
+    history = [{k: v for k, v in h.items() if "second" not in k} for h in records(card.history)]
     kept = {k: card.model_dump(mode="json")[k] for k in ("method", "before", "cut", "after", "error")}
     return plan.to_json(), load_file(path / "model.safetensors"), json.loads(json.dumps([history, kept]))
 

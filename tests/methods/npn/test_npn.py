@@ -517,7 +517,7 @@ def test_copies_go_by_the_same_pruner() -> None:
      ({"open": math.nan}, "open"), ({"lambda_": 1}, "lambda_")],
 )  # fmt: skip
 def test_settings_out_of_range(settings: dict[str, Any], named: str) -> None:
-    with pytest.raises(sc.ConfigError, match=rf"NPN\({named}=.*npn's settings are: steps_per_epoch, lam"):
+    with pytest.raises(sc.ConfigError, match=rf"NPN\({named}=.*npn's settings are: steps_per_epoch, distil, lam"):
         sc.NPN(**settings)
 
 
