@@ -10,7 +10,7 @@ from secateurs.errors import ConfigError
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"lr": 0}, "Recover(lr=0): must be greater than 0 (peak learning rate)"),
+        ({"lr": 0}, "Recover(lr=0): must be greater than 0 (peak learning rate; None: chosen by the number of steps)"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"epochs": -1}, "epochs=-1"),
         ({"epochs": 1, "steps": 5}, "epochs and steps are mutually exclusive"),

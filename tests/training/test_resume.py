@@ -94,18 +94,18 @@ def test_resuming_a_finished_run_trains_no_more(tmp_path: Path) -> None:
 
 def test_another_run_is_not_resumed_nor_overwritten(tmp_path: Path) -> None:
     store = T.CheckpointStore(tmp_path)
-    engine(net(), batches(), checkpoints=store).fit()
+    recipe, other = (R.Recover(epochs=2, lr=lr, precision="fp32") for lr in (0.02, 0.5))
+    engine(net(), batches(), recipe, checkpoints=store).fit()
     with pytest.raises(ConfigError, match="earlier run"):
-        engine(net(), batches(), checkpoints=store).fit()
-    other = R.Recover(epochs=2, lr=0.5, precision="fp32")
+        engine(net(), batches(), recipe, checkpoints=store).fit()
     with pytest.raises(ConfigError, match=r"differs in lr \(0.02 then, 0.5 now\)"):
         engine(net(), batches(), other, checkpoints=store).fit(resume=True)
     with pytest.raises(ConfigError, match=r"hooks \(none then, 0-Cutter now\)"):
-        engine(net(), batches(), hooks=[Cutter()], checkpoints=store).fit(resume=True)
+        engine(net(), batches(), recipe, hooks=[Cutter()], checkpoints=store).fit(resume=True)
     with pytest.raises(
         ArtifactError, match=r"tensor .parts.main.module.0.weight. is float32 of shape \(8, 3, 3, 3\), expected"
     ):
-        engine(net(width=6), batches(), checkpoints=store).fit(resume=True)
+        engine(net(width=6), batches(), recipe, checkpoints=store).fit(resume=True)
 
 
 def test_damaged_last_checkpoint_falls_back_and_ends_the_same(tmp_path: Path) -> None:

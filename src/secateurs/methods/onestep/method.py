@@ -220,6 +220,8 @@ class OneStepPruner(Pruner):
 
     def load(self, state: dict[str, Any]) -> None:
         super().load(state)
+        if not all(isinstance(slope, float) for slope in state["slopes"]):
+            raise ValueError("'slopes' must be floats")
         self.slopes = list(state["slopes"])
 
     def beta(self) -> dict[str, np.ndarray]:
