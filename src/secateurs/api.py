@@ -167,7 +167,7 @@ def prune(
         done = recovery.after_cut_(
             model, small, plan, example_inputs,
             None if images is None else lambda: training.without_labels(images, recovery.IMAGES, seed=seed),
-            initialised=type(chosen).initialise is not Method.initialise, pooled=pooled,
+            initialised=type(chosen).initialise is not Method.initialise, pooled=pooled, classes=loss is None,
         )  # fmt: skip
         if done:
             history.append(done.record())

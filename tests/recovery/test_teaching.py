@@ -45,7 +45,8 @@ def test_the_loss_is_the_original_s_probabilities_and_the_labels(given: dict[str
     share, temperature = given.get("share", 0.9), given.get("temperature", 4.0)
     with torch.no_grad():
         logits = before(x)
-        expected = share * soft_loss(teacher(x), logits, temperature) + (1 - share) * F.cross_entropy(logits, y)
+        soft = soft_loss(teacher(x), logits, temperature) / temperature  # T · KL
+        expected = share * soft + (1 - share) * F.cross_entropy(logits, y)
     assert line["train_loss"] == pytest.approx(float(expected), rel=1e-5)
     assert line.get("share", 0) == share
     assert "mode" not in line
@@ -120,7 +121,7 @@ def test_a_loss_of_ones_own_that_takes_classes_is_taught_with(soft: bool) -> Non
     (line,) = recover(student, [(x, targets)], once(), teacher, loss=lambda o, t: 3 * F.cross_entropy(o, t))
     with torch.no_grad():
         logits = before(x)
-        expected = 0.9 * soft_loss(teacher(x), logits, 4) + 0.1 * 3 * F.cross_entropy(logits, targets)
+        expected = 0.9 * soft_loss(teacher(x), logits, 4) / 4 + 0.1 * 3 * F.cross_entropy(logits, targets)
     assert line["train_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 

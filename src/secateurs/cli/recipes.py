@@ -68,7 +68,9 @@ class RecoverOptions:
                 raise ConfigError(
                     f"--{option.replace('_', '-')} is an option of {kind}: it requires --recover {kind}:EPOCHS{why}."
                 )
-        return [self._stepped(self._recipe(kind, amount)) for kind, amount in phases if amount != 0]
+        return [
+            self._stepped(self._recipe(kind, amount)) for kind, amount in phases if amount != 0 or kind == "reconstruct"
+        ]
 
     def _stepped(self, phase: Phase) -> Phase:
         """The phase with the optimizer and the milestones, if it trains."""

@@ -90,6 +90,7 @@ def after_cut_(
     *,
     initialised: bool = False,
     pooled: bool = False,
+    classes: bool = True,
 ) -> Calibration:
     """Calibrate a network after its cut, in place.
 
@@ -98,6 +99,7 @@ def after_cut_(
     they bring the class probabilities (or other outputs) closer to those of the uncut network.
 
     model: the uncut network. batches: a fresh pass over the images. pooled: see `calibrate_`.
+    classes: whether outputs may be logits of classes.
     initialised: the method may have changed the weights; where it did, consumers are left alone.
     """
     if batches is None and not cuts_off(model):  # no channel is constant
@@ -115,12 +117,12 @@ def after_cut_(
         return Calibration(0, 0, tuple(layers), tuple(name for name in means if name not in layers))
     examples, norms = calibrate_(small, batches(), pooled=pooled)
     if layers:  # the layers before have changed as well, so that a mean may do more harm than good
-        missed = _missed(model, small, batches(), pooled)
+        missed = _missed(model, small, batches(), pooled, classes)
         filled = _values(small)
         _put_back(small, bare)
         if norms:
             calibrate_(small, batches(), pooled=pooled)
-        if missed <= _missed(model, small, batches(), pooled):
+        if missed <= _missed(model, small, batches(), pooled, classes):
             _put_back(small, filled)
         else:
             layers = []
@@ -130,14 +132,14 @@ def after_cut_(
 
 
 @torch.no_grad()
-def _missed(model: nn.Module, small: nn.Module, batches: Iterable[Batch], pooled: bool) -> float:
+def _missed(model: nn.Module, small: nn.Module, batches: Iterable[Batch], pooled: bool, classes: bool) -> float:
     """How far the network's outputs are from the uncut network's, over all images: the divergence of the class probabilities,
     or if the outputs are not logits, the squared distance."""
     total = 0.0
     model = copied(model)  # a forward may change its state
     with preserve_rng_state(), full_precision(), evaluating(model), evaluating(small):
         for _, (wanted, given) in runs(batches, model, small):
-            if unlike_logits(wanted, None) is None:
+            if classes and unlike_logits(wanted, None) is None:
                 y, z = heads(wanted)[0], heads(given)[0]  # (N, classes, *)
                 total += float(soft_loss(y, z, temperature=1)) * len(y)
             else:

@@ -23,7 +23,11 @@ def soft_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 
 
 class Distilling(TeacherHook):
-    """share · soft loss + (1 - share) · task loss. T² keeps the two gradients on the same scale.
+    """share · T · KL + (1 - share) · task loss, KL of the softened probabilities.
+
+    `Distil` has T² (Hinton et al., 2015), which keeps the gradient on the scale of the task loss's if the two networks differ
+    little. After a deep cut they do not, and it is several times larger: networks without batch norm then diverge at usual
+    learning rates.
 
     What the network's outputs are is seen in the first batch: without logits of classes, the task loss alone is used, or if the
     recipe sets the share, ConfigError is raised.
@@ -41,6 +45,8 @@ class Distilling(TeacherHook):
             self.forget()
             return loss
         soft = soft_loss(heads(self.teacher_outputs())[0], heads(outputs)[0], self.recipe.temperature)
+        if self.recipe.mode != "distil":
+            soft = soft / self.recipe.temperature
         share = self.recipe.share
         return share * soft + (1 - share) * loss if share < 1 else soft
 

@@ -81,7 +81,7 @@ def recover(
         settled = recipe.settled(measure(recipe, split_data(data)[0])[0])
         engine = Engine(model, data, settled, seed=seed, hooks=hooks, **options)
         if settled is not recipe:
-            engine.report.line(f"{options['title']}: peak learning rate {settled.lr:g}")
+            engine.report.line(f"{options['title']}: peak learning rate {settled.lr:.2g}")
         if taught is None and isinstance(recipe, Recover) and recipe.share:
             engine.report.line(f"{options['title']}: trains on the task loss alone: there is no teacher")
         return engine.fit(resume=resume)
