@@ -157,7 +157,8 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_one_trace_one_build_and_no_reading_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def counting(monkeypatch: pytest.MonkeyPatch, *reads: str) -> list[str]:
+    """A list that gets a word for each trace, each build and each of these reads of an artifact from now on."""
     from secateurs import artifact, zoo
 
     trace = import_module("secateurs.graph.trace")
@@ -168,8 +169,13 @@ def test_one_trace_one_build_and_no_reading_back(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(trace, "Runs", counted("trace", trace.Runs))
     monkeypatch.setitem(zoo._OWN, "small_cnn", counted("build", zoo._OWN["small_cnn"]))
-    for name in ("read", "restored"):
+    for name in reads:
         monkeypatch.setattr(artifact, name, counted("read", getattr(artifact, name)))
+    return done
+
+
+def test_one_trace_one_build_and_no_reading_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = counting(monkeypatch, "read", "restored")
     spec = sc.DataSpec("digits", normalize="none", batch_size=256)
     run = sc.PruneRun(NET, spec, tmp_path, method="l1", budget=sc.Budget(macs=0.5), pretrain_epochs=0, device="cpu")
     run.start()
@@ -233,17 +239,7 @@ def test_a_redesign(tmp_path: Path) -> None:
 def test_a_redesign_builds_once_and_a_given_artifact_is_its_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from secateurs import artifact, zoo
-
-    trace = import_module("secateurs.graph.trace")
-    done: list[str] = []
-
-    def counted(name: str, call: Any) -> Any:
-        return lambda *args, **options: done.append(name) or call(*args, **options)
-
-    monkeypatch.setattr(trace, "Runs", counted("trace", trace.Runs))
-    monkeypatch.setitem(zoo._OWN, "small_cnn", counted("build", zoo._OWN["small_cnn"]))
-    monkeypatch.setattr(artifact, "restored", counted("read", artifact.restored))
+    done = counting(monkeypatch, "restored")
     spec = sc.DataSpec("digits", normalize="none", batch_size=512)
     quick = sc.RedesignTraining(epochs=0, recover_epochs=0)
     sc.RedesignRun(NET, spec, tmp_path / "r", method="l1", train=quick, device="cpu").start()
