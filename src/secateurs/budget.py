@@ -46,6 +46,15 @@ class Budget:
         limits = self.limits(base)
         return cost.macs <= limits.macs and cost.params <= limits.params
 
+    @property
+    def limited(self) -> tuple[str, ...]:
+        """The figures that it limits, by name."""
+        return tuple(name for name in ("macs", "params") if getattr(self, name) is not None)
+
+    def shares(self, cost: Cost, base: Cost) -> dict[str, float]:
+        """A cost as fractions of the uncut cost `base`, for each figure that is limited."""
+        return {name: getattr(cost, name) / getattr(base, name) for name in self.limited}
+
     def check(self, base: Cost, lowest: Cost, hint: tuple[object, ...] = ()) -> None:
         """Raise BudgetError if even the `lowest` cost that cutting can reach is over it: with the fraction that could be met.
         hint: what may help then."""

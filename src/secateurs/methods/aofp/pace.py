@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateurs.budget import Budget
-from secateurs.graph import Cost
-
 Shares = Mapping[str, float]
-
-
-def shares(budget: Budget | None, cost: Cost, base: Cost) -> dict[str, float]:
-    """The cost as fractions of the original, for each figure that the budget limits."""
-    figures = {"macs": (cost.macs, base.macs), "params": (cost.params, base.params)}
-    return {name: now / full for name, (now, full) in figures.items() if budget and getattr(budget, name) is not None}
 
 
 class Pace:

@@ -13,7 +13,7 @@ from secateurs.devices import device_of
 from secateurs.errors import ConfigError
 from secateurs.masking.gates import Gates
 from secateurs.methods.aofp.halves import Halves
-from secateurs.methods.aofp.pace import Pace, shares
+from secateurs.methods.aofp.pace import Pace
 from secateurs.methods.aofp.scoring import Damage
 from secateurs.methods.aofp.search import BinaryFilterSearch, Move
 from secateurs.methods.aofp.settings import Settings
@@ -68,7 +68,7 @@ class AOFPPruner(Pruner):
         }
         self.order = {g.name: np.zeros(g.size) for g in self.groups}
         budget, base = self.task.budget, self.widths.base
-        goal = shares(budget, budget.limits(base), base) if budget else {}
+        goal = budget.shares(budget.limits(base), base) if budget else {}
         self.pace = Pace(c.theta, c.theta_growth, goal)
         names = [g.name for g in self.widths.groups]
         self.record = [
@@ -242,7 +242,9 @@ class AOFPPruner(Pruner):
         return self.widths.fits(self.widths.aligned(widths))
 
     def _shares(self, widths: np.ndarray) -> dict[str, float]:
-        return shares(self.task.budget, self.widths.cost(self.widths.aligned(widths)), self.widths.base)
+        if self.task.budget is None:
+            return {}
+        return self.task.budget.shares(self.widths.cost(self.widths.aligned(widths)), self.widths.base)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateurs.budget import Budget
 from secateurs.methods.select import Widths
 
 
@@ -16,17 +17,15 @@ class Shares:
     """What the channels cost under each limit of the budget, as fractions of the whole network's cost."""
 
     def __init__(self, widths: Widths) -> None:
-        self.widths = widths
         budget, base = widths.budget, widths.base
-        limits = None if budget is None else budget.limits(base)
-        names = [n for n in ("macs", "params") if budget is not None and getattr(budget, n) is not None]
-        self.full = {name: getattr(base, name) for name in names or ["macs"]}
-        self.goals = [min(1.0, getattr(limits, name) / self.full[name]) for name in names]
+        self.widths, self._measured = widths, Budget(macs=1.0) if budget is None else budget
+        self.figures = self._measured.limited
+        limits = [] if budget is None else budget.shares(budget.limits(base), base).values()
+        self.goals = [min(1.0, limit) for limit in limits]
 
     def of(self, widths: np.ndarray) -> list[float]:
         """The share of the cost that these widths have, one for each limit (of the MACs if there is none)."""
-        cost = self.widths.cost(widths)
-        return [getattr(cost, name) / full for name, full in self.full.items()]
+        return list(self._measured.shares(self.widths.cost(widths), self.widths.base).values())
 
     def weights(self) -> np.ndarray:
         """What one channel of each group saves, relative to the mean over all channels: (groups,). A limit counts by

@@ -194,7 +194,7 @@ class NPNPruner(Pruner):
         the target."""
         line: dict[str, Any] = {"event": "open", "step": self.steps, "lam": self.lam}
         decided = self.shares.of(self.policy.decided(self._threshold))
-        for i, name in enumerate(self.shares.full):
+        for i, name in enumerate(self.shares.figures):
             line[name] = {"open": round(open[i], 4), "decided": round(decided[i], 4)}
             if self.controller is not None:
                 line[name]["target"] = round(self.controller.targets(self.steps / self.search)[i], 4)
@@ -217,7 +217,7 @@ class NPNPruner(Pruner):
         if self.task.budget is None and not self.config.hold:
             return
         policy.fix(threshold)
-        names, shares, goals = list(self.shares.full), self.shares.of(decided), self.shares.goals
+        names, shares, goals = list(self.shares.figures), self.shares.of(decided), self.shares.goals
         excess = max([s - g for s, g in zip(shares, goals, strict=False)], default=0.0)
         if not -0.1 <= excess <= 0.05:
             costs = [f"{s:.1%} of the {n} (budget {g:.1%})" for n, s, g in zip(names, shares, goals, strict=True)]
@@ -229,7 +229,7 @@ class NPNPruner(Pruner):
 
     def _event(self, widths: np.ndarray, undecided: Tensor, disagree: Tensor, closed: Tensor) -> dict[str, Any]:
         """What the gates are: the share of the cost at these widths, before any trimming to the budget."""
-        shares = {n: round(share, 4) for n, share in zip(self.shares.full, self.shares.of(widths), strict=True)}
+        shares = {n: round(share, 4) for n, share in zip(self.shares.figures, self.shares.of(widths), strict=True)}
         return {
             "event": "gates", "step": self.steps,
             "undecided": round(float(undecided), 4), "disagree": round(float(disagree), 4),
