@@ -25,7 +25,11 @@ def weightless(module: nn.Module) -> bool:
     if module._modules or any(x is not None for own in (module._parameters, module._buffers) for x in own.values()):
         return False
     own = module.__dict__
-    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or any(type(own.get(a)) is int for a in _RECORDS)
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or any(_counts(own.get(a)) for a in _RECORDS)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def weight_axes(module: nn.Module, shape: Shape, labeled: Container[int]) -> tuple[int, ...]:
@@ -42,6 +46,14 @@ def rewrites(
 ) -> dict[tuple[str, str], Any]:
     """`{(module, attribute): value}` for the modules whose parameters change shape from `old` to `new`. For a `weightless`
     module these have the shape of the weight that it would have, as `MODULE.weight`."""
+    found = values(modules, old, new)
+    return {(name, a): v for (name, a), v in sorted(found.items()) if getattr(modules[name], a, v) != v}
+
+
+def values(
+    modules: Mapping[str, nn.Module], old: Mapping[str, Shape], new: Mapping[str, Shape]
+) -> dict[tuple[str, str], Any]:
+    """The same, with the attributes that stay as they are."""
     found: dict[tuple[str, str], Any] = {}
     for name in {_module_of(p) for p in new}:
         module = modules.get(name)
@@ -51,9 +63,8 @@ def rewrites(
         key = next((prefix + w for w in (*_WEIGHTS, "running_mean") if prefix + w in new), None)
         if key is not None:
             for attribute, value in _attributes(module, old[key], new[key]).items():
-                if getattr(module, attribute, value) != value:
-                    found[name, attribute] = value
-    return dict(sorted(found.items()))
+                found[name, attribute] = value
+    return found
 
 
 def _module_of(param: str) -> str:
@@ -86,5 +97,5 @@ def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
     if isinstance(module, nn.Embedding):
         return {"num_embeddings": new[0], "embedding_dim": new[1]}
     if weightless(module):
-        return {a: new[0] for a in _RECORDS if module.__dict__.get(a) == old[0]}
+        return {a: new[0] for a in _RECORDS if new and module.__dict__.get(a) == old[0]}
     return {}

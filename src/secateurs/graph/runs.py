@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.errors import TraceError
-from secateurs.graph.attributes import weightless
+from secateurs.graph.attributes import values, weightless
+from secateurs.graph.calls import Calls, Follow
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
@@ -21,10 +22,11 @@ from secateurs.graph.labels import KnownLabels, LabelSpace
 from secateurs.graph.reasons import OUTPUT
 from secateurs.graph.recorder import Recorder
 from secateurs.graph.tape import Tape
-from secateurs.graph.tracer import Calls, Tracer, swapped
+from secateurs.graph.tracer import Tracer, swapped
 
 Array = np.ndarray
 T = TypeVar("T")
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Runs:
@@ -80,22 +82,28 @@ class Runs:
         space: LabelSpace | KnownLabels,
         cut: Mapping[str, Tensor],
         known: Mapping[tuple[str, int], Array] | None = None,
-        attributes: Mapping[tuple[str, str], Any] = {},
+        weightless: tuple[Shapes, Shapes] = ({}, {}),
         record: bool = False,
+        tape: Tape | None = None,
+        follow: Follow | None = None,
     ) -> Tape:
-        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes). record: the
-        flow of the run in eval mode, too."""
+        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes).
+
+        known: the labels of the parameters' axes. weightless: the shapes, before and after, of the weights that modules without
+        tensors would have. record: the flow of the run in eval mode, too. tape: where to record. follow: see `Calls`.
+        """
         standins = {n: cut[n] if n in cut else self._standin(p) for n, p in self.named.items()}
         names = {id(x): n for n, x in standins.items()}
         inputs = map_tensors(lambda x: x.to("meta"), self.example_inputs) if self.meta else self.example_inputs
         replaced = {id(p): standins[n] for n, p in self.named.items()}
-        tracer = Tracer(space, names, self.modules, self.choices, known)
-        with swapped(self.modules, replaced, attributes):
-            if isinstance(space, LabelSpace):
-                self._watch_weightless(tracer)
+        tracer = Tracer(space, names, self.modules, self.choices, known, tape, self.shapes)
+        old, new = weightless
+        sized = {n: tracer.sized(n, tuple(x.shape)) for n, x in standins.items()}
+        with swapped(self.modules, replaced, values(self.modules, {**self.shapes, **old}, {**new, **sized})):
+            self._watch_weightless(tracer)
             if record:
                 tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
-            self._pass(tracer, inputs)
+            self._pass(tracer, inputs, follow)
             tracer.recorder = None
             if isinstance(space, LabelSpace):
                 idle = self.params.keys() - {a.param for a in tracer.tape.axes}
@@ -117,14 +125,14 @@ class Runs:
             return tensor.to("meta")
         return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
-    def _pass(self, tracer: Tracer, inputs: Any) -> None:
+    def _pass(self, tracer: Tracer, inputs: Any, follow: Follow | None = None) -> None:
         # Inputs are new tensors here, so that what the tracer stores on them is dropped with this run.
         inputs = map_tensors(lambda x: x.detach(), inputs)
         for x in tensors(inputs):
             tracer.enter(x)
         if tracer.recorder is not None:
             tracer.recorder.start(tensors(inputs))
-        with tracer, Calls(tracer):
+        with tracer, Calls(tracer, follow):
             out = call(self.model, inputs)
         for x in tensors(out):
             tracer.freeze(tracer.labels(x), OUTPUT)
@@ -133,7 +141,7 @@ class Runs:
 
     def _training_pass(self, tracer: Tracer, space: LabelSpace, inputs: Any) -> None:
         """Some parameters are only used in training (auxiliary heads): the channels that they consume are cut on them, too."""
-        point, axes = space.savepoint(), len(tracer.tape.axes)
+        point, recorded = space.savepoint(), tracer.tape.savepoint()
         tracer.counting = False
         for m in self.modules.values():
             m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
@@ -141,4 +149,4 @@ class Runs:
             self._pass(tracer, inputs)
         except Exception:  # for example a forward that needs targets, which an inference graph does not cover
             space.rollback(point)
-            del tracer.tape.axes[axes:]
+            tracer.tape.rollback(recorded)
