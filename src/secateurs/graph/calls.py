@@ -21,7 +21,9 @@ _SILENT = frozenset({
     "element_size", "float", "get_device", "half", "is_complex", "is_contiguous", "is_floating_point", "requires_grad_",
     "set_grad_enabled", "storage_offset", "to", "type", "type_as", "untyped_storage",
 })  # fmt: skip
-_LOOKS = frozenset({"__array__", "__bool__", "__complex__", "__float__", "__index__", "__int__", "item", "numpy", "tolist"})
+_LOOKS = frozenset(
+    {"__array__", "__bool__", "__complex__", "__float__", "__index__", "__int__", "item", "numpy", "tolist"}
+)
 
 
 class Calls(TorchFunctionMode):

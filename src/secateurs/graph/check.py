@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from secateurs.graph.claims import DEPENDS, Claims, Widths
+from secateurs.graph.claims import Claims, Widths
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.runs import Runs
@@ -124,7 +124,7 @@ class Trials:
 
     def _at(self, line: str) -> set[int]:
         """The groups whose widths a line of code handles."""
-        tape, found = self.grouping.tape, set()
+        tape, found = self.grouping.tape, set[int]()
         for seen in (*tape.reads, *tape.escapes, *tape.conditions):
             if seen.where == line:
                 found |= self.grouping.groups_of(seen.expression)
@@ -137,10 +137,10 @@ class Trials:
         """Of several groups that were blamed for one failure, those that it is not due to."""
         for groups in self._together if len(self._together) <= _FLIPS else ():
             for g in sorted(groups) if 1 < len(groups) <= 8 else ():
-                again = {**{r: int(self.grouping.sizes[r]) // 2 for r in self._rest}, g: int(self.grouping.sizes[g]) // 2}
+                again = {
+                    **{r: int(self.grouping.sizes[r]) // 2 for r in self._rest},
+                    g: int(self.grouping.sizes[g]) // 2,
+                }
                 if self._try(again) is None and self._try(dict.fromkeys(again, 1)) is None:
                     del self.failed[g]
                     self._rest.add(g)
-
-
-_ = DEPENDS, Mapping

@@ -16,7 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 Array = np.ndarray
-Leaf = Array | tuple[str, int, int]  # the labels that are counted; or a parameter, the axis whose labels are, and its size
+Leaf = (
+    Array | tuple[str, int, int]
+)  # the labels that are counted; or a parameter, the axis whose labels are, and its size
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +121,7 @@ def made(value: Any, expression: Expression, log: Log) -> Any:
 
 def width(n: int, leaf: Leaf, log: Log) -> Width:
     """The number of labels at a leaf."""
-    return made(n, Expression.of(leaf), log)  # type: ignore[no-any-return]
+    return made(n, Expression.of(leaf), log)
 
 
 def _term(x: Any, log: Log) -> Any:
