@@ -205,6 +205,7 @@ class TrainingMethod(Method):
         pruner = self.attach(task)
         budget = None if task.budget is None else asdict(task.budget)
         settings = {**self.model_dump(mode="json"), "method": self.name, "budget": budget, "scope": task.scope}
+        settings["limits"] = {n: [b.least, b.most, b.held] for n, b in task.bounds.items()} or None
         recipe = self.recipe(task).model_copy(update={"steps_per_epoch": self.steps_per_epoch})
         engine = Engine(
             task.model, task.data, recipe, hooks=[*teachers, PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
