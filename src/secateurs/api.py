@@ -162,7 +162,7 @@ def prune(
             f"{chosen.name} keeps {cost.macs:,} MACs and {cost.params:,} parameters, over its {budget}: a method has to meet "
             "the budget of its task."
         )
-    task.check_kept(plan, chosen)
+    task.check_kept(plan, chosen.name)
     report(
         f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
     )

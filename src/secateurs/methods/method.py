@@ -112,18 +112,18 @@ class Task:
         method.feasible(task)
         return task
 
-    def check_kept(self, plan: Plan, method: Method) -> None:
-        """Raise ConfigError for a plan that does not keep to what the user says, whatever the method."""
+    def check_kept(self, plan: Plan, method: str) -> None:
+        """Raise ConfigError for a method's plan that does not keep to what the user says."""
         limits, mine = self.widths_of(self.graph.groups), set(self.groups)
         for group, least, most in zip(self.graph.groups, limits.lowest, limits.most, strict=True):
             width = len(plan.groups.get(group.name, range(group.size)))
             if width < least or (width > most and group in mine):
                 raise ConfigError(
-                    f"{method.name} keeps {width} of the {group.size} channels of {group.name} (",
+                    f"{method} keeps {width} of the {group.size} channels of {group.name} (",
                     self.bound(group).message, "): a method has to keep to the limits of its task.",
                 )  # fmt: skip
         if stripes := held(self.graph, self.bounds) & plan.stripes.keys():
-            raise ConfigError(f"{method.name} cuts stripes of {min(stripes)}, which the limits of its task keep whole.")
+            raise ConfigError(f"{method} cuts stripes of {min(stripes)}, which the limits of its task keep whole.")
 
     def note(self, **record: Any) -> None:
         """Add an entry to the history."""

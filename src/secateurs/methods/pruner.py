@@ -102,6 +102,7 @@ class Pruner:
         a second call returns the same plan."""
         if self._plan is None:
             self._plan = self.finish().plan(self.task.graph, allow_inexact=True)
+            self.task.check_kept(self._plan, type(self).__name__)
         return self._plan
 
     def state(self) -> dict[str, Any]:

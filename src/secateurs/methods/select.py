@@ -101,14 +101,12 @@ class Widths:
         if lowest is None and not self.groups:
             reasons = Counter(g.reason for g in self.graph.groups if g.reason is not None)
             most = reasons.most_common(1)[0][0].message if reasons and not narrow else None
-            said: tuple[object, ...] = (
-                "No channel group is prunable",
-                *(() if most is None else (", mostly because: ", most)),
-            )
+            said: list[object] = ["No channel group is prunable"]
             if limits := limiting(limited):
-                said = (*_listed(limits), f" leave{'s' * (len(limits) == 1)} no channel group to cut")
-            hint = (ALL, " may help.") if narrow else ()
-            raise BudgetError(*said, ". See `secateurs inspect`.", hint=hint)
+                said = [*_listed(limits), f" leave{'s' * (len(limits) == 1)} no channel group to cut"]
+            elif most is not None:
+                said += [", mostly because: ", most]
+            raise BudgetError(*said, ". See `secateurs inspect`.", hint=(ALL, " may help.") if narrow else ())
         if self.budget is not None:
             limits = limiting([*limited, *(self.bounds[g.name] for g in self.groups if g.name in self.bounds)])
             hints = [
