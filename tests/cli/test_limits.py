@@ -32,9 +32,6 @@ def test_inspect_shows_them(run):
     assert found["plain.0"] == "yes, keeps at least 9 by --min-channels 9"
     assert found["plain.3"] == "with --scope all, keeps at least 9 by --min-channels 9"
     assert found["fc"] == "reaches the model's output"  # whatever the user says
-    graph = sc.trace(sc.build(NET), torch.zeros(1, 3, 32, 32))
-    least = graph.cost({"conv1": 12, "plain.0": 9})
-    assert f"lowest with --scope internal: {least.macs / 1e6:.2f}M MACs" in ran.out
     assert "112 of 138 channels may be cut, 72 of them without --scope all" in ran.out
 
 
@@ -46,7 +43,11 @@ def test_inspect_shows_what_is_not_among_the_only_ones(run):
 
 
 def test_json(run):
-    groups = {g["name"]: g for g in json.loads(run("inspect", NET, "--ratio", "conv1=0.3", "--json").out)["groups"]}
+    record = json.loads(run("inspect", NET, "--ratio", "conv1=0.3", "--exclude", "stem", "--json").out)
+    groups = {g["name"]: g for g in record["groups"]}
+    graph = sc.trace(sc.build(NET), torch.zeros(1, 3, 32, 32))
+    assert record["lowest"]["internal"]["macs"] == graph.cost({"conv1": 12, "plain.0": 1}).macs
+    assert record["lowest"]["all"]["macs"] == graph.cost({"conv1": 12, "plain.0": 1, "plain.3": 1}).macs
     assert groups["conv1"]["limit"] == "keeps 12 by --ratio conv1=0.3"
     assert (groups["conv1"]["least"], groups["conv1"]["most"]) == (12, 12)
     assert "limit" not in groups["plain.0"]
@@ -95,7 +96,10 @@ def test_what_cannot_be_met(run, images, tmp_path):
     ran = run("prune", NET, "--data", f"folder:{images}", *QUICK, "--macs", 0.2, "--out", tmp_path / "r")
     assert ran.status == 1
     assert "The lowest budget that can be met is --macs 0." in ran.err
-    assert "--exclude stem, --min-channels plain.*=9, --max-cut 0.95 and --ratio conv1=0.3 limit what may be cut" in ran.err
+    assert (
+        "--exclude stem, --min-channels plain.*=9, --max-cut 0.95 and --ratio conv1=0.3 limit what may be cut"
+        in ran.err
+    )
     assert not (tmp_path / "r").exists()
 
 
@@ -107,7 +111,7 @@ def test_redesign_leaves_what_is_excluded_as_it_is(run, images, tmp_path):
     assert ran.status == 0, ran.err
     pruned = sc.load(tmp_path / "r" / "pruned")
     assert pruned.stem[0].out_channels == 16
-    assert 30 <= pruned.conv1.out_channels
+    assert pruned.conv1.out_channels >= 30
     widths = json.loads((tmp_path / "r" / "redesign.json").read_text())["widths"]
     assert widths["conv1"][:2] == [40, 60]
     assert "stem.0" not in widths
@@ -129,10 +133,13 @@ def test_options() -> None:
         (("--ratio", "=0.5"), "--ratio =0.5: write PATTERN=NUMBER"),
         (("--ratio", "conv1=half"), "--ratio conv1=half: write PATTERN=NUMBER"),
         (("--ratio", "conv1=1.5"), "--ratio conv1=1.5 is not valid: it must be a fraction above 0, up to 1."),
-        (("--min-channels", "few"), "--min-channels few: write PATTERN=NUMBER, such as layer4.*=16, or 8 for all layers."),
+        (
+            ("--min-channels", "few"),
+            "--min-channels few: write PATTERN=NUMBER, such as layer4.*=16, or 8 for all layers.",
+        ),
         (("--min-channels", "0"), "--min-channels 0 is not valid: it must be a whole number of channels, 1 or more."),
         (("--max-cut", "conv1=2"), "--max-cut conv1=2 is not valid: it must be a fraction from 0 to 1."),
-        (("--exclude", "convl"), "--exclude convl matches no layer that makes channels. Did you mean conv1 or conv2?"),
+        (("--exclude", "convl"), "--exclude convl matches no layer that makes channels. Did you mean conv2 or conv1?"),
     ],
 )
 def test_what_is_not_valid(run, given, message):
