@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_the_larger_of_two_bounds_counts() -> None:
         ({"ratios": {"blok.0": 0.5}}, r"ratios=\{'blok.0': 0.5\} matches no layer .* Did you mean block.0"),
         ({"exclude": "stem.1"}, r"exclude='stem.1' matches stem.1, which makes no channels of its own: name stem.0"),
         ({"exclude": "stem.2"}, r"matches stem.2, in which no layer makes channels"),
-        ({"exclude": nn.LSTM}, r"exclude=torch.nn.modules.rnn.LSTM matches no layer of the network"),
+        ({"exclude": nn.LSTM}, r"exclude=LSTM matches no layer of the network"),
         ({"exclude": [NET.block, nn.Linear(3, 3)]}, "Linear matches no layer of the network"),
         ({"ratios": {"head.2": 0.5}}, r"has no effect: head.2 stays whole: reaches the model's output"),
         (
@@ -374,6 +375,25 @@ def test_a_method_that_ignores_them_is_refused() -> None:
     ):
         with pytest.raises(sc.ConfigError, match=message):
             sc.prune(NET, images(), First(), sc.Budget(macs=0.9), **limits)
+
+
+def test_a_run_resumes_with_the_same_limits_only(tmp_path: Path) -> None:
+    """What they mean for the groups counts, so that another function of the same name is noticed."""
+
+    def prune(name: str, resume: bool) -> sc.Result:
+        return sc.prune(
+            network(), images(), sc.OneStep(epochs=2), sc.Budget(macs=0.7), [(images(8), torch.arange(8) % 4)],
+            exclude=lambda group: group.name == name, folder=tmp_path, resume=resume, progress="silent", save_steps=1,
+        )  # fmt: skip
+
+    plan = prune("stem.0", False).plan
+    assert prune("stem.0", True).plan.groups == plan.groups
+    with pytest.raises(sc.ConfigError, match="another run, which differs in limits"):
+        prune("conv1", True)
+
+
+def test_none_is_no_limit() -> None:
+    assert sc.Limits(None, None, None, None, None) == sc.Limits()
 
 
 def test_in_a_loop_of_ones_own() -> None:

@@ -289,6 +289,8 @@ def _whole(channels: float) -> int:
 
 
 def _several(name: str, given: Any) -> tuple[Which, ...]:
+    if given is None:
+        return ()
     one = isinstance(given, str | type | nn.Module | Mapping) or not isinstance(given, Iterable)
     found = (given,) if one else tuple(given)
     for which in found:
@@ -344,7 +346,7 @@ class _Code(str):
 
 
 def _shown(which: Any) -> Any:
-    return which if isinstance(which, str) else _Code(_text(which))
+    return which if isinstance(which, str) else _Code(getattr(which, "__name__", type(which).__name__))
 
 
 def _text(which: Which) -> str:
