@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         EPruner,
         Index,
         L2Stripes,
+        Limits,
         Method,
         OneStep,
         Oracle,
@@ -77,6 +78,7 @@ __all__ = [
     "Figures",
     "Index",
     "L2Stripes",
+    "Limits",
     "Method",
     "Mimic",
     "NonFiniteLossError",
@@ -128,7 +130,7 @@ _HOMES = {
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (
-        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Method OneStep Oracle Random Taylor "
+        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Limits Method OneStep Oracle Random Taylor "
         "TrainingMethod methods register"
     ),
     "secateurs.plans": "Plan trace",

@@ -34,6 +34,7 @@ class Result:
     method: Method
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
     source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
+    limits: dict[str, Any] | None = None  # what the user excluded, and how far groups could be cut; see `Limits`
 
     def __repr__(self) -> str:
         parts = [
@@ -64,6 +65,7 @@ class Result:
             "calibrated": asdict(self.calibrated),
             "after": asdict(self.after),
             "error": self.error,
+            **({} if self.limits is None else {"limits": self.limits}),
             "stripes": summary(self.plan),
             "history": self.history,
             "versions": {

@@ -82,6 +82,16 @@ class Earlier(Open):
     before: Figures
 
 
+class LimitsRecord(Open):
+    """Which groups could be cut, and how far: see `secateurs.Limits`. Types and functions have their full names."""
+
+    exclude: list[Line] = []
+    only: list[Line] = []
+    ratios: dict[Line, Number] = {}
+    min_channels: dict[Line, AtLeastOne] = {}
+    max_cut: dict[Line, Number] = {}
+
+
 class Digests(BaseModel):
     """SHA-256 of the other files: detects damage, not forgery."""
 
@@ -122,6 +132,7 @@ class Card(Open):
     kernels: dict[str, dict[str, str]] = {}  # stripe convolution → size of its input → kernel; see `stripes.choose`
     data: DataRecord | None = None
     budget: dict[str, Any] | None = None
+    limits: LimitsRecord | None = None
     recover: Any = None
     seed: Count | None = None
     earlier: list[Earlier] = []
