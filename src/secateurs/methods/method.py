@@ -18,6 +18,7 @@ from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import PrunableGraph
 from secateurs.presets import Presets
+from secateurs.training.objective import Objective
 
 Scope = Literal["internal", "all"]
 
@@ -56,7 +57,7 @@ class Task:
     data: Any = None  # a `secateurs.data.Data`, or None
     seed: int = 0
     example_inputs: Any = None
-    engine_options: Mapping[str, Any] = field(default_factory=dict)  # device, checkpoints, progress … of training
+    engine_options: Mapping[str, Any] = field(default_factory=dict)  # device, objective, progress … of training
     resume: bool = False
     log: Callable[[dict[str, Any]], None] = _unlogged  # called with each entry of the history
 
@@ -69,6 +70,11 @@ class Task:
     def widths(self) -> Widths:
         """The widths of those groups under the budget."""
         return Widths(self.graph, self.groups, self.budget)
+
+    @property
+    def objective(self) -> Objective:
+        """What the network is trained on and judged by."""
+        return self.engine_options.get("objective") or Objective()
 
     def note(self, **record: Any) -> None:
         """Add an entry to the history."""
