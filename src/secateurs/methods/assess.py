@@ -39,7 +39,7 @@ class Assessor:
         self.model = copied(task.model).to(self.device).eval().requires_grad_(False)
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.objective = task.objective
+        self.objective, self.labels = task.objective, labels
         self.rows = rows or (256 if self.device.type == "cpu" else 2048)
         whole = self.objective.whole
         self.batches = self.hold(_head(task.data.train, examples, task.seed, labels, whole))
@@ -68,14 +68,13 @@ class Assessor:
         """The loss summed over the batch's examples, and the number of top-1 hits: two scalars on the device, both zero
         without labels."""
         with self.check.running(batch), P.autocast(self.precision, self.device):
-            found = self.objective.judge(self.model, batch)
             zero = torch.zeros((), device=self.device)
-            if not batch.labeled:
+            if not self.labels:
+                self.objective.outputs(self.model, batch)
                 return zero, zero
+            found = self.objective.measured(self.model, batch)
             if found.loss is None:
-                raise ConfigError(
-                    "Nothing says what the loss of these outputs is: pass loss=fn(outputs, targets), or step=… that returns it."
-                )
+                return zero, zero
             return found.loss.float() * batch.rows, topk_correct(found.outputs, found.targets)[0].to(self.device)
 
 

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 from secateurs.data.structure import apply
 from secateurs.errors import ConfigError, TrainingError
 from secateurs.training import batches as B
-from secateurs.training.losses import CrossEntropy, Loss, call, heads
+from secateurs.training.losses import CrossEntropy, Loss, call, heads, shares
 
 Step = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> loss
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]  # (model, batch) -> (outputs, targets)
+
+
+class _Called(BaseException):
+    """Ends the user's function once it has called the model. Not an `Exception`, which the function may handle."""
+
+    def __init__(self, inputs: Any) -> None:
+        self.inputs = inputs
 
 
 class Judged(NamedTuple):
@@ -118,12 +125,22 @@ class Objective:
             return Judged(outputs, batch.targets, loss)
         if self.forward is not None:
             outputs, targets = self._forwarded(model, batch.inputs)
-            if self.loss is not None:
-                return Judged(outputs, targets, self.loss(outputs, targets))
-            return Judged(outputs, targets, default(outputs, targets) if classified(outputs, targets) else None)
+            own = self.loss is not None or (self.step is None and by_class(outputs, targets))
+            return Judged(outputs, targets, (self.loss or default)(outputs, targets) if own else None)
         assert self.step is not None
         outputs, loss = _stepped(self.step, model, batch.inputs)
         return Judged(outputs, None, loss)
+
+    def measured(self, model: nn.Module, batch: B.Batch) -> Judged:
+        """The same with a loss: by the step, if there is no other. Raises ConfigError if nothing says what it is."""
+        found = self.judge(model, batch)
+        if found.loss is None and self.step is not None:
+            found = found._replace(loss=_stepped(self.step, model, batch.inputs)[1])
+        if found.loss is None and batch.labeled:
+            raise ConfigError(
+                "Nothing says what the loss of these outputs is: pass loss=fn(outputs, targets), or step=… that returns it."
+            )
+        return found
 
     def outputs(self, model: nn.Module, batch: B.Batch) -> Any:
         """What the model returns, in eval mode; labels are not read, unless the user's functions do."""
@@ -135,23 +152,22 @@ class Objective:
         return _stepped(self.step, model, batch.inputs)[0]
 
     def arguments(self, model: nn.Module, batch: B.Batch) -> Any:
-        """What the model itself is called with for this batch, in its first call: inputs as `call` takes them."""
+        """What the model itself is called with for this batch, in its first call: inputs as `call` takes them. The model does
+        not run."""
         if not batch.whole:
             return batch.inputs
-        seen: list[Any] = []
 
-        def see(module: nn.Module, args: Any, kwargs: Any) -> None:
-            named = kwargs if not args else inspect.signature(module.forward).bind(*args, **kwargs).arguments
-            seen.append(dict(named) if kwargs else args)
+        def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
+            raise _Called(dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments) if kwargs else args)
 
-        handle = model.register_forward_pre_hook(see, with_kwargs=True)
+        handle = model.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             self.outputs(model, batch)
+        except _Called as called:
+            return called.inputs
         finally:
             handle.remove()
-        if not seen:
-            raise TrainingError("The functions of a batch must call the model, not parts of it.")
-        return seen[0]
+        raise TrainingError("The functions of a batch must call the model, not parts of it.")
 
     def _forwarded(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
         assert self.forward is not None
@@ -173,6 +189,19 @@ def classified(outputs: Any, targets: Any) -> bool:
     if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point() or not isinstance(targets, Tensor):
         return False
     return targets.shape == (logits.shape if targets.is_floating_point() else logits.shape[:1])
+
+
+def by_class(outputs: Any, targets: Any) -> bool:
+    """Whether cross-entropy takes these: logits (N, classes, *) with class indices (N, *) or probabilities."""
+    try:
+        logits, _ = heads(outputs)
+    except TrainingError:
+        return False
+    if logits.ndim < 2 or logits.shape[1] < 2 or not isinstance(targets, Tensor):
+        return False
+    if targets.is_floating_point():
+        return targets.shape == logits.shape and shares(targets)
+    return targets.shape == logits.shape[:1] + logits.shape[2:]
 
 
 def _stepped(step: Step, net: nn.Module, batch: Any) -> tuple[Any, Tensor]:
