@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -77,12 +78,8 @@ class Meter:
             self.by_class = False
         self.sums[3] += rows
         for name, metric in self.own.items():
-            try:
+            with _computing(name):
                 metric.add(found.outputs, found.targets, rows)
-            except SecateursError:
-                raise
-            except Exception as error:  # of the user's metric
-                raise DataError(f"The metric {name!r} cannot be computed: {type(error).__name__}: {error}") from error
         self._batches += 1
         if self._batches % 64 == 0:  # float32 on the device, float64 here, to keep precision in long passes
             self._drain()
@@ -101,9 +98,21 @@ class Meter:
             return None
         own: dict[str, float] = {}
         for name, metric in self.own.items():
-            own |= _named(name, metric.value(reduce))
+            with _computing(name):
+                own |= _named(name, metric.value(reduce))
         right = (100 * top1 / n, 100 * top5 / n) if self.by_class else (None, None)
         return Metrics(right[0], right[1], lost / n if self.has_loss else None, int(n), seconds, own)
+
+
+@contextmanager
+def _computing(name: str) -> Iterator[None]:
+    """Context around a metric of the user's own. Its errors become a DataError with its name."""
+    try:
+        yield
+    except SecateursError:
+        raise
+    except Exception as error:
+        raise DataError(f"The metric {name!r} cannot be computed: {type(error).__name__}: {error}") from error
 
 
 class _Function:
