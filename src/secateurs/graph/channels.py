@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import PlanError, nearest
-from secateurs.graph import attributes
 from secateurs.graph.cost import Cost, CostModel
 from secateurs.graph.flow import Flow
+from secateurs.graph.owners import Count, Owners
 from secateurs.graph.reasons import Kind, Reason
 
 Array = np.ndarray
@@ -31,12 +31,18 @@ class Slot:
     index: Array = field(repr=False)  # (size, m): the m indices of each channel
     produces: bool = False  # the parameter produces the channels on this axis …
     consumes: bool = False  # … or consumes them; neither for per-channel parameters (batch norm, bias)
+    holders: tuple[str, ...] = field(default=(), repr=False)  # all modules that hold the parameter, if it is shared
 
     @property
     def module(self) -> str:
         """The module that owns the parameter, or the parameter itself where the model holds it directly."""
-        head = self.param.partition(".parametrizations.")[0]
-        return head if head != self.param else self.param.rpartition(".")[0] or self.param
+        return self.owners[0]
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """All modules that own the parameter: several if it is shared. A parametrization's belongs to the module under it."""
+        holders = self.holders or (self.param.rpartition(".")[0],)
+        return tuple(dict.fromkeys(_parametrized(path) or self.param for path in holders))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +74,12 @@ class ChannelGroup:
     @cached_property
     def producers(self) -> tuple[str, ...]:
         """Names of the layers that produce these channels."""
-        return tuple(dict.fromkeys(s.module for s in self.slots if s.produces))
+        return tuple(dict.fromkeys(owner for s in self.slots if s.produces for owner in s.owners))
 
     @cached_property
     def consumers(self) -> tuple[str, ...]:
         """Names of the layers that consume these channels."""
-        return tuple(dict.fromkeys(s.module for s in self.slots if s.consumes))
+        return tuple(dict.fromkeys(owner for s in self.slots if s.consumes for owner in s.owners))
 
     def weights(self, model: nn.Module, bias: bool = False) -> list[Tensor]:
         """For each layer that produces these channels, its weights by channel: (size, weights per channel). Views if
@@ -106,6 +112,11 @@ def named_tensors(model: nn.Module, modules: Mapping[str, nn.Module] | None = No
                     seen.add(id(x))
                     found[f"{path}.{leaf}" if path else leaf] = x
     return found
+
+
+def _parametrized(path: str) -> str:
+    """The module whose parametrization this module is a part of, or the module itself."""
+    return "" if path.startswith("parametrizations.") else path.partition(".parametrizations.")[0]
 
 
 def parameter(model: nn.Module, name: str) -> Tensor:
@@ -142,13 +153,14 @@ class ChannelGraph:
         modules: Any,
         flow: Callable[[], Flow],
         random: Iterable[str] = (),
-        weightless: Callable[[Mapping[int, int]], tuple[Shapes, Shapes]] = lambda widths: ({}, {}),
+        owners: Owners | None = None,
+        count: Callable[[Mapping[int, Array]], Count] = lambda kept: len,
     ) -> None:
         self.groups = tuple(groups)
         self.shapes = dict(shapes)  # of all parameters and buffers used in the trace
         self.random = tuple(dict.fromkeys(random))  # lines of code that drew random numbers in eval mode
         self._modules = modules
-        self._weightless = weightless
+        self._owners, self._count = owners, count
         self._make_cost, self._make_flow = cost_model, flow  # built lazily
         self._at = {g.name: i for i, g in enumerate(self.groups)}
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
@@ -217,11 +229,21 @@ class ChannelGraph:
                 found[weight] = (o, rows, columns)
         return found
 
-    def rewrites(self, widths: Mapping[str, int], new: Shapes) -> dict[tuple[str, str], Any]:
-        """The attributes of modules that change, `{(module, attribute): value}`: at these widths by group, with these
-        new shapes of parameters."""
-        before, after = self._weightless({self._at[name]: width for name, width in widths.items()})
-        return attributes.rewrites(self.modules, {**self.shapes, **before}, {**after, **new})
+    def rewrites(self, copies: Mapping[str, Array]) -> dict[tuple[str, str], Any]:
+        """The attributes of modules that change, `{(module, attribute): value}`, with so many copies of each channel of these
+        groups: 0 if it is cut."""
+        return {} if self._owners is None else self._owners.rewrites(self._count(self._by_index(copies)))
+
+    def stale(self, kept: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+        """Sentences: which numbers that modules keep of their own are not rewritten although they may count what is cut, if
+        these channels of these groups are kept."""
+        copies = {name: np.zeros(self[name].size, dtype=np.int64) for name in kept}
+        for name, index in kept.items():
+            copies[name][list(index)] = 1
+        return () if self._owners is None else self._owners.stale(self._count(self._by_index(copies)))
+
+    def _by_index(self, copies: Mapping[str, Array]) -> dict[int, Array]:
+        return {self.index(name): each for name, each in copies.items()}
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
