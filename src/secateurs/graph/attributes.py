@@ -109,3 +109,18 @@ def _recurrent(module: nn.Module, new: Shapes) -> dict[str, Any]:
     elif back := new.get("weight_hh_l0") or new.get("weight_hh"):
         found["hidden_size"] = back[1]
     return found
+
+
+def disagreements(model: nn.Module) -> list[str]:
+    """Where an attribute of one of PyTorch's modules disagrees with the shape of its tensor: `conv1.in_channels is 16, weight
+    has shape (16, 8, 3, 3)`."""
+    found = []
+    for path, module in model.named_modules():
+        held = own_tensors(module) | {leaf: getattr(module, leaf) for leaf in parametrized(module)}
+        shapes = {leaf: tuple(x.shape) for leaf, x in held.items()}
+        for attribute, due in figures(module, shapes, shapes).items():
+            if getattr(module, attribute, due) != due:
+                name = f"{path}.{attribute}" if path else attribute
+                leaf, shape = next(iter(shapes.items()))
+                found.append(f"{name} is {getattr(module, attribute)}, {leaf} has shape {shape}")
+    return found

@@ -114,6 +114,16 @@ def of(modules: Mapping[str, nn.Module]) -> list[Figure]:
     ]
 
 
+def steps(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts that a module's forward is made of: its children, and in place of a list or a sequence its elements."""
+    for name, child in module._modules.items():
+        inner = f"{path}.{name}" if path else name
+        if isinstance(child, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+            yield from steps(inner, child)
+        elif child is not None:
+            yield inner, child
+
+
 def _is_width(value: Any) -> bool:
     if type(value) is tuple and len(value) == 1:
         value = value[0]

@@ -26,14 +26,16 @@ class Owners:
         self._weights = tape.weights
         self._figures: list[tuple[Figure, list[Array]]] = []  # what each may count
         self._groups: list[tuple[Figure, list[str]]] = []  # the layers whose groups each may be
-        wide = _inside(tape, {f.module for f in tape.figures})
+        held: dict[str, list[Array]] = {}  # by module, the axes of its own parameters
+        for axis in tape.axes if tape.figures else ():
+            held.setdefault(axis.param.rpartition(".")[0], []).append(axis.labels)
         for figure in tape.figures:
             if figure.passed:
-                self._figures.append((figure, figure.passed))
+                self._figures.append((figure, _distinct(figure.passed)))
             elif not figure.computed and figure.size >= _LEAST:
-                self._guess(figure, tape, wide.get(figure.module, []))
+                self._guess(figure, tape, held)
 
-    def _guess(self, figure: Figure, tape: Tape, inside: Sequence[Array]) -> None:
+    def _guess(self, figure: Figure, tape: Tape, held: Mapping[str, Sequence[Array]]) -> None:
         words, path = figures.words(figure.attribute), figure.module
         if words & figures.GROUPS and (grouped := list(self._grouped(path, figure.size))):
             self._groups.append((figure, grouped))
@@ -44,9 +46,11 @@ class Owners:
         elif words & figures.OUT and out:
             found = out
         else:
-            found = [*into, *out, *(x for x in inside if len(x) == figure.size)]
+            steps = [path, *(p for p, _ in figures.steps(path, self._modules[path]))]
+            inside = [x for p in steps for side in (held.get(p, ()), *tape.through.get(p, ())) for x in side]
+            found = [x for x in inside if len(x) == figure.size]
         if found:
-            self._figures.append((figure, list({id(x): x for x in found}.values())))
+            self._figures.append((figure, _distinct(found)))
 
     def _grouped(self, path: str, groups: int) -> Iterator[str]:
         """The layers in a module with this number of groups."""
@@ -117,16 +121,8 @@ def _size(axis: int | Array, count: Count = len) -> int:
     return axis if isinstance(axis, int) else count(axis)
 
 
-def _inside(tape: Tape, modules: set[str]) -> dict[str, list[Array]]:
-    """The axes of the parameters in each of these modules."""
-    found: dict[str, list[Array]] = {}
-    for axis in tape.axes if modules else ():
-        path = axis.param
-        while path:
-            path = path.rpartition(".")[0]
-            if path in modules:
-                found.setdefault(path, []).append(axis.labels)
-    return found
+def _distinct(arrays: Sequence[Array]) -> list[Array]:
+    return list({id(x): x for x in arrays}.values())
 
 
 def _sentence(kind: str, attribute: str, size: int, found: Sequence[tuple[str, set[int]]]) -> str:

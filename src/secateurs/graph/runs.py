@@ -115,10 +115,12 @@ class Runs:
                 own["_forward_pre_hooks"] = OrderedDict([(id(tracer), hook), *own["_forward_pre_hooks"].items()])
         tracer.tape.figures = figures.of(self.modules)
         for figure in tracer.tape.figures:
-            own = self.modules[figure.module].__dict__
-            own[figure.attribute] = figure.watched()
-            hook = partial(tracer.note_through, figure.module)
-            own["_forward_hooks"] = OrderedDict([*own["_forward_hooks"].items(), (id(tracer), hook)])
+            module = self.modules[figure.module]
+            module.__dict__[figure.attribute] = figure.watched()
+            inside = [(p, m) for p, m in figures.steps(figure.module, module) if m._modules]
+            for path, watched in [(figure.module, module), *inside]:
+                hook, own = partial(tracer.note_through, path), watched.__dict__
+                own["_forward_hooks"] = OrderedDict([*own["_forward_hooks"].items(), (id(tracer), hook)])
 
     def _standin(self, tensor: Tensor) -> Tensor:
         """What replaces a parameter or buffer in a run. Forward passes may write to buffers, so those are copies."""
