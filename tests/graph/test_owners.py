@@ -1,8 +1,9 @@
-"""Every owner of a shape follows a cut: modules that share weights, masks, parametrizations, and what blocks note of their own."""
+"""Every owner of a shape follows a cut: modules that share weights, masks, parametrizations, and numbers of blocks' own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, remove_weight_norm, weight_norm
 from torch.nn.utils import spectral_norm as old_spectral_norm
 
+import secateurs as sc
+from secateurs import artifact
 from secateurs.errors import PlanError
 from secateurs.graph.attributes import disagreements
 from secateurs.plans import Plan, trace
@@ -408,3 +411,59 @@ def test_timm_fuses_cut_networks(name: str) -> None:
     with torch.no_grad():
         fused, due = reparameterize_model(small)(x), small(x)
     assert (fused - due).abs().max() <= 1e-4 * due.abs().max()
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_is_found_by_any_layer_that_produces_it() -> None:
+    graph = trace(CASES["residual"].make(), image())
+    group = next(g for g in graph.groups if len(g.producers) > 1)
+    other = group.producers[-1]
+    assert other != group.name
+    assert graph[other] is group
+    assert graph.index(other) == graph.index(group.name)
+    assert graph.cost({other: 3}) == graph.cost({group.name: 3})
+    assert graph.plan({other: range(3)}) == graph.plan({group.name: range(3)})
+    with pytest.raises(PlanError, match=f"has group {group.name} twice: as {group.name} and as {other}"):
+        graph.plan({group.name: range(3), other: range(3)})
+
+
+def test_a_module_is_found_by_each_of_its_names() -> None:
+    model = Net(lambda s, x: s.h(s.again(F.relu(s.a(x)))), a=conv(3, 8), b=conv(8, 6), h=head(6))
+    model.again = model.b
+    graph = trace(model.eval(), image())
+    assert graph["again"] is graph["b"]
+
+
+def test_a_layer_of_several_groups_names_them() -> None:
+    model = Net(lambda s, x: F.conv_transpose2d(F.relu(s.a(x)), s.a.weight, padding=1), a=conv(3, 8), b=conv(3, 8))
+    model.b.weight = model.a.weight
+    graph = trace(model.eval(), image())
+    assert graph["a"].name == "a"
+    with pytest.raises(PlanError, match="b produces 2 groups of channels: choose one of a, a#2"):
+        graph["b"]
+    with pytest.raises(PlanError, match="no channel group 'e', and no layer of this name that produces channels"):
+        graph["e"]
+
+
+def test_the_result_says_which_numbers_were_not_followed(tmp_path: Path) -> None:
+    model = nn.Sequential(conv(3, 16), Ambiguous(), nn.ReLU(), conv(16, 16), head(16))
+    result = sc.prune(model, image(), "l1", sc.Budget(macs=0.5), scope="all")
+    (sentence,) = result.warnings
+    assert sentence.startswith("1 (Ambiguous) keeps channels=16")
+    result.save(tmp_path / "run")
+    assert artifact.read(tmp_path / "run")[1].warnings == [sentence]
+    whole = sc.prune(model, image(), "l1", sc.Budget(macs=1.0))
+    assert whole.warnings == ()
+    assert "warnings" not in whole.card()
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+def test_what_is_tied_is_saved_and_loaded_as_such(groups: int, tmp_path: Path) -> None:
+    result = sc.prune(tied(groups), image(), "l1", sc.Budget(macs=0.5), scope="all")
+    result.save(tmp_path / "run")
+    again = sc.load(tmp_path / "run", model=tied(groups))
+    assert again[2].weight is again[4].weight
+    assert disagreements(again) == []
+    assert torch.equal(again(image()), result.model.eval()(image()))

@@ -155,10 +155,12 @@ class ChannelGraph:
         random: Iterable[str] = (),
         owners: Owners | None = None,
         count: Callable[[Mapping[int, Array]], Count] = lambda kept: len,
+        warnings: Iterable[str] = (),
     ) -> None:
         self.groups = tuple(groups)
         self.shapes = dict(shapes)  # of all parameters and buffers used in the trace
         self.random = tuple(dict.fromkeys(random))  # lines of code that drew random numbers in eval mode
+        self.warnings = tuple(warnings)  # what was not followed, in sentences
         self._modules = modules
         self._owners, self._count = owners, count
         self._make_cost, self._make_flow = cost_model, flow  # built lazily
@@ -166,10 +168,9 @@ class ChannelGraph:
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
 
     def __getitem__(self, name: str) -> ChannelGroup:
-        """The group with this name. Raises PlanError with similar names if there is none."""
-        if name not in self._at:
-            raise PlanError(f"The network has no channel group {name!r}. {nearest(name, self._at)}")
-        return self.groups[self._at[name]]
+        """The group with this name, or the only group that a layer of this name produces. Raises PlanError with similar names
+        if there is none, and with the names of the groups if the layer produces several."""
+        return self.groups[self.index(name)]
 
     @cached_property
     def flow(self) -> Flow:
@@ -185,12 +186,31 @@ class ChannelGraph:
         return f"ChannelGraph({len(self.groups)} groups, {prunable} prunable, {self.cost().macs:,} MACs)"
 
     def index(self, name: str) -> int:
-        """Position of a group in `groups` and in width vectors."""
-        return self._at[self[name].name]
+        """Position of a group in `groups` and in width vectors. name: the group's, or that of a layer that produces it."""
+        found = self._at.get(name)
+        if found is not None:
+            return found
+        names = [g.name for g in self.groups if name in g.producers or self._first_name(name) in g.producers]
+        if not names:
+            known = {*self._at, *(p for g in self.groups for p in g.producers)}
+            raise PlanError(
+                f"The network has no channel group {name!r}, and no layer of this name that produces channels. "
+                f"{nearest(name, known)}"
+            )
+        if len(names) > 1:
+            raise PlanError(f"{name} produces {len(names)} groups of channels: choose one of {', '.join(names)}.")
+        return self._at[names[0]]
+
+    def _first_name(self, name: str) -> str | None:
+        """A module's first name, if it has several."""
+        model = self._modules.get("")
+        module = dict(model.named_modules(remove_duplicate=False)).get(name) if model is not None else None
+        return next((path for path, m in self._modules.items() if m is module), None)
 
     def cost(self, widths: Mapping[str, int] | Array | None = None, stripes: Mapping[str, int] | None = None) -> Cost:
         """MACs and parameters at these widths, from the graph only: `{group name: channels}` (groups left out stay
-        whole), or a vector with one width per group, which is not checked. Takes microseconds.
+        whole), or a vector with one width per group, which is not checked. Takes microseconds. A group may also be given by a
+        layer that produces it.
 
         stripes: for a convolution's weight (see `kernels`) the total number of stripes left in its filters.
         """
@@ -201,12 +221,13 @@ class ChannelGraph:
             return self._cost(widths, stripes)
         vector = self.sizes.copy()
         for name, width in (widths or {}).items():
-            size = self[name].size
+            at = self.index(name)
+            size = self.groups[at].size
             if not isinstance(width, Integral) or isinstance(width, bool) or not 1 <= width <= size:
                 raise PlanError(
                     f"Group {name} has {size} channels: its width must be an integer in 1…{size}, not {width!r}."
                 )
-            vector[self._at[name]] = width
+            vector[at] = width
         return self._cost(vector, stripes)
 
     @cached_property

@@ -200,7 +200,8 @@ class PrunableGraph(ChannelGraph):
         stripes: Mapping[str, Any] | None = None,
         allow_inexact: bool = False,
     ) -> Plan:
-        """Create a plan that keeps these channels of these groups: `{group name: kept indices}`; other groups stay whole.
+        """Create a plan that keeps these channels of these groups: `{group name: kept indices}`; other groups stay whole. A
+        group may also be given by a layer that produces it.
 
         stripes: `{weight of a convolution: what it keeps}`, bools of shape (O, KH, KW), or positions in it when flattened;
             see `kernels` for the available weights. Stripes of filters that are cut with their channels are always cut.
@@ -212,21 +213,25 @@ class PrunableGraph(ChannelGraph):
         kept: dict[str, dict[int, np.ndarray]] = {}
         groups: dict[str, Kept] = {}
         copies: dict[str, np.ndarray] = {}
+        seen: dict[str, str] = {}
         consumes: set[tuple[str, int]] = set()
         exact = True
         for name, wanted in selection.items():
             group = self[name]
+            if group.name in seen:
+                raise PlanError(f"The selection has group {group.name} twice: as {seen[group.name]} and as {name}.")
+            seen[group.name] = name
             index = _checked(wanted, group.size, f"group {name}")
             if len(index) == group.size:
                 continue
             if not group.prunable and not (allow_inexact and group.only_inexact):
                 why = "" if group.reason is None else group.reason.message
                 raise PlanError(f"Group {name} cannot be cut: ", why, ".")
-            groups[name] = tuple(index.tolist())
+            groups[group.name] = tuple(index.tolist())
             exact = exact and group.exact
             alive = np.zeros(group.size, dtype=bool)
             alive[index] = True
-            copies[name], gone = alive, np.flatnonzero(~alive)
+            copies[group.name], gone = alive, np.flatnonzero(~alive)
             for slot in group.slots:
                 n = self.shapes[slot.param][slot.axis]
                 left = kept.setdefault(slot.param, {}).setdefault(slot.axis, np.ones(n, dtype=bool))

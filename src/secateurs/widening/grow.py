@@ -78,7 +78,7 @@ def wider(
                     f"{width!r}: pass an integer above {group.size}."
                 )
             if width > group.size:
-                found[name] = int(width)
+                found[group.name] = int(width)
         return found
     if isinstance(widths, bool) or not isinstance(widths, int | float) or not 1 < widths < math.inf:
         raise PlanError(
