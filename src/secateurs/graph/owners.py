@@ -32,7 +32,7 @@ class Owners:
         for figure in tape.figures:
             if figure.passed:
                 self._figures.append((figure, _distinct(figure.passed)))
-            elif not figure.computed and figure.size >= _LEAST:
+            elif figure.size >= _LEAST:
                 self._guess(figure, tape, held)
 
     def _guess(self, figure: Figure, tape: Tape, held: Mapping[str, Sequence[Array]]) -> None:
@@ -64,16 +64,23 @@ class Owners:
         """`{(module, attribute): value}` for what changes."""
         found = self._known(count)
         for figure, sizes in self._sizes(count, found):
-            if len(sizes) == 1 and sizes != {figure.size}:
+            if len(sizes) == 1 and sizes != {figure.size} and not figure.computed:
                 found[figure.module, figure.attribute] = figure.at(*sizes)
         return dict(sorted(found.items()))
+
+    def counted(self, figure: Figure, root: Array) -> Array | None:
+        """The channels that a figure counts, if it is one kind only. root: of each label."""
+        found = [] if figure.computed else next((x for f, x in self._figures if f is figure), [])
+        alike = all(np.array_equal(root[x], root[found[0]]) for x in found[1:])
+        return found[0] if found and alike else None
 
     def stale(self, count: Count) -> tuple[str, ...]:
         """Sentences: which figures of modules' own keep their value, although something that they may count changes."""
         kept: dict[tuple[str, str, int], list[tuple[str, set[int]]]] = {}
         for figure, sizes in self._sizes(count, self._known(count)):
             module = self._modules[figure.module]
-            if len(sizes) > 1 and (figure.passed or figures.read_elsewhere(module, figure.attribute)):
+            settled = len(sizes) == 1 and (not figure.computed or sizes == {figure.size})
+            if not settled and (figure.passed or figures.read_elsewhere(module, figure.attribute)):
                 alike = type(module).__name__, figure.attribute, figure.size
                 kept.setdefault(alike, []).append((figure.module, sizes))
         return tuple(_sentence(*alike, found) for alike, found in kept.items())
