@@ -207,11 +207,12 @@ class Context:
         it is a constant, its channels are kept whole for this reason. least: it may also be greater."""
         if self._known is None:
             computed = isinstance(size, Width) and size.log is self
+            if computed and isinstance(counts, int):
+                self._computed(size.expression)
             if computed or not isinstance(counts, int):
                 claimed = size.expression if computed else plain(size)  # type: ignore[attr-defined]
-                figure = claimed.leaf if computed else None
-                if isinstance(figure, Figure) and not isinstance(counts, int) and len(counts) == figure.size:
-                    figure.passed.append(counts)
+                if computed and isinstance(claimed.leaf, Figure):
+                    claimed.leaf.passed.append(counts)
                 self.tape.claims.append(Claim(claimed, counts, reason, caller(), least))
 
     def assume(self, labels: Array, reason: str) -> None:
