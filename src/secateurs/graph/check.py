@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from secateurs.graph.claims import DEPENDS, Claims, Widths
+from secateurs.graph.claims import Claims, Widths
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.runs import Runs
@@ -124,7 +124,7 @@ class Trials:
 
     def _at(self, line: str) -> set[int]:
         """The groups whose widths a line of code handles."""
-        tape, found = self.grouping.tape, set()
+        tape, found = self.grouping.tape, set[int]()
         for seen in (*tape.reads, *tape.escapes, *tape.conditions):
             if seen.where == line:
                 found |= self.grouping.groups_of(seen.expression)
@@ -144,6 +144,3 @@ class Trials:
                 if self._try(again) is None and self._try(dict.fromkeys(again, 1)) is None:
                     del self.failed[g]
                     self._rest.add(g)
-
-
-_ = DEPENDS, Mapping

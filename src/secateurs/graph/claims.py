@@ -102,7 +102,7 @@ class Claims:
     def _value(self, expression: Expression, widths: Widths) -> object:
         """The number at these widths by group, the others whole."""
         try:
-            return expression.value(lambda leaf: self._count(leaf, widths))  # type: ignore[no-any-return]
+            return expression.value(lambda leaf: self._count(leaf, widths))
         except (ArithmeticError, ValueError) as error:
             return repr(error)
 

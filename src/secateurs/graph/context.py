@@ -203,16 +203,17 @@ class Context:
     # -- sizes in the user's code ------------------------------------------------------------------------------
 
     def claim(self, size: int, counts: Array | int, reason: str, least: bool = False) -> None:
-        """This size, as written in the code, must equal what it counts at any widths: labels, or a number that no cut changes. If
-        it is a constant, its channels are kept whole for this reason. least: it may also be greater."""
+        """This size, as written in the code, must equal what it counts at any widths: labels, or a number that no cut
+        changes. If it is a constant, its channels are kept whole for this reason. least: it may also be greater."""
         if self._known is None:
             computed = isinstance(size, Width) and size.log is self
             if computed and isinstance(counts, int):
                 self._computed(size.expression)
             if computed or not isinstance(counts, int):
                 claimed = size.expression if computed else plain(size)  # type: ignore[attr-defined]
-                if computed and isinstance(claimed.leaf, Figure):
-                    claimed.leaf.passed.append(counts)
+                figure = claimed.leaf if computed else None
+                if isinstance(figure, Figure) and not isinstance(counts, int) and len(counts) == figure.size:
+                    figure.passed.append(counts)
                 self.tape.claims.append(Claim(claimed, counts, reason, caller(), least))
 
     def assume(self, labels: Array, reason: str) -> None:
@@ -267,11 +268,12 @@ class Context:
         if not labels:
             return shape
         where = caller()
-        sizes = []
+        sizes: list[int] = []
         for axis, n in enumerate(shape):
             if axis in labels:
-                sizes.append(width(n, labels[axis], self))
-                self.tape.reads.append(Seen(sizes[-1].expression, where))
+                counted = width(n, labels[axis], self)
+                self.tape.reads.append(Seen(counted.expression, where))
+                sizes.append(counted)
             else:
                 sizes.append(n)
         return torch.Size(sizes)

@@ -46,12 +46,12 @@ def written(call: Call, ndim: int) -> Sizes | None:
     func, args, kwargs = call
     name = name_of(func)
     if name == "unflatten":
-        sizes = kwargs.get("sizes", args[-1])
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        sizes: Any = kwargs.get("sizes", args[-1])
+        dim: int = kwargs["dim"] if "dim" in kwargs else args[1]
         return {dim % (ndim - len(sizes) + 1) + i: n for i, n in enumerate(sizes)}
     if name not in _SHAPED:
         return None
-    sizes = next((kwargs[k] for k in ("shape", "size") if k in kwargs), args[_SHAPED[name] :])
+    sizes = next((kwargs[k] for k in ("shape", "size", "sizes") if k in kwargs), args[_SHAPED[name] :])
     if len(sizes) and isinstance(sizes[0], list | tuple):
         sizes = sizes[0]
     if not all(isinstance(n, int) for n in sizes):
@@ -62,10 +62,7 @@ def written(call: Call, ndim: int) -> Sizes | None:
 def read(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Record what a call requires of widths. A width that is not one of its sizes is a number that it computes with."""
     reader = _READERS.get(name_of(func))
-    if reader is not None:
-        others = reader(t, func, args, kwargs, out)
-    else:
-        others = [args, kwargs]
+    others = [args, kwargs] if reader is None else reader(t, func, args, kwargs, out)
     for x in _traced(others):
         t.uses(x)
 

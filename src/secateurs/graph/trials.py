@@ -55,12 +55,17 @@ class Trial:
 
     def failure(self) -> Failure | None:
         """Run it."""
+        failure = self._run(self.grouping.tape.calls)
+        if failure is None or self.runs.meta:
+            return failure
+        # What depends on values is compared with the masked network, whose values are the same.
+        root, axes, twin = self.grouping.classes.root, self.grouping.tape.axes, Tape()
+        self.runs.run(KnownLabels(), self._masked(), {(a.param, a.axis): root[a.labels] for a in axes}, tape=twin)
+        return self._run(twin.calls)
+
+    def _run(self, expected: list[Called]) -> Failure | None:
         grouping, tape = self.grouping, self.grouping.tape
-        self._expected = tape.calls
-        if not self.runs.meta:  # what depends on values is compared with the masked network, whose values are the same
-            twin, whole = Tape(), {(a.param, a.axis): grouping.classes.root[a.labels] for a in tape.axes}
-            self.runs.run(KnownLabels(), self._masked(), whole, tape=twin)
-            self._expected = twin.calls
+        self._tape, self._expected, self._at = Tape(), expected, 0
         known: dict[tuple[str, int], Array] = {}
         kept: dict[str, dict[int, Array]] = {}
         for axis in tape.axes:
@@ -141,7 +146,7 @@ class Trial:
         if groups := self._groups(labels):
             if reason == NUMBER:  # applied to these channels, and made from those whose width went on as a number
                 made = {g for seen in tape.escapes for g in self._counted(seen.expression)} & self.cut
-                groups = (groups & made) or made or groups
+                groups = frozenset((groups & made) or made or groups)
             return Failure(frozenset(groups), Reason(Kind.CODE, reason, where))
         for seen in reversed([*tape.reads, *tape.escapes]):
             if groups := self._counted(seen.expression) & self.cut:

@@ -122,7 +122,7 @@ def made(value: Any, expression: Expression, log: Log) -> Any:
 
 def width(n: int, leaf: Leaf, log: Log) -> Width:
     """The number of labels at a leaf."""
-    return made(n, Expression.of(leaf), log)  # type: ignore[no-any-return]
+    return made(n, Expression.of(leaf), log)
 
 
 def _term(x: Any, log: Log) -> Any:

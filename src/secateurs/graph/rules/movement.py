@@ -21,6 +21,7 @@ from secateurs.graph.tape import Labels
 from secateurs.graph.widths import Width
 
 aten = torch.ops.aten
+ATTENTION = torch.nn.functional.multi_head_attention_forward  # computes its sizes from a width that it is given
 PICKED = "selects single channels by index, a constant in the code"
 
 
@@ -88,10 +89,10 @@ def split(t: Context, labels: np.ndarray, axes: list[int], computed: int | None)
         return axes[0], labels
     free = len(axes) - 1  # (groups, channels // groups)
     sizes = written(t.call, t.out.ndim)
-    shrinks = [a for a in axes if sizes and isinstance(sizes[a], Width)] or [computed]
+    shrinks = [a for a in axes if sizes and isinstance(sizes[a], Width)] or [-1 if computed is None else computed]
     if shrinks[-1] in axes:
         free = axes.index(shrinks[-1])
-    elif sizes and not t.tape.escapes:
+    elif (sizes and not t.tape.escapes) or t.call[0] is ATTENTION:
         t.claim(labels.size, labels.ravel(), SPLIT)
     else:  # the sizes may be computed in a way that cannot be followed
         choice = t.choose(len(axes), labels, SPLIT)
@@ -142,7 +143,7 @@ def view(t: Context, x: Tensor, *args: Any, **_: Any) -> Labels | None:
         return None
     computed = computed_axis(t)
     out = move(t, x, lambda numbering: numbering.reshape(shape), computed)[0]
-    if t.call[0] is torch.nn.functional.multi_head_attention_forward:  # it is given its width
+    if t.call[0] is ATTENTION:
         for own in out.values():
             t.claim(len(own), own, SIZE)
     return out
