@@ -85,7 +85,7 @@ def values(modules: Mapping[str, nn.Module], old: Shapes, new: Shapes) -> dict[t
             for leaf, x in own.items():
                 first.setdefault(id(x), f"{path}.{leaf}" if path else leaf)
     for path, module in modules.items():
-        names = {leaf: first.get(id(x)) for leaf, x in _stored(module).items()}
+        names = {leaf: first.get(id(x), "") for leaf, x in _stored(module).items()}
         known = {leaf: name for leaf, name in names.items() if name in old and name in new}
         shapes = {leaf: old[name] for leaf, name in known.items()}, {leaf: new[name] for leaf, name in known.items()}
         for attribute, value in figures(module, *shapes).items():

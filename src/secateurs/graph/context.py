@@ -207,7 +207,7 @@ class Context:
         changes. If it is a constant, its channels are kept whole for this reason. least: it may also be greater."""
         if self._known is None:
             computed = isinstance(size, Width) and size.log is self
-            if computed and isinstance(counts, int):
+            if isinstance(size, Width) and computed and isinstance(counts, int):
                 self._computed(size.expression)
             if computed or not isinstance(counts, int):
                 claimed = size.expression if computed else plain(size)  # type: ignore[attr-defined]
