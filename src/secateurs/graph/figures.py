@@ -26,13 +26,18 @@ OUT = frozenset({"out", "oup", "outplanes", "output", "cout"})
 GROUPS = frozenset({"group", "groups"})
 _WIDTHS = frozenset({
     "c", "ch", "chan", "channel", "channels", "chans", "chs", "cin", "cout", "dim", "dims", "feat", "feats", "feature",
-    "features", "filters", "hidden", "inp", "inplanes", "nc", "nf", "oup", "outplanes", "planes", "shape", "width",
+    "features", "filters", "hidden", "inp", "inplanes", "nc", "nf", "oup", "outplanes", "planes", "shape", "split", "splits",
+    "width", "widths",
 })  # fmt: skip
+_OTHER = frozenset({"base", "factor", "kernel", "mult", "multiplier", "per", "ratio", "scale", "stride"})
+MOST = 8  # length of a sequence of widths
 
 
 def named_like_a_width(attribute: str) -> bool:
     """Whether an attribute's name says that it holds a number of channels, or of groups."""
-    return attribute.isidentifier() and not attribute.startswith("__") and bool(words(attribute) & (_WIDTHS | GROUPS))
+    found = words(attribute)
+    plain = attribute.isidentifier() and not attribute.startswith("__")
+    return plain and bool(found & (_WIDTHS | GROUPS)) and not found & _OTHER
 
 
 @cache
@@ -43,34 +48,43 @@ def words(attribute: str) -> frozenset[str]:
 
 @dataclass(eq=False)
 class Figure:
-    """A number of a module's own. value: an int, or a tuple of one."""
+    """A number of a module's own: an attribute, or an item of one that is a tuple or a list."""
 
     module: str
     attribute: str
-    value: int | tuple[int]
+    size: int
+    item: int | None = None
     passed: list[Array] = field(default_factory=list)  # the channels that it counts where it is the size in a call
     computed: bool = False  # the forward computes with it, and not only sizes
-
-    @property
-    def size(self) -> int:
-        return self.value if isinstance(self.value, int) else self.value[0]
-
-    def at(self, size: int) -> int | tuple[int]:
-        """The value for another size."""
-        return size if isinstance(self.value, int) else (size,)
 
 
 def of(modules: Mapping[str, nn.Module]) -> list[Figure]:
     """The figures of these modules that may be widths."""
-    return [
-        Figure(path, name, value)
-        for path, module in modules.items()
-        if not type(module).__module__.startswith("torch.nn.")
-        for name, value in module.__dict__.items()
-        if _is_width(value)
-        and named_like_a_width(name)
-        and not (name in attributes.NAMES and attributes.leaves(module))
-    ]
+    found = []
+    for path, module in modules.items():
+        if not type(module).__module__.startswith("torch.nn."):
+            for name, value in module.__dict__.items():
+                if named_like_a_width(name) and not (name in attributes.NAMES and attributes.leaves(module)):
+                    found += [Figure(path, name, size, item) for item, size in _sizes(value)]
+    return found
+
+
+def _sizes(value: Any) -> list[tuple[int | None, int]]:
+    """The numbers in an attribute, each with its place if it is a sequence."""
+    if type(value) is int:
+        return [(None, value)] if value > 1 else []
+    whole = type(value) in (tuple, list) and 0 < len(value) <= MOST and all(type(n) is int for n in value)
+    return [(i, n) for i, n in enumerate(value) if n > 1] if whole else []
+
+
+def set_in(values: dict[tuple[str, str], Any], figure: Figure, before: Any, size: Any) -> None:
+    """Note this size for a figure in `{(module, attribute): value}`. before: the attribute's value as it was."""
+    key = figure.module, figure.attribute
+    if figure.item is None:
+        values[key] = size
+    else:
+        sizes = values.get(key, before)
+        values[key] = type(before)([*sizes[: figure.item], size, *sizes[figure.item + 1 :]])
 
 
 def steps(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -81,12 +95,6 @@ def steps(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from steps(inner, child)
         elif child is not None:
             yield inner, child
-
-
-def _is_width(value: Any) -> bool:
-    if type(value) is tuple and len(value) == 1:
-        value = value[0]
-    return type(value) is int and value > 1
 
 
 def read_elsewhere(module: nn.Module, attribute: str) -> bool:

@@ -32,7 +32,7 @@ class Owners:
         for figure in tape.figures:
             if figure.passed:
                 self._figures.append((figure, _distinct(figure.passed)))
-            elif figure.size >= _LEAST:
+            elif figure.size >= _LEAST and figure.item in (None, 0):
                 self._guess(figure, tape, held)
 
     def _guess(self, figure: Figure, tape: Tape, held: Mapping[str, Sequence[Array]]) -> None:
@@ -49,6 +49,10 @@ class Owners:
             steps = [path, *(p for p, _ in figures.steps(path, self._modules[path]))]
             inside = [x for p in steps for side in (held.get(p, ()), *tape.through.get(p, ())) for x in side]
             found = [x for x in inside if len(x) == figure.size]
+            if words & {"features", "hidden"} and hasattr(
+                self._modules[path], "get_classifier"
+            ):  # timm's: of the last layers
+                found = [a.labels for a in tape.axes if len(a.labels) == figure.size][-1:]
         if found:
             self._figures.append((figure, _distinct(found)))
 
@@ -63,10 +67,12 @@ class Owners:
     def rewrites(self, count: Count) -> dict[tuple[str, str], Any]:
         """`{(module, attribute): value}` for what changes."""
         found = self._known(count)
+        own: dict[tuple[str, str], Any] = {}
         for figure, sizes in self._sizes(count, found):
             if len(sizes) == 1 and sizes != {figure.size} and not figure.computed:
-                found[figure.module, figure.attribute] = figure.at(*sizes)
-        return dict(sorted(found.items()))
+                before = getattr(self._modules[figure.module], figure.attribute)
+                figures.set_in(own, figure, tuple(before) if figure.item is not None else before, *sizes)
+        return dict(sorted({**found, **own}.items()))
 
     def counted(self, figure: Figure, root: Array) -> Array | None:
         """The channels that a figure counts, if it is one kind only. root: of each label."""

@@ -122,13 +122,17 @@ class Runs:
                 own = module.__dict__
                 own["_forward_pre_hooks"] = OrderedDict([(id(tracer), hook), *own["_forward_pre_hooks"].items()])
         tracer.tape.figures = figures.of(self.modules) if figured else []
+        watched: dict[tuple[str, str], Any] = {}
         for figure in tracer.tape.figures:
             module = self.modules[figure.module]
-            module.__dict__[figure.attribute] = figure.at(width(figure.size, figure, tracer))
+            before = module.__dict__[figure.attribute]
+            figures.set_in(watched, figure, before, width(figure.size, figure, tracer))
             inside = [(p, m) for p, m in figures.steps(figure.module, module) if m._modules]
-            for path, watched in [(figure.module, module), *inside]:
-                hook, own = partial(tracer.note_through, path), watched.__dict__
+            for path, part in [(figure.module, module), *inside]:
+                hook, own = partial(tracer.note_through, path), part.__dict__
                 own["_forward_hooks"] = OrderedDict([*own["_forward_hooks"].items(), (id(tracer), hook)])
+        for (path, attribute), value in watched.items():
+            self.modules[path].__dict__[attribute] = value
 
     def _standin(self, tensor: Tensor) -> Tensor:
         """What replaces a parameter or buffer in a run. Forward passes may write to buffers, so those are copies."""
