@@ -7,6 +7,7 @@ computed from widths must count the channels of its axis at any widths, and a co
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.context import Call, Context
-from secateurs.graph.widths import Traced, Width, plain
+from secateurs.graph.widths import Expression, Traced, Width, plain
 
 SIZE = "a size is a constant in the code"
 SPLIT = "split sizes are constants in the code"
@@ -37,8 +38,11 @@ _FILLS = _SHAPED.keys() - _VIEWS.keys() - {"rand", "randn"}  # calls whose outpu
 
 def name_of(func: Any) -> str:
     """The name of a function of PyTorch's: `view` of a method, a function and an op."""
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        packet = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
+        return packet._qualified_op_name.removeprefix("aten::")  # the user's own keep their namespace
     name: str = getattr(func, "__name__", "")
-    return name.partition(".")[0] if isinstance(func, torch._ops.OpOverload) else name
+    return name
 
 
 def written(call: Call, ndim: int) -> Sizes | None:
@@ -250,6 +254,16 @@ def _attention(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     return [args[4:]]
 
 
+def _squeeze(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
+    """A single channel would be squeezed, too."""
+    x, dims = args[0], kwargs.get("dim", args[1] if len(args) > 1 else range(args[0].ndim))
+    axes = {d % x.ndim for d in ((dims,) if isinstance(dims, int) else dims)}
+    for axis, labels in t.labels(x).items():
+        if axis in axes:
+            t.compared(Expression(operator.eq, (Expression.of(labels), 1)), False)
+    return []
+
+
 def _none(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
     return []
 
@@ -264,6 +278,7 @@ _READERS: dict[str, Reader] = {
     **dict.fromkeys(["layer_norm", "rms_norm"], _layer_norm),
     "narrow": _narrow,
     "pad": _pad,
+    "squeeze": _squeeze,
     "group_norm": _group_norm,
     "multi_head_attention_forward": _attention,
     "resize_": _none,
