@@ -217,10 +217,8 @@ def prune(
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
     remember(small, after_cut(UNKNOWN if origin is None else origin, plan))
-    warnings = (*graph.warnings, *graph.stale(plan.groups))
-    return Result(
-        small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record(), warnings
-    )
+    warnings = graph.warnings + graph.stale(plan.groups)
+    return Result(small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record(), warnings)  # fmt: skip
 
 
 def build(
