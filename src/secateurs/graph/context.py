@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.graph import attributes
+from secateurs.graph.figures import Figure
 from secateurs.graph.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.tape import Array, Axis, Claim, Labels, Place, Seen, Tape
@@ -206,8 +207,13 @@ class Context:
         changes. If it is a constant, its channels are kept whole for this reason. least: it may also be greater."""
         if self._known is None:
             computed = isinstance(size, Width) and size.log is self
+            if isinstance(size, Width) and computed and isinstance(counts, int):
+                self._computed(size.expression)
             if computed or not isinstance(counts, int):
                 claimed = size.expression if computed else plain(size)  # type: ignore[attr-defined]
+                figure = claimed.leaf if computed else None
+                if isinstance(figure, Figure) and not isinstance(counts, int) and len(counts) == figure.size:
+                    figure.passed.append(counts)
                 self.tape.claims.append(Claim(claimed, counts, reason, caller(), least))
 
     def assume(self, labels: Array, reason: str) -> None:
@@ -287,6 +293,8 @@ class Context:
 
     def leaf(self, leaf: Leaf) -> Array | None:
         """Its labels."""
+        if isinstance(leaf, Figure):
+            return leaf.passed[0] if leaf.passed else None
         if not isinstance(leaf, tuple):
             return leaf
         name, axis, _ = leaf
@@ -302,12 +310,23 @@ class Context:
     def uses(self, number: Width | Ratio) -> None:
         """The code computes with a number that it made from widths."""
         if number.log is self:
+            self._computed(number.expression)
             self.tape.uses.append(Seen(number.expression, caller()))
 
+    @staticmethod
+    def _computed(expression: Expression) -> None:
+        """A number that a module keeps is used for more than sizes: it stays as it is, as in the masked network."""
+        for leaf in expression.leaves():
+            if isinstance(leaf, Figure):
+                leaf.computed = True
+
     def compared(self, condition: Expression, outcome: bool) -> None:
+        if all(isinstance(leaf, Figure) for leaf in condition.leaves()) and _users(sys._getframe(2)):
+            self._computed(condition)
         self.tape.conditions.append(Seen(condition, caller(), outcome))
 
     def escaped(self, expression: Expression) -> None:
+        self._computed(expression)
         self.tape.escapes.append(Seen(expression, caller()))
 
 
@@ -315,15 +334,20 @@ def caller() -> str:
     """The line of the user's code that is running: the innermost frame outside torch and this package."""
     frame: Any = sys._getframe(2)
     while frame is not None:
-        file = frame.f_code.co_filename
-        short = _SHORT.get(file)
-        if short is None:
-            ours = file.startswith(_TORCH) or "secateurs/graph" in file.replace("\\", "/")
-            short = _SHORT[file] = "" if ours else file.replace("\\", "/").rpartition("/")[2]
-        if short:
+        if short := _users(frame):
             return f"{short}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
+
+
+def _users(frame: Any) -> str:
+    """The name of the file that a frame is in, if the user's code is; empty in torch and this package."""
+    file = frame.f_code.co_filename
+    short = _SHORT.get(file)
+    if short is None:
+        ours = file.startswith(_TORCH) or "secateurs/graph" in file.replace("\\", "/")
+        short = _SHORT[file] = "" if ours else file.replace("\\", "/").rpartition("/")[2]
+    return short
 
 
 _SHORT: dict[str, str] = {}  # the file names of paths, empty for torch's and this package's own

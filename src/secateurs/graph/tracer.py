@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from secateurs.graph import attributes, rules, shapes
 from secateurs.graph.context import Context, caller
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.recorder import Recorder
-from secateurs.graph.tape import Labels
+from secateurs.graph.tape import Array, Labels
 from secateurs.graph.widths import width
 
 _NONE: Labels = {}
@@ -92,16 +92,45 @@ class Tracer(Context, TorchDispatchMode):
                 self._assign(x, one, live)
 
     def note_weightless(self, path: str, module: nn.Module, args: Any) -> None:
-        """Note the channels that a module without tensors gets: a forward pre-hook."""
+        """Note the channels that a norm without tensors gets: a forward pre-hook."""
         x = args[0] if args else None
         if isinstance(x, Tensor) and self.counting:
             labels, shape = self.labels(x), tuple(x.shape)
             axes = attributes.weight_axes(module, shape, labels)
-            self.tape.weightless[path] = tuple(labels[a] if a in labels else shape[a] for a in axes)
-            weight, size = f"{path}.weight" if path else "weight", tuple(shape[a] for a in axes)
-            sized = tuple(width(shape[a], labels[a], self) if a in labels else shape[a] for a in axes)
-            for (_, name), value in attributes.values({path: module}, {weight: size}, {weight: sized}).items():
-                module.__dict__[name] = value
+            if axes:
+                self.tape.weights[path] = {"weight": self._axes(x, axes)}
+                size = tuple(shape[a] for a in axes)
+                sized = tuple(width(shape[a], labels[a], self) if a in labels else shape[a] for a in axes)
+                module.__dict__.update(attributes.figures(module, {"weight": size}, {"weight": sized}))
+
+    def note_through(self, path: str, _: nn.Module, args: Any, out: Any) -> None:
+        """Note the channels that go into a module and come out: a forward hook."""
+        for tree, found in zip((args, out), self.tape.through.setdefault(path, ([], [])), strict=True):
+            for x in pytree.tree_leaves(tree):
+                if isinstance(x, Tensor):
+                    found += self.labels(x).values()
+
+    def note_weights(self) -> None:
+        """Note the axes of the tensors that modules computed with. In the end, since a hook or a parametrization may make
+        them of several parameters."""
+        counting, point = self.counting, self.tape.savepoint()
+        self.counting = False
+        for path, module in self._modules.items():
+            for leaf, x in attributes.own_tensors(module).items():
+                if (id(x) in self._params or id(x) not in self._names) and self.labels(x):
+                    self.tape.weights.setdefault(path, {})[leaf] = self._axes(x, range(x.ndim))
+            for leaf in attributes.parametrized(module):
+                originals = module.parametrizations[leaf].parameters()  # type: ignore[index,union-attr]
+                if any(id(p) in self._params for p in originals):
+                    with self, suppress(Exception):
+                        x = getattr(module, leaf)
+                        self.tape.weights.setdefault(path, {})[leaf] = self._axes(x, range(x.ndim))
+        self.counting = counting
+        self.tape.rollback(point)
+
+    def _axes(self, x: Tensor, axes: Iterable[int]) -> tuple[int | Array, ...]:
+        labels = self.labels(x)
+        return tuple(labels[a] if a in labels else x.shape[a] for a in axes)
 
     def enter(self, x: Tensor) -> None:
         """Mark x as an input of the model."""

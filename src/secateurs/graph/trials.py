@@ -74,9 +74,9 @@ class Trial:
             if not alive.all():
                 kept.setdefault(axis.param, {})[axis.axis] = np.flatnonzero(alive)
         cut = {n: self._sliced(self.runs.named[n], axes) for n, axes in kept.items()}
-        weightless = grouping.weightless(lambda labels: int((~self.dead[labels]).sum()))
+        rewrites = grouping.owners.rewrites(lambda labels: len(labels) - int(np.count_nonzero(self.dead[labels])))
         try:
-            self.runs.run(KnownLabels(self._alone), cut, known, weightless, tape=self._tape, follow=self._follow)
+            self.runs.run(KnownLabels(self._alone), cut, known, rewrites, tape=self._tape, follow=self._follow)
             if self._at < len(self._expected) and not self._tape.dynamic:
                 raise Divergence(DEPENDS, "", [])
         except (

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from secateurs.graph.figures import Figure
+
 Array = np.ndarray
-Leaf = (
-    Array | tuple[str, int, int]
-)  # the labels that are counted; or a parameter, the axis whose labels are, and its size
+# The labels that are counted; or a parameter, the axis whose labels are, and its size; or a number that a module keeps.
+Leaf = Array | tuple[str, int, int] | Figure
 
 
 @dataclass(frozen=True, eq=False)
