@@ -194,14 +194,12 @@ def prune(
             history.append(done.record())
             report(str(done))
             calibrated = _figures(cost, small, source, objective)
-    after = calibrated
     for name, recipe in steps:
         history += recovery.recover(
             small, source, recipe, plan=plan, teacher=original, example_inputs=example_inputs, nodes=selection.nodes,
             seed=seed, resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
-    if steps:
-        after = _figures(cost, small, source, objective)
+    after = _figures(cost, small, source, objective) if steps else calibrated
     placement.restore(small)
     if plan.stripes:
         tune(small, placement.restored_inputs(example_inputs))
@@ -213,7 +211,8 @@ def prune(
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
     remember(small, after_cut(UNKNOWN if origin is None else origin, plan))
-    return Result(small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record())
+    told = graph.warnings + graph.stale(plan.groups)
+    return Result(small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record(), told)
 
 
 def attach(
