@@ -177,9 +177,12 @@ class Context:
         if axis in self.labels(w):
             self.space.mark(self.labels(w)[axis], CONSUMED)
 
-    def cost(self, *factors: int | Array, kernel: Tensor | None = None) -> None:
-        """Add the product of these factors to the multiply-accumulates. kernel: the weight, if the op is a convolution."""
+    def cost(self, *factors: int | Array, kernel: Tensor | None = None, vanishing: int | Array = 0) -> None:
+        """Add the product of these factors to the multiply-accumulates. kernel: the weight, if the op is a convolution.
+        vanishing: the factor of them without which there is no product: where it is 1, the op multiplies elementwise."""
         if self.counting:
+            if isinstance(vanishing, np.ndarray):
+                self.tape.vanishing[len(self.tape.costs)] = vanishing
             if kernel is not None and id(kernel) in self._names:
                 self.tape.kernels[len(self.tape.costs)] = self._names[id(kernel)]
             coefficient = 1

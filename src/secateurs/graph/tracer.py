@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from secateurs.graph import attributes, numbers, rules, shapes
 from secateurs.graph.context import NO_CALL, Context, caller
@@ -66,6 +66,11 @@ class Tracer(Context, TorchDispatchMode):
         elif live:
             self._assign(out, _NONE, live)
         return out
+
+    def whole(self, op: Any, args: Any, kwargs: Any) -> Any:
+        """Follow an op as one that would be dispatched as many."""
+        with _pop_mode_temporarily():
+            return self.__torch_dispatch__(op, (), args, kwargs)
 
     def _note(self, kind: int, args: Any, kwargs: Any) -> None:
         if kind == numbers.RANDOM:
@@ -125,7 +130,8 @@ class Calls(TorchFunctionMode):
             self.tracer.call = (func, args, kwargs or {})
             if func in numbers.MADE:
                 self.tracer.note_number(func, numbers.written(*args, **(kwargs or {})))
-        out = func(*args, **(kwargs or {}))
+        op = rules.recurrent.whole(func, args)
+        out = func(*args, **(kwargs or {})) if op is None else self.tracer.whole(op, args, kwargs)
         self.tracer.call = NO_CALL
         return out
 

@@ -150,3 +150,6 @@ def _sliced_state(value: Any, p: Tensor, axes: Mapping[int, Kept], name: str, ke
 def _rewrite(model: nn.Module, attributes: Mapping[tuple[str, str], Any]) -> None:
     for (name, attribute), value in attributes.items():
         setattr(model.get_submodule(name), attribute, value)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):  # which also keeps its weights in a list, as one block of memory on GPUs
+            module._init_flat_weights()

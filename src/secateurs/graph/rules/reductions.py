@@ -64,7 +64,7 @@ def along(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return [kept] * len(t.out) if isinstance(t.out, tuple | list) else kept
 
 
-@rule(aten._softmax, aten._log_softmax, aten.softmax, aten.log_softmax)
+@rule(aten._softmax, aten._log_softmax, aten.softmax, aten.log_softmax, aten._safe_softmax)
 def softmax(t: Context, x: Tensor, dim: int, *_: Any, **__: Any) -> Labels:
     labels = t.labels(x)
     if dim % x.ndim in labels:
