@@ -33,6 +33,7 @@ class Result:
     error: float  # relative difference between the sliced and the masked network
     method: Method
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
+    warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
     source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
 
     def __repr__(self) -> str:
@@ -64,6 +65,7 @@ class Result:
             "calibrated": asdict(self.calibrated),
             "after": asdict(self.after),
             "error": self.error,
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
             "stripes": summary(self.plan),
             "history": self.history,
             "versions": {

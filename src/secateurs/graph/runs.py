@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.errors import TraceError
+from secateurs.graph import figures
 from secateurs.graph.attributes import weightless
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.flow import Flow
@@ -68,7 +69,7 @@ class Runs:
     def _follow(self) -> Grouping:
         space = LabelSpace()
         tape = self.run(space, {}, record=True)
-        return Grouping(tape, space.solve())
+        return Grouping(tape, space.solve(), self.modules)
 
     def _flow(self) -> Flow:
         recorder = self.run(KnownLabels(), {}, {}, record=True).recorder
@@ -92,24 +93,34 @@ class Runs:
         tracer = Tracer(space, names, self.modules, self.choices, known)
         with swapped(self.modules, replaced, attributes):
             if isinstance(space, LabelSpace):
-                self._watch_weightless(tracer)
+                self._watch(tracer)
             if record:
                 tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
             self._pass(tracer, inputs)
             tracer.recorder = None
             if isinstance(space, LabelSpace):
+                tracer.note_weights()
                 idle = self.params.keys() - {a.param for a in tracer.tape.axes}
                 if any(max(self.shapes[n], default=1) > 1 for n in idle):
                     self._training_pass(tracer, space, inputs)
         return tracer.tape
 
-    def _watch_weightless(self, tracer: Tracer) -> None:
-        """Have the channels of modules without tensors noted. Their hooks are restored with their other attributes."""
+    def _watch(self, tracer: Tracer) -> None:
+        """Have noted what modules get whose attributes repeat widths, beside their tensors or without any. Their attributes are
+        restored, and their hooks with them."""
         for path, module in self.modules.items():
             if weightless(module):
                 hook = partial(tracer.note_weightless, path)
                 own = module.__dict__
                 own["_forward_pre_hooks"] = OrderedDict([(id(tracer), hook), *own["_forward_pre_hooks"].items()])
+        tracer.tape.figures = figures.of(self.modules)
+        for figure in tracer.tape.figures:
+            module = self.modules[figure.module]
+            module.__dict__[figure.attribute] = figure.watched()
+            inside = [(p, m) for p, m in figures.steps(figure.module, module) if m._modules]
+            for path, watched in [(figure.module, module), *inside]:
+                hook, own = partial(tracer.note_through, path), watched.__dict__
+                own["_forward_hooks"] = OrderedDict([*own["_forward_hooks"].items(), (id(tracer), hook)])
 
     def _standin(self, tensor: Tensor) -> Tensor:
         """What replaces a parameter or buffer in a run. Forward passes may write to buffers, so those are copies."""
@@ -139,6 +150,7 @@ class Runs:
             m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
         try:
             self._pass(tracer, inputs)
+            tracer.note_weights()
         except Exception:  # for example a forward that needs targets, which an inference graph does not cover
             space.rollback(point)
             del tracer.tape.axes[axes:]
