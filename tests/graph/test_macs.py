@@ -119,6 +119,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "tensordot": lambda: after(
         lambda s, y: torch.tensordot(tokens(y), s.w, ([2], [0])).mean(1), 8, 6, w=nn.Parameter(torch.randn(8, 6))
     ),
+    "bilinear": lambda: after(
+        lambda s, y: s.b(y.mean((2, 3)), s.d(y).mean((2, 3))), 8, 6, d=nn.Conv2d(8, 7, 1), b=nn.Bilinear(8, 7, 6)
+    ),
     "products of activations": lambda: after(
         by_hand, 8, 6, q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 6), bias=nn.Parameter(torch.randn(1, 16, 16))
     ),

@@ -27,7 +27,7 @@ class Cost:
 
 def count(model: nn.Module, example_inputs: Any) -> Cost:
     """The cost of a model: the multiply-accumulates of one forward pass in eval mode, and its parameters. The former are half
-    the count of `FlopCounterMode`, with two kinds of ops that it does not know: recurrent layers, and attention on CPUs."""
+    the count of `FlopCounterMode`, plus what it does not know: recurrent and bilinear layers, and attention on CPUs."""
     check_model(model)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products from the counter

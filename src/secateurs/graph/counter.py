@@ -6,6 +6,7 @@ import math
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateurs.graph.rules.registry import present
@@ -32,6 +33,11 @@ def recurrent_with_state(x: Shape, state: Any, weights: list[Shape], *_: Any, **
     return recurrent(x, weights)
 
 
+def bilinear(x: Shape, w: Shape, *_: Any, **__: Any) -> int:
+    """x: (N, I), w: (O, I, J)."""
+    return 2 * x[0] * math.prod(w)
+
+
 FORMULAS = {
     **dict.fromkeys(
         present(
@@ -39,10 +45,22 @@ FORMULAS = {
             "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
             "_scaled_dot_product_fused_attention_overrideable",
         ), attention),
+    **dict.fromkeys(present("_trilinear"), bilinear),
     **dict.fromkeys(present("mkldnn_rnn_layer"), recurrent_layer),
     **dict.fromkeys(present("_cudnn_rnn", "miopen_rnn"), recurrent),
     **dict.fromkeys(present("_lstm_mps"), recurrent_with_state),
 }  # fmt: skip
+
+
+def deformable(x: Shape, w: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
+    """w: (O, C / groups, *kernel), out_shape: (N, O, *spatial)."""
+    return 2 * math.prod(out_shape) * math.prod(w[1:])
+
+
+def _torchvision() -> dict[Any, Any]:
+    """Its ops exist only once it has been imported."""
+    found = getattr(torch.ops.torchvision, "deform_conv2d", None)
+    return {} if found is None else {found: deformable}
 
 
 class _Everything(nullcontext[None]):
@@ -56,7 +74,7 @@ class MacCounter(FlopCounterMode):
     """`with MacCounter() as counter: model(x)`, then `counter.macs`."""
 
     def __init__(self) -> None:
-        super().__init__(display=False, custom_mapping=FORMULAS)
+        super().__init__(display=False, custom_mapping={**FORMULAS, **_torchvision()})
         self.mod_tracker: Any = _Everything()
 
     @property

@@ -7,18 +7,19 @@ outputs. None means that the output carries no channels.
 """
 
 # Importing the families registers their rules.
-from secateurs.graph.rules import attention, contractions, movement, pointwise, recurrent, reductions
+from secateurs.graph.rules import (
+    attention,
+    contractions,
+    detection,
+    indexing,
+    movement,
+    pointwise,
+    recurrent,
+    reductions,
+)
 from secateurs.graph.rules.registry import Rule, find, register_rule, rule
 
 __all__ = [
-    "Rule",
-    "attention",
-    "contractions",
-    "find",
-    "movement",
-    "pointwise",
-    "recurrent",
-    "reductions",
-    "register_rule",
-    "rule",
-]
+    "Rule", "attention", "contractions", "detection", "find", "indexing", "movement", "pointwise", "recurrent", "reductions",
+    "register_rule", "rule",
+]  # fmt: skip

@@ -169,3 +169,22 @@ def mv(t: Context, a: Tensor, v: Tensor) -> Labels:
 def dot(t: Context, a: Tensor, b: Tensor) -> None:
     t.unify(t.axis(a, 0), b)
     t.inexact(t.axis(a, 0), f"{t.op_name} sums over it")
+
+
+@rule(aten._trilinear, counts_macs=True)
+def bilinear(
+    t: Context, x: Tensor, w: Tensor, y: Tensor, expand_x: Any, expand_w: Any, expand_y: Any, summed: Any, *_: Any
+) -> Labels:
+    """x: (N, I), w: (O, I, J), y: (N, J) → (N, O): a bilinear layer."""
+    if (list(expand_x), list(expand_w), list(expand_y), list(summed)) != ([1, 3], [0], [1, 2], [2, 3]):
+        for operand in (x, w, y):
+            t.freeze(t.labels(operand), f"{t.op_name} sums over axes in a way that is not followed")
+        return {}
+    for operand, axis in ((x, 1), (y, 2)):
+        t.unify(t.axis(operand, 1), t.axis(w, axis))
+        t.consume(w, axis)
+    t.produce(w, 0)
+    if 0 in t.labels(x) or 0 in t.labels(y):
+        t.unify(t.axis(x, 0), t.axis(y, 0))
+    t.cost(t.width(x, 0), *(t.width(w, a) for a in range(3)))
+    return {**{a: v for a, v in t.labels(x).items() if a == 0}, 1: t.axis(w, 0)}
