@@ -492,3 +492,12 @@ def test_what_is_tied_is_saved_and_loaded_as_such(groups: int, tmp_path: Path) -
     assert again[2].weight is again[4].weight
     assert disagreements(again) == []
     assert torch.equal(again(image()), result.model.eval()(image()))
+
+
+def test_reasons_name_the_layer_where_the_code_only_lines_layers_up() -> None:
+    graph = trace(
+        nn.Sequential(conv(3, 8), nn.Unflatten(1, (4, 2)), nn.Flatten(1, 2), conv(8, 6), head(6)).eval(), image()
+    )
+    reason = graph["0"].reason
+    assert reason is not None
+    assert reason.place == "in layer 1"

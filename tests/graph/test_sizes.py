@@ -76,7 +76,7 @@ KEEPS: dict[str, tuple[Change, str]] = {
         lambda s, y: y.view(2, 8, int(144 + 0 * y.shape[1])).relu().view(2, -1, 12, 12),
         "",
     ),
-    "an attribute of the user's own": (lambda s, y: y.view(2, s.channels, 144).relu().view(2, -1, 12, 12), SIZE),
+    "an attribute of the user's own": (lambda s, y: y.view(2, s.number, 144).relu().view(2, -1, 12, 12), SIZE),
     "odd or even": (lambda s, y: y.tanh() if y.shape[1] % 2 else y.relu(), claims.DEPENDS),
     "few": (lambda s, y: y.tanh() if y.shape[1] < 4 else y.relu(), claims.DEPENDS),
     "one number": (lambda s, y: y.tanh() if y.shape[1] == 6 else y.relu(), claims.DEPENDS),
@@ -107,7 +107,7 @@ def chain(*changes: Change) -> nn.Module:
     layers = nn.ModuleList(conv(3 if i == 0 else 8, 8) for i in range(len(changes)))
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight)
-    parts = {"last": conv(8, 6), "h": head(6), "map": nn.Parameter(torch.rand(1, 1, 12, 12)), "channels": 8}
+    parts = {"last": conv(8, 6), "h": head(6), "map": nn.Parameter(torch.rand(1, 1, 12, 12)), "number": 8}
     return Net(run, layers=layers, **parts).eval()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from secateurs.graph import sizes
-from secateurs.graph.context import NO_CALL, Context, caller
+from secateurs.graph.context import NO_CALL, Context
 from secateurs.graph.rules import recurrent
 from secateurs.graph.tape import Array, Called
 from secateurs.graph.tracer import Tracer
@@ -48,7 +48,7 @@ class Calls(TorchFunctionMode):
         try:
             out = func(*args, **kwargs) if op is None else t.whole(op, args, kwargs)
         except Exception:
-            t.tape.failed = operands(t, args, kwargs), caller()
+            t.tape.failed = operands(t, args, kwargs), t.where()
             raise
         finally:
             t.call, t.reads_sizes = NO_CALL, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ Call = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, arguments
 NO_CALL: Call = None, (), {}
 _CALL = nn.Module._call_impl.__code__
 _TORCH = torch.__path__[0] + os.sep
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_NETWORKS = tuple(f"{_PACKAGE}{name}{os.sep}" for name in ("zoo", "testing"))  # their code is like the user's
 
 
 class Context:
@@ -128,7 +131,7 @@ class Context:
     def couple(self, pieces: Array) -> None:
         """The k-th channels of all pieces are one channel.  pieces: (pieces, channels)"""
         if pieces.shape[0] > 1:
-            self.tape.couplings.append((pieces, f"{self.op_name} ({caller()})"))
+            self.tape.couplings.append((pieces, f"{self.op_name} ({self.where()})"))
             self.space.unify(
                 np.tile(pieces[0], len(pieces) - 1),
                 pieces[1:].ravel(),
@@ -217,12 +220,12 @@ class Context:
                 figure = claimed.leaf if computed else None
                 if isinstance(figure, Figure) and not isinstance(counts, int) and len(counts) == figure.size:
                     figure.passed.append(counts)
-                self.tape.claims.append(Claim(claimed, counts, reason, caller(), least))
+                self.tape.claims.append(Claim(claimed, counts, reason, self.where(), least))
 
     def assume(self, labels: Array, reason: str) -> None:
         """Assume that the code computes a number from the shape; a trial of a cut network will verify it."""
         if self._known is None:
-            self.tape.claims.append(Claim(None, labels, reason, caller()))
+            self.tape.claims.append(Claim(None, labels, reason, self.where()))
 
     def choose(self, options: int, labels: Array, reason: str) -> int | None:
         """Choose one of several interpretations of the code: the next one that no trial has refuted, None after the last."""
@@ -263,6 +266,13 @@ class Context:
             frame = frame.f_back
         return ""
 
+    def where(self) -> str:
+        """The line of the user's code that is running; if that only lines up layers, as nn.Sequential does, the layer."""
+        if line := caller():
+            return line
+        path = self._path()
+        return f"in layer {path}" if path else ""
+
     # -- widths in the user's code -----------------------------------------------------------------------------
 
     def size(self, x: Tensor) -> torch.Size:
@@ -270,7 +280,7 @@ class Context:
         shape, labels = x.shape, self.labels(x)
         if not labels:
             return shape
-        where = caller()
+        where = self.where()
         sizes: list[int] = []
         for axis, n in enumerate(shape):
             if axis in labels:
@@ -319,7 +329,7 @@ class Context:
         """The code computes with a number that it made from widths."""
         if number.log is self:
             self._computed(number.expression)
-            self.tape.uses.append(Seen(number.expression, caller()))
+            self.tape.uses.append(Seen(number.expression, self.where()))
 
     @staticmethod
     def _computed(expression: Expression) -> None:
@@ -331,21 +341,22 @@ class Context:
     def compared(self, condition: Expression, outcome: bool) -> None:
         if all(isinstance(leaf, Figure) for leaf in condition.leaves()) and _users(sys._getframe(2)):
             self._computed(condition)
-        self.tape.conditions.append(Seen(condition, caller(), outcome))
+        self.tape.conditions.append(Seen(condition, self.where(), outcome))
 
     def escaped(self, expression: Expression) -> None:
         self._computed(expression)
-        self.tape.escapes.append(Seen(expression, caller()))
+        self.tape.escapes.append(Seen(expression, self.where()))
 
 
 def caller() -> str:
-    """The line of the user's code that is running: the innermost frame outside torch and this package."""
+    """The line of the user's code that is running: the innermost frame outside torch and this package. Empty if there
+    is none."""
     frame: Any = sys._getframe(2)
-    while frame is not None:
+    while frame is not None and not (frame.f_code.co_name == "_pass" and frame.f_code.co_filename.startswith(_PACKAGE)):
         if short := _users(frame):
             return f"{short}:{frame.f_lineno}"
         frame = frame.f_back
-    return "?"
+    return ""
 
 
 def _users(frame: Any) -> str:
@@ -353,7 +364,7 @@ def _users(frame: Any) -> str:
     file = frame.f_code.co_filename
     short = _SHORT.get(file)
     if short is None:
-        ours = file.startswith(_TORCH) or "secateurs/graph" in file.replace("\\", "/")
+        ours = file.startswith((_TORCH, _PACKAGE)) and not file.startswith(_NETWORKS)
         short = _SHORT[file] = "" if ours else file.replace("\\", "/").rpartition("/")[2]
     return short
 

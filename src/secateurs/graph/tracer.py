@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from secateurs.graph import attributes, rules, shapes
-from secateurs.graph.context import Context, caller
+from secateurs.graph.context import Context
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.recorder import Recorder
 from secateurs.graph.tape import Array, Labels
@@ -56,7 +56,7 @@ class Tracer(Context, TorchDispatchMode):
         if self.counting and (unusual := _unusual(func)):
             self.tape.dynamic = self.tape.dynamic or _DYNAMIC in unusual
             if _RANDOM in unusual:
-                self.tape.random.append(f"{caller()} ({self.op_name})")
+                self.tape.random.append(f"{self.where()} ({self.op_name})")
         rule = rules.find(func)
         if labeled or (rule is not None and rule.counts_macs):
             if rule is not None:

@@ -17,7 +17,7 @@ from secateurs.graph.grouping import Grouping
 from secateurs.graph.labels import CONSUMED, KnownLabels, Mismatch
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.runs import Runs
-from secateurs.graph.tape import Array, Called, Labels, Tape
+from secateurs.graph.tape import Array, Axis, Called, Labels, Tape
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class Trial:
         if failure is None or self.runs.meta:
             return failure
         # What depends on values is compared with the masked network, whose values are the same.
-        root, axes, twin = self.grouping.classes.root, self.grouping.tape.axes, Tape()
-        self.runs.run(KnownLabels(), self._masked(), {(a.param, a.axis): root[a.labels] for a in axes}, tape=twin)
+        root, twin = self.grouping.classes.root, Tape()
+        whole = {(a.param, a.axis): root[a.labels] for a in self.grouping.tape.axes if self._channels(a)}
+        self.runs.run(KnownLabels(), self._masked(), whole, tape=twin)
         return self._run(twin.calls)
 
     def _run(self, expected: list[Called]) -> Failure | None:
@@ -70,7 +71,8 @@ class Trial:
         kept: dict[str, dict[int, Array]] = {}
         for axis in tape.axes:
             alive = ~self.dead[axis.labels]
-            known[axis.param, axis.axis] = grouping.classes.root[axis.labels[alive]]
+            if self._channels(axis):
+                known[axis.param, axis.axis] = grouping.classes.root[axis.labels[alive]]
             if not alive.all():
                 kept.setdefault(axis.param, {})[axis.axis] = np.flatnonzero(alive)
         cut = {n: self._sliced(self.runs.named[n], axes) for n, axes in kept.items()}
@@ -84,6 +86,11 @@ class Trial:
         ) as error:  # a Mismatch, or whatever the user's code raises on shapes that it was not written for
             return self._blamed(error)
         return None
+
+    def _channels(self, axis: Axis) -> bool:
+        """Whether these are channels. If no layer produces them, they are positions: their labels, many of them one, would only
+        hide the channels beside them."""
+        return bool((self.grouping.of_label[axis.labels] >= 0).any())
 
     # -- the run beside the record -------------------------------------------------------------------------------------
 
