@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from secateurs.graph import attributes, rules, shapes
 from secateurs.graph.context import Context
@@ -70,6 +70,11 @@ class Tracer(Context, TorchDispatchMode):
         elif live:
             self._assign(out, _NONE, live)
         return out
+
+    def whole(self, op: Any, args: Any, kwargs: Any) -> Any:
+        """Follow an op as one that would be dispatched as many."""
+        with _pop_mode_temporarily():
+            return self.__torch_dispatch__(op, (), args, kwargs)
 
     def _unknown(self, *args: Any, **kwargs: Any) -> None:
         """Freeze the operands of an op without a rule."""
