@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WHAT = {
     "cli": "parses and renders, a file for each command",
     "testing": "the conformance suite",
-    "integrations": "Lightning, transformers",
+    "integrations": "Lightning, transformers, Ultralytics",
     "api": "the Python interface",
     "runs": "preflight, stages, folder, resume",
     "result": "what prune returns",
