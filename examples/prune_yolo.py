@@ -22,7 +22,7 @@ os.environ.setdefault("YOLO_OFFLINE", "true")  # no weights, fonts or updates
 from ultralytics import YOLO
 
 import secateurs as sc
-from secateurs.integrations.ultralytics import trainer
+from secateurs.integrations.ultralytics import align, trainer
 
 SHAPES = ("square", "disk", "triangle")
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> sc.Result:
 
     inputs = torch.zeros(1, 3, args.size, args.size)
     result = sc.prune(yolo.model, inputs, "l1", sc.Budget(macs=0.5), scope="all")
-    yolo.model = result.model
+    yolo.model = align(result.model)
 
     small = yolo.train(trainer=trainer(yolo), name="small", **options)  # the one line: trainer=trainer(yolo)
 

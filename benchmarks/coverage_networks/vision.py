@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import re
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from torch import nn
 
 from coverage_networks.network import Built, Network, attribute, images, of
 from secateurs.zoo import vision
@@ -54,57 +52,17 @@ def torchvision() -> list[Network]:
     ]
 
 
-PLAIN_TRANSFORMERS = {
-    "beit", "deepseek_vit", "deit", "eva", "gemma4_vit", "naflexvit", "qwen3_vit", "vision_transformer",
-    "vision_transformer_relpos", "vision_transformer_sam",
-}  # fmt: skip
-SIZES = {
-    "atto", "zepto", "femto", "pico", "nano", "tiny", "mini", "micro", "small", "medium", "base", "large", "huge", "giant",
-    "gigantic", "enormous", "xtiny", "xxtiny", "xsmall", "xlarge", "xxlarge", "s", "m", "l", "xl", "xxl", "b", "h", "t", "ti",
-    "g", "so", "plus", "little", "lite",
-}  # fmt: skip
-
-
-def timm_family(name: str, module: str) -> tuple[str, str]:
-    """Its module, and its name without sizes; plain vision transformers are one family per module."""
-    if module in PLAIN_TRANSFORMERS:
-        return module, ""
-    words = []
-    for part in name.split("_"):
-        stem = part if re.match(r"(cs3|halo2|res2|sam2)", part) else re.match(r"[a-z]*(?:(?<=v)\d)?", part)[0]  # type: ignore[index]
-        stem = re.sub(r"^(res2ne[x]?t)\d+d?$", r"\1", stem)
-        if stem and stem not in SIZES and (len(stem) > 2 or not words):
-            words.append(stem)
-    return module, "_".join(words)
-
-
 def timm() -> list[Network]:
-    """The smallest network of every family, smallest first."""
+    """The smallest network of every family of timm, smallest first; timm.txt names them."""
     library = vision.timm()
-    registry = importlib.import_module("timm.models._registry")._model_to_module
-    smallest: dict[tuple[str, str], tuple[int, str]] = {}
-    for name in library.list_models():
-        if name.startswith("test_"):
-            continue
-        family = timm_family(name, registry[name])
-        size = weight(lambda name=name: library.create_model(name, pretrained=False))
-        smallest[family] = min(smallest.get(family, (size, name)), (size, name))
 
     def build(name: str) -> Built:
         network = library.create_model(name, pretrained=False)
         channels, *size = network.pretrained_cfg["input_size"]
         return network, torch.randn(1, channels, *size)
 
-    return [Network("timm", name, lambda name=name: build(name)) for _, name in sorted(smallest.values())]
-
-
-def weight(build: Callable[[], nn.Module]) -> int:
-    """The number of parameters, without drawing them; large where it cannot be told."""
-    try:
-        with torch.device("meta"):
-            return sum(p.numel() for p in build().parameters())
-    except Exception:  # some read the values that they make
-        return 1 << 40
+    names = [line for line in Path(__file__).with_name("timm.txt").read_text().splitlines() if not line.startswith("#")]
+    return [Network("timm", name, lambda name=name: build(name)) for name in names]
 
 
 SEGMENTERS = (

@@ -12,7 +12,7 @@ import torch
 import secateurs as sc
 
 try:
-    from secateurs.integrations.ultralytics import trainer
+    from secateurs.integrations.ultralytics import align, trainer
 except sc.ConfigError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -90,6 +90,17 @@ def test_other_weights_are_refused(options: dict[str, Any]) -> None:
     yolo = pruned()
     with pytest.raises(sc.ConfigError, match="pretrained=False asks for other weights"):
         yolo.train(trainer=trainer(yolo), pretrained=False, **options)
+
+
+def test_exports_split_where_inference_does() -> None:
+    network = align(pruned().model).eval()
+    blocks = [m for m in network.modules() if hasattr(m, "forward_split")]
+    assert len({b.c for b in blocks}) > 2
+    with torch.no_grad():
+        due = network(X)[0]
+        for block in blocks:
+            block.forward = block.forward_split  # as the exporter does
+        assert torch.equal(network(X)[0], due)
 
 
 def test_only_networks_of_ultralytics() -> None:

@@ -18,10 +18,23 @@ except (ImportError, SpecError) as error:
     raise ConfigError("This trainer needs Ultralytics. Run: pip install 'secateurs[ultralytics]'") from error
 
 
+def align(network: nn.Module) -> nn.Module:
+    """Set, in place, the numbers that blocks of Ultralytics keep of their own, and return the network.
+
+    C2f and its relatives halve their channels with `chunk` in training and inference, but by `self.c` in exports
+    (`forward_split`), and no trace sees that. Call it on what `sc.prune` and `sc.load` return; `trainer` does.
+    """
+    block: Any
+    for block in network.modules():
+        if hasattr(block, "forward_split") and isinstance(getattr(block, "c", None), int):
+            block.c = block.cv1.conv.out_channels // 2
+    return network
+
+
 def trainer(yolo: Model) -> type[BaseTrainer]:
     """The trainer of this model's task, training the network that the model holds now:
 
-        yolo.model = sc.prune(yolo.model, inputs, "l1", sc.Budget(macs=0.5)).model
+        yolo.model = align(sc.prune(yolo.model, inputs, "l1", sc.Budget(macs=0.5)).model)
         yolo.train(trainer=trainer(yolo), data="shapes.yaml", epochs=10)
 
     Ultralytics' trainers build a network from its YAML file and copy the weights that fit, so that a pruned network would
@@ -39,7 +52,7 @@ def trainer(yolo: Model) -> type[BaseTrainer]:
         raise ConfigError(
             f"{found!r} is not a network of Ultralytics: pass a YOLO(…) or RTDETR(…) that holds a network."
         )
-    network, base = yolo.model, yolo._smart_load("trainer")
+    network, base = align(yolo.model), yolo._smart_load("trainer")
 
     class Trainer(base):  # type: ignore[misc, valid-type]
         __doc__ = base.__doc__
