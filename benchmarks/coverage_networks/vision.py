@@ -21,7 +21,7 @@ CLIPS = {"s3d": (16, 224), "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}  # fr
 
 
 def torchvision() -> list[Network]:
-    """Every model of torchvision but the quantized ones, which have the networks of others."""
+    """Every model of torchvision, smallest first, but the quantized ones, which have the networks of others."""
     models = vision.torchvision().models
 
     def plain(name: str) -> Built:
@@ -45,11 +45,10 @@ def torchvision() -> list[Network]:
         return models.get_model(name, weights=None), (images(128), images(128), 3)
 
     kinds = {"": plain, "segmentation": segmenter, "detection": detector, "video": clip, "optical_flow": flow}
-    return [
-        Network("torchvision", name, lambda name=name, build=build: build(name))
-        for kind, build in kinds.items()
-        for name in models.list_models(getattr(models, kind) if kind else models)
-    ]
+    modules = {kind: getattr(models, kind) if kind else models for kind in kinds}
+    named = [(name, build) for kind, build in kinds.items() for name in models.list_models(modules[kind])]
+    named.sort(key=lambda item: next(iter(models.get_model_weights(item[0]))).meta["num_params"])
+    return [Network("torchvision", name, lambda name=name, build=build: build(name)) for name, build in named]
 
 
 def timm() -> list[Network]:
