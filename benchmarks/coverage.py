@@ -9,7 +9,7 @@
 
 A row holds: how many channel groups can be cut; the share of the MACs that goes when each of them keeps one channel; the
 difference between the sliced and the masked network after a random 40% of all their channels are cut, with random batch-norm
-statistics; whether the cost from the graph is the counted one; CPU time of a trace over that of a forward; the reasons.
+statistics; whether the cost from the graph is the counted one; CPU time of a trace over that of a forward, after a first one of each; the reasons.
 
 Rows are JSON files in --out, one per network; what is there is not run again. A process that crashes, runs out of memory or
 exceeds its CPU time is a row, too. Networks have random weights: nothing is downloaded.
@@ -88,10 +88,14 @@ def measure(network: Network, row: Row) -> None:
         return
     try:
         row.update(step="trace")
+        first = sc.trace(model, inputs)
         start = time.process_time()
         graph = sc.trace(model, inputs)
         seconds = time.process_time() - start
         row.update(step="groups", forward_ms=1e3 * forward, trace_ms=1e3 * seconds, **groups(graph))
+        if summary(first) != summary(graph):
+            row.update(status="ambiguous", error="two traces found different groups")
+            return
         keep = draw(graph)
         plan, cut = graph.plan(keep), graph.cost({name: len(kept) for name, kept in keep.items()})
         row.update(step="verify", left=cut.macs / max(graph.cost().macs, 1))
@@ -140,6 +144,10 @@ def draw(graph: sc.ChannelGraph) -> dict[str, list[int]]:
         g.name: sorted(rng.permutation(g.size)[: max(1, round((1 - CUT) * g.size))].tolist())
         for g in graph.groups if g.prunable
     }  # fmt: skip
+
+
+def summary(graph: sc.ChannelGraph) -> list[tuple[str, int, bool]]:
+    return [(g.name, g.size, g.prunable) for g in graph.groups]
 
 
 def groups(graph: sc.ChannelGraph) -> Record:

@@ -46,7 +46,7 @@ def summary(rows: dict[str, list[Record]], peers: dict[tuple[str, str], Record])
     for family, found in {**rows, "all": list(chain(*rows.values()))}.items():
         here = built(found)
         counted = [sum(r["status"] in kinds for r in here) for kinds in (
-            ("ok",), ("mismatch", "cost differs"), ("crash", "memory"), ("hang",), ("refused",),
+            ("ok",), ("mismatch", "cost differs", "ambiguous"), ("crash", "memory"), ("hang",), ("refused",),
         )]  # fmt: skip
         traced = [r for r in here if "reachable" in r]
         ratios = [r["trace_ms"] / r["forward_ms"] for r in traced] or [float("nan")]
