@@ -9,8 +9,8 @@
 
 A row holds: how many channel groups can be cut; the share of the MACs that goes when each of them keeps one channel; the
 difference between the sliced and the masked network after a random 40% of all their channels are cut, with random batch-norm
-statistics; whether the cost from the graph is the counted one; CPU time of a trace over that of a forward, after a first one of each; the
-reasons.
+statistics; whether the cost from the graph is the counted one; CPU time of a trace over that of a forward, of each not
+the first; the reasons.
 
 Rows are JSON files in --out, one per network; what is there is not run again. A process that crashes, runs out of memory or
 exceeds its CPU time is a row, too. Networks have random weights: nothing is downloaded.
