@@ -315,8 +315,9 @@ def main() -> None:
     for network in chosen(args, console):
         path = folder / network.family / f"{network.name}.json"
         if path.exists() and not args.again:
-            status = json.loads(path.read_text())["status"]
-            if not (args.failed and status != "ok"):
+            known = json.loads(path.read_text())
+            finished = "wall" in known  # or this process was ended before the network's
+            if finished and not (args.failed and known["status"] != "ok"):
                 continue
         record = run(work, network, path, args.seconds, args.memory)
         console.print(line(record))
