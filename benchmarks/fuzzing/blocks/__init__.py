@@ -1,0 +1,33 @@
+"""The blocks, by family. Importing them registers them."""
+
+from fuzzing.blocks import (
+    attention,
+    convolutions,
+    gates,
+    norms,
+    parametrized,
+    recurrent,
+    residuals,
+    sharing,
+    spectral,
+    splits,
+    state,
+    training,
+    widths,
+)
+
+__all__ = [
+    "attention",
+    "convolutions",
+    "gates",
+    "norms",
+    "parametrized",
+    "recurrent",
+    "residuals",
+    "sharing",
+    "spectral",
+    "splits",
+    "state",
+    "training",
+    "widths",
+]
