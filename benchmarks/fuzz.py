@@ -1,5 +1,5 @@
-"""Random networks: each is traced, cut at random, compared with its masked twin, counted and trained for a step, and the caller's
-things must be as they were. About 130 kinds of blocks in 15 frames; the network of a seed is always the same.
+"""Random networks: each is traced, cut at random, compared with its masked twin, counted and trained for a step, and what
+is the caller's must be as it was. About 130 kinds of blocks in 15 frames; the network of a seed is always the same.
 
     python benchmarks/fuzz.py --quick
     python benchmarks/fuzz.py --n 10000 --seed 1 --out fuzz.jsonl     # stop it at any time, and run it again: it continues
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzzing.judge import FAULTS, judge
 from fuzzing.networks import network
-from fuzzing.shrink import culprit, program, shrunk
+from fuzzing.shrink import culprit, named, program, shrunk
 
 QUICK = 40
 STRIDE = 1_000_000  # networks of one --seed
@@ -49,7 +49,7 @@ def examine(seed: int, known: set[tuple[str, str]], console: Console, always: bo
     spec = network(seed)
     verdict = judge(spec)
     record: Record = {
-        "seed": seed, "blocks": [kind for kind, _ in spec.blocks], "frame": spec.frame, "groups": verdict.groups,
+        "seed": seed, "blocks": named(spec.blocks), "frame": spec.frame, "groups": verdict.groups,
         "prunable": verdict.prunable, "faults": [list(f) for f in verdict.faults], "least": {},
     }  # fmt: skip
     for fault in sorted(verdict.kinds):

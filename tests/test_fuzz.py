@@ -52,7 +52,8 @@ def test_a_seed_is_a_network(fuzzing: SimpleNamespace) -> None:
 
 def test_every_block_keeps_its_space(fuzzing: SimpleNamespace) -> None:
     for kind in fuzzing.kinds.values():
-        options = {name: values[0] for name, values in kind.options.items()}
+        inside = {name: ("Plain", {"o": 4, "k": 1, "normed": False, "act": "relu"}) for name in kind.around}
+        options = {**{name: values[0] for name, values in kind.options.items()}, **inside}
         spec = fuzzing.Spec(
             kind.dims[-1], "Chain", ((kind.name, {**({"o": 5} if "o" in kind.given else {}), **options}),), 0
         )

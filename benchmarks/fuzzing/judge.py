@@ -97,7 +97,7 @@ class Judge:
         self.model = spec.build()
         self.inputs = self.model.inputs()
         self.targets = getattr(self.model, "targets", lambda: None)()
-        self.random = any(getattr(b, "random", False) for b in self.model.blocks)
+        self.random = any(getattr(m, "random", False) for m in self.model.modules())
         self.snapshot = Snapshot(model=self.model, inputs=self.inputs)
 
     def call(self, what: str, function: Any, *args: Any, may: type[Exception] | None = None, **options: Any) -> Any:

@@ -33,12 +33,25 @@ class Kind:
         assert {*found} <= {"c", "o", "dim", "size", *self.options}, f"{self.name} has an argument that nothing gives"
         return [name for name in found if name not in self.options]
 
-    def draw(self, at: random.Random) -> dict[str, Any]:
-        drawn = {name: at.choice(values) for name, values in self.options.items()}
+    @property
+    def around(self) -> list[str]:
+        """The options that are other blocks."""
+        return [name for name, values in self.options.items() if values == ("block",)]
+
+    def draw(self, at: random.Random, dim: int) -> dict[str, Any]:
+        inner = sorted(name for name, kind in KINDS.items() if dim in kind.dims and not kind.around)
+        drawn = {
+            name: _pair(at.choice(inner), at, dim) if name in self.around else at.choice(values)
+            for name, values in self.options.items()
+        }
         return {**({"o": at.choice(WIDTHS)} if "o" in self.given else {}), **drawn}
 
 
 KINDS: dict[str, Kind] = {}
+
+
+def _pair(name: str, at: random.Random, dim: int) -> tuple[str, dict[str, Any]]:
+    return name, KINDS[name].draw(at, dim)
 
 
 def block(dims: tuple[int, ...] = (2,), **options: Sequence[Any]) -> Callable[[type[B]], type[B]]:

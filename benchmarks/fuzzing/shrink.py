@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ HEADER = {
     "dataclass": "from dataclasses import dataclass",
     "SimpleNamespace": "from types import SimpleNamespace",
     "Any": "from typing import Any",
+    "checkpoint": "from torch.utils.checkpoint import checkpoint",
     "F": "import torch.nn.functional as F",
     "Tensor": "from torch import Tensor",
     "parametrizations": "from torch.nn.utils import parametrizations",
@@ -70,6 +71,8 @@ def _smaller(spec: Spec) -> Iterator[Spec]:
     if spec.frame != "Chain":
         yield replace(spec, frame="Chain")
     for i, (kind, options) in enumerate(blocks):
+        for name in KINDS[kind].around:  # what is inside, without what is around
+            yield replace(spec, blocks=(*blocks[:i], tuple(options[name]), *blocks[i + 1 :]))
         if options.get("o", 3) > 4:
             yield replace(spec, blocks=(*blocks[:i], (kind, {**options, "o": 4}), *blocks[i + 1 :]))
     if spec.dim == 3 and all(2 in KINDS[kind].dims for kind, _ in blocks):
@@ -78,19 +81,28 @@ def _smaller(spec: Spec) -> Iterator[Spec]:
 
 def culprit(spec: Spec) -> str:
     """What a least network consists of, for the table."""
-    names = [kind for kind, _ in spec.blocks]
-    return " + ".join([*([spec.frame] if spec.frame != "Chain" or not names else []), *names])
+    blocks = [
+        f"{kind}({', '.join(inner)})" if (inner := named([(kind, options)])[1:]) else kind
+        for kind, options in spec.blocks
+    ]
+    return " + ".join([*([spec.frame] if spec.frame != "Chain" or not blocks else []), *blocks])
+
+
+def named(blocks: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    """The kinds of these blocks and of those inside of them."""
+    found = []
+    for kind, options in blocks:
+        found += [kind, *named(options[name] for name in KINDS[kind].around)]
+    return found
 
 
 def program(spec: Spec, fault: str, seen: str, kept: dict[str, list[int]]) -> str:
     """A program of its own that shows the fault."""
     used: dict[str, str] = {}
-    for kind, _ in spec.blocks:
+    for kind in named(spec.blocks):
         _collect(KINDS[kind].type, used)
     _collect(FRAMES[spec.frame], used)
-    made = ", ".join(
-        f"{kind}({', '.join(f'{k}={v!r}' for k, v in options.items())})" for kind, options in spec.arguments()
-    )
+    made = ", ".join(spec.expressions())
     body = "\n\n\n".join(used.values())
     imports = [line for name, line in HEADER.items() if re.search(rf"\b{name}\b", body)]
     tail = _TAILS.get(fault, _verify)(kept)

@@ -2,6 +2,7 @@
 
 from fuzzing.blocks import (
     attention,
+    combined,
     convolutions,
     gates,
     norms,
@@ -18,6 +19,7 @@ from fuzzing.blocks import (
 
 __all__ = [
     "attention",
+    "combined",
     "convolutions",
     "gates",
     "norms",
