@@ -19,6 +19,7 @@ from fuzzing import consistency
 from fuzzing.networks import Spec, due
 from fuzzing.snapshot import Snapshot
 from fuzzing.twins import Masked, apart, as_double, doubled, leaves, run, train_step
+from secateurs.surgery.verify import TOLERANCE
 
 FAULTS = {
     "mismatch": "the trace calls a cut exact, and the sliced network differs from the masked one, or does not run",
@@ -36,6 +37,7 @@ FAULTS = {
 }
 SECONDS = 30.0  # of CPU time; most networks take a quarter of a second
 MOST = 3  # texts of each fault
+PLAIN = 1e-3  # what verify has to see
 ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
@@ -88,6 +90,8 @@ def judge(spec: Spec, seconds: float = SECONDS) -> Verdict:
                 Judge(spec, verdict).all()
         except SlowError:
             verdict.add("slow", f"after {seconds:.0f} s")
+        except Exception as error:  # a fault that nobody thought of, or one of the judge's own
+            verdict.add("crash", f"the judge: {type(error).__name__}: {error}")
     return verdict
 
 
@@ -153,7 +157,8 @@ class Judge:
         small = None if plan is None else self.call("apply", sc.apply, self.model, plan)
         if small is None:
             return
-        right = self.same(plan, small)
+        far = self.far(plan)
+        right = far is not None and far == 0
         widths = {name: len(k) for name, k in kept.items()}
         if right:
             counted = self.call("count of the sliced network", sc.count, small, self.inputs)
@@ -170,7 +175,7 @@ class Judge:
         except Exception as error:
             self.verdict.add("crash", f"verify: {type(error).__name__}: {error}")
         self.call("verify", lambda: None)
-        if not right and passed <= 1e-5:
+        if far is not None and far > PLAIN and passed <= TOLERANCE:
             self.verdict.add("passed", f"verify says {passed:.1e}")
         if right and refused:
             self.verdict.add("refused", f"verify: {refused[0]}")
@@ -178,8 +183,9 @@ class Judge:
             with torch.random.fork_rng():
                 self.trains(plan)
 
-    def same(self, plan: Any, small: nn.Module) -> bool:
-        """Whether sliced equals masked in eval mode; a fault is told."""
+    def far(self, plan: Any) -> float | None:
+        """How far sliced and masked are apart in eval mode; 0 for rounding, None if random numbers keep from saying. A fault is
+        told."""
         for dtype in (torch.float64, torch.float32):
             model, inputs = self.spec.build(), self.inputs
             sliced = sc.apply(model, plan)
@@ -196,13 +202,13 @@ class Judge:
                     found = leaves(run(sliced.eval(), inputs))
                 except Exception as error:
                     self.verdict.add("mismatch", f"the sliced network does not run: {type(error).__name__}: {error}")
-                    return False
+                    return math.inf
             far = apart(found, wanted)
             if not far <= ROUNDING[dtype] and not self.random:
                 self.verdict.add("mismatch", f"sliced and masked are {far:.1e} apart in {dtype}")
-                return False
+                return far
             break
-        return not self.random
+        return None if self.random else 0.0
 
     def trains(self, plan: Any) -> None:
         inputs, targets = as_double(self.inputs), self.targets
