@@ -19,6 +19,7 @@ from secateurs.graph.tape import Array, Axis, Labels, Site, Tape
 _NONE: Labels = {}
 NO_CALL: tuple[Any, tuple[Any, ...], dict[str, Any]] = None, (), {}  # function, arguments
 _TORCH = torch.__path__[0] + os.sep
+_OURS = ("secateurs/graph", "secateurs/plans", "secateurs/surgery", "secateurs/masking")  # where code runs the user's
 
 
 class Context:
@@ -231,7 +232,7 @@ def caller() -> str:
     frame: Any = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_TORCH) and "secateurs/graph" not in file.replace("\\", "/"):
+        if not file.startswith(_TORCH) and not any(room in file.replace("\\", "/") for room in _OURS):
             return f"{file.replace(chr(92), '/').rpartition('/')[2]}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"

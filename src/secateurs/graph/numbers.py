@@ -67,6 +67,10 @@ def changed(before: Sequence[Number], after: Sequence[Number], tolerance: float 
     for i, (old, new) in enumerate(zip(before, after, strict=False)):
         if old.op is not new.op or len(old.values) != len(new.values):
             return [*found, i]
-        if not all(math.isclose(a, b, rel_tol=tolerance) for a, b in zip(old.values, new.values, strict=True)):
+        if not all(_same(a, b, tolerance) for a, b in zip(old.values, new.values, strict=True)):
             found.append(i)
     return found if len(before) == len(after) else [*found, min(len(before), len(after))]
+
+
+def _same(a: float, b: float, tolerance: float) -> bool:
+    return math.isclose(a, b, rel_tol=tolerance) or (math.isnan(a) and math.isnan(b))

@@ -101,6 +101,10 @@ class Tracer(Context, TorchDispatchMode):
             axes = attributes.weight_axes(module, tuple(x.shape), labels)
             self.tape.weightless[path] = tuple(labels[a] if a in labels else x.shape[a] for a in axes)
 
+    def label(self, x: Tensor, labels: Labels) -> None:
+        """Set the labels of a tensor that does not depend on the model's input."""
+        self._assign(x, labels, False)
+
     def enter(self, x: Tensor) -> None:
         """Mark x as an input of the model."""
         self._assign(x, _NONE, True)
