@@ -62,6 +62,9 @@ class Tracer(Context, TorchDispatchMode):
             for site in self.tape.sites[sites:]:
                 each = labels if isinstance(labels, list) else [labels]
                 site.out = {(i, a): own for i, one in enumerate(each) for a, own in (one or _NONE).items()}
+            if kind == numbers.RANDOM and self.counting:  # the draws of a smaller network are others
+                for own in labels if isinstance(labels, list) else [labels]:
+                    self.freeze(own or _NONE, Reason(Kind.CODE, "random numbers are drawn for each channel", caller()))
             self._assign(out, labels or _NONE, live)
         elif live:
             self._assign(out, _NONE, live)

@@ -82,7 +82,7 @@ class Reading(TorchFunctionMode):
     def _follow(self, func: Any, args: Any, kwargs: Any) -> tuple[list[Labels], set[int]]:
         """The labels of what a call returns, and those that it consumes: by running it on the shapes."""
         space = _Consumed()
-        tracer = Tracer(space, {}, {}, {}, {})  # type: ignore[arg-type]
+        tracer = Tracer(space, {}, {}, {}, {})
         tracer.counting = False
 
         def shape_of(x: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ from secateurs.graph.modes import evaluating
 from secateurs.masking import mask, masking
 from secateurs.plans import Plan
 from secateurs.seeds import preserve_rng_state
-from secateurs.surgery.verify import TOLERANCE, disagreement
+from secateurs.surgery.compare import disagreement
+from secateurs.surgery.verify import TOLERANCE
 from secateurs.training.batches import Batch
 from secateurs.training.metrics import runs
 from secateurs.training.processes import gathered

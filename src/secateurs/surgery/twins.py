@@ -263,13 +263,13 @@ def _cloned(out: Any) -> Any:
 def _storages(named: Mapping[str, Tensor]) -> Storages:
     found: dict[int, tuple[str, ...]] = {}
     for name, x in named.items():
-        if (at := _storage(x)) is not None:
+        if at := _storage(x):
             found[at] = (*found.get(at, ()), name)
     return found
 
 
-def _storage(x: Tensor) -> int | None:
+def _storage(x: Tensor) -> int:
     try:
         return x.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # of tensors without one, such as sparse ones
-        return None
+        return 0

@@ -140,8 +140,8 @@ def _judged(
             break
     else:
         raise VerificationError(
-            f"{_NOTHING}all that the network returns on these example inputs is empty or zero (for example no detections), and so "
-            "is what its layers put out before that. Pass inputs for which it returns something."
+            f"{_NOTHING}all that the network returns on these example inputs is empty or zero (for example no detections), and "
+            "so is what its layers put out before that. Pass inputs for which it returns something."
         )
     return error, ""
 
@@ -202,12 +202,13 @@ class _Twins:
         own = {name for name, x in named_tensors(self.small).items() if isinstance(x, nn.Parameter)}
         if own and not own & sliced.read:
             raise VerificationError(
-                f"{_NOTHING}the sliced network reads none of its own parameters, so it runs something else{_holders(self.model)}."
+                f"{_NOTHING}the sliced network reads none of its own parameters, so it runs something else"
+                f"{_holders(self.model)}."
             )
         if not sliced.depends and not self._depends(sliced):
             raise VerificationError(
-                f"{_NOTHING}the network's outputs do not depend on its parameters on these example inputs: pass inputs for which "
-                "they do."
+                f"{_NOTHING}the network's outputs do not depend on its parameters on these example inputs: pass inputs for "
+                "which they do."
             )
 
     def _depends(self, sliced: Run) -> bool:
@@ -221,7 +222,7 @@ class _Twins:
                     p.add_(noise.to(p) * p.abs().mean().clamp_min(0.1))
         try:
             found = run(other, self.example_inputs, torch.float32).outputs
-            return not disagreement(found, sliced.outputs, "sliced") == 0
+            return disagreement(found, sliced.outputs, "sliced") > 0
         except Exception:  # it does not run with other parameters, or gives no finite output
             return True
 
@@ -244,8 +245,8 @@ def check_foreign(model: nn.Module, foreign: Iterable[str], kept: Container[str]
     if read:
         raise VerificationError(
             f"A copy of the model still runs the model itself: it reads {read[0]} of the given model, and not its own. Python "
-            f"functions are shared by copies, with whatever they hold{_holders(model)}. Make it a method that uses `self`, or a "
-            "submodule, or remove it before the cut."
+            f"functions are shared by copies, with whatever they hold{_holders(model)}. Make it a method that uses `self`, or "
+            "a submodule, or remove it before the cut."
         )
 
 
