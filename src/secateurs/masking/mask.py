@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
 
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.graph.labels import LABEL
 from secateurs.graph.tape import Labels
+from secateurs.masking.holders import computes, held_by, reads_directly
 from secateurs.masking.reading import Axis, Reading
 from secateurs.plans.plan import Plan
 from secateurs.plans.stripes import as_mask
@@ -37,7 +37,7 @@ def masked_twin(model: nn.Module, plan: Plan, shared: Mapping[int, Tensor], *, e
     plan.check(model)
     params = named_tensors(model)
     names = {name for name, _ in plan.consumes}
-    computed = names - held_by(model, names, lambda module: not _computes(module))
+    computed = names - held_by(model, names, lambda module: not computes(module))
     zeroed: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, axis in sorted(plan.consumes):
@@ -61,31 +61,6 @@ def masking(masked: nn.Module) -> AbstractContextManager[Any]:
     """Context in which the parts of a masked network are masked, too, when they are called by themselves."""
     hooks = [h for h in masked._forward_pre_hooks.values() if isinstance(h, _Masks)]
     return hooks[0].reading(masked) if hooks else nullcontext()
-
-
-def held_by(model: nn.Module, names: set[str], kind: Callable[[nn.Module], bool]) -> set[str]:
-    """Those of these parameters that only modules of one kind hold."""
-    named = named_tensors(model)
-    found = {id(named[name]): name for name in names}
-    for module in model.modules():
-        if not kind(module):
-            for x in (*module._parameters.values(), *module._buffers.values()):
-                found.pop(id(x), None)
-    return set(found.values())
-
-
-def reads_directly(module: nn.Module) -> bool:
-    """Whether a module is a layer of PyTorch's, which reads its weights as they are stored."""
-    kind = type(module)
-    if "forward" in module.__dict__ or _computes(module) or kind.forward is nn.Module.forward:
-        return False
-    own = (kind.forward, getattr(kind, "_conv_forward", None))
-    return all(f is None or f.__module__.startswith("torch.nn.modules.") for f in own)
-
-
-def _computes(module: nn.Module) -> bool:
-    """Whether weights may be computed from what a module holds before it runs: by parametrizations, or by a hook."""
-    return isinstance(module, ParametrizationList) or bool(module._forward_pre_hooks)
 
 
 def _alive(plan: Plan, name: str, axis: int) -> np.ndarray:

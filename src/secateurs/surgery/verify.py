@@ -150,7 +150,8 @@ _NOTHING = "Nothing can be verified: "
 
 
 def _wrong(error: float, tolerance: float, sliced: Run) -> str:
-    wrong = f"The sliced network differs from the masked one by {error:.1e} of the output's range (at most {tolerance:.0e} is allowed)."
+    wrong = f"The sliced network differs from the masked one by {error:.1e} of the output's range"
+    wrong += f" (at most {tolerance:.0e} is allowed)."
     if sliced.uneven:
         wrong += (
             f" It draws random numbers in the shape of channels that are cut ({', '.join(sliced.uneven)}), which are others in "
