@@ -190,7 +190,7 @@ class Gates:
             for (path, leaf, axis), consumer in self._weights().items():
                 module, w = self.model.get_submodule(path), parameter(self.model, consumer.param)
                 if (path, leaf) not in self._places[consumer.param]:
-                    scale_(module, leaf, consumer.factors(self._flat, self._parts), axis)
+                    scale_(module, leaf, self._factors(consumer, w).flatten(), axis)
                 elif (id(w), axis) not in done:  # a tied one is in several places
                     done.add((id(w), axis))
                     w.mul_(self._factors(consumer, w))
@@ -209,10 +209,9 @@ class Gates:
             return
         followed = self._followed
         if torch.compiler.is_compiling() and followed:
-            if self._computed:
-                raise ConfigError(
-                    f"{min(self._computed)} is computed with: gates of it do not work under torch.compile."
-                )
+            for (path, leaf, _), consumer in self._weights().items():
+                if (path, leaf) not in self._places[consumer.param]:
+                    raise ConfigError(f"{path}.{leaf} is computed: gates of it do not work under torch.compile.")
             followed = set()
         gated: dict[str, Tensor] = {}
         for consumer in self._consumers:
