@@ -32,6 +32,7 @@ from secateurs.surgery.compare import apart, telling
 Storages = Mapping[int, tuple[str, ...]]  # the names of the tensors in a storage
 
 _INDEXED = frozenset({"topk", "sort", "max", "min", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin"})
+_CLOSE = 1e-2  # what feeds a choice is compared; if it is this close, the follower makes the leader's
 _JUMPS = _INDEXED | {  # those with two results return values and their indices
     "argmax", "argmin", "argsort", "nonzero", "count_nonzero", "searchsorted", "bucketize", "_unique2", "unique_dim",
     "unique_consecutive", "nms", "multinomial", "gt", "ge", "lt", "le", "eq", "ne", "floor", "ceil", "round", "trunc", "sign",
@@ -60,7 +61,9 @@ class Run:
     choices: list[Choice] = field(default_factory=list)
     draws: list[tuple[torch.Size, ...]] = field(default_factory=list)
     uneven: dict[str, None] = field(default_factory=dict)  # lines that draw numbers in another shape than the leader's
-    error: float = 0.0  # the largest relative difference from the leader in what feeds a choice
+    error: float = (
+        0.0  # the largest relative difference from the leader in what feeds a choice that the outputs depend on
+    )
     depends: bool = False  # whether an output depends on the network's tensors, as far as could be seen
     telling: bool = False  # whether one that is not empty or zero does, or something that feeds a choice
 
@@ -92,12 +95,9 @@ def run(
                 out = call(model, inputs)
         finally:
             watch.restore()
-    found = watch.run
-    found.outputs = [x.detach() for x in values(out)]
-    own_outputs = [x for x in tensors(out) if watch.depends(x)]
-    found.depends = bool(own_outputs)
-    found.telling = found.telling or any(telling(x.detach()) for x in (own_outputs or found.outputs))
-    return found
+    watch.run.outputs = [x.detach() for x in values(out)]
+    watch.finish(tensors(out))
+    return watch.run
 
 
 def cast_(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -132,6 +132,11 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.run, self._leader, self._witness = Run(), leader, witness
         self._own, self._foreign = own, foreign
+        self._fed: list[
+            tuple[float, bool]
+        ] = []  # for each choice, the difference of what feeds it, and whether it tells
+        self._always = 0  # choices that every output stands for, as bits
+        self._saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -140,49 +145,78 @@ class _Watch(TorchDispatchMode):
         inputs = [x for x in given if isinstance(x, Tensor)]
         if any(x.is_meta for x in inputs):
             return func(*args, **kwargs)
-        depends = self._reads(inputs)
+        basis = self._reads(inputs)
         draws = numbers.kind(func) == numbers.RANDOM
         if draws:
             self._seed(given)
         jumps = tuple(x for x in inputs if x.is_floating_point()) if _jumps(func, kwargs) else ()
         in_place = func._schema.is_mutable
+        if in_place:
+            self._save(inputs)
         fed = _cloned(jumps) if self._leader is None or in_place else jumps
         out = func(*args, **kwargs)
         packet = func.overloadpacket
         if packet in flop_registry:
             self.run.macs += flop_registry[packet](*args, **kwargs, out_val=out) // 2
-            if self._witness and isinstance(out, Tensor):
-                self._note(func, [out], _cloned((out,)), None, depends)
+            if self._witness and basis is not None and isinstance(out, Tensor):
+                self._always |= 1 << len(self.run.choices)
+                self._note(func, [out], _cloned((out,)), None)
         if draws:
             self._drawn(out)
         if fed:
-            due = self._note(func, inputs, fed, out, depends)
+            basis = None if basis is None else basis | 1 << len(self.run.choices)
+            due = self._note(func, inputs, fed, out)
             if due is not None:
                 out = _followed(func, args, kwargs, out, due)
-        if depends:
+        if basis is not None and not _only_shape(func):
             for x in out if isinstance(out, list | tuple) else (out,):
                 if isinstance(x, Tensor):
-                    x._secateurs_run = self  # type: ignore[attr-defined]
+                    self._mark(x, basis, in_place)
         return out
 
     # -- what is read --------------------------------------------------------------------------------------------------
 
-    def _reads(self, inputs: list[Tensor]) -> bool:
-        """Note the parameters and buffers among these. Whether any of them depends on one of this network."""
-        depends = False
+    def _reads(self, inputs: list[Tensor]) -> int | None:
+        """Note the parameters and buffers among these. The choices that they depend on, as bits; None if none of them depends
+        on this network's own tensors."""
+        basis = None
         for x in inputs:
-            if getattr(x, "_secateurs_run", None) is self:
-                depends = True
+            if (own := self._basis(x)) is not None:
+                basis = (basis or 0) | own
             elif (at := _storage(x)) in self._own:
                 self.run.read.update(self._own[at])
-                depends = True
+                basis = basis or 0
             elif at in self._foreign:
                 self.run.foreign |= dict.fromkeys(self._foreign[at])
-        return depends
+        return basis
 
-    def depends(self, x: Tensor) -> bool:
-        """Whether a tensor was computed from the network's own tensors, as far as this run could see."""
-        return getattr(x, "_secateurs_run", None) is self or _storage(x) in self._own
+    def _basis(self, x: Tensor) -> int | None:
+        run, basis = getattr(x, "_secateurs_run", (None, None))
+        return basis if run is self.run else None
+
+    def _mark(self, x: Tensor, basis: int, written: bool) -> None:
+        for one in (x, x._base) if written and x._base is not None else (x,):
+            if _storage(one) not in self._own:
+                one._secateurs_run = self.run, (self._basis(one) or 0) | basis  # type: ignore[attr-defined]
+
+    def _save(self, inputs: list[Tensor]) -> None:
+        """Save the network's own tensors before an op that may write to them."""
+        for x in inputs:
+            if (at := _storage(x)) in self._own and at not in self._saved:
+                self._saved[at] = x.untyped_storage(), x.untyped_storage().clone()
+
+    def finish(self, outputs: list[Tensor]) -> None:
+        """Sum up what the run showed about these outputs."""
+        found = [basis for x in outputs if (basis := self._basis(x) if _storage(x) not in self._own else 0) is not None]
+        self.run.depends = bool(found)
+        relevant = self._always
+        for basis in found:
+            relevant |= basis
+        for i, (error, tells) in enumerate(self._fed):
+            if relevant >> i & 1 or not found:  # if the outputs went through NumPy, all of them
+                self.run.error = max(self.run.error, error)
+                self.run.telling = self.run.telling or tells
+        self.run.telling = self.run.telling or any(map(telling, self.run.outputs))
 
     # -- random numbers ------------------------------------------------------------------------------------------------
 
@@ -201,27 +235,30 @@ class _Watch(TorchDispatchMode):
             self.run.uneven[caller()] = None
 
     def restore(self) -> None:
-        """Restore the state of generators that the network holds."""
+        """Restore what the network wrote to itself, and the state of generators that it holds."""
+        for storage, saved in self._saved.values():
+            storage.copy_(saved)
         for generator, state in self._generators.values():
             generator.set_state(state)
 
     # -- choices -------------------------------------------------------------------------------------------------------
 
-    def _note(self, func: Any, inputs: list[Tensor], fed: tuple[Tensor, ...], out: Any, depends: bool) -> Any:
+    def _note(self, func: Any, inputs: list[Tensor], fed: tuple[Tensor, ...], out: Any) -> Any:
         """Note a choice. The follower compares what feeds it, and gets the leader's result; None if there is none that fits."""
         shapes, at = tuple(x.shape for x in inputs), len(self.run.choices)
-        self.run.telling = self.run.telling or (depends and any(map(telling, fed)))
+        tells = any(map(telling, fed))
         if self._leader is None:
             self.run.choices.append(Choice(func, shapes, fed, _cloned(out)))
+            self._fed.append((0.0, tells))
             return None
         self.run.choices.append(Choice(func, shapes))
-        if at >= len(self._leader.choices):
+        due = self._leader.choices[at] if at < len(self._leader.choices) else None
+        if due is None or due.op is not func or due.shapes != shapes:  # in the shape of channels that are cut
+            self._fed.append((0.0, False))
             return None
-        due = self._leader.choices[at]
-        if due.op is not func or due.shapes != shapes:  # in the shape of channels that are cut: each chooses for itself
-            return None
-        self.run.error = max(self.run.error, *(apart(a, b) for a, b in zip(fed, due.fed, strict=True)))
-        return due.result
+        error = max(apart(a, b) for a, b in zip(fed, due.fed, strict=True))
+        self._fed.append((error, tells))
+        return due.result if error <= _CLOSE else None
 
 
 def _jumps(func: Any, kwargs: dict[str, Any]) -> bool:
@@ -233,6 +270,12 @@ def _jumps(func: Any, kwargs: dict[str, Any]) -> bool:
     if name == "div":
         return kwargs.get("rounding_mode") is not None
     return name in _JUMPS and (name not in _INDEXED or len(func._schema.returns) == 2)
+
+
+def _only_shape(func: Any) -> bool:
+    """Whether an op takes the shape of a tensor, and not its values."""
+    name = func.overloadpacket.__name__
+    return name.startswith("new_") or name.endswith("_like")
 
 
 def _followed(func: Any, args: Any, kwargs: dict[str, Any], out: Any, due: Any) -> Any:
