@@ -31,10 +31,12 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
             own = value
         elif key == "_modules":
             own = {k: m if m is None else copied(m, memo) for k, m in value.items()}
+        elif type(value) is dict and key in ("_parameters", "_buffers"):
+            own = {k: x if x is None else memo[id(x)] if id(x) in memo else _tensor(x, memo) for k, x in value.items()}
         elif isinstance(value, dict) and not value and type(value) in _PLAIN:
             own = type(value)()
-        elif isinstance(value, Tensor) and not value.is_leaf:  # left by a weight-norm hook in its last forward
-            own = value.detach().clone()
+        elif isinstance(value, Tensor):
+            own = _tensor(value, memo)
         else:
             try:
                 own = copy.deepcopy(value, memo)
@@ -47,6 +49,12 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
                 ) from error
         new.__dict__[key] = own
     return new
+
+
+def _tensor(x: Tensor, memo: dict[int, Any]) -> Any:
+    if not x.is_leaf:  # left by a weight-norm hook in its last forward
+        return x.detach().clone()
+    return copy.deepcopy(x, memo)
 
 
 _OWN_COPY = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__")  # a type that defines one knows best

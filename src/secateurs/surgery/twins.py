@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -263,15 +264,23 @@ class _Watch(TorchDispatchMode):
 
 def _jumps(func: Any, kwargs: dict[str, Any]) -> bool:
     """Whether a small difference in an op's inputs may be a large one in its result."""
-    name = func.overloadpacket.__name__.rstrip("_")
-    if name == "_to_copy":
+    jumps, setting = _jumping(func)
+    if setting == "dtype":
         dtype = kwargs.get("dtype")
         return dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
-    if name == "div":
-        return kwargs.get("rounding_mode") is not None
-    return name in _JUMPS and (name not in _INDEXED or len(func._schema.returns) == 2)
+    return jumps if setting is None else kwargs.get(setting) is not None
 
 
+@cache
+def _jumping(func: Any) -> tuple[bool, str | None]:
+    """The same of the op itself, or the setting that decides."""
+    name = func.overloadpacket.__name__.rstrip("_")
+    if name in ("_to_copy", "div"):
+        return False, "dtype" if name == "_to_copy" else "rounding_mode"
+    return name in _JUMPS and (name not in _INDEXED or len(func._schema.returns) == 2), None
+
+
+@cache
 def _only_shape(func: Any) -> bool:
     """Whether an op takes the shape of a tensor, and not its values."""
     name = func.overloadpacket.__name__
