@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secateurs.graph.channels import named_tensors
-from secateurs.graph.labels import CONSUMED, LABEL
+from secateurs.graph.labels import CONSUMED, LABEL, KnownLabels
+from secateurs.graph.reasons import Reason
 from secateurs.graph.tape import Labels
 from secateurs.graph.tracer import Tracer
 
@@ -101,23 +102,18 @@ class Reading(TorchFunctionMode):
         return [tracer.labels(x) for x in _tensors((out,), {})], space.labels
 
 
-class _Consumed:
+class _Consumed(KnownLabels):
     """A label space that only notes which labels are consumed."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.labels: set[int] = set()
 
     def mark(self, labels: Array, flag: int) -> None:
         if flag == CONSUMED:
             self.labels.update(labels.tolist())
 
-    def unify(self, *_: Any) -> None: ...
-
-    def freeze(self, *_: Any) -> None: ...
-
-    def inexact(self, *_: Any) -> None: ...
-
-    def share_marks(self, *_: Any) -> None: ...
+    def unify(self, a: Array, b: Array, reason: Reason) -> None: ...
 
 
 def _only(labels: Labels, wanted: set[int]) -> Labels:

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from secateurs.devices import full_precision
-from secateurs.graph import numbers
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.context import caller
 from secateurs.graph.families import argument
@@ -147,7 +146,7 @@ class _Watch(TorchDispatchMode):
         if any(x.is_meta for x in inputs):
             return func(*args, **kwargs)
         basis = self._reads(inputs)
-        draws = numbers.kind(func) == numbers.RANDOM
+        draws = torch.Tag.nondeterministic_seeded in func.tags
         if draws:
             self._seed(given)
         jumps = tuple(x for x in inputs if x.is_floating_point()) if _jumps(func, kwargs) else ()
