@@ -43,8 +43,7 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
             new[id(p)].grad = take(p.grad, plan.kept[name])
     for module in model.modules():
         for own in (module._parameters, module._buffers):
-            for key in [key for key, p in own.items() if id(p) in new]:
-                setattr(module, key, new[id(own[key])])  # and not in the dict: an LSTM keeps a list of its weights, too
+            own.update({key: new[id(p)] for key, p in own.items() if id(p) in new})  # type: ignore[misc]
         for key, value in module.__dict__.items():
             if key not in ("_parameters", "_buffers", "_modules") and type(value) in (list, tuple, dict):
                 module.__dict__[key] = _renewed(value, new)
