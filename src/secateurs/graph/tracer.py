@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from secateurs.graph import attributes, rules, shapes
 from secateurs.graph.context import Context
@@ -78,6 +78,11 @@ class Tracer(Context, TorchDispatchMode):
             self._assign(out, _NONE, live)
         return out
 
+    def whole(self, op: Any, args: Any, kwargs: Any) -> Any:
+        """Follow an op as one that would be dispatched as many."""
+        with _pop_mode_temporarily():
+            return self.__torch_dispatch__(op, (), args, kwargs)
+
     def _unknown(self, *args: Any, **kwargs: Any) -> None:
         """Freeze the operands of an op without a rule."""
         for x in pytree.tree_leaves((args, kwargs)):
@@ -107,7 +112,7 @@ class Tracer(Context, TorchDispatchMode):
             if axes:
                 self.tape.weights[path] = {"weight": self._axes(x, axes)}
                 size = tuple(shape[a] for a in axes)
-                sized = tuple(width(shape[a], labels[a], self) if a in labels else shape[a] for a in axes)
+                sized = tuple(width(shape[a], labels[a], self.log) if a in labels else shape[a] for a in axes)
                 module.__dict__.update(attributes.figures(module, {"weight": size}, {"weight": sized}))
 
     def note_through(self, path: str, _: nn.Module, args: Any, out: Any) -> None:
