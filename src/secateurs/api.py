@@ -34,8 +34,9 @@ from secateurs.result import Figures, Result
 from secateurs.stripes import tune
 from secateurs.surgery import apply
 from secateurs.surgery.verify import check_deterministic, verified
-from secateurs.training import CheckpointStore, Hook, Phase
-from secateurs.training.metrics import Loss
+from secateurs.training import CheckpointStore, Hook, Objective, Phase
+from secateurs.training.losses import Loss
+from secateurs.training.objective import Forward, Step
 from secateurs.training.progress import Mode
 from secateurs.training.resume import refuse_foreign_log
 from secateurs.training.runtime import wait_for_everyone
@@ -68,6 +69,9 @@ def prune(
     graph: PrunableGraph | None = None,
     device: str | torch.device | None = None,
     loss: Loss | None = None,
+    step: Step | None = None,
+    forward: Forward | None = None,
+    metrics: Mapping[str, Any] | None = None,
     hooks: Sequence[Hook] = (),
     progress: Mode | bool = "auto",
     save_steps: int | None = None,
@@ -102,7 +106,13 @@ def prune(
     resume: resume from the last whole checkpoint in `folder`, if there is one.
     graph: what `trace` found in this model on these inputs, with the same `allow_inexact`: it is then not traced again.
     device: where the work is done, see above.
-    loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy.
+    loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy. Targets are then whatever
+        it takes.
+    step: `step(model, batch) -> loss`, for training on batches of any kind; the model is in train mode.
+    forward: `forward(model, batch) -> (outputs, targets)`, for evaluation on batches of any kind, and for whatever runs the
+        network on examples; the model is in eval mode. Without `step`, `loss` is computed from it for training, too.
+    metrics: what to measure on validation data, by name: torchmetrics metrics, or functions `(outputs, targets) -> scalar` that
+        are averaged over examples. They are in `Figures.metrics` of the result and in the history.
     hooks: of recovery, see `secateurs.training.Hook`.
     progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
     save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
@@ -124,8 +134,8 @@ def prune(
     if steps and data is None:
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
-    source = None if data is None else Data.of(data)
-    images = images_of(calibrate, source, seed)
+    source, objective = None if data is None else Data.of(data), Objective(loss, step, forward, metrics or {})
+    images = images_of(calibrate, source, seed, objective)
     if folder is not None and (phases := ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]):
         check_writable(folder)
         for name in phases:
@@ -133,7 +143,7 @@ def prune(
     origin, placement = source_of(model), Placement.of(model)
     where = placement.device if source is None and device is None else usable(device)
     options = {
-        "device": where, "loss": loss, "hooks": hooks, "progress": progress, "save_steps": save_steps,
+        "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
         "save_seconds": save_seconds, "track": track,
     }  # fmt: skip
     original = placement.working_copy(model, where)
@@ -151,9 +161,10 @@ def prune(
         report(line)
     if source is not None:
         readers = [chosen.name] * chosen.reads_labels + [type(r).__name__ for _, r in steps if r.reads_labels]
-        training.check_labels(source.train, readers)
-        training.check_data(model, source, loss)
-    before = _figures(base, original, source, loss)
+        if not objective.whole:
+            training.check_labels(source.train, readers)
+        training.check_data(model, source, objective)
+    before = _figures(base, original, source, objective)
     selection = Selection.of(chosen.select(task))
     plan = selection.plan(graph, allow_inexact=allow_inexact)
     cost = graph.cost_of(plan)
@@ -171,20 +182,22 @@ def prune(
     report(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
     )
-    cut = calibrated = _figures(cost, small, source, loss)
+    cut = calibrated = _figures(cost, small, source, objective)
     if calibrate is not False and (plan.groups or plan.stripes):
         # Processes pool what they find where all of them are known to be here: they train together.
         if pooled := images is not None and (bool(steps) or isinstance(chosen, TrainingMethod)):
             wait_for_everyone(where)
         done = recovery.after_cut_(
             model, small, plan, example_inputs,
-            None if images is None else lambda: training.without_labels(images, recovery.IMAGES, seed=seed),
-            initialised=type(chosen).initialise is not Method.initialise, pooled=pooled, classes=loss is None,
+            None if images is None else lambda: training.without_labels(
+                images, recovery.IMAGES, seed=seed, whole=objective.whole
+            ),
+            initialised=type(chosen).initialise is not Method.initialise, pooled=pooled, objective=objective,
         )  # fmt: skip
         if done:
             history.append(done.record())
             report(str(done))
-            calibrated = _figures(cost, small, source, loss)
+            calibrated = _figures(cost, small, source, objective)
     after = calibrated
     for name, recipe in steps:
         history += recovery.recover(
@@ -192,7 +205,7 @@ def prune(
             seed=seed, resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
     if steps:
-        after = _figures(cost, small, source, loss)
+        after = _figures(cost, small, source, objective)
     placement.restore(small)
     if plan.stripes:
         tune(small, placement.restored_inputs(example_inputs))
@@ -379,10 +392,10 @@ def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dic
     return {**options, "folder": own, "checkpoints": CheckpointStore(own / "checkpoints")}
 
 
-def _figures(cost: Cost, model: nn.Module, data: Data | None, loss: Loss | None) -> Figures:
+def _figures(cost: Cost, model: nn.Module, data: Data | None, objective: Objective) -> Figures:
     if data is None or data.val is None:
         return Figures(cost.macs, cost.params)
     # If the data is split by process, each process still evaluates all of it, so all have the same metrics.
     images = data.val.whole() if hasattr(data.val, "whole") else data.val
-    found = training.evaluate(model, images, loss=loss)
-    return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)
+    found = training.evaluate(model, images, objective=objective)
+    return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss, found.metrics)

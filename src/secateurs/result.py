@@ -15,6 +15,7 @@ from secateurs.artifact import Figures
 from secateurs.methods.method import Method
 from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
+from secateurs.report.figures import number
 from secateurs.version import __version__
 
 __all__ = ["Figures", "Result"]
@@ -43,6 +44,8 @@ class Result:
         ]
         if self.before.top1 is not None and self.after.top1 is not None:
             parts.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
+        for name, value in self.after.metrics.items():
+            parts.append(f"{name} {number(self.before.metrics.get(name))} → {number(value)}")
         return f"Result({self.method.name}: {', '.join(parts)}, error {self.error:.1e})"
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from secateurs.api import attach
 from secateurs.budget import Budget
 from secateurs.data import Data
+from secateurs.data.structure import apply
 from secateurs.devices import device_of
 from secateurs.errors import ArtifactError, ConfigError, SpecError
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
@@ -23,7 +24,6 @@ from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.plans import Plan
 from secateurs.surgery import cut_
-from secateurs.training.batches import apply
 from secateurs.training.state import misfit
 from secateurs.zoo import vision
 

@@ -19,6 +19,7 @@ from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan, PrunableGraph
 from secateurs.presets import Presets
+from secateurs.training.objective import Objective
 
 Scope = Literal["internal", "all"]
 
@@ -57,7 +58,7 @@ class Task:
     data: Any = None  # a `secateurs.data.Data`, or None
     seed: int = 0
     example_inputs: Any = None
-    engine_options: Mapping[str, Any] = field(default_factory=dict)  # device, checkpoints, progress … of training
+    engine_options: Mapping[str, Any] = field(default_factory=dict)  # device, objective, progress … of training
     resume: bool = False
     log: Callable[[dict[str, Any]], None] = _unlogged  # called with each entry of the history
     bounds: Bounds = field(default_factory=dict)  # what the user says about groups: `Limits.on(graph, scope)`
@@ -124,6 +125,11 @@ class Task:
                 )  # fmt: skip
         if stripes := held(self.graph, self.bounds) & plan.stripes.keys():
             raise ConfigError(f"{method} cuts stripes of {min(stripes)}, which the limits of its task keep whole.")
+
+    @property
+    def objective(self) -> Objective:
+        """What the network is trained on and judged by."""
+        return self.engine_options.get("objective") or Objective()
 
     def note(self, **record: Any) -> None:
         """Add an entry to the history."""

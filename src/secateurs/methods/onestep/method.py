@@ -158,8 +158,10 @@ class OneStepPruner(Pruner):
         return self  # a copy of the model uses the same pruner
 
     def _enter(self, model: nn.Module, args: Any) -> None:
-        # Eval mode inside, so that no state of the network changes: statistics, the power iterations of a spectral norm.
-        self._modes = [(m, m.training) for m in model.modules()]
+        # Eval mode inside, so that no state of the network changes: statistics, the power iterations of a spectral norm. A
+        # step of the user's own may need what the network returns in train mode, for example its losses: then only the layers.
+        whole = self.task.objective.step is None
+        self._modes = [(m, m.training) for m in model.modules() if whole or not m._modules]
         for module, _ in self._modes:
             module.training = False
         part = self.wrapped.get("beta")
