@@ -20,8 +20,7 @@ from secateurs.version import __version__
 
 if TYPE_CHECKING:
     from secateurs import adapters
-    from secateurs.api import attach, prune, widen
-    from secateurs.artifact.loading import build, load
+    from secateurs.api import attach, build, load, prune, widen
     from secateurs.budget import Budget
     from secateurs.calibration import calibrate
     from secateurs.data import Data
@@ -127,8 +126,7 @@ __all__ = [
 
 _HOMES = {
     "secateurs.adapters": "adapters",
-    "secateurs.api": "attach prune widen",
-    "secateurs.artifact.loading": "build load",
+    "secateurs.api": "attach build load prune widen",
     "secateurs.budget": "Budget",
     "secateurs.calibration": "calibrate",
     "secateurs.data": "Data",

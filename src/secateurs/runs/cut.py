@@ -12,8 +12,8 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import artifact, recovery
+from secateurs.api import load
 from secateurs.artifact import Earlier
-from secateurs.artifact.loading import load
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.devices import usable

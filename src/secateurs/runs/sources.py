@@ -16,7 +16,7 @@ from torch import nn
 
 from secateurs import artifact
 from secateurs import data as D
-from secateurs.artifact.loading import build, is_artifact
+from secateurs.api import build, is_artifact
 from secateurs.data import Data
 from secateurs.data.spec import absolute
 from secateurs.errors import ConfigError, DataError, SecateursError, Setting
