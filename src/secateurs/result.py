@@ -36,6 +36,7 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
     source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
     limits: dict[str, Any] | None = None  # what the user excluded, and how far groups could be cut; see `Limits`
+    warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
 
     def __repr__(self) -> str:
         parts = [
@@ -68,6 +69,7 @@ class Result:
             "calibrated": asdict(self.calibrated),
             "after": asdict(self.after),
             "error": self.error,
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({} if self.limits is None else {"limits": self.limits}),
             "stripes": summary(self.plan),
             "history": self.history,

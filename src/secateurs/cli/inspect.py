@@ -119,7 +119,7 @@ def inspect(
 def _artifact(spec: str) -> tuple[Plan | None, str]:
     """The last plan of an artifact, and the spec of its original network; None for any other spec."""
     from secateurs import artifact
-    from secateurs.api import is_artifact
+    from secateurs.models import is_artifact
 
     if not is_artifact(spec):
         return None, spec
@@ -210,6 +210,7 @@ def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph, bounds: Bou
         "macs": cost.macs,
         "flops": 2 * cost.macs,
         "params": cost.params,
+        "warnings": list(graph.warnings),
         "lowest": {scope: {"macs": c.macs, "params": c.params} for scope, c in floors.items()},
         "groups": [
             {
@@ -276,3 +277,4 @@ def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph, bounds: Bound
             f"lowest with --scope {scope:8}: {short(floor.macs)} MACs ({share(floor.macs, cost.macs)}), "
             f"{short(floor.params)} parameters ({share(floor.params, cost.params)})"
         )
+    options.warn(console, graph.warnings)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.errors import TraceError
-from secateurs.graph.attributes import weightless
+from secateurs.graph import figures
+from secateurs.graph.attributes import values, weightless
+from secateurs.graph.calls import Calls, Follow
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
@@ -21,10 +23,12 @@ from secateurs.graph.labels import KnownLabels, LabelSpace
 from secateurs.graph.reasons import OUTPUT
 from secateurs.graph.recorder import Recorder
 from secateurs.graph.tape import Tape
-from secateurs.graph.tracer import Calls, Tracer, swapped
+from secateurs.graph.tracer import Tracer, swapped
+from secateurs.graph.widths import width
 
 Array = np.ndarray
 T = TypeVar("T")
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Runs:
@@ -68,7 +72,7 @@ class Runs:
     def _follow(self) -> Grouping:
         space = LabelSpace()
         tape = self.run(space, {}, record=True)
-        return Grouping(tape, space.solve())
+        return Grouping(tape, space.solve(), self.modules)
 
     def _flow(self) -> Flow:
         recorder = self.run(KnownLabels(), {}, {}, record=True).recorder
@@ -80,36 +84,55 @@ class Runs:
         space: LabelSpace | KnownLabels,
         cut: Mapping[str, Tensor],
         known: Mapping[tuple[str, int], Array] | None = None,
-        attributes: Mapping[tuple[str, str], Any] = {},
+        rewrites: Mapping[tuple[str, str], Any] = {},
         record: bool = False,
+        tape: Tape | None = None,
+        follow: Follow | None = None,
     ) -> Tape:
-        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes). record: the
-        flow of the run in eval mode, too."""
+        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes).
+
+        known: the labels of the parameters' axes. rewrites: attributes of modules that change with the parameters. record:
+        the flow of the run in eval mode, too. tape: where to record. follow: see `Calls`.
+        """
         standins = {n: cut[n] if n in cut else self._standin(p) for n, p in self.named.items()}
         names = {id(x): n for n, x in standins.items()}
         inputs = map_tensors(lambda x: x.to("meta"), self.example_inputs) if self.meta else self.example_inputs
         replaced = {id(p): standins[n] for n, p in self.named.items()}
-        tracer = Tracer(space, names, self.modules, self.choices, known)
-        with swapped(self.modules, replaced, attributes):
-            if isinstance(space, LabelSpace):
-                self._watch_weightless(tracer)
+        tracer = Tracer(space, names, self.modules, self.choices, known, tape, self.shapes)
+        sized = {n: tracer.sized(n, tuple(x.shape)) for n, x in standins.items()}
+        with swapped(self.modules, replaced, {**rewrites, **values(self.modules, self.shapes, sized)}):
+            self._watch(tracer, isinstance(space, LabelSpace))
             if record:
                 tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
-            self._pass(tracer, inputs)
+            self._pass(tracer, inputs, follow)
             tracer.recorder = None
             if isinstance(space, LabelSpace):
+                tracer.note_weights()
                 idle = self.params.keys() - {a.param for a in tracer.tape.axes}
                 if any(max(self.shapes[n], default=1) > 1 for n in idle):
                     self._training_pass(tracer, space, inputs)
         return tracer.tape
 
-    def _watch_weightless(self, tracer: Tracer) -> None:
-        """Have the channels of modules without tensors noted. Their hooks are restored with their other attributes."""
+    def _watch(self, tracer: Tracer, figured: bool) -> None:
+        """Have noted what modules get whose attributes repeat widths, beside their tensors (if `figured`) or without any. Their
+        attributes are restored, and their hooks with them."""
         for path, module in self.modules.items():
             if weightless(module):
                 hook = partial(tracer.note_weightless, path)
                 own = module.__dict__
                 own["_forward_pre_hooks"] = OrderedDict([(id(tracer), hook), *own["_forward_pre_hooks"].items()])
+        tracer.tape.figures = figures.of(self.modules) if figured else []
+        watched: dict[tuple[str, str], Any] = {}
+        for figure in tracer.tape.figures:
+            module = self.modules[figure.module]
+            before = module.__dict__[figure.attribute]
+            figures.set_in(watched, figure, before, width(figure.size, figure, tracer))
+            inside = [(p, m) for p, m in figures.steps(figure.module, module) if m._modules]
+            for path, part in [(figure.module, module), *inside]:
+                hook, own = partial(tracer.note_through, path), part.__dict__
+                own["_forward_hooks"] = OrderedDict([*own["_forward_hooks"].items(), (id(tracer), hook)])
+        for (path, attribute), value in watched.items():
+            self.modules[path].__dict__[attribute] = value
 
     def _standin(self, tensor: Tensor) -> Tensor:
         """What replaces a parameter or buffer in a run. Forward passes may write to buffers, so those are copies."""
@@ -117,14 +140,14 @@ class Runs:
             return tensor.to("meta")
         return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
-    def _pass(self, tracer: Tracer, inputs: Any) -> None:
+    def _pass(self, tracer: Tracer, inputs: Any, follow: Follow | None = None) -> None:
         # Inputs are new tensors here, so that what the tracer stores on them is dropped with this run.
         inputs = map_tensors(lambda x: x.detach(), inputs)
         for x in tensors(inputs):
             tracer.enter(x)
         if tracer.recorder is not None:
             tracer.recorder.start(tensors(inputs))
-        with tracer, Calls(tracer):
+        with tracer, Calls(tracer, follow):
             out = call(self.model, inputs)
         for x in tensors(out):
             tracer.freeze(tracer.labels(x), OUTPUT)
@@ -133,12 +156,13 @@ class Runs:
 
     def _training_pass(self, tracer: Tracer, space: LabelSpace, inputs: Any) -> None:
         """Some parameters are only used in training (auxiliary heads): the channels that they consume are cut on them, too."""
-        point, axes = space.savepoint(), len(tracer.tape.axes)
+        point, recorded = space.savepoint(), tracer.tape.savepoint()
         tracer.counting = False
         for m in self.modules.values():
             m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
         try:
             self._pass(tracer, inputs)
+            tracer.note_weights()
         except Exception:  # for example a forward that needs targets, which an inference graph does not cover
             space.rollback(point)
-            del tracer.tape.axes[axes:]
+            tracer.tape.rollback(recorded)
