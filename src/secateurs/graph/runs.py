@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -100,7 +101,10 @@ class Runs:
         replaced = {id(p): standins[n] for n, p in self.named.items()}
         tracer = Tracer(space, names, self.modules, self.choices, known, tape, self.shapes)
         sized = {n: tracer.sized(n, tuple(x.shape)) for n, x in standins.items()}
-        with swapped(self.modules, replaced, {**rewrites, **values(self.modules, self.shapes, sized)}):
+        with (
+            swapped(self.modules, replaced, {**rewrites, **values(self.modules, self.shapes, sized)}),
+            closing(tracer.log),
+        ):
             self._watch(tracer, isinstance(space, LabelSpace))
             if record:
                 tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
@@ -126,7 +130,7 @@ class Runs:
         for figure in tracer.tape.figures:
             module = self.modules[figure.module]
             before = module.__dict__[figure.attribute]
-            figures.set_in(watched, figure, before, width(figure.size, figure, tracer))
+            figures.set_in(watched, figure, before, width(figure.size, figure, tracer.log))
             inside = [(p, m) for p, m in figures.steps(figure.module, module) if m._modules]
             for path, part in [(figure.module, module), *inside]:
                 hook, own = partial(tracer.note_through, path), part.__dict__

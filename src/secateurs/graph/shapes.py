@@ -124,6 +124,12 @@ def mean(x: Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> T
     return empty(x, [1 if a in axes else n for a, n in enumerate(x.shape) if keepdim or a not in axes])
 
 
+def grid_sampler(x: Tensor, grid: Tensor, *_: Any) -> Tensor | None:
+    if x.ndim != 4 or grid.ndim != 4 or grid.shape[0] != x.shape[0] or grid.shape[3] != 2 or x.dtype != grid.dtype:
+        return None
+    return empty(x, (*x.shape[:2], *grid.shape[1:3]))
+
+
 _FAST: dict[Any, Shape] = {
     aten.convolution.default: convolution,
     aten._native_batch_norm_legit_no_training.default: batch_norm,
@@ -134,10 +140,13 @@ _FAST: dict[Any, Shape] = {
     aten.add_.Tensor: binary_,
     aten.mul_.Tensor: binary_,
     aten.sigmoid.default: same,
+    aten.silu.default: same,
+    aten.gelu.default: same,
     aten.cat.default: cat,
     aten.avg_pool2d.default: pool,
     aten.max_pool2d_with_indices.default: max_pool,
     aten.mean.dim: mean,
+    aten.grid_sampler_2d.default: grid_sampler,
     aten.hardswish_.default: inplace,
     aten.hardtanh_.default: inplace,
     aten.silu_.default: inplace,

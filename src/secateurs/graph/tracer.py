@@ -100,7 +100,7 @@ class Tracer(Context, TorchDispatchMode):
             if axes:
                 self.tape.weights[path] = {"weight": self._axes(x, axes)}
                 size = tuple(shape[a] for a in axes)
-                sized = tuple(width(shape[a], labels[a], self) if a in labels else shape[a] for a in axes)
+                sized = tuple(width(shape[a], labels[a], self.log) if a in labels else shape[a] for a in axes)
                 module.__dict__.update(attributes.figures(module, {"weight": size}, {"weight": sized}))
 
     def note_through(self, path: str, _: nn.Module, args: Any, out: Any) -> None:
