@@ -194,9 +194,12 @@ class Context:
         if axis in self.labels(w):
             self.space.mark(self.labels(w)[axis], CONSUMED)
 
-    def cost(self, *factors: int | Array, kernel: Tensor | None = None) -> None:
-        """Add the product of these factors to the multiply-accumulates. kernel: the weight, if the op is a convolution."""
+    def cost(self, *factors: int | Array, kernel: Tensor | None = None, vanishing: int | Array = 0) -> None:
+        """Add the product of these factors to the multiply-accumulates. kernel: the weight, if the op is a convolution.
+        vanishing: the factor of them without which there is no product: where it is 1, the op multiplies elementwise."""
         if self.counting:
+            if isinstance(vanishing, np.ndarray):
+                self.tape.vanishing[len(self.tape.costs)] = vanishing
             if kernel is not None and id(kernel) in self._names:
                 self.tape.kernels[len(self.tape.costs)] = self._names[id(kernel)]
             coefficient = 1
@@ -300,7 +303,12 @@ class Context:
     def counted(self, n: int) -> Array | None:
         """The labels that a size counts, if it is the width of one axis and nothing else."""
         leaf = n.expression.leaf if isinstance(n, Width) and n.log is self.log else None
-        return self.leaf(leaf) if leaf is not None else None
+        found = self.leaf(leaf) if leaf is not None else None
+        if found is None and isinstance(leaf, tuple) and self._known is None:  # of a layer that is about to run
+            path, _, name = leaf[0].rpartition(".")
+            weight = self._modules[path]._parameters.get(name) if path in self._modules else None
+            found = self.labels(weight).get(leaf[1]) if weight is not None else None
+        return found
 
     def leaf(self, leaf: Leaf) -> Array | None:
         """Its labels."""
