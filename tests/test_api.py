@@ -92,7 +92,7 @@ def test_wrong_requests() -> None:
         ({"scope": "typo"}, r"scope='typo' is not a valid scope\. Known: all, internal"),
         ({"scope": "intern"}, r"scope='intern' is not a valid scope\. Did you mean internal"),
         ({"ranking": "layer"}, r"ranking is a setting of the method l1: pass method=sc\.L1\(ranking='layer'\)"),
-        ({"scop": "all"}, r"no option 'scop'. Did you mean scope\?"),
+        ({"scop": "all"}, r"no option 'scop'. Did you mean scope"),
         ({"nonsense": 1}, r"no option 'nonsense'.*Options: .*device, .*hooks, .*method=sc\.L1"),
         ({"checkpoints": None}, r"no option 'checkpoints'"),
         ({"budget": 0.5}, r"budget must be a Budget, got float 0\.5; did you mean Budget\(macs=0\.5\)\?"),
