@@ -51,7 +51,7 @@ def test_a_module_with_data_of_ones_own(tmp_path: Path) -> None:
     assert [name for name, _ in result.networks][:2] == ["before", "after the cut"]
     card = json.loads((tmp_path / "r" / "card.json").read_text())
     assert card["after"] == {"macs": result.after.macs, "params": result.after.params, "top1": result.after.top1,
-                             "top5": result.after.top5, "loss": result.after.loss}  # fmt: skip
+                             "top5": result.after.top5, "loss": result.after.loss, "metrics": {}}  # fmt: skip
     assert card["recover"]["epochs"] == 2
     assert card["seconds"] == result.seconds
 

@@ -245,6 +245,8 @@ def limits_are_kept(method: Method) -> None:
     expect(not cut, f"stripes of {', '.join(cut)} are cut, which exclude= keeps whole")
     expect(left.get("conv1") == 12, f"ratios={{'conv1': 0.3}} leaves {left.get('conv1')} of 40 channels, not 12")
     expect(left.get("plain.0", 32) >= 6, f"min_channels=5 and align=2 leave {left.get('plain.0')} channels")
+    left = widths(prune(method, model, sc.Budget(macs=1.0), ratios={"conv1": 0.5}).plan)
+    expect(left.get("conv1") == 20, "a ratio is not met where the budget is met without it")
 
 
 @_check
