@@ -82,6 +82,7 @@ KEEPS: dict[str, tuple[Change, str]] = {
     "one number": (lambda s, y: y.tanh() if y.shape[1] == 6 else y.relu(), claims.DEPENDS),
     "only one": (lambda s, y: y.tanh() if y.shape[1] == 1 else y.relu(), claims.DEPENDS),
     "the greater": (lambda s, y: y / max(y.shape[1], 4), claims.NUMBER),
+    "the lesser": (lambda s, y: y * min(y.shape[1], 6), claims.DEPENDS),
     "a function by number": (lambda s, y: (torch.relu, torch.tanh)[y.shape[1] % 2](y), claims.DEPENDS),
     "squeezed": (lambda s, y: y * y.mean((2, 3)).squeeze()[:, :, None, None], ""),
     "a flag": (lambda s, y: F.avg_pool2d(y, 3, 1, 1, count_include_pad=y.shape[1] % 2 == 0), claims.DEPENDS),
@@ -108,7 +109,13 @@ def chain(*changes: Change, real: bool = False) -> nn.Module:
     layers = nn.ModuleList(conv(3 if i == 0 else 8, 8) for i in range(len(changes)))
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight)
-    parts = {"last": conv(8, 6), "h": head(6), "map": nn.Parameter(torch.rand(1, 1, 12, 12)), "number": 8}
+    parts = {
+        "last": conv(8, 6),
+        "h": head(6),
+        "map": nn.Parameter(torch.rand(1, 1, 12, 12)),
+        "number": 8,
+        "rows": nn.Parameter(torch.rand(1, 1, 8)),
+    }
     return Net(run, layers=layers, **parts).eval()
 
 
@@ -148,6 +155,17 @@ def test_one_line_of_code_keeps_the_groups_that_it_must_and_no_other(name: str) 
     graph = trace(model, image())
     assert [g.name for g in graph.groups if not g.prunable and g.name.startswith("layers")] == ["layers.0", "layers.2"]
     right_at(model, graph, (0.5, 0.01))
+
+
+def test_an_op_that_computes_with_a_width_itself() -> None:
+    """Attention is scaled by the width of the queries; here these are a parameter."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x).flatten(2).mT
+        return s.h(F.scaled_dot_product_attention(s.queries.expand(2, -1, -1), y, y).mean(1))
+
+    model = Net(run, a=conv(3, 8), queries=nn.Parameter(torch.rand(1, 5, 8)), h=nn.Linear(8, 4)).eval()
+    assert str(trace(model, image())["a"].reason).startswith((claims.NUMBER, "aten."))
 
 
 # -- the width of other channels ---------------------------------------------------------------------------------------

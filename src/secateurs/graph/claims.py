@@ -57,7 +57,7 @@ class Claims:
             changed = len(self.refuted) > before
 
     def flips(self) -> Iterator[tuple[Seen, Widths]]:
-        """The conditions with another outcome at some width, and such widths."""
+        """The conditions with another outcome at some width, and the first and the last such widths."""
         known: set[object] = set()
         for seen in self.grouping.tape.conditions:
             groups = sorted(self.grouping.groups_of(seen.expression) & self.free)
@@ -65,10 +65,9 @@ class Claims:
             if not groups or key in known:
                 continue
             known.add(key)
-            for widths in self._sweep(groups):
-                if self._value(seen.expression, widths) != seen.outcome:
-                    yield seen, {g: widths[g] for g in groups if g in widths}
-                    break
+            found = [w for w in self._sweep(groups) if self._value(seen.expression, w) != seen.outcome]
+            for widths in found[:1] + found[1:][-1:]:
+                yield seen, {g: widths[g] for g in groups if g in widths}
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 

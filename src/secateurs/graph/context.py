@@ -336,7 +336,11 @@ class Context:
         """The code computes with a number that it made from widths."""
         if number.log is self.log:
             self._computed(number.expression)
-            self.tape.uses.append(Seen(number.expression, self.where()))
+            self.computes(number.expression)
+
+    def computes(self, expression: Expression) -> None:
+        """The same of an expression, if an op computes with a width itself."""
+        self.tape.uses.append(Seen(expression, self.where()))
 
     @staticmethod
     def _computed(expression: Expression) -> None:

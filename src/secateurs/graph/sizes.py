@@ -77,11 +77,9 @@ def takes_sizes(func: Any) -> bool:
 
 
 def constants(args: Any) -> Iterator[Any]:
-    """The plain numbers, strings and bools among the arguments of a call; None for what was computed from widths."""
+    """The numbers, strings and bools among the arguments of a call."""
     for a in args.values() if isinstance(args, dict) else args:
-        if isinstance(a, Traced):
-            yield None
-        elif isinstance(a, int | float | str):
+        if isinstance(a, int | float | str):
             yield a
         elif type(a) in (list, tuple, dict):
             yield from constants(a)
@@ -264,6 +262,15 @@ def _squeeze(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return []
 
 
+def _scaled(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
+    """Scaled by the width of the queries, unless by a number that is given."""
+    query = args[0] if args else kwargs["query"]
+    own = t.labels(query).get(query.ndim - 1)
+    if own is not None and kwargs.get("scale") is None:
+        t.computes(Expression.of(own))
+    return [args, kwargs]
+
+
 def _none(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
     return []
 
@@ -279,6 +286,7 @@ _READERS: dict[str, Reader] = {
     "narrow": _narrow,
     "pad": _pad,
     "squeeze": _squeeze,
+    "scaled_dot_product_attention": _scaled,
     "group_norm": _group_norm,
     "multi_head_attention_forward": _attention,
     "resize_": _none,

@@ -18,6 +18,7 @@ from secateurs.graph.labels import CONSUMED, KnownLabels, Mismatch
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.runs import Runs
 from secateurs.graph.tape import Array, Called, Labels, Tape
+from secateurs.graph.widths import Traced, plain
 
 
 @dataclass(frozen=True)
@@ -193,15 +194,15 @@ class Trial:
 
 
 def same(before: tuple[Any, ...], after: tuple[Any, ...], tolerance: float) -> bool:
-    """Whether two calls were made with the same plain numbers, as far as both are plain."""
+    """Whether two calls were made with the same numbers and strings. What is computed from widths in both is judged without a
+    run."""
     return len(before) == len(after) and all(
-        a is None
-        or b is None
-        or a == b
-        or (
-            isinstance(a, int | float)
-            and isinstance(b, int | float)
-            and (math.isclose(a, b, rel_tol=tolerance) or (a != a and b != b))
-        )
+        (isinstance(a, Traced) and isinstance(b, Traced)) or _alike(plain(a), plain(b), tolerance)
         for a, b in zip(before, after, strict=True)
     )
+
+
+def _alike(a: Any, b: Any, tolerance: float) -> bool:
+    if isinstance(a, str) or isinstance(b, str):
+        return bool(a == b)
+    return math.isclose(a, b, rel_tol=tolerance) or (a != a and b != b)

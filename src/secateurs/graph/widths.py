@@ -120,8 +120,8 @@ class Ratio(Traced, float):
 
 
 def plain(x: Any) -> Any:
-    """The number without its expression."""
-    return int.__int__(x) if isinstance(x, int) else float.__float__(x)
+    """A number without its expression; anything else as it is."""
+    return int.__int__(x) if isinstance(x, int) else float.__float__(x) if isinstance(x, float) else x
 
 
 def made(value: Any, expression: Expression, log: Log) -> Any:
