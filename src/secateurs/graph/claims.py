@@ -52,7 +52,8 @@ class Claims:
                     counted = frozenset() if isinstance(claim.counts, int) else self.grouping.groups_at(claim.counts)
                     groups = (groups_of(claim.size) | counted) & self.free
                     if groups and not self._holds(claim.size, claim.counts, claim.least):
-                        self._refute(groups, COMPUTED, claim.where)
+                        made = groups_of(claim.size)
+                        self._refute(groups, COMPUTED if made else claim.reason, claim.where)
             changed = len(self.refuted) > before
 
     def flips(self) -> Iterator[tuple[Seen, Widths]]:
