@@ -22,7 +22,8 @@ def read(folder: Path) -> dict[str, list[Record]]:
     for path in sorted(folder.glob("*/*.json")):
         if path.parent.name != "peers":
             record = json.loads(path.read_text())
-            found.setdefault(record["family"], []).append(record)
+            if "wall" in record:  # finished
+                found.setdefault(record["family"], []).append(record)
     return {f: sorted(rows, key=lambda r: (r.get("params", 0), r["name"])) for f, rows in found.items()}
 
 
@@ -63,9 +64,9 @@ def summary(rows: dict[str, list[Record]], peers: dict[tuple[str, str], Record])
 
 def table(rows: list[Record], peers: dict[tuple[str, str], Record]) -> str:
     lines = [
-        "| network | parameters | groups | prunable | MACs reachable | 40% cut: MACs left | difference | trace ÷ forward "
+        "| network | parameters | prunable groups | MACs reachable | difference | trace ÷ forward | 40% cut: MACs left "
         "| torch-pruning: MACs left | not prunable, but for outputs |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for r in built(rows):
         peer = peers.get((r["family"], r["name"]))
@@ -73,11 +74,12 @@ def table(rows: list[Record], peers: dict[tuple[str, str], Record]) -> str:
         cells = [r["name"], f"{r.get('params', 0) / 1e6:.1f}M"]
         if "reachable" in r:
             cells += [
-                f"{r['groups']}", f"{r['prunable']}", f"{r['reachable']:.0%}", f"{r['left']:.0%}" if "left" in r else "",
+                f"{r['prunable']} of {r['groups']}", f"{r['reachable']:.0%}",
                 f"{r['difference']:.0e}" if "difference" in r else r["status"], f"{r['trace_ms'] / r['forward_ms']:.1f}",
+                f"{r['left']:.0%}" if "left" in r else "",
             ]  # fmt: skip
         else:
-            cells += ["", "", "", "", r["status"], ""]
+            cells += ["", "", r["status"], "", ""]
         lines.append("| " + " | ".join([*cells, beside, reasons(r)]) + " |")
     return "\n".join(lines)
 

@@ -26,7 +26,7 @@ highlight_language = "text"
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_mock_imports = ["lightning", "pytorch_lightning", "transformers"]
+autodoc_mock_imports = ["lightning", "pytorch_lightning", "transformers", "ultralytics"]
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +52,45 @@ def test_a_teacher_costs_a_third_of_a_pass(compute: dict[str, Any]) -> None:
     assert compute["recovery_cost"](sc.Recover(share=0), 0.3, 100) == 0.3
     assert compute["recovery_cost"](sc.Recover(), 0.3, 100) == pytest.approx(0.3 + 1 / 3)
     assert compute["recovery_cost"](sc.Reconstruct(images=50), 0.3, 100) == pytest.approx(0.5 * 1.3 / 3)
+
+
+COVERAGE = """
+import os, sys
+from pathlib import Path
+import torch
+import coverage, coverage_table
+from coverage_networks.network import Network
+import secateurs as sc
+
+def loop():
+    while True: pass
+
+builders = {
+    "fine": lambda: (sc.build("zoo:small_cnn"), torch.randn(1, 3, 32, 32)),
+    "dies": os.abort,
+    "hangs": loop,
+    "broken": lambda: (torch.nn.Linear(4, 4), torch.randn(1, 5)),
+}
+out = Path(sys.argv[1])
+for name, build in builders.items():
+    coverage.run(coverage.measure, Network("own", name, build), out / "own" / f"{name}.json", seconds=5, gigabytes=0)
+print(coverage_table.markdown(out))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+def test_coverage_survives_networks_that_do_not(tmp_path: Path) -> None:
+    paths = [str(FOLDER), str(FOLDER.parent / "src")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", COVERAGE, str(tmp_path)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "own").glob("*.json")}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "fine": "ok", "dies": "crash", "hangs": "hang", "broken": "does not run"
+    }  # fmt: skip
+    fine = rows["fine"]
+    assert fine["reachable"] > 0.9
+    assert fine["difference"] < 1e-5
+    assert fine["prunable"] == fine["groups"] - 1  # the outputs
+    assert "| own | 3 | 1 | 0 | 1 | 1 | 0 | 100% |" in run.stdout
