@@ -20,8 +20,9 @@ from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.labels import KnownLabels, LabelSpace
 from secateurs.graph.reasons import OUTPUT
 from secateurs.graph.recorder import Recorder
+from secateurs.graph.swapped import swapped
 from secateurs.graph.tape import Tape
-from secateurs.graph.tracer import Calls, Tracer, swapped
+from secateurs.graph.tracer import Calls, Tracer
 
 Array = np.ndarray
 T = TypeVar("T")
