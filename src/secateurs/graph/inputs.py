@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +10,8 @@ from torch.utils import _pytree as pytree
 
 from secateurs.devices import device_of
 from secateurs.errors import TraceError
+from secateurs.graph.leaves import materialized
+from secateurs.graph.leaves import tensors as tensors
 
 
 def check_model(model: Any) -> None:
@@ -24,12 +25,12 @@ def check_model(model: Any) -> None:
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
-    """Run the model on its example inputs."""
+    """Run the model on its example inputs. What it returns lazily, from a generator, is computed."""
     if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
+        return materialized(model(**example_inputs))
     if isinstance(example_inputs, tuple | list):
-        return model(*example_inputs)
-    return model(example_inputs)
+        return materialized(model(*example_inputs))
+    return materialized(model(example_inputs))
 
 
 def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
@@ -43,18 +44,3 @@ def to_model_device(model: nn.Module, example_inputs: Any) -> Any:
     """The example inputs on the model's device. Tensors that are already there are not copied."""
     device = device_of(model)
     return map_tensors(lambda x: x.to(device), example_inputs)
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    """All tensors in an output of any type: nested containers, dataclasses, mappings, objects with attributes."""
-    found: list[Tensor] = []
-    for leaf in pytree.tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif is_dataclass(leaf):
-            found += tensors([getattr(leaf, f.name) for f in fields(leaf)])
-        elif isinstance(leaf, Mapping):
-            found += tensors(list(leaf.values()))
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module | type) and not callable(leaf):
-            found += tensors([v for v in vars(leaf).values() if isinstance(v, Tensor | list | tuple | dict)])
-    return found

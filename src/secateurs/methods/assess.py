@@ -14,12 +14,12 @@ from secateurs.devices import device_of, usable
 from secateurs.errors import ConfigError, DataError
 from secateurs.graph.copies import copied
 from secateurs.methods.method import Task
+from secateurs.seeds import preserve_rng_state
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
 from secateurs.training import precision as P
 from secateurs.training.checks import Check
 from secateurs.training.progress import Reporter
-from secateurs.training.seeds import preserve_rng_state
 
 
 class Assessor:

@@ -28,11 +28,11 @@ from secateurs.plans import Plan
 from secateurs.recovery.carried import Places, consumers, cuts_off, on_average, provably, put_
 from secateurs.recovery.distil import soft_loss, unlike_logits
 from secateurs.report import count, listing
+from secateurs.seeds import preserve_rng_state
 from secateurs.surgery import apply
 from secateurs.training.batches import Batch
 from secateurs.training.metrics import heads, runs
 from secateurs.training.processes import gathered
-from secateurs.training.seeds import preserve_rng_state
 
 IMAGES = 1024  # examples that statistics are estimated on
 

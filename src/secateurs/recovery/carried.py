@@ -27,11 +27,11 @@ from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.modes import evaluating
 from secateurs.masking import mask
 from secateurs.plans import Plan
+from secateurs.seeds import preserve_rng_state
 from secateurs.surgery.verify import TOLERANCE, disagreement
 from secateurs.training.batches import Batch
 from secateurs.training.metrics import runs
 from secateurs.training.processes import gathered
-from secateurs.training.seeds import preserve_rng_state
 
 Found = dict[str, tuple[float, Tensor]]  # layer → outputs per filter, their sum: (filters of the uncut layer,), float64
 Means = dict[str, Tensor]  # layer → what its outputs lost on average: (filters of the uncut layer,), float64

@@ -24,11 +24,11 @@ from secateurs.files import shown
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.placement import Placement
+from secateurs.seeds import preserve_rng_state
 from secateurs.training import CrossEntropy
 from secateurs.training.batches import Batch
 from secateurs.training.checks import fault
 from secateurs.training.metrics import forward, heads
-from secateurs.training.seeds import preserve_rng_state
 from secateurs.zoo import find, load_state
 from secateurs.zoo.weights import put
 

@@ -15,8 +15,8 @@ from secateurs.data.bundle import checked, fresh_pass, no_batch, paired
 from secateurs.data.loader import Loader
 from secateurs.errors import DataError
 from secateurs.graph.inputs import tensors
+from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training.recipe import Recipe
-from secateurs.training.seeds import preserve_rng_state, seed_all
 
 log = logging.getLogger("secateurs")
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from secateurs.errors import NonFiniteLossError, SecateursError, Setting
+from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
 from secateurs.training import metrics as M
 from secateurs.training import resume as R
@@ -19,7 +20,6 @@ from secateurs.training.processes import LostError
 from secateurs.training.progress import summary
 from secateurs.training.run import TrainingRun
 from secateurs.training.runtime import written
-from secateurs.training.seeds import preserve_rng_state, seed_all
 from secateurs.training.syncnorm import synchronized
 
 

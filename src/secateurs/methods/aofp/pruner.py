@@ -22,7 +22,7 @@ from secateurs.methods.method import Task
 from secateurs.methods.pruner import Pruner
 from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Selection
-from secateurs.training.seeds import mix
+from secateurs.seeds import mix
 
 SAMPLES = 128  # halves in a search step, at least: each filter of the search space is ablated in 64 of them
 

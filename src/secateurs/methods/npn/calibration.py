@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.methods.pruner import Pruner
+from secateurs.seeds import preserve_rng_state
 from secateurs.training.batches import share, to_device, walk
 from secateurs.training.checks import Check
 from secateurs.training.metrics import call
-from secateurs.training.seeds import preserve_rng_state
 
 
 @torch.no_grad()

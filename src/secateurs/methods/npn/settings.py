@@ -15,8 +15,8 @@ from secateurs.errors import ConfigError, SecateursError, Setting
 from secateurs.methods.method import Scope, Task
 from secateurs.methods.npn.network import deepest
 from secateurs.methods.pruner import Taught
+from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import Recipe
-from secateurs.training.seeds import preserve_rng_state, seed_all
 
 
 class Settings(Taught):

@@ -18,12 +18,12 @@ from secateurs.plans import Plan
 from secateurs.recovery.reconstruct.recipe import Reconstruct
 from secateurs.recovery.reconstruct.run import reconstruct_
 from secateurs.recovery.reconstruct.walk import rows
+from secateurs.seeds import preserve_rng_state
 from secateurs.training.batches import split_data, to_device, without_labels
 from secateurs.training.checks import Check
 from secateurs.training.processes import Peers, several
 from secateurs.training.progress import Mode, Reporter
 from secateurs.training.runtime import wait_for_everyone
-from secateurs.training.seeds import preserve_rng_state
 
 
 def reconstruct(

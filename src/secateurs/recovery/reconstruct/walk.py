@@ -24,7 +24,7 @@ from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.solver import Problem, Solution
 from secateurs.recovery.reconstruct.structure import Step, Structure, storage
 from secateurs.recovery.reconstruct.watch import Key, Layer, Watch
-from secateurs.training.seeds import mix
+from secateurs.seeds import mix
 
 SMALL = 1e-3  # a batch norm's factor, relative to its largest, that is too small to divide by
 LARGE = 1 << 16  # bytes of an activation from which it is freed early
