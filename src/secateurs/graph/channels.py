@@ -143,10 +143,12 @@ class ChannelGraph:
         flow: Callable[[], Flow],
         random: Iterable[str] = (),
         weightless: Callable[[Mapping[int, int]], tuple[Shapes, Shapes]] = lambda widths: ({}, {}),
+        warnings: Iterable[str] = (),
     ) -> None:
         self.groups = tuple(groups)
         self.shapes = dict(shapes)  # of all parameters and buffers used in the trace
         self.random = tuple(dict.fromkeys(random))  # lines of code that drew random numbers in eval mode
+        self.warnings = tuple(warnings)  # what was not followed, in sentences
         self._modules = modules
         self._weightless = weightless
         self._make_cost, self._make_flow = cost_model, flow  # built lazily

@@ -9,29 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.graph.state import State
+from secateurs.seeds import preserve_rng_state
+
 
 @contextmanager
 def swapped(
-    modules: Mapping[str, nn.Module], tensors: Mapping[int, Tensor], rewrites: Mapping[tuple[str, str], Any] = {}
+    state: State,
+    modules: Mapping[str, nn.Module],
+    tensors: Mapping[int, Tensor],
+    rewrites: Mapping[tuple[str, str], Any] = {},
 ) -> Iterator[None]:
-    """Context in which a model's tensors (by id) and attributes are replaced, in eval mode
-    without gradients; on exit every module is restored, including what its forward stored on it."""
-    saved = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in modules.values()]
-    try:
-        for m, _, parameters, buffers in saved:
-            m.__dict__["training"] = False
-            for own, old in ((m._parameters, parameters), (m._buffers, buffers)):
-                for name, x in old.items():
-                    if x is not None and id(x) in tensors:
-                        own[name] = tensors[id(x)]  # type: ignore[assignment]
-        for (name, attribute), value in rewrites.items():
-            modules[name].__dict__[attribute] = value
-        with torch.no_grad():
+    """Context in which a model's tensors (by id) and attributes are replaced, in eval mode without gradients. Whatever its
+    forward does, and however the context ends, the model, what it holds and the random state are then as before."""
+    with preserve_rng_state(), torch.no_grad():
+        try:
+            state.replace(tensors)
+            for module in modules.values():
+                if not isinstance(module, torch.jit.ScriptModule):
+                    module.__dict__["training"] = False
+            for (name, attribute), value in rewrites.items():
+                modules[name].__dict__[attribute] = value
             yield
-    finally:
-        for m, attributes_before, parameters, buffers in saved:
-            for own, old in ((m._parameters, parameters), (m._buffers, buffers)):
-                own.clear()
-                own.update(old)  # type: ignore[arg-type]
-            m.__dict__.clear()
-            m.__dict__.update(attributes_before)
+        finally:
+            state.restore()
