@@ -34,6 +34,7 @@ class Result:
     method: Method
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
     source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
+    warnings: tuple[str, ...] = ()  # what the trace did not follow, and what to look out for, in sentences
 
     def __repr__(self) -> str:
         parts = [
@@ -65,6 +66,7 @@ class Result:
             "after": asdict(self.after),
             "error": self.error,
             "stripes": summary(self.plan),
+            "warnings": list(self.warnings),
             "history": self.history,
             "versions": {
                 "secateurs": __version__,

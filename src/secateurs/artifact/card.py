@@ -116,6 +116,7 @@ class Card(Open):
     after: Figures
     error: Number | None  # relative error between the sliced and the masked network; None if not verified
     stripes: list[StripesRecord] = []
+    warnings: list[Line] = []  # what the trace did not follow
     history_version: Annotated[int, Field(strict=True, ge=1, le=HISTORY_VERSION)] = 1
     history: list[Entry] = []
     versions: dict[str, Line] = {}

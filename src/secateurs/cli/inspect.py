@@ -217,6 +217,7 @@ def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> dict[str
             }
             for g in graph.groups
         ],
+        "warnings": list(graph.warnings),
     }
 
 
@@ -257,3 +258,5 @@ def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> None:
             f"lowest with --scope {scope:8}: {short(floor.macs)} MACs ({share(floor.macs, cost.macs)}), "
             f"{short(floor.params)} parameters ({share(floor.params, cost.params)})"
         )
+    for warning in graph.warnings:
+        console.print(f"[yellow]{warning}[/]")

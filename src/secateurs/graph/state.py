@@ -11,7 +11,7 @@ import warnings
 from argparse import Namespace
 from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterator, Mapping
-from functools import _lru_cache_wrapper, cached_property, partial, partialmethod
+from functools import _lru_cache_wrapper, cached_property, lru_cache, partial, partialmethod
 from types import CellType, CodeType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
@@ -61,13 +61,13 @@ class State:
             if isinstance(module, torch.jit.ScriptModule):
                 self._script(path, module)
             else:
-                for own in (module.__dict__.get("_parameters", {}), module.__dict__.get("_buffers", {})):
-                    self.tensors.update((id(x), x) for x in own.values() if x is not None)
+                self._tensors_of(module)
         for path, module in modules.items():
             if not isinstance(module, torch.jit.ScriptModule):
                 self._where = path
                 self._module(module)
-                self._walk()
+                if self._stack:
+                    self._walk()
         for other in others:
             self._visit(None, None, other)
             self._walk()
@@ -153,6 +153,17 @@ class State:
         elif not self._rare(value):
             self._object(value)
 
+    def _tensors_of(self, module: nn.Module) -> None:
+        """The parameters and buffers of a module of the model."""
+        for own in (module.__dict__["_parameters"], module.__dict__["_buffers"]):
+            if own:
+                self._seen[id(own)] = own
+                self._dicts.append((own, dict(own)))
+                for name, x in own.items():
+                    if x is not None:
+                        self.tensors[id(x)] = x
+                        self._held.append((own, name, x))
+
     def _module(self, module: nn.Module) -> None:
         self._dict(module.__dict__)
         if type(module) not in self._known:
@@ -211,7 +222,7 @@ class State:
     def _class(self, cls: type) -> None:
         for base in () if cls in self._known else cls.__mro__:
             if base not in self._known and not foreign(base.__module__):
-                own = {k: v for k, v in vars(base).items() if isinstance(v, FunctionType) or not _dunder(k)}
+                own = {k: v for k, v in vars(base).items() if not _dunder(k) or k == "__call__"}
                 self._classes.append((base, own))
                 self._stack += [(base, k, v) for k, v in own.items() if type(v) not in _ATOMS]
             self._known.add(base)
@@ -292,12 +303,11 @@ def _dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
 
 
-def _names(code: CodeType) -> Iterator[str]:
+@lru_cache(maxsize=4096)
+def _names(code: CodeType) -> tuple[str, ...]:
     """The names that a function's code, and that of functions inside of it, may look up globally."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+    inner = (name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant))
+    return tuple(dict.fromkeys((*code.co_names, *inner)))
 
 
 def _put(owner: Any, key: Any, value: Any) -> None:
@@ -329,10 +339,14 @@ def _same(own: dict[Any, Any], before: dict[Any, Any]) -> bool:
 
 
 def _refill(own: dict[Any, Any], before: dict[Any, Any]) -> None:
-    base: Any = OrderedDict if isinstance(own, OrderedDict) else dict  # whatever its type overrides
-    base.clear(own)
-    for key, value in before.items():
-        base.__setitem__(own, key, value)
+    if type(own) in _PLAIN:
+        own.clear()
+        own.update(before)
+    else:
+        base: Any = OrderedDict if isinstance(own, OrderedDict) else dict  # whatever its type overrides
+        base.clear(own)
+        for key, value in before.items():
+            base.__setitem__(own, key, value)
 
 
 def _restore_class(cls: type, before: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -38,61 +39,92 @@ def unknown_targets(model: nn.Module, inputs: Any, meet: Callable[[Tensor], None
         bound = signature.bind_partial(*given, **named).arguments
     except (TypeError, ValueError):
         return {}
-    first = next((x for x in pytree.tree_leaves((given, named)) if isinstance(x, Tensor)), None)
-    shape = () if first is None else (first.shape[0], *first.shape[2:]) if first.ndim > 2 else tuple(first.shape[:1])
+    first = next((x for x in pytree.tree_leaves((given, named)) if isinstance(x, Tensor)), torch.empty(1))
     return {
-        name: Unknown(meet, shape)
+        name: Unknown.of(meet, first)
         for name, p in signature.parameters.items()
         if name not in bound and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.default in (None, p.empty)
     }
 
 
-class Unknown:
-    """A value that nobody knows: whatever is computed with it is unknown, too. It has the batch and the spatial size of the
-    inputs, as a map of classes would."""
+_MOST = 1000  # questions, after which a loop is taken to be endless
 
-    def __init__(self, meet: Callable[[Tensor], None], shape: tuple[int, ...]) -> None:
-        self._meet, self._shape = meet, shape
+
+class Unknown(Tensor):
+    """A value that nobody knows: whatever is computed with it is unknown, too. It passes for a tensor of the inputs' batch and
+    spatial size, as a map of classes is, and for a list or a dict."""
+
+    meet: Callable[[Tensor], None]
+    extent: torch.Size
+    asked: int  # how often its truth was asked for
+
+    @staticmethod
+    def of(meet: Callable[[Tensor], None], image: Tensor) -> Unknown:
+        """image: (N, C, *spatial)"""
+        new = torch.empty(0).as_subclass(Unknown)
+        new.meet, new.extent, new.asked = meet, torch.Size((*image.shape[:1], *image.shape[2:])), 0
+        return new
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         leaves = pytree.tree_leaves((args, kwargs or {}))
         one = next(x for x in leaves if isinstance(x, Unknown))
         for x in leaves:
-            if isinstance(x, Tensor):
-                one._meet(x)
+            if isinstance(x, Tensor) and not isinstance(x, Unknown):
+                one.meet(x)
+        if func.__name__ == "__get__" and getattr(func.__self__, "__name__", "") in _FIXED:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args)
         return one
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._shape
-
-    def size(self, axis: int | None = None) -> Any:
-        return self._shape if axis is None else self._shape[axis]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return self
 
-    def _with(self, *others: Any, **named: Any) -> Any:
-        return type(self).__torch_function__(None, (), (self, *others), named)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self
 
-    __call__ = __getitem__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _with
-    __rtruediv__ = __pow__ = __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __and__ = __or__ = _with
-    __invert__ = __matmul__ = __rmatmul__ = __mod__ = __floordiv__ = _with
+    def __iter__(self) -> Iterator[Any]:
+        yield self
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return self.extent
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.extent if dim is None else self.extent[dim]
+
+    def dim(self) -> int:
+        return len(self.extent)
+
+    ndim = property(dim)
 
     def __hash__(self) -> int:
         return id(self)
 
     def __bool__(self) -> bool:
+        self.asked += 1
+        if self.asked > _MOST:
+            raise RuntimeError("the code waits for a value that nobody knows")
         return True
 
-    def __iter__(self) -> Iterator[Any]:
-        yield self
+    def __contains__(self, item: Any) -> bool:
+        return True
 
-    def __len__(self) -> int:
+    def _one(self) -> int:
         return 1
+
+    __len__ = __int__ = __index__ = _one
 
     def __float__(self) -> float:
         return 1.0
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return "Unknown()"
+
+    def __format__(self, spec: str) -> str:
+        return "Unknown()"
+
+
+_FIXED = ("dtype", "device", "layout", "is_meta", "is_cuda", "requires_grad")
