@@ -1,8 +1,9 @@
 """Accuracy at equal compute: methods × budgets × recoveries × seeds, each with the same compute in all.
 
 The unit is a training pass over the images through the uncut network, 3 · MACs · images; every cell gets `--epochs` of them.
-A method that trains spends half (`--search`) on its search, counted as it runs (benchmarks/compute.py). The rest goes to
-recovery, where an epoch costs the cut network's share of the MACs, and a third of a pass more if a teacher runs along.
+A method that trains spends half (`--search`) on its search, counted as it runs (benchmarks/compute.py); `--method "onestep
+search=0.1"` sets another share. The rest goes to recovery, where an epoch costs the cut network's share of the MACs, and a
+third of a pass more if a teacher runs along.
 `--unit steps` counts an epoch of the cut network as one pass, whatever its size.
 
 A cell is saved in OUT when it is done, so a run that was stopped resumes with the next cell. `--show` prints the table of the
@@ -70,7 +71,7 @@ def settings(words: list[str]) -> dict[str, Any]:
 def configured(text: str, **more: Any) -> Method:
     """`pff penalty=group-lasso`, or a preset by its name, `aofp preset=paper`."""
     name, *words = text.split()
-    given = settings(words) | more
+    given = {key: value for key, value in settings(words).items() if key != "search"} | more
     preset = given.pop("preset", None)
     return resolve(name, **given) if preset is None else type(resolve(name)).preset(preset, **given)
 
@@ -124,7 +125,8 @@ class Accuracy:
         """Everything that is known about a cell."""
         cost, images, total = self.cost(cell.method, cell.macs), len(self.found.train.source), self.args.epochs
         once, searching = cost.once / images, isinstance(configured(cell.method), TrainingMethod)
-        epochs = self.args.search * total / cost.epoch if searching else 0.0
+        share = settings(cell.method.split()[1:]).get("search", self.args.search)
+        epochs = share * total / cost.epoch if searching else 0.0
         method = configured(cell.method, **({"epochs": epochs} if searching else {}))
         width = cell.macs if self.args.unit == "macs" else 1.0
         left = total - once - epochs * cost.epoch

@@ -199,7 +199,8 @@ def prune(
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
     remember(small, after_cut(UNKNOWN if origin is None else origin, plan))
-    return Result(small, plan, before, cut, calibrated, after, error, chosen, history, origin, graph.warnings)
+    warnings = (*graph.warnings, *graph.stale(plan.groups))
+    return Result(small, plan, before, cut, calibrated, after, error, chosen, history, warnings, origin)
 
 
 def build(

@@ -33,8 +33,8 @@ class Result:
     error: float  # relative difference between the sliced and the masked network
     method: Method
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
+    warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
     source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
-    warnings: tuple[str, ...] = ()  # what the trace did not follow, and what to look out for, in sentences
 
     def __repr__(self) -> str:
         parts = [
@@ -65,8 +65,8 @@ class Result:
             "calibrated": asdict(self.calibrated),
             "after": asdict(self.after),
             "error": self.error,
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
             "stripes": summary(self.plan),
-            "warnings": list(self.warnings),
             "history": self.history,
             "versions": {
                 "secateurs": __version__,

@@ -115,8 +115,8 @@ class Card(Open):
     calibrated: Figures  # the cut's, where nothing was calibrated
     after: Figures
     error: Number | None  # relative error between the sliced and the masked network; None if not verified
+    warnings: list[Line] = []  # what the cut did not follow
     stripes: list[StripesRecord] = []
-    warnings: list[Line] = []  # what the trace did not follow
     history_version: Annotated[int, Field(strict=True, ge=1, le=HISTORY_VERSION)] = 1
     history: list[Entry] = []
     versions: dict[str, Line] = {}

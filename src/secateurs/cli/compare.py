@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
-from secateurs.errors import ArtifactError, ConfigError, nearest, shown
+from secateurs.errors import ArtifactError, ConfigError, PlanError, nearest, shown
 
 if TYPE_CHECKING:
     from secateurs import ChannelGraph
@@ -156,14 +156,10 @@ def _criteria(names: str | None) -> list[str]:
 
 def _group(graph: ChannelGraph, layer: str, model: str) -> str:
     """The group of this name, or the group that a layer of this name produces."""
-    names = [g.name for g in graph.groups]
-    found = [layer] if layer in names else [g.name for g in graph.groups if layer in g.producers]
-    if not found:
-        known = [*names, *(p for g in graph.groups for p in g.producers)]
-        raise ConfigError(f"{model} has no layer {layer!r} that makes channels. {nearest(layer, set(known))}")
-    if len(found) > 1:
-        raise ConfigError(f"{layer} makes several groups of channels: choose one of {', '.join(found)}.")
-    group = graph[found[0]]
+    try:
+        group = graph[layer]
+    except PlanError as error:
+        raise ConfigError(f"{model}: {error}") from None
     if not group.prunable:
         why = "" if group.reason is None else group.reason.message
         raise ConfigError(f"The channels of {layer} cannot be cut: ", why, ".")

@@ -201,6 +201,7 @@ def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> dict[str
         "macs": cost.macs,
         "flops": 2 * cost.macs,
         "params": cost.params,
+        "warnings": list(graph.warnings),
         "lowest": {scope: {"macs": c.macs, "params": c.params} for scope, c in floors.items()},
         "groups": [
             {
@@ -217,7 +218,6 @@ def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> dict[str
             }
             for g in graph.groups
         ],
-        "warnings": list(graph.warnings),
     }
 
 
@@ -258,5 +258,4 @@ def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> None:
             f"lowest with --scope {scope:8}: {short(floor.macs)} MACs ({share(floor.macs, cost.macs)}), "
             f"{short(floor.params)} parameters ({share(floor.params, cost.params)})"
         )
-    for warning in graph.warnings:
-        console.print(f"[yellow]{warning}[/]")
+    options.warn(console, graph.warnings)

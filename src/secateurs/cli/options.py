@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,6 +79,12 @@ def out() -> Console:
     """The console for results."""
     console = Console(highlight=False, markup=False)  # reasons and paths may hold brackets
     return console if console.is_terminal else _Plain(highlight=False, markup=False, width=1000)
+
+
+def warn(console: Console, warnings: Iterable[str]) -> None:
+    """Show what a trace or a cut did not follow, a sentence a line."""
+    for sentence in warnings:
+        console.print(f"warning: {sentence}", soft_wrap=True)
 
 
 def first() -> bool:

@@ -172,6 +172,7 @@ def _show(result: RunResult, folder: Path) -> None:
     console.print()
     if layers := summary(result.plan):
         console.print(stripes_line(layers))
+    options.warn(console, result.warnings)
     took = "" if result.seconds is None else f" · {duration(result.seconds)}"
     console.print(f"masked ≡ sliced to {error(result.error)}{took} · saved to {shown(folder)}")
     console.print(f'model = secateurs.load("{shown(folder)}")')

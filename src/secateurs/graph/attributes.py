@@ -1,31 +1,60 @@
-"""The attributes of PyTorch's modules that depend on a parameter's shape, and their values after a cut."""
+"""The attributes of PyTorch's modules that repeat the shape of a tensor, and their values after a cut."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 Shape = tuple[int, ...]
-_RECORDS = ("num_features", "num_channels", "in_channels")  # attributes that may hold the number of input channels
-_WEIGHTS = ("weight", "weight_v", "parametrizations.weight.original", "parametrizations.weight.original1")
+Shapes = Mapping[str, Shape]
+_NORM = ("weight", "running_mean")
+_RECURRENT = ("weight_ih_l0", "weight_hh_l0", "weight_hr_l0", "weight_ih", "weight_hh")
+_LEAVES: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    ((_ConvNd, nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm), ("weight",)),
+    ((nn.PReLU, nn.Embedding, nn.EmbeddingBag), ("weight",)),
+    (_NormBase, _NORM),
+    ((nn.RNNBase, nn.RNNCellBase), _RECURRENT),
+)
+# Every attribute that `figures` may name.
+NAMES = frozenset({
+    "embedding_dim", "groups", "hidden_size", "in1_features", "in2_features", "in_channels", "in_features", "input_size",
+    "normalized_shape", "num_channels", "num_embeddings", "num_features", "num_groups", "num_parameters", "out_channels",
+    "out_features", "proj_size",
+})  # fmt: skip
 
 
 def rewritten(module: nn.Module | None) -> bool:
-    """Whether `rewrites` knows modules of this kind."""
+    """Whether a constant in a module of this kind follows a cut: its groups, or its normalized shape."""
     return isinstance(module, _ConvNd | nn.Linear | _NormBase | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
 
 
+def leaves(module: nn.Module) -> tuple[str, ...]:
+    """The names of the tensors whose shapes a module's attributes repeat. Empty for modules that are not PyTorch's."""
+    return next((names for kinds, names in _LEAVES if isinstance(module, kinds)), ())
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Those tensors that exist, as the module holds them: a parameter, a buffer, or what a hook computed from others."""
+    places: Iterable[Mapping[str, Any]] = (module._parameters, module._buffers, module.__dict__)
+    found = {leaf: next((p[leaf] for p in places if leaf in p), None) for leaf in leaves(module)}
+    return {leaf: x for leaf, x in found.items() if isinstance(x, Tensor)}
+
+
+def parametrized(module: nn.Module) -> list[str]:
+    """The names of those tensors that a parametrization computes when they are read."""
+    found = module._modules.get("parametrizations")
+    return [] if found is None else [leaf for leaf in leaves(module) if leaf in found._modules]
+
+
 def weightless(module: nn.Module) -> bool:
-    """Whether a module has no tensors, and only an attribute records how many channels it gets: a norm without affine
-    parameters, or a module of the user's own."""
-    if module._modules or any(x is not None for own in (module._parameters, module._buffers) for x in own.values()):
+    """Whether a module is a norm without tensors: only an attribute records how many channels it gets."""
+    if any(x is not None for own in (module._parameters, module._buffers) for x in own.values()):
         return False
-    own = module.__dict__
-    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or any(type(own.get(a)) is int for a in _RECORDS)
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | _NormBase) and not parametrized(module)
 
 
 def weight_axes(module: nn.Module, shape: Shape, labeled: Container[int]) -> tuple[int, ...]:
@@ -33,32 +62,16 @@ def weight_axes(module: nn.Module, shape: Shape, labeled: Container[int]) -> tup
     of it would have. Empty if none fits its attributes."""
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return tuple(range(len(shape) - len(module.normalized_shape), len(shape)))
-    sizes = [module.__dict__.get(a) for a in _RECORDS]
-    return next(((a,) for a in (1, 0) if a in labeled and shape[a] in sizes), ())
+    size = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+    return next(((a,) for a in (1, 0) if a in labeled and shape[a] == size), ())
 
 
-def rewrites(
-    modules: Mapping[str, nn.Module], old: Mapping[str, Shape], new: Mapping[str, Shape]
-) -> dict[tuple[str, str], Any]:
-    """`{(module, attribute): value}` for the modules whose parameters change shape from `old` to `new`. For a `weightless`
-    module these have the shape of the weight that it would have, as `MODULE.weight`."""
-    found: dict[tuple[str, str], Any] = {}
-    for name in {_module_of(p) for p in new}:
-        module = modules.get(name)
-        if module is None:
-            continue
-        prefix = f"{name}." if name else ""
-        key = next((prefix + w for w in (*_WEIGHTS, "running_mean") if prefix + w in new), None)
-        if key is not None:
-            for attribute, value in _attributes(module, old[key], new[key]).items():
-                if getattr(module, attribute, value) != value:
-                    found[name, attribute] = value
-    return dict(sorted(found.items()))
-
-
-def _module_of(param: str) -> str:
-    head = param.partition(".parametrizations.")[0] if ".parametrizations." in param else param.rpartition(".")[0]
-    return "" if param.startswith("parametrizations.") else head
+def figures(module: nn.Module, old: Shapes, new: Shapes) -> dict[str, Any]:
+    """`{attribute: value}` of a module whose tensors (see `leaves`) change shape from `old` to `new`."""
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return _recurrent(module, new)
+    leaf = next((leaf for leaf in leaves(module) if leaf in new), None)
+    return {} if leaf is None else _attributes(module, old[leaf], new[leaf])
 
 
 def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
@@ -72,8 +85,8 @@ def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
         return {"in_channels": into, "out_channels": out, "groups": groups}
     if isinstance(module, nn.Linear):
         return {"in_features": new[1], "out_features": new[0]}
-    if len(old) == 2 and hasattr(module, "in_channels"):  # stripes of a convolution
-        return {"in_channels": new[1]}
+    if isinstance(module, nn.Bilinear):
+        return {"in1_features": new[1], "in2_features": new[2], "out_features": new[0]}
     if isinstance(module, _NormBase):
         return {"num_features": new[0]}
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
@@ -83,8 +96,31 @@ def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
         return {"num_channels": new[0], **({"num_groups": new[0]} if per_channel else {})}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": new[0]}
-    if isinstance(module, nn.Embedding):
-        return {"num_embeddings": new[0], "embedding_dim": new[1]}
-    if weightless(module):
-        return {a: new[0] for a in _RECORDS if module.__dict__.get(a) == old[0]}
-    return {}
+    return {"num_embeddings": new[0], "embedding_dim": new[1]}
+
+
+def _recurrent(module: nn.Module, new: Shapes) -> dict[str, Any]:
+    """weight_ih: (gates · hidden, input), weight_hh: (gates · hidden, hidden or projected), weight_hr: (projected, hidden)."""
+    found: dict[str, Any] = {}
+    if into := new.get("weight_ih_l0") or new.get("weight_ih"):
+        found["input_size"] = into[1]
+    if projection := new.get("weight_hr_l0"):
+        found |= {"hidden_size": projection[1], "proj_size": projection[0]}
+    elif back := new.get("weight_hh_l0") or new.get("weight_hh"):
+        found["hidden_size"] = back[1]
+    return found
+
+
+def disagreements(model: nn.Module) -> list[str]:
+    """Where an attribute of one of PyTorch's modules disagrees with the shape of its tensor: `conv1.in_channels is 16, weight
+    has shape (16, 8, 3, 3)`."""
+    found = []
+    for path, module in model.named_modules():
+        held = own_tensors(module) | {leaf: getattr(module, leaf) for leaf in parametrized(module)}
+        shapes = {leaf: tuple(x.shape) for leaf, x in held.items()}
+        for attribute, due in figures(module, shapes, shapes).items():
+            if getattr(module, attribute, due) != due:
+                name = f"{path}.{attribute}" if path else attribute
+                leaf, shape = next(iter(shapes.items()))
+                found.append(f"{name} is {getattr(module, attribute)}, {leaf} has shape {shape}")
+    return found

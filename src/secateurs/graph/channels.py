@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import PlanError, nearest
-from secateurs.graph import attributes
 from secateurs.graph.cost import Cost, CostModel
 from secateurs.graph.flow import Flow
+from secateurs.graph.owners import Count, Owners
 from secateurs.graph.reasons import Kind, Reason
 
 Array = np.ndarray
@@ -31,12 +31,18 @@ class Slot:
     index: Array = field(repr=False)  # (size, m): the m indices of each channel
     produces: bool = False  # the parameter produces the channels on this axis …
     consumes: bool = False  # … or consumes them; neither for per-channel parameters (batch norm, bias)
+    holders: tuple[str, ...] = field(default=(), repr=False)  # all modules that hold the parameter, if it is shared
 
     @property
     def module(self) -> str:
         """The module that owns the parameter, or the parameter itself where the model holds it directly."""
-        head = self.param.partition(".parametrizations.")[0]
-        return head if head != self.param else self.param.rpartition(".")[0] or self.param
+        return self.owners[0]
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """All modules that own the parameter: several if it is shared. A parametrization's belongs to the module under it."""
+        holders = self.holders or (self.param.rpartition(".")[0],)
+        return tuple(dict.fromkeys(_parametrized(path) or self.param for path in holders))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +74,12 @@ class ChannelGroup:
     @cached_property
     def producers(self) -> tuple[str, ...]:
         """Names of the layers that produce these channels."""
-        return tuple(dict.fromkeys(s.module for s in self.slots if s.produces))
+        return tuple(dict.fromkeys(owner for s in self.slots if s.produces for owner in s.owners))
 
     @cached_property
     def consumers(self) -> tuple[str, ...]:
         """Names of the layers that consume these channels."""
-        return tuple(dict.fromkeys(s.module for s in self.slots if s.consumes))
+        return tuple(dict.fromkeys(owner for s in self.slots if s.consumes for owner in s.owners))
 
     def weights(self, model: nn.Module, bias: bool = False) -> list[Tensor]:
         """For each layer that produces these channels, its weights by channel: (size, weights per channel). Views if
@@ -106,6 +112,11 @@ def named_tensors(model: nn.Module, modules: Mapping[str, nn.Module] | None = No
                     seen.add(id(x))
                     found[f"{path}.{leaf}" if path else leaf] = x
     return found
+
+
+def _parametrized(path: str) -> str:
+    """The module whose parametrization this module is a part of, or the module itself."""
+    return "" if path.startswith("parametrizations.") else path.partition(".parametrizations.")[0]
 
 
 def parameter(model: nn.Module, name: str) -> Tensor:
@@ -142,7 +153,8 @@ class ChannelGraph:
         modules: Any,
         flow: Callable[[], Flow],
         random: Iterable[str] = (),
-        weightless: Callable[[Mapping[int, int]], tuple[Shapes, Shapes]] = lambda widths: ({}, {}),
+        owners: Owners | None = None,
+        count: Callable[[Mapping[int, Array]], Count] = lambda kept: len,
         warnings: Iterable[str] = (),
     ) -> None:
         self.groups = tuple(groups)
@@ -150,16 +162,15 @@ class ChannelGraph:
         self.random = tuple(dict.fromkeys(random))  # lines of code that drew random numbers in eval mode
         self.warnings = tuple(warnings)  # what was not followed, in sentences
         self._modules = modules
-        self._weightless = weightless
+        self._owners, self._count = owners, count
         self._make_cost, self._make_flow = cost_model, flow  # built lazily
         self._at = {g.name: i for i, g in enumerate(self.groups)}
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
 
     def __getitem__(self, name: str) -> ChannelGroup:
-        """The group with this name. Raises PlanError with similar names if there is none."""
-        if name not in self._at:
-            raise PlanError(f"The network has no channel group {name!r}. {nearest(name, self._at)}")
-        return self.groups[self._at[name]]
+        """The group with this name, or the only group that a layer of this name produces. Raises PlanError with similar names
+        if there is none, and with the names of the groups if the layer produces several."""
+        return self.groups[self.index(name)]
 
     @cached_property
     def flow(self) -> Flow:
@@ -175,12 +186,31 @@ class ChannelGraph:
         return f"ChannelGraph({len(self.groups)} groups, {prunable} prunable, {self.cost().macs:,} MACs)"
 
     def index(self, name: str) -> int:
-        """Position of a group in `groups` and in width vectors."""
-        return self._at[self[name].name]
+        """Position of a group in `groups` and in width vectors. name: the group's, or that of a layer that produces it."""
+        found = self._at.get(name)
+        if found is not None:
+            return found
+        names = [g.name for g in self.groups if name in g.producers or self._first_name(name) in g.producers]
+        if not names:
+            known = {*self._at, *(p for g in self.groups for p in g.producers)}
+            raise PlanError(
+                f"The network has no channel group {name!r}, and no layer of this name that produces channels. "
+                f"{nearest(name, known)}"
+            )
+        if len(names) > 1:
+            raise PlanError(f"{name} produces {len(names)} groups of channels: choose one of {', '.join(names)}.")
+        return self._at[names[0]]
+
+    def _first_name(self, name: str) -> str | None:
+        """A module's first name, if it has several."""
+        model = self._modules.get("")
+        module = dict(model.named_modules(remove_duplicate=False)).get(name) if model is not None else None
+        return next((path for path, m in self._modules.items() if m is module), None)
 
     def cost(self, widths: Mapping[str, int] | Array | None = None, stripes: Mapping[str, int] | None = None) -> Cost:
         """MACs and parameters at these widths, from the graph only: `{group name: channels}` (groups left out stay
-        whole), or a vector with one width per group, which is not checked. Takes microseconds.
+        whole), or a vector with one width per group, which is not checked. Takes microseconds. A group may also be given by a
+        layer that produces it.
 
         stripes: for a convolution's weight (see `kernels`) the total number of stripes left in its filters.
         """
@@ -191,12 +221,13 @@ class ChannelGraph:
             return self._cost(widths, stripes)
         vector = self.sizes.copy()
         for name, width in (widths or {}).items():
-            size = self[name].size
+            at = self.index(name)
+            size = self.groups[at].size
             if not isinstance(width, Integral) or isinstance(width, bool) or not 1 <= width <= size:
                 raise PlanError(
                     f"Group {name} has {size} channels: its width must be an integer in 1…{size}, not {width!r}."
                 )
-            vector[self._at[name]] = width
+            vector[at] = width
         return self._cost(vector, stripes)
 
     @cached_property
@@ -219,11 +250,21 @@ class ChannelGraph:
                 found[weight] = (o, rows, columns)
         return found
 
-    def rewrites(self, widths: Mapping[str, int], new: Shapes) -> dict[tuple[str, str], Any]:
-        """The attributes of modules that change, `{(module, attribute): value}`: at these widths by group, with these
-        new shapes of parameters."""
-        before, after = self._weightless({self._at[name]: width for name, width in widths.items()})
-        return attributes.rewrites(self.modules, {**self.shapes, **before}, {**after, **new})
+    def rewrites(self, copies: Mapping[str, Array]) -> dict[tuple[str, str], Any]:
+        """The attributes of modules that change, `{(module, attribute): value}`, with so many copies of each channel of these
+        groups: 0 if it is cut."""
+        return {} if self._owners is None else self._owners.rewrites(self._count(self._by_index(copies)))
+
+    def stale(self, kept: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+        """Sentences: which numbers that modules keep of their own are not rewritten although they may count what is cut, if
+        these channels of these groups are kept."""
+        copies = {name: np.zeros(self[name].size, dtype=np.int64) for name in kept}
+        for name, index in kept.items():
+            copies[name][list(index)] = 1
+        return () if self._owners is None else self._owners.stale(self._count(self._by_index(copies)))
+
+    def _by_index(self, copies: Mapping[str, Array]) -> dict[int, Array]:
+        return {self.index(name): each for name, each in copies.items()}
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:

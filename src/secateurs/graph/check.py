@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from secateurs.graph import numbers
-from secateurs.graph.attributes import rewrites
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.labels import CONSUMED, KnownLabels
 from secateurs.graph.reasons import Kind, Reason
@@ -138,11 +137,10 @@ class Check:
             if not alive.all():
                 kept.setdefault(axis.param, {})[axis.axis] = np.flatnonzero(alive)
         cut = {n: self._sliced(self.runs.named[n], axes) for n, axes in kept.items()}
-        old, new = grouping.weightless(lambda labels: int((~dead[labels]).sum()))
-        old, new = {**self.runs.shapes, **old}, {**new, **{n: tuple(x.shape) for n, x in cut.items()}}
+        rewrites = grouping.owners.rewrites(lambda labels: len(labels) - int(np.count_nonzero(dead[labels])))
         self.trials += 1
         try:
-            tape = self.runs.run(KnownLabels(), cut, known, rewrites(self.runs.modules, old, new))
+            tape = self.runs.run(KnownLabels(), cut, known, rewrites)
         except Exception:  # a Mismatch, or whatever the user's code raises on shapes that it was not written for
             return False
         # The output of each ambiguous site must be its original output minus the cut channels.

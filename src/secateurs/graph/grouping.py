@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from torch import nn
 
 from secateurs.graph.channels import ChannelGroup, Slot
 from secateurs.graph.cost import CostModel
 from secateurs.graph.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, Classes
+from secateurs.graph.owners import Owners, holders
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.tape import Tape
 
 Array = np.ndarray
-Shape = tuple[int, ...]
 Affine = tuple[int, dict[int, int]]  # a constant, and for each group how often its width is added
 
 
 class Grouping:
     """Channels with the same signature (the multiset of their parameter axes) form a group."""
 
-    def __init__(self, tape: Tape, classes: Classes) -> None:
+    def __init__(self, tape: Tape, classes: Classes, modules: Mapping[str, nn.Module]) -> None:
         self.tape, self.classes = tape, classes
+        self.owners = Owners(modules, tape)
+        self._holders = holders(modules)
         axes = tape.axes
         lengths = [len(a.labels) for a in axes]
         self.labels = np.concatenate([a.labels for a in axes]) if axes else np.zeros(0, LABEL)
@@ -54,6 +57,8 @@ class Grouping:
         self.of_label[self.labels] = self.group
         self.channel = self._number_channels(group_of_class)[self.class_of]  # channel of each label within its group
         self.sizes = np.bincount(group_of_class[group_of_class >= 0], minlength=self.groups)
+        self._order = np.argsort(self.group, kind="stable")  # positions in `labels`, by group
+        self._starts = np.searchsorted(self.group[self._order], np.arange(self.groups + 1))
 
     @staticmethod
     def _number_channels(group: Array) -> Array:
@@ -80,7 +85,8 @@ class Grouping:
             g, axis = self.group[at[0]], self.tape.axes[self.owner[at[0]]]
             flags = int(self.classes.flags[self.labels[at[0]]])
             index = (at - offset[self.owner[at[0]]]).reshape(self.sizes[g], -1)
-            slots[g].append(Slot(axis.param, axis.axis, index, bool(flags & PRODUCED), bool(flags & CONSUMED)))
+            roles = bool(flags & PRODUCED), bool(flags & CONSUMED)
+            slots[g].append(Slot(axis.param, axis.axis, index, *roles, self._holders.get(axis.param, ())))
         first = np.full(self.groups + 1, -1)
         first[self.group[::-1]] = self.labels[::-1]
         names: dict[str, int] = {}
@@ -128,24 +134,13 @@ class Grouping:
         counts = np.bincount(group[group >= 0], minlength=self.groups)
         return int((group < 0).sum()), {int(g): counts[g] / self.sizes[g] for g in np.flatnonzero(counts)}
 
-    def weightless(self, length: Callable[[Array], int]) -> tuple[dict[str, Shape], dict[str, Shape]]:
-        """The shape of the weight that each module without tensors would have, by name: before, and with this length for the
-        labels of an axis."""
-        before, after = {}, {}
-        for path, axes in self.tape.weightless.items():
-            name = f"{path}.weight" if path else "weight"
-            before[name] = tuple(len(a) if isinstance(a, np.ndarray) else a for a in axes)
-            after[name] = tuple(length(a) if isinstance(a, np.ndarray) else a for a in axes)
-        return before, after
-
-    def weightless_at(self, widths: Mapping[int, int]) -> tuple[dict[str, Shape], dict[str, Shape]]:
-        """The same at other widths: by group, those that change."""
-
-        def length(labels: Array) -> int:
-            constant, multiplicity = self.affine(labels)
-            return constant + round(sum(m * widths.get(g, int(self.sizes[g])) for g, m in multiplicity.items()))
-
-        return self.weightless(length)
+    def count(self, copies: Mapping[int, Array]) -> Callable[[Array], int]:
+        """A function that counts labels, with so many copies of each channel of these groups: 0 if it is cut."""
+        number = np.ones(len(self.of_label), dtype=np.int64)
+        for g, each in copies.items():
+            at = self._order[self._starts[g] : self._starts[g + 1]]
+            number[self.labels[at]] = each[self.channel[at]]
+        return lambda labels: int(number[labels].sum())
 
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
         """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.errors import TraceError
+from secateurs.graph import figures
 from secateurs.graph.attributes import weightless
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.flow import Flow
@@ -89,7 +90,7 @@ class Runs:
     def _follow(self) -> Grouping:
         space = LabelSpace()
         tape = self.run(space, {}, record=True)
-        return Grouping(tape, space.solve())
+        return Grouping(tape, space.solve(), self.modules)
 
     def _flow(self) -> Flow:
         recorder = self.run(KnownLabels(), {}, {}, record=True).recorder
@@ -111,12 +112,14 @@ class Runs:
         reads: list[nn.Module] = []
         with swapped(self.state, self.modules, replaced, attributes), ExitStack() as stack:
             if isinstance(space, LabelSpace):
-                self._watch_weightless(tracer)
+                self._watch(tracer)
                 reads = stack.enter_context(mode_reads())
             if record:
                 tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
             self._pass(tracer, arguments(self.example_inputs), self.meta)
             tracer.recorder = None
+            if isinstance(space, LabelSpace):
+                tracer.note_weights()
         if isinstance(space, LabelSpace):
             self._train(tracer, bool(reads))
         elif self.rehearsal is not None:
@@ -132,13 +135,22 @@ class Runs:
         }
         return {id(x): n for n, x in standins.items()}, {id(p): standins[n] for n, p in self.named.items()}
 
-    def _watch_weightless(self, tracer: Tracer) -> None:
-        """Have the channels of modules without tensors noted. Their hooks are restored with their other attributes."""
+    def _watch(self, tracer: Tracer) -> None:
+        """Have noted what modules get whose attributes repeat widths, beside their tensors or without any. Their attributes are
+        restored, and their hooks with them."""
         for path, module in self.modules.items():
             if weightless(module):
                 hook = partial(tracer.note_weightless, path)
                 own = module.__dict__
                 own["_forward_pre_hooks"] = OrderedDict([(id(tracer), hook), *own["_forward_pre_hooks"].items()])
+        tracer.tape.figures = figures.of(self.modules)
+        for figure in tracer.tape.figures:
+            module = self.modules[figure.module]
+            module.__dict__[figure.attribute] = figure.watched()
+            inside = [(p, m) for p, m in figures.steps(figure.module, module) if m._modules]
+            for path, watched in [(figure.module, module), *inside]:
+                hook, own = partial(tracer.note_through, path), watched.__dict__
+                own["_forward_hooks"] = OrderedDict([*own["_forward_hooks"].items(), (id(tracer), hook)])
 
     def _pass(self, tracer: Tracer, given: Arguments, meta: bool) -> None:
         # Inputs are new tensors here, so that what the tracer stores on them is dropped with this run.
@@ -220,6 +232,8 @@ class Runs:
             for m in self.modules.values():
                 m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
             self._pass(tracer, given, meta)
+            if isinstance(tracer.space, LabelSpace):
+                tracer.note_weights()
 
 
 class TargetsError(Exception):

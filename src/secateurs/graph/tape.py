@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from secateurs.graph import numbers
+from secateurs.graph.figures import Figure
 from secateurs.graph.recorder import Recorder
 
 Array = np.ndarray
@@ -41,10 +42,11 @@ class Tape:
     axes: list[Axis] = field(default_factory=list)
     costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labeled factors
     kernels: dict[int, str] = field(default_factory=dict)  # the costs that are a convolution's, with its weight
-    weightless: dict[str, tuple[int | Array, ...]] = field(
-        default_factory=dict
-    )  # module → the axes of the weight that it
-    # would have: lengths, or labels
+    # module → tensor → its axes, as the module computed with it: lengths, or labels
+    weights: dict[str, dict[str, tuple[int | Array, ...]]] = field(default_factory=dict)
+    # module → the labels of what goes in and of what comes out
+    through: dict[str, tuple[list[Array], list[Array]]] = field(default_factory=dict)
+    figures: list[Figure] = field(default_factory=list)  # numbers that modules keep of their own
     sites: list[Site] = field(default_factory=list)
     couplings: list[tuple[Array, str]] = field(default_factory=list)  # coupled labels, and the op that coupled them
     numbers: list[numbers.Number] = field(default_factory=list)

@@ -75,7 +75,8 @@ def trace(
         runs.modules,
         recorder.flow,
         grouping.tape.random,
-        grouping.weightless_at,
+        grouping.owners,
+        grouping.count,
         idle.warnings(runs, grouping, groups),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,11 +12,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateurs.graph import attributes, numbers, rules, shapes
+from secateurs.graph import attributes, figures, numbers, rules, shapes
 from secateurs.graph.context import NO_CALL, Context, caller
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.recorder import Recorder
-from secateurs.graph.tape import Labels
+from secateurs.graph.tape import Array, Labels
 
 _NONE: Labels = {}
 _POINTWISE = torch.Tag.pointwise
@@ -92,12 +94,40 @@ class Tracer(Context, TorchDispatchMode):
                 self._assign(x, one, live)
 
     def note_weightless(self, path: str, module: nn.Module, args: Any) -> None:
-        """Note the channels that a module without tensors gets: a forward pre-hook."""
+        """Note the channels that a norm without tensors gets: a forward pre-hook."""
         x = args[0] if args else None
         if isinstance(x, Tensor) and self.counting:
-            labels = self.labels(x)
-            axes = attributes.weight_axes(module, tuple(x.shape), labels)
-            self.tape.weightless[path] = tuple(labels[a] if a in labels else x.shape[a] for a in axes)
+            axes = attributes.weight_axes(module, tuple(x.shape), self.labels(x))
+            self.tape.weights[path] = {"weight": self._axes(x, axes)} if axes else {}
+
+    def note_through(self, path: str, _: nn.Module, args: Any, out: Any) -> None:
+        """Note the channels that go into a module and come out: a forward hook."""
+        for tree, found in zip((args, out), self.tape.through.setdefault(path, ([], [])), strict=True):
+            for x in pytree.tree_leaves(tree):
+                if isinstance(x, Tensor):
+                    found += self.labels(x).values()
+
+    def note_weights(self) -> None:
+        """Note the axes of the tensors that modules computed with. In the end, since a hook or a parametrization may make
+        them of several parameters."""
+        counting, sites = self.counting, len(self.tape.sites)
+        self.counting = False
+        for path, module in self._modules.items():
+            for leaf, x in attributes.own_tensors(module).items():
+                if (id(x) in self._params or id(x) not in self._names) and self.labels(x):
+                    self.tape.weights.setdefault(path, {})[leaf] = self._axes(x, range(x.ndim))
+            for leaf in attributes.parametrized(module):
+                originals = module.parametrizations[leaf].parameters()  # type: ignore[index,union-attr]
+                if any(id(p) in self._params for p in originals):
+                    with self, suppress(Exception):
+                        x = getattr(module, leaf)
+                        self.tape.weights.setdefault(path, {})[leaf] = self._axes(x, range(x.ndim))
+        self.counting = counting
+        del self.tape.sites[sites:]
+
+    def _axes(self, x: Tensor, axes: Iterable[int]) -> tuple[int | Array, ...]:
+        labels = self.labels(x)
+        return tuple(labels[a] if a in labels else x.shape[a] for a in axes)
 
     def enter(self, x: Tensor) -> None:
         """Mark x as an input of the model."""
@@ -124,5 +154,7 @@ class Calls(TorchFunctionMode):
             if func in numbers.MADE:
                 self.tracer.note_number(func, numbers.written(*args, **(kwargs or {})))
         out = func(*args, **(kwargs or {}))
+        if self.tracer.tape.figures:
+            figures.passed(func, (*args, *(kwargs or {}).values()), out, self.tracer.labels)
         self.tracer.call = NO_CALL
         return out

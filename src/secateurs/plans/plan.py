@@ -15,20 +15,16 @@ from torch import nn
 
 from secateurs.errors import ArtifactError, PlanError
 from secateurs.files import StrPath, check_format, parse_json, shown
-from secateurs.graph import Cost
+from secateurs.graph import Cost, attributes
 from secateurs.graph.channels import ChannelGraph, named_tensors
+from secateurs.graph.figures import named_like_a_width
 from secateurs.graph.inputs import check_model
 from secateurs.graph.trace import trace as trace_channels
 from secateurs.plans import stripes as S
 from secateurs.stripes import rule as rule  # registers the rule of stripe convolutions
 
-VERSION = 2  # version 1 had no stripes
+VERSION = 3  # version 1 had no stripes, and version 2 only attributes of PyTorch's modules
 Kept = tuple[int, ...]
-# The module attributes that a plan may set; a file cannot set others.
-REWRITTEN = frozenset({
-    "embedding_dim", "groups", "in_channels", "in_features", "normalized_shape", "num_channels", "num_embeddings",
-    "num_features", "num_groups", "num_parameters", "out_channels", "out_features",
-})  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,17 +73,23 @@ class Plan:
         modules = dict(model.named_modules())
         S.check_modules(self.stripes, modules)
         for module, attribute in self.attributes:
-            if not hasattr(modules.get(module), attribute):
+            if not repeats_a_width(modules.get(module), attribute):
                 raise PlanError(
                     f"The plan rewrites {attribute} of {module or 'the model'}, which this model does not have: "
                     f"the plan is for another network."
                 )
 
+    @property
+    def _version(self) -> int:
+        """The oldest version that has what this plan needs."""
+        known = all(attribute in attributes.NAMES for _, attribute in self.attributes)
+        return (2 if self.stripes else 1) if known else 3
+
     def to_json(self) -> str:
         """The plan as JSON, with a digest of its content."""
         body = {
             "format": "secateurs-plan",
-            "version": VERSION if self.stripes else 1,
+            "version": self._version,
             "exact": self.exact,
             "groups": {g: list(v) for g, v in self.groups.items()},
             "shapes": {p: list(s) for p, s in self.shapes.items()},
@@ -126,8 +128,19 @@ class Plan:
                 raise PlanError(f"The plan masks axis {axis} of {param}, which it does not cut.")
         S.check_content(self.stripes, self.shapes, self.kept)
         for (module, attribute), value in self.attributes.items():
-            if attribute not in REWRITTEN:
+            if not rewritable(attribute):
                 raise PlanError(f"The plan sets {module}.{attribute} to {value!r}, which a cut cannot change.")
+
+
+def rewritable(attribute: str) -> bool:
+    """Whether a plan may set this attribute of a module. A file cannot set others."""
+    return attribute in attributes.NAMES or named_like_a_width(attribute)
+
+
+def repeats_a_width(module: nn.Module | None, attribute: str) -> bool:
+    """Whether a module has this attribute, as a number or a shape: a plan replaces nothing else."""
+    value = getattr(module, attribute, None) if rewritable(attribute) else None
+    return isinstance(value, int | tuple) and not isinstance(value, bool)
 
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**40)]
@@ -187,7 +200,8 @@ class PrunableGraph(ChannelGraph):
         stripes: Mapping[str, Any] | None = None,
         allow_inexact: bool = False,
     ) -> Plan:
-        """Create a plan that keeps these channels of these groups: `{group name: kept indices}`; other groups stay whole.
+        """Create a plan that keeps these channels of these groups: `{group name: kept indices}`; other groups stay whole. A
+        group may also be given by a layer that produces it.
 
         stripes: `{weight of a convolution: what it keeps}`, bools of shape (O, KH, KW), or positions in it when flattened;
             see `kernels` for the available weights. Stripes of filters that are cut with their channels are always cut.
@@ -198,48 +212,52 @@ class PrunableGraph(ChannelGraph):
         """
         kept: dict[str, dict[int, np.ndarray]] = {}
         groups: dict[str, Kept] = {}
+        copies: dict[str, np.ndarray] = {}
+        seen: dict[str, str] = {}
         consumes: set[tuple[str, int]] = set()
         exact = True
         for name, wanted in selection.items():
             group = self[name]
+            if group.name in seen:
+                raise PlanError(f"The selection has group {group.name} twice: as {seen[group.name]} and as {name}.")
+            seen[group.name] = name
             index = _checked(wanted, group.size, f"group {name}")
             if len(index) == group.size:
                 continue
             if not group.prunable and not (allow_inexact and group.only_inexact):
                 why = "" if group.reason is None else group.reason.message
                 raise PlanError(f"Group {name} cannot be cut: ", why, ".")
-            groups[name] = tuple(index.tolist())
+            groups[group.name] = tuple(index.tolist())
             exact = exact and group.exact
-            gone = np.setdiff1d(np.arange(group.size), index)
+            alive = np.zeros(group.size, dtype=bool)
+            alive[index] = True
+            copies[group.name], gone = alive, np.flatnonzero(~alive)
             for slot in group.slots:
                 n = self.shapes[slot.param][slot.axis]
-                alive = kept.setdefault(slot.param, {}).setdefault(slot.axis, np.ones(n, dtype=bool))
-                alive[slot.index[gone].ravel()] = False
+                left = kept.setdefault(slot.param, {}).setdefault(slot.axis, np.ones(n, dtype=bool))
+                left[slot.index[gone].ravel()] = False
                 if slot.consumes:
                     consumes.add((slot.param, slot.axis))
         filters = {p: np.flatnonzero(axes[0]) for p, axes in kept.items() if 0 in axes}
-        left = S.checked(stripes, self.kernels, filters) if stripes else {}
+        striped = S.checked(stripes, self.kernels, filters) if stripes else {}
         shapes = {p: self.shapes[p] for p in kept}
         # The parameters of a layer and its batch norm keep the same indices: one tuple serves them all.
         tuples: dict[bytes, Kept] = {}
         indices: dict[str, dict[int, Kept]] = {p: {} for p in kept}
         for param, axes in kept.items():
-            for axis, alive in axes.items():
-                key = alive.tobytes()
+            for axis, left in axes.items():
+                key = left.tobytes()
                 if key not in tuples:
-                    tuples[key] = tuple(np.flatnonzero(alive).tolist())
+                    tuples[key] = tuple(np.flatnonzero(left).tolist())
                 indices[param][axis] = tuples[key]
-        new = {
-            p: tuple(len(axes[a]) if a in axes else n for a, n in enumerate(shapes[p])) for p, axes in indices.items()
-        }
         return Plan(
             groups=groups,
             kept=indices,
-            shapes=shapes | {p: self.shapes[p] for p in left},
-            attributes=self.rewrites({g: len(v) for g, v in groups.items()}, new),
+            shapes=shapes | {p: self.shapes[p] for p in striped},
+            attributes=self.rewrites(copies),
             consumes=frozenset(consumes),
             exact=exact,
-            stripes=left,
+            stripes=striped,
         )
 
     def cost_of(self, plan: Plan) -> Cost:

@@ -40,6 +40,6 @@ class RunResult(Result):
         body = card.model_dump(mode="json", include={"data", "budget", "recover", "seed"})
         return cls(
             model, plan, card.before, card.cut, card.calibrated, card.after,
-            float("nan") if card.error is None else card.error, method, records(card.history),
+            float("nan") if card.error is None else card.error, method, records(card.history), tuple(card.warnings),
             None if card.source is None else card.source.record(), card.earlier, card.seconds, body,
         )  # fmt: skip

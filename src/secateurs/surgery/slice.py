@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
 from secateurs.errors import PlanError
@@ -40,8 +43,10 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
             new[id(p)].grad = take(p.grad, plan.kept[name])
     for module in model.modules():
         for own in (module._parameters, module._buffers):
-            own.update({key: new[id(p)] for key, p in own.items() if id(p) in new})  # type: ignore[misc]
+            for key in [key for key, p in own.items() if id(p) in new]:
+                setattr(module, key, new[id(own[key])])  # and not in the dict: an LSTM keeps a list of its weights, too
     _rewrite(model, plan.attributes)
+    _recompute(model)
     if optimizer is not None:
         for group in optimizer.param_groups:
             group["params"] = [new.get(id(p), p) for p in group["params"]]
@@ -74,6 +79,7 @@ def remade(model: nn.Module, new: Mapping[str, Tensor], attributes: Mapping[tupl
     memo: dict[int, Any] = {id(params[name]): _like(params[name], w) for name, w in new.items()}
     made = copied(model, memo)
     _rewrite(made, attributes)
+    _recompute(made)
     return made
 
 
@@ -150,3 +156,16 @@ def _sliced_state(value: Any, p: Tensor, axes: Mapping[int, Kept], name: str, ke
 def _rewrite(model: nn.Module, attributes: Mapping[tuple[str, str], Any]) -> None:
     for (name, attribute), value in attributes.items():
         setattr(model.get_submodule(name), attribute, value)
+
+
+def _recompute(model: nn.Module) -> None:
+    """Bring weights up to date that hooks compute before each forward: pruning masks, and norms of the older style."""
+    with torch.no_grad():
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, BasePruningMethod):
+                    setattr(module, hook._tensor_name, hook.apply_mask(module))
+                elif isinstance(hook, WeightNorm):
+                    setattr(module, hook.name, hook.compute_weight(module))
+                elif isinstance(hook, SpectralNorm):
+                    setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))

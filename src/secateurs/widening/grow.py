@@ -20,7 +20,7 @@ from secateurs.files import faults, shown
 from secateurs.graph import Cost, count
 from secateurs.graph.channels import ChannelGroup, named_tensors
 from secateurs.graph.copies import copied
-from secateurs.plans.plan import REWRITTEN, Attribute, Kept, PrunableGraph, Size, Sizes, trace
+from secateurs.plans.plan import Attribute, Kept, PrunableGraph, Size, Sizes, repeats_a_width, trace
 from secateurs.surgery.culprits import blamed
 from secateurs.surgery.slice import remade, take
 from secateurs.surgery.verify import TOLERANCE, check_deterministic, disagreement, outputs
@@ -78,7 +78,7 @@ def wider(
                     f"{width!r}: pass an integer above {group.size}."
                 )
             if width > group.size:
-                found[name] = int(width)
+                found[group.name] = int(width)
         return found
     if isinstance(widths, bool) or not isinstance(widths, int | float) or not 1 < widths < math.inf:
         raise PlanError(
@@ -102,11 +102,13 @@ def growth(graph: PrunableGraph, widths: Mapping[str, int], *, seed: int = 0) ->
     # parameter → axis → (3, n): for each position the widened group (or -1), the channel, its number of copies
     slots: dict[str, dict[int, Array]] = {}
     reads: set[tuple[str, int]] = set()
+    copies: dict[str, Array] = {}
     tables: list[tuple[Array, Array]] = []  # for each group: the first copy of each channel, the shares (levels, width)
     for name, width in widths.items():
         group = graph[name]
         draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
         times = 1 + _spread(width - group.size, group.size, draw)
+        copies[name] = times
         tables.append((np.cumsum(times) - times, _shares(times, draw)))
         for slot in group.slots:
             n = graph.shapes[slot.param][slot.axis]
@@ -128,7 +130,7 @@ def growth(graph: PrunableGraph, widths: Mapping[str, int], *, seed: int = 0) ->
     shapes = {
         p: tuple(len(axes[a]) if a in axes else n for a, n in enumerate(graph.shapes[p])) for p, axes in index.items()
     }
-    attributes = graph.rewrites(widths, shapes)
+    attributes = graph.rewrites(copies)
     exact = all(graph[name].exact for name in widths)
     before = {name: graph[name].size for name in widths}
     return Growth(before, dict(widths), index, shares, shapes, attributes, exact)
@@ -267,7 +269,7 @@ def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module
                 f"{shown(name)} was widened to {tuple(shape)}: there is not enough memory for it ({error})"
             ) from None
     for module, attribute in attributes:
-        if attribute not in REWRITTEN or not hasattr(modules.get(module), attribute):
+        if not repeats_a_width(modules.get(module), attribute):
             raise PlanError(
                 f"The record of a widened network sets {shown(f'{module}.{attribute}')}: it is damaged or for another "
                 "network."

@@ -1,0 +1,135 @@
+"""The attributes of a network's modules that repeat a width, whoever owns the tensors: their values after a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateurs.graph import attributes, figures
+from secateurs.graph.figures import Figure
+from secateurs.graph.tape import Tape
+
+Array = np.ndarray
+Count = Callable[[Array], int]  # how many of these channels are left
+_LEAST = 4  # the smallest number that is taken for a width because of its name only: `dim = 2` is an axis
+
+
+class Owners:
+    """The modules of a network whose attributes repeat widths. A module follows the tensors that it computes with, as they
+    were in a run: parameters that it may share with others, or what hooks and parametrizations make of several."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], tape: Tape) -> None:
+        self._modules = modules
+        self._weights = tape.weights
+        self._figures: list[tuple[Figure, list[Array]]] = []  # what each may count
+        self._groups: list[tuple[Figure, list[str]]] = []  # the layers whose groups each may be
+        held: dict[str, list[Array]] = {}  # by module, the axes of its own parameters
+        for axis in tape.axes if tape.figures else ():
+            held.setdefault(axis.param.rpartition(".")[0], []).append(axis.labels)
+        for figure in tape.figures:
+            if figure.passed:
+                self._figures.append((figure, _distinct(figure.passed)))
+            elif not figure.computed and figure.size >= _LEAST:
+                self._guess(figure, tape, held)
+
+    def _guess(self, figure: Figure, tape: Tape, held: Mapping[str, Sequence[Array]]) -> None:
+        words, path = figures.words(figure.attribute), figure.module
+        if words & figures.GROUPS and (grouped := list(self._grouped(path, figure.size))):
+            self._groups.append((figure, grouped))
+            return
+        into, out = ([x for x in side if len(x) == figure.size] for side in tape.through.get(path, ((), ())))
+        if words & figures.INTO and into:
+            found = into
+        elif words & figures.OUT and out:
+            found = out
+        else:
+            steps = [path, *(p for p, _ in figures.steps(path, self._modules[path]))]
+            inside = [x for p in steps for side in (held.get(p, ()), *tape.through.get(p, ())) for x in side]
+            found = [x for x in inside if len(x) == figure.size]
+        if found:
+            self._figures.append((figure, _distinct(found)))
+
+    def _grouped(self, path: str, groups: int) -> Iterator[str]:
+        """The layers in a module with this number of groups."""
+        prefix = f"{path}." if path else ""
+        for name in self._weights:
+            module = self._modules[name]
+            if name.startswith(prefix) and _groups_of(module) == groups:
+                yield name
+
+    def rewrites(self, count: Count) -> dict[tuple[str, str], Any]:
+        """`{(module, attribute): value}` for what changes."""
+        found = self._known(count)
+        for figure, sizes in self._sizes(count, found):
+            if len(sizes) == 1 and sizes != {figure.size}:
+                found[figure.module, figure.attribute] = figure.at(*sizes)
+        return dict(sorted(found.items()))
+
+    def stale(self, count: Count) -> tuple[str, ...]:
+        """Sentences: which figures of modules' own keep their value, although something that they may count changes."""
+        kept: dict[tuple[str, str, int], list[tuple[str, set[int]]]] = {}
+        for figure, sizes in self._sizes(count, self._known(count)):
+            module = self._modules[figure.module]
+            if len(sizes) > 1 and (figure.passed or figures.read_elsewhere(module, figure.attribute)):
+                alike = type(module).__name__, figure.attribute, figure.size
+                kept.setdefault(alike, []).append((figure.module, sizes))
+        return tuple(_sentence(*alike, found) for alike, found in kept.items())
+
+    def _known(self, count: Count) -> dict[tuple[str, str], Any]:
+        """The attributes of PyTorch's modules that change."""
+        found: dict[tuple[str, str], Any] = {}
+        for path, weights in self._weights.items():
+            module = self._modules[path]
+            old = {leaf: tuple(_size(a) for a in axes) for leaf, axes in weights.items()}
+            new = {leaf: tuple(_size(a, count) for a in axes) for leaf, axes in weights.items()}
+            if old != new:
+                for attribute, value in attributes.figures(module, old, new).items():
+                    if getattr(module, attribute, value) != value:
+                        found[path, attribute] = value
+        return found
+
+    def _sizes(self, count: Count, known: Mapping[tuple[str, str], Any]) -> Iterator[tuple[Figure, set[int]]]:
+        """For each figure, the sizes that it may have."""
+        for figure, channels in self._figures:
+            yield figure, {count(x) for x in channels}
+        for figure, layers in self._groups:
+            yield figure, {known.get((n, "groups"), known.get((n, "num_groups"), figure.size)) for n in layers}
+
+
+def holders(modules: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
+    """The modules that hold each parameter or buffer, by the name that `named_tensors` gives it: several if it is shared."""
+    name: dict[int, str] = {}
+    found: dict[str, list[str]] = {}
+    for path, module in modules.items():
+        for own in (module._parameters, module._buffers):
+            for leaf, x in own.items():
+                if x is not None:
+                    first = name.setdefault(id(x), f"{path}.{leaf}" if path else leaf)
+                    found.setdefault(first, []).append(path)
+    return {n: tuple(dict.fromkeys(paths)) for n, paths in found.items()}
+
+
+def _groups_of(module: nn.Module) -> int | None:
+    own = module.__dict__
+    return own.get("groups", own.get("num_groups"))
+
+
+def _size(axis: int | Array, count: Count = len) -> int:
+    return axis if isinstance(axis, int) else count(axis)
+
+
+def _distinct(arrays: Sequence[Array]) -> list[Array]:
+    return list({id(x): x for x in arrays}.values())
+
+
+def _sentence(kind: str, attribute: str, size: int, found: Sequence[tuple[str, set[int]]]) -> str:
+    path, sizes = found[0]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    widths = ", ".join(map(str, sorted(sizes)))
+    return (
+        f"{path or 'the model'}{more} ({kind}) {'keep' if more else 'keeps'} {attribute}={size}, which may count channels that "
+        f"are now {widths}: set it before you call code that reads it, for example code that fuses layers."
+    )
