@@ -315,11 +315,11 @@ def test_auxiliary_heads_are_cut_along() -> None:
 
 def test_a_training_forward_that_wants_more_is_followed_to_there() -> None:
     class Wants(Auxiliary):
-        def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
+        def forward(self, x: Tensor, target: Any = None) -> Any:
             if self.training:
                 y = self.aux(F.relu(self.a(x)))
-                assert isinstance(target, Tensor)
-                return F.cross_entropy(y, target)
+                assert isinstance(target, dict)
+                return F.cross_entropy(y, target["classes"])
             return super().forward(x)
 
     model = Wants().eval()

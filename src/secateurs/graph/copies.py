@@ -29,12 +29,25 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
             own = {k: m if m is None else copied(m, memo) for k, m in value.items()}
         elif isinstance(value, dict) and not value and type(value) in _PLAIN:
             own = type(value)()
-        elif isinstance(value, Tensor) and not value.is_leaf:  # left by a weight-norm hook in its last forward
-            own = value.detach().clone()
         else:
+            _detach(value, memo)
             own = copy.deepcopy(value, memo)
         new.__dict__[key] = own
     return new
+
+
+def _detach(value: Any, memo: dict[int, Any]) -> None:
+    """Have copies of tensors that were computed in a forward ready: deepcopy refuses them. A weight-norm hook leaves such a
+    tensor, and modules that cache what they computed."""
+    stack, seen = [value], set[int]()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            if not value.is_leaf and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            stack += [x for x in (value.values() if isinstance(value, dict) else value) if not isinstance(x, _ATOMS)]
 
 
 _OWN_COPY = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__")  # a type that defines one knows best

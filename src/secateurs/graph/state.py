@@ -10,7 +10,7 @@ import random
 import warnings
 from argparse import Namespace
 from collections import OrderedDict, UserDict, UserList, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import _lru_cache_wrapper, cached_property, lru_cache, partial, partialmethod
 from types import CellType, CodeType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
@@ -82,6 +82,11 @@ class State:
             with warnings.catch_warnings(), contextlib.suppress(Exception):
                 warnings.simplefilter("ignore")
                 _put(own, key, copy.copy(iterator))
+
+    def keep(self, tensors: Iterable[Tensor]) -> None:
+        """Also put back the contents of these of the model's own tensors."""
+        for x in tensors:
+            self._tensor(x)
 
     def copies(self) -> dict[int, Tensor]:
         """Copies of the model's parameters and buffers, by the id of the original."""

@@ -1,16 +1,20 @@
-"""A model with other tensors and attributes in place of its own, for the time of a run."""
+"""A model for the time of a run: with other tensors and attributes in place of its own, and afterward as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from secateurs.graph.inputs import check_model
 from secateurs.graph.state import State
 from secateurs.seeds import preserve_rng_state
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -33,3 +37,21 @@ def swapped(
             yield
         finally:
             state.restore()
+
+
+def untouched(function: F) -> F:
+    """Decorator of a function that runs copies of the model, its first argument: these share hooks, classes and closures with
+    it. Whatever they do there, the model and the random state are then as before."""
+
+    @wraps(function)
+    def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        check_model(model)
+        with preserve_rng_state():
+            state = State(dict(model.named_modules()))
+            state.keep(model.buffers())
+            try:
+                return function(model, *args, **kwargs)
+            finally:
+                state.restore()
+
+    return wrapped  # type: ignore[return-value]

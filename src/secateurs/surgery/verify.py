@@ -14,6 +14,7 @@ from secateurs.errors import PlanError, TraceError, VerificationError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
+from secateurs.graph.swapped import untouched
 from secateurs.masking.mask import mask
 from secateurs.plans.plan import Plan, trace
 from secateurs.surgery.culprits import culprits
@@ -35,6 +36,7 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: floa
     return verified(model, plan, example_inputs, tolerance=tolerance)[1]
 
 
+@untouched
 def verified(
     model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: float = TOLERANCE
 ) -> tuple[nn.Module, float]:
@@ -53,6 +55,7 @@ def verified(
     raise VerificationError(wrong)
 
 
+@untouched
 def check_deterministic(model: nn.Module, example_inputs: Any) -> None:
     """Raise VerificationError if two runs of the model in eval mode, on the same inputs, give different outputs."""
     try:
