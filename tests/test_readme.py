@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from secateurs.errors import SpecError
 from secateurs.methods import registry
+from secateurs.zoo import vision
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((
@@ -34,7 +37,14 @@ def known_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
 
-@pytest.mark.usefixtures("known_methods")
+@pytest.fixture
+def torchvision_first() -> None:
+    """Other packages import torchvision, and not every build of it can be imported directly."""
+    with suppress(SpecError):
+        vision.torchvision()
+
+
+@pytest.mark.usefixtures("known_methods", "torchvision_first")
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

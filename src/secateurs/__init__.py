@@ -19,6 +19,7 @@ from secateurs.errors import (
 from secateurs.version import __version__
 
 if TYPE_CHECKING:
+    from secateurs import adapters
     from secateurs.api import attach, build, load, prune, widen
     from secateurs.budget import Budget
     from secateurs.calibration import calibrate
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         EPruner,
         Index,
         L2Stripes,
+        Limits,
         Method,
         OneStep,
         Oracle,
@@ -77,6 +79,7 @@ __all__ = [
     "Figures",
     "Index",
     "L2Stripes",
+    "Limits",
     "Method",
     "Mimic",
     "NonFiniteLossError",
@@ -101,6 +104,7 @@ __all__ = [
     "TrainingMethod",
     "VerificationError",
     "__version__",
+    "adapters",
     "apply",
     "attach",
     "build",
@@ -121,6 +125,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "secateurs.adapters": "adapters",
     "secateurs.api": "attach build load prune widen",
     "secateurs.budget": "Budget",
     "secateurs.calibration": "calibrate",
@@ -128,7 +133,7 @@ _HOMES = {
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (
-        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Method OneStep Oracle Random Taylor "
+        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Limits Method OneStep Oracle Random Taylor "
         "TrainingMethod methods register"
     ),
     "secateurs.plans": "Plan trace",
@@ -138,6 +143,7 @@ _HOMES = {
     "secateurs.stripes": "StripeConv2d tune",
     "secateurs.surgery": "apply cut_ reinitialise verify",
 }
+_PACKAGES = ("adapters", "methods")  # that of methods is called for their names
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
@@ -146,7 +152,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(_HOME[name])
-    found = home if name == "methods" else getattr(home, name)  # the package of methods is called for their names
+    found = home if name in _PACKAGES else getattr(home, name)
     globals()[name] = found
     return found
 

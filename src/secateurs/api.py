@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
@@ -18,24 +17,27 @@ from secateurs.budget import Budget
 from secateurs.calibration import images_of
 from secateurs.data import Data
 from secateurs.devices import usable
-from secateurs.errors import ArtifactError, BudgetError, ConfigError, Setting, SpecError, nearest
+from secateurs.errors import ArtifactError, BudgetError, ConfigError, Setting, SpecError
 from secateurs.files import check_writable, shown
 from secateurs.graph import Cost
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import check_model, tensors
-from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope
+from secateurs.methods.limits import Counts, Fractions, Layers, Limits
+from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.methods.selection import Selection
 from secateurs.placement import Placement
 from secateurs.plans import PrunableGraph, trace
+from secateurs.preflight import check, check_unknown
 from secateurs.result import Figures, Result
 from secateurs.seeds import preserve_rng_state
 from secateurs.stripes import tune
 from secateurs.surgery import apply
 from secateurs.surgery.verify import check_deterministic, verified
-from secateurs.training import CheckpointStore, Hook, Phase
-from secateurs.training.metrics import Loss
+from secateurs.training import CheckpointStore, Hook, Objective, Phase
+from secateurs.training.losses import Loss
+from secateurs.training.objective import Forward, Step
 from secateurs.training.progress import Mode
 from secateurs.training.resume import refuse_foreign_log
 from secateurs.training.runtime import wait_for_everyone
@@ -56,6 +58,11 @@ def prune(
     scope: Scope | None = None,
     seed: int = 0,
     *,
+    exclude: Layers = (),
+    only: Layers | None = None,
+    ratios: Fractions | None = None,
+    min_channels: int | Counts | None = None,
+    max_cut: float | Fractions | None = None,
     calibrate: Any = True,
     allow_inexact: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -64,6 +71,9 @@ def prune(
     graph: PrunableGraph | None = None,
     device: str | torch.device | None = None,
     loss: Loss | None = None,
+    step: Step | None = None,
+    forward: Forward | None = None,
+    metrics: Mapping[str, Any] | None = None,
     hooks: Sequence[Hook] = (),
     progress: Mode | bool = "auto",
     save_steps: int | None = None,
@@ -89,6 +99,8 @@ def prune(
         `Reconstruct`, `Mimic` and `Recover(share=1)` read no labels.
     scope: "internal" keeps channels on a shortcut, "all" also cuts them; None is the method's default, which follows its
         paper ("internal" for most).
+    exclude, only, ratios, min_channels, max_cut: which channel groups may be cut, and how far: names, wildcards, types of
+        modules, functions; see `Limits`. The budget is met by what they leave.
     allow_inexact: also cut channels that a normalization computes statistics over. Such a cut is not verified, and
         `error` in the result is nan.
     report: called with one line of text about each stage.
@@ -98,7 +110,13 @@ def prune(
     graph: what `trace` found in this model on these inputs, with the same `allow_inexact`: it is then not traced again.
     example_targets: what the model's forward takes in training beside the inputs, see `trace`.
     device: where the work is done, see above.
-    loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy.
+    loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy. Targets are then whatever
+        it takes.
+    step: `step(model, batch) -> loss`, for training on batches of any kind; the model is in train mode.
+    forward: `forward(model, batch) -> (outputs, targets)`, for evaluation on batches of any kind, and for whatever runs the
+        network on examples; the model is in eval mode. Without `step`, `loss` is computed from it for training, too.
+    metrics: what to measure on validation data, by name: torchmetrics metrics, or functions `(outputs, targets) -> scalar` that
+        are averaged over examples. They are in `Figures.metrics` of the result and in the history.
     hooks: of recovery, see `secateurs.training.Hook`.
     progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
     save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
@@ -108,8 +126,9 @@ def prune(
     VerificationError for a model that is nondeterministic in eval mode. Raises VerificationError if the cut fails to verify.
     """
     chosen = resolve(method)
-    _check(model, budget, scope)
-    _check_unknown(unknown, chosen)
+    check(model, budget, scope)
+    check_unknown(unknown, chosen, prune)
+    limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
     if recover is not None and not isinstance(recover, Phase | list | tuple):
         raise ConfigError(
             f"recover={recover!r} is not a valid recovery: pass a recipe such as sc.Recover(epochs=3), or a list of recipes."
@@ -119,8 +138,8 @@ def prune(
     if steps and data is None:
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
-    source = None if data is None else Data.of(data)
-    images = images_of(calibrate, source, seed)
+    source, objective = None if data is None else Data.of(data), Objective(loss, step, forward, metrics or {})
+    images = images_of(calibrate, source, seed, objective)
     if folder is not None and (phases := ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]):
         check_writable(folder)
         for name in phases:
@@ -128,7 +147,7 @@ def prune(
     origin, placement = source_of(model), Placement.of(model)
     where = placement.device if source is None and device is None else usable(device)
     options = {
-        "device": where, "loss": loss, "hooks": hooks, "progress": progress, "save_steps": save_steps,
+        "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
         "save_seconds": save_seconds, "track": track,
     }  # fmt: skip
     original = placement.working_copy(model, where)
@@ -137,19 +156,20 @@ def prune(
     model = copied(original) if original is model or isinstance(chosen, TrainingMethod) else original
     history: list[dict[str, Any]] = []
     task = _task(
-        model, example_inputs, chosen, budget, scope, data=source, seed=seed, allow_inexact=allow_inexact,
+        model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
         engine_options=_phase(folder, "prune", options), resume=resume, log=history.append, graph=graph,
         example_targets=None if example_targets is None else placement.working_inputs(example_targets, where),
     )  # fmt: skip
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
-    for warning in graph.warnings:
-        report(warning)
+    for line in (*task.describe(), *graph.warnings):
+        report(line)
     if source is not None:
         readers = [chosen.name] * chosen.reads_labels + [type(r).__name__ for _, r in steps if r.reads_labels]
-        training.check_labels(source.train, readers)
-        training.check_data(model, source, loss)
-    before = _figures(base, original, source, loss)
+        if not objective.whole:
+            training.check_labels(source.train, readers)
+        training.check_data(model, source, objective)
+    before = _figures(base, original, source, objective)
     selection = Selection.of(chosen.select(task))
     plan = selection.plan(graph, allow_inexact=allow_inexact)
     cost = graph.cost_of(plan)
@@ -158,6 +178,7 @@ def prune(
             f"{chosen.name} keeps {cost.macs:,} MACs and {cost.params:,} parameters, over its {budget}: a method has to meet "
             "the budget of its task."
         )
+    task.check_kept(plan, chosen.name)
     report(
         f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
     )
@@ -166,20 +187,22 @@ def prune(
     report(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
     )
-    cut = calibrated = _figures(cost, small, source, loss)
+    cut = calibrated = _figures(cost, small, source, objective)
     if calibrate is not False and (plan.groups or plan.stripes):
         # Processes pool what they find where all of them are known to be here: they train together.
         if pooled := images is not None and (bool(steps) or isinstance(chosen, TrainingMethod)):
             wait_for_everyone(where)
         done = recovery.after_cut_(
             model, small, plan, example_inputs,
-            None if images is None else lambda: training.without_labels(images, recovery.IMAGES, seed=seed),
-            initialised=type(chosen).initialise is not Method.initialise, pooled=pooled, classes=loss is None,
+            None if images is None else lambda: training.without_labels(
+                images, recovery.IMAGES, seed=seed, whole=objective.whole
+            ),
+            initialised=type(chosen).initialise is not Method.initialise, pooled=pooled, objective=objective,
         )  # fmt: skip
         if done:
             history.append(done.record())
             report(str(done))
-            calibrated = _figures(cost, small, source, loss)
+            calibrated = _figures(cost, small, source, objective)
     after = calibrated
     for name, recipe in steps:
         history += recovery.recover(
@@ -187,7 +210,7 @@ def prune(
             seed=seed, resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
     if steps:
-        after = _figures(cost, small, source, loss)
+        after = _figures(cost, small, source, objective)
     placement.restore(small)
     if plan.stripes:
         tune(small, placement.restored_inputs(example_inputs))
@@ -200,7 +223,9 @@ def prune(
         module.training = modes.get(name, modes[""])
     remember(small, after_cut(UNKNOWN if origin is None else origin, plan))
     warnings = (*graph.warnings, *graph.stale(plan.groups))
-    return Result(small, plan, before, cut, calibrated, after, error, chosen, history, warnings, origin)
+    return Result(
+        small, plan, before, cut, calibrated, after, error, chosen, history, warnings, origin, limits.record()
+    )
 
 
 def build(
@@ -249,18 +274,24 @@ def attach(
     data: Any,
     scope: Scope | None = None,
     seed: int = 0,
+    exclude: Layers = (),
+    only: Layers | None = None,
+    ratios: Fractions | None = None,
+    min_channels: int | Counts | None = None,
+    max_cut: float | Fractions | None = None,
     allow_inexact: bool = False,
 ) -> Pruner:
     """Attach a pruner to a model in your own training loop. Modifies the model in place; see `Pruner` for the loop.
 
     steps, epoch_steps: number of optimizer steps that the loop will take, in total and per epoch.
     data: the training batches, for methods that measure on data before or after training.
+    exclude, only, ratios, min_channels, max_cut: which channel groups may be cut, and how far; see `Limits`.
 
     Raises ConfigError for invalid settings, or if a pruner is already attached; BudgetError and VerificationError
     as `prune` does.
     """
     chosen = resolve(method)
-    _check(model, budget, scope)
+    check(model, budget, scope)
     for name, value in (("steps", steps), ("epoch_steps", epoch_steps)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ConfigError(
@@ -274,8 +305,9 @@ def attach(
             "class probabilities to your loss, or call prune(…) instead.",
         )  # fmt: skip
     history: list[dict[str, Any]] = []
+    limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
     task = _task(
-        model, example_inputs, chosen, budget, scope, data=Data.of(data), seed=seed, allow_inexact=allow_inexact,
+        model, example_inputs, chosen, budget, scope, limits, data=Data.of(data), seed=seed, allow_inexact=allow_inexact,
         log=history.append,
     )  # fmt: skip
     pruner = chosen.attach(task)
@@ -338,14 +370,14 @@ def widen(
     what the graph predicts, and a trace has the requested widths. Raises PlanError for invalid widths, and
     VerificationError if a check fails: most often because the network's code has a constant that only fits the old width.
     """
-    _check(model, None, scope)
+    check(model, None, scope)
     wide, how, _ = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
     remember_widened(wide, model, how.record())
     return wide
 
 
 def _task(
-    model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, *,
+    model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, limits: Limits, *,
     allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None, **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
@@ -353,37 +385,9 @@ def _task(
         graph = trace(model, example_inputs, allow_inexact=allow_inexact, example_targets=example_targets)
     if graph.random and not allow_inexact:
         check_deterministic(model, example_inputs)
-    task = Task(model, graph, budget, scope or method.default_scope, example_inputs=example_inputs, **rest)
-    method.check(task)
-    method.feasible(task)
-    return task
-
-
-def _check(model: Any, budget: Any, scope: Any) -> None:
-    check_model(model)
-    check_budget(budget)
-    check_scope(scope)
-    for name, module in model.named_modules():
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            home = getattr(hook, "__module__", None) or type(hook).__module__
-            if home.startswith("secateurs."):
-                raise ConfigError(
-                    f"A pruner is already attached to this model{f' (at {name})' if name else ''}: call its "
-                    f"finish() or plan() first, or use a fresh model."
-                )
-
-
-def _check_unknown(unknown: Mapping[str, Any], method: Method) -> None:
-    """Raise ConfigError for an argument that `prune` does not have."""
-    for name, value in unknown.items():
-        if name in type(method).model_fields:
-            call = f"sc.{type(method).__name__}({name}={value!r})"
-            raise ConfigError(f"{name} is a setting of the method {method.name}: pass method={call}.")
-        known = inspect.signature(prune).parameters.keys() - {"unknown"}
-        raise ConfigError(
-            f"prune has no option {name!r}. {nearest(name, known)} Options: {', '.join(sorted(known))}. Settings of a method "
-            "are passed with it, for example method=sc.L1(ranking=…)."
-        )
+    scope = scope or method.default_scope
+    bounds = limits.on(graph, scope)
+    return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)
 
 
 def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -396,10 +400,10 @@ def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dic
     return {**options, "folder": own, "checkpoints": CheckpointStore(own / "checkpoints")}
 
 
-def _figures(cost: Cost, model: nn.Module, data: Data | None, loss: Loss | None) -> Figures:
+def _figures(cost: Cost, model: nn.Module, data: Data | None, objective: Objective) -> Figures:
     if data is None or data.val is None:
         return Figures(cost.macs, cost.params)
     # If the data is split by process, each process still evaluates all of it, so all have the same metrics.
     images = data.val.whole() if hasattr(data.val, "whole") else data.val
-    found = training.evaluate(model, images, loss=loss)
-    return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)
+    found = training.evaluate(model, images, objective=objective)
+    return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss, found.metrics)

@@ -17,7 +17,8 @@ from secateurs.graph.copies import copied
 from secateurs.graph.inputs import check_model
 from secateurs.placement import Placement
 from secateurs.recovery import IMAGES, calibrate_
-from secateurs.training import without_labels
+from secateurs.training import Objective, without_labels
+from secateurs.training.objective import Forward
 
 
 def calibrate(
@@ -27,6 +28,7 @@ def calibrate(
     *,
     seed: int = 0,
     device: str | torch.device | None = None,
+    forward: Forward | None = None,
 ) -> nn.Module:
     """Return a copy of the network with batch-norm statistics re-estimated on images, without labels: what a cut leaves
     of them belongs to the uncut network. The given model is not modified. `prune` does this after every cut.
@@ -35,6 +37,7 @@ def calibrate(
         augmentation.
     images: how many are used at most, the first of a pass; a list of batches is read at even distances.
     seed: for batches that draw random numbers. The caller's random state is not changed.
+    forward: `forward(model, batch) -> (outputs, targets)`, for batches of any kind: as for `prune`.
     device: where the network runs, by default the model's device. The result is on the model's device, in its dtypes.
 
     The network runs once, in eval mode, each norm with the statistics of the batch at hand (batches of fewer than 32 images
@@ -49,14 +52,15 @@ def calibrate(
     where = placement.device if device is None else usable(device)
     small = copied(placement.working_copy(model, where))
     source = Data.of(batches).train
-    calibrate_(small, without_labels(source, _count(images), seed=seed))
+    objective = Objective(forward=forward)
+    calibrate_(small, without_labels(source, _count(images), seed=seed, whole=objective.whole), objective)
     placement.restore(small)
     if (origin := source_of(model)) is not None:
         remember(small, origin)
     return small
 
 
-def images_of(calibrate: Any, data: Data | None, seed: int) -> Any:
+def images_of(calibrate: Any, data: Data | None, seed: int, objective: Objective) -> Any:
     """The batches to calibrate on, or None. They are read several times."""
     if calibrate is False:
         return None
@@ -65,7 +69,8 @@ def images_of(calibrate: Any, data: Data | None, seed: int) -> Any:
     source = Data.of(calibrate).train
     if not isinstance(source, Iterator):
         return source
-    return [(batch.inputs, batch.targets) for batch in without_labels(source, IMAGES, seed=seed)]
+    found = without_labels(source, IMAGES, seed=seed, whole=objective.whole)
+    return [batch.inputs if batch.whole else (batch.inputs, batch.targets) for batch in found]
 
 
 def _count(images: Any) -> int:

@@ -15,6 +15,7 @@ from secateurs.artifact import Figures
 from secateurs.methods.method import Method
 from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
+from secateurs.report.figures import number
 from secateurs.version import __version__
 
 __all__ = ["Figures", "Result"]
@@ -35,6 +36,7 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
     warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
     source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
+    limits: dict[str, Any] | None = None  # what the user excluded, and how far groups could be cut; see `Limits`
 
     def __repr__(self) -> str:
         parts = [
@@ -43,6 +45,8 @@ class Result:
         ]
         if self.before.top1 is not None and self.after.top1 is not None:
             parts.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
+        for name, value in self.after.metrics.items():
+            parts.append(f"{name} {number(self.before.metrics.get(name))} → {number(value)}")
         return f"Result({self.method.name}: {', '.join(parts)}, error {self.error:.1e})"
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
@@ -66,6 +70,7 @@ class Result:
             "after": asdict(self.after),
             "error": self.error,
             **({"warnings": list(self.warnings)} if self.warnings else {}),
+            **({} if self.limits is None else {"limits": self.limits}),
             "stripes": summary(self.plan),
             "history": self.history,
             "versions": {

@@ -51,7 +51,7 @@ def test_inputs_may_be_tuples_and_dicts() -> None:
 )
 def test_bad_batches(batch: Any, message: str) -> None:
     with pytest.raises(DataError, match=f"Batch 0 of train.*{message}"):
-        Data([batch])
+        list(Data([batch]).batches())
     with pytest.raises(DataError, match=f"Batch 1 of val.*{message}"):
         list(Data([BATCH], val=iter([BATCH, batch])).batches("val"))
 
@@ -83,10 +83,10 @@ def test_training_batches_may_be_inputs_only(batch: Any) -> None:
     with pytest.raises(DataError, match=r"Batch 0 of train .* not a pair"):
         list(data.batches())
     with pytest.raises(DataError, match=r"Batch 0 of val .* not a pair"):
-        Data([batch], val=[batch])
+        list(Data([batch], val=[batch]).batches("val"))
 
 
 @pytest.mark.parametrize("batch", [X[:0], {"x": X[0, 0, 0, 0]}, {}, (((),),)])
 def test_inputs_without_an_example(batch: Any) -> None:
     with pytest.raises(DataError, match="Batch 0 of train"):
-        Data([batch])
+        list(Data([batch]).inputs())

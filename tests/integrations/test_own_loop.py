@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import secateurs as sc
+from secateurs.integrations.run import PruningRun
 from tests.integrations.networks import cnn, images
 
 
@@ -27,6 +28,19 @@ def test_norms_learn_again_when_the_network_does_though_train_is_called_once() -
     assert not torch.equal(joint, alone)
     assert pruner.done
     pruner.plan()
+
+
+def test_a_callback_takes_limits() -> None:
+    model, (x, y) = cnn(), images(8)
+    run = PruningRun("aofp", sc.Budget(macs=0.7), exclude=[model[0]], data=[(x, y)], example_inputs=x[:1])
+    run.begin(model, steps=1, epoch_steps=1, batches=[(x, y)])
+    whole = model[0].weight.shape
+    (F.cross_entropy(model(x), y) + run.penalty()).backward()
+    run.after_step([])
+    run.finish([])
+    assert model[0].weight.shape == whole
+    assert run.plan is not None
+    assert run.plan.groups
 
 
 def test_asked_twice_it_is_the_same_plan() -> None:

@@ -5,8 +5,8 @@ Unknown fields, for example of later versions, are preserved; known fields are v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, model_validator
@@ -24,13 +24,15 @@ MOST = 100  # maximum number of cuts and widenings, each of which copies the net
 
 @dataclass(frozen=True)
 class Figures:
-    """A network's cost and, with validation data, its metrics (top-1 and top-5 in percent)."""
+    """A network's cost and, with validation data, what it was measured by: the loss, top-1 and top-5 in percent of a
+    classifier, and the user's own metrics by name."""
 
     macs: Count
     params: Count
     top1: Percent | None = None
     top5: Percent | None = None
     loss: Number | None = None
+    metrics: Mapping[Line, Number | None] = field(default_factory=dict)  # null where it is not finite
 
 
 class Cut(Open):
@@ -82,6 +84,16 @@ class Earlier(Open):
     before: Figures
 
 
+class LimitsRecord(Open):
+    """Which groups could be cut, and how far: see `secateurs.Limits`. Types and functions have their full names."""
+
+    exclude: list[Line] = []
+    only: list[Line] = []
+    ratios: dict[Line, Number] = {}
+    min_channels: dict[Line, AtLeastOne] = {}
+    max_cut: dict[Line, Number] = {}
+
+
 class Digests(BaseModel):
     """SHA-256 of the other files: detects damage, not forgery."""
 
@@ -123,6 +135,7 @@ class Card(Open):
     kernels: dict[str, dict[str, str]] = {}  # stripe convolution → size of its input → kernel; see `stripes.choose`
     data: DataRecord | None = None
     budget: dict[str, Any] | None = None
+    limits: LimitsRecord | None = None
     recover: Any = None
     seed: Count | None = None
     earlier: list[Earlier] = []

@@ -151,15 +151,18 @@ def _measure(network: nn.Module, data: Data, where: torch.device) -> dict[str, A
 
 def _show(what: str, found: dict[str, Any], card: Card | None) -> None:
     import secateurs as sc
-    from secateurs.report import count, duration, short, table, worth
+    from secateurs.report import columns, count, duration, short, table
 
-    rows = table("", "MACs", "parameters", "top-1 %", "top-5 %", "loss")
     now = sc.Figures(*(found[name] for name in ("macs", "params", "top1", "top5", "loss")))
     networks = [("measured now", now)]
     if card is not None:
         networks += [("on the card", card.after), ("the original", card.networks()[0][1])]
+    measured = columns([figures for _, figures in networks])
+    rows = table("", "MACs", "parameters", *measured)
     for name, figures in networks:
-        rows.add_row(name, short(figures.macs), short(figures.params), *worth(figures))
+        rows.add_row(
+            name, short(figures.macs), short(figures.params), *(measure(figures) for measure in measured.values())
+        )
     console = options.out()
     console.print(rows)
     console.print()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.limits import LimitOptions
 from secateurs.cli.options import Count
 from secateurs.cli.spelling import option
 from secateurs.errors import ConfigError, SecateursError, TraceError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from secateurs.graph import ChannelGraph, ChannelGroup, Cost
+    from secateurs.methods.limits import Bound, Bounds
     from secateurs.plans import Plan
 
 
@@ -30,6 +32,7 @@ def inspect(
     *,
     input: str | None = None,
     num_classes: Count | None = None,
+    limit_options: LimitOptions | None = None,
     allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
@@ -41,6 +44,7 @@ def inspect(
     A group is a set of channels that live on the same layers; `8 ×4` are eight, each of them four channels of a layer
     that only go together. Its share is that of the network's MACs that involve its channels; a MAC involves an input
     and an output channel, so shares add up to more than 100%. Groups on a shortcut are cut with `--scope all` only.
+    With `--exclude`, `--only`, `--ratio` and others, it shows which groups they keep, and the lowest cost they leave.
 
     ```
     $ secateurs inspect zoo:small_cnn
@@ -103,11 +107,12 @@ def inspect(
             f"{model} does not run on an input of {given}: {reason}. --input gives another shape."
         ) from error
     layers = [] if plan is None else summary(plan)
+    bounds = (limit_options or LimitOptions()).limits().on(graph)
     if as_json:
-        record = _record(model, shape, graph)
+        record = _record(model, shape, graph, bounds)
         print(json.dumps(record if plan is None else {**record, "stripes": layers}, indent=2))
     else:
-        _show(model, shape, graph)
+        _show(model, shape, graph, bounds)
         _show_stripes(layers)
 
 
@@ -169,9 +174,10 @@ def default_shape(spec: str, network: nn.Module) -> tuple[int, ...]:
     return (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
 
 
-def lowest(graph: ChannelGraph, scope: str) -> Cost:
-    """The cost with one channel left in every group that the scope allows to cut."""
-    return graph.cost({g.name: 1 for g in graph.groups if g.prunable and (scope == "all" or g.internal)})
+def lowest(graph: ChannelGraph, scope: str, bounds: Bounds | None = None) -> Cost:
+    """The cost with as few channels as the bounds allow in every group that the scope allows to cut."""
+    cut = [g.name for g in graph.groups if g.prunable and (scope == "all" or g.internal)]
+    return graph.cost({name: bounds[name].least if bounds and name in bounds else 1 for name in cut})
 
 
 def macs_share(graph: ChannelGraph, group: ChannelGroup) -> float:
@@ -186,15 +192,18 @@ def _size(group: ChannelGroup) -> str:
     return f"{group.size} ×{group.coupled}" if group.coupled > 1 else str(group.size)
 
 
-def _verdict(group: ChannelGroup) -> str:
+def _verdict(group: ChannelGroup, bound: Bound | None) -> str:
     if group.reason is not None:
         return group.reason.message.text(option)
-    return "yes" if group.internal else "with --scope all"
+    limit = "" if bound is None or bound.message is None else bound.message.text(option)
+    if limit and bound is not None and bound.least == group.size:
+        return limit
+    return ", ".join(part for part in ("yes" if group.internal else "with --scope all", limit) if part)
 
 
-def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> dict[str, Any]:
+def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph, bounds: Bounds) -> dict[str, Any]:
     cost = graph.cost()
-    floors = {scope: lowest(graph, scope) for scope in ("internal", "all")}
+    floors = {scope: lowest(graph, scope, bounds) for scope in ("internal", "all")}
     return {
         "model": model,
         "input": list(shape),
@@ -215,13 +224,21 @@ def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> dict[str
                 "internal": g.internal,
                 "exact": g.exact,
                 "reason": None if g.reason is None else str(g.reason),
+                **_limit(bounds.get(g.name)),
             }
             for g in graph.groups
         ],
     }
 
 
-def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> None:
+def _limit(bound: Bound | None) -> dict[str, Any]:
+    """What the user's limits say about a group, if anything."""
+    if bound is None or bound.message is None:
+        return {}
+    return {"limit": bound.message.text(option), "least": bound.least, "most": bound.most}
+
+
+def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph, bounds: Bounds) -> None:
     from secateurs.report import listing, share, short, table
 
     console, cost = options.out(), graph.cost()
@@ -236,15 +253,17 @@ def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> None:
         for g in graph.groups:
             makers = (listing(g.producers, names),) if names > 1 else ()
             figures = (g.name, _size(g), f"{macs_share(graph, g):.1%}")
-            made.add_row(*figures, *makers, listing(g.consumers, names) or "-", _verdict(g))
+            made.add_row(*figures, *makers, listing(g.consumers, names) or "-", _verdict(g, bounds.get(g.name)))
         return made
 
     full, unlimited = rows(2), console.options.update(max_width=10_000)
     need = console.measure(full, options=unlimited).maximum
-    need -= max([0, *(len(_verdict(g)) - 40 for g in graph.groups)])  # long reasons may as well be folded
+    need -= max(
+        [0, *(len(_verdict(g, bounds.get(g.name))) - 40 for g in graph.groups)]
+    )  # long reasons may as well be folded
     console.print(full if need <= console.width else rows(1))
     console.print()
-    prunable = [g for g in graph.groups if g.prunable]
+    prunable = [g for g in graph.groups if g.prunable and (g.name not in bounds or bounds[g.name].least < g.size)]
     inside, every = (sum(g.size for g in prunable if g.internal or not only) for only in (True, False))
     total = sum(g.size for g in graph.groups)
     console.print(
@@ -253,7 +272,7 @@ def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph) -> None:
     )
     console.print(f"{every:,} of {total:,} channels may be cut, {inside:,} of them without --scope all")
     for scope in ("internal", "all"):
-        floor = lowest(graph, scope)
+        floor = lowest(graph, scope, bounds)
         console.print(
             f"lowest with --scope {scope:8}: {short(floor.macs)} MACs ({share(floor.macs, cost.macs)}), "
             f"{short(floor.params)} parameters ({share(floor.params, cost.params)})"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured, own, stages
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from secateurs.runs import RunResult
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-Many = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Share = float  # a fraction up to 1, or an absolute figure
 
 
@@ -35,6 +35,7 @@ def prune(
     preset: Many = (),
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     then: Many = (),
+    limit_options: LimitOptions | None = None,
     allow_inexact: Flag = False,
     calibrate: Annotated[bool, Parameter(negative="--no-calibrate", show_default=False)] = True,
     model_options: ModelOptions | None = None,
@@ -136,6 +137,7 @@ def prune(
         pretrain_epochs=pretrain.pretrain_epochs,
         pretrain_lr=pretrain.pretrain_lr,
         scope=scope,
+        **(limit_options or LimitOptions()).options(),
         allow_inexact=allow_inexact,
         calibrate=calibrate,
         seed=seed,

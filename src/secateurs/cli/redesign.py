@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
-from secateurs.cli.prune import Flag, Many
+from secateurs.cli.prune import Flag
 from secateurs.cli.recipes import RedesignOptions
 from secateurs.errors import shown
 
@@ -30,6 +31,7 @@ def redesign(
     ranking: Literal["global", "layer"] | None = None,
     preset: str | None = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
+    limit_options: LimitOptions | None = None,
     from_base: Flag = False,
     model_options: ModelOptions | None = None,
     data_options: DataOptions | None = None,
@@ -129,6 +131,7 @@ def redesign(
         align=align,
         method=configured(method, settings, ranking, () if preset is None else (preset,)),
         scope=scope,
+        **(limit_options or LimitOptions()).options(),
         from_base=from_base,
         train=(train_options or RedesignOptions()).training(),
         weights=model_options.weights,

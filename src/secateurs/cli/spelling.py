@@ -14,7 +14,8 @@ SAME = frozenset({
     "recover_epochs", "recover_lr", "resume", "schedule", "scope", "scratch_epochs", "seed", "share",
     "skip_unreadable", "temperature", "then", "track", "trust_code", "weight_decay", "weights", "widen",
 })  # fmt: skip
-OTHER = {"overwrite": "force", "folder": "out"}  # … and of another one
+OTHER = {"overwrite": "force", "folder": "out", "ratios": "ratio"}  # … and of another one
+LIMITS = frozenset({"exclude", "only", "ratios", "min_channels", "max_cut"})  # that may be given several times
 MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}
 
 
@@ -25,10 +26,13 @@ def option(setting: Setting) -> str:
         return f"--set {name}={'…' if setting.value is ... else _value(setting.value)}"
     if name in MIMIC and _is_mimic(setting.of):
         flag = MIMIC[name]
-    elif name in SAME or name in OTHER:
+    elif name in SAME or name in OTHER or name in LIMITS:
         flag = OTHER.get(name, name.replace("_", "-"))
     else:
         return python(setting)
+    if name in LIMITS:
+        values = setting.value if isinstance(setting.value, tuple) else (setting.value,)
+        return " ".join(f"--{flag}" if value is ... else f"--{flag} {_value(value)}" for value in values)
     return f"--{flag}" if setting.value is ... or setting.value is True else f"--{flag} {_value(setting.value)}"
 
 
@@ -56,4 +60,6 @@ def _value(value: Any) -> str:
         return str(int(value))
     if isinstance(value, tuple | list):
         return ",".join(map(_value, value))
+    if isinstance(value, dict):
+        return ",".join(f"{key}={_value(item)}" for key, item in value.items())
     return str(value)

@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from secateurs.data.structure import examples, leaves
 from secateurs.errors import DataError
 from secateurs.graph.inputs import tensors
 
-Batch = tuple[Any, Tensor]  # inputs: a tensor (N, …), or a tuple or dict of them; targets: (N,) or (N, classes)
+Batch = tuple[
+    Any, Any
+]  # inputs: a tensor (N, …), or a tuple or dict of them; targets: (N,), (N, classes), or any structure
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,10 @@ class Data:
 
     train, val: any iterable of `(inputs, targets)` batches that can be iterated repeatedly, or a function that returns
     one. Training batches may also be inputs only, wherever labels are not read: a tensor, a tuple of one, or a dict of
-    keyword arguments. The first batch of a list is checked at once; `batches()` checks each batch. Raises DataError if
-    one is neither.
+    keyword arguments. With functions of your own that read a batch (`step`, `forward`), batches may be anything that holds
+    tensors. `batches()` checks each batch.
+
+    Raises DataError for what cannot be batches; each batch is checked when it is used.
     """
 
     train: Any
@@ -46,7 +51,7 @@ class Data:
             if isinstance(source, (list, tuple)):
                 if not source:
                     raise DataError(f"{split} is empty: it has no batch.")
-                (paired if split == "val" else checked)(source[0], 0, split)
+                with_tensors(source[0], 0, split)
 
     @classmethod
     def of(cls, data: Data | Iterable[Batch] | Any) -> Data:
@@ -85,6 +90,23 @@ def no_batch(source: Any, split: str) -> str:
     return f"{split} is empty: it has no batch."
 
 
+def with_tensors(batch: Any, index: int, split: str) -> list[Tensor]:
+    """The tensors of a batch of any structure. Raises DataError if there is none."""
+    if found := leaves(batch):
+        return found
+    raise DataError(f"Batch {index} of {split} is {_kind(batch)}, which holds no tensor: pass pairs (inputs, targets).")
+
+
+def held(batch: Any, index: int, split: str) -> Any:
+    """A batch of any structure. Raises DataError if it holds no tensor, or no example."""
+    found = with_tensors(batch, index, split)
+    if not examples(batch):
+        raise DataError(
+            f"Batch {index} of {split} is empty: its first tensor has shape {tuple(found[0].shape)}. Remove it."
+        )
+    return batch
+
+
 def checked(batch: Any, index: int, split: str) -> tuple[Any, Tensor | None]:
     """The batch as inputs and targets, None where it is inputs only: a tensor, a dict, or a tuple of one of them, or of a
     tuple of several tensors. Raises DataError for anything else, and for an empty batch."""
@@ -116,6 +138,8 @@ def paired(batch: Any, index: int, split: str) -> Batch:
     found = tensors(inputs) if isinstance(inputs, Tensor | tuple | list | Mapping) else []
     if not found:
         raise DataError(f"{where}: inputs must be a tensor, or a tuple or dict of tensors, not {_kind(inputs)}.")
+    if not isinstance(targets, Tensor) and leaves(targets):  # for a loss of the user's own
+        return inputs, targets
     if not isinstance(targets, Tensor) or targets.ndim == 0:
         kind = f"a tensor of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else _kind(targets)
         raise DataError(f"{where}: targets must be a tensor of N classes, not {kind}.")

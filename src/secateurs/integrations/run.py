@@ -15,14 +15,15 @@ from torch.optim import Optimizer
 from secateurs.api import attach
 from secateurs.budget import Budget
 from secateurs.data import Data
+from secateurs.data.structure import apply
 from secateurs.devices import device_of
 from secateurs.errors import ArtifactError, ConfigError, SpecError
+from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Method, Scope, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.plans import Plan
 from secateurs.surgery import cut_
-from secateurs.training.batches import apply
 from secateurs.training.state import misfit
 from secateurs.zoo import vision
 
@@ -42,6 +43,7 @@ class PruningRun:
     network: the CNN within the trained module: a path such as `"model"` or `"backbone"`, or a function that returns it;
         None is the trained module itself.
     example_inputs: inputs for the trace; by default the first image of a training batch.
+    exclude, only, ratios, min_channels, max_cut: as for `prune`; names are those within the network.
     data: `(inputs, targets)` batches for the method's measurements; by default the trainer's own training batches.
     cut: cut the network in place at the end, with the trainer's optimizer. Otherwise it is not cut, and
         `plan` has the channels to keep.
@@ -58,6 +60,11 @@ class PruningRun:
         example_inputs: Any = None,
         data: Any = None,
         scope: Scope | None = None,
+        exclude: Layers = (),
+        only: Layers | None = None,
+        ratios: Fractions | None = None,
+        min_channels: int | Counts | None = None,
+        max_cut: float | Fractions | None = None,
         seed: int = 0,
         allow_inexact: bool = False,
         cut: bool = True,
@@ -73,7 +80,8 @@ class PruningRun:
             raise ConfigError(f"steps={steps} must be at least 1.")
         self.method, self.budget = chosen, budget
         self.network, self.example_inputs, self.data = network, example_inputs, data
-        self.settings: dict[str, Any] = {"scope": scope, "seed": seed, "allow_inexact": allow_inexact}
+        limits = Limits(exclude, only, ratios, min_channels, max_cut).options()
+        self.settings: dict[str, Any] = {"scope": scope, "seed": seed, "allow_inexact": allow_inexact, **limits}
         self.cut, self.stop, self.steps = cut, stop, steps
         self.pruner: Pruner | None = None
         self.plan: Plan | None = None

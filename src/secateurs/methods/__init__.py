@@ -10,6 +10,7 @@ from secateurs.methods.activations import APoZ, Taylor
 from secateurs.methods.aofp import AOFP
 from secateurs.methods.criteria import L1, L2, BNScale, Index, Random
 from secateurs.methods.epruner import EPruner
+from secateurs.methods.limits import Limits
 from secateurs.methods.method import Criterion, Method, Task
 from secateurs.methods.npn import NPN
 from secateurs.methods.onestep import OneStep
@@ -21,8 +22,8 @@ from secateurs.methods.selection import Selection
 from secateurs.methods.stripes import L2Stripes
 
 __all__ = [
-    "AOFP", "L1", "L2", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "L2Stripes", "Method", "OneStep",
-    "Oracle", "Pruner", "Random", "Selection", "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
+    "AOFP", "L1", "L2", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "L2Stripes", "Limits", "Method",
+    "OneStep", "Oracle", "Pruner", "Random", "Selection", "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
 ]  # fmt: skip
 
 

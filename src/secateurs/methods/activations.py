@@ -155,7 +155,7 @@ class Taylor(Watching):
 def _gradients(assessor: Assessor, groups: list[ChannelGroup], batch: Batch, each: bool) -> list[Tensor]:
     """The gradient of the batch's summed loss with respect to gates on the groups, in float64: (N, size) per example,
     or (1, size) for the whole batch."""
-    n = len(batch.targets)
+    n = batch.rows
     with Gates(assessor.model, groups) as gates:
         flat = torch.ones(
             (n, gates.channels) if each else (gates.channels,), device=assessor.device, requires_grad=True

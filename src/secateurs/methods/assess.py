@@ -16,9 +16,9 @@ from secateurs.graph.copies import copied
 from secateurs.methods.method import Task
 from secateurs.seeds import preserve_rng_state
 from secateurs.training import batches as B
-from secateurs.training import metrics as M
 from secateurs.training import precision as P
 from secateurs.training.checks import Check
+from secateurs.training.metrics import topk_correct
 from secateurs.training.progress import Reporter
 
 
@@ -39,19 +39,23 @@ class Assessor:
         self.model = copied(task.model).to(self.device).eval().requires_grad_(False)
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss: M.Loss = task.engine_options.get("loss") or M.CrossEntropy()
+        self.objective, self.labels = task.objective, labels
         self.rows = rows or (256 if self.device.type == "cpu" else 2048)
-        self.batches = self.hold(_head(task.data.train, examples, task.seed, labels))
-        self.examples = sum(len(b.targets) for b in self.batches)
+        whole = self.objective.whole
+        self.batches = self.hold(_head(task.data.train, examples, task.seed, labels, whole))
+        self.examples = sum(b.rows for b in self.batches)
 
     def hold(self, batches: Iterator[B.Batch], split: str = "train") -> list[B.Batch]:
-        """The batches on the device, in slices of `rows`. Raises DataError for batches that do not fit the model or each
-        other."""
+        """The batches on the device, in slices of `rows`; those that the user's functions take, as they are. Raises DataError
+        for batches that do not fit the model or each other."""
         self.check = Check(self.model, split)
+        if self.objective.whole:
+            fitting = (self.check.fit(batch, index) for index, batch in enumerate(batches))
+            return [B.to_device(batch, self.device, self.channels_last) for batch in fitting]
         pieces, waiting, held = [], 0, []
         for index, batch in enumerate(batches):
             pieces.append(self.check.alike(self.check.fit(batch, index), index))
-            waiting += len(batch.targets)
+            waiting += batch.rows
             while waiting >= self.rows:
                 whole = B.joined(pieces)
                 held.append(B.rows_of(whole, 0, self.rows))
@@ -64,12 +68,14 @@ class Assessor:
         """The loss summed over the batch's examples, and the number of top-1 hits: two scalars on the device, both zero
         without labels."""
         with self.check.running(batch), P.autocast(self.precision, self.device):
-            outputs = M.call(self.model, batch.inputs)
-            if not batch.labeled:
-                return torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-            return self.loss(outputs, batch.targets).float() * len(batch.targets), M.topk_correct(
-                outputs, batch.targets
-            )[0]
+            zero = torch.zeros((), device=self.device)
+            if not self.labels:
+                self.objective.outputs(self.model, batch)
+                return zero, zero
+            found = self.objective.measured(self.model, batch)
+            if found.loss is None:
+                return zero, zero
+            return found.loss.float() * batch.rows, topk_correct(found.outputs, found.targets)[0].to(self.device)
 
 
 def reporter(task: Task, title: str) -> Reporter:
@@ -84,35 +90,31 @@ def require_data(task: Task, name: str, what: str) -> None:
         raise ConfigError(f"{name} {what}: pass data=….")
 
 
-def spread(source: Any, examples: int | None) -> Iterator[B.Batch]:
+def spread(source: Any, examples: int | None, whole: bool = False) -> Iterator[B.Batch]:
     """`examples` rows of validation data, evenly spaced, since such data is often sorted by class. None: all of them."""
     source = _whole(source)
     if examples is None:
-        yield from _all(source)
+        yield from _all(source, whole)
         return
-    total = int(getattr(source, "samples", 0)) or sum(len(batch.targets) for batch in _all(source))
+    total = int(getattr(source, "samples", 0)) or sum(batch.rows for batch in _all(source, whole))
     if not total:
         raise DataError(no_batch(source, "val"))
     at = torch.arange(min(examples, total)) * total // min(examples, total)  # sorted and distinct
     seen = 0
-    for batch in _all(source):
-        n = len(batch.targets)
+    for batch in _all(source, whole):
+        n = batch.rows
         mine = at[(at >= seen) & (at < seen + n)] - seen
         seen += n
         if len(mine):
-            yield batch._replace(inputs=_taken(batch.inputs, mine), targets=_taken(batch.targets, mine))
+            yield B.taken(batch, mine)
 
 
-def _taken(inputs: Any, rows: Tensor) -> Any:
-    return B.apply(lambda x: x[rows.to(x.device)], inputs)
-
-
-def _head(source: Any, examples: int, seed: int, labels: bool) -> Iterator[B.Batch]:
+def _head(source: Any, examples: int, seed: int, labels: bool, whole: bool) -> Iterator[B.Batch]:
     """The first examples of the training data's first epoch."""
     left = examples
     with preserve_rng_state():
-        for _, batch, _ in B.walk(_whole(source), seed=seed, epoch=0, labels=labels):
-            n = min(left, len(batch.targets))
+        for _, batch, _ in B.walk(_whole(source), seed=seed, epoch=0, labels=labels, whole=whole):
+            n = min(left, batch.rows)
             yield B.rows_of(batch, 0, n)
             left -= n
             if not left:
@@ -123,6 +125,6 @@ def _whole(source: Any) -> Any:
     return source.whole() if hasattr(source, "whole") else source
 
 
-def _all(source: Any) -> Iterator[B.Batch]:
+def _all(source: Any, whole: bool) -> Iterator[B.Batch]:
     for i, raw in enumerate(B.bounded(source, "val", B.EVALUATE_SECONDS, B.ENDING)):
-        yield B.as_batch(raw, i, "val")
+        yield B.as_batch(raw, i, "val", whole=whole)

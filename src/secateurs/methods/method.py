@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -12,12 +12,14 @@ from pydantic import ConfigDict, ValidationError
 from torch import nn
 
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, Setting, complaint, nearest
+from secateurs.errors import ConfigError, Message, Setting, complaint, nearest
 from secateurs.graph import ChannelGroup
+from secateurs.methods.limits import Bound, Bounds, described, held
 from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Channels, Selection
-from secateurs.plans import PrunableGraph
+from secateurs.plans import Plan, PrunableGraph
 from secateurs.presets import Presets
+from secateurs.training.objective import Objective
 
 Scope = Literal["internal", "all"]
 
@@ -56,19 +58,78 @@ class Task:
     data: Any = None  # a `secateurs.data.Data`, or None
     seed: int = 0
     example_inputs: Any = None
-    engine_options: Mapping[str, Any] = field(default_factory=dict)  # device, checkpoints, progress … of training
+    engine_options: Mapping[str, Any] = field(default_factory=dict)  # device, objective, progress … of training
     resume: bool = False
     log: Callable[[dict[str, Any]], None] = _unlogged  # called with each entry of the history
+    bounds: Bounds = field(default_factory=dict)  # what the user says about groups: `Limits.on(graph, scope)`
 
     @property
     def groups(self) -> list[ChannelGroup]:
-        """The groups that may be cut: prunable and in scope."""
+        """The groups that may be cut: prunable, in scope, and not kept whole by the user."""
+        return [g for g in self._scoped if self.bound(g).least < g.size]
+
+    @property
+    def _scoped(self) -> list[ChannelGroup]:
         return [g for g in self.graph.groups if g.prunable and (self.scope == "all" or g.internal)]
+
+    def describe(self) -> list[Message]:
+        """What the user says about groups that would otherwise be cut, one line for each limit."""
+        return described({g.name: self.bound(g) for g in self._scoped})
+
+    def bound(self, group: ChannelGroup) -> Bound:
+        """What the user says about a group."""
+        return self.bounds.get(group.name) or Bound(1, group.size)
 
     @property
     def widths(self) -> Widths:
-        """The widths of those groups under the budget."""
-        return Widths(self.graph, self.groups, self.budget)
+        """The widths of those groups under the budget and the user's limits."""
+        return self.widths_of(self.groups)
+
+    def widths_of(self, groups: Sequence[ChannelGroup]) -> Widths:
+        """The widths of some groups, all others being whole."""
+        return Widths(self.graph, groups, self.budget, bounds=self.bounds)
+
+    @property
+    def kernels(self) -> dict[str, tuple[int, int, int]]:
+        """The weights of `graph.kernels` whose stripes may be cut."""
+        whole = held(self.graph, self.bounds)
+        return {name: shape for name, shape in self.graph.kernels.items() if name not in whole}
+
+    def for_method(self, method: Method) -> Task:
+        """The task as the method gets it. With ratios, but neither a budget nor a setting that says how much the method cuts,
+        only the groups with a ratio are cut: the budget is then what they leave.
+
+        Raises before any work what `Method.check` and `Method.feasible` do.
+        """
+        task, cut = self, {g.name for g in self.groups if self.bound(g).most < g.size}
+        if cut and self.budget is None and not method.decides:
+            whole = Message("kept whole: it has no ratio, and there is no budget")
+            rest = {g.name: Bound(g.size, g.size, message=whole) for g in self.groups if g.name not in cut}
+            task = replace(self, bounds={**self.bounds, **rest})
+            widths = task.widths
+            cost = widths.cost(widths.most)
+            task = replace(task, budget=Budget(macs=max(2, cost.macs), params=max(2, cost.params)))
+        method.check(task)
+        method.feasible(task)
+        return task
+
+    def check_kept(self, plan: Plan, method: str) -> None:
+        """Raise ConfigError for a method's plan that does not keep to what the user says."""
+        limits, mine = self.widths_of(self.graph.groups), set(self.groups)
+        for group, least, most in zip(self.graph.groups, limits.lowest, limits.most, strict=True):
+            width = len(plan.groups.get(group.name, range(group.size)))
+            if width < least or (width > most and group in mine):
+                raise ConfigError(
+                    f"{method} keeps {width} of the {group.size} channels of {group.name} (",
+                    self.bound(group).message, "): a method has to keep to the limits of its task.",
+                )  # fmt: skip
+        if stripes := held(self.graph, self.bounds) & plan.stripes.keys():
+            raise ConfigError(f"{method} cuts stripes of {min(stripes)}, which the limits of its task keep whole.")
+
+    @property
+    def objective(self) -> Objective:
+        """What the network is trained on and judged by."""
+        return self.engine_options.get("objective") or Objective()
 
     def note(self, **record: Any) -> None:
         """Add an entry to the history."""
@@ -92,6 +153,7 @@ class Method(Presets):
     cuts: ClassVar[Literal["channels", "stripes"]] = (
         "channels"  # stripes come last: such a network cannot be cut further
     )
+    knob: ClassVar[str | None] = None  # the setting that says how much goes, in place of a budget
 
     def __init__(self, **settings: Any) -> None:
         try:
@@ -102,6 +164,11 @@ class Method(Presets):
             known = ", ".join(type(self).model_fields) or "none"
             hint = f"{self.name or type(self).__name__}'s settings are: {known}."
             raise ConfigError(setting, f": {complaint(first)}.", hint=hint) from None
+
+    @property
+    def decides(self) -> bool:
+        """Whether its own setting says how much goes."""
+        return self.knob in self.model_fields_set and getattr(self, str(self.knob)) is not None
 
     def check(self, task: Task) -> None:
         """Raise ConfigError before any work if the task lacks something that this method needs."""

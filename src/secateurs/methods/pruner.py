@@ -102,6 +102,7 @@ class Pruner:
         a second call returns the same plan."""
         if self._plan is None:
             self._plan = self.finish().plan(self.task.graph, allow_inexact=True)
+            self.task.check_kept(self._plan, type(self).__name__)
         return self._plan
 
     def state(self) -> dict[str, Any]:
@@ -205,6 +206,7 @@ class TrainingMethod(Method):
         pruner = self.attach(task)
         budget = None if task.budget is None else asdict(task.budget)
         settings = {**self.model_dump(mode="json"), "method": self.name, "budget": budget, "scope": task.scope}
+        settings["limits"] = {n: [b.least, b.most, b.held] for n, b in task.bounds.items()} or None
         recipe = self.recipe(task).model_copy(update={"steps_per_epoch": self.steps_per_epoch})
         engine = Engine(
             task.model, task.data, recipe, hooks=[*teachers, PrunerHook(pruner, settings)], seed=task.seed, title=self.name,

@@ -56,7 +56,7 @@ def resolve(method: str | Method, **settings: Any) -> Method:
     module that cannot be imported.
     """
     if isinstance(method, Method):
-        return type(method)(**{**method.model_dump(), **settings}) if settings else method
+        return type(method)(**{**method.model_dump(exclude_unset=True), **settings}) if settings else method
     if isinstance(method, type) and issubclass(method, Method):
         raise ConfigError(f"method={method.__name__} is a class: pass an object of it, {method.__name__}(…).")
     if not isinstance(method, str):

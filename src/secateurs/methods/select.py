@@ -11,6 +11,7 @@ import numpy as np
 from secateurs.budget import Budget, fraction
 from secateurs.errors import BudgetError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
+from secateurs.methods.limits import Bound, Bounds, limiting
 
 Array = np.ndarray
 ALL = Setting("scope", "all")
@@ -22,17 +23,28 @@ class Widths:
 
     floor: the fraction of its channels that every group keeps if the budget allows it, however low their scores. Scores are
         hardly comparable between layers, and a layer of one channel is a loss that no other layer makes up for.
+    bounds: what the user says about groups, these and others.
+    lowest, most: (groups,) the widths that a selection has at least and at most, whatever the budget.
     """
 
     def __init__(
-        self, graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget | None, floor: float = FLOOR
+        self,
+        graph: ChannelGraph,
+        groups: Sequence[ChannelGroup],
+        budget: Budget | None,
+        floor: float = FLOOR,
+        bounds: Bounds | None = None,
     ) -> None:
-        self.graph, self.groups, self.budget = graph, list(groups), budget
+        self.graph, self.groups, self.budget, self.bounds = graph, list(groups), budget, bounds or {}
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
         self._at = np.array([graph.index(g.name) for g in self.groups], dtype=np.int64)
         self.base = graph.cost()
         self.step = budget.align if budget else 1
-        self.lowest = np.minimum(self.sizes, self.step)  # that any selection may have
+        own = [self.bounds.get(g.name, Bound(1, g.size)) for g in self.groups]
+        self.lowest, self.most = (
+            self.rounded(np.array(w, dtype=np.int64)) for w in ([b.least for b in own], [b.most for b in own])
+        )
+        self._floored = np.array([b.floored for b in own], dtype=bool)
         self.floor = floor if budget else 0.0  # without a budget, a method's own threshold decides
 
     @cached_property
@@ -50,13 +62,16 @@ class Widths:
         return self.above(shares[max(0, low - 1)])
 
     def above(self, share: float) -> Array:
-        """The smallest widths with at least this fraction of every group, aligned."""
+        """The smallest widths with at least this fraction of every group, aligned; of a group for which the user says how far
+        it may be cut, the smallest that this allows."""
         # A share of 3 / 30 of 30 channels is 3, whatever the rounding of their product.
-        return self._rounded(np.ceil(self.sizes * share - 1e-9).astype(np.int64))
+        widths = np.where(self._floored, np.ceil(self.sizes * share - 1e-9), 1).astype(np.int64)
+        return np.maximum(self.rounded(widths), self.lowest)
 
-    def _rounded(self, widths: Array) -> Array:
+    def rounded(self, widths: Array) -> Array:
         """Widths rounded up to multiples of the alignment, at least one step and at most the whole group."""
-        return np.minimum(self.sizes, np.maximum(-(-widths // self.step) * self.step, self.lowest))
+        steps = np.maximum(-(-widths // self.step), 1)
+        return np.minimum(self.sizes, steps * self.step)
 
     def cost(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Cost:
         whole = self.graph.sizes.astype(np.asarray(widths).dtype)
@@ -67,23 +82,36 @@ class Widths:
         return self.budget is None or self.budget.allows(self.cost(widths), self.base)
 
     def aligned(self, widths: Array) -> Array:
-        """Widths rounded up to multiples of the alignment, at least `least` and at most the whole group."""
-        return np.maximum(self._rounded(widths), self.least)
+        """Widths rounded up to multiples of the alignment, at least `least` and at most `most`."""
+        return np.minimum(np.maximum(self.rounded(widths), self.least), self.most)
+
+    def shrinking(self, widths: Array) -> Array:
+        """The groups that may lose channels on the way from these widths to a selection: those above `most`, and while the
+        budget is not met, all above `least`. (groups,) bools; none once these widths may be those of a selection."""
+        over = widths > self.most
+        return over if self.fits(self.aligned(widths)) else over | (widths > self.least)
 
     def check(self, lowest: Cost | None = None) -> None:
         """Raise BudgetError before any work if the budget cannot be met. lowest: the lowest cost that a method which
         cuts more than channels can reach."""
-        narrow = len(self.groups) < sum(g.prunable for g in self.graph.groups)  # some are out of scope
+        cut = {g.name for g in self.groups}
+        left = [g for g in self.graph.groups if g.prunable and g.name not in cut]
+        limited = [self.bounds[g.name] for g in left if g.name in self.bounds]  # kept whole by the user …
+        narrow = len(limited) < len(left)  # … and some are out of scope
         if lowest is None and not self.groups:
             reasons = Counter(g.reason for g in self.graph.groups if g.reason is not None)
             most = reasons.most_common(1)[0][0].message if reasons and not narrow else None
-            why = () if most is None else (", mostly because: ", most)
-            more = ". See `secateurs inspect`."
-            raise BudgetError("No channel group is prunable", *why, more, hint=(ALL, " may help.") if narrow else ())
+            said: list[object] = ["No channel group is prunable"]
+            if limits := limiting(limited):
+                said = [*_listed(limits), f" leave{'s' * (len(limits) == 1)} no channel group to cut"]
+            elif most is not None:
+                said += [", mostly because: ", most]
+            raise BudgetError(*said, ". See `secateurs inspect`.", hint=(ALL, " may help.") if narrow else ())
         if self.budget is not None:
-            coarse = self.step > 1 and self.groups
+            limits = limiting([*limited, *(self.bounds[g.name] for g in self.groups if g.name in self.bounds)])
             hints = [
-                *([self._coarse()] if coarse else []),
+                *([(*_listed(limits), f" limit{'s' * (len(limits) == 1)} what may be cut.")] if limits else []),
+                *([self._coarse()] if self.step > 1 and self.groups else []),
                 *([(ALL, " may allow less.")] if narrow else []),
             ]
             hint = tuple(part for i, parts in enumerate(hints) for part in (" " * (i > 0), *parts))
@@ -97,12 +125,18 @@ class Widths:
                 align,
                 f" is too coarse: no group has more than {self.sizes.max()} channels, so none can be cut.",
             )
-        finest = self.cost(np.ones_like(self.sizes))
+        finest = self.cost(Widths(self.graph, self.groups, None, bounds=self.bounds).lowest)
         macs, params = fraction(finest.macs, self.base.macs), fraction(finest.params, self.base.params)
         return (
             align, " sets this limit: with ", Setting("align", 1), " the lowest is ", Setting("macs", macs), " or ",
             Setting("params", params), ".",
         )  # fmt: skip
+
+
+def _listed(settings: Sequence[Setting]) -> tuple[object, ...]:
+    """a, b and c"""
+    joints = [", "] * (len(settings) - 2) + [" and "] + [""]
+    return tuple(part for pair in zip(settings, joints[-len(settings) :], strict=True) for part in pair)
 
 
 def select_within_budget(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:
@@ -136,13 +170,13 @@ def fill(widths: Widths, kept: Array, worth: Sequence[Array]) -> None:
 
     worth: for each group its channels' scores in the order in which they would be kept.
     """
-    open_groups = set(np.flatnonzero(kept < widths.sizes).tolist())
+    open_groups = set(np.flatnonzero(kept < widths.most).tolist())
     while open_groups:
         g = max(open_groups, key=lambda i: (worth[i][kept[i]], -i))
         before = kept[g]
-        kept[g] = min(before + widths.step, widths.sizes[g])
+        kept[g] = min(before + widths.step, widths.most[g])
         if not widths.fits(kept):
             kept[g] = before
             open_groups.discard(g)
-        elif kept[g] == widths.sizes[g]:
+        elif kept[g] == widths.most[g]:
             open_groups.discard(g)

@@ -31,7 +31,9 @@ from secateurs.report import count, listing
 from secateurs.seeds import preserve_rng_state
 from secateurs.surgery import apply
 from secateurs.training.batches import Batch
-from secateurs.training.metrics import heads, runs
+from secateurs.training.losses import heads
+from secateurs.training.metrics import runs
+from secateurs.training.objective import Objective
 from secateurs.training.processes import gathered
 
 IMAGES = 1024  # examples that statistics are estimated on
@@ -90,7 +92,7 @@ def after_cut_(
     *,
     initialised: bool = False,
     pooled: bool = False,
-    classes: bool = True,
+    objective: Objective | None = None,
 ) -> Calibration:
     """Calibrate a network after its cut, in place.
 
@@ -99,9 +101,10 @@ def after_cut_(
     they bring the class probabilities (or other outputs) closer to those of the uncut network.
 
     model: the uncut network. batches: a fresh pass over the images. pooled: see `calibrate_`.
-    classes: whether outputs may be logits of classes.
+    objective: how the network meets a batch; with a loss or a step of the user's own, outputs are not taken for logits.
     initialised: the method may have changed the weights; where it did, consumers are left alone.
     """
+    objective = objective or Objective()
     if batches is None and not cuts_off(model):  # no channel is constant
         return Calibration(0, 0, (), ())
     names = [] if initialised and not _as_cut(model, plan, small) else consumers(model, plan)
@@ -110,19 +113,19 @@ def after_cut_(
         means = provably(model, plan, names, example_inputs)
     else:  # norms compensate for what the layers before them lose
         due = [name for name in places.biased if name not in places.followed]
-        means = on_average(model, plan, due, batches(), pooled=pooled) if due else {}
+        means = on_average(model, plan, due, batches(), objective, pooled=pooled) if due else {}
     bare = _values(small)
     layers = put_(model, small, plan, means, places, example_inputs)
     if batches is None:
         return Calibration(0, 0, tuple(layers), tuple(name for name in means if name not in layers))
-    examples, norms = calibrate_(small, batches(), pooled=pooled)
+    examples, norms = calibrate_(small, batches(), objective, pooled=pooled)
     if layers:  # the layers before have changed as well, so that a mean may do more harm than good
-        missed = _missed(model, small, batches(), pooled, classes)
+        missed = _missed(model, small, batches(), pooled, objective)
         filled = _values(small)
         _put_back(small, bare)
         if norms:
-            calibrate_(small, batches(), pooled=pooled)
-        if missed <= _missed(model, small, batches(), pooled, classes):
+            calibrate_(small, batches(), objective, pooled=pooled)
+        if missed <= _missed(model, small, batches(), pooled, objective):
             _put_back(small, filled)
         else:
             layers = []
@@ -132,14 +135,14 @@ def after_cut_(
 
 
 @torch.no_grad()
-def _missed(model: nn.Module, small: nn.Module, batches: Iterable[Batch], pooled: bool, classes: bool) -> float:
+def _missed(model: nn.Module, small: nn.Module, batches: Iterable[Batch], pooled: bool, objective: Objective) -> float:
     """How far the network's outputs are from the uncut network's, over all images: the divergence of the class probabilities,
     or if the outputs are not logits, the squared distance."""
     total = 0.0
     model = copied(model)  # a forward may change its state
     with preserve_rng_state(), full_precision(), evaluating(model), evaluating(small):
-        for _, (wanted, given) in runs(batches, model, small):
-            if classes and unlike_logits(wanted, None) is None:
+        for _, (wanted, given) in runs(batches, objective, model, small):
+            if objective.by_classes and unlike_logits(wanted, None) is None:
                 y, z = heads(wanted)[0], heads(given)[0]  # (N, classes, *)
                 total += float(soft_loss(y, z, temperature=1)) * len(y)
             else:
@@ -174,7 +177,9 @@ def calibrated_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-def calibrate_(model: nn.Module, batches: Iterable[Batch], *, pooled: bool = True) -> tuple[int, int]:
+def calibrate_(
+    model: nn.Module, batches: Iterable[Batch], objective: Objective | None = None, *, pooled: bool = True
+) -> tuple[int, int]:
     """Re-estimate the model's batch-norm statistics, in place. Returns the numbers of examples and of norms.
 
     batches: see `training.batches.without_labels`; their targets are not read.
@@ -186,8 +191,8 @@ def calibrate_(model: nn.Module, batches: Iterable[Batch], *, pooled: bool = Tru
     found: dict[str, Pooled] = {}
     examples = 0
     with preserve_rng_state(), torch.no_grad(), full_precision(), evaluating(model), _batchwise(norms, found):
-        for batch, _ in runs(batches, model):
-            examples += len(batch.targets)
+        for batch, _ in runs(batches, objective or Objective(), model):
+            examples += batch.rows
     if not examples:
         raise DataError("There is no image to calibrate on: the data has no batch.")
     changed = 0

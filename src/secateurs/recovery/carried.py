@@ -31,6 +31,7 @@ from secateurs.seeds import preserve_rng_state
 from secateurs.surgery.verify import TOLERANCE, disagreement
 from secateurs.training.batches import Batch
 from secateurs.training.metrics import runs
+from secateurs.training.objective import Objective
 from secateurs.training.processes import gathered
 
 Found = dict[str, tuple[float, Tensor]]  # layer → outputs per filter, their sum: (filters of the uncut layer,), float64
@@ -88,12 +89,14 @@ def consumers(model: nn.Module, plan: Plan) -> list[str]:
 
 
 @torch.no_grad()
-def on_average(model: nn.Module, plan: Plan, names: Sequence[str], batches: Iterable[Batch], *, pooled: bool) -> Means:
+def on_average(
+    model: nn.Module, plan: Plan, names: Sequence[str], batches: Iterable[Batch], objective: Objective, *, pooled: bool
+) -> Means:
     """What these consumers lose on average over the images. pooled: over those of all processes, see `calibrate_`."""
     model = copied(model)  # a forward may change its state
     lost = Lost(model, plan, names)
     with preserve_rng_state(), full_precision(), evaluating(model), lost.watching():
-        for _ in runs(batches, model):
+        for _ in runs(batches, objective, model):
             pass
     return lost.means(gathered(lost.found) if pooled else [lost.found])
 

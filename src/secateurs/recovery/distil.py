@@ -11,7 +11,7 @@ from secateurs.errors import ConfigError, Setting, TrainingError
 from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
 from secateurs.training.checks import described
-from secateurs.training.metrics import CrossEntropy, heads
+from secateurs.training.losses import CrossEntropy, heads, shares
 from secateurs.training.run import TrainingRun
 
 
@@ -38,7 +38,7 @@ class Distilling(TeacherHook):
         self.recipe = recipe
         self.teaches: bool | None = None  # None: before the first batch
 
-    def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor | None) -> Tensor:
+    def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Any) -> Tensor:
         if self.teaches is None:
             self.teaches = self._fits(engine, outputs, targets)
         if not self.teaches:
@@ -50,15 +50,18 @@ class Distilling(TeacherHook):
         share = self.recipe.share
         return share * soft + (1 - share) * loss if share < 1 else soft
 
-    def _fits(self, engine: TrainingRun, outputs: Any, targets: Tensor | None) -> bool:
+    def _fits(self, engine: TrainingRun, outputs: Any, targets: Any) -> bool:
         fault = unlike_logits(outputs, None if isinstance(engine.loss, CrossEntropy) else targets)
+        asked = (
+            self.recipe.share == 1
+            or bool(self.recipe.model_fields_set & {"share", "temperature"})
+            or self.recipe.mode == "distil"
+        )
+        if fault is None and engine.objective.step is not None and not asked:
+            fault = "whether the network's outputs are logits of classes is not known of a step of your own"
         if fault is None:
             return True
-        if (
-            self.recipe.share == 1
-            or self.recipe.model_fields_set & {"share", "temperature"}
-            or self.recipe.mode == "distil"
-        ):
+        if asked:
             raise ConfigError(
                 f"The original cannot teach class probabilities: {fault}.", hint=("Train on the task loss alone, with ",
                 Setting("share", 0, type(self.recipe)), "."),
@@ -86,13 +89,9 @@ def unlike_logits(outputs: Any, targets: Tensor | None) -> str | None:
         return f"the network's output is {described(main)}, not logits of two or more classes"
     if targets is None:
         return None
+    if not isinstance(targets, Tensor):
+        return f"the targets are a {type(targets).__name__}, not classes"
     indices = not targets.is_floating_point() and targets.shape == main.shape[:1] + main.shape[2:]
-    if indices or (targets.shape == main.shape and _probabilities(targets)):
+    if indices or (targets.shape == main.shape and shares(targets)):
         return None
     return f"the loss compares an output, {described(main)}, with targets, {described(targets)}, that are not classes"
-
-
-def _probabilities(targets: Tensor) -> bool:
-    """Whether each row is a distribution over classes."""
-    values = targets.float()
-    return bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < 1e-3).all())

@@ -17,7 +17,7 @@ from secateurs.graph.channels import named_tensors
 from secateurs.graph.families import Family
 from secateurs.graph.flow import Flow, Value
 from secateurs.graph.trace import flow
-from secateurs.training.metrics import heads
+from secateurs.training.losses import heads
 
 OUTPUT = ":output"  # the network's output
 

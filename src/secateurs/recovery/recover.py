@@ -71,7 +71,15 @@ def recover(
                 "Reconstruct needs the original network and the plan of the cut: pass teacher=… and plan=…."
             )
         return reconstruct(
-            model, data, recipe, teacher, plan, seed, options.get("device"), options.get("progress", "auto")
+            model,
+            data,
+            recipe,
+            teacher,
+            plan,
+            seed,
+            options.get("device"),
+            options.get("progress", "auto"),
+            options.get("objective"),
         )
     assert isinstance(recipe, Recipe)
     options.setdefault("title", "recover" if recipe.mode == "finetune" else recipe.mode)

@@ -1,9 +1,10 @@
 """Output for people: formatted numbers, and the tables that the commands share."""
 
 from secateurs.report.figures import count, duration, error, percent, share, short
-from secateurs.report.tables import listing, outcome, stripes, stripes_line, table, worth
+from secateurs.report.tables import columns, listing, outcome, stripes, stripes_line, table
 
 __all__ = [
+    "columns",
     "count",
     "duration",
     "error",
@@ -15,5 +16,4 @@ __all__ = [
     "stripes",
     "stripes_line",
     "table",
-    "worth",
 ]

@@ -23,6 +23,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def number(value: float | None) -> str:
+    """A metric of the user's own, with four significant digits."""
+    return "-" if value is None else f"{value:.4g}"
+
+
 def error(value: float | None) -> str:
     """The verified error; an inexact cut has none."""
     return "not verified" if value is None or math.isnan(value) else f"{value:.1e}"

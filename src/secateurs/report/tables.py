@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
 
 from secateurs.artifact import Figures
-from secateurs.report.figures import count, percent, share, short
+from secateurs.report.figures import count, number, percent, share, short
 
 Justify = Literal["left", "right"]
 
@@ -24,23 +24,33 @@ def table(*columns: str, left: int = 1) -> Table:
 
 
 def outcome(networks: Sequence[tuple[str, Figures]]) -> Table:
-    """The cost and metrics of each network from the original to the artifact: see `Card.networks`."""
-    made = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
+    """The cost of each network from the original to the artifact, and what was measured of it: see `Card.networks`."""
+    measured = columns([figures for _, figures in networks])
+    made = table("", "MACs", "", "params", "", *measured)
     for name, figures in networks:
         before = networks[0][1]
         made.add_row(
             name,
             *(short(figures.macs), share(figures.macs, before.macs)),
             *(short(figures.params), share(figures.params, before.params)),
-            *worth(figures),
+            *(measure(figures) for measure in measured.values()),
         )
     return made
 
 
-def worth(figures: Figures) -> tuple[str, str, str]:
-    """Top-1, top-5 and loss."""
-    loss = "-" if figures.loss is None else f"{figures.loss:.3f}"
-    return percent(figures.top1), percent(figures.top5), loss
+def columns(every: Sequence[Figures]) -> dict[str, Callable[[Figures], str]]:
+    """What was measured of any of these networks: the heading of each column, and what it shows. Top-1, top-5 and the loss if
+    nothing was."""
+    own = dict.fromkeys(name for figures in every for name in figures.metrics)
+    nothing = not own and all(f.top1 is None and f.loss is None for f in every)
+    found: dict[str, Callable[[Figures], str]] = {}
+    if nothing or any(f.top1 is not None for f in every):
+        found |= {"top-1 %": lambda f: percent(f.top1), "top-5 %": lambda f: percent(f.top5)}
+    for name in own:
+        found[name] = lambda f, name=name: number(f.metrics.get(name))  # type: ignore[misc]
+    if nothing or any(f.loss is not None for f in every):
+        found["loss"] = lambda f: "-" if f.loss is None else f"{f.loss:.3f}"
+    return found
 
 
 def listing(names: Sequence[str], most: int = 2) -> str:

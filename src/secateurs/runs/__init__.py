@@ -2,8 +2,8 @@
 
 from secateurs.runs.folder import RunFolder
 from secateurs.runs.prune import PruneRun
-from secateurs.runs.redesign import Redesign, RedesignRun
-from secateurs.runs.result import RunResult
+from secateurs.runs.redesign import RedesignRun
+from secateurs.runs.result import Redesign, RunResult
 from secateurs.runs.sources import DataSpec, NetworkSpec
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import RedesignTraining

@@ -20,6 +20,7 @@ from secateurs.devices import usable
 from secateurs.errors import ConfigError, Message, NonFiniteLossError, SecateursError, Setting
 from secateurs.files import check_writable, shown
 from secateurs.methods import Method, Task, TrainingMethod
+from secateurs.methods.limits import Limits
 from secateurs.methods.method import Scope
 from secateurs.plans import PrunableGraph, trace
 from secateurs.recovery import Recover
@@ -65,6 +66,7 @@ class Cut:
     budget: Budget | None
     recover: Sequence[Phase]
     scope: Scope | None
+    limits: Limits
     allow_inexact: bool
     calibrate: bool
     pretrain: Pretraining
@@ -88,7 +90,8 @@ class Cut:
         network = NetworkSpec(str(self.folder.folder), trust_code=self._trusted, loaded=result.model)
         return replace(
             self, network=network, method=stage.method, budget=stage.budget(original), pretrain=Pretraining(),
-            folder=folder, later=later, ahead=(), stage=stage, original=original, earlier=stages.earlier(result),
+            limits=self.limits.later(), folder=folder, later=later, ahead=(), stage=stage, original=original,
+            earlier=stages.earlier(result),
         )  # fmt: skip
 
     @property
@@ -106,6 +109,7 @@ class Cut:
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "budget": None if self.budget is None else asdict(self.budget),
             "scope": self.scope or self.method.default_scope,
+            **({"limits": self.limits.record()} if self.limits else {}),
             "allow_inexact": self.allow_inexact,
             **({"calibrate": True} if self.calibrate else {}),  # not in records of earlier versions
             "recover": written(self.recover),
@@ -158,10 +162,11 @@ class Cut:
         graph = trace(network, inputs, allow_inexact=self.allow_inexact)
         cost = graph.cost()
 
+        bounds = self.limits.on(graph, self.scope or self.method.default_scope)
+
         def feasible(method: Method, budget: Budget | None) -> None:
-            task = Task(network, graph, budget, self.scope or method.default_scope, data, self.seed, inputs)
-            method.check(task)
-            method.feasible(task)
+            scope = self.scope or method.default_scope
+            Task(network, graph, budget, scope, data, self.seed, inputs, bounds=bounds).for_method(method)
 
         feasible(self.method, self.budget)
         original = self.original or cost.macs
@@ -200,6 +205,7 @@ class Cut:
             self.recover,
             self.scope,
             self.seed,
+            **self.limits.options(),
             calibrate=self.calibrate,
             allow_inexact=self.allow_inexact,
             report=self.log,

@@ -16,6 +16,7 @@ from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting
 from secateurs.methods import Method, resolve
+from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_budget, check_scope
 from secateurs.recovery import phases
 from secateurs.runs import stages
@@ -45,6 +46,8 @@ class PruneRun:
     data: a data spec, a `DataSpec` with more settings, or a `Data` with batches of your own.
     folder: for the artifact, the checkpoints and the logs. Only files that a run wrote are ever replaced.
     method, budget, scope, allow_inexact, seed: as for `prune`.
+    exclude, only, ratios, min_channels, max_cut: as for `prune`, for each cut; ratios are those of the first cut, and
+        groups that have one keep their channels afterwards.
     calibrate: as for `prune`, on the run's own data, after each cut.
     recover: recipes of recovery, after each cut.
     then: further cuts, in order; each is followed by the same recovery. All but the last have an artifact in a folder of
@@ -71,6 +74,11 @@ class PruneRun:
     pretrain_epochs: float | None = None
     pretrain_lr: float | None = None
     scope: Scope | None = None
+    exclude: Layers = ()
+    only: Layers | None = None
+    ratios: Fractions | None = None
+    min_channels: int | Counts | None = None
+    max_cut: float | Fractions | None = None
     allow_inexact: bool = False
     calibrate: bool = True
     seed: int = 0
@@ -125,6 +133,7 @@ class PruneRun:
             budget=self.budget,
             recover=[recipe for _, recipe in phases(self.recover)],
             scope=self.scope,
+            limits=self._limits(),
             allow_inexact=self.allow_inexact,
             calibrate=self.calibrate,
             pretrain=pretrain,
@@ -136,6 +145,10 @@ class PruneRun:
             later=list(self.then),
             ahead=self._folders()[1:],
         )
+
+    def _limits(self) -> Limits:
+        limits = Limits(self.exclude, self.only, self.ratios, self.min_channels, self.max_cut)
+        return limits.named(self.model) if isinstance(self.model, nn.Module) else limits
 
     def _folders(self) -> list[RunFolder]:
         methods = [resolve(self.method), *(stage.method for stage in self.then)]

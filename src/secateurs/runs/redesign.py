@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, field_validator
 from torch import nn
 
 import secateurs as sc
@@ -23,54 +22,25 @@ from secateurs.errors import BudgetError, Message, Setting
 from secateurs.files import check_writable, dump_json, read_json, shown
 from secateurs.graph import Cost
 from secateurs.methods import Method, Task, resolve
+from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_scope
-from secateurs.plans import PrunableGraph
+from secateurs.plans import PrunableGraph, trace
 from secateurs.report import count
 from secateurs.result import Result
 from secateurs.runs.cut import pick_device
 from secateurs.runs.folder import OVERWRITE, RunFolder, write
 from secateurs.runs.prune import silent
+from secateurs.runs.result import ROWS, Redesign
 from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, as_source, check_trains, example, rewind
 from secateurs.runs.training import RedesignTraining, trained
 from secateurs.training import CheckpointStore, Engine, Recipe
 from secateurs.training.processes import first
 from secateurs.training.runtime import check_trackers, wait_for_everyone
-from secateurs.widening import widened
+from secateurs.widening import widened, wider
 
 PHASES = ("base", "scaled", "prune", "recover", "scratch")
 BASE, SCALED, TABLE = "base.safetensors", "scaled.safetensors", "redesign.json"
 PRUNED, SCRATCH = "pruned", "from-scratch"  # the artifacts
-ROWS = ("base", "scaled", "re-design-pruned", "re-design-scratch")
-
-
-class Row(BaseModel):
-    """Cost and accuracy of one of the networks."""
-
-    macs: int
-    params: int
-    top1: float | None
-    top5: float | None
-    loss: float | None
-
-
-class Redesign(BaseModel):
-    """What a re-design found, which is also `redesign.json`.
-
-    rows: the four networks. widths: by layer, the channels of the base, of the scaled network, of the one found. error:
-        relative, of the sliced to the masked network; None if the cut was not verified. seconds: that it took.
-    """
-
-    rows: dict[Literal["base", "scaled", "re-design-pruned", "re-design-scratch"], Row]
-    widths: dict[str, tuple[int, int, int]]
-    error: float | None
-    seconds: float
-
-    @field_validator("rows")
-    @classmethod
-    def _complete(cls, rows: dict[str, Row]) -> dict[str, Row]:
-        if missing := [name for name in ROWS if name not in rows]:
-            raise ValueError(f"{missing[0]} is missing")
-        return rows
 
 
 class Ready(NamedTuple):
@@ -78,6 +48,7 @@ class Ready(NamedTuple):
 
     base: nn.Module
     wide: nn.Module  # as its training starts
+    widths: Mapping[str, int]  # of the groups that are wider in it
     graph: PrunableGraph  # of the wide network
     budget: Budget
     data: Data
@@ -99,6 +70,8 @@ class RedesignRun:
         seed, device, track, log: as for `PruneRun`. A network with weights, an artifact's included, is the trained base: it is
         not trained again.
     widen: the factor by which every layer in scope grows.
+    exclude, only: as for `prune`; what is excluded is not widened either. ratios, min_channels, max_cut: of the widened
+        network.
     macs: those to prune back to: a fraction of the base's up to 1, or a figure. align: kept widths are multiples of this.
     from_base: the scaled network starts as a copy of the trained base that computes the same, not from scratch.
     train: how the networks are trained.
@@ -113,6 +86,11 @@ class RedesignRun:
     align: int = 1
     method: str | Method = "aofp"
     scope: Scope | None = None
+    exclude: Layers = ()
+    only: Layers | None = None
+    ratios: Fractions | None = None
+    min_channels: int | Counts | None = None
+    max_cut: float | Fractions | None = None
     from_base: bool = False
     train: RedesignTraining = field(default_factory=RedesignTraining)
     weights: str | Path | None = None
@@ -162,6 +140,7 @@ class RedesignRun:
             align=self.align,
             method=method,
             scope=self.scope or method.default_scope,
+            limits=Limits(self.exclude, self.only, self.ratios, self.min_channels, self.max_cut),
             from_base=self.from_base,
             train=self.train,
             folder=RunFolder(Path(self.folder), PHASES, (BASE, SCALED, TABLE), (PRUNED, SCRATCH)),
@@ -183,6 +162,7 @@ class _Stages:
     align: int
     method: Method
     scope: Scope
+    limits: Limits
     from_base: bool
     train: RedesignTraining
     folder: RunFolder
@@ -205,6 +185,7 @@ class _Stages:
             "macs": self.macs,
             "align": self.align,
             "scope": self.scope,
+            **({"limits": self.limits.record()} if self.limits else {}),
             "from_base": self.from_base,
             "train": asdict(self.train),
             "seed": self.seed,
@@ -241,7 +222,7 @@ class _Stages:
         self._save(SCRATCH, small, result, card, began)
         table = {
             "rows": {name: asdict(figures) for name, figures in zip(ROWS, rows, strict=True)},
-            "widths": self._widths(ready.graph, result),
+            "widths": self._found(ready.graph, result),
             "error": result.error if result.plan.exact else None,
             "seconds": round(time.perf_counter() - began, 1),
         }
@@ -264,7 +245,7 @@ class _Stages:
         start = base
         if self.network.weights is not None and not copies:  # parameters that nothing resets start as they were made
             start = replace(self.network, weights=None).build(data, where, self.seed)
-        wide, how, graph = widened(start, inputs, self.widen, scope=self.scope, seed=self.seed)
+        wide, how, graph = widened(start, inputs, self._widths(start, inputs), scope=self.scope, seed=self.seed)
         remember_widened(wide, start, how.record())
         if not copies:
             wide = sc.reinitialise(wide, self.seed, keep_raw=True)
@@ -274,7 +255,8 @@ class _Stages:
 
         cost, scaled = sc.count(base, inputs), graph.cost()
         budget = self._budget(cost, scaled)
-        task = Task(wide, graph, budget, self.scope, data, self.seed, inputs)
+        bounds = self.limits.on(graph, self.scope)
+        task = Task(wide, graph, budget, self.scope, data, self.seed, inputs, bounds=bounds)
         widths = task.widths
         least = widths.cost(widths.lowest).macs if widths.groups else 0
         if widths.groups and least > budget.limits(scaled).macs:
@@ -284,13 +266,20 @@ class _Stages:
                 "can be met is ", Setting("macs", round(least / cost.macs + 5e-5, 4)), "; ", Setting("scope", "all"),
                 " may allow less.", hint=self._meaning(),
             )  # fmt: skip
-        self.method.check(task)
-        self.method.feasible(task)
+        task.for_method(self.method)
         self.log(
             f"{name} has {cost.macs:,} MACs, {scaled.macs:,} when widened by {self.widen:g}, to be pruned to "
             f"{budget.limits(scaled).macs:,}"
         )
-        return Ready(base, wide, graph, budget, data, inputs, where)
+        return Ready(base, wide, how.widths, graph, budget, data, inputs, where)
+
+    def _widths(self, model: nn.Module, inputs: torch.Tensor) -> float | dict[str, int]:
+        """How much wider the groups become: by the factor, but for those that the user has excluded."""
+        if not (self.limits.exclude or self.limits.only):
+            return self.widen
+        graph = trace(model, inputs)
+        bounds = Limits(self.limits.exclude, self.limits.only).on(graph, self.scope)
+        return {name: w for name, w in wider(graph, self.widen, scope=self.scope).items() if name not in bounds}
 
     def _budget(self, base: Cost, scaled: Cost) -> Budget:
         """The base's MACs, or that part of them, as a figure."""
@@ -321,12 +310,13 @@ class _Stages:
         wide = ready.wide
         given = self.network.has_weights or os.path.lexists(self.folder.folder / SCALED)
         if self.from_base and not given:  # the base has been trained only now
-            wide = sc.widen(base, ready.inputs, self.widen, scope=self.scope, seed=self.seed)
+            wide = sc.widen(base, ready.inputs, ready.widths, seed=self.seed)
         return self._trained(wide, "scaled", SCALED, ready, resume)
 
     def _pruned(self, wide: nn.Module, ready: Ready, resume: bool) -> Result:
         return sc.prune(
             wide, ready.inputs, self.method, ready.budget, ready.data, self.train.recovery(), self.scope, self.seed,
+            **self.limits.options(),
             report=self.log, folder=self.folder.folder, resume=resume, graph=ready.graph, device=ready.where,
             save_seconds=60, track=self.track,
         )  # fmt: skip
@@ -364,7 +354,7 @@ class _Stages:
             seconds = round(time.perf_counter() - began, 1)
             artifact.save(self.folder.folder / name, network, result.plan, {**card, "seconds": seconds}, overwrite=True)
 
-    def _widths(self, graph: PrunableGraph, result: Result) -> dict[str, list[int]]:
+    def _found(self, graph: PrunableGraph, result: Result) -> dict[str, list[int]]:
         """Layer → channels of the base, of the scaled network, of the one found."""
         grown = (result.source or {}).get("widen", [{}])[-1].get("before", {})
         found = {}

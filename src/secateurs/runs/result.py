@@ -1,12 +1,13 @@
-"""The result of a run, and its record."""
+"""The results of runs, and their records."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, field_validator
 from torch import nn
 
 from secateurs import artifact
@@ -41,5 +42,40 @@ class RunResult(Result):
         return cls(
             model, plan, card.before, card.cut, card.calibrated, card.after,
             float("nan") if card.error is None else card.error, method, records(card.history), tuple(card.warnings),
-            None if card.source is None else card.source.record(), card.earlier, card.seconds, body,
+            None if card.source is None else card.source.record(),
+            None if card.limits is None else card.limits.model_dump(mode="json", exclude_unset=True),
+            card.earlier, card.seconds, body,
         )  # fmt: skip
+
+
+ROWS = ("base", "scaled", "re-design-pruned", "re-design-scratch")
+
+
+class Row(BaseModel):
+    """Cost and accuracy of one of the networks."""
+
+    macs: int
+    params: int
+    top1: float | None
+    top5: float | None
+    loss: float | None
+
+
+class Redesign(BaseModel):
+    """What a re-design found, which is also `redesign.json`.
+
+    rows: the four networks. widths: by layer, the channels of the base, of the scaled network, of the one found. error:
+        relative, of the sliced to the masked network; None if the cut was not verified. seconds: that it took.
+    """
+
+    rows: dict[Literal["base", "scaled", "re-design-pruned", "re-design-scratch"], Row]
+    widths: dict[str, tuple[int, int, int]]
+    error: float | None
+    seconds: float
+
+    @field_validator("rows")
+    @classmethod
+    def _complete(cls, rows: dict[str, Row]) -> dict[str, Row]:
+        if missing := [name for name in ROWS if name not in rows]:
+            raise ValueError(f"{missing[0]} is missing")
+        return rows

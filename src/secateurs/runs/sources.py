@@ -28,7 +28,8 @@ from secateurs.seeds import preserve_rng_state
 from secateurs.training import CrossEntropy
 from secateurs.training.batches import Batch
 from secateurs.training.checks import fault
-from secateurs.training.metrics import forward, heads
+from secateurs.training.losses import heads
+from secateurs.training.objective import Objective
 from secateurs.zoo import find, load_state
 from secateurs.zoo.weights import put
 
@@ -279,7 +280,7 @@ def check_trains(model: nn.Module, inputs: torch.Tensor, name: str) -> None:
     batch = Batch(torch.cat([inputs, inputs]), torch.zeros(2, dtype=torch.long, device=inputs.device))
     try:
         with preserve_rng_state():
-            forward(probe, batch, CrossEntropy())[1].backward()
+            Objective().train(probe, batch, CrossEntropy())[2].backward()
     except SecateursError:
         raise
     except Exception as error:  # of the network's own code

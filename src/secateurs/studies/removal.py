@@ -82,7 +82,7 @@ def one_by_one(
     if not isinstance(validation, Sequence):
         if task.data.val is None:
             raise ConfigError("Curves are measured on validation data: pass Data(train=…, val=…).")
-        validation = list(spread(task.data.val, validation))
+        validation = list(spread(task.data.val, validation, task.objective.whole))
     with reporter(task, name) as report:
 
         def show(done: int, total: int) -> None:
@@ -109,7 +109,7 @@ def _measure(
         masks[i + 1 :, channel] = 0
     assessor = Assessor(task, 1, precision=precision)
     assessor.batches = assessor.hold(iter(validation), "val")
-    count = sum(len(batch.targets) for batch in assessor.batches)
+    count = sum(batch.rows for batch in assessor.batches)
     with Ablation(assessor, group) as ablation:
         found = ablation(masks) / count
     return found[:, 0].tolist(), (100 * found[:, 1]).tolist()
@@ -145,7 +145,7 @@ def _aofp(task: Task, group: ChannelGroup, examples: int, precision: str, show: 
     nothing ablated, the reference of the samples."""
     assessor = Assessor(task, examples, precision=precision, rows=BATCH)
     generator, count = task.generator(), len(assessor.batches)
-    sizes = [len(batch.targets) for batch in assessor.batches]
+    sizes = [batch.rows for batch in assessor.batches]
     search = BinaryFilterSearch(group.size, cost=1)
     total = (group.size * (group.size + 1) // 2 - 1) * count
     order, done, evaluated, at = list[int](), 0, 0, 0

@@ -4,7 +4,9 @@ from secateurs.training.batches import Batch, check_labels, without_labels
 from secateurs.training.checkpoint import CheckpointStore
 from secateurs.training.engine import Engine
 from secateurs.training.hooks import Hook
-from secateurs.training.metrics import CrossEntropy, Metrics, check_data, evaluate
+from secateurs.training.losses import CrossEntropy
+from secateurs.training.metrics import Metrics, check_data, evaluate, higher_is_better
+from secateurs.training.objective import Objective
 from secateurs.training.parts import Part
 from secateurs.training.recipe import Phase, Recipe
 
@@ -15,11 +17,13 @@ __all__ = [
     "Engine",
     "Hook",
     "Metrics",
+    "Objective",
     "Part",
     "Phase",
     "Recipe",
     "check_data",
     "check_labels",
     "evaluate",
+    "higher_is_better",
     "without_labels",
 ]

@@ -6,15 +6,15 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from secateurs.data.bundle import checked, fresh_pass, no_batch, paired
+from secateurs.data.bundle import checked, fresh_pass, held, no_batch, paired
 from secateurs.data.loader import Loader
+from secateurs.data.structure import apply, examples, leaves, part
 from secateurs.errors import DataError
-from secateurs.graph.inputs import tensors
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training.recipe import Recipe
 
@@ -34,9 +34,17 @@ IGNORED = -100  # a target that cross-entropy ignores
 
 
 class Batch(NamedTuple):
-    inputs: Any  # (N, ...) tensor, or a tuple or dict of them
-    targets: torch.Tensor  # (N,) class indices, or (N, classes) probabilities
+    inputs: Any  # (N, ...) tensor, or a tuple or dict of them; of a whole batch, all of it
+    targets: (
+        Any  # (N,) class indices, (N, classes) probabilities, or whatever the user's loss takes; None of a whole batch
+    )
     labeled: bool = True  # False: the data has inputs only, and all targets are IGNORED
+    whole: bool = False  # True: it is passed on to the user's functions as the data yields it
+
+    @property
+    def rows(self) -> int:
+        """The number of examples."""
+        return examples(self.targets if isinstance(self.targets, torch.Tensor) else self.inputs)
 
 
 def split_data(data: Any) -> tuple[Any, Any]:
@@ -135,13 +143,14 @@ def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
 
 def walk(
     source: Any, *, seed: int, epoch: int, start: int = 0, limit: int | None = None, replay: bool = False,
-    labels: bool = True,
+    labels: bool = True, whole: bool = False,
 ) -> Iterator[tuple[int, Batch, bool]]:  # fmt: skip
     """Yields (batch index, batch, whether it is the pass's last) from batch `start` on, reading one batch ahead.
 
     limit: maximum number of batches in a pass; a one-shot iterator continues from its position in the next pass.
     replay: a one-shot iterator is at its beginning, and `epoch` such passes must be skipped.
     labels: whether they are read; without, batches may be inputs only.
+    whole: whether batches are passed on whole.
 
     Plain iterables are replayed from the beginning: each batch is drawn with generators seeded for it, so the
     replay draws the same.
@@ -162,14 +171,14 @@ def walk(
         except StopIteration:
             break
         if have:
-            yield index - 1, as_batch(ahead, index - 1, labels=labels), False
+            yield index - 1, as_batch(ahead, index - 1, labels=labels, whole=whole), False
         if index >= start:
             ahead, have = raw, True
         index += 1
     if limit is None and index == end:
         raise DataError(f"train has no length and did not end within {index:,} batches of an epoch. {COUNTING}")
     if have:
-        yield index - 1, as_batch(ahead, index - 1, labels=labels), True
+        yield index - 1, as_batch(ahead, index - 1, labels=labels, whole=whole), True
     elif start == 0 or index < start:
         raise DataError(_nothing(source, epoch, start, index))
 
@@ -194,15 +203,17 @@ def _nothing(source: Any, epoch: int, start: int, found: int) -> str:
     return f"train is empty: epoch {epoch + 1} got no batch."
 
 
-def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True) -> Batch:
+def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True, whole: bool = False) -> Batch:
     """Raises DataError for a batch that is empty or not a pair of inputs and targets; without `labels`, it may be
-    inputs only."""
+    inputs only; if `whole`, anything that holds a tensor."""
+    if whole:
+        return Batch(held(raw, index, split), None, whole=True)
     if labels:
         return Batch(*paired(raw, index, split))
     inputs, targets = checked(raw, index, split)
     if targets is not None:
         return Batch(inputs, targets)
-    one = tensors(inputs)[0]
+    one = leaves(inputs)[0]
     return Batch(inputs, one.new_full((len(one),), IGNORED, dtype=torch.long), labeled=False)
 
 
@@ -217,30 +228,20 @@ def check_labels(source: Any, readers: Sequence[str]) -> None:
         )
 
 
-def apply(function: Callable[[torch.Tensor], torch.Tensor], inputs: Any) -> Any:
-    """Apply the function to every tensor of the inputs; keeps their structure."""
-    if isinstance(inputs, torch.Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {name: apply(function, value) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(apply(function, value) for value in inputs)
-    return inputs
-
-
 def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -> Batch:
     def move(x: torch.Tensor) -> torch.Tensor:
         if channels_last and x.ndim == 4:
             return x.to(device, non_blocking=True, memory_format=torch.channels_last)
         return x.to(device, non_blocking=True)
 
-    return batch._replace(inputs=apply(move, batch.inputs), targets=batch.targets.to(device, non_blocking=True))
+    targets = apply(lambda x: x.to(device, non_blocking=True), batch.targets)
+    return batch._replace(inputs=apply(move, batch.inputs), targets=targets)
 
 
 def share(batch: Batch, rank: int, world: int) -> Batch:
     """This process's rows of a batch that every process has read. With fewer rows than processes, all keep
     all rows, which keeps gradients correct (the mean over copies) and only changes the unbiased variance slightly."""
-    rows = batch.targets.shape[0]
+    rows = batch.rows
     if world == 1 or rows < world:
         return batch
     low, high = rows * rank // world, rows * (rank + 1) // world
@@ -249,56 +250,64 @@ def share(batch: Batch, rank: int, world: int) -> Batch:
 
 def rows_of(batch: Batch, low: int, high: int) -> Batch:
     """Some of the batch's rows."""
-    return batch._replace(inputs=apply(lambda x: x[low:high], batch.inputs), targets=batch.targets[low:high])
+    return taken(batch, slice(low, high))
+
+
+def taken(batch: Batch, rows: Any) -> Batch:
+    """Some of the batch's rows. rows: a slice, or a tensor of indices."""
+    n = batch.rows
+    return batch._replace(inputs=part(batch.inputs, rows, n), targets=part(batch.targets, rows, n))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """One batch of all their rows."""
     if len(batches) == 1:
         return batches[0]
-    targets = torch.cat([b.targets for b in batches])
-    return Batch(_cat([b.inputs for b in batches]), targets, all(b.labeled for b in batches))
+    first = batches[0]
+    targets = None if first.whole else _cat([b.targets for b in batches])
+    return Batch(_cat([b.inputs for b in batches]), targets, all(b.labeled for b in batches), first.whole)
 
 
 def _cat(parts: list[Any]) -> Any:
     first = parts[0]
-    if isinstance(first, dict):
+    if isinstance(first, Mapping):
         return {name: _cat([p[name] for p in parts]) for name in first}
     if isinstance(first, (tuple, list)):
         return tuple(_cat(list(each)) for each in zip(*parts, strict=True))
     return torch.cat(parts)
 
 
-def without_labels(source: Any, examples: int, *, seed: int, rows: int = 32) -> Iterator[Batch]:
+def without_labels(source: Any, examples: int, *, seed: int, rows: int = 32, whole: bool = False) -> Iterator[Batch]:
     """The first examples of a pass, with or without labels, and without augmentation where our own loaders did it.
     Neither the caller's random state nor the loader's epoch changes, and the same seed gives the same examples.
 
     examples: how many at most; fewer if the pass has no more. A list is read at even distances, since it may be sorted.
-    rows: smaller batches are joined until they have this many examples, if their shapes allow.
+    rows: smaller batches are joined until they have this many examples, if their shapes allow; whole ones never are.
     """
     left, waiting = examples, list[Batch]()
     with preserve_rng_state():
         # A batch has at least one example, so that data without an end is read no further.
-        for _, batch, last in walk(_plain(source, examples), seed=seed, epoch=0, limit=examples, labels=False):
-            part = rows_of(batch, 0, min(left, len(batch.targets)))
-            left -= len(part.targets)
-            if waiting and not _fits(waiting[0], part):
+        plain = _plain(source, examples, whole)
+        for _, batch, last in walk(plain, seed=seed, epoch=0, limit=examples, labels=False, whole=whole):
+            piece = rows_of(batch, 0, min(left, batch.rows))
+            left -= min(left, batch.rows)
+            if waiting and not _fits(waiting[0], piece):
                 yield joined(waiting)
                 waiting = []
-            waiting.append(part)
-            if sum(len(b.targets) for b in waiting) >= rows or last or not left:
+            waiting.append(piece)
+            if sum(b.rows for b in waiting) >= rows or last or not left:
                 yield joined(waiting)
                 waiting = []
             if not left:
                 return
 
 
-def _plain(source: Any, examples: int) -> Any:
+def _plain(source: Any, examples: int, whole: bool) -> Any:
     """The batches to read them from."""
     if isinstance(source, Loader):
         return source.plain()
     if isinstance(source, (list, tuple)) and source:
-        each = len(as_batch(source[0], 0, labels=False).targets)
+        each = as_batch(source[0], 0, labels=False, whole=whole).rows
         count = min(len(source), -(-examples // each))
         return [source[i * len(source) // count] for i in range(count)]
     return source
@@ -306,5 +315,7 @@ def _plain(source: Any, examples: int) -> Any:
 
 def _fits(one: Batch, other: Batch) -> bool:
     """Whether the two can be joined."""
-    rows = [[(x.shape[1:], x.dtype, x.device) for x in tensors(batch.inputs)] for batch in (one, other)]
+    if one.whole:
+        return False
+    rows = [[(x.shape[1:], x.dtype, x.device) for x in leaves((b.inputs, b.targets))] for b in (one, other)]
     return rows[0] == rows[1] and type(one.inputs) is type(other.inputs)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from secateurs.data.structure import apply, leaves
 from secateurs.errors import DataError, SecateursError
-from secateurs.graph.inputs import tensors
 from secateurs.training import batches as B
 
 
@@ -34,10 +34,10 @@ class Check:
 
     def fit(self, batch: B.Batch, index: int) -> B.Batch:
         """The batch, with floating inputs in the model's dtype. Raises DataError if the first batch is not finite."""
-        inputs = B.apply(self._converted, batch.inputs)
+        inputs = batch.inputs if batch.whole else apply(self._converted, batch.inputs)
         if not self._looked:
             self._looked = True
-            for name, found in (("inputs", tensors(inputs)), ("targets", [batch.targets])):
+            for name, found in (("inputs", leaves(inputs)), ("targets", leaves(batch.targets))):
                 bad = sum(int((~x.isfinite()).sum()) for x in found if x.is_floating_point())
                 if bad:
                     total = sum(x.numel() for x in found)
@@ -78,10 +78,12 @@ class Check:
 
     def _explained(self, error: Exception, batch: B.Batch) -> str:
         """The description of what does not fit, after the name of the batch."""
-        given = " and ".join(map(described, tensors(batch.inputs)))
+        given = " and ".join(map(described, leaves(batch.inputs)))
         found = _culprit(error.__traceback__, self.model)
         if found is None:
-            targets = described(batch.targets)
+            if batch.whole:
+                return f"does not fit the step, forward or loss, with {given}: {_reason(error)}."
+            targets = " and ".join(map(described, leaves(batch.targets)))
             return f"does not fit the loss, with inputs {given} and targets {targets}: {_reason(error)}."
         name, layer, got = found
         if isinstance(layer, _BatchNorm) and layer.training and got is not None and _single(got):
@@ -96,7 +98,7 @@ def fault(error: Exception, model: nn.Module, inputs: Any) -> str:
     """What a model that raised an error on these inputs expects and got, if that can be determined; else the
     error itself. A sentence or two."""
     name, layer, got = _culprit(error.__traceback__, model) or ("", model, None)
-    first = tensors(inputs)[0]
+    first = leaves(inputs)[0]
     what, seen = _called(name, layer), first if got is None else got
     dtypes = _dtypes(model)
     if len(dtypes) == 1 and not seen.is_floating_point():
@@ -149,12 +151,13 @@ def _conv(what: str, layer: _ConvNd, got: Tensor, given: Tensor) -> str:
 
 def _rows(batch: B.Batch) -> list[Any]:
     """The shape and dtype of one example, tensor by tensor."""
-    given, targets = tensors(batch.inputs), batch.targets
-    return [*((x.shape[1:], x.dtype) for x in given), (targets.shape[1:], targets.is_floating_point())]
+    given, targets = leaves(batch.inputs), leaves(batch.targets)
+    return [*((x.shape[1:], x.dtype) for x in given), *((y.shape[1:], y.is_floating_point()) for y in targets)]
 
 
 def _shapes(batch: B.Batch) -> str:
-    return f"inputs {' and '.join(map(described, tensors(batch.inputs)))} and targets {described(batch.targets)}"
+    inputs, targets = (" and ".join(map(described, leaves(part))) for part in (batch.inputs, batch.targets))
+    return f"inputs {inputs} and targets {targets}"
 
 
 def described(x: Tensor) -> str:

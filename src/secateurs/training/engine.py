@@ -13,8 +13,10 @@ from torch import nn
 from secateurs.errors import NonFiniteLossError, SecateursError, Setting
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
-from secateurs.training import metrics as M
 from secateurs.training import resume as R
+from secateurs.training.losses import to_device
+from secateurs.training.metrics import topk_correct
+from secateurs.training.objective import classified
 from secateurs.training.parts import average_
 from secateurs.training.processes import LostError
 from secateurs.training.progress import summary
@@ -27,7 +29,8 @@ class Engine(TrainingRun):
     """Trains `model` on `data` with `recipe`: `Engine(model, data, recipe).fit()`.
 
     `data`: an iterable of (inputs, targets) batches, a function that returns one, or an object with `.train`, `.val`.
-    `loss(outputs, targets) -> scalar` gets the model's raw outputs (default: cross-entropy, auxiliary heads included).
+    `loss(outputs, targets) -> scalar` gets the model's raw outputs (default: cross-entropy, auxiliary heads included); it is
+    short for `objective=Objective(loss=…)`, with which batches may be anything: see `Objective`.
     `folder`: where `metrics.jsonl` is written. `checkpoints` are saved after every epoch, every `save_steps` steps and
     `save_seconds` seconds if set. `track`: accelerate's trackers ("tensorboard", "wandb"…, or objects).
 
@@ -94,11 +97,11 @@ class Engine(TrainingRun):
         self._resumed = False
         for index, raw, last in B.walk(
             self.train_data, seed=self.seed, epoch=self.epoch, start=self.batch, limit=limit, replay=replay,
-            labels=self.recipe.reads_labels,
+            labels=self.recipe.reads_labels, whole=self.objective.whole,
         ):  # fmt: skip
             batch = self._check.fit(B.share(raw, *share), index)
             with self._check.running(batch, index):
-                batch = M.to_device(batch, self.device, self.runtime.channels_last, self.loss)
+                batch = to_device(batch, self.device, self.runtime.channels_last, self.loss)
             self._train_batch(index, batch, last)
             self.batch = index + 1
             if not self.syncing:
@@ -118,7 +121,6 @@ class Engine(TrainingRun):
     def _train_batch(self, index: int, batch: B.Batch, last: bool) -> None:
         seed_all(self.seed, "step", self.epoch, index, self.rank)
         self._micro += 1
-        self._labeled = batch.labeled
         self.syncing = last or self._micro == self.recipe.accumulate
         main = self.parts["main"]
         with ExitStack() as stack:
@@ -128,14 +130,12 @@ class Engine(TrainingRun):
                 for hook in self.hooks:
                     batch = hook.before_batch(self, batch) or batch
                 with self._check.running(batch, index):
-                    task_loss = self.loss if batch.labeled else M.no_loss
-                    outputs, loss = M.forward(main.net, batch, task_loss, self.recipe.mixup)
+                    outputs, targets, loss = self.objective.train(main.net, batch, self.loss, self.recipe.mixup)
                 for hook in self.hooks:
-                    loss = hook.loss(self, loss, outputs, batch.targets)
-            rows = batch.targets.shape[0]
-            figures = torch.stack(
-                [loss.detach().float() * rows, *M.topk_correct(outputs, batch.targets).float(), loss.new_tensor(rows)]
-            )
+                    loss = hook.loss(self, loss, outputs, targets)
+            rows, right = batch.rows, topk_correct(outputs, targets).to(loss.device)
+            self._by_class = batch.labeled and classified(outputs, targets)
+            figures = torch.stack([loss.detach().float() * rows, *right, loss.detach().new_tensor(rows).float()])
             share = 1.0 / self.recipe.accumulate
             if (
                 self.world > 1
@@ -221,19 +221,20 @@ class Engine(TrainingRun):
                 self.step,
                 self.epoch,
                 lost / n,
-                100 * right / n if self._labeled else None,
+                100 * right / n if self._by_class else None,
                 n / max(self._seconds, 1e-9),
             )
 
     def _end_epoch(self) -> None:
         lost, right, n = self._sums
         line: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
-        line |= {"train_loss": lost / n} | ({"train_top1": 100 * right / n} if self._labeled else {})
+        line |= {"train_loss": lost / n} | ({"train_top1": 100 * right / n} if self._by_class else {})
         line |= {"images_per_second": n / max(self._seconds, 1e-9), "seconds": self._seconds}
         seed_all(self.seed, "epoch end", self.epoch)
         if self.val_data is not None:
             found = self.evaluate()
-            line |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5}
+            figures = {"loss": found.loss, "top1": found.top1, "top5": found.top5, **found.metrics}
+            line |= {f"val_{name}": value for name, value in figures.items() if value is not None}
         for name, source in (("skipped", self.train_data), ("val_skipped", self.val_data)):
             if skipped := getattr(source, "skipped", 0):  # images that cannot be read
                 line[name] = skipped

@@ -1,197 +1,212 @@
-"""Model outputs of any supported structure, the default loss, and top-1/top-5."""
+"""What a network is measured by: the loss, top-1 and top-5 of a classifier, and metrics of the user's own."""
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.data.bundle import no_batch
 from secateurs.devices import device_of, usable
-from secateurs.errors import DataError, TrainingError
+from secateurs.errors import DataError, SecateursError, TrainingError
 from secateurs.graph.copies import copied
 from secateurs.graph.modes import evaluating
 from secateurs.training import batches as B
 from secateurs.training import precision as P
-from secateurs.training.checks import Check, described
-
-AUX_WEIGHT = 0.3  # of an auxiliary classifier, as GoogLeNet's paper has it
-
-Loss = Callable[[Any, torch.Tensor], torch.Tensor]
+from secateurs.training.checks import Check
+from secateurs.training.losses import CrossEntropy, Loss, heads, to_device
+from secateurs.training.objective import Judged, Objective, classified
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """`top1` and `top5` in percent, `loss` per example, `examples` counted, `seconds` it took."""
+    """`examples` counted, and `seconds` it took; `loss` per example, None where nothing says what it is; `top1` and `top5`
+    in percent, None for what is not classification; and the user's own metrics by name."""
 
-    top1: float
-    top5: float
-    loss: float
+    top1: float | None
+    top5: float | None
+    loss: float | None
     examples: int
     seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
 
-    def asdict(self) -> dict[str, float]:
+    def asdict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
-    """model(x), model(*xs) or model(**named), for inputs that are a tensor, a tuple or a dict."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
-
-
-def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The logits (N, classes) and the auxiliary classifiers' logits of a tensor, tuple, dict or dataclass."""
-    if isinstance(outputs, torch.Tensor):
-        return outputs, []
-    if isinstance(outputs, Mapping) and "logits" in outputs:
-        main, rest = outputs["logits"], [v for k, v in outputs.items() if k.startswith("aux")]
-    elif hasattr(outputs, "logits"):  # a dataclass or a named tuple
-        names = getattr(outputs, "_fields", None) or vars(outputs)
-        main, rest = outputs.logits, [getattr(outputs, n) for n in names if n.startswith("aux")]
-    elif isinstance(outputs, (tuple, list)) and outputs:
-        main, rest = outputs[0], list(outputs[1:])
-    else:
-        main, rest = None, []
-    if not isinstance(main, torch.Tensor):
-        raise TrainingError(
-            f"The model returned a {type(outputs).__name__} without logits: expected a tensor, a tuple "
-            "whose first item is one, or an object or dict with 'logits'. For other outputs pass your own loss."
-        )
-    return main, [r for r in rest if isinstance(r, torch.Tensor) and r.shape == main.shape]
-
-
-class CrossEntropy:
-    """Mean cross-entropy, auxiliary classifiers weighted by 0.3. Targets: (N,) indices or (N, classes) shares.
-
-    Raises DataError for other targets, and for class indices that are out of range.
-    """
-
-    def __init__(self, label_smoothing: float = 0.0):
-        self.label_smoothing = label_smoothing
-        self.classes: int | None = None  # number of the model's classes, known after its first output
-
-    def __call__(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-        main, aux = heads(outputs)
-        if targets.is_floating_point():
-            if targets.shape != main.shape:
-                raise DataError(
-                    f"The targets are {described(targets)}, for outputs of shape {tuple(main.shape)}: pass class indices "
-                    "(integers, one per image) or class probabilities."
-                )
-            if torch.float64 in (targets.dtype, main.dtype):
-                targets = targets.to(torch.float64 if main.dtype == torch.float64 else torch.float32)
-        else:
-            if main.ndim < 2 or targets.shape != main.shape[:1] + main.shape[2:]:
-                raise DataError(_indices(main, targets))
-            targets = targets.long()
-            if main.ndim > 1 and (targets.device.type == "cpu" or self.classes != main.shape[1]):
-                self.classes = main.shape[1]
-                self.check(targets)
-        loss = F.cross_entropy(main, targets, label_smoothing=self.label_smoothing)
-        for other in aux:
-            loss = loss + AUX_WEIGHT * F.cross_entropy(other, targets, label_smoothing=self.label_smoothing)
-        return loss
-
-    def check(self, targets: torch.Tensor) -> None:
-        """Raise DataError for class indices that are out of range. Checked before batches are on a GPU, where they cause a
-        device-side assert, and without synchronizing it."""
-        if self.classes is None or targets.is_floating_point():
-            return
-        found = targets.long()
-        found = found[found != B.IGNORED]
-        low, high = (int(v) for v in found.aminmax()) if found.numel() else (0, 0)
-        if low < 0 or high >= self.classes:
-            raise DataError(
-                f"The data has a label {low if low < 0 else high}, but the model has {self.classes} classes "
-                f"(0…{self.classes - 1}): build it for the data's number of classes, or fix the labels."
-            )
-
-
-def _indices(outputs: torch.Tensor, targets: torch.Tensor) -> str:
-    """The message about invalid shapes of class indices."""
-    text = f"The targets are {described(targets)}, for outputs of shape {tuple(outputs.shape)}: "
-    if outputs.ndim < 2:
-        return f"{text}cross-entropy takes outputs of shape (N, classes). For other outputs pass your own loss."
-    expected = outputs.shape[:1] + outputs.shape[2:]
-    text += f"class indices must have shape {tuple(expected)}."
-    if targets.shape == (*expected, 1):
-        return f"{text} Use targets.squeeze(-1)."
-    return f"{text} For one-hot rows use targets.argmax(1)." if targets.shape == outputs.shape else text
-
-
-def to_device(batch: B.Batch, device: torch.device, channels_last: bool, loss: Loss) -> B.Batch:
-    """The batch on the device; its labels are checked before they are moved."""
-    if device.type != "cpu" and isinstance(loss, CrossEntropy):
-        loss.check(batch.targets)
-    return B.to_device(batch, device, channels_last)
-
-
-def forward(net: nn.Module, batch: B.Batch, loss: Loss, mixup: float = 0.0) -> tuple[Any, torch.Tensor]:
-    """The outputs and their loss. With `mixup` > 0 the reversed batch is mixed into it, with a weight drawn from
-    Beta(mixup, mixup) and at most a half, so that `targets` stay the dominant labels."""
-    if not mixup:
-        outputs = call(net, batch.inputs)
-        return outputs, loss(outputs, batch.targets)
-    keep = float(torch.distributions.Beta(mixup, mixup).sample())
-    keep = max(keep, 1 - keep)
-    outputs = call(net, B.apply(lambda x: keep * x + (1 - keep) * x.flip(0), batch.inputs))
-    return outputs, keep * loss(outputs, batch.targets) + (1 - keep) * loss(outputs, batch.targets.flip(0))
-
-
-def topk_correct(outputs: Any, targets: torch.Tensor, ks: tuple[int, ...] = (1,)) -> torch.Tensor:
+def topk_correct(outputs: Any, targets: Tensor, ks: tuple[int, ...] = (1,)) -> Tensor:
     """The number of examples whose class is among the k highest logits, per k: (len(ks),) on the logits' device. Zeros
-    for outputs that are not logits (N, classes)."""
-    try:
-        logits, _ = heads(outputs)
-    except TrainingError:
-        return torch.zeros(len(ks), device=targets.device)
+    for what is not classification."""
+    if not classified(outputs, targets):
+        return torch.zeros(len(ks), device=targets.device if isinstance(targets, Tensor) else None)
+    logits = heads(outputs)[0]  # (N, classes)
     if targets.ndim > 1:
         targets = targets.argmax(1)
-    if logits.ndim != 2:
-        return logits.new_zeros(len(ks), dtype=torch.float32)
     k = min(max(ks), logits.shape[1])
     top = logits.topk(k, dim=1).indices if k > 1 else logits.argmax(1, keepdim=True)
     found = top == targets[:, None]  # (N, k)
     return torch.stack([found[:, :n].any(1).sum() for n in ks]).float()
 
 
-def check_data(model: nn.Module, data: Any, loss: Loss | None = None) -> None:
+class Meter:
+    """Adds up what is measured, batch by batch."""
+
+    def __init__(self, metrics: Mapping[str, Any], device: torch.device, *, together: bool) -> None:
+        """together: several processes have different examples, and the figures are those of all of them."""
+        self.device = device
+        self.sums = torch.zeros(4, device=device)  # loss, top-1, top-5, examples
+        self.total = torch.zeros(4, dtype=torch.float64)
+        self.has_loss = self.by_class = True
+        self.own = {name: _own(metric, device, together) for name, metric in metrics.items()}
+        self._batches = 0
+
+    def add(self, found: Judged, rows: int) -> None:
+        if found.loss is None:
+            self.has_loss = False
+        else:
+            self.sums[0] += found.loss.float() * rows
+        if classified(found.outputs, found.targets):
+            self.sums[1:3] += topk_correct(found.outputs, found.targets, (1, 5))
+        else:
+            self.by_class = False
+        self.sums[3] += rows
+        for name, metric in self.own.items():
+            with _computing(name):
+                metric.add(found.outputs, found.targets, rows)
+        self._batches += 1
+        if self._batches % 64 == 0:  # float32 on the device, float64 here, to keep precision in long passes
+            self._drain()
+
+    def _drain(self) -> None:
+        self.total += self.sums.cpu().double()
+        self.sums.zero_()
+
+    def metrics(self, reduce: Callable[[Tensor], Tensor] | None, seconds: float) -> Metrics | None:
+        """The figures; None without an example."""
+        self._drain()
+        if reduce is not None:
+            self.total = reduce(self.total.to(self.device, torch.float32)).cpu().double()
+        lost, top1, top5, n = self.total.tolist()
+        if not n:
+            return None
+        own: dict[str, float] = {}
+        for name, metric in self.own.items():
+            with _computing(name):
+                own |= _named(name, metric.value(reduce))
+        right = (100 * top1 / n, 100 * top5 / n) if self.by_class else (None, None)
+        return Metrics(right[0], right[1], lost / n if self.has_loss else None, int(n), seconds, own)
+
+
+@contextmanager
+def _computing(name: str) -> Iterator[None]:
+    """Context around a metric of the user's own. Its errors become a DataError with its name."""
+    try:
+        yield
+    except SecateursError:
+        raise
+    except Exception as error:
+        raise DataError(f"The metric {name!r} cannot be computed: {type(error).__name__}: {error}") from error
+
+
+class _Function:
+    """A function of outputs and targets, averaged over examples."""
+
+    def __init__(self, function: Callable[[Any, Any], Any], device: torch.device) -> None:
+        self.function, self.device = function, device
+        self.sums = [0.0, 0.0]
+
+    def add(self, outputs: Any, targets: Any, rows: int) -> None:
+        self.sums[0] += float(self.function(outputs, targets)) * rows
+        self.sums[1] += rows
+
+    def value(self, reduce: Callable[[Tensor], Tensor] | None) -> float:
+        sums = torch.tensor(self.sums, dtype=torch.float32, device=self.device)
+        total, n = (sums if reduce is None else reduce(sums)).tolist()
+        return total / n if n else math.nan
+
+
+class _Torchmetric:
+    """A copy of a torchmetrics metric, which knows how to merge what several processes have seen."""
+
+    def __init__(self, metric: Any, device: torch.device, together: bool) -> None:
+        self.metric = copy.deepcopy(metric).to(device)
+        self.metric.reset()
+        for one in [self.metric, *(self.metric.values() if isinstance(self.metric, Mapping | nn.ModuleDict) else ())]:
+            if hasattr(one, "sync_on_compute"):
+                one.sync_on_compute = together
+
+    def add(self, outputs: Any, targets: Any, rows: int) -> None:
+        self.metric.update(_logits(outputs), targets)
+
+    def value(self, reduce: Callable[[Tensor], Tensor] | None) -> Any:
+        return self.metric.compute()
+
+
+def _own(metric: Any, device: torch.device, together: bool) -> _Function | _Torchmetric:
+    if all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset", "to")):
+        return _Torchmetric(metric, device, together)
+    return _Function(metric, device)
+
+
+def _logits(outputs: Any) -> Any:
+    """The main output of a network that returns several, as the losses read it; anything else as it is."""
+    try:
+        return heads(outputs)[0]
+    except TrainingError:
+        return outputs
+
+
+def _named(name: str, value: Any) -> dict[str, float]:
+    """A metric's figures by name: those of a dict are `name.key`; what is not a number is left out."""
+    if isinstance(value, Mapping):
+        return {n: x for key, inner in value.items() for n, x in _named(f"{name}.{key}", inner).items()}
+    if isinstance(value, Tensor):
+        return {name: float(value)} if value.numel() == 1 else {}
+    return {name: float(value)} if isinstance(value, int | float) else {}
+
+
+def higher_is_better(metric: Any) -> bool:
+    """Whether more of a metric is better: unless it says otherwise."""
+    return getattr(metric, "higher_is_better", True) is not False
+
+
+def check_data(model: nn.Module, data: Any, objective: Objective | None = None) -> None:
     """Raise DataError before any work if the first batch of `data.train` or `data.val` does not fit the model or the
-    loss. Runs in eval mode on the model's device; one-shot iterators are skipped, as this would consume them.
+    objective. Runs in eval mode on the model's device; one-shot iterators are skipped, as this would consume them.
 
-    A user's own loss is not checked on training batches: it may need the model's outputs in train mode.
+    A loss or a step of the user's own is not checked on training batches: it may need the model in train mode.
     """
+    objective = objective or Objective()
     train, val = B.split_data(data)
-    for split, source, own in (("train", train, None if loss is None else no_loss), ("val", val, loss)):
-        if source is not None and not isinstance(source, Iterator):
-            raw = B.first(source, split)
-            if split == "train" and not (batch := B.as_batch(raw, 0, split, labels=False)).labeled:
-                raw, own = (batch.inputs, batch.targets), no_loss
-            evaluate(model, [raw], loss=own, split=split)
+    for split, source in (("train", train), ("val", val)):
+        if source is None or isinstance(source, Iterator):
+            continue
+        raw = B.first(source, split)
+        batch = B.as_batch(raw, 0, split, labels=split == "val", whole=objective.whole)
+        if split == "val" or (objective.by_classes and batch.labeled):
+            evaluate(model, [raw], objective=objective, split=split)
+        elif not objective.whole or objective.forward is not None:
+            with torch.no_grad(), evaluating(model):
+                list(runs([batch], objective, model, split=split))
 
 
-def no_loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-    """A loss that reads no labels: zero."""
-    return torch.zeros((), device=targets.device)
-
-
-def runs(batches: Iterable[B.Batch], *models: nn.Module) -> Iterator[tuple[B.Batch, list[Any]]]:
-    """Each training batch, in the models' dtype and on their device, with what each model returns for it. Raises DataError
+def runs(
+    batches: Iterable[B.Batch], objective: Objective, *models: nn.Module, split: str = "train"
+) -> Iterator[tuple[B.Batch, list[Any]]]:
+    """Each batch, in the models' dtype and on their device, with what each model returns for it. Raises DataError
     for a batch that does not fit a model."""
-    check, device = Check(models[0], "train"), device_of(models[0])
+    check, device = Check(models[0], split), device_of(models[0])
     for index, raw in enumerate(batches):
         batch = B.to_device(check.fit(raw, index), device)
         with check.running(batch, index):
-            outputs = [call(model, batch.inputs) for model in models]
+            outputs = [objective.outputs(model, batch) for model in models]
         yield batch, outputs
 
 
@@ -202,15 +217,19 @@ def evaluate(
     *,
     device: torch.device | str | None = None,
     loss: Loss | None = None,
+    objective: Objective | None = None,
+    default: Loss | None = None,
     precision: str = "fp32",
     channels_last: bool = False,
-    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
     share: tuple[int, int] = (0, 1),
     split: str = "val",
 ) -> Metrics:
-    """Return top-1, top-5 and loss of the model in eval mode; its mode is restored.
+    """Return the figures of the model in eval mode; its mode is restored.
 
-    `batches`: iterable of (inputs, targets), or a function that returns one. `device`: where to run, by default the
+    `batches`: iterable of (inputs, targets), or of what the objective's functions take, or a function that returns one.
+    `loss` is short for `objective=Objective(loss=…)`; `default` is used where it has none, instead of cross-entropy.
+    `device`: where to run, by default the
     model's device; on another one a copy runs. `reduce` sums a tensor over processes, `share` = (rank, world) selects
     this process's rows of each batch. `split`: the name of the batches in errors.
 
@@ -221,33 +240,23 @@ def evaluate(
     where = device_of(model) if device is None else usable(device)
     if where != device_of(model):
         model = copied(model).to(where)
-    loss = loss or CrossEntropy()
-    total = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5, examples
-    sums = torch.zeros(4, device=where)
+    objective = objective or Objective(loss=loss)
+    default = default or CrossEntropy()
     began = time.perf_counter()
+    meter = Meter(objective.metrics, where, together=share[1] > 1)
     check = Check(model, split)
     with evaluating(model):
         for index, raw in enumerate(B.bounded(batches, split, B.EVALUATE_SECONDS, B.ENDING)):
-            batch = check.fit(B.as_batch(raw, index, split), index)
-            if batch.targets.shape[0] < share[1] and share[0]:
+            batch = check.fit(B.as_batch(raw, index, split, whole=objective.whole), index)
+            if batch.rows < share[1] and share[0]:
                 continue  # too few rows for every process: the first process takes them all
-            if batch.targets.shape[0] >= share[1]:
+            if batch.rows >= share[1]:
                 batch = B.share(batch, *share)
             with check.running(batch, index), P.autocast(precision, where):
-                inputs, targets, _ = to_device(batch, where, channels_last, loss)
-                outputs = call(model, inputs)
-                value = loss(outputs, targets)
-            rows = targets.shape[0]
-            sums[0] += value.float() * rows
-            sums[1:3] += topk_correct(outputs, targets, (1, 5))
-            sums[3] += rows
-            if index % 64 == 63:  # float32 on the device, float64 here, to keep precision in long passes
-                total += sums.cpu().double()
-                sums.zero_()
-    total += sums.cpu().double()
-    if reduce is not None:
-        total = reduce(total.to(where, torch.float32)).cpu().double()
-    lost, top1, top5, n = total.tolist()
-    if n == 0:
+                batch = to_device(batch, where, channels_last, objective.loss or default)
+                found = objective.judge(model, batch, default)
+                meter.add(found, batch.rows)
+    done = meter.metrics(reduce, time.perf_counter() - began)
+    if done is None:
         raise DataError(f"There is no data to evaluate on. {no_batch(batches, split)}")
-    return Metrics(100 * top1 / n, 100 * top5 / n, lost / n, int(n), time.perf_counter() - began)
+    return done

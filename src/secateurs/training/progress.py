@@ -103,6 +103,9 @@ def summary(line: dict[str, Any], title: str) -> str:
         text += f"  top-1 {line['train_top1']:.1f}"
     if "val_top1" in line:
         text += f"  val {line['val_top1']:.2f}"
+    known = {"val_loss", "val_top1", "val_top5", "val_skipped"}
+    own = {name.removeprefix("val_"): x for name, x in line.items() if name.startswith("val_") and name not in known}
+    text += "".join(f"  {name} {x:.4g}" for name, x in own.items() if isinstance(x, int | float))
     for name, kind in (("skipped", "unreadable image"), ("val_skipped", "unreadable validation image")):
         if name in line:
             text += f"  {count(line[name], kind)} left out"

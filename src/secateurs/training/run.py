@@ -18,6 +18,8 @@ from secateurs.training import batches as B
 from secateurs.training import metrics as M
 from secateurs.training.checkpoint import CheckpointStore
 from secateurs.training.checks import Check
+from secateurs.training.losses import CrossEntropy, Loss
+from secateurs.training.objective import Objective
 from secateurs.training.parts import Part, make_optimizer
 from secateurs.training.progress import Mode, Reporter
 from secateurs.training.recipe import Recipe
@@ -37,7 +39,8 @@ class TrainingRun:
         data: Any,
         recipe: Recipe,
         *,
-        loss: M.Loss | None = None,
+        loss: Loss | None = None,
+        objective: Objective | None = None,
         hooks: Sequence[Any] = (),
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -49,13 +52,14 @@ class TrainingRun:
         track: Sequence[Any] = (),
         title: str = "training",
     ):
-        if loss is not None and recipe.label_smoothing:
+        self.objective = objective or Objective(loss=loss)
+        if (self.objective.loss is not None or self.objective.step is not None) and recipe.label_smoothing:
             raise ConfigError("label_smoothing applies to the default loss only: implement it in your own loss")
         if save_steps is not None and save_steps < 1:
             raise ConfigError(f"save_steps={save_steps}: must be at least 1")
         self.model, self.recipe, self.hooks, self.seed = model, recipe, list(hooks), seed
         self.train_data, self.val_data = B.split_data(data)
-        self.loss = loss or M.CrossEntropy(recipe.label_smoothing)
+        self.loss = self.objective.loss or CrossEntropy(recipe.label_smoothing)
         self.folder = Path(folder) if folder is not None else None
         self.checkpoints, self.save_steps, self.save_seconds = checkpoints, save_steps, save_seconds
         self.report = Reporter(progress, title)
@@ -71,7 +75,7 @@ class TrainingRun:
         self._done = False
         self._resumed = False  # and no batch has been read since
         self._micro = 0  # batches since the last step
-        self._labeled = True  # whether the last batch had labels
+        self._by_class = True  # whether the last batch was classified
         self._pending: deque[tuple[int, torch.Tensor]] = deque()
         self._sums = [0.0, 0.0, 0.0]  # of this epoch: loss, top-1 hits, images
         self._seconds = 0.0
@@ -108,7 +112,7 @@ class TrainingRun:
         return self.runtime.sum(tensor)
 
     def evaluate(self, model: nn.Module | None = None, data: Any = None) -> M.Metrics:
-        """Top-1, top-5 and loss on the validation data, in the training precision; for the EMA weights if there are any."""
+        """The figures on the validation data, in the training precision; for the EMA weights if there are any."""
         source = self.val_data if data is None else data
         if source is None:
             raise ConfigError("There is no validation data: pass Data(train=..., val=...).")
@@ -117,7 +121,8 @@ class TrainingRun:
             model.to(self.device),
             source,
             device=self.device,
-            loss=self.loss,
+            objective=self.objective,
+            default=self.loss,
             precision=self.runtime.precision,
             channels_last=self.runtime.channels_last,
             reduce=self.sum,

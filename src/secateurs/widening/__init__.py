@@ -1,5 +1,5 @@
 """Widening, the inverse of cutting: wider networks that compute the same function."""
 
-from secateurs.widening.grow import widened
+from secateurs.widening.grow import widened, wider
 
-__all__ = ["widened"]
+__all__ = ["widened", "wider"]

@@ -157,8 +157,10 @@ class AOFPPruner(Pruner):
 
     def _prune(self, name: str, move: Move) -> None:
         """One move. The last move is trimmed to the least damaging filters that the budget requires to be pruned."""
-        self.moves += 1
         at, count, widths = self._at[name], len(move.picked), self._widths()
+        if not self.widths.shrinking(widths)[at] and self.task.budget is not None:
+            return  # what is still to be cut is in other layers, whose widths the user has set
+        self.moves += 1
         if self.task.budget is not None:
             for k in range(1, count + 1):
                 widths[at] = self.searches[name].width - k
@@ -190,7 +192,7 @@ class AOFPPruner(Pruner):
         gone: dict[str, list[int]] = {}
         for name, j in sorted(known, key=lambda at: scores[at[0]][at[1]]) if scores else ():
             at = self._at[name]
-            if widths[at] > self.searches[name].least:
+            if widths[at] > self.searches[name].least and self.widths.shrinking(widths)[at]:
                 widths[at] -= 1
                 gone.setdefault(name, []).append(int(j))
                 if self._fits(widths):
@@ -239,12 +241,14 @@ class AOFPPruner(Pruner):
         return self.searches[name].width if name in self.searches else size
 
     def _fits(self, widths: np.ndarray) -> bool:
-        return self.widths.fits(self.widths.aligned(widths))
+        return not self.widths.shrinking(widths).any()
 
     def _shares(self, widths: np.ndarray) -> dict[str, float]:
+        """What is left of the cost. Layers whose widths the user has set count as they are, so that θ follows them, too."""
         if self.task.budget is None:
             return {}
-        return self.task.budget.shares(self.widths.cost(self.widths.aligned(widths)), self.widths.base)
+        widths = np.maximum(self.widths.rounded(widths), self.widths.least)
+        return self.task.budget.shares(self.widths.cost(widths), self.widths.base)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -254,18 +258,14 @@ class AOFPPruner(Pruner):
         self.gates.detach()
         alive = {g.name: np.ones(g.size, dtype=bool) for g in self.widths.groups}
         alive |= {name: search.alive for name, search in self.searches.items()}
-        selection = {name: np.flatnonzero(a) for name, a in alive.items()}
-        trimmed = 0
-        if self.task.budget is not None:
-            widths = self.widths.aligned(self._widths())
-            slack = [self.pace.goal[name] - share for name, share in self._shares(widths).items()]
-            scores = self._scores()
-            if self.widths.fits(widths) and min(slack) <= 0.01:
-                best = {g.name: np.argsort(-scores[g.name], kind="stable") for g in self.widths.groups}
-                selection = {g.name: np.sort(best[g.name][:w]) for g, w in zip(self.widths.groups, widths, strict=True)}
-            else:
-                selection = select_within_budget(self.widths, scores)
-            trimmed = sum(int(a.sum() - a[selection[name]].sum()) for name, a in alive.items())
+        widths, scores = self.widths.aligned(self._widths()), self._scores()
+        slack = [self.pace.goal[name] - share for name, share in self._shares(widths).items()]
+        if self.widths.fits(widths) and min(slack, default=0.0) <= 0.01:
+            best = {g.name: np.argsort(-scores[g.name], kind="stable") for g in self.widths.groups}
+            selection = {g.name: np.sort(best[g.name][:w]) for g, w in zip(self.widths.groups, widths, strict=True)}
+        else:
+            selection = select_within_budget(self.widths, scores)
+        trimmed = sum(int(a.sum() - a[selection[name]].sum()) for name, a in alive.items())
         widths = np.array([len(selection[g.name]) for g in self.widths.groups])
         kept = self.widths.cost(widths)
         self.record.append(
@@ -275,7 +275,7 @@ class AOFPPruner(Pruner):
                 "widths": widths.tolist(), "macs": int(kept.macs), "params": int(kept.params),
             }
         )  # fmt: skip
-        if trimmed:
+        if trimmed and self.task.budget is not None:
             left = max(self._shares(self._widths()).values())
             self.log(
                 f"aofp: the search left {left:.1%} of the budgeted cost; {trimmed} more filters were cut by their last "
@@ -331,9 +331,10 @@ class AOFPPruner(Pruner):
 
 
 def limits(task: Task, least: int) -> Widths:
-    """The task's widths, with at least so many filters in each group."""
+    """The task's widths, with at least so many filters in each group, but no more than the user has set."""
     widths = task.widths
-    widths.lowest = np.minimum(widths.sizes, -(-least // widths.step) * widths.step)
+    filters = widths.rounded(np.full_like(widths.sizes, least))
+    widths.lowest = np.minimum(np.maximum(widths.lowest, filters), widths.most)
     return widths
 
 

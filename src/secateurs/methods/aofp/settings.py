@@ -15,6 +15,7 @@ from secateurs.training import Recipe
 class Settings(Taught):
     """The settings, with the paper's symbols, and the recipe that follows from them."""
 
+    knob = "theta"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"search_cost": 8000, "theta_growth": 1, "halves": "batch", "lr": 1e-3, "epochs": 600}  # sec. 4.2
     }

@@ -40,6 +40,7 @@ class EPruner(Method):
     as many exemplars as its width.
     """
 
+    knob = "beta"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": PAPER,
         "vgg16": _late(8, 13, 0.92 / 0.73),
@@ -108,7 +109,8 @@ class EPruner(Method):
         affinities = Affinities(filters, diagonal=self.diagonal, measure=measure)
         if self.beta is not None:
             beta: float | None = self.beta
-            kept = _arrays(self._find(affinities, self._betas(self.beta, len(filters))))
+            found = _arrays(self._find(affinities, self._betas(self.beta, len(filters))))
+            kept = self._as_many(affinities, found, widths.aligned(_count(found)))
         elif self.widths == "beta":
             beta, kept = self._common(affinities, widths)
         else:
@@ -129,8 +131,8 @@ class EPruner(Method):
             weights.reset(task, small)
 
     def _widths(self, task: Task) -> Widths:
-        groups = [g for g in task.groups if not self.inner or _inner(g, task.graph)]
-        return Widths(task.graph, groups, task.budget)
+        groups = [g for g in task.groups if not self.inner or _inner(g, task.graph) or task.bound(g).most < g.size]
+        return task.widths_of(groups)
 
     def _betas(self, beta: float, layers: int) -> list[float]:
         """β of each layer."""
@@ -146,6 +148,12 @@ class EPruner(Method):
         """The exemplars of each layer, as many as its count."""
         return exemplars_of(affinities, count.tolist(), self._find)
 
+    def _as_many(self, affinities: Affinities, kept: list[Array], count: Array) -> list[Array]:
+        """These exemplars where there are as many as the count, and as many others elsewhere."""
+        other = [i for i, k in enumerate(kept) if len(k) != count[i]]
+        found = dict(zip(other, self._of(affinities.of(other), count[other]), strict=True)) if other else {}
+        return [found.get(i, k) for i, k in enumerate(kept)]
+
     def _common(self, affinities: Affinities, widths: Widths) -> tuple[float, list[Array]]:
         """The smallest β for which as many channels as exemplars fit the budget; and the exemplars of the widths that the
         budget then leaves, which are those of this β where there are as many."""
@@ -159,7 +167,7 @@ class EPruner(Method):
         low, high = 0.0, 1.0
         more = [np.arange(n) for n in widths.sizes]  # as β → 0, every filter is its own exemplar
         if fits(more):
-            return low, more
+            return low, self._as_many(affinities, more, widths.most)
         kept = at(high)
         while not fits(kept):
             if high > 1e6:  # one exemplar per group is still over the budget: the narrowest widths
@@ -177,10 +185,7 @@ class EPruner(Method):
         count = widths.aligned(_count(kept))
         # First the groups in which the next smaller β has more exemplars, and in these the first ones.
         fill(widths, count, [_worth(n, len(k), len(m)) for n, k, m in zip(widths.sizes, kept, more, strict=True)])
-        other = [i for i, k in enumerate(kept) if len(k) != count[i]]
-        for i, found_ in zip(other, self._of(affinities.of(other), count[other]), strict=True):
-            kept[i] = found_
-        return high, kept
+        return high, self._as_many(affinities, kept, count)
 
 
 def _worth(size: int, sure: int, likely: int) -> Array:

@@ -11,7 +11,7 @@ from secateurs.methods.pruner import Pruner
 from secateurs.seeds import preserve_rng_state
 from secateurs.training.batches import share, to_device, walk
 from secateurs.training.checks import Check
-from secateurs.training.metrics import call
+from secateurs.training.losses import call
 
 
 @torch.no_grad()
@@ -22,9 +22,10 @@ def calibrate(pruner: Pruner, network: nn.Module, images: int, *, per_epoch: int
     with preserve_rng_state():  # the first epoch's batches, whatever the current epoch
         check = Check(network, "train")
         task = pruner.task
-        for index, raw, _ in walk(task.data.train, seed=task.seed, epoch=0, limit=per_epoch):
+        objective = task.objective
+        for index, raw, _ in walk(task.data.train, seed=task.seed, epoch=0, limit=per_epoch, whole=objective.whole):
             batch = to_device(check.fit(share(raw, *pruner.share), index), device)
-            rows.append(call(network, batch.inputs).double().cpu())
+            rows.append(call(network, objective.arguments(task.model, batch)).double().cpu())
             seen += round(float(pruner.mean(torch.tensor([float(len(rows[-1]))]))) * pruner.processes)
             if seen >= images:
                 break

@@ -64,9 +64,10 @@ class Policy:
         return self._allowed(np.array([int(s.sum()) for s in above.split(self.sizes)]))
 
     def _allowed(self, widths: np.ndarray) -> np.ndarray:
-        """Not below the least; in whole steps if the budget has an alignment."""
-        widths = np.maximum(widths, self.widths.least)
-        return self.widths.aligned(widths) if self.widths.step > 1 else widths
+        """Not below the least; in whole steps if the budget has an alignment. Groups whose widths the user has set count as
+        they are, so that λ closes them, too."""
+        widths = self.widths.rounded(widths) if self.widths.step > 1 else widths
+        return np.maximum(widths, self.widths.least)
 
     # -- channels -----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from secateurs.training import Recipe
 class Settings(Taught):
     """The settings, and what the method needs before it starts."""
 
+    knob = "lam"
     default_scope: ClassVar[Scope] = "all"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"penalty": "count", "pruner_images": 1.0, "prior": 0.0, "hold": False}

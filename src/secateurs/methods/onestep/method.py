@@ -19,7 +19,7 @@ from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import register
-from secateurs.methods.select import Widths, select_within_budget
+from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.training import Recipe
 
@@ -42,6 +42,7 @@ class OneStep(TrainingMethod):
     output. For |β| ≥ 0 after batch norm and a ReLU the two are equal: ReLU(|β|·x) = |β|·ReLU(x).
     """
 
+    knob = "rate"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": PAPER,
         "cifar": PAPER,
@@ -157,8 +158,10 @@ class OneStepPruner(Pruner):
         return self  # a copy of the model uses the same pruner
 
     def _enter(self, model: nn.Module, args: Any) -> None:
-        # Eval mode inside, so that no state of the network changes: statistics, the power iterations of a spectral norm.
-        self._modes = [(m, m.training) for m in model.modules()]
+        # Eval mode inside, so that no state of the network changes: statistics, the power iterations of a spectral norm. A
+        # step of the user's own may need what the network returns in train mode, for example its losses: then only the layers.
+        whole = self.task.objective.step is None
+        self._modes = [(m, m.training) for m in model.modules() if whole or not m._modules]
         for module, _ in self._modes:
             module.training = False
         part = self.wrapped.get("beta")
@@ -262,12 +265,12 @@ class OneStepPruner(Pruner):
             )
         ranks = {g.name: self._ranked(beta.get(g.name, np.ones(g.size))) for g in free}
         if self.config.rate is not None:
-            rate = self.config.rate
-            selection = {
-                name: np.sort(np.argsort(-r, kind="stable")[: math.ceil(len(r) / rate)]) for name, r in ranks.items()
-            }
+            widths = self.task.widths_of(free)
+            counts = widths.aligned(np.ceil(widths.sizes / self.config.rate).astype(np.int64))
+            best = zip(ranks.items(), counts, strict=True)
+            selection = {name: np.sort(np.argsort(-r, kind="stable")[:k]) for (name, r), k in best}
         else:
-            selection = select_within_budget(Widths(self.task.graph, free, self.task.budget), ranks) if free else {}
+            selection = select_within_budget(self.task.widths_of(free), ranks) if free else {}
         if self.config.fold:
             self.gates.fold_({name: torch.from_numpy(b).float() for name, b in beta.items()})
         return Selection(selection, nodes=nodes)
@@ -277,23 +280,25 @@ class OneStepPruner(Pruner):
 
     def _affordable(self, crucial: list[Layer]) -> tuple[set[str], list[Layer]]:
         """Groups to keep whole, and the crucial layers that cannot be kept, the least important first, if the budget could not
-        be met with every other group at its floor. The classifier's hidden layers are kept whole if possible."""
+        be met with every other group at its floor, or if the user says how many channels of them stay. The classifier's
+        hidden layers are kept whole if possible."""
         task = self.task
+        cut = {g.name for g in task.groups if task.bound(g).most < g.size}
         whole: set[str] = set()
         released = []
         for layer in crucial:
-            if self._fits(whole | set(layer.groups)):
+            if cut.isdisjoint(layer.groups) and self._fits(whole | set(layer.groups)):
                 whole |= set(layer.groups)
             else:
                 released.append(layer)
-        hidden = set(self.layers.classifier)
+        hidden = set(self.layers.classifier) - cut
         if self._fits(whole | hidden):
             whole |= hidden
         return whole & {g.name for g in task.groups}, released[::-1]
 
     def _fits(self, whole: set[str]) -> bool:
         free = [g for g in self.task.groups if g.name not in whole]
-        widths = Widths(self.task.graph, free, self.task.budget)
+        widths = self.task.widths_of(free)
         return widths.fits(widths.above(widths.floor))
 
     def _ranked(self, beta: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ class Ablation:
 
     def __enter__(self) -> Ablation:
         self.gates.attach()
-        probe = B.Batch(B.apply(lambda x: x[:4], self.assessor.batches[0].inputs), self.assessor.batches[0].targets[:4])
+        probe = B.rows_of(self.assessor.batches[0], 0, 4)
         every = torch.ones(self.group.size, device=self.assessor.device)
         half = every.clone()
         half[::2] = 0

@@ -47,7 +47,7 @@ class Oracle(Method):
 
     def select(self, task: Task) -> Selection:
         task.widths.check()
-        if task.widths.fits(task.widths.sizes):
+        if not task.widths.shrinking(task.widths.sizes).any():
             return Selection({g.name: np.arange(g.size) for g in task.groups})
         return Selection(select_within_budget(task.widths, _Greedy(self, task).ranks()))
 
@@ -69,7 +69,7 @@ class _Greedy:
         step = self.config.granularity or max(1, int(self.widths.sizes.sum()) // 32)
         with reporter(self.task, self.config.name) as report:
             report.start(None, 0)
-            while not self.fits():
+            while self.shrinking().any():
                 if self.config.rescore or not self.cuts:
                     for i in range(len(self.groups)):
                         report.show(len(self.cuts), f"measuring {self.groups[i].name}")
@@ -82,8 +82,8 @@ class _Greedy:
             ranks[i][channel] = place - len(self.cuts)
         return {g.name: r for g, r in zip(self.groups, ranks, strict=True)}
 
-    def fits(self) -> bool:
-        return self.widths.fits(self.widths.aligned(np.array([a.sum() for a in self.alive])))
+    def shrinking(self) -> Array:
+        return self.widths.shrinking(np.array([a.sum() for a in self.alive]))
 
     def measure(self, i: int) -> None:
         """Measure T of the group's channels (eq. 5), with all earlier cuts made."""
@@ -106,9 +106,10 @@ class _Greedy:
         left = [(self.damage[i][c], i, c) for i, alive in enumerate(self.alive) for c in np.flatnonzero(alive)]
         begun = len(self.cuts)
         for _, i, channel in sorted(left):
-            if self.fits() or len(self.cuts) - begun == most:
+            shrinking = self.shrinking()
+            if not shrinking.any() or len(self.cuts) - begun == most:
                 break
-            if self.alive[i].sum() > self.widths.least[i]:
+            if shrinking[i]:
                 self.alive[i][channel] = False
                 self.cuts.append((i, int(channel)))
         masks = {g.name: torch.from_numpy(a).float() for g, a in zip(self.groups, self.alive, strict=True)}

@@ -213,7 +213,8 @@ class PFFPruner(Pruner):
         elif self.task.budget is not None:
             left, delta = self.stripes.select_within_budget(scores, self._channel_scores)
         else:
-            left = self._left(scores >= delta)
+            alive = (scores >= delta)[self.stripes.unit]
+            left = self.stripes.left(alive, scores, self.stripes.capped(self._channel_scores))
         selection = self.stripes.selection(left)
         kept = {name: torch.from_numpy(stays) for name, stays in selection.stripes.items()}
         restore_(self.model, self.sizes, kept, self.task.example_inputs)

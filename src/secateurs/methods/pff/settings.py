@@ -18,6 +18,7 @@ class Settings(TrainingMethod):
     """The settings, and what follows from them alone."""
 
     cuts = "stripes"
+    knob = "alpha"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {  # sec. 4.1: from scratch, in batches of 64
             "alpha": 1e-5, "delta": 0.05, "epochs": 160, "lr": 0.1, "schedule": "step", "milestones": (80.0, 120.0),

@@ -19,7 +19,7 @@ FEW = 0.05  # if a budget would leave a smaller fraction of the stripes than thi
 
 def kernels(task: Task) -> dict[str, tuple[int, int, int]]:
     """Weights whose stripes can be cut, with their filters, rows and columns."""
-    return {name: shape for name, shape in task.graph.kernels.items() if shape[1] * shape[2] > 1}
+    return {name: shape for name, shape in task.kernels.items() if shape[1] * shape[2] > 1}
 
 
 def check_kernels(task: Task, method: str) -> None:
@@ -28,6 +28,8 @@ def check_kernels(task: Task, method: str) -> None:
         why = "no convolution with a kernel larger than 1×1 and one group"
         if any(isinstance(m, StripeConv2d) for m in task.model.modules()):
             why = "only convolutions whose stripes are already cut"
+        if task.kernels != task.graph.kernels:
+            why += " within the limits of the task"
         raise ConfigError(f"{method} found {why}: there is nothing to prune.")
 
 
@@ -161,6 +163,14 @@ class Stripes:
     def cost(self, left: Left) -> Cost:
         return self.widths.cost(left.widths, dict(zip(self.kernels, left.counts.tolist(), strict=True)))
 
+    def capped(self, channel_scores: Callable[[], Sequence[Array]]) -> list[Array] | None:
+        """The best channels of the groups whose widths the user has set, and all of the others; None if there are no such
+        groups."""
+        most = self.widths.most
+        if (most == self.widths.sizes).all():
+            return None
+        return [_rank(-s) < n for s, n in zip(channel_scores(), most, strict=True)]
+
     def lowest(self) -> Cost:
         """The lowest possible cost: the minimum number of stripes of each layer and of channels."""
         channels = [np.arange(n) < least for n, least in zip(self.widths.sizes, self.widths.lowest, strict=True)]
@@ -185,7 +195,7 @@ class Stripes:
         """
         cuts, after = self._cuts(scores, channel_scores)
         rank = _rank(scores)
-        alive, channels = (rank >= cuts)[self.unit], None
+        alive, channels = (rank >= cuts)[self.unit], self.capped(channel_scores)
         if after is not None:
             channels = self._wider(alive, scores, after(cuts / self.units), channel_scores())
         delta = float(np.sort(scores)[cuts - 1]) if cuts else 0.0
@@ -195,10 +205,10 @@ class Stripes:
         self, scores: Array, channel_scores: Callable[[], Sequence[Array]]
     ) -> tuple[int, Callable[[float], list[Array]] | None]:
         """How many units to cut, and which channels to cut with that fraction of them, if any."""
-        rank = _rank(scores)
+        rank, capped = _rank(scores), self.capped(channel_scores)
 
         def fits(k: int) -> bool:
-            channels = None if after is None else after(k / self.units)
+            channels = capped if after is None else after(k / self.units)
             return self.fits(self.left((rank >= k)[self.unit], scores, channels))
 
         after: Callable[[float], list[Array]] | None = None
@@ -210,8 +220,8 @@ class Stripes:
 
     def _wider(self, alive: Array, scores: Array, channels: list[Array], worth: Sequence[Array]) -> list[Array]:
         """Restore the best channels that still fit, one alignment step at a time."""
-        channels = [c.copy() for c in channels]
-        closed = {i for i, c in enumerate(channels) if c.all()}
+        channels, most = [c.copy() for c in channels], self.widths.most
+        closed = {i for i, c in enumerate(channels) if c.sum() >= most[i]}
         while len(closed) < len(channels):
             best = [(-np.inf, -i) if i in closed else (float(worth[i][~c].max()), -i) for i, c in enumerate(channels)]
             i = int(max(range(len(channels)), key=lambda j: best[j]))
@@ -221,7 +231,7 @@ class Stripes:
             if not self.fits(self.left(alive, scores, channels)):
                 channels[i] = before
                 closed.add(i)
-            elif channels[i].all():
+            elif channels[i].sum() >= most[i]:
                 closed.add(i)
         return channels
 

@@ -21,6 +21,7 @@ from secateurs.recovery.reconstruct.walk import rows
 from secateurs.seeds import preserve_rng_state
 from secateurs.training.batches import split_data, to_device, without_labels
 from secateurs.training.checks import Check
+from secateurs.training.objective import Objective
 from secateurs.training.processes import Peers, several
 from secateurs.training.progress import Mode, Reporter
 from secateurs.training.runtime import wait_for_everyone
@@ -35,6 +36,7 @@ def reconstruct(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: Mode | bool = "auto",
+    objective: Objective | None = None,
 ) -> list[dict[str, Any]]:
     """Reconstruct a cut network in place. Returns what the history says of it: one entry, with each layer's error before and
     after, as the share of the variance of its targets on the images held out, and whether its solution was used.
@@ -45,19 +47,20 @@ def reconstruct(
     images that it reads, and sends the result to the others.
     """
     where = usable(device)
+    given = (data, recipe, original, plan, seed, where, progress, objective or Objective())
     if not several():
-        return _reconstruct(model.to(where), data, recipe, original, plan, seed, where, progress)
+        return _reconstruct(model.to(where), *given)
     wait_for_everyone(device)
-    return _shared(model.to(where), lambda: _reconstruct(model, data, recipe, original, plan, seed, where, progress))
+    return _shared(model.to(where), lambda: _reconstruct(model, *given))
 
 
 def _reconstruct(
     model: nn.Module, data: Any, recipe: Reconstruct, original: nn.Module, plan: Plan, seed: int, device: torch.device,
-    progress: Mode | bool,
+    progress: Mode | bool, objective: Objective,
 ) -> list[dict[str, Any]]:  # fmt: skip
     began = time.perf_counter()
     with preserve_rng_state(), full_precision(), Reporter(progress, recipe.mode) as report:
-        inputs = list(_images(model, data, recipe.images, seed, device))
+        inputs = list(_images(original, data, recipe.images, seed, device, objective))
         solved = reconstruct_(
             model, original, plan, inputs, positions=recipe.positions, ridge=recipe.ridge, seed=seed, report=report
         )
@@ -76,11 +79,13 @@ def _figure(share: float) -> float | None:
     return round(share, 6) if math.isfinite(share) else None  # JSON has no NaN
 
 
-def _images(model: nn.Module, data: Any, images: int, seed: int, device: torch.device) -> Iterator[Any]:
+def _images(
+    model: nn.Module, data: Any, images: int, seed: int, device: torch.device, objective: Objective
+) -> Iterator[Any]:
     """The inputs of the first training images, on the device."""
     check = Check(model, "train")
-    for index, batch in enumerate(without_labels(split_data(data)[0], images, seed=seed)):
-        yield to_device(check.fit(batch, index), device).inputs
+    for index, batch in enumerate(without_labels(split_data(data)[0], images, seed=seed, whole=objective.whole)):
+        yield objective.arguments(model, to_device(check.fit(batch, index), device))
 
 
 def _shared(model: nn.Module, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -1,0 +1,69 @@
+"""The options of the command line that say which channels may be cut, and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from secateurs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateurs.methods import Limits
+
+Many = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LimitOptions:
+    exclude: Many = ()
+    """keep what these layers put out whole: a layer, a module for all layers in it, or a pattern ('layer4.*'); may be
+    given several times, as may the following"""
+    only: Many = ()
+    """cut only what these layers put out"""
+    ratio: Many = ()
+    """PATTERN=KEEP, the fraction of their channels that these layers keep; the budget is met by the others, and
+    without a budget only these layers are cut"""
+    min_channels: Many = ()
+    """N, or PATTERN=N: the least number of channels that layers keep"""
+    max_cut: Many = ()
+    """X, or PATTERN=X: the largest fraction of their channels that layers may lose; by default 0.9, where the budget
+    allows it"""
+
+    def limits(self) -> Limits:
+        from secateurs.methods import Limits
+
+        return Limits(
+            exclude=self.exclude,
+            only=self.only or None,
+            ratios=_pairs("ratio", self.ratio, _figure) or None,
+            min_channels=_pairs("min-channels", self.min_channels, int) or None,
+            max_cut=_pairs("max-cut", self.max_cut, _figure) or None,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `sc.prune` and of a run."""
+        return self.limits().options()
+
+
+def _figure(text: str) -> float:
+    return float(text)
+
+
+def _pairs(option: str, given: Sequence[str], number: Callable[[str], Any]) -> dict[str, Any]:
+    """PATTERN=NUMBER, or NUMBER for all layers; ratios need a pattern."""
+    found = {}
+    for item in given:
+        pattern, equals, text = item.rpartition("=")
+        try:
+            if (equals and not pattern) or (not equals and option == "ratio"):
+                raise ValueError
+            found[pattern or "*"] = number(text)
+        except ValueError:
+            example, whole = ("layer4.*=16", ", or 8") if number is int else ("layer4.*=0.5", ", or 0.5")
+            whole = "" if option == "ratio" else f"{whole} for all layers"
+            raise ConfigError(f"--{option} {item}: write PATTERN=NUMBER, such as {example}{whole}.") from None
+    return found

@@ -1,0 +1,105 @@
+"""Batches of any structure: tensors in tuples, lists, mappings and dataclasses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+
+def apply(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same structure with the function applied to every tensor. Other values are kept."""
+    return _mapped(value, function, lambda sequence: sequence)
+
+
+def part(value: Any, rows: Any, n: int) -> Any:
+    """Some rows of a batch of n examples: of each tensor whose first axis, and of each list whose length, is n.
+
+    rows: a slice, or a tensor of indices.
+    """
+
+    def of_sequence(sequence: Any) -> Any:
+        rows_of_their_own = any(isinstance(x, Tensor) and x.ndim and len(x) == n for x in sequence)
+        if not isinstance(sequence, list) or len(sequence) != n or rows_of_their_own:
+            return sequence
+        return _Done(sequence[rows] if isinstance(rows, slice) else [sequence[i] for i in rows.tolist()])
+
+    def of_tensor(x: Tensor) -> Tensor:
+        if not x.ndim or len(x) != n:
+            return x
+        return x[rows] if isinstance(rows, slice) else x[rows.to(x.device)]
+
+    return _mapped(value, of_tensor, of_sequence)
+
+
+class _Done:
+    """A value that is not looked into any further."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _mapped(value: Any, of_tensor: Callable[[Tensor], Tensor], of_sequence: Callable[[Any], Any]) -> Any:
+    def inner(x: Any) -> Any:
+        return _mapped(x, of_tensor, of_sequence)
+
+    if isinstance(value, Tensor):
+        return of_tensor(value)
+    if isinstance(value, Mapping):
+        return {name: inner(x) for name, x in value.items()} if type(value) is dict else _refilled(value, inner)
+    if isinstance(value, tuple | list):
+        found = of_sequence(value)
+        if isinstance(found, _Done):
+            return found.value
+        items = [inner(x) for x in value]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items) if type(value) in (tuple, list) else items
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: inner(getattr(value, f.name)) for f in fields(value) if f.init})
+    return value
+
+
+def _refilled(value: Any, inner: Callable[[Any], Any]) -> Any:
+    """A mapping of the same type, for example a BatchEncoding; a dict if it cannot be copied and filled."""
+    items = {name: inner(x) for name, x in value.items()}
+    try:
+        made = copy.copy(value)
+        for name, x in items.items():
+            made[name] = x
+    except Exception:  # of another library's type
+        return items
+    return made
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """All tensors of a batch, in order."""
+    found: list[Tensor] = []
+    apply(lambda x: found.append(x) or x, value)  # type: ignore[func-returns-value]
+    return found
+
+
+def examples(batch: Any) -> int:
+    """The number of examples in a batch of any structure, as its last part tells (targets come last): the first axis of a
+    tensor, or the length of a list of dicts, pairs or dataclasses, one for each example. 1 if nothing tells."""
+    if isinstance(batch, Tensor):
+        return int(batch.shape[0]) if batch.ndim else 1
+    if isinstance(batch, Mapping):
+        parts = list(batch.values())
+    elif is_dataclass(batch) and not isinstance(batch, type):
+        parts = [getattr(batch, f.name) for f in fields(batch)]
+    elif isinstance(batch, tuple | list):
+        parts = list(batch)
+        if isinstance(batch, list) and parts and all(_is_example(x) for x in parts):
+            return len(parts)
+    else:
+        return 1
+    with_tensors = [x for x in parts if leaves(x)]
+    return examples(with_tensors[-1]) if with_tensors else 1
+
+
+def _is_example(value: Any) -> bool:
+    return isinstance(value, Mapping | tuple) or (is_dataclass(value) and not isinstance(value, type))

@@ -1,0 +1,357 @@
+"""What the user allows: which channel groups may be cut, and how far."""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from numbers import Integral, Real
+from typing import Any
+
+from torch import nn
+
+from secateurs.errors import ConfigError, Message, Setting, nearest
+from secateurs.graph import ChannelGraph, ChannelGroup
+
+Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
+Layers = Which | Iterable[Which]
+Fractions = Mapping[Any, float]  # by `Which`
+Counts = Mapping[Any, int]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How many channels of a group stay: at least, and at most.
+
+    floored: whether the default floor applies as well; it does not where the user says how far the group may be cut.
+    held: whether the layers that make the channels stay as they are, their stripes included.
+    by: the settings that say so. message: what they say, for the listing of `inspect`.
+    """
+
+    least: int
+    most: int
+    floored: bool = True
+    held: bool = False
+    by: tuple[Setting, ...] = ()
+    message: Message | None = None
+
+
+Bounds = Mapping[str, Bound]  # by group; groups left out are not bounded
+
+
+@dataclass(frozen=True, init=False)
+class Limits:
+    """Which channel groups may be cut, and how far. `on` says what this means for the groups of a network.
+
+    A *pattern* is the name of a layer, or of a module for all layers in it, with wildcards as in file names (`layer3.*`); it
+    matches the groups whose channels such a layer produces. A module stands for its name. A type of modules matches the
+    groups that a module of this type produces, reads or normalizes, or a layer inside such a module. A function is called
+    with each `ChannelGroup`, and matches where it returns True.
+
+    exclude: the groups that stay whole, their stripes included. only: the groups that may be cut.
+    ratios: `{pattern: fraction of a group's channels to keep}`, rounded up to a whole channel and to the alignment of the
+        budget. The others meet the budget. Without a budget, and without a setting of the method that says how much to cut,
+        only the groups with a ratio are cut.
+    min_channels: the least number of channels that a group keeps, or `{pattern: number}`.
+    max_cut: the largest fraction of a group's channels that may be cut, or `{pattern: fraction}`. It replaces the default
+        floor of a tenth, which gives way where a budget needs it; this doesn't.
+
+    Where several patterns match a group, the last one counts.
+
+    Raises ConfigError for values that are not valid.
+    """
+
+    exclude: tuple[Which, ...]
+    only: tuple[Which, ...] | None
+    ratios: tuple[tuple[Which, float], ...]
+    min_channels: tuple[tuple[Which, int], ...]
+    max_cut: tuple[tuple[Which, float], ...]
+
+    def __init__(
+        self,
+        exclude: Layers = (),
+        only: Layers | None = None,
+        ratios: Fractions | None = None,
+        min_channels: int | Counts | None = None,
+        max_cut: float | Fractions | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "exclude", _several("exclude", exclude))
+        put(self, "only", None if only is None else _several("only", only))
+        put(self, "ratios", _pairs("ratios", ratios, lambda x: _fraction(x) and x > 0, "a fraction above 0, up to 1"))
+        put(self, "min_channels", _pairs("min_channels", min_channels, _count, "a whole number of channels, 1 or more"))
+        put(self, "max_cut", _pairs("max_cut", max_cut, _fraction, "a fraction from 0 to 1"))
+        if self.only == ():
+            raise ConfigError(Setting("only", ()), " leaves nothing to cut: name layers, or leave it out.")
+
+    def __bool__(self) -> bool:
+        return self != Limits()
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make it."""
+        pairs = {name: dict(getattr(self, name)) or None for name in ("ratios", "min_channels", "max_cut")}
+        return {"exclude": self.exclude, "only": self.only, **pairs}
+
+    def record(self) -> dict[str, Any] | None:
+        """As it is written to a card: JSON-serializable; None if nothing is limited."""
+        lists = {"exclude": [_text(w) for w in self.exclude], "only": [_text(w) for w in self.only or ()]}
+        pairs = {n: {_text(w): x for w, x in getattr(self, n)} for n in ("ratios", "min_channels", "max_cut")}
+        return {name: value for name, value in {**lists, **pairs}.items() if value} or None
+
+    def named(self, model: nn.Module) -> Limits:
+        """The same with the names of this model's modules in place of the modules. Raises ConfigError for a module of
+        another model."""
+        names = {id(module): name for name, module in model.named_modules()}
+
+        def of(setting: str, which: Which) -> Which:
+            if not isinstance(which, nn.Module):
+                return which
+            if not names.get(id(which)):
+                raise ConfigError(
+                    Setting(setting), f" has a {type(which).__name__} that is not a module of this model."
+                )
+            return glob.escape(names[id(which)])
+
+        def pairs(setting: str) -> dict[Which, Any] | None:
+            return {of(setting, w): x for w, x in getattr(self, setting)} or None
+
+        return Limits(
+            exclude=tuple(of("exclude", w) for w in self.exclude),
+            only=None if self.only is None else tuple(of("only", w) for w in self.only),
+            ratios=pairs("ratios"), min_channels=pairs("min_channels"), max_cut=pairs("max_cut"),
+        )  # fmt: skip
+
+    def later(self) -> Limits:
+        """For a further cut of the result: groups with a ratio have it already, and keep what they have."""
+        return Limits(**{**self.options(), "ratios": {which: 1.0 for which, _ in self.ratios} or None})
+
+    def on(self, graph: ChannelGraph, scope: str = "all") -> dict[str, Bound]:
+        """What they mean for the groups of a network; left out are groups that are not limited, or not cut in this scope.
+
+        Raises ConfigError, with similar names, for a pattern that matches nothing; for a ratio that has no effect, since what
+        it names cannot be cut; and for limits that contradict each other.
+        """
+        if not self:
+            return {}
+        match = Matcher(graph)
+        bounds = {g.name: Bound(1, g.size) for g in graph.groups}
+        for which in self.exclude:
+            setting = Setting("exclude", _shown(which))
+            for g in match(which, setting):
+                bounds[g.name] = _held(g, "excluded by ", setting)
+        if self.only is not None:
+            names = {g.name for which in self.only for g in match(which, Setting("only", _shown(which)))}
+            several = tuple(map(_shown, self.only))
+            setting = Setting("only", several if len(several) > 1 else several[0])
+            for g in graph.groups:
+                if g.name not in names and not bounds[g.name].held:
+                    bounds[g.name] = _held(g, "not in ", setting)
+        for name, how in (("min_channels", _at_least), ("max_cut", _cut_at_most), ("ratios", _kept)):
+            own: dict[str, tuple[ChannelGroup, Setting, Any]] = {}  # of several that match, the last counts
+            for which, x in getattr(self, name):
+                setting = _setting(name, which, x)
+                found = match(which, setting)
+                if name == "ratios" and x < 1 and all(_stays(g, bounds, scope) is not None for g in found):
+                    raise ConfigError(setting, " has no effect: ", _stays(found[0], bounds, scope), ".")
+                own.update({g.name: (g, setting, x) for g in found})
+            for g, setting, x in own.values():
+                if _stays(g, bounds, scope) is None:
+                    bounds[g.name] = how(g, bounds[g.name], setting, x)
+        return {name: bound for name, bound in bounds.items() if bound.by}
+
+
+def held(graph: ChannelGraph, bounds: Bounds) -> set[str]:
+    """The weights that produce channels of groups that are held: those whose stripes stay, too."""
+    return {s.param for name, bound in bounds.items() if bound.held for s in graph[name].slots if s.produces}
+
+
+def described(bounds: Mapping[str, Bound]) -> list[Message]:
+    """A line for each limit, with the groups that it concerns."""
+    groups: dict[Message, list[str]] = {}
+    for name, bound in bounds.items():
+        if bound.message is not None:
+            groups.setdefault(bound.message, []).append(name)
+    return [
+        Message(", ".join(names[:3]), f" and {len(names) - 3} more" * (len(names) > 3), ": ", message)
+        for message, names in groups.items()
+    ]
+
+
+def limiting(bounds: Iterable[Bound]) -> tuple[Setting, ...]:
+    """The settings that limit these groups, each once."""
+    found: list[Setting] = []
+    for bound in bounds:
+        found += [setting for setting in bound.by if setting not in found]
+    return tuple(found)
+
+
+class Matcher:
+    """Finds the groups of a network that a pattern, a module, a type or a function stands for."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.graph = graph
+        self._makers = {g.name: {g.name, *_around(g.producers)} for g in graph.groups}
+
+    def __call__(self, which: Which, setting: Setting) -> list[ChannelGroup]:
+        """setting: where it is from. Raises ConfigError if it matches no group. A function may match none."""
+        found = [g for g in self.graph.groups if self._is(g, which)]
+        if not found and (isinstance(which, str | type | nn.Module)) and which != "*":
+            raise ConfigError(setting, *self._nothing(which))
+        return found
+
+    def _is(self, group: ChannelGroup, which: Which) -> bool:
+        if isinstance(which, str):
+            return any(name == which or fnmatchcase(name, which) for name in self._makers[group.name])
+        modules = self.graph.modules
+        if isinstance(which, type):
+            around = _around(dict.fromkeys(s.module for s in group.slots))
+            return any(name in modules and isinstance(modules[name], which) for name in around)
+        if isinstance(which, nn.Module):
+            return any(modules.get(name) is which for name in self._makers[group.name])
+        return bool(which(group))
+
+    def _nothing(self, which: Which) -> tuple[object, ...]:
+        """What to say about a pattern that matches no group."""
+        if not isinstance(which, str):
+            return (" matches no layer of the network.",)
+        touched = {s.module for g in self.graph.groups for s in g.slots}
+        others = [n for n in self.graph.modules if n and (n == which or fnmatchcase(n, which))]
+        if made := next((n for n in others if n in touched), None):
+            made_by = next(g.producers for g in self.graph.groups if any(s.module == made for s in g.slots))
+            return (f" matches {made}, which makes no channels of its own: name {' or '.join(made_by[:2])}.",)
+        if others:
+            return (f" matches {others[0]}, in which no layer makes channels.",)
+        known = {name for names in self._makers.values() for name in names}
+        return (f" matches no layer that makes channels. {nearest(which, known)}",)
+
+
+def _around(names: Iterable[str]) -> Iterator[str]:
+    """These modules and all that they are in, but the network itself."""
+    for name in names:
+        while name:
+            yield name
+            name = name.rpartition(".")[0]
+
+
+# -- what a limit says of a group -------------------------------------------------------------------------------------
+
+
+def _held(group: ChannelGroup, how: str, setting: Setting) -> Bound:
+    return Bound(group.size, group.size, False, True, (setting,), Message(how, setting))
+
+
+def _at_least(group: ChannelGroup, bound: Bound, setting: Setting, least: int) -> Bound:
+    return _raised(group, bound, setting, min(group.size, least))
+
+
+def _cut_at_most(group: ChannelGroup, bound: Bound, setting: Setting, share: float) -> Bound:
+    return replace(_raised(group, bound, setting, _whole(group.size * (1 - share))), floored=False)
+
+
+def _raised(group: ChannelGroup, bound: Bound, setting: Setting, least: int) -> Bound:
+    if least < bound.least:
+        return replace(bound, by=(*bound.by, setting))
+    says = (f"keeps at least {least} by ", setting) if least < group.size else ("kept whole by ", setting)
+    return replace(bound, least=least, by=(*bound.by, setting), message=Message(*says))
+
+
+def _kept(group: ChannelGroup, bound: Bound, setting: Setting, share: float) -> Bound:
+    width = _whole(group.size * share)
+    if width < bound.least:
+        raise ConfigError(
+            setting, f" keeps {width} of the {group.size} channels of {group.name}, but it ", bound.message,
+            ": change one of the two.",
+        )  # fmt: skip
+    says = (f"keeps {width} by ", setting) if width < group.size else ("kept whole by ", setting)
+    return Bound(width, width, False, False, (*bound.by, setting), Message(*says))
+
+
+def _stays(group: ChannelGroup, bounds: Bounds, scope: str) -> Message | None:
+    """Why a group stays whole whatever its ratio, or None."""
+    name = f"{group.name} "
+    if group.reason is not None:
+        return Message(name, "stays whole: ", group.reason.message)
+    if bounds[group.name].held:
+        return Message(name, "is ", bounds[group.name].message)
+    if scope != "all" and not group.internal:
+        return Message(name, "is on a shortcut, and only ", Setting("scope", "all"), " cuts those")
+    return None
+
+
+def _whole(channels: float) -> int:
+    """Rounded up to a whole channel: 3 / 30 of 30 channels are 3, whatever the rounding of their product."""
+    return max(1, math.ceil(channels - 1e-9))
+
+
+# -- the values that a user gives -------------------------------------------------------------------------------------
+
+
+def _several(name: str, given: Any) -> tuple[Which, ...]:
+    if given is None:
+        return ()
+    one = isinstance(given, str | type | nn.Module | Mapping) or not isinstance(given, Iterable)
+    found = (given,) if one else tuple(given)
+    for which in found:
+        _check_which(name, which)
+    return found
+
+
+def _check_which(name: str, which: Any) -> None:
+    kind = isinstance(which, type) and issubclass(which, nn.Module)
+    if not kind and (
+        isinstance(which, type) or not (isinstance(which, str | nn.Module) or callable(which)) or which == ""
+    ):
+        raise ConfigError(
+            Setting(name, which), " is not valid: name layers ('layer4.*', a module, a type such as nn.Linear), or pass a "
+            "function of a ChannelGroup.",
+        )  # fmt: skip
+
+
+def _pairs(name: str, given: Any, valid: Callable[[Any], bool], what: str) -> tuple[tuple[Which, Any], ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, Mapping):
+        if name == "ratios":
+            raise ConfigError(
+                Setting(name, given), " is not valid: write {pattern: fraction to keep}, {'layer3.*': 0.5}."
+            )
+        given = {"*": given}
+    for which, x in given.items():
+        _check_which(name, which)
+        if isinstance(x, bool) or not valid(x):
+            raise ConfigError(_setting(name, which, x), f" is not valid: it must be {what}.")
+    return tuple((which, int(x) if name == "min_channels" else float(x)) for which, x in given.items())
+
+
+def _fraction(x: Any) -> bool:
+    return isinstance(x, Real) and 0 <= float(x) <= 1
+
+
+def _count(x: Any) -> bool:
+    return isinstance(x, Integral) and int(x) >= 1
+
+
+def _setting(name: str, which: Which, x: Any) -> Setting:
+    """As the user gives it: `min_channels=8`, `ratios={'layer3.*': 0.5}`."""
+    return Setting(name, x if which == "*" and name != "ratios" else {_shown(which): x})
+
+
+class _Code(str):
+    """Text that is shown without quotes: a type or a function by its name."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _shown(which: Any) -> Any:
+    return which if isinstance(which, str) else _Code(getattr(which, "__name__", type(which).__name__))
+
+
+def _text(which: Which) -> str:
+    """A pattern as it is; what else there is by its full name."""
+    if isinstance(which, str):
+        return which
+    of = which if hasattr(which, "__qualname__") else type(which)
+    return f"{of.__module__}.{of.__qualname__}"

@@ -1,0 +1,227 @@
+"""What a network is trained on and judged by: a loss, or the user's own functions of a model and a batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.data.structure import apply
+from secateurs.errors import ConfigError, TrainingError
+from secateurs.training import batches as B
+from secateurs.training.losses import CrossEntropy, Loss, call, heads, shares
+
+Step = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> loss
+Forward = Callable[[nn.Module, Any], tuple[Any, Any]]  # (model, batch) -> (outputs, targets)
+
+
+class _Called(BaseException):
+    """Ends the user's function once it has called the model. Not an `Exception`, which the function may handle."""
+
+    def __init__(self, inputs: Any) -> None:
+        self.inputs = inputs
+
+
+class Judged(NamedTuple):
+    """What a network made of a batch."""
+
+    outputs: Any
+    targets: Any
+    loss: Tensor | None  # mean over examples; None if nothing says what the loss is
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a model meets a batch.
+
+    loss: `loss(outputs, targets) -> scalar`; by default cross-entropy.
+    step: `step(model, batch) -> scalar loss`, for training, with the model in train mode.
+    forward: `forward(model, batch) -> (outputs, targets)`, for evaluation, with the model in eval mode; without `step`, for
+        training too.
+    metrics: by name, a torchmetrics metric, or a function `(outputs, targets) -> scalar`, averaged over examples. An attribute
+        `higher_is_better = False` says that less is better.
+
+    With `step` or `forward` a batch may be anything: it is passed on as the data yields it, its tensors on the model's device.
+
+    Raises ConfigError for what cannot be called.
+    """
+
+    loss: Loss | None = None
+    step: Step | None = None
+    forward: Forward | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, signature in (
+            ("loss", "loss(outputs, targets) -> scalar"),
+            ("step", "step(model, batch) -> loss"),
+            ("forward", "forward(model, batch) -> (outputs, targets)"),
+        ):
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                raise ConfigError(f"{name}={given!r:.60} is not a function: pass {signature}.")
+        if not isinstance(self.metrics, Mapping):
+            raise ConfigError('metrics must be a dict of metrics by name, such as {"mIoU": JaccardIndex(…)}.')
+        for name, metric in self.metrics.items():
+            if not isinstance(name, str) or not name.strip():
+                raise ConfigError(f"{name!r} is not a valid name of a metric: it must be a text.")
+            if not callable(metric):
+                raise ConfigError(
+                    f"metrics[{name!r}] must be a torchmetrics metric or a function (outputs, targets) -> scalar, not "
+                    f"{type(metric).__name__}."
+                )
+        if self.metrics and self.step is not None and self.forward is None:
+            raise ConfigError(
+                "metrics need the outputs and targets of a batch: with step=… also pass "
+                "forward=lambda model, batch: (outputs, targets)."
+            )
+
+    @property
+    def whole(self) -> bool:
+        """Whether batches are passed on whole, rather than taken apart into inputs and targets."""
+        return self.step is not None or self.forward is not None
+
+    @property
+    def by_classes(self) -> bool:
+        """Whether the task may be classification, as far as this tells: no loss of the user's own says otherwise."""
+        return self.loss is None and self.step is None
+
+    def train(self, net: nn.Module, batch: B.Batch, default: Loss, mixup: float = 0.0) -> tuple[Any, Any, Tensor]:
+        """The outputs, the targets and the loss to minimize. default: the loss where there is none of the user's own.
+
+        With a `step`, the outputs are those of the model's last call, or None if it calls parts of the model only.
+        """
+        loss = self.loss or default
+        if mixup and batch.whole:
+            raise ConfigError("mixup needs batches of inputs and targets: mix them in your own step.")
+        if self.step is not None:
+            outputs, lost = _stepped(self.step, net, batch.inputs)
+            return outputs, None, lost
+        if batch.whole:
+            outputs, targets = self._forwarded(net, batch.inputs)
+            return outputs, targets, loss(outputs, targets)
+        if not batch.labeled:
+            return call(net, batch.inputs), batch.targets, torch.zeros((), device=batch.targets.device)
+        if not mixup:
+            outputs = call(net, batch.inputs)
+            return outputs, batch.targets, loss(outputs, batch.targets)
+        # the reversed batch is mixed in, with at most a half, so that `targets` stay the dominant labels
+        keep = float(torch.distributions.Beta(mixup, mixup).sample())
+        keep = max(keep, 1 - keep)
+        outputs = call(net, apply(lambda x: keep * x + (1 - keep) * x.flip(0), batch.inputs))
+        mixed = keep * loss(outputs, batch.targets) + (1 - keep) * loss(outputs, batch.targets.flip(0))
+        return outputs, batch.targets, mixed
+
+    def judge(self, model: nn.Module, batch: B.Batch, default: Loss | None = None) -> Judged:
+        """The outputs, targets and loss in eval mode. default: the loss where there is none of the user's own."""
+        default = default or CrossEntropy()
+        if not batch.whole:
+            outputs = call(model, batch.inputs)
+            loss = (self.loss or default)(outputs, batch.targets) if batch.labeled else None
+            return Judged(outputs, batch.targets, loss)
+        if self.forward is not None:
+            outputs, targets = self._forwarded(model, batch.inputs)
+            own = self.loss is not None or (self.step is None and by_class(outputs, targets))
+            return Judged(outputs, targets, (self.loss or default)(outputs, targets) if own else None)
+        assert self.step is not None
+        outputs, loss = _stepped(self.step, model, batch.inputs)
+        return Judged(outputs, None, loss)
+
+    def measured(self, model: nn.Module, batch: B.Batch) -> Judged:
+        """The same with a loss: by the step, if there is no other. Raises ConfigError if nothing says what it is."""
+        found = self.judge(model, batch)
+        if found.loss is None and self.step is not None:
+            found = found._replace(loss=_stepped(self.step, model, batch.inputs)[1])
+        if found.loss is None and batch.labeled:
+            raise ConfigError(
+                "Nothing says what the loss of these outputs is: pass loss=fn(outputs, targets), or step=… that returns it."
+            )
+        return found
+
+    def outputs(self, model: nn.Module, batch: B.Batch) -> Any:
+        """What the model returns, in eval mode; labels are not read, unless the user's functions do."""
+        if not batch.whole:
+            return call(model, batch.inputs)
+        if self.forward is not None:
+            return self._forwarded(model, batch.inputs)[0]
+        assert self.step is not None
+        return _stepped(self.step, model, batch.inputs)[0]
+
+    def arguments(self, model: nn.Module, batch: B.Batch) -> Any:
+        """What the model itself is called with for this batch, in its first call: inputs as `call` takes them. The model does
+        not run."""
+        if not batch.whole:
+            return batch.inputs
+
+        def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
+            raise _Called(dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments) if kwargs else args)
+
+        handle = model.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.outputs(model, batch)
+        except _Called as called:
+            return called.inputs
+        finally:
+            handle.remove()
+        raise TrainingError("The functions of a batch must call the model, not parts of it.")
+
+    def _forwarded(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        assert self.forward is not None
+        found = self.forward(model, batch)
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise TrainingError(
+                f"forward must return a pair (outputs, targets), not {_kind(found)}.",
+                hint="Return targets of None if none.",
+            )
+        return found[0], found[1]
+
+
+def classified(outputs: Any, targets: Any) -> bool:
+    """Whether these are logits of two or more classes, one row per example, with class indices or probabilities."""
+    try:
+        logits, _ = heads(outputs)
+    except TrainingError:
+        return False
+    if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point() or not isinstance(targets, Tensor):
+        return False
+    return targets.shape == (logits.shape if targets.is_floating_point() else logits.shape[:1])
+
+
+def by_class(outputs: Any, targets: Any) -> bool:
+    """Whether cross-entropy takes these: logits (N, classes, *) with class indices (N, *) or probabilities."""
+    try:
+        logits, _ = heads(outputs)
+    except TrainingError:
+        return False
+    if logits.ndim < 2 or logits.shape[1] < 2 or not isinstance(targets, Tensor):
+        return False
+    if targets.is_floating_point():
+        return targets.shape == logits.shape and shares(targets)
+    return targets.shape == logits.shape[:1] + logits.shape[2:]
+
+
+def _stepped(step: Step, net: nn.Module, batch: Any) -> tuple[Any, Tensor]:
+    """The outputs of the model's last call in the user's step, and its loss."""
+    seen: list[Any] = [None]
+
+    def see(module: nn.Module, args: Any, out: Any) -> None:
+        seen[0] = out
+
+    handle = net.register_forward_hook(see)
+    try:
+        loss = step(net, batch)
+    finally:
+        handle.remove()
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise TrainingError(f"step must return the loss, a scalar tensor, not {_kind(loss)}.")
+    return seen[0], loss.reshape(())
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list | dict) else "")
