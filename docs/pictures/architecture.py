@@ -12,8 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 WHAT = {
     "cli": "parses and renders, a file for each command",
     "testing": "the conformance suite",
+    "adapters": "functions of a batch",
     "integrations": "Lightning, transformers",
     "api": "the Python interface",
+    "models": "build, load",
     "runs": "preflight, stages, folder, resume",
     "result": "what prune returns",
     "studies": "oracle curves",
@@ -41,7 +43,7 @@ WHAT = {
 }
 # One color for each part of the way from a model to a saved result.
 COLORS = {
-    "#e8eef7": ("cli", "testing", "integrations", "api", "runs"),
+    "#e8eef7": ("cli", "testing", "adapters", "integrations", "api", "models", "runs"),
     "#f7efe0": ("result", "studies", "placement", "methods", "budget"),
     "#e9f4e6": ("recovery", "training"),
     "#f3ecf6": ("report", "artifact", "zoo", "data"),

@@ -20,7 +20,7 @@ from secateurs.version import __version__
 
 if TYPE_CHECKING:
     from secateurs import adapters
-    from secateurs.api import attach, build, load, prune, widen
+    from secateurs.api import attach, prune, widen
     from secateurs.budget import Budget
     from secateurs.calibration import calibrate
     from secateurs.data import Data
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         methods,
         register,
     )
+    from secateurs.models import build, load
     from secateurs.plans import Plan, trace
     from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
     from secateurs.result import Figures, Result
@@ -126,7 +127,7 @@ __all__ = [
 
 _HOMES = {
     "secateurs.adapters": "adapters",
-    "secateurs.api": "attach build load prune widen",
+    "secateurs.api": "attach prune widen",
     "secateurs.budget": "Budget",
     "secateurs.calibration": "calibrate",
     "secateurs.data": "Data",
@@ -136,6 +137,7 @@ _HOMES = {
         "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Limits Method OneStep Oracle Random Taylor "
         "TrainingMethod methods register"
     ),
+    "secateurs.models": "build load",
     "secateurs.plans": "Plan trace",
     "secateurs.recovery": "Distil Mimic Reconstruct Recover",
     "secateurs.result": "Figures Result",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -11,17 +10,17 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from secateurs import artifact, recovery, training
-from secateurs.artifact.provenance import UNKNOWN, after_cut, begun, rebuilt, remember, remember_widened, source_of
+from secateurs import recovery, training
+from secateurs.artifact.provenance import UNKNOWN, after_cut, remember, remember_widened, source_of
 from secateurs.budget import Budget
 from secateurs.calibration import images_of
 from secateurs.data import Data
 from secateurs.devices import usable
-from secateurs.errors import ArtifactError, BudgetError, ConfigError, Setting, SpecError
-from secateurs.files import check_writable, shown
+from secateurs.errors import BudgetError, ConfigError, Setting
+from secateurs.files import check_writable
 from secateurs.graph import Cost
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import check_model, tensors
+from secateurs.graph.inputs import tensors
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
@@ -42,9 +41,6 @@ from secateurs.training.progress import Mode
 from secateurs.training.resume import refuse_foreign_log
 from secateurs.training.runtime import wait_for_everyone
 from secateurs.widening.grow import widened
-from secateurs.zoo import FAMILIES
-from secateurs.zoo import build as build_from_zoo
-from secateurs.zoo.weights import load_into
 
 
 @preserve_rng_state()
@@ -203,14 +199,12 @@ def prune(
             history.append(done.record())
             report(str(done))
             calibrated = _figures(cost, small, source, objective)
-    after = calibrated
     for name, recipe in steps:
         history += recovery.recover(
             small, source, recipe, plan=plan, teacher=original, example_inputs=example_inputs, nodes=selection.nodes,
             seed=seed, resume=resume, **_phase(folder, name, options),
         )  # fmt: skip
-    if steps:
-        after = _figures(cost, small, source, objective)
+    after = _figures(cost, small, source, objective) if steps else calibrated
     placement.restore(small)
     if plan.stripes:
         tune(small, placement.restored_inputs(example_inputs))
@@ -222,45 +216,8 @@ def prune(
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
     remember(small, after_cut(UNKNOWN if origin is None else origin, plan))
-    warnings = (*graph.warnings, *graph.stale(plan.groups))
-    return Result(
-        small, plan, before, cut, calibrated, after, error, chosen, history, warnings, origin, limits.record()
-    )
-
-
-def build(
-    spec: str,
-    weights: str | Path | None = None,
-    num_classes: int | None = None,
-    *,
-    trust_code: bool = False,
-    **options: Any,
-) -> nn.Module:
-    if not isinstance(spec, str):
-        raise SpecError(f"{spec!r} is not a valid model spec: write FAMILY:NAME, such as zoo:resnet56.")
-    if is_artifact(spec):
-        if options:
-            raise SpecError(
-                f"{spec} is an artifact, which records how its network is built: {min(options)}=… cannot be set."
-            )
-        model = load(spec, trust_code=trust_code).train()
-        if weights is not None:
-            load_into(model, weights, spec)
-        return model
-    model = build_from_zoo(spec, weights, num_classes, **options)
-    remember(model, {"spec": spec, "num_classes": num_classes, **options})
-    return model
-
-
-build.__doc__ = f"""{build_from_zoo.__doc__}
-    The folder of an artifact is also a valid spec and builds its pruned network, for example to prune it further.
-    `trust_code` is then as for `load`; a spec that you pass yourself is always trusted.
-    """
-
-
-def is_artifact(spec: str) -> bool:
-    """Whether this model spec is a folder, which is then an artifact's."""
-    return spec.partition(":")[0] not in FAMILIES and os.path.isdir(spec)
+    told = graph.warnings + graph.stale(plan.groups)
+    return Result(small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record(), told)
 
 
 def attach(
@@ -314,36 +271,6 @@ def attach(
     pruner.history = history
     pruner.begin(steps, epoch_steps)
     return pruner
-
-
-def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
-    """The pruned network of a saved artifact, in eval mode.
-
-    model: a fresh, unpruned model to cut; required if the original was not made by `build`. It is not modified. An
-        artifact that was pruned several times holds all of its cuts.
-    trust_code: also build a network whose spec imports a module (`python:…`) or whose
-        options may load or download files. Without it, no code that the artifact names is imported or run.
-
-    Raises ArtifactError for an artifact that is incomplete, damaged or requires `trust_code`; PlanError
-    for a plan that does not fit the model.
-    """
-    if model is not None:
-        check_model(model)
-    plan, card = artifact.read(folder)
-    if model is not None:
-        fresh = begun(card.source, model)
-    elif card.source is None or card.source.spec is None:
-        raise ArtifactError(
-            f"{shown(folder)} does not record how to build its network: pass load({shown(folder)!r}, model=…)."
-        )
-    else:
-        try:
-            fresh = rebuilt(card.source, trust_code)
-        except ArtifactError as error:
-            raise error.within(f"{shown(artifact.place(folder, artifact.CARD))}: ") from error.__cause__
-    small = artifact.restored(folder, plan, card, fresh)
-    remember(small, after_cut(UNKNOWN if card.source is None else card.source.record(), plan))
-    return small
 
 
 def widen(

@@ -34,9 +34,9 @@ class Result:
     error: float  # relative difference between the sliced and the masked network
     method: Method
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
-    warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
     source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
     limits: dict[str, Any] | None = None  # what the user excluded, and how far groups could be cut; see `Limits`
+    warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
 
     def __repr__(self) -> str:
         parts = [

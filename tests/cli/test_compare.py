@@ -139,7 +139,7 @@ def test_pictures_are_drawn_in_any_format(tmp_path):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (("--layer", "conv11"), "no layer of this name that produces channels. Did you mean conv1"),
+        (("--layer", "conv11"), "no channel group 'conv11'. Did you mean conv1"),
         (("--layer", "fc"), "The channels of fc cannot be cut: "),
         (("--criteria", "l1,taylr"), "there is no criterion 'taylr'. Did you mean taylor"),
         (("--criteria", " ,"), "--criteria names none. Known: oracle, "),

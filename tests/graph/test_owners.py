@@ -346,6 +346,31 @@ def test_a_view_by_a_number_that_the_module_holds() -> None:
     assert plan.attributes["1", "channels"] == 8
 
 
+class Mixed(nn.Module):
+    """As in MixNet: a convolution for each part of the channels, whose sizes are in a list."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.splits = sizes
+        self.parts = nn.ModuleList(conv(n, n, k, groups=n) for n, k in zip(sizes, (3, 5), strict=True))
+
+    def forward(self, x: Tensor) -> Any:
+        parts = zip(self.parts, torch.split(x, self.splits, 1), strict=True)
+        return torch.cat([part(piece) for part, piece in parts], 1)
+
+
+def test_a_split_by_a_list_that_the_module_holds() -> None:
+    model = nn.Sequential(conv(3, 16), nn.ReLU(), Mixed([10, 6]), nn.ReLU(), conv(16, 6), head(6))
+    graph = trace(randomize(model).eval(), image())
+    plan = graph.plan({g.name: range(g.size // 2) for g in graph.groups if g.prunable})
+    small = apply(model, plan)
+    assert small[2].splits == [small[2].parts[0].groups, small[2].parts[1].groups]
+    assert sum(small[2].splits) == small[0].out_channels < 16
+    assert verify(model, plan, image()) <= 1e-5
+    assert Plan.from_json(plan.to_json()).attributes["2", "splits"] == tuple(small[2].splits)
+    assert model[2].splits == [10, 6]
+
+
 class Ambiguous(nn.Module):
     """Two widths that are the same number, of which `channels` may be either."""
 
@@ -443,7 +468,7 @@ def test_a_layer_of_several_groups_names_them() -> None:
     assert graph["a"].name == "a"
     with pytest.raises(PlanError, match="b produces 2 groups of channels: choose one of a, a#2"):
         graph["b"]
-    with pytest.raises(PlanError, match="no channel group 'e', and no layer of this name that produces channels"):
+    with pytest.raises(PlanError, match=r"no channel group 'e'\. Known: a, a#2, b"):
         graph["e"]
 
 
@@ -467,3 +492,12 @@ def test_what_is_tied_is_saved_and_loaded_as_such(groups: int, tmp_path: Path) -
     assert again[2].weight is again[4].weight
     assert disagreements(again) == []
     assert torch.equal(again(image()), result.model.eval()(image()))
+
+
+def test_reasons_name_the_layer_where_the_code_only_lines_layers_up() -> None:
+    graph = trace(
+        nn.Sequential(conv(3, 8), nn.Unflatten(1, (4, 2)), nn.Flatten(1, 2), conv(8, 6), head(6)).eval(), image()
+    )
+    reason = graph["0"].reason
+    assert reason is not None
+    assert reason.place == "in layer 1"

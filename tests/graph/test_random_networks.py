@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from secateurs.graph import count
+from secateurs.graph.attributes import disagreements
 from secateurs.plans import Plan, trace
 from secateurs.surgery import apply, verify
 from secateurs.testing.networks import randomize
@@ -293,5 +294,6 @@ def test_random_network(model: nn.Module, keep: float, seed: int) -> None:
         assert Plan.from_json(plan.to_json()) == plan
         assert verify(model, plan, x) <= 1e-5
         model = apply(model, plan)
+        assert disagreements(model) == []
         assert graph.cost({g: len(k) for g, k in kept.items()}) == count(model, x)
         assert graph.cost(np.array([len(kept.get(g.name, range(g.size))) for g in graph.groups])) == count(model, x)

@@ -306,10 +306,10 @@ class Spectral(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = spectral_norm(nn.Conv2d(3, 6, 3)), nn.Conv2d(6, 2, 1)
-        self.aux, self.norm = nn.Conv2d(6, 2, 1), nn.BatchNorm2d(6)
+        self.aux, self.norm, self.c = nn.Conv2d(6, 2, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3)
 
     def forward(self, x: Tensor) -> Any:
-        y = self.norm(self.a(x))
+        y = self.c(self.norm(self.a(x)).relu())
         if self.training:
             y = nn.functional.dropout(y, 0.5)
             return self.b(y), self.aux(y)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateurs.graph import count
+from secateurs.graph.attributes import disagreements
 from secateurs.graph.reasons import OUTPUT
 from secateurs.plans import trace
 from secateurs.surgery import apply, verify
@@ -44,6 +45,7 @@ def check(model: nn.Module, x: torch.Tensor, share: float) -> Any:
     plan = graph.plan(kept)
     assert verify(model, plan, x) <= 1e-5
     small = apply(model, plan)
+    assert disagreements(small) == []
     assert graph.cost({g: len(k) for g, k in kept.items()}) == count(small, x)
     return small
 

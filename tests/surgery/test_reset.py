@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateurs import api, zoo
+from secateurs import models, zoo
 from secateurs.errors import ConfigError
 from secateurs.plans import trace
 from secateurs.surgery import apply, reinitialise
@@ -48,7 +48,7 @@ def test_seed_and_given_model() -> None:
 
 def test_a_cut_structure_keeps_its_widths() -> None:
     x = torch.randn(1, 3, 32, 32)
-    model = api.build("zoo:resnet20")
+    model = models.build("zoo:resnet20")
     graph = trace(model, x)
     small = apply(model, graph.plan(half(graph)))
     fresh = reinitialise(small)

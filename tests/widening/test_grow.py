@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from secateurs import api
+from secateurs import api, models
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, PlanError, VerificationError
 from secateurs.graph import count
@@ -215,10 +215,10 @@ def test_a_damaged_record() -> None:
 
 def test_an_artifact_of_a_widened_network_builds_itself(tmp_path: Any) -> None:
     x = torch.randn(2, 3, 32, 32)
-    wide = api.widen(api.widen(api.build("zoo:small_cnn"), x, 1.25), x, {"conv1": 60})
+    wide = api.widen(api.widen(models.build("zoo:small_cnn"), x, 1.25), x, {"conv1": 60})
     result = api.prune(wide, x, "l1", Budget(macs=0.4))
     assert result.source is not None
     assert [r["widths"].get("conv1") for r in result.source["widen"]] == [50, 60]
-    again = api.load(result.save(tmp_path / "a"))
+    again = models.load(result.save(tmp_path / "a"))
     with torch.no_grad():
         assert torch.equal(again(x), result.model.eval()(x))

@@ -119,7 +119,7 @@ def inspect(
 def _artifact(spec: str) -> tuple[Plan | None, str]:
     """The last plan of an artifact, and the spec of its original network; None for any other spec."""
     from secateurs import artifact
-    from secateurs.api import is_artifact
+    from secateurs.models import is_artifact
 
     if not is_artifact(spec):
         return None, spec

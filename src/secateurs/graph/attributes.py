@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
+from operator import index
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,9 +75,38 @@ def figures(module: nn.Module, old: Shapes, new: Shapes) -> dict[str, Any]:
     return {} if leaf is None else _attributes(module, old[leaf], new[leaf])
 
 
+def values(modules: Mapping[str, nn.Module], old: Shapes, new: Shapes) -> dict[tuple[str, str], Any]:
+    """`{(module, attribute): value}` where tensors change shape from `old` to `new`, by name; also of what stays as it is. Only
+    what can be told without a run: not for weights of another shape than the tensors that they are computed from."""
+    first: dict[int, str] = {}
+    found: dict[tuple[str, str], Any] = {}
+    for path, module in modules.items():
+        for own in (module._parameters, module._buffers):
+            for leaf, x in own.items():
+                first.setdefault(id(x), f"{path}.{leaf}" if path else leaf)
+    for path, module in modules.items():
+        names = {leaf: first.get(id(x), "") for leaf, x in _stored(module).items()}
+        known = {leaf: name for leaf, name in names.items() if name in old and name in new}
+        shapes = {leaf: old[name] for leaf, name in known.items()}, {leaf: new[name] for leaf, name in known.items()}
+        for attribute, value in figures(module, *shapes).items():
+            found[path, attribute] = value
+    return found
+
+
+def _stored(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters or buffers that those tensors (see `leaves`) are, or are computed from channel by channel."""
+    places: list[tuple[str, Mapping[str, Any]]] = [("", module._parameters), ("", module._buffers)]
+    places += [("_orig", module._parameters), ("_v", module._parameters)]  # masks, spectral norm, weight norm
+    found = {leaf: next((p[leaf + end] for end, p in places if leaf + end in p), None) for leaf in leaves(module)}
+    for leaf in parametrized(module):
+        kept = module.parametrizations[leaf]._parameters  # type: ignore[index,union-attr]
+        found[leaf] = kept.get("original", kept.get("original1"))
+    return {leaf: x for leaf, x in found.items() if isinstance(x, Tensor)}
+
+
 def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
     if isinstance(module, _ConvNd):
-        groups = module.groups
+        groups = index(module.groups)  # a plain number, which a trace does not follow
         depthwise = old[0] == groups if module.transposed else old[1] == 1
         if groups > 1 and depthwise:  # every input channel is its own group
             groups = new[0] * groups // old[0]
@@ -92,7 +122,7 @@ def _attributes(module: nn.Module, old: Shape, new: Shape) -> dict[str, Any]:
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return {"normalized_shape": new}
     if isinstance(module, nn.GroupNorm):
-        per_channel = module.num_groups == module.num_channels
+        per_channel = index(module.num_groups) == index(module.num_channels)
         return {"num_channels": new[0], **({"num_groups": new[0]} if per_channel else {})}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": new[0]}

@@ -193,10 +193,7 @@ class ChannelGraph:
         names = [g.name for g in self.groups if name in g.producers or self._first_name(name) in g.producers]
         if not names:
             known = {*self._at, *(p for g in self.groups for p in g.producers)}
-            raise PlanError(
-                f"The network has no channel group {name!r}, and no layer of this name that produces channels. "
-                f"{nearest(name, known)}"
-            )
+            raise PlanError(f"The network has no channel group {name!r}. {nearest(name, known)}")
         if len(names) > 1:
             raise PlanError(f"{name} produces {len(names)} groups of channels: choose one of {', '.join(names)}.")
         return self._at[names[0]]

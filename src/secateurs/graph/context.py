@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateurs.graph import attributes, numbers
+from secateurs.graph import attributes
+from secateurs.graph.figures import Figure
 from secateurs.graph.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
 from secateurs.graph.reasons import Kind, Reason
-from secateurs.graph.tape import Array, Axis, Labels, Site, Tape
+from secateurs.graph.tape import Array, Axis, Claim, Labels, Place, Seen, Tape
+from secateurs.graph.widths import Expression, Leaf, Ratio, Width, plain, width
 
 _NONE: Labels = {}
-NO_CALL: tuple[Any, tuple[Any, ...], dict[str, Any]] = None, (), {}  # function, arguments
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, arguments
+NO_CALL: Call = None, (), {}
+_CALL = nn.Module._call_impl.__code__
 _TORCH = torch.__path__[0] + os.sep
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_NETWORKS = tuple(f"{_PACKAGE}{name}{os.sep}" for name in ("zoo", "testing"))  # their code is like the user's
 
 
 class Context:
@@ -35,15 +42,20 @@ class Context:
         modules: Mapping[str, nn.Module],
         choices: Mapping[tuple[str, str, int], int],
         known: Mapping[tuple[str, int], Array] | None = None,
+        tape: Tape | None = None,
+        shapes: Mapping[str, tuple[int, ...]] = {},
     ) -> None:
-        self.space, self.tape = space, Tape()
+        self.space, self.tape = space, tape or Tape()
         self.op: Any = None  # the op that a rule is called for
         self.out: Any = None  # and its output
         self.call = NO_CALL  # the call in the user's code that it came from
+        self.reads_sizes = False  # whether that call has the sizes that the op depends on, and they are read from it
         self.counting = True
         self._names, self._modules, self._choices, self._known = params, modules, choices, known
+        self._shapes = shapes  # of the parameters before any cut
         self._params: dict[int, Labels] = {}
         self._visits: dict[tuple[str, str], int] = {}
+        self._paths = {id(m): path for path, m in modules.items()}
 
     def _look(self, x: Tensor) -> tuple[Labels, bool]:
         """Labels of a tensor, and whether it depends on the model's input."""
@@ -99,6 +111,10 @@ class Context:
     def tile(labels: Array, times: int) -> Array:
         return np.tile(labels, times)
 
+    def original(self, w: Tensor) -> tuple[int, ...]:
+        """The shape of a weight before any cut; of a computed weight, as it is now."""
+        return self._shapes.get(self._names.get(id(w), ""), tuple(w.shape))
+
     def is_live(self, x: Tensor) -> bool:
         """Whether x was computed from the model's input (and not from parameters only)."""
         return self._look(x)[1]
@@ -122,7 +138,7 @@ class Context:
     def couple(self, pieces: Array) -> None:
         """The k-th channels of all pieces are one channel.  pieces: (pieces, channels)"""
         if pieces.shape[0] > 1:
-            self.tape.couplings.append((pieces, f"{self.op_name} ({caller()})"))
+            self.tape.couplings.append((pieces, f"{self.op_name} ({self.where()})"))
             self.space.unify(
                 np.tile(pieces[0], len(pieces) - 1),
                 pieces[1:].ravel(),
@@ -194,21 +210,39 @@ class Context:
                 coefficient *= 1 if isinstance(f, np.ndarray) else int(f)
             self.tape.costs.append((coefficient, tuple(f for f in factors if isinstance(f, np.ndarray))))
 
-    # -- constants in the user's code --------------------------------------------------------------------------
+    # -- sizes in the user's code ------------------------------------------------------------------------------
+
+    def claim(self, size: int, counts: Array | int, reason: str, least: bool = False) -> None:
+        """This size, as written in the code, must equal what it counts at any widths: labels, or a number that no cut
+        changes. If it is a constant, its channels are kept whole for this reason. least: it may also be greater."""
+        if self._known is None:
+            computed = isinstance(size, Width) and size.log is self
+            if isinstance(size, Width) and computed and isinstance(counts, int):
+                self._computed(size.expression)
+            if computed or not isinstance(counts, int):
+                claimed = size.expression if computed else plain(size)  # type: ignore[attr-defined]
+                figure = claimed.leaf if computed else None
+                if isinstance(figure, Figure) and not isinstance(counts, int) and len(counts) == figure.size:
+                    figure.passed.append(counts)
+                self.tape.claims.append(Claim(claimed, counts, reason, self.where(), least))
 
     def assume(self, labels: Array, reason: str) -> None:
-        """Assume that the code computes this number from the shape; the check of a cut network will verify it."""
-        self._site([labels], reason, 1)
+        """Assume that the code computes a number from the shape; a trial of a cut network will verify it."""
+        if self._known is None:
+            self.tape.claims.append(Claim(None, labels, reason, self.where()))
 
     def choose(self, options: int, labels: Array, reason: str) -> int | None:
-        """Choose one of several interpretations of the code: the next one that no check has refuted, None after the last."""
-        site = self._site([labels.ravel()], reason, options)
-        choice = self._choices.get(site.key, 0)
+        """Choose one of several interpretations of the code: the next one that no trial has refuted, None after the last."""
+        key = self._key()
+        self.tape.places.append(Place(key, labels.ravel(), options))
+        self.assume(labels.ravel(), reason)
+        choice = self._choices.get(key, 0)
         return choice if choice < options else None
 
     def depends_on(self, param: Tensor | None, labels: Array, reason: str) -> None:
-        """Depend on an attribute that surgery rewrites if a known module owns `param`; else it is a constant in the code."""
-        if param is None or not self._owned(param):
+        """Depend on a size in the call or, if the call has none, on an attribute that surgery rewrites if a known module owns
+        `param`; else it is a constant in the code."""
+        if not self.reads_sizes and (param is None or not self._owned(param)):
             self.assume(labels, reason)
 
     def depends_on_groups(self, w: Tensor) -> None:
@@ -219,26 +253,119 @@ class Context:
     def _owned(self, param: Tensor) -> bool:
         return attributes.rewritten(self._modules.get(self._names.get(id(param), "").rpartition(".")[0]))
 
-    def _site(self, labels: list[Array], reason: str, options: int) -> Site:
-        where = caller()
-        visit = self._visits.get((where, reason), 0)
-        self._visits[where, reason] = visit + 1
-        site = Site(where, (where, reason, visit), labels, reason, options)
-        self.tape.sites.append(site)
-        return site
+    def _key(self) -> tuple[str, str, int]:
+        at = self.op_name, self._path()
+        visit = self._visits.get(at, 0)
+        self._visits[at] = visit + 1
+        return *at, visit
 
-    def note_number(self, op: Any, found: tuple[float, ...], tensors: Iterable[Tensor] = ()) -> None:
-        if found and self.counting:
-            labels = tuple(own for x in tensors for own in self.labels(x).values())
-            self.tape.numbers.append(numbers.Number(op, found, labels, caller()))
+    def _path(self) -> str:
+        """Path of the module whose forward is running."""
+        frame: Any = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code is _CALL:
+                path = self._paths.get(id(frame.f_locals.get("self")))
+                if path is not None:
+                    return path
+            frame = frame.f_back
+        return ""
+
+    def where(self) -> str:
+        """The line of the user's code that is running; if that only lines up layers, as nn.Sequential does, the layer."""
+        if line := caller():
+            return line
+        path = self._path()
+        return f"in layer {path}" if path else ""
+
+    # -- widths in the user's code -----------------------------------------------------------------------------
+
+    def size(self, x: Tensor) -> torch.Size:
+        """The shape of x, in which the numbers of channels are `Width`s."""
+        shape, labels = x.shape, self.labels(x)
+        if not labels:
+            return shape
+        where = self.where()
+        sizes: list[int] = []
+        for axis, n in enumerate(shape):
+            if axis in labels:
+                counted = width(n, labels[axis], self)
+                self.tape.reads.append(Seen(counted.expression, where))
+                sizes.append(counted)
+            else:
+                sizes.append(n)
+        return torch.Size(sizes)
+
+    def sized(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The same of a parameter that may not have run yet."""
+        known = self._known
+        return tuple(
+            width(n, (name, a, n), self) if (n > 1 if known is None else (name, a) in known) else n
+            for a, n in enumerate(shape)
+        )
+
+    def counted(self, n: int) -> Array | None:
+        """The labels that a size counts, if it is the width of one axis and nothing else."""
+        leaf = n.expression.leaf if isinstance(n, Width) and n.log is self else None
+        return self.leaf(leaf) if leaf is not None else None
+
+    def leaf(self, leaf: Leaf) -> Array | None:
+        """Its labels."""
+        if isinstance(leaf, Figure):
+            return leaf.passed[0] if leaf.passed else None
+        if not isinstance(leaf, tuple):
+            return leaf
+        name, axis, _ = leaf
+        if self._known is not None:
+            return self._known.get((name, axis))
+        return next((a.labels for a in self.tape.axes if a.param == name and a.axis == axis), None)
+
+    def relabel(self, x: Tensor, axis: int, labels: Array) -> None:
+        """Give an axis of a new tensor these labels."""
+        own, live = self._look(x)
+        x._secateurs = (self, {**own, axis: labels}, live)  # type: ignore[attr-defined]
+
+    def uses(self, number: Width | Ratio) -> None:
+        """The code computes with a number that it made from widths."""
+        if number.log is self:
+            self._computed(number.expression)
+            self.tape.uses.append(Seen(number.expression, self.where()))
+
+    @staticmethod
+    def _computed(expression: Expression) -> None:
+        """A number that a module keeps is used for more than sizes: it stays as it is, as in the masked network."""
+        for leaf in expression.leaves():
+            if isinstance(leaf, Figure):
+                leaf.computed = True
+
+    def compared(self, condition: Expression, outcome: bool) -> None:
+        if all(isinstance(leaf, Figure) for leaf in condition.leaves()) and _users(sys._getframe(2)):
+            self._computed(condition)
+        self.tape.conditions.append(Seen(condition, self.where(), outcome))
+
+    def escaped(self, expression: Expression) -> None:
+        self._computed(expression)
+        self.tape.escapes.append(Seen(expression, self.where()))
 
 
 def caller() -> str:
-    """The line of the user's code that is running: the innermost frame outside torch and this package."""
+    """The line of the user's code that is running: the innermost frame outside torch and this package. Empty if there
+    is none."""
     frame: Any = sys._getframe(2)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_TORCH) and "secateurs/graph" not in file.replace("\\", "/"):
-            return f"{file.replace(chr(92), '/').rpartition('/')[2]}:{frame.f_lineno}"
+    while frame is not None and not (frame.f_code.co_name == "_pass" and frame.f_code.co_filename.startswith(_PACKAGE)):
+        if short := _users(frame):
+            return f"{short}:{frame.f_lineno}"
         frame = frame.f_back
-    return "?"
+    return ""
+
+
+def _users(frame: Any) -> str:
+    """The name of the file that a frame is in, if the user's code is; empty in torch and this package."""
+    file = frame.f_code.co_filename
+    short = _SHORT.get(file)
+    if short is None:
+        ours = file.startswith((_TORCH, _PACKAGE)) and not file.startswith(_NETWORKS)
+        short = _SHORT[file] = "" if ours else file.replace("\\", "/").rpartition("/")[2]
+    return short
+
+
+_SHORT: dict[str, str] = {}  # the file names of paths, empty for torch's and this package's own

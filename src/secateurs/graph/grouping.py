@@ -9,10 +9,12 @@ from torch import nn
 
 from secateurs.graph.channels import ChannelGroup, Slot
 from secateurs.graph.cost import CostModel
+from secateurs.graph.figures import Figure
 from secateurs.graph.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, Classes
 from secateurs.graph.owners import Owners, holders
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.tape import Tape
+from secateurs.graph.widths import Expression, Leaf
 
 Array = np.ndarray
 Affine = tuple[int, dict[int, int]]  # a constant, and for each group how often its width is added
@@ -59,6 +61,8 @@ class Grouping:
         self.sizes = np.bincount(group_of_class[group_of_class >= 0], minlength=self.groups)
         self._order = np.argsort(self.group, kind="stable")  # positions in `labels`, by group
         self._starts = np.searchsorted(self.group[self._order], np.arange(self.groups + 1))
+        self._axes = {(a.param, a.axis): a.labels for a in axes}
+        self._affine: dict[int, tuple[Array, Affine]] = {}  # by the id of labels, which are kept
 
     @staticmethod
     def _number_channels(group: Array) -> Array:
@@ -130,9 +134,29 @@ class Grouping:
 
     def affine(self, labels: Array) -> Affine:
         """The number of these labels as the widths change."""
-        group = self.of_label[labels]
-        counts = np.bincount(group[group >= 0], minlength=self.groups)
-        return int((group < 0).sum()), {int(g): counts[g] / self.sizes[g] for g in np.flatnonzero(counts)}
+        found = self._affine.get(id(labels))
+        if found is None:
+            group = self.of_label[labels]
+            counts = np.bincount(group[group >= 0], minlength=self.groups)
+            form = int((group < 0).sum()), {int(g): counts[g] / self.sizes[g] for g in np.flatnonzero(counts)}
+            found = self._affine[id(labels)] = labels, form
+        return found[1]
+
+    def leaf(self, leaf: Leaf) -> Array | int:
+        """The labels that a leaf of an expression counts; or their number, if they are of a parameter that did not run."""
+        if isinstance(leaf, Figure):
+            counted = self.owners.counted(leaf, self.classes.root)
+            return leaf.size if counted is None else counted
+        return self._axes.get(leaf[:2], leaf[2]) if isinstance(leaf, tuple) else leaf
+
+    def groups_at(self, labels: Array) -> frozenset[int]:
+        """The groups that these labels belong to."""
+        return frozenset(self.affine(labels)[1])
+
+    def groups_of(self, expression: Expression) -> frozenset[int]:
+        """The groups whose widths an expression is made from."""
+        found = [self.leaf(leaf) for leaf in expression.leaves()]
+        return frozenset().union(*(self.groups_at(labels) for labels in found if not isinstance(labels, int)))
 
     def count(self, copies: Mapping[int, Array]) -> Callable[[Array], int]:
         """A function that counts labels, with so many copies of each channel of these groups: 0 if it is cut."""
@@ -145,23 +169,17 @@ class Grouping:
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
         """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""
         model = CostModel(self.groups)
-        known: dict[int, Affine] = {}
         by_param: dict[str, dict[int, Array]] = {}
         for axis in self.tape.axes:
             by_param.setdefault(axis.param, {})[axis.axis] = axis.labels
 
-        def affine(labels: Array) -> Affine:
-            if id(labels) not in known:
-                known[id(labels)] = self.affine(labels)
-            return known[id(labels)]
-
         def form(labels: Array) -> int:
-            return model.form(*affine(labels))
+            return model.form(*self.affine(labels))
 
         def stripes(kernel: str) -> int:
             """Filters times positions."""
             positions = int(np.prod(params[kernel][2:]))
-            constant, widths = affine(by_param[kernel][0]) if 0 in by_param.get(kernel, {}) else (1, {})
+            constant, widths = self.affine(by_param[kernel][0]) if 0 in by_param.get(kernel, {}) else (1, {})
             return model.stripes(kernel, positions * constant, {g: positions * m for g, m in widths.items()})
 
         kernels = {i: name for i, name in self.tape.kernels.items() if name in params}

@@ -22,7 +22,7 @@ def kept_whole(runs: Runs, grouping: Grouping, groups: Sequence[ChannelGroup]) -
     """The groups, of which those are not prunable that stay whole for a part of the network that no run used: the training
     path stopped before it, and of the groups that could be cut only this one has the number of channels that it reads."""
     found = list(groups)
-    for head in () if runs.untrained is None else _heads(runs):
+    for head in () if runs.training.failure is None else _heads(runs):
         fitting = [g for g in _fitting(runs, grouping, head) if groups[g].prunable]
         if len(fitting) == 1:
             detail = (
@@ -35,10 +35,11 @@ def kept_whole(runs: Runs, grouping: Grouping, groups: Sequence[ChannelGroup]) -
 def warnings(runs: Runs, grouping: Grouping, groups: Sequence[ChannelGroup]) -> tuple[str, ...]:
     """What could not be followed, in sentences."""
     told = []
-    if runs.untrained is not None:
-        first = (str(runs.untrained).strip().splitlines() or [""])[0].rstrip(".")
+    failure = runs.training.failure
+    if failure is not None:
+        first = (str(failure).strip().splitlines() or [""])[0].rstrip(".")
         told.append(
-            f"In training mode the model does not run on the example inputs ({type(runs.untrained).__name__}: {first}): what "
+            f"In training mode the model does not run on the example inputs ({type(failure).__name__}: {first}): what "
             "runs only after that was not followed, and may not fit a cut network. Pass what the forward needs as "
             "example_targets."
         )
@@ -66,9 +67,9 @@ def _listed(names: Iterable[str], word: str) -> str:
 
 def _heads(runs: Runs) -> list[str]:
     """The parts of the network that no run used: the outermost modules whose parameters are all idle, or a parameter."""
-    idle = set(runs.idle)
+    idle = set(runs.training.unused)
     found: dict[str, None] = {}
-    for name in runs.idle:
+    for name in runs.training.unused:
         head = name
         path = name.rpartition(".")[0]
         while path and all(n in idle for n in runs.params if n.startswith(f"{path}.") and _counts(runs, n)):

@@ -22,6 +22,10 @@ PRODUCED, CONSUMED, SHORTCUT = 1, 2, 4
 class Mismatch(Exception):
     """Two different channels were combined while a cut network was checked."""
 
+    def __init__(self, message: str, labels: Array) -> None:
+        super().__init__(message)
+        self.labels = labels
+
 
 @dataclass
 class Classes:
@@ -78,6 +82,11 @@ class LabelSpace:
     def _reason(self, reason: Reason) -> int:
         return self._reasons.setdefault(reason, len(self._reasons))
 
+    @staticmethod
+    def last(labels: Array) -> bool:
+        """Whether a single label is what a cut has left of an axis of channels."""
+        return False
+
     def savepoint(self) -> tuple[int, ...]:
         """A savepoint for `rollback`, in case what follows turns out to be unusable."""
         return tuple(map(len, self._events()))
@@ -125,11 +134,17 @@ class KnownLabels:
     function minus the channels cut: every sum adds equal channels, every weight reads the channel it was trained on.
     """
 
+    def __init__(self, alone: Array | None = None) -> None:
+        self._alone = alone  # by label: whether it is all that is left of its group
+
+    def last(self, labels: Array) -> bool:
+        return self._alone is not None and bool(self._alone[labels[0]])
+
     def unify(self, a: Array, b: Array, reason: Reason) -> None:
         if a is not b and not np.array_equal(a, b):
             differ = (a != b) & (a != 0) & (b != 0)
             if differ.any():
-                raise Mismatch(str(reason))
+                raise Mismatch(str(reason), np.concatenate([np.broadcast_to(x, differ.shape)[differ] for x in (a, b)]))
 
     def freeze(self, labels: Array, reason: Reason) -> None: ...
 

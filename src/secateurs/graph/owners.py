@@ -32,7 +32,7 @@ class Owners:
         for figure in tape.figures:
             if figure.passed:
                 self._figures.append((figure, _distinct(figure.passed)))
-            elif not figure.computed and figure.size >= _LEAST:
+            elif figure.size >= _LEAST and figure.item in (None, 0):
                 self._guess(figure, tape, held)
 
     def _guess(self, figure: Figure, tape: Tape, held: Mapping[str, Sequence[Array]]) -> None:
@@ -49,6 +49,10 @@ class Owners:
             steps = [path, *(p for p, _ in figures.steps(path, self._modules[path]))]
             inside = [x for p in steps for side in (held.get(p, ()), *tape.through.get(p, ())) for x in side]
             found = [x for x in inside if len(x) == figure.size]
+            if words & {"features", "hidden"} and hasattr(
+                self._modules[path], "get_classifier"
+            ):  # timm's: of the last layers
+                found = [a.labels for a in tape.axes if len(a.labels) == figure.size][-1:]
         if found:
             self._figures.append((figure, _distinct(found)))
 
@@ -63,17 +67,26 @@ class Owners:
     def rewrites(self, count: Count) -> dict[tuple[str, str], Any]:
         """`{(module, attribute): value}` for what changes."""
         found = self._known(count)
+        own: dict[tuple[str, str], Any] = {}
         for figure, sizes in self._sizes(count, found):
-            if len(sizes) == 1 and sizes != {figure.size}:
-                found[figure.module, figure.attribute] = figure.at(*sizes)
-        return dict(sorted(found.items()))
+            if len(sizes) == 1 and sizes != {figure.size} and not figure.computed:
+                before = getattr(self._modules[figure.module], figure.attribute)
+                figures.set_in(own, figure, tuple(before) if figure.item is not None else before, *sizes)
+        return dict(sorted({**found, **own}.items()))
+
+    def counted(self, figure: Figure, root: Array) -> Array | None:
+        """The channels that a figure counts, if it is one kind only. root: of each label."""
+        found = [] if figure.computed else next((x for f, x in self._figures if f is figure), [])
+        alike = all(np.array_equal(root[x], root[found[0]]) for x in found[1:])
+        return found[0] if found and alike else None
 
     def stale(self, count: Count) -> tuple[str, ...]:
         """Sentences: which figures of modules' own keep their value, although something that they may count changes."""
         kept: dict[tuple[str, str, int], list[tuple[str, set[int]]]] = {}
         for figure, sizes in self._sizes(count, self._known(count)):
             module = self._modules[figure.module]
-            if len(sizes) > 1 and (figure.passed or figures.read_elsewhere(module, figure.attribute)):
+            settled = len(sizes) == 1 and (not figure.computed or sizes == {figure.size})
+            if not settled and (figure.passed or figures.read_elsewhere(module, figure.attribute)):
                 alike = type(module).__name__, figure.attribute, figure.size
                 kept.setdefault(alike, []).append((figure.module, sizes))
         return tuple(_sentence(*alike, found) for alike, found in kept.items())

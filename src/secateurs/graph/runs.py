@@ -14,23 +14,27 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.errors import TraceError
 from secateurs.graph import figures
-from secateurs.graph.attributes import weightless
+from secateurs.graph.attributes import values, weightless
+from secateurs.graph.calls import Calls, Follow
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.inputs import fresh, tensors, to_model_device, untracked
 from secateurs.graph.labels import KnownLabels, LabelSpace
 from secateurs.graph.modes import mode_reads
-from secateurs.graph.reasons import OUTPUT, TARGET, Kind, Reason
+from secateurs.graph.reasons import OUTPUT
 from secateurs.graph.recorder import Recorder
 from secateurs.graph.state import State, copied_tensor
 from secateurs.graph.swapped import swapped
 from secateurs.graph.tape import Tape
-from secateurs.graph.targets import Arguments, arguments, unknown_targets
-from secateurs.graph.tracer import Calls, Tracer
+from secateurs.graph.targets import Arguments, arguments
+from secateurs.graph.tracer import Tracer
+from secateurs.graph.training import TargetsError, Training
+from secateurs.graph.widths import width
 
 Array = np.ndarray
 T = TypeVar("T")
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Runs:
@@ -52,12 +56,9 @@ class Runs:
         self.params = {n: tuple(p.shape) for n, p in self.named.items() if isinstance(p, nn.Parameter)}
         self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
         self.example_inputs = to_model_device(model, example_inputs)
-        self.example_targets = to_model_device(model, example_targets)
+        self.training = Training(model, self.example_inputs, to_model_device(model, example_targets))
         self.meta = True  # shapes are sufficient
         self.choices: dict[tuple[str, str, int], int] = {}  # the chosen interpretation of each ambiguous site
-        self.idle: tuple[str, ...] = ()  # parameters that no run used
-        self.untrained: Exception | None = None  # why the training path could not be followed to its end
-        self.rehearsal: Arguments | None = None  # with which cut networks are to be tried in training mode, too
 
     def follow(self) -> Grouping:
         """Run the model and solve for its channels."""
@@ -102,30 +103,54 @@ class Runs:
         space: LabelSpace | KnownLabels,
         cut: Mapping[str, Tensor],
         known: Mapping[tuple[str, int], Array] | None = None,
-        attributes: Mapping[tuple[str, str], Any] = {},
+        rewrites: Mapping[tuple[str, str], Any] = {},
         record: bool = False,
+        tape: Tape | None = None,
+        follow: Follow | None = None,
     ) -> Tape:
-        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes). record: the
-        flow of the run in eval mode, too."""
+        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes).
+
+        known: the labels of the parameters' axes. rewrites: attributes of modules that change with the parameters. record:
+        the flow of the run in eval mode, too. tape: where to record. follow: see `Calls`.
+        """
         names, replaced = self._standins(cut, self.meta)
-        tracer = Tracer(space, names, self.modules, self.choices, known)
+        tracer = Tracer(space, names, self.modules, self.choices, known, tape, self.shapes)
+        sized = {n: tracer.sized(n, tuple(replaced[id(p)].shape)) for n, p in self.named.items()}
+        rewrites = {**rewrites, **values(self.modules, self.shapes, sized)}
+        whole = isinstance(space, LabelSpace)
         reads: list[nn.Module] = []
-        with swapped(self.state, self.modules, replaced, attributes), ExitStack() as stack:
-            if isinstance(space, LabelSpace):
-                self._watch(tracer)
+        with swapped(self.state, self.modules, replaced, rewrites), ExitStack() as stack:
+            self._watch(tracer, whole)
+            if whole:
                 reads = stack.enter_context(mode_reads())
             if record:
                 tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
-            self._pass(tracer, arguments(self.example_inputs), self.meta)
+            self._pass(tracer, arguments(self.example_inputs), self.meta, follow)
             tracer.recorder = None
-            if isinstance(space, LabelSpace):
+            if whole:
                 tracer.note_weights()
-        if isinstance(space, LabelSpace):
-            self._train(tracer, bool(reads))
-        elif self.rehearsal is not None:
+
+        def train(given: Arguments, meta: bool) -> None:
+            names, replaced = self._standins(cut, meta)
             tracer.again(names)
-            self._training_pass(tracer, replaced, self.rehearsal, self.meta, attributes)
+            with swapped(self.state, self.modules, replaced, rewrites):
+                for m in self.modules.values():
+                    m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
+                self._watch(tracer, whole)
+                self._pass(tracer, given, meta)
+                if whole:
+                    tracer.note_weights()
+
+        if whole:
+            self.training.follow(tracer, train, self.meta, lambda: self._unused(tracer), bool(reads))
+        elif self.training.rehearsal is not None:
+            train(self.training.rehearsal, self.meta)
         return tracer.tape
+
+    def _unused(self, tracer: Tracer) -> tuple[str, ...]:
+        """The parameters that no run used, so far."""
+        used = {a.param for a in tracer.tape.axes}
+        return tuple(n for n in self.params if n not in used and max(self.shapes[n], default=1) > 1)
 
     def _standins(self, cut: Mapping[str, Tensor], meta: bool) -> tuple[dict[int, str], dict[int, Tensor]]:
         """What replaces the parameters and buffers in a run: their names by id, and they themselves by the id of the
@@ -135,24 +160,29 @@ class Runs:
         }
         return {id(x): n for n, x in standins.items()}, {id(p): standins[n] for n, p in self.named.items()}
 
-    def _watch(self, tracer: Tracer) -> None:
-        """Have noted what modules get whose attributes repeat widths, beside their tensors or without any. Their attributes are
-        restored, and their hooks with them."""
+    def _watch(self, tracer: Tracer, figured: bool) -> None:
+        """Have noted what modules get whose attributes repeat widths, beside their tensors (if `figured`) or without any. Their
+        attributes are restored, and their hooks with them."""
         for path, module in self.modules.items():
             if weightless(module):
                 hook = partial(tracer.note_weightless, path)
                 own = module.__dict__
                 own["_forward_pre_hooks"] = OrderedDict([(id(tracer), hook), *own["_forward_pre_hooks"].items()])
-        tracer.tape.figures = figures.of(self.modules)
+        if figured and not tracer.tape.figures:
+            tracer.tape.figures = figures.of(self.modules)
+        watched: dict[tuple[str, str], Any] = {}
         for figure in tracer.tape.figures:
             module = self.modules[figure.module]
-            module.__dict__[figure.attribute] = figure.watched()
+            before = module.__dict__[figure.attribute]
+            figures.set_in(watched, figure, before, width(figure.size, figure, tracer))
             inside = [(p, m) for p, m in figures.steps(figure.module, module) if m._modules]
-            for path, watched in [(figure.module, module), *inside]:
-                hook, own = partial(tracer.note_through, path), watched.__dict__
+            for path, part in [(figure.module, module), *inside]:
+                hook, own = partial(tracer.note_through, path), part.__dict__
                 own["_forward_hooks"] = OrderedDict([*own["_forward_hooks"].items(), (id(tracer), hook)])
+        for (path, attribute), value in watched.items():
+            self.modules[path].__dict__[attribute] = value
 
-    def _pass(self, tracer: Tracer, given: Arguments, meta: bool) -> None:
+    def _pass(self, tracer: Tracer, given: Arguments, meta: bool, follow: Follow | None = None) -> None:
         # Inputs are new tensors here, so that what the tracer stores on them is dropped with this run.
         args, named = fresh(given, meta)
         inputs = tensors((args, named))
@@ -160,85 +190,9 @@ class Runs:
             tracer.enter(x)
         if tracer.recorder is not None:
             tracer.recorder.start(inputs)
-        with tracer, Calls(tracer):
+        with tracer, Calls(tracer, follow):
             out = self.model(*args, **named)
         for x in tensors(out):
             tracer.freeze(tracer.labels(x), OUTPUT)
         if tracer.recorder is not None:
             tracer.recorder.stop(out)
-
-    # -- training ------------------------------------------------------------------------------------------------------
-
-    def _train(self, tracer: Tracer, reads: bool) -> None:
-        """Follow what only runs in training: auxiliary heads, and layers that read other channels then. What a run that
-        stops half-way has seen holds all the same.
-
-        reads: whether the model's own code reads its mode. If not, and every parameter is used, there is no such thing.
-        """
-        self.untrained, self.rehearsal = None, None
-        sites = len(tracer.tape.sites)
-        if reads or self._unused(tracer) or self.example_targets is not None:
-            given = arguments(self.example_inputs, self.example_targets)
-            self.untrained = self._attempt(tracer, given)
-            if self.example_targets is not None:
-                if self.untrained is not None:
-                    raise TargetsError(self.untrained)
-            elif self.untrained is not None or self._unused(tracer):
-                targets = unknown_targets(self.model, self.example_inputs, partial(_meet, tracer))
-                if targets and self._attempt(tracer, (given[0], {**given[1], **targets})) is None:
-                    self.untrained = None
-        self.untrained = self.untrained if reads else None
-        self.idle = self._unused(tracer)
-        known = {s.key for s in tracer.tape.sites[:sites]}
-        new = [s for s in tracer.tape.sites[sites:] if s.key not in known]
-        tracer.tape.sites[sites:] = new
-        if not new:
-            self.rehearsal = None  # nothing that the cut networks have to be tried for
-        elif self.rehearsal is None:
-            for site in new:
-                for labels in site.labels:
-                    tracer.freeze(
-                        labels, Reason(Kind.CODE, f"{site.reason}, in training: it was not tried", site.where)
-                    )
-
-    def _unused(self, tracer: Tracer) -> tuple[str, ...]:
-        used = {a.param for a in tracer.tape.axes}
-        return tuple(n for n in self.params if n not in used and max(self.shapes[n], default=1) > 1)
-
-    def _attempt(self, tracer: Tracer, given: Arguments) -> Exception | None:
-        """Run the model in training mode: on meta tensors if it runs on these in eval mode and, if that fails, on real ones."""
-        failure: Exception | None = None
-        for meta in (True, False) if self.meta else (False,):
-            names, replaced = self._standins({}, meta)
-            tracer.again(names)
-            try:
-                self._training_pass(tracer, replaced, given, meta)
-            except Exception as error:  # for example a forward that needs targets
-                failure = error
-            else:
-                self.rehearsal = given if meta is self.meta else None
-                return None
-        return failure
-
-    def _training_pass(
-        self,
-        tracer: Tracer,
-        replaced: Mapping[int, Tensor],
-        given: Arguments,
-        meta: bool,
-        attributes: Mapping[tuple[str, str], Any] = {},
-    ) -> None:
-        with swapped(self.state, self.modules, replaced, attributes):
-            for m in self.modules.values():
-                m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
-            self._pass(tracer, given, meta)
-            if isinstance(tracer.space, LabelSpace):
-                tracer.note_weights()
-
-
-class TargetsError(Exception):
-    """The model does not run in training mode on the example targets."""
-
-
-def _meet(tracer: Tracer, x: Tensor) -> None:
-    tracer.freeze(tracer.labels(x), TARGET)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from secateurs.graph import numbers
 from secateurs.graph.figures import Figure
 from secateurs.graph.recorder import Recorder
+from secateurs.graph.widths import Expression
 
 Array = np.ndarray
 Labels = dict[int, Array]  # axis → one label per index; axes of size 1 and axes without channels are left out
@@ -23,16 +24,46 @@ class Axis:
     labels: Array
 
 
-@dataclass
-class Site:
-    """A site where the code may have a constant that only fits the uncut network."""
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """A size in the user's code must equal the number of these labels, at any widths. None: it cannot be told where the size
+    comes from, only a trial can tell whether it does."""
 
-    where: str
-    key: tuple[str, str, int]  # code line, reason, and how often the two occurred before
-    labels: list[Array]
+    size: Expression | int | None
+    counts: Array | int  # labels; or a number that no cut changes
     reason: str
-    options: int = 0  # number of interpretations
-    out: dict[tuple[int, int], Array] = field(default_factory=dict)  # (output, axis) → the labels of its output
+    where: str
+    least: bool = False  # or be greater: the end of a slice
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A call that can be interpreted in several ways.
+
+    key: op, path of the module that makes the call, and how often this module made it before.
+    """
+
+    key: tuple[str, str, int]
+    labels: Array
+    options: int
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Something that the code did with the width of channels, and where."""
+
+    expression: Expression
+    where: str
+    outcome: bool | None = None  # of a condition
+
+
+@dataclass(frozen=True, eq=False)
+class Called:
+    """A call in the user's code: its plain numbers and strings, and the shapes and labels of the tensors that it returned."""
+
+    name: str
+    constants: tuple[Any, ...]
+    outputs: tuple[tuple[tuple[int, ...], Labels], ...]
 
 
 @dataclass
@@ -47,8 +78,30 @@ class Tape:
     # module → the labels of what goes in and of what comes out
     through: dict[str, tuple[list[Array], list[Array]]] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)  # numbers that modules keep of their own
-    sites: list[Site] = field(default_factory=list)
     couplings: list[tuple[Array, str]] = field(default_factory=list)  # coupled labels, and the op that coupled them
-    numbers: list[numbers.Number] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    reads: list[Seen] = field(default_factory=list)  # the code asked for a width
+    escapes: list[Seen] = field(default_factory=list)  # … and uses it as a plain number
+    uses: list[Seen] = field(default_factory=list)  # … and computes with it
+    conditions: list[Seen] = field(default_factory=list)  # … and asks for a condition on it
+    calls: list[Called] = field(default_factory=list)
+    looked: bool = False  # the code read a value of a tensor
+    dynamic: bool = False  # the shape of a tensor depends on values
+    failed: tuple[list[Array], str] | None = (
+        None  # of the call that raised last: the labels that it works on, and its line
+    )
     random: list[str] = field(default_factory=list)  # lines that draw random numbers
     recorder: Recorder | None = None  # of the run in eval mode: what follows what
+
+    def savepoint(self) -> tuple[Any, ...]:
+        """A savepoint for `rollback`, in case what follows turns out to be unusable."""
+        return tuple(len(events) for events in self._events())
+
+    def rollback(self, point: tuple[Any, ...]) -> None:
+        for events, length in zip(self._events(), point, strict=True):
+            del events[length:]
+
+    def _events(self) -> tuple[list[Any], ...]:
+        return (self.axes, self.couplings, self.claims, self.places, self.reads, self.escapes, self.uses,
+                self.conditions)  # fmt: skip

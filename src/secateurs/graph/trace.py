@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -14,8 +15,9 @@ from secateurs.graph.check import Check
 from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.inputs import check_model
+from secateurs.graph.reasons import Reason
 from secateurs.graph.runs import Runs
-from secateurs.graph.tape import Site
+from secateurs.graph.tape import Place
 
 G = TypeVar("G", bound=ChannelGraph)
 _RETRIES = 4  # interpretations of an ambiguous split to try before its channels are frozen
@@ -55,14 +57,13 @@ def trace(
     check = Check(runs)
     for attempt in range(_RETRIES + 1):
         grouping = runs.follow()
-        broken = check.broken(grouping)
-        doubtful = [*(s for fault in broken.values() for s in fault.sites), *_frozen_sites(grouping)]
-        again = {s.key: s for s in doubtful if runs.choices.get(s.key, 0) + 1 < s.options}.values()
+        said, tried = check.broken(grouping)
+        again = {p.key for p in _doubtful(grouping, tried) if runs.choices.get(p.key, 0) + 1 < p.options}
         if not again or attempt == _RETRIES:
             break
-        for site in again:
-            runs.choices[site.key] = runs.choices.get(site.key, 0) + 1
-    refuted = {g: fault.reason for g, fault in broken.items()}
+        for key in again:
+            runs.choices[key] = runs.choices.get(key, 0) + 1
+    refuted = said | tried
     params = runs.params
     seen = {a.param: runs.shapes[a.param] for a in grouping.tape.axes}
     groups = idle.kept_whole(runs, grouping, grouping.build(allow_inexact, refuted))
@@ -91,7 +92,9 @@ def flow(model: nn.Module, example_inputs: Any) -> Flow:
     return Runs(model, example_inputs).flow()
 
 
-def _frozen_sites(grouping: Grouping) -> list[Site]:
-    """Sites with several interpretations, where the chosen one left nothing to cut."""
+def _doubtful(grouping: Grouping, tried: Mapping[int, Reason]) -> Iterator[Place]:
+    """Places with several interpretations, where the chosen one failed or left nothing to cut."""
     frozen = grouping.classes.frozen
-    return [s for s in grouping.tape.sites if s.options > 1 and all((frozen[v] >= 0).all() for v in s.labels)]
+    for place in grouping.tape.places:
+        if (frozen[place.labels] >= 0).all() or grouping.groups_at(place.labels) & tried.keys():
+            yield place

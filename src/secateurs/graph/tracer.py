@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateurs.graph import attributes, figures, numbers, rules, shapes
-from secateurs.graph.context import NO_CALL, Context, caller
+from secateurs.graph import attributes, rules, shapes
+from secateurs.graph.context import Context
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.recorder import Recorder
 from secateurs.graph.tape import Array, Labels
+from secateurs.graph.widths import width
 
 _NONE: Labels = {}
 _POINTWISE = torch.Tag.pointwise
+_RANDOM, _DYNAMIC = torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape
+
+
+@cache
+def _unusual(op: Any) -> frozenset[torch.Tag]:
+    return frozenset(op.tags) & {_RANDOM, _DYNAMIC}
 
 
 class Tracer(Context, TorchDispatchMode):
@@ -46,12 +53,12 @@ class Tracer(Context, TorchDispatchMode):
                     found, alive = self._look(x)
                     labeled, live = labeled or bool(found), live or alive
         self.op, self.out = func, out
-        kind = numbers.kind(func)
-        if kind and self.counting:
-            self._note(kind, args, kwargs)
+        if self.counting and (unusual := _unusual(func)):
+            self.tape.dynamic = self.tape.dynamic or _DYNAMIC in unusual
+            if _RANDOM in unusual:
+                self.tape.random.append(f"{self.where()} ({self.op_name})")
         rule = rules.find(func)
         if labeled or (rule is not None and rule.counts_macs):
-            sites = len(self.tape.sites)
             if rule is not None:
                 labels = rule.function(self, *args, **kwargs)
             elif _POINTWISE in func.tags:
@@ -59,19 +66,10 @@ class Tracer(Context, TorchDispatchMode):
             else:
                 labels = None
                 self._unknown(*args, **kwargs)
-            for site in self.tape.sites[sites:]:
-                each = labels if isinstance(labels, list) else [labels]
-                site.out = {(i, a): own for i, one in enumerate(each) for a, own in (one or _NONE).items()}
             self._assign(out, labels or _NONE, live)
         elif live:
             self._assign(out, _NONE, live)
         return out
-
-    def _note(self, kind: int, args: Any, kwargs: Any) -> None:
-        if kind == numbers.RANDOM:
-            self.tape.random.append(f"{caller()} ({self.op_name})")
-        elif found := numbers.values(args, kwargs):
-            self.note_number(self.op, found, [x for x in args if isinstance(x, Tensor)])
 
     def _unknown(self, *args: Any, **kwargs: Any) -> None:
         """Freeze the operands of an op without a rule."""
@@ -86,7 +84,7 @@ class Tracer(Context, TorchDispatchMode):
             if id(out) not in self._names:
                 own = labels[0] if isinstance(labels, list) else labels
                 if any(len(v) == 1 for v in own.values()):
-                    own = {a: v for a, v in own.items() if len(v) > 1}
+                    own = {a: v for a, v in own.items() if len(v) > 1 or self.space.last(v)}
                 out._secateurs = (self, own, live)  # type: ignore[attr-defined]
         elif isinstance(out, list | tuple):
             each = labels if isinstance(labels, list) else [labels] + [_NONE] * (len(out) - 1)
@@ -96,9 +94,15 @@ class Tracer(Context, TorchDispatchMode):
     def note_weightless(self, path: str, module: nn.Module, args: Any) -> None:
         """Note the channels that a norm without tensors gets: a forward pre-hook."""
         x = args[0] if args else None
-        if isinstance(x, Tensor) and self.counting:
-            axes = attributes.weight_axes(module, tuple(x.shape), self.labels(x))
-            self.tape.weights[path] = {"weight": self._axes(x, axes)} if axes else {}
+        if isinstance(x, Tensor):
+            labels, shape = self.labels(x), tuple(x.shape)
+            axes = attributes.weight_axes(module, shape, labels)
+            if axes:
+                if self.counting:
+                    self.tape.weights[path] = {"weight": self._axes(x, axes)}
+                size = tuple(shape[a] for a in axes)
+                sized = tuple(width(shape[a], labels[a], self) if a in labels else shape[a] for a in axes)
+                module.__dict__.update(attributes.figures(module, {"weight": size}, {"weight": sized}))
 
     def note_through(self, path: str, _: nn.Module, args: Any, out: Any) -> None:
         """Note the channels that go into a module and come out: a forward hook."""
@@ -110,7 +114,7 @@ class Tracer(Context, TorchDispatchMode):
     def note_weights(self) -> None:
         """Note the axes of the tensors that modules computed with. In the end, since a hook or a parametrization may make
         them of several parameters."""
-        counting, sites = self.counting, len(self.tape.sites)
+        counting, point = self.counting, self.tape.savepoint()
         self.counting = False
         for path, module in self._modules.items():
             for leaf, x in attributes.own_tensors(module).items():
@@ -123,7 +127,7 @@ class Tracer(Context, TorchDispatchMode):
                         x = getattr(module, leaf)
                         self.tape.weights.setdefault(path, {})[leaf] = self._axes(x, range(x.ndim))
         self.counting = counting
-        del self.tape.sites[sites:]
+        self.tape.rollback(point)
 
     def _axes(self, x: Tensor, axes: Iterable[int]) -> tuple[int | Array, ...]:
         labels = self.labels(x)
@@ -132,29 +136,3 @@ class Tracer(Context, TorchDispatchMode):
     def enter(self, x: Tensor) -> None:
         """Mark x as an input of the model."""
         self._assign(x, _NONE, True)
-
-
-class Calls(TorchFunctionMode):
-    """Records each torch call in the user's code, with its arguments as written: `flatten(1)` or
-    `view(n, -1)` show that a size is computed, which the resulting op no longer shows. And code that reads the
-    number of channels may use it in any way: whether it still runs on fewer must be tried."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.size or getattr(func, "__self__", None) is Tensor.shape:
-            labels = self.tracer.labels(args[0])
-            if labels and (len(args) == 1 or args[1] % args[0].ndim in labels):
-                for own in labels.values():
-                    self.tracer.assume(own, "the code depends on the number of channels")
-        else:
-            self.tracer.call = (func, args, kwargs or {})
-            if func in numbers.MADE:
-                self.tracer.note_number(func, numbers.written(*args, **(kwargs or {})))
-        out = func(*args, **(kwargs or {}))
-        if self.tracer.tape.figures:
-            figures.passed(func, (*args, *(kwargs or {}).values()), out, self.tracer.labels)
-        self.tracer.call = NO_CALL
-        return out

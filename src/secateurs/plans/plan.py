@@ -94,7 +94,9 @@ class Plan:
             "groups": {g: list(v) for g, v in self.groups.items()},
             "shapes": {p: list(s) for p, s in self.shapes.items()},
             "kept": {p: {str(a): list(v) for a, v in axes.items()} for p, axes in self.kept.items()},
-            "attributes": [[m, a, list(v) if isinstance(v, tuple) else v] for (m, a), v in self.attributes.items()],
+            "attributes": [
+                [m, a, list(v) if isinstance(v, tuple | list) else v] for (m, a), v in self.attributes.items()
+            ],
             "consumes": sorted([p, a] for p, a in self.consumes),
             **({"stripes": {p: list(v) for p, v in self.stripes.items()}} if self.stripes else {}),
         }
@@ -140,7 +142,7 @@ def rewritable(attribute: str) -> bool:
 def repeats_a_width(module: nn.Module | None, attribute: str) -> bool:
     """Whether a module has this attribute, as a number or a shape: a plan replaces nothing else."""
     value = getattr(module, attribute, None) if rewritable(attribute) else None
-    return isinstance(value, int | tuple) and not isinstance(value, bool)
+    return isinstance(value, int | tuple | list) and not isinstance(value, bool)
 
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**40)]

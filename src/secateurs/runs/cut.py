@@ -12,7 +12,6 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import artifact, recovery
-from secateurs.api import load
 from secateurs.artifact import Earlier
 from secateurs.budget import Budget
 from secateurs.data import Data
@@ -22,6 +21,7 @@ from secateurs.files import check_writable, shown
 from secateurs.methods import Method, Task, TrainingMethod
 from secateurs.methods.limits import Limits
 from secateurs.methods.method import Scope
+from secateurs.models import load
 from secateurs.plans import PrunableGraph, trace
 from secateurs.recovery import Recover
 from secateurs.report import count

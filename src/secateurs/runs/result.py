@@ -41,10 +41,10 @@ class RunResult(Result):
         body = card.model_dump(mode="json", include={"data", "budget", "recover", "seed"})
         return cls(
             model, plan, card.before, card.cut, card.calibrated, card.after,
-            float("nan") if card.error is None else card.error, method, records(card.history), tuple(card.warnings),
+            float("nan") if card.error is None else card.error, method, records(card.history),
             None if card.source is None else card.source.record(),
             None if card.limits is None else card.limits.model_dump(mode="json", exclude_unset=True),
-            card.earlier, card.seconds, body,
+            tuple(card.warnings), card.earlier, card.seconds, body,
         )  # fmt: skip
 
 

@@ -16,13 +16,13 @@ from torch import nn
 
 from secateurs import artifact
 from secateurs import data as D
-from secateurs.api import build, is_artifact
 from secateurs.data import Data
 from secateurs.data.spec import absolute
 from secateurs.errors import ConfigError, DataError, SecateursError, Setting
 from secateurs.files import shown
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
+from secateurs.models import build, is_artifact
 from secateurs.placement import Placement
 from secateurs.seeds import preserve_rng_state
 from secateurs.training import CrossEntropy

@@ -155,7 +155,9 @@ def _sliced_state(value: Any, p: Tensor, axes: Mapping[int, Kept], name: str, ke
 
 def _rewrite(model: nn.Module, attributes: Mapping[tuple[str, str], Any]) -> None:
     for (name, attribute), value in attributes.items():
-        setattr(model.get_submodule(name), attribute, value)
+        module = model.get_submodule(name)
+        is_list = isinstance(getattr(module, attribute, None), list)
+        setattr(module, attribute, list(value) if is_list else value)
 
 
 def _recompute(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
+from secateurs.graph.attributes import disagreements
 from secateurs.methods import Criterion, Method, Task, resolve
 from secateurs.testing.networks import NETWORKS, data, images, network
 from secateurs.testing.state import State, assert_equal_states, expect, outputs, refused
@@ -146,6 +147,8 @@ def masked_is_sliced(method: Method) -> None:
         model = network(kind)
         result = prune(method, model, sc.Budget(macs=0.5), scope="all")
         expect(result.error <= 1e-5, f"on {kind}, masked and sliced differ by {result.error:.1e}")
+        stale = disagreements(result.model)
+        expect(not stale, f"on {kind}, attributes disagree with tensors: {'; '.join(stale)}")
         for seed in (11, 12):
             x = images(3, seed)
             masked, sliced = outputs(sc.mask(model, result.plan), x), outputs(sc.apply(model, result.plan), x)

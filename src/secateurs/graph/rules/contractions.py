@@ -37,7 +37,7 @@ def convolution(
         t.consume(w, i)
         out = t.axis(w, o)
         t.produce(w, o)
-    elif w.shape[1 - transposed] // (groups if transposed else 1) == 1:
+    elif is_depthwise(t, w, groups, transposed):
         out = depthwise(t, reads, w, groups, transposed)
     else:
         out = grouped(t, reads, w, groups, transposed)
@@ -51,6 +51,14 @@ def convolution(
            math.prod(w.shape[2:]), t.width(w, 0) if transposed else out, t.width(w, 1),
            kernel=w if groups == 1 and not transposed else None)  # fmt: skip
     return {1: out, **kept}
+
+
+def is_depthwise(t: Context, w: Tensor, groups: int, transposed: bool) -> bool:
+    """Whether each group has one channel, in the network as it was before any cut."""
+    if 1 in t.labels(w) and not transposed:
+        return False
+    shape = t.original(w)
+    return shape[0] == groups if transposed else shape[1] == 1
 
 
 def depthwise(t: Context, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:

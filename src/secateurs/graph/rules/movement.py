@@ -16,9 +16,12 @@ from torch import Tensor
 
 from secateurs.graph.context import Context
 from secateurs.graph.rules.registry import rule
+from secateurs.graph.sizes import SIZE, SPLIT, written
 from secateurs.graph.tape import Labels
+from secateurs.graph.widths import Width
 
 aten = torch.ops.aten
+ATTENTION = torch.nn.functional.multi_head_attention_forward  # computes its sizes from a width that it is given
 PICKED = "selects single channels by index, a constant in the code"
 
 
@@ -84,14 +87,19 @@ def split(t: Context, labels: np.ndarray, axes: list[int], computed: int | None)
     """One axis of channels became several. One of them can shrink; along the others the pieces must stay equal."""
     if len(axes) == 1:
         return axes[0], labels
-    if computed in axes:
-        free = axes.index(computed)
-    else:
-        choice = t.choose(len(axes), labels, "split sizes are constants in the code")
+    free = len(axes) - 1  # (groups, channels // groups)
+    sizes = written(t.call, t.out.ndim)
+    shrinks = [a for a in axes if sizes and isinstance(sizes[a], Width)] or [-1 if computed is None else computed]
+    if shrinks[-1] in axes:
+        free = axes.index(shrinks[-1])
+    elif (sizes and not t.tape.escapes) or t.call[0] is ATTENTION:
+        t.claim(labels.size, labels.ravel(), SPLIT)
+    else:  # the sizes may be computed in a way that cannot be followed
+        choice = t.choose(len(axes), labels, SPLIT)
         if choice is None:
-            t.freeze(labels.ravel(), "split sizes are constants in the code")
+            t.freeze(labels.ravel(), SPLIT)
             return None, labels
-        free = len(axes) - 1 - choice  # first guess: (groups, channels // groups)
+        free -= choice
     pieces = np.moveaxis(labels, free, -1).reshape(-1, labels.shape[free])
     t.couple(pieces)
     return axes[free], pieces[0]
@@ -104,10 +112,6 @@ def split(t: Context, labels: np.ndarray, axes: list[int], computed: int | None)
 def rearrange(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None:
     """Axes are permuted, added, removed or repeated."""
     labels = t.labels(x)
-    if t.op.overloadpacket is aten.expand and t.call[0] is not Tensor.expand_as:
-        for a, own in labels.items():
-            if args[0][a - x.ndim] != -1:
-                t.assume(own, "a tensor is expanded to a size that is a constant in the code")
     moved = move(t, x, lambda numbering: t.op(numbering, *args, **kwargs)) if labels else []
     return moved[0] if moved else None
 
@@ -139,28 +143,16 @@ def view(t: Context, x: Tensor, *args: Any, **_: Any) -> Labels | None:
         return None
     computed = computed_axis(t)
     out = move(t, x, lambda numbering: numbering.reshape(shape), computed)[0]
-    if shape != tuple(x.shape) and t.call[0] in _WRITTEN:
-        for axis, own in out.items():
-            if axis != computed:
-                t.assume(own, "a size is a constant in the code")
+    if t.call[0] is ATTENTION:
+        for own in out.values():
+            t.claim(len(own), own, SIZE)
     return out
-
-
-# Calls in which sizes are written explicitly. Any other (`flatten`, `linear` on more than two axes) computes them.
-_WRITTEN = (
-    Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.unflatten,
-    torch.nn.functional.multi_head_attention_forward,
-)  # fmt: skip
 
 
 def computed_axis(t: Context) -> int | None:
     """The axis with size -1 in the user's code, so that its size follows from the others."""
-    func, args, kwargs = t.call
-    if func not in (Tensor.view, Tensor.reshape, torch.reshape):
-        return None
-    sizes = kwargs.get("shape", kwargs.get("size", args[1:]))
-    sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
-    return sizes.index(-1) if len(sizes) == t.out.ndim and -1 in sizes else None
+    sizes = written(t.call, t.out.ndim) or {}
+    return next((a for a, n in sizes.items() if n == -1 and not isinstance(n, Width)), None)
 
 
 @rule(aten.as_strided, aten.as_strided_)
@@ -209,8 +201,6 @@ def pad(t: Context, x: Tensor, amounts: list[int], value: float = 0) -> Labels:
         before, after = amounts[k : k + 2] if k < len(amounts) else (0, 0)
         if before < 0 or after < 0:
             t.freeze(labels, "negative padding crops channels by a constant in the code")
-        if before or after:
-            t.assume(labels, "the padding is computed from the number of channels")
         numbering = torch.nn.functional.pad(torch.arange(1, len(labels) + 1), (before, after))
         out[axis] = gather(labels, numbering, [0])
     return out
@@ -240,13 +230,12 @@ def slice_(
 
 def pieces_stay_even(t: Context, labels: np.ndarray, unit: int, interleaved: bool = False) -> None:
     """The code may have `x[:, : c // 2]`: then the pieces keep their proportions."""
-    reason = "split sizes are constants in the code"
-    if t.call[0] in (torch.chunk, Tensor.chunk) and len(labels) % unit == 0:
-        t.couple(labels.reshape(-1, unit))
-    elif t.choose(1, labels, reason) is None or len(labels) % unit:
-        t.freeze(labels, reason)
-    else:
-        t.couple(labels.reshape(-1, unit).T if interleaved else labels.reshape(-1, unit))
+    if len(labels) % unit:
+        t.freeze(labels, SPLIT)
+        return
+    if not t.reads_sizes and t.call[0] not in (torch.chunk, Tensor.chunk):
+        t.assume(labels, SPLIT)
+    t.couple(labels.reshape(-1, unit).T if interleaved else labels.reshape(-1, unit))
 
 
 @rule(aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unsafe_split, aten.unsafe_chunk,

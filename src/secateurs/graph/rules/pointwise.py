@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateurs.graph.context import Context
 from secateurs.graph.rules.registry import rule
+from secateurs.graph.sizes import written
 from secateurs.graph.tape import Labels
 
 aten = torch.ops.aten
@@ -45,11 +46,11 @@ def add(t: Context, x: Any, y: Any, **_: Any) -> Labels:
 
 @rule(aten.new_empty, aten.new_empty_strided, aten.new_full, aten.new_ones, aten.new_zeros)
 def new(t: Context, x: Tensor, size: list[int], *_: Any, **__: Any) -> Labels:
-    """A buffer to be filled: if it is as wide as x, assume that it holds x's channels."""
-    kept = {a: v for a, v in t.labels(x).items() if a < len(size) and size[a] == x.shape[a]}
-    for labels in kept.values():
-        t.assume(labels, "a size is a constant in the code")
-    return kept
+    """A buffer to be filled. What it holds follows from its size, if that is written in the code; else, if it is as wide as x,
+    it holds x's channels."""
+    if written(t.call, len(size)) is not None:
+        return {}
+    return {a: v for a, v in t.labels(x).items() if a < len(size) and size[a] == x.shape[a]}
 
 
 @rule(aten.prelu, aten._prelu_kernel)

@@ -1,0 +1,126 @@
+"""The calls of PyTorch's functions in the user's code: sizes as written, widths that are asked for, and the record of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from secateurs.graph import sizes
+from secateurs.graph.context import NO_CALL, Context
+from secateurs.graph.tape import Array, Called
+from secateurs.graph.widths import Expression, Traced
+
+Follow = Callable[[Called, list[Array]], None]  # is told of each call, and the labels of its operands
+
+# Calls that compute nothing, whether and how often they are made: of the same values in the same places.
+_SILENT = frozenset({
+    "__set__", "_set_grad_enabled", "clone", "contiguous", "cpu", "cuda", "data_ptr", "detach", "device", "dim", "double",
+    "element_size", "float", "get_device", "half", "is_complex", "is_contiguous", "is_floating_point", "requires_grad_",
+    "set_grad_enabled", "storage_offset", "to", "type", "type_as", "untyped_storage",
+})  # fmt: skip
+_LOOKS = frozenset(
+    {"__array__", "__bool__", "__complex__", "__float__", "__index__", "__int__", "item", "numpy", "tolist"}
+)
+
+
+class Calls(TorchFunctionMode):
+    """Sees each call with its arguments as the user wrote them: `flatten(1)` or `view(n, -1)` show that a size is computed,
+    which the resulting op no longer shows."""
+
+    def __init__(self, tracer: Context, follow: Follow | None = None) -> None:
+        super().__init__()
+        self.tracer, self.follow = tracer, follow
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        t, kwargs = self.tracer, kwargs or {}
+        name = sizes.name_of(func)
+        if name == "__get__":
+            return self._attribute(func, args)
+        if name in _READS:
+            return _READS[name](t, func, *args, **kwargs)
+        t.call, t.reads_sizes = (func, args, kwargs), sizes.takes_sizes(func)
+        try:
+            out = func(*args, **kwargs)
+        except Exception:
+            t.tape.failed = operands(t, args, kwargs), t.where()
+            raise
+        finally:
+            t.call, t.reads_sizes = NO_CALL, False
+        if name in _SILENT:
+            return out
+        sizes.read(t, func, args, kwargs, out)
+        if name in _LOOKS:
+            t.tape.looked = True
+        elif t.counting:
+            found = tuple(sizes.constants((args, kwargs))) if not sizes.takes_sizes(func) else ()
+            called = Called(name, found, tuple((tuple(x.shape), t.labels(x)) for x in _tensors((out,))))
+            if self.follow is None:
+                t.tape.calls.append(called)
+            else:
+                self.follow(called, operands(t, args, kwargs))
+        return out
+
+    def _attribute(self, func: Any, args: Any) -> Any:
+        attribute = getattr(func, "__self__", None)
+        if attribute is Tensor.shape:
+            return self.tracer.size(args[0])
+        out = func(*args)
+        if attribute is Tensor.data and out is not args[0]:  # an alias that no op makes
+            for axis, labels in self.tracer.labels(args[0]).items():
+                self.tracer.relabel(out, axis, labels)
+        return out
+
+
+def operands(t: Context, args: Any, kwargs: Any) -> list[Array]:
+    """The labels that a call works on: those of activations or, if they have none, of weights; and those of widths."""
+    live: list[Array] = []
+    weights: list[Array] = []
+    for x in _tensors((args, kwargs)):
+        (live if t.is_live(x) else weights).extend(t.labels(x).values())
+    counted = [t.leaf(leaf) for x in _widths((args, kwargs)) for leaf in x.leaves()]
+    return [*(live or weights), *(labels for labels in counted if labels is not None)]
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    for x in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, list | tuple | dict):
+            yield from _tensors(x)
+
+
+def _widths(tree: Any) -> Iterator[Expression]:
+    for x in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(x, Traced):
+            yield x.expression
+        elif isinstance(x, list | tuple | dict):
+            yield from _widths(x)
+
+
+def _size(t: Context, func: Any, x: Tensor, dim: int | None = None) -> Any:
+    shape = t.size(x)
+    return shape if dim is None else shape[dim]
+
+
+def _numel(t: Context, func: Any, x: Tensor) -> Any:
+    count = 1
+    for n in t.size(x):
+        count = n * count
+    return count
+
+
+def _escaping(t: Context, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """`len` and strides are plain numbers."""
+    shape = t.size(x)
+    for n in shape[:1] if func is Tensor.__len__ else shape:
+        if isinstance(n, Traced):
+            t.escaped(n.expression)
+    return func(x, *args, **kwargs)
+
+
+_READS: dict[str, Callable[..., Any]] = {
+    "size": _size, "numel": _numel, "nelement": _numel, "__len__": _escaping, "stride": _escaping,
+}  # fmt: skip

@@ -1,0 +1,131 @@
+"""What the sizes in the user's code say about cuts: claims are evaluated at other widths, without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from secateurs.graph.grouping import Grouping
+from secateurs.graph.reasons import Kind, Reason
+from secateurs.graph.tape import Array, Seen
+from secateurs.graph.widths import Expression, Leaf
+
+COMPUTED = "a size is computed from the number of other channels"
+NUMBER = "the code computes with the number of channels"
+DEPENDS = "the code depends on the number of channels"
+RUNS = "a network with fewer of these channels does not run or computes different outputs"
+Widths = Mapping[int, int]  # by group; those left out are whole
+_ROWS = 12  # random widths to evaluate claims at
+
+
+class Claims:
+    """The claims of a trace, and what they leave to be cut."""
+
+    def __init__(self, grouping: Grouping, free: Iterable[int]) -> None:
+        self.grouping = grouping
+        self.free = set(free)  # groups that nothing keeps so far
+        self.refuted: dict[int, Reason] = {}
+        self.doubted: set[int] = set()  # groups whose sizes may be constants or not
+        self._rows: list[dict[int, int]] = []
+
+    def settle(self) -> None:
+        """Refute the groups that a claim keeps whole."""
+        tape, groups_of = self.grouping.tape, self.grouping.groups_of
+        escaped = frozenset().union(*(groups_of(seen.expression) for seen in tape.escapes))
+        for claim in tape.claims:
+            if isinstance(claim.size, Expression) or isinstance(claim.counts, int):
+                continue
+            groups = self.grouping.groups_at(claim.counts) & self.free
+            if claim.size is None or groups & escaped:  # it may have been computed from them, out of sight
+                self.doubted |= groups
+            else:
+                self._refute(groups, claim.reason, claim.where)
+        changed = True
+        while changed:
+            before = len(self.refuted)
+            self._draw()
+            for use in tape.uses:
+                self._refute(self._moving(use.expression), NUMBER, use.where)
+            for claim in tape.claims:
+                if isinstance(claim.size, Expression):
+                    counted = frozenset() if isinstance(claim.counts, int) else self.grouping.groups_at(claim.counts)
+                    groups = (groups_of(claim.size) | counted) & self.free
+                    if groups and not self._holds(claim.size, claim.counts, claim.least):
+                        self._refute(groups, COMPUTED, claim.where)
+            changed = len(self.refuted) > before
+
+    def flips(self) -> Iterator[tuple[Seen, Widths]]:
+        """The conditions with another outcome at some width, and such widths."""
+        known: set[object] = set()
+        for seen in self.grouping.tape.conditions:
+            groups = sorted(self.grouping.groups_of(seen.expression) & self.free)
+            key = (self._spelled(seen.expression), seen.outcome)
+            if not groups or key in known:
+                continue
+            known.add(key)
+            for widths in self._sweep(groups):
+                if self._value(seen.expression, widths) != seen.outcome:
+                    yield seen, {g: widths[g] for g in groups if g in widths}
+                    break
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def _refute(self, groups: Iterable[int], reason: str, where: str) -> None:
+        for g in groups:
+            if g in self.free:
+                self.refuted[g] = Reason(Kind.CODE, reason, where)
+                self.free.discard(g)
+
+    def _draw(self) -> None:
+        """Widths to evaluate at: random ones, one channel less, and a single channel."""
+        sizes, draw = self.grouping.sizes, np.random.default_rng(0)
+        free = sorted(self.free)
+        self._rows = [dict(zip(free, draw.integers(1, sizes[free] + 1).tolist(), strict=True)) for _ in range(_ROWS)]
+        self._rows += [{g: max(1, int(sizes[g]) - 1) for g in free}, dict.fromkeys(free, 1)]
+
+    def _holds(self, size: Expression, counts: Array | int, least: bool) -> bool:
+        for widths in self._rows:
+            n, m = self._value(size, widths), counts if isinstance(counts, int) else self._count(counts, widths)
+            if not isinstance(n, int) or not (n >= m if least else n == m):
+                return False
+        return True
+
+    def _moving(self, expression: Expression) -> frozenset[int]:
+        """The free groups whose width changes a number."""
+        groups = self.grouping.groups_of(expression) & self.free
+        if len({repr(self._value(expression, widths)) for widths in self._rows}) <= 1:
+            return frozenset()
+        alone = {g for g in groups if len({repr(self._value(expression, w)) for w in self._sweep([g])}) > 1}
+        return frozenset(alone) or groups
+
+    def _value(self, expression: Expression, widths: Widths) -> object:
+        """The number at these widths by group, the others whole."""
+        try:
+            return expression.value(lambda leaf: self._count(leaf, widths))
+        except (ArithmeticError, ValueError) as error:
+            return repr(error)
+
+    def _count(self, leaf: Leaf, widths: Widths) -> int:
+        labels = self.grouping.leaf(leaf)
+        if isinstance(labels, int):
+            return labels
+        constant, multiples = self.grouping.affine(labels)
+        return constant + round(sum(m * widths.get(g, int(self.grouping.sizes[g])) for g, m in multiples.items()))
+
+    def _sweep(self, groups: Sequence[int]) -> Iterator[Widths]:
+        """Every width of one group; of several, every width of each alone, and random ones together."""
+        for g in groups:
+            yield from ({g: n} for n in range(int(self.grouping.sizes[g]) - 1, 0, -1))
+        if len(groups) > 1:
+            yield from self._rows
+
+    def _spelled(self, expression: Expression) -> object:
+        """A key that equal expressions of the same widths share."""
+        if expression.leaf is not None:
+            labels = self.grouping.leaf(expression.leaf)
+            if isinstance(labels, int):
+                return labels
+            constant, multiples = self.grouping.affine(labels)
+            return constant, tuple(sorted(multiples.items()))
+        return expression.op, tuple(self._spelled(a) if isinstance(a, Expression) else a for a in expression.args)

@@ -1,0 +1,198 @@
+"""A trial: cut networks run beside the record of the original, and must do what it did, minus the channels that were cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateurs.graph.claims import DEPENDS, NUMBER, RUNS
+from secateurs.graph.context import caller
+from secateurs.graph.grouping import Grouping
+from secateurs.graph.labels import CONSUMED, KnownLabels, Mismatch
+from secateurs.graph.reasons import Kind, Reason
+from secateurs.graph.runs import Runs
+from secateurs.graph.tape import Array, Called, Labels, Tape
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cut network is wrong, and the groups that are to blame: empty if it cannot be told."""
+
+    groups: frozenset[int]
+    reason: Reason
+
+
+class Divergence(Exception):
+    """The cut network does something else than the original."""
+
+    def __init__(self, reason: str, where: str, labels: list[Array]) -> None:
+        super().__init__(reason)
+        self.reason, self.where, self.labels = reason, where, labels
+
+
+class Trial:
+    """One cut of a network, with these widths by group. Which channels stay is drawn."""
+
+    def __init__(self, runs: Runs, grouping: Grouping, widths: Mapping[int, int], draw: np.random.Generator) -> None:
+        self.runs, self.grouping, self.cut = runs, grouping, frozenset(widths)
+        self.dead = np.zeros(len(grouping.classes.root), dtype=bool)
+        self._alone = np.zeros_like(self.dead)
+        for g, width in widths.items():
+            gone = draw.permutation(int(grouping.sizes[g]))[width:]
+            at = grouping.group == g
+            self.dead[grouping.labels[at][np.isin(grouping.channel[at], gone)]] = True
+            self._alone[grouping.labels[at]] = width == 1
+        self._known: dict[int, Array] = {}
+        self._tape = Tape()
+        self._expected: list[Called] = []
+        self._at = 0
+
+    def failure(self) -> Failure | None:
+        """Run it."""
+        failure = self._run(self.grouping.tape.calls)
+        if failure is None or self.runs.meta:
+            return failure
+        # What depends on values is compared with the masked network, whose values are the same.
+        root, axes, twin = self.grouping.classes.root, self.grouping.tape.axes, Tape()
+        self.runs.run(KnownLabels(), self._masked(), {(a.param, a.axis): root[a.labels] for a in axes}, tape=twin)
+        return self._run(twin.calls)
+
+    def _run(self, expected: list[Called]) -> Failure | None:
+        grouping, tape = self.grouping, self.grouping.tape
+        self._tape, self._expected, self._at = Tape(), expected, 0
+        known: dict[tuple[str, int], Array] = {}
+        kept: dict[str, dict[int, Array]] = {}
+        for axis in tape.axes:
+            alive = ~self.dead[axis.labels]
+            known[axis.param, axis.axis] = grouping.classes.root[axis.labels[alive]]
+            if not alive.all():
+                kept.setdefault(axis.param, {})[axis.axis] = np.flatnonzero(alive)
+        cut = {n: self._sliced(self.runs.named[n], axes) for n, axes in kept.items()}
+        rewrites = grouping.owners.rewrites(lambda labels: len(labels) - int(np.count_nonzero(self.dead[labels])))
+        try:
+            self.runs.run(KnownLabels(self._alone), cut, known, rewrites, tape=self._tape, follow=self._follow)
+            if self._at < len(self._expected) and not self._tape.dynamic:
+                raise Divergence(DEPENDS, "", [])
+        except (
+            Exception
+        ) as error:  # a Mismatch, or whatever the user's code raises on shapes that it was not written for
+            return self._blamed(error)
+        return None
+
+    # -- the run beside the record -------------------------------------------------------------------------------------
+
+    def _follow(self, called: Called, operands: list[Array]) -> None:
+        if self._tape.dynamic:  # sizes depend on values, and these on the rounding
+            return
+        expected = self._expected[self._at] if self._at < len(self._expected) else None
+        self._at += 1
+        if expected is None or expected.name != called.name or len(expected.outputs) != len(called.outputs):
+            raise Divergence(DEPENDS, caller(), operands)
+        if not same(expected.constants, called.constants, 0.0 if self.runs.meta else 1e-4):
+            raise Divergence(NUMBER, caller(), operands)
+        for (shape, labels), (found, own) in zip(expected.outputs, called.outputs, strict=True):
+            wrong = self._wrong(shape, labels, found, own)
+            if wrong is not None:
+                raise Divergence(RUNS, caller(), [*wrong, *([] if wrong else operands)])
+
+    def _wrong(self, shape: tuple[int, ...], labels: Labels, found: tuple[int, ...], own: Labels) -> list[Array] | None:
+        """The labels of what is not as expected, if anything."""
+        if len(shape) != len(found):
+            return []
+        for axis, (n, m) in enumerate(zip(shape, found, strict=True)):
+            if axis not in labels:
+                if n != m:
+                    return []
+                continue
+            due = self._left(labels[axis])
+            if len(due) != m:
+                return [labels[axis]]
+            channels = own.get(axis)  # None if the op could not follow a single channel; 0: the same
+            if channels is not None and ((channels != due) & (channels != 0)).any():
+                return [labels[axis]]
+        return None
+
+    def _left(self, labels: Array) -> Array:
+        """What is left of an axis."""
+        found = self._known.get(id(labels))
+        if found is None:
+            found = self._known[id(labels)] = self.grouping.classes.root[labels[~self.dead[labels]]]
+        return found
+
+    # -- whom to blame -------------------------------------------------------------------------------------------------
+
+    def _blamed(self, error: Exception) -> Failure:
+        """The first condition with another outcome; else what the call that failed works on; else what was asked for last."""
+        tape, before = self._tape, self.grouping.tape
+        for old, new in zip(before.conditions, tape.conditions, strict=False):
+            if old.outcome != new.outcome:
+                groups = self.grouping.groups_of(old.expression) & self.cut
+                if groups:
+                    return Failure(groups, Reason(Kind.CODE, DEPENDS, old.where))
+                break
+        labels, where, reason = [], "", RUNS
+        if isinstance(error, Divergence):
+            labels, where, reason = error.labels, error.where, error.reason
+        elif tape.failed is not None:
+            labels, where = tape.failed
+            if isinstance(error, Mismatch):
+                labels = [error.labels]
+        if groups := self._groups(labels):
+            if reason == NUMBER:  # applied to these channels, and made from those whose width went on as a number
+                made = {g for seen in tape.escapes for g in self._counted(seen.expression)} & self.cut
+                groups = frozenset((groups & made) or made or groups)
+            return Failure(frozenset(groups), Reason(Kind.CODE, reason, where))
+        for seen in reversed([*tape.reads, *tape.escapes]):
+            if groups := self._counted(seen.expression) & self.cut:
+                return Failure(groups, Reason(Kind.CODE, DEPENDS, seen.where))
+        return Failure(frozenset(), Reason(Kind.CODE, RUNS))
+
+    def _counted(self, expression: Any) -> frozenset[int]:
+        """The groups whose widths an expression of this run is made from: its labels are those of the original."""
+        return self.grouping.groups_of(expression)
+
+    def _groups(self, labels: Iterable[Array]) -> frozenset[int]:
+        return frozenset().union(*(self.grouping.groups_at(own) for own in labels)) & self.cut
+
+    # -- the tensors ---------------------------------------------------------------------------------------------------
+
+    def _sliced(self, x: Tensor, axes: Mapping[int, Array]) -> Tensor:
+        if self.runs.meta:
+            return torch.empty(
+                [len(axes.get(a, range(n))) for a, n in enumerate(x.shape)], dtype=x.dtype, device="meta"
+            )
+        for a, index in axes.items():
+            x = x.index_select(a, torch.from_numpy(index).to(x.device))
+        return x
+
+    def _masked(self) -> dict[str, Tensor]:
+        """The parameters that consume dead channels, with zeros there."""
+        masked: dict[str, Tensor] = {}
+        flags = self.grouping.classes.flags
+        for axis in self.grouping.tape.axes:
+            gone = self.dead[axis.labels] & (flags[axis.labels] & CONSUMED > 0)
+            if gone.any():
+                w = masked.setdefault(axis.param, self.runs.named[axis.param].detach().clone())
+                w.index_fill_(axis.axis, torch.from_numpy(np.flatnonzero(gone)).to(w.device), 0)
+        return masked
+
+
+def same(before: tuple[Any, ...], after: tuple[Any, ...], tolerance: float) -> bool:
+    """Whether two calls were made with the same plain numbers, as far as both are plain."""
+    return len(before) == len(after) and all(
+        a is None
+        or b is None
+        or a == b
+        or (
+            isinstance(a, int | float)
+            and isinstance(b, int | float)
+            and (math.isclose(a, b, rel_tol=tolerance) or (a != a and b != b))
+        )
+        for a, b in zip(before, after, strict=True)
+    )

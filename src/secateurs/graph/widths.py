@@ -1,0 +1,186 @@
+"""Sizes that remember which channels they count: `x.shape[1]`, and whatever the user's code computes from it.
+
+A `Width` is an int, and works wherever an int does. It also holds the expression that it was computed by, so that a
+size in a `view` or a `split` is known to follow the width of certain channels, or to be a constant, and the
+expression can be evaluated at other widths.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from secateurs.graph.figures import Figure
+
+Array = np.ndarray
+# The labels that are counted; or a parameter, the axis whose labels are, and its size; or a number that a module keeps.
+Leaf = Array | tuple[str, int, int] | Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Expression:
+    """A number as a function of widths: a leaf, or an operation on expressions and plain numbers."""
+
+    op: Callable[..., Any] | None
+    args: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, leaf: Leaf) -> Expression:
+        return cls(None, (leaf,))
+
+    @property
+    def leaf(self) -> Leaf | None:
+        return self.args[0] if self.op is None else None
+
+    def leaves(self) -> Iterator[Leaf]:
+        if self.op is None:
+            yield self.args[0]
+            return
+        for a in self.args:
+            if isinstance(a, Expression):
+                yield from a.leaves()
+
+    def value(self, count: Callable[[Any], int]) -> Any:
+        """The number, with this many labels at each leaf. Raises what its operations raise, for example for 1 // 0."""
+        if self.op is None:
+            return count(self.args[0])
+        return self.op(*[a.value(count) if isinstance(a, Expression) else a for a in self.args])
+
+
+class Log(Protocol):
+    """Is told what the code does with widths that no expression shows."""
+
+    def compared(self, condition: Expression, outcome: bool) -> None:
+        """The code asked for this condition, and may have taken another path for another outcome."""
+
+    def escaped(self, expression: Expression) -> None:
+        """The number goes on as a plain int or float, as in `int(c)` or `math.sqrt(c)`."""
+
+
+class Traced:
+    """What widths and ratios have in common."""
+
+    expression: Expression
+    log: Log
+
+    def __hash__(self) -> int:  # a key of a cache, which may return plain numbers
+        self.log.escaped(self.expression)
+        return hash(plain(self))
+
+    def __bool__(self) -> bool:
+        outcome = bool(plain(self))
+        self.log.compared(Expression(operator.truth, (self.expression,)), outcome)
+        return outcome
+
+    def __int__(self) -> int:
+        self.log.escaped(self.expression)
+        return int(plain(self))
+
+    def __float__(self) -> float:
+        self.log.escaped(self.expression)
+        return float(plain(self))
+
+    def __reduce__(self) -> Any:  # copies and pickles are plain numbers
+        value = plain(self)
+        return type(value), (value,)
+
+    def __deepcopy__(self, memo: Any) -> int | float:
+        return plain(self)
+
+
+class Width(Traced, int):
+    """A number of channels, or an int computed from one."""
+
+
+class Ratio(Traced, float):
+    """A float computed from a number of channels."""
+
+
+def plain(x: Any) -> Any:
+    """The number without its expression."""
+    return int.__int__(x) if isinstance(x, int) else float.__float__(x)
+
+
+def made(value: Any, expression: Expression, log: Log) -> Any:
+    """A number with the expression that it was computed by."""
+    if type(value) is int:
+        width = int.__new__(Width, value)
+        width.expression, width.log = expression, log
+        return width
+    if type(value) is float:
+        log.escaped(expression)  # `math.sqrt` of a float cannot be followed
+        ratio = float.__new__(Ratio, value)
+        ratio.expression, ratio.log = expression, log
+        return ratio
+    return value
+
+
+def width(n: int, leaf: Leaf, log: Log) -> Width:
+    """The number of labels at a leaf."""
+    return made(n, Expression.of(leaf), log)
+
+
+def _term(x: Any, log: Log) -> Any:
+    """An operand: its expression if it is of the same run, else the number."""
+    return x.expression if isinstance(x, Traced) and x.log is log else plain(x)
+
+
+def _arithmetic(op: Callable[..., Any], reflected: bool) -> Any:
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, int | float):
+            if isinstance(other, list | tuple | str):  # [layer] * c
+                self.log.escaped(self.expression)
+            return NotImplemented
+        a, b = (other, self) if reflected else (self, other)
+        return made(op(plain(a), plain(b)), Expression(op, (_term(a, self.log), _term(b, self.log))), self.log)
+
+    return method
+
+
+def _unary(op: Callable[..., Any]) -> Any:
+    def method(self: Any) -> Any:
+        return made(op(plain(self)), Expression(op, (self.expression,)), self.log)
+
+    return method
+
+
+def _comparison(op: Callable[..., bool]) -> Any:
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, int | float):
+            return NotImplemented
+        outcome = op(plain(self), plain(other))
+        self.log.compared(Expression(op, (self.expression, _term(other, self.log))), outcome)
+        return outcome
+
+    return method
+
+
+def _round(self: Any, digits: int | None = None) -> Any:
+    if digits is None:
+        return made(round(plain(self)), Expression(round, (self.expression,)), self.log)
+    return made(round(plain(self), digits), Expression(round, (self.expression, digits)), self.log)
+
+
+_METHODS: dict[str, Any] = {
+    **{f"__{n}__": _comparison(getattr(operator, n)) for n in ("lt", "le", "eq", "ne", "gt", "ge")},
+    **{f"__{n}__": _unary(getattr(operator, n)) for n in ("neg", "pos", "abs")},
+    **{f"__{n}__": _unary(getattr(math, n)) for n in ("floor", "ceil", "trunc")},
+    "__round__": _round,
+    "__divmod__": lambda self, other: (self // other, self % other),
+    "__rdivmod__": lambda self, other: (other // self, other % self),
+}
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    _METHODS[f"__{_name}__"] = _arithmetic(getattr(operator, _name), False)
+    _METHODS[f"__r{_name}__"] = _arithmetic(getattr(operator, _name), True)
+for _name in ("lshift", "rshift", "and_", "or_", "xor"):
+    _bits = _name.rstrip("_")
+    setattr(Width, f"__{_bits}__", _arithmetic(getattr(operator, _name), False))
+    setattr(Width, f"__r{_bits}__", _arithmetic(getattr(operator, _name), True))
+for _name, _method in _METHODS.items():
+    for _class in (Width, Ratio):
+        setattr(_class, _name, _method)

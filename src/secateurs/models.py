@@ -1,0 +1,83 @@
+"""Models from specs, and pruned networks from artifacts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateurs import artifact
+from secateurs.artifact.provenance import UNKNOWN, after_cut, begun, rebuilt, remember
+from secateurs.errors import ArtifactError, SpecError
+from secateurs.files import shown
+from secateurs.graph.inputs import check_model
+from secateurs.zoo import FAMILIES
+from secateurs.zoo import build as build_from_zoo
+from secateurs.zoo.weights import load_into
+
+
+def build(
+    spec: str,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    *,
+    trust_code: bool = False,
+    **options: Any,
+) -> nn.Module:
+    if not isinstance(spec, str):
+        raise SpecError(f"{spec!r} is not a valid model spec: write FAMILY:NAME, such as zoo:resnet56.")
+    if is_artifact(spec):
+        if options:
+            raise SpecError(
+                f"{spec} is an artifact, which records how its network is built: {min(options)}=… cannot be set."
+            )
+        model = load(spec, trust_code=trust_code).train()
+        if weights is not None:
+            load_into(model, weights, spec)
+        return model
+    model = build_from_zoo(spec, weights, num_classes, **options)
+    remember(model, {"spec": spec, "num_classes": num_classes, **options})
+    return model
+
+
+build.__doc__ = f"""{build_from_zoo.__doc__}
+    The folder of an artifact is also a valid spec and builds its pruned network, for example to prune it further.
+    `trust_code` is then as for `load`; a spec that you pass yourself is always trusted.
+    """
+
+
+def is_artifact(spec: str) -> bool:
+    """Whether this model spec is a folder, which is then an artifact's."""
+    return spec.partition(":")[0] not in FAMILIES and os.path.isdir(spec)
+
+
+def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
+    """The pruned network of a saved artifact, in eval mode.
+
+    model: a fresh, unpruned model to cut; required if the original was not made by `build`. It is not modified. An
+        artifact that was pruned several times holds all of its cuts.
+    trust_code: also build a network whose spec imports a module (`python:…`) or whose
+        options may load or download files. Without it, no code that the artifact names is imported or run.
+
+    Raises ArtifactError for an artifact that is incomplete, damaged or requires `trust_code`; PlanError
+    for a plan that does not fit the model.
+    """
+    if model is not None:
+        check_model(model)
+    plan, card = artifact.read(folder)
+    if model is not None:
+        fresh = begun(card.source, model)
+    elif card.source is None or card.source.spec is None:
+        raise ArtifactError(
+            f"{shown(folder)} does not record how to build its network: pass load({shown(folder)!r}, model=…)."
+        )
+    else:
+        try:
+            fresh = rebuilt(card.source, trust_code)
+        except ArtifactError as error:
+            raise error.within(f"{shown(artifact.place(folder, artifact.CARD))}: ") from error.__cause__
+    small = artifact.restored(folder, plan, card, fresh)
+    remember(small, after_cut(UNKNOWN if card.source is None else card.source.record(), plan))
+    return small
