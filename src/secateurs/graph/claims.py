@@ -52,7 +52,10 @@ class Claims:
                     counted = frozenset() if isinstance(claim.counts, int) else self.grouping.groups_at(claim.counts)
                     groups = (groups_of(claim.size) | counted) & self.free
                     if groups and not self._holds(claim.size, claim.counts, claim.least):
-                        self._refute(groups, COMPUTED, claim.where)
+                        if groups <= escaped:  # a cache may have returned the size of others
+                            self.doubted |= groups
+                        else:
+                            self._refute(groups, COMPUTED, claim.where)
             changed = len(self.refuted) > before
 
     def flips(self) -> Iterator[tuple[Seen, Widths]]:

@@ -137,9 +137,11 @@ class Runs:
                 for m in self.modules.values():
                     m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
                 self._watch(tracer, whole)
-                self._pass(tracer, given, meta)
-                if whole:
-                    tracer.note_weights()
+                try:
+                    self._pass(tracer, given, meta)
+                finally:  # what has run until then is cut, too
+                    if whole:
+                        tracer.note_weights()
 
         if whole:
             self.training.follow(tracer, train, self.meta, lambda: self._unused(tracer), bool(reads))
