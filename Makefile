@@ -8,7 +8,7 @@ WORKERS       ?= 2
 BIN           := $(VENV)/bin
 PIP           := -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit docs matrix oldest newest wheel clean
+.PHONY: demo test lint types unit docs matrix oldest newest wheel coverage clean
 
 demo: $(VENV)/.demo
 	$(BIN)/secateurs demo
@@ -42,6 +42,12 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/python -m twine check --strict dist/*
 
+# The networks that people use, in an environment of their own; resumes where it stopped.
+coverage: $(VENV)-coverage/.packages
+	$(VENV)-coverage/bin/python benchmarks/coverage.py --out coverage
+	$(VENV)-coverage/bin/python benchmarks/coverage.py --out coverage --family peers --seconds 60
+	$(VENV)-coverage/bin/python benchmarks/coverage.py --out coverage --markdown
+
 # torch first: where a CPU build is at hand, nothing else may pull in the GPU packages.
 $(VENV)/.torch: constraints/pinned.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +62,12 @@ $(VENV)-oldest/.torch: constraints/oldest.txt
 $(VENV)-newest/.torch: constraints/newest.txt
 	$(NEWEST_PYTHON) -m venv $(@D)
 	$(@D)/bin/python $(PIP) install torch -c $<
+	@touch $@
+
+$(VENV)-coverage/.packages: benchmarks/coverage.txt pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) install torch -c $<
+	$(@D)/bin/python $(PIP) install -e . -r $<
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
@@ -75,4 +87,4 @@ $(VENV)-%/.dev: $(VENV)-%/.torch pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-coverage build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

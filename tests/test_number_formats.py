@@ -68,6 +68,30 @@ def test_the_memory_format_is_the_given_one(last: bool, recover: sc.Recover | No
     assert all(m.weight.is_contiguous(memory_format=form) for m in result.model.modules() if isinstance(m, nn.Conv2d))
 
 
+class Video(nn.Module):
+    """Two kinds of convolutions, of which `Module.to(memory_format=torch.channels_last)` takes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames, self.image, self.fc = nn.Conv3d(3, 6, (2, 3, 3)), nn.Conv2d(6, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W)
+        x = self.frames(torch.stack([x, x.flip(-1)], 2)).relu()
+        return self.fc(self.image(x.squeeze(2)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("recover", [None, sc.Recover(epochs=1, channels_last=True)])
+@pytest.mark.parametrize("method", ["l1", "oracle"])
+def test_channels_last_beside_tensors_of_five_axes(method: str, recover: sc.Recover | None) -> None:
+    model = Video()
+    model.image.to(memory_format=torch.channels_last)
+    result = sc.prune(
+        model, torch.randn(1, 3, 8, 8), method, sc.Budget(macs=0.6), batches(), recover=recover, progress=False
+    )
+    assert result.model.image.weight.is_contiguous(memory_format=torch.channels_last)
+    assert result.model.frames.weight.is_contiguous()
+
+
 class Witness(nn.Module):
     """Notes the settings that its forward runs under."""
 

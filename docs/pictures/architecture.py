@@ -13,7 +13,7 @@ WHAT = {
     "cli": "parses and renders, a file for each command",
     "testing": "the conformance suite",
     "adapters": "functions of a batch",
-    "integrations": "Lightning, transformers",
+    "integrations": "Lightning, transformers, Ultralytics",
     "api": "the Python interface",
     "models": "build, load",
     "runs": "preflight, stages, folder, resume",

@@ -33,7 +33,7 @@ from secateurs.result import Figures, Result
 from secateurs.seeds import preserve_rng_state
 from secateurs.stripes import tune
 from secateurs.surgery import apply
-from secateurs.surgery.verify import check_deterministic, verified
+from secateurs.surgery.verify import check_copy, check_deterministic, verified
 from secateurs.training import CheckpointStore, Hook, Objective, Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
@@ -146,10 +146,11 @@ def prune(
         "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
         "save_seconds": save_seconds, "track": track,
     }  # fmt: skip
-    original = placement.working_copy(model, where)
+    given, original = model, placement.working_copy(model, where)
     example_inputs = placement.working_inputs(example_inputs, where)
     # Methods get a copy: some train it, and the given model has to be as it was whatever a method does.
     model = copied(original) if original is model or isinstance(chosen, TrainingMethod) else original
+    check_copy(model, given, example_inputs)
     history: list[dict[str, Any]] = []
     task = _task(
         model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
@@ -178,7 +179,9 @@ def prune(
     report(
         f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
     )
-    small, error = verified(model, plan, example_inputs) if plan.exact else (apply(model, plan), float("nan"))
+    small, error = (
+        verified(model, plan, example_inputs, graph=graph) if plan.exact else (apply(model, plan), float("nan"))
+    )
     chosen.initialise(task, selection, small)
     report(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"

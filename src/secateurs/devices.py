@@ -84,6 +84,13 @@ def check_one_device(model: nn.Module) -> None:
         )
 
 
+def channels_last_(model: nn.Module) -> None:
+    """Lay the model's images and kernels out with channels last, in place. `Module.to` raises for a tensor with five axes."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Context in which float32 is computed in full precision, without TF32, bfloat16 products or autocast. For comparisons

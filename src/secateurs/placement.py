@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.devices import check_one_device, device_of
+from secateurs.devices import channels_last_, check_one_device, device_of
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import map_tensors
@@ -67,7 +67,7 @@ class Placement:
             if dtype is not None and tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
         if self.channels_last:
-            small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            channels_last_(small)
         return small
 
     def _original(self, name: str) -> str:

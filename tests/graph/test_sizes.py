@@ -94,10 +94,11 @@ KEEPS: dict[str, tuple[Change, str]] = {
 }
 
 
-def chain(*changes: Change) -> nn.Module:
-    """Convolutions to 8 channels, each followed by a change that runs in the very same line."""
+def chain(*changes: Change, real: bool = False) -> nn.Module:
+    """Convolutions to 8 channels, each followed by a change that runs in the very same line. real: it needs values."""
 
     def run(s: Any, x: Tensor) -> Tensor:
+        assert not real or float(x.sum()) != 0
         for layer, change in zip(s.layers, changes, strict=True):
             s.__dict__["current"] = layer
             x = change(s, layer(x))
@@ -118,8 +119,9 @@ def right_at(model: nn.Module, graph: PrunableGraph, shares: tuple[float, ...] =
 
 
 @pytest.mark.parametrize("name", COMPUTED)
-def test_what_is_computed_follows(name: str) -> None:
-    model = chain(COMPUTED[name])
+@pytest.mark.parametrize("real", [False, True], ids=["meta", "real"])
+def test_what_is_computed_follows(name: str, real: bool) -> None:
+    model = chain(COMPUTED[name], real=real)
     for _ in range(2):  # the second trace finds what the first has left in caches
         graph = trace(model, image())
         assert all(g.prunable or g.name == "h.2" for g in graph.groups), [(g.name, g.reason) for g in graph.groups]
@@ -127,9 +129,10 @@ def test_what_is_computed_follows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KEEPS)
-def test_what_fits_one_width_keeps_it(name: str) -> None:
+@pytest.mark.parametrize("real", [False, True], ids=["meta", "real"])
+def test_what_fits_one_width_keeps_it(name: str, real: bool) -> None:
     change, reason = KEEPS[name]
-    model = chain(change)
+    model = chain(change, real=real)
     graph = trace(model, image())
     assert str(graph["layers.0"].reason).startswith(reason)
     assert graph["layers.0"].reason is not None

@@ -12,7 +12,11 @@ import secateurs as sc
 
 @pytest.mark.parametrize(
     ("extra", "packages"),
-    [("lightning", ["lightning.pytorch", "pytorch_lightning"]), ("transformers", ["transformers"])],
+    [
+        ("lightning", ["lightning.pytorch", "pytorch_lightning"]),
+        ("transformers", ["transformers"]),
+        ("ultralytics", ["ultralytics", "ultralytics.engine.model"]),
+    ],
 )
 def test_clear_error(extra: str, packages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in packages:

@@ -173,10 +173,61 @@ def test_the_groups_to_blame_are_named(wrong_rule: None) -> None:
     assert verify(model, trace(model, image()).plan(kept), image()) <= 1e-5
 
 
-def test_a_model_that_is_random_in_eval_mode_is_told_so() -> None:
-    model = Net(lambda s, x: s.h(F.dropout(s.a(x), 0.5)), a=conv(3, 8), h=head(8)).eval()
+class Noisy(nn.Module):
+    """Draws in eval mode, by a function that gets a feature map of eight channels."""
+
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.draw = conv(3, 8), conv(8, 8), conv(8, 4), draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.draw(self.b(self.a(x).relu())))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda h: h * (torch.rand(h.shape[0], 1, *h.shape[2:]) < 0.9),
+        lambda h: h + torch.randn(1),
+        lambda h: h * torch.empty(len(h), 1, 1, 1).bernoulli_(0.8),
+        lambda h: h + torch.randn(h.shape[2:], generator=torch.Generator().manual_seed(h.shape[1])),
+    ],
+    ids=["drop_block", "noise", "drop_path", "a generator seeded by the width"],
+)
+def test_both_networks_draw_the_same_numbers(draw: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Noisy(draw).eval()
+    state = torch.get_rng_state()
+    plan = planned(model, image())
+    assert "b" in plan.groups
+    torch.set_rng_state(state)
+    assert verify(model, plan, image()) <= 1e-5
+    assert torch.equal(torch.get_rng_state(), state)
+    check_deterministic(model, image())
+    with pytest.raises(VerificationError, match="differs"):
+        verify(model, changed(plan, "c.weight", 1, tuple(range(len(plan.kept["c.weight"][1])))), image())
+
+
+def test_numbers_drawn_for_each_channel_keep_it_whole() -> None:
+    model = Noisy(lambda h: F.dropout(h, 0.5)).eval()
+    graph = trace(model, image())
+    assert "random numbers are drawn for each channel" in str(graph["b"].reason)
+    plan = graph.plan({"a": range(4)})
+    assert verify(model, plan, image()) <= 1e-5
+    everything = trace(Noisy(lambda h: h).eval(), image()).plan({"b": range(4)})
+    with pytest.raises(
+        VerificationError, match=r"draws random numbers in the shape of channels that are cut \(test_verify"
+    ):
+        verify(model, everything, image())
+
+
+def test_a_model_that_is_nondeterministic_is_told_so() -> None:
+    calls = iter(range(100))
+    model = Net(lambda s, x: s.h(s.a(x)) + next(calls), a=conv(3, 8), h=head(8)).eval()
     with pytest.raises(VerificationError, match="The model is nondeterministic in eval mode"):
-        verify(model, planned(model, image()), image())
+        check_deterministic(model, image())
+    with pytest.raises(VerificationError, match="The model is nondeterministic in eval mode"):
+        verify(model, trace(CASES["chain"].make(), image()).plan({}), image())
     check_deterministic(CASES["chain"].make(), image())
 
 

@@ -10,7 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 from secateurs.graph import sizes
 from secateurs.graph.context import NO_CALL, Context
+from secateurs.graph.rules import recurrent
 from secateurs.graph.tape import Array, Called
+from secateurs.graph.tracer import Tracer
 from secateurs.graph.widths import Expression, Traced
 
 Follow = Callable[[Called, list[Array]], None]  # is told of each call, and the labels of its operands
@@ -30,7 +32,7 @@ class Calls(TorchFunctionMode):
     """Sees each call with its arguments as the user wrote them: `flatten(1)` or `view(n, -1)` show that a size is computed,
     which the resulting op no longer shows."""
 
-    def __init__(self, tracer: Context, follow: Follow | None = None) -> None:
+    def __init__(self, tracer: Tracer, follow: Follow | None = None) -> None:
         super().__init__()
         self.tracer, self.follow = tracer, follow
 
@@ -42,8 +44,9 @@ class Calls(TorchFunctionMode):
         if name in _READS:
             return _READS[name](t, func, *args, **kwargs)
         t.call, t.reads_sizes = (func, args, kwargs), sizes.takes_sizes(func)
+        op = recurrent.whole(func, args)
         try:
-            out = func(*args, **kwargs)
+            out = func(*args, **kwargs) if op is None else t.whole(op, args, kwargs)
         except Exception:
             t.tape.failed = operands(t, args, kwargs), t.where()
             raise

@@ -17,7 +17,7 @@ from secateurs.graph.figures import Figure
 from secateurs.graph.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.tape import Array, Axis, Claim, Labels, Place, Seen, Tape
-from secateurs.graph.widths import Expression, Leaf, Ratio, Width, plain, width
+from secateurs.graph.widths import Expression, Leaf, Log, Ratio, Width, plain, width
 
 _NONE: Labels = {}
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, arguments
@@ -46,6 +46,7 @@ class Context:
         shapes: Mapping[str, tuple[int, ...]] = {},
     ) -> None:
         self.space, self.tape = space, tape or Tape()
+        self.log = Log(self)  # of the widths that the code is given
         self.op: Any = None  # the op that a rule is called for
         self.out: Any = None  # and its output
         self.call = NO_CALL  # the call in the user's code that it came from
@@ -200,9 +201,12 @@ class Context:
         if axis in self.labels(w):
             self.space.mark(self.labels(w)[axis], CONSUMED)
 
-    def cost(self, *factors: int | Array, kernel: Tensor | None = None) -> None:
-        """Add the product of these factors to the multiply-accumulates. kernel: the weight, if the op is a convolution."""
+    def cost(self, *factors: int | Array, kernel: Tensor | None = None, vanishing: int | Array = 0) -> None:
+        """Add the product of these factors to the multiply-accumulates. kernel: the weight, if the op is a convolution.
+        vanishing: the factor of them without which there is no product: where it is 1, the op multiplies elementwise."""
         if self.counting:
+            if isinstance(vanishing, np.ndarray):
+                self.tape.vanishing[len(self.tape.costs)] = vanishing
             if kernel is not None and id(kernel) in self._names:
                 self.tape.kernels[len(self.tape.costs)] = self._names[id(kernel)]
             coefficient = 1
@@ -216,7 +220,7 @@ class Context:
         """This size, as written in the code, must equal what it counts at any widths: labels, or a number that no cut
         changes. If it is a constant, its channels are kept whole for this reason. least: it may also be greater."""
         if self._known is None:
-            computed = isinstance(size, Width) and size.log is self
+            computed = isinstance(size, Width) and size.log is self.log
             if isinstance(size, Width) and computed and isinstance(counts, int):
                 self._computed(size.expression)
             if computed or not isinstance(counts, int):
@@ -288,7 +292,7 @@ class Context:
         sizes: list[int] = []
         for axis, n in enumerate(shape):
             if axis in labels:
-                counted = width(n, labels[axis], self)
+                counted = width(n, labels[axis], self.log)
                 self.tape.reads.append(Seen(counted.expression, where))
                 sizes.append(counted)
             else:
@@ -299,14 +303,19 @@ class Context:
         """The same of a parameter that may not have run yet."""
         known = self._known
         return tuple(
-            width(n, (name, a, n), self) if (n > 1 if known is None else (name, a) in known) else n
+            width(n, (name, a, n), self.log) if (n > 1 if known is None else (name, a) in known) else n
             for a, n in enumerate(shape)
         )
 
     def counted(self, n: int) -> Array | None:
         """The labels that a size counts, if it is the width of one axis and nothing else."""
-        leaf = n.expression.leaf if isinstance(n, Width) and n.log is self else None
-        return self.leaf(leaf) if leaf is not None else None
+        leaf = n.expression.leaf if isinstance(n, Width) and n.log is self.log else None
+        found = self.leaf(leaf) if leaf is not None else None
+        if found is None and isinstance(leaf, tuple) and self._known is None:  # of a layer that is about to run
+            path, _, name = leaf[0].rpartition(".")
+            weight = self._modules[path]._parameters.get(name) if path in self._modules else None
+            found = self.labels(weight).get(leaf[1]) if weight is not None else None
+        return found
 
     def leaf(self, leaf: Leaf) -> Array | None:
         """Its labels."""
@@ -319,6 +328,12 @@ class Context:
             return self._known.get((name, axis))
         return next((a.labels for a in self.tape.axes if a.param == name and a.axis == axis), None)
 
+    def escaping(self, labels: Array) -> bool:
+        """Whether a width of these channels goes on as a plain number."""
+        leaves = (leaf for seen in self.tape.escapes for leaf in seen.expression.leaves())
+        counted = (self.leaf(leaf) for leaf in leaves)
+        return any(own is not None and bool(np.isin(labels, own[own > 0]).any()) for own in counted)
+
     def relabel(self, x: Tensor, axis: int, labels: Array) -> None:
         """Give an axis of a new tensor these labels."""
         own, live = self._look(x)
@@ -326,7 +341,7 @@ class Context:
 
     def uses(self, number: Width | Ratio) -> None:
         """The code computes with a number that it made from widths."""
-        if number.log is self:
+        if number.log is self.log:
             self._computed(number.expression)
             self.tape.uses.append(Seen(number.expression, self.where()))
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.errors import SecateursError, TraceError
+
 _ATOMS = (int, float, str, bytes, bool, complex, type(None), type, torch.dtype, torch.device, torch.Size)
 
 
@@ -23,17 +25,36 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     memo[id(module)] = new
     for key, value in module.__dict__.items():
         own: Any
+        if key == "_compiled_call_impl":  # `module.compile()`: it would run the original. The class has its default.
+            continue
         if isinstance(value, _ATOMS):
             own = value
         elif key == "_modules":
             own = {k: m if m is None else copied(m, memo) for k, m in value.items()}
+        elif type(value) is dict and key in ("_parameters", "_buffers"):
+            own = {k: x if x is None else memo[id(x)] if id(x) in memo else _tensor(x, memo) for k, x in value.items()}
         elif isinstance(value, dict) and not value and type(value) in _PLAIN:
             own = type(value)()
+        elif isinstance(value, Tensor):
+            own = _tensor(value, memo)
         else:
             _detach(value, memo)
-            own = copy.deepcopy(value, memo)
+            try:
+                own = copy.deepcopy(value, memo)
+            except SecateursError:
+                raise
+            except Exception as error:  # a ScriptFunction, an open file, a lock …
+                raise TraceError(
+                    f"The model cannot be copied: attribute {key!r} of a {type(module).__name__} cannot "
+                    f"({type(error).__name__}: {error}). Remove it before the cut."
+                ) from error
         new.__dict__[key] = own
     return new
+
+
+def _tensor(x: Tensor, memo: dict[int, Any]) -> Any:
+    _detach(x, memo)
+    return copy.deepcopy(x, memo)
 
 
 def _detach(value: Any, memo: dict[int, Any]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from secateurs.graph.counter import MacCounter
 from secateurs.graph.inputs import call, check_model, fresh, to_model_device, untracked
 from secateurs.graph.modes import evaluating
 from secateurs.graph.state import State
@@ -28,8 +28,9 @@ class Cost:
 
 
 def count(model: nn.Module, example_inputs: Any) -> Cost:
-    """The cost of a model: half the count of `FlopCounterMode` over one forward pass in eval mode, and its parameters.
-    The model is not modified."""
+    """The cost of a model: the multiply-accumulates of one forward pass in eval mode, and its parameters. The former are half
+    the count of `FlopCounterMode`, plus what it does not know: recurrent and bilinear layers, and attention on CPUs. The model
+    is not modified."""
     check_model(model)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products from the counter
@@ -37,11 +38,11 @@ def count(model: nn.Module, example_inputs: Any) -> Cost:
     state = State(modules, untracked(example_inputs))
     inputs = fresh(to_model_device(model, example_inputs), meta=False)
     try:
-        with evaluating(model), swapped(state, modules, state.copies()), FlopCounterMode(display=False) as counter:
+        with evaluating(model), swapped(state, modules, state.copies()), MacCounter() as counter:
             call(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return Cost(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()))
+    return Cost(counter.macs, sum(p.numel() for p in model.parameters()))
 
 
 class CostModel:
@@ -52,18 +53,18 @@ class CostModel:
 
     def __init__(self, groups: int) -> None:
         self.groups = groups
-        self._forms: dict[tuple[tuple[int, int], ...] | int, int] = {}
+        self._forms: dict[tuple[int, tuple[tuple[int, int], ...], bool], int] = {}
         self._rows: list[tuple[int, tuple[tuple[int, int], ...]]] = []
         self._terms: dict[str, list[tuple[int, tuple[int, ...]]]] = {"macs": [], "params": []}
         self.kernels: dict[str, int] = {}  # weight of a convolution → the form that counts its stripes
         self._packed: dict[str, tuple[Array, Array]] = {}
 
-    def form(self, constant: int, multiplicities: Mapping[int, int]) -> int:
-        """The index of the affine form `constant + Σ multiplicities[g]·width[g]`."""
-        key: Any = (constant, tuple(sorted(multiplicities.items())))
+    def form(self, constant: int, multiplicities: Mapping[int, int], zero_at_one: bool = False) -> int:
+        """The index of the affine form `constant + Σ multiplicities[g]·width[g]`. zero_at_one: it counts as 0 where it is 1."""
+        key = (constant, tuple(sorted(multiplicities.items())), zero_at_one)
         if key not in self._forms:
             self._forms[key] = len(self._rows)
-            self._rows.append(key)
+            self._rows.append(key[:2])
         return self._forms[key]
 
     def stripes(self, kernel: str, constant: int, multiplicities: Mapping[int, int]) -> int:
@@ -88,6 +89,7 @@ class CostModel:
             depth = max((len(k) for k in merged), default=1) or 1
             index = np.array([[*k, *[one] * (depth - len(k))] for k in merged], dtype=np.int64).reshape(-1, depth)
             self._packed[what] = np.array(list(merged.values()), dtype=np.int64), index.T.copy()
+        self._zero_at_one = [row for (_, _, zero), row in self._forms.items() if zero]
         flat = [(row, g, m) for row, (_, pairs) in enumerate(self._rows) for g, m in pairs]
         self._constants = np.array([c for c, _ in self._rows], dtype=np.float64)
         self._row = np.array([r for r, _, _ in flat], dtype=np.int64)
@@ -102,6 +104,8 @@ class CostModel:
         values = self._constants + np.bincount(self._row, weights=weights, minlength=len(self._constants))
         if np.asarray(widths).dtype.kind != "f":
             values = values.astype(np.int64)  # exact: widths are far below 2⁵³
+        for row in self._zero_at_one:
+            values[row] *= values[row] != 1
         for kernel, left in (stripes or {}).items():
             values[self.kernels[kernel]] = left
         return Cost(self._total("macs", values), self._total("params", values))

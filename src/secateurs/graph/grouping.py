@@ -173,8 +173,8 @@ class Grouping:
         for axis in self.tape.axes:
             by_param.setdefault(axis.param, {})[axis.axis] = axis.labels
 
-        def form(labels: Array) -> int:
-            return model.form(*self.affine(labels))
+        def form(labels: Array, zero_at_one: bool = False) -> int:
+            return model.form(*self.affine(labels), zero_at_one)
 
         def stripes(kernel: str) -> int:
             """Filters times positions."""
@@ -190,7 +190,8 @@ class Grouping:
                 positions = int(np.prod(params[kernels[i]][2:]))
                 model.add("macs", coefficient // positions, (stripes(kernels[i]), *rest))
             else:
-                model.add("macs", coefficient, tuple(form(f) for f in factors))
+                vanishing = self.tape.vanishing.get(i)
+                model.add("macs", coefficient, tuple(form(f, f is vanishing) for f in factors))
         striped = set(kernels.values())
         for name, shape in params.items():
             axes = by_param.get(name)

@@ -26,14 +26,27 @@ def tensors(tree: Any) -> list[Tensor]:
 
     An iterator is used up; `materialized` replaces those of a structure.
     """
-    if isinstance(tree, Tensor):
-        return [tree]
-    found: list[Tensor] = []
+    return [tree] if isinstance(tree, Tensor) else _found(tree, Tensor)
+
+
+def values(tree: Any) -> list[Tensor]:
+    """The same with NumPy's arrays of numbers as tensors, and every tensor dense."""
+    found = []
+    for x in _found(tree, (Tensor, np.ndarray)):
+        if isinstance(x, Tensor):
+            found.append(x if x.layout is torch.strided else x.to_dense())
+        elif x.dtype.kind in "fiubc":
+            found.append(torch.from_numpy(np.ascontiguousarray(x)))
+    return found
+
+
+def _found(tree: Any, kinds: Any) -> list[Any]:
+    found: list[Any] = []
     opened: dict[int, Any] = {}  # by id; kept, so that no id is reused
     stack = [tree]
     while stack:
         node = stack.pop()
-        if isinstance(node, Tensor):
+        if isinstance(node, kinds):
             found.append(node)
         elif not isinstance(node, _ATOMS) and id(node) not in opened and len(opened) < _MOST:
             opened[id(node)] = node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -117,14 +117,27 @@ class Runs:
         tracer = Tracer(space, names, self.modules, self.choices, known, tape, self.shapes)
         sized = {n: tracer.sized(n, tuple(replaced[id(p)].shape)) for n, p in self.named.items()}
         rewrites = {**rewrites, **values(self.modules, self.shapes, sized)}
-        whole = isinstance(space, LabelSpace)
+        if record:
+            tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
+        with closing(tracer.log):
+            self._both(tracer, cut, replaced, rewrites, follow)
+        return tracer.tape
+
+    def _both(
+        self,
+        tracer: Tracer,
+        cut: Mapping[str, Tensor],
+        replaced: Mapping[int, Tensor],
+        rewrites: Mapping[tuple[str, str], Any],
+        follow: Follow | None,
+    ) -> None:
+        """The run in eval mode and, as far as needed, in training."""
+        whole = isinstance(tracer.space, LabelSpace)
         reads: list[nn.Module] = []
         with swapped(self.state, self.modules, replaced, rewrites), ExitStack() as stack:
             self._watch(tracer, whole)
             if whole:
                 reads = stack.enter_context(mode_reads())
-            if record:
-                tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
             self._pass(tracer, arguments(self.example_inputs), self.meta, follow)
             tracer.recorder = None
             if whole:
@@ -147,7 +160,6 @@ class Runs:
             self.training.follow(tracer, train, self.meta, lambda: self._unused(tracer), bool(reads))
         elif self.training.rehearsal is not None:
             train(self.training.rehearsal, self.meta)
-        return tracer.tape
 
     def _unused(self, tracer: Tracer) -> tuple[str, ...]:
         """The parameters that no run used, so far."""
@@ -176,7 +188,7 @@ class Runs:
         for figure in tracer.tape.figures:
             module = self.modules[figure.module]
             before = module.__dict__[figure.attribute]
-            figures.set_in(watched, figure, before, width(figure.size, figure, tracer))
+            figures.set_in(watched, figure, before, width(figure.size, figure, tracer.log))
             inside = [(p, m) for p, m in figures.steps(figure.module, module) if m._modules]
             for path, part in [(figure.module, module), *inside]:
                 hook, own = partial(tracer.note_through, path), part.__dict__

@@ -124,6 +124,61 @@ def mean(x: Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> T
     return empty(x, [1 if a in axes else n for a, n in enumerate(x.shape) if keepdim or a not in axes])
 
 
+def grid_sampler(x: Tensor, grid: Tensor, *_: Any) -> Tensor | None:
+    if x.ndim != 4 or grid.ndim != 4 or grid.shape[0] != x.shape[0] or grid.shape[3] != 2 or x.dtype != grid.dtype:
+        return None
+    return empty(x, (*x.shape[:2], *grid.shape[1:3]))
+
+
+def recurrent(
+    x: Tensor, state: Any, params: Any, biases: bool, layers: int, dropout: float, train: bool, both: bool, *_: Any
+) -> Any:
+    """x: (*, I); states: (layers · directions, N, channels). params: of each layer and direction (gates · cells, inputs),
+    (gates · cells, outputs), biases, and in a projected LSTM (outputs, cells)."""
+    outputs, cells = _widths(state)
+    each = 2 + 2 * biases + (outputs != cells)
+    directions = 1 + both
+    if len(params) != each * layers * directions or any(s.shape[0] != layers * directions for s in _states(state)):
+        return None
+    rows = params[0].shape[0]
+    for i in range(0, len(params), each):
+        inputs = x.shape[-1] if i < each * directions else outputs * directions
+        if not _fits(params[i : i + each], rows, inputs, outputs, cells):
+            return None
+    return empty(x, (*x.shape[:-1], outputs * directions)), *(empty(s, s.shape) for s in _states(state))
+
+
+def recurrent_packed(x: Tensor, sizes: Tensor, state: Any, params: Any, *rest: Any) -> Any:
+    return recurrent(x, state, params, *rest)
+
+
+def recurrent_cell(x: Tensor, state: Any, *params: Any) -> Any:
+    """x: (N, I); states: (N, cells)."""
+    outputs, cells = _widths(state)
+    present = [p for p in params if p is not None]
+    if outputs != cells or not _fits(present, params[0].shape[0], x.shape[-1], outputs, cells):
+        return None
+    found = tuple(empty(s, s.shape) for s in _states(state))
+    return found[0] if isinstance(state, Tensor) else found
+
+
+def _states(state: Any) -> Any:
+    return (state,) if isinstance(state, Tensor) else state
+
+
+def _widths(state: Any) -> tuple[int, int]:
+    """The numbers of a recurrent layer's outputs and cells."""
+    states = _states(state)
+    return states[0].shape[-1], states[-1].shape[-1]
+
+
+def _fits(params: Any, rows: int, inputs: int, outputs: int, cells: int) -> bool:
+    due = [(rows, inputs), (rows, outputs), *[(rows,)] * (len(params) - 2)]
+    if outputs != cells:
+        due[-1] = (outputs, cells)
+    return rows % cells == 0 and [tuple(p.shape) for p in params] == due
+
+
 _FAST: dict[Any, Shape] = {
     aten.convolution.default: convolution,
     aten._native_batch_norm_legit_no_training.default: batch_norm,
@@ -134,10 +189,13 @@ _FAST: dict[Any, Shape] = {
     aten.add_.Tensor: binary_,
     aten.mul_.Tensor: binary_,
     aten.sigmoid.default: same,
+    aten.silu.default: same,
+    aten.gelu.default: same,
     aten.cat.default: cat,
     aten.avg_pool2d.default: pool,
     aten.max_pool2d_with_indices.default: max_pool,
     aten.mean.dim: mean,
+    aten.grid_sampler_2d.default: grid_sampler,
     aten.hardswish_.default: inplace,
     aten.hardtanh_.default: inplace,
     aten.silu_.default: inplace,
@@ -146,4 +204,10 @@ _FAST: dict[Any, Shape] = {
     aten.hardtanh.default: same,
     aten.hardsigmoid.default: same,
     aten.hardsigmoid_.default: inplace,
+    **dict.fromkeys([aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input], recurrent),
+    **dict.fromkeys([aten.lstm.data, aten.gru.data, aten.rnn_tanh.data, aten.rnn_relu.data], recurrent_packed),
+    aten.lstm_cell.default: recurrent_cell,
+    aten.gru_cell.default: recurrent_cell,
+    aten.rnn_tanh_cell.default: recurrent_cell,
+    aten.rnn_relu_cell.default: recurrent_cell,
 }

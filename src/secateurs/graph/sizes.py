@@ -58,9 +58,9 @@ def written(call: Call, ndim: int) -> Sizes | None:
     sizes = next((kwargs[k] for k in ("shape", "size", "sizes") if k in kwargs), args[_SHAPED[name] :])
     if len(sizes) and isinstance(sizes[0], list | tuple):
         sizes = sizes[0]
-    if not all(isinstance(n, int) for n in sizes):
+    if not all(isinstance(n, int | Tensor) for n in sizes):
         return None  # view(dtype)
-    return {ndim - len(sizes) + i: n for i, n in enumerate(sizes)}
+    return {ndim - len(sizes) + i: n for i, n in enumerate(sizes) if isinstance(n, int)}
 
 
 def read(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

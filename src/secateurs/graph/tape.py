@@ -73,6 +73,7 @@ class Tape:
     axes: list[Axis] = field(default_factory=list)
     costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labeled factors
     kernels: dict[int, str] = field(default_factory=dict)  # the costs that are a convolution's, with its weight
+    vanishing: dict[int, Array] = field(default_factory=dict)  # the costs that are 0 if this factor is 1
     # module → tensor → its axes, as the module computed with it: lengths, or labels
     weights: dict[str, dict[str, tuple[int | Array, ...]]] = field(default_factory=dict)
     # module → the labels of what goes in and of what comes out

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from secateurs.graph import attributes, rules, shapes
 from secateurs.graph.context import Context
@@ -66,10 +66,20 @@ class Tracer(Context, TorchDispatchMode):
             else:
                 labels = None
                 self._unknown(*args, **kwargs)
+            if self.counting and _RANDOM in _unusual(func):  # the draws of a smaller network are others
+                for own in labels if isinstance(labels, list) else [labels]:
+                    self.freeze(
+                        own or _NONE, Reason(Kind.CODE, "random numbers are drawn for each channel", self.where())
+                    )
             self._assign(out, labels or _NONE, live)
         elif live:
             self._assign(out, _NONE, live)
         return out
+
+    def whole(self, op: Any, args: Any, kwargs: Any) -> Any:
+        """Follow an op as one that would be dispatched as many."""
+        with _pop_mode_temporarily():
+            return self.__torch_dispatch__(op, (), args, kwargs)
 
     def _unknown(self, *args: Any, **kwargs: Any) -> None:
         """Freeze the operands of an op without a rule."""
@@ -101,7 +111,7 @@ class Tracer(Context, TorchDispatchMode):
                 if self.counting:
                     self.tape.weights[path] = {"weight": self._axes(x, axes)}
                 size = tuple(shape[a] for a in axes)
-                sized = tuple(width(shape[a], labels[a], self) if a in labels else shape[a] for a in axes)
+                sized = tuple(width(shape[a], labels[a], self.log) if a in labels else shape[a] for a in axes)
                 module.__dict__.update(attributes.figures(module, {"weight": size}, {"weight": sized}))
 
     def note_through(self, path: str, _: nn.Module, args: Any, out: Any) -> None:
@@ -132,6 +142,10 @@ class Tracer(Context, TorchDispatchMode):
     def _axes(self, x: Tensor, axes: Iterable[int]) -> tuple[int | Array, ...]:
         labels = self.labels(x)
         return tuple(labels[a] if a in labels else x.shape[a] for a in axes)
+
+    def label(self, x: Tensor, labels: Labels) -> None:
+        """Set the labels of a tensor that does not depend on the model's input."""
+        self._assign(x, labels, False)
 
     def enter(self, x: Tensor) -> None:
         """Mark x as an input of the model."""

@@ -43,6 +43,9 @@ class Trial:
         self.runs, self.grouping, self.cut = runs, grouping, frozenset(widths)
         self.dead = np.zeros(len(grouping.classes.root), dtype=bool)
         self._alone = np.zeros_like(self.dead)
+        # The channel of each label. What no layer produces (positions, heads of a table) is none: which axes of it a view keeps
+        # apart depends on how it is coupled, and so may differ between two runs.
+        self._channels = np.where(grouping.of_label >= 0, grouping.classes.root, 0)
         for g, width in widths.items():
             gone = draw.permutation(int(grouping.sizes[g]))[width:]
             at = grouping.group == g
@@ -59,8 +62,9 @@ class Trial:
         if failure is None or self.runs.meta:
             return failure
         # What depends on values is compared with the masked network, whose values are the same.
-        root, axes, twin = self.grouping.classes.root, self.grouping.tape.axes, Tape()
-        self.runs.run(KnownLabels(), self._masked(), {(a.param, a.axis): root[a.labels] for a in axes}, tape=twin)
+        whole = {(a.param, a.axis): self._channels[a.labels] for a in self.grouping.tape.axes}
+        twin = Tape()
+        self.runs.run(KnownLabels(), self._masked(), {a: own for a, own in whole.items() if own.any()}, tape=twin)
         return self._run(twin.calls)
 
     def _run(self, expected: list[Called]) -> Failure | None:
@@ -70,7 +74,9 @@ class Trial:
         kept: dict[str, dict[int, Array]] = {}
         for axis in tape.axes:
             alive = ~self.dead[axis.labels]
-            known[axis.param, axis.axis] = grouping.classes.root[axis.labels[alive]]
+            left = self._channels[axis.labels[alive]]
+            if left.any():
+                known[axis.param, axis.axis] = left
             if not alive.all():
                 kept.setdefault(axis.param, {})[axis.axis] = np.flatnonzero(alive)
         cut = {n: self._sliced(self.runs.named[n], axes) for n, axes in kept.items()}
@@ -114,7 +120,7 @@ class Trial:
             if len(due) != m:
                 return [labels[axis]]
             channels = own.get(axis)  # None if the op could not follow a single channel; 0: the same
-            if channels is not None and ((channels != due) & (channels != 0)).any():
+            if channels is not None and ((channels != due) & (channels != 0) & (due != 0)).any():
                 return [labels[axis]]
         return None
 
@@ -122,7 +128,7 @@ class Trial:
         """What is left of an axis."""
         found = self._known.get(id(labels))
         if found is None:
-            found = self._known[id(labels)] = self.grouping.classes.root[labels[~self.dead[labels]]]
+            found = self._known[id(labels)] = self._channels[labels[~self.dead[labels]]]
         return found
 
     # -- whom to blame -------------------------------------------------------------------------------------------------
@@ -148,10 +154,10 @@ class Trial:
                 made = {g for seen in tape.escapes for g in self._counted(seen.expression)} & self.cut
                 groups = frozenset((groups & made) or made or groups)
             return Failure(frozenset(groups), Reason(Kind.CODE, reason, where))
-        for seen in reversed([*tape.reads, *tape.escapes]):
+        for seen in reversed([*tape.reads, *tape.escapes]) if not where else ():  # the user's code raised it
             if groups := self._counted(seen.expression) & self.cut:
                 return Failure(groups, Reason(Kind.CODE, DEPENDS, seen.where))
-        return Failure(frozenset(), Reason(Kind.CODE, RUNS))
+        return Failure(frozenset(), Reason(Kind.CODE, reason, where))
 
     def _counted(self, expression: Any) -> frozenset[int]:
         """The groups whose widths an expression of this run is made from: its labels are those of the original."""

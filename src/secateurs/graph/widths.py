@@ -52,7 +52,7 @@ class Expression:
         return self.op(*[a.value(count) if isinstance(a, Expression) else a for a in self.args])
 
 
-class Log(Protocol):
+class Listener(Protocol):
     """Is told what the code does with widths that no expression shows."""
 
     def compared(self, condition: Expression, outcome: bool) -> None:
@@ -60,6 +60,24 @@ class Log(Protocol):
 
     def escaped(self, expression: Expression) -> None:
         """The number goes on as a plain int or float, as in `int(c)` or `math.sqrt(c)`."""
+
+
+class Log:
+    """The run that widths are of: it listens until it is closed. Widths may outlive it, in a cache for example."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener: Listener | None = listener
+
+    def close(self) -> None:
+        self._listener = None
+
+    def compared(self, condition: Expression, outcome: bool) -> None:
+        if self._listener is not None:
+            self._listener.compared(condition, outcome)
+
+    def escaped(self, expression: Expression) -> None:
+        if self._listener is not None:
+            self._listener.escaped(expression)
 
 
 class Traced:

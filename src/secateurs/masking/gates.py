@@ -7,6 +7,7 @@ to the consumer's weights, which costs O(weights); a per-sample factor to the co
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ from torch.utils.hooks import RemovableHandle
 
 from secateurs.errors import ConfigError
 from secateurs.graph.channels import ChannelGroup, parameter
+from secateurs.graph.labels import LABEL
+from secateurs.graph.tape import Labels
+from secateurs.masking.folding import scale_
+from secateurs.masking.holders import held_by, reads_directly
+from secateurs.masking.reading import Reading
 from secateurs.masking.swaps import Swaps
 
 
@@ -33,6 +39,9 @@ class Gates:
     Works under autocast and torch.compile, and inside DistributedDataParallel. A copy of a gated model (for example its
     EMA) uses the same gates as the model, until they are detached.
 
+    A weight that is computed (by a parametrization, weight norm, or the model's own code) is gated where it meets the
+    activations: its parameters would not do. torch.compile does not support this where a parametrization or a hook computes it.
+
     Per-sample gates apply to consumers that are called as modules, not to weights that code reads directly. Recomputation of
     activations in the backward pass (torch.utils.checkpoint) supports per-sample gates, but not per-batch gates.
     """
@@ -46,6 +55,9 @@ class Gates:
             _Consumer(param, axis, source, self.sizes) for (param, axis), source in self._sources().items()
         ]
         self._places = self._find_places()
+        names = {c.param for c in self._consumers}
+        self._followed = names - held_by(model, names, reads_directly)  # weights may be computed from these
+        self._reading: Reading | None = None
         self._flat: Tensor | None = None  # (channels,) or (N, channels)
         self._parts: tuple[Tensor, ...] = ()  # the same by group
         self._handles: list[RemovableHandle] = []
@@ -75,19 +87,37 @@ class Gates:
                     places[names[id(p)]].append((path, leaf))
         return places
 
+    def _layer(self, path: str, leaf: str) -> tuple[str, str]:
+        """The module and the attribute that are computed from a parameter, (module, attribute); the parameter itself, if none
+        is."""
+        owner, parametrized, attribute = path.rpartition(".parametrizations.")
+        if parametrized or path.startswith("parametrizations."):
+            return owner, attribute or path.partition(".")[2]
+        for suffix in ("_g", "_v", "_orig", "_mask"):  # of weight norm, spectral norm, pruning masks
+            computed = leaf.removesuffix(suffix)
+            if computed != leaf and computed in self.model.get_submodule(path).__dict__:
+                return path, computed
+        return path, leaf
+
+    def _weights(self) -> dict[tuple[str, str, int], _Consumer]:
+        """The weights that consume gated channels, (module, attribute, axis), each with one of the parameters in it."""
+        found: dict[tuple[str, str, int], _Consumer] = {}
+        for consumer in self._consumers:
+            for place in self._places[consumer.param]:
+                found.setdefault((*self._layer(*place), consumer.axis), consumer)
+        return found
+
     # -- attaching ----------------------------------------------------------------------------------------------------
 
     def attach(self) -> Gates:
         """Start gating; `with` calls this."""
         if not self._handles:
             add = self._handles.append
-            add(self.model.register_forward_pre_hook(_Enter(self)))
+            add(self.model.register_forward_pre_hook(_Enter(self), prepend=True))
             add(self.model.register_forward_hook(_Leave(self), always_call=True))
-            for consumer in self._consumers:
-                for path, leaf in self._places[consumer.param]:
-                    module = self.model.get_submodule(path)
-                    hook = _GateInput(self, consumer, leaf)
-                    add(module.register_forward_pre_hook(hook, with_kwargs=True))
+            for (path, leaf, _), consumer in self._weights().items():
+                hook = _GateInput(self, consumer, leaf)
+                add(self.model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     @property
@@ -96,7 +126,7 @@ class Gates:
 
     def detach(self) -> None:
         """Stop gating and remove all hooks."""
-        self._swaps.restore()
+        self._leave()
         self._flat, self._parts = None, ()
         for handle in self._handles:
             handle.remove()
@@ -148,14 +178,22 @@ class Gates:
 
     def fold_(self, factors: Mapping[str, Tensor]) -> None:
         """Fold per-batch factors into the consumers' weights: the plain network then computes the same as the
-        gated one, and a channel with factor zero can be cut exactly."""
+        gated one, and a channel with factor zero can be cut exactly.
+
+        Raises ConfigError for per-sample factors, and for a weight that is computed by what does not scale channel by channel.
+        """
         if any(f.ndim != 1 for f in factors.values()):
             raise ConfigError("Only per-batch gates can be folded into weights, one factor for each channel.")
         self.set({name: f.detach() for name, f in factors.items()})
         with torch.no_grad():
-            for consumer in self._consumers:
-                w = parameter(self.model, consumer.param)
-                w.mul_(self._factors(consumer, w))
+            done = set()
+            for (path, leaf, axis), consumer in self._weights().items():
+                module, w = self.model.get_submodule(path), parameter(self.model, consumer.param)
+                if (path, leaf) not in self._places[consumer.param]:
+                    scale_(module, leaf, self._factors(consumer, w).flatten(), axis)
+                elif (id(w), axis) not in done:  # a tied one is in several places
+                    done.add((id(w), axis))
+                    w.mul_(self._factors(consumer, w))
         self.set(None)
 
     # -- in the forward pass ------------------------------------------------------------------------------------------
@@ -169,14 +207,32 @@ class Gates:
     def _enter(self, model: nn.Module) -> None:
         if self._flat is None or self._flat.ndim != 1:
             return
+        followed = self._followed
+        if torch.compiler.is_compiling() and followed:
+            for (path, leaf, _), consumer in self._weights().items():
+                if (path, leaf) not in self._places[consumer.param]:
+                    raise ConfigError(f"{path}.{leaf} is computed: gates of it do not work under torch.compile.")
+            followed = set()
         gated: dict[str, Tensor] = {}
         for consumer in self._consumers:
-            w = gated.get(consumer.param)
-            w = parameter(model, consumer.param) if w is None else w
-            gated[consumer.param] = w * self._factors(consumer, w)
+            if consumer.param not in followed:
+                w = gated.get(consumer.param)
+                w = parameter(model, consumer.param) if w is None else w
+                gated[consumer.param] = w * self._factors(consumer, w)
         for param, w in gated.items():
             for path, leaf in self._places[param]:
                 self._swaps.put(model.get_submodule(path), leaf, w)
+        if followed and self._reading is None:
+            axes = {(c.param, c.axis): c.labels for c in self._consumers if c.param in followed}
+            factors = torch.cat([self._flat.new_ones(1), self._flat])  # by label
+            self._reading = Reading(model, axes, partial(_times, factors=factors))
+            self._reading.__enter__()
+
+    def _leave(self) -> None:
+        self._swaps.restore()
+        if self._reading is not None:
+            reading, self._reading = self._reading, None
+            reading.__exit__(None, None, None)
 
     def _gate_input(
         self, consumer: _Consumer, leaf: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -204,6 +260,14 @@ class Gates:
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
 
 
+def _times(w: Tensor, labels: Labels, factors: Tensor) -> Tensor:
+    """A weight times the factors of the channels on its axes."""
+    for axis, own in labels.items():
+        v = factors[torch.from_numpy(own.astype(np.int64)).to(factors.device)].to(w)
+        w = w * v.view([-1 if a == axis else 1 for a in range(w.ndim)])
+    return w
+
+
 def input_axis(module: nn.Module, leaf: str, axis: int) -> int | None:
     """The axis of the module's input that this axis of its parameter reads; None if it is not known."""
     if leaf == "weight" and isinstance(module, _ConvNd):
@@ -227,6 +291,7 @@ class _Consumer:
         self.part = part if whole else None
         self.open = bool((source < 0).any())  # some indices have no gate
         self.source = torch.from_numpy(np.where(source < 0, starts[-1], source))
+        self.labels = (source + 1).astype(LABEL)  # 0 where there is no gate
 
     def factors(self, flat: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
         """Its factors, (n,) or (N, n), from those of all channels."""
@@ -284,7 +349,7 @@ class _Enter(_Hook):
 
 class _Leave(_Hook):
     def __call__(self, model: nn.Module, args: Any, out: Any) -> None:
-        self.gates._swaps.restore()
+        self.gates._leave()
 
 
 class _GateInput(_Hook):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateurs.data.bundle import no_batch
-from secateurs.devices import device_of, usable
+from secateurs.devices import channels_last_, device_of, usable
 from secateurs.errors import ConfigError, DataError
 from secateurs.graph.copies import copied
 from secateurs.methods.method import Task
@@ -38,7 +38,7 @@ class Assessor:
         self.channels_last = P.wants_channels_last("auto", self.precision, self.device, task.model)
         self.model = copied(task.model).to(self.device).eval().requires_grad_(False)
         if self.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            channels_last_(self.model)
         self.objective, self.labels = task.objective, labels
         self.rows = rows or (256 if self.device.type == "cpu" else 2048)
         whole = self.objective.whole

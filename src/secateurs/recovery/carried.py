@@ -25,10 +25,11 @@ from secateurs.devices import full_precision
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.modes import evaluating
-from secateurs.masking import mask
+from secateurs.masking import mask, masking
 from secateurs.plans import Plan
 from secateurs.seeds import preserve_rng_state
-from secateurs.surgery.verify import TOLERANCE, disagreement
+from secateurs.surgery.compare import disagreement
+from secateurs.surgery.verify import TOLERANCE
 from secateurs.training.batches import Batch
 from secateurs.training.metrics import runs
 from secateurs.training.objective import Objective
@@ -51,21 +52,23 @@ class Lost:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Context in which runs of the model are recorded."""
-        masked = dict(mask(self.model, self.plan).named_modules())
+        whole, masked = copied(self.model, {id(p): p for p in self.model.parameters()}), mask(self.model, self.plan)
         with ExitStack() as stack:
             for name in self.names:
-                hook = partial(self._see, name, masked[name])
+                hook = partial(self._see, name, whole.get_submodule(name), masked)
                 module = self.model.get_submodule(name)
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             yield
 
-    def _see(self, name: str, masked: nn.Module, module: Any, args: Any, kwargs: Any) -> None:
+    def _see(self, name: str, whole: nn.Module, masked: nn.Module, module: Any, args: Any, kwargs: Any) -> None:
         linear = isinstance(module, nn.Linear)
         x = self.select(name, args[0] if args else kwargs["input"])  # (N, C, *), or (*, C) for a linear layer
         if not linear and x.ndim != len(module.kernel_size) + 2:
             return  # a single image without its axis
         mean = x.reshape(-1, x.shape[-1]).mean(0, keepdim=True) if linear else x.mean(0, keepdim=True)
-        lost = module.forward(mean) - masked.forward(mean)  # the layer is affine: the loss of the mean is the mean loss
+        # The layer is affine: the loss of the mean is the mean loss. Copies are called, with the hooks that compute weights.
+        with masking(masked):
+            lost = whole(mean) - masked.get_submodule(name)(mean)
         each = lost.cpu().double().movedim(-1 if linear else 1, 0).flatten(1).mean(1)  # over positions
         n = x.numel() // x.shape[-1] if linear else x.shape[0] * lost[0, 0].numel()
         count, total = self.found.get(name, (0.0, torch.zeros_like(each)))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateurs.devices import channels_last_
 from secateurs.graph.copies import copied
 from secateurs.training.batches import Batch
 from secateurs.training.hooks import Hook
@@ -29,7 +30,7 @@ class TeacherHook(Hook):
     def start(self, engine: TrainingRun) -> None:
         self.teacher.to(engine.device)
         if engine.runtime.channels_last:
-            self.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            channels_last_(self.teacher)
 
     def before_batch(self, engine: TrainingRun, batch: Batch) -> None:
         self._open = True

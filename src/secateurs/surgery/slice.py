@@ -161,7 +161,8 @@ def _rewrite(model: nn.Module, attributes: Mapping[tuple[str, str], Any]) -> Non
 
 
 def _recompute(model: nn.Module) -> None:
-    """Bring weights up to date that hooks compute before each forward: pruning masks, and norms of the older style."""
+    """Bring weights up to date that hooks compute before each forward: pruning masks, and norms of the older style; and the
+    weights that a recurrent layer also keeps in a list, on GPUs as one block of memory."""
     with torch.no_grad():
         for module in model.modules():
             for hook in module._forward_pre_hooks.values():
@@ -171,3 +172,5 @@ def _recompute(model: nn.Module) -> None:
                     setattr(module, hook.name, hook.compute_weight(module))
                 elif isinstance(hook, SpectralNorm):
                     setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+from collections.abc import Container, Iterable, Mapping
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.devices import full_precision
 from secateurs.errors import PlanError, TraceError, VerificationError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.swapped import untouched
-from secateurs.masking.mask import mask
-from secateurs.plans.plan import Plan, trace
+from secateurs.masking.mask import masked_twin
+from secateurs.plans.plan import Plan, PrunableGraph, trace
+from secateurs.surgery.compare import NotFiniteError, disagreement
 from secateurs.surgery.culprits import culprits
 from secateurs.surgery.slice import apply
+from secateurs.surgery.twins import Run, cast, run
 
 TOLERANCE = 1e-5
 ROUNDING = 1e-2  # larger errors are never float32 rounding: float64 is not tried
@@ -27,28 +29,37 @@ ROUNDING = 1e-2  # larger errors are never float32 rounding: float64 is not trie
 def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: float = TOLERANCE) -> float:
     """Return the largest relative difference between the outputs of the masked and the sliced network, in eval mode.
 
-    Half-precision models are compared in float32. If float32 is inconclusive (the error is above the tolerance, but
-    may be rounding), the comparison is repeated in float64. A plan with inexact groups cannot pass: its networks differ.
+    What feeds a choice (a sort, a comparison, a suppression) is compared like an output, and the choice itself is made once
+    for both networks. Random numbers are drawn from the same seeds. Half-precision models are compared in float32. If float32
+    is inconclusive (the error is above the tolerance, but may be rounding), the comparison is repeated in float64. A plan with
+    inexact groups cannot pass: its networks differ.
 
-    Raises VerificationError above the tolerance, or if the sliced network does not run; the message names the groups
-    that cause it. Also for a model that is nondeterministic in eval mode.
+    Raises VerificationError above the tolerance, or if the sliced network does not run; the message names the groups that
+    cause it. Also if nothing was compared (the network returns no tensors, or nothing that depends on its parameters), if the
+    sliced network still reads parameters of the given one, and for a model that is nondeterministic in eval mode.
     """
     return verified(model, plan, example_inputs, tolerance=tolerance)[1]
 
 
 @untouched
 def verified(
-    model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: float = TOLERANCE
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    *,
+    tolerance: float = TOLERANCE,
+    graph: PrunableGraph | None = None,
 ) -> tuple[nn.Module, float]:
-    """The sliced network, and what `verify` says about it: it is the one that was compared, sliced once."""
+    """The sliced network, and what `verify` says about it: it is the one that was compared, sliced once. graph: also check that
+    the sliced network takes the multiply-accumulates that this graph expects of the plan."""
     small = _sliced(model, plan)
-    error, wrong = _judged(model, plan, example_inputs, tolerance, small)
+    error, wrong = _judged(model, plan, example_inputs, tolerance, small, graph)
     if not wrong:
         return small, error
     if plan.exact:
         check_deterministic(model, example_inputs)
         with contextlib.suppress(TraceError, VerificationError):
-            graph = trace(model, example_inputs, allow_inexact=True)
+            graph = graph or trace(model, example_inputs, allow_inexact=True)
             wrong += " " + culprits(graph, plan, lambda p: _fails(model, p, example_inputs, tolerance))
     else:
         wrong += " The plan cuts channels that a normalization computes its statistics over."
@@ -57,7 +68,8 @@ def verified(
 
 @untouched
 def check_deterministic(model: nn.Module, example_inputs: Any) -> None:
-    """Raise VerificationError if two runs of the model in eval mode, on the same inputs, give different outputs."""
+    """Raise VerificationError if two runs of the model in eval mode, on the same inputs and with the same random numbers, give
+    different outputs."""
     try:
         runs = [outputs(copied(model), example_inputs, torch.float32) for _ in range(2)]
     except Exception as error:
@@ -66,11 +78,15 @@ def check_deterministic(model: nn.Module, example_inputs: Any) -> None:
         ) from error
     if not disagreement(runs[0], runs[1], "given") <= TOLERANCE:
         raise VerificationError(
-            "The model is nondeterministic in eval mode, so a cut cannot be "
-            "verified: its outputs differ between two runs on the "
-            "same inputs. Its forward draws random numbers, for example noise, or F.dropout without training=self.training. "
-            "Make that depend on self.training."
+            "The model is nondeterministic in eval mode, so a cut cannot be verified: its outputs differ between two runs on "
+            "the same inputs, with the same seeds of torch, NumPy and Python. It depends on something else that changes, for "
+            "example a counter outside of the model, the time, or a generator that seeds itself."
         )
+
+
+def outputs(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[Tensor]:
+    """The model's outputs in eval mode, computed in this precision. Leaves the model in it."""
+    return run(model, example_inputs, dtype).outputs
 
 
 def _fails(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float) -> bool:
@@ -90,91 +106,197 @@ def _sliced(model: nn.Module, plan: Plan) -> nn.Module:
         raise SlicedError(f"The network cannot be sliced: {type(error).__name__}: {error}.") from error
 
 
-def _judged(model: nn.Module, plan: Plan, example_inputs: Any, tolerance: float, small: nn.Module) -> tuple[float, str]:
+def _judged(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    tolerance: float,
+    small: nn.Module,
+    graph: PrunableGraph | None = None,
+) -> tuple[float, str]:
     """The error of the sliced network `small`, and the message about it: empty if the plan passes."""
-    try:
-        error = _difference(model, plan, example_inputs, torch.float32, small)
-    except SlicedError as failure:
-        return float("inf"), str(failure)
-    except NotFiniteError as failure:
-        bad = next(
-            (n for n, t in named_tensors(model).items() if t.is_floating_point() and not t.isfinite().all()), None
+    twins = _Twins(model, plan, example_inputs, small)
+    for witness in (False, True):
+        try:
+            error, masked, sliced = twins.difference(torch.float32, witness)
+        except SlicedError as failure:
+            return float("inf"), str(failure)
+        except NotFiniteError as failure:
+            bad = next((n for n, t in named_tensors(model).items() if not t.isfinite().all()), None)
+            if bad is None:
+                raise
+            raise NotFiniteError(
+                f"{bad} of the model has values that are NaN or infinite: nothing can be verified."
+            ) from failure
+        if tolerance < error <= ROUNDING:
+            # A network that creates float32 tensors may not run in float64: then the float32 result stands.
+            with contextlib.suppress(VerificationError):
+                error = twins.difference(torch.float64, witness)[0]
+        if not error <= tolerance:
+            return error, _wrong(error, tolerance, sliced)
+        if not plan.kept and not plan.stripes:
+            break
+        twins.check_own(masked, sliced)
+        if masked.telling:
+            if graph is not None:
+                _check_cost(graph, plan, masked, sliced)
+            break
+    else:
+        raise VerificationError(
+            f"{_NOTHING}all that the network returns on these example inputs is empty or zero (for example no detections), and "
+            "so is what its layers put out before that. Pass inputs for which it returns something."
         )
-        if bad is None:
-            raise
-        raise NotFiniteError(
-            f"{bad} of the model has values that are NaN or infinite: nothing can be verified."
-        ) from failure
-    if tolerance < error <= ROUNDING:
-        # A network that creates float32 tensors may not run in float64: then the float32 result stands.
-        with contextlib.suppress(VerificationError):
-            error = _difference(model, plan, example_inputs, torch.float64, small)
-    if error <= tolerance:
-        return error, ""
-    return error, (
-        f"The sliced network differs from the masked one by {error:.1e} of the output's range (at most "
-        f"{tolerance:.0e} is allowed)."
-    )
+    return error, ""
 
 
-class NotFiniteError(VerificationError):
-    """A network's outputs are not finite: nothing can be compared."""
+_NOTHING = "Nothing can be verified: "
+
+
+def _wrong(error: float, tolerance: float, sliced: Run) -> str:
+    wrong = f"The sliced network differs from the masked one by {error:.1e} of the output's range"
+    wrong += f" (at most {tolerance:.0e} is allowed)."
+    if sliced.uneven:
+        wrong += (
+            f" It draws random numbers in the shape of channels that are cut ({', '.join(sliced.uneven)}), which are others in "
+            "a smaller network: draw them in training only, or leave these channels whole."
+        )
+    return wrong
 
 
 class SlicedError(VerificationError):
     """The sliced network does not run."""
 
 
-def _difference(model: nn.Module, plan: Plan, example_inputs: Any, dtype: torch.dtype, small: nn.Module) -> float:
-    """max |sliced - masked| / max |masked| over all outputs; inf if their shapes differ. small: the sliced network."""
-    try:
-        masked = outputs(mask(model, plan), example_inputs, dtype)
-    except (PlanError, TraceError):
-        raise
-    except Exception as error:
+class _Twins:
+    """The masked and the sliced network of a plan, which run side by side."""
+
+    def __init__(self, model: nn.Module, plan: Plan, example_inputs: Any, small: nn.Module) -> None:
+        self.model, self.plan, self.example_inputs, self.small = model, plan, example_inputs, small
+
+    def difference(self, dtype: torch.dtype, witness: bool = False) -> tuple[float, Run, Run]:
+        """max |sliced - masked| / max |masked| over all that is compared, inf if shapes differ; and the two runs.
+        witness: compare the layers, too."""
+        try:
+            twin = masked_twin(self.model, self.plan, _shared(self.model, dtype))
+            masked = run(twin, self.example_inputs, dtype, other=self.model, witness=witness)
+        except (PlanError, TraceError):
+            raise
+        except Exception as error:
+            raise VerificationError(
+                f"The model does not run on these example inputs in {dtype}: {type(error).__name__}: {error}"
+            ) from error
+        try:
+            sliced = self._run(self.small, dtype, leader=masked, witness=witness)
+        except Exception as error:
+            raise SlicedError(f"The sliced network does not run: {type(error).__name__}: {error}.") from error
+        check_foreign(self.model, [*masked.foreign, *sliced.foreign], self.plan.kept)
+        return max(disagreement(sliced.outputs, masked.outputs, "masked"), sliced.error), masked, sliced
+
+    def _run(self, small: nn.Module, dtype: torch.dtype, **options: Any) -> Run:
+        """A run of a network that is left as it is, whatever its forward does: a copy runs, which shares its parameters."""
+        return run(copied(small, dict(_shared(small, dtype))), self.example_inputs, dtype, other=self.model, **options)
+
+    def check_own(self, masked: Run, sliced: Run) -> None:
+        """Raise VerificationError if two runs agree although the networks' parameters play no part in it."""
+        if not masked.outputs:
+            raise VerificationError(
+                f"{_NOTHING}the network returns no tensors that were found. Return tensors, or containers, mappings or objects "
+                "that hold them."
+            )
+        own = {name for name, x in named_tensors(self.small).items() if isinstance(x, nn.Parameter)}
+        if own and not own & sliced.read:
+            raise VerificationError(
+                f"{_NOTHING}the sliced network reads none of its own parameters, so it runs something else"
+                f"{_holders(self.model)}."
+            )
+        if not sliced.depends and not self._depends(sliced):
+            raise VerificationError(
+                f"{_NOTHING}the network's outputs do not depend on its parameters on these example inputs: pass inputs for "
+                "which they do."
+            )
+
+    def _depends(self, sliced: Run) -> bool:
+        """Whether other parameters give other outputs; for outputs that went through NumPy, for example."""
+        other = copied(self.small)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in other.parameters():
+                if p.is_floating_point() or p.is_complex():
+                    noise = torch.randn(p.shape, generator=generator, dtype=torch.float32)
+                    p.add_(noise.to(p) * p.abs().mean().clamp_min(0.1))
+        try:
+            found = run(other, self.example_inputs, torch.float32).outputs
+            return disagreement(found, sliced.outputs, "sliced") > 0
+        except Exception:  # it does not run with other parameters, or gives no finite output
+            return True
+
+
+def check_copy(copy: nn.Module, model: nn.Module, example_inputs: Any) -> None:
+    """Raise VerificationError if a copy of a model runs the model itself, because it shares a function that holds it. Runs the
+    copy only if there are functions that may. The copy is left as it is."""
+    if holders(model):
+        try:
+            seen = run(copied(copy, dict(_shared(copy, torch.float32))), example_inputs, torch.float32, other=model)
+        except Exception:  # what does not run is refused elsewhere
+            return
+        check_foreign(model, seen.foreign)
+
+
+def check_foreign(model: nn.Module, foreign: Iterable[str], kept: Container[str] = ()) -> None:
+    """Raise VerificationError if a copy of a model read parameters of the model, or tensors that are cut."""
+    params = {name for name, x in named_tensors(model).items() if isinstance(x, nn.Parameter)}
+    read = [name for name in foreign if name in params or name in kept]
+    if read:
         raise VerificationError(
-            f"The model does not run on these example inputs in {dtype}: {type(error).__name__}: {error}"
-        ) from error
-    try:
-        sliced = _outputs_of(small, example_inputs, dtype)
-    except Exception as error:
-        raise SlicedError(f"The sliced network does not run: {type(error).__name__}: {error}.") from error
-    return disagreement(sliced, masked, "masked")
+            f"A copy of the model still runs the model itself: it reads {read[0]} of the given model, and not its own. Python "
+            f"functions are shared by copies, with whatever they hold{_holders(model)}. Make it a method that uses `self`, or "
+            "a submodule, or remove it before the cut."
+        )
 
 
-def disagreement(found: list[Tensor], due: list[Tensor], what: str) -> float:
-    """max |found - due| / max |due| over all outputs; inf if their shapes differ. what: the network that the
-    expected outputs come from."""
-    if [x.shape for x in found] != [x.shape for x in due]:
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(found, due, strict=True):
-        if b.numel() and b.is_floating_point():
-            if not bool(b.isfinite().all()):
-                raise NotFiniteError(
-                    f"The {what} network's output is not finite on these inputs, so it cannot be compared."
-                )
-            scale = b.abs().max().clamp_min(torch.finfo(b.dtype).tiny)
-            apart = float((a - b).abs().max() / scale)
-            worst = max(worst, apart if apart == apart else float("inf"))  # nan counts as a difference
-        elif not torch.equal(a, b):
-            worst = float("inf")
-    return worst
+def _check_cost(graph: PrunableGraph, plan: Plan, masked: Run, sliced: Run) -> None:
+    """Raise VerificationError if the sliced network does not take the multiply-accumulates that the graph expects. (If the
+    masked one does not, either, they depend on the data: on the number of detections, for example.)"""
+    due = graph.cost_of(plan).macs
+    if sliced.macs != due and masked.macs == graph.cost().macs:
+        raise VerificationError(
+            f"The sliced network takes {sliced.macs:,} multiply-accumulates on these inputs, where its channels should take "
+            f"{due:,}: either it does not run what was cut, or an op is counted wrongly. Leave out the groups that lead to it."
+        )
 
 
-def outputs(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[Tensor]:
-    """The model's outputs in eval mode, computed in this precision. Leaves the model in it."""
-    model = model.to(dtype).eval()
-    inputs = map_tensors(
-        lambda x: x.to(dtype) if x.is_floating_point() else x, to_model_device(model, copy.copy(example_inputs))
+def _shared(model: nn.Module, dtype: torch.dtype) -> dict[int, Tensor]:
+    """The parameters that copies of a model can share in runs of this precision: none, if any needs to be converted."""
+    convert = any(cast(x, dtype) is not x for x in named_tensors(model).values())
+    return {} if convert else {id(p): p for p in model.parameters()}
+
+
+def holders(model: nn.Module) -> list[str]:
+    """Where a network holds functions that may hold the network, or a part of it."""
+    found = []
+    for path, module in model.named_modules():
+        name = path or "the model"
+        for key, value in module.__dict__.items():
+            if key.endswith("_hooks"):
+                if any(map(_shared_function, value.values() if isinstance(value, Mapping) else ())):
+                    found.append(f"a hook of {name}")
+            elif (
+                any(map(_shared_function, value if isinstance(value, list | tuple) else (value,)))
+                and key != "_compiled_call_impl"
+            ):
+                found.append(f"{path}.{key}" if path else key)
+    return found
+
+
+def _shared_function(value: Any) -> bool:
+    """Whether a value is a function of the user's, which copies share, with all that it holds or finds in its module."""
+    while isinstance(value, partial):
+        value = value.func
+    return isinstance(value, FunctionType) and bool(
+        value.__closure__ or not (value.__module__ or "").startswith("torch.")
     )
-    with torch.no_grad(), full_precision():
-        return [x.detach() for x in tensors(call(model, inputs))]
 
 
-def _outputs_of(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[Tensor]:
-    """The same of a network that is left as it is, whatever its forward does: a copy runs, of all but its parameters, if these
-    need not be converted."""
-    convert = any(x.is_floating_point() and x.dtype != dtype for x in named_tensors(model).values())
-    shared = {} if convert else {id(p): p for p in model.parameters()}
-    return outputs(copied(model, shared), example_inputs, dtype)
+def _holders(model: nn.Module) -> str:
+    found = holders(model)
+    return f": see {', '.join(found[:3])}" if found else ""

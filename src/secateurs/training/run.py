@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateurs.devices import channels_last_
 from secateurs.errors import ConfigError, Setting, TrainingError
 from secateurs.graph.copies import copied
 from secateurs.surgery import cut_
@@ -174,7 +175,7 @@ class TrainingRun:
             )
         self.model.to(self.device)
         if self.runtime.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            channels_last_(self.model)
         if self.recipe.ema:
             self.ema = copied(self.model).requires_grad_(False)
         self.total, self.per_epoch = B.measure(self.recipe, self.train_data)

@@ -21,9 +21,10 @@ from secateurs.graph import Cost, count
 from secateurs.graph.channels import ChannelGroup, named_tensors
 from secateurs.graph.copies import copied
 from secateurs.plans.plan import Attribute, Kept, PrunableGraph, Size, Sizes, repeats_a_width, trace
+from secateurs.surgery.compare import disagreement
 from secateurs.surgery.culprits import blamed
 from secateurs.surgery.slice import remade, take
-from secateurs.surgery.verify import TOLERANCE, check_deterministic, disagreement, outputs
+from secateurs.surgery.verify import TOLERANCE, check_deterministic, outputs
 
 Array = np.ndarray
 Shape = tuple[int, ...]

@@ -7,7 +7,19 @@ outputs. None means that the output carries no channels.
 """
 
 # Importing the families registers their rules.
-from secateurs.graph.rules import contractions, movement, pointwise, reductions
+from secateurs.graph.rules import (
+    attention,
+    contractions,
+    detection,
+    indexing,
+    movement,
+    pointwise,
+    recurrent,
+    reductions,
+)
 from secateurs.graph.rules.registry import Rule, find, register_rule, rule
 
-__all__ = ["Rule", "contractions", "find", "movement", "pointwise", "reductions", "register_rule", "rule"]
+__all__ = [
+    "Rule", "attention", "contractions", "detection", "find", "indexing", "movement", "pointwise", "recurrent", "reductions",
+    "register_rule", "rule",
+]  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
 
 from secateurs.graph.context import Context
 from secateurs.graph.rules.registry import rule
@@ -137,7 +136,9 @@ def product(t: Context, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Lab
         out[n] = lb[n]
     if bias is not None and n in out:
         t.join([(out, t.out), (t.labels(bias), bias)])
-    t.cost(*(t.width(a, i) for i in range(a.ndim)), t.width(b, n))
+    summed = t.width(a, k)
+    elementwise_at_one = t.call[0] is torch.einsum  # without an axis to sum over, it multiplies elementwise
+    t.cost(*(t.width(a, i) for i in range(k)), summed, t.width(b, n), vanishing=summed if elementwise_at_one else 0)
     return out
 
 
@@ -178,24 +179,20 @@ def dot(t: Context, a: Tensor, b: Tensor) -> None:
     t.inexact(t.axis(a, 0), f"{t.op_name} sums over it")
 
 
-@rule(aten._safe_softmax, counts_macs=True)
-def attention(t: Context, x: Tensor, *_: Any, **__: Any) -> Labels:
-    """On meta tensors attention decomposes into products; on real ones it is one op with the cost of these."""
-    if x.is_meta:
-        raise NotImplementedError("attention is traced on real tensors")
-    return t.labels(x)
-
-
-@rule(
-    aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention,
-    aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
-    aten._scaled_dot_product_attention_math, counts_macs=True)  # fmt: skip
-def scaled_dot_product_attention(t: Context, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Labels:
-    """q, k, v: (N, heads, tokens, channels): sums over the channels of q and k, keeps those of v."""
-    reason = f"{t.op_name} sums over it in a product of two activations"
-    for x in (q, k):
-        t.freeze(t.labels(x), reason)
-    t.freeze({a: labels for a, labels in t.labels(v).items() if a != v.ndim - 1}, reason)
-    if t.op.overloadpacket in flop_registry:
-        t.cost(flop_registry[t.op.overloadpacket](q, k, v, out_val=t.out) // 2)
-    return {v.ndim - 1: t.labels(v)[v.ndim - 1]} if v.ndim - 1 in t.labels(v) else {}
+@rule(aten._trilinear, counts_macs=True)
+def bilinear(
+    t: Context, x: Tensor, w: Tensor, y: Tensor, expand_x: Any, expand_w: Any, expand_y: Any, summed: Any, *_: Any
+) -> Labels:
+    """x: (N, I), w: (O, I, J), y: (N, J) → (N, O): a bilinear layer."""
+    if (list(expand_x), list(expand_w), list(expand_y), list(summed)) != ([1, 3], [0], [1, 2], [2, 3]):
+        for operand in (x, w, y):
+            t.freeze(t.labels(operand), f"{t.op_name} sums over axes in a way that is not followed")
+        return {}
+    for operand, axis in ((x, 1), (y, 2)):
+        t.unify(t.axis(operand, 1), t.axis(w, axis))
+        t.consume(w, axis)
+    t.produce(w, 0)
+    if 0 in t.labels(x) or 0 in t.labels(y):
+        t.unify(t.axis(x, 0), t.axis(y, 0))
+    t.cost(t.width(x, 0), *(t.width(w, a) for a in range(3)))
+    return {**{a: v for a, v in t.labels(x).items() if a == 0}, 1: t.axis(w, 0)}

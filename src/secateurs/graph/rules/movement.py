@@ -92,7 +92,7 @@ def split(t: Context, labels: np.ndarray, axes: list[int], computed: int | None)
     shrinks = [a for a in axes if sizes and isinstance(sizes[a], Width)] or [-1 if computed is None else computed]
     if shrinks[-1] in axes:
         free = axes.index(shrinks[-1])
-    elif (sizes and not t.tape.escapes) or t.call[0] is ATTENTION:
+    elif (sizes and not t.escaping(labels)) or t.call[0] is ATTENTION:
         t.claim(labels.size, labels.ravel(), SPLIT)
     else:  # the sizes may be computed in a way that cannot be followed
         choice = t.choose(len(axes), labels, SPLIT)

@@ -18,13 +18,15 @@ aten = torch.ops.aten
 # Elementwise ops that some PyTorch release since 2.6 does not tag as pointwise: the tag was extended over time. Ops that all
 # of them tag are handled by `pointwise` without being listed.
 @rule(
-    aten._conj_physical, aten._to_copy, aten.alias, aten.bernoulli, aten.bernoulli_, aten.celu_, aten.clone,
-    aten.complex, aten.contiguous, aten.copy_, aten.detach, aten.detach_, aten.dropout, aten.elu_, aten.empty_like,
-    aten.fill_, aten.full_like, aten.hardsigmoid_, aten.hardswish, aten.hardswish_, aten.hardtanh_, aten.isnan,
-    aten.ldexp, aten.leaky_relu, aten.leaky_relu_, aten.lift_fresh, aten.log_sigmoid_forward, aten.mish_,
-    aten.nan_to_num, aten.native_dropout, aten.normal_, aten.ones_like, aten.polar, aten.rand_like, aten.randint_like,
-    aten.randn_like, aten.relu6, aten.rrelu, aten.rrelu_with_noise, aten.rrelu_with_noise_, aten.selu_, aten.to,
-    aten.uniform_, aten.zero_, aten.zeros_like,
+    aten._conj, aten._conj_physical, aten._neg_view, aten._to_copy, aten.abs_, aten.alias, aten.bernoulli,
+    aten.bernoulli_, aten.celu_, aten.clone, aten.complex, aten.contiguous, aten.copy_, aten.detach, aten.detach_,
+    aten.dropout, aten.elu_, aten.empty_like, aten.eq_, aten.fill, aten.fill_, aten.floor_divide, aten.floor_divide_,
+    aten.full_like, aten.ge_, aten.gelu_, aten.gt_, aten.hardsigmoid_, aten.hardswish, aten.hardswish_,
+    aten.hardtanh_, aten.isnan, aten.ldexp, aten.le_, aten.leaky_relu, aten.leaky_relu_, aten.lift, aten.lift_fresh,
+    aten.log_sigmoid_forward, aten.lt_, aten.masked_fill, aten.masked_fill_, aten.mish_, aten.nan_to_num,
+    aten.native_dropout, aten.ne_, aten.normal_, aten.ones_like, aten.polar, aten.rand_like, aten.randint_like,
+    aten.randn_like, aten.relu6, aten.rrelu, aten.rrelu_with_noise, aten.rrelu_with_noise_, aten.selu_,
+    aten.threshold_, aten.to, aten.uniform_, aten.zero_, aten.zeros_like,
 )  # fmt: skip
 def pointwise(t: Context, *args: Any, **kwargs: Any) -> Labels:
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]

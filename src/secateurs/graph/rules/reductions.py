@@ -15,9 +15,10 @@ aten = torch.ops.aten
 
 
 @rule(
-    aten.all, aten.amax, aten.amin, aten.aminmax, aten.any, aten.argmax, aten.argmin, aten.linalg_vector_norm,
-    aten.logsumexp, aten.max.default, aten.max.dim, aten.mean, aten.median, aten.min.default, aten.min.dim, aten.mode,
-    aten.norm, aten.prod, aten.std, aten.std_mean, aten.sum, aten.topk, aten.var, aten.var_mean,
+    aten.all, aten.amax, aten.amin, aten.aminmax, aten.any, aten.argmax, aten.argmin, aten.count_nonzero,
+    aten.linalg_vector_norm, aten.logsumexp, aten.max.default, aten.max.dim, aten.mean, aten.median, aten.min.default,
+    aten.min.dim, aten.mode, aten.nanmedian, aten.nansum, aten.norm, aten.prod, aten.std, aten.std_mean, aten.sum,
+    aten.topk, aten.var, aten.var_mean,
 )  # fmt: skip
 def reduction(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     labels = t.labels(x)
@@ -64,7 +65,7 @@ def along(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return [kept] * len(t.out) if isinstance(t.out, tuple | list) else kept
 
 
-@rule(aten._softmax, aten._log_softmax, aten.softmax, aten.log_softmax)
+@rule(aten._softmax, aten._log_softmax, aten.softmax, aten.log_softmax, aten._safe_softmax)
 def softmax(t: Context, x: Tensor, dim: int, *_: Any, **__: Any) -> Labels:
     labels = t.labels(x)
     if dim % x.ndim in labels:

@@ -20,11 +20,12 @@ class Rule:
     counts_macs: bool = False
 
 
-_RULES: dict[OpOverload | OpOverloadPacket, Rule] = {}
+_RULES: dict[OpOverload | OpOverloadPacket | str, Rule] = {}
 
 
-def rule(*ops: OpOverload | OpOverloadPacket, counts_macs: bool = False) -> Callable[[R], R]:
-    """Register a rule for these ops (an overload packet means all its overloads)."""
+def rule(*ops: OpOverload | OpOverloadPacket | str, counts_macs: bool = False) -> Callable[[R], R]:
+    """Register a rule for these ops. An overload packet means all its overloads, and so does a name, `library::op`, which can
+    be that of an op that does not exist yet."""
 
     def decorate(function: R) -> R:
         for op in ops:
@@ -67,5 +68,8 @@ def present(*names: str) -> list[OpOverloadPacket]:
 
 
 def find(op: OpOverload) -> Rule | None:
-    found = _RULES.get(op)
-    return found if found is not None else _RULES.get(op.overloadpacket)
+    for key in (op, op.overloadpacket, op._schema.name):
+        found = _RULES.get(key)
+        if found is not None:
+            return found
+    return None

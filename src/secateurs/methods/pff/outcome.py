@@ -12,7 +12,8 @@ from secateurs.masking import mask
 from secateurs.methods.method import Task
 from secateurs.methods.selection import Selection
 from secateurs.methods.stripes.select import Left, Stripes
-from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
+from secateurs.surgery.compare import disagreement
+from secateurs.surgery.verify import TOLERANCE, outputs
 
 COLD = 0.01  # a cut that changes the output by more than this, relative to its range, is reported
 

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateurs.graph.channels import parameter
 from secateurs.graph.copies import copied
 from secateurs.methods.following import following
-from secateurs.surgery.verify import TOLERANCE, disagreement, outputs
+from secateurs.surgery.compare import disagreement
+from secateurs.surgery.verify import TOLERANCE, outputs
 
 
 def sizes(model: nn.Module, kernels: Iterable[str], kept: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

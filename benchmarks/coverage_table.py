@@ -1,0 +1,87 @@
+"""The tables of `coverage.py`, as Markdown."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+WORDS = {
+    "OUTPUT": "outputs", "CONSTANT": "meet the input or a constant", "NO_RULE": "op without a rule", "RULE": "rule",
+    "CODE": "code", "UNREAD": "not read", "SINGLE": "single", "INEXACT": "normalized over channels",
+}  # fmt: skip
+
+
+def read(folder: Path) -> dict[str, list[Record]]:
+    """The rows by family, smallest network first."""
+    found: dict[str, list[Record]] = {}
+    for path in sorted(folder.glob("*/*.json")):
+        if path.parent.name != "peers":
+            record = json.loads(path.read_text())
+            found.setdefault(record["family"], []).append(record)
+    return {f: sorted(rows, key=lambda r: (r.get("params", 0), r["name"])) for f, rows in found.items()}
+
+
+def markdown(folder: Path) -> str:
+    rows = read(folder)
+    peers = {(r["family"], r["name"]): r for r in chain(*read(folder / "peers").values())}
+    parts = [summary(rows, peers), *(f"## {family}\n\n{table(found, peers)}" for family, found in rows.items())]
+    return "\n\n".join(parts)
+
+
+def built(rows: Iterable[Record]) -> list[Record]:
+    return [r for r in rows if r["status"] not in ("not built", "does not run")]
+
+
+def summary(rows: dict[str, list[Record]], peers: dict[tuple[str, str], Record]) -> str:
+    lines = [
+        "| family | networks | agree | mismatch | crash | hang | refused | groups prunable | MACs reachable "
+        "| trace ÷ forward: median | largest | torch-pruning runs |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for family, found in {**rows, "all": list(chain(*rows.values()))}.items():
+        here = built(found)
+        counted = [sum(r["status"] in kinds for r in here) for kinds in (
+            ("ok",), ("mismatch", "cost differs", "ambiguous"), ("crash", "memory"), ("hang",), ("refused",),
+        )]  # fmt: skip
+        traced = [r for r in here if "reachable" in r]
+        ratios = [r["trace_ms"] / r["forward_ms"] for r in traced] or [float("nan")]
+        shares = [r["prunable"] / max(r["groups"] - r["outputs"], 1) for r in traced] or [float("nan")]
+        reach = [r["reachable"] for r in traced] or [float("nan")]
+        others = [p for p in (peers.get((r["family"], r["name"])) for r in here) if p and p["status"] != "not built"]
+        beside = f"{sum(p['status'] == 'ok' for p in others)} of {len(others)}" if others else ""
+        lines.append(
+            f"| {family} | {len(here)} | {' | '.join(map(str, counted))} | {statistics.median(shares):.0%} | "
+            f"{statistics.median(reach):.0%} | {statistics.median(ratios):.1f} | {max(ratios):.1f} | {beside} |"
+        )
+    return "\n".join(lines)
+
+
+def table(rows: list[Record], peers: dict[tuple[str, str], Record]) -> str:
+    lines = [
+        "| network | parameters | groups | prunable | MACs reachable | 40% cut: MACs left | difference | trace ÷ forward "
+        "| torch-pruning: MACs left | not prunable, but for outputs |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for r in built(rows):
+        peer = peers.get((r["family"], r["name"]))
+        beside = "" if peer is None else f"{peer['left']:.0%}" if peer["status"] == "ok" else "fails"
+        cells = [r["name"], f"{r.get('params', 0) / 1e6:.1f}M"]
+        if "reachable" in r:
+            cells += [
+                f"{r['groups']}", f"{r['prunable']}", f"{r['reachable']:.0%}", f"{r['left']:.0%}" if "left" in r else "",
+                f"{r['difference']:.0e}" if "difference" in r else r["status"], f"{r['trace_ms'] / r['forward_ms']:.1f}",
+            ]  # fmt: skip
+        else:
+            cells += ["", "", "", "", r["status"], ""]
+        lines.append("| " + " | ".join([*cells, beside, reasons(r)]) + " |")
+    return "\n".join(lines)
+
+
+def reasons(record: Record) -> str:
+    found = {k: sum(v.values()) for k, v in record.get("reasons", {}).items() if k != "OUTPUT"}
+    return ", ".join(f"{WORDS.get(k, k.lower())} {n}" for k, n in sorted(found.items(), key=lambda x: -x[1]))

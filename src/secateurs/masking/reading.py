@@ -1,0 +1,145 @@
+"""Change what a network's ops read of its weights, and not what is stored.
+
+A weight may be computed from a parameter: by a parametrization, a hook of weight norm, or the model's own code. A channel is
+then masked (or gated) in the weight that meets the activations: zeroing the parameter would do something else wherever the
+computation is not zero at zero, or divides by a norm. So the axes are followed from the parameter through the computation, by
+the same rules as in a trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from secateurs.graph.channels import named_tensors
+from secateurs.graph.labels import CONSUMED, LABEL, KnownLabels
+from secateurs.graph.reasons import Reason
+from secateurs.graph.tape import Labels
+from secateurs.graph.tracer import Tracer
+
+Array = np.ndarray
+Axis = tuple[str, int]  # a parameter and one of its axes
+_ONE_OPERAND = frozenset({Tensor.to, Tensor.type_as})  # what else they are given is only looked at
+
+
+class Reading(TorchFunctionMode):
+    """Context for one forward pass of a model.
+
+    axes: labels for the axes to follow, from 1. change: returns a weight as it is to be read, given the labels on its axes;
+    these are applied when it meets activations, or is consumed in the computation of another weight.
+    raw: parameters that are right as they are if they are read directly.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        axes: Mapping[Axis, Array],
+        change: Callable[[Tensor, Labels], Tensor],
+        raw: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        self._change = change
+        named = named_tensors(model)
+        # By id, with the tensors so that no id is reused: what does not depend on the model's input, and the labels of it.
+        self._still: dict[int, tuple[Tensor, Labels]] = {id(x): (x, {}) for x in named.values()}
+        for (name, axis), labels in axes.items():
+            self._still[id(named[name])][1][axis] = labels
+        self._raw = {id(named[name]) for name in raw}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = list(_tensors(args[:1] if func in _ONE_OPERAND else args, kwargs))
+        labeled = any(self._labels(x) for x in given)
+        if not all(id(x) in self._still for x in given):
+            if labeled:
+                args, kwargs = _mapped(args, kwargs, lambda x: self._read(x, self._labels(x)))
+            out = func(*args, **kwargs)
+            for x in _tensors((out,), {}):  # a buffer that is written to
+                self._still.pop(id(x), None)
+            return out
+        found: list[Labels] = []
+        if labeled:
+            found, consumed = self._follow(func, args, kwargs)
+            if consumed:
+                args, kwargs = _mapped(args, kwargs, lambda x: self._read(x, _only(self._labels(x), consumed)))
+        out = func(*args, **kwargs)
+        for i, x in enumerate(_tensors((out,), {})):
+            if id(x) not in self._still:
+                self._still[id(x)] = x, found[i] if i < len(found) else {}
+        return out
+
+    def _labels(self, x: Tensor) -> Labels:
+        found = self._still.get(id(x))
+        return {} if found is None else found[1]
+
+    def _read(self, x: Tensor, labels: Labels) -> Tensor:
+        return self._change(x, labels) if labels and id(x) not in self._raw else x
+
+    def _follow(self, func: Any, args: Any, kwargs: Any) -> tuple[list[Labels], set[int]]:
+        """The labels of what a call returns, and those that it consumes: by running it on the shapes."""
+        space = _Consumed()
+        tracer = Tracer(space, {}, {}, {}, {})
+        tracer.counting = False
+
+        def shape_of(x: Tensor) -> Tensor:
+            meta = x.detach().to("meta")
+            tracer.label(meta, self._labels(x))
+            return meta
+
+        try:
+            with torch.no_grad():
+                args, kwargs = _mapped(args, kwargs, shape_of)
+                with tracer:
+                    out = func(*args, **kwargs)
+        except Exception:  # it needs values: then only what keeps the shape is followed
+            first = next(x for x in _tensors(args, kwargs) if self._labels(x))
+            return [self._labels(first)], set()
+        return [tracer.labels(x) for x in _tensors((out,), {})], space.labels
+
+
+class _Consumed(KnownLabels):
+    """A label space that only notes which labels are consumed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels: set[int] = set()
+
+    def mark(self, labels: Array, flag: int) -> None:
+        if flag == CONSUMED:
+            self.labels.update(labels.tolist())
+
+    def unify(self, a: Array, b: Array, reason: Reason) -> None: ...
+
+
+def _only(labels: Labels, wanted: set[int]) -> Labels:
+    """The labels with 0 for all but these; axes without any are left out."""
+    kept = {a: np.where(np.isin(own, list(wanted)), own, 0).astype(LABEL) for a, own in labels.items()}
+    return {a: own for a, own in kept.items() if own.any()}
+
+
+def _tensors(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    for x in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, list | tuple):
+            for one in x:
+                if isinstance(one, Tensor):
+                    yield one
+
+
+def _mapped(
+    args: Any, kwargs: Mapping[str, Any], fn: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def mapped(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return fn(x)
+        if type(x) in (list, tuple):
+            return type(x)([fn(one) if isinstance(one, Tensor) else one for one in x])
+        return x
+
+    return tuple([mapped(x) for x in args]), {k: mapped(x) for k, x in kwargs.items()}

@@ -1,0 +1,326 @@
+"""Runs of two networks that should compute the same: the masked network leads, the sliced one follows.
+
+Networks that agree to rounding may still return different things: where two boxes suppress each other at almost equal scores, a
+difference of 1e-7 decides which one is left. So what feeds a choice (a sort, a comparison, a suppression, a rounding) is
+compared, and the follower then continues with the leader's choice. Random numbers are drawn from the same seeds. And each run
+notes what it reads: a copy must not read the parameters of the network that it was made from.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from secateurs.devices import full_precision
+from secateurs.graph.channels import named_tensors
+from secateurs.graph.context import caller
+from secateurs.graph.families import argument
+from secateurs.graph.inputs import call, map_tensors, to_model_device
+from secateurs.graph.leaves import tensors, values
+from secateurs.seeds import preserve_rng_state, seed_all
+from secateurs.surgery.compare import apart, telling
+
+Storages = Mapping[int, tuple[str, ...]]  # the names of the tensors in a storage
+
+_INDEXED = frozenset({"topk", "sort", "max", "min", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin"})
+_CLOSE = 1e-2  # what feeds a choice is compared; if it is this close, the follower makes the leader's
+_JUMPS = _INDEXED | {  # those with two results return values and their indices
+    "argmax", "argmin", "argsort", "nonzero", "count_nonzero", "searchsorted", "bucketize", "_unique2", "unique_dim",
+    "unique_consecutive", "nms", "multinomial", "gt", "ge", "lt", "le", "eq", "ne", "floor", "ceil", "round", "trunc", "sign",
+    "floor_divide", "_local_scalar_dense", "equal", "is_nonzero",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An op whose result jumps: the shapes of its inputs, those that are floating-point, and the result."""
+
+    op: Any
+    shapes: tuple[torch.Size, ...]
+    fed: tuple[Tensor, ...] = ()
+    result: Any = None
+
+
+@dataclass
+class Run:
+    """What a run returned, read, drew and chose."""
+
+    outputs: list[Tensor] = field(default_factory=list)
+    macs: int = 0
+    read: set[str] = field(default_factory=set)  # of its own parameters and buffers
+    foreign: dict[str, None] = field(default_factory=dict)  # of another network's
+    choices: list[Choice] = field(default_factory=list)
+    draws: list[tuple[torch.Size, ...]] = field(default_factory=list)
+    uneven: dict[str, None] = field(default_factory=dict)  # lines that draw numbers in another shape than the leader's
+    error: float = (
+        0.0  # the largest relative difference from the leader in what feeds a choice that the outputs depend on
+    )
+    depends: bool = False  # whether an output depends on the network's tensors, as far as could be seen
+    telling: bool = False  # whether one that is not empty or zero does, or something that feeds a choice
+
+
+def run(
+    model: nn.Module,
+    example_inputs: Any,
+    dtype: torch.dtype,
+    *,
+    other: nn.Module | None = None,
+    leader: Run | None = None,
+    witness: bool = False,
+) -> Run:
+    """One run of a model in eval mode, in this precision. Leaves the model in it; the caller's inputs and the global random
+    state are left as they were.
+
+    other: the network that it is a copy of, whose tensors it should not read. leader: the run that this one follows.
+    witness: compare the output of every layer that is whole in both networks, too.
+    """
+    model = cast_(model, dtype).eval()
+    inputs = map_tensors(lambda x: cast(x, dtype).clone(), to_model_device(model, copy.copy(example_inputs)))
+    own = _storages(named_tensors(model))
+    foreign = {} if other is None else {s: n for s, n in _storages(named_tensors(other)).items() if s not in own}
+    watch = _Watch(own, foreign, leader, witness)
+    with torch.no_grad(), full_precision(), _unfused(), preserve_rng_state():
+        seed_all("verify")
+        try:
+            with watch:
+                out = call(model, inputs)
+        finally:
+            watch.restore()
+    watch.run.outputs = [x.detach() for x in values(out)]
+    watch.finish(tensors(out))
+    return watch.run
+
+
+def cast_(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert a model's floating-point and complex tensors to this precision, in place, if there are any to convert."""
+    if any(cast(x, dtype) is not x for x in named_tensors(model).values()):
+        model._apply(lambda x: cast(x, dtype))
+    return model
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in this precision; complex numbers stay complex, integers as they are."""
+    if x.is_complex():
+        return x.to(dtype.to_complex())
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Context in which PyTorch's fused encoder layers are off: they hide their products, as `count` has it, too."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every op of a run."""
+
+    def __init__(self, own: Storages, foreign: Storages, leader: Run | None, witness: bool) -> None:
+        super().__init__()
+        self.run, self._leader, self._witness = Run(), leader, witness
+        self._own, self._foreign = own, foreign
+        self._fed: list[
+            tuple[float, bool]
+        ] = []  # for each choice, the difference of what feeds it, and whether it tells
+        self._always = 0  # choices that every output stands for, as bits
+        self._saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [x for a in (*args, *kwargs.values()) for x in (a if isinstance(a, list | tuple) else (a,))]
+        inputs = [x for x in given if isinstance(x, Tensor)]
+        if any(x.is_meta for x in inputs):
+            return func(*args, **kwargs)
+        basis = self._reads(inputs)
+        draws = torch.Tag.nondeterministic_seeded in func.tags
+        if draws:
+            self._seed(given)
+        jumps = tuple(x for x in inputs if x.is_floating_point()) if _jumps(func, kwargs) else ()
+        in_place = func._schema.is_mutable
+        if in_place:
+            self._save(inputs)
+        fed = _cloned(jumps) if self._leader is None or in_place else jumps
+        out = func(*args, **kwargs)
+        packet = func.overloadpacket
+        if packet in flop_registry:
+            self.run.macs += flop_registry[packet](*args, **kwargs, out_val=out) // 2
+            if self._witness and basis is not None and isinstance(out, Tensor):
+                self._always |= 1 << len(self.run.choices)
+                self._note(func, [out], _cloned((out,)), None)
+        if draws:
+            self._drawn(out)
+        if fed:
+            basis = None if basis is None else basis | 1 << len(self.run.choices)
+            due = self._note(func, inputs, fed, out)
+            if due is not None:
+                out = _followed(func, args, kwargs, out, due)
+        if basis is not None and not _only_shape(func):
+            for x in out if isinstance(out, list | tuple) else (out,):
+                if isinstance(x, Tensor):
+                    self._mark(x, basis, in_place)
+        return out
+
+    # -- what is read --------------------------------------------------------------------------------------------------
+
+    def _reads(self, inputs: list[Tensor]) -> int | None:
+        """Note the parameters and buffers among these. The choices that they depend on, as bits; None if none of them depends
+        on this network's own tensors."""
+        basis = None
+        for x in inputs:
+            if (own := self._basis(x)) is not None:
+                basis = (basis or 0) | own
+            elif (at := _storage(x)) in self._own:
+                self.run.read.update(self._own[at])
+                basis = basis or 0
+            elif at in self._foreign:
+                self.run.foreign |= dict.fromkeys(self._foreign[at])
+        return basis
+
+    def _basis(self, x: Tensor) -> int | None:
+        run, basis = getattr(x, "_secateurs_run", (None, None))
+        return basis if run is self.run else None
+
+    def _mark(self, x: Tensor, basis: int, written: bool) -> None:
+        for one in (x, x._base) if written and x._base is not None else (x,):
+            if _storage(one) not in self._own:
+                one._secateurs_run = self.run, (self._basis(one) or 0) | basis  # type: ignore[attr-defined]
+
+    def _save(self, inputs: list[Tensor]) -> None:
+        """Save the network's own tensors before an op that may write to them."""
+        for x in inputs:
+            if (at := _storage(x)) in self._own and at not in self._saved:
+                self._saved[at] = x.untyped_storage(), x.untyped_storage().clone()
+
+    def finish(self, outputs: list[Tensor]) -> None:
+        """Sum up what the run showed about these outputs."""
+        found = [basis for x in outputs if (basis := self._basis(x) if _storage(x) not in self._own else 0) is not None]
+        self.run.depends = bool(found)
+        relevant = self._always
+        for basis in found:
+            relevant |= basis
+        for i, (error, tells) in enumerate(self._fed):
+            if relevant >> i & 1 or not found:  # if the outputs went through NumPy, all of them
+                self.run.error = max(self.run.error, error)
+                self.run.telling = self.run.telling or tells
+        self.run.telling = self.run.telling or any(map(telling, self.run.outputs))
+
+    # -- random numbers ------------------------------------------------------------------------------------------------
+
+    def _seed(self, given: list[Any]) -> None:
+        """Each draw has a seed of its own: it does not matter how many numbers the draws before it took."""
+        seed_all("verify", len(self.run.draws))
+        for generator in given:
+            if isinstance(generator, torch.Generator):
+                self._generators.setdefault(id(generator), (generator, generator.get_state()))
+                generator.manual_seed(len(self.run.draws))
+
+    def _drawn(self, out: Any) -> None:
+        shapes, at = tuple(x.shape for x in tensors(out)), len(self.run.draws)
+        self.run.draws.append(shapes)
+        if self._leader is not None and self._leader.draws[at : at + 1] != [shapes]:
+            self.run.uneven[caller()] = None
+
+    def restore(self) -> None:
+        """Restore what the network wrote to itself, and the state of generators that it holds."""
+        for storage, saved in self._saved.values():
+            storage.copy_(saved)
+        for generator, state in self._generators.values():
+            generator.set_state(state)
+
+    # -- choices -------------------------------------------------------------------------------------------------------
+
+    def _note(self, func: Any, inputs: list[Tensor], fed: tuple[Tensor, ...], out: Any) -> Any:
+        """Note a choice. The follower compares what feeds it, and gets the leader's result; None if there is none that fits."""
+        shapes, at = tuple(x.shape for x in inputs), len(self.run.choices)
+        tells = any(map(telling, fed))
+        if self._leader is None:
+            self.run.choices.append(Choice(func, shapes, fed, _cloned(out)))
+            self._fed.append((0.0, tells))
+            return None
+        self.run.choices.append(Choice(func, shapes))
+        due = self._leader.choices[at] if at < len(self._leader.choices) else None
+        if due is None or due.op is not func or due.shapes != shapes:  # in the shape of channels that are cut
+            self._fed.append((0.0, False))
+            return None
+        error = max(apart(a, b) for a, b in zip(fed, due.fed, strict=True))
+        self._fed.append((error, tells))
+        return due.result if error <= _CLOSE else None
+
+
+def _jumps(func: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a small difference in an op's inputs may be a large one in its result."""
+    jumps, setting = _jumping(func)
+    if setting == "dtype":
+        dtype = kwargs.get("dtype")
+        return dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
+    return jumps if setting is None else kwargs.get(setting) is not None
+
+
+@cache
+def _jumping(func: Any) -> tuple[bool, str | None]:
+    """The same of the op itself, or the setting that decides."""
+    name = func.overloadpacket.__name__.rstrip("_")
+    if name in ("_to_copy", "div"):
+        return False, "dtype" if name == "_to_copy" else "rounding_mode"
+    return name in _JUMPS and (name not in _INDEXED or len(func._schema.returns) == 2), None
+
+
+@cache
+def _only_shape(func: Any) -> bool:
+    """Whether an op takes the shape of a tensor, and not its values."""
+    name = func.overloadpacket.__name__
+    return name.startswith("new_") or name.endswith("_like")
+
+
+def _followed(func: Any, args: Any, kwargs: dict[str, Any], out: Any, due: Any) -> Any:
+    """The leader's result for the follower: its choice, and the follower's own values there."""
+    if isinstance(out, list | tuple):
+        if func.overloadpacket.__name__ in _INDEXED:
+            x, dim, index = args[0], argument(func, args, kwargs, "dim", -1), due[1]
+            if x.ndim:
+                wide = index if index.ndim == x.ndim else index.unsqueeze(dim)
+                own = x.gather(dim, wide)
+                due = own if index.ndim == x.ndim else own.squeeze(dim), index
+        return tuple(map(_put, out, due))
+    return _put(out, due)
+
+
+def _put(out: Any, due: Any) -> Any:
+    if not isinstance(out, Tensor):
+        return due
+    return out.copy_(due) if out.shape == due.shape else due.clone()
+
+
+def _cloned(out: Any) -> Any:
+    if isinstance(out, Tensor):
+        return out.detach().clone()
+    return tuple(map(_cloned, out)) if isinstance(out, list | tuple) else out
+
+
+def _storages(named: Mapping[str, Tensor]) -> Storages:
+    found: dict[int, tuple[str, ...]] = {}
+    for name, x in named.items():
+        if at := _storage(x):
+            found[at] = (*found.get(at, ()), name)
+    return found
+
+
+def _storage(x: Tensor) -> int:
+    try:
+        return x.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # of tensors without one, such as sparse ones
+        return 0
