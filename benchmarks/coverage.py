@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -301,6 +302,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what has a row")
     parser.add_argument("--failed", action="store_true", help="again what failed")
     parser.add_argument("--seconds", type=int, default=300, help="CPU time of a network")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no network after these")
     parser.add_argument("--memory", type=float, default=16, help="gigabytes of address space of a network; 0: no limit")
     parser.add_argument("--markdown", action="store_true", help="print the tables of the rows in --out, run nothing")
     args = parser.parse_args()
@@ -311,7 +313,7 @@ def main() -> None:
     work, folder = (measure_peer, args.out / PEERS) if peers else (measure, args.out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
-    ratios = []
+    ratios, start = [], time.monotonic()
     for network in chosen(args, console):
         path = folder / network.family / f"{network.name}.json"
         if path.exists() and not args.again:
@@ -319,6 +321,8 @@ def main() -> None:
             finished = "wall" in known  # or this process was ended before the network's
             if finished and not (args.failed and known["status"] != "ok"):
                 continue
+        if time.monotonic() - start > 60 * args.minutes:
+            break
         record = run(work, network, path, args.seconds, args.memory)
         console.print(line(record))
         if "trace_ms" in record:

@@ -143,7 +143,11 @@ class Masked:
         w = named_tensors(self.model)[param]
         w.data = w.data.index_fill(axis, torch.tensor(_dead(w, axis, plan.kept[param][axis])), 0)
 
+    def _buffers(self) -> list[dict[str, Tensor | None]]:
+        return [module._buffers for module in self.model.modules()]
+
     def outputs(self, inputs: Any, targets: Any = None) -> list[Tensor]:
+        before = [(own, {k: None if x is None else x.clone() for k, x in own.items()}) for own in self._buffers()]
         out = leaves(run(self.model, inputs, targets))
         silent = [
             place for place, path in self.places.items() if path not in self.fired and place in self.plan.consumes
@@ -152,6 +156,8 @@ class Masked:
             for place in silent:
                 self._zero(*place, self.plan)
                 del self.places[place]
+            for own, old in before:  # a forward may have written to them
+                own.update(old)
             out = leaves(run(self.model, inputs, targets))
         return out
 

@@ -118,6 +118,16 @@ def test_one_module_under_two_names() -> None:
     assert small.b.in_channels == small.b.out_channels == 4
 
 
+def test_weights_in_lists_of_a_module() -> None:
+    """For example those that a regularization is over."""
+    model = Net(lambda s, x: s.h(F.relu(s.b(F.relu(s.a(x))))), a=conv(3, 8), b=conv(8, 8), h=head(8))
+    model.decayed = {"conv": [(model.b.weight, 0.1)]}
+    small, plan = cut(randomize(model))
+    assert small.decayed["conv"][0][0] is small.b.weight
+    here = cut_(model, plan)
+    assert here.decayed["conv"][0][0] is here.b.weight
+
+
 class Shared(nn.Module):
     """A weight that is another's, times a scale of its own."""
 

@@ -71,3 +71,24 @@ def test_timm(name: str) -> None:
         warnings.simplefilter("ignore")  # theirs
         model = timm().create_model(name, pretrained=False)
     check(model, torch.randn(1, 3, size, size), share)
+
+
+def test_windows_of_a_transformer() -> None:
+    """Masks and tables of positions by window and by head hide no channels: all widths but those of the heads can be cut."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "embed_dim": 24,
+        "depths": (2, 2),
+        "num_heads": (3, 6),
+        "window_size": 7,
+        "num_classes": 5,
+    }
+    timm()
+    from timm.models.swin_transformer import SwinTransformer
+
+    model = check(SwinTransformer(img_size=112, patch_size=4, **options), torch.randn(1, 3, 112, 112), 0.4)
+    graph = trace(model, torch.randn(1, 3, 112, 112), allow_inexact=True)
+    assert [g.name for g in graph.groups if not g.prunable] == [
+        *(f"layers.{i}.blocks.{j}.attn.qkv" for i in range(2) for j in range(2)),
+        "head.fc",
+    ]

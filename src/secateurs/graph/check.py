@@ -21,8 +21,8 @@ NOT_TRIED = "not tried: too much of the code depends on the number of channels"
 class Check:
     """Finds the groups of a network that cannot be cut, although the labels allow it."""
 
-    def __init__(self, runs: Runs) -> None:
-        self.runs = runs
+    def __init__(self, runs: Runs, allow_inexact: bool = False) -> None:
+        self.runs, self.allow_inexact = runs, allow_inexact
         self.trials = 0
 
     def broken(self, grouping: Grouping) -> tuple[dict[int, Reason], dict[int, Reason]]:
@@ -37,11 +37,16 @@ class Check:
         doubtful = claims.doubted.union(*(grouping.groups_of(s.expression) for s in seen)) & claims.free
         if tape.looked and not self.runs.meta:  # a number may be computed from any activation
             doubtful = claims.free
+        if not self.allow_inexact:  # these are kept whole, whatever a trial says
+            doubtful = {g for g in doubtful if grouping.classes.inexact[self._label(grouping, g)] < 0}
         return claims.refuted, Trials(self, grouping, claims, doubtful).failed if doubtful else {}
 
     def _may_be_cut(self, grouping: Grouping, g: int) -> bool:
-        label = grouping.labels[np.argmax(grouping.group == g)]
-        return bool(grouping.sizes[g] > 1 and grouping.classes.frozen[label] < 0)
+        return bool(grouping.sizes[g] > 1 and grouping.classes.frozen[self._label(grouping, g)] < 0)
+
+    @staticmethod
+    def _label(grouping: Grouping, g: int) -> int:
+        return int(grouping.labels[np.argmax(grouping.group == g)])
 
 
 class Trials:

@@ -52,10 +52,11 @@ class Claims:
                     counted = frozenset() if isinstance(claim.counts, int) else self.grouping.groups_at(claim.counts)
                     groups = (groups_of(claim.size) | counted) & self.free
                     if groups and not self._holds(claim.size, claim.counts, claim.least):
-                        if groups <= escaped:  # a cache may have returned the size of others
+                        made = groups_of(claim.size)
+                        if made and groups <= escaped:  # a cache may have returned the size of others
                             self.doubted |= groups
                         else:
-                            self._refute(groups, COMPUTED, claim.where)
+                            self._refute(groups, COMPUTED if made else claim.reason, claim.where)
             changed = len(self.refuted) > before
 
     def flips(self) -> Iterator[tuple[Seen, Widths]]:

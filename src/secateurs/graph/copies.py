@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import SecateursError, TraceError
+from secateurs.graph.leaves import tensors
 
 _ATOMS = (int, float, str, bytes, bool, complex, type(None), type, torch.dtype, torch.device, torch.Size)
 
@@ -40,7 +41,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         else:
             _detach(value, memo)
             try:
-                own = copy.deepcopy(value, memo)
+                own = _deep_copy(value, memo)
             except SecateursError:
                 raise
             except Exception as error:  # a ScriptFunction, an open file, a lock …
@@ -50,6 +51,14 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
                 ) from error
         new.__dict__[key] = own
     return new
+
+
+def _deep_copy(value: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except RuntimeError:  # tensors that a forward has left, with their history, in a cache
+        memo |= {id(x): x.detach().clone() for x in tensors(value) if not x.is_leaf}
+        return copy.deepcopy(value, memo)
 
 
 def _tensor(x: Tensor, memo: dict[int, Any]) -> Any:

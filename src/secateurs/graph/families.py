@@ -67,6 +67,14 @@ def argument(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, 
     return args[at] if at < len(args) else default
 
 
+def draws(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an op draws random numbers in this call: dropout does not in eval mode."""
+    return torch.Tag.nondeterministic_seeded in op.tags and not any(
+        a.name in ("training", "train", "dropout_p") and not argument(op, args, kwargs, a.name, a.default_value)
+        for a in op._schema.arguments
+    )
+
+
 def _computes_statistics(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     mean = argument(op, args, kwargs, "running_mean")
     return mean is None or bool(

@@ -54,7 +54,7 @@ def trace(
     if hasattr(model, "_orig_mod") or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise TraceError(f"{type(model).__name__} is a wrapper: trace the model inside it (._orig_mod or .module).")
     runs = Runs(model, example_inputs, example_targets)
-    check = Check(runs)
+    check = Check(runs, allow_inexact)
     for attempt in range(_RETRIES + 1):
         grouping = runs.follow()
         said, tried = check.broken(grouping)

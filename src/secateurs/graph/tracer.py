@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporaril
 
 from secateurs.graph import attributes, rules, shapes
 from secateurs.graph.context import Context
+from secateurs.graph.families import draws
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.recorder import Recorder
 from secateurs.graph.tape import Array, Labels
@@ -53,9 +54,10 @@ class Tracer(Context, TorchDispatchMode):
                     found, alive = self._look(x)
                     labeled, live = labeled or bool(found), live or alive
         self.op, self.out = func, out
+        drawn = False
         if self.counting and (unusual := _unusual(func)):
             self.tape.dynamic = self.tape.dynamic or _DYNAMIC in unusual
-            if _RANDOM in unusual:
+            if drawn := draws(func, args, kwargs):
                 self.tape.random.append(f"{self.where()} ({self.op_name})")
         rule = rules.find(func)
         if labeled or (rule is not None and rule.counts_macs):
@@ -66,7 +68,7 @@ class Tracer(Context, TorchDispatchMode):
             else:
                 labels = None
                 self._unknown(*args, **kwargs)
-            if self.counting and _RANDOM in _unusual(func):  # the draws of a smaller network are others
+            if drawn:  # the draws of a smaller network are others
                 for own in labels if isinstance(labels, list) else [labels]:
                     self.freeze(
                         own or _NONE, Reason(Kind.CODE, "random numbers are drawn for each channel", self.where())

@@ -149,7 +149,10 @@ class Trial:
             labels, where = tape.failed
             if isinstance(error, Mismatch):
                 labels = [error.labels]
-        if groups := self._groups(labels):
+        groups = self._groups(labels)
+        if not groups and where and self._at < len(self._expected):  # what the call that failed gave before
+            groups = self._groups([own for _, outputs in self._expected[self._at].outputs for own in outputs.values()])
+        if groups:
             if reason == NUMBER:  # applied to these channels, and made from those whose width went on as a number
                 made = {g for seen in tape.escapes for g in self._counted(seen.expression)} & self.cut
                 groups = frozenset((groups & made) or made or groups)

@@ -142,7 +142,8 @@ def rewritable(attribute: str) -> bool:
 def repeats_a_width(module: nn.Module | None, attribute: str) -> bool:
     """Whether a module has this attribute, as a number or a shape: a plan replaces nothing else."""
     value = getattr(module, attribute, None) if rewritable(attribute) else None
-    return isinstance(value, int | tuple | list) and not isinstance(value, bool)
+    sizes = list(value) if isinstance(value, tuple | list) else [value]
+    return all(isinstance(n, int) and not isinstance(n, bool) for n in sizes)
 
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**40)]

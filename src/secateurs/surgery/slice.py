@@ -43,8 +43,10 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
             new[id(p)].grad = take(p.grad, plan.kept[name])
     for module in model.modules():
         for own in (module._parameters, module._buffers):
-            for key in [key for key, p in own.items() if id(p) in new]:
-                setattr(module, key, new[id(own[key])])  # and not in the dict: an LSTM keeps a list of its weights, too
+            own.update({key: new[id(p)] for key, p in own.items() if id(p) in new})  # type: ignore[misc]
+        for key, value in module.__dict__.items():
+            if key not in ("_parameters", "_buffers", "_modules") and type(value) in (list, tuple, dict):
+                module.__dict__[key] = _renewed(value, new)
     _rewrite(model, plan.attributes)
     _recompute(model)
     if optimizer is not None:
@@ -59,6 +61,19 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
         if optimizer is not None:
             _hand_over(optimizer, old, made, taken)
     return model
+
+
+def _renewed(value: Any, new: Mapping[int, Tensor]) -> Any:
+    """The value, with new tensors (by the id of the old ones) in place of those that it holds: `self.tied = [conv.weight]`."""
+    if isinstance(value, Tensor):
+        return new.get(id(value), value)
+    if type(value) is list:
+        value[:] = [_renewed(x, new) for x in value]
+    elif type(value) is dict:
+        value.update({key: _renewed(x, new) for key, x in value.items()})
+    elif type(value) is tuple:
+        return tuple(_renewed(x, new) for x in value)
+    return value
 
 
 def _hand_over(optimizer: Optimizer, old: Tensor, new: Tensor, taken: Callable[[Tensor], Tensor]) -> None:

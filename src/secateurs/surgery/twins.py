@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from secateurs.devices import full_precision
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.context import caller
-from secateurs.graph.families import argument
+from secateurs.graph.families import argument, draws
 from secateurs.graph.inputs import call, map_tensors, to_model_device
 from secateurs.graph.leaves import tensors, values
 from secateurs.seeds import preserve_rng_state, seed_all
@@ -146,8 +146,8 @@ class _Watch(TorchDispatchMode):
         if any(x.is_meta for x in inputs):
             return func(*args, **kwargs)
         basis = self._reads(inputs)
-        draws = torch.Tag.nondeterministic_seeded in func.tags
-        if draws:
+        drawn = draws(func, args, kwargs)
+        if drawn:
             self._seed(given)
         jumps = tuple(x for x in inputs if x.is_floating_point()) if _jumps(func, kwargs) else ()
         in_place = func._schema.is_mutable
@@ -161,7 +161,7 @@ class _Watch(TorchDispatchMode):
             if self._witness and basis is not None and isinstance(out, Tensor):
                 self._always |= 1 << len(self.run.choices)
                 self._note(func, [out], _cloned((out,)), None)
-        if draws:
+        if drawn:
             self._drawn(out)
         if fed:
             basis = None if basis is None else basis | 1 << len(self.run.choices)
