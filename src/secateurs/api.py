@@ -30,6 +30,7 @@ from secateurs.placement import Placement
 from secateurs.plans import PrunableGraph, trace
 from secateurs.preflight import check, check_unknown
 from secateurs.result import Figures, Result
+from secateurs.seeds import preserve_rng_state
 from secateurs.stripes import tune
 from secateurs.surgery import apply
 from secateurs.surgery.verify import check_copy, check_deterministic, verified
@@ -42,6 +43,7 @@ from secateurs.training.runtime import wait_for_everyone
 from secateurs.widening.grow import widened
 
 
+@preserve_rng_state()
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -73,6 +75,7 @@ def prune(
     save_steps: int | None = None,
     save_seconds: float | None = None,
     track: Sequence[Any] = (),
+    example_targets: Any = None,
     **unknown: NoReturn,
 ) -> Result:
     """Prune a model: trace, select, cut, verify and, on request, recover accuracy. The given model is not modified.
@@ -101,6 +104,7 @@ def prune(
         by Secateurs is not overwritten.
     resume: resume from the last whole checkpoint in `folder`, if there is one.
     graph: what `trace` found in this model on these inputs, with the same `allow_inexact`: it is then not traced again.
+    example_targets: what the model's forward takes in training beside the inputs, see `trace`.
     device: where the work is done, see above.
     loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy. Targets are then whatever
         it takes.
@@ -151,10 +155,11 @@ def prune(
     task = _task(
         model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
         engine_options=_phase(folder, "prune", options), resume=resume, log=history.append, graph=graph,
+        example_targets=None if example_targets is None else placement.working_inputs(example_targets, where),
     )  # fmt: skip
     graph, base = task.graph, task.graph.cost()
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
-    for line in task.describe():
+    for line in (*task.describe(), *graph.warnings):
         report(line)
     if source is not None:
         readers = [chosen.name] * chosen.reads_labels + [type(r).__name__ for _, r in steps if r.reads_labels]
@@ -303,11 +308,11 @@ def widen(
 
 def _task(
     model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, limits: Limits, *,
-    allow_inexact: bool, graph: PrunableGraph | None = None, **rest: Any,
+    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None, **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
     if graph is None:
-        graph = trace(model, example_inputs, allow_inexact=allow_inexact)
+        graph = trace(model, example_inputs, allow_inexact=allow_inexact, example_targets=example_targets)
     if graph.random and not allow_inexact:
         check_deterministic(model, example_inputs)
     scope = scope or method.default_scope

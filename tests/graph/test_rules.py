@@ -313,19 +313,20 @@ def test_auxiliary_heads_are_cut_along() -> None:
     assert graph.cost({"a": 4, "b": 4}) == count(small, image())
 
 
-def test_a_training_forward_that_wants_more_is_ignored() -> None:
+def test_a_training_forward_that_wants_more_is_followed_to_there() -> None:
     class Wants(Auxiliary):
-        def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
+        def forward(self, x: Tensor, target: Any = None) -> Any:
             if self.training:
                 y = self.aux(F.relu(self.a(x)))
-                assert target is not None
-                return F.cross_entropy(y, target)
+                assert isinstance(target, dict)
+                return F.cross_entropy(y, target["classes"])
             return super().forward(x)
 
     model = Wants().eval()
     graph = trace(model, image())
     assert graph["a"].prunable
-    assert graph["a"].consumers == ("b",)
+    assert graph["a"].consumers == ("b", "aux.2")
+    assert [w for w in graph.warnings if "does not run on the example inputs (AssertionError" in w]
     assert verify(model, graph.plan(half(graph)), image()) <= 1e-5
 
 

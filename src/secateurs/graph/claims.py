@@ -53,7 +53,10 @@ class Claims:
                     groups = (groups_of(claim.size) | counted) & self.free
                     if groups and not self._holds(claim.size, claim.counts, claim.least):
                         made = groups_of(claim.size)
-                        self._refute(groups, COMPUTED if made else claim.reason, claim.where)
+                        if made and groups <= escaped:  # a cache may have returned the size of others
+                            self.doubted |= groups
+                        else:
+                            self._refute(groups, COMPUTED if made else claim.reason, claim.where)
             changed = len(self.refuted) > before
 
     def flips(self) -> Iterator[tuple[Seen, Widths]]:

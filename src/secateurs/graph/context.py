@@ -82,6 +82,13 @@ class Context:
         self._params[id(x)] = own
         return own
 
+    def again(self, names: Mapping[int, str]) -> None:
+        """The model runs again, in training, with these tensors for its parameters and buffers, which keep their labels."""
+        known = {self._names[key]: own for key, own in self._params.items()}
+        self._names, self._params = names, {key: known[n] for key, n in names.items() if n in known}
+        self._visits = {}
+        self.counting = False
+
     # -- the interface of rules ------------------------------------------------------------------------------
 
     @property

@@ -39,6 +39,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         elif isinstance(value, Tensor):
             own = _tensor(value, memo)
         else:
+            _detach(value, memo)
             try:
                 own = _deep_copy(value, memo)
             except SecateursError:
@@ -61,9 +62,22 @@ def _deep_copy(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _tensor(x: Tensor, memo: dict[int, Any]) -> Any:
-    if not x.is_leaf:  # left by a weight-norm hook in its last forward
-        return x.detach().clone()
+    _detach(x, memo)
     return copy.deepcopy(x, memo)
+
+
+def _detach(value: Any, memo: dict[int, Any]) -> None:
+    """Have copies of tensors that were computed in a forward ready: deepcopy refuses them. A weight-norm hook leaves such a
+    tensor, and modules that cache what they computed."""
+    stack, seen = [value], set[int]()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            if not value.is_leaf and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            stack += [x for x in (value.values() if isinstance(value, dict) else value) if not isinstance(x, _ATOMS)]
 
 
 _OWN_COPY = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__")  # a type that defines one knows best

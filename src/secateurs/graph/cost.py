@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from secateurs.graph.counter import MacCounter
-from secateurs.graph.inputs import call, check_model, to_model_device
+from secateurs.graph.inputs import call, check_model, fresh, to_model_device, untracked
 from secateurs.graph.modes import evaluating
+from secateurs.graph.state import State
+from secateurs.graph.swapped import swapped
 
 Array = np.ndarray
 
@@ -27,13 +29,17 @@ class Cost:
 
 def count(model: nn.Module, example_inputs: Any) -> Cost:
     """The cost of a model: the multiply-accumulates of one forward pass in eval mode, and its parameters. The former are half
-    the count of `FlopCounterMode`, plus what it does not know: recurrent and bilinear layers, and attention on CPUs."""
+    the count of `FlopCounterMode`, plus what it does not know: recurrent and bilinear layers, and attention on CPUs. The model
+    is not modified."""
     check_model(model)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products from the counter
+    modules = dict(model.named_modules())
+    state = State(modules, untracked(example_inputs))
+    inputs = fresh(to_model_device(model, example_inputs), meta=False)
     try:
-        with evaluating(model), torch.no_grad(), MacCounter() as counter:
-            call(model, to_model_device(model, example_inputs))
+        with evaluating(model), swapped(state, modules, state.copies()), MacCounter() as counter:
+            call(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return Cost(counter.macs, sum(p.numel() for p in model.parameters()))

@@ -44,3 +44,14 @@ def to_model_device(model: nn.Module, example_inputs: Any) -> Any:
     """The example inputs on the model's device. Tensors that are already there are not copied."""
     device = device_of(model)
     return map_tensors(lambda x: x.to(device), example_inputs)
+
+
+def fresh(tree: Any, meta: bool) -> Any:
+    """The same structure with new tensors: on meta, or copies, so that nothing of the caller's is written to."""
+    return map_tensors(lambda x: x.to("meta").detach() if meta else x.detach().clone(), tree)
+
+
+def untracked(tree: Any) -> list[Any]:
+    """The objects in a structure that `map_tensors` passes on as they are."""
+    tree = dict(tree) if isinstance(tree, Mapping) else tree
+    return [x for x in pytree.tree_leaves(tree) if not isinstance(x, Tensor)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -17,3 +20,55 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+_lock = threading.Lock()
+_watching: dict[int, list[nn.Module]] = {}  # by thread: the modules whose mode was read
+
+
+@contextmanager
+def mode_reads() -> Iterator[list[nn.Module]]:
+    """Context that notes which modules' `training` the code outside of torch reads: the list then has them. Without any, a
+    network runs the same ops in training, but for what torch's own layers do. Modules that have one tensor at hand and
+    no tensors or modules of their own, such as stochastic depth, are left out.
+    """
+    thread = threading.get_ident()
+    before = _watching.get(thread)
+    found: list[nn.Module] = []
+    with _lock:
+        _watching[thread] = found
+        nn.Module.training = property(_get, _set)  # type: ignore[assignment]
+    try:
+        yield found
+    finally:
+        with _lock:
+            del _watching[thread]
+            if before is not None:
+                _watching[thread] = before
+            if not _watching:
+                del nn.Module.training
+
+
+def _get(module: nn.Module) -> bool:
+    found = _watching.get(threading.get_ident())
+    if found is not None:
+        frame = sys._getframe(1)
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith("torch.") and not (_bare(module) and _tensors_at_hand(frame) < 2):
+            found.append(module)
+    try:
+        return module.__dict__["training"]
+    except KeyError:
+        raise AttributeError("training") from None
+
+
+def _set(module: nn.Module, mode: bool) -> None:
+    module.__dict__["training"] = mode
+
+
+def _bare(module: nn.Module) -> bool:
+    return not (module._modules or module._parameters or module._buffers)
+
+
+def _tensors_at_hand(frame: Any) -> int:
+    return sum(isinstance(x, Tensor) for x in frame.f_locals.values())

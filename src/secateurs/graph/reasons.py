@@ -17,6 +17,7 @@ class Kind(Enum):
     RULE = auto()  # a rule freezes them
     CODE = auto()  # the code has a constant that only fits the uncut network, or computes with their number
     UNREAD = auto()  # no layer consumes them
+    UNTRIED = auto()  # what could not be run may read them
     SINGLE = auto()  # there is only one channel, or all are coupled
     INEXACT = auto()  # a normalization computes statistics over them; `allow_inexact` cuts them
 
@@ -44,3 +45,4 @@ class Reason:
 
 
 OUTPUT = Reason(Kind.OUTPUT, "reaches the model's output")
+TARGET = Reason(Kind.OUTPUT, "is compared with the targets, in training")

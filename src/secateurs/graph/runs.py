@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,12 +19,17 @@ from secateurs.graph.calls import Calls, Follow
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
-from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
+from secateurs.graph.inputs import fresh, tensors, to_model_device, untracked
 from secateurs.graph.labels import KnownLabels, LabelSpace
+from secateurs.graph.modes import mode_reads
 from secateurs.graph.reasons import OUTPUT
 from secateurs.graph.recorder import Recorder
+from secateurs.graph.state import State, copied_tensor
+from secateurs.graph.swapped import swapped
 from secateurs.graph.tape import Tape
-from secateurs.graph.tracer import Tracer, swapped
+from secateurs.graph.targets import Arguments, arguments
+from secateurs.graph.tracer import Tracer
+from secateurs.graph.training import TargetsError, Training
 from secateurs.graph.widths import width
 
 Array = np.ndarray
@@ -35,16 +40,23 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Runs:
     """Runs of one model on its example inputs, each of which records a tape. The model is not modified."""
 
-    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, example_targets: Any = None) -> None:
         self.model = model
         self.modules = dict(model.named_modules())
         self.named = named_tensors(model, self.modules)
         lazy = next((n for n, p in self.named.items() if nn.parameter.is_lazy(p)), None)
         if lazy is not None:
             raise TraceError(f"{lazy} is uninitialized: run the model once on its inputs, then trace it.")
+        self.state = State(self.modules, untracked(example_inputs), untracked(example_targets))
+        if self.state.scripted:
+            raise TraceError(
+                f"{self.state.scripted[0]} is a TorchScript module, whose layers cannot be traced: replace it by the Python "
+                "module that it was made from."
+            )
         self.params = {n: tuple(p.shape) for n, p in self.named.items() if isinstance(p, nn.Parameter)}
         self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
         self.example_inputs = to_model_device(model, example_inputs)
+        self.training = Training(model, self.example_inputs, to_model_device(model, example_targets))
         self.meta = True  # shapes are sufficient
         self.choices: dict[tuple[str, str, int], int] = {}  # the chosen interpretation of each ambiguous site
 
@@ -64,6 +76,12 @@ class Runs:
                 self.meta = False
         try:
             return run()
+        except TargetsError as error:
+            cause = error.args[0]
+            raise TraceError(
+                f"The model does not run in training mode on these inputs and targets: {type(cause).__name__}: {cause}. "
+                "Pass example_targets as its forward takes them after the inputs: a tuple, or a dict of keyword arguments."
+            ) from cause
         except Exception as error:
             raise TraceError(
                 f"The model does not run on these example inputs: {type(error).__name__}: {error}. "
@@ -95,27 +113,66 @@ class Runs:
         known: the labels of the parameters' axes. rewrites: attributes of modules that change with the parameters. record:
         the flow of the run in eval mode, too. tape: where to record. follow: see `Calls`.
         """
-        standins = {n: cut[n] if n in cut else self._standin(p) for n, p in self.named.items()}
-        names = {id(x): n for n, x in standins.items()}
-        inputs = map_tensors(lambda x: x.to("meta"), self.example_inputs) if self.meta else self.example_inputs
-        replaced = {id(p): standins[n] for n, p in self.named.items()}
+        names, replaced = self._standins(cut, self.meta)
         tracer = Tracer(space, names, self.modules, self.choices, known, tape, self.shapes)
-        sized = {n: tracer.sized(n, tuple(x.shape)) for n, x in standins.items()}
-        with (
-            swapped(self.modules, replaced, {**rewrites, **values(self.modules, self.shapes, sized)}),
-            closing(tracer.log),
-        ):
-            self._watch(tracer, isinstance(space, LabelSpace))
-            if record:
-                tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
-            self._pass(tracer, inputs, follow)
-            tracer.recorder = None
-            if isinstance(space, LabelSpace):
-                tracer.note_weights()
-                idle = self.params.keys() - {a.param for a in tracer.tape.axes}
-                if any(max(self.shapes[n], default=1) > 1 for n in idle):
-                    self._training_pass(tracer, space, inputs)
+        sized = {n: tracer.sized(n, tuple(replaced[id(p)].shape)) for n, p in self.named.items()}
+        rewrites = {**rewrites, **values(self.modules, self.shapes, sized)}
+        if record:
+            tracer.recorder = tracer.tape.recorder = Recorder(self.meta, names, self.modules)
+        with closing(tracer.log):
+            self._both(tracer, cut, replaced, rewrites, follow)
         return tracer.tape
+
+    def _both(
+        self,
+        tracer: Tracer,
+        cut: Mapping[str, Tensor],
+        replaced: Mapping[int, Tensor],
+        rewrites: Mapping[tuple[str, str], Any],
+        follow: Follow | None,
+    ) -> None:
+        """The run in eval mode and, as far as needed, in training."""
+        whole = isinstance(tracer.space, LabelSpace)
+        reads: list[nn.Module] = []
+        with swapped(self.state, self.modules, replaced, rewrites), ExitStack() as stack:
+            self._watch(tracer, whole)
+            if whole:
+                reads = stack.enter_context(mode_reads())
+            self._pass(tracer, arguments(self.example_inputs), self.meta, follow)
+            tracer.recorder = None
+            if whole:
+                tracer.note_weights()
+
+        def train(given: Arguments, meta: bool) -> None:
+            names, replaced = self._standins(cut, meta)
+            tracer.again(names)
+            with swapped(self.state, self.modules, replaced, rewrites):
+                for m in self.modules.values():
+                    m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
+                self._watch(tracer, whole)
+                try:
+                    self._pass(tracer, given, meta)
+                finally:  # what has run until then is cut, too
+                    if whole:
+                        tracer.note_weights()
+
+        if whole:
+            self.training.follow(tracer, train, self.meta, lambda: self._unused(tracer), bool(reads))
+        elif self.training.rehearsal is not None:
+            train(self.training.rehearsal, self.meta)
+
+    def _unused(self, tracer: Tracer) -> tuple[str, ...]:
+        """The parameters that no run used, so far."""
+        used = {a.param for a in tracer.tape.axes}
+        return tuple(n for n in self.params if n not in used and max(self.shapes[n], default=1) > 1)
+
+    def _standins(self, cut: Mapping[str, Tensor], meta: bool) -> tuple[dict[int, str], dict[int, Tensor]]:
+        """What replaces the parameters and buffers in a run: their names by id, and they themselves by the id of the
+        original. A forward may write to any of them, so these are copies."""
+        standins = {
+            n: cut[n] if n in cut else p.to("meta") if meta else copied_tensor(p) for n, p in self.named.items()
+        }
+        return {id(x): n for n, x in standins.items()}, {id(p): standins[n] for n, p in self.named.items()}
 
     def _watch(self, tracer: Tracer, figured: bool) -> None:
         """Have noted what modules get whose attributes repeat widths, beside their tensors (if `figured`) or without any. Their
@@ -125,7 +182,8 @@ class Runs:
                 hook = partial(tracer.note_weightless, path)
                 own = module.__dict__
                 own["_forward_pre_hooks"] = OrderedDict([(id(tracer), hook), *own["_forward_pre_hooks"].items()])
-        tracer.tape.figures = figures.of(self.modules) if figured else []
+        if figured and not tracer.tape.figures:
+            tracer.tape.figures = figures.of(self.modules)
         watched: dict[tuple[str, str], Any] = {}
         for figure in tracer.tape.figures:
             module = self.modules[figure.module]
@@ -138,35 +196,17 @@ class Runs:
         for (path, attribute), value in watched.items():
             self.modules[path].__dict__[attribute] = value
 
-    def _standin(self, tensor: Tensor) -> Tensor:
-        """What replaces a parameter or buffer in a run. Forward passes may write to buffers, so those are copies."""
-        if self.meta:
-            return tensor.to("meta")
-        return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
-
-    def _pass(self, tracer: Tracer, inputs: Any, follow: Follow | None = None) -> None:
+    def _pass(self, tracer: Tracer, given: Arguments, meta: bool, follow: Follow | None = None) -> None:
         # Inputs are new tensors here, so that what the tracer stores on them is dropped with this run.
-        inputs = map_tensors(lambda x: x.detach(), inputs)
-        for x in tensors(inputs):
+        args, named = fresh(given, meta)
+        inputs = tensors((args, named))
+        for x in inputs:
             tracer.enter(x)
         if tracer.recorder is not None:
-            tracer.recorder.start(tensors(inputs))
+            tracer.recorder.start(inputs)
         with tracer, Calls(tracer, follow):
-            out = call(self.model, inputs)
+            out = self.model(*args, **named)
         for x in tensors(out):
             tracer.freeze(tracer.labels(x), OUTPUT)
         if tracer.recorder is not None:
             tracer.recorder.stop(out)
-
-    def _training_pass(self, tracer: Tracer, space: LabelSpace, inputs: Any) -> None:
-        """Some parameters are only used in training (auxiliary heads): the channels that they consume are cut on them, too."""
-        point, recorded = space.savepoint(), tracer.tape.savepoint()
-        tracer.counting = False
-        for m in self.modules.values():
-            m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
-        try:
-            self._pass(tracer, inputs)
-            tracer.note_weights()
-        except Exception:  # for example a forward that needs targets, which an inference graph does not cover
-            space.rollback(point)
-            tracer.tape.rollback(recorded)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from secateurs.errors import TraceError
+from secateurs.graph import idle
 from secateurs.graph.channels import ChannelGraph
 from secateurs.graph.check import Check
 from secateurs.graph.flow import Flow
@@ -27,6 +28,7 @@ def trace(
     example_inputs: Any,
     *,
     allow_inexact: bool = False,
+    example_targets: Any = None,
     kind: type[G] = ChannelGraph,  # type: ignore[assignment]
 ) -> G:
     """Find the channels of a network: run it once in eval mode and follow every channel through every op.
@@ -34,6 +36,8 @@ def trace(
     example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, as the model takes them.
     allow_inexact: make channels prunable although a normalization computes its statistics over them (layer norm over
         channels, group norm), so that a cut changes more than the cut channels.
+    example_targets: what the model's forward takes in training beside the inputs: a tuple of further positional arguments, a
+        dict of keyword arguments, or a single argument of any other type.
 
     The run needs shapes, not values: it uses meta tensors, and real ones if the model needs values (for example, if its
     control flow depends on data). The model is not modified. An op without a rule does not stop the trace: it
@@ -49,7 +53,7 @@ def trace(
         )
     if hasattr(model, "_orig_mod") or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise TraceError(f"{type(model).__name__} is a wrapper: trace the model inside it (._orig_mod or .module).")
-    runs = Runs(model, example_inputs)
+    runs = Runs(model, example_inputs, example_targets)
     check = Check(runs, allow_inexact)
     for attempt in range(_RETRIES + 1):
         grouping = runs.follow()
@@ -62,7 +66,7 @@ def trace(
     refuted = said | tried
     params = runs.params
     seen = {a.param: runs.shapes[a.param] for a in grouping.tape.axes}
-    groups = grouping.build(allow_inexact, refuted)
+    groups = idle.kept_whole(runs, grouping, grouping.build(allow_inexact, refuted))
     recorder = grouping.tape.recorder
     assert recorder is not None
     return kind(
@@ -74,6 +78,7 @@ def trace(
         grouping.tape.random,
         grouping.owners,
         grouping.count,
+        idle.warnings(runs, grouping, groups),
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -114,11 +114,12 @@ class Tracer(Context, TorchDispatchMode):
     def note_weightless(self, path: str, module: nn.Module, args: Any) -> None:
         """Note the channels that a norm without tensors gets: a forward pre-hook."""
         x = args[0] if args else None
-        if isinstance(x, Tensor) and self.counting:
+        if isinstance(x, Tensor):
             labels, shape = self.labels(x), tuple(x.shape)
             axes = attributes.weight_axes(module, shape, labels)
             if axes:
-                self.tape.weights[path] = {"weight": self._axes(x, axes)}
+                if self.counting:
+                    self.tape.weights[path] = {"weight": self._axes(x, axes)}
                 size = tuple(shape[a] for a in axes)
                 sized = tuple(width(shape[a], labels[a], self.log) if a in labels else shape[a] for a in axes)
                 module.__dict__.update(attributes.figures(module, {"weight": size}, {"weight": sized}))
@@ -159,30 +160,3 @@ class Tracer(Context, TorchDispatchMode):
     def enter(self, x: Tensor) -> None:
         """Mark x as an input of the model."""
         self._assign(x, _NONE, True)
-
-
-@contextmanager
-def swapped(
-    modules: Mapping[str, nn.Module], tensors: Mapping[int, Tensor], rewrites: Mapping[tuple[str, str], Any] = {}
-) -> Iterator[None]:
-    """Context in which a model's tensors (by id) and attributes are replaced, in eval mode
-    without gradients; on exit every module is restored, including what its forward stored on it."""
-    saved = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in modules.values()]
-    try:
-        for m, _, parameters, buffers in saved:
-            m.__dict__["training"] = False
-            for own, old in ((m._parameters, parameters), (m._buffers, buffers)):
-                for name, x in old.items():
-                    if x is not None and id(x) in tensors:
-                        own[name] = tensors[id(x)]  # type: ignore[assignment]
-        for (name, attribute), value in rewrites.items():
-            modules[name].__dict__[attribute] = value
-        with torch.no_grad():
-            yield
-    finally:
-        for m, attributes_before, parameters, buffers in saved:
-            for own, old in ((m._parameters, parameters), (m._buffers, buffers)):
-                own.clear()
-                own.update(old)  # type: ignore[arg-type]
-            m.__dict__.clear()
-            m.__dict__.update(attributes_before)

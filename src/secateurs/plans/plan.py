@@ -268,8 +268,12 @@ class PrunableGraph(ChannelGraph):
         return self.cost({g: len(v) for g, v in plan.groups.items()}, {w: len(v) for w, v in plan.stripes.items()})
 
 
-def trace(model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False) -> PrunableGraph:
-    return trace_channels(model, example_inputs, allow_inexact=allow_inexact, kind=PrunableGraph)
+def trace(
+    model: nn.Module, example_inputs: Any, *, allow_inexact: bool = False, example_targets: Any = None
+) -> PrunableGraph:
+    return trace_channels(
+        model, example_inputs, allow_inexact=allow_inexact, example_targets=example_targets, kind=PrunableGraph
+    )
 
 
 trace.__doc__ = trace_channels.__doc__

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateurs.errors import PlanError, TraceError, VerificationError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
+from secateurs.graph.swapped import untouched
 from secateurs.masking.mask import masked_twin
 from secateurs.plans.plan import Plan, PrunableGraph, trace
 from secateurs.surgery.compare import NotFiniteError, disagreement
@@ -40,6 +41,7 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: floa
     return verified(model, plan, example_inputs, tolerance=tolerance)[1]
 
 
+@untouched
 def verified(
     model: nn.Module,
     plan: Plan,
@@ -64,6 +66,7 @@ def verified(
     raise VerificationError(wrong)
 
 
+@untouched
 def check_deterministic(model: nn.Module, example_inputs: Any) -> None:
     """Raise VerificationError if two runs of the model in eval mode, on the same inputs and with the same random numbers, give
     different outputs."""
