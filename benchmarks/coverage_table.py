@@ -30,7 +30,11 @@ def read(folder: Path) -> dict[str, list[Record]]:
 def markdown(folder: Path) -> str:
     rows = read(folder)
     peers = {(r["family"], r["name"]): r for r in chain(*read(folder / "peers").values())}
-    parts = [summary(rows, peers), *(f"## {family}\n\n{table(found, peers)}" for family, found in rows.items())]
+    parts = [
+        summary(rows, peers),
+        *below_half(rows),
+        *(f"## {family}\n\n{table(found, peers)}" for family, found in rows.items()),
+    ]
     return "\n\n".join(parts)
 
 
@@ -82,6 +86,22 @@ def table(rows: list[Record], peers: dict[tuple[str, str], Record]) -> str:
             cells += ["", "", r["status"], "", ""]
         lines.append("| " + " | ".join([*cells, beside, reasons(r)]) + " |")
     return "\n".join(lines)
+
+
+def below_half(rows: dict[str, list[Record]]) -> list[str]:
+    """For each network of which less than half of the MACs can be reached, its most frequent reasons."""
+    lines = []
+    for r in chain(*rows.values()):
+        if r.get("reachable", 1) < 0.5:
+            found = [(n, text) for kind, texts in r["reasons"].items() if kind != "OUTPUT" for text, n in texts.items()]
+            why = "; ".join(f"{n} × {text}" for n, text in sorted(found, key=lambda x: -x[0])[:3])
+            inexact = (
+                f" ({r['reachable_inexact']:.0%} with `allow_inexact`)"
+                if r["reachable_inexact"] > r["reachable"] + 0.01
+                else ""
+            )
+            lines.append(f"- **{r['name']}** ({r['family']}), {r['reachable']:.0%}{inexact}: {why}")
+    return ["## Below half of the MACs", "\n".join(lines)] if lines else []
 
 
 def reasons(record: Record) -> str:

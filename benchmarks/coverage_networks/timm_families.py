@@ -16,7 +16,10 @@ from torch import nn
 
 from secateurs.zoo import vision
 
-PLAIN_TRANSFORMERS = {"eva", "gemma4_vit", "naflexvit", "qwen3_vit", "vision_transformer", "vision_transformer_sam"}
+PLAIN_TRANSFORMERS = {
+    "beit", "deepseek_vit", "deit", "eva", "gemma4_vit", "naflexvit", "qwen3_vit", "vision_transformer",
+    "vision_transformer_relpos", "vision_transformer_sam",
+}  # fmt: skip
 SIZES = [
     "zepto", "atto", "femto", "pico", "nano", "xxtiny", "xtiny", "xxs", "xs", "tiny", "t", "ti", "xsmall", "mini", "micro", "s",
     "little", "lite", "small", "medium", "m", "b", "base", "so", "h", "l", "plus", "large", "xl", "xlarge", "xxl", "xxlarge",
