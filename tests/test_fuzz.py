@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import secateurs as sc
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SEEDS = [0, 1, 3, 4, 5, 7, 13, 14, 15, 16, 22, 24, 28, 29, 30, 31, 32, 33, 34, 36, 37, 40, 41, 42]
+SEEDS = [*range(9), *range(10, 26)]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from fuzzing import consistency
 from fuzzing.networks import Spec, due
 from fuzzing.snapshot import Snapshot
 from fuzzing.twins import Masked, apart, as_double, doubled, leaves, run, train_step
-from secateurs.surgery.verify import TOLERANCE
 
 FAULTS = {
     "mismatch": "the trace calls a cut exact, and the sliced network differs from the masked one, or does not run",
@@ -102,23 +101,26 @@ class Judge:
         self.inputs = self.model.inputs()
         self.targets = getattr(self.model, "targets", lambda: None)()
         self.random = any(getattr(m, "random", False) for m in self.model.modules())
-        self.snapshot = Snapshot(model=self.model, inputs=self.inputs)
 
     def call(self, what: str, function: Any, *args: Any, may: type[Exception] | None = None, **options: Any) -> Any:
         """The result; None if it raised. Whatever happens, the caller's things must be as they were."""
+        before = Snapshot(
+            model=self.model, inputs=self.inputs
+        )  # of the class, too, which the judge's own runs may write to
+        self.refusal = ""
         try:
             return function(*args, **options)
         except sc.SecateursError as error:
+            self.refusal = str(error)
             if may is None or not isinstance(error, may):
                 self.verdict.add("refused", f"{what}: {error}")
         except Exception as error:
             self.verdict.add("crash", f"{what}: {type(error).__name__}: {error}")
         finally:
-            if changed := self.snapshot.differences():
+            if changed := before.differences():
                 self.verdict.add("touched", f"{what}: {'; '.join(changed[:4])}")
                 self.model = self.spec.build()  # the rest is judged on a whole one
                 self.inputs = self.model.inputs()
-                self.snapshot = Snapshot(model=self.model, inputs=self.inputs)
         return None
 
     def all(self) -> None:
@@ -166,19 +168,11 @@ class Judge:
                 self.verdict.add("cost", f"at {widths}: counted {counted}, from the graph {graph.cost(widths)}")
             for text in consistency.attributes(small, self.inputs, graph) + consistency.ties(self.spec.build(), small):
                 self.verdict.add("attributes", text)
-        refused: list[str] = []
-        passed = math.inf
-        try:
-            passed = sc.verify(self.model, plan, self.inputs)
-        except sc.VerificationError as error:
-            refused.append(str(error))
-        except Exception as error:
-            self.verdict.add("crash", f"verify: {type(error).__name__}: {error}")
-        self.call("verify", lambda: None)
-        if far is not None and far > PLAIN and passed <= TOLERANCE:
+        passed = self.call("verify", sc.verify, self.model, plan, self.inputs, may=sc.VerificationError)
+        if far is not None and far > PLAIN and passed is not None:
             self.verdict.add("passed", f"verify says {passed:.1e}")
-        if right and refused:
-            self.verdict.add("refused", f"verify: {refused[0]}")
+        if right and self.refusal:
+            self.verdict.add("refused", f"verify: {self.refusal}")
         if right and train:
             with torch.random.fork_rng():
                 self.trains(plan)

@@ -290,6 +290,15 @@ def test_float64_decides_about_rounding(narrowing: Callable[[int], nn.Module]) -
     assert verify(model, planned(model, image()), image()) <= 1e-5
 
 
+def test_a_small_difference_of_large_numbers() -> None:
+    """What is returned has one or two digits in float32: the masked network is as far from itself in float64."""
+    model = Net(lambda s, x: s.h(s.a(x).relu()) - s.h(s.a(x * (1 - 2e-7)).relu()), a=conv(3, 32), h=head(32)).eval()
+    plan = planned(model, image())
+    assert verify(model, plan, image()) <= 1e-5
+    with pytest.raises(VerificationError, match="differs"):
+        verify(model, changed(plan, "h.2.weight", 1, tuple(range(16))), image())
+
+
 def test_inputs_that_do_not_fit() -> None:
     model = CASES["chain"].make()
     with pytest.raises(VerificationError, match="The model does not run on these example inputs"):
