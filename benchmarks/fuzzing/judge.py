@@ -104,9 +104,7 @@ class Judge:
 
     def call(self, what: str, function: Any, *args: Any, may: type[Exception] | None = None, **options: Any) -> Any:
         """The result; None if it raised. Whatever happens, the caller's things must be as they were."""
-        before = Snapshot(
-            model=self.model, inputs=self.inputs
-        )  # of the class, too, which the judge's own runs may write to
+        before = Snapshot(model=self.model, inputs=self.inputs)
         self.refusal = ""
         try:
             return function(*args, **options)
