@@ -252,6 +252,7 @@ class _Twins:
             return True
 
 
+@untouched
 def check_copy(copy: nn.Module, model: nn.Module, example_inputs: Any) -> None:
     """Raise VerificationError if a copy of a model runs the model itself, because it shares a function that holds it. Runs the
     copy only if there are functions that may. The copy is left as it is."""
