@@ -26,7 +26,7 @@ def fuzzing() -> Iterator[SimpleNamespace]:
         from fuzzing import judge, kinds, networks, shrink, snapshot
 
         yield SimpleNamespace(
-            judge=judge.judge, kinds=kinds.KINDS, network=networks.network, Spec=networks.Spec, due=networks.due,
+            judge=judge.judge, kinds=kinds.KINDS, network=networks.network, Spec=networks.Spec, due=judge.due,
             program=shrink.program, shrunk=shrink.shrunk, culprit=shrink.culprit, Snapshot=snapshot.Snapshot,
         )  # fmt: skip
 

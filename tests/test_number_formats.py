@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import secateurs as sc
 from secateurs.devices import full_precision
@@ -92,21 +94,17 @@ def test_channels_last_beside_tensors_of_five_axes(method: str, recover: sc.Reco
     assert result.model.frames.weight.is_contiguous()
 
 
-class Witness(nn.Module):
-    """Notes the settings that its forward runs under."""
+class Witness(TorchFunctionMode):
+    """Notes the settings that convolutions run under."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.net, self.seen = network(), []
+        self.seen: list[object] = []
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append((settings(), torch.is_autocast_enabled("cpu")))
-        return self.net(x)
-
-    def __deepcopy__(self, memo: dict) -> Witness:
-        made = Witness()
-        made.net, made.seen = copy.deepcopy(self.net, memo), self.seen
-        return made
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.conv2d:
+            self.seen.append((settings(), torch.is_autocast_enabled("cpu")))
+        return func(*args, **(kwargs or {}))
 
 
 NEW = hasattr(torch.backends.cudnn, "conv")
@@ -145,16 +143,15 @@ def test_the_proof_is_in_float32_whatever_the_settings(way: str) -> None:
             pytest.skip("this PyTorch has no fp32_precision")
         torch.backends.cuda.matmul.fp32_precision = "tf32"
         torch.backends.cudnn.conv.fp32_precision = "tf32"
-    before, model, x = settings(), Witness(), torch.randn(1, 3, 8, 8)
-    plan = sc.trace(model, x).plan({"net.0": range(5)})
-    model.seen.clear()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    before, model, x = settings(), network(), torch.randn(1, 3, 8, 8)
+    plan = sc.trace(model, x).plan({"0": range(5)})
+    with torch.autocast("cpu", dtype=torch.bfloat16), Witness() as witness:
         assert verify(model, plan, x) <= 1e-5
         assert torch.is_autocast_enabled("cpu")
     assert settings() == before
     exact = ["ieee"] * 5 if NEW else ["highest", False]
-    assert model.seen
-    assert all(seen == (exact, False) for seen in model.seen)
+    assert witness.seen
+    assert all(seen == (exact, False) for seen in witness.seen)
 
 
 @pytest.mark.usefixtures("_settings_are_restored")

@@ -16,7 +16,9 @@ from torch import nn
 
 import secateurs as sc
 from fuzzing import consistency
-from fuzzing.networks import Spec, due
+from fuzzing.frames import Chain
+from fuzzing.networks import Spec
+from fuzzing.parts import Block
 from fuzzing.snapshot import Snapshot
 from fuzzing.twins import Masked, apart, as_double, doubled, leaves, run, train_step
 
@@ -104,9 +106,7 @@ class Judge:
 
     def call(self, what: str, function: Any, *args: Any, may: type[Exception] | None = None, **options: Any) -> Any:
         """The result; None if it raised. Whatever happens, the caller's things must be as they were."""
-        before = Snapshot(
-            model=self.model, inputs=self.inputs
-        )  # of the class, too, which the judge's own runs may write to
+        before = Snapshot(model=self.model, inputs=self.inputs)
         self.refusal = ""
         try:
             return function(*args, **options)
@@ -260,3 +260,20 @@ def run_unseeded(model: nn.Module, inputs: Any, targets: Any) -> Any:
 
 def _told(graph: Any) -> list[tuple[str, int, str]]:
     return [(g.name, g.size, str(g.reason)) for g in graph.groups]
+
+
+def due(net: Chain) -> list[str]:
+    """The layers whose channels must be prunable: those inside of blocks, and those between blocks that all allow it."""
+    blocks: list[Block] = list(net.blocks)  # type: ignore[arg-type]
+    found = [f"blocks.{i}.{name}" for i, b in enumerate(blocks) for name in b.inside]
+    makers, free = ["stem"], 0 not in net.kept  # of the channels that the next block reads
+    for i, b in enumerate(blocks):
+        given = [f"blocks.{i}.{name}" for name in b.gives]
+        free = free and b.reads
+        if b.passes:
+            makers += given
+        else:
+            found += makers if free else []
+            makers, free = given, bool(given)
+        free = free and i + 1 not in net.kept
+    return found + (makers if free else [])

@@ -79,20 +79,3 @@ def network(seed: int) -> Spec:
     chosen = [KINDS[at.choice(around if at.random() < 0.25 else plain)] for _ in range(at.randint(1, 5))]
     frame = at.choice(sorted(FRAMES)) if at.random() < 0.6 else "Chain"
     return Spec(dim, frame, tuple((kind.name, kind.draw(at, dim)) for kind in chosen), seed)
-
-
-def due(net: Chain) -> list[str]:
-    """The layers whose channels must be prunable: those inside of blocks, and those between blocks that all allow it."""
-    blocks: list[Block] = list(net.blocks)  # type: ignore[arg-type]
-    found = [f"blocks.{i}.{name}" for i, b in enumerate(blocks) for name in b.inside]
-    makers, free = ["stem"], 0 not in net.kept  # of the channels that the next block reads
-    for i, b in enumerate(blocks):
-        given = [f"blocks.{i}.{name}" for name in b.gives]
-        free = free and b.reads
-        if b.passes:
-            makers += given
-        else:
-            found += makers if free else []
-            makers, free = given, True
-        free = free and i + 1 not in net.kept
-    return found + (makers if free else [])

@@ -1,4 +1,7 @@
-"""A strict snapshot of what belongs to the caller: tensors bit for bit, attributes and containers object for object."""
+"""A strict snapshot of what belongs to the caller: tensors bit for bit, attributes and containers object for object.
+
+What a class keeps for all of its instances is not looked at: a cache there may be filled, as by any forward.
+"""
 
 from __future__ import annotations
 
@@ -80,10 +83,6 @@ class Snapshot:
             facts[at] = (id(x), type(x))
             if isinstance(x, nn.Module | SimpleNamespace):
                 self._walk(f"{at}.__dict__", x.__dict__, facts, seen, held)
-                if type(x).__module__.startswith(("fuzzing", "__main__")):  # what a class keeps for all
-                    own = {k: v for k, v in vars(type(x)).items() if isinstance(v, dict | list)}
-                    for key, value in own.items():
-                        self._walk(f"{at}.{key} (of the class)", value, facts, seen, held)
 
 
 def _short(x: Any) -> str:

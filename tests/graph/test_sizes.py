@@ -300,3 +300,21 @@ def test_what_is_prunable_is_right_at_any_width(changes: list[Change], share: fl
     computed = set(COMPUTED.values())
     if all(change in computed for change in changes):
         assert all(g.prunable or g.name == "h.2" for g in graph.groups)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_depthwise_convolution_is_one_in_a_trial_too(transposed: bool) -> None:
+    """Cut to one channel it has one group, and looks like a plain one."""
+
+    class Asked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+            self.enter, self.each, self.leave = nn.Conv2d(3, 8, 1), kind(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.enter(x)
+            y = self.each(y[:, : len(list(range(y.shape[1])))])  # only trials can tell that this is every channel
+            return self.leave(y.relu())
+
+    assert trace(Asked(), torch.randn(1, 3, 8, 8))["enter"].prunable

@@ -303,3 +303,23 @@ def test_inputs_that_do_not_fit() -> None:
     model = CASES["chain"].make()
     with pytest.raises(VerificationError, match="The model does not run on these example inputs"):
         verify(model, planned(model, image()), image(channels=4))
+
+
+def test_zeros_as_example_inputs_of_a_network_that_makes_zeros_of_them() -> None:
+    """Noise takes their place: zeros would agree whatever was cut."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3, bias=False),
+    )
+    zeros = torch.zeros(1, 3, 12, 12)
+    plan = trace(model, zeros).plan({"0": range(4), "2": range(5)})
+    assert verify(model, plan, zeros) <= 1e-5
+    assert not zeros.any()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    with pytest.raises(VerificationError, match="Nothing can be verified"):
+        verify(model, plan, zeros)

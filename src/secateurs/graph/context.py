@@ -43,7 +43,7 @@ class Context:
         choices: Mapping[tuple[str, str, int], int],
         known: Mapping[tuple[str, int], Array] | None = None,
         tape: Tape | None = None,
-        shapes: Mapping[str, tuple[int, ...]] = {},
+        depthwise: set[str] | None = None,
     ) -> None:
         self.space, self.tape = space, tape or Tape()
         self.log = Log(self)  # of the widths that the code is given
@@ -53,7 +53,7 @@ class Context:
         self.reads_sizes = False  # whether that call has the sizes that the op depends on, and they are read from it
         self.counting = True
         self._names, self._modules, self._choices, self._known = params, modules, choices, known
-        self._shapes = shapes  # of the parameters before any cut
+        self._depthwise = set() if depthwise is None else depthwise  # see `was_depthwise`
         self._params: dict[int, Labels] = {}
         self._visits: dict[tuple[str, str], int] = {}
         self._paths = {id(m): path for path, m in modules.items()}
@@ -112,9 +112,15 @@ class Context:
     def tile(labels: Array, times: int) -> Array:
         return np.tile(labels, times)
 
-    def original(self, w: Tensor) -> tuple[int, ...]:
-        """The shape of a weight before any cut; of a computed weight, as it is now."""
-        return self._shapes.get(self._names.get(id(w), ""), tuple(w.shape))
+    def was_depthwise(self, w: Tensor, now: bool) -> bool:
+        """Whether the convolution with this weight is a depthwise one, or was before a cut, which may leave one group or one
+        channel per group. now: whether it looks like one; a computed weight has no other sign."""
+        name = self._names.get(id(w))
+        if name is None:
+            return now
+        if self._known is None and now:
+            self._depthwise.add(name)
+        return name in self._depthwise
 
     def is_live(self, x: Tensor) -> bool:
         """Whether x was computed from the model's input (and not from parameters only)."""

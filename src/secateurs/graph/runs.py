@@ -58,6 +58,7 @@ class Runs:
         self.example_inputs = to_model_device(model, example_inputs)
         self.training = Training(model, self.example_inputs, to_model_device(model, example_targets))
         self.meta = True  # shapes are sufficient
+        self.depthwise: set[str] = set()  # the weights of depthwise convolutions, from the first run on
         self.choices: dict[tuple[str, str, int], int] = {}  # the chosen interpretation of each ambiguous site
 
     def follow(self) -> Grouping:
@@ -114,7 +115,7 @@ class Runs:
         the flow of the run in eval mode, too. tape: where to record. follow: see `Calls`.
         """
         names, replaced = self._standins(cut, self.meta)
-        tracer = Tracer(space, names, self.modules, self.choices, known, tape, self.shapes)
+        tracer = Tracer(space, names, self.modules, self.choices, known, tape, self.depthwise)
         sized = {n: tracer.sized(n, tuple(replaced[id(p)].shape)) for n, p in self.named.items()}
         rewrites = {**rewrites, **values(self.modules, self.shapes, sized)}
         if record:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from secateurs.errors import PlanError, TraceError, VerificationError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
+from secateurs.graph.inputs import map_tensors, tensors
 from secateurs.graph.swapped import untouched
 from secateurs.masking.mask import masked_twin
 from secateurs.plans.plan import Plan, PrunableGraph, trace
@@ -148,6 +149,9 @@ def _judged(
                 _check_cost(graph, plan, masked, sliced)
             break
     else:
+        noise = _noise(example_inputs)
+        if noise is not None:
+            return _judged(model, plan, noise, tolerance, small, graph)
         raise VerificationError(
             f"{_NOTHING}all that the network returns on these example inputs is empty or zero (for example no detections), and "
             "so is what its layers put out before that. Pass inputs for which it returns something."
@@ -156,6 +160,17 @@ def _judged(
 
 
 _NOTHING = "Nothing can be verified: "
+
+
+def _noise(example_inputs: Any) -> Any:
+    """The inputs with noise in place of zeros, for a network that makes zeros of them; None if no input is all zeros."""
+    generator = torch.Generator().manual_seed(0)
+    blank = [x for x in tensors(example_inputs) if x.is_floating_point() and not bool(x.any())]
+    if not blank:
+        return None
+    return map_tensors(
+        lambda x: torch.rand(x.shape, generator=generator).to(x) if any(x is b for b in blank) else x, example_inputs
+    )
 
 
 def _wrong(error: float, tolerance: float, sliced: Run) -> str:
@@ -237,6 +252,7 @@ class _Twins:
             return True
 
 
+@untouched
 def check_copy(copy: nn.Module, model: nn.Module, example_inputs: Any) -> None:
     """Raise VerificationError if a copy of a model runs the model itself, because it shares a function that holds it. Runs the
     copy only if there are functions that may. The copy is left as it is."""

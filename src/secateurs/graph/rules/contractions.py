@@ -31,14 +31,14 @@ def convolution(
 ) -> Labels:
     t.freeze({a: v for a, v in t.labels(w).items() if a > 1}, "a kernel position")
     reads, out = t.axis(x, 1), None
-    if groups == 1:
+    if is_depthwise(t, w, groups, transposed):
+        out = depthwise(t, reads, w, groups, transposed)
+    elif groups == 1:
         i, o = (0, 1) if transposed else (1, 0)
         t.unify(reads, t.axis(w, i))
         t.consume(w, i)
         out = t.axis(w, o)
         t.produce(w, o)
-    elif is_depthwise(t, w, groups, transposed):
-        out = depthwise(t, reads, w, groups, transposed)
     else:
         out = grouped(t, reads, w, groups, transposed)
     if bias is not None:
@@ -55,10 +55,8 @@ def convolution(
 
 def is_depthwise(t: Context, w: Tensor, groups: int, transposed: bool) -> bool:
     """Whether each group has one channel, in the network as it was before any cut."""
-    if 1 in t.labels(w) and not transposed:
-        return False
-    shape = t.original(w)
-    return shape[0] == groups if transposed else shape[1] == 1
+    one_each = w.shape[0] == groups if transposed else w.shape[1] == 1 and 1 not in t.labels(w)
+    return t.was_depthwise(w, groups > 1 and one_each)
 
 
 def depthwise(t: Context, reads: Any, w: Tensor, groups: int, transposed: bool) -> Any:
