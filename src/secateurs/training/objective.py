@@ -68,7 +68,7 @@ class Objective:
             raise ConfigError('metrics must be a dict of metrics by name, such as {"mIoU": JaccardIndex(…)}.')
         for name, metric in self.metrics.items():
             if not isinstance(name, str) or not name.strip():
-                raise ConfigError(f"{name!r} is not a valid name of a metric: it must be a text.")
+                raise ConfigError(f"{name!r} is not a valid name of a metric: it must be a string that is not empty.")
             if not callable(metric):
                 raise ConfigError(
                     f"metrics[{name!r}] must be a torchmetrics metric or a function (outputs, targets) -> scalar, not "
