@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from secateurs.data.structure import apply
 from secateurs.errors import ConfigError, TrainingError
+from secateurs.graph.inputs import call
 from secateurs.training import batches as B
-from secateurs.training.losses import CrossEntropy, Loss, call, heads, shares
+from secateurs.training.losses import CrossEntropy, Loss, heads, shares
 
 Step = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> loss
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]  # (model, batch) -> (outputs, targets)
