@@ -44,6 +44,7 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: floa
     return verified(model, plan, example_inputs, tolerance=tolerance)[1]
 
 
+@torch.inference_mode(False)
 @untouched
 def verified(
     model: nn.Module,
