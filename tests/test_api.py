@@ -303,3 +303,13 @@ def test_a_folder_that_takes_no_files_is_said_before_any_work(tmp_path: Path) ->
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
         with pytest.raises(sc.ArtifactError, match=f"{folder}.* (is a file|cannot be written to)"):
             sc.prune(network(), images(), "l1", sc.Budget(macs=0.5), data(), sc.Recover(epochs=1), folder=folder)
+
+
+def test_in_inference_mode() -> None:
+    model, inputs = sc.build("zoo:resnet20").eval(), torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        graph = sc.trace(model, torch.randn(1, 3, 32, 32))
+        result = sc.prune(model, inputs, "l1", sc.Budget(macs=0.5))
+    assert [g.reason for g in graph.groups] == [g.reason for g in sc.trace(model, inputs).groups]
+    assert result.error < 1e-5
+    assert not any(p.is_inference() for p in result.model.parameters())  # it can be trained

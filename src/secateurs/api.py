@@ -43,6 +43,7 @@ from secateurs.training.runtime import wait_for_everyone
 from secateurs.widening.grow import widened
 
 
+@torch.inference_mode(False)
 @preserve_rng_state()
 def prune(
     model: nn.Module,

@@ -108,23 +108,6 @@ def test_reasons_and_shortcuts_hold_for_the_class_roles_for_the_label() -> None:
     assert solved.inexact[a].tolist() == [0, -1]
 
 
-def test_back_takes_back_what_happened_since() -> None:
-    space = LabelSpace()
-    a, b = space.fresh(2), space.fresh(2)
-    space.mark(a, PRODUCED)
-    point = space.savepoint()
-    space.unify(a, b, "")
-    space.freeze(a, "late")
-    space.inexact(a, "late")
-    space.mark(a, CONSUMED)
-    space.rollback(point)
-    solved = space.solve()
-    assert solved.root.tolist() == list(range(5))
-    assert (solved.frozen == -1).all()
-    assert (solved.inexact == -1).all()
-    assert (solved.flags[a] == PRODUCED).all()
-
-
 def test_known_labels_are_compared() -> None:
     known = KnownLabels()
     known.unify(np.array([3, 4]), np.array([3, 4]), "")

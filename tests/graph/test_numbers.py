@@ -43,6 +43,10 @@ FOLLOW_A: dict[str, Run] = {
     "tensor": on_a(lambda s, y: y * torch.tensor(y.shape[1] / 4)),
     "tensor on a device": on_a(lambda s, y: y * torch.tensor(y.shape[1] / 4, device=y.device)),
     "new tensor": on_a(lambda s, y: y * y.new_tensor([y.shape[1] / 4])),
+    "text": on_a(lambda s, y: y * float(str(s.a.out_channels))),
+    "formatted text": on_a(lambda s, y: y * float(f"{s.a.out_channels:d}")),
+    "bits": on_a(lambda s, y: y * s.a.out_channels.bit_length()),
+    "modular power": on_a(lambda s, y: y * pow(s.a.out_channels, 3, 7)),
     "after the next layer": lambda s, x: s.h(s.b(s.a(x)) * s.a.out_channels),
     "the next layer's weight": lambda s, x: s.h(F.conv2d(s.a(x), s.b.weight / math.sqrt(9 * s.b.weight.shape[1]))),
 }

@@ -214,3 +214,18 @@ def test_gates_are_folded_where_the_weight_scales(name: str) -> None:
         else:
             gates.fold_({"0": factors})
             torch.testing.assert_close(model(x).detach(), due)
+
+
+def test_nothing_is_folded_if_one_weight_does_not_scale() -> None:
+    class Tanh(nn.Module):
+        def forward(self, w: Tensor) -> Tensor:
+            return w.tanh()
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    parametrize.register_parametrization(model[4], "weight", Tanh())
+    groups = [g for g in sc.trace(model, torch.zeros(1, 3, 12, 12)).groups if g.prunable]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(sc.ConfigError, match="does not scale channel by channel"):
+        Gates(model, groups).fold_({g.name: torch.full((g.size,), 0.5) for g in groups})
+    assert len(groups) == 2
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

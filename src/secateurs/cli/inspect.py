@@ -258,9 +258,8 @@ def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph, bounds: Bound
 
     full, unlimited = rows(2), console.options.update(max_width=10_000)
     need = console.measure(full, options=unlimited).maximum
-    need -= max(
-        [0, *(len(_verdict(g, bounds.get(g.name))) - 40 for g in graph.groups)]
-    )  # long reasons may as well be folded
+    # Long reasons may as well be folded.
+    need -= max([0, *(len(_verdict(g, bounds.get(g.name))) - 40 for g in graph.groups)])
     console.print(full if need <= console.width else rows(1))
     console.print()
     prunable = [g for g in graph.groups if g.prunable and (g.name not in bounds or bounds[g.name].least < g.size)]

@@ -39,18 +39,14 @@ class LimitOptions:
         return Limits(
             exclude=self.exclude,
             only=self.only or None,
-            ratios=_pairs("ratio", self.ratio, _figure) or None,
+            ratios=_pairs("ratio", self.ratio, float) or None,
             min_channels=_pairs("min-channels", self.min_channels, int) or None,
-            max_cut=_pairs("max-cut", self.max_cut, _figure) or None,
+            max_cut=_pairs("max-cut", self.max_cut, float) or None,
         )
 
     def options(self) -> dict[str, Any]:
         """The arguments of `sc.prune` and of a run."""
         return self.limits().options()
-
-
-def _figure(text: str) -> float:
-    return float(text)
 
 
 def _pairs(option: str, given: Sequence[str], number: Callable[[str], Any]) -> dict[str, Any]:

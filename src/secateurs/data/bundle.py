@@ -10,11 +10,9 @@ from torch import Tensor
 
 from secateurs.data.structure import examples, leaves
 from secateurs.errors import DataError
-from secateurs.graph.inputs import tensors
 
-Batch = tuple[
-    Any, Any
-]  # inputs: a tensor (N, …), or a tuple or dict of them; targets: (N,), (N, classes), or any structure
+# inputs: a tensor (N, …), or a tuple or dict of them; targets: (N,), (N, classes), or any structure
+Batch = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def checked(batch: Any, index: int, split: str) -> tuple[Any, Tensor | None]:
     single = batch[0] if alone else batch
     if not isinstance(single, Tensor | Mapping) and not (alone and isinstance(single, (tuple, list))):
         return paired(batch, index, split)
-    where, found = f"Batch {index} of {split}", tensors(single)
+    where, found = f"Batch {index} of {split}", leaves(single)
     if not found or any(x.ndim == 0 for x in found):
         raise DataError(
             f"{where}: inputs must be tensors with an axis of examples, or a tuple or dict of them, not {_kind(single)}."
@@ -135,7 +133,7 @@ def paired(batch: Any, index: int, split: str) -> Batch:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise DataError(f"{where} is {_kind(batch)}, not a pair (inputs, targets).")
     inputs, targets = batch
-    found = tensors(inputs) if isinstance(inputs, Tensor | tuple | list | Mapping) else []
+    found = leaves(inputs) if isinstance(inputs, Tensor | tuple | list | Mapping) else []
     if not found:
         raise DataError(f"{where}: inputs must be a tensor, or a tuple or dict of tensors, not {_kind(inputs)}.")
     if not isinstance(targets, Tensor) and leaves(targets):  # for a loss of the user's own

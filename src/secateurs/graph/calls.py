@@ -13,7 +13,7 @@ from secateurs.graph.context import NO_CALL, Context
 from secateurs.graph.rules import recurrent
 from secateurs.graph.tape import Array, Called
 from secateurs.graph.tracer import Tracer
-from secateurs.graph.widths import Expression, Traced
+from secateurs.graph.widths import Traced
 
 Follow = Callable[[Called, list[Array]], None]  # is told of each call, and the labels of its operands
 
@@ -83,7 +83,7 @@ def operands(t: Context, args: Any, kwargs: Any) -> list[Array]:
     weights: list[Array] = []
     for x in _tensors((args, kwargs)):
         (live if t.is_live(x) else weights).extend(t.labels(x).values())
-    counted = [t.leaf(leaf) for x in _widths((args, kwargs)) for leaf in x.leaves()]
+    counted = [t.leaf(leaf) for x in sizes.traced((args, kwargs)) for leaf in x.expression.leaves()]
     return [*(live or weights), *(labels for labels in counted if labels is not None)]
 
 
@@ -93,14 +93,6 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield x
         elif isinstance(x, list | tuple | dict):
             yield from _tensors(x)
-
-
-def _widths(tree: Any) -> Iterator[Expression]:
-    for x in tree.values() if isinstance(tree, dict) else tree:
-        if isinstance(x, Traced):
-            yield x.expression
-        elif isinstance(x, list | tuple | dict):
-            yield from _widths(x)
 
 
 def _size(t: Context, func: Any, x: Tensor, dim: int | None = None) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from secateurs.graph import attributes
 from secateurs.graph.figures import Figure
 from secateurs.graph.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
-from secateurs.graph.reasons import Kind, Reason
+from secateurs.graph.reasons import EXPANDED, GROUPS, Kind, Reason
 from secateurs.graph.tape import Array, Axis, Claim, Labels, Place, Seen, Tape
 from secateurs.graph.widths import Expression, Leaf, Log, Ratio, Width, plain, width
 
@@ -169,7 +169,7 @@ class Context:
                 if axis < 0 or axis in labels or x.shape[axis] == 1:
                     continue
                 if x.stride(axis) == 0:  # one value, expanded to the number of channels
-                    self.assume(own, "a tensor is expanded to a size that is a constant in the code")
+                    self.assume(own, EXPANDED)
                 else:
                     self.unify(own, self.zeros(len(own)))
         return out
@@ -258,7 +258,7 @@ class Context:
     def depends_on_groups(self, w: Tensor) -> None:
         """The same for the `groups` of a convolution."""
         for own in self.labels(w).values():
-            self.depends_on(w, own, "the number of groups is a constant in the code")
+            self.depends_on(w, own, GROUPS)
 
     def _owned(self, param: Tensor) -> bool:
         return attributes.rewritten(self._modules.get(self._names.get(id(param), "").rpartition(".")[0]))

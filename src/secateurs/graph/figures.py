@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from secateurs.graph import attributes
+from secateurs.graph.packages import names_in
 
 Array = np.ndarray
 INTO = frozenset({"in", "inp", "inplanes", "input", "cin"})
@@ -111,13 +112,5 @@ def _read(kind: type) -> frozenset[str]:
         for name, value in vars(base).items():
             function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
             if isinstance(function, FunctionType) and name not in ("__init__", "forward", "extra_repr", "__repr__"):
-                read |= _names(function.__code__)
+                read.update(names_in(function.__code__))
     return frozenset(read)
-
-
-def _names(code: CodeType) -> set[str]:
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            found |= _names(constant)
-    return found

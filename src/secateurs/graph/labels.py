@@ -6,7 +6,6 @@ Label 0 means "no channel": a constant, padding, the model's input. Labels combi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -86,17 +85,6 @@ class LabelSpace:
     def last(labels: Array) -> bool:
         """Whether a single label is what a cut has left of an axis of channels."""
         return False
-
-    def savepoint(self) -> tuple[int, ...]:
-        """A savepoint for `rollback`, in case what follows turns out to be unusable."""
-        return tuple(map(len, self._events()))
-
-    def _events(self) -> tuple[list[Any], ...]:
-        return self._edges, self._frozen, self._inexact, self._marks, self._kin
-
-    def rollback(self, point: tuple[int, ...]) -> None:
-        for recorded, length in zip(self._events(), point, strict=True):
-            del recorded[length:]
 
     def solve(self) -> Classes:
         root = components(self.size, self._edges)

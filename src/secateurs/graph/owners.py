@@ -49,9 +49,8 @@ class Owners:
             steps = [path, *(p for p, _ in figures.steps(path, self._modules[path]))]
             inside = [x for p in steps for side in (held.get(p, ()), *tape.through.get(p, ())) for x in side]
             found = [x for x in inside if len(x) == figure.size]
-            if words & {"features", "hidden"} and hasattr(
-                self._modules[path], "get_classifier"
-            ):  # timm's: of the last layers
+            timm = hasattr(self._modules[path], "get_classifier")
+            if timm and words & {"features", "hidden"}:  # of the last layers
                 found = [a.labels for a in tape.axes if len(a.labels) == figure.size][-1:]
         if found:
             self._figures.append((figure, _distinct(found)))

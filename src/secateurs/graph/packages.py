@@ -1,9 +1,10 @@
-"""Whose code it is: the user's, or that of Python, PyTorch and training frameworks."""
+"""Code: whose it is (the user's, or that of Python, PyTorch and training frameworks), and what it names."""
 
 from __future__ import annotations
 
 import sys
-from functools import cache
+from functools import cache, lru_cache
+from types import CodeType
 
 # Trainers hold the model, its data and their own threads. They are not a part of it.
 _FOREIGN = frozenset({
@@ -16,3 +17,10 @@ _FOREIGN = frozenset({
 def foreign(module: str | None) -> bool:
     """Whether code of this module cannot keep a state of the user's model."""
     return module is None or module.partition(".")[0] in _FOREIGN
+
+
+@lru_cache(maxsize=4096)
+def names_in(code: CodeType) -> tuple[str, ...]:
+    """The attributes and global variables that a function's code, and that of functions inside of it, may look up."""
+    inner = (name for constant in code.co_consts if isinstance(constant, CodeType) for name in names_in(constant))
+    return tuple(dict.fromkeys((*code.co_names, *inner)))

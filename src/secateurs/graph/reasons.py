@@ -46,3 +46,8 @@ class Reason:
 
 OUTPUT = Reason(Kind.OUTPUT, "reaches the model's output")
 TARGET = Reason(Kind.OUTPUT, "is compared with the targets, in training")
+
+# Details of reasons that come from the code.
+EXPANDED = "a tensor is expanded to a size that is a constant in the code"
+GROUPS = "the number of groups is a constant in the code"
+SHAPE = "the normalized shape is a constant in the code"

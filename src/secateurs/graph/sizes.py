@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.context import Call, Context
+from secateurs.graph.reasons import EXPANDED, GROUPS, SHAPE
 from secateurs.graph.widths import Expression, Traced, Width, plain
 
 SIZE = "a size is a constant in the code"
 SPLIT = "split sizes are constants in the code"
-EXPANDED = "a tensor is expanded to a size that is a constant in the code"
-GROUPS = "the number of groups is a constant in the code"
-SHAPE = "the normalized shape is a constant in the code"
 Sizes = dict[int, int]  # axis of the output → its size, as written
 Reader = Callable[[Context, Any, tuple[Any, ...], dict[str, Any], Any], list[Any]]
 
@@ -67,7 +65,7 @@ def read(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
     """Record what a call requires of widths. A width that is not one of its sizes is a number that it computes with."""
     reader = _READERS.get(name_of(func))
     others = [args, kwargs] if reader is None else reader(t, func, args, kwargs, out)
-    for x in _traced(others):
+    for x in traced(others):
         t.uses(x)
 
 
@@ -85,12 +83,13 @@ def constants(args: Any) -> Iterator[Any]:
             yield from constants(a)
 
 
-def _traced(args: Any) -> Iterator[Any]:
+def traced(args: Any) -> Iterator[Any]:
+    """The widths, and what was computed from them, among the arguments of a call."""
     for a in args.values() if isinstance(args, dict) else args:
         if isinstance(a, Traced):
             yield a
         elif isinstance(a, list | tuple | dict):
-            yield from _traced(a)
+            yield from traced(a)
 
 
 def _shaped(reason: str) -> Reader:

@@ -11,15 +11,15 @@ import warnings
 from argparse import Namespace
 from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import _lru_cache_wrapper, cached_property, lru_cache, partial, partialmethod
-from types import CellType, CodeType, FunctionType, MethodType, SimpleNamespace
+from functools import _lru_cache_wrapper, cached_property, partial, partialmethod
+from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateurs.graph.packages import foreign
+from secateurs.graph.packages import foreign, names_in
 
 _ATOMS = frozenset({
     int, float, str, bytes, bool, complex, type(None), torch.dtype, torch.device, torch.Size, torch.layout,
@@ -214,7 +214,7 @@ class State:
             if default:
                 self._stack.append((None, None, default))
         if not foreign(f.__globals__.get("__name__")):
-            for name in _names(f.__code__):
+            for name in names_in(f.__code__):
                 if name in f.__globals__ and (id(f.__globals__), name) not in self._globals:
                     self._globals.add((id(f.__globals__), name))
                     self._variable(f.__globals__, name, f.__globals__[name])
@@ -306,13 +306,6 @@ def slots_of(cls: type) -> Iterator[str]:
 
 def _dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
-
-
-@lru_cache(maxsize=4096)
-def _names(code: CodeType) -> tuple[str, ...]:
-    """The names that a function's code, and that of functions inside of it, may look up globally."""
-    inner = (name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant))
-    return tuple(dict.fromkeys((*code.co_names, *inner)))
 
 
 def _put(owner: Any, key: Any, value: Any) -> None:

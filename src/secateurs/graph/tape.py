@@ -89,9 +89,7 @@ class Tape:
     calls: list[Called] = field(default_factory=list)
     looked: bool = False  # the code read a value of a tensor
     dynamic: bool = False  # the shape of a tensor depends on values
-    failed: tuple[list[Array], str] | None = (
-        None  # of the call that raised last: the labels that it works on, and its line
-    )
+    failed: tuple[list[Array], str] | None = None  # the call that raised last: the labels it works on, and its line
     random: list[str] = field(default_factory=list)  # lines that draw random numbers
     recorder: Recorder | None = None  # of the run in eval mode: what follows what
 

@@ -23,6 +23,7 @@ G = TypeVar("G", bound=ChannelGraph)
 _RETRIES = 4  # interpretations of an ambiguous split to try before its channels are frozen
 
 
+@torch.inference_mode(False)  # in it, ops arrive undivided, as conv2d and not as convolution
 def trace(
     model: nn.Module,
     example_inputs: Any,

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporaril
 
 from secateurs.graph import attributes, rules, shapes
 from secateurs.graph.context import Context
-from secateurs.graph.families import argument, draws
+from secateurs.graph.families import draws
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.recorder import Recorder
 from secateurs.graph.tape import Array, Labels
@@ -28,14 +28,6 @@ _RANDOM, _DYNAMIC = torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_
 @cache
 def _unusual(op: Any) -> frozenset[torch.Tag]:
     return frozenset(op.tags) & {_RANDOM, _DYNAMIC}
-
-
-def _draws(op: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an op draws random numbers in this call: dropout, for example, does in training only."""
-    if _RANDOM not in _unusual(op):
-        return False
-    told = [a for a in op._schema.arguments if a.name in ("train", "training", "dropout_p")]
-    return all(argument(op, args, kwargs, a.name, a.default_value) not in (False, 0) for a in told)
 
 
 class Tracer(Context, TorchDispatchMode):

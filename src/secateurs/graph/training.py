@@ -13,9 +13,8 @@ from secateurs.graph.reasons import TARGET, Kind, Reason
 from secateurs.graph.tape import Array, Tape
 from secateurs.graph.targets import Arguments, arguments, unknown_targets
 
-Run = Callable[
-    [Arguments, bool], None
-]  # the model in training mode with these arguments, on meta tensors or on real ones
+# Runs the model in training mode with these arguments, on meta tensors or on real ones.
+Run = Callable[[Arguments, bool], None]
 
 
 class TargetsError(Exception):

@@ -86,9 +86,8 @@ class Trial:
             self.runs.run(KnownLabels(self._alone), cut, known, rewrites, tape=self._tape, follow=self._follow)
             if self._at < len(self._expected) and not self._tape.dynamic:
                 raise Divergence(DEPENDS, "", [])
-        except (
-            Exception
-        ) as error:  # a Mismatch, or whatever the user's code raises on shapes that it was not written for
+        # A Divergence, a Mismatch, or whatever the user's code raises on shapes that it was not written for.
+        except Exception as error:
             return self._blamed(error)
         return None
 

@@ -103,6 +103,14 @@ class Traced:
         self.log.escaped(self.expression)
         return float(plain(self))
 
+    def __repr__(self) -> str:  # `getattr(self, f"norm{c}")`
+        self.log.escaped(self.expression)
+        return repr(plain(self))
+
+    def __format__(self, spec: str) -> str:
+        self.log.escaped(self.expression)
+        return format(plain(self), spec)
+
     def __reduce__(self) -> Any:  # copies and pickles are plain numbers
         value = plain(self)
         return type(value), (value,)
@@ -113,6 +121,10 @@ class Traced:
 
 class Width(Traced, int):
     """A number of channels, or an int computed from one."""
+
+    def bit_length(self) -> int:
+        self.log.escaped(self.expression)
+        return int.bit_length(plain(self))
 
 
 class Ratio(Traced, float):
@@ -160,6 +172,21 @@ def _arithmetic(op: Callable[..., Any], reflected: bool) -> Any:
     return method
 
 
+def _power(reflected: bool) -> Any:
+    two = _arithmetic(operator.pow, reflected)
+
+    def method(self: Any, other: Any, modulus: Any = None) -> Any:
+        if modulus is None:
+            return two(self, other)
+        for x in (self, other, modulus):
+            if isinstance(x, Traced):
+                x.log.escaped(x.expression)
+        a, b = (other, self) if reflected else (self, other)
+        return pow(plain(a), plain(b), plain(modulus))
+
+    return method
+
+
 def _unary(op: Callable[..., Any]) -> Any:
     def method(self: Any) -> Any:
         return made(op(plain(self)), Expression(op, (self.expression,)), self.log)
@@ -189,10 +216,12 @@ _METHODS: dict[str, Any] = {
     **{f"__{n}__": _unary(getattr(operator, n)) for n in ("neg", "pos", "abs")},
     **{f"__{n}__": _unary(getattr(math, n)) for n in ("floor", "ceil", "trunc")},
     "__round__": _round,
+    "__pow__": _power(False),
+    "__rpow__": _power(True),
     "__divmod__": lambda self, other: (self // other, self % other),
     "__rdivmod__": lambda self, other: (other // self, other % self),
 }
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod"):
     _METHODS[f"__{_name}__"] = _arithmetic(getattr(operator, _name), False)
     _METHODS[f"__r{_name}__"] = _arithmetic(getattr(operator, _name), True)
 for _name in ("lshift", "rshift", "and_", "or_", "xor"):

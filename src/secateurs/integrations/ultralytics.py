@@ -22,7 +22,8 @@ def align(network: nn.Module) -> nn.Module:
     """Set, in place, the numbers that blocks of Ultralytics keep of their own, and return the network.
 
     C2f and its relatives halve their channels with `chunk` in training and inference, but by `self.c` in exports
-    (`forward_split`), and no trace sees that. Call it on what `sc.prune` and `sc.load` return; `trainer` does.
+    (`forward_split`), which a trace does not run: a cut rewrites `c` only if all that is that wide in the block changes to
+    the same width. Call it on what `sc.prune` and `sc.load` return; `trainer` does.
     """
     block: Any
     for block in network.modules():

@@ -180,21 +180,35 @@ class Gates:
         """Fold per-batch factors into the consumers' weights: the plain network then computes the same as the
         gated one, and a channel with factor zero can be cut exactly.
 
-        Raises ConfigError for per-sample factors, and for a weight that is computed by what does not scale channel by channel.
+        Raises ConfigError, and changes nothing, for per-sample factors, and for a weight that is computed by what does not
+        scale channel by channel.
         """
         if any(f.ndim != 1 for f in factors.values()):
             raise ConfigError("Only per-batch gates can be folded into weights, one factor for each channel.")
         self.set({name: f.detach() for name, f in factors.items()})
+        weights, before = self._weights(), {}
+        for path, _, _ in weights:
+            module = self.model.get_submodule(path)
+            before.update({x: x.detach().clone() for x in (*module.parameters(), *module.buffers())})
         with torch.no_grad():
-            done = set()
-            for (path, leaf, axis), consumer in self._weights().items():
-                module, w = self.model.get_submodule(path), parameter(self.model, consumer.param)
-                if (path, leaf) not in self._places[consumer.param]:
-                    scale_(module, leaf, self._factors(consumer, w).flatten(), axis)
-                elif (id(w), axis) not in done:  # a tied one is in several places
-                    done.add((id(w), axis))
-                    w.mul_(self._factors(consumer, w))
-        self.set(None)
+            try:
+                self._fold(weights)
+            except ConfigError:
+                for x, old in before.items():
+                    x.copy_(old)
+                raise
+            finally:
+                self.set(None)
+
+    def _fold(self, weights: Mapping[tuple[str, str, int], _Consumer]) -> None:
+        done = set()
+        for (path, leaf, axis), consumer in weights.items():
+            module, w = self.model.get_submodule(path), parameter(self.model, consumer.param)
+            if (path, leaf) not in self._places[consumer.param]:
+                scale_(module, leaf, self._factors(consumer, w).flatten(), axis)
+            elif (id(w), axis) not in done:  # a tied one is in several places
+                done.add((id(w), axis))
+                w.mul_(self._factors(consumer, w))
 
     # -- in the forward pass ------------------------------------------------------------------------------------------
 

@@ -261,8 +261,8 @@ def _kept(group: ChannelGroup, bound: Bound, setting: Setting, share: float) -> 
     width = _whole(group.size * share)
     if width < bound.least:
         raise ConfigError(
-            setting, f" keeps {width} of the {group.size} channels of {group.name}, but it ", bound.message,
-            ": change one of the two.",
+            setting, f" keeps {width} of the {group.size} channels of {group.name}, but it ",
+            "is " * (bound.least == group.size), bound.message, ": change one of the two.",
         )  # fmt: skip
     says = (f"keeps {width} by ", setting) if width < group.size else ("kept whole by ", setting)
     return Bound(width, width, False, False, (*bound.by, setting), Message(*says))

@@ -150,9 +150,8 @@ class Method(Presets):
     name: ClassVar[str] = ""
     default_scope: ClassVar[Scope] = "internal"
     reads_labels: ClassVar[bool] = False  # True: training batches must be pairs (inputs, targets)
-    cuts: ClassVar[Literal["channels", "stripes"]] = (
-        "channels"  # stripes come last: such a network cannot be cut further
-    )
+    # Stripes come last: such a network cannot be cut further.
+    cuts: ClassVar[Literal["channels", "stripes"]] = "channels"
     knob: ClassVar[str | None] = None  # the setting that says how much goes, in place of a budget
 
     def __init__(self, **settings: Any) -> None:

@@ -61,9 +61,8 @@ class Run:
     choices: list[Choice] = field(default_factory=list)
     draws: list[tuple[torch.Size, ...]] = field(default_factory=list)
     uneven: dict[str, None] = field(default_factory=dict)  # lines that draw numbers in another shape than the leader's
-    error: float = (
-        0.0  # the largest relative difference from the leader in what feeds a choice that the outputs depend on
-    )
+    # The largest relative difference from the leader in what feeds a choice that the outputs depend on.
+    error: float = 0.0
     depends: bool = False  # whether an output depends on the network's tensors, as far as could be seen
     telling: bool = False  # whether one that is not empty or zero does, or something that feeds a choice
 
@@ -132,9 +131,8 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.run, self._leader, self._witness = Run(), leader, witness
         self._own, self._foreign = own, foreign
-        self._fed: list[
-            tuple[float, bool]
-        ] = []  # for each choice, the difference of what feeds it, and whether it tells
+        # For each choice, the difference of what feeds it, and whether it tells.
+        self._fed: list[tuple[float, bool]] = []
         self._always = 0  # choices that every output stands for, as bits
         self._saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}

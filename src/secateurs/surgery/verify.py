@@ -26,7 +26,7 @@ from secateurs.surgery.twins import Run, cast, run
 
 TOLERANCE = 1e-5
 ROUNDING = 1e-2  # a larger error is hardly float32 rounding
-OWN = 10.0
+OWN_ROUNDING = 10.0  # unless it is at most this many times the masked network's own
 
 
 def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: float = TOLERANCE) -> float:
@@ -44,6 +44,7 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: floa
     return verified(model, plan, example_inputs, tolerance=tolerance)[1]
 
 
+@torch.inference_mode(False)
 @untouched
 def verified(
     model: nn.Module,
@@ -137,7 +138,7 @@ def _judged(
                 closer, exact, _ = twins.difference(torch.float64, witness)
                 # More than that is rounding only if the masked network's own is as large: it returns a small difference of
                 # large numbers.
-                if error <= ROUNDING or error <= OWN * disagreement(masked.outputs, exact.outputs, "masked"):
+                if error <= ROUNDING or error <= OWN_ROUNDING * disagreement(masked.outputs, exact.outputs, "masked"):
                     error = closer
         if not error <= tolerance:
             return error, _wrong(error, tolerance, sliced)
@@ -228,7 +229,7 @@ class _Twins:
         if own and not own & sliced.read:
             raise VerificationError(
                 f"{_NOTHING}the sliced network reads none of its own parameters, so it runs something else"
-                f"{_holders(self.model)}."
+                f"{_see(self.model)}."
             )
         if not sliced.depends and not self._depends(sliced):
             raise VerificationError(
@@ -256,7 +257,7 @@ class _Twins:
 def check_copy(copy: nn.Module, model: nn.Module, example_inputs: Any) -> None:
     """Raise VerificationError if a copy of a model runs the model itself, because it shares a function that holds it. Runs the
     copy only if there are functions that may. The copy is left as it is."""
-    if holders(model):
+    if shared_functions(model):
         try:
             seen = run(copied(copy, dict(_shared(copy, torch.float32))), example_inputs, torch.float32, other=model)
         except Exception:  # what does not run is refused elsewhere
@@ -271,7 +272,7 @@ def check_foreign(model: nn.Module, foreign: Iterable[str], kept: Container[str]
     if read:
         raise VerificationError(
             f"A copy of the model still runs the model itself: it reads {read[0]} of the given model, and not its own. Python "
-            f"functions are shared by copies, with whatever they hold{_holders(model)}. Make it a method that uses `self`, or "
+            f"functions are shared by copies, with whatever they hold{_see(model)}. Make it a method that uses `self`, or "
             "a submodule, or remove it before the cut."
         )
 
@@ -293,7 +294,7 @@ def _shared(model: nn.Module, dtype: torch.dtype) -> dict[int, Tensor]:
     return {} if convert else {id(p): p for p in model.parameters()}
 
 
-def holders(model: nn.Module) -> list[str]:
+def shared_functions(model: nn.Module) -> list[str]:
     """Where a network holds functions that may hold the network, or a part of it."""
     found = []
     for path, module in model.named_modules():
@@ -319,6 +320,7 @@ def _shared_function(value: Any) -> bool:
     )
 
 
-def _holders(model: nn.Module) -> str:
-    found = holders(model)
+def _see(model: nn.Module) -> str:
+    """Where to look for them, as the end of a sentence."""
+    found = shared_functions(model)
     return f": see {', '.join(found[:3])}" if found else ""

@@ -35,9 +35,8 @@ IGNORED = -100  # a target that cross-entropy ignores
 
 class Batch(NamedTuple):
     inputs: Any  # (N, ...) tensor, or a tuple or dict of them; of a whole batch, all of it
-    targets: (
-        Any  # (N,) class indices, (N, classes) probabilities, or whatever the user's loss takes; None of a whole batch
-    )
+    # (N,) class indices, (N, classes) probabilities, or whatever the user's loss takes; None of a whole batch.
+    targets: Any
     labeled: bool = True  # False: the data has inputs only, and all targets are IGNORED
     whole: bool = False  # True: it is passed on to the user's functions as the data yields it
 

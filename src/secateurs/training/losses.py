@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from secateurs.errors import DataError, TrainingError
 from secateurs.training import batches as B
@@ -16,15 +15,6 @@ from secateurs.training.checks import described
 AUX_WEIGHT = 0.3  # of an auxiliary classifier, as GoogLeNet's paper has it
 
 Loss = Callable[[Any, Any], torch.Tensor]
-
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    """model(x), model(*xs) or model(**named), for inputs that are a tensor, a tuple or a dict."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
 
 
 def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:

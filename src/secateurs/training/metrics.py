@@ -229,9 +229,8 @@ def evaluate(
 
     `batches`: iterable of (inputs, targets), or of what the objective's functions take, or a function that returns one.
     `loss` is short for `objective=Objective(loss=…)`; `default` is used where it has none, instead of cross-entropy.
-    `device`: where to run, by default the
-    model's device; on another one a copy runs. `reduce` sums a tensor over processes, `share` = (rank, world) selects
-    this process's rows of each batch. `split`: the name of the batches in errors.
+    `device`: where to run, by default the model's device; on another one a copy runs. `reduce` sums a tensor over
+    processes, `share` = (rank, world) selects this process's rows of each batch. `split`: the name of the batches in errors.
 
     Raises DataError for batches that are not pairs, are empty, or do not fit the model or the loss, for NaN in the first one,
     for a pass without a batch, and for an iterable without a length that does not end within a million batches or

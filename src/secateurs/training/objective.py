@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from secateurs.data.structure import apply
 from secateurs.errors import ConfigError, TrainingError
+from secateurs.graph.inputs import call
 from secateurs.training import batches as B
-from secateurs.training.losses import CrossEntropy, Loss, call, heads, shares
+from secateurs.training.losses import CrossEntropy, Loss, heads, shares
 
 Step = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> loss
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]  # (model, batch) -> (outputs, targets)
@@ -68,7 +69,7 @@ class Objective:
             raise ConfigError('metrics must be a dict of metrics by name, such as {"mIoU": JaccardIndex(…)}.')
         for name, metric in self.metrics.items():
             if not isinstance(name, str) or not name.strip():
-                raise ConfigError(f"{name!r} is not a valid name of a metric: it must be a text.")
+                raise ConfigError(f"{name!r} is not a valid name of a metric: it must be a string that is not empty.")
             if not callable(metric):
                 raise ConfigError(
                     f"metrics[{name!r}] must be a torchmetrics metric or a function (outputs, targets) -> scalar, not "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.context import Context
+from secateurs.graph.reasons import GROUPS
 from secateurs.graph.rules.registry import rule
 from secateurs.graph.tape import Labels
 
@@ -66,7 +67,7 @@ def depthwise(t: Context, reads: Any, w: Tensor, groups: int, transposed: bool) 
         t.freeze(t.labels(w), "a transposed depthwise convolution with a multiplier")
         return t.zeros(groups * w.shape[1])
     if 0 not in t.labels(w) and w.stride(0) == 0 and not transposed:  # one fixed filter for all channels: a blur
-        t.assume(reads, "the number of groups is a constant in the code")
+        t.assume(reads, GROUPS)
         return reads.repeat(w.shape[0] // groups)
     owned = t.axis(w, 0)
     t.unify(reads.repeat(len(owned) // groups), owned)

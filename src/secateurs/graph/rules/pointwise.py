@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.context import Context
+from secateurs.graph.reasons import GROUPS, SHAPE
 from secateurs.graph.rules.registry import rule
 from secateurs.graph.sizes import written
 from secateurs.graph.tape import Labels
@@ -97,7 +98,7 @@ def layer_norm(
     for axis, labels in t.labels(x).items():
         if axis >= first:
             t.inexact(labels, "layer norm computes its statistics over channels")
-            t.depends_on(weight, labels, "the normalized shape is a constant in the code")
+            t.depends_on(weight, labels, SHAPE)
     affine = [(t.labels(p), p) for p in (weight, bias) if p is not None]
     return t.join([(t.labels(x), x), *affine])
 
@@ -112,5 +113,5 @@ def group_norm(
     if groups < c:
         t.couple(labels.reshape(groups, -1))
         t.inexact(labels, "group norm computes its statistics over channels")
-    t.depends_on(weight, labels, "the number of groups is a constant in the code")
+    t.depends_on(weight, labels, GROUPS)
     return t.labels(x)

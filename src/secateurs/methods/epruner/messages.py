@@ -14,9 +14,8 @@ from torch import Tensor
 from secateurs.errors import ConfigError
 
 NEVER = -1e200  # the similarity of a missing candidate: finite, so that differences of two are not NaN
-BATCH = (
-    1 << 16
-)  # list entries that are iterated together: enough to hide the cost of a call, few enough to fit in the cache
+# List entries that are iterated together: enough to hide the cost of a call, few enough to fit in the cache.
+BATCH = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)

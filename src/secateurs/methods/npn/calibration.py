@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.graph.inputs import call
 from secateurs.methods.pruner import Pruner
 from secateurs.seeds import preserve_rng_state
 from secateurs.training.batches import share, to_device, walk
 from secateurs.training.checks import Check
-from secateurs.training.losses import call
 
 
 @torch.no_grad()
