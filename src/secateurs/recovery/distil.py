@@ -44,7 +44,7 @@ class Distilling(TeacherHook):
         if not self.teaches:
             self.forget()
             return loss
-        soft = soft_loss(heads(self.teacher_outputs())[0], heads(outputs)[0], self.recipe.temperature)
+        soft = soft_loss(heads(self.teacher_outputs(engine))[0], heads(outputs)[0], self.recipe.temperature)
         if self.recipe.mode != "distil":
             soft = soft / self.recipe.temperature
         share = self.recipe.share
@@ -92,6 +92,8 @@ def unlike_logits(outputs: Any, targets: Tensor | None) -> str | None:
     if not isinstance(targets, Tensor):
         return f"the targets are a {type(targets).__name__}, not classes"
     indices = not targets.is_floating_point() and targets.shape == main.shape[:1] + main.shape[2:]
+    if indices and targets.numel() and int(targets.max()) >= main.shape[1]:
+        return f"a target is {int(targets.max())}, for {main.shape[1]} outputs"
     if indices or (targets.shape == main.shape and shares(targets)):
         return None
     return f"the loss compares an output, {described(main)}, with targets, {described(targets)}, that are not classes"

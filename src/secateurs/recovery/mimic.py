@@ -176,7 +176,7 @@ class Mimicking(TeacherHook):
 
     def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
         self._theirs.watch()
-        self.teacher_outputs()
+        self.teacher_outputs(engine)
         pairs = zip(self._theirs.take(), self._ours.take(), strict=True)
         return torch.stack([self.function(t, s) for t, s in pairs]).mean()
 

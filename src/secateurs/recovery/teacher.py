@@ -23,6 +23,7 @@ class TeacherHook(Hook):
         self.student = student
         self.teacher = copied(teacher).eval().requires_grad_(False)
         self._given: tuple[Any, Any] | None = None
+        self._batch: Batch | None = None
         self._open = False
         # Hooked to the network itself: at this point mixup has been applied to the inputs.
         self._handles = [student.register_forward_pre_hook(self._see, with_kwargs=True)]
@@ -33,17 +34,20 @@ class TeacherHook(Hook):
             channels_last_(self.teacher)
 
     def before_batch(self, engine: TrainingRun, batch: Batch) -> None:
-        self._open = True
+        self._open, self._batch = True, batch
 
     def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._open:
             self._given = args, kwargs
 
-    def teacher_outputs(self) -> Any:
-        """The teacher's outputs for the student's last batch."""
+    def teacher_outputs(self, engine: TrainingRun) -> Any:
+        """The teacher's outputs for the student's last batch: what the user's `forward` makes of them, if it trains."""
         assert self._given is not None
         (args, kwargs), self._given, self._open = self._given, None, False
+        objective, batch = engine.objective, self._batch
         with torch.no_grad():
+            if batch is not None and batch.whole and objective.step is None:
+                return objective.outputs(self.teacher, batch)
             return self.teacher(*args, **kwargs)
 
     def forget(self) -> None:

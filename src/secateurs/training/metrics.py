@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -191,7 +191,9 @@ def check_data(model: nn.Module, data: Any, objective: Objective | None = None) 
         raw = B.first(source, split)
         batch = B.as_batch(raw, 0, split, labels=split == "val", whole=objective.whole)
         if split == "val" or (objective.by_classes and batch.labeled):
-            evaluate(model, [raw], objective=objective, split=split)
+            evaluate(
+                model, [raw], objective=objective if split == "val" else replace(objective, metrics={}), split=split
+            )
         elif not objective.whole or objective.forward is not None:
             with torch.no_grad(), evaluating(model):
                 list(runs([batch], objective, model, split=split))

@@ -104,12 +104,12 @@ class Objective:
             return outputs, None, lost
         if batch.whole:
             outputs, targets = self._forwarded(net, batch.inputs)
-            return outputs, targets, loss(outputs, targets)
+            return outputs, targets, scalar(loss(outputs, targets), "loss")
         if not batch.labeled:
             return call(net, batch.inputs), batch.targets, torch.zeros((), device=batch.targets.device)
         if not mixup:
             outputs = call(net, batch.inputs)
-            return outputs, batch.targets, loss(outputs, batch.targets)
+            return outputs, batch.targets, scalar(loss(outputs, batch.targets), "loss")
         # the reversed batch is mixed in, with at most a half, so that `targets` stay the dominant labels
         keep = float(torch.distributions.Beta(mixup, mixup).sample())
         keep = max(keep, 1 - keep)
@@ -122,21 +122,34 @@ class Objective:
         default = default or CrossEntropy()
         if not batch.whole:
             outputs = call(model, batch.inputs)
-            loss = (self.loss or default)(outputs, batch.targets) if batch.labeled else None
+            loss = scalar((self.loss or default)(outputs, batch.targets), "loss") if batch.labeled else None
             return Judged(outputs, batch.targets, loss)
         if self.forward is not None:
             outputs, targets = self._forwarded(model, batch.inputs)
             own = self.loss is not None or (self.step is None and by_class(outputs, targets))
-            return Judged(outputs, targets, (self.loss or default)(outputs, targets) if own else None)
+            loss = scalar((self.loss or default)(outputs, targets), "loss") if own else None
+            return Judged(outputs, targets, loss)
         assert self.step is not None
         outputs, loss = _stepped(self.step, model, batch.inputs)
         return Judged(outputs, None, loss)
 
     def measured(self, model: nn.Module, batch: B.Batch) -> Judged:
-        """The same with a loss: by the step, if there is no other. Raises ConfigError if nothing says what it is."""
+        """The same with a loss: by the step, if there is no other. Raises ConfigError if nothing says what it is.
+
+        For the step, the user's modules are in train mode, since what they return may differ; the layers stay in eval mode.
+        """
+        if self.step is not None and (self.forward is None or self.loss is None):
+            inner = [m for m in model.modules() if m._modules]
+            modes = [m.training for m in inner]
+            try:
+                for m in inner:
+                    m.training = True
+                outputs, loss = _stepped(self.step, model, batch.inputs)
+            finally:
+                for m, mode in zip(inner, modes, strict=True):
+                    m.training = mode
+            return Judged(outputs, None, loss)
         found = self.judge(model, batch)
-        if found.loss is None and self.step is not None:
-            found = found._replace(loss=_stepped(self.step, model, batch.inputs)[1])
         if found.loss is None and batch.labeled:
             raise ConfigError(
                 "Nothing says what the loss of these outputs is: pass loss=fn(outputs, targets), or step=… that returns it."
@@ -189,7 +202,9 @@ def classified(outputs: Any, targets: Any) -> bool:
         return False
     if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point() or not isinstance(targets, Tensor):
         return False
-    return targets.shape == (logits.shape if targets.is_floating_point() else logits.shape[:1])
+    if targets.is_floating_point():
+        return targets.shape == logits.shape and shares(targets)
+    return targets.shape == logits.shape[:1]
 
 
 def by_class(outputs: Any, targets: Any) -> bool:
@@ -217,9 +232,15 @@ def _stepped(step: Step, net: nn.Module, batch: Any) -> tuple[Any, Tensor]:
         loss = step(net, batch)
     finally:
         handle.remove()
+    return seen[0], scalar(loss, "step")
+
+
+def scalar(loss: Any, what: str) -> Tensor:
+    """A loss as a scalar. what: the user's function that returned it. Raises TrainingError for anything else."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise TrainingError(f"step must return the loss, a scalar tensor, not {_kind(loss)}.")
-    return seen[0], loss.reshape(())
+        must = "return the loss, a scalar tensor" if what == "step" else "be a scalar tensor, the mean over examples"
+        raise TrainingError(f"{what} must {must}, not {_kind(loss)}.")
+    return loss.reshape(())
 
 
 def _kind(value: Any) -> str:
