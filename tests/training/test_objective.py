@@ -263,6 +263,71 @@ def test_functions_that_return_something_else() -> None:
         run(step=lambda m, b: m(b["z"]))
 
 
+class Heads(nn.Module):
+    """A dict of maps, with an auxiliary one in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.main, self.aux = net(0.0)[:6], nn.Conv2d(8, 3, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.trunk(x)
+        return {"out": self.main(h), **({"aux": self.aux(h)} if self.training else {})}
+
+
+MASKS = [{"image": X, "mask": M[:, 2:6, 2:6]}] * 3
+
+
+def test_the_original_teaches_what_forward_makes_of_a_batch() -> None:
+    forward = lambda m, b: (m(b["image"])["out"], b["mask"])  # noqa: E731
+    result = sc.prune(
+        Heads(), X[:1], "l2", sc.Budget(macs=0.6), MASKS, sc.Recover(epochs=1), forward=forward, progress="silent"
+    )
+    assert result.history[-1]["share"] == 0.9
+
+
+@pytest.mark.parametrize("method", [sc.Taylor(examples=4), sc.Oracle(examples=4), sc.OneStep()], ids=lambda m: m.name)
+def test_a_step_sees_what_the_network_returns_in_training(method: sc.Method) -> None:
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        found = model(batch["image"])
+        return F.cross_entropy(found["out"], batch["mask"]) + 0.3 * F.cross_entropy(found["aux"], batch["mask"])
+
+    forward = lambda m, b: (m(b["image"])["out"], b["mask"])  # noqa: E731
+    model = Heads()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    sc.prune(model, X[:1], method, sc.Budget(macs=0.6), MASKS, step=step, forward=forward, progress="silent")
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda out, y: F.cross_entropy(out, y, reduction="none"), r"not a tensor of shape \(8,\)"),
+        (lambda out, y: 0.5, "not a float"),
+        (lambda out, y: None, "not a NoneType"),
+    ],
+)
+def test_a_loss_that_is_no_scalar(loss: Any, words: str) -> None:
+    message = f"loss must be a scalar tensor, the mean over examples, {words}"
+    with pytest.raises(TrainingError, match=message):
+        engine(net(), batches(2), loss=loss).fit()
+    with pytest.raises(TrainingError, match=message):
+        T.evaluate(net(), batches(2), loss=loss)
+
+
+def test_float_targets_of_a_loss_of_ones_own_have_no_top1() -> None:
+    found = T.evaluate(net(), [(x, torch.randn(8, 4)) for x, _ in batches(2)], loss=F.mse_loss)
+    assert (found.top1, found.top5) == (None, None)
+
+
+def test_counts_are_not_taught_as_classes() -> None:
+    data = [(x, y * 10) for x, y in batches(2)]
+    loss = lambda out, y: (out.mean(1) - y).abs().mean()  # noqa: E731
+    result = sc.prune(net(), X[:1], "l2", sc.Budget(macs=0.6), data, sc.Recover(epochs=1), loss=loss, progress="silent")
+    assert "share" not in result.history[-1]
+
+
 def test_a_step_without_teaching_unless_asked() -> None:
     lines: list[str] = []
 
