@@ -16,6 +16,7 @@ import secateurs as sc
 from secateurs.methods.method import Task
 from secateurs.methods.oracle.method import _Greedy
 from secateurs.testing.networks import data, images, network
+from secateurs.training import Objective
 
 NAME = "residual"
 GAMMA = 12
@@ -80,7 +81,7 @@ def cuts(
 def test_scores(loss: Any) -> None:
     model = network(NAME)
     expected = scores(model, {}, loss)
-    options = {} if loss is None else {"loss": loss}
+    options = {} if loss is None else {"objective": Objective(loss=loss)}
     run = _Greedy(oracle(examples=GAMMA), task(model, **options))
     for i in range(len(run.groups)):
         run.measure(i)
