@@ -223,7 +223,7 @@ def check_labels(source: Any, readers: Sequence[str]) -> None:
         return
     if checked(first(source, "train"), 0, "train")[1] is None:
         raise DataError(
-            f"{readers[0]} reads labels, and the training batches of this data are taken as inputs only: pass pairs "
+            f"{readers[0]} reads labels, and the training batches of this data are inputs only: pass pairs "
             "(inputs, targets), or say what your batches hold with step=… or forward=…."
         )
 
