@@ -8,6 +8,7 @@ import itertools
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import secateurs as sc
+from secateurs.graph.copies import copied
 from tests.networks import fraction, image
 
 
@@ -335,3 +337,16 @@ def test_tensors_that_were_computed_in_a_forward_can_be_copied() -> None:
     model(image())  # leaves tensors with a history
     result = sc.prune(model, image(), "l1", sc.Budget(macs=0.6))
     assert result.error <= 1e-5
+
+
+def test_copies_of_objects_that_hold_what_a_forward_computed() -> None:
+    """Whole copies: an object in two places is one in the copy, with all that it has."""
+    model = nn.Conv2d(3, 4, 1)
+    box = SimpleNamespace(cache=[model.weight * 2], name="box")
+    model.box, model.boxes = box, [box]
+    twin: Any = copied(model)
+    assert twin.box is not box
+    assert twin.boxes[0] is twin.box
+    assert twin.box.name == "box"
+    assert torch.equal(twin.box.cache[0], box.cache[0])
+    assert twin.box.cache[0].is_leaf

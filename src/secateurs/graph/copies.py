@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.errors import SecateursError, TraceError
-from secateurs.graph.leaves import tensors
 
+_CODE = (ModuleType, FunctionType, type)  # what deepcopy does not copy
 _ATOMS = (int, float, str, bytes, bool, complex, type(None), type, torch.dtype, torch.device, torch.Size)
 
 
@@ -41,7 +42,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         else:
             _detach(value, memo)
             try:
-                own = _deep_copy(value, memo)
+                own = copy.deepcopy(value, memo)
             except SecateursError:
                 raise
             except Exception as error:  # a ScriptFunction, an open file, a lock …
@@ -51,14 +52,6 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
                 ) from error
         new.__dict__[key] = own
     return new
-
-
-def _deep_copy(value: Any, memo: dict[int, Any]) -> Any:
-    try:
-        return copy.deepcopy(value, memo)
-    except RuntimeError:  # tensors that a forward has left, with their history, in a cache
-        memo |= {id(x): x.detach().clone() for x in tensors(value) if not x.is_leaf}
-        return copy.deepcopy(value, memo)
 
 
 def _tensor(x: Tensor, memo: dict[int, Any]) -> Any:
@@ -75,9 +68,12 @@ def _detach(value: Any, memo: dict[int, Any]) -> None:
         if isinstance(value, Tensor):
             if not value.is_leaf and id(value) not in memo:
                 memo[id(value)] = value.detach().clone()
-        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+        elif id(value) not in seen and not isinstance(value, _CODE):
             seen.add(id(value))
-            stack += [x for x in (value.values() if isinstance(value, dict) else value) if not isinstance(x, _ATOMS)]
+            parts = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+            )
+            stack += [x for x in (*parts, *getattr(value, "__dict__", {}).values()) if not isinstance(x, _ATOMS)]
 
 
 _OWN_COPY = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__")  # a type that defines one knows best
