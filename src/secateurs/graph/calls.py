@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -59,7 +59,7 @@ class Calls(TorchFunctionMode):
             t.tape.looked = True
         elif t.counting:
             found = tuple(sizes.constants((args, kwargs))) if not sizes.takes_sizes(func) else ()
-            called = Called(name, found, tuple((tuple(x.shape), t.labels(x)) for x in _tensors((out,))))
+            called = Called(name, found, tuple((tuple(x.shape), t.labels(x)) for x in sizes.among((out,), Tensor)))
             if self.follow is None:
                 t.tape.calls.append(called)
             else:
@@ -81,18 +81,10 @@ def operands(t: Context, args: Any, kwargs: Any) -> list[Array]:
     """The labels that a call works on: those of activations or, if they have none, of weights; and those of widths."""
     live: list[Array] = []
     weights: list[Array] = []
-    for x in _tensors((args, kwargs)):
+    for x in sizes.among((args, kwargs), Tensor):
         (live if t.is_live(x) else weights).extend(t.labels(x).values())
-    counted = [t.leaf(leaf) for x in sizes.traced((args, kwargs)) for leaf in x.expression.leaves()]
+    counted = [t.leaf(leaf) for x in sizes.among((args, kwargs), Traced) for leaf in x.expression.leaves()]
     return [*(live or weights), *(labels for labels in counted if labels is not None)]
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    for x in tree.values() if isinstance(tree, dict) else tree:
-        if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, list | tuple | dict):
-            yield from _tensors(x)
 
 
 def _size(t: Context, func: Any, x: Tensor, dim: int | None = None) -> Any:

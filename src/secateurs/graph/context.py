@@ -17,7 +17,7 @@ from secateurs.graph.figures import Figure
 from secateurs.graph.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
 from secateurs.graph.reasons import EXPANDED, GROUPS, Kind, Reason
 from secateurs.graph.tape import Array, Axis, Claim, Labels, Place, Seen, Tape
-from secateurs.graph.widths import Expression, Leaf, Log, Ratio, Width, plain, width
+from secateurs.graph.widths import Expression, Leaf, Log, Traced, Width, plain, width
 
 _NONE: Labels = {}
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, arguments
@@ -345,7 +345,7 @@ class Context:
         own, live = self._look(x)
         x._secateurs = (self, {**own, axis: labels}, live)  # type: ignore[attr-defined]
 
-    def uses(self, number: Width | Ratio) -> None:
+    def uses(self, number: Traced) -> None:
         """The code computes with a number that it made from widths."""
         if number.log is self.log:
             self._computed(number.expression)

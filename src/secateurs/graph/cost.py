@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from secateurs.graph.counter import MacCounter
 from secateurs.graph.inputs import call, check_model, fresh, to_model_device, untracked
-from secateurs.graph.modes import evaluating
+from secateurs.graph.modes import evaluating, unfused
 from secateurs.graph.state import State
 from secateurs.graph.swapped import swapped
 
@@ -32,16 +31,11 @@ def count(model: nn.Module, example_inputs: Any) -> Cost:
     the count of `FlopCounterMode`, plus what it does not know: recurrent and bilinear layers, and attention on CPUs. The model
     is not modified."""
     check_model(model)
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products from the counter
     modules = dict(model.named_modules())
     state = State(modules, untracked(example_inputs))
     inputs = fresh(to_model_device(model, example_inputs), meta=False)
-    try:
-        with evaluating(model), swapped(state, modules, state.copies()), MacCounter() as counter:
-            call(model, inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with unfused(), evaluating(model), swapped(state, modules, state.copies()), MacCounter() as counter:
+        call(model, inputs)
     return Cost(counter.macs, sum(p.numel() for p in model.parameters()))
 
 

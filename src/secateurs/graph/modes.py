@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -72,3 +73,14 @@ def _bare(module: nn.Module) -> bool:
 
 def _tensors_at_hand(frame: Any) -> int:
     return sum(isinstance(x, Tensor) for x in frame.f_locals.values())
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Context in which PyTorch's fused encoder layers are off: they hide their products from a counter of ops."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from secateurs.graph.context import Call, Context
 from secateurs.graph.reasons import EXPANDED, GROUPS, SHAPE
 from secateurs.graph.widths import Expression, Traced, Width, plain
 
+T = TypeVar("T")
 SIZE = "a size is a constant in the code"
 SPLIT = "split sizes are constants in the code"
 Sizes = dict[int, int]  # axis of the output → its size, as written
@@ -65,7 +66,7 @@ def read(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
     """Record what a call requires of widths. A width that is not one of its sizes is a number that it computes with."""
     reader = _READERS.get(name_of(func))
     others = [args, kwargs] if reader is None else reader(t, func, args, kwargs, out)
-    for x in traced(others):
+    for x in among(others, Traced):
         t.uses(x)
 
 
@@ -83,13 +84,13 @@ def constants(args: Any) -> Iterator[Any]:
             yield from constants(a)
 
 
-def traced(args: Any) -> Iterator[Any]:
-    """The widths, and what was computed from them, among the arguments of a call."""
+def among(args: Any, kind: type[T]) -> Iterator[T]:
+    """What is of this type among the arguments of a call: its tensors, or the widths and what was computed from them."""
     for a in args.values() if isinstance(args, dict) else args:
-        if isinstance(a, Traced):
+        if isinstance(a, kind):
             yield a
         elif isinstance(a, list | tuple | dict):
-            yield from traced(a)
+            yield from among(a, kind)
 
 
 def _shaped(reason: str) -> Reader:

@@ -75,7 +75,8 @@ class Assessor:
             found = self.objective.measured(self.model, batch)
             if found.loss is None:
                 return zero, zero
-            return found.loss.float() * batch.rows, topk_correct(found.outputs, found.targets)[0].to(self.device)
+            right = topk_correct(found.outputs, found.targets)
+            return found.loss.float() * batch.rows, zero if right is None else right[0]
 
 
 def reporter(task: Task, title: str) -> Reporter:

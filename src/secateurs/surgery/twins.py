@@ -9,8 +9,7 @@ notes what it reads: a copy must not read the parameters of the network that it 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -26,6 +25,7 @@ from secateurs.graph.context import caller
 from secateurs.graph.families import argument, draws
 from secateurs.graph.inputs import call, map_tensors, to_model_device
 from secateurs.graph.leaves import tensors, values
+from secateurs.graph.modes import unfused
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.surgery.compare import apart, telling
 
@@ -87,7 +87,7 @@ def run(
     own = _storages(named_tensors(model))
     foreign = {} if other is None else {s: n for s, n in _storages(named_tensors(other)).items() if s not in own}
     watch = _Watch(own, foreign, leader, witness)
-    with torch.no_grad(), full_precision(), _unfused(), preserve_rng_state():
+    with torch.no_grad(), full_precision(), unfused(), preserve_rng_state():
         seed_all("verify")
         try:
             with watch:
@@ -111,17 +111,6 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.is_complex():
         return x.to(dtype.to_complex())
     return x.to(dtype) if x.is_floating_point() else x
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    """Context in which PyTorch's fused encoder layers are off: they hide their products, as `count` has it, too."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class _Watch(TorchDispatchMode):

@@ -16,7 +16,6 @@ from secateurs.training import batches as B
 from secateurs.training import resume as R
 from secateurs.training.losses import to_device
 from secateurs.training.metrics import topk_correct
-from secateurs.training.objective import classified
 from secateurs.training.parts import average_
 from secateurs.training.processes import LostError
 from secateurs.training.progress import summary
@@ -133,9 +132,12 @@ class Engine(TrainingRun):
                     outputs, targets, loss = self.objective.train(main.net, batch, self.loss, self.recipe.mixup)
                 for hook in self.hooks:
                     loss = hook.loss(self, loss, outputs, targets)
-            rows, right = batch.rows, topk_correct(outputs, targets).to(loss.device)
-            self._by_class = batch.labeled and classified(outputs, targets)
-            figures = torch.stack([loss.detach().float() * rows, *right, loss.detach().new_tensor(rows).float()])
+            rows, right = batch.rows, topk_correct(outputs, targets) if batch.labeled else None
+            self._by_class = right is not None
+            lost = loss.detach().float()
+            figures = torch.stack(
+                [lost * rows, lost.new_zeros(()) if right is None else right[0], lost.new_tensor(rows)]
+            )
             share = 1.0 / self.recipe.accumulate
             if (
                 self.world > 1

@@ -41,11 +41,11 @@ class Metrics:
         return asdict(self)
 
 
-def topk_correct(outputs: Any, targets: Tensor, ks: tuple[int, ...] = (1,)) -> Tensor:
-    """The number of examples whose class is among the k highest logits, per k: (len(ks),) on the logits' device. Zeros
+def topk_correct(outputs: Any, targets: Any, ks: tuple[int, ...] = (1,)) -> Tensor | None:
+    """The number of examples whose class is among the k highest logits, per k: (len(ks),) on the logits' device. None
     for what is not classification."""
     if not classified(outputs, targets):
-        return torch.zeros(len(ks), device=targets.device if isinstance(targets, Tensor) else None)
+        return None
     logits = heads(outputs)[0]  # (N, classes)
     if targets.ndim > 1:
         targets = targets.argmax(1)
@@ -72,10 +72,11 @@ class Meter:
             self.has_loss = False
         else:
             self.sums[0] += found.loss.float() * rows
-        if classified(found.outputs, found.targets):
-            self.sums[1:3] += topk_correct(found.outputs, found.targets, (1, 5))
-        else:
+        right = topk_correct(found.outputs, found.targets, (1, 5)) if self.by_class else None
+        if right is None:
             self.by_class = False
+        else:
+            self.sums[1:3] += right
         self.sums[3] += rows
         for name, metric in self.own.items():
             with _computing(name):

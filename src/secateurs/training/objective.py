@@ -96,7 +96,7 @@ class Objective:
 
         With a `step`, the outputs are those of the model's last call, or None if it calls parts of the model only.
         """
-        loss = self.loss or default
+        loss = self._loss(default)
         if mixup and batch.whole:
             raise ConfigError("mixup needs batches of inputs and targets: mix them in your own step.")
         if self.step is not None:
@@ -104,12 +104,12 @@ class Objective:
             return outputs, None, lost
         if batch.whole:
             outputs, targets = self._forwarded(net, batch.inputs)
-            return outputs, targets, scalar(loss(outputs, targets), "loss")
+            return outputs, targets, loss(outputs, targets)
         if not batch.labeled:
             return call(net, batch.inputs), batch.targets, torch.zeros((), device=batch.targets.device)
         if not mixup:
             outputs = call(net, batch.inputs)
-            return outputs, batch.targets, scalar(loss(outputs, batch.targets), "loss")
+            return outputs, batch.targets, loss(outputs, batch.targets)
         # the reversed batch is mixed in, with at most a half, so that `targets` stay the dominant labels
         keep = float(torch.distributions.Beta(mixup, mixup).sample())
         keep = max(keep, 1 - keep)
@@ -122,12 +122,12 @@ class Objective:
         default = default or CrossEntropy()
         if not batch.whole:
             outputs = call(model, batch.inputs)
-            loss = scalar((self.loss or default)(outputs, batch.targets), "loss") if batch.labeled else None
+            loss = self._loss(default)(outputs, batch.targets) if batch.labeled else None
             return Judged(outputs, batch.targets, loss)
         if self.forward is not None:
             outputs, targets = self._forwarded(model, batch.inputs)
             own = self.loss is not None or (self.step is None and by_class(outputs, targets))
-            loss = scalar((self.loss or default)(outputs, targets), "loss") if own else None
+            loss = self._loss(default)(outputs, targets) if own else None
             return Judged(outputs, targets, loss)
         assert self.step is not None
         outputs, loss = _stepped(self.step, model, batch.inputs)
@@ -183,6 +183,11 @@ class Objective:
             handle.remove()
         raise TrainingError("The functions of a batch must call the model, not parts of it.")
 
+    def _loss(self, default: Loss) -> Loss:
+        """The user's own, or the default, which has to give a scalar."""
+        function = self.loss or default
+        return lambda outputs, targets: scalar(function(outputs, targets), "loss")
+
     def _forwarded(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
         assert self.forward is not None
         found = self.forward(model, batch)
@@ -192,19 +197,6 @@ class Objective:
                 hint="Return targets of None if none.",
             )
         return found[0], found[1]
-
-
-def classified(outputs: Any, targets: Any) -> bool:
-    """Whether these are logits of two or more classes, one row per example, with class indices or probabilities."""
-    try:
-        logits, _ = heads(outputs)
-    except TrainingError:
-        return False
-    if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point() or not isinstance(targets, Tensor):
-        return False
-    if targets.is_floating_point():
-        return targets.shape == logits.shape and shares(targets)
-    return targets.shape == logits.shape[:1]
 
 
 def by_class(outputs: Any, targets: Any) -> bool:
@@ -218,6 +210,14 @@ def by_class(outputs: Any, targets: Any) -> bool:
     if targets.is_floating_point():
         return targets.shape == logits.shape and shares(targets)
     return targets.shape == logits.shape[:1] + logits.shape[2:]
+
+
+def classified(outputs: Any, targets: Any) -> bool:
+    """The same of one row of logits for each example: (N, classes)."""
+    if not by_class(outputs, targets):
+        return False
+    logits = heads(outputs)[0]
+    return logits.ndim == 2 and logits.is_floating_point()
 
 
 def _stepped(step: Step, net: nn.Module, batch: Any) -> tuple[Any, Tensor]:
