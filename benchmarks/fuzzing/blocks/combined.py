@@ -105,7 +105,9 @@ class LastInMemory(Around):
 
     def __init__(self, inner: Block) -> None:
         super().__init__(inner)
-        inner.to(memory_format=torch.channels_last)
+        for p in inner.parameters():
+            if p.ndim == 4:  # `Module.to` fails for tensors of five axes
+                p.data = p.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x.contiguous(memory_format=torch.channels_last)).contiguous()

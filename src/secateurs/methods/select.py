@@ -11,7 +11,7 @@ import numpy as np
 from secateurs.budget import Budget, fraction
 from secateurs.errors import BudgetError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
-from secateurs.methods.limits import Bound, Bounds, limiting
+from secateurs.methods.limits import Bounds, free, limiting
 
 Array = np.ndarray
 ALL = Setting("scope", "all")
@@ -40,7 +40,7 @@ class Widths:
         self._at = np.array([graph.index(g.name) for g in self.groups], dtype=np.int64)
         self.base = graph.cost()
         self.step = budget.align if budget else 1
-        own = [self.bounds.get(g.name, Bound(1, g.size)) for g in self.groups]
+        own = [self.bounds.get(g.name) or free(g) for g in self.groups]
         self.lowest, self.most = (
             self.rounded(np.array(w, dtype=np.int64)) for w in ([b.least for b in own], [b.most for b in own])
         )
