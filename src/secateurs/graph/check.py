@@ -12,7 +12,7 @@ from secateurs.graph.claims import Claims, Widths
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.runs import Runs
-from secateurs.graph.trials import Failure, Trial
+from secateurs.graph.trials import FEW, Failure, Trial
 
 MOST = 64  # maximum number of cut networks to try
 _ALIKE = 3  # failures at one line of code, after which it is not tried again with other groups
@@ -45,7 +45,7 @@ class Check:
         claims = Claims(grouping, [g for g in range(grouping.groups) if self._may_be_cut(grouping, g)])
         claims.settle()
         tape = grouping.tape
-        seen = [*tape.reads, *tape.escapes, *tape.uses, *tape.conditions]
+        seen = [*tape.reads, *tape.hidden, *tape.escapes, *tape.uses, *tape.conditions]
         doubtful = claims.doubted.union(*(grouping.groups_of(s.expression) for s in seen)) & claims.free
         if tape.looked and not self.runs.meta:  # a number may be computed from any activation
             doubtful = claims.free
@@ -158,7 +158,7 @@ class Trials:
     def _at(self, line: str) -> set[int]:
         """The groups whose widths a line of code handles."""
         tape, found = self.grouping.tape, set[int]()
-        for seen in (*tape.reads, *tape.escapes, *tape.conditions):
+        for seen in (*tape.reads, *tape.hidden, *tape.escapes, *tape.conditions):
             if seen.where == line:
                 found |= self.grouping.groups_of(seen.expression)
         for claim in tape.claims:
@@ -169,7 +169,7 @@ class Trials:
     def _clear(self) -> None:
         """Of several groups that were blamed for one failure, those that it is not due to."""
         for groups in self._together if len(self._together) <= _FLIPS else ():
-            for g in sorted(groups) if 1 < len(groups) <= 8 else ():
+            for g in sorted(groups) if 1 < len(groups) <= FEW + 1 else ():
                 again = {
                     **{r: int(self.grouping.sizes[r]) // 2 for r in self._rest},
                     g: int(self.grouping.sizes[g]) // 2,

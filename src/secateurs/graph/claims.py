@@ -37,11 +37,12 @@ class Claims:
         """Refute the groups that a claim keeps whole."""
         tape, groups_of = self.grouping.tape, self.grouping.groups_of
         escaped = frozenset().union(*(groups_of(seen.expression) for seen in tape.escapes))
+        hidden = frozenset().union(*(groups_of(seen.expression) for seen in tape.hidden))
         for claim in tape.claims:
             if isinstance(claim.size, Expression) or isinstance(claim.counts, int):
                 continue
             groups = self.grouping.groups_at(claim.counts) & self.free
-            if claim.size is None or groups & escaped:  # it may have been computed from them, out of sight
+            if claim.size is None or groups & (escaped | hidden):  # it may have been computed from them, out of sight
                 self.doubted |= groups
             else:
                 self._refute(groups, claim.reason, claim.where)
