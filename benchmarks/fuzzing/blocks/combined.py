@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from secateurs.devices import channels_last_
 from torch.utils.checkpoint import checkpoint
 
 from fuzzing.kinds import block
@@ -105,7 +107,7 @@ class LastInMemory(Around):
 
     def __init__(self, inner: Block) -> None:
         super().__init__(inner)
-        inner.to(memory_format=torch.channels_last)
+        channels_last_(inner)  # `inner.to` raises for a tensor of five axes
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x.contiguous(memory_format=torch.channels_last)).contiguous()
