@@ -7,12 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from secateurs.devices import channels_last_
 from torch.utils.checkpoint import checkpoint
 
 from fuzzing.kinds import block
 from fuzzing.parts import Block, conv
+from secateurs.devices import channels_last_
 
 ALL = (1, 2, 3)
 
