@@ -112,3 +112,22 @@ def test_inspect_shows_it(graph: sc.PrunableGraph) -> None:
     assert [groups[name]["least"] for name in "ab"] == [1, 2]
     assert groups["a"]["least_reason"] is None
     assert "test_least.py:" in groups["b"]["least_reason"]
+
+
+def test_another_scope_is_no_way_out_of_a_least_width() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 6, 1)
+            self.head = nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.head(x + self.c(self.b(x).relu()))
+
+    net = Residual().eval()
+    with pytest.raises(sc.BudgetError, match=r"min_channels=8 leaves no channel group to cut") as refused:
+        sc.prune(net, x(), "l1", sc.Budget(macs=0.5), scope="internal", min_channels=8)
+    assert "scope" not in str(refused.value)
+    with pytest.raises(sc.BudgetError, match=r"scope='all' may help"):
+        sc.prune(net, x(), "l1", sc.Budget(macs=0.5), scope="internal", min_channels={"b": 8})

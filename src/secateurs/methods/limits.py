@@ -133,7 +133,7 @@ class Limits:
         return Limits(**{**self.options(), "ratios": {which: 1.0 for which, _ in self.ratios} or None})
 
     def on(self, graph: ChannelGraph, scope: str = "all") -> dict[str, Bound]:
-        """What they mean for the groups of a network; left out are groups that are not limited, or not cut in this scope.
+        """What they mean for the groups of a network; left out are groups that are not limited, or cannot be cut.
 
         Raises ConfigError, with similar names, for a pattern that matches nothing; for a ratio that has no effect, since what
         it names cannot be cut; and for limits that contradict each other.
@@ -161,8 +161,8 @@ class Limits:
                 if name == "ratios" and x < 1 and all(_stays(g, bounds, scope) is not None for g in found):
                     raise ConfigError(setting, " has no effect: ", _stays(found[0], bounds, scope), ".")
                 own.update({g.name: (g, setting, x) for g in found})
-            for g, setting, x in own.values():
-                if _stays(g, bounds, scope) is None:
+            for g, setting, x in own.values():  # a least width holds out of scope, too: another scope would not help
+                if _stays(g, bounds, scope if name == "ratios" else "all") is None:
                     bounds[g.name] = how(g, bounds[g.name], setting, x)
         return {name: bound for name, bound in bounds.items() if bound.by}
 

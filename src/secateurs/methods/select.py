@@ -97,7 +97,7 @@ class Widths:
         cut = {g.name for g in self.groups}
         left = [g for g in self.graph.groups if g.prunable and g.name not in cut]
         limited = [self.bounds[g.name] for g in left if g.name in self.bounds]  # kept whole by the user …
-        narrow = len(limited) < len(left)  # … and some are out of scope
+        narrow = any((self.bounds.get(g.name) or free(g)).least < g.size for g in left)  # … and some are out of scope
         if lowest is None and not self.groups:
             reasons = Counter(g.reason for g in self.graph.groups if g.reason is not None)
             most = reasons.most_common(1)[0][0].message if reasons and not narrow else None
