@@ -131,3 +131,32 @@ def test_another_scope_is_no_way_out_of_a_least_width() -> None:
     assert "scope" not in str(refused.value)
     with pytest.raises(sc.BudgetError, match=r"scope='all' may help"):
         sc.prune(net, x(), "l1", sc.Budget(macs=0.5), scope="internal", min_channels={"b": 8})
+
+
+class Bare(nn.Module):
+    """Branches whose code raises where a single channel is left, each on a line of its own, and asks for no width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(3, 6 + i, 3, padding=1) for i in range(5))
+        self.heads = nn.ModuleList(nn.Linear(6 + i, 4) for i in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) → (N, 4)
+        a, b, c, d, e = (part(x).mean((2, 3), keepdim=True) for part in self.parts)  # (N, C, 1, 1)
+        a = a.permute(1, 0, 2, 3).squeeze().permute(1, 0)
+        b = b.permute(1, 0, 2, 3).squeeze().permute(1, 0)
+        c = c.permute(1, 0, 2, 3).squeeze().permute(1, 0)
+        d = d.permute(1, 0, 2, 3).squeeze().permute(1, 0)
+        e = e.permute(1, 0, 2, 3).squeeze().permute(1, 0)
+        return sum(head(y) for head, y in zip(self.heads, (a, b, c, d, e), strict=True))
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_every_group_in_doubt_is_tried_with_a_single_channel(asks: bool) -> None:
+    torch.manual_seed(0)
+    model = Bare().eval()
+    if asks:  # of the module below it: every group is in doubt, whatever the labels say
+        model.register_forward_pre_hook(lambda m, given: [int(p.weight.shape[0]) for p in m.parts] and None)
+    graph = sc.trace(model, x())
+    assert [graph[f"parts.{i}"].least for i in range(5)] == [2] * 5
+    sc.verify(model, graph.plan({f"parts.{i}": [0, 1] for i in range(5)}), x())
