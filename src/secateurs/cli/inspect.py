@@ -114,7 +114,7 @@ def inspect(
     layers = [] if plan is None else summary(plan)
     limits = (limit_options or LimitOptions()).limits()
     bounds = limits.on(graph, scope)
-    floors = {scope: lowest(graph, scope, bounds)}
+    floors: dict[str, Cost] = {scope: lowest(graph, scope, bounds)}
     for other in {"internal", "all"} - {scope}:
         with suppress(ConfigError):  # these limits do not fit the other scope
             floors[other] = lowest(graph, other, limits.on(graph, other))

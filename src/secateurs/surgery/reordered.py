@@ -15,7 +15,7 @@ _SUMMED = {  # where the two factors of a product are among its arguments, and t
     aten.bmm.default: (0, 1, 2, 1),
     aten.baddbmm.default: (1, 2, 2, 1),
 }
-_INPUTS, _TRANSPOSED, _GROUPS = slice(0, 2), 6, 8  # arguments of a convolution
+_TRANSPOSED, _GROUPS = 6, 8  # arguments of a convolution
 
 
 class Reordered(TorchDispatchMode):
@@ -27,12 +27,12 @@ class Reordered(TorchDispatchMode):
         self._draw = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args = list(args)
+        args, found = list(args), _SUMMED.get(func)
         if func is aten.convolution.default and args[_GROUPS] == 1:
-            args[_INPUTS] = self._permuted(*args[_INPUTS], 1, 0 if args[_TRANSPOSED] else 1)
-        elif func in _SUMMED:
-            a, b, *axes = _SUMMED[func]
-            args[a], args[b] = self._permuted(args[a], args[b], *axes)
+            found = 0, 1, 1, 0 if args[_TRANSPOSED] else 1
+        if found is not None:
+            a, b, axis, other = found
+            args[a], args[b] = self._permuted(args[a], args[b], axis, other)
         return func(*args, **(kwargs or {}))
 
     def _permuted(self, a: Tensor, b: Tensor, axis: int, other: int) -> tuple[Tensor, Tensor]:
