@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateurs import recovery, training
-from secateurs.artifact.provenance import UNKNOWN, after_cut, remember, remember_widened, source_of
+from secateurs.artifact.provenance import remember_cut, remember_widened, source_of
 from secateurs.budget import Budget
 from secateurs.calibration import images_of
 from secateurs.data import Data
@@ -219,7 +219,7 @@ def prune(
         )
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
-    remember(small, after_cut(UNKNOWN if origin is None else origin, plan))
+    remember_cut(small, origin, plan)
     told = graph.warnings + graph.stale(plan.groups)
     return Result(small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record(), told)
 

@@ -12,12 +12,12 @@ from pydantic import BaseModel
 from torch import nn
 
 from secateurs.artifact.card import Card
+from secateurs.artifact.state import restore_
 from secateurs.errors import ArtifactError, PlanError, SecateursError
 from secateurs.files import StrPath, open_regular, read_bytes, read_json, read_tensors, shown
 from secateurs.plans import Plan
 from secateurs.stripes import choose
 from secateurs.surgery import apply
-from secateurs.zoo.weights import put
 
 PLAN, MODEL, CARD = "plan.json", "model.safetensors", "card.json"
 NEW = ".new"  # committed files that are not yet moved into place
@@ -55,7 +55,7 @@ def restored(folder: StrPath, plan: Plan, card: Card, model: nn.Module) -> nn.Mo
     except Exception as error:  # well-formed, with a valid digest, but not applicable
         raise PlanError(f"{shown(path)} cannot be applied to this model: {shown(str(error))[:300]}.") from error
     path = place(folder, MODEL)
-    put(small, read_tensors(path), path, "the network that the plan leaves")
+    restore_(small, read_tensors(path), card.state, path, place(folder, CARD))
     choose(small, card.kernels)
     return small.eval()
 

@@ -239,6 +239,7 @@ class _Stages:
         data = self.data.load(self.seed, where)
         check_trackers(self.track, self.folder.folder)
         base = build(data, where, self.seed)
+        artifact.check_state(base)
         inputs, name = example(data), self.network.name
         check_trains(base, inputs, name)
         copies = self.from_base and self.network.has_weights
