@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from secateurs.api import attach, prune, widen
     from secateurs.budget import Budget
     from secateurs.calibration import calibrate
-    from secateurs.data import Data
+    from secateurs.data import Data, Preprocess
     from secateurs.graph import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.masking import mask
     from secateurs.methods import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         methods,
         register,
     )
-    from secateurs.models import build, load
+    from secateurs.models import build, card, load
     from secateurs.plans import Plan, trace
     from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
     from secateurs.result import Figures, Result
@@ -88,6 +88,7 @@ __all__ = [
     "Oracle",
     "Plan",
     "PlanError",
+    "Preprocess",
     "PruneRun",
     "Random",
     "Reconstruct",
@@ -110,6 +111,7 @@ __all__ = [
     "attach",
     "build",
     "calibrate",
+    "card",
     "count",
     "cut_",
     "load",
@@ -130,14 +132,14 @@ _HOMES = {
     "secateurs.api": "attach prune widen",
     "secateurs.budget": "Budget",
     "secateurs.calibration": "calibrate",
-    "secateurs.data": "Data",
+    "secateurs.data": "Data Preprocess",
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (
         "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Limits Method OneStep Oracle Random Taylor "
         "TrainingMethod methods register"
     ),
-    "secateurs.models": "build load",
+    "secateurs.models": "build card load",
     "secateurs.plans": "Plan trace",
     "secateurs.recovery": "Distil Mimic Reconstruct Recover",
     "secateurs.result": "Figures Result",

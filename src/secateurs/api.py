@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from secateurs import recovery, training
+from secateurs.artifact import Signature
 from secateurs.artifact.provenance import remember_cut, remember_widened, source_of
 from secateurs.budget import Budget
 from secateurs.calibration import images_of
@@ -147,7 +148,7 @@ def prune(
         "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
         "save_seconds": save_seconds, "track": track,
     }  # fmt: skip
-    given, original = model, placement.working_copy(model, where)
+    given, given_inputs, original = model, example_inputs, placement.working_copy(model, where)
     example_inputs = placement.working_inputs(example_inputs, where)
     # Methods get a copy: some train it, and the given model has to be as it was whatever a method does.
     model = copied(original) if original is model or isinstance(chosen, TrainingMethod) else original
@@ -221,7 +222,10 @@ def prune(
         module.training = modes.get(name, modes[""])
     remember_cut(small, origin, plan)
     told = graph.warnings + graph.stale(plan.groups)
-    return Result(small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record(), told)
+    called = Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess))
+    return Result(
+        small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record(), told, called
+    )
 
 
 def attach(

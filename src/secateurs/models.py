@@ -54,6 +54,12 @@ def is_artifact(spec: str) -> bool:
     return spec.partition(":")[0] not in FAMILIES and os.path.isdir(spec)
 
 
+def card(folder: str | Path) -> artifact.Card:
+    """The card of a saved artifact: `signature` (inputs, class names, preprocessing), `before`, `cut`, `after`, `method`,
+    `history` and others, see docs/card-schema.md. Raises ArtifactError for an artifact that is incomplete or damaged."""
+    return artifact.read(folder)[1]
+
+
 def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The pruned network of a saved artifact, in eval mode.
 

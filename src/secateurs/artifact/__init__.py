@@ -6,6 +6,7 @@
 from secateurs.artifact.card import Card, Earlier, Figures, Source, networks
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, place, read, restored
 from secateurs.artifact.saving import STAGED, save
+from secateurs.artifact.signature import InputRecord, Signature
 from secateurs.artifact.state import check_state
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Card",
     "Earlier",
     "Figures",
+    "InputRecord",
+    "Signature",
     "Source",
     "check_state",
     "digest",

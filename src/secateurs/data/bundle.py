@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from secateurs.data.preprocess import Preprocess
 from secateurs.data.structure import examples, leaves
 from secateurs.errors import DataError
 
@@ -17,12 +18,13 @@ Batch = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Data:
-    """Training batches, and optionally validation batches, class names and the shape of one input.
+    """Training batches, and optionally validation batches, class names, the shape of one input, and how images become inputs.
 
     train, val: any iterable of `(inputs, targets)` batches that can be iterated repeatedly, or a function that returns
     one. Training batches may also be inputs only, wherever labels are not read: a tensor, a tuple of one, or a dict of
     keyword arguments. With functions of your own that read a batch (`step`, `forward`), batches may be anything that holds
     tensors. `batches()` checks each batch.
+    classes, preprocess: are recorded on the card of what is pruned with the data, see `secateurs.card`.
 
     Raises DataError for what cannot be batches; each batch is checked when it is used.
     """
@@ -31,8 +33,13 @@ class Data:
     val: Any = None
     classes: tuple[str, ...] | None = None
     input_shape: tuple[int, ...] | None = None
+    preprocess: Preprocess | None = None
 
     def __post_init__(self) -> None:
+        if self.classes is not None and (isinstance(self.classes, str) or not isinstance(self.classes, Sequence)):
+            raise DataError(f"classes={self.classes!r:.60} must be a sequence of names, one for each class.")
+        if self.preprocess is not None and not isinstance(self.preprocess, Preprocess):
+            raise DataError(f"preprocess must be a secateurs.Preprocess, not {_kind(self.preprocess)}.")
         for split, source in (("train", self.train), ("val", self.val)):
             if source is None and split == "val":
                 continue

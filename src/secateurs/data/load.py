@@ -17,6 +17,7 @@ from secateurs.data.folder import FolderSplit, readable, scan
 from secateurs.data.hub import open_hf, open_wds
 from secateurs.data.images import Size, first_size
 from secateurs.data.loader import ArraySource, FileSource, Loader, Source
+from secateurs.data.preprocess import Preprocess
 from secateurs.data.stream import StreamLoader, StreamSource
 from secateurs.data.unreadable import report_unreadable
 from secateurs.errors import DataError, Setting, SpecError, nearest
@@ -126,7 +127,9 @@ def load(
     assert sources[0] is not None
     train = loader(sources[0], augment=policy if augment else None, shuffle=True, seed=seed, drop_last=drop_last)
     val = None if sources[1] is None else loader(sources[1])
-    return Data(train, val, classes, (3, *size))
+    resizes = bool(image_size) or spec == "digits"
+    how = Preprocess(size=size, resize="shorter-side" if resizes else None, mean=mean, std=std)
+    return Data(train, val, classes, (3, *size), how)
 
 
 def _crops(size: tuple[int, int]) -> Augment:
