@@ -31,10 +31,14 @@ def read(folder: StrPath) -> tuple[Plan, Card]:
     plan that is inconsistent.
     """
     if not os.path.isdir(folder):
-        raise ArtifactError(f"There is no folder {shown(folder)}.")
+        other = ": it is a file, and an artifact is a folder" if os.path.isfile(folder) else ""
+        raise ArtifactError(f"There is no folder {shown(folder)}{other}.")
     missing = [name for name in (CARD, PLAN, MODEL) if not os.path.lexists(place(folder, name))]
     if missing:
-        raise ArtifactError(f"{shown(folder)} is not a complete artifact: {', '.join(missing)} is missing.")
+        verb = "is" if len(missing) == 1 else "are"
+        raise ArtifactError(
+            f"{shown(folder)} is not a complete artifact: {', '.join(missing)} {verb} missing.", hint=_instead(folder)
+        )
     card = read_json(place(folder, CARD), Card)
     text = read_bytes(place(folder, PLAN), _PLAN_BYTES)
     if hashlib.sha256(text).hexdigest() != card.files.plan:
@@ -42,6 +46,16 @@ def read(folder: StrPath) -> tuple[Plan, Card]:
     if digest(place(folder, MODEL)) != card.files.model:
         raise _damaged(folder, MODEL)
     return Plan.from_json(text, place(folder, PLAN)), card
+
+
+def _instead(folder: StrPath) -> str:
+    """What to pass in place of a folder that is no artifact, if that can be told."""
+    inner = sorted(path.parent for path in Path(folder).glob(f"*/{CARD}"))
+    if inner:
+        return f"It holds {'artifacts' if len(inner) > 1 else 'an artifact'}: {', '.join(map(shown, inner[:3]))}."
+    if os.path.isdir(Path(folder, "train")):
+        return f"If it is data, it is called folder:{shown(folder)}."
+    return ""
 
 
 def restored(folder: StrPath, plan: Plan, card: Card, model: nn.Module) -> nn.Module:

@@ -75,6 +75,8 @@ def evaluate(
         raise ConfigError(f"{shown(artifact)} has a fixed number of classes: --num-classes requires --model.")
     if artifact is None and model_options.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: there is nothing to measure.")
+    if artifact is not None and ":" in str(artifact) and not artifact.exists():
+        raise ConfigError(f"{shown(artifact)} is no folder: a model spec is given as --model, with --weights FILE.")
     where = pick_device(device)
     card: Card | None = None
     if artifact is not None:

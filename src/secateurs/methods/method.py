@@ -40,6 +40,11 @@ def check_budget(budget: Any) -> None:
     elif isinstance(budget, int | float) and not isinstance(budget, bool):
         given = f"macs={budget!r}"
     got = f"{type(budget).__name__} {budget!r:.60}"
+    if isinstance(budget, Mapping) and not budget.keys() <= {f.name for f in fields(Budget)}:
+        raise ConfigError(
+            f"budget must be a Budget, got {got}: a budget is for the whole network, Budget(macs=0.5); the shares to "
+            "keep of single layers are ratios={layer: share}."
+        )
     raise ConfigError(f"budget must be a Budget, got {got}; did you mean Budget({given})?")
 
 

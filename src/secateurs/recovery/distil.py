@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateurs.errors import ConfigError, Setting, TrainingError
+from secateurs.graph.faults import described
 from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
-from secateurs.training.checks import described
 from secateurs.training.losses import CrossEntropy, heads, shares
 from secateurs.training.run import TrainingRun
 

@@ -19,6 +19,7 @@ from secateurs.stripes import StripeConv2d
 
 State = dict[str, Tensor]
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
+WEIGHTS = (".safetensors", *_TORCH_SUFFIXES)  # the suffixes of files that are read
 _WRAPPERS = ("state_dict", "model", "model_state", "net")  # the keys under which training scripts keep the weights
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
 _NESTED = 4  # levels of nested wrappers
@@ -32,6 +33,11 @@ def load_state(path: str | Path) -> State:
     are removed. Raises ArtifactError for a file that is missing, damaged, of another type, or has anything but tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        hint = "Name a file of weights."
+        if (path / "card.json").is_file():
+            hint = "It is an artifact, which holds a network and its weights: pass it as the model, without weights."
+        raise ArtifactError(f"{shown(path)} cannot be read: it is a folder, not a regular file.", hint=hint)
     if path.suffix == ".safetensors":
         return _clean(read_tensors(path), path)
     if path.suffix in _TORCH_SUFFIXES:
