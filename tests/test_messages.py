@@ -102,7 +102,7 @@ class TestArguments:
         [
             (
                 {"0": 0.5},
-                r"to keep a share of single layers pass ratios=\{layer: share\}, and a budget .* budget=sc\.Budget\(macs=0\.5\)",
+                r"to keep a share of single layers pass ratios=.* budget=sc\.Budget",
             ),
             ({"macs": 0.5}, r"pass the budget by name, budget=sc\.Budget"),
             (sc.Budget(macs=0.5), r"pass it by name, budget=Budget\(macs=0\.5"),

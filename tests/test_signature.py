@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import namedtuple
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,33 @@ class TestInputs:
         result = sc.prune(net().half(), torch.randn(1, 3, 12, 10).half(), "l1", sc.Budget(macs=0.6))
         assert result.signature is not None
         assert str(result.signature.inputs[0]) == "1x3x12x10 float16"
+
+
+@dataclass
+class Views:
+    left: Tensor
+    right: Tensor
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, views: Views) -> Tensor:
+        return self.b(torch.relu(self.a(views.left) + self.a(views.right)))
+
+
+def test_a_dataclass_as_example_inputs(tmp_path: Path) -> None:
+    """In the working dtype, on meta tensors, in twins and in batches alike: structures are mapped in one place."""
+    views = Views(torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8))
+    for model, inputs in ((Both(), views), (Both().half(), Views(views.left.half(), views.right.half()))):
+        result = sc.prune(model, inputs, "l1", sc.Budget(macs=0.6), scope="all")
+        assert result.error < 1e-5
+        assert sc.count(result.model, inputs) == sc.Cost(result.after.macs, result.after.params)
+        assert result.signature is not None
+        assert [x.name for x in result.signature.inputs] == ["0.left", "0.right"]
 
 
 class TestCard:

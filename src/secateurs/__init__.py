@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from secateurs.result import Figures, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
-    from secateurs.surgery import apply, cut_, reinitialise, verify
+    from secateurs.surgery import apply, cut_, reinitialize, verify
 
 __all__ = [
     "AOFP",
@@ -120,7 +120,7 @@ __all__ = [
     "prune",
     "register",
     "register_rule",
-    "reinitialise",
+    "reinitialize",
     "trace",
     "tune",
     "verify",
@@ -145,14 +145,16 @@ _HOMES = {
     "secateurs.result": "Figures Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",
-    "secateurs.surgery": "apply cut_ reinitialise verify",
+    "secateurs.surgery": "apply cut_ reinitialize verify",
 }
 _PACKAGES = ("adapters", "methods")  # that of methods is called for their names
+_FORMER = {"reinitialise": "reinitialize"}  # earlier names
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
     """Import names lazily: importing torch takes a second, which help and error messages should not wait for."""
+    name = _FORMER.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(_HOME[name])

@@ -184,7 +184,7 @@ def prune(
     small, error = (
         verified(model, plan, example_inputs, graph=graph) if plan.exact else (apply(model, plan), float("nan"))
     )
-    chosen.initialise(task, selection, small)
+    chosen.initialize(task, selection, small)
     report(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
     )
@@ -198,7 +198,7 @@ def prune(
             None if images is None else lambda: training.without_labels(
                 images, recovery.IMAGES, seed=seed, whole=objective.whole
             ),
-            initialised=type(chosen).initialise is not Method.initialise, pooled=pooled, objective=objective,
+            initialized=type(chosen).initialize is not Method.initialize, pooled=pooled, objective=objective,
         )  # fmt: skip
         if done:
             history.append(done.record())
@@ -294,7 +294,7 @@ def widen(
     The given model is not modified.
 
     widths: a factor, for example 1.5, by which every channel group in scope grows; or `{group name: channels}`. Groups that
-        cannot be cut cannot be widened. To train the wider network from scratch, call `reinitialise` on it.
+        cannot be cut cannot be widened. To train the wider network from scratch, call `reinitialize` on it.
     scope: with a factor, "internal" keeps the width of channels on a shortcut, "all" also widens them.
     allow_inexact: also widen channels that a normalization computes statistics over; the function of the network then
         changes.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.artifact.fields import Line, Open
-from secateurs.errors import ArtifactError
+from secateurs.errors import ArtifactError, a_or_an
 from secateurs.files import StrPath, shown
 from secateurs.zoo.weights import EXTRA, passing_buffers, put
 
@@ -155,7 +155,7 @@ def _check_plain(tensor: Tensor, key: str) -> None:
         "sparse or nested" if tensor.layout is not torch.strided or tensor.is_nested
         else "quantized" if tensor.is_quantized
         else "without values (on the meta device)" if tensor.device.type == "meta"
-        else f"a {type(tensor).__name__}" if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer)
+        else f"{a_or_an(type(tensor).__name__)}" if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer)
         else None
     )  # fmt: skip
     if what is not None:

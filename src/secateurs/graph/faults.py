@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from secateurs.errors import a_or_an
 from secateurs.graph.leaves import tensors
 
 
@@ -43,7 +44,7 @@ def reason(error: Exception) -> str:
 
 
 def called(name: str, layer: nn.Module) -> str:
-    return f"layer {name!r} ({type(layer).__name__})" if name else f"a {type(layer).__name__}"
+    return f"layer {name!r} ({type(layer).__name__})" if name else f"{a_or_an(type(layer).__name__)}"
 
 
 def _misses(layer: _ConvNd, got: Tensor) -> bool:
@@ -102,13 +103,13 @@ def advice(model: nn.Module, example_inputs: Any) -> str:
     if isinstance(x, tuple | list) and x and all(isinstance(n, int) for n in x):
         return f"{tuple(x)} is a shape: pass a tensor, such as torch.randn{tuple(x)}."
     if isinstance(x, tuple | list) and x and all(isinstance(one, tuple | list) and len(one) == 2 for one in x):
-        return f"It is a {kind} of pairs: pass the inputs of one batch alone."
+        return f"It is {a_or_an(kind)} of pairs: pass the inputs of one batch alone."
     if isinstance(x, tuple | list) and len(x) == 2 and isinstance(x[1], Tensor) and x[1].ndim == 1:
         return "If the second is the targets, pass the inputs alone."
     if not isinstance(x, Tensor) and hasattr(x, "__array__"):
-        return f"It is a {type(x).__module__}.{kind}: pass a tensor, for example torch.from_numpy(x)."
+        return f"It is {a_or_an(type(x).__module__)}.{kind}: pass a tensor, for example torch.from_numpy(x)."
     if not isinstance(x, Tensor | tuple | list | Mapping | str) and hasattr(x, "__iter__") and hasattr(x, "__len__"):
-        return f"It is a {kind}: pass the inputs of one batch, such as next(iter(loader))[0]."
+        return f"It is {a_or_an(kind)}: pass the inputs of one batch, such as next(iter(loader))[0]."
     first = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
     if (
         isinstance(x, Tensor)
@@ -118,5 +119,5 @@ def advice(model: nn.Module, example_inputs: Any) -> str:
     ):
         return f"{described(x)} has no batch axis: pass x[None]."
     if not tensors(x):
-        return f"It is a {kind} without a tensor: pass inputs of the shape and type that it expects."
+        return f"It is {a_or_an(kind)} without a tensor: pass inputs of the shape and type that it expects."
     return "Pass inputs of the shape and type that it expects, as a tensor, a tuple or a dict."

@@ -187,7 +187,7 @@ class Method(Presets):
         """Return what to keep: a Selection, or kept channels by group."""
         raise NotImplementedError
 
-    def initialise(self, task: Task, selection: Selection, small: nn.Module) -> None:
+    def initialize(self, task: Task, selection: Selection, small: nn.Module) -> None:
         """Change the weights of the cut network before calibration and recovery. The default keeps them."""
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateurs.data.structure import apply, leaves
+from secateurs.data.structure import leaves
 from secateurs.errors import DataError, SecateursError
 from secateurs.graph.faults import called, culprit, described, dtypes, fault, reason
+from secateurs.graph.structures import map_tensors
 from secateurs.training import batches as B
 
 
@@ -33,7 +34,7 @@ class Check:
 
     def fit(self, batch: B.Batch, index: int) -> B.Batch:
         """The batch, with floating inputs in the model's dtype. Raises DataError if the first batch is not finite."""
-        inputs = batch.inputs if batch.whole else apply(self._converted, batch.inputs)
+        inputs = batch.inputs if batch.whole else map_tensors(self._converted, batch.inputs)
         if not self._looked:
             self._looked = True
             for name, found in (("inputs", leaves(inputs)), ("targets", leaves(batch.targets))):

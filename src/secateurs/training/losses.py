@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from secateurs.errors import DataError, TrainingError
+from secateurs.errors import DataError, TrainingError, a_or_an
 from secateurs.graph.faults import described
 from secateurs.training import batches as B
 
@@ -32,7 +32,7 @@ def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         main, rest = None, []
     if not isinstance(main, torch.Tensor):
         raise TrainingError(
-            f"The model returned a {type(outputs).__name__} without logits: expected a tensor, a tuple "
+            f"The model returned {a_or_an(type(outputs).__name__)} without logits: expected a tensor, a tuple "
             "whose first item is one, or an object or dict with 'logits'. For other outputs pass your own loss."
         )
     return main, [r for r in rest if isinstance(r, torch.Tensor) and r.shape == main.shape]
@@ -53,7 +53,7 @@ class CrossEntropy:
         main, aux = heads(outputs)
         if not isinstance(targets, torch.Tensor):
             raise DataError(
-                f"The targets are a {type(targets).__name__}, and cross-entropy takes a tensor: pass your own loss, "
+                f"The targets are {a_or_an(type(targets).__name__)}, and cross-entropy takes a tensor: pass your own loss, "
                 "loss=fn(outputs, targets)."
             )
         if main.ndim > 1 and main.shape[1] == 1:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.errors import SecateursError, Setting, SpecError, nearest, shown
+from secateurs.errors import SecateursError, Setting, SpecError, a_or_an, nearest, shown
 from secateurs.importing import import_object
 from secateurs.zoo import cifar, cifar_resnet, vision
 from secateurs.zoo.weights import WEIGHTS, load_into, load_state
@@ -122,7 +122,7 @@ def _python(name: str) -> Factory:
     spec = f"python:{name}"
     factory = import_object(name, spec)
     if isinstance(factory, nn.Module) or not callable(factory):
-        made = "a network already" if isinstance(factory, nn.Module) else f"a {type(factory).__name__}"
+        made = "a network already" if isinstance(factory, nn.Module) else f"{a_or_an(type(factory).__name__)}"
         raise SpecError(
             f"{spec!r}: {name.partition(':')[2]} is {made}; it must be a class or function that returns a network."
         )
@@ -132,7 +132,7 @@ def _python(name: str) -> Factory:
             options = {key: value for key, value in options.items() if key != "num_classes"}
         model = _call(factory, spec, **options)
         if not isinstance(model, nn.Module):
-            raise SpecError(f"{spec!r} returned a {type(model).__name__}, not a torch.nn.Module.")
+            raise SpecError(f"{spec!r} returned {a_or_an(type(model).__name__)}, not a torch.nn.Module.")
         return model
 
     return make

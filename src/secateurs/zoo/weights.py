@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import ArtifactError, Setting
+from secateurs.errors import ArtifactError, Setting, a_or_an
 from secateurs.files import open_regular, read_tensors, shown
 from secateurs.stripes import StripeConv2d
 
@@ -173,7 +173,7 @@ def _unlike(tensor: Tensor, own: Tensor) -> str | None:
     if tensor.device.type == "meta":
         return "has no values in the file (it is a meta tensor)"
     if type(tensor) not in (Tensor, nn.Parameter):
-        return f"is a {type(tensor).__name__} in the file, not a plain tensor"
+        return f"is {a_or_an(type(tensor).__name__)} in the file, not a plain tensor"
     if _kind(tensor) != _kind(own):
         return f"is {_name(tensor.dtype)} in the file and {_name(own.dtype)} in the model"
     return None
@@ -302,7 +302,7 @@ def _strip(key: str) -> str:
 
 def _key(key: object) -> str:
     """A dict key of any type: a string itself, otherwise its type."""
-    return repr(key if len(key) <= 60 else key[:59] + "…") if isinstance(key, str) else f"a {type(key).__name__}"
+    return repr(key if len(key) <= 60 else key[:59] + "…") if isinstance(key, str) else f"{a_or_an(type(key).__name__)}"
 
 
 def _describe(value: object) -> str:
