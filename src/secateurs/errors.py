@@ -190,7 +190,7 @@ def complaint(fault: Mapping[str, Any]) -> str:
 def a_or_an(name: str) -> str:
     """A name, for example of a type, with its article: `an OrderedDict`, `an LSTM`, `a UNet`."""
     spelled = re.match(r"[FHLMNRSX](?=[A-Z0-9])", name)  # letter by letter, and its name begins with a vowel
-    vowel = re.match(r"[AEIOaeio]|[Uu]n(?!i|et)|[Uu]p", name)
+    vowel = re.match(r"[AEIOaeio]|[Uu]n(?!i|et)|[Uu]p|nd", name)
     return f"{'an' if spelled or vowel else 'a'} {name}"
 
 
