@@ -120,7 +120,8 @@ def test_the_base_takes_anything() -> None:
     [
         ("OrderedDict", "an OrderedDict"), ("dict", "a dict"), ("int", "an int"), ("LSTM", "an LSTM"), ("Linear", "a Linear"),
         ("NPN", "an NPN"), ("UNet", "a UNet"), ("UserDict", "a UserDict"), ("UntypedStorage", "an UntypedStorage"),
-        ("Unicode", "a Unicode"), ("ndarray", "an ndarray"), ("MSELoss", "an MSELoss"), ("SGD", "an SGD"), ("Sequential", "a Sequential"),
+        ("ndarray", "an ndarray"),
+        ("Unicode", "a Unicode"), ("MSELoss", "an MSELoss"), ("SGD", "an SGD"), ("Sequential", "a Sequential"),
     ],
 )  # fmt: skip
 def test_a_or_an(name: str, text: str) -> None:
