@@ -3,7 +3,8 @@
 `card` defines the schema of a card, `folder` reads an artifact, `saving` writes one.
 """
 
-from secateurs.artifact.card import Card, Earlier, Figures, Source, networks
+from secateurs.artifact.card import Card, Earlier, Source, networks
+from secateurs.artifact.fields import Figures
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, place, read, restored
 from secateurs.artifact.saving import STAGED, save
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -37,3 +39,16 @@ class Open(BaseModel):
     """A model that allows unknown fields."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A network's cost and, with validation data, what it was measured by: the loss, top-1 and top-5 in percent of a
+    classifier, and the user's own metrics by name."""
+
+    macs: Count
+    params: Count
+    top1: Percent | None = None
+    top5: Percent | None = None
+    loss: Number | None = None
+    metrics: Mapping[Line, Number | None] = field(default_factory=dict)  # null where it is not finite

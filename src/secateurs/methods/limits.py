@@ -28,6 +28,7 @@ class Bound:
     floored: whether the default floor applies as well; it does not where the user says how far the group may be cut.
     held: whether the layers that make the channels stay as they are, their stripes included.
     by: the settings that say so. message: what they say, for the listing of `inspect`.
+    whole: the channels that the group had before earlier rounds, by which fractions of it count; None: as many as it has.
     """
 
     least: int
@@ -36,6 +37,7 @@ class Bound:
     held: bool = False
     by: tuple[Setting, ...] = ()
     message: Message | None = None
+    whole: int | None = None
 
 
 Bounds = Mapping[str, Bound]  # by group; groups left out are not bounded
