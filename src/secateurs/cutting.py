@@ -215,7 +215,7 @@ class Pruning:
     def _resumed(self) -> tuple[int, Pruned | None]:
         """The number of rounds that are finished, and what the last of them left."""
         done = 0
-        while done + 1 < self.rounds.count and self.folder and artifact.exists(self.folder / folder_of(done + 1, 0)):
+        while done + 1 < self.rounds.count and self.folder and artifact.is_round(self.folder / folder_of(done + 1, 0)):
             done += 1
         folder = self._folder(done)
         if not done or folder is None:
@@ -249,6 +249,10 @@ def check_folder(folder: Path, rounds: Rounds, phases: Sequence[str], resume: bo
             raise ConfigError(f"{shown(own)} is not a folder: move it, or choose another folder.")
         if names := artifact.foreign(own):
             raise ConfigError(f"{shown(own)} holds {names[0]}, which is not ours: move it, or choose another folder.")
+        if artifact.exists(own) and not artifact.is_round(own):
+            raise ConfigError(
+                f"{shown(own)} holds an artifact that is not a round's: move it, or choose another folder."
+            )
         if not resume and artifact.exists(own):
             raise ConfigError(
                 f"{shown(own)} holds a round of an earlier run. Resume it (", Setting("resume", True), "), or choose "

@@ -5,7 +5,20 @@
 
 from secateurs.artifact.card import Card, Earlier, Source, networks
 from secateurs.artifact.fields import Figures
-from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, place, read, restored
+from secateurs.artifact.folder import (
+    CARD,
+    MODEL,
+    NEW,
+    PLAN,
+    digest,
+    exists,
+    foreign,
+    is_round,
+    place,
+    read,
+    remove,
+    restored,
+)
 from secateurs.artifact.saving import STAGED, save
 
 __all__ = [
@@ -21,9 +34,11 @@ __all__ = [
     "digest",
     "exists",
     "foreign",
+    "is_round",
     "networks",
     "place",
     "read",
+    "remove",
     "restored",
     "save",
 ]
