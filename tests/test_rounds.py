@@ -36,7 +36,10 @@ def batches(count: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 DATA = sc.Data(batches(2), batches(1, 1))
 
 
-def pruned(method: Any = "l1", budget: Any = sc.Budget(macs=0.4), rounds: int = 3, **options: Any) -> sc.Result:
+DEEP = sc.Budget(macs=0.4)
+
+
+def pruned(method: Any = "l1", budget: Any = DEEP, rounds: int = 3, **options: Any) -> sc.Result:
     options = {"data": DATA, "device": "cpu", "progress": "silent", **options}
     return sc.prune(network(), INPUTS, method, budget, rounds=rounds, **options)
 
@@ -128,10 +131,7 @@ def test_one_round_is_a_cut_like_any_other() -> None:
     assert once.plan.to_json() == plain.plan.to_json()
     assert not ends(once)
     assert not any("round" in entry for entry in once.history)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(once.model.state_dict().values(), plain.model.state_dict().values(), strict=True)
-    )
+    assert equal(once.model, plain.model)
 
 
 def test_the_original_teaches_in_every_round() -> None:
@@ -305,7 +305,7 @@ def test_finished_rounds_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=r"round-1 holds a round of an earlier run. Resume it \(resume=True\)"):
         pruned(recover=RECOVER, folder=tmp_path)
     (tmp_path / "round-2" / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises((ArtifactError, ConfigError), match="model.safetensors"):
+    with pytest.raises((ArtifactError, ConfigError), match=r"model\.safetensors"):
         pruned(recover=RECOVER, folder=tmp_path, resume=True)
 
 

@@ -90,6 +90,9 @@ class Rounds:
         return {} if self.count == 1 else {"rounds": int(self.count), "schedule": self.schedule}
 
 
+ONE_ROUND = Rounds()
+
+
 def folder_of(number: int, count: int) -> str:
     """Where a round keeps its files, within the folder of the whole: the last one in that folder itself."""
     return "" if number == count else f"round-{number}"

@@ -22,7 +22,7 @@ from secateurs.files import check_writable, shown
 from secateurs.methods import Method, Task, TrainingMethod
 from secateurs.methods.limits import Limits
 from secateurs.methods.method import Scope
-from secateurs.methods.rounds import Rounds
+from secateurs.methods.rounds import ONE_ROUND, Rounds
 from secateurs.models import load
 from secateurs.plans import PrunableGraph, trace
 from secateurs.recovery import Recover
@@ -76,7 +76,7 @@ class Cut:
     device: str | torch.device | None
     track: Sequence[Any]
     log: Callable[[str], None]
-    rounds: Rounds = Rounds()
+    rounds: Rounds = ONE_ROUND
     later: Sequence[Stage] = ()  # that prune its result
     ahead: Sequence[RunFolder] = ()  # the folders of these, if none of them has begun
     stage: Stage | None = None  # None for the first cut …
@@ -92,7 +92,7 @@ class Cut:
         network = NetworkSpec(str(self.folder.folder), trust_code=self._trusted, loaded=result.model)
         return replace(
             self, network=network, method=stage.method, budget=stage.budget(original), pretrain=Pretraining(),
-            limits=self.limits.later(), rounds=Rounds(), folder=folder, later=later, ahead=(), stage=stage, original=original,
+            limits=self.limits.later(), rounds=ONE_ROUND, folder=folder, later=later, ahead=(), stage=stage, original=original,
             earlier=stages.earlier(result),
         )  # fmt: skip
 

@@ -51,8 +51,8 @@ class PruneRun:
         groups that have one keep their channels afterwards.
     calibrate: as for `prune`, on the run's own data, after each cut.
     recover: recipes of recovery, after each cut.
-    rounds, schedule: as for `prune`, of the first cut. The networks of all rounds but the last are artifacts in `round-1` and so
-        on, within the folder of the cut, and are not pruned again when the run is resumed.
+    rounds, schedule: as for `prune`, of the first cut. The networks of all rounds but the last are artifacts in `round-1` and
+        so on, within the folder of the cut; a resumed run continues from the last of them.
     then: further cuts, in order; each is followed by the same recovery. All but the last have an artifact in a folder of
         their own within `folder`.
     weights: a file of weights for the spec. Without weights the network is trained first, on the same data:
