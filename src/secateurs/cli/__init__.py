@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
+from secateurs.cli import config
 from secateurs.cli.compare import compare_criteria
 from secateurs.cli.demo import demo
 from secateurs.cli.env import env
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
-        status = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        status = _run(tokens)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt as interrupt:  # which may say how to continue
@@ -75,6 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, SecateursError):
             return _fail(error.text(option), FAILED)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILED)
+
+
+def _run(tokens: Sequence[str]) -> object:
+    """Run one command with the options of its file, if it has one; or print them."""
+    command, usual = tokens[0] if tokens else "", app.config
+    file, prints = config.named(tokens), config.prints(tokens)
+    if (file is None and not prints) or not config.takes(app, command):
+        return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    try:
+        app.config = (config.source(app, command, file, whole=not prints),)
+        if not prints:
+            return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        _, bound, *_ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        print(config.as_yaml(config.effective(app, command, bound.arguments)), end="")
+        return 0
+    finally:
+        app.config = usual
 
 
 def _usage(error: CycloptsError) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured, own, stages
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
@@ -50,6 +51,7 @@ def prune(
     seed: Seed = 0,
     device: str | None = None,
     track: Many = (),
+    config_options: ConfigOptions | None = None,
 ) -> None:
     """Prune a network to a budget, verify the cut, recover the accuracy, save the result.
 
