@@ -22,7 +22,7 @@ from secateurs.cli.methods import methods
 from secateurs.cli.prune import prune
 from secateurs.cli.redesign import redesign
 from secateurs.cli.spelling import option
-from secateurs.errors import Message, SecateursError
+from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, SpecError
 from secateurs.version import __version__
 
 __all__ = ["app", "main"]
@@ -42,7 +42,8 @@ for verb in (demo, methods, inspect, prune, redesign, evaluate, compare_criteria
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0 success, 1 error, 2 wrong usage, 130 interrupted.
+    """Run one command. Returns the exit status: 0 success, 1 error, 2 wrong usage (an option that does not exist, a value that
+    cannot be used), 130 interrupted.
 
     A failure is one message on stderr, whatever failed.
     """
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             return FAILED
         if isinstance(error, SecateursError):
-            return _fail(error.text(option), FAILED)
+            given = isinstance(error, ConfigError | BudgetError | SpecError)  # a value that cannot be used
+            return _fail(error.text(option), USAGE if given else FAILED)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILED)
 
 

@@ -17,7 +17,6 @@ from cyclopts import App, Parameter
 from cyclopts.config import Dict
 
 from secateurs.errors import ConfigError, complaint, nearest, shown
-from secateurs.files import brief
 
 if TYPE_CHECKING:
     from cyclopts.argument import Argument
@@ -81,7 +80,9 @@ def read(app: App, command: str, file: Path) -> dict[str, Any]:
 
     body = _parsed(file)
     if not isinstance(body, Mapping):
-        raise ConfigError(f"{shown(file)} must hold options by name, such as `method: l1`, not {_kind(body)}.")
+        raise ConfigError(
+            f"{shown(file)} must hold options by name, such as `method: l1`, not a {type(body).__name__}."
+        )
     given = {str(key).replace("-", "_"): value for key, value in body.items() if value is not None}
     model = schema(app, command)
     try:
@@ -93,6 +94,8 @@ def read(app: App, command: str, file: Path) -> dict[str, Any]:
 
 def _fault(fault: Mapping[str, Any], command: str, known: Iterable[str]) -> str:
     """What is wrong with an option, as a sentence."""
+    from secateurs.files import brief
+
     name = str(fault["loc"][0])
     if fault["type"] != "extra_forbidden":
         return f"{shown(name)} {complaint(fault)}, not {brief(fault['input'])}."
@@ -293,7 +296,3 @@ def _parsed(file: Path) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{shown(file)} is not valid YAML: {shown(str(error))[:200]}.") from None
     return {} if found is None else found
-
-
-def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else f"{brief(value)}"

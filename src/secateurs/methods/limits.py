@@ -14,6 +14,7 @@ from torch import nn
 
 from secateurs.errors import ConfigError, Message, Setting, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup
+from secateurs.keywords import explained
 
 Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
 Layers = Which | Iterable[Which]
@@ -43,6 +44,7 @@ class Bound:
 Bounds = Mapping[str, Bound]  # by group; groups left out are not bounded
 
 
+@explained(ConfigError)
 @dataclass(frozen=True, init=False)
 class Limits:
     """Which channel groups may be cut, and how far. `on` says what this means for the groups of a network.

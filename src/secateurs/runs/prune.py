@@ -15,6 +15,7 @@ from secateurs.artifact.provenance import source_of
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting
+from secateurs.keywords import explained
 from secateurs.methods import Method, resolve
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_budget, check_scope
@@ -35,6 +36,7 @@ def silent(line: str) -> None:
     """Discard the line."""
 
 
+@explained(ConfigError)
 @dataclass(frozen=True)
 class PruneRun:
     """A resumable pruning run with a folder of its own: what `secateurs prune` does.
