@@ -113,7 +113,9 @@ def schema(app: App, command: str) -> type[BaseModel]:
         text = " ".join((setting.argument.parameter.help or "").split())
         bounds = _bounds(setting.argument)
         kind = Annotated[_type(setting), Field(**bounds)] if bounds else _type(setting)
-        fields[setting.key] = (kind | None, Field(default=None, description=text))
+        usual = setting.argument.field_info.default
+        shown_default = {} if setting.argument.required else {"default": _plain(usual)}
+        fields[setting.key] = (kind | None, Field(default=None, description=text, json_schema_extra=shown_default))
     name = "".join(word.title() for word in command.split("-"))
     return create_model(f"{name}Config", __config__=ConfigDict(extra="forbid", strict=True), **fields)
 
@@ -128,7 +130,7 @@ def effective(app: App, command: str, arguments: Mapping[str, Any]) -> dict[str,
             if value is None:
                 value = setting.argument.field_info.default if setting.path[0] not in arguments else None
                 break
-        found[setting.key] = _plain(value)
+        found[setting.key] = _plain(float(value) if setting.kind is float and value not in (None, MISSING) else value)
     return found
 
 
@@ -147,6 +149,13 @@ class Option:
     key: str
     path: tuple[str, ...]
     argument: Argument
+
+    @property
+    def kind(self) -> Any:
+        """Its type, without None."""
+        hint = self.argument.hint
+        union = get_origin(hint) in (Union, UnionType)
+        return next(kind for kind in (get_args(hint) if union else (hint,)) if kind is not type(None))
 
 
 def settings(command: App) -> Iterator[Option]:
@@ -169,9 +178,7 @@ def _type(setting: Option) -> Any:
     """The type of an option in a file."""
     from pydantic import BeforeValidator, WithJsonSchema
 
-    hint, key = setting.argument.hint, setting.key
-    kinds = [kind for kind in (get_args(hint) if _is_union(hint) else (hint,)) if kind is not type(None)]
-    kind = kinds[0]
+    key, kind = setting.key, setting.kind
     text, several = {"type": "string"}, {"type": "array", "items": {"type": ["string", "number"]}}
     if get_origin(kind) is tuple:
         either = [text, several, *([{"type": "object"}, {"type": "number"}] if key in PAIRS else [])]
@@ -193,10 +200,6 @@ def _bounds(argument: Argument) -> dict[str, Any]:
 
 
 _BOUNDS = {"gte": "ge", "gt": "gt", "lte": "le", "lt": "lt"}
-
-
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) in (Union, UnionType)
 
 
 def _number(value: Any) -> Any:
