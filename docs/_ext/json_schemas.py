@@ -1,5 +1,5 @@
-"""`{card-schema}` and `{config-schema} COMMAND`: the JSON schemas of an artifact's card and of a command's file of options, from
-the models that read them."""
+"""`{card-schema}` and `{config-schema} COMMAND`: the JSON schemas of an artifact's card and of a file of options, from the models
+that read them."""
 
 from __future__ import annotations
 
