@@ -22,7 +22,7 @@ from secateurs.cli.methods import methods
 from secateurs.cli.prune import prune
 from secateurs.cli.redesign import redesign
 from secateurs.cli.spelling import option
-from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, SpecError
+from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError
 from secateurs.version import __version__
 
 __all__ = ["app", "main"]
@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             return FAILED
         if isinstance(error, SecateursError):
-            given = isinstance(error, ConfigError | BudgetError | SpecError)  # a value that cannot be used
-            return _fail(error.text(option), USAGE if given else FAILED)
+            return _fail(error.text(option), USAGE if _is_usage(error) else FAILED)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILED)
 
 
@@ -95,6 +94,11 @@ def _run(tokens: Sequence[str]) -> object:
         return 0
     finally:
         app.config = usual
+
+
+def _is_usage(error: SecateursError) -> bool:
+    """Whether a value of an option cannot be used."""
+    return isinstance(error, ConfigError | BudgetError | SpecError) or isinstance(next(iter(error.args), None), Setting)
 
 
 def _usage(error: CycloptsError) -> str:

@@ -131,6 +131,8 @@ class RedesignRun:
 
     def _stages(self) -> _Stages:
         check_scope(self.scope)
+        if not self.widen > 1:
+            raise ConfigError(Setting("widen", self.widen), " is not valid: a network is widened by a factor above 1.")
         self.train.check()
         method = resolve(self.method)
         weights = None if self.weights is None else Path(self.weights)
