@@ -1,5 +1,4 @@
-"""`{card-schema}` and `{config-schema} COMMAND`: the JSON schemas of an artifact's card and of a file of options, from the models
-that read them."""
+"""`{card-schema}` and `{config-schema} COMMAND`: JSON schemas, from the models that read an artifact's card and a file of options."""
 
 from __future__ import annotations
 
