@@ -1,4 +1,4 @@
-"""`{card-schema}` and `{config-schema} COMMAND`: JSON schemas, from the models that read an artifact's card and a file of options."""
+"""`{card-schema}` and `{config-schema} COMMAND`: JSON schemas, from the models that read a card and a file of options."""
 
 from __future__ import annotations
 

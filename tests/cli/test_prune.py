@@ -449,3 +449,22 @@ def test_a_run_that_met_an_image_it_could_not_read_is_resumed_without_it(run, im
     assert card["data"]["skipped"] == {"train": 1, "val": 0}
     ran = run("evaluate", tmp_path / "r")  # as the card says
     assert ran.status == 0, ran.err
+
+
+def test_rounds(run, images, tmp_path):
+    job = ("prune", NET, "--data", f"folder:{images}", "--method", "l1", "--macs", 0.4, "--pretrain-epochs", 0)
+    job = (*job, "--recover-epochs", 0, "--rounds", 2, "--schedule", "cubic", "--out", tmp_path / "r")
+    ran = run(*job)
+    assert ran.status == 0, ran.err
+    assert "round 1 of 2: at most " in ran.err
+    assert "after round 1 " in ran.out
+    settings = json.loads((tmp_path / "r" / "run.json").read_text())["settings"]
+    assert (settings["rounds"], settings["schedule"]) == (2, "cubic")
+    assert (tmp_path / "r" / "round-1" / "card.json").is_file()
+    assert "finished already" in run(*job, "--resume").err
+    ran = run(*job[:5], "l2-stripes", *job[6:-1], tmp_path / "s")
+    assert ran.status == 2
+    assert "--rounds 2: l2-stripes cuts stripes" in ran.err
+    assert "--method l2" in ran.err
+    ran = run(*job, "--lr-schedule", "step")
+    assert (ran.status, "--lr-schedule" in ran.err) == (2, True)
