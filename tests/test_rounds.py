@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.artifact.history import rounds
 from secateurs.data.augment import Augment
 from secateurs.data.loader import ArraySource, Loader
 from secateurs.errors import ArtifactError, ConfigError
@@ -122,6 +124,24 @@ def test_figures_are_those_of_the_whole() -> None:
     assert [e["round"] for e in result.history if "epoch" in e] == [1, 2, 3]  # the recipe runs after every round
     assert [e["round"] for e in result.history if e.get("event") == "calibrated"] == [1, 2, 3]
     assert result.error >= max(e["error"] for e in ends(result)[:-1])
+
+
+def test_an_inexact_cut_in_rounds(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.GroupNorm(1, 16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    )
+    result = sc.prune(
+        model, INPUTS, "l1", sc.Budget(macs=0.5), rounds=2, allow_inexact=True, folder=tmp_path, progress="silent"
+    )  # fmt: skip
+    assert not result.plan.exact
+    assert math.isnan(result.error)
+    assert [r.error for r in rounds(result.history)] == [None, None]
+    again = sc.prune(
+        model, INPUTS, "l1", sc.Budget(macs=0.5), rounds=2, allow_inexact=True, folder=tmp_path, resume=True,
+        progress="silent",
+    )  # fmt: skip
+    assert again.plan == result.plan
 
 
 def test_one_round_is_a_cut_like_any_other() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from secateurs.methods.method import Method, Task
 from secateurs.methods.pruner import TrainingMethod
 from secateurs.methods.rounds import Rounds, carried, folder_of
 from secateurs.methods.selection import Selection
-from secateurs.plans import Plan, trace
+from secateurs.plans import Plan, PrunableGraph, trace
+from secateurs.recovery.calibrate import Calibration
 from secateurs.result import Figures, Result
 from secateurs.seeds import mix
 from secateurs.surgery import apply
@@ -88,64 +90,32 @@ class Pruning:
 
     def _round(self, number: int, last: Pruned | None) -> Pruned:
         """Cut what the last round left, and recover it."""
-        task = self._task(number, last)
         history: list[dict[str, Any]] = []
-        task, several = replace(task, log=history.append), self.rounds.count > 1
-        graph, whole, objective, seed = task.graph, self.task.graph, task.objective, task.seed
+        task, several = replace(self._task(number, last), log=history.append), self.rounds.count > 1
         limits = () if task.budget is None else task.budget.limited
         if several:
             most = " and ".join(f"{getattr(task.budget, name):,} {_UNITS[name]}" for name in limits)
             self.report(f"round {number} of {self.rounds.count}: at most {most}")
-        selection = Selection.of(self.method.select(task))
-        step = selection.plan(graph, allow_inexact=self.allow_inexact)
-        cost, base = graph.cost_of(step), whole.cost()
-        if task.budget is not None and not task.budget.allows(cost, graph.cost()):
-            raise BudgetError(
-                f"{self.method.name} keeps {cost.macs:,} MACs and {cost.params:,} parameters, over its {task.budget}: a "
-                "method has to meet the budget of its task."
-            )
-        task.check_kept(step, self.method.name)
-        self.report(
-            f"{self.method.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the "
-            "parameters"
-        )
-        inputs = task.example_inputs
-        small, error = (
-            verified(task.model, step, inputs, graph=graph) if step.exact else (apply(task.model, step), float("nan"))
-        )
-        plan = step
-        if last is not None:
-            plan = last.plan.then(step)
-            whole_error = self._verified(plan, small)
-            error = max(error, last.error, whole_error) if plan.exact else float("nan")
+        selection, step, cost = self._selected(task)
+        small, plan, error = self._sliced(task, step, last)
         self.method.initialise(task, selection, small)
         self.report(
             f"cut and verified: masked and sliced differ by {error:.1e}"
             if plan.exact
             else "cut (inexact: not verified)"
         )
-        cut = calibrated = figures(cost, small, task.data, objective)
-        if self.calibrate and (step.groups or step.stripes):
-            # Processes pool what they find where all of them are known to be here: they train together.
-            if pooled := self.images is not None and self._trains:
-                wait_for_everyone(self.options["device"])
-            done = recovery.after_cut_(
-                task.model, small, step, inputs,
-                None if self.images is None else lambda: training.without_labels(
-                    self.images, recovery.IMAGES, seed=seed, whole=objective.whole
-                ),
-                initialised=type(self.method).initialise is not Method.initialise, pooled=pooled, objective=objective,
-            )  # fmt: skip
-            if done:
-                history.append(done.record())
-                self.report(str(done))
-                calibrated = figures(cost, small, task.data, objective)
+        cut = calibrated = figures(cost, small, task.data, task.objective)
+        if self.calibrate and (step.groups or step.stripes) and (done := self._calibrated(task, step, small)):
+            history.append(done.record())
+            self.report(str(done))
+            calibrated = figures(cost, small, task.data, task.objective)
         for name, recipe in self.recover:
             history += recovery.recover(
-                small, task.data, recipe, plan=plan, teacher=self.original, example_inputs=inputs, nodes=selection.nodes,
-                seed=seed, resume=task.resume, **phase(self._folder(number), name, self.options),
+                small, task.data, recipe, plan=plan, teacher=self.original, example_inputs=task.example_inputs,
+                nodes=selection.nodes, seed=task.seed, resume=task.resume,
+                **phase(self._folder(number), name, self.options),
             )  # fmt: skip
-        after = figures(cost, small, task.data, objective) if self.recover else calibrated
+        after = figures(cost, small, task.data, task.objective) if self.recover else calibrated
         if several:
             end = {
                 "event": "round", "rounds": self.rounds.count, "budget": {n: getattr(task.budget, n) for n in limits},
@@ -153,6 +123,59 @@ class Pruning:
             }  # fmt: skip
             history = [{**entry, "round": number} for entry in [*history, end]]
         return Pruned(small, plan, cut, calibrated, after, error, [*(last.history if last else ()), *history])
+
+    def _selected(self, task: Task) -> tuple[Selection, Plan, Cost]:
+        """What the method keeps of the task's network, and what that costs."""
+        name, graph, base = self.method.name, task.graph, self.task.graph.cost()
+        selection = Selection.of(self.method.select(task))
+        step = selection.plan(graph, allow_inexact=self.allow_inexact)
+        cost = graph.cost_of(step)
+        if task.budget is not None and not task.budget.allows(cost, graph.cost()):
+            raise BudgetError(
+                f"{name} keeps {cost.macs:,} MACs and {cost.params:,} parameters, over its {task.budget}: a method has to meet "
+                "the budget of its task."
+            )
+        task.check_kept(step, name)
+        self.report(
+            f"{name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
+        )
+        return selection, step, cost
+
+    def _sliced(self, task: Task, step: Plan, last: Pruned | None) -> tuple[nn.Module, Plan, float]:
+        """The network after this cut, the plan of all cuts so far, and the largest error of any of them."""
+        small, error = self._verified(task.model, step, task.graph)
+        if last is None:
+            return small, step, error
+        plan = last.plan.then(step)
+        once, whole = self._verified(self.original, plan, self.task.graph)
+        one, other = ({name: tuple(x.shape) for name, x in named_tensors(net).items()} for net in (once, small))
+        if wrong := [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]:
+            raise VerificationError(
+                f"The cuts of the rounds do not add up to one cut of the original: {wrong[0]} has shape {other.get(wrong[0])}, "
+                f"and {one.get(wrong[0])} after one cut. Please prune this network in one round, and report it."
+            )
+        return small, plan, max(error, last.error, whole) if plan.exact else float("nan")
+
+    def _verified(self, model: nn.Module, plan: Plan, graph: PrunableGraph) -> tuple[nn.Module, float]:
+        """The sliced network and its error; nan for a plan that is inexact, and not verified."""
+        if not plan.exact:
+            return apply(model, plan), float("nan")
+        return verified(model, plan, self.task.example_inputs, graph=graph)
+
+    def _calibrated(self, task: Task, step: Plan, small: nn.Module) -> Calibration:
+        """Calibrate the network that a cut left, in place."""
+        images, objective = self.images, task.objective
+        # Processes pool what they find where all of them are known to be here: they train together.
+        trains = bool(self.recover) or isinstance(self.method, TrainingMethod)
+        if pooled := images is not None and trains:
+            wait_for_everyone(self.options["device"])
+        batches = None if images is None else partial(
+            training.without_labels, images, recovery.IMAGES, seed=task.seed, whole=objective.whole
+        )  # fmt: skip
+        return recovery.after_cut_(
+            task.model, small, step, task.example_inputs, batches,
+            initialised=type(self.method).initialise is not Method.initialise, pooled=pooled, objective=objective,
+        )  # fmt: skip
 
     def _task(self, number: int, last: Pruned | None) -> Task:
         """What the method is given in a round."""
@@ -176,26 +199,6 @@ class Pruning:
             return task.for_method(self.method)
         except SecateursError as error:
             raise error.within(f"Round {number} of {rounds.count}: ") from error
-
-    def _verified(self, plan: Plan, small: nn.Module) -> float:
-        """The error of the plan of all rounds so far, as one cut of the original; it has to leave a network like `small`."""
-        inputs, graph = self.task.example_inputs, self.task.graph
-        once, error = (
-            verified(self.original, plan, inputs, graph=graph)
-            if plan.exact
-            else (apply(self.original, plan), float("nan"))
-        )
-        one, other = ({name: tuple(x.shape) for name, x in named_tensors(net).items()} for net in (once, small))
-        if wrong := [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]:
-            raise VerificationError(
-                f"The cuts of the rounds do not add up to one cut of the original: {wrong[0]} has shape {other.get(wrong[0])}, "
-                f"and {one.get(wrong[0])} after one cut. Please prune this network in one round, and report it."
-            )
-        return error
-
-    @property
-    def _trains(self) -> bool:
-        return bool(self.recover) or isinstance(self.method, TrainingMethod)
 
     def _folder(self, number: int) -> Path | None:
         return None if self.folder is None else self.folder / folder_of(number, self.rounds.count)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
-from secateurs.artifact.fields import AtLeastOne, Count, Figures, Line, Number, Open, Percent, Seconds
+from secateurs.artifact.fields import AtLeastOne, Count, Figures, Line, Number, Open, Percent, Seconds, plain
 
 VERSION = 1  # of the entries: raised where a field changes its meaning
 
@@ -107,7 +107,7 @@ Entry = Annotated[
 
 def rounds(history: Sequence[Mapping[str, Any]]) -> list[Round]:
     """The ends of rounds in a `Result.history`."""
-    return [Round.model_validate(entry) for entry in history if entry.get("event") == "round"]
+    return [Round.model_validate(plain(entry)) for entry in history if entry.get("event") == "round"]
 
 
 def records(history: Sequence[Open]) -> list[dict[str, Any]]:
