@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Message, Setting, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
-from secateurs.methods.limits import Bound, Bounds
+from secateurs.methods.limits import Bound, Bounds, free
 from secateurs.methods.method import Method, Scope
 from secateurs.seeds import mix
 
@@ -116,6 +116,8 @@ def _carried(group: ChannelGroup, whole: ChannelGroup | None, bounds: Mapping[st
     if whole is None or whole.producers != group.producers:
         why = Message("kept whole: its channels are grouped in another way than in the original")
         return Bound(group.size, group.size, False, True, message=why)
-    bound = bounds.get(group.name) or Bound(1, whole.size)
+    bound = bounds.get(group.name) or free(whole)
     most = math.ceil(whole.size - (whole.size - bound.most) * done - 1e-9)
-    return replace(bound, least=min(group.size, bound.least), most=min(group.size, most), whole=whole.size)
+    return replace(
+        bound, least=min(group.size, max(bound.least, group.least)), most=min(group.size, most), whole=whole.size
+    )
