@@ -53,3 +53,31 @@ def test_asked_twice_it_is_the_same_plan() -> None:
         assert pruner.plan() is plan
         sc.cut_(model, plan)
         assert pruner.plan() is plan
+
+
+def test_a_gradient_scaler_scales_what_the_pruners_own_networks_learn_from() -> None:
+    """With a power of two as the scale, in float32, every digit is that of a loop without a scaler."""
+    found = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1000)):
+        model, (x, y) = cnn(), images(8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        pruner = sc.attach(model, x[:1], "npn", sc.Budget(macs=0.6), steps=8, epoch_steps=2, data=[(x, y)])
+        model.train()
+        for _ in range(8):
+            loss = F.cross_entropy(model(x), y) + pruner.penalty()
+            if scaler is None:
+                loss.backward()
+                optimizer.step()
+            else:
+                scaler.scale(loss).backward()
+                if any(p.grad is not None for p in model.parameters()):  # NPN freezes the network by turns
+                    scaler.step(optimizer)
+            optimizer.zero_grad()
+            pruner.step(scaler=scaler)
+            if scaler is not None:
+                scaler.update()
+        own = next(iter(pruner.networks.values()))[0].state_dict()
+        found.append({**model.state_dict(), **{f"own {name}": value.clone() for name, value in own.items()}})
+        sc.cut_(model, pruner.plan(), optimizer)
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, msg=f"{name}: {{}}".format)

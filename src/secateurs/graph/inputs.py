@@ -12,11 +12,13 @@ from secateurs.devices import device_of
 from secateurs.errors import TraceError
 from secateurs.graph.leaves import materialized
 from secateurs.graph.leaves import tensors as tensors
+from secateurs.graph.wrappers import check_whole
 
 
 def check_model(model: Any) -> None:
-    """Raise TraceError for anything but a model, for example its name or its class."""
+    """Raise TraceError for anything but a model, for example its name or its class, and for one that is sharded."""
     if isinstance(model, nn.Module):
+        check_whole(model)
         return
     if isinstance(model, type):
         raise TraceError(f"The model is a class: pass an instance of it, {model.__name__}(…).")
