@@ -108,7 +108,7 @@ def test_inspect_shows_it(graph: sc.PrunableGraph) -> None:
     assert lowest(graph, "all") == graph.cost({"a": 1, "b": 2})
     assert _verdict(graph["b"], None).startswith("yes, keeps at least 2: the code does not work with a single channel")
     assert _verdict(graph["a"], None) == "yes"
-    groups = {g["name"]: g for g in _record("squeezed", (3, 8, 8), graph, {})["groups"]}
+    groups = {g["name"]: g for g in _record("squeezed", [[3, 8, 8]], graph, {}, {})["groups"]}
     assert [groups[name]["least"] for name in "ab"] == [1, 2]
     assert groups["a"]["least_reason"] is None
     assert "test_least.py:" in groups["b"]["least_reason"]

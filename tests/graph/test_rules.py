@@ -254,7 +254,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_it_is_left_as_it_was_when_it_does_not_run() -> None:
     model = Net(lambda s, x: s.b(s.a(x)), a=conv(3, 8), b=conv(4, 4)).train()
-    with pytest.raises(TraceError, match="does not run on these example inputs: RuntimeError"):
+    with pytest.raises(TraceError, match="does not run on these example inputs: "):
         trace(model, image())
     assert model.training
     assert model.a.weight.device.type == "cpu"
@@ -281,9 +281,9 @@ def test_models_that_cannot_be_read() -> None:
         trace(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), image())
     with pytest.raises(TraceError, match=r"0\.weight is uninitialized"):
         trace(nn.Sequential(nn.LazyConv2d(4, 3)), image())
-    with pytest.raises(TraceError, match=r"is a wrapper: trace the model.*\.module"):
+    with pytest.raises(TraceError, match=r"DataParallel is a wrapper: pass .*\(model\.module\)"):
         trace(nn.DataParallel(nn.Sequential(nn.Conv2d(3, 4, 3))), image())
-    with pytest.raises(TraceError, match=r"is a wrapper: trace the model.*_orig_mod"):
+    with pytest.raises(TraceError, match=r"was compiled .*\(model\._orig_mod\), and call torch\.compile"):
         trace(torch.compile(chain()), image())  # type: ignore[arg-type]
 
 

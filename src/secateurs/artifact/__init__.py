@@ -1,11 +1,27 @@
 """A pruned network on disk: `plan.json`, `model.safetensors`, `card.json`. No pickle; written atomically.
 
-`card` defines the schema of a card, `folder` reads an artifact, `saving` writes one.
+`card` defines the schema of a card, `folder` reads an artifact, `saving` writes one, `state` is what it holds of a network.
 """
 
-from secateurs.artifact.card import Card, Earlier, Figures, Source, networks
-from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, place, read, restored
+from secateurs.artifact.card import Card, Earlier, Source, networks
+from secateurs.artifact.fields import Figures
+from secateurs.artifact.folder import (
+    CARD,
+    MODEL,
+    NEW,
+    PLAN,
+    digest,
+    exists,
+    foreign,
+    is_round,
+    place,
+    read,
+    remove,
+    restored,
+)
 from secateurs.artifact.saving import STAGED, save
+from secateurs.artifact.signature import InputRecord, Signature
+from secateurs.artifact.state import check_state
 
 __all__ = [
     "CARD",
@@ -16,13 +32,18 @@ __all__ = [
     "Card",
     "Earlier",
     "Figures",
+    "InputRecord",
+    "Signature",
     "Source",
+    "check_state",
     "digest",
     "exists",
     "foreign",
+    "is_round",
     "networks",
     "place",
     "read",
+    "remove",
     "restored",
     "save",
 ]

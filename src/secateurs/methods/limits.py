@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.errors import ConfigError, Message, Setting, nearest
+from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup
+from secateurs.keywords import explained
 
 Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
 Layers = Which | Iterable[Which]
@@ -29,6 +30,7 @@ class Bound:
     held: whether the layers that make the channels stay as they are, their stripes included.
     missed: whether a ratio names the group and does not reach it: the message says why.
     by: the settings that say so. message: what they say, for the listing of `inspect`.
+    whole: the channels that the group had before earlier rounds, by which fractions of it count; None: as many as it has.
     """
 
     least: int
@@ -38,6 +40,7 @@ class Bound:
     missed: bool = False
     by: tuple[Setting, ...] = ()
     message: Message | None = None
+    whole: int | None = None
 
 
 Bounds = Mapping[str, Bound]  # by group; groups left out are bounded as `free` says
@@ -48,6 +51,7 @@ def free(group: ChannelGroup) -> Bound:
     return Bound(group.least, group.size)
 
 
+@explained(ConfigError)
 @dataclass(frozen=True, init=False)
 class Limits:
     """Which channel groups may be cut, and how far. `on` says what this means for the groups of a network.
@@ -117,7 +121,7 @@ class Limits:
                 return which
             if not names.get(id(which)):
                 raise ConfigError(
-                    Setting(setting), f" has a {type(which).__name__} that is not a module of this model."
+                    Setting(setting), f" has {a_or_an(type(which).__name__)} that is not a module of this model."
                 )
             return glob.escape(names[id(which)])
 

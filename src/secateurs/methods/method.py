@@ -40,6 +40,11 @@ def check_budget(budget: Any) -> None:
     elif isinstance(budget, int | float) and not isinstance(budget, bool):
         given = f"macs={budget!r}"
     got = f"{type(budget).__name__} {budget!r:.60}"
+    if isinstance(budget, Mapping) and not budget.keys() <= {f.name for f in fields(Budget)}:
+        raise ConfigError(
+            f"budget must be a Budget, got {got}: a budget is for the whole network, Budget(macs=0.5); the shares to "
+            "keep of single layers are ratios={layer: share}."
+        )
     raise ConfigError(f"budget must be a Budget, got {got}; did you mean Budget({given})?")
 
 
@@ -62,6 +67,7 @@ class Task:
     resume: bool = False
     log: Callable[[dict[str, Any]], None] = _unlogged  # called with each entry of the history
     bounds: Bounds = field(default_factory=dict)  # what the user says about groups: `Limits.on(graph, scope)`
+    teacher: nn.Module | None = None  # the original, where earlier rounds have cut the model; it must not be modified
 
     @property
     def groups(self) -> list[ChannelGroup]:
@@ -185,7 +191,7 @@ class Method(Presets):
         """Return what to keep: a Selection, or kept channels by group."""
         raise NotImplementedError
 
-    def initialise(self, task: Task, selection: Selection, small: nn.Module) -> None:
+    def initialize(self, task: Task, selection: Selection, small: nn.Module) -> None:
         """Change the weights of the cut network before calibration and recovery. The default keeps them."""
 
 

@@ -18,9 +18,10 @@ from secateurs.artifact import Figures
 from secateurs.artifact.provenance import remember_widened
 from secateurs.budget import Budget
 from secateurs.data import Data
-from secateurs.errors import BudgetError, Message, Setting
+from secateurs.errors import BudgetError, ConfigError, Message, Setting
 from secateurs.files import check_writable, dump_json, read_json, shown
 from secateurs.graph import Cost
+from secateurs.keywords import explained
 from secateurs.methods import Method, Task, resolve
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_scope
@@ -56,6 +57,7 @@ class Ready(NamedTuple):
     where: torch.device
 
 
+@explained(ConfigError)
 @dataclass(frozen=True)
 class RedesignRun:
     """Better widths at the same cost, found by pruning a wider network (AOFP, Table 4): what `secateurs redesign`
@@ -129,6 +131,8 @@ class RedesignRun:
 
     def _stages(self) -> _Stages:
         check_scope(self.scope)
+        if not self.widen > 1:
+            raise ConfigError(Setting("widen", self.widen), " is not valid: a network is widened by a factor above 1.")
         self.train.check()
         method = resolve(self.method)
         weights = None if self.weights is None else Path(self.weights)
@@ -239,6 +243,7 @@ class _Stages:
         data = self.data.load(self.seed, where)
         check_trackers(self.track, self.folder.folder)
         base = build(data, where, self.seed)
+        artifact.check_state(base)
         inputs, name = example(data), self.network.name
         check_trains(base, inputs, name)
         copies = self.from_base and self.network.has_weights
@@ -248,9 +253,9 @@ class _Stages:
         wide, how, graph = widened(start, inputs, self._widths(start, inputs), scope=self.scope, seed=self.seed)
         remember_widened(wide, start, how.record())
         if not copies:
-            wide = sc.reinitialise(wide, self.seed, keep_raw=True)
+            wide = sc.reinitialize(wide, self.seed, keep_raw=True)
         if not self.network.has_weights:
-            base = sc.reinitialise(base, self.seed, keep_raw=True)
+            base = sc.reinitialize(base, self.seed, keep_raw=True)
         check_trains(wide, inputs, f"{name}, widened,")
 
         cost, scaled = sc.count(base, inputs), graph.cost()
@@ -322,7 +327,7 @@ class _Stages:
         )  # fmt: skip
 
     def _scratch(self, small: nn.Module, ready: Ready, resume: bool) -> tuple[nn.Module, list[dict[str, Any]]]:
-        fresh = sc.reinitialise(small, self.seed, keep_raw=True)
+        fresh = sc.reinitialize(small, self.seed, keep_raw=True)
         recipe, own = self.train.scratch(ready.data), self.folder.folder / "scratch"
         if not recipe.epochs:
             return fresh, []
