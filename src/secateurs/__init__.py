@@ -8,6 +8,7 @@ from secateurs.errors import (
     BudgetError,
     ConfigError,
     DataError,
+    ExportError,
     NonFiniteLossError,
     PlanError,
     SecateursError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from secateurs.budget import Budget
     from secateurs.calibration import calibrate
     from secateurs.data import Data
+    from secateurs.deploy import Target, bench, export
     from secateurs.graph import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.masking import mask
     from secateurs.methods import (
@@ -77,6 +79,7 @@ __all__ = [
     "DataSpec",
     "Distil",
     "EPruner",
+    "ExportError",
     "Figures",
     "Index",
     "L2Stripes",
@@ -99,6 +102,7 @@ __all__ = [
     "SpecError",
     "Stage",
     "StripeConv2d",
+    "Target",
     "Taylor",
     "TraceError",
     "TrainingError",
@@ -108,10 +112,12 @@ __all__ = [
     "adapters",
     "apply",
     "attach",
+    "bench",
     "build",
     "calibrate",
     "count",
     "cut_",
+    "export",
     "load",
     "mask",
     "methods",
@@ -131,6 +137,7 @@ _HOMES = {
     "secateurs.budget": "Budget",
     "secateurs.calibration": "calibrate",
     "secateurs.data": "Data",
+    "secateurs.deploy": "Target bench export",
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -97,14 +97,15 @@ def bench(
         check_model(network)
     if not seconds > 0:
         raise ConfigError(Setting("seconds", seconds), " must be positive.")
-    targets = [Target.of(t) for t in ([target] if isinstance(target, Target | str) else target)]
+    targets = [Target.of(t) for t in (target if isinstance(target, list | tuple) else [target])]
     if not targets:
         raise ConfigError("There is no target to measure on: name one, such as target='torch-cpu'.")
     rows, skipped = [], []
     for one in targets:
-        for batch in [one.batch] if batches is None else batches:
+        each = [one] if batches is None else [replace(one, batch=batch) for batch in batches]
+        for sized in each:
             try:
-                rows.append(_timed(model, pruned, batched(example_inputs, batch), one, seconds))
+                rows.append(_timed(model, pruned, batched(example_inputs, sized.batch), sized, seconds))
             except (ConfigError, ExportError) as error:
                 if len(targets) == 1:
                     raise

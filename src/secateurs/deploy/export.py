@@ -78,8 +78,7 @@ def export(
     if dynamic_batch and size:
         inputs = batched(inputs, max(size, 2))  # exporters take an axis of size 1 for a constant
         checks += [inputs, batched(inputs, size + 2)]
-    with torch.no_grad():
-        due = [[_plain(x) for x in tensors(call(network, given))] for given in checks]
+    due = [_outputs(network, given) for given in checks]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
         made = Path(folder, path.name)
         _write(format, network, made, inputs, dynamic_batch, dump_json(dict(metadata or {})))
@@ -113,6 +112,18 @@ def _format(path: Path, int8: Any) -> Format:
     if int8 is not None and path.suffix != ".onnx":
         raise ConfigError(Setting("int8"), f" is for .onnx files, not for {path.suffix}.")
     return format
+
+
+def _outputs(network: nn.Module, inputs: Any) -> list[Tensor]:
+    try:
+        with torch.no_grad():
+            return [_plain(x) for x in tensors(call(network, inputs))]
+    except Exception as error:  # of the user's own code
+        raise ExportError(
+            f"{type(network).__name__} does not run on inputs with a batch of {batch_of(inputs)}: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}.",
+            hint=("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), "."),
+        ) from error
 
 
 def _write(format: Format, network: nn.Module, path: Path, inputs: Any, dynamic: bool, metadata: str) -> None:

@@ -14,8 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from secateurs.graph import trace
-from secateurs.graph.families import Family
-from secateurs.graph.flow import Flow, Op
+from secateurs.graph.flow import Flow
 from secateurs.stripes import StripeConv2d
 
 MERGES = ("reparameterize", "switch_to_deploy", "fuse")  # what blocks call the method that merges their branches
@@ -56,31 +55,27 @@ def folded_(model: nn.Module, example_inputs: Any) -> int:
 
 def _pairs(flow: Flow, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:
     """The names of a layer and the batch norm right after it."""
-    for op in flow.layers:
-        norms = flow.after(op).norm
-        if not norms:
+    for call in flow.calls:
+        made = None if call.output is None else flow.maker(call.output)
+        norms = () if made is None or made.call is not call else flow.after(made).norm
+        if not norms or norms[0].call.module == call.module:
             continue
-        layer, norm = op.call.module, norms[0].call.module
-        if layer != norm and _foldable(modules[layer], modules[norm]) and _alone(flow, op, layer, norm):
-            yield layer, norm
+        layer, norm = modules[call.module], modules[norms[0].call.module]
+        alone = all(len(flow.runs(c.module)) == 1 for c in (call, norms[0].call))
+        if alone and len(flow.readers(flow.parameters(made))) == 1 and _foldable(layer, norm, made.outputs[0].shape):
+            yield call.module, norms[0].call.module
 
 
-def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
-    known = isinstance(layer, _ConvNd | nn.Linear | StripeConv2d)
-    if isinstance(layer, _ConvTransposeNd) and layer.groups > 1:  # its filters are not an axis of the weight
+def _foldable(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -> bool:
+    """shape: of the layer's output."""
+    if not isinstance(layer, _ConvNd | nn.Linear | StripeConv2d) or not isinstance(norm, _BatchNorm):
         return False
-    plain = isinstance(norm, _BatchNorm) and norm.running_mean is not None
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (layer, norm))
-    return known and plain and not hooked and not is_parametrized(layer) and not is_parametrized(norm)
-
-
-def _alone(flow: Flow, op: Op, layer: str, norm: str) -> bool:
-    """Whether both run once, and nothing else reads their parameters."""
-    if len(flow.runs(layer)) != 1 or len(flow.runs(norm)) != 1 or len(flow.readers(flow.parameters(op))) != 1:
-        return False
-    if len(op.outputs[0].shape) == 3 and op.family is Family.PRODUCT:  # (N, L, C): the norm's channels are L
-        return False
-    return flow.runs(layer)[0].output is op.outputs[0] and flow.runs(norm)[0].output is not None
+    if isinstance(layer, _ConvTransposeNd) and layer.groups > 1:
+        return False  # its filters are not an axis of the weight
+    if isinstance(layer, nn.Linear) and len(shape) != 2:
+        return False  # the norm's channels are on another axis
+    hooked = any(m._forward_hooks or m._forward_pre_hooks or is_parametrized(m) for m in (layer, norm))
+    return norm.running_mean is not None and not hooked
 
 
 def _fold(layer: Any, norm: Any) -> None:
