@@ -105,7 +105,7 @@ def test_a_target_that_is_not_there_is_skipped_if_there_are_others(monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"target": "tensorrt"}, "target='tensorrt' does not exist. Known: onnxruntime, openvino, torch-cpu"),
         ({"target": 3}, "target=3 is not a valid target"),
@@ -120,7 +120,7 @@ def test_what_is_not_valid(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"runtime": "onnxruntime", "precision": "fp16"}, "runs in fp32"),
         ({"runtime": "openvino", "channels_last": True}, "channels_last=True is a setting of PyTorch"),

@@ -135,7 +135,7 @@ def test_int8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path, options, error, message",
+    ("path", "options", "error", "message"),
     [
         ("a.tflite", {}, sc.ConfigError, r"\.tflite is not a format.*Known: \.onnx, \.pt2, \.xml"),
         ("a", {}, sc.ConfigError, "no suffix"),
@@ -149,7 +149,7 @@ def test_what_cannot_be_exported(path: str, options: Any, error: Any, message: s
 
 
 def test_inputs_without_a_batch(tmp_path: Path) -> None:
-    with pytest.raises(sc.ConfigError, match="no common first axis.*dynamic_batch=False"):
+    with pytest.raises(sc.ConfigError, match=r"no common first axis.*dynamic_batch=False"):
         sc.export(_Two(), tmp_path / "a.pt2", (X, torch.randn(3, 1, 12, 12)))
 
 

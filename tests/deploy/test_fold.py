@@ -47,7 +47,7 @@ def _layers(**named: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "layer, norm, x",
+    ("layer", "norm", "x"),
     [
         (nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), torch.randn(2, 4, 9)),
         (nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6), torch.randn(2, 4, 9, 9)),
@@ -83,7 +83,7 @@ class _Twice(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "model",
+    ("model"),
     [
         _Twice(),
         _layers(layer=nn.ConvTranspose2d(4, 4, 3, groups=2), norm=nn.BatchNorm2d(4)),

@@ -97,7 +97,8 @@ def bench(
         check_model(network)
     if not seconds > 0:
         raise ConfigError(Setting("seconds", seconds), " must be positive.")
-    targets = [Target.of(t) for t in (target if isinstance(target, list | tuple) else [target])]
+    given: Sequence[Any] = target if isinstance(target, list | tuple) else [target]
+    targets = [Target.of(t) for t in given]
     if not targets:
         raise ConfigError("There is no target to measure on: name one, such as target='torch-cpu'.")
     rows, skipped = [], []

@@ -57,8 +57,10 @@ def _pairs(flow: Flow, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str
     """The names of a layer and the batch norm right after it."""
     for call in flow.calls:
         made = None if call.output is None else flow.maker(call.output)
-        norms = () if made is None or made.call is not call else flow.after(made).norm
-        if not norms or norms[0].call.module == call.module:
+        if made is None or made.call is not call:
+            continue
+        norms = flow.after(made).norm
+        if not norms or norms[0].call is call:
             continue
         layer, norm = modules[call.module], modules[norms[0].call.module]
         alone = all(len(flow.runs(c.module)) == 1 for c in (call, norms[0].call))

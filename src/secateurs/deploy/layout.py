@@ -31,7 +31,8 @@ def deployed(model: nn.Module, example_inputs: Any, *, seconds: float = 1.0) -> 
     Branches are merged where blocks offer it (`reparameterize`, `switch_to_deploy`, `fuse`), batch norms are folded into the
     layers before them, stripe convolutions get their fastest kernels, and images and kernels the memory format that is faster
     on the model's device, as measured on these inputs for `seconds`. Each step must agree with the given network to a relative
-    1e-4 (four units of rounding in half precision); one that does not is left out, with a warning. The given model is not modified.
+    1e-4 (four units of rounding in half precision); one that does not is left out, with a warning. The given model is not
+    modified.
     """
     model, inputs = copied(model).eval(), to_model_device(model, example_inputs)
     due = _outputs(model, inputs)
