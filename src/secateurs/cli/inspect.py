@@ -95,7 +95,7 @@ def inspect(
         _draw(network, plan, pictures, force)
     elif force:
         raise ConfigError("--force replaces pictures: give --pictures with it.")
-    shape = _shape(input) if input else default_shape(spec, network)
+    shape = shape_of(input) if input else default_shape(spec, network)
     try:
         graph = sc.trace(network, torch.zeros(1, *shape), allow_inexact=allow_inexact)
     except TraceError as error:
@@ -153,7 +153,7 @@ def _show_stripes(layers: list[dict[str, Any]]) -> None:
         console.print(stripes_line(layers))
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def shape_of(text: str) -> tuple[int, ...]:
     try:
         shape = tuple(int(n) for n in text.replace("x", ",").split(","))
     except ValueError:

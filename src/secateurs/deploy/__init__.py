@@ -2,7 +2,8 @@
 
 from secateurs.deploy.bench import Bench, Timed, bench
 from secateurs.deploy.export import Exported, export
+from secateurs.deploy.formats import FileModule
 from secateurs.deploy.layout import deployed
 from secateurs.deploy.target import Target
 
-__all__ = ["Bench", "Exported", "Target", "Timed", "bench", "deployed", "export"]
+__all__ = ["Bench", "Exported", "FileModule", "Target", "Timed", "bench", "deployed", "export"]

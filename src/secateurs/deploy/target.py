@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -71,6 +71,15 @@ class Target:
         if not isinstance(given, str):
             raise ConfigError(f"target={given!r} is not a valid target: pass a name such as 'torch-cpu', or a Target.")
         return cls(given)  # type: ignore[arg-type]  # checked
+
+    @classmethod
+    def installed(cls, *settings: Any) -> list[Target]:
+        """Every target that this machine can run, with these settings (those after `batch`) where they have them."""
+        found = []
+        for runtime in get_args(Runtime):
+            with suppress(ConfigError):
+                found.append(cls(runtime, None, *settings))
+        return [target for target in found if target.missing is None]
 
     @property
     def in_torch(self) -> bool:
