@@ -6,7 +6,7 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,14 +85,12 @@ def export(
         if int8 is not None:
             with _quiet():
                 quantize(made, int8)
-        file = format.open(made)
-        error = max(disagreement(file.run(x), outputs, "original") for x, outputs in zip(checks, due, strict=True))
+        error = _disagreement(format, made, checks, due)
         if int8 is None and not error <= AGREEMENT:
             raise ExportError(
                 f"The {format.name} file does not agree with the network: outputs differ by a relative {error:.1e}, and "
                 f"{AGREEMENT:g} is allowed. It was not kept."
             )
-        del file  # which holds its files open on Windows
         names = sorted(os.listdir(folder), key=lambda name: name == path.name)  # what belongs to the file comes first
         bytes_ = sum(os.path.getsize(Path(folder, name)) for name in names)
         for name in names:
@@ -120,8 +118,7 @@ def _outputs(network: nn.Module, inputs: Any) -> list[Tensor]:
             return [_plain(x) for x in tensors(call(network, inputs))]
     except Exception as error:  # of the user's own code
         raise ExportError(
-            f"{type(network).__name__} does not run on inputs with a batch of {batch_of(inputs)}: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}.",
+            f"{type(network).__name__} does not run on inputs with a batch of {batch_of(inputs)}: {_reason(error)}.",
             hint=("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), "."),
         ) from error
 
@@ -134,13 +131,30 @@ def _write(format: Format, network: nn.Module, path: Path, inputs: Any, dynamic:
     except ExportError:
         raise
     except Exception as error:  # whatever exporters raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ExportError(
-            f"{type(network).__name__} cannot be exported to {format.name}: {type(error).__name__}: "
-            f"{(lines or ['no reason given'])[0][:300].rstrip('.')}.",
+            f"{type(network).__name__} cannot be exported to {format.name}: {_reason(error)}.",
             hint=("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), ".")
             if dynamic else "",
         ) from error  # fmt: skip
+
+
+def _disagreement(format: Format, path: Path, checks: Sequence[Any], due: Sequence[list[Tensor]]) -> float:
+    """The largest relative difference of the file's outputs from those that are due."""
+    try:
+        with _quiet():
+            file = format.open(path)
+            found = [file.run(inputs) for inputs in checks]
+    except Exception as error:  # whatever runtimes raise
+        raise ExportError(
+            f"The {format.name} file was written, but does not run: {_reason(error)}. It was not kept."
+        ) from error
+    return max(disagreement(a, b, "original") for a, b in zip(found, due, strict=True))
+
+
+def _reason(error: Exception) -> str:
+    """'RuntimeError: the first line of its message'."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or ['no reason given'])[0][:300].rstrip('.')}"
 
 
 def _shapes(network: nn.Module, inputs: Any) -> Shapes:
