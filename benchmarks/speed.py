@@ -1,5 +1,5 @@
-"""What fewer MACs are worth in time: networks cut by ℓ2 to a share of their MACs, at several alignments, on every runtime that is
-installed; and what `deploy` adds in PyTorch.
+"""What fewer MACs are worth in time: networks cut by ℓ2 to a share of their MACs, at several alignments, on every runtime that
+is installed; and what `deploy` adds in PyTorch.
 
     python benchmarks/speed.py --quick
     python benchmarks/speed.py --threads 1 --batch 1 --batch 32
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
     options = parser.parse_args()
     if options.quick:
-        options.network, options.size, options.seconds = ["zoo:resnet20"], 32, 0.1
+        options.network, options.align, options.size, options.seconds = ["zoo:resnet20"], [1, 4], 32, 0.1
     targets = Target.installed(options.threads)
     batches = options.batch or [1]
     table = Table(
@@ -54,10 +54,8 @@ def main() -> None:
             table.add_row(name, str(align), f"{share:.2f}", *times, f"{1 / fast.speedup:.2f}")
     console = Console(width=160)
     console.print(table)
-    console.print(
-        f"Time of the cut network over the original's. {processor()}, {options.threads} threads, {options.size} pixels, PyTorch "
-        f"{torch.__version__}."
-    )
+    where = f"{processor()}, {options.threads} threads, {options.size} pixels, PyTorch {torch.__version__}"
+    console.print(f"Time of the cut network over the original's. {where}.")
 
 
 if __name__ == "__main__":
