@@ -168,3 +168,13 @@ def test_the_faster_memory_format_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(layout, "in_turn", lambda programs, seconds, times=times: times)
         found = deployed(model, map_tensors(lambda t: t, x))
         assert found.b.weight.is_contiguous(memory_format=torch.channels_last) is (last < plain)
+
+
+def test_a_result_deploys_itself() -> None:
+    model = _layers(a=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8), relu=nn.ReLU(), b=nn.Conv2d(8, 4, 3))
+    x = torch.randn(1, 3, 12, 12)
+    result = sc.prune(model, x, "l1", sc.Budget(macs=0.6))
+    for fast in (result.deploy(seconds=0.01), result.deploy(x, seconds=0.01)):
+        assert not _norms(fast)
+        torch.testing.assert_close(_outputs(fast, x), _outputs(result.model, x), rtol=1e-4, atol=1e-5)
+    assert _norms(result.model) == 1

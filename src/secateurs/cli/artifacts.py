@@ -78,15 +78,20 @@ class Opened:
         """What the user names is trusted."""
         return self.options.trust_code or self.options.model is not None
 
-    def inputs(self, batch: int = 1) -> Any:
-        """Noise of the shape that the network takes."""
+    def inputs(self) -> Any:
+        """Noise of the shape that the network takes: as given, as the card records it, or what the network was designed for."""
         import torch
 
         from secateurs.cli.inspect import default_shape, shape_of
+        from secateurs.deploy.inputs import batch_of, batched, noise
 
-        given = self.options.input
-        shape = shape_of(given) if given else default_shape(str(self.source.spec), self.original)
-        return torch.randn(batch, *shape)
+        given, signature = self.options.input, self.card.signature
+        if given is not None:
+            return torch.randn(1, *shape_of(given))
+        if signature is None or not signature.inputs:
+            return torch.randn(1, *default_shape(str(self.source.spec), self.original, self.card))
+        inputs = noise(signature.examples())
+        return batched(inputs, 1 if batch_of(inputs) else None)
 
     def data(self, given: DataSpec) -> Data:
         """The data that the card names, or the given one."""

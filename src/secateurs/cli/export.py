@@ -81,10 +81,9 @@ def export(
 
 def _metadata(card: Card) -> dict[str, Any]:
     """What whoever serves the file has to know."""
-    data = {} if card.data is None else card.data.model_dump()
     figures = {"macs": card.after.macs, "params": card.after.params, "top1": card.after.top1, **card.after.metrics}
     return {
-        "normalize": data.get("normalize"),
+        **({} if card.signature is None else card.signature.model_dump(mode="json")),
         "method": card.method.name,
         "budget": card.budget,
         "figures": {name: value for name, value in figures.items() if value is not None},

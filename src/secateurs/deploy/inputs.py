@@ -1,4 +1,4 @@
-"""Example inputs of another batch size."""
+"""Example inputs of another batch size, or of other values."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def batched(inputs: Any, batch: int | None) -> Any:
         return torch.cat([x] * -(-batch // size))[:batch] if batch > size else x[:batch]
 
     return map_tensors(resized, inputs)
+
+
+def noise(inputs: Any) -> Any:
+    """The same structure with normal noise for floating-point tensors; the others as they are."""
+    return map_tensors(lambda x: torch.randn_like(x) if x.is_floating_point() else x, inputs)
