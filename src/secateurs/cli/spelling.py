@@ -8,10 +8,10 @@ from secateurs.errors import Setting, python
 
 # Settings that are options of the same name …
 SAME = frozenset({
-    "align", "allow_inexact", "batch", "batch_size", "channels_last", "data", "device", "epochs", "from_base",
-    "gamma", "image_size", "int8", "label_smoothing", "lr", "macs", "method", "milestones", "mode", "model",
-    "nodes", "normalize", "num_classes", "optimizer", "params", "precision", "preset", "pretrain_epochs",
-    "pretrain_lr", "ranking", "recover", "recover_epochs", "recover_lr", "resume", "schedule", "scope",
+    "align", "allow_inexact", "batch", "batch_size", "channels_last", "data", "device", "ema", "epochs",
+    "from_base", "gamma", "image_size", "int8", "label_smoothing", "lr", "macs", "method", "milestones", "mode",
+    "model", "nodes", "normalize", "num_classes", "optimizer", "params", "precision", "preset", "pretrain_epochs",
+    "pretrain_lr", "ranking", "recover", "recover_epochs", "recover_lr", "resume", "rounds", "schedule", "scope",
     "scratch_epochs", "seconds", "seed", "share", "skip_unreadable", "target", "temperature", "then", "threads",
     "track", "trust_code", "weight_decay", "weights", "widen",
 })  # fmt: skip
@@ -29,6 +29,8 @@ def option(setting: Setting) -> str:
         return "--fixed-batch"
     if name in MIMIC and _is_mimic(setting.of):
         flag = MIMIC[name]
+    elif name == "schedule" and _is_recipe(setting.of):
+        flag = "lr-schedule"
     elif name in SAME or name in OTHER or name in LIMITS:
         flag = OTHER.get(name, name.replace("_", "-"))
     else:
@@ -53,6 +55,14 @@ def _is_mimic(of: type | None) -> bool:
     from secateurs.recovery import Mimic
 
     return issubclass(of, Mimic)
+
+
+def _is_recipe(of: type | None) -> bool:
+    if of is None:
+        return False
+    from secateurs.training import Recipe
+
+    return issubclass(of, Recipe)
 
 
 def _value(value: Any) -> str:
