@@ -63,7 +63,7 @@ def test_export(run, artifact, tmp_path):
     assert stored["method"] == "l1"
     assert stored["figures"]["macs"] == sc.count(sc.load(artifact), torch.zeros(1, 3, 32, 32)).macs
     ran = run("export", artifact, "--out", path)
-    assert ran.status == 1
+    assert ran.status == 2
     assert "already exists: --force replaces it" in ran.err
     assert run("export", artifact, "--out", path, "--force").status == 0
 
@@ -88,7 +88,7 @@ def test_int8_is_measured(run, artifact, images, tmp_path):
 )
 def test_what_is_not_valid(options, message, run, artifact):
     ran = run(options[0], artifact, *options[1:])
-    assert ran.status == 1
+    assert ran.status == 2
     assert message in ran.err
 
 
@@ -103,5 +103,5 @@ def test_a_network_of_the_users_own(run, tmp_path):
 
     sc.prune(Own(), torch.randn(1, 3, 8, 8), "l1", sc.Budget(macs=0.5)).save(tmp_path / "own")
     ran = run("bench", tmp_path / "own", "--target", "torch-cpu")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "does not say how to build its network: give --model" in ran.err
