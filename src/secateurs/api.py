@@ -141,6 +141,8 @@ def prune(
         check_writable(folder)
         for name in phases:
             refuse_foreign_log(Path(folder) / name)
+    if isinstance(chosen, TrainingMethod) and source is not None:
+        chosen = chosen.before(recovery.epochs([recipe for _, recipe in steps], source.train))
     origin, placement = source_of(model), Placement.of(model)
     where = placement.device if source is None and device is None else usable(device)
     options = {
@@ -260,7 +262,7 @@ def attach(
             )
     if not isinstance(chosen, TrainingMethod):
         raise ConfigError(f"{chosen.name} does not prune during training: call prune(…) instead.")
-    if isinstance(chosen, Taught) and chosen.distil:
+    if isinstance(chosen, Taught) and chosen.distil and "distil" in chosen.model_fields_set:
         raise ConfigError(
             Setting("distil", chosen.distil, type(chosen)), " has no effect in a training loop of your own: add the original's "
             "class probabilities to your loss, or call prune(…) instead.",
