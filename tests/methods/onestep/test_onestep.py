@@ -446,7 +446,7 @@ def test_a_rate_and_a_budget_are_not_for_the_same_run() -> None:
 
 
 def test_ranking_by_layer_cuts_all_by_the_same_share() -> None:
-    pruner = vgg(ranking="layer", crucial=2)
+    pruner = vgg(ranking="layer", crucial=2, cost=0)
     betas(pruner, features_3=1.3, features_24=0.5)
     plan = pruner.plan()
     shares = [len(k) / pruner.task.graph[n].size for n, k in plan.groups.items()]
