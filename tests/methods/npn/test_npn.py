@@ -352,7 +352,12 @@ def test_lambda_alone_decides_without_a_budget() -> None:
     for lam in (1e-4, 1.0):
         model = network()
         result = sc.prune(
-            model, images(1), sc.NPN(epochs=20, lam=lam, lr=1e-3), data=batches(), progress="silent", scope="internal"
+            model,
+            images(1),
+            sc.NPN(epochs=20, lam=lam, lr=1e-3, distil=0),
+            data=batches(),
+            progress="silent",
+            scope="internal",
         )
         (gates,) = [h for h in result.history if h.get("event") == "gates"]
         assert gates["lam"] == lam
@@ -542,7 +547,9 @@ def test_copies_go_by_the_same_pruner() -> None:
      ({"open": math.nan}, "open"), ({"lambda_": 1}, "lambda_")],
 )  # fmt: skip
 def test_settings_out_of_range(settings: dict[str, Any], named: str) -> None:
-    with pytest.raises(sc.ConfigError, match=rf"NPN\({named}=.*npn's settings are: steps_per_epoch, distil, lam"):
+    with pytest.raises(
+        sc.ConfigError, match=rf"NPN\({named}=.*npn's settings are: steps_per_epoch, epochs, distil, lam"
+    ):
         sc.NPN(**settings)
 
 

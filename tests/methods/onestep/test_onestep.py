@@ -357,6 +357,7 @@ VGG = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 def vgg(**settings: Any) -> Any:
     torch.manual_seed(0)
+    settings = {"prior": 0, "cost": 0} | settings
     return attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(**settings), sc.Budget(macs=0.5))
 
 
@@ -424,7 +425,7 @@ def test_crucial_layers_are_released_for_a_budget_that_could_not_be_met() -> Non
 
 def test_rate_is_the_papers_fixed_ratio() -> None:
     """Every layer that is not crucial keeps an eighth (sec. 4.1), by β."""
-    pruner = attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(rate=8, crucial=2), None)
+    pruner = attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(rate=8, crucial=2, prior=0), None)
     beta = betas(pruner, features_3=1.3)
     selection = pruner.finish().channels
     assert set(selection) == {g.name for g in pruner.task.groups} - {"features.3", "features.40"}
@@ -446,7 +447,7 @@ def test_a_rate_and_a_budget_are_not_for_the_same_run() -> None:
 
 
 def test_ranking_by_layer_cuts_all_by_the_same_share() -> None:
-    pruner = vgg(ranking="layer", crucial=2, cost=0)
+    pruner = vgg(ranking="layer", crucial=2)
     betas(pruner, features_3=1.3, features_24=0.5)
     plan = pruner.plan()
     shares = [len(k) / pruner.task.graph[n].size for n, k in plan.groups.items()]
@@ -484,7 +485,8 @@ def test_a_network_without_convolutions_is_refused() -> None:
         sc.prune(model, x, "onestep", sc.Budget(macs=0.5), data=[(x, torch.tensor([0, 1]))])
 
 
-def test_the_choice_depends_on_what_the_channels_are_for() -> None:
+@pytest.mark.parametrize("distil", [0, 1])
+def test_the_choice_depends_on_what_the_channels_are_for(distil: float) -> None:
     """Labels are the network's own answers, and these hang on one channel of the second layer."""
     model = plain(torch.float32)
     with torch.no_grad():
@@ -493,7 +495,8 @@ def test_the_choice_depends_on_what_the_channels_are_for() -> None:
         model.fc.bias.zero_()
         batches = [(x, model(x).argmax(1)) for x in (images(16, i) for i in range(8))]
     result = sc.prune(
-        model, images(1), sc.OneStep(epochs=10, lam=1e-3, lr=1e-2, crucial=("convs.0", "convs.2")),
+        model, images(1),
+        sc.OneStep(epochs=10, lam=1e-3, lr=1e-2, crucial=("convs.0", "convs.2"), prior=0, distil=distil),
         sc.Budget(macs=0.4), data=batches, progress="silent",
     )  # fmt: skip
     assert list(result.plan.groups["convs.1"]) == [2]

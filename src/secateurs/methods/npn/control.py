@@ -70,7 +70,7 @@ class Controller:
         """λ for the next step, given the shares of the costs that are still open. step: the progress in one step."""
         excess = max(share - target for share, target in zip(shares, self.targets(progress), strict=True))
         # Gates that closed too fast open again late, while λ is close to zero already: that is not the base's fault.
-        rate = self.RATE * step if excess > -self.BOUND else 0.0
+        rate = self.RATE * step * (1.0 if excess > -self.BOUND else 0.1)
         excess = max(-self.BOUND, min(self.BOUND, excess))
         self.base = max(-40.0, min(10.0, self.base + rate * excess / self.BOUND))  # finite, whatever happens
         return math.exp(self.base + self.gain * excess)
