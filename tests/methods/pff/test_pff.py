@@ -442,7 +442,7 @@ def test_where_no_channel_may_be_cut() -> None:
 
 def test_what_a_layer_keeps_in_any_case_is_not_faded_out() -> None:
     model = block()
-    pruner = attached(model, sc.Budget(macs=0.5), steps=40, floor=0.05, arrive=0.5)
+    pruner = attached(model, sc.Budget(macs=0.5), steps=40, floor=0.05, arrive=0.5, cost=0)
     with torch.no_grad():
         pruner.measure.values[:54] = torch.linspace(0.01, 0.02, 54)  # the stem's all lie below any threshold
     train(model, pruner, 40, lr=1e-3)

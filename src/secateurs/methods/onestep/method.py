@@ -38,9 +38,11 @@ FIRST = 0.01  # λ of the first step, when nothing is measured
 class OneStep(Taught):
     """Importance vectors, one factor |β| for each channel, learned on a frozen network (Wang et al., 2019).
 
-    The loss is the task loss plus λ‖β‖₁; weights and batch-norm statistics are frozen. The layers with the largest mean
+    The loss is the distance from the original's class probabilities (or with `distil=0`, as in the paper, the task loss) plus
+    λ‖β‖₁; weights and batch-norm statistics are frozen. The layers with the largest mean
     |β| are crucial: they are kept whole, and are the nodes that recovery mimics (`Mimic`). Of all other channels,
-    those with the smallest |β| are cut in one step.
+    those with the smallest |β| are cut in one step; the norms of their weights and what they cost count as well, unless
+    `prior` and `cost` are 0, as in the paper.
 
     β acts on the channel at its consumers, after batch norm and non-linearity; the paper's acts on the layer's
     output. For |β| ≥ 0 after batch norm and a ReLU the two are equal: ReLU(|β|·x) = |β|·ReLU(x).
