@@ -269,7 +269,8 @@ class Taught(TrainingMethod):
         if self.distil == 0:
             return []
         required, off = "distil" in self.model_fields_set, Setting("distil", 0, type(self))
-        return [Distilling(task.model, task.model, Recover(share=self.distil), required=required, off=off)]
+        teacher = task.model if task.teacher is None else task.teacher
+        return [Distilling(task.model, teacher, Recover(share=self.distil), required=required, off=off)]
 
 
 def keep(scores: Mapping[str, np.ndarray], threshold: float) -> Channels:

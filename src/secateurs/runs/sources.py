@@ -23,6 +23,7 @@ from secateurs.files import shown
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.graph.faults import fault
+from secateurs.keywords import explained
 from secateurs.models import build, is_artifact
 from secateurs.placement import Placement
 from secateurs.seeds import preserve_rng_state
@@ -36,6 +37,7 @@ from secateurs.zoo.weights import put
 Builder = Callable[[Data, torch.device, int], nn.Module]  # data, where, seed of initial weights
 
 
+@explained(ConfigError)
 @dataclass(frozen=True)
 class DataSpec:
     """Data by name, and how its images are read.
