@@ -82,7 +82,7 @@ def evaluate(
     if artifact is not None:
         card = read(artifact)[1]
         network = _load(artifact, card, model, model_options).to(where)  # reading data may take a while
-        spec, data = _data(artifact, card, spec, where, model_options.trust_code)
+        spec, data = recorded_data(artifact, card, spec, where, model_options.trust_code)
         check_model_fits_data(network, data, shown(artifact), "give the data that it was pruned for.")
     else:
         build = model_options.network(str(model)).open()
@@ -104,7 +104,9 @@ def evaluate(
         _show(str(model) if artifact is None else shown(artifact), found, card)
 
 
-def _data(artifact: Path, card: Card, given: DataSpec, where: torch.device, trust: bool) -> tuple[DataSpec, Data]:
+def recorded_data(
+    artifact: Path, card: Card, given: DataSpec, where: torch.device, trust: bool
+) -> tuple[DataSpec, Data]:
     """The data to evaluate on: as given, completed from the card."""
     from secateurs.data.spec import remote
 
