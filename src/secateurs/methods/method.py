@@ -79,8 +79,11 @@ class Task:
         return [g for g in self.graph.groups if g.prunable and (self.scope == "all" or g.internal)]
 
     def describe(self) -> list[Message]:
-        """What the user says about groups that would otherwise be cut, one line for each limit."""
-        return described({g.name: self.bound(g) for g in self._scoped})
+        """What the user says about groups that would otherwise be cut, and the groups that a ratio names without reaching
+        them: one line for each limit."""
+        scoped = {g.name for g in self._scoped}
+        bounds = {g.name: self.bound(g) for g in self.graph.groups}
+        return described({name: bound for name, bound in bounds.items() if name in scoped or bound.missed})
 
     def bound(self, group: ChannelGroup) -> Bound:
         """What the user says about a group."""
