@@ -22,7 +22,7 @@ from secateurs.data.unreadable import report_unreadable
 from secateurs.errors import DataError, Setting, SpecError, nearest
 from secateurs.files import shown
 
-Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 NORMALIZATIONS: dict[str, Statistics] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -35,6 +35,7 @@ def load(
     *,
     batch_size: int = 128,
     image_size: int | None = None,
+    channels: int = 3,
     normalize: str | Statistics = "imagenet",
     augment: bool = True,
     seed: int = 0,
@@ -62,8 +63,9 @@ def load(
     order; if it is larger than `memory_limit` it is streamed, as `wds:` data always is: shards are distributed to the
     processes, nothing is cached, and an epoch can still be resumed at any batch. See `StreamLoader`.
 
-    Inputs are (N, 3, H, W) float32 in [0, 1], normalized by `normalize` (`imagenet`, `cifar10`, `none`, or a mean and
-    a standard deviation per channel), on `device`; targets are (N,) int64, in the order of the sorted class names. Training
+    Inputs are (N, channels, H, W) float32 in [0, 1], normalized by `normalize` (`imagenet`, `cifar10`, `none`, or a mean and
+    a standard deviation per color, or one of each for all), on `device`. Images are read as RGB; `channels=1` makes them
+    grayscale. Targets are (N,) int64, in the order of the sorted class names. Training
     batches are shuffled and, with `augment`, cropped after reflected padding (an eighth of the side, 4 pixels of 32;
     digits 2) and flipped (not digits); validation batches are in order and not augmented.
 
@@ -83,9 +85,11 @@ def load(
         raise DataError(Setting("batch_size", batch_size), " must be at least 1.")
     if image_size is not None and image_size < 1:
         raise DataError(Setting("image_size", image_size), " must be at least 1.")
-    workers = workers or min(16, os.cpu_count() or 1)
+    if channels not in (1, 3):
+        raise DataError(Setting("channels", channels), " must be 3 (RGB) or 1 (grayscale).")
+    workers = workers or default_workers()
     device = torch.device(device)
-    mean, std = _statistics(normalize)
+    mean, std = statistics(normalize)
     family, _, rest = spec.partition(":")
     if spec == "digits":
         classes = CLASSES
@@ -119,14 +123,20 @@ def load(
     def loader(source: Source | StreamSource, **more: Any) -> Loader:
         kind: Any = StreamLoader if isinstance(source, StreamSource) else Loader
         made: Loader = kind(
-            source, batch_size=batch_size, mean=mean, std=std, rank=rank, world_size=world_size, device=device, **more
-        )
+            source, batch_size=batch_size, mean=mean, std=std, rank=rank, world_size=world_size, device=device,
+            channels=channels, **more
+        )  # fmt: skip
         return made
 
     assert sources[0] is not None
     train = loader(sources[0], augment=policy if augment else None, shuffle=True, seed=seed, drop_last=drop_last)
     val = None if sources[1] is None else loader(sources[1])
-    return Data(train, val, classes, (3, *size))
+    return Data(train, val, classes, (channels, *size))
+
+
+def default_workers() -> int:
+    """How many threads decode images."""
+    return min(16, os.cpu_count() or 1)
 
 
 def _crops(size: tuple[int, int]) -> Augment:
@@ -152,7 +162,8 @@ def _folder(
     ]
 
 
-def _statistics(normalize: str | Statistics) -> Statistics:
+def statistics(normalize: str | Statistics) -> Statistics:
+    """The means and standard deviations of the three colors. Raises DataError for what is not valid."""
     if isinstance(normalize, str):
         if normalize not in NORMALIZATIONS:
             raise DataError(Setting("normalize", normalize), f" is not valid. {nearest(normalize, NORMALIZATIONS)}")
@@ -161,8 +172,9 @@ def _statistics(normalize: str | Statistics) -> Statistics:
         mean, std = (tuple(float(v) for v in values) for values in normalize)
     except (TypeError, ValueError):
         mean, std = (), ()
-    if len(mean) != 3 or len(std) != 3 or not all(v > 0 for v in std):
+    if len(mean) != len(std) or len(mean) not in (1, 3) or not all(v > 0 for v in std):
         raise DataError(
-            Setting("normalize", normalize), " must be ((three means), (three standard deviations above 0))."
+            Setting("normalize", normalize),
+            " must be ((three means), (three standard deviations above 0)), or one of each.",
         )
-    return mean, std
+    return (mean, std) if len(mean) == 3 else (mean * 3, std * 3)

@@ -16,6 +16,7 @@ from secateurs.errors import DataError, Setting
 from secateurs.files import shown
 
 ORDER = 0xFFFFFFFF  # used as the batch index to draw the order
+LUMINANCE = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601), as Pillow's
 
 
 class Source(Protocol):
@@ -86,7 +87,7 @@ class FileSource:
 
 
 class Loader:
-    """Batches `(inputs (N, 3, H, W) float32, targets (N,) int64)` of a source, on the source's device.
+    """Batches `(inputs (N, channels, H, W) float32, targets (N,) int64)` of a source, on the source's device.
 
     Order and augmentation depend only on (seed, epoch, batch index), so an epoch can be resumed at any batch
     (`iter_from`), and `world_size` processes get consecutive rows of the same global batch of `batch_size`.
@@ -107,7 +108,9 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        channels: int = 3,
     ) -> None:
+        """channels: 3, or 1 for the luminance."""
         if batch_size < world_size or not 0 <= rank < world_size:
             raise DataError(
                 Setting("batch_size", batch_size),
@@ -118,6 +121,7 @@ class Loader:
         self.batch_size, self.drop_last = batch_size, drop_last
         self.augment, self.shuffle, self.seed = augment, shuffle, seed
         self.rank, self.world_size = rank, world_size
+        self.device, self.channels = torch.device(device), channels
         self.epoch = 0
         self._check()
         # (x / 255 - mean) / std as one multiplication and one addition per pixel
@@ -175,8 +179,14 @@ class Loader:
 
     def _normalized(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for images, targets in batches:
-            x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (N, 3, H, W)
-            yield x.mul_(self._scale).add_(self._shift), targets
+            yield self.normalized(images.permute(0, 3, 1, 2)), targets  # (N, 3, H, W)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images (…, 3, H, W) uint8 as (…, channels, H, W) float32."""
+        x = images.to(torch.float32, memory_format=torch.contiguous_format).mul_(self._scale).add_(self._shift)
+        if self.channels == 3:
+            return x
+        return (x * torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)).sum(-3, keepdim=True)
 
     def _draws(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Draws | None]]:
         count = len(self.source)
