@@ -85,8 +85,7 @@ def load(
         raise DataError(Setting("batch_size", batch_size), " must be at least 1.")
     if image_size is not None and image_size < 1:
         raise DataError(Setting("image_size", image_size), " must be at least 1.")
-    if channels not in (1, 3):
-        raise DataError(Setting("channels", channels), " must be 3 (RGB) or 1 (grayscale).")
+    checked_channels(channels)
     workers = workers or default_workers()
     device = torch.device(device)
     mean, std = statistics(normalize)
@@ -160,6 +159,13 @@ def _folder(
         ArraySource(torch.from_numpy(images), torch.from_numpy(s.labels[kept]), device=device, skipped=len(without))
         for s, (images, kept, _), without in zip(splits, found, bad, strict=True)
     ]
+
+
+def checked_channels(channels: int) -> int:
+    """The channels of an image. Raises DataError for a number that is not valid."""
+    if channels not in (1, 3):
+        raise DataError(Setting("channels", channels), " must be 3 (RGB) or 1 (grayscale).")
+    return channels
 
 
 def statistics(normalize: str | Statistics) -> Statistics:

@@ -27,7 +27,13 @@ Sample = tuple[Tensor, Any]  # an image (3, H, W) uint8, and its target
 class Samples(Protocol):
     """The examples of a split, by index."""
 
-    where: str  # what messages call the split
+    @property
+    def where(self) -> str:
+        """What messages call the split."""
+
+    @property
+    def skipped(self) -> int:
+        """The number of files that were left out before."""
 
     def __len__(self) -> int: ...
 
@@ -81,7 +87,7 @@ class SampleLoader(Loader):
 
     @property
     def skipped(self) -> int:
-        return len(self._broken)
+        return self.source.skipped + len(self._broken)
 
     @property
     def samples(self) -> int:
@@ -121,7 +127,7 @@ class SampleLoader(Loader):
                 while more and len(pending) <= _AHEAD:
                     drawn = next(coming, None)
                     if more := drawn is not None:
-                        indices, seeds = drawn  # type: ignore[misc]
+                        indices, seeds = drawn
                         pending.append((seeds, [pool.submit(self.source.read, i) for i in indices.tolist()]))
                 if not pending:
                     return

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import nn
-
 from secateurs import data as D
 from secateurs.data import Data
 from secateurs.errors import DataError
 from secateurs.tasks.task import Reading, VisionTask
-from secateurs.training import Objective
 from secateurs.training.losses import heads
 
 
@@ -30,6 +27,3 @@ class Classification(VisionTask):
         logits, _ = heads(outputs)
         if classes and logits.ndim == 2 and logits.shape[1] != classes:
             raise DataError(f"{name} has {logits.shape[1]} outputs and the data {classes} classes: ", *advice)
-
-    def objective(self, network: nn.Module, data: Data) -> Objective:
-        return Objective()

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from secateurs.data import Data
 from secateurs.data.load import Statistics
 from secateurs.errors import ConfigError
-from secateurs.training import Objective
 from secateurs.training.recipe import explain
 
 
@@ -35,7 +34,7 @@ class Reading:
     skip_unreadable: bool = False
     classes: int | None = None
     seed: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
     rank: int = 0
     world_size: int = 1
 
@@ -44,6 +43,7 @@ class VisionTask(BaseModel):
     """Base class of tasks. Its fields are the task's settings.
 
     name: that of `--task`. defaults: of the settings of a `DataSpec`. primary: the figure that says how good a network is.
+    pictures: whether it draws predictions.
 
     Raises ConfigError for invalid settings.
     """
@@ -51,6 +51,7 @@ class VisionTask(BaseModel):
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {"normalize": "imagenet", "batch_size": 16}
     primary: ClassVar[str]
+    pictures: ClassVar[bool] = False
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -74,6 +75,10 @@ class VisionTask(BaseModel):
         """
         return {} if classes is None else {"num_classes": classes}
 
+    def functions(self) -> dict[str, Any]:
+        """How a model meets a batch: the `loss`, `step` and `forward` of an `Objective`, where the task has its own."""
+        return {}
+
     def check(self, outputs: Any, inputs: Any, classes: int, name: str, advice: tuple[object, ...]) -> None:
         """Raise DataError for outputs that are not this task's, or not of so many classes (0: not known).
 
@@ -81,20 +86,22 @@ class VisionTask(BaseModel):
         classes.
         """
 
-    def objective(self, network: nn.Module, data: Data) -> Objective:
-        """How a network is trained and measured. Raises ConfigError if a package is missing."""
-        raise NotImplementedError
+    def metrics(self, outputs: Any) -> dict[str, Any]:
+        """What is measured beside the loss and top-1, by name. outputs: of the network, for one example, in eval mode.
+
+        Raises ConfigError if a package is missing.
+        """
+        return {}
 
     def blank(self, shape: tuple[int, ...]) -> Any:
         """Example inputs for a network of this task: one image (C, H, W)."""
         return torch.zeros(1, *shape)
 
-    def draw(self, file: Path, networks: Mapping[str, nn.Module], data: Data) -> bool:
-        """Draw what each network predicts for some validation images. Whether there is anything to draw, and a way to."""
-        return False
+    def draw(self, file: Path, networks: Mapping[str, nn.Module], data: Data) -> None:
+        """Draw what each network predicts for some validation images to a PNG file, if `pictures`; needs matplotlib."""
 
 
-def metrics(task: str, module: str = "torchmetrics") -> ModuleType:
+def torchmetrics(task: str, module: str = "torchmetrics") -> ModuleType:
     """A module of torchmetrics. Raises ConfigError if it is not installed. task: what needs it."""
     try:
         return import_module(module)
