@@ -1,7 +1,7 @@
 """U-Nets pruned by every method and recovered: mIoU before, after the cut, calibrated, recovered.
 
 Two networks, an own small U-Net and that of segmentation_models_pytorch (encoder resnet18, random weights; skipped where the
-package is not installed), are trained on a set that is drawn here: discs, squares and triangles of random colors, on noise.
+package is not installed), are trained on a set that is drawn here: red discs, green squares and blue triangles on noise.
 Each method prunes them to `--macs`. A method that trains has `--search` epochs for it; the others have them for recovery, too.
 
 A cell is a `PruneRun` in OUT; a stopped run resumes where it was. The table is Markdown.
@@ -31,6 +31,7 @@ from secateurs.report.figures import number
 
 METHODS = ("l2", "aofp", "npn", "pff", "onestep", "epruner")
 SIDE, CLASSES = 64, 4
+COLORS = {1: (190, 90, 90), 2: (90, 190, 90), 3: (90, 90, 190)}
 SPEC = {"normalize": "0.5/0.25", "batch_size": 8}
 
 
@@ -79,7 +80,7 @@ def draw(folder: Path, counts: dict[str, int], seed: int = 0) -> None:
         for part in ("images", "masks"):
             (folder / split / part).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            image = random.normal(random.uniform(60, 180, 3), 25, (SIDE, SIDE, 3))
+            image = random.normal(random.uniform(60, 180, 3), 40, (SIDE, SIDE, 3))
             mask = np.zeros((SIDE, SIDE), np.uint8)
             for _ in range(random.integers(1, 4)):
                 kind, size = int(random.integers(1, CLASSES)), int(random.integers(7, 15))
@@ -91,7 +92,8 @@ def draw(folder: Path, counts: dict[str, int], seed: int = 0) -> None:
                 }[kind]
                 mask[depth < size + 1] = 255
                 mask[depth < size] = kind
-                image[depth < size] = random.normal(random.uniform(0, 255, 3), 25, (int((depth < size).sum()), 3))
+                color = np.array(COLORS[kind]) + random.uniform(-50, 50, 3)
+                image[depth < size] = random.normal(color, 40, (int((depth < size).sum()), 3))
             Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / split / "images" / f"{i:04d}.png")
             Image.fromarray(mask).save(folder / split / "masks" / f"{i:04d}.png")
 
@@ -131,10 +133,10 @@ def main() -> None:
     parser.add_argument("--network", action="append", choices=sorted(NETWORKS))
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--macs", type=float, default=0.5)
-    parser.add_argument("--images", type=int, default=240)
-    parser.add_argument("--epochs", type=float, default=16, help="of training the original")
-    parser.add_argument("--search", type=float, default=3)
-    parser.add_argument("--recover", type=float, default=5)
+    parser.add_argument("--images", type=int, default=160)
+    parser.add_argument("--epochs", type=float, default=8, help="of training the original")
+    parser.add_argument("--search", type=float, default=2)
+    parser.add_argument("--recover", type=float, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
