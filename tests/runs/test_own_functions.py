@@ -153,6 +153,23 @@ def test_a_network_that_cannot_be_trained_is_found_first(tmp_path: Path) -> None
     assert not (tmp_path / "r").exists()
 
 
+def test_a_forward_that_does_not_fit_the_data(tmp_path: Path) -> None:
+    def wrong(model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        return model(left=batch["image"], right=batch["right"]), None
+
+    with pytest.raises(DataError, match=r"Batch 0 of val does not fit the step, forward or loss.*KeyError: 'image'"):
+        run(tmp_path / "r", forward=wrong).start()
+    assert not (tmp_path / "r").exists()
+
+
+def test_data_in_double_precision(tmp_path: Path) -> None:
+    pairs = [(torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randint(0, 2, (4,))) for _ in range(2)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(8, 2))  # fmt: skip
+    budget = sc.Budget(macs=0.6)
+    sc.PruneRun(model, sc.Data(pairs, pairs), tmp_path / "r", method="l2", budget=budget, device="cpu").start()
+
+
 def test_a_loss_of_ones_own_for_pairs(tmp_path: Path) -> None:
     """A float target has no class: neither the check of classes nor that of training takes it for one."""
     random = torch.Generator().manual_seed(0)
