@@ -14,6 +14,7 @@ from secateurs.cli import options
 from secateurs.cli.limits import LimitOptions
 from secateurs.cli.options import Count
 from secateurs.cli.spelling import option
+from secateurs.cli.task import TaskOptions, recorded
 from secateurs.errors import ArtifactError, ConfigError, SecateursError, TraceError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def inspect(
     input: str | None = None,
     num_classes: Count | None = None,
     scope: Literal["internal", "all"] = "internal",
+    task_options: TaskOptions | None = None,
     limit_options: LimitOptions | None = None,
     allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
@@ -89,15 +91,15 @@ def inspect(
     force
         overwrite existing pictures
     """
-    import torch
 
     import secateurs as sc
     from secateurs.artifact import Signature
     from secateurs.graph.inputs import tensors
     from secateurs.plans.stripes import summary
 
-    network = sc.build(model, num_classes=num_classes, trust_code=trust_code)
     plan, spec, card = _artifact(model)
+    task = (task_options or TaskOptions()).chosen() or recorded(card, model)
+    network = sc.build(model, **task.options(model, num_classes, None), trust_code=trust_code)
     if pictures is not None:
         if plan is None:
             raise ConfigError(f"--pictures draws an artifact's stripes, and {model} is not an artifact.")
@@ -112,7 +114,7 @@ def inspect(
         except ArtifactError as error:
             raise error.advised("--input gives the shape of one input.") from None
     else:
-        inputs = torch.zeros(1, *(shape_of(input) if input else default_shape(spec, network, card)))
+        inputs = task.blank(shape_of(input) if input else default_shape(spec, network, card))
     alone = all(len(x) == 1 for x in tensors(inputs) if x.ndim)  # recorded inputs may be a larger batch
     shapes = [list(x.shape[1:] if alone else x.shape) for x in tensors(inputs)]
     shape = " and ".join("x".join(map(str, each)) for each in shapes)

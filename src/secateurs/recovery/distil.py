@@ -11,15 +11,34 @@ from secateurs.errors import ConfigError, Setting, TrainingError, a_or_an
 from secateurs.graph.faults import described
 from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
+from secateurs.training.batches import IGNORED
 from secateurs.training.losses import CrossEntropy, heads, shares
 from secateurs.training.run import TrainingRun
 
 
-def soft_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over images (and pixels). Logits: (N, classes, *)."""
+def soft_loss(teacher: Tensor, student: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over images and pixels. Logits: (N, classes, *).
+
+    counts: (N, *) bool, the pixels that count; by default all.
+    """
     p = F.log_softmax(teacher.float().movedim(1, -1) / temperature, dim=-1)
     q = F.log_softmax(student.float().movedim(1, -1) / temperature, dim=-1)
-    return temperature**2 * F.kl_div(q, p, reduction="sum", log_target=True) / (p.numel() / p.shape[-1])
+    if counts is None:
+        return temperature**2 * F.kl_div(q, p, reduction="sum", log_target=True) / (p.numel() / p.shape[-1])
+    each = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)  # (N, *)
+    return temperature**2 * (each * counts).sum() / counts.sum().clamp(min=1)
+
+
+def counting(targets: Any, logits: Tensor) -> Tensor | None:
+    """The pixels that count, (N, *) bool, where targets are class indices of pixels; None for all. A pixel that is ignored, as
+    padding is, is not taught; an image without a label is."""
+    if logits.ndim == 2 or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return None
+    if targets.shape != logits.shape[:1] + logits.shape[2:]:
+        return None
+    counts = targets != IGNORED
+    axes = tuple(range(1, counts.ndim))
+    return counts | ~counts.any(axes, keepdim=True)
 
 
 class Distilling(TeacherHook):
@@ -47,7 +66,9 @@ class Distilling(TeacherHook):
         if not self.teaches:
             self.forget()
             return loss
-        soft = soft_loss(heads(self.teacher_outputs(engine))[0], heads(outputs)[0], self.recipe.temperature)
+        logits = heads(outputs)[0]
+        counts = counting(targets, logits)
+        soft = soft_loss(heads(self.teacher_outputs(engine))[0], logits, self.recipe.temperature, counts)
         if self.recipe.mode != "distil":
             soft = soft / self.recipe.temperature
         share = self.recipe.share

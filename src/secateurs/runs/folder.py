@@ -24,6 +24,7 @@ _round = re.compile(r"round-\d+")
 _checkpoint = re.compile(r"(\.writing-|\.old-|step-|damaged-step-)\d{9,}")
 _parts = ("state.safetensors", "state.json", "manifest.json")  # of a checkpoint
 LOG = "metrics.jsonl"
+PICTURE = "predictions.png"
 RESUME, OVERWRITE, FOLDER = Setting("resume", True), Setting("overwrite", True), Setting("folder")
 TRACKED = "secateurs"  # where trackers that write files put them, within a phase's folder
 
@@ -47,7 +48,7 @@ class RunFolder:
         self,
         folder: Path,
         phases: Sequence[str] = PHASES,
-        files: Sequence[str] = ("pretrained.safetensors",),
+        files: Sequence[str] = ("pretrained.safetensors", PICTURE),
         artifacts: Sequence[str] = ("",),
     ) -> None:
         """files: other files that it writes; the first holds weights, which are only trained if none are given. artifacts: the

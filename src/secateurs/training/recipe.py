@@ -22,7 +22,7 @@ class Phase(Presets):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(*_explain(type(self), error)) from None
+            raise ConfigError(*explain(type(self), error)) from None
 
     @property
     def reads_labels(self) -> bool:
@@ -124,7 +124,7 @@ def _cosine(start: float, end: float, t: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
 
 
-def _explain(cls: type[BaseModel], error: ValidationError) -> list[object]:
+def explain(cls: type[BaseModel], error: ValidationError) -> list[object]:
     """What is wrong with each setting, as the parts of a message."""
     found: list[list[object]] = []
     for item in error.errors(include_url=False):
