@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateurs.errors import SpecError
-from secateurs.zoo import build, vision
+from secateurs.zoo import build, regions, vision
 
 needs_torchvision = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is absent")
 
@@ -44,12 +44,12 @@ def test_nms_is_the_definition(count: int, threshold: float, seed: int) -> None:
     size = torch.randint(0, 9, (count, 2), generator=generator).float()
     boxes = torch.cat([corner, corner + size], dim=1)
     scores = torch.rand(count, generator=generator)
-    assert vision.nms(boxes, scores, threshold).tolist() == brute_force(boxes, scores, threshold)
+    assert regions.nms(boxes, scores, threshold).tolist() == brute_force(boxes, scores, threshold)
 
 
 def test_nms_keeps_the_first_of_equal_boxes() -> None:
     boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [9, 9, 10, 10]])
-    assert vision.nms(boxes, torch.tensor([0.5, 0.5, 0.9]), 0.5).tolist() == [2, 0]
+    assert regions.nms(boxes, torch.tensor([0.5, 0.5, 0.9]), 0.5).tolist() == [2, 0]
 
 
 FIRST = """
