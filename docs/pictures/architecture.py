@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WHAT = {
     "cli": "parses and renders, a file for each command",
     "testing": "the conformance suite",
+    "tasks": "classification, segmentation: data, networks, metrics",
     "adapters": "functions of a batch",
     "integrations": "Lightning, transformers, Ultralytics",
     "api": "the Python interface",
@@ -43,7 +44,7 @@ WHAT = {
 }
 # One color for each part of the way from a model to a saved result.
 COLORS = {
-    "#e8eef7": ("cli", "testing", "adapters", "integrations", "api", "models", "runs"),
+    "#e8eef7": ("cli", "testing", "tasks", "adapters", "integrations", "api", "models", "runs"),
     "#f7efe0": ("result", "studies", "placement", "methods", "budget"),
     "#e9f4e6": ("recovery", "training"),
     "#f3ecf6": ("report", "artifact", "zoo", "data"),

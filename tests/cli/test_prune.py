@@ -14,7 +14,7 @@ from torch import nn
 
 import secateurs as sc
 from secateurs.methods.npn.pruner import NPNPruner
-from secateurs.runs import cut, sources
+from secateurs.runs.purpose import Purpose
 from secateurs.training import CheckpointStore
 
 NET = "zoo:small_cnn"
@@ -277,7 +277,8 @@ def test_a_network_that_cannot_train_is_found_first(run, images, tmp_path):
 def test_the_try_leaves_the_network_and_the_random_draws_as_they_were():
     model = nn.Sequential(sc.build(NET), nn.Dropout(0.5)).train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    sources.check_trains(model, torch.randn(1, 3, 32, 32, generator=torch.Generator()), NET)
+    data = sc.Data([(torch.randn(2, 3, 32, 32, generator=torch.Generator()), torch.zeros(2, dtype=torch.long))])
+    Purpose().check_trains(model, data, NET)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -326,7 +327,7 @@ def test_interrupted_before_there_is_anything_to_go_on_from(run, job, tmp_path, 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cut, "check_trains", interrupt)
+    monkeypatch.setattr(Purpose, "check_trains", interrupt)
     ran = run(*job, "--out", tmp_path / "r")
     assert ran.status == 130
     assert ran.err == "Interrupted.\n"

@@ -66,6 +66,12 @@ class MethodRecord(Open):
     name: Line
 
 
+class TaskRecord(Open):
+    """What the network is for, and the task's settings."""
+
+    name: Line
+
+
 class DataRecord(Open):
     """The data that the metrics were measured on."""
 
@@ -73,6 +79,7 @@ class DataRecord(Open):
     normalize: Line | None = None
     batch_size: AtLeastOne | None = None
     image_size: AtLeastOne | None = None
+    channels: AtLeastOne | None = None
     skip_unreadable: Annotated[bool, Field(strict=True)] | None = None
     skipped: dict[str, Count] = {}  # files that could not be read, by split
 
@@ -133,6 +140,8 @@ class Card(Open):
     history: list[Entry] = []
     versions: dict[str, Line] = {}
     kernels: dict[str, dict[str, str]] = {}  # stripe convolution → size of its input → kernel; see `stripes.choose`
+    task: TaskRecord | None = None  # None where the user named none
+    functions: list[Line] = []  # of the user's own, in place of the task's: loss, step, forward, metrics
     data: DataRecord | None = None
     budget: dict[str, Any] | None = None
     limits: LimitsRecord | None = None

@@ -94,7 +94,7 @@ def compare_criteria(
     from secateurs.plans import trace
     from secateurs.runs.curves import CurveRecord
     from secateurs.runs.cut import pick_device
-    from secateurs.runs.sources import example
+    from secateurs.runs.purpose import Purpose
     from secateurs.studies import one_by_one
 
     model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec().complete()
@@ -117,7 +117,7 @@ def compare_criteria(
     where = pick_device(device)
     data = spec.load(seed, where)
     network = build(data, where, seed)
-    inputs = example(data)
+    inputs = Purpose().example(network, data)
     graph = trace(network, inputs)
     group = _group(graph, layer, model)
     for name, known in curves.items():

@@ -13,6 +13,7 @@ from secateurs.cli import options
 from secateurs.cli.limits import LimitOptions
 from secateurs.cli.options import Count
 from secateurs.cli.spelling import option
+from secateurs.cli.task import TaskOptions, recorded
 from secateurs.errors import ConfigError, SecateursError, TraceError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from secateurs.graph import ChannelGraph, ChannelGroup, Cost
     from secateurs.methods.limits import Bound, Bounds
     from secateurs.plans import Plan
+    from secateurs.tasks import VisionTask
 
 
 PICTURES = ("shapes.png", "shares.png", "norms.png")
@@ -32,6 +34,7 @@ def inspect(
     *,
     input: str | None = None,
     num_classes: Count | None = None,
+    task_options: TaskOptions | None = None,
     limit_options: LimitOptions | None = None,
     allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
@@ -82,13 +85,13 @@ def inspect(
     force
         overwrite existing pictures
     """
-    import torch
 
     import secateurs as sc
     from secateurs.plans.stripes import summary
 
-    network = sc.build(model, num_classes=num_classes, trust_code=trust_code)
-    plan, spec = _artifact(model)
+    plan, spec, task = _artifact(model)
+    task = (task_options or TaskOptions()).chosen() or task
+    network = sc.build(model, **task.options(model, num_classes, None), trust_code=trust_code)
     if pictures is not None:
         if plan is None:
             raise ConfigError(f"--pictures draws an artifact's stripes, and {model} is not an artifact.")
@@ -97,7 +100,7 @@ def inspect(
         raise ConfigError("--force replaces pictures: give --pictures with it.")
     shape = _shape(input) if input else default_shape(spec, network)
     try:
-        graph = sc.trace(network, torch.zeros(1, *shape), allow_inexact=allow_inexact)
+        graph = sc.trace(network, task.blank(shape), allow_inexact=allow_inexact)
     except TraceError as error:
         cause, given = error.__cause__, "x".join(map(str, shape))
         if cause is None or isinstance(cause, SecateursError):
@@ -116,15 +119,16 @@ def inspect(
         _show_stripes(layers)
 
 
-def _artifact(spec: str) -> tuple[Plan | None, str]:
-    """The last plan of an artifact, and the spec of its original network; None for any other spec."""
+def _artifact(spec: str) -> tuple[Plan | None, str, VisionTask]:
+    """The last plan of an artifact, the spec of its original network, and its task; None for any other spec."""
     from secateurs import artifact
     from secateurs.models import is_artifact
+    from secateurs.tasks import resolve
 
     if not is_artifact(spec):
-        return None, spec
+        return None, spec, resolve(None)
     plan, card = artifact.read(spec)
-    return plan, spec if card.source is None or card.source.spec is None else card.source.spec
+    return plan, spec if card.source is None or card.source.spec is None else card.source.spec, recorded(card, spec)
 
 
 def _draw(network: nn.Module, plan: Plan, folder: Path, force: bool) -> None:

@@ -13,6 +13,7 @@ from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured, own, stages
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
+from secateurs.cli.task import TaskOptions
 from secateurs.errors import ConfigError, shown
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def prune(
     allow_inexact: Flag = False,
     calibrate: Annotated[bool, Parameter(negative="--no-calibrate", show_default=False)] = True,
     model_options: ModelOptions | None = None,
+    task_options: TaskOptions | None = None,
     data_options: DataOptions | None = None,
     recover_options: RecoverOptions | None = None,
     pretrain_options: PretrainOptions | None = None,
@@ -134,6 +136,7 @@ def prune(
         weights=model_options.weights,
         num_classes=model_options.num_classes,
         trust_code=model_options.trust_code,
+        task=(task_options or TaskOptions()).chosen(),
         pretrain_epochs=pretrain.pretrain_epochs,
         pretrain_lr=pretrain.pretrain_lr,
         scope=scope,

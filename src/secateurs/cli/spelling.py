@@ -8,11 +8,11 @@ from secateurs.errors import Setting, python
 
 # Settings that are options of the same name …
 SAME = frozenset({
-    "align", "allow_inexact", "batch_size", "data", "device", "epochs", "from_base", "gamma", "image_size",
+    "align", "allow_inexact", "batch_size", "channels", "data", "device", "epochs", "from_base", "gamma", "image_size",
     "label_smoothing", "lr", "macs", "method", "milestones", "model", "nodes", "normalize", "num_classes",
     "optimizer", "params", "precision", "preset", "pretrain_epochs", "pretrain_lr", "ranking", "recover",
     "recover_epochs", "recover_lr", "resume", "schedule", "scope", "scratch_epochs", "seed", "share",
-    "skip_unreadable", "temperature", "then", "track", "trust_code", "weight_decay", "weights", "widen",
+    "skip_unreadable", "task", "temperature", "then", "track", "trust_code", "weight_decay", "weights", "widen",
 })  # fmt: skip
 OTHER = {"overwrite": "force", "folder": "out", "ratios": "ratio"}  # … and of another one
 LIMITS = frozenset({"exclude", "only", "ratios", "min_channels", "max_cut"})  # that may be given several times
@@ -22,6 +22,8 @@ MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}
 def option(setting: Setting) -> str:
     """`scope='all'` → `--scope all`, `EPruner(beta=0.5)` → `--set beta=0.5`; settings without an option as in Python."""
     name = setting.name
+    if _is_task(setting.of):
+        return f"--task-set {name}={'…' if setting.value is ... else _value(setting.value)}"
     if "." in name or (_is_method(setting.of) and name != "ranking"):
         return f"--set {name}={'…' if setting.value is ... else _value(setting.value)}"
     if name in MIMIC and _is_mimic(setting.of):
@@ -42,6 +44,14 @@ def _is_method(of: type | None) -> bool:
     from secateurs.methods import Method
 
     return issubclass(of, Method)
+
+
+def _is_task(of: type | None) -> bool:
+    if of is None:
+        return False
+    from secateurs.tasks import VisionTask
+
+    return issubclass(of, VisionTask)
 
 
 def _is_mimic(of: type | None) -> bool:

@@ -25,18 +25,20 @@ from secateurs.models import load
 from secateurs.plans import PrunableGraph, trace
 from secateurs.recovery import Recover
 from secateurs.report import count
+from secateurs.report.curves import can_plot
 from secateurs.result import Result
 from secateurs.runs import stages
-from secateurs.runs.folder import FOLDER, OVERWRITE, RESUME, RunFolder
+from secateurs.runs.folder import FOLDER, OVERWRITE, PICTURE, RESUME, RunFolder
+from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import RunResult
-from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, check_trains, example, rewind
+from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, rewind
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining, trained
-from secateurs.training import Phase, Recipe
+from secateurs.training import Objective, Phase, Recipe
 from secateurs.training.processes import check as check_processes
 from secateurs.training.processes import first
 from secateurs.training.resume import LOG
-from secateurs.training.runtime import check_trackers, wait_for_everyone
+from secateurs.training.runtime import check_trackers, wait_for_everyone, written
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -52,7 +54,8 @@ class Ready(NamedTuple):
     network: nn.Module
     graph: PrunableGraph
     data: Data
-    inputs: torch.Tensor
+    inputs: Any  # of one example
+    objective: Objective
     where: torch.device
 
 
@@ -62,6 +65,7 @@ class Cut:
 
     network: NetworkSpec
     data: DataSpec | DataObject
+    purpose: Purpose
     method: Method
     budget: Budget | None
     recover: Sequence[Phase]
@@ -106,13 +110,14 @@ class Cut:
             "weights": self.network.digest(),
             "num_classes": self.network.num_classes,
             **self.data.settings(),
+            **self.purpose.record(),
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "budget": None if self.budget is None else asdict(self.budget),
             "scope": self.scope or self.method.default_scope,
             **({"limits": self.limits.record()} if self.limits else {}),
             "allow_inexact": self.allow_inexact,
             **({"calibrate": True} if self.calibrate else {}),  # not in records of earlier versions
-            "recover": written(self.recover),
+            "recover": recorded(self.recover),
             "pretrain": None if self.network.has_weights else self.pretrain.record(),
             "seed": self.seed,
         }
@@ -154,9 +159,10 @@ class Cut:
     def prepare(self, build: Builder) -> Ready:
         """Check, before any work, whatever would make the run fail later."""
         where = pick_device(self.device)
-        data = self.data.load(self.seed, where)
+        data = self.data.load(self.seed, where, self.purpose.task, self.network.num_classes)
         network = build(data, where, self.seed)
-        inputs = example(data)
+        inputs = self.purpose.example(network, data)
+        objective = self.purpose.objective(network, inputs)
         check_trackers(self.track, self.folder.folder)
         recovery.check(self.recover, network)
         graph = trace(network, inputs, allow_inexact=self.allow_inexact)
@@ -178,13 +184,13 @@ class Cut:
                 raise error.renamed(stage.named).within(stage.setting, ": ") from error
         pretrains = not self.network.has_weights and self.pretrain.recipe(data).epochs
         if pretrains or any(isinstance(r, Recipe) for r in self.recover) or isinstance(self.method, TrainingMethod):
-            check_trains(network, inputs, self.network.name)
+            self.purpose.check_trains(network, data, self.network.name)
         if self.budget is not None and self.budget.allows(cost, cost):
             self.log(
                 f"the budget is met already, nothing will be cut: {self.network.name} has {cost.macs:,} MACs and "
                 f"{cost.params:,} parameters"
             )
-        return Ready(network, graph, data, inputs, where)
+        return Ready(network, graph, data, inputs, objective, where)
 
     def _run(self, ready: Ready, record: dict[str, Any], *, resume: bool, began: float) -> RunResult:
         check_writable(self.folder.folder)
@@ -215,6 +221,7 @@ class Cut:
             device=ready.where,
             save_seconds=60,
             track=self.track,
+            **vars(ready.objective),
         )
         earlier = self.earlier
         if earlier is None:
@@ -224,6 +231,7 @@ class Cut:
             earlier=earlier,
             seconds=round(time.perf_counter() - began, 1),
             settings={
+                **self.purpose.card(),
                 "data": self.data.record(ready.data),
                 "budget": record["budget"],
                 "recover": record["recover"],
@@ -232,14 +240,22 @@ class Cut:
         )
         if first():
             artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True)
+            self._draw(network, done.model, ready.data)
             self.folder.finish(record)
-            self._judge(done)
+            self._judge(done, ready.objective)
         return done
 
-    def _judge(self, result: Result) -> None:
-        start, after = result.calibrated.top1, result.after.top1
-        if self.recover and start is not None and after is not None and after < start:
-            text = f"recovery left top-1 at {after:.2f}%, below the {start:.2f}% that it began with: try "
+    def _draw(self, before: nn.Module, after: nn.Module, data: Data) -> None:
+        if not self.purpose.task.pictures:
+            return
+        if can_plot():
+            with written(self.folder.folder):
+                self.purpose.task.draw(self.folder.folder / PICTURE, {"before": before, "after": after}, data)
+        else:
+            self.log("no predictions will be drawn: that needs matplotlib, pip install 'secateurs[report]'")
+
+    def _judge(self, result: Result, objective: Objective) -> None:
+        if self.recover and (text := self.purpose.worse(result.after, result.calibrated, objective)):
             trained = [recipe for recipe in self.recover if isinstance(recipe, Recipe)]
             mimics = all(recipe.mode == "mimic" for recipe in trained)
             knob = Setting("lr", of=type(trained[0])) if trained and mimics else Setting("lr")
@@ -285,11 +301,11 @@ class Cut:
                 self.log(Message("no ", Setting("weights"), " and ", zero, text))
         return trained(
             ready.network, ready.data, recipe, self.folder, "pretrain", self.folder.pretrained, seed=self.seed,
-            device=ready.where, resume=resume,
+            device=ready.where, resume=resume, objective=ready.objective,
         )  # fmt: skip
 
 
-def written(recipes: Sequence[Phase]) -> Any:
+def recorded(recipes: Sequence[Phase]) -> Any:
     """Recovery recipes as they are recorded: None, one, or a list."""
     found = [{"mode": recipe.mode, **recipe.model_dump(mode="json", exclude=_unused(recipe))} for recipe in recipes]
     return found if len(found) > 1 else found[0] if found else None

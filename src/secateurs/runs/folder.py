@@ -23,6 +23,7 @@ _several = re.compile(r"recover-\d+-(finetune|mimic|distil)")
 _checkpoint = re.compile(r"(\.writing-|\.old-|step-|damaged-step-)\d{9,}")
 _parts = ("state.safetensors", "state.json", "manifest.json")  # of a checkpoint
 LOG = "metrics.jsonl"
+PICTURE = "predictions.png"
 RESUME, OVERWRITE, FOLDER = Setting("resume", True), Setting("overwrite", True), Setting("folder")
 TRACKED = "secateurs"  # where trackers that write files put them, within a phase's folder
 
@@ -45,7 +46,7 @@ class RunFolder:
         self,
         folder: Path,
         phases: Sequence[str] = PHASES,
-        files: Sequence[str] = ("pretrained.safetensors",),
+        files: Sequence[str] = ("pretrained.safetensors", PICTURE),
         artifacts: Sequence[str] = ("",),
     ) -> None:
         """files: other files that it writes; the first holds weights, which are only trained if none are given. artifacts: the

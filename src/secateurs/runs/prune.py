@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,15 @@ from secateurs.recovery import phases
 from secateurs.runs import stages
 from secateurs.runs.cut import Cut
 from secateurs.runs.folder import RunFolder
+from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataSpec, NetworkSpec, as_source
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining
+from secateurs.tasks import VisionTask
 from secateurs.training import Phase
+from secateurs.training.losses import Loss
+from secateurs.training.objective import Forward, Step
 from secateurs.training.processes import first
 
 
@@ -56,6 +60,10 @@ class PruneRun:
         pretrain_epochs (10 to 30 by default, fewer the more data there is) at a peak learning rate of pretrain_lr (0.05).
     num_classes: outputs of the network, by default as many as the data has classes.
     trust_code: import and run the code that an artifact's card names.
+    task: "classification" (the default), "segmentation" …, or a `VisionTask` with other settings: how a data spec is read, the
+        network built, trained and measured.
+    loss, step, forward, metrics: as for `prune`, in place of the task's. They should be functions of a module: a resumed run
+        checks that they have the same names.
     device: where to train; an accelerator by default, if one can be used. track: trackers that accelerate knows.
     log: called with one line about each stage.
     """
@@ -81,6 +89,11 @@ class PruneRun:
     max_cut: float | Fractions | None = None
     allow_inexact: bool = False
     calibrate: bool = True
+    task: str | VisionTask | None = None
+    loss: Loss | None = None
+    step: Step | None = None
+    forward: Forward | None = None
+    metrics: Mapping[str, Any] | None = None
     seed: int = 0
     device: str | torch.device | None = None
     track: Sequence[Any] = ()
@@ -107,7 +120,7 @@ class PruneRun:
         result = cut.start(self._open(cut, resume, overwrite), resume=resume, overwrite=overwrite, began=began)
         for folder in self._folders()[1:]:
             cut = cut.next(result, folder)
-            result = cut.start(cut.network.open(), resume=resume, overwrite=overwrite, began=began)
+            result = cut.start(cut.network.open(cut.purpose), resume=resume, overwrite=overwrite, began=began)
         return result
 
     def _cut(self) -> Cut:
@@ -121,6 +134,7 @@ class PruneRun:
             self.model, None if self.weights is None else Path(self.weights), self.num_classes, self.trust_code
         )
         pretrain.check(network.has_weights)
+        purpose = Purpose.of(self.task, self.loss, self.step, self.forward, self.metrics)
         if self.then and isinstance(self.model, nn.Module) and source_of(self.model) is None:
             raise ConfigError(
                 Setting("then"), " needs a network that a resumed run can build, and this model was not made by sc.build: "
@@ -128,7 +142,8 @@ class PruneRun:
             )  # fmt: skip
         return Cut(
             network=network,
-            data=as_source(self.data),
+            data=as_source(self.data, purpose.task),
+            purpose=purpose,
             method=method,
             budget=self.budget,
             recover=[recipe for _, recipe in phases(self.recover)],
@@ -157,7 +172,7 @@ class PruneRun:
     def _open(self, cut: Cut, resume: bool, overwrite: bool) -> Builder:
         """What builds the network. Raises for any file that this cut or a later one would overwrite."""
         network, folders = cut.network, self._folders()
-        build = network.open()
+        build = network.open(cut.purpose)
         for folder in folders:
             folder.spare(network.file, network.file_of)
         for folder in folders[1:]:

@@ -59,6 +59,7 @@ class Row(BaseModel):
     top1: float | None
     top5: float | None
     loss: float | None
+    metrics: dict[str, float | None] = {}
 
 
 class Redesign(BaseModel):

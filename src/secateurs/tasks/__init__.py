@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from secateurs.errors import ConfigError, nearest
 from secateurs.tasks.classification import Classification
 from secateurs.tasks.segmentation import Segmentation
@@ -17,14 +19,15 @@ def tasks() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
-def resolve(task: str | VisionTask | None) -> VisionTask:
-    """A task from its name; None is classification. Raises ConfigError with the nearest names if there is none."""
+def resolve(task: str | VisionTask | None, **settings: Any) -> VisionTask:
+    """A task from its name and settings; None is classification. Raises ConfigError for settings that are not valid, and with
+    the nearest names if there is none."""
     if isinstance(task, VisionTask):
         return task
     if task is None:
-        return Classification()
+        return Classification(**settings)
     if not isinstance(task, str):
         raise ConfigError(f"task={task!r:.60} is not a task: pass a name, one of {', '.join(tasks())}.")
     if task not in _TASKS:
         raise ConfigError(f"There is no task {task!r}. {nearest(task, tasks())}")
-    return _TASKS[task]()
+    return _TASKS[task](**settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from secateurs.data import Data
 from secateurs.data.load import Statistics
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, SpecError
 from secateurs.training.recipe import explain
+from secateurs.zoo.vision import torchvision
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class VisionTask(BaseModel):
 
 def torchmetrics(task: str, module: str = "torchmetrics") -> ModuleType:
     """A module of torchmetrics. Raises ConfigError if it is not installed. task: what needs it."""
+    with suppress(SpecError):  # where its operators don't load, torchmetrics cannot import it by itself
+        torchvision()
     try:
         return import_module(module)
     except ImportError as error:
