@@ -160,11 +160,6 @@ class Study:
             model = detector(copy.deepcopy(backbone), self.classes)
             networks[name] = self.kept(name.replace(" ", "-"), model, lambda m, n=name: self.train(m, args.epochs, n))
             self.figures(name, networks[name], began)
-        began = time.process_time()
-        longer = copy.deepcopy(networks["original"])
-        self.figures(
-            "original, trained on", self.kept("longer", longer, lambda m: self.train(m, args.epochs, "trained on")), began
-        )
         if "pruned as a whole" not in self.done:
             began = time.process_time()
             self.data.train.set_epoch(0)
@@ -178,6 +173,11 @@ class Study:
             )  # fmt: skip
             result.save(args.out / "pruned-whole")
             self.figures("pruned as a whole", result.model, began)
+        began = time.process_time()
+        longer = copy.deepcopy(networks["original"])
+        self.figures(
+            "original, trained on", self.kept("longer", longer, lambda m: self.train(m, args.epochs, "trained on")), began
+        )
 
     def table(self) -> Iterator[str]:
         yield "| | MACs | parameters | AP .5:.95 | AP .5 | AP .75 | CPU seconds |"
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18", help="a ResNet of torchvision")
     parser.add_argument("--macs", type=float, default=0.5, help="MACs to keep, of the backbone and of the whole")
     parser.add_argument("--images", type=int, default=240, help="training images; a third as many to validate")
-    parser.add_argument("--epochs", type=float, default=12, help="of each detector")
+    parser.add_argument("--epochs", type=float, default=8, help="of each detector")
     parser.add_argument("--crop-epochs", type=float, default=2, help="of the backbone on crops, and of pruning it there")
     parser.add_argument("--rounds", type=int, default=3, help="augmented crops of each shape")
     parser.add_argument("--batch-size", type=int, default=8)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -146,7 +146,8 @@ def after_cut(source: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 def remember(model: nn.Module, source: dict[str, Any]) -> None:
     """Record on a network how it was built."""
     model.secateurs_source = source  # type: ignore[assignment]
-    model.secateurs_built = _structure(model)  # type: ignore[assignment]
+    unset = [f"{name}.{k}" for name, m in model.named_modules() for k, v in vars(m).items() if v is None]
+    model.secateurs_built = (_structure(model, unset), unset)  # type: ignore[assignment]
 
 
 def remember_widened(wide: nn.Module, model: nn.Module, record: dict[str, Any]) -> None:
@@ -158,7 +159,8 @@ def remember_widened(wide: nn.Module, model: nn.Module, record: dict[str, Any]) 
 def source_of(model: nn.Module) -> dict[str, Any] | None:
     """How to rebuild this network; None if it was not made by `build`, or was modified since."""
     source = getattr(model, "secateurs_source", None)
-    if not isinstance(source, dict) or getattr(model, "secateurs_built", None) != _structure(model):
+    built: Any = getattr(model, "secateurs_built", None)
+    if not isinstance(source, dict) or built is None or built[0] != _structure(model, built[1]):
         return None
     try:
         return source if json.loads(json.dumps(source)) == source else None
@@ -166,13 +168,19 @@ def source_of(model: nn.Module) -> dict[str, Any] | None:
         return None
 
 
-def _structure(model: nn.Module) -> str:
+def _structure(model: nn.Module, unset: Sequence[str]) -> str:
     """A fingerprint that detects edits of a network: another stride, a replaced module, a forward of
-    its own. Weights may differ, but not their shapes."""
+    its own. Weights may differ, but not their shapes.
+
+    unset: attributes that were None when the network was built, and may hold a value since its first forward, as the scales of
+    torchvision's MultiScaleRoIAlign do.
+    """
     parts: list[Any] = []
+    late = set(unset)
     for name, module in model.named_modules():
-        plain = {k: v for k, v in vars(module).items() if _is_plain(v) and k not in _PASSING}
-        own = sorted(k for k, v in vars(module).items() if callable(v) and not isinstance(v, type))
+        given = {k: v for k, v in vars(module).items() if k not in _PASSING and f"{name}.{k}" not in late}
+        plain = {k: v for k, v in given.items() if _is_plain(v)}
+        own = sorted(k for k, v in given.items() if callable(v) and not isinstance(v, type))
         parts.append((name, type(module).__module__, type(module).__qualname__, sorted(plain.items()), own))
     parts.append(sorted((name, tuple(p.shape)) for name, p in model.named_parameters()))
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -19,7 +19,7 @@ from secateurs.data import spec as S
 from secateurs.data.folder import instead, is_folder
 from secateurs.data.images import Size, pixels, size_of
 from secateurs.data.samples import Sample
-from secateurs.data.unreadable import ADVICE, Unreadable, report_unreadable
+from secateurs.data.unreadable import Unreadable, report_unreadable
 from secateurs.errors import ArtifactError, DataError, Setting, SpecError, nearest
 from secateurs.files import faults, read_bytes, shown
 
@@ -27,6 +27,7 @@ log = logging.getLogger("secateurs")
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 _NAMED = 3  # entries that a message names
+_SKIP = ("Repair the file, or pass ", Setting("skip_unreadable", True), " to skip them.")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -263,7 +264,7 @@ def _entries(tree: dict[str, Any], name: str, schema: type[M], where: str, skip:
         if not skip:
             raise DataError(
                 f"{where}, {name}: {faults(error)}.",
-                hint=ADVICE if name == "annotations" else "",
+                hint=_SKIP if name == "annotations" else "",
             ) from None
         bad = {int(item["loc"][0]) for item in error.errors(include_url=False, include_context=False)}
     log.warning("%s: %d of %d %s are not valid and are skipped", where, len(bad), len(items), name)
@@ -282,7 +283,7 @@ def _complain(wrong: list[str], total: int, where: str, skip: bool) -> None:
     text = f"{where}: {len(wrong):,} of {total:,} annotations cannot be used: {'; '.join(wrong[:_NAMED])}"
     text += "; …" if len(wrong) > _NAMED else ""
     if not skip:
-        raise DataError(f"{text}.", hint=ADVICE)
+        raise DataError(f"{text}.", hint=_SKIP)
     log.warning("%s. They are skipped.", text)
 
 

@@ -90,10 +90,16 @@ class Purpose:
 
     def example(self, network: nn.Module, data: Data) -> Any:
         """What the network is called with for one example, on its device: to trace with."""
+        return self.base.arguments(network, self._one(network, data))
+
+    def example_targets(self, network: nn.Module, data: Data) -> Any:
+        """What the network is called with in training beside that: to trace what runs in training only."""
+        return self.base.targets(network, self._one(network, data))
+
+    def _one(self, network: nn.Module, data: Data) -> B.Batch:
         split = "train" if data.val is None else "val"
-        objective = self.base
-        batch = B.as_batch(B.first(getattr(data, split), split), 0, split, labels=False, whole=objective.whole)
-        return objective.arguments(network, B.to_device(B.rows_of(batch, 0, 1), device_of(network)))
+        batch = B.as_batch(B.first(getattr(data, split), split), 0, split, labels=False, whole=self.base.whole)
+        return B.to_device(B.rows_of(batch, 0, 1), device_of(network))
 
     def check_fits(self, network: nn.Module, data: Data, name: str, advice: tuple[object, ...] | None = None) -> None:
         """Raise DataError if the network does not run on the data, or is not the task's or not for its classes.

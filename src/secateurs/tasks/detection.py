@@ -79,7 +79,7 @@ class Detection(VisionTask):
         if sizes and not (family == "torchvision" and _resizes(name)):
             first = next(iter(sizes))
             raise ConfigError(
-                Setting(first, sizes[first], type(self)), f" is for torchvision's detectors that resize images, and {spec} is none."
+                Setting(first, sizes[first]), f" is for torchvision's detectors that resize images, and {spec} is none."
             )
         return {**found, **sizes}
 
@@ -100,6 +100,7 @@ class Detection(VisionTask):
             raise DataError(f"{name} found a class {highest}, and the data has {classes} classes: ", *advice)
 
     def metrics(self, outputs: Any) -> dict[str, Any]:
+        torchvision()  # what torchmetrics imports
         detection = torchmetrics(self.name, "torchmetrics.detection")
         try:
             import faster_coco_eval  # noqa: F401
