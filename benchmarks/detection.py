@@ -45,11 +45,16 @@ def crops(loader: SampleLoader, rounds: int) -> Iterator[tuple[Tensor, int]]:
         loader.set_epoch(epoch)
         for images, targets in loader:
             for image, target in zip(images, targets, strict=True):
-                for (left, top, right, bottom), label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
+                for (left, top, right, bottom), label in zip(
+                    target["boxes"].tolist(), target["labels"].tolist(), strict=True
+                ):
                     margin = 0.15 * max(right - left, bottom - top)
                     x0, y0 = max(0, round(left - margin)), max(0, round(top - margin))
                     cut = image[:, y0 : round(bottom + margin), x0 : round(right + margin)]
-                    yield nn.functional.interpolate(cut[None], (CROP, CROP), mode="bilinear", antialias=True)[0], label - 1
+                    yield (
+                        nn.functional.interpolate(cut[None], (CROP, CROP), mode="bilinear", antialias=True)[0],
+                        label - 1,
+                    )
 
 
 def batches(found: Iterator[tuple[Tensor, int]], size: int) -> list[tuple[Tensor, Tensor]]:
@@ -71,7 +76,8 @@ def detector(backbone: nn.Module, classes: int) -> nn.Module:
     torch.manual_seed(0)
     widths: list[int] = []
     handles = [
-        backbone.get_submodule(name).register_forward_hook(lambda m, args, out: widths.append(out.shape[1])) for name in LEVELS
+        backbone.get_submodule(name).register_forward_hook(lambda m, args, out: widths.append(out.shape[1]))
+        for name in LEVELS
     ]
     with torch.no_grad():
         backbone.eval()(torch.zeros(1, 3, 64, 64))
@@ -97,7 +103,9 @@ class Study:
         if not (args.out / "data").exists():
             shapes.make(args.out / "data", args.images, max(8, args.images // 3))
         task = Detection(photometric=False, jitter=1.25)
-        self.data = task.load(f"coco:{args.out / 'data'}", Reading(batch_size=args.batch_size, normalize="none", image_size=96))
+        self.data = task.load(
+            f"coco:{args.out / 'data'}", Reading(batch_size=args.batch_size, normalize="none", image_size=96)
+        )
         self.classes = len(self.data.classes or ())
         self.functions = sc.adapters.detection()
         self.metrics = task.metrics(None)
@@ -128,7 +136,9 @@ class Study:
     def train(self, model: nn.Module, epochs: float, title: str) -> None:
         recipe = Recipe(epochs=epochs, lr=self.args.lr, optimizer="adamw", weight_decay=1e-2)
         self.data.train.set_epoch(0)
-        Engine(model, self.data.train, recipe, objective=Objective(**self.functions), title=title, progress="lines").fit()
+        Engine(
+            model, self.data.train, recipe, objective=Objective(**self.functions), title=title, progress="lines"
+        ).fit()
 
     def backbones(self) -> tuple[nn.Module, nn.Module]:
         """As it was trained on crops, and pruned there."""
@@ -139,14 +149,18 @@ class Study:
         example = train[0][0][:1]
 
         def fit(model: nn.Module) -> None:
-            Engine(model, sc.Data(train, val), Recipe(epochs=args.crop_epochs, lr=0.02), title="crops", progress="lines").fit()
+            Engine(
+                model, sc.Data(train, val), Recipe(epochs=args.crop_epochs, lr=0.02), title="crops", progress="lines"
+            ).fit()
 
         torch.manual_seed(0)
         plain = self.kept("backbone", plain, fit)
         folder = args.out / "pruned-backbone"
         if not folder.exists():
             method = sc.NPN(epochs=args.crop_epochs)
-            result = sc.prune(plain, example, method, sc.Budget(macs=args.macs), sc.Data(train, val), progress="lines", report=print)
+            result = sc.prune(
+                plain, example, method, sc.Budget(macs=args.macs), sc.Data(train, val), progress="lines", report=print
+            )
             result.save(folder)
             self.done["classification"] = {"before": result.before.top1, "pruned": result.after.top1}
         return plain, sc.load(folder)
@@ -176,7 +190,9 @@ class Study:
         began = time.process_time()
         longer = copy.deepcopy(networks["original"])
         self.figures(
-            "original, trained on", self.kept("longer", longer, lambda m: self.train(m, args.epochs, "trained on")), began
+            "original, trained on",
+            self.kept("longer", longer, lambda m: self.train(m, args.epochs, "trained on")),
+            began,
         )
 
     def table(self) -> Iterator[str]:
@@ -195,7 +211,9 @@ def main() -> None:
     parser.add_argument("--macs", type=float, default=0.5, help="MACs to keep, of the backbone and of the whole")
     parser.add_argument("--images", type=int, default=240, help="training images; a third as many to validate")
     parser.add_argument("--epochs", type=float, default=8, help="of each detector")
-    parser.add_argument("--crop-epochs", type=float, default=2, help="of the backbone on crops, and of pruning it there")
+    parser.add_argument(
+        "--crop-epochs", type=float, default=2, help="of the backbone on crops, and of pruning it there"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="augmented crops of each shape")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, for detectors")

@@ -73,7 +73,9 @@ def picture(rng: np.random.Generator, scale: float) -> tuple[Image.Image, list[t
 
 def background(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     """A gray gradient with noise and a few lines."""
-    ramp = np.linspace(*rng.uniform(60, 140, 2), width)[None, :] + np.linspace(*rng.uniform(-30, 30, 2), height)[:, None]
+    ramp = (
+        np.linspace(*rng.uniform(60, 140, 2), width)[None, :] + np.linspace(*rng.uniform(-30, 30, 2), height)[:, None]
+    )
     pixels = ramp[..., None] + rng.normal(0, 12, (height, width, 3))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
@@ -90,7 +92,9 @@ def color(rng: np.random.Generator) -> tuple[int, ...]:
     return tuple(map(int, found))
 
 
-def free(rng: np.random.Generator, height: int, width: int, side: float, taken: list[tuple[int, Box, bool]]) -> Box | None:
+def free(
+    rng: np.random.Generator, height: int, width: int, side: float, taken: list[tuple[int, Box, bool]]
+) -> Box | None:
     """A square place that overlaps others little."""
     for _ in range(20):
         x, y = float(rng.uniform(0, width - side)), float(rng.uniform(0, height - side))

@@ -19,7 +19,7 @@ from secateurs.errors import (
 from secateurs.version import __version__
 
 if TYPE_CHECKING:
-    from secateurs import adapters
+    from secateurs import adapters, tasks
     from secateurs.api import attach, prune, widen
     from secateurs.budget import Budget
     from secateurs.calibration import calibrate
@@ -119,6 +119,7 @@ __all__ = [
     "register",
     "register_rule",
     "reinitialise",
+    "tasks",
     "trace",
     "tune",
     "verify",
@@ -144,8 +145,9 @@ _HOMES = {
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",
     "secateurs.surgery": "apply cut_ reinitialise verify",
+    "secateurs.tasks": "tasks",
 }
-_PACKAGES = ("adapters", "methods")  # that of methods is called for their names
+_PACKAGES = ("adapters", "methods", "tasks")  # that of methods is called for their names
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 

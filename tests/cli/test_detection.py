@@ -13,7 +13,8 @@ from tests.tasks.detectors import shapes
 
 
 @pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("torchvision", "torchmetrics", "faster_coco_eval")), reason="extras"
+    not all(importlib.util.find_spec(name) for name in ("torchvision", "torchmetrics", "faster_coco_eval")),
+    reason="extras",
 )
 def test_a_detector(run: Any, tmp_path: Path) -> None:
     folder = shapes(tmp_path / "shapes")

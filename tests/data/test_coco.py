@@ -25,7 +25,13 @@ def entry(image: int = 1, box: Any = (2, 3, 10, 8), category: int = 2, **more: A
 
 
 def write(
-    root: Path, split: str = "train", annotations: Any = None, *, images: Any = None, categories: Any = None, file: str = ""
+    root: Path,
+    split: str = "train",
+    annotations: Any = None,
+    *,
+    images: Any = None,
+    categories: Any = None,
+    file: str = "",
 ) -> Path:
     """Two images of 20 x 30 pixels, and their annotations."""
     (root / split).mkdir(parents=True, exist_ok=True)
@@ -124,7 +130,9 @@ def test_files_by_name(tmp_path: Path) -> None:
         opened(tmp_path, "?label=x")
     for name in ("a", "b"):
         write(tmp_path, "train", file=f"annotations/instances_train_{name}.json")
-    with pytest.raises(DataError, match=r"2 files of annotations for train: .*\?train=annotations/instances_train_a.json"):
+    with pytest.raises(
+        DataError, match=r"2 files of annotations for train: .*\?train=annotations/instances_train_a.json"
+    ):
         opened(tmp_path)
 
 

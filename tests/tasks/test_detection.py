@@ -108,9 +108,13 @@ def test_options_of_constructors(spec: str, options: dict[str, int], expected: d
     assert Detection(**options).options(spec, 3, None) == expected
 
 
-@pytest.mark.parametrize("spec", ["torchvision:ssdlite320_mobilenet_v3_large", "python:mine:detector", "torchvision:resnet18"])
+@pytest.mark.parametrize(
+    "spec", ["torchvision:ssdlite320_mobilenet_v3_large", "python:mine:detector", "torchvision:resnet18"]
+)
 def test_sizes_are_for_those_that_resize(spec: str) -> None:
-    with pytest.raises(ConfigError, match=r"min_size=320 is for torchvision's detectors that resize images, and .* is none"):
+    with pytest.raises(
+        ConfigError, match=r"min_size=320 is for torchvision's detectors that resize images, and .* is none"
+    ):
         Detection(min_size=320).options(spec, 3, None)
 
 

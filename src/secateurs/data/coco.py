@@ -190,7 +190,11 @@ def _annotations(root: Path, split: str, given: str | None) -> Path:
                 )
             if found:
                 return found[0]
-        for file in (root / name / "_annotations.coco.json", root / f"{name}.json", root / "annotations" / f"{name}.json"):
+        for file in (
+            root / name / "_annotations.coco.json",
+            root / f"{name}.json",
+            root / "annotations" / f"{name}.json",
+        ):
             if file.is_file():
                 return file
     hint = f", or val=none for no validation: coco:{shown(root)}?val=none" if split == "val" else ""
@@ -248,7 +252,9 @@ def _json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{shown(file)} is not valid JSON: {error}.") from None
     if not isinstance(tree, dict) or "images" not in tree:
-        raise DataError(f"{shown(file)} is not in COCO's format: it must be an object with images, annotations and categories.")
+        raise DataError(
+            f"{shown(file)} is not in COCO's format: it must be an object with images, annotations and categories."
+        )
     return tree
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from secateurs.data.images import Size, check_header
 from secateurs.data.unreadable import Unreadable
-from secateurs.errors import DataError
+from secateurs.errors import DataError, Setting
 from secateurs.files import kind, shown
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -60,6 +60,11 @@ def _scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
     if not classes:
         why = f" ({broken[0]})" if broken else ""
         raise DataError(f"{shown(root)} has no class folders{why}: put the images in {root.name}/<class>/.")
+    if set(classes) == {"images", "masks"}:
+        raise DataError(
+            f"{shown(root)} has images and masks, not a folder for each class.",
+            hint=("If each mask is that of an image, pass ", Setting("task", "segmentation"), "."),
+        )
     if extra := sorted(set(other) - set(classes)):
         raise DataError(
             f"{shown(held_out)} has classes that {shown(root)} lacks: {_some(extra, root)}. Rename or remove them."

@@ -115,7 +115,9 @@ def load(
         classes, size, sources = opened.classes, opened.size, [opened.train, opened.val]
         policy = _crops(size)
     elif family == "coco":
-        raise SpecError(f"{spec!r}: coco: data has boxes, which are for detection: give ", Setting("task", "detection"), ".")
+        raise SpecError(
+            f"{spec!r}: coco: data has boxes, which are for detection: give ", Setting("task", "detection"), "."
+        )
     else:
         known = ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL")
         like = {"folder:": known[1], "hf:": known[2], "wds:": known[3]}.get(spec, spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from secateurs.seeds import preserve_rng_state
 from secateurs.tasks import Classification, VisionTask, resolve
 from secateurs.training import CrossEntropy
 from secateurs.training import batches as B
-from secateurs.training.checks import described, fault
+from secateurs.training.checks import Check, described, fault
 from secateurs.training.losses import Loss
 from secateurs.training.metrics import higher_is_better
 from secateurs.training.objective import Forward, Objective, Step
@@ -90,16 +90,20 @@ class Purpose:
 
     def example(self, network: nn.Module, data: Data) -> Any:
         """What the network is called with for one example, on its device: to trace with."""
-        return self.base.arguments(network, self._one(network, data))
+        return self._called(network, data, self.base.arguments)
 
     def example_targets(self, network: nn.Module, data: Data) -> Any:
         """What the network is called with in training beside that: to trace what runs in training only."""
-        return self.base.targets(network, self._one(network, data))
+        return self._called(network, data, self.base.targets)
 
-    def _one(self, network: nn.Module, data: Data) -> B.Batch:
+    def _called(self, network: nn.Module, data: Data, how: Callable[[nn.Module, B.Batch], Any]) -> Any:
+        """With one example of validation, or else of training."""
         split = "train" if data.val is None else "val"
+        check = Check(network, split)
         batch = B.as_batch(B.first(getattr(data, split), split), 0, split, labels=False, whole=self.base.whole)
-        return B.to_device(B.rows_of(batch, 0, 1), device_of(network))
+        batch = B.to_device(check.fit(B.rows_of(batch, 0, 1), 0), device_of(network))
+        with check.running(batch, 0):
+            return how(network, batch)
 
     def check_fits(self, network: nn.Module, data: Data, name: str, advice: tuple[object, ...] | None = None) -> None:
         """Raise DataError if the network does not run on the data, or is not the task's or not for its classes.
@@ -126,7 +130,7 @@ class Purpose:
         objective, probe = self.base, copied(network).train()
         raw = B.first(data.train, "train")
         batch = B.rows_of(B.as_batch(raw, 0, "train", labels=False, whole=objective.whole), 0, 2)
-        batch = B.to_device(batch, device_of(network))
+        batch = B.to_device(Check(network, "train").fit(batch, 0), device_of(network))
         try:
             with preserve_rng_state():
                 if batch.labeled:
@@ -150,7 +154,7 @@ class Purpose:
             return None
         if name == "top1":
             return f"recovery left top-1 at {end:.2f}%, below the {start:.2f}% that it began with: try "
-        return f"recovery left {name} at {number(end)}, and it began with {number(start)}: try "
+        return f"recovery left {name} at {number(end)}; it began with {number(start)}: try "
 
 
 def _figure(figures: Figures, name: str) -> float | None:

@@ -15,7 +15,7 @@ from secateurs.data.load import checked_channels, default_workers, statistics
 from secateurs.data.masks import IGNORED, Pairs, found_classes, open_folder, open_table
 from secateurs.data.samples import SampleLoader
 from secateurs.errors import DataError, SpecError, nearest
-from secateurs.tasks.masks import Masked, crop_of
+from secateurs.tasks.masks import Masked, crop_of, up
 from secateurs.tasks.pictures import draw_masks
 from secateurs.tasks.task import Reading, VisionTask, torchmetrics
 from secateurs.training import CrossEntropy
@@ -42,7 +42,7 @@ class Segmentation(VisionTask):
 
         `folder:PATH` with `train/images`, `train/masks`, `val/images` and `val/masks`, and `hf:NAME_OR_PATH` with a column of
         images and one of masks. image_size: the side of crops, and the shorter side of whole images; by default crops have the
-        median size, and whole images their own.
+        median size, and whole images their own. Crops and padded images have sides that are multiples of 32.
         """
         family, _, rest = spec.partition(":")
         workers = default_workers()
@@ -64,7 +64,7 @@ class Segmentation(VisionTask):
         elif names is None:
             names = tuple(map(str, range(found_classes((train, val)))))
         side = reading.image_size
-        crop = (side, side) if side else crop_of(train.some_sizes())
+        crop = (up(side), up(side)) if side else crop_of(train.some_sizes())
         transforms = Masked(crop, side, self.scale, self.flip)
         mean, std = statistics(reading.normalize)
 

@@ -100,9 +100,12 @@ class CrossEntropy:
         found = found[found != B.IGNORED]
         low, high = (int(v) for v in found.aminmax()) if found.numel() else (0, 0)
         if low < 0 or high >= self.classes:
+            ignored = (
+                " A target of -100 does not count: 255, where that is meant, must become -100." if high == 255 else ""
+            )
             raise DataError(
                 f"The data has a label {low if low < 0 else high}, but the model has {self.classes} classes "
-                f"(0…{self.classes - 1}): build it for the data's number of classes, or fix the labels."
+                f"(0…{self.classes - 1}): build it for the data's number of classes, or fix the labels.{ignored}"
             )
 
 
