@@ -1,5 +1,5 @@
-"""Object detection with pruned networks, as section 4.3.1 of NPN's paper: a Faster R-CNN is trained from the backbone as it was,
-and the same from a backbone that NPN pruned on classification. A third detector is pruned as a whole.
+"""Object detection with pruned networks, as section 4.3.1 of NPN's paper: a Faster R-CNN is trained from the backbone as it
+was, and the same from a backbone that NPN pruned on classification. A third detector is pruned as a whole.
 
 The data is benchmarks/shapes.py's. The backbone is trained on crops of the shapes on training images, NPN prunes it there, and
 each detector is trained by the same recipe. The third one is the first, pruned by NPN on detection, and trained for as long

@@ -20,7 +20,8 @@ def test_a_detector(run: Any, tmp_path: Path) -> None:
     folder = shapes(tmp_path / "shapes")
     out = tmp_path / "r"
     job = ("prune", "python:tests.tasks.detectors:faster_rcnn", "--task", "detection", "--data", f"coco:{folder}",
-           "--batch-size", 4, "--method", "l2", "--macs", 0.7, "--pretrain-epochs", 1, "--recover-epochs", 1, "--out", out)  # fmt: skip
+           "--batch-size", 4, "--method", "l2", "--macs", 0.7, "--pretrain-epochs", 1,
+           "--recover-epochs", 1, "--out", out)  # fmt: skip
     ran = run(*job)
     assert ran.status == 0, ran.err
     assert "mAP.map_50" in ran.out

@@ -86,7 +86,7 @@ def test_images_without_boxes(root: Path) -> None:
     assert empty["boxes"].shape == (0, 4)
     assert empty["labels"].dtype == torch.int64
     write(root, "train", [])
-    with pytest.raises(DataError, match="instances_train.json has no box: there is nothing to learn"):
+    with pytest.raises(DataError, match=r"instances_train.json has no box: there is nothing to learn"):
         opened(root)
 
 

@@ -38,7 +38,7 @@ def test_batches_are_lists_that_a_resumed_epoch_repeats(folder: Path) -> None:
     first = list(data.train)
     for images, targets in first:
         assert [image.shape[0] for image in images] == [3] * 4
-        assert all(0 <= image.min() and image.max() <= 1 for image in images)
+        assert all(image.min() >= 0 and image.max() <= 1 for image in images)
         assert all(set(target) == {"boxes", "labels"} for target in targets)
     assert len({image.shape for images, _ in first for image in images}) > 1
     again = list(data.train.iter_from(1))

@@ -94,8 +94,8 @@ class Boxes:
             return rgb
         if one.size is not None and rgb.shape[:2] != one.size:
             raise DataError(
-                f"{shown(one.file)} is {rgb.shape[0]}x{rgb.shape[1]}, and {self.where} says {one.size[0]}x{one.size[1]} (height x "
-                "width): its boxes may be of another image. If the file was resized or rotated, change its boxes too."
+                f"{shown(one.file)} is {rgb.shape[0]}x{rgb.shape[1]}, and {self.where} says {one.size[0]}x{one.size[1]} "
+                "(height x width): its boxes may be of another image. If the file was resized or rotated, change its boxes too."
             )
         return torch.from_numpy(rgb).permute(2, 0, 1), self._target(one.boxes, rgb.shape[:2])
 
@@ -158,7 +158,8 @@ def open_coco(rest: str, workers: int, skip: bool, classes: int | None) -> tuple
         if known.get(identity) != label:
             other_name = f"calls it {known[identity]!r}" if identity in known else "does not have it"
             raise DataError(
-                f"{val.where} has category {identity} ({label!r}), and {train.where} {other_name}: both need the same categories."
+                f"{val.where} has category {identity} ({label!r}), and {train.where} {other_name}: both need the same "
+                "categories."
             )
     return train, replace(val, labels=labels), names
 
@@ -184,8 +185,9 @@ def _annotations(root: Path, split: str, given: str | None) -> Path:
         for folder in (root / "annotations", root):
             found = sorted(folder.glob(f"instances_{name}*.json"))
             if len(found) > 1:
+                names = ", ".join(shown(file.name) for file in found[:_NAMED])
                 raise DataError(
-                    f"{shown(folder)} has {len(found)} files of annotations for {split}: {', '.join(shown(f.name) for f in found[:3])}. "
+                    f"{shown(folder)} has {len(found)} files of annotations for {split}: {names}. "
                     f"Name one: coco:{shown(root)}?{split}={shown(found[0].relative_to(root))}."
                 )
             if found:
@@ -199,8 +201,8 @@ def _annotations(root: Path, split: str, given: str | None) -> Path:
                 return file
     hint = f", or val=none for no validation: coco:{shown(root)}?val=none" if split == "val" else ""
     raise DataError(
-        f"{shown(root)} has no annotations for {split}: it needs annotations/instances_{split}.json. Another file can be named, "
-        f"coco:{shown(root)}?{split}=FILE{hint}."
+        f"{shown(root)} has no annotations for {split}: it needs annotations/instances_{split}.json. Another file can be "
+        f"named, coco:{shown(root)}?{split}=FILE{hint}."
     )
 
 

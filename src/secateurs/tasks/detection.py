@@ -27,8 +27,9 @@ FIGURES = ("map", "map_50", "map_75")
 
 class Detection(VisionTask):
     """A box and a class for each object. Networks are called as torchvision's detectors: with a list of images (3, H, W) in
-    [0, 1] of any sizes, and in training with a list of dicts of `boxes` (B, 4) and `labels` (B,), from 1; then they return a dict
-    of losses, and in eval mode for each image a dict of `boxes`, `labels` and `scores`. The figure is the mean average precision.
+    [0, 1] of any sizes, and in training with a list of dicts of `boxes` (B, 4) and `labels` (B,), from 1. Then they return a
+    dict of losses, and in eval mode for each image a dict of `boxes`, `labels` and `scores`. The figure is the mean average
+    precision.
     """
 
     name: ClassVar[str] = "detection"
@@ -118,7 +119,7 @@ class Detection(VisionTask):
 
 
 def _resizes(name: str) -> bool:
-    """Whether a detector of torchvision resizes images to a shorter and a longest side: those with a size of their own don't."""
+    """Whether a detector of torchvision resizes images to a shorter and a longest side. SSDs have a size of their own."""
     models = torchvision().models
     if name not in models.list_models(module=models.detection) or name.startswith("ssd"):
         return False
