@@ -39,11 +39,11 @@ class TaskOptions:
         return None if self.task is None else resolve(self.task, **settings)
 
 
-def recorded(card: Card, folder: StrPath) -> VisionTask:
+def recorded(card: Card | None, folder: StrPath) -> VisionTask:
     """The task that an artifact's card names, or classification."""
     from secateurs.tasks import resolve
 
-    settings: dict[str, Any] = {} if card.task is None else card.task.model_dump()
+    settings: dict[str, Any] = {} if card is None or card.task is None else card.task.model_dump()
     try:
         return resolve(settings.pop("name", None), **settings)
     except ConfigError as error:

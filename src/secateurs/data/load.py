@@ -17,12 +17,15 @@ from secateurs.data.folder import FolderSplit, readable, scan
 from secateurs.data.hub import open_hf, open_wds
 from secateurs.data.images import Size, first_size
 from secateurs.data.loader import ArraySource, FileSource, Loader, Source
+from secateurs.data.preprocess import Preprocess
 from secateurs.data.stream import StreamLoader, StreamSource
 from secateurs.data.unreadable import report_unreadable
 from secateurs.errors import DataError, Setting, SpecError, nearest
 from secateurs.files import shown
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+Color = tuple[float, float, float]
+Statistics = tuple[Color, Color]
+OneOfEach = tuple[tuple[float], tuple[float]]
 NORMALIZATIONS: dict[str, Statistics] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -36,7 +39,7 @@ def load(
     batch_size: int = 128,
     image_size: int | None = None,
     channels: int = 3,
-    normalize: str | Statistics = "imagenet",
+    normalize: str | Statistics | OneOfEach = "imagenet",
     augment: bool = True,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -119,9 +122,7 @@ def load(
             f"{spec!r}: coco: data has boxes, which are for detection: give ", Setting("task", "detection"), "."
         )
     else:
-        known = ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL")
-        like = {"folder:": known[1], "hf:": known[2], "wds:": known[3]}.get(spec, spec)
-        raise SpecError(f"{spec!r} is not a valid data spec. {nearest(like, known)}")
+        raise SpecError(f"{shown(spec)!r} is not a valid data spec. {_meant(spec)}")
 
     def loader(source: Source | StreamSource, **more: Any) -> Loader:
         kind: Any = StreamLoader if isinstance(source, StreamSource) else Loader
@@ -134,12 +135,34 @@ def load(
     assert sources[0] is not None
     train = loader(sources[0], augment=policy if augment else None, shuffle=True, seed=seed, drop_last=drop_last)
     val = None if sources[1] is None else loader(sources[1])
-    return Data(train, val, classes, (channels, *size))
+    resizes = bool(image_size) or spec == "digits"
+    how = Preprocess(
+        channels="RGB" if channels == 3 else "L",
+        size=size,
+        resize="shorter-side" if resizes else None,
+        mean=mean,
+        std=std,
+    )
+    return Data(train, val, classes, (channels, *size), how)
 
 
 def default_workers() -> int:
     """How many threads decode images."""
     return min(16, os.cpu_count() or 1)
+
+
+def _meant(spec: str) -> str:
+    """What to write for a spec that is not valid: what it names on disk, or what is like it."""
+    path, known = Path(spec).expanduser(), ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL")
+    if path.is_dir():
+        family = "hf" if any(path.glob("*.parquet")) or (path / "dataset_info.json").is_file() else "folder"
+        return f"There is a folder of that name: did you mean {family}:{shown(spec)}?"
+    if spec.endswith((".parquet", ".tar")):
+        return f"Did you mean {'wds' if spec.endswith('.tar') else 'hf'}:{shown(spec)}?"
+    if path.is_file():
+        return f"It is a file, and data is a folder of images, a Parquet file or shards: {', '.join(known)}."
+    like = {"folder:": known[1], "hf:": known[2], "wds:": known[3]}.get(spec, spec)
+    return nearest(like, known)
 
 
 def _crops(size: tuple[int, int]) -> Augment:
@@ -172,7 +195,7 @@ def checked_channels(channels: int) -> int:
     return channels
 
 
-def statistics(normalize: str | Statistics) -> Statistics:
+def statistics(normalize: str | Statistics | OneOfEach) -> Statistics:
     """The means and standard deviations of the three colors. Raises DataError for what is not valid."""
     if isinstance(normalize, str):
         if normalize not in NORMALIZATIONS:
@@ -187,4 +210,5 @@ def statistics(normalize: str | Statistics) -> Statistics:
             Setting("normalize", normalize),
             " must be ((three means), (three standard deviations above 0)), or one of each.",
         )
-    return (mean, std) if len(mean) == 3 else (mean * 3, std * 3)
+    means, deviations = ((values * 3)[:3] for values in (mean, std))
+    return (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])

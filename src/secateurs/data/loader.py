@@ -12,11 +12,11 @@ from torch import Tensor
 from secateurs.data.augment import Augment, Draws, gather, generator
 from secateurs.data.decoder import Decoder
 from secateurs.data.folder import FolderSplit
+from secateurs.data.preprocess import affine, luminance, normalized
 from secateurs.errors import DataError, Setting
 from secateurs.files import shown
 
 ORDER = 0xFFFFFFFF  # used as the batch index to draw the order
-LUMINANCE = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601), as Pillow's
 
 
 class Source(Protocol):
@@ -124,10 +124,7 @@ class Loader:
         self.device, self.channels = torch.device(device), channels
         self.epoch = 0
         self._check()
-        # (x / 255 - mean) / std as one multiplication and one addition per pixel
-        scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
-        self._scale = scale.float().view(3, 1, 1).to(device)
-        self._shift = (-torch.tensor(mean, dtype=torch.float64) * 255 * scale).float().view(3, 1, 1).to(device)
+        self._scale, self._shift = (x.to(device) for x in affine(mean, std))
 
     def _check(self) -> None:
         if self.drop_last and not len(self):
@@ -183,10 +180,8 @@ class Loader:
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images (…, 3, H, W) uint8 as (…, channels, H, W) float32."""
-        x = images.to(torch.float32, memory_format=torch.contiguous_format).mul_(self._scale).add_(self._shift)
-        if self.channels == 3:
-            return x
-        return (x * torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)).sum(-3, keepdim=True)
+        x = normalized(images, self._scale, self._shift)
+        return x if self.channels == 3 else luminance(x)
 
     def _draws(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Draws | None]]:
         count = len(self.source)

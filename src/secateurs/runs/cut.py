@@ -161,6 +161,7 @@ class Cut:
         where = pick_device(self.device)
         data = self.data.load(self.seed, where, self.purpose.task, self.network.num_classes)
         network = build(data, where, self.seed)
+        artifact.check_state(network)
         inputs = self.purpose.example(network, data)
         objective = self.purpose.objective(network, inputs)
         check_trackers(self.track, self.folder.folder)

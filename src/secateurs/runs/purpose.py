@@ -15,6 +15,7 @@ from secateurs.data.structure import leaves
 from secateurs.devices import device_of
 from secateurs.errors import DataError, SecateursError, Setting
 from secateurs.graph.copies import copied
+from secateurs.graph.faults import described, fault
 from secateurs.graph.inputs import call
 from secateurs.graph.modes import evaluating
 from secateurs.report.figures import number
@@ -22,7 +23,7 @@ from secateurs.seeds import preserve_rng_state
 from secateurs.tasks import Classification, VisionTask, resolve
 from secateurs.training import CrossEntropy
 from secateurs.training import batches as B
-from secateurs.training.checks import Check, described, fault
+from secateurs.training.checks import Check
 from secateurs.training.losses import Loss
 from secateurs.training.metrics import higher_is_better
 from secateurs.training.objective import Forward, Objective, Step

@@ -259,6 +259,7 @@ class _Stages:
         data = self.data.load(self.seed, where, purpose.task, self.network.num_classes)
         check_trackers(self.track, self.folder.folder)
         base = build(data, where, self.seed)
+        artifact.check_state(base)
         inputs, name = purpose.example(base, data), self.network.name
         objective = purpose.objective(base, inputs)
         purpose.check_trains(base, data, name)
@@ -269,9 +270,9 @@ class _Stages:
         wide, how, graph = widened(start, inputs, self._widths(start, inputs), scope=self.scope, seed=self.seed)
         remember_widened(wide, start, how.record())
         if not copies:
-            wide = sc.reinitialise(wide, self.seed, keep_raw=True)
+            wide = sc.reinitialize(wide, self.seed, keep_raw=True)
         if not self.network.has_weights:
-            base = sc.reinitialise(base, self.seed, keep_raw=True)
+            base = sc.reinitialize(base, self.seed, keep_raw=True)
         purpose.check_trains(wide, data, f"{name}, widened,")
 
         cost, scaled = sc.count(base, inputs), graph.cost()
@@ -343,7 +344,7 @@ class _Stages:
         )  # fmt: skip
 
     def _scratch(self, small: nn.Module, ready: Ready, resume: bool) -> tuple[nn.Module, list[dict[str, Any]]]:
-        fresh = sc.reinitialise(small, self.seed, keep_raw=True)
+        fresh = sc.reinitialize(small, self.seed, keep_raw=True)
         recipe, own = self.train.scratch(ready.data), self.folder.folder / "scratch"
         if not recipe.epochs:
             return fresh, []

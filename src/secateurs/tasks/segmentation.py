@@ -15,11 +15,11 @@ from secateurs.data.load import checked_channels, default_workers, statistics
 from secateurs.data.masks import IGNORED, Pairs, found_classes, open_folder, open_table
 from secateurs.data.samples import SampleLoader
 from secateurs.errors import DataError, SpecError, nearest
+from secateurs.graph.faults import described
 from secateurs.tasks.masks import Masked, crop_of, up
 from secateurs.tasks.pictures import draw_masks
 from secateurs.tasks.task import Reading, VisionTask, torchmetrics
 from secateurs.training import CrossEntropy
-from secateurs.training.checks import described
 from secateurs.training.losses import heads
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from secateurs.data import Data
-from secateurs.data.load import Statistics
+from secateurs.data.load import OneOfEach, Statistics
 from secateurs.errors import ConfigError, SpecError
 from secateurs.training.recipe import explain
 from secateurs.zoo.vision import torchvision
@@ -30,7 +30,7 @@ class Reading:
     """
 
     batch_size: int = 128
-    normalize: str | Statistics = "imagenet"
+    normalize: str | Statistics | OneOfEach = "imagenet"
     image_size: int | None = None
     channels: int = 3
     skip_unreadable: bool = False
