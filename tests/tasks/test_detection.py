@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.artifact.provenance import source_of
 from secateurs.errors import ConfigError, DataError, SpecError
+from secateurs.recovery.calibrate import _apart
 from secateurs.runs.purpose import Purpose
 from secateurs.tasks import Detection, Reading
 from secateurs.zoo.vision import torchvision
@@ -166,3 +168,23 @@ def test_networks_of_the_users_own_in_python(folder: Path) -> None:
     assert set(result.after.metrics) == {"mAP.map", "mAP.map_50", "mAP.map_75"}
     losses = [record["loss"] for record in result.history if record.get("phase") == "recover" or "loss" in record]
     assert all(torch.isfinite(torch.tensor(losses)))
+
+
+def test_a_source_that_a_forward_leaves_alone() -> None:
+    """torchvision's RoI pooling keeps scales that it found in its first run: nobody edited the network."""
+    model = sc.build("python:tests.tasks.detectors:faster_rcnn", num_classes=4)
+    given = source_of(model)
+    assert given is not None
+    assert model.roi_heads.box_roi_pool.scales is None
+    model.eval()([torch.rand(3, 48, 48)])
+    assert model.roi_heads.box_roi_pool.scales is not None
+    assert source_of(model) == given
+    model.roi_heads.score_thresh = 0.5
+    assert source_of(model) is None
+
+
+def test_calibration_where_the_number_of_boxes_differs() -> None:
+    two, three = torch.ones(2, 4), torch.ones(3, 4)
+    assert _apart(two, three) == _apart(three, two) == 4
+    assert _apart(two, two) == 0
+    assert _apart(torch.tensor(1.0), torch.tensor(3.0)) == 4
