@@ -18,6 +18,7 @@ WHAT = {
     "api": "the Python interface",
     "models": "build, load",
     "runs": "preflight, stages, folder, resume",
+    "cutting": "one cut, or several rounds",
     "result": "what prune returns",
     "studies": "oracle curves",
     "placement": "devices of a run",
@@ -39,13 +40,14 @@ WHAT = {
     "devices": "which device",
     "importing": "code by name",
     "errors": "what users see",
+    "keywords": "wrong arguments",
     "version": "of this package",
     "caching": "values computed once",
 }
 # One color for each part of the way from a model to a saved result.
 COLORS = {
     "#e8eef7": ("cli", "testing", "tasks", "adapters", "integrations", "api", "models", "runs"),
-    "#f7efe0": ("result", "studies", "placement", "methods", "budget"),
+    "#f7efe0": ("cutting", "result", "studies", "placement", "methods", "budget"),
     "#e9f4e6": ("recovery", "training"),
     "#f3ecf6": ("report", "artifact", "zoo", "data"),
     "#fbe9e7": ("widening", "surgery", "masking", "plans", "stripes", "graph"),

@@ -70,7 +70,7 @@ def test_prune(run, images, tmp_path):
     # The same run, finished; and another one.
     assert run(*job, "--out", tmp_path / "r", "--resume").status == 0
     other = run(*job, "--exclude", "plain.3", "--out", tmp_path / "r", "--resume")
-    assert other.status == 1
+    assert other.status == 2
     assert "is another run: it differs in limits" in other.err
 
 
@@ -94,7 +94,7 @@ def test_ratios_alone(run, images, tmp_path):
 
 def test_what_cannot_be_met(run, images, tmp_path):
     ran = run("prune", NET, "--data", f"folder:{images}", *QUICK, "--macs", 0.2, "--out", tmp_path / "r")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "The lowest budget that can be met is --macs 0." in ran.err
     assert (
         "--exclude stem, --min-channels plain.*=9, --max-cut 0.95 and --ratio conv1=0.3 limit what may be cut"
@@ -144,5 +144,5 @@ def test_options() -> None:
 )
 def test_what_is_not_valid(run, given, message):
     ran = run("inspect", NET, *given)
-    assert ran.status == 1
+    assert ran.status == 2
     assert f"secateurs: {message}" in ran.err

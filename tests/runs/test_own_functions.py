@@ -119,7 +119,7 @@ def test_functions_are_on_record(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(ConfigError, match=r"another run: it differs in functions.loss"):
         run(tmp_path / "r", recover=None, loss=other).start(resume=True)
     model = f"python:{__name__}:Two"
-    assert main(["evaluate", str(tmp_path / "r"), "--model", model, "--data", "digits"]) == 1
+    assert main(["evaluate", str(tmp_path / "r"), "--model", model, "--data", "digits"]) == 2
     assert "was measured with functions of its own (forward, loss, metrics, step)" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.config import ConfigOptions
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
 from secateurs.errors import ArtifactError, ConfigError, PlanError, nearest, shown
 
@@ -34,6 +35,7 @@ def compare_criteria(
     force: Flag = False,
     seed: Seed = 0,
     device: str | None = None,
+    config_options: ConfigOptions | None = None,
 ) -> None:
     """Mask a layer's channels one by one, least important first: how long does accuracy hold without training?
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured, own, stages
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
@@ -35,6 +36,8 @@ def prune(
     ranking: Literal["global", "layer"] | None = None,
     preset: Many = (),
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
+    rounds: Count = 1,
+    schedule: Literal["linear", "cubic"] = "linear",
     then: Many = (),
     limit_options: LimitOptions | None = None,
     allow_inexact: Flag = False,
@@ -50,6 +53,7 @@ def prune(
     seed: Seed = 0,
     device: str | None = None,
     track: Many = (),
+    config_options: ConfigOptions | None = None,
 ) -> None:
     """Prune a network to a budget, verify the cut, recover the accuracy, save the result.
 
@@ -100,6 +104,10 @@ def prune(
         --then
     settings
         a setting of the method, key=value, or pff.key=value for a method of --then; may be given several times
+    rounds
+        prune iteratively: so many rounds of cutting a little and recovering, each with the whole method and recovery
+    schedule
+        of the rounds: the same share in each (linear), or most at first (cubic); --lr-schedule is the learning rate's
     then
         METHOD:MACS, a further method that prunes the result (pff:0.3), and the MACs of the original network to keep at
         most; may be given several times. Each cut is followed by the same recovery
@@ -132,6 +140,8 @@ def prune(
         method=configured(method, own(settings, then), ranking, own(preset, then)),
         budget=_budget(macs, params, align),
         recover=(recover_options or RecoverOptions()).recipes(),
+        rounds=rounds,
+        schedule=schedule,
         then=stages(then, settings, preset, align),
         weights=model_options.weights,
         num_classes=model_options.num_classes,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
@@ -44,6 +45,7 @@ def redesign(
     seed: Seed = 0,
     device: str | None = None,
     track: Many = (),
+    config_options: ConfigOptions | None = None,
 ) -> None:
     """Find better widths at the same cost: widen a network, train it, prune it back, and train what was found from scratch.
 

@@ -11,7 +11,7 @@ SAME = frozenset({
     "align", "allow_inexact", "batch_size", "channels", "data", "device", "epochs", "from_base", "gamma", "image_size",
     "label_smoothing", "lr", "macs", "method", "milestones", "model", "nodes", "normalize", "num_classes",
     "optimizer", "params", "precision", "preset", "pretrain_epochs", "pretrain_lr", "ranking", "recover",
-    "recover_epochs", "recover_lr", "resume", "schedule", "scope", "scratch_epochs", "seed", "share",
+    "recover_epochs", "recover_lr", "resume", "rounds", "schedule", "scope", "scratch_epochs", "seed", "share",
     "skip_unreadable", "task", "temperature", "then", "track", "trust_code", "weight_decay", "weights", "widen",
 })  # fmt: skip
 OTHER = {"overwrite": "force", "folder": "out", "ratios": "ratio"}  # … and of another one
@@ -28,6 +28,8 @@ def option(setting: Setting) -> str:
         return f"--set {name}={'…' if setting.value is ... else _value(setting.value)}"
     if name in MIMIC and _is_mimic(setting.of):
         flag = MIMIC[name]
+    elif name == "schedule" and _is_recipe(setting.of):
+        flag = "lr-schedule"
     elif name in SAME or name in OTHER or name in LIMITS:
         flag = OTHER.get(name, name.replace("_", "-"))
     else:
@@ -60,6 +62,14 @@ def _is_mimic(of: type | None) -> bool:
     from secateurs.recovery import Mimic
 
     return issubclass(of, Mimic)
+
+
+def _is_recipe(of: type | None) -> bool:
+    if of is None:
+        return False
+    from secateurs.training import Recipe
+
+    return issubclass(of, Recipe)
 
 
 def _value(value: Any) -> str:

@@ -158,6 +158,12 @@ class Loader:
         other.augment = None
         return other
 
+    def reseeded(self, seed: int) -> Loader:
+        """The same loader at epoch 0, with another order and other augmentation."""
+        other = copy.copy(self)
+        other.seed, other.epoch = seed, 0
+        return other
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
         self.epoch = epoch

@@ -14,6 +14,7 @@ from torch import nn
 
 from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup
+from secateurs.keywords import explained
 
 Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
 Layers = Which | Iterable[Which]
@@ -28,6 +29,7 @@ class Bound:
     floored: whether the default floor applies as well; it does not where the user says how far the group may be cut.
     held: whether the layers that make the channels stay as they are, their stripes included.
     by: the settings that say so. message: what they say, for the listing of `inspect`.
+    whole: the channels that the group had before earlier rounds, by which fractions of it count; None: as many as it has.
     """
 
     least: int
@@ -36,6 +38,7 @@ class Bound:
     held: bool = False
     by: tuple[Setting, ...] = ()
     message: Message | None = None
+    whole: int | None = None
 
 
 Bounds = Mapping[str, Bound]  # by group; groups left out are bounded as `free` says
@@ -46,6 +49,7 @@ def free(group: ChannelGroup) -> Bound:
     return Bound(group.least, group.size)
 
 
+@explained(ConfigError)
 @dataclass(frozen=True, init=False)
 class Limits:
     """Which channel groups may be cut, and how far. `on` says what this means for the groups of a network.

@@ -67,6 +67,7 @@ class Task:
     resume: bool = False
     log: Callable[[dict[str, Any]], None] = _unlogged  # called with each entry of the history
     bounds: Bounds = field(default_factory=dict)  # what the user says about groups: `Limits.on(graph, scope)`
+    teacher: nn.Module | None = None  # the original, where earlier rounds have cut the model; it must not be modified
 
     @property
     def groups(self) -> list[ChannelGroup]:

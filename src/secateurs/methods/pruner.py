@@ -229,7 +229,9 @@ class Taught(TrainingMethod):
     )
 
     def teachers(self, task: Task) -> list[TeacherHook]:
-        return [] if self.distil == 0 else [Distilling(task.model, task.model, Distil(share=self.distil))]
+        if self.distil == 0:
+            return []
+        return [Distilling(task.model, task.model if task.teacher is None else task.teacher, Distil(share=self.distil))]
 
 
 def keep(scores: Mapping[str, np.ndarray], threshold: float) -> Channels:

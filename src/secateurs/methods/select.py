@@ -45,6 +45,7 @@ class Widths:
             self.rounded(np.array(w, dtype=np.int64)) for w in ([b.least for b in own], [b.most for b in own])
         )
         self._floored = np.array([b.floored for b in own], dtype=bool)
+        self._whole = np.array([b.whole or g.size for b, g in zip(own, self.groups, strict=True)], dtype=np.int64)
         self.floor = floor if budget else 0.0  # without a budget, a method's own threshold decides
 
     @cached_property
@@ -53,7 +54,7 @@ class Widths:
         budget requires. A budget that `lowest` meets is met by these, too."""
         if self.fits(widths := self.above(self.floor)):
             return widths
-        steps = [np.arange(1, n * self.floor) / n for n in np.unique(self.sizes)]  # where a width changes
+        steps = [np.arange(1, n * self.floor) / n for n in np.unique(self._whole)]  # where a width changes
         shares = np.unique(np.concatenate([np.zeros(1), *steps]))
         low, high = 0, len(shares)  # the first that doesn't fit
         while low < high:
@@ -62,10 +63,10 @@ class Widths:
         return self.above(shares[max(0, low - 1)])
 
     def above(self, share: float) -> Array:
-        """The smallest widths with at least this fraction of every group, aligned; of a group for which the user says how far
-        it may be cut, the smallest that this allows."""
+        """The smallest widths with at least this fraction of every original group, aligned; of a group for which the user says
+        how far it may be cut, the smallest that this allows."""
         # A share of 3 / 30 of 30 channels is 3, whatever the rounding of their product.
-        widths = np.where(self._floored, np.ceil(self.sizes * share - 1e-9), 1).astype(np.int64)
+        widths = np.where(self._floored, np.ceil(self._whole * share - 1e-9), 1).astype(np.int64)
         return np.maximum(self.rounded(widths), self.lowest)
 
     def rounded(self, widths: Array) -> Array:

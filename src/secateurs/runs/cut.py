@@ -14,6 +14,7 @@ import secateurs as sc
 from secateurs import artifact, recovery
 from secateurs.artifact import Earlier
 from secateurs.budget import Budget
+from secateurs.cutting import check_folder
 from secateurs.data import Data
 from secateurs.devices import usable
 from secateurs.errors import ConfigError, Message, NonFiniteLossError, SecateursError, Setting
@@ -21,6 +22,7 @@ from secateurs.files import check_writable, shown
 from secateurs.methods import Method, Task, TrainingMethod
 from secateurs.methods.limits import Limits
 from secateurs.methods.method import Scope
+from secateurs.methods.rounds import ONE_ROUND, Rounds
 from secateurs.models import load
 from secateurs.plans import PrunableGraph, trace
 from secateurs.recovery import Recover
@@ -37,7 +39,6 @@ from secateurs.runs.training import Pretraining, trained
 from secateurs.training import Objective, Phase, Recipe
 from secateurs.training.processes import check as check_processes
 from secateurs.training.processes import first
-from secateurs.training.resume import LOG
 from secateurs.training.runtime import check_trackers, wait_for_everyone, written
 
 
@@ -79,6 +80,7 @@ class Cut:
     device: str | torch.device | None
     track: Sequence[Any]
     log: Callable[[str], None]
+    rounds: Rounds = ONE_ROUND
     later: Sequence[Stage] = ()  # that prune its result
     ahead: Sequence[RunFolder] = ()  # the folders of these, if none of them has begun
     stage: Stage | None = None  # None for the first cut …
@@ -94,7 +96,7 @@ class Cut:
         network = NetworkSpec(str(self.folder.folder), trust_code=self._trusted, loaded=result.model)
         return replace(
             self, network=network, method=stage.method, budget=stage.budget(original), pretrain=Pretraining(),
-            limits=self.limits.later(), folder=folder, later=later, ahead=(), stage=stage, original=original,
+            limits=self.limits.later(), rounds=ONE_ROUND, folder=folder, later=later, ahead=(), stage=stage, original=original,
             earlier=stages.earlier(result),
         )  # fmt: skip
 
@@ -113,6 +115,7 @@ class Cut:
             **self.purpose.record(),
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "budget": None if self.budget is None else asdict(self.budget),
+            **self.rounds.record(),
             "scope": self.scope or self.method.default_scope,
             **({"limits": self.limits.record()} if self.limits else {}),
             "allow_inexact": self.allow_inexact,
@@ -172,11 +175,12 @@ class Cut:
 
         bounds = self.limits.on(graph, self.scope or self.method.default_scope)
 
-        def feasible(method: Method, budget: Budget | None) -> None:
+        def feasible(method: Method, budget: Budget | None) -> Task:
             scope = self.scope or method.default_scope
-            Task(network, graph, budget, scope, data, self.seed, inputs, bounds=bounds).for_method(method)
+            return Task(network, graph, budget, scope, data, self.seed, inputs, bounds=bounds).for_method(method)
 
-        feasible(self.method, self.budget)
+        self.rounds.check(self.method, feasible(self.method, self.budget).budget)
+        check_folder(self.folder.folder, self.rounds, (), resume=True)
         original = self.original or cost.macs
         stages.check(self.later, original, cost.macs if self.budget is None else self.budget.limits(cost).macs)
         for stage in self.later:  # as far as can be determined now
@@ -216,6 +220,8 @@ class Cut:
             **self.limits.options(),
             calibrate=self.calibrate,
             allow_inexact=self.allow_inexact,
+            rounds=self.rounds.count,
+            schedule=self.rounds.schedule,
             report=self.log,
             folder=self.folder.folder,
             resume=resume,
@@ -270,7 +276,7 @@ class Cut:
         knob: tuple[object, ...]
         if pretrains and not kept.exists():
             knob = ("a ", Setting("pretrain_lr"), f" below {self.pretrain.usual_lr:g}")
-        elif begun := [r for name, r in recovery.phases(self.recover) if (self.folder.folder / name / LOG).exists()]:
+        elif begun := [r for name, r in recovery.phases(self.recover) if self.folder.began(name)]:
             recipe = begun[-1]  # only what trains has a log
             assert isinstance(recipe, Recipe)
             lr = Setting("lr", of=type(recipe))

@@ -15,9 +15,11 @@ from secateurs.artifact.provenance import spec_of
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting
+from secateurs.keywords import explained
 from secateurs.methods import Method, resolve
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_budget, check_scope
+from secateurs.methods.rounds import Rounds, Schedule
 from secateurs.recovery import phases
 from secateurs.runs import stages
 from secateurs.runs.cut import Cut
@@ -38,6 +40,7 @@ def silent(line: str) -> None:
     """Discard the line."""
 
 
+@explained(ConfigError)
 @dataclass(frozen=True)
 class PruneRun:
     """A resumable pruning run with a folder of its own: what `secateurs prune` does.
@@ -54,6 +57,8 @@ class PruneRun:
         groups that have one keep their channels afterwards.
     calibrate: as for `prune`, on the run's own data, after each cut.
     recover: recipes of recovery, after each cut.
+    rounds, schedule: as for `prune`, of the first cut. The networks of all rounds but the last are artifacts in `round-1` and
+        so on, within the folder of the cut; a resumed run continues from the last of them.
     then: further cuts, in order; each is followed by the same recovery. All but the last have an artifact in a folder of
         their own within `folder`.
     weights: a file of weights for the spec. Without weights the network is trained first, on the same data:
@@ -75,6 +80,8 @@ class PruneRun:
     method: str | Method = "epruner"
     budget: Budget | None = None
     recover: Phase | Sequence[Phase] | None = None
+    rounds: int = 1
+    schedule: Schedule = "linear"
     then: Sequence[Stage] = ()
     weights: str | Path | None = None
     num_classes: int | None = None
@@ -157,6 +164,7 @@ class PruneRun:
             device=self.device,
             track=self.track,
             log=self.log if first() else silent,
+            rounds=Rounds(self.rounds, self.schedule),
             later=list(self.then),
             ahead=self._folders()[1:],
         )

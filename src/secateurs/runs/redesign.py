@@ -18,9 +18,10 @@ from secateurs.artifact import Figures
 from secateurs.artifact.provenance import remember_widened
 from secateurs.budget import Budget
 from secateurs.data import Data
-from secateurs.errors import BudgetError, Message, Setting
+from secateurs.errors import BudgetError, ConfigError, Message, Setting
 from secateurs.files import check_writable, dump_json, read_json, shown
 from secateurs.graph import Cost
+from secateurs.keywords import explained
 from secateurs.methods import Method, Task, resolve
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_scope
@@ -61,6 +62,7 @@ class Ready(NamedTuple):
     where: torch.device
 
 
+@explained(ConfigError)
 @dataclass(frozen=True)
 class RedesignRun:
     """Better widths at the same cost, found by pruning a wider network (AOFP, Table 4): what `secateurs redesign`
@@ -139,6 +141,8 @@ class RedesignRun:
 
     def _stages(self) -> _Stages:
         check_scope(self.scope)
+        if not self.widen > 1:
+            raise ConfigError(Setting("widen", self.widen), " is not valid: a network is widened by a factor above 1.")
         self.train.check()
         method, purpose = resolve(self.method), Purpose.of(self.task, self.loss, self.step, self.forward, self.metrics)
         weights = None if self.weights is None else Path(self.weights)

@@ -20,6 +20,7 @@ from secateurs.data.spec import absolute
 from secateurs.errors import ConfigError, Setting
 from secateurs.files import shown
 from secateurs.graph.channels import named_tensors
+from secateurs.keywords import explained
 from secateurs.models import build, is_artifact
 from secateurs.placement import Placement
 from secateurs.runs.purpose import Purpose
@@ -30,6 +31,7 @@ from secateurs.zoo.weights import put
 Builder = Callable[[Data, torch.device, int], nn.Module]  # data, where, seed of initial weights
 
 
+@explained(ConfigError)
 @dataclass(frozen=True)
 class DataSpec:
     """Data by name, and how its images are read.
