@@ -223,8 +223,11 @@ def attach(
 ) -> Pruner:
     """Attach a pruner to a model in your own training loop. Modifies the model in place; see `Pruner` for the loop.
 
+    Several processes: call it in each of them, on the network inside `DistributedDataParallel`. They find the same plan, and
+    `step` averages the gradients of the pruner's own networks.
+
     steps, epoch_steps: number of optimizer steps that the loop will take, in total and per epoch.
-    data: the training batches, for methods that measure on data before or after training.
+    data: the training batches, for methods that measure on data before or after training; of several processes, each one's own.
     exclude, only, ratios, min_channels, max_cut: which channel groups may be cut, and how far; see `Limits`.
 
     Raises ConfigError for invalid settings, or if a pruner is already attached; BudgetError and VerificationError
@@ -252,6 +255,7 @@ def attach(
     )  # fmt: skip
     pruner = chosen.attach(task)
     pruner.history = history
+    pruner.join()
     pruner.begin(steps, epoch_steps)
     return pruner
 

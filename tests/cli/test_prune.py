@@ -60,10 +60,11 @@ def test_recovers_in_several_steps(run, images, tmp_path):
     """Each has a folder of its own; a resumed run agrees with them, a new one takes them away."""
     job = ("prune", NET, "--data", f"folder:{images}", "--batch-size", 16, "--pretrain-epochs", 1, "--macs", 0.5)
     job = (*job, "--method", "onestep", "--set", "epochs=1", "--out", tmp_path / "r")
-    steps = ("--recover", "mimic:2,distil:1,finetune:1", "--mimic-lr", 0.002, "--temperature", 3)
+    steps = ("--recover", "mimic:2,distil:1,finetune:1", "--mimic-lr", 0.002, "--temperature", 3, "--ema", 0.9)
     ran = run(*job, *steps)
     assert ran.status == 0, ran.err
     card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert [r["ema"] for r in card["recover"]] == [0.9] * 3
     assert [(r["mode"], r["epochs"]) for r in card["recover"]] == [("mimic", 2), ("distil", 1), ("finetune", 1)]
     assert [r["lr"] for r in card["recover"]] == [0.002, None, None]
     assert [r.get("temperature") for r in card["recover"]] == [None, 3, 3]
@@ -202,6 +203,8 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--recover", "mimic:3,finetune:x"), "mimic:EPOCHS or reconstruct:IMAGES"),
         (("--recover", "reconstruct:x"), "reconstruct:IMAGES"),
         (("--recover", "reconstruct:1"), "--recover 1: must be greater than or equal to 2"),
+        (("--ema", 1), "--ema 1: must be less than 1 (decay of the moving average"),
+        (("--recover", "reconstruct:20", "--ema", 0.9), "--ema is an option of finetune"),
         (("--recover", "mimic:-1"), "--recover mimic:-1: the number of epochs must be 0 or more"),
         (
             ("--recover", "finetune:3", "--nodes", "stem"),

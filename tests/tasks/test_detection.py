@@ -115,7 +115,8 @@ def test_options_of_constructors(spec: str, options: dict[str, int], expected: d
 )
 def test_sizes_are_for_those_that_resize(spec: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"min_size=320 is for torchvision's detectors that resize images, and .* is none"
+        ConfigError,
+        match=r"Detection\(min_size=320\) is for torchvision's detectors that resize images, and .* is none",
     ):
         Detection(min_size=320).options(spec, 3, None)
 

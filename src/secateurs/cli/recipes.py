@@ -37,6 +37,9 @@ class RecoverOptions:
     """fraction of each label that is spread over all classes"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto selects bf16 where the hardware is fast at it"""
+    ema: float | None = None
+    """decay of a moving average of the weights, for example 0.999, in every training phase: the averaged weights are
+    evaluated and saved"""
     mimic_lr: float | None = None
     """peak learning rate of mimicking (Adam), 0.003 by default"""
     mimic_function: Literal["kl", "js", "mse", "l1"] | None = None
@@ -62,6 +65,7 @@ class RecoverOptions:
             ("share", tuned, "finetune"),
             ("temperature", tuned and self.share != 0, "finetune"),
             ("lr", tuned, "finetune"),
+            ("ema", bool(kinds & {"finetune", "distil", "mimic"}), "finetune"),
         ):
             if getattr(self, option) is not None and not used:
                 why = " with a share above 0" if option == "temperature" and tuned else ""
@@ -76,7 +80,7 @@ class RecoverOptions:
         """The phase with the optimizer and the milestones, if it trains."""
         from secateurs.training import Recipe
 
-        given: dict[str, Any] = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        given: dict[str, Any] = {n: v for n in ("optimizer", "ema") if (v := getattr(self, n)) is not None}
         if self.milestones is not None:
             if self.lr_schedule != "onecycle":
                 raise ConfigError(f"--lr-schedule {self.lr_schedule} and --milestones are mutually exclusive.")

@@ -8,7 +8,7 @@ from secateurs.errors import Setting, python
 
 # Settings that are options of the same name …
 SAME = frozenset({
-    "align", "allow_inexact", "batch_size", "channels", "data", "device", "epochs", "from_base", "gamma", "image_size",
+    "align", "allow_inexact", "batch_size", "channels", "data", "device", "ema", "epochs", "from_base", "gamma", "image_size",
     "label_smoothing", "lr", "macs", "method", "milestones", "model", "nodes", "normalize", "num_classes",
     "optimizer", "params", "precision", "preset", "pretrain_epochs", "pretrain_lr", "ranking", "recover",
     "recover_epochs", "recover_lr", "resume", "rounds", "schedule", "scope", "scratch_epochs", "seed", "share",

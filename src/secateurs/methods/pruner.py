@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -22,7 +23,7 @@ from secateurs.plans import Plan
 from secateurs.recovery.distil import Distilling
 from secateurs.recovery.recipes import Distil
 from secateurs.recovery.teacher import TeacherHook
-from secateurs.training import Engine, Hook, Part, Recipe
+from secateurs.training import Engine, Hook, Part, Recipe, processes
 from secateurs.training.run import TrainingRun
 from secateurs.training.state import misfit
 
@@ -36,8 +37,11 @@ class Pruner:
         if pruner.done: break
     secateurs.cut_(model, pruner.plan(), optimizer)
 
+    In float16 with a gradient scaler, the loop is: `scaler.step(optimizer); optimizer.zero_grad(); pruner.step(scaler=scaler);
+    scaler.update()`.
+
     networks: the pruner's own networks by name, each with its optimizer. The engine steps them in its loop;
-    `step` steps them in a loop of the user's own.
+    `step` steps them in a loop of the user's own, and first averages their gradients over the processes.
     """
 
     networks: Mapping[str, tuple[nn.Module, Optimizer]] = {}
@@ -55,6 +59,7 @@ class Pruner:
         self.log: Callable[[str], None] = lambda line: None  # reports a line of text
         self.share = (0, 1)  # (rank, world size) if batches of the data are still to be split between processes
         self.history: list[dict[str, Any]] = []  # the method's history, if nothing else records it
+        self._averaged = False  # whether the gradients of `networks` are those of all processes
         self._plan: Plan | None = None
         self._guard: RemovableHandle | None = None
 
@@ -69,14 +74,38 @@ class Pruner:
         """The penalty to add to the loss of the last batch."""
         return 0.0
 
-    def step(self, *, own: bool = True) -> None:
-        """Call after each optimizer step. own: also step the pruner's own networks."""
+    def step(self, *, own: bool = True, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Call after each optimizer step, in every process.
+
+        own: also step the pruner's own networks. scaler: what scaled the loss, if anything did; call `scaler.update()` then.
+        """
         if own:
+            self.average()
             for _network, optimizer in self.networks.values():
-                optimizer.step()
+                if scaler is None:
+                    optimizer.step()
+                elif any(p.grad is not None for g in optimizer.param_groups for p in g["params"]):
+                    scaler.step(optimizer)
                 optimizer.zero_grad()
+            self._averaged = False
         self.steps += 1
         self.advance()
+
+    def join(self) -> None:
+        """Decide with the other processes from now on, if there are any."""
+        if (world := processes.world()) > 1:
+            device = device_of(self.task.model)
+            self.mean, self.processes, self.rank = lambda x: processes.mean(x, device), world, dist.get_rank()
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Average the gradients of the pruner's own networks over the processes, once per step."""
+        if self._averaged or processes.world() == 1:
+            return
+        for _, optimizer in self.networks.values():
+            for p in [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]:
+                p.grad = self.mean(torch.zeros_like(p) if p.grad is None else p.grad)  # some may have one, others none
+        self._averaged = True
 
     def advance(self) -> None:
         """The method's work after step number `steps`."""

@@ -20,6 +20,7 @@ from secateurs.graph.channels import ChannelGraph, named_tensors
 from secateurs.graph.figures import named_like_a_width
 from secateurs.graph.inputs import check_model
 from secateurs.graph.trace import trace as trace_channels
+from secateurs.graph.wrappers import check_plain, part_with
 from secateurs.plans import stripes as S
 from secateurs.stripes import rule as rule  # registers the rule of stripe convolutions
 
@@ -57,14 +58,18 @@ class Plan:
         )
 
     def check(self, model: nn.Module) -> None:
-        """Raise PlanError unless this plan is for a network with these parameters."""
+        """Raise PlanError unless this plan is for a network with these parameters, TraceError for a wrapper around it."""
         check_model(model)
+        check_plain(model)
         self._check_least()
         own = named_tensors(model)
         for name, shape in self.shapes.items():
             if name not in own:
+                part = part_with(model, self.shapes)
                 raise PlanError(
                     f"The plan cuts {name}, which this model does not have: the plan is for another network."
+                    if part is None
+                    else f"The plan is for a part of this {type(model).__name__}, {part!r}: pass that part, model.{part}."
                 )
             if tuple(own[name].shape) != shape:
                 raise PlanError(

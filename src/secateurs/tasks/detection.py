@@ -80,7 +80,8 @@ class Detection(VisionTask):
         if sizes and not (family == "torchvision" and _resizes(name)):
             first = next(iter(sizes))
             raise ConfigError(
-                Setting(first, sizes[first]), f" is for torchvision's detectors that resize images, and {spec} is none."
+                Setting(first, sizes[first], type(self)),
+                f" is for torchvision's detectors that resize images, and {spec} is none.",
             )
         return {**found, **sizes}
 

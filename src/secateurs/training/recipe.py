@@ -58,7 +58,12 @@ class Recipe(Phase):
     decay_norm: bool = Field(default=False, description="apply weight decay to norm parameters and biases, too")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's Beta(alpha, alpha), 0 for none")
-    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none")
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights, which is evaluated and returned; 0: none",
+    )
     clip_norm: float | None = Field(default=None, gt=0, description="maximum norm of the gradient")
     accumulate: int = Field(default=1, ge=1, description="batches to accumulate gradients over per step")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -81,7 +83,10 @@ def test_every_layer_keeps_the_floor() -> None:
 
 def test_what_it_cannot_prune() -> None:
     pointwise = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(sc.ConfigError, match="l2-stripes found no convolution with a kernel larger than"):
+    with pytest.raises(
+        sc.ConfigError,
+        match=r"l2-stripes found no convolution that stripes can be cut from \(the network has 2 of 1×1\)",
+    ):
         sc.prune(pointwise, images(1), "l2-stripes", sc.Budget(macs=0.5))
     model = network("residual")
     with pytest.raises(sc.BudgetError, match="lowest budget that can be met"):
@@ -93,3 +98,23 @@ def test_what_it_cannot_prune() -> None:
         model.conv1.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(sc.ConfigError, match=r"l2-stripes: conv1\.weight has NaN"):
         sc.L2Stripes().select(task(model, sc.Budget(macs=0.5)))
+
+
+def conv_only(dims: int, **options: Any) -> nn.Module:
+    conv, pool = (getattr(nn, f"{kind}{dims}d") for kind in ("Conv", "AdaptiveAvgPool"))
+    return nn.Sequential(conv(3, 8, **options), nn.ReLU(), conv(8, 4, 1), pool(1), nn.Flatten(), nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize(("model", "dims", "found"), [
+    (conv_only(1, kernel_size=5), 1, "2 Conv1d"),
+    (conv_only(3, kernel_size=3), 3, "2 Conv3d"),
+    (conv_only(2, kernel_size=1), 2, r"2 of 1×1"),
+    (conv_only(2, kernel_size=3, padding=1, padding_mode="reflect"), 2, r"1 with padding_mode='reflect', 1 of 1×1"),
+])  # fmt: skip
+@pytest.mark.parametrize("method", ["l2-stripes", "pff"])
+def test_what_has_no_stripes_is_told_what_has(method: str, model: nn.Module, dims: int, found: str) -> None:
+    x = torch.randn(2, 3, *[8] * dims)
+    with pytest.raises(
+        sc.ConfigError, match=rf"the network has {found}\).*cut from nn\.Conv2d with a kernel larger than 1×1"
+    ):
+        sc.prune(model, x, method, sc.Budget(macs=0.5), [(x, torch.tensor([0, 1]))], device="cpu")
