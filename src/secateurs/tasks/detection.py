@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,12 +105,10 @@ class Detection(VisionTask):
     def metrics(self, outputs: Any) -> dict[str, Any]:
         torchvision()  # what torchmetrics imports
         detection = torchmetrics(self.name, "torchmetrics.detection")
-        try:
-            import faster_coco_eval  # noqa: F401
-        except ImportError as error:
+        if find_spec("faster_coco_eval") is None:
             raise ConfigError(
                 "The metrics of detection need faster-coco-eval, which is not installed. Run: pip install 'secateurs[metrics]'"
-            ) from error
+            )
         return {"mAP": _brief(detection.MeanAveragePrecision)}
 
     def blank(self, shape: tuple[int, ...]) -> Any:
@@ -130,7 +129,7 @@ def _resizes(name: str) -> bool:
 def _brief(kind: type[Any]) -> Any:
     """torchmetrics' mean average precision, of whose 14 figures those that papers have are left."""
 
-    class MeanAveragePrecision(kind):  # type: ignore[misc]
+    class MeanAveragePrecision(kind):
         def compute(self) -> dict[str, Tensor]:
             found = super().compute()
             return {name: found[name] for name in FIGURES}

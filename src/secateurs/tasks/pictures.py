@@ -84,7 +84,7 @@ def _boxed(image: Tensor, found: Mapping[str, Tensor], classes: Sequence[str] | 
         colors = [tuple(round(255 * c) for c in colormaps["tab20"](int(label) % 20)[:3]) for label in labels]
         names = [classes[int(label) - 1] if classes and 0 < label <= len(classes) else str(label) for label in labels]
         canvas = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
-        pixels = draw_bounding_boxes(canvas, boxes, names, colors, width=2).float() / 255  # type: ignore[arg-type]
+        pixels = draw_bounding_boxes(canvas, boxes, names, colors, width=2).float() / 255
     return pixels.clamp(0, 1).permute(1, 2, 0).numpy()
 
 
