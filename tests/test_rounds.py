@@ -174,9 +174,9 @@ def test_methods_are_taught_by_the_original(monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[int] = []
     made = pruner.Distilling
 
-    def watched(student: nn.Module, teacher: nn.Module, recipe: Any) -> Any:
+    def watched(student: nn.Module, teacher: nn.Module, recipe: Any, **options: Any) -> Any:
         seen.append(sc.count(teacher, INPUTS).macs)
-        return made(student, teacher, recipe)
+        return made(student, teacher, recipe, **options)
 
     monkeypatch.setattr(pruner, "Distilling", watched)
     result = pruned(sc.NPN(epochs=1, distil=0.5), rounds=2)

@@ -25,6 +25,7 @@ WHAT = {
     "methods": "which channels stay: criteria, and a folder for each paper",
     "recovery": "fine-tune, distill, mimic",
     "budget": "what may remain",
+    "deploy": "bench, export, fold",
     "training": "the engine, checkpoints",
     "report": "tables, plots",
     "artifact": "plan, weights, card",

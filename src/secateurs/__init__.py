@@ -8,6 +8,7 @@ from secateurs.errors import (
     BudgetError,
     ConfigError,
     DataError,
+    ExportError,
     NonFiniteLossError,
     PlanError,
     SecateursError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from secateurs.budget import Budget
     from secateurs.calibration import calibrate
     from secateurs.data import Data, Preprocess
+    from secateurs.deploy import Target, bench, export
     from secateurs.graph import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.masking import mask
     from secateurs.methods import (
@@ -77,6 +79,7 @@ __all__ = [
     "DataSpec",
     "Distil",
     "EPruner",
+    "ExportError",
     "Figures",
     "Index",
     "L2Stripes",
@@ -100,6 +103,7 @@ __all__ = [
     "SpecError",
     "Stage",
     "StripeConv2d",
+    "Target",
     "Taylor",
     "TraceError",
     "TrainingError",
@@ -109,11 +113,13 @@ __all__ = [
     "adapters",
     "apply",
     "attach",
+    "bench",
     "build",
     "calibrate",
     "card",
     "count",
     "cut_",
+    "export",
     "load",
     "mask",
     "methods",
@@ -134,6 +140,7 @@ _HOMES = {
     "secateurs.budget": "Budget",
     "secateurs.calibration": "calibrate",
     "secateurs.data": "Data Preprocess",
+    "secateurs.deploy": "Target bench export",
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (

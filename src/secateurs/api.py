@@ -149,6 +149,8 @@ def prune(
     if folder is not None and (phases or rounds > 1):
         check_writable(folder)
         check_folder(folder, division, phases, resume)
+    if isinstance(chosen, TrainingMethod) and source is not None:
+        chosen = chosen.before(recovery.epochs([recipe for _, recipe in steps], source.train))
     origin, placement = source_of(model), Placement.of(model)
     where = placement.device if source is None and device is None else usable(device)
     options = {
@@ -242,7 +244,7 @@ def attach(
             )
     if not isinstance(chosen, TrainingMethod):
         raise ConfigError(f"{chosen.name} does not prune during training: call prune(…) instead.")
-    if isinstance(chosen, Taught) and chosen.distil:
+    if isinstance(chosen, Taught) and chosen.distil and "distil" in chosen.model_fields_set:
         raise ConfigError(
             Setting("distil", chosen.distil, type(chosen)), " has no effect in a training loop of your own: add the original's "
             "class probabilities to your loss, or call prune(…) instead.",

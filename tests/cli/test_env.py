@@ -93,7 +93,7 @@ def test_what_is_missing_and_what_for(run: Run, monkeypatch: pytest.MonkeyPatch)
 )
 def test_a_compiler_for_the_stripe_kernels(tools: dict[str, str], cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(environment, "_said", lambda command: tools.get(command[0], ""))
+    monkeypatch.setattr(environment, "first_line", lambda command: tools.get(command[0], ""))
     line, problem = environment._kernels("")
     assert cure in problem
     assert bool(cure) == bool(problem)

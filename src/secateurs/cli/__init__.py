@@ -13,10 +13,12 @@ from cyclopts import App
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from secateurs.cli import config
+from secateurs.cli.bench import bench
 from secateurs.cli.compare import compare_criteria
 from secateurs.cli.demo import demo
 from secateurs.cli.env import env
 from secateurs.cli.evaluate import evaluate
+from secateurs.cli.export import export
 from secateurs.cli.inspect import inspect
 from secateurs.cli.methods import methods
 from secateurs.cli.prune import prune
@@ -37,7 +39,7 @@ app = App(
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
-for verb in (demo, methods, inspect, prune, redesign, evaluate, compare_criteria, env):
+for verb in (demo, methods, inspect, prune, redesign, evaluate, bench, export, compare_criteria, env):
     app.command(verb)
 
 

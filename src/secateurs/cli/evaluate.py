@@ -88,7 +88,8 @@ def evaluate(
         card = read(artifact)[1]
         purpose = purpose if purpose.named else _purpose(artifact, card)
         network = _load(artifact, card, model, model_options).to(where)  # reading data may take a while
-        spec, data = _data(artifact, card, spec, where, model_options, purpose.task)
+        trust, classes = model_options.trust_code, model_options.num_classes
+        spec, data = recorded_data(artifact, card, spec, where, trust, purpose.task, classes)
         purpose.check_fits(network, data, shown(artifact), ("give the data that it was pruned for.",))
     else:
         build = model_options.network(str(model)).open(purpose)
@@ -122,25 +123,33 @@ def _purpose(artifact: Path, card: Card) -> Purpose:
     return Purpose(recorded(card, artifact), card.task is not None)
 
 
-def _data(
-    artifact: Path, card: Card, given: DataSpec, where: torch.device, model: ModelOptions, task: VisionTask
+def recorded_data(
+    artifact: Path,
+    card: Card,
+    given: DataSpec,
+    where: torch.device,
+    trust: bool,
+    task: VisionTask | None = None,
+    classes: int | None = None,
 ) -> tuple[DataSpec, Data]:
-    """The data to evaluate on: as given, completed from the card."""
+    """The data to evaluate on: as given, completed from the card. task: by default the card's. classes: their number, if it is
+    given."""
     from secateurs.data.spec import remote
 
-    recorded = _preprocessing(card) | ({} if card.data is None else card.data.model_dump(exclude_none=True))
-    named: str = recorded.get("data") or ""
+    task = task or recorded(card, artifact)
+    on_card = _preprocessing(card) | ({} if card.data is None else card.data.model_dump(exclude_none=True))
+    named: str = on_card.get("data") or ""
     if given.data is None and not named:
         raise ConfigError(
             f"The card of {shown(artifact)} does not say which data it is for: give --data, and --normalize."
         )
     try:
-        if given.data is None and not model.trust_code and remote(named):
+        if given.data is None and not trust and remote(named):
             raise ConfigError(
                 f"{shown(named)} would be fetched from the network: give it as --data if you mean it (or --trust-code)."
             )
-        spec = given.over(recorded).complete(task)
-        return spec, spec.load(0, where, task, model.num_classes)
+        spec = given.over(on_card).complete(task)
+        return spec, spec.load(0, where, task, classes)
     except SecateursError as error:
         if given.data is not None:
             raise

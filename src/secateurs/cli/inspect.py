@@ -109,7 +109,7 @@ def inspect(
         except ArtifactError as error:
             raise error.advised("--input gives the shape of one input.") from None
     else:
-        inputs = task.blank(_shape(input) if input else default_shape(spec, network, card))
+        inputs = task.blank(shape_of(input) if input else default_shape(spec, network, card))
     alone = all(len(x) == 1 for x in tensors(inputs) if x.ndim)  # recorded inputs may be a larger batch
     shapes = [list(x.shape[1:] if alone else x.shape) for x in tensors(inputs)]
     shape = " and ".join("x".join(map(str, each)) for each in shapes)
@@ -181,7 +181,7 @@ def _show_stripes(layers: list[dict[str, Any]]) -> None:
         console.print(stripes_line(layers))
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def shape_of(text: str) -> tuple[int, ...]:
     try:
         shape = tuple(int(n) for n in text.replace("x", ",").split(","))
     except ValueError:

@@ -8,11 +8,12 @@ from secateurs.errors import Setting, python
 
 # Settings that are options of the same name …
 SAME = frozenset({
-    "align", "allow_inexact", "batch_size", "channels", "data", "device", "ema", "epochs", "from_base", "gamma", "image_size",
-    "label_smoothing", "lr", "macs", "method", "milestones", "model", "nodes", "normalize", "num_classes",
-    "optimizer", "params", "precision", "preset", "pretrain_epochs", "pretrain_lr", "ranking", "recover",
-    "recover_epochs", "recover_lr", "resume", "rounds", "schedule", "scope", "scratch_epochs", "seed", "share",
-    "skip_unreadable", "task", "temperature", "then", "track", "trust_code", "weight_decay", "weights", "widen",
+    "align", "allow_inexact", "batch", "batch_size", "channels", "channels_last", "data", "device", "ema", "epochs",
+    "from_base", "gamma", "image_size", "int8", "label_smoothing", "lr", "macs", "method", "milestones", "mode",
+    "model", "nodes", "normalize", "num_classes", "optimizer", "params", "precision", "preset", "pretrain_epochs",
+    "pretrain_lr", "ranking", "recover", "recover_epochs", "recover_lr", "resume", "rounds", "schedule", "scope",
+    "scratch_epochs", "seconds", "seed", "share", "skip_unreadable", "target", "task", "temperature", "then",
+    "threads", "track", "trust_code", "weight_decay", "weights", "widen",
 })  # fmt: skip
 OTHER = {"overwrite": "force", "folder": "out", "ratios": "ratio"}  # … and of another one
 LIMITS = frozenset({"exclude", "only", "ratios", "min_channels", "max_cut"})  # that may be given several times
@@ -26,6 +27,8 @@ def option(setting: Setting) -> str:
         return f"--task-set {name}={'…' if setting.value is ... else _value(setting.value)}"
     if "." in name or (_is_method(setting.of) and name != "ranking"):
         return f"--set {name}={'…' if setting.value is ... else _value(setting.value)}"
+    if name == "dynamic_batch" and setting.value is False:
+        return "--fixed-batch"
     if name in MIMIC and _is_mimic(setting.of):
         flag = MIMIC[name]
     elif name == "schedule" and _is_recipe(setting.of):

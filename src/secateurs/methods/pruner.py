@@ -16,12 +16,12 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.devices import device_of
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Method, Task
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan
 from secateurs.recovery.distil import Distilling
-from secateurs.recovery.recipes import Distil
+from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
 from secateurs.training import Engine, Hook, Part, Recipe, processes
 from secateurs.training.run import TrainingRun
@@ -214,6 +214,10 @@ class TrainingMethod(Method):
         None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"
     )
 
+    def before(self, epochs: float) -> TrainingMethod:
+        """The method with the settings that it has before so many epochs of recovery."""
+        return self
+
     def recipe(self, task: Task) -> Recipe:
         """The recipe that the network trains with while it is pruned."""
         raise NotImplementedError
@@ -250,17 +254,52 @@ class TrainingMethod(Method):
         return pruner.finish()
 
 
-class Taught(TrainingMethod):
-    """Base class of such methods in which the original may teach the network while it is pruned."""
-
-    distil: float = Field(
-        default=0.0, ge=0, le=1, description="weight of the original's class probabilities in the loss, as in Distil"
+def taught(share: float) -> Any:
+    """The setting of `Taught`, with this default."""
+    return Field(
+        default=share,
+        ge=0,
+        le=1,
+        description="weight of the original's class probabilities in the loss, in `prune`; by default 0 if the outputs are not "
+        "the logits of classes",
     )
+
+
+class Taught(TrainingMethod):
+    """Base class of such methods in which the original may teach the network while it is pruned, and whose length follows from
+    that of the recovery.
+
+    share: the fraction of all training, pruning and recovery, that pruning takes by default.
+    most: epochs of pruning by default, if there is no recovery or a long one.
+    """
+
+    share: ClassVar[float] = 0.3
+    most: ClassVar[float]
+
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="epochs of pruning; default: a share of the epochs of pruning and recovery together, up to a maximum",
+    )
+    distil: float = taught(0.0)
+
+    @property
+    def length(self) -> float:
+        """Epochs of pruning."""
+        return self.most if self.epochs is None else self.epochs
+
+    def before(self, epochs: float) -> TrainingMethod:
+        if self.epochs is not None or epochs <= 0:
+            return self
+        return self.model_copy(update={"epochs": min(self.most, epochs * self.share / (1 - self.share))})
 
     def teachers(self, task: Task) -> list[TeacherHook]:
         if self.distil == 0:
             return []
-        return [Distilling(task.model, task.model if task.teacher is None else task.teacher, Distil(share=self.distil))]
+        required, off = "distil" in self.model_fields_set, Setting("distil", 0, type(self))
+        teacher = task.model if task.teacher is None else task.teacher
+        return [Distilling(task.model, teacher, Recover(share=self.distil), required=required, off=off)]
 
 
 def keep(scores: Mapping[str, np.ndarray], threshold: float) -> Channels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,24 @@ from secateurs.methods.limits import Bounds, free, limiting
 Array = np.ndarray
 ALL = Setting("scope", "all")
 FLOOR = 0.1
+LEAST = 1e-3  # a relative price is at least this
+
+
+def prices(budget: Budget, base: Cost, counts: Array, cost: Callable[[Array], Cost]) -> Array:
+    """What one less of each kind saves under a budget, relative to the mean over all: (kinds,). A limit counts by how much of
+    its cost has to go; if nothing has to go, all are ones.
+
+    counts: (kinds,) how many there are. cost: what such counts cost.
+    """
+    goals, whole = budget.shares(budget.limits(base), base), budget.shares(cost(counts), base)
+    saved = np.zeros(len(counts))
+    for i in range(len(counts)):
+        fewer = counts.copy()
+        fewer[i] -= 1
+        left = budget.shares(cost(fewer), base)
+        saved[i] = sum(max(0.0, 1 - goal) * (whole[name] - left[name]) for name, goal in goals.items())
+    mean = float((saved * counts).sum() / max(1, counts.sum()))
+    return np.maximum(saved / mean, LEAST) if mean > 0 else np.ones(len(counts))
 
 
 class Widths:
@@ -78,6 +96,12 @@ class Widths:
         whole = self.graph.sizes.astype(np.asarray(widths).dtype)
         whole[self._at] = widths
         return self.graph.cost(whole, stripes)
+
+    def prices(self) -> Array:
+        """What a channel of each group costs under the budget, relative to the mean over all channels: (groups,)."""
+        if self.budget is None:
+            return np.ones(len(self.sizes))
+        return prices(self.budget, self.base, self.sizes, self.cost)
 
     def fits(self, widths: Array) -> bool:
         return self.budget is None or self.budget.allows(self.cost(widths), self.base)

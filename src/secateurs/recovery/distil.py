@@ -48,13 +48,16 @@ class Distilling(TeacherHook):
     little. After a deep cut they do not, and it is several times larger: networks without batch norm then diverge at usual
     learning rates.
 
-    What the network's outputs are is seen in the first batch: without logits of classes, the task loss alone is used, or if the
-    recipe sets the share, ConfigError is raised.
+    What the network's outputs are is seen in the first batch: without logits of classes, the task loss alone is used. If
+    teaching is required, this raises ConfigError, which names the setting that turns teaching off.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, recipe: Recover) -> None:
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, recipe: Recover, *, required: bool, off: Setting | None = None
+    ) -> None:
         super().__init__(student, teacher)
-        self.recipe = recipe
+        self.recipe, self.required = recipe, required
+        self.off = off or Setting("share", 0, type(recipe))
         self.teaches: bool | None = None  # None: before the first batch
 
     def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Any) -> Tensor:
@@ -73,21 +76,18 @@ class Distilling(TeacherHook):
 
     def _fits(self, engine: TrainingRun, outputs: Any, targets: Any) -> bool:
         fault = unlike_logits(outputs, None if isinstance(engine.loss, CrossEntropy) else targets)
-        asked = (
-            self.recipe.share == 1
-            or bool(self.recipe.model_fields_set & {"share", "temperature"})
-            or self.recipe.mode == "distil"
-        )
-        if fault is None and engine.objective.step is not None and not asked:
+        if fault is None and engine.objective.step is not None and not self.required:
             fault = "whether the network's outputs are logits of classes is not known of a step of your own"
         if fault is None:
             return True
-        if asked:
+        if self.required:
             raise ConfigError(
                 f"The original cannot teach class probabilities: {fault}.", hint=("Train on the task loss alone, with ",
-                Setting("share", 0, type(self.recipe)), "."),
+                self.off, "."),
             )  # fmt: skip
-        engine.report.line(f"recover: trains on the task loss alone, without the original as a teacher: {fault}")
+        engine.report.line(
+            f"{engine.report.title}: trains on the task loss alone, without the original as a teacher: {fault}"
+        )
         return False
 
     def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:

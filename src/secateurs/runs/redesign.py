@@ -265,7 +265,6 @@ class _Stages:
         base = build(data, where, self.seed)
         artifact.check_state(base)
         inputs, name = purpose.example(base, data), self.network.name
-        objective = purpose.objective(base, inputs)
         purpose.check_trains(base, data, name)
         copies = self.from_base and self.network.has_weights
         start = base
@@ -297,7 +296,7 @@ class _Stages:
             f"{name} has {cost.macs:,} MACs, {scaled.macs:,} when widened by {self.widen:g}, to be pruned to "
             f"{budget.limits(scaled).macs:,}"
         )
-        return Ready(base, wide, how.widths, graph, budget, data, inputs, objective, where)
+        return Ready(base, wide, how.widths, graph, budget, data, inputs, purpose.objective(base, inputs), where)
 
     def _widths(self, model: nn.Module, inputs: Any) -> float | dict[str, int]:
         """How much wider the groups become: by the factor, but for those that the user has excluded."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.methods import Task
-from secateurs.methods.stripes.select import kernels
+from secateurs.methods.stripes.select import Left, Stripes, kernels
 from secateurs.stripes import StripeConv2d
 from secateurs.testing.networks import images, network
 
@@ -37,7 +37,7 @@ def test_the_smallest_relative_norms_are_cut_from_all_layers_by_one_threshold() 
     model = network("residual")
     with torch.no_grad():
         model.conv1.weight.mul_(100)  # a layer's scale does not matter
-    plan = sc.prune(model, images(1), "l2-stripes", sc.Budget(macs=0.6)).plan
+    plan = sc.prune(model, images(1), sc.L2Stripes(cost=0), sc.Budget(macs=0.6)).plan
     relative = {
         name: norms(model, name) / norms(model, name).mean() for name in kernels(task(model, sc.Budget(macs=1.0)))
     }
@@ -51,6 +51,32 @@ def test_the_smallest_relative_norms_are_cut_from_all_layers_by_one_threshold() 
     # At the threshold, a cheaper stripe may stay where a dearer one no longer fits.
     assert torch.cat(cut).quantile(0.95) < torch.cat(kept).quantile(0.05)
     assert torch.cat(cut).max() < 1.05 * torch.cat(kept).min()
+
+
+@pytest.mark.parametrize("limit", ["macs", "params"])
+def test_more_is_cut_of_layers_whose_stripes_cost_more(limit: str) -> None:
+    model, budget = network("residual"), sc.Budget(**{limit: 0.6})
+    stripes = Stripes(task(model, budget), kernels(task(model, budget)))
+    whole = stripes.left(np.ones(len(stripes), dtype=bool), np.ones(stripes.units))
+    costs = []
+    for i in range(len(stripes.sizes)):
+        fewer = whole.counts.copy()
+        fewer[i] -= 1
+        left = Left(whole.alive, whole.channels, whole.widths, fewer)
+        costs.append(getattr(stripes.cost(whole), limit) - getattr(stripes.cost(left), limit))
+    worth = stripes.worth(0.25)
+    np.testing.assert_allclose(worth / worth[0], (np.array(costs) / costs[0]) ** -0.25)
+    assert stripes.worth(0).tolist() == [1] * len(costs)
+    assert worth.max() > 1.1 * worth.min()
+
+    def kept(cost: float) -> np.ndarray:
+        plan = sc.prune(model, images(1), sc.L2Stripes(cost=cost), budget).plan
+        return np.array(
+            [len(plan.stripes.get(n, range(s))) / s for n, s in zip(stripes.kernels, stripes.sizes, strict=True)]
+        )
+
+    moved = kept(0.25) - kept(0)
+    assert moved[worth == worth.min()].mean() < 0 < moved[worth == worth.max()].mean()
 
 
 def test_the_same_share_of_every_layer() -> None:

@@ -13,10 +13,12 @@ from torch.nn.modules.conv import _ConvNd
 from secateurs.errors import ConfigError
 from secateurs.graph import Cost
 from secateurs.methods.method import Task
+from secateurs.methods.select import prices
 from secateurs.methods.selection import Selection
 from secateurs.stripes import StripeConv2d
 
 Array = np.ndarray
+COST = 0.25  # scores are compared between layers divided by this power of the stripes' costs
 FEW = 0.05  # if a budget would leave a smaller fraction of the stripes than this, channels are cut as well
 
 
@@ -123,6 +125,18 @@ class Stripes:
         """One value for each stripe, by kernel: (filters, rows, columns)."""
         parts = np.split(flat, np.cumsum(self.sizes)[:-1])
         return {name: part.reshape(shape) for (name, shape), part in zip(self.kernels.items(), parts, strict=True)}
+
+    def worth(self, power: float) -> Array:
+        """What scores are multiplied by for comparison between layers: (layers,). What a stripe of the layer costs under the
+        budget, to the power of -power: a cheap stripe may be worth less than a costly one and stay."""
+        budget, sizes = self.task.budget, self.widths.sizes
+        if budget is None or power == 0:
+            return np.ones(len(self.sizes))
+        each = prices(
+            budget, self.widths.base, self.sizes,
+            lambda counts: self.widths.cost(sizes, dict(zip(self.kernels, counts.tolist(), strict=True))),
+        )  # fmt: skip
+        return np.asarray(each**-power)
 
     # -- what is left without some stripes and channels ---------------------------------------------------------------
 
