@@ -35,11 +35,12 @@ Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
 class DataOptions:
     data: str | None = None
     """`digits` (the default), `folder:PATH` with train/CLASS/… and test/CLASS/… (or val/), for segmentation with
-    train/images, train/masks, val/images and val/masks; `hf:NAME_OR_PATH` or `wds:SHARDS,SHARDS`"""
+    train/images, train/masks, val/images and val/masks; `coco:PATH` with annotations/instances_train.json and
+    annotations/instances_val.json; `hf:NAME_OR_PATH` or `wds:SHARDS,SHARDS`"""
     normalize: str | None = None
     """`imagenet` (the default), `cifar10`, `none`, or means/deviations: 0.5,0.5,0.5/0.2,0.2,0.2"""
     batch_size: Count | None = None
-    """images per step, 128 by default, 16 for segmentation"""
+    """images per step, 128 by default, 16 for segmentation, 8 for detection"""
     image_size: Count | None = None
     """resize images to this side length; without it, all images must have the same size (classification)"""
     channels: Literal[1, 3] | None = None

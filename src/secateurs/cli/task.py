@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class TaskOptions:
     task: str | None = None
-    """`classification` (the default) or `segmentation`: how data is read, the network built, trained and measured"""
+    """`classification` (the default), `segmentation` or `detection`: how data is read, the network built, trained and
+    measured"""
     task_set: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
-    """a setting of the task, key=value, such as dice=1 for segmentation; may be given several times"""
+    """a setting of the task, key=value, such as dice=1 for segmentation or min_size=320 for detection; may be given several
+    times"""
 
     def chosen(self) -> VisionTask | None:
         """The task, if one was named. Raises ConfigError for one that there is not, and for settings that are not its."""

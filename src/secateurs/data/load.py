@@ -117,6 +117,10 @@ def load(
             raise DataError(f"{shown(error.filename or rest)} cannot be read: {error.strerror or error}.") from error
         classes, size, sources = opened.classes, opened.size, [opened.train, opened.val]
         policy = _crops(size)
+    elif family == "coco":
+        raise SpecError(
+            f"{spec!r}: coco: data has boxes, which are for detection: give ", Setting("task", "detection"), "."
+        )
     else:
         raise SpecError(f"{shown(spec)!r} is not a valid data spec. {_meant(spec)}")
 

@@ -169,7 +169,8 @@ class Cut:
         objective = self.purpose.objective(network, inputs)
         check_trackers(self.track, self.folder.folder)
         recovery.check(self.recover, network)
-        graph = trace(network, inputs, allow_inexact=self.allow_inexact)
+        targets = self.purpose.example_targets(network, data)
+        graph = trace(network, inputs, allow_inexact=self.allow_inexact, example_targets=targets)
         cost = graph.cost()
 
         bounds = self.limits.on(graph, self.scope or self.method.default_scope)

@@ -65,8 +65,8 @@ class PruneRun:
         pretrain_epochs (10 to 30 by default, fewer the more data there is) at a peak learning rate of pretrain_lr (0.05).
     num_classes: outputs of the network, by default as many as the data has classes.
     trust_code: import and run the code that an artifact's card names.
-    task: "classification" (the default), "segmentation" …, or a `VisionTask` with other settings: how a data spec is read, the
-        network built, trained and measured.
+    task: "classification" (the default), "segmentation" or "detection", or a `VisionTask` with other settings: how a data spec
+        is read, the network built, trained and measured.
     loss, step, forward, metrics: as for `prune`, in place of the task's. They should be functions of a module: a resumed run
         checks that they have the same names.
     device: where to train; an accelerator by default, if one can be used. track: trackers that accelerate knows.

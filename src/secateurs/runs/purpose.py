@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,12 +91,20 @@ class Purpose:
 
     def example(self, network: nn.Module, data: Data) -> Any:
         """What the network is called with for one example, on its device: to trace with."""
+        return self._called(network, data, self.base.arguments)
+
+    def example_targets(self, network: nn.Module, data: Data) -> Any:
+        """What the network is called with in training beside that: to trace what runs in training only."""
+        return self._called(network, data, self.base.targets)
+
+    def _called(self, network: nn.Module, data: Data, how: Callable[[nn.Module, B.Batch], Any]) -> Any:
+        """With one example of validation, or else of training."""
         split = "train" if data.val is None else "val"
-        objective, check = self.base, Check(network, split)
-        batch = B.as_batch(B.first(getattr(data, split), split), 0, split, labels=False, whole=objective.whole)
+        check = Check(network, split)
+        batch = B.as_batch(B.first(getattr(data, split), split), 0, split, labels=False, whole=self.base.whole)
         batch = B.to_device(check.fit(B.rows_of(batch, 0, 1), 0), device_of(network))
         with check.running(batch, 0):
-            return objective.arguments(network, batch)
+            return how(network, batch)
 
     def check_fits(self, network: nn.Module, data: Data, name: str, advice: tuple[object, ...] | None = None) -> None:
         """Raise DataError if the network does not run on the data, or is not the task's or not for its classes.

@@ -6,12 +6,13 @@ from typing import Any
 
 from secateurs.errors import ConfigError, nearest
 from secateurs.tasks.classification import Classification
+from secateurs.tasks.detection import Detection
 from secateurs.tasks.segmentation import Segmentation
 from secateurs.tasks.task import Reading, VisionTask
 
-__all__ = ["Classification", "Reading", "Segmentation", "VisionTask", "resolve", "tasks"]
+__all__ = ["Classification", "Detection", "Reading", "Segmentation", "VisionTask", "resolve", "tasks"]
 
-_TASKS: dict[str, type[VisionTask]] = {task.name: task for task in (Classification, Segmentation)}
+_TASKS: dict[str, type[VisionTask]] = {task.name: task for task in (Classification, Segmentation, Detection)}
 
 
 def tasks() -> tuple[str, ...]:
