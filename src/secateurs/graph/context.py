@@ -95,6 +95,11 @@ class Context:
     def op_name(self) -> str:
         return str(self.op.overloadpacket)
 
+    @property
+    def checking(self) -> bool:
+        """Whether this is a run of a cut network, whose labels are known."""
+        return self._known is not None
+
     def labels(self, x: Tensor) -> Labels:
         """`{axis: labels}` for the axes of x that carry channels."""
         return self._look(x)[0]
@@ -363,7 +368,8 @@ class Context:
                 leaf.computed = True
 
     def compared(self, condition: Expression, outcome: bool) -> None:
-        if all(isinstance(leaf, Figure) for leaf in condition.leaves()) and _users(sys._getframe(2)):
+        by_user = _users(sys._getframe(3))  # beyond the methods of the log and of the number
+        if by_user and all(isinstance(leaf, Figure) for leaf in condition.leaves()):
             self._computed(condition)
         self.tape.conditions.append(Seen(condition, self.where(), outcome))
 
