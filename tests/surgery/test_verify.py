@@ -299,6 +299,24 @@ def test_a_small_difference_of_large_numbers() -> None:
         verify(model, changed(plan, "h.2.weight", 1, tuple(range(16))), image())
 
 
+SINGLE: list[Callable[[Tensor], Tensor]] = [
+    lambda x: F.conv2d(x, torch.ones(3, 1, 1, 1), groups=3),
+    lambda x: F.conv2d(x, torch.ones(3, 1, 1, 1, dtype=torch.float32), groups=3),
+    lambda x: x.float(),
+    lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(3).to(torch.float32)),
+]
+
+
+@pytest.mark.parametrize("single", SINGLE)
+def test_float64_decides_although_the_code_asks_for_float32(single: Callable[[Tensor], Tensor]) -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        return s.h(s.a(single(x)).relu()) - s.h(s.a(single(x * (1 - 2e-7))).relu())
+
+    model = Net(run, a=conv(3, 32), h=head(32)).eval()
+    assert verify(model, planned(model, image()), image()) <= 1e-5
+    assert torch.get_default_dtype() is torch.float32
+
+
 def test_inputs_that_do_not_fit() -> None:
     model = CASES["chain"].make()
     with pytest.raises(VerificationError, match="The model does not run on these example inputs"):

@@ -9,7 +9,8 @@ notes what it reads: a copy must not read the parameters of the network that it 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -86,8 +87,8 @@ def run(
     inputs = map_tensors(lambda x: cast(x, dtype).clone(), to_model_device(model, copy.copy(example_inputs)))
     own = _storages(named_tensors(model))
     foreign = {} if other is None else {s: n for s, n in _storages(named_tensors(other)).items() if s not in own}
-    watch = _Watch(own, foreign, leader, witness)
-    with torch.no_grad(), full_precision(), unfused(), preserve_rng_state():
+    watch = _Watch(own, foreign, leader, witness, dtype)
+    with torch.no_grad(), full_precision(), unfused(), preserve_rng_state(), _created_in(dtype):
         seed_all("verify")
         try:
             with watch:
@@ -97,6 +98,17 @@ def run(
     watch.run.outputs = [x.detach() for x in values(out)]
     watch.finish(tensors(out))
     return watch.run
+
+
+@contextmanager
+def _created_in(dtype: torch.dtype) -> Iterator[None]:
+    """Have new tensors created in this precision where the code does not say."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(_DOUBLE.get(before, before) if dtype is torch.float64 else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def cast_(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -113,12 +125,16 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
+_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
 class _Watch(TorchDispatchMode):
     """Sees every op of a run."""
 
-    def __init__(self, own: Storages, foreign: Storages, leader: Run | None, witness: bool) -> None:
+    def __init__(self, own: Storages, foreign: Storages, leader: Run | None, witness: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.run, self._leader, self._witness = Run(), leader, witness
+        self._double = dtype is torch.float64
         self._own, self._foreign = own, foreign
         # For each choice, the difference of what feeds it, and whether it tells.
         self._fed: list[tuple[float, bool]] = []
@@ -128,6 +144,8 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._double and kwargs.get("dtype") in _DOUBLE:  # the code asks for single precision
+            kwargs = {**kwargs, "dtype": _DOUBLE[kwargs["dtype"]]}
         given = [x for a in (*args, *kwargs.values()) for x in (a if isinstance(a, list | tuple) else (a,))]
         inputs = [x for x in given if isinstance(x, Tensor)]
         if any(x.is_meta for x in inputs):
