@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateurs.graph import sizes
 from secateurs.graph.context import NO_CALL, Context
+from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.rules import recurrent
 from secateurs.graph.tape import Array, Called
 from secateurs.graph.tracer import Tracer
@@ -41,6 +42,9 @@ class Calls(TorchFunctionMode):
         name = sizes.name_of(func)
         if name == "__get__":
             return self._attribute(func, args)
+        if name == "__set__" and getattr(func, "__self__", None) is Tensor.data:
+            for x in args:
+                t.freeze(t.labels(x), Reason(Kind.CODE, "the code replaces the data of a tensor", t.where()))
         if name in _READS:
             return _READS[name](t, func, *args, **kwargs)
         t.call, t.reads_sizes = (func, args, kwargs), sizes.takes_sizes(func)
