@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fuzzing.kinds import block
 from fuzzing.parts import Block, conv
+from secateurs.devices import channels_last_
 
 ALL = (1, 2, 3)
 
@@ -105,7 +106,7 @@ class LastInMemory(Around):
 
     def __init__(self, inner: Block) -> None:
         super().__init__(inner)
-        inner.to(memory_format=torch.channels_last)
+        channels_last_(inner)  # `inner.to` raises for a tensor of five axes
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x.contiguous(memory_format=torch.channels_last)).contiguous()
