@@ -150,7 +150,7 @@ def draw(graph: sc.ChannelGraph) -> dict[str, list[int]]:
     """A random 60% of the channels of every prunable group."""
     rng = np.random.default_rng(0)
     return {
-        g.name: sorted(rng.permutation(g.size)[: max(1, round((1 - CUT) * g.size))].tolist())
+        g.name: sorted(rng.permutation(g.size)[: max(g.least, round((1 - CUT) * g.size))].tolist())
         for g in graph.groups if g.prunable
     }  # fmt: skip
 

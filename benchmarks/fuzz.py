@@ -26,7 +26,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzzing.judge import FAULTS, judge
-from fuzzing.networks import network
+from fuzzing.networks import Spec, network
 from fuzzing.shrink import culprit, named, program, shrunk
 
 QUICK = 40
@@ -61,9 +61,16 @@ def examine(seed: int, known: set[tuple[str, str]], console: Console, always: bo
             known.add((fault, name))
             text = next(text for f, text in shown.faults if f == fault)
             console.print(f"\n── {seed}: {fault} ── {name}", style="bold", markup=False)
-            console.print(program(least, fault, text, shown.kept), markup=False, highlight=False, soft_wrap=True)
+            console.print(_program(least, fault, text, shown.kept), markup=False, highlight=False, soft_wrap=True)
     record["seconds"] = round(time.monotonic() - began, 2)
     return record
+
+
+def _program(least: Spec, fault: str, text: str, kept: dict[str, list[int]]) -> str:
+    try:
+        return program(least, fault, text, kept)
+    except Exception as error:  # blocks that do not fit together: a fault of the generator, which must not end the run
+        return f"# {fault}: {text}\n# no program: {type(error).__name__}: {error}"
 
 
 class Log:

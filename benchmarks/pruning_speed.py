@@ -39,7 +39,7 @@ def ours(model: nn.Module, x: torch.Tensor) -> None:
     keep = {}
     for g in graph.groups:
         if g.prunable:
-            keep[g.name] = norms(g, model, 1).topk(max(1, g.size // 2)).indices.tolist()
+            keep[g.name] = norms(g, model, 1).topk(max(g.least, g.size // 2)).indices.tolist()
     sc.cut_(model, graph.plan(keep))
 
 

@@ -40,7 +40,7 @@ def half(graph: Any, seed: int = 0) -> dict[str, list[int]]:
 def fraction(graph: Any, keep: float, seed: int = 0) -> dict[str, list[int]]:
     draw = np.random.default_rng(seed)
     return {
-        g.name: sorted(draw.permutation(g.size)[: min(g.size, max(1, round(keep * g.size)))].tolist())
+        g.name: sorted(draw.permutation(g.size)[: min(g.size, max(g.least, round(keep * g.size)))].tolist())
         for g in graph.groups
         if g.prunable
     }

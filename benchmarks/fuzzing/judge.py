@@ -139,7 +139,7 @@ class Judge:
         draw = np.random.default_rng(self.spec.seed)
         for cut in range(2):
             kept = {
-                g.name: sorted(draw.permutation(g.size)[: int(draw.integers(1, g.size + 1))].tolist())
+                g.name: sorted(draw.permutation(g.size)[: int(draw.integers(g.least, g.size + 1))].tolist())
                 for g in graph.groups
                 if g.prunable
             }

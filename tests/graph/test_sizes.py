@@ -80,11 +80,9 @@ KEEPS: dict[str, tuple[Change, str]] = {
     "odd or even": (lambda s, y: y.tanh() if y.shape[1] % 2 else y.relu(), claims.DEPENDS),
     "few": (lambda s, y: y.tanh() if y.shape[1] < 4 else y.relu(), claims.DEPENDS),
     "one number": (lambda s, y: y.tanh() if y.shape[1] == 6 else y.relu(), claims.DEPENDS),
-    "only one": (lambda s, y: y.tanh() if y.shape[1] == 1 else y.relu(), claims.DEPENDS),
     "the greater": (lambda s, y: y / max(y.shape[1], 4), claims.NUMBER),
     "the lesser": (lambda s, y: y * min(y.shape[1], 6), claims.DEPENDS),
     "a function by number": (lambda s, y: (torch.relu, torch.tanh)[y.shape[1] % 2](y), claims.DEPENDS),
-    "squeezed": (lambda s, y: y * y.mean((2, 3)).squeeze()[:, :, None, None], ""),
     "a flag": (lambda s, y: F.avg_pool2d(y, 3, 1, 1, count_include_pad=y.shape[1] % 2 == 0), claims.DEPENDS),
     "a window": (lambda s, y: F.max_pool2d(y, y.shape[1] // 4 * 2 - 1, 1, 1), claims.NUMBER),
     "a window by another way": (lambda s, y: F.max_pool2d(y, int(y.shape[1] / 4) * 2 - 1, 1, 1), ""),
@@ -92,6 +90,15 @@ KEEPS: dict[str, tuple[Change, str]] = {
     "a root": (lambda s, y: y / math.sqrt(y.shape[1]), claims.NUMBER),
     "numpy": (lambda s, y: y * float(np.float32(y.shape[1])), claims.NUMBER),
     "an assertion": (lambda s, y: y.relu() if y.shape[1] == 8 else 1 / 0, claims.DEPENDS),
+}
+
+
+# Those that are right at any width but one.
+PAIRS: dict[str, Change] = {
+    "squeezed": lambda s, y: y * y.mean((2, 3)).squeeze()[:, :, None, None],
+    "only one": lambda s, y: y.tanh() if y.shape[1] == 1 else y.relu(),
+    "at least two": lambda s, y: y.view(y.shape[0], max(y.shape[1], 2), *y.shape[2:]),
+    "an assertion": lambda s, y: y.relu() if y.shape[1] > 1 else 1 / 0,
 }
 
 
@@ -145,6 +152,20 @@ def test_what_fits_one_width_keeps_it(name: str, real: bool) -> None:
     assert graph["layers.0"].reason is not None
     assert "test_sizes.py:" in str(graph["layers.0"].reason)
     assert graph["last"].prunable
+    right_at(model, graph)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("real", [False, True], ids=["meta", "real"])
+def test_what_only_fails_with_one_channel_keeps_two(name: str, real: bool) -> None:
+    model = chain(PAIRS[name], COMPUTED["zeros"], PAIRS[name], real=real)
+    graph = trace(model, image())
+    for layer in ("layers.0", "layers.2"):
+        group = graph[layer]
+        assert (group.reason, group.least) == (None, 2)
+        assert str(group.least_reason).startswith(f"{claims.ALONE} (test_sizes.py:")
+    for layer in ("layers.1", "last"):
+        assert (graph[layer].reason, graph[layer].least, graph[layer].least_reason) == (None, 1, None)
     right_at(model, graph)
 
 
@@ -286,7 +307,7 @@ def test_trials_grow_with_the_lines_in_doubt_and_not_with_the_network(trials: li
 
 # -- whatever is combined ----------------------------------------------------------------------------------------------
 
-ALL = [*COMPUTED.values(), *(change for change, _ in KEEPS.values())]
+ALL = [*COMPUTED.values(), *PAIRS.values(), *(change for change, _ in KEEPS.values())]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)

@@ -48,7 +48,7 @@ class Cell(Block):
         for column in x.mean(2).unbind(-1):
             state = self.cell(column, state)
             steps.append(self.leave(state[0] if isinstance(state, tuple) else state))
-        return torch.stack(steps, -1)[:, :, None].expand(-1, -1, x.shape[2], -1)
+        return torch.stack(steps, -1)[:, :, None].repeat(1, 1, x.shape[2], 1)
 
 
 @block(ALL)

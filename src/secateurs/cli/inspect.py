@@ -176,8 +176,8 @@ def default_shape(spec: str, network: nn.Module) -> tuple[int, ...]:
 
 def lowest(graph: ChannelGraph, scope: str, bounds: Bounds | None = None) -> Cost:
     """The cost with as few channels as the bounds allow in every group that the scope allows to cut."""
-    cut = [g.name for g in graph.groups if g.prunable and (scope == "all" or g.internal)]
-    return graph.cost({name: bounds[name].least if bounds and name in bounds else 1 for name in cut})
+    cut = [g for g in graph.groups if g.prunable and (scope == "all" or g.internal)]
+    return graph.cost({g.name: bounds[g.name].least if bounds and g.name in bounds else g.least for g in cut})
 
 
 def macs_share(graph: ChannelGraph, group: ChannelGroup) -> float:
@@ -198,7 +198,8 @@ def _verdict(group: ChannelGroup, bound: Bound | None) -> str:
     limit = "" if bound is None or bound.message is None else bound.message.text(option)
     if limit and bound is not None and bound.least == group.size:
         return limit
-    return ", ".join(part for part in ("yes" if group.internal else "with --scope all", limit) if part)
+    needs = group.least_reason and f"keeps at least {group.least}: {group.least_reason}"
+    return ", ".join(part for part in ("yes" if group.internal else "with --scope all", limit or needs) if part)
 
 
 def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph, bounds: Bounds) -> dict[str, Any]:
@@ -224,6 +225,8 @@ def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph, bounds: Bou
                 "internal": g.internal,
                 "exact": g.exact,
                 "reason": None if g.reason is None else str(g.reason),
+                "least": g.least,
+                "least_reason": None if g.least_reason is None else str(g.least_reason),
                 **_limit(bounds.get(g.name)),
             }
             for g in graph.groups

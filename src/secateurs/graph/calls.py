@@ -63,7 +63,9 @@ class Calls(TorchFunctionMode):
             t.tape.looked = True
         elif t.counting:
             found = tuple(sizes.constants((args, kwargs))) if not sizes.takes_sizes(func) else ()
-            called = Called(name, found, tuple((tuple(x.shape), t.labels(x)) for x in sizes.among((out,), Tensor)))
+            given = t.named(sizes.among((args, kwargs), Tensor))
+            outputs = tuple((tuple(x.shape), t.labels(x)) for x in sizes.among((out,), Tensor))
+            called = Called(name, found, given, outputs)
             if self.follow is None:
                 t.tape.calls.append(called)
             else:

@@ -55,6 +55,8 @@ class ChannelGroup:
     exact: bool  # masked ≡ sliced; False if a normalization computes its statistics over the channels
     internal: bool  # no channel is on a shortcut
     reason: Reason | None  # why it is not prunable, or None
+    least: int = 1  # the number of channels that must stay: 2 if the code does not work with a single one
+    least_reason: Reason | None = None  # why more than one must stay, or None
 
     @property
     def prunable(self) -> bool:
@@ -219,11 +221,13 @@ class ChannelGraph:
         vector = self.sizes.copy()
         for name, width in (widths or {}).items():
             at = self.index(name)
-            size = self.groups[at].size
-            if not isinstance(width, Integral) or isinstance(width, bool) or not 1 <= width <= size:
+            group = self.groups[at]
+            least, size = group.least, group.size
+            if not isinstance(width, Integral) or isinstance(width, bool) or not least <= width <= size:
                 raise PlanError(
-                    f"Group {name} has {size} channels: its width must be an integer in 1…{size}, not {width!r}."
-                )
+                    f"Group {name} has {size} channels: its width must be an integer in {least}…{size}, not {width!r}",
+                    f" ({group.least_reason})" if group.least_reason else "", ".",
+                )  # fmt: skip
             vector[at] = width
         return self._cost(vector, stripes)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -10,12 +12,22 @@ from secateurs.graph.claims import Claims, Widths
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.runs import Runs
-from secateurs.graph.trials import Failure, Trial
+from secateurs.graph.trials import FEW, Failure, Trial
 
 MOST = 64  # maximum number of cut networks to try
 _ALIKE = 3  # failures at one line of code, after which it is not tried again with other groups
 _FLIPS = 16  # maximum number of trials for conditions on widths
 NOT_TRIED = "not tried: too much of the code depends on the number of channels"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The groups that cannot be cut, by what the code says and by trials of cut networks; those of which two channels must
+    stay; and why."""
+
+    said: dict[int, Reason]
+    tried: dict[int, Reason]
+    pairs: dict[int, Reason]
 
 
 class Check:
@@ -25,21 +37,23 @@ class Check:
         self.runs, self.allow_inexact = runs, allow_inexact
         self.trials = 0
 
-    def broken(self, grouping: Grouping) -> tuple[dict[int, Reason], dict[int, Reason]]:
-        """These groups and why: by what the code says, and by trials of cut networks.
+    def broken(self, grouping: Grouping) -> Broken:
+        """These groups and why.
 
         Without widths in the code, or values that it reads, nothing is tried: the labels are then sufficient.
         """
         claims = Claims(grouping, [g for g in range(grouping.groups) if self._may_be_cut(grouping, g)])
         claims.settle()
         tape = grouping.tape
-        seen = [*tape.reads, *tape.escapes, *tape.uses, *tape.conditions]
+        seen = [*tape.reads, *tape.hidden, *tape.escapes, *tape.uses, *tape.conditions]
         doubtful = claims.doubted.union(*(grouping.groups_of(s.expression) for s in seen)) & claims.free
         if tape.looked and not self.runs.meta:  # a number may be computed from any activation
             doubtful = claims.free
         if not self.allow_inexact:  # these are kept whole, whatever a trial says
             doubtful = {g for g in doubtful if grouping.classes.inexact[self._label(grouping, g)] < 0}
-        return claims.refuted, Trials(self, grouping, claims, doubtful).failed if doubtful else {}
+        tried = Trials(self, grouping, claims, doubtful).failed if doubtful else {}
+        pairs = {g: why for g, why in claims.pairs.items() if g not in claims.refuted and g not in tried}
+        return Broken(claims.refuted, tried, pairs)
 
     def _may_be_cut(self, grouping: Grouping, g: int) -> bool:
         return bool(grouping.sizes[g] > 1 and grouping.classes.frozen[self._label(grouping, g)] < 0)
@@ -50,31 +64,40 @@ class Check:
 
 
 class Trials:
-    """Trials of cut networks, each without the groups that an earlier one failed for."""
+    """Trials of cut networks, each without the groups that an earlier one failed for. Of a group that fails with a single
+    channel, two are tried next."""
 
     def __init__(self, check: Check, grouping: Grouping, claims: Claims, groups: Iterable[int]) -> None:
-        self.check, self.grouping = check, grouping
+        self.check, self.grouping, self.claims = check, grouping, claims
         self.failed: dict[int, Reason] = {}
         self._rest = set(groups)
         self._together: list[frozenset[int]] = []  # groups that were blamed for one failure
-        self._lines: dict[str, int] = {}  # failures by line
+        self._lines: dict[tuple[str, bool], int] = {}  # failures by line, and whether single channels failed
         self._hold(lambda g, draw: draw.uniform(0.3, 0.95) * grouping.sizes[g])
         self._hold(lambda g, draw: draw.choice([0.0, 0.5, 0.8]) * grouping.sizes[g])
-        self._flip(claims)
+        self._flip()
+        for n in (2, 3, int(grouping.sizes.max())) if self._pairs() else ():  # what failed with one channel, any more?
+            self._hold(partial(_constant, n), self._pairs)
         self._clear()
 
-    def _hold(self, width: Callable[[int, np.random.Generator], float]) -> None:
-        """Cut all groups to such widths, until a network holds."""
+    def _pairs(self) -> set[int]:
+        return self._rest & self.claims.pairs.keys()
+
+    def _hold(
+        self, width: Callable[[int, np.random.Generator], float], which: Callable[[], set[int]] | None = None
+    ) -> None:
+        """Cut these groups, or all, to such widths, until a network holds."""
         draw = np.random.default_rng(len(self._rest))
-        while self._rest:
-            failure = self._try({g: int(width(g, draw)) for g in sorted(self._rest)})
+        while groups := sorted(self._rest if which is None else which()):
+            widths = {g: int(width(g, draw)) for g in groups}
+            failure = self._try(widths)
             if failure is None:
                 return
-            self._blame(failure)
+            self._blame(failure, widths)
 
-    def _flip(self, claims: Claims) -> None:
+    def _flip(self) -> None:
         """Take the other path of each condition on widths."""
-        left = [widths for _, widths in claims.flips()]
+        left = [widths for _, widths in self.claims.flips()]
         for _ in range(_FLIPS):
             cut: dict[int, int] = {}
             left = [w for w in left if w.keys() <= self._rest]
@@ -85,7 +108,7 @@ class Trials:
             if not cut:
                 return
             while cut and (failure := self._try(cut)) is not None:
-                self._blame(failure)
+                self._blame(failure, cut)
                 cut = {g: n for g, n in cut.items() if g in self._rest}
         for g in {g for widths in left for g in widths}:
             self._fail({g}, Reason(Kind.CODE, NOT_TRIED))
@@ -96,7 +119,7 @@ class Trials:
             return Failure(frozenset(self._rest), Reason(Kind.CODE, NOT_TRIED))
         self.check.trials += 1
         sizes = self.grouping.sizes
-        cut = {g: max(1, min(int(sizes[g]) - 1, n)) for g, n in widths.items()}
+        cut = {g: max(self.claims.least(g), min(int(sizes[g]) - 1, n)) for g, n in widths.items()}
         draw = np.random.default_rng(len(widths))
         failure = Trial(self.check.runs, self.grouping, cut, draw).failure()
         if failure is None or failure.groups:
@@ -113,12 +136,17 @@ class Trials:
                 return found
         return Failure(frozenset(names), failure.reason)
 
-    def _blame(self, failure: Failure) -> None:
+    def _blame(self, failure: Failure, widths: Widths) -> None:
         groups, line = set(failure.groups), failure.reason.place
+        single = {g for g in groups if widths.get(g, 2) < 2} if self.check.trials < MOST else set()
+        single -= self.claims.pairs.keys()
         if line:
-            self._lines[line] = self._lines.get(line, 0) + 1
-            if self._lines[line] == _ALIKE:  # it is likely to fail wherever it runs
-                groups |= self._at(line)
+            key = line, bool(single)
+            self._lines[key] = self._lines.get(key, 0) + 1
+            if self._lines[key] == _ALIKE:  # it is likely to fail wherever it runs
+                (single if single else groups).update(self._at(line))
+        if self.claims.pair(single, line):
+            return
         self._together.append(frozenset(groups & self._rest))
         self._fail(groups, failure.reason)
 
@@ -130,7 +158,7 @@ class Trials:
     def _at(self, line: str) -> set[int]:
         """The groups whose widths a line of code handles."""
         tape, found = self.grouping.tape, set[int]()
-        for seen in (*tape.reads, *tape.escapes, *tape.conditions):
+        for seen in (*tape.reads, *tape.hidden, *tape.escapes, *tape.conditions):
             if seen.where == line:
                 found |= self.grouping.groups_of(seen.expression)
         for claim in tape.claims:
@@ -141,7 +169,7 @@ class Trials:
     def _clear(self) -> None:
         """Of several groups that were blamed for one failure, those that it is not due to."""
         for groups in self._together if len(self._together) <= _FLIPS else ():
-            for g in sorted(groups) if 1 < len(groups) <= 8 else ():
+            for g in sorted(groups) if 1 < len(groups) <= FEW + 1 else ():
                 again = {
                     **{r: int(self.grouping.sizes[r]) // 2 for r in self._rest},
                     g: int(self.grouping.sizes[g]) // 2,
@@ -149,3 +177,7 @@ class Trials:
                 if self._try(again) is None and self._try(dict.fromkeys(again, 1)) is None:
                     del self.failed[g]
                     self._rest.add(g)
+
+
+def _constant(n: int, group: int, draw: np.random.Generator) -> int:
+    return n

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.reasons import Kind, Reason
-from secateurs.graph.tape import Array, Seen
+from secateurs.graph.tape import Claim, Seen
 from secateurs.graph.widths import Expression, Leaf
 
 COMPUTED = "a size is computed from the number of other channels"
 NUMBER = "the code computes with the number of channels"
 DEPENDS = "the code depends on the number of channels"
 RUNS = "a network with fewer of these channels does not run or computes different outputs"
+ALONE = "the code does not work with a single channel"
 Widths = Mapping[int, int]  # by group; those left out are whole
 _ROWS = 12  # random widths to evaluate claims at
 
@@ -26,6 +29,7 @@ class Claims:
         self.grouping = grouping
         self.free = set(free)  # groups that nothing keeps so far
         self.refuted: dict[int, Reason] = {}
+        self.pairs: dict[int, Reason] = {}  # groups of which two channels must stay, and why
         self.doubted: set[int] = set()  # groups whose sizes may be constants or not
         self._rows: list[dict[int, int]] = []
 
@@ -33,31 +37,34 @@ class Claims:
         """Refute the groups that a claim keeps whole."""
         tape, groups_of = self.grouping.tape, self.grouping.groups_of
         escaped = frozenset().union(*(groups_of(seen.expression) for seen in tape.escapes))
+        hidden = frozenset().union(*(groups_of(seen.expression) for seen in tape.hidden))
         for claim in tape.claims:
             if isinstance(claim.size, Expression) or isinstance(claim.counts, int):
                 continue
             groups = self.grouping.groups_at(claim.counts) & self.free
-            if claim.size is None or groups & escaped:  # it may have been computed from them, out of sight
+            if claim.size is None or groups & (escaped | hidden):  # it may have been computed from them, out of sight
                 self.doubted |= groups
             else:
                 self._refute(groups, claim.reason, claim.where)
         changed = True
         while changed:
-            before = len(self.refuted)
+            before = len(self.refuted) + len(self.pairs)
             self._draw()
             for use in tape.uses:
-                self._refute(self._moving(use.expression), NUMBER, use.where)
+                if moving := self._moving(use.expression):
+                    self._settle(moving, NUMBER, use.where, partial(self._still, use.expression))
             for claim in tape.claims:
                 if isinstance(claim.size, Expression):
                     counted = frozenset() if isinstance(claim.counts, int) else self.grouping.groups_at(claim.counts)
                     groups = (groups_of(claim.size) | counted) & self.free
-                    if groups and not self._holds(claim.size, claim.counts, claim.least):
+                    if groups and not self._holds(claim):
                         made = groups_of(claim.size)
                         if made and groups <= escaped:  # a cache may have returned the size of others
                             self.doubted |= groups
                         else:
-                            self._refute(groups, COMPUTED if made else claim.reason, claim.where)
-            changed = len(self.refuted) > before
+                            reason = COMPUTED if made else claim.reason
+                            self._settle(groups, reason, claim.where, partial(self._holds, claim))
+            changed = len(self.refuted) + len(self.pairs) > before
 
     def flips(self) -> Iterator[tuple[Seen, Widths]]:
         """The conditions with another outcome at some width, and the first and the last such widths."""
@@ -72,7 +79,29 @@ class Claims:
             for widths in found[:1] + found[1:][-1:]:
                 yield seen, {g: widths[g] for g in groups if g in widths}
 
+    def least(self, g: int) -> int:
+        """The number of channels of a group that must stay."""
+        return 2 if g in self.pairs else 1
+
+    def pair(self, groups: Iterable[int], where: str) -> set[int]:
+        """Have two channels of these groups stay, because of this line: those where it may help."""
+        found = {g for g in groups if g not in self.pairs and self.grouping.sizes[g] > 2}
+        self.pairs |= dict.fromkeys(found, Reason(Kind.CODE, ALONE, where))
+        return found
+
     # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def _settle(self, groups: Iterable[int], reason: str, where: str, holds: Callable[[], bool]) -> None:
+        """Refute groups, or only their single channels, if what the code says holds for two and more."""
+        paired = self.pair(groups, where)
+        if paired:
+            self._draw()
+            if holds():
+                return
+            for g in paired:
+                del self.pairs[g]
+            self._draw()
+        self._refute(groups, reason, where)
 
     def _refute(self, groups: Iterable[int], reason: str, where: str) -> None:
         for g in groups:
@@ -84,15 +113,23 @@ class Claims:
         """Widths to evaluate at: random ones, one channel less, and a single channel."""
         sizes, draw = self.grouping.sizes, np.random.default_rng(0)
         free = sorted(self.free)
-        self._rows = [dict(zip(free, draw.integers(1, sizes[free] + 1).tolist(), strict=True)) for _ in range(_ROWS)]
-        self._rows += [{g: max(1, int(sizes[g]) - 1) for g in free}, dict.fromkeys(free, 1)]
+        least = np.array([self.least(g) for g in free], dtype=np.int64)
+        rows = [draw.integers(1, sizes[free] + 1) for _ in range(_ROWS)]
+        rows += [sizes[free] - 1, least]
+        self._rows = [dict(zip(free, np.maximum(row, least).tolist(), strict=True)) for row in rows]
 
-    def _holds(self, size: Expression, counts: Array | int, least: bool) -> bool:
+    def _holds(self, claim: Claim) -> bool:
+        """Whether a size that is computed from widths equals what it counts at all of them."""
+        counts = claim.counts
         for widths in self._rows:
-            n, m = self._value(size, widths), counts if isinstance(counts, int) else self._count(counts, widths)
-            if not isinstance(n, int) or not (n >= m if least else n == m):
+            n = self._value(claim.size, widths)
+            m = counts if isinstance(counts, int) else self._count(counts, widths)
+            if not isinstance(n, int) or not (n >= m if claim.least else n == m):
                 return False
         return True
+
+    def _still(self, expression: Expression) -> bool:
+        return not self._moving(expression)
 
     def _moving(self, expression: Expression) -> frozenset[int]:
         """The free groups whose width changes a number."""
@@ -102,7 +139,7 @@ class Claims:
         alone = {g for g in groups if len({repr(self._value(expression, w)) for w in self._sweep([g])}) > 1}
         return frozenset(alone) or groups
 
-    def _value(self, expression: Expression, widths: Widths) -> object:
+    def _value(self, expression: Any, widths: Widths) -> object:
         """The number at these widths by group, the others whole."""
         try:
             return expression.value(lambda leaf: self._count(leaf, widths))
@@ -119,7 +156,7 @@ class Claims:
     def _sweep(self, groups: Sequence[int]) -> Iterator[Widths]:
         """Every width of one group; of several, every width of each alone, and random ones together."""
         for g in groups:
-            yield from ({g: n} for n in range(int(self.grouping.sizes[g]) - 1, 0, -1))
+            yield from ({g: n} for n in range(int(self.grouping.sizes[g]) - 1, self.least(g) - 1, -1))
         if len(groups) > 1:
             yield from self._rows
 

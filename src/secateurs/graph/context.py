@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from secateurs.graph import attributes
 from secateurs.graph.figures import Figure
+from secateurs.graph.frames import caller, of_the_user
 from secateurs.graph.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
 from secateurs.graph.reasons import EXPANDED, GROUPS, Kind, Reason
 from secateurs.graph.tape import Array, Axis, Claim, Labels, Place, Seen, Tape
@@ -23,9 +22,6 @@ _NONE: Labels = {}
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, arguments
 NO_CALL: Call = None, (), {}
 _CALL = nn.Module._call_impl.__code__
-_TORCH = torch.__path__[0] + os.sep
-_PACKAGE = str(Path(__file__).parents[1]) + os.sep
-_NETWORKS = tuple(f"{_PACKAGE}{name}{os.sep}" for name in ("zoo", "testing"))  # their code is like the user's
 
 
 class Context:
@@ -368,35 +364,10 @@ class Context:
                 leaf.computed = True
 
     def compared(self, condition: Expression, outcome: bool) -> None:
-        by_user = _users(sys._getframe(3))  # beyond the methods of the log and of the number
-        if by_user and all(isinstance(leaf, Figure) for leaf in condition.leaves()):
+        if all(isinstance(leaf, Figure) for leaf in condition.leaves()) and of_the_user(3):
             self._computed(condition)
         self.tape.conditions.append(Seen(condition, self.where(), outcome))
 
     def escaped(self, expression: Expression) -> None:
         self._computed(expression)
         self.tape.escapes.append(Seen(expression, self.where()))
-
-
-def caller() -> str:
-    """The line of the user's code that is running: the innermost frame outside torch and this package. Empty if there
-    is none."""
-    frame: Any = sys._getframe(2)
-    while frame is not None and not (frame.f_code.co_name == "_pass" and frame.f_code.co_filename.startswith(_PACKAGE)):
-        if short := _users(frame):
-            return f"{short}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
-
-
-def _users(frame: Any) -> str:
-    """The name of the file that a frame is in, if the user's code is; empty in torch and this package."""
-    file = frame.f_code.co_filename
-    short = _SHORT.get(file)
-    if short is None:
-        ours = file.startswith((_TORCH, _PACKAGE)) and not file.startswith(_NETWORKS)
-        short = _SHORT[file] = "" if ours else file.replace("\\", "/").rpartition("/")[2]
-    return short
-
-
-_SHORT: dict[str, str] = {}  # the file names of paths, empty for torch's and this package's own

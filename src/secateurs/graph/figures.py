@@ -32,6 +32,7 @@ _WIDTHS = frozenset({
     "features", "filters", "hidden", "inp", "inplanes", "nc", "nf", "oup", "outplanes", "planes", "shape", "split", "splits",
     "width", "widths",
 })  # fmt: skip
+_CHANNELS = frozenset({"ch", "chan", "chans", "channel", "channels", "chs", "features", "filters", "planes"})
 _OTHER = frozenset({"base", "factor", "kernel", "mult", "multiplier", "per", "ratio", "scale", "stride"})
 MOST = 8  # length of a sequence of widths
 
@@ -41,6 +42,11 @@ def named_like_a_width(attribute: str) -> bool:
     found = words(attribute)
     plain = attribute.isidentifier() and not attribute.startswith("__")
     return plain and bool(found & (_WIDTHS | GROUPS)) and not found & _OTHER
+
+
+def certain(attribute: str) -> bool:
+    """Whether the name is that of a number of channels or groups, however small: `in_channels`, but not `dim`."""
+    return bool(words(attribute) & (_CHANNELS | INTO | OUT | GROUPS))
 
 
 @cache

@@ -74,8 +74,10 @@ class Grouping:
         channel[order] = np.arange(len(g)) - np.repeat(starts, np.diff(np.r_[starts, len(g)]))
         return channel
 
-    def build(self, allow_inexact: bool, refuted: Mapping[int, Reason]) -> list[ChannelGroup]:
-        """refuted: groups whose cut failed the check, and why."""
+    def build(
+        self, allow_inexact: bool, refuted: Mapping[int, Reason], pairs: Mapping[int, Reason]
+    ) -> list[ChannelGroup]:
+        """refuted: groups whose cut failed the check, and why. pairs: those of which two channels must stay, and why."""
         # Labels are in the order of (owner, position): sort stably by channel, then by (group, owner).
         inside = np.flatnonzero(self.group >= 0)
         key = self.group[inside].astype(np.int64) * max(len(self.tape.axes), 1) + self.owner[inside]
@@ -100,6 +102,8 @@ class Grouping:
             owner = next(s.module for s in slots[g] if s.produces)
             names[owner] = names.get(owner, 0) + 1
             inexact = self.classes.inexact[label]
+            reason = refuted.get(g) or self._reason(g, slots[g], int(label), allow_inexact)
+            pair = pairs.get(g) if reason is None else None
             built.append(
                 ChannelGroup(
                     name=owner if names[owner] == 1 else f"{owner}#{names[owner]}",
@@ -107,7 +111,9 @@ class Grouping:
                     slots=tuple(slots[g]),
                     exact=bool(inexact < 0),
                     internal=not self.classes.flags[label] & SHORTCUT,
-                    reason=refuted.get(g) or self._reason(g, slots[g], int(label), allow_inexact),
+                    reason=reason,
+                    least=1 if pair is None else 2,
+                    least_reason=pair,
                 )
             )
         return built

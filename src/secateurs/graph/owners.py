@@ -14,7 +14,7 @@ from secateurs.graph.tape import Tape
 
 Array = np.ndarray
 Count = Callable[[Array], int]  # how many of these channels are left
-_LEAST = 4  # the smallest number that is taken for a width because of its name only: `dim = 2` is an axis
+_LEAST = 4  # the smallest number that a name such as `dim` makes a width: `dim = 2` is an axis
 
 
 class Owners:
@@ -32,7 +32,7 @@ class Owners:
         for figure in tape.figures:
             if figure.passed:
                 self._figures.append((figure, _distinct(figure.passed)))
-            elif figure.size >= _LEAST and figure.item in (None, 0):
+            elif (figure.size >= _LEAST or figures.certain(figure.attribute)) and figure.item in (None, 0):
                 self._guess(figure, tape, held)
 
     def _guess(self, figure: Figure, tape: Tape, held: Mapping[str, Sequence[Array]]) -> None:

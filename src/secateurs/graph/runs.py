@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.errors import TraceError
-from secateurs.graph import figures
+from secateurs.graph import figures, reading
 from secateurs.graph.attributes import values, weightless
 from secateurs.graph.calls import Calls, Follow
 from secateurs.graph.channels import named_tensors
@@ -139,6 +139,7 @@ class Runs:
         reads: list[nn.Module] = []
         with swapped(self.state, self.modules, replaced, rewrites), ExitStack() as stack:
             self._watch(tracer, whole)
+            stack.enter_context(self._reading(tracer, rewrites))
             if whole:
                 reads = stack.enter_context(mode_reads())
             self._pass(tracer, arguments(self.example_inputs), self.meta, follow)
@@ -154,7 +155,8 @@ class Runs:
                     m.__dict__["training"] = not isinstance(m, _NormBase | nn.modules.dropout._DropoutNd)
                 self._watch(tracer, whole)
                 try:
-                    self._pass(tracer, given, meta)
+                    with self._reading(tracer, rewrites):
+                        self._pass(tracer, given, meta)
                 finally:  # what has run until then is cut, too
                     if whole:
                         tracer.note_weights()
@@ -198,6 +200,11 @@ class Runs:
                 own["_forward_hooks"] = OrderedDict([*own["_forward_hooks"].items(), (id(tracer), hook)])
         for (path, attribute), value in watched.items():
             self.modules[path].__dict__[attribute] = value
+
+    def _reading(self, tracer: Tracer, rewrites: Mapping[tuple[str, str], Any]) -> AbstractContextManager[None]:
+        """Have noted which of the attributes that hold widths the model's code reads."""
+        names = dict.fromkeys((*rewrites, *((f.module, f.attribute) for f in tracer.tape.figures)))
+        return reading.watched([(self.modules[path], attribute) for path, attribute in names], tracer)
 
     def _pass(self, tracer: Tracer, given: Arguments, meta: bool, follow: Follow | None = None) -> None:
         # Inputs are new tensors here, so that what the tracer stores on them is dropped with this run.

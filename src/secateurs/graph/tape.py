@@ -59,10 +59,12 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Called:
-    """A call in the user's code: its plain numbers and strings, and the shapes and labels of the tensors that it returned."""
+    """A call in the user's code: its plain numbers and strings, the parameters and buffers that it is given, and the shapes and
+    labels of the tensors that it returned."""
 
     name: str
     constants: tuple[Any, ...]
+    given: tuple[str, ...]
     outputs: tuple[tuple[tuple[int, ...], Labels], ...]
 
 
@@ -86,6 +88,7 @@ class Tape:
     escapes: list[Seen] = field(default_factory=list)  # … and uses it as a plain number
     uses: list[Seen] = field(default_factory=list)  # … and computes with it
     conditions: list[Seen] = field(default_factory=list)  # … and asks for a condition on it
+    hidden: list[Seen] = field(default_factory=list)  # it read an attribute that holds one, whatever becomes of it
     calls: list[Called] = field(default_factory=list)
     looked: bool = False  # the code read a value of a tensor
     dynamic: bool = False  # the shape of a tensor depends on values
@@ -103,4 +106,4 @@ class Tape:
 
     def _events(self) -> tuple[list[Any], ...]:
         return (self.axes, self.couplings, self.claims, self.places, self.reads, self.escapes, self.uses,
-                self.conditions)  # fmt: skip
+                self.conditions, self.hidden)  # fmt: skip

@@ -58,16 +58,15 @@ def trace(
     check = Check(runs, allow_inexact)
     for attempt in range(_RETRIES + 1):
         grouping = runs.follow()
-        said, tried = check.broken(grouping)
-        again = {p.key for p in _doubtful(grouping, tried) if runs.choices.get(p.key, 0) + 1 < p.options}
+        broken = check.broken(grouping)
+        again = {p.key for p in _doubtful(grouping, broken.tried) if runs.choices.get(p.key, 0) + 1 < p.options}
         if not again or attempt == _RETRIES:
             break
         for key in again:
             runs.choices[key] = runs.choices.get(key, 0) + 1
-    refuted = said | tried
     params = runs.params
     seen = {a.param: runs.shapes[a.param] for a in grouping.tape.axes}
-    groups = idle.kept_whole(runs, grouping, grouping.build(allow_inexact, refuted))
+    groups = idle.kept_whole(runs, grouping, grouping.build(allow_inexact, broken.said | broken.tried, broken.pairs))
     recorder = grouping.tape.recorder
     assert recorder is not None
     return kind(

@@ -146,6 +146,11 @@ class Tracer(Context, TorchDispatchMode):
         labels = self.labels(x)
         return tuple(labels[a] if a in labels else x.shape[a] for a in axes)
 
+    def named(self, tensors: Iterable[Tensor]) -> tuple[str, ...]:
+        """The names of those that are parameters or buffers."""
+        names = self._names
+        return tuple([names[id(x)] for x in tensors if id(x) in names])
+
     def label(self, x: Tensor, labels: Labels) -> None:
         """Set the labels of a tensor that does not depend on the model's input."""
         self._assign(x, labels, False)

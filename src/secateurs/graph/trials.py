@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.claims import DEPENDS, NUMBER, RUNS
-from secateurs.graph.context import caller
+from secateurs.graph.frames import caller
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.labels import CONSUMED, KnownLabels, Mismatch
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.runs import Runs
 from secateurs.graph.tape import Array, Called, Labels, Tape
 from secateurs.graph.widths import Traced, plain
+
+FEW = 8  # groups to blame together
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Trial:
         self._at += 1
         if expected is None or expected.name != called.name or len(expected.outputs) != len(called.outputs):
             raise Divergence(DEPENDS, caller(), operands)
+        if expected.given != called.given:
+            raise Divergence(DEPENDS, caller(), operands)
         if not same(expected.constants, called.constants, 0.0 if self.runs.meta else 1e-4):
             raise Divergence(NUMBER, caller(), operands)
         for (shape, labels), (found, own) in zip(expected.outputs, called.outputs, strict=True):
@@ -152,15 +156,25 @@ class Trial:
         groups = self._groups(labels)
         if not groups and where and self._at < len(self._expected):  # what the call that failed gave before
             groups = self._groups([own for _, outputs in self._expected[self._at].outputs for own in outputs.values()])
+        if reason == DEPENDS and len(read := self._read()) <= FEW:  # `Check` acquits those that are innocent
+            groups |= read
         if groups:
             if reason == NUMBER:  # applied to these channels, and made from those whose width went on as a number
-                made = {g for seen in tape.escapes for g in self._counted(seen.expression)} & self.cut
+                made = {g for seen in tape.escapes for g in self._counted(seen.expression)} & self.cut | self._read()
                 groups = frozenset((groups & made) or made or groups)
             return Failure(frozenset(groups), Reason(Kind.CODE, reason, where))
-        for seen in reversed([*tape.reads, *tape.escapes]) if not where else ():  # the user's code raised it
+        for seen in (
+            reversed([*tape.hidden, *tape.reads, *tape.escapes]) if not where else ()
+        ):  # the user's code raised it
             if groups := self._counted(seen.expression) & self.cut:
                 return Failure(groups, Reason(Kind.CODE, DEPENDS, seen.where))
         return Failure(frozenset(), Reason(Kind.CODE, reason, where))
+
+    def _read(self) -> frozenset[int]:
+        """The groups whose width the attribute holds that was read last; if modules keep it themselves, it is a plain number
+        now, and any of those may be it that the original read."""
+        seen = self._tape.hidden[-1:] or self.grouping.tape.hidden
+        return frozenset().union(*(self._counted(s.expression) for s in seen)) & self.cut
 
     def _counted(self, expression: Any) -> frozenset[int]:
         """The groups whose widths an expression of this run is made from: its labels are those of the original."""

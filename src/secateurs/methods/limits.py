@@ -38,7 +38,12 @@ class Bound:
     message: Message | None = None
 
 
-Bounds = Mapping[str, Bound]  # by group; groups left out are not bounded
+Bounds = Mapping[str, Bound]  # by group; groups left out are bounded as `free` says
+
+
+def free(group: ChannelGroup) -> Bound:
+    """The bound of a group of which the user says nothing: the channels that its code needs stay."""
+    return Bound(group.least, group.size)
 
 
 @dataclass(frozen=True, init=False)
@@ -128,7 +133,7 @@ class Limits:
         return Limits(**{**self.options(), "ratios": {which: 1.0 for which, _ in self.ratios} or None})
 
     def on(self, graph: ChannelGraph, scope: str = "all") -> dict[str, Bound]:
-        """What they mean for the groups of a network; left out are groups that are not limited, or not cut in this scope.
+        """What they mean for the groups of a network; left out are groups that are not limited, or cannot be cut.
 
         Raises ConfigError, with similar names, for a pattern that matches nothing; for a ratio that has no effect, since what
         it names cannot be cut; and for limits that contradict each other.
@@ -136,7 +141,7 @@ class Limits:
         if not self:
             return {}
         match = Matcher(graph)
-        bounds = {g.name: Bound(1, g.size) for g in graph.groups}
+        bounds = {g.name: free(g) for g in graph.groups}
         for which in self.exclude:
             setting = Setting("exclude", _shown(which))
             for g in match(which, setting):
@@ -156,8 +161,8 @@ class Limits:
                 if name == "ratios" and x < 1 and all(_stays(g, bounds, scope) is not None for g in found):
                     raise ConfigError(setting, " has no effect: ", _stays(found[0], bounds, scope), ".")
                 own.update({g.name: (g, setting, x) for g in found})
-            for g, setting, x in own.values():
-                if _stays(g, bounds, scope) is None:
+            for g, setting, x in own.values():  # a least width holds out of scope, too: another scope would not help
+                if _stays(g, bounds, scope if name == "ratios" else "all") is None:
                     bounds[g.name] = how(g, bounds[g.name], setting, x)
         return {name: bound for name, bound in bounds.items() if bound.by}
 
@@ -247,7 +252,7 @@ def _at_least(group: ChannelGroup, bound: Bound, setting: Setting, least: int) -
 
 
 def _cut_at_most(group: ChannelGroup, bound: Bound, setting: Setting, share: float) -> Bound:
-    return replace(_raised(group, bound, setting, _whole(group.size * (1 - share))), floored=False)
+    return replace(_raised(group, bound, setting, _whole(group, 1 - share)), floored=False)
 
 
 def _raised(group: ChannelGroup, bound: Bound, setting: Setting, least: int) -> Bound:
@@ -258,7 +263,7 @@ def _raised(group: ChannelGroup, bound: Bound, setting: Setting, least: int) -> 
 
 
 def _kept(group: ChannelGroup, bound: Bound, setting: Setting, share: float) -> Bound:
-    width = _whole(group.size * share)
+    width = _whole(group, share)
     if width < bound.least:
         raise ConfigError(
             setting, f" keeps {width} of the {group.size} channels of {group.name}, but it ",
@@ -280,9 +285,10 @@ def _stays(group: ChannelGroup, bounds: Bounds, scope: str) -> Message | None:
     return None
 
 
-def _whole(channels: float) -> int:
-    """Rounded up to a whole channel: 3 / 30 of 30 channels are 3, whatever the rounding of their product."""
-    return max(1, math.ceil(channels - 1e-9))
+def _whole(group: ChannelGroup, share: float) -> int:
+    """A fraction of a group, rounded up to whole channels, as many as it needs: 3 / 30 of 30 channels are 3, whatever the
+    rounding of their product."""
+    return max(group.least, math.ceil(group.size * share - 1e-9))
 
 
 # -- the values that a user gives -------------------------------------------------------------------------------------

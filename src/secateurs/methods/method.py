@@ -14,7 +14,7 @@ from torch import nn
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Message, Setting, complaint, nearest
 from secateurs.graph import ChannelGroup
-from secateurs.methods.limits import Bound, Bounds, described, held
+from secateurs.methods.limits import Bound, Bounds, described, free, held
 from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan, PrunableGraph
@@ -78,7 +78,7 @@ class Task:
 
     def bound(self, group: ChannelGroup) -> Bound:
         """What the user says about a group."""
-        return self.bounds.get(group.name) or Bound(1, group.size)
+        return self.bounds.get(group.name) or free(group)
 
     @property
     def widths(self) -> Widths:

@@ -11,7 +11,7 @@ import numpy as np
 from secateurs.budget import Budget, fraction
 from secateurs.errors import BudgetError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
-from secateurs.methods.limits import Bound, Bounds, limiting
+from secateurs.methods.limits import Bounds, free, limiting
 
 Array = np.ndarray
 ALL = Setting("scope", "all")
@@ -40,7 +40,7 @@ class Widths:
         self._at = np.array([graph.index(g.name) for g in self.groups], dtype=np.int64)
         self.base = graph.cost()
         self.step = budget.align if budget else 1
-        own = [self.bounds.get(g.name, Bound(1, g.size)) for g in self.groups]
+        own = [self.bounds.get(g.name) or free(g) for g in self.groups]
         self.lowest, self.most = (
             self.rounded(np.array(w, dtype=np.int64)) for w in ([b.least for b in own], [b.most for b in own])
         )
@@ -97,7 +97,7 @@ class Widths:
         cut = {g.name for g in self.groups}
         left = [g for g in self.graph.groups if g.prunable and g.name not in cut]
         limited = [self.bounds[g.name] for g in left if g.name in self.bounds]  # kept whole by the user …
-        narrow = len(limited) < len(left)  # … and some are out of scope
+        narrow = any((self.bounds.get(g.name) or free(g)).least < g.size for g in left)  # … and some are out of scope
         if lowest is None and not self.groups:
             reasons = Counter(g.reason for g in self.graph.groups if g.reason is not None)
             most = reasons.most_common(1)[0][0].message if reasons and not narrow else None

@@ -42,9 +42,10 @@ class Plan:
     stripes: Mapping[str, Kept] = field(
         default_factory=dict
     )  # weight → kept positions in the flattened (O, KH, KW), before the cut
+    least: Mapping[str, int] = field(default_factory=dict)  # group → channels that it needs, if more than one
 
     def __post_init__(self) -> None:
-        for name in ("groups", "shapes", "attributes", "stripes"):
+        for name in ("groups", "shapes", "attributes", "stripes", "least"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         kept = {p: MappingProxyType(dict(axes)) for p, axes in self.kept.items()}
         object.__setattr__(self, "kept", MappingProxyType(kept))
@@ -58,6 +59,7 @@ class Plan:
     def check(self, model: nn.Module) -> None:
         """Raise PlanError unless this plan is for a network with these parameters."""
         check_model(model)
+        self._check_least()
         own = named_tensors(model)
         for name, shape in self.shapes.items():
             if name not in own:
@@ -99,6 +101,7 @@ class Plan:
             ],
             "consumes": sorted([p, a] for p, a in self.consumes),
             **({"stripes": {p: list(v) for p, v in self.stripes.items()}} if self.stripes else {}),
+            **({"least": dict(self.least)} if self.least else {}),
         }
         return json.dumps({**body, "digest": _digest(body)})
 
@@ -129,9 +132,19 @@ class Plan:
             if axis not in self.kept.get(param, ()):
                 raise PlanError(f"The plan masks axis {axis} of {param}, which it does not cut.")
         S.check_content(self.stripes, self.shapes, self.kept)
+        self._check_least()
         for (module, attribute), value in self.attributes.items():
             if not rewritable(attribute):
                 raise PlanError(f"The plan sets {module}.{attribute} to {value!r}, which a cut cannot change.")
+
+    def _check_least(self) -> None:
+        """Raise PlanError if a group keeps fewer channels than the network's code needs."""
+        for group, least in self.least.items():
+            if len(kept := self.groups.get(group, range(least))) < least:
+                raise PlanError(
+                    f"The plan keeps {len(kept)} of the channels of group {group}, which needs at least {least}: the network's "
+                    "code does not work with fewer. Keep more of them."
+                )
 
 
 def rewritable(attribute: str) -> bool:
@@ -165,6 +178,7 @@ class PlanRecord(BaseModel):
     attributes: list[Attribute]
     consumes: list[tuple[str, Index]]
     stripes: dict[str, Indices] = {}
+    least: dict[str, Size] = {}
     digest: str
 
     @model_validator(mode="before")
@@ -185,6 +199,7 @@ class PlanRecord(BaseModel):
             consumes=frozenset(self.consumes),
             exact=self.exact,
             stripes={p: tuple(v) for p, v in self.stripes.items()},
+            least=self.least,
         )
         try:
             plan._check_content()
@@ -211,10 +226,11 @@ class PrunableGraph(ChannelGraph):
         allow_inexact: also accept groups that are not `exact` (see `ChannelGroup`).
 
         Raises PlanError for an unknown or unprunable group, indices that repeat or are out of range, and a selection
-        that would leave a group empty; likewise for stripes.
+        that would leave a group empty, or with fewer channels than its `least`; likewise for stripes.
         """
         kept: dict[str, dict[int, np.ndarray]] = {}
         groups: dict[str, Kept] = {}
+        least: dict[str, int] = {}
         copies: dict[str, np.ndarray] = {}
         seen: dict[str, str] = {}
         consumes: set[tuple[str, int]] = set()
@@ -230,7 +246,13 @@ class PrunableGraph(ChannelGraph):
             if not group.prunable and not (allow_inexact and group.only_inexact):
                 why = "" if group.reason is None else group.reason.message
                 raise PlanError(f"Group {name} cannot be cut: ", why, ".")
+            if len(index) < group.least:
+                raise PlanError(
+                    f"The plan would keep {len(index)} of the {group.size} channels of group {name}, which needs at least "
+                    f"{group.least}: {group.least_reason}."
+                )
             groups[group.name] = tuple(index.tolist())
+            least.update({group.name: group.least} if group.least > 1 else {})
             exact = exact and group.exact
             alive = np.zeros(group.size, dtype=bool)
             alive[index] = True
@@ -261,6 +283,7 @@ class PrunableGraph(ChannelGraph):
             consumes=frozenset(consumes),
             exact=exact,
             stripes=striped,
+            least=least,
         )
 
     def cost_of(self, plan: Plan) -> Cost:

@@ -22,8 +22,8 @@ from torch.utils.flop_counter import flop_registry
 
 from secateurs.devices import full_precision
 from secateurs.graph.channels import named_tensors
-from secateurs.graph.context import caller
 from secateurs.graph.families import argument, draws
+from secateurs.graph.frames import caller
 from secateurs.graph.inputs import call, map_tensors, to_model_device
 from secateurs.graph.leaves import tensors, values
 from secateurs.graph.modes import unfused

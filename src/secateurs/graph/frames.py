@@ -1,0 +1,43 @@
+"""Whose code is running: the user's, or that of PyTorch and of this package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_TORCH = torch.__path__[0] + os.sep
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_NETWORKS = tuple(f"{_PACKAGE}{name}{os.sep}" for name in ("zoo", "testing"))  # their code is like the user's
+
+
+def caller() -> str:
+    """The line of the user's code that is running: the innermost frame outside torch and this package. Empty if there
+    is none."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and not (frame.f_code.co_name == "_pass" and frame.f_code.co_filename.startswith(_PACKAGE)):
+        if short := _users(frame):
+            return f"{short}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def of_the_user(depth: int) -> bool:
+    """Whether the user's code is running, so many frames above the caller."""
+    return bool(_users(sys._getframe(depth + 1)))
+
+
+def _users(frame: Any) -> str:
+    """The name of the file that a frame is in, if the user's code is; empty in torch and this package."""
+    file = frame.f_code.co_filename
+    short = _SHORT.get(file)
+    if short is None:
+        ours = file.startswith((_TORCH, _PACKAGE)) and not file.startswith(_NETWORKS)
+        short = _SHORT[file] = "" if ours else file.replace("\\", "/").rpartition("/")[2]
+    return short
+
+
+_SHORT: dict[str, str] = {}  # the file names of paths, empty for torch's and this package's own
