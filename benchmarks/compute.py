@@ -1,7 +1,7 @@
 """What a method costs, in training passes: forward and backward through the uncut network, 3 · MACs for each image.
 
-All that runs is counted, by PyTorch's `FlopCounterMode`, in short searches with the method's own settings: AOFP's second path
-and NPN's pruner, too. Of two searches, one twice as long as the other, the difference is what training costs, and the rest is
+All that runs is counted, as costs are everywhere, in short searches with the method's own settings: AOFP's second path and
+NPN's pruner, too. Of two searches, one twice as long as the other, the difference is what training costs, and the rest is
 what the method does once, before and after it.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import secateurs as sc
+from secateurs.graph.counter import MacCounter
 from secateurs.methods import Method, TrainingMethod
 from secateurs.training import Phase
 
@@ -37,9 +37,9 @@ def search_cost(
     image = 3 * sc.count(model, inputs).macs
 
     def run(chosen: Method, data: Any) -> float:
-        with FlopCounterMode(display=False) as counter:
+        with MacCounter() as counter:
             sc.prune(model, inputs, chosen, budget, sc.Data(data), seed=seed, progress=False)
-        return counter.get_total_flops() / 2 / image
+        return counter.macs / image
 
     if not isinstance(method, TrainingMethod):
         return SearchCost(0.0, run(method, train))

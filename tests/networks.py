@@ -795,3 +795,15 @@ def float16() -> nn.Module:
 def reads_values() -> nn.Module:
     """Control flow that depends on the data."""
     return Net(lambda s, x: s.h(s.a(x)) if x.sum() > -1e9 else s.h(s.b(x)), a=conv(3, 8), b=conv(3, 8), h=head(8))
+
+
+class Complex(nn.Module):
+    """Complex convolutions run as three real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(i, o, 3, dtype=torch.complex64) for i, o in ((3, 8), (8, 6)))
+        self.out = nn.Linear(6, 4, dtype=torch.complex64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.b(self.a(x.to(torch.complex64))).mean((2, 3))).abs()

@@ -317,14 +317,14 @@ class TestSavingOver:
         assert sorted(p.name for p in saved.iterdir()) == [CARD, "checkpoints", "metrics.jsonl", MODEL, PLAN]
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-    @pytest.mark.parametrize("step", ["write_text", "fsync", "rename", "save_model"])
+    @pytest.mark.parametrize("step", ["write_text", "fsync", "rename", "save_file"])
     def test_disk_full(
         self, saved: Path, result: sc.Result, other: sc.Result, monkeypatch: pytest.MonkeyPatch, step: str, code: int
     ) -> None:
         def full(*_: object, **__: object) -> None:
             raise OSError(code, os.strerror(code))
 
-        place = {"write_text": Path, "fsync": os, "rename": os, "save_model": safetensors.torch}[step]
+        place = {"write_text": Path, "fsync": os, "rename": os, "save_file": safetensors.torch}[step]
         with monkeypatch.context() as patch:
             patch.setattr(place, step, full)
             with pytest.raises(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import copy
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 
+import secateurs as sc
 import secateurs.cli
 from secateurs.budget import Budget
 from secateurs.cli.spelling import option
@@ -20,6 +22,7 @@ from secateurs.errors import (
     NonFiniteLossError,
     SecateursError,
     Setting,
+    a_or_an,
     as_setting,
 )
 from secateurs.methods import EPruner
@@ -110,3 +113,22 @@ def test_the_command_line_matches_no_message() -> None:
 def test_the_base_takes_anything() -> None:
     assert str(SecateursError()) == ""
     assert str(SecateursError(3, " of ", None)) == "3 of None"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("OrderedDict", "an OrderedDict"), ("dict", "a dict"), ("int", "an int"), ("LSTM", "an LSTM"), ("Linear", "a Linear"),
+        ("NPN", "an NPN"), ("UNet", "a UNet"), ("UserDict", "a UserDict"), ("UntypedStorage", "an UntypedStorage"),
+        ("ndarray", "an ndarray"),
+        ("Unicode", "a Unicode"), ("MSELoss", "an MSELoss"), ("SGD", "an SGD"), ("Sequential", "a Sequential"),
+    ],
+)  # fmt: skip
+def test_a_or_an(name: str, text: str) -> None:
+    assert a_or_an(name) == text
+
+
+def test_no_message_puts_its_own_article_before_a_type() -> None:
+    for path in Path(sc.__file__).parent.rglob("*.py"):
+        found = re.findall(r"\b[Aa]n? \{type\(.*?\)\.__name__\}", path.read_text())
+        assert not found, (path, found)

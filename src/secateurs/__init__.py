@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from secateurs.api import attach, prune, widen
     from secateurs.budget import Budget
     from secateurs.calibration import calibrate
-    from secateurs.data import Data
+    from secateurs.data import Data, Preprocess
     from secateurs.graph import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.masking import mask
     from secateurs.methods import (
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
         methods,
         register,
     )
-    from secateurs.models import build, load
+    from secateurs.models import build, card, load
     from secateurs.plans import Plan, trace
     from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
     from secateurs.result import Figures, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
-    from secateurs.surgery import apply, cut_, reinitialise, verify
+    from secateurs.surgery import apply, cut_, reinitialize, verify
 
 __all__ = [
     "AOFP",
@@ -88,6 +88,7 @@ __all__ = [
     "Oracle",
     "Plan",
     "PlanError",
+    "Preprocess",
     "PruneRun",
     "Random",
     "Reconstruct",
@@ -110,6 +111,7 @@ __all__ = [
     "attach",
     "build",
     "calibrate",
+    "card",
     "count",
     "cut_",
     "load",
@@ -118,7 +120,7 @@ __all__ = [
     "prune",
     "register",
     "register_rule",
-    "reinitialise",
+    "reinitialize",
     "trace",
     "tune",
     "verify",
@@ -130,27 +132,29 @@ _HOMES = {
     "secateurs.api": "attach prune widen",
     "secateurs.budget": "Budget",
     "secateurs.calibration": "calibrate",
-    "secateurs.data": "Data",
+    "secateurs.data": "Data Preprocess",
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (
         "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Limits Method OneStep Oracle Random Taylor "
         "TrainingMethod methods register"
     ),
-    "secateurs.models": "build load",
+    "secateurs.models": "build card load",
     "secateurs.plans": "Plan trace",
     "secateurs.recovery": "Distil Mimic Reconstruct Recover",
     "secateurs.result": "Figures Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",
-    "secateurs.surgery": "apply cut_ reinitialise verify",
+    "secateurs.surgery": "apply cut_ reinitialize verify",
 }
 _PACKAGES = ("adapters", "methods")  # that of methods is called for their names
+_FORMER = {"reinitialise": "reinitialize"}  # earlier names
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
     """Import names lazily: importing torch takes a second, which help and error messages should not wait for."""
+    name = _FORMER.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(_HOME[name])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import DataError
+from secateurs.errors import DataError, a_or_an
 
 
 def huggingface(labels: str = "labels") -> dict[str, Any]:
@@ -29,7 +29,9 @@ def huggingface(labels: str = "labels") -> dict[str, Any]:
 
     def _named(batch: Any) -> dict[str, Any]:
         if not isinstance(batch, Mapping):
-            raise DataError(f"A batch is a {type(batch).__name__}: this adapter takes dicts of the model's arguments.")
+            raise DataError(
+                f"A batch is {a_or_an(type(batch).__name__)}: this adapter takes dicts of the model's arguments."
+            )
         return {**batch}
 
     return {"step": step, "forward": forward}

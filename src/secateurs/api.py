@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from secateurs import recovery, training
-from secateurs.artifact.provenance import UNKNOWN, after_cut, remember, remember_widened, source_of
+from secateurs.artifact import Signature
+from secateurs.artifact.provenance import remember_cut, remember_widened, source_of
 from secateurs.budget import Budget
 from secateurs.calibration import images_of
 from secateurs.data import Data
@@ -147,7 +148,7 @@ def prune(
         "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
         "save_seconds": save_seconds, "track": track,
     }  # fmt: skip
-    given, original = model, placement.working_copy(model, where)
+    given, given_inputs, original = model, example_inputs, placement.working_copy(model, where)
     example_inputs = placement.working_inputs(example_inputs, where)
     # Methods get a copy: some train it, and the given model has to be as it was whatever a method does.
     model = copied(original) if original is model or isinstance(chosen, TrainingMethod) else original
@@ -183,7 +184,7 @@ def prune(
     small, error = (
         verified(model, plan, example_inputs, graph=graph) if plan.exact else (apply(model, plan), float("nan"))
     )
-    chosen.initialise(task, selection, small)
+    chosen.initialize(task, selection, small)
     report(
         f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
     )
@@ -197,7 +198,7 @@ def prune(
             None if images is None else lambda: training.without_labels(
                 images, recovery.IMAGES, seed=seed, whole=objective.whole
             ),
-            initialised=type(chosen).initialise is not Method.initialise, pooled=pooled, objective=objective,
+            initialized=type(chosen).initialize is not Method.initialize, pooled=pooled, objective=objective,
         )  # fmt: skip
         if done:
             history.append(done.record())
@@ -219,9 +220,12 @@ def prune(
         )
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
-    remember(small, after_cut(UNKNOWN if origin is None else origin, plan))
+    remember_cut(small, origin, plan)
     told = graph.warnings + graph.stale(plan.groups)
-    return Result(small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record(), told)
+    called = Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess))
+    return Result(
+        small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record(), told, called
+    )
 
 
 def attach(
@@ -290,7 +294,7 @@ def widen(
     The given model is not modified.
 
     widths: a factor, for example 1.5, by which every channel group in scope grows; or `{group name: channels}`. Groups that
-        cannot be cut cannot be widened. To train the wider network from scratch, call `reinitialise` on it.
+        cannot be cut cannot be widened. To train the wider network from scratch, call `reinitialize` on it.
     scope: with a factor, "internal" keeps the width of channels on a shortcut, "all" also widens them.
     allow_inexact: also widen channels that a normalization computes statistics over; the function of the network then
         changes.

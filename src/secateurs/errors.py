@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -184,6 +185,13 @@ def complaint(fault: Mapping[str, Any]) -> str:
     ours = fault["type"] == "value_error" and cause is not None  # a validator of ours
     message = str(cause) if ours else fault["msg"].replace("Input should be", "must be", 1)
     return f"{message[:1].lower()}{message[1:]}"
+
+
+def a_or_an(name: str) -> str:
+    """A name, for example of a type, with its article: `an OrderedDict`, `an LSTM`, `a UNet`."""
+    spelled = re.match(r"[FHLMNRSX](?=[A-Z0-9])", name)  # letter by letter, and its name begins with a vowel
+    vowel = re.match(r"[AEIOaeio]|[Uu]n(?!i|et)|[Uu]p|nd", name)
+    return f"{'an' if spelled or vowel else 'a'} {name}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from secateurs import artifact
-from secateurs.artifact.provenance import UNKNOWN, after_cut, begun, rebuilt, remember
-from secateurs.errors import ArtifactError, SpecError
+from secateurs.artifact.provenance import begun, rebuilt, remember, remember_cut
+from secateurs.artifact.state import check_tied
+from secateurs.errors import ArtifactError, PlanError, SpecError
 from secateurs.files import shown
 from secateurs.graph.inputs import check_model
 from secateurs.zoo import FAMILIES
@@ -53,11 +54,18 @@ def is_artifact(spec: str) -> bool:
     return spec.partition(":")[0] not in FAMILIES and os.path.isdir(spec)
 
 
+def card(folder: str | Path) -> artifact.Card:
+    """The card of a saved artifact: `signature` (inputs, class names, preprocessing), `before`, `cut`, `after`, `method`,
+    `history` and others, see docs/card-schema.md. Raises ArtifactError for an artifact that is incomplete or damaged."""
+    return artifact.read(folder)[1]
+
+
 def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The pruned network of a saved artifact, in eval mode.
 
-    model: a fresh, unpruned model to cut; required if the original was not made by `build`. It is not modified. An
-        artifact that was pruned several times holds all of its cuts.
+    model: a fresh, unpruned model to cut; required if the original was not made by `build`. It is not modified. The
+        artifact of a network that was pruned several times holds all of the cuts; a model that some of them have been applied
+        to will do as well. Parameters that were one tensor in the saved network must be one in this model.
     trust_code: also build a network whose spec imports a module (`python:…`) or whose
         options may load or download files. Without it, no code that the artifact names is imported or run.
 
@@ -68,7 +76,12 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         check_model(model)
     plan, card = artifact.read(folder)
     if model is not None:
-        fresh = begun(card.source, model)
+        check_tied(model, card.state, artifact.place(folder, artifact.CARD))
+        try:
+            fresh = begun(card.source, model, plan)
+        except PlanError as error:
+            path = shown(artifact.place(folder, artifact.PLAN))
+            raise PlanError(f"{path} does not fit this model: {shown(str(error))}") from error
     elif card.source is None or card.source.spec is None:
         raise ArtifactError(
             f"{shown(folder)} does not record how to build its network: pass load({shown(folder)!r}, model=…)."
@@ -79,5 +92,5 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         except ArtifactError as error:
             raise error.within(f"{shown(artifact.place(folder, artifact.CARD))}: ") from error.__cause__
     small = artifact.restored(folder, plan, card, fresh)
-    remember(small, after_cut(UNKNOWN if card.source is None else card.source.record(), plan))
+    remember_cut(small, None if card.source is None else card.source.record(), plan)
     return small

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateurs import artifact
-from secateurs.artifact import Figures
+from secateurs.artifact import Figures, Signature
 from secateurs.methods.method import Method
 from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
@@ -37,6 +37,7 @@ class Result:
     source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
     limits: dict[str, Any] | None = None  # what the user excluded, and how far groups could be cut; see `Limits`
     warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
+    signature: Signature | None = None  # how the network is called: its inputs, classes and preprocessing
 
     def __repr__(self) -> str:
         parts = [
@@ -71,6 +72,7 @@ class Result:
             "error": self.error,
             **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({} if self.limits is None else {"limits": self.limits}),
+            **({} if self.signature is None else {"signature": self.signature.model_dump(mode="json")}),
             "stripes": summary(self.plan),
             "history": self.history,
             "versions": {

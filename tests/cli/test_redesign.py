@@ -107,7 +107,7 @@ def test_from_base_goes_on_from_what_the_base_computes(run, images, tmp_path):
         losses[name] = rows["base"]["loss"], rows["scaled"]["loss"]
         assert not (tmp_path / name / "base.safetensors").exists()
         found, born = (sc.load(tmp_path / name / part) for part in ("pruned", "from-scratch"))
-        due = sc.reinitialise(found, 0).state_dict()  # nothing of what was found but the widths
+        due = sc.reinitialize(found, 0).state_dict()  # nothing of what was found but the widths
         assert all(torch.equal(x, due[key]) for key, x in born.state_dict().items())
     assert losses["copy"][0] == pytest.approx(losses["copy"][1], rel=1e-4)
     assert losses["fresh"][0] != pytest.approx(losses["fresh"][1], rel=1e-4)

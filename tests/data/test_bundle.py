@@ -58,7 +58,7 @@ def test_bad_batches(batch: Any, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("digits", "is a name"), (3, "not a int"), ([], "empty"), (None, "No")],
+    [("digits", "is a name"), (3, "not an int"), ([], "empty"), (None, "No")],
 )
 def test_bad_sources(source: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):

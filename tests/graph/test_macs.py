@@ -16,7 +16,7 @@ from secateurs.graph import Cost, count
 from secateurs.graph.counter import MacCounter
 from secateurs.plans import trace
 from secateurs.surgery import apply, verify
-from tests.networks import Net, conv, head
+from tests.networks import Complex, Net, conv, head
 
 Run = Callable[..., Any]
 
@@ -80,18 +80,6 @@ def squeezed(s: Any, y: Tensor) -> Tensor:
     """Packed sequences of different lengths."""
     y = nn.utils.rnn.pack_padded_sequence(tokens(y), torch.tensor([16, 9]), batch_first=True)
     return nn.utils.rnn.pad_packed_sequence(s.layer(y)[0], batch_first=True)[0].mean(1)
-
-
-class Complex(nn.Module):
-    """Complex convolutions run as three real ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = (nn.Conv2d(i, o, 3, dtype=torch.complex64) for i, o in ((3, 8), (8, 6)))
-        self.out = nn.Linear(6, 4, dtype=torch.complex64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.b(self.a(x.to(torch.complex64))).mean((2, 3))).abs()
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {

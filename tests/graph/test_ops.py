@@ -15,7 +15,7 @@ from secateurs.graph import count
 from secateurs.plans import PrunableGraph, trace
 from secateurs.surgery import apply, verify
 from secateurs.zoo import vision
-from tests.networks import Net, conv, half, head
+from tests.networks import Complex, Net, conv, half, head
 
 Run = Callable[..., Any]
 
@@ -193,19 +193,14 @@ def test_norm_over_groups_of_channels() -> None:
 def test_complex_weights() -> None:
     """Real and imaginary parts of a weight are read apart."""
 
-    class Complex(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = (nn.Conv2d(i, o, 3, dtype=torch.complex64) for i, o in ((3, 8), (8, 6)))
-            self.out = nn.Linear(6, 4, dtype=torch.complex64)
-
+    class Parts(Complex):
         def forward(self, x: Tensor) -> Tensor:
             y = self.a(x.to(torch.complex64))
             y = torch.complex(y.real.relu(), y.imag.relu())
             pairs = torch.view_as_real(self.b(y).mean((2, 3))) * 2
             return self.out(torch.view_as_complex(pairs.contiguous()).conj()).abs()
 
-    model = Complex().eval()
+    model = Parts().eval()
     graph = trace(model, images())
     assert [g.prunable for g in graph.groups] == [True, True, False]
     plan = graph.plan({"a": [0, 3, 4], "b": [1, 5]})

@@ -254,7 +254,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_it_is_left_as_it_was_when_it_does_not_run() -> None:
     model = Net(lambda s, x: s.b(s.a(x)), a=conv(3, 8), b=conv(4, 4)).train()
-    with pytest.raises(TraceError, match="does not run on these example inputs: RuntimeError"):
+    with pytest.raises(TraceError, match="does not run on these example inputs: "):
         trace(model, image())
     assert model.training
     assert model.a.weight.device.type == "cpu"

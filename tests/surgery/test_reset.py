@@ -11,7 +11,7 @@ from torch import nn
 from secateurs import models, zoo
 from secateurs.errors import ConfigError
 from secateurs.plans import trace
-from secateurs.surgery import apply, reinitialise
+from secateurs.surgery import apply, reinitialize
 from tests.networks import CASES, half, image
 from tests.surgery.test_slice import fingerprint, same
 
@@ -24,7 +24,7 @@ def test_the_zoo_starts_as_it_is_built(name: str) -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(100)
-    born, fresh = zoo.build(f"zoo:{name}").state_dict(), reinitialise(model, 5).state_dict()
+    born, fresh = zoo.build(f"zoo:{name}").state_dict(), reinitialize(model, 5).state_dict()
     for key, x in fresh.items():
         if x.ndim > 1 and x.numel() >= 400:
             assert 0.85 < float(x.std() / born[key].std()) < 1.18, key
@@ -37,7 +37,7 @@ def test_seed_and_given_model() -> None:
     model = CASES["chain"].make()
     model.get_buffer("na.num_batches_tracked").fill_(7)
     before, state = fingerprint(model), torch.random.get_rng_state()
-    a, b, c = (reinitialise(model, seed) for seed in (0, 0, 1))
+    a, b, c = (reinitialize(model, seed) for seed in (0, 0, 1))
     assert same(fingerprint(model), before)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
@@ -51,7 +51,7 @@ def test_a_cut_structure_keeps_its_widths() -> None:
     model = models.build("zoo:resnet20")
     graph = trace(model, x)
     small = apply(model, graph.plan(half(graph)))
-    fresh = reinitialise(small)
+    fresh = reinitialize(small)
     assert {n: p.shape for n, p in fresh.named_parameters()} == {n: p.shape for n, p in small.named_parameters()}
     conv = fresh.get_parameter("layer3.2.conv2.weight").detach()  # He, fan out: of the widths as they are now
     assert 0.9 < float(conv.std()) / (2 / (conv.shape[0] * 9)) ** 0.5 < 1.1
@@ -61,8 +61,8 @@ def test_a_cut_structure_keeps_its_widths() -> None:
 def test_parameters_that_nobody_sets(name: str) -> None:
     model = CASES[name].make()
     with pytest.raises(ConfigError, match=r"No reset_parameters\(\) sets .*keep_raw=True"):
-        reinitialise(model)
-    fresh = reinitialise(model, keep_raw=True)
+        reinitialize(model)
+    fresh = reinitialize(model, keep_raw=True)
     old = dict(model.named_parameters())
     for key, p in fresh.named_parameters():
         assert bool(p.isfinite().all()), key
@@ -72,7 +72,7 @@ def test_parameters_that_nobody_sets(name: str) -> None:
 
 
 def test_spectral_norm_keeps_its_vectors_finite() -> None:
-    fresh = reinitialise(CASES["spectral_normalization"].make().train(), keep_raw=True)
+    fresh = reinitialize(CASES["spectral_normalization"].make().train(), keep_raw=True)
     assert all(bool(x.isfinite().all()) for x in fresh.state_dict().values())
 
 
@@ -87,7 +87,7 @@ def test_the_whole_has_the_last_word() -> None:
             nn.init.constant_(self.a.bias, 3.0)
             nn.init.constant_(self.scale, 0.5)
 
-    fresh = reinitialise(Own())
+    fresh = reinitialize(Own())
     assert fresh.get_parameter("a.bias").tolist() == [3.0] * 4
     assert fresh.get_parameter("scale").tolist() == [0.5] * 4
 
@@ -97,4 +97,10 @@ def test_a_weight_norm_that_has_run_is_copied() -> None:
         warnings.simplefilter("ignore", FutureWarning)
         net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)))
     net(torch.randn(1, 3, 5, 5))  # leaves a weight that is not a leaf
-    reinitialise(net, keep_raw=True)
+    reinitialize(net, keep_raw=True)
+
+
+def test_its_earlier_name() -> None:
+    import secateurs as sc
+
+    assert sc.reinitialise is sc.reinitialize

@@ -59,7 +59,7 @@ def test_generator_function_is_counted_for_a_schedule() -> None:
         ([torch.zeros(3)], "Batch 0 of train is a tensor"),
         ([(torch.zeros(3), torch.zeros(3), 1)], "tuple of 3"),
         ([(torch.zeros(3), [1, 2, 3])], "targets must be a tensor"),
-        (5, "not a int"),
+        (5, "not an int"),
     ],
 )
 def test_bad_data(source: object, words: str) -> None:

@@ -133,7 +133,7 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     ),
     "a number for a weight": (
         put("parts", "main", "module", "0.weight", value=3),
-        r"field 'parts.main.module.0.weight' is a int, expected a tensor",
+        r"field 'parts.main.module.0.weight' is an int, expected a tensor",
     ),
     "integer weights": (
         tensor(f"{MAIN}/0.weight", lambda w: w.long()),

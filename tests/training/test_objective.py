@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import secateurs as sc
 import secateurs.training as T
-from secateurs.data.structure import apply, examples, leaves, part
+from secateurs.data.structure import examples, leaves, part
 from secateurs.errors import ConfigError, DataError, TrainingError
+from secateurs.graph.structures import map_tensors
 from secateurs.training import batches as B
 from secateurs.zoo import vision
 
@@ -53,7 +54,7 @@ NAMES = ["a", "b", "c", "d"]
 )
 def test_structures_are_kept_counted_and_split(batch: Any) -> None:
     assert examples(batch) == 4
-    doubled = apply(lambda x: x * 2, batch)
+    doubled = map_tensors(lambda x: x * 2, batch)
     assert type(doubled) is type(batch)
     assert all(torch.equal(2 * a, b) for a, b in zip(leaves(batch), leaves(doubled), strict=True))
     some = part(batch, slice(1, 3), 4)

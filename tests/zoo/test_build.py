@@ -71,9 +71,9 @@ def test_python_factory(factories: str) -> None:
     assert build(f"python:{factories}:fixed", num_classes=9).out_features == 2
     with pytest.raises(SpecError, match=r"has no 'nets'. Did you mean net"):
         build(f"python:{factories}:nets")
-    with pytest.raises(SpecError, match="returned a int"):
+    with pytest.raises(SpecError, match="returned an int"):
         build(f"python:{factories}:number")
-    with pytest.raises(SpecError, match="constant is a int"):
+    with pytest.raises(SpecError, match="constant is an int"):
         build(f"python:{factories}:constant")
 
 

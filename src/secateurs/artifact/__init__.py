@@ -1,11 +1,13 @@
 """A pruned network on disk: `plan.json`, `model.safetensors`, `card.json`. No pickle; written atomically.
 
-`card` defines the schema of a card, `folder` reads an artifact, `saving` writes one.
+`card` defines the schema of a card, `folder` reads an artifact, `saving` writes one, `state` is what it holds of a network.
 """
 
 from secateurs.artifact.card import Card, Earlier, Figures, Source, networks
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, place, read, restored
 from secateurs.artifact.saving import STAGED, save
+from secateurs.artifact.signature import InputRecord, Signature
+from secateurs.artifact.state import check_state
 
 __all__ = [
     "CARD",
@@ -16,7 +18,10 @@ __all__ = [
     "Card",
     "Earlier",
     "Figures",
+    "InputRecord",
+    "Signature",
     "Source",
+    "check_state",
     "digest",
     "exists",
     "foreign",

@@ -14,6 +14,8 @@ from pydantic import BaseModel, Field, model_validator
 from secateurs.artifact.fields import AtLeastOne, Count, Line, Number, Open, PathText, Percent, Seconds
 from secateurs.artifact.history import VERSION as HISTORY_VERSION
 from secateurs.artifact.history import Entry
+from secateurs.artifact.signature import Signature
+from secateurs.artifact.state import StateRecord
 from secateurs.files import check_format
 from secateurs.plans.plan import PlanRecord
 from secateurs.widening.grow import Widening
@@ -133,6 +135,8 @@ class Card(Open):
     history: list[Entry] = []
     versions: dict[str, Line] = {}
     kernels: dict[str, dict[str, str]] = {}  # stripe convolution → size of its input → kernel; see `stripes.choose`
+    signature: Signature | None = None  # how the network is called; None on cards of earlier versions
+    state: StateRecord | None = None  # of the network, beside its weights
     data: DataRecord | None = None
     budget: dict[str, Any] | None = None
     limits: LimitsRecord | None = None

@@ -12,12 +12,12 @@ from pydantic import BaseModel
 from torch import nn
 
 from secateurs.artifact.card import Card
+from secateurs.artifact.state import restore_
 from secateurs.errors import ArtifactError, PlanError, SecateursError
 from secateurs.files import StrPath, open_regular, read_bytes, read_json, read_tensors, shown
 from secateurs.plans import Plan
 from secateurs.stripes import choose
 from secateurs.surgery import apply
-from secateurs.zoo.weights import put
 
 PLAN, MODEL, CARD = "plan.json", "model.safetensors", "card.json"
 NEW = ".new"  # committed files that are not yet moved into place
@@ -31,10 +31,14 @@ def read(folder: StrPath) -> tuple[Plan, Card]:
     plan that is inconsistent.
     """
     if not os.path.isdir(folder):
-        raise ArtifactError(f"There is no folder {shown(folder)}.")
+        other = ": it is a file, and an artifact is a folder" if os.path.isfile(folder) else ""
+        raise ArtifactError(f"There is no folder {shown(folder)}{other}.")
     missing = [name for name in (CARD, PLAN, MODEL) if not os.path.lexists(place(folder, name))]
     if missing:
-        raise ArtifactError(f"{shown(folder)} is not a complete artifact: {', '.join(missing)} is missing.")
+        verb = "is" if len(missing) == 1 else "are"
+        raise ArtifactError(
+            f"{shown(folder)} is not a complete artifact: {', '.join(missing)} {verb} missing.", hint=_instead(folder)
+        )
     card = read_json(place(folder, CARD), Card)
     text = read_bytes(place(folder, PLAN), _PLAN_BYTES)
     if hashlib.sha256(text).hexdigest() != card.files.plan:
@@ -42,6 +46,16 @@ def read(folder: StrPath) -> tuple[Plan, Card]:
     if digest(place(folder, MODEL)) != card.files.model:
         raise _damaged(folder, MODEL)
     return Plan.from_json(text, place(folder, PLAN)), card
+
+
+def _instead(folder: StrPath) -> str:
+    """What to pass in place of a folder that is no artifact, if that can be told."""
+    inner = sorted(path.parent for path in Path(folder).glob(f"*/{CARD}"))
+    if inner:
+        return f"It holds {'artifacts' if len(inner) > 1 else 'an artifact'}: {', '.join(map(shown, inner[:3]))}."
+    if os.path.isdir(Path(folder, "train")):
+        return f"If it is data, it is called folder:{shown(folder)}."
+    return ""
 
 
 def restored(folder: StrPath, plan: Plan, card: Card, model: nn.Module) -> nn.Module:
@@ -55,7 +69,7 @@ def restored(folder: StrPath, plan: Plan, card: Card, model: nn.Module) -> nn.Mo
     except Exception as error:  # well-formed, with a valid digest, but not applicable
         raise PlanError(f"{shown(path)} cannot be applied to this model: {shown(str(error))[:300]}.") from error
     path = place(folder, MODEL)
-    put(small, read_tensors(path), path, "the network that the plan leaves")
+    restore_(small, read_tensors(path), card.state, path, place(folder, CARD))
     choose(small, card.kernels)
     return small.eval()
 

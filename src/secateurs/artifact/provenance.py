@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -57,25 +58,46 @@ def rebuilt(source: Source, trust_code: bool = False) -> nn.Module:
     return model
 
 
-def begun(source: Source | None, model: nn.Module) -> nn.Module:
+def begun(source: Source | None, model: nn.Module, plan: Plan) -> nn.Module:
     """The network that an artifact's plan is for, from a network that the user gives: a fresh one, to which the earlier
-    widenings and cuts are applied, or one that they have been applied to already."""
-    if source is None or not (source.widen or source.plans):
-        return model
-    try:
-        return _replayed(model, source)
-    except PlanError:
-        return model
+    widenings and cuts are applied, or one that the first of them have been applied to already.
+
+    Raises PlanError if the plan fits none of them.
+    """
+    steps = [] if source is None else _steps(source)
+    for first in range(len(steps) + 1):
+        begins = model
+        try:
+            for step in steps[first:]:
+                begins = step(begins)
+            plan.check(begins)
+            return begins
+        except Exception as error:  # of a damaged record, too
+            fault: Exception = error
+    if not steps and isinstance(fault, SecateursError):
+        raise fault
+    count = f"{len(steps)} earlier cut{'s' * (len(steps) > 1)} or widening{'s' * (len(steps) > 1)}"
+    raise PlanError(
+        f"{shown(str(fault))[:500]}",
+        hint=f"The artifact holds {count}: pass a network as it was before the first, or after any of them.",
+    ) from fault
 
 
 def _replayed(model: nn.Module, source: Source) -> nn.Module:
-    """The earlier widenings and cuts of a network, in their order."""
-    for i, record in enumerate([*source.widen, None]):
-        for cut in source.plans:
-            if cut.after == i:
-                model = apply(model, cut.plan.plan("Its plan"))
-        model = model if record is None else resized(model, record)
+    """A network after its earlier widenings and cuts."""
+    for step in _steps(source):
+        model = step(model)
     return model
+
+
+def _steps(source: Source) -> list[Callable[[nn.Module], nn.Module]]:
+    """The earlier widenings and cuts of a network, in their order."""
+    steps: list[Callable[[nn.Module], nn.Module]] = []
+    for i, record in enumerate([*source.widen, None]):
+        steps += [partial(apply, plan=cut.plan.plan("Its plan")) for cut in source.plans if cut.after == i]
+        if record is not None:
+            steps.append(partial(resized, record=record))
+    return steps
 
 
 def _refuse(source: Source) -> None:
@@ -146,35 +168,60 @@ def after_cut(source: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 def remember(model: nn.Module, source: dict[str, Any]) -> None:
     """Record on a network how it was built."""
     model.secateurs_source = source  # type: ignore[assignment]
-    model.secateurs_built = _structure(model)  # type: ignore[assignment]
+    model.secateurs_built = (_structure(model), _shapes(model))  # type: ignore[assignment]
+
+
+def remember_cut(small: nn.Module, source: Mapping[str, Any] | None, plan: Plan) -> None:
+    """Record on a network how it was built: by this cut of a network with this source (see `source_of`)."""
+    remember(small, after_cut(UNKNOWN if source is None else source, plan))
 
 
 def remember_widened(wide: nn.Module, model: nn.Module, record: dict[str, Any]) -> None:
-    """Record on a network how it was built, if that is known of the one that it was widened from; see `Growth.record`."""
-    if (source := source_of(model)) is not None:
-        remember(wide, {**source, "widen": [*source.get("widen", []), record]})
+    """Record on a network how it was built from the one that it was widened from; see `Growth.record`."""
+    source = source_of(model) or UNKNOWN
+    remember(wide, {**source, "widen": [*source.get("widen", []), record]})
 
 
 def source_of(model: nn.Module) -> dict[str, Any] | None:
-    """How to rebuild this network; None if it was not made by `build`, or was modified since."""
+    """How to rebuild this network. Of one that was not made by `build`, or was modified since, the widenings and cuts alone,
+    without a spec; None if there are none, or if its parameters are not those that they left."""
     source = getattr(model, "secateurs_source", None)
-    if not isinstance(source, dict) or getattr(model, "secateurs_built", None) != _structure(model):
+    structure, shapes = getattr(model, "secateurs_built", None) or (None, None)
+    if not isinstance(source, dict) or shapes != _shapes(model):
         return None
+    if structure != _structure(model) or not _is_json(source):
+        source = {**UNKNOWN, **{key: source[key] for key in ("widen", "plans") if source.get(key)}}
+        return source if len(source) > 1 and _is_json(source) else None
+    return source
+
+
+def spec_of(model: nn.Module) -> str | None:
+    """The spec that this network can be rebuilt from, if there is one."""
+    return (source_of(model) or UNKNOWN)["spec"]
+
+
+def _is_json(source: dict[str, Any]) -> bool:
+    """False for an option that cannot be serialized."""
     try:
-        return source if json.loads(json.dumps(source)) == source else None
-    except (TypeError, ValueError):  # an option that cannot be serialized
-        return None
+        return json.loads(json.dumps(source)) == source
+    except (TypeError, ValueError):
+        return False
+
+
+def _shapes(model: nn.Module) -> str:
+    """A fingerprint of the parameters' names and shapes."""
+    shapes = sorted((name, tuple(p.shape)) for name, p in model.named_parameters())
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()
 
 
 def _structure(model: nn.Module) -> str:
     """A fingerprint that detects edits of a network: another stride, a replaced module, a forward of
-    its own. Weights may differ, but not their shapes."""
+    its own."""
     parts: list[Any] = []
     for name, module in model.named_modules():
         plain = {k: v for k, v in vars(module).items() if _is_plain(v) and k not in _PASSING}
         own = sorted(k for k, v in vars(module).items() if callable(v) and not isinstance(v, type))
         parts.append((name, type(module).__module__, type(module).__qualname__, sorted(plain.items()), own))
-    parts.append(sorted((name, tuple(p.shape)) for name, p in model.named_parameters()))
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from secateurs.artifact.card import VERSION, Card
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign
 from secateurs.artifact.history import VERSION as HISTORY_VERSION
+from secateurs.artifact.state import State, gathered
 from secateurs.errors import ArtifactError, Setting
 from secateurs.files import faults, shown, sync_folder, utf8
 from secateurs.plans import Plan
@@ -38,8 +39,8 @@ def save(
     Leftovers of a killed save are replaced.
 
     Raises ArtifactError if the folder has an artifact and `overwrite` is not set, if it has files with these names that
-    are not an artifact (even with `overwrite`), if the disk is full or the folder cannot be written to; existing files
-    are then unchanged.
+    are not an artifact (even with `overwrite`), if the network has a state that only pickle could store, if the disk is full
+    or the folder cannot be written to; existing files are then unchanged.
     """
     target = Path(folder)
     if os.path.lexists(target) and not os.path.isdir(target):
@@ -54,11 +55,12 @@ def save(
             Setting("overwrite", True),
             ".",
         )
+    state, kernels = gathered(model), choices(model)
     fresh = not os.path.lexists(target)
     try:
         target.mkdir(parents=True, exist_ok=True)
         with _staging(target) as staged:
-            _write(staged, model, plan, card)
+            _write(staged, state, plan, {**card, **({"kernels": kernels} if kernels else {})})
             _commit(staged, target)
     except (OSError, SafetensorError) as error:
         if fresh:
@@ -70,18 +72,18 @@ def save(
     return target
 
 
-def _write(staged: Path, model: nn.Module, plan: Plan, card: Mapping[str, Any]) -> None:
+def _write(staged: Path, state: State, plan: Plan, card: Mapping[str, Any]) -> None:
     handle = os.open(staged, os.O_RDONLY) if os.name != "nt" else -1
     try:
-        safetensors.torch.save_model(model, str(Path(utf8(staged, handle), MODEL)))
+        safetensors.torch.save_file(state.tensors, str(Path(utf8(staged, handle), MODEL)))
     finally:
         if handle >= 0:
             os.close(handle)
     (staged / PLAN).write_text(plan.to_json())
     shutil.copymode(staged / PLAN, staged / MODEL)  # the permissions of any new file; safetensors creates it as private
     body = {"format": "secateurs", "version": VERSION, "history_version": HISTORY_VERSION, **_plain(card)}
-    if kernels := choices(model):
-        body["kernels"] = kernels
+    if state.record:
+        body["state"] = state.record
     body["files"] = {name: digest(staged / name) for name in (PLAN, MODEL)}
     try:
         Card.model_validate(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +45,9 @@ def evaluate(
 
     runs/digits: 359 images in 0.2 s
     digits, not normalized
+    input 1x3x32x32 float32
+    10 classes: 0, 1, 2, 3, 4, 5, 6, 7 +2
+    RGB images resized and cropped to 32x32, in [0, 1]
     ```
 
     Parameters
@@ -71,6 +75,8 @@ def evaluate(
         raise ConfigError(f"{shown(artifact)} has a fixed number of classes: --num-classes requires --model.")
     if artifact is None and model_options.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: there is nothing to measure.")
+    if artifact is not None and ":" in str(artifact) and not artifact.exists():
+        raise ConfigError(f"{shown(artifact)} is no folder: a model spec is given as --model, with --weights FILE.")
     where = pick_device(device)
     card: Card | None = None
     if artifact is not None:
@@ -88,10 +94,12 @@ def evaluate(
     found = {"data": spec.name, "normalize": spec.normalize, **_measure(network, data, where)}
     if not options.first():  # of several processes each has measured the whole
         return
+    if card is not None and (doubt := _other_classes(card, data)) is not None:
+        options.log(f"warning: {doubt}")
     if as_json:
         figures = {} if card is None else card.model_dump(mode="json")
         card_figures = {name: figures.get(name) for name in ("before", "cut", "calibrated", "after")}
-        print(json.dumps({"measured": found, "card": card_figures}, indent=2))
+        print(json.dumps({"measured": found, "card": card_figures, "signature": figures.get("signature")}, indent=2))
     else:
         _show(str(model) if artifact is None else shown(artifact), found, card)
 
@@ -100,7 +108,7 @@ def _data(artifact: Path, card: Card, given: DataSpec, where: torch.device, trus
     """The data to evaluate on: as given, completed from the card."""
     from secateurs.data.spec import remote
 
-    recorded = {} if card.data is None else card.data.model_dump()
+    recorded = _preprocessing(card) | ({} if card.data is None else card.data.model_dump(exclude_none=True))
     named: str = recorded.get("data") or ""
     if given.data is None and not named:
         raise ConfigError(
@@ -118,6 +126,15 @@ def _data(artifact: Path, card: Card, given: DataSpec, where: torch.device, trus
             raise
         hint = f"The card of {shown(artifact)} names this data; --data overrides it."
         raise error.advised(*error.hint, *([" "] if error.hint else []), hint) from error
+
+
+def _preprocessing(card: Card) -> dict[str, Any]:
+    """How images become inputs, as settings of a data spec."""
+    how = None if card.signature is None else card.signature.preprocess
+    if how is None:
+        return {}
+    side = how.size[0] if how.resize is not None and how.size[0] == how.size[1] else None
+    return {"normalize": "/".join(",".join(map(repr, values)) for values in (how.mean, how.std)), "image_size": side}
 
 
 def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> nn.Module:
@@ -151,7 +168,7 @@ def _measure(network: nn.Module, data: Data, where: torch.device) -> dict[str, A
 
 def _show(what: str, found: dict[str, Any], card: Card | None) -> None:
     import secateurs as sc
-    from secateurs.report import columns, count, duration, short, table
+    from secateurs.report import columns, count, duration, short, signature, table
 
     now = sc.Figures(*(found[name] for name in ("macs", "params", "top1", "top5", "loss")))
     networks = [("measured now", now)]
@@ -170,3 +187,18 @@ def _show(what: str, found: dict[str, Any], card: Card | None) -> None:
     skipped = f", {found['skipped']:,} that can't be read left out" if found["skipped"] else ""
     console.print(f"{what}: {count(found['examples'], 'image')} in {duration(found['seconds'])}{skipped}")
     console.print(f"{shown(found['data'])}, {how}")
+    if card is not None and card.signature is not None:
+        for line in signature(card.signature):
+            console.print(line, soft_wrap=True)
+
+
+def _other_classes(card: Card, data: Data) -> str | None:
+    """A sentence if the data's classes are not those that the network tells apart, in their order."""
+    recorded = None if card.signature is None else card.signature.classes
+    if recorded is None or data.classes is None or list(data.classes) == recorded:
+        return None
+    ours, other = next((a, b) for a, b in zip_longest(recorded, data.classes) if a != b)
+    return (
+        f"the classes of this data are not those on the card: {shown(str(other))} where the card has {shown(str(ours))}. "
+        "Unless these are other names of the same classes, the accuracy means nothing."
+    )

@@ -13,12 +13,13 @@ from secateurs.cli import options
 from secateurs.cli.limits import LimitOptions
 from secateurs.cli.options import Count
 from secateurs.cli.spelling import option
-from secateurs.errors import ConfigError, SecateursError, TraceError
+from secateurs.errors import ArtifactError, ConfigError, SecateursError, TraceError
 
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
+    from secateurs.artifact import Card, Signature
     from secateurs.graph import ChannelGraph, ChannelGroup, Cost
     from secateurs.methods.limits import Bound, Bounds
     from secateurs.plans import Plan
@@ -68,7 +69,8 @@ def inspect(
         zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory; or the folder of an artifact, of which
         the stripes are shown, too
     input
-        shape of one input, such as 3,224,224; by default what the network was made for
+        shape of one input, such as 3,224,224; by default what the network was made for, and for an artifact what its card
+        records
     num_classes
         outputs of the network
     allow_inexact
@@ -85,46 +87,70 @@ def inspect(
     import torch
 
     import secateurs as sc
+    from secateurs.artifact import Signature
+    from secateurs.graph.inputs import tensors
     from secateurs.plans.stripes import summary
 
     network = sc.build(model, num_classes=num_classes, trust_code=trust_code)
-    plan, spec = _artifact(model)
+    plan, spec, card = _artifact(model)
     if pictures is not None:
         if plan is None:
             raise ConfigError(f"--pictures draws an artifact's stripes, and {model} is not an artifact.")
         _draw(network, plan, pictures, force)
     elif force:
         raise ConfigError("--force replaces pictures: give --pictures with it.")
-    shape = _shape(input) if input else default_shape(spec, network)
+    signature = Signature() if card is None or card.signature is None else card.signature
+    inputs: Any
+    if input is None and signature.inputs:
+        try:
+            inputs = signature.examples()
+        except ArtifactError as error:
+            raise error.advised("--input gives the shape of one input.") from None
+    else:
+        inputs = torch.zeros(1, *(_shape(input) if input else default_shape(spec, network, card)))
+    alone = all(len(x) == 1 for x in tensors(inputs) if x.ndim)  # recorded inputs may be a larger batch
+    shapes = [list(x.shape[1:] if alone else x.shape) for x in tensors(inputs)]
+    shape = " and ".join("x".join(map(str, each)) for each in shapes)
     try:
-        graph = sc.trace(network, torch.zeros(1, *shape), allow_inexact=allow_inexact)
+        graph = sc.trace(network, inputs, allow_inexact=allow_inexact)
     except TraceError as error:
-        cause, given = error.__cause__, "x".join(map(str, shape))
+        cause = error.__cause__
         if cause is None or isinstance(cause, SecateursError):
             raise
         reason = f"{type(cause).__name__}: {cause}".strip().splitlines()[0].rstrip(".")
         raise TraceError(
-            f"{model} does not run on an input of {given}: {reason}. --input gives another shape."
+            f"{model} does not run on an input of {shape}: {reason}. --input gives another shape."
         ) from error
     layers = [] if plan is None else summary(plan)
     bounds = (limit_options or LimitOptions()).limits().on(graph)
     if as_json:
-        record = _record(model, shape, graph, bounds)
+        record = _record(model, shapes, graph, bounds)
+        if card is not None:
+            record["signature"] = signature.model_dump(mode="json")
         print(json.dumps(record if plan is None else {**record, "stripes": layers}, indent=2))
     else:
         _show(model, shape, graph, bounds)
         _show_stripes(layers)
+        if card is not None:
+            _show_signature(signature)
 
 
-def _artifact(spec: str) -> tuple[Plan | None, str]:
-    """The last plan of an artifact, and the spec of its original network; None for any other spec."""
+def _show_signature(signature: Signature) -> None:
+    from secateurs.report import signature as described
+
+    for line in described(signature):
+        options.out().print(line, soft_wrap=True)
+
+
+def _artifact(spec: str) -> tuple[Plan | None, str, Card | None]:
+    """The last plan of an artifact, the spec of its original network, and its card; None for any other spec."""
     from secateurs import artifact
     from secateurs.models import is_artifact
 
     if not is_artifact(spec):
-        return None, spec
+        return None, spec, None
     plan, card = artifact.read(spec)
-    return plan, spec if card.source is None or card.source.spec is None else card.source.spec
+    return plan, spec if card.source is None or card.source.spec is None else card.source.spec, card
 
 
 def _draw(network: nn.Module, plan: Plan, folder: Path, force: bool) -> None:
@@ -163,8 +189,11 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def default_shape(spec: str, network: nn.Module) -> tuple[int, ...]:
-    """The input that a network was designed for, if its family defines one."""
+def default_shape(spec: str, network: nn.Module, card: Card | None = None) -> tuple[int, ...]:
+    """The input that a network was designed for, if its family defines one; of an artifact that does not record its inputs, the
+    images that it was made with."""
+    if card is not None and card.data is not None and card.data.image_size is not None:
+        return (3, card.data.image_size, card.data.image_size)
     family, _, name = spec.partition(":")
     if family == "zoo":
         return (3, 32, 32)
@@ -202,12 +231,12 @@ def _verdict(group: ChannelGroup, bound: Bound | None) -> str:
     return ", ".join(part for part in ("yes" if group.internal else "with --scope all", limit or needs) if part)
 
 
-def _record(model: str, shape: tuple[int, ...], graph: ChannelGraph, bounds: Bounds) -> dict[str, Any]:
+def _record(model: str, shapes: list[list[int]], graph: ChannelGraph, bounds: Bounds) -> dict[str, Any]:
     cost = graph.cost()
     floors = {scope: lowest(graph, scope, bounds) for scope in ("internal", "all")}
     return {
         "model": model,
-        "input": list(shape),
+        "input": shapes[0] if len(shapes) == 1 else shapes,
         "macs": cost.macs,
         "flops": 2 * cost.macs,
         "params": cost.params,
@@ -241,7 +270,7 @@ def _limit(bound: Bound | None) -> dict[str, Any]:
     return {"limit": bound.message.text(option), "least": bound.least, "most": bound.most}
 
 
-def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph, bounds: Bounds) -> None:
+def _show(model: str, shape: str, graph: ChannelGraph, bounds: Bounds) -> None:
     from secateurs.report import listing, share, short, table
 
     console, cost = options.out(), graph.cost()
@@ -268,10 +297,7 @@ def _show(model: str, shape: tuple[int, ...], graph: ChannelGraph, bounds: Bound
     prunable = [g for g in graph.groups if g.prunable and (g.name not in bounds or bounds[g.name].least < g.size)]
     inside, every = (sum(g.size for g in prunable if g.internal or not only) for only in (True, False))
     total = sum(g.size for g in graph.groups)
-    console.print(
-        f"{model} on {'x'.join(map(str, shape))}: {cost.macs:,} MACs ({short(2 * cost.macs)} FLOPs), "
-        f"{cost.params:,} parameters"
-    )
+    console.print(f"{model} on {shape}: {cost.macs:,} MACs ({short(2 * cost.macs)} FLOPs), {cost.params:,} parameters")
     console.print(f"{every:,} of {total:,} channels may be cut, {inside:,} of them without --scope all")
     for scope in ("internal", "all"):
         floor = lowest(graph, scope, bounds)

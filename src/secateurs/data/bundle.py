@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from secateurs.data.structure import examples, leaves
-from secateurs.errors import DataError
+from secateurs.data.preprocess import Preprocess
+from secateurs.data.structure import examples, kind_of, leaves
+from secateurs.errors import DataError, a_or_an
 
 # inputs: a tensor (N, …), or a tuple or dict of them; targets: (N,), (N, classes), or any structure
 Batch = tuple[Any, Any]
@@ -17,12 +18,13 @@ Batch = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Data:
-    """Training batches, and optionally validation batches, class names and the shape of one input.
+    """Training batches, and optionally validation batches, class names, the shape of one input, and how images become inputs.
 
     train, val: any iterable of `(inputs, targets)` batches that can be iterated repeatedly, or a function that returns
     one. Training batches may also be inputs only, wherever labels are not read: a tensor, a tuple of one, or a dict of
     keyword arguments. With functions of your own that read a batch (`step`, `forward`), batches may be anything that holds
     tensors. `batches()` checks each batch.
+    classes, preprocess: are recorded on the card of what is pruned with the data, see `secateurs.card`.
 
     Raises DataError for what cannot be batches; each batch is checked when it is used.
     """
@@ -31,8 +33,13 @@ class Data:
     val: Any = None
     classes: tuple[str, ...] | None = None
     input_shape: tuple[int, ...] | None = None
+    preprocess: Preprocess | None = None
 
     def __post_init__(self) -> None:
+        if self.classes is not None and (isinstance(self.classes, str) or not isinstance(self.classes, Sequence)):
+            raise DataError(f"classes={self.classes!r:.60} must be a sequence of names, one for each class.")
+        if self.preprocess is not None and not isinstance(self.preprocess, Preprocess):
+            raise DataError(f"preprocess must be a secateurs.Preprocess, not {kind_of(self.preprocess)}.")
         for split, source in (("train", self.train), ("val", self.val)):
             if source is None and split == "val":
                 continue
@@ -45,7 +52,7 @@ class Data:
                     "a sequence of batches: put it in a list, [(inputs, targets)]."
                 )
             if not hasattr(source, "__iter__") and not callable(source):
-                raise DataError(f"{split} must be an iterable of (inputs, targets) batches, not {_kind(source)}.")
+                raise DataError(f"{split} must be an iterable of (inputs, targets) batches, not {kind_of(source)}.")
             if isinstance(source, (list, tuple)):
                 if not source:
                     raise DataError(f"{split} is empty: it has no batch.")
@@ -92,7 +99,9 @@ def with_tensors(batch: Any, index: int, split: str) -> list[Tensor]:
     """The tensors of a batch of any structure. Raises DataError if there is none."""
     if found := leaves(batch):
         return found
-    raise DataError(f"Batch {index} of {split} is {_kind(batch)}, which holds no tensor: pass pairs (inputs, targets).")
+    raise DataError(
+        f"Batch {index} of {split} is {kind_of(batch)}, which holds no tensor: pass pairs (inputs, targets)."
+    )
 
 
 def held(batch: Any, index: int, split: str) -> Any:
@@ -115,7 +124,7 @@ def checked(batch: Any, index: int, split: str) -> tuple[Any, Tensor | None]:
     where, found = f"Batch {index} of {split}", leaves(single)
     if not found or any(x.ndim == 0 for x in found):
         raise DataError(
-            f"{where}: inputs must be tensors with an axis of examples, or a tuple or dict of them, not {_kind(single)}."
+            f"{where}: inputs must be tensors with an axis of examples, or a tuple or dict of them, not {kind_of(single)}."
         )
     if not all(len(x) for x in found):
         raise DataError(f"{where} is empty: its inputs have shape {tuple(found[0].shape)}. Remove it.")
@@ -131,15 +140,15 @@ def paired(batch: Any, index: int, split: str) -> Batch:
             "If the data is a single batch, put it in a list: [(inputs, targets)]."
         )
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise DataError(f"{where} is {_kind(batch)}, not a pair (inputs, targets).")
+        raise DataError(f"{where} is {kind_of(batch)}, not a pair (inputs, targets).")
     inputs, targets = batch
     found = leaves(inputs) if isinstance(inputs, Tensor | tuple | list | Mapping) else []
     if not found:
-        raise DataError(f"{where}: inputs must be a tensor, or a tuple or dict of tensors, not {_kind(inputs)}.")
+        raise DataError(f"{where}: inputs must be a tensor, or a tuple or dict of tensors, not {kind_of(inputs)}.")
     if not isinstance(targets, Tensor) and leaves(targets):  # for a loss of the user's own
         return inputs, targets
     if not isinstance(targets, Tensor) or targets.ndim == 0:
-        kind = f"a tensor of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else _kind(targets)
+        kind = f"a tensor of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else kind_of(targets)
         raise DataError(f"{where}: targets must be a tensor of N classes, not {kind}.")
     shapes = f"{tuple(found[0].shape)} and {tuple(targets.shape)}"
     if found[0].ndim and len(found[0]) != len(targets):
@@ -159,14 +168,9 @@ def _pair(source: Any) -> bool:
     )
 
 
-def _kind(value: Any) -> str:
-    name = type(value).__name__
-    return f"a {name} of {len(value)}" if isinstance(value, (tuple, list, dict)) else f"a {name}"
-
-
 def fresh_pass(source: Any) -> Iterable[Any]:
     """The iterable for one pass; a function is called to get it. Raises DataError if it is not iterable."""
     fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
     if not hasattr(fresh, "__iter__") and not hasattr(fresh, "__getitem__"):
-        raise DataError(f"Data must be an iterable of (inputs, targets) batches, not a {type(fresh).__name__}.")
+        raise DataError(f"Data must be an iterable of (inputs, targets) batches, not {a_or_an(type(fresh).__name__)}.")
     return fresh

@@ -17,6 +17,7 @@ from secateurs.data.folder import FolderSplit, readable, scan
 from secateurs.data.hub import open_hf, open_wds
 from secateurs.data.images import Size, first_size
 from secateurs.data.loader import ArraySource, FileSource, Loader, Source
+from secateurs.data.preprocess import Preprocess
 from secateurs.data.stream import StreamLoader, StreamSource
 from secateurs.data.unreadable import report_unreadable
 from secateurs.errors import DataError, Setting, SpecError, nearest
@@ -112,9 +113,7 @@ def load(
         classes, size, sources = opened.classes, opened.size, [opened.train, opened.val]
         policy = _crops(size)
     else:
-        known = ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL")
-        like = {"folder:": known[1], "hf:": known[2], "wds:": known[3]}.get(spec, spec)
-        raise SpecError(f"{spec!r} is not a valid data spec. {nearest(like, known)}")
+        raise SpecError(f"{shown(spec)!r} is not a valid data spec. {_meant(spec)}")
 
     def loader(source: Source | StreamSource, **more: Any) -> Loader:
         kind: Any = StreamLoader if isinstance(source, StreamSource) else Loader
@@ -126,7 +125,23 @@ def load(
     assert sources[0] is not None
     train = loader(sources[0], augment=policy if augment else None, shuffle=True, seed=seed, drop_last=drop_last)
     val = None if sources[1] is None else loader(sources[1])
-    return Data(train, val, classes, (3, *size))
+    resizes = bool(image_size) or spec == "digits"
+    how = Preprocess(size=size, resize="shorter-side" if resizes else None, mean=mean, std=std)
+    return Data(train, val, classes, (3, *size), how)
+
+
+def _meant(spec: str) -> str:
+    """What to write for a spec that is not valid: what it names on disk, or what is like it."""
+    path, known = Path(spec).expanduser(), ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL")
+    if path.is_dir():
+        family = "hf" if any(path.glob("*.parquet")) or (path / "dataset_info.json").is_file() else "folder"
+        return f"There is a folder of that name: did you mean {family}:{shown(spec)}?"
+    if spec.endswith((".parquet", ".tar")):
+        return f"Did you mean {'wds' if spec.endswith('.tar') else 'hf'}:{shown(spec)}?"
+    if path.is_file():
+        return f"It is a file, and data is a folder of images, a Parquet file or shards: {', '.join(known)}."
+    like = {"folder:": known[1], "hf:": known[2], "wds:": known[3]}.get(spec, spec)
+    return nearest(like, known)
 
 
 def _crops(size: tuple[int, int]) -> Augment:

@@ -12,6 +12,7 @@ from torch import Tensor
 from secateurs.data.augment import Augment, Draws, gather, generator
 from secateurs.data.decoder import Decoder
 from secateurs.data.folder import FolderSplit
+from secateurs.data.preprocess import affine, normalized
 from secateurs.errors import DataError, Setting
 from secateurs.files import shown
 
@@ -120,10 +121,7 @@ class Loader:
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self._check()
-        # (x / 255 - mean) / std as one multiplication and one addition per pixel
-        scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
-        self._scale = scale.float().view(3, 1, 1).to(device)
-        self._shift = (-torch.tensor(mean, dtype=torch.float64) * 255 * scale).float().view(3, 1, 1).to(device)
+        self._scale, self._shift = (x.to(device) for x in affine(mean, std))
 
     def _check(self) -> None:
         if self.drop_last and not len(self):
@@ -175,8 +173,7 @@ class Loader:
 
     def _normalized(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for images, targets in batches:
-            x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (N, 3, H, W)
-            yield x.mul_(self._scale).add_(self._shift), targets
+            yield normalized(images, self._scale, self._shift), targets
 
     def _draws(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Draws | None]]:
         count = len(self.source)

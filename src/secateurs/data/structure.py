@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
 
-
-def apply(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The same structure with the function applied to every tensor. Other values are kept."""
-    return _mapped(value, function, lambda sequence: sequence)
+from secateurs.errors import a_or_an
+from secateurs.graph.structures import Done, map_tensors, mapped
 
 
 def part(value: Any, rows: Any, n: int) -> Any:
@@ -25,60 +22,28 @@ def part(value: Any, rows: Any, n: int) -> Any:
         rows_of_their_own = any(isinstance(x, Tensor) and x.ndim and len(x) == n for x in sequence)
         if not isinstance(sequence, list) or len(sequence) != n or rows_of_their_own:
             return sequence
-        return _Done(sequence[rows] if isinstance(rows, slice) else [sequence[i] for i in rows.tolist()])
+        return Done(sequence[rows] if isinstance(rows, slice) else [sequence[i] for i in rows.tolist()])
 
     def of_tensor(x: Tensor) -> Tensor:
         if not x.ndim or len(x) != n:
             return x
         return x[rows] if isinstance(rows, slice) else x[rows.to(x.device)]
 
-    return _mapped(value, of_tensor, of_sequence)
+    return mapped(value, lambda x: of_tensor(x) if isinstance(x, Tensor) else x, of_sequence)
 
 
-class _Done:
-    """A value that is not looked into any further."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-def _mapped(value: Any, of_tensor: Callable[[Tensor], Tensor], of_sequence: Callable[[Any], Any]) -> Any:
-    def inner(x: Any) -> Any:
-        return _mapped(x, of_tensor, of_sequence)
-
+def kind_of(value: Any) -> str:
+    """What a value is, in a message: `a list of 3`, `an OrderedDict of 2`, `a tensor of shape (4,)`."""
     if isinstance(value, Tensor):
-        return of_tensor(value)
-    if isinstance(value, Mapping):
-        return {name: inner(x) for name, x in value.items()} if type(value) is dict else _refilled(value, inner)
-    if isinstance(value, tuple | list):
-        found = of_sequence(value)
-        if isinstance(found, _Done):
-            return found.value
-        items = [inner(x) for x in value]
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*items)
-        return type(value)(items) if type(value) in (tuple, list) else items
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: inner(getattr(value, f.name)) for f in fields(value) if f.init})
-    return value
-
-
-def _refilled(value: Any, inner: Callable[[Any], Any]) -> Any:
-    """A mapping of the same type, for example a BatchEncoding; a dict if it cannot be copied and filled."""
-    items = {name: inner(x) for name, x in value.items()}
-    try:
-        made = copy.copy(value)
-        for name, x in items.items():
-            made[name] = x
-    except Exception:  # of another library's type
-        return items
-    return made
+        return f"a tensor of shape {tuple(value.shape)}"
+    size = f" of {len(value)}" if isinstance(value, tuple | list | dict) else ""
+    return a_or_an(type(value).__name__) + size
 
 
 def leaves(value: Any) -> list[Tensor]:
     """All tensors of a batch, in order."""
     found: list[Tensor] = []
-    apply(lambda x: found.append(x) or x, value)  # type: ignore[func-returns-value]
+    map_tensors(lambda x: found.append(x) or x, value)  # type: ignore[func-returns-value]
     return found
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from secateurs.graph.naming import held
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 _NORM = ("weight", "running_mean")
@@ -78,12 +80,8 @@ def figures(module: nn.Module, old: Shapes, new: Shapes) -> dict[str, Any]:
 def values(modules: Mapping[str, nn.Module], old: Shapes, new: Shapes) -> dict[tuple[str, str], Any]:
     """`{(module, attribute): value}` where tensors change shape from `old` to `new`, by name; also of what stays as it is. Only
     what can be told without a run: not for weights of another shape than the tensors that they are computed from."""
-    first: dict[int, str] = {}
+    first = {id(x.tensor): x.name for x in held(modules)}
     found: dict[tuple[str, str], Any] = {}
-    for path, module in modules.items():
-        for own in (module._parameters, module._buffers):
-            for leaf, x in own.items():
-                first.setdefault(id(x), f"{path}.{leaf}" if path else leaf)
     for path, module in modules.items():
         names = {leaf: first.get(id(x), "") for leaf, x in _stored(module).items()}
         known = {leaf: name for leaf, name in names.items() if name in old and name in new}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from secateurs.errors import PlanError, nearest
 from secateurs.graph.cost import Cost, CostModel
 from secateurs.graph.flow import Flow
+from secateurs.graph.naming import named_tensors as named_tensors
 from secateurs.graph.owners import Count, Owners
 from secateurs.graph.reasons import Kind, Reason
 
@@ -101,19 +102,6 @@ class ChannelGroup:
         layer's bias is appended to its weights (EPruner, sec. III-A).
         """
         return torch.cat([w.float() for w in self.weights(model, bias)], dim=1)
-
-
-def named_tensors(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
-    """Parameters and buffers by name, shared ones once, in one pass over the modules."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for path, module in (modules or dict(model.named_modules())).items():
-        for own in (module._parameters, module._buffers):
-            for leaf, x in own.items():
-                if x is not None and id(x) not in seen:
-                    seen.add(id(x))
-                    found[f"{path}.{leaf}" if path else leaf] = x
-    return found
 
 
 def _parametrized(path: str) -> str:

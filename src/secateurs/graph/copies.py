@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import SecateursError, TraceError
+from secateurs.errors import SecateursError, TraceError, a_or_an
 
 _CODE = (ModuleType, FunctionType, type)  # what deepcopy does not copy
 _ATOMS = (int, float, str, bytes, bool, complex, type(None), type, torch.dtype, torch.device, torch.Size)
@@ -47,7 +47,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
                 raise
             except Exception as error:  # a ScriptFunction, an open file, a lock …
                 raise TraceError(
-                    f"The model cannot be copied: attribute {key!r} of a {type(module).__name__} cannot "
+                    f"The model cannot be copied: attribute {key!r} of {a_or_an(type(module).__name__)} cannot "
                     f"({type(error).__name__}: {error}). Remove it before the cut."
                 ) from error
         new.__dict__[key] = own

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from secateurs.devices import device_of
-from secateurs.errors import TraceError
+from secateurs.errors import TraceError, a_or_an
 from secateurs.graph.leaves import materialized
 from secateurs.graph.leaves import tensors as tensors
+from secateurs.graph.structures import map_tensors as map_tensors
+from secateurs.graph.structures import mapped
 
 
 def check_model(model: Any) -> None:
@@ -21,7 +22,7 @@ def check_model(model: Any) -> None:
     if isinstance(model, type):
         raise TraceError(f"The model is a class: pass an instance of it, {model.__name__}(…).")
     hint = f"sc.build({model!r}) builds one from a spec" if isinstance(model, str) else "pass the network itself"
-    raise TraceError(f"The model must be a torch.nn.Module, not a {type(model).__name__}: {hint}.")
+    raise TraceError(f"The model must be a torch.nn.Module, not {a_or_an(type(model).__name__)}: {hint}.")
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
@@ -31,13 +32,6 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
     if isinstance(example_inputs, tuple | list):
         return materialized(model(*example_inputs))
     return materialized(model(example_inputs))
-
-
-def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The same structure with fn applied to every tensor in it. A mapping of another type than dict becomes a dict."""
-    if isinstance(tree, Mapping):  # of any type: a BatchEncoding is a leaf to pytree
-        tree = dict(tree)
-    return pytree.tree_map(lambda x: fn(x) if isinstance(x, Tensor) else x, tree)
 
 
 def to_model_device(model: nn.Module, example_inputs: Any) -> Any:
@@ -53,5 +47,6 @@ def fresh(tree: Any, meta: bool) -> Any:
 
 def untracked(tree: Any) -> list[Any]:
     """The objects in a structure that `map_tensors` passes on as they are."""
-    tree = dict(tree) if isinstance(tree, Mapping) else tree
-    return [x for x in pytree.tree_leaves(tree) if not isinstance(x, Tensor)]
+    found: list[Any] = []
+    mapped(tree, lambda x: found.append(x) if not isinstance(x, Tensor) else None)
+    return found

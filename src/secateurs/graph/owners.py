@@ -10,6 +10,7 @@ from torch import nn
 
 from secateurs.graph import attributes, figures
 from secateurs.graph.figures import Figure
+from secateurs.graph.naming import held
 from secateurs.graph.tape import Tape
 
 Array = np.ndarray
@@ -112,15 +113,10 @@ class Owners:
 
 
 def holders(modules: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
-    """The modules that hold each parameter or buffer, by the name that `named_tensors` gives it: several if it is shared."""
-    name: dict[int, str] = {}
+    """The modules that hold each parameter or buffer, by its name: several if it is shared."""
     found: dict[str, list[str]] = {}
-    for path, module in modules.items():
-        for own in (module._parameters, module._buffers):
-            for leaf, x in own.items():
-                if x is not None:
-                    first = name.setdefault(id(x), f"{path}.{leaf}" if path else leaf)
-                    found.setdefault(first, []).append(path)
+    for x in held(modules):
+        found.setdefault(x.name, []).append(x.path)
     return {n: tuple(dict.fromkeys(paths)) for n, paths in found.items()}
 
 

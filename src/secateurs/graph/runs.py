@@ -17,6 +17,7 @@ from secateurs.graph import figures, reading
 from secateurs.graph.attributes import values, weightless
 from secateurs.graph.calls import Calls, Follow
 from secateurs.graph.channels import named_tensors
+from secateurs.graph.faults import advice, fault
 from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.inputs import fresh, tensors, to_model_device, untracked
@@ -85,8 +86,8 @@ class Runs:
             ) from cause
         except Exception as error:
             raise TraceError(
-                f"The model does not run on these example inputs: {type(error).__name__}: {error}. "
-                f"Pass inputs of the shape and type that it expects, as a tensor, a tuple or a dict."
+                f"The model does not run on these example inputs: {fault(error, self.model, self.example_inputs)} "
+                f"{advice(self.model, self.example_inputs)}"
             ) from error
 
     def _follow(self) -> Grouping:

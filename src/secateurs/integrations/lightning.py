@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, a_or_an
 from secateurs.integrations.run import Pairs, PruningRun, persistent
 from secateurs.plans import Plan
 
@@ -125,6 +125,6 @@ def _pair(batch: Any) -> Any:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return tuple(batch)
     raise ConfigError(
-        f"The training batches are not pairs (inputs, targets), but each a {type(batch).__name__}: pass such pairs as data=… "
-        "for the method's measurements."
+        f"The training batches are not pairs (inputs, targets), but each {a_or_an(type(batch).__name__)}: pass such pairs "
+        "as data=… for the method's measurements."
     )

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from secateurs.api import attach
 from secateurs.budget import Budget
 from secateurs.data import Data
-from secateurs.data.structure import apply
 from secateurs.devices import device_of
 from secateurs.errors import ArtifactError, ConfigError, SpecError
+from secateurs.graph.structures import map_tensors
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Method, Scope, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
@@ -100,7 +100,7 @@ class PruningRun:
         data = Data.of(batches if self.data is None else self.data)
         example = self.example_inputs
         if example is None:
-            example = apply(lambda x: x[:1], next(iter(data.batches("train")))[0])
+            example = map_tensors(lambda x: x[:1], next(iter(data.batches("train")))[0])
         self.pruner = attach(
             self.model, example, self.method, self.budget, steps=self.steps or steps,
             epoch_steps=epoch_steps, data=data, **self.settings,

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, a_or_an
 from secateurs.integrations.run import Pairs, PruningRun, persistent
 from secateurs.plans import Plan
 from secateurs.training import CheckpointStore
@@ -134,7 +134,7 @@ class PruningCallback(TrainerCallback):
 
     def _pair(self, batch: Any) -> tuple[Any, Tensor]:
         if not isinstance(batch, Mapping) or self.labels not in batch:
-            found = ", ".join(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            found = ", ".join(batch) if isinstance(batch, Mapping) else f"{a_or_an(type(batch).__name__)}"
             raise ConfigError(f"The training batches have no {self.labels!r} (found {found}): pass labels=….")
         inputs = {name: value for name, value in batch.items() if name != self.labels}
         alone = next(iter(inputs.values())) if len(inputs) == 1 and self.run.network is not None else None

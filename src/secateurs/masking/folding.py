@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, a_or_an
 
 
 @torch.no_grad()
@@ -28,8 +28,9 @@ def scale_(module: nn.Module, attribute: str, factors: Tensor, axis: int) -> Non
             part.copy_(old)
     _computed(module, attribute)  # a hook stores what it computes
     raise ConfigError(
-        f"The {attribute} of a {type(module).__name__} is computed by what does not scale channel by channel: gates cannot be "
-        "folded into its parameters. Make it an ordinary parameter first (torch.nn.utils.parametrize.remove_parametrizations)."
+        f"The {attribute} of {a_or_an(type(module).__name__)} is computed by what does not scale channel by channel: gates "
+        "cannot be folded into its parameters. Make it an ordinary parameter first "
+        "(torch.nn.utils.parametrize.remove_parametrizations)."
     )
 
 

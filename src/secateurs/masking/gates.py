@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, a_or_an
 from secateurs.graph.channels import ChannelGroup, parameter
 from secateurs.graph.labels import LABEL
 from secateurs.graph.tape import Labels
@@ -257,7 +257,7 @@ class Gates:
         at = input_axis(module, leaf, consumer.axis)
         if at is None or not isinstance(x, Tensor):
             raise ConfigError(
-                f"{consumer.param} is read by a {type(module).__name__}, which takes no per-sample gates: gate per "
+                f"{consumer.param} is read by {a_or_an(type(module).__name__)}, which takes no per-sample gates: gate per "
                 f"batch, or leave its group out."
             )
         at %= x.ndim

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.errors import ConfigError, Message, Setting, nearest
+from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup
 
 Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
@@ -115,7 +115,7 @@ class Limits:
                 return which
             if not names.get(id(which)):
                 raise ConfigError(
-                    Setting(setting), f" has a {type(which).__name__} that is not a module of this model."
+                    Setting(setting), f" has {a_or_an(type(which).__name__)} that is not a module of this model."
                 )
             return glob.escape(names[id(which)])
 

@@ -40,6 +40,11 @@ def check_budget(budget: Any) -> None:
     elif isinstance(budget, int | float) and not isinstance(budget, bool):
         given = f"macs={budget!r}"
     got = f"{type(budget).__name__} {budget!r:.60}"
+    if isinstance(budget, Mapping) and not budget.keys() <= {f.name for f in fields(Budget)}:
+        raise ConfigError(
+            f"budget must be a Budget, got {got}: a budget is for the whole network, Budget(macs=0.5); the shares to "
+            "keep of single layers are ratios={layer: share}."
+        )
     raise ConfigError(f"budget must be a Budget, got {got}; did you mean Budget({given})?")
 
 
@@ -182,7 +187,7 @@ class Method(Presets):
         """Return what to keep: a Selection, or kept channels by group."""
         raise NotImplementedError
 
-    def initialise(self, task: Task, selection: Selection, small: nn.Module) -> None:
+    def initialize(self, task: Task, selection: Selection, small: nn.Module) -> None:
         """Change the weights of the cut network before calibration and recovery. The default keeps them."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+from secateurs.budget import Budget
 from secateurs.errors import ConfigError, nearest
 from secateurs.importing import import_object
 from secateurs.methods.method import Method
@@ -60,12 +61,28 @@ def resolve(method: str | Method, **settings: Any) -> Method:
     if isinstance(method, type) and issubclass(method, Method):
         raise ConfigError(f"method={method.__name__} is a class: pass an object of it, {method.__name__}(…).")
     if not isinstance(method, str):
-        raise ConfigError(f"method={method!r} is not a method: pass a name, one of {', '.join(methods())}.")
+        raise ConfigError(f"method={method!r:.100} is not a method: {_meant(method)}.")
     found = _find(method)
     try:
         return found(**settings)
     except TypeError as error:  # an `__init__` of its own, with arguments that it must have
         raise ConfigError(f"The method {method!r} cannot be made from its settings: {error}.") from error
+
+
+def _meant(value: Any) -> str:
+    """What to write for something that is not a method, without the full stop."""
+    if isinstance(value, Mapping) and value.keys() <= {"macs", "params"} and value:
+        return "pass the budget by name, budget=sc.Budget(macs=0.5)"
+    if isinstance(value, Mapping):
+        return (
+            "to keep a share of single layers pass ratios={layer: share}, and a budget for the whole network by "
+            "budget=sc.Budget(macs=0.5)"
+        )
+    if isinstance(value, Budget):
+        return f"pass it by name, budget={value!r}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"for a budget pass budget=sc.Budget(macs={value!r})"
+    return f"pass a name, one of {', '.join(methods())}"
 
 
 def _find(name: str) -> type[Method]:

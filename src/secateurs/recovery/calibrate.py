@@ -90,7 +90,7 @@ def after_cut_(
     example_inputs: Any,
     batches: Callable[[], Iterable[Batch]] | None,
     *,
-    initialised: bool = False,
+    initialized: bool = False,
     pooled: bool = False,
     objective: Objective | None = None,
 ) -> Calibration:
@@ -102,12 +102,12 @@ def after_cut_(
 
     model: the uncut network. batches: a fresh pass over the images. pooled: see `calibrate_`.
     objective: how the network meets a batch; with a loss or a step of the user's own, outputs are not taken for logits.
-    initialised: the method may have changed the weights; where it did, consumers are left alone.
+    initialized: the method may have changed the weights; where it did, consumers are left alone.
     """
     objective = objective or Objective()
     if batches is None and not cuts_off(model):  # no channel is constant
         return Calibration(0, 0, (), ())
-    names = [] if initialised and not _as_cut(model, plan, small) else consumers(model, plan)
+    names = [] if initialized and not _as_cut(model, plan, small) else consumers(model, plan)
     places = Places.of(small, names, example_inputs)
     if batches is None:
         means = provably(model, plan, names, example_inputs)

@@ -7,10 +7,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateurs.errors import ConfigError, Setting, TrainingError
+from secateurs.errors import ConfigError, Setting, TrainingError, a_or_an
+from secateurs.graph.faults import described
 from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
-from secateurs.training.checks import described
 from secateurs.training.losses import CrossEntropy, heads, shares
 from secateurs.training.run import TrainingRun
 
@@ -84,13 +84,13 @@ def unlike_logits(outputs: Any, targets: Tensor | None) -> str | None:
     try:
         main, _ = heads(outputs)
     except TrainingError:
-        return f"the network returns a {type(outputs).__name__} without logits"
+        return f"the network returns {a_or_an(type(outputs).__name__)} without logits"
     if main.ndim < 2 or main.shape[1] < 2 or not main.is_floating_point():
         return f"the network's output is {described(main)}, not logits of two or more classes"
     if targets is None:
         return None
     if not isinstance(targets, Tensor):
-        return f"the targets are a {type(targets).__name__}, not classes"
+        return f"the targets are {a_or_an(type(targets).__name__)}, not classes"
     indices = not targets.is_floating_point() and targets.shape == main.shape[:1] + main.shape[2:]
     if indices and targets.numel() and int(targets.max()) >= main.shape[1]:
         return f"a target is {int(targets.max())}, for {main.shape[1]} outputs"

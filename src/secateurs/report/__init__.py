@@ -1,7 +1,7 @@
 """Output for people: formatted numbers, and the tables that the commands share."""
 
 from secateurs.report.figures import count, duration, error, percent, share, short
-from secateurs.report.tables import columns, listing, outcome, stripes, stripes_line, table
+from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table
 
 __all__ = [
     "columns",
@@ -13,6 +13,7 @@ __all__ = [
     "percent",
     "share",
     "short",
+    "signature",
     "stripes",
     "stripes_line",
     "table",

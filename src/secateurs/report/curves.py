@@ -11,7 +11,7 @@ from secateurs.errors import ConfigError
 from secateurs.files import write_whole
 
 # A colorblind-safe palette (Okabe and Ito).
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 
 
 def can_plot() -> bool:
@@ -38,8 +38,8 @@ def plot(
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, (xs, ys)) in enumerate(curves.items()):
-        style = ("-", "--", ":")[i // len(COLOURS) % 3]
-        axes.plot(xs, ys, style, color=COLOURS[i % len(COLOURS)], linewidth=1.5, label=name)
+        style = ("-", "--", ":")[i // len(COLORS) % 3]
+        axes.plot(xs, ys, style, color=COLORS[i % len(COLORS)], linewidth=1.5, label=name)
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.margins(x=0.01)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from secateurs.artifact import Figures
+from secateurs.artifact import Figures, Signature
 from secateurs.report.figures import count, number, percent, share, short
 
 Justify = Literal["left", "right"]
@@ -57,6 +57,23 @@ def listing(names: Sequence[str], most: int = 2) -> str:
     """'conv1, conv2 +3': the first names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" +{more}" if more > 0 else "")
+
+
+def signature(called: Signature) -> list[str]:
+    """How a network is called, a line for each of its inputs, classes and preprocessing: from an artifact's card."""
+    lines = [f"input {' and '.join(map(str, called.inputs))}"] if called.inputs else []
+    if called.classes is not None:
+        number_of = f"{len(called.classes):,} class{'es' * (len(called.classes) != 1)}"
+        lines.append(f"{number_of}: {listing(called.classes, 8)}")
+    if (how := called.preprocess) is not None:
+        size = "x".join(map(str, how.size))
+        resized = f"resized and cropped to {size}" if how.resize else f"of {size}"
+        mean, std = (", ".join(f"{x:.4g}" for x in values) for values in (how.mean, how.std))
+        plain = set(how.mean) == {0.0} and set(how.std) == {1.0}
+        lines.append(
+            f"{how.channels} images {resized}, in [0, 1]" + ("" if plain else f", minus {mean}, divided by {std}")
+        )
+    return lines
 
 
 def stripes(layers: Sequence[Mapping[str, Any]]) -> Table:

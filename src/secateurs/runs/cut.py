@@ -156,6 +156,7 @@ class Cut:
         where = pick_device(self.device)
         data = self.data.load(self.seed, where)
         network = build(data, where, self.seed)
+        artifact.check_state(network)
         inputs = example(data)
         check_trackers(self.track, self.folder.folder)
         recovery.check(self.recover, network)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.artifact.provenance import source_of
+from secateurs.artifact.provenance import spec_of
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting
@@ -121,7 +121,7 @@ class PruneRun:
             self.model, None if self.weights is None else Path(self.weights), self.num_classes, self.trust_code
         )
         pretrain.check(network.has_weights)
-        if self.then and isinstance(self.model, nn.Module) and source_of(self.model) is None:
+        if self.then and isinstance(self.model, nn.Module) and spec_of(self.model) is None:
             raise ConfigError(
                 Setting("then"), " needs a network that a resumed run can build, and this model was not made by sc.build: "
                 "prune it with one run for each stage, the next one from the model of the last result.",

@@ -239,6 +239,7 @@ class _Stages:
         data = self.data.load(self.seed, where)
         check_trackers(self.track, self.folder.folder)
         base = build(data, where, self.seed)
+        artifact.check_state(base)
         inputs, name = example(data), self.network.name
         check_trains(base, inputs, name)
         copies = self.from_base and self.network.has_weights
@@ -248,9 +249,9 @@ class _Stages:
         wide, how, graph = widened(start, inputs, self._widths(start, inputs), scope=self.scope, seed=self.seed)
         remember_widened(wide, start, how.record())
         if not copies:
-            wide = sc.reinitialise(wide, self.seed, keep_raw=True)
+            wide = sc.reinitialize(wide, self.seed, keep_raw=True)
         if not self.network.has_weights:
-            base = sc.reinitialise(base, self.seed, keep_raw=True)
+            base = sc.reinitialize(base, self.seed, keep_raw=True)
         check_trains(wide, inputs, f"{name}, widened,")
 
         cost, scaled = sc.count(base, inputs), graph.cost()
@@ -322,7 +323,7 @@ class _Stages:
         )  # fmt: skip
 
     def _scratch(self, small: nn.Module, ready: Ready, resume: bool) -> tuple[nn.Module, list[dict[str, Any]]]:
-        fresh = sc.reinitialise(small, self.seed, keep_raw=True)
+        fresh = sc.reinitialize(small, self.seed, keep_raw=True)
         recipe, own = self.train.scratch(ready.data), self.folder.folder / "scratch"
         if not recipe.epochs:
             return fresh, []

@@ -22,12 +22,12 @@ from secateurs.errors import ConfigError, DataError, SecateursError, Setting
 from secateurs.files import shown
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
+from secateurs.graph.faults import fault
 from secateurs.models import build, is_artifact
 from secateurs.placement import Placement
 from secateurs.seeds import preserve_rng_state
 from secateurs.training import CrossEntropy
 from secateurs.training.batches import Batch
-from secateurs.training.checks import fault
 from secateurs.training.losses import heads
 from secateurs.training.objective import Objective
 from secateurs.zoo import find, load_state

@@ -10,7 +10,7 @@ from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 
 
-def reinitialise(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> nn.Module:
+def reinitialize(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> nn.Module:
     """Return a copy of the module with fresh weights; the given one is not modified.
 
     Every module's `reset_parameters` initializes its weights and resets running statistics, as in PyTorch's layers;

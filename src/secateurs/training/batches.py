@@ -13,8 +13,9 @@ import torch
 
 from secateurs.data.bundle import checked, fresh_pass, held, no_batch, paired
 from secateurs.data.loader import Loader
-from secateurs.data.structure import apply, examples, leaves, part
-from secateurs.errors import DataError
+from secateurs.data.structure import examples, leaves, part
+from secateurs.errors import DataError, a_or_an
+from secateurs.graph.structures import map_tensors
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training.recipe import Recipe
 
@@ -83,7 +84,9 @@ def bounded(source: Any, split: str, seconds: float, advice: str) -> Iterator[An
         yield from fresh
         return
     if isinstance(fresh, itertools.cycle | itertools.count):
-        raise DataError(f"{split} is an {type(fresh).__module__}.{type(fresh).__name__}, which never ends. {advice}")
+        raise DataError(
+            f"{split} is {a_or_an(type(fresh).__module__)}.{type(fresh).__name__}, which never ends. {advice}"
+        )
     began = time.monotonic()
     for index, raw in enumerate(fresh):
         took = time.monotonic() - began
@@ -234,8 +237,8 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -
             return x.to(device, non_blocking=True, memory_format=torch.channels_last)
         return x.to(device, non_blocking=True)
 
-    targets = apply(lambda x: x.to(device, non_blocking=True), batch.targets)
-    return batch._replace(inputs=apply(move, batch.inputs), targets=targets)
+    targets = map_tensors(lambda x: x.to(device, non_blocking=True), batch.targets)
+    return batch._replace(inputs=map_tensors(move, batch.inputs), targets=targets)
 
 
 def share(batch: Batch, rank: int, world: int) -> Batch:

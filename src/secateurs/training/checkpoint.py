@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, RootModel
 from safetensors.torch import save as dump_tensors
 
-from secateurs.errors import ArtifactError, ConfigError, TrainingError
+from secateurs.errors import ArtifactError, ConfigError, TrainingError, a_or_an
 from secateurs.files import parse_json, parse_tensors, read_bytes, shown, sync_folder
 from secateurs.training.pack import pack, unpack
 
@@ -162,7 +162,7 @@ class CheckpointStore:
             raise ArtifactError(f"{shown(path / TREE)} is not valid: it is nested too deeply.") from None
         if not isinstance(state, dict):
             raise ArtifactError(
-                f"{shown(path / TREE)} is not valid: it holds a {type(state).__name__}, expected a dict."
+                f"{shown(path / TREE)} is not valid: it holds {a_or_an(type(state).__name__)}, expected a dict."
             )
         return state
 

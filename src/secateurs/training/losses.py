@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from secateurs.errors import DataError, TrainingError
+from secateurs.errors import DataError, TrainingError, a_or_an
+from secateurs.graph.faults import described
 from secateurs.training import batches as B
-from secateurs.training.checks import described
 
 AUX_WEIGHT = 0.3  # of an auxiliary classifier, as GoogLeNet's paper has it
 
@@ -32,7 +32,7 @@ def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         main, rest = None, []
     if not isinstance(main, torch.Tensor):
         raise TrainingError(
-            f"The model returned a {type(outputs).__name__} without logits: expected a tensor, a tuple "
+            f"The model returned {a_or_an(type(outputs).__name__)} without logits: expected a tensor, a tuple "
             "whose first item is one, or an object or dict with 'logits'. For other outputs pass your own loss."
         )
     return main, [r for r in rest if isinstance(r, torch.Tensor) and r.shape == main.shape]
@@ -41,7 +41,8 @@ def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
 class CrossEntropy:
     """Mean cross-entropy, auxiliary classifiers weighted by 0.3. Targets: (N,) indices or (N, classes) shares.
 
-    Raises DataError for other targets, and for class indices that are out of range.
+    Raises DataError for other targets, for class indices that are out of range, and for networks with a single output: the
+    cross-entropy over one class is always 0.
     """
 
     def __init__(self, label_smoothing: float = 0.0):
@@ -52,20 +53,28 @@ class CrossEntropy:
         main, aux = heads(outputs)
         if not isinstance(targets, torch.Tensor):
             raise DataError(
-                f"The targets are a {type(targets).__name__}, and cross-entropy takes a tensor: pass your own loss, "
+                f"The targets are {a_or_an(type(targets).__name__)}, and cross-entropy takes a tensor: pass your own loss, "
                 "loss=fn(outputs, targets)."
+            )
+        if main.ndim > 1 and main.shape[1] == 1:
+            raise DataError(
+                f"The model has a single output for each {'image' if main.ndim == 2 else 'position'}, of shape "
+                f"{tuple(main.shape)}, and the cross-entropy over one class is always 0. For two classes pass "
+                "loss=torch.nn.functional.binary_cross_entropy_with_logits, for regression loss=torch.nn.functional.mse_loss, "
+                f"with float targets of that shape (these are {described(targets)}), or build the model with two outputs."
             )
         if targets.is_floating_point():
             if targets.shape != main.shape:
-                raise DataError(
-                    f"The targets are {described(targets)}, for outputs of shape {tuple(main.shape)}: pass class indices "
-                    "(integers, one per image) or class probabilities, or your own loss=…."
-                )
+                raise DataError(_floats(main, targets))
             if not shares(targets):
+                several = bool(((targets >= 0) & (targets <= 1)).all())
+                own, task = (
+                    ("binary_cross_entropy_with_logits", "several labels for each image") if several
+                    else ("mse_loss", "regression and other tasks")
+                )  # fmt: skip
                 raise DataError(
                     f"The targets are {described(targets)}, like the outputs, but not class probabilities: a row must be "
-                    "nonnegative and sum to 1. For regression and other tasks pass your own loss, such as "
-                    "loss=torch.nn.functional.mse_loss."
+                    f"nonnegative and sum to 1. For {task} pass your own loss, such as loss=torch.nn.functional.{own}."
                 )
             if torch.float64 in (targets.dtype, main.dtype):
                 targets = targets.to(torch.float64 if main.dtype == torch.float64 else torch.float32)
@@ -92,7 +101,7 @@ class CrossEntropy:
         if low < 0 or high >= self.classes:
             raise DataError(
                 f"The data has a label {low if low < 0 else high}, but the model has {self.classes} classes "
-                f"(0…{self.classes - 1}): build it for the data's number of classes, or fix the labels."
+                f"(0…{self.classes - 1}): {_out_of_range(low, high, self.classes)}"
             )
 
 
@@ -102,6 +111,29 @@ def shares(targets: torch.Tensor) -> bool:
     return values.ndim > 1 and bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < 1e-2).all())
 
 
+def _out_of_range(low: int, high: int, classes: int) -> str:
+    """What to do about class indices in low…high."""
+    if high == 255 or low == -1:
+        mark = -1 if low == -1 else 255
+        return (
+            f"if {mark} marks what is to be ignored, set it to {B.IGNORED}, or pass "
+            f"loss=torch.nn.CrossEntropyLoss(ignore_index={mark}); otherwise fix the labels."
+        )
+    if low == 1 and high == classes:
+        return "if labels are counted from 1, subtract 1; otherwise build it for the data's number of classes."
+    return "build it for the data's number of classes, or fix the labels."
+
+
+def _floats(outputs: torch.Tensor, targets: torch.Tensor) -> str:
+    """The message about float targets that are not shaped like the outputs."""
+    text = f"The targets are {described(targets)}, for outputs of shape {tuple(outputs.shape)}: "
+    if outputs.ndim > 1 and bool((targets == targets.round()).all()):
+        expected = outputs.shape[:1] + outputs.shape[2:]
+        fit = "" if targets.shape == expected else f", of shape {tuple(expected)}"
+        return f"{text}pass class indices as integers{fit}, targets.long(), or your own loss=…."
+    return f"{text}pass class indices (integers, one per image) or class probabilities, or your own loss=…."
+
+
 def _indices(outputs: torch.Tensor, targets: torch.Tensor) -> str:
     """The message about invalid shapes of class indices."""
     text = f"The targets are {described(targets)}, for outputs of shape {tuple(outputs.shape)}: "
@@ -109,9 +141,18 @@ def _indices(outputs: torch.Tensor, targets: torch.Tensor) -> str:
         return f"{text}cross-entropy takes outputs of shape (N, classes). For other outputs pass your own loss."
     expected = outputs.shape[:1] + outputs.shape[2:]
     text += f"class indices must have shape {tuple(expected)}."
+    one_hot = (*expected, outputs.shape[1])  # of masks, with the classes last
+    if targets.shape == outputs.shape:
+        return f"{text} For one-hot rows use targets.argmax(1)."
+    if targets.shape == one_hot:
+        return f"{text} For one-hot masks use targets.argmax(-1)."
     if targets.shape == (*expected, 1):
         return f"{text} Use targets.squeeze(-1)."
-    return f"{text} For one-hot rows use targets.argmax(1)." if targets.shape == outputs.shape else text
+    if targets.shape == (*expected[:1], 1, *expected[1:]):
+        return f"{text} Use targets.squeeze(1)."
+    if outputs.ndim > 2 and targets.ndim == outputs.ndim - 1:
+        return f"{text} Resize the outputs to the masks, or the masks to the outputs (by nearest neighbor)."
+    return text
 
 
 def to_device(batch: B.Batch, device: torch.device, channels_last: bool, loss: Loss) -> B.Batch:

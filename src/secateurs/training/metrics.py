@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,15 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.data.bundle import no_batch
+from secateurs.data.structure import leaves
 from secateurs.devices import device_of, usable
 from secateurs.errors import DataError, SecateursError, TrainingError
 from secateurs.graph.copies import copied
 from secateurs.graph.modes import evaluating
 from secateurs.training import batches as B
 from secateurs.training import precision as P
-from secateurs.training.checks import Check
+from secateurs.training.checks import Check, unscaled
 from secateurs.training.losses import CrossEntropy, Loss, heads, to_device
 from secateurs.training.objective import Judged, Objective, classified
+
+log = logging.getLogger("secateurs")
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,11 @@ def check_data(model: nn.Module, data: Any, objective: Objective | None = None) 
             continue
         raw = B.first(source, split)
         batch = B.as_batch(raw, 0, split, labels=split == "val", whole=objective.whole)
+        if split == "train" and not batch.whole and any(map(unscaled, leaves(batch.inputs))):
+            log.warning(
+                "the images have values from 0 to 255: if the network was trained on images in [0, 1], or normalized ones, "
+                "prepare them in the same way"
+            )
         if split == "val" or (objective.by_classes and batch.labeled):
             evaluate(
                 model, [raw], objective=objective if split == "val" else replace(objective, metrics={}), split=split

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from secateurs.data.structure import apply
+from secateurs.data.structure import kind_of
 from secateurs.errors import ConfigError, TrainingError
 from secateurs.graph.inputs import call
+from secateurs.graph.structures import map_tensors
 from secateurs.training import batches as B
 from secateurs.training.losses import CrossEntropy, Loss, heads, shares
 
@@ -113,7 +114,7 @@ class Objective:
         # the reversed batch is mixed in, with at most a half, so that `targets` stay the dominant labels
         keep = float(torch.distributions.Beta(mixup, mixup).sample())
         keep = max(keep, 1 - keep)
-        outputs = call(net, apply(lambda x: keep * x + (1 - keep) * x.flip(0), batch.inputs))
+        outputs = call(net, map_tensors(lambda x: keep * x + (1 - keep) * x.flip(0), batch.inputs))
         mixed = keep * loss(outputs, batch.targets) + (1 - keep) * loss(outputs, batch.targets.flip(0))
         return outputs, batch.targets, mixed
 
@@ -193,7 +194,7 @@ class Objective:
         found = self.forward(model, batch)
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise TrainingError(
-                f"forward must return a pair (outputs, targets), not {_kind(found)}.",
+                f"forward must return a pair (outputs, targets), not {kind_of(found)}.",
                 hint="Return targets of None if none.",
             )
         return found[0], found[1]
@@ -239,11 +240,5 @@ def scalar(loss: Any, what: str) -> Tensor:
     """A loss as a scalar. what: the user's function that returned it. Raises TrainingError for anything else."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         must = "return the loss, a scalar tensor" if what == "step" else "be a scalar tensor, the mean over examples"
-        raise TrainingError(f"{what} must {must}, not {_kind(loss)}.")
+        raise TrainingError(f"{what} must {must}, not {kind_of(loss)}.")
     return loss.reshape(())
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list | dict) else "")

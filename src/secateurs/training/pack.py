@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from secateurs.errors import a_or_an
+
 PLAIN = (str, int, float, bool, type(None))
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON cannot represent them
 
@@ -47,7 +49,7 @@ def _pack(node: Any, path: str, tensors: dict[str, torch.Tensor], seen: set[int]
         items = [_pack(v, f"{path}/{i}", tensors, seen) for i, v in enumerate(node)]
         return items if isinstance(node, list) else {"$tuple": items}
     raise TypeError(
-        f"state at '{path or '/'}' is a {type(node).__name__}: only tensors, numbers, strings, lists, dicts"
+        f"state at '{path or '/'}' is {a_or_an(type(node).__name__)}: only tensors, numbers, strings, lists, dicts"
     )
 
 

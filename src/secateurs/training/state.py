@@ -9,6 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
 from torch import Tensor
 
+from secateurs.errors import a_or_an
+
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -87,7 +89,7 @@ def misfit(saved: Any, expected: Any, field: str) -> str | None:
         pairs = [(saved[key], value, f"{within}{key}") for key, value in expected.items()]
     elif isinstance(expected, (list, tuple)):
         if type(saved) is not type(expected):
-            return _kinds(saved, f"a {type(expected).__name__}", field)
+            return _kinds(saved, f"{a_or_an(type(expected).__name__)}", field)
         if isinstance(expected, list) and not (expected and all(map(_is_number, expected))):
             return None
         if len(saved) != len(expected):
@@ -100,7 +102,7 @@ def misfit(saved: Any, expected: Any, field: str) -> str | None:
         return f"field '{field}' is NaN" if saved != saved and expected == expected else None
     else:
         same = type(saved) is type(expected)
-        return None if same else _kinds(saved, f"a {type(expected).__name__}", field)
+        return None if same else _kinds(saved, f"{a_or_an(type(expected).__name__)}", field)
     return next((fault for pair in pairs if (fault := misfit(*pair))), None)
 
 
@@ -156,7 +158,7 @@ def _kinds(saved: Any, expected: str, field: str) -> str:
 
 
 def _named(value: Any) -> str:
-    return "null" if value is None else f"a {type(value).__name__}"
+    return "null" if value is None else f"{a_or_an(type(value).__name__)}"
 
 
 def _more(names: list[Any]) -> str:

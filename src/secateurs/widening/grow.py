@@ -254,7 +254,7 @@ def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module
     attributes = {(m, a): tuple(v) if isinstance(v, list) else v for m, a, v in record.attributes}
     if sum(map(math.prod, record.shapes.values())) > _MOST:
         raise PlanError(
-            "The record widens a network beyond the limit of {_MOST:,} parameters: there is not enough memory."
+            f"The record widens a network beyond the limit of {_MOST:,} parameters: there is not enough memory."
         )
     new = {}
     for name, shape in record.shapes.items():

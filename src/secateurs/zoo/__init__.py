@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -10,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.errors import SecateursError, SpecError, nearest
+from secateurs.errors import SecateursError, Setting, SpecError, a_or_an, nearest, shown
 from secateurs.importing import import_object
 from secateurs.zoo import cifar, cifar_resnet, vision
-from secateurs.zoo.weights import load_into, load_state
+from secateurs.zoo.weights import WEIGHTS, load_into, load_state
 
 __all__ = ["FAMILIES", "build", "find", "load_state", "names"]
 
@@ -55,11 +56,14 @@ def find(spec: str) -> Factory:
     family, colon, name = spec.partition(":")
     if not colon or not name:
         raise SpecError(
-            f"{spec!r} is not a valid model spec: write FAMILY:NAME, such as "
-            f"zoo:resnet56, or an artifact's folder. {_suggest(spec)}"
+            f"{shown(spec)!r} is not a valid model spec: write FAMILY:NAME, such as zoo:resnet56, or an artifact's folder.",
+            hint=_suggest(spec),
         )
     if family not in FAMILIES:
-        raise SpecError(f"{spec!r}: {family!r} is not a valid model family. {nearest(family, FAMILIES)}")
+        hint = nearest(family, FAMILIES)
+        if name.isidentifier() and Path(*family.split(".")).with_suffix(".py").is_file():
+            hint = f"Did you mean python:{spec}?"
+        raise SpecError(f"{spec!r}: {family!r} is not a valid model family. {hint}")
     return _python(name) if family == "python" else _named(family, name)
 
 
@@ -74,10 +78,25 @@ def names(family: str) -> list[str]:
     raise SpecError(f"No list of models for {family!r}. {nearest(family, ('zoo', 'torchvision', 'timm'))}")
 
 
-def _suggest(name: str) -> str:
+def _suggest(name: str) -> tuple[object, ...]:
+    """What to write for a spec without a family."""
     if name in _OWN:
-        return f"Did you mean zoo:{name}?"
-    return nearest(name, [f"zoo:{own}" for own in _OWN])
+        return (f"Did you mean zoo:{name}?",)
+    path = Path(name)
+    if path.suffix in WEIGHTS:
+        return "It is a file of weights: name the network, and pass the file as ", Setting("weights", shown(name)), "."
+    if path.suffix == ".py":
+        module = ".".join(path.with_suffix("").parts)
+        return (
+            f"For a network of your own write python:{shown(module)}:FACTORY, a function or class that returns it.",
+        )
+    others = []
+    for family in ("torchvision", "timm"):
+        with contextlib.suppress(SpecError):  # not installed
+            others += [f"{family}:{name}"] * (name in names(family))
+    if others:
+        return (f"Did you mean {' or '.join(others)}?",)
+    return (nearest(name, [f"zoo:{own}" for own in _OWN]),)
 
 
 def _named(family: str, name: str) -> Factory:
@@ -103,7 +122,7 @@ def _python(name: str) -> Factory:
     spec = f"python:{name}"
     factory = import_object(name, spec)
     if isinstance(factory, nn.Module) or not callable(factory):
-        made = "a network already" if isinstance(factory, nn.Module) else f"a {type(factory).__name__}"
+        made = "a network already" if isinstance(factory, nn.Module) else f"{a_or_an(type(factory).__name__)}"
         raise SpecError(
             f"{spec!r}: {name.partition(':')[2]} is {made}; it must be a class or function that returns a network."
         )
@@ -113,7 +132,7 @@ def _python(name: str) -> Factory:
             options = {key: value for key, value in options.items() if key != "num_classes"}
         model = _call(factory, spec, **options)
         if not isinstance(model, nn.Module):
-            raise SpecError(f"{spec!r} returned a {type(model).__name__}, not a torch.nn.Module.")
+            raise SpecError(f"{spec!r} returned {a_or_an(type(model).__name__)}, not a torch.nn.Module.")
         return model
 
     return make

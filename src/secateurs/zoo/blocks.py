@@ -18,10 +18,10 @@ class Network(nn.Module):
     """A network with its own initialization: `reset_parameters`, called after those of its layers."""
 
     def reset_parameters(self) -> None:
-        initialise(self)
+        initialize(self)
 
 
-def initialise(model: nn.Module) -> None:
+def initialize(model: nn.Module) -> None:
     """He initialization of the convolutions (fan out), and small normal weights for the linear layers."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -7,20 +7,23 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import ArtifactError, Setting
+from secateurs.errors import ArtifactError, Setting, a_or_an
 from secateurs.files import open_regular, read_tensors, shown
 from secateurs.stripes import StripeConv2d
 
 State = dict[str, Tensor]
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
+WEIGHTS = (".safetensors", *_TORCH_SUFFIXES)  # the suffixes of files that are read
 _WRAPPERS = ("state_dict", "model", "model_state", "net")  # the keys under which training scripts keep the weights
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
 _NESTED = 4  # levels of nested wrappers
+EXTRA = "_extra_state"  # the end of the names under which a state dict has what modules' `get_extra_state` returns
 
 
 def load_state(path: str | Path) -> State:
@@ -30,6 +33,11 @@ def load_state(path: str | Path) -> State:
     are removed. Raises ArtifactError for a file that is missing, damaged, of another type, or has anything but tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        hint = "Name a file of weights."
+        if (path / "card.json").is_file():
+            hint = "It is an artifact, which holds a network and its weights: pass it as the model, without weights."
+        raise ArtifactError(f"{shown(path)} cannot be read: it is a folder, not a regular file.", hint=hint)
     if path.suffix == ".safetensors":
         return _clean(read_tensors(path), path)
     if path.suffix in _TORCH_SUFFIXES:
@@ -46,18 +54,42 @@ def load_into(model: nn.Module, path: str | Path, spec: str) -> None:
     put(model, load_state(path), path, spec)
 
 
-def put(model: nn.Module, state: State, path: str | Path, spec: str) -> None:
+def passing_buffers(model: nn.Module) -> State:
+    """The non-persistent buffers of a model, which its state dict leaves out, by name."""
+    return {
+        f"{path}.{leaf}" if path else leaf: x
+        for path, module in model.named_modules()
+        for leaf, x in module._buffers.items()
+        if x is not None and leaf in module._non_persistent_buffers_set
+    }
+
+
+def put(
+    model: nn.Module, state: State, path: str | Path, spec: str, values: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Copy tensors that were read from `path` into a model, in the model's precision.
 
-    The tensors are untrusted: each is compared with the model's own before anything is computed with it.
+    The tensors are untrusted: each is compared with the model's own before anything is computed with it. Non-persistent
+    buffers and extra state may be among them.
 
-    Raises ArtifactError if names, shapes or dtypes differ, for NaNs and for infinite parameters. The model
-    is then unchanged.
+    values: entries of the state dict that are not tensors, or extra state.
+
+    Raises ArtifactError if names, shapes or dtypes differ, for NaNs, for infinite parameters, and for different values of
+    what is one tensor in the model; the model is then unchanged. Raises it also for extra state that a module does not take.
     """
-    own: State = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    own, passing, extra = dict[str, Tensor](), passing_buffers(model), dict[str, Any](values)
+    for key, x in model.state_dict(keep_vars=True).items():
+        if key.rpartition(".")[2] == EXTRA:
+            if key in state:
+                extra[key] = state[key]
+        elif isinstance(x, Tensor):
+            own[key] = x
+    state = {key: x for key, x in state.items() if key not in extra}
+    optional = passing.keys() - own.keys()
+    own |= passing
     state = {**_tied(own, state), **state}
     # Checkpoints older than torch 0.4.1 lack the batch counters, which inference does not read.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [k for k in own if k not in state and k not in optional and not k.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     both = [key for key in own if key in state]
     shapes = [
@@ -86,22 +118,48 @@ def put(model: nn.Module, state: State, path: str | Path, spec: str) -> None:
         key = f"{name}.kept" if name else "kept"
         if isinstance(layer, StripeConv2d) and key in state and not torch.equal(state[key], layer.kept.cpu()):
             raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}: {key} does not have the plan's stripes.")
-    model.load_state_dict(state, strict=False)
+    for first, *others in _shared(own):
+        if other := next((name for name in others if not torch.equal(state[name], state[first])), None):
+            raise ArtifactError(
+                f"{shown(path)} does not fit {shown(spec)}: {first} and {other} are one tensor in the model and differ in the "
+                "file. Build the network with a tensor for each."
+            )
+    extra_keys = [key for key in extra if key.rpartition(".")[2] == EXTRA]
+    rest = {key: x for key, x in extra.items() if key not in extra_keys}
+    model.load_state_dict({**state, **rest}, strict=False)
+    with torch.no_grad():
+        for key in optional & state.keys():
+            passing[key].copy_(state[key])
+    for key in extra_keys:
+        module = model.get_submodule(key.rpartition(".")[0])
+        try:
+            module.set_extra_state(extra[key])
+        except Exception as error:  # of the user's code
+            name = shown(key.rpartition(".")[0]) or "The network"
+            raise ArtifactError(
+                f"{shown(path)} does not fit {shown(spec)}: {name} ({type(module).__name__}) does not take its extra state: "
+                f"{type(error).__name__}: {shown(str(error))[:300]}."
+            ) from error
 
 
 # -- what a network accepts ------------------------------------------------------------------------------------------------
 
 
-def _tied(own: State, state: State) -> State:
-    """Add the other names of a shared tensor that the file has under one name only."""
+def _shared(own: State) -> list[list[str]]:
+    """The names of each tensor that has several."""
     names: dict[Any, list[str]] = {}
     for key, tensor in own.items():
         if tensor.numel() and tensor.device.type != "meta":
             names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), []).append(key)
+    return [keys for keys in names.values() if len(keys) > 1]
+
+
+def _tied(own: State, state: State) -> State:
+    """Add the other names of a shared tensor that the file has under one name only."""
     return {
         key: state[first]
-        for keys in names.values()
-        if len(keys) > 1 and (first := next((key for key in keys if key in state), None)) is not None
+        for keys in _shared(own)
+        if (first := next((key for key in keys if key in state), None)) is not None
         for key in keys
     }
 
@@ -115,7 +173,7 @@ def _unlike(tensor: Tensor, own: Tensor) -> str | None:
     if tensor.device.type == "meta":
         return "has no values in the file (it is a meta tensor)"
     if type(tensor) not in (Tensor, nn.Parameter):
-        return f"is a {type(tensor).__name__} in the file, not a plain tensor"
+        return f"is {a_or_an(type(tensor).__name__)} in the file, not a plain tensor"
     if _kind(tensor) != _kind(own):
         return f"is {_name(tensor.dtype)} in the file and {_name(own.dtype)} in the model"
     return None
@@ -244,7 +302,7 @@ def _strip(key: str) -> str:
 
 def _key(key: object) -> str:
     """A dict key of any type: a string itself, otherwise its type."""
-    return repr(key if len(key) <= 60 else key[:59] + "…") if isinstance(key, str) else f"a {type(key).__name__}"
+    return repr(key if len(key) <= 60 else key[:59] + "…") if isinstance(key, str) else f"{a_or_an(type(key).__name__)}"
 
 
 def _describe(value: object) -> str:

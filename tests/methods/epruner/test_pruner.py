@@ -287,7 +287,7 @@ class TestWeightsToBeginFrom:
             task = Task(model, sc.trace(model, IMAGE), sc.Budget(macs=0.5))
             groups = {"0": np.arange(6), "3": np.arange(8)}
             small = sc.apply(model, task.graph.plan(groups))
-            method.initialise(task, Selection(groups), small)
+            method.initialize(task, Selection(groups), small)
             same = torch.allclose(small(IMAGE), model(IMAGE), rtol=1e-4, atol=1e-5)
             assert same == (method.init == "merge")
 
@@ -311,7 +311,7 @@ class TestWeightsToBeginFrom:
         task = Task(model, sc.trace(model, IMAGE), self.BUDGET)
         groups = {"0": np.arange(4), "2": np.arange(3)}
         small = sc.apply(model, task.graph.plan(groups))
-        sc.EPruner().initialise(task, Selection(groups), small)
+        sc.EPruner().initialize(task, Selection(groups), small)
         assert torch.allclose(small(IMAGE), model(IMAGE), rtol=1e-4, atol=1e-6)
 
     def test_l1_has_the_same_widths_and_the_largest_filters(self) -> None:

@@ -122,7 +122,7 @@ class EPruner(Method):
         task.note(event="exemplars", **record, kept=sum(map(len, kept)), of=int(widths.sizes.sum()))
         return Selection({g.name: k for g, k in zip(widths.groups, kept, strict=True)})
 
-    def initialise(self, task: Task, selection: Selection, small: nn.Module) -> None:
+    def initialize(self, task: Task, selection: Selection, small: nn.Module) -> None:
         if self.init == "merge":
             weights.merge(task, selection, small)
         elif self.init == "projection":

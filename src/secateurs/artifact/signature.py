@@ -1,0 +1,99 @@
+"""How a network is called: what a card says so that it can be served without guessing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from secateurs.artifact.fields import Count, Line, Open
+from secateurs.data.preprocess import Preprocess
+from secateurs.errors import ArtifactError
+from secateurs.files import shown
+
+_MOST = 2**31  # elements of an input
+
+
+def _dtype(name: str) -> str:
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise ValueError(f"there is no dtype {shown(name)[:40]!r}")
+    return name
+
+
+def _affordable(shape: list[int]) -> list[int]:
+    if math.prod(shape) > _MOST:
+        raise ValueError("it would not fit in memory")
+    return shape
+
+
+class InputRecord(Open):
+    """A tensor that the network takes.
+
+    name: of a positional argument its position ("0"), of a keyword argument its name; within nested structures a path
+        ("0.boxes"). shape: of the example that the network was pruned with, its batch included.
+    """
+
+    name: Line
+    shape: Annotated[list[Count], Field(max_length=16), AfterValidator(_affordable)]
+    dtype: Annotated[Line, AfterValidator(_dtype)]
+
+    def __str__(self) -> str:
+        axes = "x".join(map(str, self.shape)) or "a scalar"
+        return f"{axes} {self.dtype}" if self.name.isdecimal() else f"{shown(self.name)}: {axes} {self.dtype}"
+
+
+class Signature(Open):
+    """inputs: what the network takes. classes: the names of its outputs, in their order; None if unknown. preprocess: how
+    images become inputs; None if unknown."""
+
+    inputs: list[InputRecord] = []
+    classes: Annotated[list[Line], Field(max_length=1_000_000)] | None = None
+    preprocess: Preprocess | None = None
+
+    @classmethod
+    def of(
+        cls, example_inputs: Any, classes: Sequence[Any] | None = None, preprocess: Preprocess | None = None
+    ) -> Signature:
+        names = None if classes is None else [shown(str(name))[:1000] for name in classes]
+        return cls(inputs=_records(example_inputs), classes=names, preprocess=preprocess)
+
+    def examples(self) -> Any:
+        """Zeros of the recorded shapes and dtypes, as `secateurs.trace` and others take example inputs. Raises ArtifactError
+        if there are none on record, or if they were nested."""
+        zeros = {x.name: torch.zeros(x.shape, dtype=getattr(torch, x.dtype)) for x in self.inputs}
+        if zeros and list(zeros) == [str(i) for i in range(len(self.inputs))]:
+            return tuple(zeros.values())
+        if zeros and all(name.isidentifier() for name in zeros):
+            return zeros
+        raise ArtifactError("The card does not record inputs that examples can be made of.")
+
+    @property
+    def batch(self) -> int:
+        """The number of examples in the recorded inputs, as the first axis of the first says."""
+        return self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else 1
+
+
+def _records(example_inputs: Any) -> list[InputRecord]:
+    if not isinstance(example_inputs, tuple | list | Mapping):
+        example_inputs = (example_inputs,)
+    return [
+        InputRecord(name=shown(name)[:1000], shape=list(x.shape), dtype=str(x.dtype).removeprefix("torch."))
+        for name, x in _named(example_inputs)
+    ]
+
+
+def _named(tree: Any, path: str = "") -> list[tuple[str, Tensor]]:
+    """The tensors of a structure, each with its path."""
+    if isinstance(tree, Tensor):
+        return [(path, tree)]
+    if isinstance(tree, Mapping):
+        items: Any = tree.items()
+    elif isinstance(tree, tuple | list):
+        items = enumerate(tree)
+    else:
+        items = [] if not hasattr(tree, "__dict__") else vars(tree).items()
+    return [found for name, x in items for found in _named(x, f"{path}.{name}" if path else str(name))]
