@@ -75,15 +75,20 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/python $(PIP) install -e '.[dev]' -c constraints/pinned.txt
+	$(BIN)/python $(PIP) install -e '.[dev,export,openvino]' -c constraints/pinned.txt
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	$(BIN)/python $(PIP) install -e '.[docs]' -c constraints/pinned.txt
 	@touch $@
 
-$(VENV)-%/.dev: $(VENV)-%/.torch pyproject.toml
-	$(@D)/bin/python $(PIP) install -e '.[dev]' -c constraints/$*.txt
+$(VENV)-newest/.dev: $(VENV)-newest/.torch pyproject.toml
+	$(@D)/bin/python $(PIP) install -e '.[dev,export,openvino]' -c constraints/newest.txt
+	@touch $@
+
+# The exporters of the oldest PyTorch refuse ordinary networks.
+$(VENV)-oldest/.dev: $(VENV)-oldest/.torch pyproject.toml
+	$(@D)/bin/python $(PIP) install -e '.[dev]' -c constraints/oldest.txt
 	@touch $@
 
 clean:

@@ -1,9 +1,9 @@
 """Accuracy at equal compute: methods × budgets × recoveries × seeds, each with the same compute in all.
 
 The unit is a training pass over the images through the uncut network, 3 · MACs · images; every cell gets `--epochs` of them.
-A method that trains spends half (`--search`) on its search, counted as it runs (benchmarks/compute.py); `--method "onestep
-search=0.1"` sets another share. The rest goes to recovery, where an epoch costs the cut network's share of the MACs, and a
-third of a pass more if a teacher runs along.
+A method that trains spends its default share (`Taught.share`) on its search, counted as it runs (benchmarks/compute.py);
+`--search`, or `--method "onestep search=0.1"`, sets another one. The rest goes to recovery, where an epoch costs the cut
+network's share of the MACs, and a third of a pass more if a teacher runs along.
 `--unit steps` counts an epoch of the cut network as one pass, whatever its size.
 
 A cell is saved in OUT when it is done, so a run that was stopped resumes with the next cell. `--show` prints the table of the
@@ -36,6 +36,7 @@ from secateurs import data, report
 from secateurs.data.loader import ArraySource
 from secateurs.files import write_whole
 from secateurs.methods import Method, TrainingMethod, resolve
+from secateurs.methods.pruner import Taught
 from secateurs.recovery import MODES
 from secateurs.training import Phase, Recipe
 
@@ -125,7 +126,7 @@ class Accuracy:
         """Everything that is known about a cell."""
         cost, images, total = self.cost(cell.method, cell.macs), len(self.found.train.source), self.args.epochs
         once, searching = cost.once / images, isinstance(configured(cell.method), TrainingMethod)
-        share = settings(cell.method.split()[1:]).get("search", self.args.search)
+        share = self.share(cell)
         epochs = share * total / cost.epoch if searching else 0.0
         method = configured(cell.method, **({"epochs": epochs} if searching else {}))
         width = cell.macs if self.args.unit == "macs" else 1.0
@@ -138,8 +139,10 @@ class Accuracy:
         )  # fmt: skip
         groups = {g.name: g.size for g in sc.trace(self.model, self.inputs).groups}
         narrowest = min((len(kept) / groups[name] for name, kept in result.plan.groups.items()), default=1.0)
-        trained = [line for line in result.history if "step" in line and "train_loss" in line]
-        searched = max((line["step"] for line in trained if "mode" not in line and searching), default=0)
+        cut = next(
+            i for i, line in enumerate([*result.history, {"event": "calibrated"}]) if line.get("event") == "calibrated"
+        )
+        searched = max((line["step"] for line in result.history[:cut] if "train_loss" in line and searching), default=0)
         return {
             "before": result.before.top1,
             "after the cut": result.cut.top1,
@@ -158,13 +161,19 @@ class Accuracy:
             "cpu": time.process_time() - cpu,
         }
 
+    def share(self, cell: Cell) -> float:
+        """Of the compute, what the search gets."""
+        method, given = configured(cell.method), self.args.search
+        usual = method.share if isinstance(method, Taught) and given is None else given
+        return float(settings(cell.method.split()[1:]).get("search", usual or 0.0))
+
     # -- cells in files -----------------------------------------------------------------------------------------------
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """What a cell's figures depend on."""
         a = self.args
         return {
-            "network": a.network, "images": a.images, "test": a.test, "epochs": a.epochs, "search": a.search,
+            "network": a.network, "images": a.images, "test": a.test, "epochs": a.epochs, "search": self.share(cell),
             "unit": a.unit, "batch_size": a.batch_size, **vars(cell),
         }  # fmt: skip
 
@@ -247,7 +256,7 @@ def arguments() -> argparse.Namespace:
         help="'finetune lr=0.05', 'mimic + finetune', none; several times (default: finetune)",
     )
     add("--epochs", type=float, default=3, help="compute of each cell, in training passes of the uncut network")
-    add("--search", type=float, default=0.5, help="share of it for the search of methods that train")
+    add("--search", type=float, help="share of it for the search of methods that train (default: each method's own)")
     add("--unit", choices=("macs", "steps"), default="macs", help="by what an epoch of the cut network counts")
     add("--seeds", type=int, default=1)
     add("--threads", type=int, default=1)

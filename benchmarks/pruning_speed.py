@@ -5,6 +5,11 @@ may be cut, the network's classifier excepted. Each network is measured `--repea
 
     python benchmarks/pruning_speed.py            # needs torch-pruning and torchvision
     python benchmarks/pruning_speed.py --quick
+
+How a trace grows with a network: CIFAR ResNets of 6n + 2 layers, up to 1202, and of up to four times the width.
+
+    python benchmarks/pruning_speed.py --depth --threads 1 --cpu-time
+    python benchmarks/pruning_speed.py --depth --quick
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import copy
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from rich.console import Console
@@ -32,6 +37,60 @@ NETWORKS = [
     "mobilenet_v3_small", "mnasnet1_0", "efficientnet_b0", "efficientnet_b4", "efficientnet_v2_s", "regnet_x_400mf",
     "regnet_x_8gf", "regnet_y_400mf", "regnet_y_8gf", "inception_v3", "shufflenet_v2_x1_0", "convnext_tiny",
 ]  # fmt: skip
+DEPTHS, WIDTHS = (20, 56, 110, 272, 1202), (1, 2, 4)
+QUICK_DEPTHS, QUICK_WIDTHS = (20, 56), (1, 2)
+
+
+class Block(nn.Module):
+    """A basic block of a ResNet, with a projection where its shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (N, I, H, W) → (N, O, H / stride, W / stride)
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + self.shortcut(x)).relu()
+
+
+def resnet(depth: int, width: int = 1) -> nn.Module:
+    """A CIFAR ResNet: 6n + 2 layers, n blocks in each of three stages. width: a multiple of its 16, 32 and 64 channels."""
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"a CIFAR ResNet has 6n + 2 layers, not {depth}")
+    first, stages = 16 * width, []
+    inputs = first
+    for stage in range(3):
+        outputs = first * 2**stage
+        for i in range(blocks):
+            stages.append(Block(inputs, outputs, 2 if stage and not i else 1))
+            inputs = outputs
+    stem = nn.Conv2d(3, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
+    return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
+
+
+def traced(model: nn.Module, x: torch.Tensor) -> None:
+    sc.trace(model, x)
+
+
+def growth(depths: Sequence[int], widths: Sequence[int], repeats: int, clock: Callable[[], float]) -> Table:
+    """Trace time beside forward time, of one 32×32 image, by depth and by width."""
+    table = Table("network", "width", "groups", "forward ms", "trace ms", "trace / forward", "trace ms a layer")
+    for depth, width in [*((d, 1) for d in depths), *((depths[0], w) for w in widths if w > 1)]:
+        torch.manual_seed(0)
+        model, x = resnet(depth, width).eval(), torch.randn(1, 3, 32, 32)
+        with torch.no_grad():
+            forward = fastest(lambda m, x: m(x), model, x, repeats, clock)
+        time_of = fastest(traced, model, x, repeats, clock)
+        table.add_row(
+            f"ResNet-{depth}", f"×{width}", str(len(sc.trace(model, x).groups)), f"{forward * 1e3:.1f}",
+            f"{time_of * 1e3:.0f}", f"{time_of / forward:.1f}", f"{time_of * 1e3 / depth:.2f}",
+        )  # fmt: skip
+    return table
 
 
 def ours(model: nn.Module, x: torch.Tensor) -> None:
@@ -70,7 +129,8 @@ def fastest(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}; only the smallest with --depth")
+    parser.add_argument("--depth", action="store_true", help="trace time of CIFAR ResNets by depth and width")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="threads for torch, 0 for its own choice")
     parser.add_argument("--cpu-time", action="store_true", help="CPU time instead of wall time, for a busy machine")
@@ -80,6 +140,10 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     clock = time.process_time if args.cpu_time else time.perf_counter
     warnings.simplefilter("ignore")
+    if args.depth:
+        sizes = (QUICK_DEPTHS, QUICK_WIDTHS) if args.quick else (DEPTHS, WIDTHS)
+        Console().print(growth(*sizes, args.repeats, clock))
+        return
     models = torchvision().models
     console, table = Console(), Table("network", "forward ms", "ours ms", "torch-pruning ms", "ratio")
     ratios = []

@@ -12,7 +12,7 @@ from secateurs.version import __version__  # noqa: E402
 project = "Secateurs"
 author = "the Secateurs authors"
 release = version = __version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "plain_docstrings", "card_schema"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "plain_docstrings", "json_schemas"]
 exclude_patterns = ["_build", "_ext"]
 
 html_theme = "furo"

@@ -54,6 +54,18 @@ def test_a_teacher_costs_a_third_of_a_pass(compute: dict[str, Any]) -> None:
     assert compute["recovery_cost"](sc.Reconstruct(images=50), 0.3, 100) == pytest.approx(0.5 * 1.3 / 3)
 
 
+def test_trace_times_by_depth_and_width() -> None:
+    speed = runpy.run_path(str(FOLDER / "pruning_speed.py"), run_name="imported")
+    zoo, own = sc.build("zoo:resnet20"), speed["resnet"](20)
+    x = torch.randn(1, 3, 32, 32)
+    assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3) for m in own.modules()) == 19
+    assert sc.count(own, x).macs == pytest.approx(sc.count(zoo, x).macs, rel=0.02)  # the shortcuts differ
+    assert len(speed["resnet"](56)) - len(own) == 18
+    table = speed["growth"]((8, 14), (1, 2), 1, iter(range(100)).__next__)
+    rows = [list(column.cells) for column in table.columns]
+    assert rows[:3] == [["ResNet-8", "ResNet-14", "ResNet-8"], ["×1", "×1", "×2"], ["7", "10", "7"]]
+
+
 COVERAGE = """
 import os, sys
 from pathlib import Path

@@ -8,6 +8,7 @@ from secateurs.errors import (
     BudgetError,
     ConfigError,
     DataError,
+    ExportError,
     NonFiniteLossError,
     PlanError,
     SecateursError,
@@ -19,11 +20,12 @@ from secateurs.errors import (
 from secateurs.version import __version__
 
 if TYPE_CHECKING:
-    from secateurs import adapters
+    from secateurs import adapters, tasks
     from secateurs.api import attach, prune, widen
     from secateurs.budget import Budget
     from secateurs.calibration import calibrate
     from secateurs.data import Data, Preprocess
+    from secateurs.deploy import Target, bench, export
     from secateurs.graph import ChannelGraph, ChannelGroup, Cost, count, register_rule
     from secateurs.masking import mask
     from secateurs.methods import (
@@ -77,6 +79,7 @@ __all__ = [
     "DataSpec",
     "Distil",
     "EPruner",
+    "ExportError",
     "Figures",
     "Index",
     "L2Stripes",
@@ -100,6 +103,7 @@ __all__ = [
     "SpecError",
     "Stage",
     "StripeConv2d",
+    "Target",
     "Taylor",
     "TraceError",
     "TrainingError",
@@ -109,11 +113,13 @@ __all__ = [
     "adapters",
     "apply",
     "attach",
+    "bench",
     "build",
     "calibrate",
     "card",
     "count",
     "cut_",
+    "export",
     "load",
     "mask",
     "methods",
@@ -121,6 +127,7 @@ __all__ = [
     "register",
     "register_rule",
     "reinitialize",
+    "tasks",
     "trace",
     "tune",
     "verify",
@@ -133,6 +140,7 @@ _HOMES = {
     "secateurs.budget": "Budget",
     "secateurs.calibration": "calibrate",
     "secateurs.data": "Data Preprocess",
+    "secateurs.deploy": "Target bench export",
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (
@@ -146,8 +154,9 @@ _HOMES = {
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",
     "secateurs.surgery": "apply cut_ reinitialize verify",
+    "secateurs.tasks": "tasks",
 }
-_PACKAGES = ("adapters", "methods")  # that of methods is called for their names
+_PACKAGES = ("adapters", "methods", "tasks")  # that of methods is called for their names
 _FORMER = {"reinitialise": "reinitialize"}  # earlier names
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,32 +16,29 @@ from secateurs.artifact import Signature
 from secateurs.artifact.provenance import remember_cut, remember_widened, source_of
 from secateurs.budget import Budget
 from secateurs.calibration import images_of
+from secateurs.cutting import Pruning, check_folder, figures, phase
 from secateurs.data import Data
 from secateurs.devices import usable
-from secateurs.errors import BudgetError, ConfigError, Setting
+from secateurs.errors import ConfigError, Setting
 from secateurs.files import check_writable
-from secateurs.graph import Cost
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
 from secateurs.methods.registry import resolve
-from secateurs.methods.selection import Selection
+from secateurs.methods.rounds import Rounds, Schedule
 from secateurs.placement import Placement
 from secateurs.plans import PrunableGraph, trace
 from secateurs.preflight import check, check_unknown
-from secateurs.result import Figures, Result
+from secateurs.result import Result
 from secateurs.seeds import preserve_rng_state
 from secateurs.stripes import tune
-from secateurs.surgery import apply
-from secateurs.surgery.verify import check_copy, check_deterministic, verified
-from secateurs.training import CheckpointStore, Hook, Objective, Phase
+from secateurs.surgery.verify import check_copy, check_deterministic
+from secateurs.training import Hook, Objective, Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
 from secateurs.training.progress import Mode
-from secateurs.training.resume import refuse_foreign_log
-from secateurs.training.runtime import wait_for_everyone
 from secateurs.widening.grow import widened
 
 
@@ -78,6 +76,8 @@ def prune(
     save_seconds: float | None = None,
     track: Sequence[Any] = (),
     example_targets: Any = None,
+    rounds: int = 1,
+    schedule: Schedule = "linear",
     **unknown: NoReturn,
 ) -> Result:
     """Prune a model: trace, select, cut, verify and, on request, recover accuracy. The given model is not modified.
@@ -102,8 +102,8 @@ def prune(
     allow_inexact: also cut channels that a normalization computes statistics over. Such a cut is not verified, and
         `error` in the result is nan.
     report: called with one line of text about each stage.
-    folder: where training writes its log and checkpoints, one subfolder per phase. An existing log that was not written
-        by Secateurs is not overwritten.
+    folder: where training writes its log and checkpoints, one subfolder per phase, and where rounds keep their networks. An
+        existing log that was not written by Secateurs is not overwritten.
     resume: resume from the last whole checkpoint in `folder`, if there is one.
     graph: what `trace` found in this model on these inputs, with the same `allow_inexact`: it is then not traced again.
     example_targets: what the model's forward takes in training beside the inputs, see `trace`.
@@ -115,6 +115,11 @@ def prune(
         network on examples; the model is in eval mode. Without `step`, `loss` is computed from it for training, too.
     metrics: what to measure on validation data, by name: torchmetrics metrics, or functions `(outputs, targets) -> scalar` that
         are averaged over examples. They are in `Figures.metrics` of the result and in the history.
+    rounds: prune iteratively: cut a little, calibrate, recover, and again, so many times. Every round runs the whole method and
+        all of `recover` on what the last one left, within a budget between the original's cost and `budget`; the teacher is
+        always the original, and the limits hold for the whole. `plan` is one plan of the original, and `history` has the
+        figures of each round. With a `folder`, all rounds but the last are saved there as artifacts, `round-1` and so on.
+    schedule: how the budgets of the rounds approach the final one: "linear", or "cubic" (much at first, little at the end).
     hooks: of recovery, see `secateurs.training.Hook`.
     progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
     save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
@@ -127,6 +132,7 @@ def prune(
     check(model, budget, scope)
     check_unknown(unknown, chosen, prune)
     limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
+    division = Rounds(rounds, schedule)
     if recover is not None and not isinstance(recover, Phase | list | tuple):
         raise ConfigError(
             f"recover={recover!r} is not a valid recovery: pass a recipe such as sc.Recover(epochs=3), or a list of recipes."
@@ -138,10 +144,13 @@ def prune(
     recovery.check(recover, model)
     source, objective = None if data is None else Data.of(data), Objective(loss, step, forward, metrics or {})
     images = images_of(calibrate, source, seed, objective)
-    if folder is not None and (phases := ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]):
+    folder = None if folder is None else Path(folder)
+    phases = ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]
+    if folder is not None and (phases or rounds > 1):
         check_writable(folder)
-        for name in phases:
-            refuse_foreign_log(Path(folder) / name)
+        check_folder(folder, division, phases, resume)
+    if isinstance(chosen, TrainingMethod) and source is not None:
+        chosen = chosen.before(recovery.epochs([recipe for _, recipe in steps], source.train))
     origin, placement = source_of(model), Placement.of(model)
     where = placement.device if source is None and device is None else usable(device)
     options = {
@@ -150,16 +159,16 @@ def prune(
     }  # fmt: skip
     given, given_inputs, original = model, example_inputs, placement.working_copy(model, where)
     example_inputs = placement.working_inputs(example_inputs, where)
+    targets = None if example_targets is None else placement.working_inputs(example_targets, where)
     # Methods get a copy: some train it, and the given model has to be as it was whatever a method does.
     model = copied(original) if original is model or isinstance(chosen, TrainingMethod) else original
     check_copy(model, given, example_inputs)
-    history: list[dict[str, Any]] = []
     task = _task(
         model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=_phase(folder, "prune", options), resume=resume, log=history.append, graph=graph,
-        example_targets=None if example_targets is None else placement.working_inputs(example_targets, where),
+        engine_options=phase(folder, "prune", options), resume=resume, graph=graph, example_targets=targets,
     )  # fmt: skip
-    graph, base = task.graph, task.graph.cost()
+    division.check(chosen, task.budget)
+    graph = task.graph
     report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
     for line in (*task.describe(), *graph.warnings):
         report(line)
@@ -168,48 +177,19 @@ def prune(
         if not objective.whole:
             training.check_labels(source.train, readers)
         training.check_data(model, source, objective)
-    before = _figures(base, original, source, objective)
-    selection = Selection.of(chosen.select(task))
-    plan = selection.plan(graph, allow_inexact=allow_inexact)
-    cost = graph.cost_of(plan)
-    if budget is not None and not budget.allows(cost, base):
-        raise BudgetError(
-            f"{chosen.name} keeps {cost.macs:,} MACs and {cost.params:,} parameters, over its {budget}: a method has to meet "
-            "the budget of its task."
-        )
-    task.check_kept(plan, chosen.name)
-    report(
-        f"{chosen.name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
-    )
-    small, error = (
-        verified(model, plan, example_inputs, graph=graph) if plan.exact else (apply(model, plan), float("nan"))
-    )
-    chosen.initialize(task, selection, small)
-    report(
-        f"cut and verified: masked and sliced differ by {error:.1e}" if plan.exact else "cut (inexact: not verified)"
-    )
-    cut = calibrated = _figures(cost, small, source, objective)
-    if calibrate is not False and (plan.groups or plan.stripes):
-        # Processes pool what they find where all of them are known to be here: they train together.
-        if pooled := images is not None and (bool(steps) or isinstance(chosen, TrainingMethod)):
-            wait_for_everyone(where)
-        done = recovery.after_cut_(
-            model, small, plan, example_inputs,
-            None if images is None else lambda: training.without_labels(
-                images, recovery.IMAGES, seed=seed, whole=objective.whole
-            ),
-            initialized=type(chosen).initialize is not Method.initialize, pooled=pooled, objective=objective,
-        )  # fmt: skip
-        if done:
-            history.append(done.record())
-            report(str(done))
-            calibrated = _figures(cost, small, source, objective)
-    for name, recipe in steps:
-        history += recovery.recover(
-            small, source, recipe, plan=plan, teacher=original, example_inputs=example_inputs, nodes=selection.nodes,
-            seed=seed, resume=resume, **_phase(folder, name, options),
-        )  # fmt: skip
-    after = _figures(cost, small, source, objective) if steps else calibrated
+    work = Pruning(
+        original, task, chosen, division, steps, options, figures(graph.cost(), original, source, objective),
+        calibrate is not False, images, allow_inexact, targets, folder, report, origin, limits.record(),
+        {
+            **division.record(), "method": {"name": chosen.name, **chosen.model_dump(mode="json")},
+            "budget": None if budget is None else asdict(budget), "scope": task.scope, "limits": limits.record(),
+            "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
+            "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
+        },
+        Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
+    )  # fmt: skip
+    found = work.run()
+    small, plan = found.model, found.plan
     placement.restore(small)
     if plan.stripes:
         tune(small, placement.restored_inputs(example_inputs))
@@ -222,10 +202,7 @@ def prune(
         module.training = modes.get(name, modes[""])
     remember_cut(small, origin, plan)
     told = graph.warnings + graph.stale(plan.groups)
-    called = Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess))
-    return Result(
-        small, plan, before, cut, calibrated, after, error, chosen, history, origin, limits.record(), told, called
-    )
+    return work.result(found, told)
 
 
 def attach(
@@ -248,8 +225,11 @@ def attach(
 ) -> Pruner:
     """Attach a pruner to a model in your own training loop. Modifies the model in place; see `Pruner` for the loop.
 
+    Several processes: call it in each of them, on the network inside `DistributedDataParallel`. They find the same plan, and
+    `step` averages the gradients of the pruner's own networks.
+
     steps, epoch_steps: number of optimizer steps that the loop will take, in total and per epoch.
-    data: the training batches, for methods that measure on data before or after training.
+    data: the training batches, for methods that measure on data before or after training; of several processes, each one's own.
     exclude, only, ratios, min_channels, max_cut: which channel groups may be cut, and how far; see `Limits`.
 
     Raises ConfigError for invalid settings, or if a pruner is already attached; BudgetError and VerificationError
@@ -264,7 +244,7 @@ def attach(
             )
     if not isinstance(chosen, TrainingMethod):
         raise ConfigError(f"{chosen.name} does not prune during training: call prune(…) instead.")
-    if isinstance(chosen, Taught) and chosen.distil:
+    if isinstance(chosen, Taught) and chosen.distil and "distil" in chosen.model_fields_set:
         raise ConfigError(
             Setting("distil", chosen.distil, type(chosen)), " has no effect in a training loop of your own: add the original's "
             "class probabilities to your loss, or call prune(…) instead.",
@@ -277,6 +257,7 @@ def attach(
     )  # fmt: skip
     pruner = chosen.attach(task)
     pruner.history = history
+    pruner.join()
     pruner.begin(steps, epoch_steps)
     return pruner
 
@@ -323,22 +304,3 @@ def _task(
     scope = scope or method.default_scope
     bounds = limits.on(graph, scope)
     return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)
-
-
-def _phase(folder: str | Path | None, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The engine's options for one phase of a run."""
-    if name == "prune":
-        options = {k: v for k, v in options.items() if k != "hooks"}
-    if folder is None:
-        return options
-    own = Path(folder) / name
-    return {**options, "folder": own, "checkpoints": CheckpointStore(own / "checkpoints")}
-
-
-def _figures(cost: Cost, model: nn.Module, data: Data | None, objective: Objective) -> Figures:
-    if data is None or data.val is None:
-        return Figures(cost.macs, cost.params)
-    # If the data is split by process, each process still evaluates all of it, so all have the same metrics.
-    images = data.val.whole() if hasattr(data.val, "whole") else data.val
-    found = training.evaluate(model, images, objective=objective)
-    return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss, found.metrics)

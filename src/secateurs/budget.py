@@ -9,8 +9,13 @@ from typing import Any
 
 from secateurs.errors import BudgetError, Setting
 from secateurs.graph import Cost
+from secateurs.keywords import explained
+
+FLOPS = "FLOPs are two for each MAC: pass macs=…, half of the FLOPs, or the fraction that stays."
+LATER = "There is no budget of time: pass macs=… or params=…."
 
 
+@explained(BudgetError, {"flops": FLOPS, "FLOPs": FLOPS, "latency": LATER, "ms": LATER})
 @dataclass(frozen=True)
 class Budget:
     """What may stay: a float up to 1.0 is a fraction, an integer an absolute figure. `Budget(macs=0.5)`,

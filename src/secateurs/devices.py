@@ -8,9 +8,14 @@ device of the given model, and no object of the caller is moved.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -113,3 +118,23 @@ def full_precision() -> Iterator[None]:
             torch.set_float32_matmul_precision("highest")
             backends.cudnn.allow_tf32 = False
         yield
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        if sys.platform == "darwin":
+            return first_line(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.machine()
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return found[1].strip() if found else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def first_line(command: Sequence[str]) -> str:
+    """The first line that a program prints, or an empty string."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return (done.stdout.strip().splitlines() or [""])[0].strip() if done.returncode == 0 else ""

@@ -169,6 +169,10 @@ class ArtifactError(SecateursError):
     """A saved artifact is incomplete, damaged, or from a newer version."""
 
 
+class ExportError(SecateursError):
+    """A network cannot be exported to a format, or the file does not agree with it."""
+
+
 def printable(text: str) -> str:
     """Text that may contain a file name: bytes that are not UTF-8 are escaped, since printing them would fail."""
     try:

@@ -8,12 +8,14 @@ from typing import Any
 
 from secateurs.errors import ConfigError, nearest
 from secateurs.graph.inputs import check_model
+from secateurs.graph.wrappers import check_plain
 from secateurs.methods.method import Method, check_budget, check_scope
 
 
 def check(model: Any, budget: Any, scope: Any) -> None:
     """Raise ConfigError for arguments that are not valid, and for a model that a pruner is attached to."""
     check_model(model)
+    check_plain(model)
     check_budget(budget)
     check_scope(scope)
     for name, module in model.named_modules():

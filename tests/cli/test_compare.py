@@ -77,7 +77,7 @@ def test_resumed_it_measures_what_is_missing(run, job, tmp_path, monkeypatch):
     assert run(*job, "--criteria", "l1,oracle-degraded", *out).status == 0
     first = json.loads((tmp_path / "r" / "curves.json").read_text())["curves"]
     refused = run(*job, "--criteria", "l1", *out)
-    assert refused.status == 1
+    assert refused.status == 2
     assert "--resume adds to it, --force replaces it" in refused.err
     ran = run(*job, "--criteria", "l1,random,oracle-degraded", *out, "--resume")
     assert ran.status == 0, ran.err
@@ -87,11 +87,11 @@ def test_resumed_it_measures_what_is_missing(run, job, tmp_path, monkeypatch):
     now = json.loads((tmp_path / "r" / "curves.json").read_text())["curves"]
     assert {k: now[k] for k in first} == first
     other = run(*job, "--seed", 3, *out, "--resume")
-    assert other.status == 1
+    assert other.status == 2
     assert "differs in seed" in other.err
     assert run(*job, "--seed", 3, "--criteria", "l1", *out, "--force").status == 0
     both = run(*job, "--seed", 3, "--criteria", "l1", *out, "--force", "--resume")
-    assert both.status == 1
+    assert both.status == 2
     assert "mutually exclusive" in both.err
 
 
@@ -156,5 +156,5 @@ def test_refused_before_any_work(run, job, tokens, message, monkeypatch):
 
 def test_weights_are_asked_for(run, images):
     ran = run("compare-criteria", NET, "--data", f"folder:{images}", "--layer", LAYER)
-    assert ran.status == 1
+    assert ran.status == 2
     assert "Without --weights" in ran.err

@@ -41,11 +41,11 @@ def test_an_artifact_is_pruned_further(run, images, tmp_path):
     (tmp_path / "elsewhere").rename(tmp_path / "a")
     assert "finished already" in run(*again, "--resume").err
     onto = run("prune", tmp_path / "a", *data, "--method", "l1", "--macs", 0.5, "--out", tmp_path / "a", "--force")
-    assert onto.status == 1
+    assert onto.status == 2
     assert "a" in onto.err
     assert (tmp_path / "a" / "model.safetensors").is_file()
     refused = run("prune", tmp_path / "a", *data, "--pretrain-epochs", 1, "--macs", 0.5, "--out", tmp_path / "c")
-    assert refused.status == 1
+    assert refused.status == 2
 
 
 def test_stripes_are_told_and_drawn(run, images, tmp_path):
@@ -72,7 +72,7 @@ def test_stripes_are_told_and_drawn(run, images, tmp_path):
     for path in (tmp_path / "p").iterdir():
         path.write_text("mine")
     refused = run("inspect", tmp_path / "a", "--pictures", tmp_path / "p")
-    assert refused.status == 1
+    assert refused.status == 2
     assert "shapes.png already exists: --force replaces it" in refused.err
     assert all(p.read_text() == "mine" for p in (tmp_path / "p").iterdir())
     assert run("inspect", tmp_path / "a", "--pictures", tmp_path / "p", "--force").status == 0
@@ -80,12 +80,12 @@ def test_stripes_are_told_and_drawn(run, images, tmp_path):
     (tmp_path / "file").touch()
     for folder, reason in (("file", "is a file: give a folder"), ("file/p", "cannot be written to: Not a directory")):
         refused = run("inspect", tmp_path / "a", "--pictures", tmp_path / folder)
-        assert refused.status == 1
+        assert refused.status == 2
         assert f"--pictures {tmp_path / folder} {reason}" in refused.err
     assert "give --pictures with it" in run("inspect", tmp_path / "a", "--force").err
     record = json.loads(run("inspect", tmp_path / "a", "--json").out)
     assert record["stripes"] == card["stripes"]
-    assert run("inspect", "zoo:small_cnn", "--pictures", tmp_path / "q").status == 1
+    assert run("inspect", "zoo:small_cnn", "--pictures", tmp_path / "q").status == 2
 
 
 THEN = ("--method", "l1", "--macs", 0.6, "--then", "pff:0.3", "--set", "pff.epochs=1")
@@ -136,7 +136,7 @@ def test_then_goes_on_where_it_was_killed(run, images, tmp_path, monkeypatch):
     assert "with --resume continues" in killed.err
     assert not (tmp_path / "r" / "card.json").exists()
     again = run(*job)
-    assert again.status == 1
+    assert again.status == 2
     assert "1-l1 holds an artifact" in again.err
     ran = run(*job, "--resume")
     assert ran.status == 0, ran.err
@@ -144,7 +144,7 @@ def test_then_goes_on_where_it_was_killed(run, images, tmp_path, monkeypatch):
     assert sc.load(tmp_path / "r") is not None
     assert run(*job, "--resume").err.count("is finished already") == 2
     changed = run(*job, "--resume", "--set", "pff.lr=0.01")
-    assert changed.status == 1
+    assert changed.status == 2
     assert "is another run: it differs in method.lr" in changed.err
 
 
@@ -170,7 +170,7 @@ def test_then_goes_on_where_it_was_killed(run, images, tmp_path, monkeypatch):
 def test_then_is_refused_before_any_work(run, images, tmp_path, options, expected):
     job = ("prune", "zoo:small_cnn", "--data", f"folder:{images}", "--method", "l1", "--macs", 0.6)
     ran = run(*job, *options, "--out", tmp_path / "r")
-    assert ran.status == 1
+    assert ran.status == 2
     assert expected in ran.err
     assert not list((tmp_path / "r").rglob("*.safetensors"))
 
@@ -180,7 +180,7 @@ def test_what_then_would_replace_is_safe(run, images, tmp_path):
     assert run("prune", "zoo:small_cnn", *data, *THEN[:4], "--out", tmp_path / "r").status == 0
     before = (tmp_path / "r" / "model.safetensors").read_bytes()
     ran = run("prune", "zoo:small_cnn", *data, *THEN, "--out", tmp_path / "r")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "holds an artifact" in ran.err
     assert not (tmp_path / "r" / "1-l1").exists()
     assert (tmp_path / "r" / "model.safetensors").read_bytes() == before

@@ -193,7 +193,7 @@ def test_a_folder_whose_name_is_not_utf8(run, prune, tmp_path):
     assert ran.status == 0, ran.err
     assert r"caf\xe9" in ran.out
     ran = run(*prune, "--out", out)
-    assert ran.status == 1
+    assert ran.status == 2
     assert r"caf\xe9 holds an artifact" in ran.err
     Path(out, "run.json").write_text("{")
     ran = run(*prune, "--out", out, "--resume")

@@ -30,7 +30,7 @@ def test_same_seed_same_table(run):
 
 def test_an_unknown_method(run):
     ran = run("demo", "--methods", "l1,eprunr")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "Did you mean epruner" in ran.err
 
 
@@ -47,7 +47,7 @@ def test_an_unknown_method(run):
 )
 def test_refused_before_any_work(run, tokens, message):
     ran = run("demo", *tokens)
-    assert ran.status == 1
+    assert ran.status == 2
     assert message in ran.err
     assert "training" not in ran.err
     assert len(ran.err.splitlines()) == 1

@@ -93,7 +93,7 @@ def test_what_is_missing_and_what_for(run: Run, monkeypatch: pytest.MonkeyPatch)
 )
 def test_a_compiler_for_the_stripe_kernels(tools: dict[str, str], cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(environment, "_said", lambda command: tools.get(command[0], ""))
+    monkeypatch.setattr(environment, "first_line", lambda command: tools.get(command[0], ""))
     line, problem = environment._kernels("")
     assert cure in problem
     assert bool(cure) == bool(problem)
@@ -120,7 +120,7 @@ def test_a_gpu_that_this_pytorch_has_no_kernels_for(monkeypatch: pytest.MonkeyPa
 
 def test_a_device_that_cannot_be_used(run: Run, tmp_path: Path) -> None:
     ran = run("prune", "zoo:small_cnn", "--macs", "0.5", "--device", "xpu", "--out", tmp_path / "run")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "--device xpu cannot be used here: " in ran.err
     assert "`secateurs env` shows which devices can." in ran.err
 

@@ -70,7 +70,7 @@ def test_input_shape(run):
     assert record["input"] == [3, 64, 64]
     for wrong in ("3,a,b", "3,0,5"):
         ran = run("inspect", "zoo:resnet20", "--input", wrong)
-        assert ran.status == 1
+        assert ran.status == 2
         assert "write the shape of one input" in ran.err
     ran = run("inspect", "zoo:resnet20", "--input", "5,32,32")
     assert ran.status == 1
@@ -91,7 +91,7 @@ def test_usual_shapes(run):
 )
 def test_unknown_model(run, spec, hint):
     ran = run("inspect", spec)
-    assert ran.status == 1
+    assert ran.status == 2
     assert hint in ran.err
 
 

@@ -35,6 +35,23 @@ def test_inspect_shows_them(run):
     assert "112 of 138 channels may be cut, 72 of them without --scope all" in ran.out
 
 
+def test_inspect_and_prune_take_the_same_ratios(run, images, tmp_path):
+    alone, both = ("--ratio", "plain.3=0.5"), ("--ratio", "plain=0.5")
+    prune = ("prune", NET, "--data", f"folder:{images}", *QUICK[:-8], "--out", tmp_path / "r")
+    for ran in (run("inspect", NET, *alone), run(*prune, *alone)):
+        assert ran.status == 2
+        assert "plain.3 is on a shortcut, and only --scope all cuts those" in " ".join(ran.err.split())
+    said = "not reached by --ratio plain=0.5: it is on a shortcut, and only --scope all cuts those"
+    found = shown(run("inspect", NET, *both))
+    assert (found["plain.0"], found["plain.3"]) == ("yes, keeps 16 by --ratio plain=0.5", said)
+    assert shown(run("inspect", NET, *both, "--scope", "all"))["plain.3"].endswith("keeps 20 by --ratio plain=0.5")
+    record = json.loads(run("inspect", NET, *alone, "--scope", "all", "--json").out)
+    assert record["lowest"].keys() == {"all"}  # with the other, the ratio is refused
+    ran = run(*prune, *both)
+    assert ran.status == 0, ran.err
+    assert f"plain.3: {said}" in " ".join(ran.err.split())
+
+
 def test_inspect_shows_what_is_not_among_the_only_ones(run):
     found = shown(run("inspect", NET, "--only", "conv1", "--only", "plain.0", "--max-cut", "conv1=0"))
     assert found["stem.0"] == found["plain.3"] == "not in --only conv1 --only plain.0"
@@ -70,7 +87,7 @@ def test_prune(run, images, tmp_path):
     # The same run, finished; and another one.
     assert run(*job, "--out", tmp_path / "r", "--resume").status == 0
     other = run(*job, "--exclude", "plain.3", "--out", tmp_path / "r", "--resume")
-    assert other.status == 1
+    assert other.status == 2
     assert "is another run: it differs in limits" in other.err
 
 
@@ -94,7 +111,7 @@ def test_ratios_alone(run, images, tmp_path):
 
 def test_what_cannot_be_met(run, images, tmp_path):
     ran = run("prune", NET, "--data", f"folder:{images}", *QUICK, "--macs", 0.2, "--out", tmp_path / "r")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "The lowest budget that can be met is --macs 0." in ran.err
     assert (
         "--exclude stem, --min-channels plain.*=9, --max-cut 0.95 and --ratio conv1=0.3 limit what may be cut"
@@ -144,5 +161,5 @@ def test_options() -> None:
 )
 def test_what_is_not_valid(run, given, message):
     ran = run("inspect", NET, *given)
-    assert ran.status == 1
+    assert ran.status == 2
     assert f"secateurs: {message}" in ran.err

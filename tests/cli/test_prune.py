@@ -14,7 +14,7 @@ from torch import nn
 
 import secateurs as sc
 from secateurs.methods.npn.pruner import NPNPruner
-from secateurs.runs import cut, sources
+from secateurs.runs.purpose import Purpose
 from secateurs.training import CheckpointStore
 
 NET = "zoo:small_cnn"
@@ -60,10 +60,11 @@ def test_recovers_in_several_steps(run, images, tmp_path):
     """Each has a folder of its own; a resumed run agrees with them, a new one takes them away."""
     job = ("prune", NET, "--data", f"folder:{images}", "--batch-size", 16, "--pretrain-epochs", 1, "--macs", 0.5)
     job = (*job, "--method", "onestep", "--set", "epochs=1", "--out", tmp_path / "r")
-    steps = ("--recover", "mimic:2,distil:1,finetune:1", "--mimic-lr", 0.002, "--temperature", 3)
+    steps = ("--recover", "mimic:2,distil:1,finetune:1", "--mimic-lr", 0.002, "--temperature", 3, "--ema", 0.9)
     ran = run(*job, *steps)
     assert ran.status == 0, ran.err
     card = json.loads((tmp_path / "r" / "card.json").read_text())
+    assert [r["ema"] for r in card["recover"]] == [0.9] * 3
     assert [(r["mode"], r["epochs"]) for r in card["recover"]] == [("mimic", 2), ("distil", 1), ("finetune", 1)]
     assert [r["lr"] for r in card["recover"]] == [0.002, None, None]
     assert [r.get("temperature") for r in card["recover"]] == [None, 3, 3]
@@ -129,7 +130,7 @@ def test_a_killed_run_goes_on_to_the_same_network(run, job, tmp_path, monkeypatc
     assert ran.err.splitlines()[-1].startswith("Interrupted. ")
     assert "the same run with --resume continues" in ran.err.splitlines()[-1]
     refused = run(*job, "--out", tmp_path / "killed")
-    assert refused.status == 1
+    assert refused.status == 2
     assert "--resume" in refused.err
     ran = run(*job, "--out", tmp_path / "killed", "--resume")
     assert ran.status == 0, ran.err
@@ -162,10 +163,10 @@ def test_what_resume_does_with_a_finished_run_and_with_another_one(run, job, tmp
     assert "finished already" in ran.err
     assert "after recovery" in ran.out
     ran = run(*job, *out)
-    assert ran.status == 1
+    assert ran.status == 2
     assert "holds an artifact" in ran.err
     ran = run(*job, "--seed", 1, *out, "--resume")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "seed (0 then, 1 now)" in ran.err
     assert (tmp_path / "r" / "card.json").stat().st_mtime_ns == written
     ran = run(*job, "--seed", 1, *out, "--force")
@@ -178,6 +179,10 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
     ran = run("prune", NET, *args, "--method", "epruner", "--set", "beta=0.9", "--out", tmp_path / "r")
     assert ran.status == 0, ran.err
     assert json.loads((tmp_path / "r" / "card.json").read_text())["method"]["beta"] == 0.9
+
+
+# What is wrong is a file, or data that does not fit, and not the value of an option.
+FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 2 classes", "--image-size")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +203,8 @@ def test_a_method_with_a_knob_of_its_own_needs_no_budget(run, images, tmp_path):
         (("--recover", "mimic:3,finetune:x"), "mimic:EPOCHS or reconstruct:IMAGES"),
         (("--recover", "reconstruct:x"), "reconstruct:IMAGES"),
         (("--recover", "reconstruct:1"), "--recover 1: must be greater than or equal to 2"),
+        (("--ema", 1), "--ema 1: must be less than 1 (decay of the moving average"),
+        (("--recover", "reconstruct:20", "--ema", 0.9), "--ema is an option of finetune"),
         (("--recover", "mimic:-1"), "--recover mimic:-1: the number of epochs must be 0 or more"),
         (
             ("--recover", "finetune:3", "--nodes", "stem"),
@@ -242,7 +249,7 @@ def test_refused_before_any_work(run, images, tmp_path, tokens, message):
     rest = [x for k, v in defaults.items() if k not in tokens for x in (k, v)]
     model = () if tokens[0].startswith("zoo:") else (NET if tokens[1] != "4" else "zoo:alexnet_bn",)
     ran = run("prune", *model, *tokens, *rest)
-    assert ran.status == 1
+    assert ran.status == (1 if message in FILES else 2)
     assert message in ran.err
     assert ran.err.startswith("secateurs: ")
     assert len(ran.err.strip().splitlines()) == 1
@@ -277,7 +284,8 @@ def test_a_network_that_cannot_train_is_found_first(run, images, tmp_path):
 def test_the_try_leaves_the_network_and_the_random_draws_as_they_were():
     model = nn.Sequential(sc.build(NET), nn.Dropout(0.5)).train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    sources.check_trains(model, torch.randn(1, 3, 32, 32, generator=torch.Generator()), NET)
+    data = sc.Data([(torch.randn(2, 3, 32, 32, generator=torch.Generator()), torch.zeros(2, dtype=torch.long))])
+    Purpose().check_trains(model, data, NET)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -288,7 +296,7 @@ def test_training_first_is_not_for_a_network_with_weights(run, images, tmp_path,
     save_file(sc.build(NET, num_classes=2).state_dict(), tmp_path / "w.safetensors")
     args = ("--weights", tmp_path / "w.safetensors", "--data", f"folder:{images}", "--macs", 0.5)
     ran = run("prune", NET, *args, *option, "--out", tmp_path / "r")
-    assert ran.status == 1
+    assert ran.status == 2
     assert f"{option[0]} applies to training a network that has no --weights" in ran.err
     assert not (tmp_path / "r").exists()
 
@@ -312,7 +320,7 @@ def test_an_unwritable_place_is_found_first(run, job, tmp_path):
 
 def test_a_budget_is_asked_for(run, images, tmp_path):
     ran = run("prune", NET, "--data", f"folder:{images}", "--method", "l1", "--out", tmp_path / "r")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "--macs 0.5" in ran.err
 
 
@@ -326,7 +334,7 @@ def test_interrupted_before_there_is_anything_to_go_on_from(run, job, tmp_path, 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cut, "check_trains", interrupt)
+    monkeypatch.setattr(Purpose, "check_trains", interrupt)
     ran = run(*job, "--out", tmp_path / "r")
     assert ran.status == 130
     assert ran.err == "Interrupted.\n"
@@ -375,7 +383,7 @@ def test_a_node_that_the_cut_changes_costs_no_work(run, images, tmp_path):
     job = ("prune", NET, "--data", f"folder:{images}", "--batch-size", 16, "--pretrain-epochs", 1, "--macs", 0.5)
     job = (*job, "--method", "l1", "--out", tmp_path / "r")
     ran = run(*job, "--recover", "mimic:1", "--nodes", "conv1,plain")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "keeps what is done so far: with --resume" in ran.err
     trained = (tmp_path / "r" / "pretrained.safetensors").stat().st_mtime_ns
     ran = run(*job, "--recover", "mimic:1,finetune:1", "--nodes", "plain,bn2", "--resume")
@@ -393,7 +401,7 @@ def test_an_artifact_is_not_pruned_into_its_own_folder(run, job, images, tmp_pat
     assert run(*job, "--out", tmp_path / "r").status == 0
     args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--out", tmp_path / "r", "--force")
     ran = run("prune", tmp_path / "r", *args)
-    assert ran.status == 1
+    assert ran.status == 2
     assert f"The artifact {tmp_path / 'r'} is where this run would write" in ran.err
     assert "--weights" not in ran.err
 
@@ -445,3 +453,22 @@ def test_a_run_that_met_an_image_it_could_not_read_is_resumed_without_it(run, im
     assert card["data"]["skipped"] == {"train": 1, "val": 0}
     ran = run("evaluate", tmp_path / "r")  # as the card says
     assert ran.status == 0, ran.err
+
+
+def test_rounds(run, images, tmp_path):
+    job = ("prune", NET, "--data", f"folder:{images}", "--method", "l1", "--macs", 0.4, "--pretrain-epochs", 0)
+    job = (*job, "--recover-epochs", 0, "--rounds", 2, "--schedule", "cubic", "--out", tmp_path / "r")
+    ran = run(*job)
+    assert ran.status == 0, ran.err
+    assert "round 1 of 2: at most " in ran.err
+    assert "after round 1 " in ran.out
+    settings = json.loads((tmp_path / "r" / "run.json").read_text())["settings"]
+    assert (settings["rounds"], settings["schedule"]) == (2, "cubic")
+    assert (tmp_path / "r" / "round-1" / "card.json").is_file()
+    assert "finished already" in run(*job, "--resume").err
+    ran = run(*job[:5], "l2-stripes", *job[6:-1], tmp_path / "s")
+    assert ran.status == 2
+    assert "--rounds 2: l2-stripes cuts stripes" in ran.err
+    assert "--method l2" in ran.err
+    ran = run(*job, "--lr-schedule", "step")
+    assert (ran.status, "--lr-schedule" in ran.err) == (2, True)

@@ -33,7 +33,7 @@ def test_every_phase_that_trains_has_the_optimizer_and_the_milestones() -> None:
     [
         ({"milestones": "5,x"}, "--milestones 5,x: write epochs with commas"),
         ({"milestones": "9,5"}, "milestones must be positive and ascending"),
-        ({"milestones": "5", "schedule": "cosine"}, "--schedule cosine and --milestones are mutually exclusive"),
+        ({"milestones": "5", "lr_schedule": "cosine"}, "--lr-schedule cosine and --milestones are mutually exclusive"),
         ({"gamma": 0.5}, "--gamma requires --milestones"),
     ],
 )

@@ -34,7 +34,7 @@ def test_what_somebody_else_wrote_is_never_replaced(run, job, tmp_path, name, fl
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     ran = run(*job, "--out", out, *flag)
-    assert ran.status == 1
+    assert ran.status == 2
     assert f"holds {name}, which this run did not write" in ran.err
     assert _tree(out) == {str(mine.relative_to(out)): b"mine"}
 
@@ -107,7 +107,7 @@ def test_weights_are_not_where_the_run_would_write(run, images, tmp_path, name):
     for flag in ((), ("--force",)):
         args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--out", tmp_path / "r", *flag)
         ran = run("prune", NET, "--weights", weights, *args)
-        assert ran.status == 1
+        assert ran.status == 2
         assert "--weights" in ran.err
         assert "give another --out" in ran.err
         assert weights.read_bytes() == before
@@ -125,7 +125,7 @@ def test_only_what_differs_is_named(run, job, tmp_path):
     out = ("--out", tmp_path / "r")
     assert run(*job, *out).status == 0
     ran = run(*job, "--lr", 0.5, *out, "--resume")
-    assert ran.status == 1
+    assert ran.status == 2
     assert ran.err == f"secateurs: {tmp_path / 'r'} is another run: it differs in recover.lr (none then, 0.5 now).\n"
     ran = run(*job[:-4], "--method", "l2", "--macs", 0.4, *out, "--resume")
     assert "method.name ('l1' then, 'l2' now), budget.macs (0.5 then, 0.4 now)." in ran.err
@@ -139,7 +139,7 @@ def test_force_spares_what_the_user_put_in_the_place_of_our_weights(run, job, tm
     save_file(sc.build(NET, num_classes=2).state_dict(), out / "model.safetensors")
     before = _tree(out)
     ran = run(*job, "--out", out, "--force")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "holds model.safetensors, which this run did not write" in ran.err
     assert _tree(out) == before
 
@@ -172,7 +172,7 @@ def test_the_run_of_another_command_is_left_alone(run, job, tmp_path):
     folder.begin({"command": "redesign", "weights": None}, resume=False)
     for flag in ((), ("--force",), ("--resume",)):
         ran = run(*job, "--out", tmp_path, *flag)
-        assert ran.status == 1
+        assert ran.status == 2
         assert "holds a run of `secateurs redesign`: give another --out" in ran.err
     with pytest.raises(ConfigError, match="holds a run of `secateurs redesign`"):
         folder.check({"weights": None}, resume=False, overwrite=True)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from secateurs.data import load
+from secateurs.errors import DataError
 from secateurs.zoo import build
 
 pytest.importorskip("sklearn")
@@ -60,3 +61,16 @@ def test_the_small_network_learns_them_in_seconds() -> None:
     with torch.no_grad():
         right = torch.cat([model(x).argmax(1) == y for x, y in data.val])
     assert right.float().mean() > 0.94  # 97 % here; 98 to 99 % after 8 epochs
+
+
+def test_in_grayscale() -> None:
+    """Gray images keep their values; one mean and deviation normalize them."""
+    color, gray = (load("digits", normalize="none", channels=channels) for channels in (3, 1))
+    assert gray.input_shape == (1, 32, 32)
+    (x, _), (y, _) = (next(iter(found.val)) for found in (color, gray))
+    assert y.shape == (128, 1, 32, 32)
+    assert torch.allclose(x[:, :1], y, atol=1e-6)
+    normalized, _ = next(iter(load("digits", normalize=((0.5,), (0.25,)), channels=1).val))
+    assert torch.allclose(normalized, (y - 0.5) / 0.25, atol=1e-5)
+    with pytest.raises(DataError, match=r"channels=2 must be 3 \(RGB\) or 1 \(grayscale\)"):
+        load("digits", channels=2)

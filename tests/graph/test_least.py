@@ -108,7 +108,7 @@ def test_inspect_shows_it(graph: sc.PrunableGraph) -> None:
     assert lowest(graph, "all") == graph.cost({"a": 1, "b": 2})
     assert _verdict(graph["b"], None).startswith("yes, keeps at least 2: the code does not work with a single channel")
     assert _verdict(graph["a"], None) == "yes"
-    groups = {g["name"]: g for g in _record("squeezed", (3, 8, 8), graph, {})["groups"]}
+    groups = {g["name"]: g for g in _record("squeezed", [[3, 8, 8]], graph, {}, {})["groups"]}
     assert [groups[name]["least"] for name in "ab"] == [1, 2]
     assert groups["a"]["least_reason"] is None
     assert "test_least.py:" in groups["b"]["least_reason"]
@@ -131,3 +131,28 @@ def test_another_scope_is_no_way_out_of_a_least_width() -> None:
     assert "scope" not in str(refused.value)
     with pytest.raises(sc.BudgetError, match=r"scope='all' may help"):
         sc.prune(net, x(), "l1", sc.Budget(macs=0.5), scope="internal", min_channels={"b": 8})
+
+
+class Bare(nn.Module):
+    """Branches that ask for their widths; the code of one raises where a single channel is left."""
+
+    def __init__(self, one: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(3, 6 + i, 3, padding=1) for i in range(6))
+        self.heads = nn.ModuleList(nn.Linear(6 + i, 4) for i in range(6))
+        self.one = one
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) → (N, 4)
+        out = x.new_zeros(len(x), 4)
+        for i, (part, head) in enumerate(zip(self.parts, self.heads, strict=True)):
+            y = part(x).mean((2, 3))  # (N, C)
+            channels = [*range(y.shape[1])]
+            out = out + head(y) * bool(channels if i != self.one else channels[1])
+        return out
+
+
+@pytest.mark.parametrize("one", range(6))
+def test_every_group_in_doubt_is_tried_with_a_single_channel(one: int) -> None:
+    torch.manual_seed(0)
+    graph = sc.trace(Bare(one).eval(), x())
+    assert [graph[f"parts.{i}"].least for i in range(6)] == [1 + (i == one) for i in range(6)]

@@ -212,23 +212,3 @@ def test_complex_weights() -> None:
             gone = [i for i in range(layer.weight.shape[1]) if i not in kept]  # type: ignore[union-attr, index]
             layer.weight[:, gone] = 0  # type: ignore[index, operator]
     assert torch.allclose(small(images()), masked(images()), atol=1e-5)
-
-
-class Merging(nn.Module):
-    """Stores the product of two weights in a third before it uses that (SPAN)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.merged = conv(6, 12, 1), conv(12, 6, 1), conv(6, 6, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        product = torch.einsum("oi,ij->oj", self.second.weight.flatten(1), self.first.weight.flatten(1))
-        self.merged.weight.data = product[:, :, None, None]
-        return self.merged(x)
-
-
-def test_channels_of_a_weight_that_the_forward_stores_stay_whole() -> None:
-    model = nn.Sequential(conv(3, 6), Merging(), conv(6, 9), conv(9, 5), head(5))
-    graph = sound(model, images())
-    assert "the code replaces the data of a tensor (test_ops.py:" in str(graph["0"].reason)
-    assert graph["2"].prunable

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import secateurs as sc
 from secateurs.integrations.run import PruningRun
@@ -53,3 +55,51 @@ def test_asked_twice_it_is_the_same_plan() -> None:
         assert pruner.plan() is plan
         sc.cut_(model, plan)
         assert pruner.plan() is plan
+
+
+def test_a_gradient_scaler_scales_what_the_pruners_own_networks_learn_from() -> None:
+    """With a power of two as the scale, in float32, every digit is that of a loop without a scaler."""
+    found = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1000)):
+        model, (x, y) = cnn(), images(8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        pruner = sc.attach(model, x[:1], "npn", sc.Budget(macs=0.6), steps=8, epoch_steps=2, data=[(x, y)])
+        model.train()
+        for _ in range(8):
+            loss = F.cross_entropy(model(x), y) + pruner.penalty()
+            if scaler is None:
+                loss.backward()
+                optimizer.step()
+            else:
+                scaler.scale(loss).backward()
+                if any(p.grad is not None for p in model.parameters()):  # NPN freezes the network by turns
+                    scaler.step(optimizer)
+            optimizer.zero_grad()
+            pruner.step(scaler=scaler)
+            if scaler is not None:
+                scaler.update()
+        own = next(iter(pruner.networks.values()))[0].state_dict()
+        found.append({**model.state_dict(), **{f"own {name}": value.clone() for name, value in own.items()}})
+        sc.cut_(model, pruner.plan(), optimizer)
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, msg=f"{name}: {{}}".format)
+
+
+@pytest.mark.parametrize("method", ["npn", "aofp", "onestep"])
+def test_an_average_made_before_the_pruner_is_cut_along(method: str) -> None:
+    """At a decay of zero it is the model itself."""
+    model, (x, y) = cnn(), images(32)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = sc.attach(model, x[:1], method, sc.Budget(macs=0.6), steps=8, epoch_steps=2, data=[(x, y)])
+    model.train()
+    for _ in range(8):
+        (F.cross_entropy(model(x), y) + pruner.penalty()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+        ema.update_parameters(model)
+    plan = pruner.plan()
+    sc.cut_(model, plan, optimizer)
+    sc.cut_(ema.module, plan)
+    assert torch.equal(ema.eval()(x), model.eval()(x))

@@ -110,8 +110,22 @@ def test_of_several_patterns_the_last_counts() -> None:
 
 
 def test_what_cannot_be_cut_is_not_bounded() -> None:
-    assert "head.2" not in bounds(ratios={"head": 0.5})  # it reaches the output
-    assert bounds("internal", ratios={"block": 0.5}) == {"block.0": (10, 10)}  # stem.0 is on the shortcut
+    assert "head.2" not in bounds(min_channels={"head": 3})  # it reaches the output
+    assert bounds("internal", ratios={"block": 0.5})["block.0"] == (10, 10)
+
+
+@pytest.mark.parametrize("scope", ["internal", "all"])
+def test_what_a_ratio_does_not_reach_is_said(scope: Any) -> None:
+    limits = sc.Limits(ratios={"*": 0.5}, exclude="deep.0")
+    found = limits.on(GRAPH, scope)
+    shortcut = {"stem.0"} if scope == "internal" else set()
+    assert {name for name, bound in found.items() if bound.missed} == {"head.2"} | shortcut
+    assert bounds(scope, ratios={"*": 0.5})["head.2"] == (1, 4)
+    lines = [str(line) for line in Task(NET, GRAPH, None, scope, bounds=found).describe()]
+    assert "deep.0: excluded by exclude='deep.0'" in lines
+    assert "head.2: not reached by ratios={'*': 0.5}: it cannot be cut" in lines
+    said = "stem.0: not reached by ratios={'*': 0.5}: it is on a shortcut, and only scope='all' cuts those"
+    assert (said in lines) == (scope == "internal")
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.5, 10), (0.51, 11), (0.01, 1), (3 / 20, 3), (1.0, 20), (1, 20)])

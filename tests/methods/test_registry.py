@@ -137,3 +137,21 @@ def test_a_subclass_of_a_built_in_method_has_a_name_of_its_own() -> None:
     method = resolve("python:fpgm_package:Euclidean")
     assert type(method).__name__ == "Euclidean"
     assert method.name != sc.L2().name
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("magnitude", "l2 or l1"), ("Network-Slimming", "bn-scale"), ("slimming", "bn-scale"), ("FPGM", "epruner"),
+        ("bn_scale", "bn-scale"), ("EPruner", "epruner"), ("One-Step", "onestep"), ("eprunr", "epruner"),
+        ("thinet", r"apoz or taylor\? ThiNet's least squares are a recovery, sc.Reconstruct"),
+    ],
+)  # fmt: skip
+def test_names_that_others_use_find_the_method(name: str, meant: str) -> None:
+    with pytest.raises(sc.ConfigError, match=rf"There is no method '{name}'\. Did you mean {meant}"):
+        resolve(name)
+
+
+def test_other_names_lead_to_methods_that_there_are() -> None:
+    assert {found for names in registry.ALIASES.values() for found in names} <= set(sc.methods())
+    assert not [alias for alias in registry.ALIASES if alias != registry._letters(alias)]

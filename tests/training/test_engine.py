@@ -16,8 +16,8 @@ import secateurs.recovery as R
 import secateurs.training as T
 from secateurs.errors import ConfigError, DataError, TrainingError
 from secateurs.plans import trace
+from secateurs.training.ema import average_
 from secateurs.training.losses import AUX_WEIGHT, heads
-from secateurs.training.parts import average_
 
 from .helpers import Noisy, batches, data, engine, net, same
 

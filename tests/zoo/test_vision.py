@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateurs.errors import SpecError
-from secateurs.zoo import build, vision
+from secateurs.zoo import build, regions, vision
 
 needs_torchvision = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is absent")
 
@@ -44,12 +45,82 @@ def test_nms_is_the_definition(count: int, threshold: float, seed: int) -> None:
     size = torch.randint(0, 9, (count, 2), generator=generator).float()
     boxes = torch.cat([corner, corner + size], dim=1)
     scores = torch.rand(count, generator=generator)
-    assert vision.nms(boxes, scores, threshold).tolist() == brute_force(boxes, scores, threshold)
+    assert regions.nms(boxes, scores, threshold).tolist() == brute_force(boxes, scores, threshold)
 
 
 def test_nms_keeps_the_first_of_equal_boxes() -> None:
     boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [9, 9, 10, 10]])
-    assert vision.nms(boxes, torch.tensor([0.5, 0.5, 0.9]), 0.5).tolist() == [2, 0]
+    assert regions.nms(boxes, torch.tensor([0.5, 0.5, 0.9]), 0.5).tolist() == [2, 0]
+
+
+def test_nms_of_several_blocks_of_boxes() -> None:
+    torch.manual_seed(0)
+    corner = torch.rand(1200, 2) * 60
+    boxes, scores = torch.cat([corner, corner + 1 + torch.rand(1200, 2) * 12], 1), torch.rand(1200)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    kept: list[int] = []
+    for i in scores.argsort(descending=True).tolist():  # a box at a time
+        low, high = torch.maximum(boxes[i, :2], boxes[kept, :2]), torch.minimum(boxes[i, 2:], boxes[kept, 2:])
+        both = (high - low).clamp(min=0).prod(1)
+        if not (both / (area[i] + area[kept] - both) > 0.3).any():
+            kept.append(i)
+    assert regions.nms(boxes, scores, 0.3).tolist() == kept
+    assert len(kept) > 100
+
+
+def aligned_by_hand(x: Tensor, roi: list[float], scale: float, side: int, samples: int, aligned: bool) -> Tensor:
+    """RoI Align by its definition, a sample at a time: (C, side, side)."""
+    image, *corners = roi
+    x0, y0, x1, y1 = (c * scale - 0.5 * aligned for c in corners)
+    sizes = [size if aligned else max(1.0, size) for size in (y1 - y0, x1 - x0)]
+    bins = [size / side for size in sizes]
+    counts = [samples if samples > 0 else max(1, math.ceil(b)) for b in bins]
+    height, width = x.shape[2:]
+
+    def at(down: float, across: float) -> Tensor:
+        if down < -1 or down > height or across < -1 or across > width:
+            return torch.zeros(x.shape[1])
+        down, across = min(max(down, 0), height - 1), min(max(across, 0), width - 1)
+        top, left = math.floor(down), math.floor(across)
+        bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+        p, q, plane = down - top, across - left, x[int(image)]
+        upper = (1 - q) * plane[:, top, left] + q * plane[:, top, right]
+        return (1 - p) * upper + p * ((1 - q) * plane[:, bottom, left] + q * plane[:, bottom, right])
+
+    out = torch.zeros(x.shape[1], side, side)
+    for i in range(side):
+        for j in range(side):
+            points = [
+                at(y0 + (i + (a + 0.5) / counts[0]) * bins[0], x0 + (j + (b + 0.5) / counts[1]) * bins[1])
+                for a in range(counts[0]) for b in range(counts[1])
+            ]  # fmt: skip
+            out[:, i, j] = torch.stack(points).mean(0)
+    return out
+
+
+@pytest.mark.parametrize(("samples", "aligned"), [(2, False), (2, True), (0, False), (-1, True)])
+def test_roi_align_is_the_definition(samples: int, aligned: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 7)
+    rois = torch.tensor([[1, 0, 0, 24, 20], [0, 3, 5, 11, 22], [1, 10, 2, 10.5, 3], [0, -9, -8, 40, 4]])
+    found = regions.roi_align(x, rois, 0.25, 2, 2, samples, aligned)
+    for one, roi in zip(found, rois.tolist(), strict=True):
+        assert torch.allclose(one, aligned_by_hand(x, roi, 0.25, 2, samples, aligned), atol=1e-5)
+    assert regions.roi_align(x, rois[:0], 0.25, 2, 2, samples, aligned).shape == (0, 3, 2, 2)
+
+
+@needs_torchvision
+def test_roi_align_has_a_gradient() -> None:
+    """Also as torchvision's operator, where that is ours."""
+    vision.torchvision()
+    from torchvision.ops import roi_align
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    rois = torch.tensor([[1.0, 0, 0, 9, 7], [0, 1, 2, 6, 7], [1, 3, 1, 8, 8]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: roi_align(x, rois, 2, 0.5, 2), (x,))
+    (none,) = torch.autograd.grad(roi_align(x, rois[:0], 2, 0.5, 2).sum(), x)
+    assert not none.any()
 
 
 FIRST = """

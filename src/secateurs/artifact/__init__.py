@@ -3,8 +3,22 @@
 `card` defines the schema of a card, `folder` reads an artifact, `saving` writes one, `state` is what it holds of a network.
 """
 
-from secateurs.artifact.card import Card, Earlier, Figures, Source, networks
-from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign, place, read, restored
+from secateurs.artifact.card import Card, Earlier, Source, networks
+from secateurs.artifact.fields import Figures
+from secateurs.artifact.folder import (
+    CARD,
+    MODEL,
+    NEW,
+    PLAN,
+    digest,
+    exists,
+    foreign,
+    is_round,
+    place,
+    read,
+    remove,
+    restored,
+)
 from secateurs.artifact.saving import STAGED, save
 from secateurs.artifact.signature import InputRecord, Signature
 from secateurs.artifact.state import check_state
@@ -25,9 +39,11 @@ __all__ = [
     "digest",
     "exists",
     "foreign",
+    "is_round",
     "networks",
     "place",
     "read",
+    "remove",
     "restored",
     "save",
 ]

@@ -5,15 +5,14 @@ Unknown fields, for example of later versions, are preserved; known fields are v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from secateurs.artifact.fields import AtLeastOne, Count, Line, Number, Open, PathText, Percent, Seconds
+from secateurs.artifact.fields import AtLeastOne, Count, Figures, Line, Number, Open, PathText, Seconds
 from secateurs.artifact.history import VERSION as HISTORY_VERSION
-from secateurs.artifact.history import Entry
+from secateurs.artifact.history import Entry, Round
 from secateurs.artifact.signature import Signature
 from secateurs.artifact.state import StateRecord
 from secateurs.files import check_format
@@ -22,19 +21,6 @@ from secateurs.widening.grow import Widening
 
 VERSION = 1
 MOST = 100  # maximum number of cuts and widenings, each of which copies the network
-
-
-@dataclass(frozen=True)
-class Figures:
-    """A network's cost and, with validation data, what it was measured by: the loss, top-1 and top-5 in percent of a
-    classifier, and the user's own metrics by name."""
-
-    macs: Count
-    params: Count
-    top1: Percent | None = None
-    top5: Percent | None = None
-    loss: Number | None = None
-    metrics: Mapping[Line, Number | None] = field(default_factory=dict)  # null where it is not finite
 
 
 class Cut(Open):
@@ -68,6 +54,12 @@ class MethodRecord(Open):
     name: Line
 
 
+class TaskRecord(Open):
+    """What the network is for, and the task's settings."""
+
+    name: Line
+
+
 class DataRecord(Open):
     """The data that the metrics were measured on."""
 
@@ -75,6 +67,7 @@ class DataRecord(Open):
     normalize: Line | None = None
     batch_size: AtLeastOne | None = None
     image_size: AtLeastOne | None = None
+    channels: AtLeastOne | None = None
     skip_unreadable: Annotated[bool, Field(strict=True)] | None = None
     skipped: dict[str, Count] = {}  # files that could not be read, by split
 
@@ -135,6 +128,8 @@ class Card(Open):
     history: list[Entry] = []
     versions: dict[str, Line] = {}
     kernels: dict[str, dict[str, str]] = {}  # stripe convolution → size of its input → kernel; see `stripes.choose`
+    task: TaskRecord | None = None  # None where the user named none
+    functions: list[Line] = []  # of the user's own, in place of the task's: loss, step, forward, metrics
     signature: Signature | None = None  # how the network is called; None on cards of earlier versions
     state: StateRecord | None = None  # of the network, beside its weights
     data: DataRecord | None = None
@@ -142,6 +137,7 @@ class Card(Open):
     limits: LimitsRecord | None = None
     recover: Any = None
     seed: Count | None = None
+    rounds: dict[str, Any] | None = None  # the settings of the whole, where the network is what one of its rounds left
     earlier: list[Earlier] = []
     seconds: Seconds | None = None
 
@@ -154,15 +150,19 @@ class Card(Open):
     def networks(self) -> list[tuple[str, Figures]]:
         """What each network on the way to this artifact is called, and its figures: the original first, the last cut,
         and what calibration and recovery made of it where that is another."""
-        return networks(self.earlier, self.before, self.cut, self.calibrated, self.after)
+        rounds = [entry for entry in self.history if isinstance(entry, Round)]
+        return networks(self.earlier, self.before, rounds, self.cut, self.calibrated, self.after)
 
 
 def networks(
-    earlier: Sequence[Earlier], before: Figures, cut: Figures, calibrated: Figures, after: Figures
-) -> list[tuple[str, Figures]]:
+    earlier: Sequence[Earlier], before: Figures, rounds: Sequence[Round], cut: Figures, calibrated: Figures,
+    after: Figures,
+) -> list[tuple[str, Figures]]:  # fmt: skip
     """`Card.networks`, of figures that are on no card yet."""
-    names = ["before", *(f"after {one.method}" for one in earlier), "after the cut"]
-    found = list(zip(names, [*(one.before for one in earlier), before, cut], strict=True))
+    names = ["before", *(f"after {one.method}" for one in earlier)]
+    found = list(zip(names, [*(one.before for one in earlier), before], strict=True))
+    found += [(f"after round {one.round}", one.after) for one in rounds[:-1]]  # the last one's are those of the whole
+    found.append(("after the cut", cut))
     for name, last, figures in (("calibrated", cut, calibrated), ("after recovery", calibrated, after)):
         if figures != last:
             found.append((name, figures))

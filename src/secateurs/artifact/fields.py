@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -33,7 +36,33 @@ Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=1e12)]
 
 
+def plain(value: Any) -> Any:
+    """Convert to JSON types: NaN and infinity, which JSON does not have, become null; arrays become lists."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+
+
 class Open(BaseModel):
     """A model that allows unknown fields."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A network's cost and, with validation data, what it was measured by: the loss, top-1 and top-5 in percent of a
+    classifier, and the user's own metrics by name."""
+
+    macs: Count
+    params: Count
+    top1: Percent | None = None
+    top5: Percent | None = None
+    loss: Number | None = None
+    metrics: Mapping[Line, Number | None] = field(default_factory=dict)  # null where it is not finite

@@ -97,11 +97,30 @@ class _Ours(BaseModel):
 
     format: Literal["secateurs"]
     files: Any = None
+    rounds: Any = None
 
 
 def exists(folder: StrPath) -> bool:
     """Whether the folder has an artifact, complete or not: a card that Secateurs wrote."""
     return bool(_cards(folder))
+
+
+def is_round(folder: StrPath) -> bool:
+    """Whether the folder has what a round of iterative pruning left."""
+    return any(card.rounds is not None for card in _cards(folder))
+
+
+def remove(folder: StrPath) -> None:
+    """Remove an artifact, and its folder if nothing else is in it. Files of these names that are not its own stay."""
+    if not exists(folder) or foreign(folder):
+        return
+    for name in (MODEL, PLAN, CARD):  # the card last: until then, the rest is an artifact's
+        for path in (Path(folder, NEW, name), Path(folder, name)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+    for path in (Path(folder, NEW), Path(folder)):
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def foreign(folder: StrPath) -> list[str]:

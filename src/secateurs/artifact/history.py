@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
-from secateurs.artifact.fields import AtLeastOne, Count, Line, Number, Open, Percent, Seconds
+from secateurs.artifact.fields import AtLeastOne, Count, Figures, Line, Number, Open, Percent, Seconds, plain
 
 VERSION = 1  # of the entries: raised where a field changes its meaning
 
@@ -68,6 +68,19 @@ class Reconstructed(Open):
     layers: list[Solved] = []
 
 
+class Round(Open):
+    """The end of a round of iterative pruning. Entries that were made in a round have its number, too."""
+
+    event: Literal["round"]
+    round: AtLeastOne
+    rounds: AtLeastOne  # in all
+    budget: dict[str, Number | Count | None] = {}  # what could stay after it
+    cut: Figures
+    calibrated: Figures
+    after: Figures
+    error: Number | None = None  # relative difference between the sliced and the masked network
+
+
 class Record(Open):
     """What a method has on record, which is neither."""
 
@@ -77,7 +90,7 @@ def _kind(entry: Any) -> str | None:
     if not isinstance(fields, Mapping):
         return None
     if "event" in fields:
-        return str(fields["event"]) if fields["event"] in ("calibrated", "reconstructed") else "event"
+        return str(fields["event"]) if fields["event"] in ("calibrated", "reconstructed", "round") else "event"
     return "epoch" if "epoch" in fields else "record"
 
 
@@ -85,10 +98,16 @@ Entry = Annotated[
     Annotated[Epoch, Tag("epoch")]
     | Annotated[Calibrated, Tag("calibrated")]
     | Annotated[Reconstructed, Tag("reconstructed")]
+    | Annotated[Round, Tag("round")]
     | Annotated[Event, Tag("event")]
     | Annotated[Record, Tag("record")],
     Discriminator(_kind),
 ]
+
+
+def rounds(history: Sequence[Mapping[str, Any]]) -> list[Round]:
+    """The ends of rounds in a `Result.history`."""
+    return [Round.model_validate(plain(entry)) for entry in history if entry.get("event") == "round"]
 
 
 def records(history: Sequence[Open]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -168,7 +168,8 @@ def after_cut(source: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 def remember(model: nn.Module, source: dict[str, Any]) -> None:
     """Record on a network how it was built."""
     model.secateurs_source = source  # type: ignore[assignment]
-    model.secateurs_built = (_structure(model), _shapes(model))  # type: ignore[assignment]
+    unset = [f"{name}.{k}" for name, m in model.named_modules() for k, v in vars(m).items() if v is None]
+    model.secateurs_built = (_structure(model, unset), _shapes(model), unset)  # type: ignore[assignment]
 
 
 def remember_cut(small: nn.Module, source: Mapping[str, Any] | None, plan: Plan) -> None:
@@ -186,10 +187,10 @@ def source_of(model: nn.Module) -> dict[str, Any] | None:
     """How to rebuild this network. Of one that was not made by `build`, or was modified since, the widenings and cuts alone,
     without a spec; None if there are none, or if its parameters are not those that they left."""
     source = getattr(model, "secateurs_source", None)
-    structure, shapes = getattr(model, "secateurs_built", None) or (None, None)
+    structure, shapes, unset = getattr(model, "secateurs_built", None) or (None, None, ())
     if not isinstance(source, dict) or shapes != _shapes(model):
         return None
-    if structure != _structure(model) or not _is_json(source):
+    if structure != _structure(model, unset) or not _is_json(source):
         source = {**UNKNOWN, **{key: source[key] for key in ("widen", "plans") if source.get(key)}}
         return source if len(source) > 1 and _is_json(source) else None
     return source
@@ -214,13 +215,19 @@ def _shapes(model: nn.Module) -> str:
     return hashlib.sha256(repr(shapes).encode()).hexdigest()
 
 
-def _structure(model: nn.Module) -> str:
+def _structure(model: nn.Module, unset: Sequence[str]) -> str:
     """A fingerprint that detects edits of a network: another stride, a replaced module, a forward of
-    its own."""
+    its own.
+
+    unset: attributes that were None when the network was built, and may hold a value since its first forward, as the scales of
+    torchvision's MultiScaleRoIAlign do.
+    """
     parts: list[Any] = []
+    late = set(unset)
     for name, module in model.named_modules():
-        plain = {k: v for k, v in vars(module).items() if _is_plain(v) and k not in _PASSING}
-        own = sorted(k for k, v in vars(module).items() if callable(v) and not isinstance(v, type))
+        given = {k: v for k, v in vars(module).items() if k not in _PASSING and f"{name}.{k}" not in late}
+        plain = {k: v for k, v in given.items() if _is_plain(v)}
+        own = sorted(k for k, v in given.items() if callable(v) and not isinstance(v, type))
         parts.append((name, type(module).__module__, type(module).__qualname__, sorted(plain.items()), own))
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 

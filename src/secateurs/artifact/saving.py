@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 import shutil
 import time
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from secateurs.artifact.card import VERSION, Card
+from secateurs.artifact.fields import plain
 from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign
 from secateurs.artifact.history import VERSION as HISTORY_VERSION
 from secateurs.artifact.state import State, gathered
@@ -81,7 +81,7 @@ def _write(staged: Path, state: State, plan: Plan, card: Mapping[str, Any]) -> N
             os.close(handle)
     (staged / PLAN).write_text(plan.to_json())
     shutil.copymode(staged / PLAN, staged / MODEL)  # the permissions of any new file; safetensors creates it as private
-    body = {"format": "secateurs", "version": VERSION, "history_version": HISTORY_VERSION, **_plain(card)}
+    body = {"format": "secateurs", "version": VERSION, "history_version": HISTORY_VERSION, **plain(card)}
     if state.record:
         body["state"] = state.record
     body["files"] = {name: digest(staged / name) for name in (PLAN, MODEL)}
@@ -194,16 +194,3 @@ def _move_into_place(target: Path) -> None:
             os.replace(target / NEW / name, target / name)
     sync_folder(target)
     (target / NEW).rmdir()
-
-
-def _plain(value: Any) -> Any:
-    """Convert to JSON types: NaN and infinity, which JSON does not have, become null; arrays become lists."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)

@@ -12,16 +12,19 @@ from collections.abc import Sequence
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
+from secateurs.cli import config
+from secateurs.cli.bench import bench
 from secateurs.cli.compare import compare_criteria
 from secateurs.cli.demo import demo
 from secateurs.cli.env import env
 from secateurs.cli.evaluate import evaluate
+from secateurs.cli.export import export
 from secateurs.cli.inspect import inspect
 from secateurs.cli.methods import methods
 from secateurs.cli.prune import prune
 from secateurs.cli.redesign import redesign
 from secateurs.cli.spelling import option
-from secateurs.errors import Message, SecateursError
+from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError
 from secateurs.version import __version__
 
 __all__ = ["app", "main"]
@@ -36,12 +39,13 @@ app = App(
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
-for verb in (demo, methods, inspect, prune, redesign, evaluate, compare_criteria, env):
+for verb in (demo, methods, inspect, prune, redesign, evaluate, bench, export, compare_criteria, env):
     app.command(verb)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0 success, 1 error, 2 wrong usage, 130 interrupted.
+    """Run one command. Returns the exit status: 0 success, 1 error, 2 wrong usage (an option that does not exist, a value that
+    cannot be used), 130 interrupted.
 
     A failure is one message on stderr, whatever failed.
     """
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
-        status = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        status = _run(tokens)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt as interrupt:  # which may say how to continue
@@ -73,8 +77,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             return FAILED
         if isinstance(error, SecateursError):
-            return _fail(error.text(option), FAILED)
+            return _fail(error.text(option), USAGE if _is_usage(error) else FAILED)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILED)
+
+
+def _run(tokens: Sequence[str]) -> object:
+    """Run one command with the options of its file, if it has one; or print them."""
+    command, usual = tokens[0] if tokens else "", app.config
+    file, prints = config.named(tokens), config.prints(tokens)
+    if (file is None and not prints) or not config.takes(app, command):
+        return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    try:
+        app.config = (config.source(app, command, file, whole=not prints),)
+        if not prints:
+            return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        _, bound, *_ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        print(config.as_yaml(config.effective(app, command, bound.arguments)), end="")
+        return 0
+    finally:
+        app.config = usual
+
+
+def _is_usage(error: SecateursError) -> bool:
+    """Whether a value of an option cannot be used."""
+    return isinstance(error, ConfigError | BudgetError | SpecError) or isinstance(next(iter(error.args), None), Setting)
 
 
 def _usage(error: CycloptsError) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.config import ConfigOptions
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
 from secateurs.errors import ArtifactError, ConfigError, PlanError, nearest, shown
 
@@ -34,6 +35,7 @@ def compare_criteria(
     force: Flag = False,
     seed: Seed = 0,
     device: str | None = None,
+    config_options: ConfigOptions | None = None,
 ) -> None:
     """Mask a layer's channels one by one, least important first: how long does accuracy hold without training?
 
@@ -94,7 +96,7 @@ def compare_criteria(
     from secateurs.plans import trace
     from secateurs.runs.curves import CurveRecord
     from secateurs.runs.cut import pick_device
-    from secateurs.runs.sources import example
+    from secateurs.runs.purpose import Purpose
     from secateurs.studies import one_by_one
 
     model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec().complete()
@@ -117,7 +119,7 @@ def compare_criteria(
     where = pick_device(device)
     data = spec.load(seed, where)
     network = build(data, where, seed)
-    inputs = example(data)
+    inputs = Purpose().example(network, data)
     graph = trace(network, inputs)
     group = _group(graph, layer, model)
     for name, known in curves.items():

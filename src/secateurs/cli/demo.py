@@ -75,7 +75,8 @@ def demo(
     import secateurs as sc
     from secateurs import report
     from secateurs.methods import Task
-    from secateurs.runs.sources import DataSpec, example, rewind
+    from secateurs.runs.purpose import Purpose
+    from secateurs.runs.sources import DataSpec, rewind
     from secateurs.runs.training import check_epochs
 
     torch.set_num_threads(1)  # so small a network gains nothing by more, and loses much where cores are shared
@@ -87,7 +88,7 @@ def demo(
     data = DataSpec(data="digits", normalize="none", batch_size=64).load(seed, cpu)
     torch.manual_seed(seed)
     network = sc.build(SPEC, num_classes=10)
-    inputs = example(data)
+    inputs = Purpose().example(network, data)
     graph = sc.trace(network, inputs)
     for method in chosen:
         try:
@@ -141,13 +142,14 @@ def _train(network: nn.Module, data: Data, epochs: float, seed: int) -> None:
 def _row(method: Method, network: nn.Module, data: Data, budget: Budget, epochs: float, seed: int) -> list[str]:
     import secateurs as sc
     from secateurs import report
-    from secateurs.runs.sources import example, rewind
+    from secateurs.runs.purpose import Purpose
+    from secateurs.runs.sources import rewind
 
     began = time.perf_counter()
     rewind(data)
     quiet: dict[str, Any] = {"device": "cpu", "progress": "silent"}
     recover = sc.Recover(epochs=epochs) if epochs else None
-    result = sc.prune(network, example(data), method, budget, data, recover, seed=seed, **quiet)
+    result = sc.prune(network, Purpose().example(network, data), method, budget, data, recover, seed=seed, **quiet)
     before, after = result.before, result.after
     return [
         method.name,

@@ -18,9 +18,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from secateurs.devices import first_line, processor
 from secateurs.errors import SecateursError
 from secateurs.version import __version__
 
@@ -122,33 +122,14 @@ def _python() -> dict[str, str]:
 
 def _cpu() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"name": _cpu_name(), "cores": cores}
-
-
-def _cpu_name() -> str:
-    try:
-        if sys.platform == "darwin":
-            return _said(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.machine()
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        return found[1].strip() if found else platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()
-
-
-def _said(command: Sequence[str]) -> str:
-    """The first line that a program prints, or an empty string."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return (done.stdout.strip().splitlines() or [""])[0].strip() if done.returncode == 0 else ""
+    return {"name": processor(), "cores": cores}
 
 
 def _kernels(built: str) -> tuple[str, str]:
     """How stripe kernels for the CPU are compiled, or why they cannot be. built: the library, if there is one."""
     compiler = os.environ.get("CXX", "c++" if sys.platform != "win32" else "cl")
-    version = _said([compiler, "--version"])
-    ninja = _said(["ninja", "--version"])
+    version = first_line([compiler, "--version"])
+    ninja = first_line(["ninja", "--version"])
     tools = ", ".join([version or f"no C++ compiler ({compiler})", f"ninja {ninja}" if ninja else "no ninja"])
     if built:
         return f"{tools}; compiled", ""

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import DataOptions, Folder, ModelOptions
+from secateurs.cli.task import TaskOptions, recorded
 from secateurs.errors import ConfigError, DataError, SecateursError, shown
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from secateurs import Data
     from secateurs.artifact import Card
     from secateurs.runs import DataSpec
+    from secateurs.runs.purpose import Purpose
+    from secateurs.tasks import VisionTask
 
 
 def evaluate(
@@ -27,6 +30,7 @@ def evaluate(
     *,
     model: str | None = None,
     model_options: ModelOptions | None = None,
+    task_options: TaskOptions | None = None,
     data_options: DataOptions | None = None,
     device: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
@@ -64,7 +68,7 @@ def evaluate(
     """
     from secateurs.artifact import read
     from secateurs.runs.cut import pick_device
-    from secateurs.runs.sources import check_model_fits_data
+    from secateurs.runs.purpose import Purpose
 
     model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec()
     if artifact is None and model is None:
@@ -79,19 +83,22 @@ def evaluate(
         raise ConfigError(f"{shown(artifact)} is no folder: a model spec is given as --model, with --weights FILE.")
     where = pick_device(device)
     card: Card | None = None
+    purpose = Purpose.of((task_options or TaskOptions()).chosen())
     if artifact is not None:
         card = read(artifact)[1]
+        purpose = purpose if purpose.named else _purpose(artifact, card)
         network = _load(artifact, card, model, model_options).to(where)  # reading data may take a while
-        spec, data = _data(artifact, card, spec, where, model_options.trust_code)
-        check_model_fits_data(network, data, shown(artifact), "give the data that it was pruned for.")
+        trust, classes = model_options.trust_code, model_options.num_classes
+        spec, data = recorded_data(artifact, card, spec, where, trust, purpose.task, classes)
+        purpose.check_fits(network, data, shown(artifact), ("give the data that it was pruned for.",))
     else:
-        build = model_options.network(str(model)).open()
-        spec = spec.complete()
-        data = spec.load(0, where)
+        build = model_options.network(str(model)).open(purpose)
+        spec = spec.complete(purpose.task)
+        data = spec.load(0, where, purpose.task, model_options.num_classes)
         network = build(data, where, 0)
     if data.val is None:
         raise DataError(f"{spec.name} has no images to validate on, and so nothing to measure with.")
-    found = {"data": spec.name, "normalize": spec.normalize, **_measure(network, data, where)}
+    found = {"data": spec.name, "normalize": spec.normalize, **_measure(network, data, where, purpose)}
     if not options.first():  # of several processes each has measured the whole
         return
     if card is not None and (doubt := _other_classes(card, data)) is not None:
@@ -104,12 +111,34 @@ def evaluate(
         _show(str(model) if artifact is None else shown(artifact), found, card)
 
 
-def _data(artifact: Path, card: Card, given: DataSpec, where: torch.device, trust: bool) -> tuple[DataSpec, Data]:
-    """The data to evaluate on: as given, completed from the card."""
+def _purpose(artifact: Path, card: Card) -> Purpose:
+    """What the network is for, as its card says."""
+    from secateurs.runs.purpose import Purpose
+
+    if card.functions:
+        raise ConfigError(
+            f"{shown(artifact)} was measured with functions of its own ({', '.join(card.functions)}), which its card does not "
+            "have: measure it in Python, or give --task to measure it as a task does."
+        )
+    return Purpose(recorded(card, artifact), card.task is not None)
+
+
+def recorded_data(
+    artifact: Path,
+    card: Card,
+    given: DataSpec,
+    where: torch.device,
+    trust: bool,
+    task: VisionTask | None = None,
+    classes: int | None = None,
+) -> tuple[DataSpec, Data]:
+    """The data to evaluate on: as given, completed from the card. task: by default the card's. classes: their number, if it is
+    given."""
     from secateurs.data.spec import remote
 
-    recorded = _preprocessing(card) | ({} if card.data is None else card.data.model_dump(exclude_none=True))
-    named: str = recorded.get("data") or ""
+    task = task or recorded(card, artifact)
+    on_card = _preprocessing(card) | ({} if card.data is None else card.data.model_dump(exclude_none=True))
+    named: str = on_card.get("data") or ""
     if given.data is None and not named:
         raise ConfigError(
             f"The card of {shown(artifact)} does not say which data it is for: give --data, and --normalize."
@@ -119,8 +148,8 @@ def _data(artifact: Path, card: Card, given: DataSpec, where: torch.device, trus
             raise ConfigError(
                 f"{shown(named)} would be fetched from the network: give it as --data if you mean it (or --trust-code)."
             )
-        spec = given.over(recorded).complete()
-        return spec, spec.load(0, where)
+        spec = given.over(on_card).complete(task)
+        return spec, spec.load(0, where, task, classes)
     except SecateursError as error:
         if given.data is not None:
             raise
@@ -134,7 +163,8 @@ def _preprocessing(card: Card) -> dict[str, Any]:
     if how is None:
         return {}
     side = how.size[0] if how.resize is not None and how.size[0] == how.size[1] else None
-    return {"normalize": "/".join(",".join(map(repr, values)) for values in (how.mean, how.std)), "image_size": side}
+    normalize = "/".join(",".join(map(repr, values)) for values in (how.mean, how.std))
+    return {"normalize": normalize, "image_size": side, **({"channels": 1} if how.channels == "L" else {})}
 
 
 def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> nn.Module:
@@ -147,19 +177,20 @@ def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> 
     return sc.load(artifact, sc.build(spec, num_classes=model.num_classes, trust_code=model.trust_code))
 
 
-def _measure(network: nn.Module, data: Data, where: torch.device) -> dict[str, Any]:
+def _measure(network: nn.Module, data: Data, where: torch.device, purpose: Purpose) -> dict[str, Any]:
     import secateurs as sc
     from secateurs import training
-    from secateurs.runs.sources import example
 
-    cost = sc.count(network, example(data))
-    metrics = training.evaluate(network, data.val, device=where)
+    inputs = purpose.example(network, data)
+    cost = sc.count(network, inputs)
+    metrics = training.evaluate(network, data.val, device=where, objective=purpose.objective(network, inputs))
     return {
         "macs": cost.macs,
         "params": cost.params,
         "top1": metrics.top1,
         "top5": metrics.top5,
         "loss": metrics.loss,
+        "metrics": metrics.metrics,
         "examples": metrics.examples,
         "skipped": getattr(data.val, "skipped", 0),
         "seconds": round(metrics.seconds, 2),
@@ -170,7 +201,7 @@ def _show(what: str, found: dict[str, Any], card: Card | None) -> None:
     import secateurs as sc
     from secateurs.report import columns, count, duration, short, signature, table
 
-    now = sc.Figures(*(found[name] for name in ("macs", "params", "top1", "top5", "loss")))
+    now = sc.Figures(*(found[name] for name in ("macs", "params", "top1", "top5", "loss", "metrics")))
     networks = [("measured now", now)]
     if card is not None:
         networks += [("on the card", card.after), ("the original", card.networks()[0][1])]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -13,6 +14,7 @@ from secateurs.cli import options
 from secateurs.cli.limits import LimitOptions
 from secateurs.cli.options import Count
 from secateurs.cli.spelling import option
+from secateurs.cli.task import TaskOptions, recorded
 from secateurs.errors import ArtifactError, ConfigError, SecateursError, TraceError
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ def inspect(
     *,
     input: str | None = None,
     num_classes: Count | None = None,
+    scope: Literal["internal", "all"] = "internal",
+    task_options: TaskOptions | None = None,
     limit_options: LimitOptions | None = None,
     allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
@@ -45,7 +49,8 @@ def inspect(
     A group is a set of channels that live on the same layers; `8 ×4` are eight, each of them four channels of a layer
     that only go together. Its share is that of the network's MACs that involve its channels; a MAC involves an input
     and an output channel, so shares add up to more than 100%. Groups on a shortcut are cut with `--scope all` only.
-    With `--exclude`, `--only`, `--ratio` and others, it shows which groups they keep, and the lowest cost they leave.
+    With `--exclude`, `--only`, `--ratio` and others, it shows which groups they keep, and the lowest cost they leave. A
+    ratio of a group on a shortcut needs `--scope all`, as when a network is pruned.
 
     ```
     $ secateurs inspect zoo:small_cnn
@@ -73,6 +78,8 @@ def inspect(
         records
     num_classes
         outputs of the network
+    scope
+        the scope to which --ratio applies: internal or all
     allow_inexact
         count channels as prunable over which a layer or group norm computes its statistics
     trust_code
@@ -84,15 +91,15 @@ def inspect(
     force
         overwrite existing pictures
     """
-    import torch
 
     import secateurs as sc
     from secateurs.artifact import Signature
     from secateurs.graph.inputs import tensors
     from secateurs.plans.stripes import summary
 
-    network = sc.build(model, num_classes=num_classes, trust_code=trust_code)
     plan, spec, card = _artifact(model)
+    task = (task_options or TaskOptions()).chosen() or recorded(card, model)
+    network = sc.build(model, **task.options(model, num_classes, None), trust_code=trust_code)
     if pictures is not None:
         if plan is None:
             raise ConfigError(f"--pictures draws an artifact's stripes, and {model} is not an artifact.")
@@ -107,7 +114,7 @@ def inspect(
         except ArtifactError as error:
             raise error.advised("--input gives the shape of one input.") from None
     else:
-        inputs = torch.zeros(1, *(_shape(input) if input else default_shape(spec, network, card)))
+        inputs = task.blank(shape_of(input) if input else default_shape(spec, network, card))
     alone = all(len(x) == 1 for x in tensors(inputs) if x.ndim)  # recorded inputs may be a larger batch
     shapes = [list(x.shape[1:] if alone else x.shape) for x in tensors(inputs)]
     shape = " and ".join("x".join(map(str, each)) for each in shapes)
@@ -122,14 +129,19 @@ def inspect(
             f"{model} does not run on an input of {shape}: {reason}. --input gives another shape."
         ) from error
     layers = [] if plan is None else summary(plan)
-    bounds = (limit_options or LimitOptions()).limits().on(graph)
+    limits = (limit_options or LimitOptions()).limits()
+    bounds = limits.on(graph, scope)
+    floors: dict[str, Cost] = {scope: lowest(graph, scope, bounds)}
+    for other in {"internal", "all"} - {scope}:
+        with suppress(ConfigError):  # these limits do not fit the other scope
+            floors[other] = lowest(graph, other, limits.on(graph, other))
     if as_json:
-        record = _record(model, shapes, graph, bounds)
+        record = _record(model, shapes, graph, bounds, floors)
         if card is not None:
             record["signature"] = signature.model_dump(mode="json")
         print(json.dumps(record if plan is None else {**record, "stripes": layers}, indent=2))
     else:
-        _show(model, shape, graph, bounds)
+        _show(model, shape, graph, bounds, floors)
         _show_stripes(layers)
         if card is not None:
             _show_signature(signature)
@@ -179,7 +191,7 @@ def _show_stripes(layers: list[dict[str, Any]]) -> None:
         console.print(stripes_line(layers))
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def shape_of(text: str) -> tuple[int, ...]:
     try:
         shape = tuple(int(n) for n in text.replace("x", ",").split(","))
     except ValueError:
@@ -225,15 +237,16 @@ def _verdict(group: ChannelGroup, bound: Bound | None) -> str:
     if group.reason is not None:
         return group.reason.message.text(option)
     limit = "" if bound is None or bound.message is None else bound.message.text(option)
-    if limit and bound is not None and bound.least == group.size:
+    if limit and bound is not None and (bound.missed or bound.least == group.size):
         return limit
     needs = group.least_reason and f"keeps at least {group.least}: {group.least_reason}"
     return ", ".join(part for part in ("yes" if group.internal else "with --scope all", limit or needs) if part)
 
 
-def _record(model: str, shapes: list[list[int]], graph: ChannelGraph, bounds: Bounds) -> dict[str, Any]:
+def _record(
+    model: str, shapes: list[list[int]], graph: ChannelGraph, bounds: Bounds, floors: dict[str, Cost]
+) -> dict[str, Any]:
     cost = graph.cost()
-    floors = {scope: lowest(graph, scope, bounds) for scope in ("internal", "all")}
     return {
         "model": model,
         "input": shapes[0] if len(shapes) == 1 else shapes,
@@ -241,7 +254,7 @@ def _record(model: str, shapes: list[list[int]], graph: ChannelGraph, bounds: Bo
         "flops": 2 * cost.macs,
         "params": cost.params,
         "warnings": list(graph.warnings),
-        "lowest": {scope: {"macs": c.macs, "params": c.params} for scope, c in floors.items()},
+        "lowest": {scope: {"macs": c.macs, "params": c.params} for scope, c in sorted(floors.items(), reverse=True)},
         "groups": [
             {
                 "name": g.name,
@@ -270,7 +283,7 @@ def _limit(bound: Bound | None) -> dict[str, Any]:
     return {"limit": bound.message.text(option), "least": bound.least, "most": bound.most}
 
 
-def _show(model: str, shape: str, graph: ChannelGraph, bounds: Bounds) -> None:
+def _show(model: str, shape: str, graph: ChannelGraph, bounds: Bounds, floors: dict[str, Cost]) -> None:
     from secateurs.report import listing, share, short, table
 
     console, cost = options.out(), graph.cost()
@@ -299,8 +312,7 @@ def _show(model: str, shape: str, graph: ChannelGraph, bounds: Bounds) -> None:
     total = sum(g.size for g in graph.groups)
     console.print(f"{model} on {shape}: {cost.macs:,} MACs ({short(2 * cost.macs)} FLOPs), {cost.params:,} parameters")
     console.print(f"{every:,} of {total:,} channels may be cut, {inside:,} of them without --scope all")
-    for scope in ("internal", "all"):
-        floor = lowest(graph, scope, bounds)
+    for scope, floor in sorted(floors.items(), reverse=True):
         console.print(
             f"lowest with --scope {scope:8}: {short(floor.macs)} MACs ({share(floor.macs, cost.macs)}), "
             f"{short(floor.params)} parameters ({share(floor.params, cost.params)})"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from secateurs.cli import options
+from secateurs.cli.options import pair
 from secateurs.errors import ConfigError, Setting
 
 if TYPE_CHECKING:
@@ -87,13 +88,7 @@ def configured(
 
     values: dict[str, Any] = {} if ranking is None else {"ranking": ranking}
     for item in settings:
-        key, equals, text = item.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {prefix}{item}: write key=value, such as --set beta=0.7.")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
+        key, value = pair("set", item, "beta=0.7")
         if key in values and key == "ranking" and ranking is not None:
             if value == ranking:
                 continue

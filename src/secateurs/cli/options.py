@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 from rich.console import Console
 
 from secateurs.cli.spelling import option
-from secateurs.errors import Message
+from secateurs.errors import ConfigError, Message
 
 if TYPE_CHECKING:
     from secateurs.runs import DataSpec, NetworkSpec
@@ -33,14 +34,17 @@ Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
 @dataclass(frozen=True)
 class DataOptions:
     data: str | None = None
-    """`digits` (the default), `folder:PATH` with train/CLASS/… and test/CLASS/… (or val/), `hf:NAME_OR_PATH` or
-    `wds:SHARDS,SHARDS`"""
+    """`digits` (the default), `folder:PATH` with train/CLASS/… and test/CLASS/… (or val/), for segmentation with
+    train/images, train/masks, val/images and val/masks; `coco:PATH` with annotations/instances_train.json and
+    annotations/instances_val.json; `hf:NAME_OR_PATH` or `wds:SHARDS,SHARDS`"""
     normalize: str | None = None
     """`imagenet` (the default), `cifar10`, `none`, or means/deviations: 0.5,0.5,0.5/0.2,0.2,0.2"""
     batch_size: Count | None = None
-    """images per step, 128 by default"""
+    """images per step, 128 by default, 16 for segmentation, 8 for detection"""
     image_size: Count | None = None
-    """resize images to this side length; without it, all images must have the same size"""
+    """resize images to this side length; without it, all images must have the same size (classification)"""
+    channels: Literal[1, 3] | None = None
+    """1 reads images in grayscale, 3 in color (the default)"""
     skip_unreadable: Annotated[bool | None, Parameter(negative="", show_default=False)] = None
     """skip images that cannot be read, with a warning; without it, they are an error"""
 
@@ -64,6 +68,17 @@ class ModelOptions:
         from secateurs.runs import NetworkSpec
 
         return NetworkSpec(spec, self.weights, self.num_classes, self.trust_code)
+
+
+def pair(option: str, item: str, such_as: str) -> tuple[str, Any]:
+    """KEY=VALUE as the two; values are parsed as JSON if they are valid JSON (0.7, true, null)."""
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--{option} {item}: write key=value, such as --{option} {such_as}.")
+    try:
+        return key, json.loads(text)
+    except ValueError:
+        return key, text
 
 
 class _Plain(Console):

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured, own, stages
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
+from secateurs.cli.task import TaskOptions
 from secateurs.errors import ConfigError, shown
 
 if TYPE_CHECKING:
@@ -34,11 +36,14 @@ def prune(
     ranking: Literal["global", "layer"] | None = None,
     preset: Many = (),
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
+    rounds: Count = 1,
+    schedule: Literal["linear", "cubic"] = "linear",
     then: Many = (),
     limit_options: LimitOptions | None = None,
     allow_inexact: Flag = False,
     calibrate: Annotated[bool, Parameter(negative="--no-calibrate", show_default=False)] = True,
     model_options: ModelOptions | None = None,
+    task_options: TaskOptions | None = None,
     data_options: DataOptions | None = None,
     recover_options: RecoverOptions | None = None,
     pretrain_options: PretrainOptions | None = None,
@@ -48,6 +53,7 @@ def prune(
     seed: Seed = 0,
     device: str | None = None,
     track: Many = (),
+    config_options: ConfigOptions | None = None,
 ) -> None:
     """Prune a network to a budget, verify the cut, recover the accuracy, save the result.
 
@@ -98,6 +104,10 @@ def prune(
         --then
     settings
         a setting of the method, key=value, or pff.key=value for a method of --then; may be given several times
+    rounds
+        prune iteratively: so many rounds of cutting a little and recovering, each with the whole method and recovery
+    schedule
+        of the rounds: the same share in each (linear), or most at first (cubic); --lr-schedule is the learning rate's
     then
         METHOD:MACS, a further method that prunes the result (pff:0.3), and the MACs of the original network to keep at
         most; may be given several times. Each cut is followed by the same recovery
@@ -130,10 +140,13 @@ def prune(
         method=configured(method, own(settings, then), ranking, own(preset, then)),
         budget=_budget(macs, params, align),
         recover=(recover_options or RecoverOptions()).recipes(),
+        rounds=rounds,
+        schedule=schedule,
         then=stages(then, settings, preset, align),
         weights=model_options.weights,
         num_classes=model_options.num_classes,
         trust_code=model_options.trust_code,
+        task=(task_options or TaskOptions()).chosen(),
         pretrain_epochs=pretrain.pretrain_epochs,
         pretrain_lr=pretrain.pretrain_lr,
         scope=scope,

@@ -29,7 +29,7 @@ class RecoverOptions:
     """temperature of these probabilities, by which logits are divided; 4 by default"""
     lr: float | None = None
     """peak learning rate of fine-tuning; by default chosen by the number of steps"""
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    lr_schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     """learning-rate schedule"""
     weight_decay: float = 5e-4
     """weight decay; norms and biases have none, and there is none while mimicking"""
@@ -37,6 +37,9 @@ class RecoverOptions:
     """fraction of each label that is spread over all classes"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto selects bf16 where the hardware is fast at it"""
+    ema: float | None = None
+    """decay of a moving average of the weights, for example 0.999, in every training phase: the averaged weights are
+    evaluated and saved"""
     mimic_lr: float | None = None
     """peak learning rate of mimicking (Adam), 0.003 by default"""
     mimic_function: Literal["kl", "js", "mse", "l1"] | None = None
@@ -46,7 +49,7 @@ class RecoverOptions:
     optimizer: Literal["sgd", "adam", "adamw"] | None = None
     """optimizer of every training phase; sgd by default, adam for mimicking"""
     milestones: str | None = None
-    """epochs after which the learning rate is multiplied by --gamma, such as 5,10; instead of --schedule"""
+    """epochs after which the learning rate is multiplied by --gamma, such as 5,10; instead of --lr-schedule"""
     gamma: float | None = None
     """factor of the learning rate at each milestone, 0.1 by default"""
 
@@ -62,6 +65,7 @@ class RecoverOptions:
             ("share", tuned, "finetune"),
             ("temperature", tuned and self.share != 0, "finetune"),
             ("lr", tuned, "finetune"),
+            ("ema", bool(kinds & {"finetune", "distil", "mimic"}), "finetune"),
         ):
             if getattr(self, option) is not None and not used:
                 why = " with a share above 0" if option == "temperature" and tuned else ""
@@ -76,10 +80,10 @@ class RecoverOptions:
         """The phase with the optimizer and the milestones, if it trains."""
         from secateurs.training import Recipe
 
-        given: dict[str, Any] = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        given: dict[str, Any] = {n: v for n in ("optimizer", "ema") if (v := getattr(self, n)) is not None}
         if self.milestones is not None:
-            if self.schedule != "onecycle":
-                raise ConfigError(f"--schedule {self.schedule} and --milestones are mutually exclusive.")
+            if self.lr_schedule != "onecycle":
+                raise ConfigError(f"--lr-schedule {self.lr_schedule} and --milestones are mutually exclusive.")
             try:
                 points = tuple(float(part) for part in self.milestones.split(","))
             except ValueError:
@@ -103,13 +107,13 @@ class RecoverOptions:
                 raise error.renamed(as_setting("recover")) from None
         epochs = 3 if amount is None else amount
         if kind != "mimic":
-            names = ("lr", "share", "temperature", "schedule", "weight_decay", "label_smoothing", "precision")
+            names = ("lr", "share", "temperature", "weight_decay", "label_smoothing", "precision")
             given = {name: value for name in names if (value := getattr(self, name)) is not None}
-            return MODES[kind](epochs=epochs, **given)
+            return MODES[kind](epochs=epochs, schedule=self.lr_schedule, **given)
         nodes = None if self.nodes is None else tuple(name.strip() for name in self.nodes.split(",") if name.strip())
         given = {"lr": self.mimic_lr, "function": self.mimic_function, "nodes": nodes}
         given = {name: value for name, value in given.items() if value is not None}
-        return MODES[kind](epochs=epochs, schedule=self.schedule, precision=self.precision, **given)
+        return MODES[kind](epochs=epochs, schedule=self.lr_schedule, precision=self.precision, **given)
 
     def _phases(self) -> list[tuple[str, float | None]]:
         """Of each: (kind, epochs or images), None by default."""
@@ -165,7 +169,7 @@ class RedesignOptions:
     """peak learning rate of recovery; by default chosen by the number of steps"""
     scratch_epochs: float | None = None
     """epochs of training the widths found from scratch; as many as --epochs by default"""
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    lr_schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     """learning-rate schedule"""
     weight_decay: float = 5e-4
     """weight decay; norms and biases have none"""
@@ -177,4 +181,5 @@ class RedesignOptions:
     def training(self) -> RedesignTraining:
         from secateurs.runs import RedesignTraining
 
-        return RedesignTraining(**asdict(self))
+        given = asdict(self)
+        return RedesignTraining(schedule=given.pop("lr_schedule"), **given)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
 from secateurs.cli.prune import Flag
 from secateurs.cli.recipes import RedesignOptions
+from secateurs.cli.task import TaskOptions
 from secateurs.errors import shown
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def redesign(
     limit_options: LimitOptions | None = None,
     from_base: Flag = False,
     model_options: ModelOptions | None = None,
+    task_options: TaskOptions | None = None,
     data_options: DataOptions | None = None,
     train_options: RedesignOptions | None = None,
     out: Folder,
@@ -42,6 +45,7 @@ def redesign(
     seed: Seed = 0,
     device: str | None = None,
     track: Many = (),
+    config_options: ConfigOptions | None = None,
 ) -> None:
     """Find better widths at the same cost: widen a network, train it, prune it back, and train what was found from scratch.
 
@@ -137,6 +141,7 @@ def redesign(
         weights=model_options.weights,
         num_classes=model_options.num_classes,
         trust_code=model_options.trust_code,
+        task=(task_options or TaskOptions()).chosen(),
         seed=seed,
         device=device,
         track=track,
@@ -148,17 +153,17 @@ def redesign(
 
 
 def _show(found: Redesign, folder: Path) -> None:
-    from secateurs.report import duration, error, percent, share, short, table
+    from secateurs.report import columns, duration, error, share, short, table
     from secateurs.runs.redesign import PRUNED, SCRATCH
 
     base = found.rows["base"]
-    figures = table("", "MACs", "", "params", "", "top-1 %", "top-5 %", "loss")
+    measured = columns(list(found.rows.values()))
+    figures = table("", "MACs", "", "params", "", *measured)
     for name, row in found.rows.items():
-        loss = "-" if row.loss is None else f"{row.loss:.3f}"
         figures.add_row(
             *(name, short(row.macs), share(row.macs, base.macs)),
             *(short(row.params), share(row.params, base.params)),
-            *(percent(row.top1), percent(row.top5), loss),
+            *(measure(row) for measure in measured.values()),
         )
     layers = table("channels of", "base", "scaled", "re-designed")
     for layer, widths in found.widths.items():

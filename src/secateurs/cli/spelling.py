@@ -8,11 +8,12 @@ from secateurs.errors import Setting, python
 
 # Settings that are options of the same name …
 SAME = frozenset({
-    "align", "allow_inexact", "batch_size", "data", "device", "epochs", "from_base", "gamma", "image_size",
-    "label_smoothing", "lr", "macs", "method", "milestones", "model", "nodes", "normalize", "num_classes",
-    "optimizer", "params", "precision", "preset", "pretrain_epochs", "pretrain_lr", "ranking", "recover",
-    "recover_epochs", "recover_lr", "resume", "schedule", "scope", "scratch_epochs", "seed", "share",
-    "skip_unreadable", "temperature", "then", "track", "trust_code", "weight_decay", "weights", "widen",
+    "align", "allow_inexact", "batch", "batch_size", "channels", "channels_last", "data", "device", "ema", "epochs",
+    "from_base", "gamma", "image_size", "int8", "label_smoothing", "lr", "macs", "method", "milestones", "mode",
+    "model", "nodes", "normalize", "num_classes", "optimizer", "params", "precision", "preset", "pretrain_epochs",
+    "pretrain_lr", "ranking", "recover", "recover_epochs", "recover_lr", "resume", "rounds", "schedule", "scope",
+    "scratch_epochs", "seconds", "seed", "share", "skip_unreadable", "target", "task", "temperature", "then",
+    "threads", "track", "trust_code", "weight_decay", "weights", "widen",
 })  # fmt: skip
 OTHER = {"overwrite": "force", "folder": "out", "ratios": "ratio"}  # … and of another one
 LIMITS = frozenset({"exclude", "only", "ratios", "min_channels", "max_cut"})  # that may be given several times
@@ -22,10 +23,16 @@ MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}
 def option(setting: Setting) -> str:
     """`scope='all'` → `--scope all`, `EPruner(beta=0.5)` → `--set beta=0.5`; settings without an option as in Python."""
     name = setting.name
+    if _is_task(setting.of):
+        return f"--task-set {name}={'…' if setting.value is ... else _value(setting.value)}"
     if "." in name or (_is_method(setting.of) and name != "ranking"):
         return f"--set {name}={'…' if setting.value is ... else _value(setting.value)}"
+    if name == "dynamic_batch" and setting.value is False:
+        return "--fixed-batch"
     if name in MIMIC and _is_mimic(setting.of):
         flag = MIMIC[name]
+    elif name == "schedule" and _is_recipe(setting.of):
+        flag = "lr-schedule"
     elif name in SAME or name in OTHER or name in LIMITS:
         flag = OTHER.get(name, name.replace("_", "-"))
     else:
@@ -44,12 +51,28 @@ def _is_method(of: type | None) -> bool:
     return issubclass(of, Method)
 
 
+def _is_task(of: type | None) -> bool:
+    if of is None:
+        return False
+    from secateurs.tasks import VisionTask
+
+    return issubclass(of, VisionTask)
+
+
 def _is_mimic(of: type | None) -> bool:
     if of is None:
         return False
     from secateurs.recovery import Mimic
 
     return issubclass(of, Mimic)
+
+
+def _is_recipe(of: type | None) -> bool:
+    if of is None:
+        return False
+    from secateurs.training import Recipe
+
+    return issubclass(of, Recipe)
 
 
 def _value(value: Any) -> str:

@@ -11,11 +11,13 @@ from torch import Tensor
 from secateurs.data.preprocess import Preprocess
 from secateurs.data.structure import examples, kind_of, leaves
 from secateurs.errors import DataError, a_or_an
+from secateurs.keywords import explained
 
 # inputs: a tensor (N, …), or a tuple or dict of them; targets: (N,), (N, classes), or any structure
 Batch = tuple[Any, Any]
 
 
+@explained(DataError, {"test": "Pass val=…, the batches that accuracy is measured on."})
 @dataclass(frozen=True)
 class Data:
     """Training batches, and optionally validation batches, class names, the shape of one input, and how images become inputs.

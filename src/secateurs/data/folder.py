@@ -12,7 +12,7 @@ import numpy as np
 
 from secateurs.data.images import Size, check_header
 from secateurs.data.unreadable import Unreadable
-from secateurs.errors import DataError
+from secateurs.errors import DataError, Setting
 from secateurs.files import kind, shown
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -50,16 +50,21 @@ def scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
 
 def _scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
     if not path.is_dir():
-        raise DataError(f"There is no folder {shown(path)}{_instead(path)}.")
+        raise DataError(f"There is no folder {shown(path)}{instead(path)}.")
     root = path / "train"
     held_out = next((path / name for name in ("val", "test") if (path / name).is_dir()), None)
     if not root.is_dir() or held_out is None:
-        found = ", ".join(shown(p.name) for p in sorted(path.iterdir()) if _is_folder(p)) or "no folders"
+        found = ", ".join(shown(p.name) for p in sorted(path.iterdir()) if is_folder(p)) or "no folders"
         raise DataError(f"{shown(path)} needs train/<class>/… and val/<class>/… or test/<class>/…; it has {found}.")
     (classes, broken), (other, also_broken) = _folders(root), _folders(held_out)
     if not classes:
         why = f" ({broken[0]})" if broken else ""
         raise DataError(f"{shown(root)} has no class folders{why}: put the images in {root.name}/<class>/.")
+    if set(classes) == {"images", "masks"}:
+        raise DataError(
+            f"{shown(root)} has images and masks, not a folder for each class.",
+            hint=("If each mask is that of an image, pass ", Setting("task", "segmentation"), "."),
+        )
     if extra := sorted(set(other) - set(classes)):
         raise DataError(
             f"{shown(held_out)} has classes that {shown(root)} lacks: {_some(extra, root)}. Rename or remove them."
@@ -73,14 +78,14 @@ def _scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
     return train, val, tuple(map(shown, classes))
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:  # it may be a folder
         return False
 
 
-def _instead(path: Path) -> str:
+def instead(path: Path) -> str:
     """What is found in place of a folder, in parentheses."""
     if not os.path.lexists(path):
         return ""
@@ -104,7 +109,7 @@ def _folders(root: Path) -> tuple[list[str], list[Unreadable]]:
 
 def _some(names: list[str], root: Path) -> str:
     """The first of the classes, with what `root` has in place of the folder."""
-    return ", ".join(shown(name) + _instead(root / name) for name in names[:5]) + ("…" if len(names) > 5 else "")
+    return ", ".join(shown(name) + instead(root / name) for name in names[:5]) + ("…" if len(names) > 5 else "")
 
 
 def _mode(entry: os.DirEntry[str]) -> int | str:
@@ -124,7 +129,7 @@ def _split(root: Path, classes: list[str], broken: list[Unreadable]) -> FolderSp
     labels: list[int] = []
     unreadable = list(broken)
     for label, name in enumerate(classes):
-        found, bad = _images(root / name)
+        found, bad = images_in(root / name)
         if not found:
             why = f": {bad[0].path} cannot be read ({bad[0].why})" if bad else ""
             raise DataError(
@@ -136,7 +141,7 @@ def _split(root: Path, classes: list[str], broken: list[Unreadable]) -> FolderSp
     return FolderSplit(root, files, np.asarray(labels, dtype=np.int64), tuple(unreadable))
 
 
-def _images(folder: Path) -> tuple[list[Path], list[Unreadable]]:
+def images_in(folder: Path) -> tuple[list[Path], list[Unreadable]]:
     """The images in a folder in order, and entries that are not images."""
     found: list[Path] = []
     bad: list[Unreadable] = []

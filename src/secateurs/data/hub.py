@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateurs.data import opening as O
 from secateurs.data import spec as S
 from secateurs.data.augment import Draws
 from secateurs.data.classes import Labels
@@ -21,12 +21,8 @@ from secateurs.data.decoder import Decoder, Encoded
 from secateurs.data.images import first_size
 from secateurs.data.loader import Source
 from secateurs.data.stream import Row, Shards, StreamSource
-from secateurs.errors import DataError, SecateursError, SpecError
+from secateurs.errors import DataError, SpecError
 from secateurs.files import shown
-
-IMAGES = ("image", "img", "pixel_values", "jpg", "jpeg", "png", "webp")
-LABELS = ("label", "labels", "fine_label", "cls", "class", "target")
-VAL = ("validation", "val", "valid", "test", "dev")
 
 MakeDecoder = Callable[[tuple[int, int], str], Decoder]
 
@@ -41,46 +37,23 @@ class Opened:
     size: tuple[int, int]
 
 
-def library() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise SpecError("hf: and wds: data needs the package datasets. Run: pip install 'secateurs[data]'") from error
-    return datasets
-
-
 def open_hf(rest: str, image_size: int | None, memory_limit: int, decoder: MakeDecoder) -> Opened:
     """A data set by its name on the Hub; a folder of images, of Parquet files, of `save_to_disk`; a Parquet file."""
-    datasets = library()
+    datasets = O.library()
     name, options = S.parse(rest)
     what, path = f"hf:{shown(name)}", Path(name).expanduser()
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        saved = _guard(what, lambda: datasets.load_from_disk(str(path)))
-        found = dict(saved) if isinstance(saved, dict) else {"train": saved}
-        slices = {
-            s: found[s.partition("[")[0]] for s in (options.train, options.val) if s and s.partition("[")[0] in found
-        }
-        if any("[" in (s or "") for s in (options.train, options.val)):
-            slices = {s: _sliced(d, s) for s, d in slices.items()}
-        return _tables(datasets, what, lambda s: {**found, **slices}[s], list(found), options, image_size, decoder)
-    builder = _builder(datasets, what, name, path, options)
-    splits = list(builder.config.data_files or builder.info.splits or ())
-    if options.streamed if options.streamed is not None else _large(builder, path, memory_limit):
-        return _streams(datasets, what, builder, splits, options, image_size, decoder)
-    try:
-        builder.download_and_prepare()
-    except Exception as error:
-        raise _read_error(what, error) from error
-
-    def split(text: str) -> Any:
-        return builder.as_dataset(split=text)
-
-    return _tables(datasets, what, split, splits, options, image_size, decoder)
+    found = O.saved(datasets, what, path, options)
+    if found is None:
+        builder = O.builder(datasets, what, name, path, options)
+        if options.streamed if options.streamed is not None else O.large(builder, path, memory_limit):
+            return _streams(datasets, what, builder, O.split_names(builder), options, image_size, decoder)
+        found = O.copied(what, builder)
+    return _tables(datasets, what, *found, options, image_size, decoder)
 
 
 def open_wds(rest: str, image_size: int | None, memory_limit: int, decoder: MakeDecoder) -> Opened:
     """WebDataset shards: tar files in which files with the same name and different suffixes form an example."""
-    datasets = library()
+    datasets = O.library()
     name, options = S.parse(rest)
     what = f"wds:{shown(name)}"
     train, *val = S.parts(name)
@@ -96,108 +69,9 @@ def open_wds(rest: str, image_size: int | None, memory_limit: int, decoder: Make
             "with ?val=none."
         )
     files = {"train": S.shards(train)} | ({"val": S.shards(val[0])} if val else {})
-    builder = _guard(what, lambda: datasets.load_dataset_builder("webdataset", data_files=files))
+    builder = O.guard(what, lambda: datasets.load_dataset_builder("webdataset", data_files=files))
     chosen = replace(options, train="train", val="val" if val else "none")
     return _streams(datasets, what, builder, list(files), chosen, image_size, decoder)
-
-
-# -- opening -----------------------------------------------------------------------------------------------------------
-
-
-def _builder(datasets: Any, what: str, name: str, path: Path, options: S.Options) -> Any:
-    if path.is_file():
-        kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
-        if kind is None:
-            raise DataError(f"{what} is a file, but not a .parquet file: name a folder or a .parquet file.")
-        return _guard(what, lambda: datasets.load_dataset_builder(kind, data_files={"train": [str(path)]}))
-    if path.exists() and not path.is_dir():
-        raise DataError(f"{what} is neither a folder nor a regular file.")
-    if not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise DataError(f"There is no folder {shown(path)}, and no data set of this name on the Hugging Face Hub.")
-    return _guard(what, lambda: datasets.load_dataset_builder(str(path) if path.exists() else name, options.config))
-
-
-def _guard(what: str, function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except SecateursError:
-        raise
-    except Exception as error:
-        raise _read_error(what, error) from error
-
-
-def _read_error(what: str, error: Exception) -> DataError:
-    """datasets raises many types: OSError, ValueError, errors of the HTTP client and its own."""
-    kinds = {cls.__name__ for cls in type(error).__mro__}
-    cause = error.__cause__ if "DatasetGenerationError" in kinds and error.__cause__ is not None else error
-    if isinstance(cause, UnicodeEncodeError):
-        return DataError(
-            f"{what} has file names that are not UTF-8, which a local copy cannot represent: rename them, or add ?stream=true."
-        )
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    if kinds & {
-        "ConnectionError",
-        "ConnectError",
-        "OfflineModeIsEnabled",
-        "TimeoutException",
-        "LocalEntryNotFoundError",
-    }:
-        return DataError(
-            f"{what}: there is no such local folder, and the Hugging Face Hub cannot be reached ({reason}). Check the name "
-            "and the network connection, or use a local copy."
-        )
-    if "DatasetNotFoundError" in kinds:
-        return DataError(f"{what}: there is no such local folder, and no data set of this name on the Hub. {reason}")
-    if "config" in reason.lower():
-        return DataError(f"{what}: {' '.join(str(error).split())} Choose one with ?config=NAME.")
-    return DataError(f"{what} cannot be read: {reason}")
-
-
-def _large(builder: Any, path: Path, memory_limit: int) -> bool:
-    """Whether the data is too large for the copy on disk that random access needs."""
-    if path.is_file():
-        return path.stat().st_size > memory_limit
-    if path.exists():
-        return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) > memory_limit
-    size = builder.info.dataset_size
-    return size is None or size > memory_limit
-
-
-def _choose(what: str, splits: list[str], options: S.Options) -> tuple[str, str | None]:
-    """The names of the training and validation splits."""
-    train = options.train or ("train" if "train" in splits else None)
-    val = options.val or next((s for s in VAL if s in splits and s != train), None)
-    for split in (train, val):
-        if split not in (None, "none") and split.partition("[")[0] not in splits:
-            raise DataError(f"{what} has no split {split!r}. Its splits are {', '.join(splits)}.")
-    if train is None:
-        raise DataError(f"{what} has no split train: choose one of {', '.join(splits)} with ?train=….")
-    if val is None:
-        raise DataError(
-            f"{what} has no validation split (splits: {', '.join(splits)}): choose one with ?val=…, hold out images with "
-            f"?train={train}[:90%]&val={train}[90%:], or train without one with ?val=none."
-        )
-    return train, None if val == "none" else val
-
-
-def _columns(datasets: Any, what: str, features: Any, options: S.Options) -> tuple[str, str]:
-    """The names of the image and class columns."""
-    there = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items() if name[:2] != "__")
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    image = options.image or next((n for n in (*IMAGES, *images) if n in images), None)
-    if image is None or image not in images:
-        wanted = "column of images" if options.image is None else f"column of images {options.image!r}"
-        raise DataError(f"{what} has no {wanted}. Its columns are {there}. Choose one with ?image=….")
-    named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    label = options.label or next((n for n in (*LABELS, *named) if n in features), None)
-    if label is None or label.partition(".")[0] not in features:
-        wanted = "column of classes" if options.label is None else f"column {options.label!r}"
-        raise DataError(f"{what} has no {wanted}. Its columns are {there}. Choose one with ?label=….")
-    return image, label
-
-
-def _kind(feature: Any) -> str:
-    return str(getattr(feature, "dtype", None) or type(feature).__name__) if not isinstance(feature, dict) else "dict"
 
 
 # -- random access -----------------------------------------------------------------------------------------------------
@@ -221,44 +95,26 @@ class TableSource:
 
     def encoded(self, indices: list[int]) -> list[Encoded]:
         cells = self.rows[indices][self.image]
-        return [_encoded(f"{self.decoder.where}, row {i}", cell) for i, cell in zip(indices, cells, strict=True)]
-
-
-def _encoded(name: str, cell: Any) -> Encoded:
-    """The image in a cell, with its own name if it has one."""
-    if cell is None:
-        return name, b""  # counts as an image that cannot be decoded
-    data, path = cell["bytes"], cell["path"]
-    if data is None and path and "://" in path:
-        import fsspec
-
-        with fsspec.open(path) as file:
-            data = file.read()
-    if data is not None:
-        return f"{name} ({path})" if path else name, data
-    return (shown(path), Path(path)) if path else (name, b"")
+        return [O.encoded(f"{self.decoder.where}, row {i}", cell) for i, cell in zip(indices, cells, strict=True)]
 
 
 def _tables(
-    datasets: Any, what: str, split: Callable[[str], Any], splits: list[str], options: S.Options,
+    datasets: Any, what: str, split: O.Split, splits: list[str], options: S.Options,
     image_size: int | None, decoder: MakeDecoder,
 ) -> Opened:  # fmt: skip
-    chosen = _choose(what, splits, options)
-    rows = [_guard(what, partial(split, s)) for s in chosen if s is not None]
-    image, label = _columns(datasets, what, rows[0].features, options)
+    chosen = O.choose(what, splits, options)
+    rows = [O.guard(what, partial(split, s)) for s in chosen if s is not None]
+    image, label = O.columns(datasets, what, rows[0].features, options)
     values = [_values(table, label) for table in rows]
     seen = [set(v.tolist()) for v in values]
     labels = Labels.of(what, rows[0].features.get(label), options, seen[0])
     if len(rows) == 2:
         labels.compare(seen[0], seen[1], chosen)
-    images = [
-        t.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None) for t in rows
-    ]
+    images = [O.undecoded(datasets, t, (image,)) for t in rows]
     for table, name in zip(images, chosen, strict=False):
-        if not len(table):
-            raise DataError(f"{what}: split {name} is empty.")
+        O.check_rows(what, name, table)
     size = (image_size,) * 2 if image_size else first_size(
-        (_encoded("", images[0][i][image])[1] for i in range(len(images[0]))), what
+        (O.encoded("", images[0][i][image])[1] for i in range(len(images[0]))), what
     )  # fmt: skip
     sources: list[Any] = []
     for table, found, name in zip(images, values, chosen, strict=False):
@@ -282,19 +138,6 @@ def _within(cell: Any, path: list[str]) -> Any:
     return cell
 
 
-def _sliced(table: Any, text: str) -> Any:
-    """`train[:90%]` of a table."""
-    match = re.fullmatch(r"[^\[]+\[(\d*)(%?):(\d*)(%?)\]", text)
-    if match is None:
-        raise SpecError(f"{text!r}: write a slice such as train[:90%] or train[90%:].")
-    n = len(table)
-    low, high = (
-        default if not figure else round(int(figure) * n / 100) if percent else int(figure)
-        for figure, percent, default in ((match[1], match[2], 0), (match[3], match[4], n))
-    )
-    return table.select(range(low, min(high, n)))
-
-
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
@@ -302,12 +145,12 @@ def _streams(
     datasets: Any, what: str, builder: Any, splits: list[str], options: S.Options, image_size: int | None,
     decoder: MakeDecoder,
 ) -> Opened:  # fmt: skip
-    chosen = _choose(what, splits, options)
+    chosen = O.choose(what, splits, options)
     if any("[" in (s or "") for s in chosen):
         raise DataError(f"{what}: a slice of a split cannot be streamed: set stream=false, or name whole splits.")
-    streams = [_guard(what, partial(builder.as_streaming_dataset, split=s)) for s in chosen if s is not None]
-    streams = [s if s.features else _guard(what, s._resolve_features) for s in streams]
-    image, label = _columns(datasets, what, streams[0].features, options)
+    streams = [O.guard(what, partial(builder.as_streaming_dataset, split=s)) for s in chosen if s is not None]
+    streams = [s if s.features else O.guard(what, s._resolve_features) for s in streams]
+    image, label = O.columns(datasets, what, streams[0].features, options)
     feature = streams[0].features.get(label)
     closed = getattr(feature, "names", None) is not None
     files = [_files(builder, s) for s in chosen if s is not None]
@@ -360,7 +203,7 @@ class _Reader:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise DataError(f"{self.names[shard]} cannot be read past example {at}: {reason}") from error
             name = f"{self.names[shard]}, {row.get('__key__', f'row {at}')}"
-            yield _encoded(name, row[self.image]), self.labels(_within(row[column], path), f", {name}")
+            yield O.encoded(name, row[self.image]), self.labels(_within(row[column], path), f", {name}")
             at += 1
 
 

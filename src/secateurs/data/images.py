@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from secateurs.files import opened, shown
 
 _DEEP = ("I", "F")  # more than 8 bits per channel: the file does not define the white level
 Size = tuple[int, int]  # height, width
+T = TypeVar("T")
 
 
 def first_size(files: Iterable[Path | bytes], where: Path | str) -> Size:
@@ -39,24 +40,65 @@ def decode(file: Path | bytes, size: Size, resize: bool, name: str | None = None
     """
     height, width = size
     name = name or _name(file)
+
+    def read(image: Any) -> np.ndarray:
+        _check_usable(image, size, resize, name)
+        rgb = _rgb(image)
+        if resize and (rgb.height, rgb.width) != size:
+            scale = max(height / rgb.height, width / rgb.width)
+            tall, wide = max(height, round(rgb.height * scale)), max(width, round(rgb.width * scale))
+            top, left = (tall - height) // 2, (wide - width) // 2
+            rgb = rgb.resize((wide, tall), _pillow().Resampling.BILINEAR)
+            rgb = rgb.crop((left, top, left + width, top + height))
+        return np.asarray(rgb)
+
+    return _attempt(file, name, read)
+
+
+def pixels(file: Path | bytes, name: str) -> np.ndarray | Unreadable:
+    """An image of any size as RGB (H, W, 3) uint8, or why it cannot be read."""
+
+    def read(image: Any) -> np.ndarray:
+        _check_depth(image, name)
+        return np.array(_rgb(image))
+
+    return _attempt(file, name, read)
+
+
+def indices(file: Path | bytes, name: str) -> np.ndarray | Unreadable:
+    """A mask of class indices, (H, W) integers, or why it cannot be read: palette indices, or the values of one channel of 8 or
+    16 bits. Raises DataError for images of several channels."""
+
+    def read(image: Any) -> np.ndarray:
+        if image.mode.partition(";")[0] not in ("1", "L", "P", "I"):
+            raise DataError(
+                f"{name} is not a mask: its mode is {image.mode}, and a mask holds one class index per pixel, as a grayscale "
+                "or palette image."
+            )
+        return np.array(image)
+
+    return _attempt(file, name, read)
+
+
+def size_of(file: Path | bytes, name: str) -> Size | Unreadable:
+    """(height, width), from the header; or why it cannot be read."""
+    return _attempt(file, name, lambda image: (image.height, image.width))
+
+
+def _attempt(file: Path | bytes, name: str, read: Callable[[Any], T]) -> T | Unreadable:
     try:
         with _image(file) as image:
-            _check_usable(image, size, resize, name)
-            rgb = image
-            if rgb.mode == "P" and "transparency" in rgb.info:
-                rgb = rgb.convert("RGBA")  # Pillow requires this for palettes with transparency
-            rgb = rgb.convert("RGB")
-            if resize and (rgb.height, rgb.width) != size:
-                scale = max(height / rgb.height, width / rgb.width)
-                tall, wide = max(height, round(rgb.height * scale)), max(width, round(rgb.width * scale))
-                top, left = (tall - height) // 2, (wide - width) // 2
-                rgb = rgb.resize((wide, tall), _pillow().Resampling.BILINEAR)
-                rgb = rgb.crop((left, top, left + width, top + height))
-            return np.asarray(rgb)
+            return read(image)
     except (DataError, SpecError):
         raise
     except Exception as error:  # Pillow raises many types on damaged files
         return Unreadable(name, _why(error))
+
+
+def _rgb(image: Any) -> Any:
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow requires this for palettes with transparency
+    return image.convert("RGB")
 
 
 def check_header(file: Path, size: Size, resize: bool) -> Unreadable | None:
@@ -65,26 +107,23 @@ def check_header(file: Path, size: Size, resize: bool) -> Unreadable | None:
     Raises DataError for an image for which `decode` would raise it.
     """
     name = _name(file)
-    try:
-        with _image(file) as image:
-            _check_usable(image, size, resize, name)
-    except (DataError, SpecError):
-        raise
-    except Exception as error:
-        return Unreadable(name, _why(error))
-    return None
+    return _attempt(file, name, lambda image: _check_usable(image, size, resize, name))
 
 
 def _check_usable(image: Any, size: Size, resize: bool, name: str) -> None:
     """Raise DataError for an image that is valid but cannot be used."""
-    if image.mode.partition(";")[0] in _DEEP:
-        raise DataError(f"{name} has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits.")
+    _check_depth(image, name)
     if not resize and (image.height, image.width) != size:
         raise DataError(
             f"{name} is {image.height}x{image.width}, but the first training image is {size[0]}x{size[1]} "
             "(height x width).",
             hint=("Pass ", Setting("image_size", min(size)), " to resize them all."),
         )
+
+
+def _check_depth(image: Any, name: str) -> None:
+    if image.mode.partition(";")[0] in _DEEP:
+        raise DataError(f"{name} has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits.")
 
 
 @contextmanager

@@ -23,7 +23,9 @@ from secateurs.data.unreadable import report_unreadable
 from secateurs.errors import DataError, Setting, SpecError, nearest
 from secateurs.files import shown
 
-Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+Color = tuple[float, float, float]
+Statistics = tuple[Color, Color]
+OneOfEach = tuple[tuple[float], tuple[float]]
 NORMALIZATIONS: dict[str, Statistics] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -36,7 +38,8 @@ def load(
     *,
     batch_size: int = 128,
     image_size: int | None = None,
-    normalize: str | Statistics = "imagenet",
+    channels: int = 3,
+    normalize: str | Statistics | OneOfEach = "imagenet",
     augment: bool = True,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -63,8 +66,9 @@ def load(
     order; if it is larger than `memory_limit` it is streamed, as `wds:` data always is: shards are distributed to the
     processes, nothing is cached, and an epoch can still be resumed at any batch. See `StreamLoader`.
 
-    Inputs are (N, 3, H, W) float32 in [0, 1], normalized by `normalize` (`imagenet`, `cifar10`, `none`, or a mean and
-    a standard deviation per channel), on `device`; targets are (N,) int64, in the order of the sorted class names. Training
+    Inputs are (N, channels, H, W) float32 in [0, 1], normalized by `normalize` (`imagenet`, `cifar10`, `none`, or a mean and
+    a standard deviation per color, or one of each for all), on `device`. Images are read as RGB; `channels=1` makes them
+    grayscale. Targets are (N,) int64, in the order of the sorted class names. Training
     batches are shuffled and, with `augment`, cropped after reflected padding (an eighth of the side, 4 pixels of 32;
     digits 2) and flipped (not digits); validation batches are in order and not augmented.
 
@@ -84,9 +88,10 @@ def load(
         raise DataError(Setting("batch_size", batch_size), " must be at least 1.")
     if image_size is not None and image_size < 1:
         raise DataError(Setting("image_size", image_size), " must be at least 1.")
-    workers = workers or min(16, os.cpu_count() or 1)
+    checked_channels(channels)
+    workers = workers or default_workers()
     device = torch.device(device)
-    mean, std = _statistics(normalize)
+    mean, std = statistics(normalize)
     family, _, rest = spec.partition(":")
     if spec == "digits":
         classes = CLASSES
@@ -112,22 +117,38 @@ def load(
             raise DataError(f"{shown(error.filename or rest)} cannot be read: {error.strerror or error}.") from error
         classes, size, sources = opened.classes, opened.size, [opened.train, opened.val]
         policy = _crops(size)
+    elif family == "coco":
+        raise SpecError(
+            f"{spec!r}: coco: data has boxes, which are for detection: give ", Setting("task", "detection"), "."
+        )
     else:
         raise SpecError(f"{shown(spec)!r} is not a valid data spec. {_meant(spec)}")
 
     def loader(source: Source | StreamSource, **more: Any) -> Loader:
         kind: Any = StreamLoader if isinstance(source, StreamSource) else Loader
         made: Loader = kind(
-            source, batch_size=batch_size, mean=mean, std=std, rank=rank, world_size=world_size, device=device, **more
-        )
+            source, batch_size=batch_size, mean=mean, std=std, rank=rank, world_size=world_size, device=device,
+            channels=channels, **more
+        )  # fmt: skip
         return made
 
     assert sources[0] is not None
     train = loader(sources[0], augment=policy if augment else None, shuffle=True, seed=seed, drop_last=drop_last)
     val = None if sources[1] is None else loader(sources[1])
     resizes = bool(image_size) or spec == "digits"
-    how = Preprocess(size=size, resize="shorter-side" if resizes else None, mean=mean, std=std)
-    return Data(train, val, classes, (3, *size), how)
+    how = Preprocess(
+        channels="RGB" if channels == 3 else "L",
+        size=size,
+        resize="shorter-side" if resizes else None,
+        mean=mean,
+        std=std,
+    )
+    return Data(train, val, classes, (channels, *size), how)
+
+
+def default_workers() -> int:
+    """How many threads decode images."""
+    return min(16, os.cpu_count() or 1)
 
 
 def _meant(spec: str) -> str:
@@ -167,7 +188,15 @@ def _folder(
     ]
 
 
-def _statistics(normalize: str | Statistics) -> Statistics:
+def checked_channels(channels: int) -> int:
+    """The channels of an image. Raises DataError for a number that is not valid."""
+    if channels not in (1, 3):
+        raise DataError(Setting("channels", channels), " must be 3 (RGB) or 1 (grayscale).")
+    return channels
+
+
+def statistics(normalize: str | Statistics | OneOfEach) -> Statistics:
+    """The means and standard deviations of the three colors. Raises DataError for what is not valid."""
     if isinstance(normalize, str):
         if normalize not in NORMALIZATIONS:
             raise DataError(Setting("normalize", normalize), f" is not valid. {nearest(normalize, NORMALIZATIONS)}")
@@ -176,8 +205,10 @@ def _statistics(normalize: str | Statistics) -> Statistics:
         mean, std = (tuple(float(v) for v in values) for values in normalize)
     except (TypeError, ValueError):
         mean, std = (), ()
-    if len(mean) != 3 or len(std) != 3 or not all(v > 0 for v in std):
+    if len(mean) != len(std) or len(mean) not in (1, 3) or not all(v > 0 for v in std):
         raise DataError(
-            Setting("normalize", normalize), " must be ((three means), (three standard deviations above 0))."
+            Setting("normalize", normalize),
+            " must be ((three means), (three standard deviations above 0)), or one of each.",
         )
-    return mean, std
+    means, deviations = ((values * 3)[:3] for values in (mean, std))
+    return (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])

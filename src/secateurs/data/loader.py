@@ -12,7 +12,7 @@ from torch import Tensor
 from secateurs.data.augment import Augment, Draws, gather, generator
 from secateurs.data.decoder import Decoder
 from secateurs.data.folder import FolderSplit
-from secateurs.data.preprocess import affine, normalized
+from secateurs.data.preprocess import affine, luminance, normalized
 from secateurs.errors import DataError, Setting
 from secateurs.files import shown
 
@@ -87,7 +87,7 @@ class FileSource:
 
 
 class Loader:
-    """Batches `(inputs (N, 3, H, W) float32, targets (N,) int64)` of a source, on the source's device.
+    """Batches `(inputs (N, channels, H, W) float32, targets (N,) int64)` of a source, on the source's device.
 
     Order and augmentation depend only on (seed, epoch, batch index), so an epoch can be resumed at any batch
     (`iter_from`), and `world_size` processes get consecutive rows of the same global batch of `batch_size`.
@@ -108,7 +108,9 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        channels: int = 3,
     ) -> None:
+        """channels: 3, or 1 for the luminance."""
         if batch_size < world_size or not 0 <= rank < world_size:
             raise DataError(
                 Setting("batch_size", batch_size),
@@ -119,6 +121,7 @@ class Loader:
         self.batch_size, self.drop_last = batch_size, drop_last
         self.augment, self.shuffle, self.seed = augment, shuffle, seed
         self.rank, self.world_size = rank, world_size
+        self.device, self.channels = torch.device(device), channels
         self.epoch = 0
         self._check()
         self._scale, self._shift = (x.to(device) for x in affine(mean, std))
@@ -155,6 +158,12 @@ class Loader:
         other.augment = None
         return other
 
+    def reseeded(self, seed: int) -> Loader:
+        """The same loader at epoch 0, with another order and other augmentation."""
+        other = copy.copy(self)
+        other.seed, other.epoch = seed, 0
+        return other
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
         self.epoch = epoch
@@ -173,7 +182,12 @@ class Loader:
 
     def _normalized(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for images, targets in batches:
-            yield normalized(images, self._scale, self._shift), targets
+            yield self.normalized(images.permute(0, 3, 1, 2)), targets  # (N, 3, H, W)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images (…, 3, H, W) uint8 as (…, channels, H, W) float32."""
+        x = normalized(images, self._scale, self._shift)
+        return x if self.channels == 3 else luminance(x)
 
     def _draws(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Draws | None]]:
         count = len(self.source)

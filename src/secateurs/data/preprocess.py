@@ -23,8 +23,8 @@ class Preprocess(BaseModel):
     """How images become inputs: decoded to `channels`, brought to `size`, scaled to [0, 1], normalized to `(x - mean) / std`,
     channels first.
 
-    size: (height, width) in pixels. resize: "shorter-side" resizes the shorter side (bilinear) and crops the center; None
-    takes images of this size only. mean, std: per channel, of values in [0, 1].
+    channels: "RGB", or "L" for grayscale. size: (height, width) in pixels. resize: "shorter-side" resizes the shorter side
+    (bilinear) and crops the center; None takes images of this size only. mean, std: per color, of values in [0, 1].
 
     >>> preprocess = sc.card("runs/r56").signature.preprocess
     >>> logits = model(preprocess("cat.jpg"))
@@ -32,7 +32,7 @@ class Preprocess(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    channels: Literal["RGB"] = "RGB"
+    channels: Literal["RGB", "L"] = "RGB"
     size: tuple[Side, Side]
     resize: Literal["shorter-side"] | None = "shorter-side"
     mean: tuple[Mean, Mean, Mean] = (0.0, 0.0, 0.0)
@@ -45,13 +45,14 @@ class Preprocess(BaseModel):
         return self
 
     def __call__(self, image: str | os.PathLike[str] | bytes) -> Tensor:
-        """An image file, or its bytes, as a batch of one: (1, 3, H, W) float32. Raises DataError if it cannot be read, or has
-        another size and `resize` is None."""
+        """An image file, or its bytes, as a batch of one: (1, 3, H, W) float32, or (1, 1, H, W). Raises DataError if it cannot
+        be read, or has another size and `resize` is None."""
         file = image if isinstance(image, bytes) else Path(image)
         found = decode(file, self.size, self.resize is not None)
         if isinstance(found, Unreadable):
             raise DataError(f"{found.path} cannot be read: {found.why}.")
-        return normalized(torch.from_numpy(found.copy())[None], *affine(self.mean, self.std))
+        x = normalized(torch.from_numpy(found.copy())[None].permute(0, 3, 1, 2), *affine(self.mean, self.std))
+        return x if self.channels == "RGB" else luminance(x)
 
 
 def affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
@@ -62,6 +63,12 @@ def affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Ten
 
 
 def normalized(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """uint8 images (N, H, W, C) as float32 (N, C, H, W); scale and shift as `affine` gives them."""
-    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    """uint8 images (…, C, H, W) as float32; scale and shift as `affine` gives them."""
+    x = images.to(torch.float32, memory_format=torch.contiguous_format)
     return x.mul_(scale).add_(shift)
+
+
+def luminance(images: Tensor) -> Tensor:
+    """RGB images (…, 3, H, W) in grayscale, (…, 1, H, W), with the weights of ITU-R BT.601, as Pillow has them."""
+    weights = torch.tensor((0.299, 0.587, 0.114), device=images.device).view(3, 1, 1)
+    return (images * weights).sum(-3, keepdim=True)

@@ -15,13 +15,13 @@ from secateurs.files import shown
 
 @dataclass(frozen=True)
 class Options:
-    """The options after the `?` of `hf:` and `wds:` specs."""
+    """The options after the `?` of `hf:`, `wds:` and `coco:` specs."""
 
     image: str | None = None  # the column of images
     label: str | None = None  # the column of classes
     config: str | None = None  # which of several data sets of that name
-    train: str | None = None  # split to train on (wds: shards)
-    val: str | None = None  # split to validate on (wds: shards), or `none`
+    train: str | None = None  # split to train on (wds: shards, coco: file)
+    val: str | None = None  # split to validate on (wds: shards, coco: file), or `none`
     stream: str | None = None  # true or false: stream, or read from a copy on disk
     classes: str | None = None  # their number, or comma-separated names, if the data does not define them
     train_size: str | None = None  # number of images, if the data does not define it
@@ -76,6 +76,9 @@ def absolute(spec: str) -> str:
     family, _, rest = spec.partition(":")
     if family == "folder" and rest:
         return f"folder:{_absolute(rest)}"
+    if family == "coco" and rest:
+        name, _ = parse(rest)
+        return f"coco:{_absolute(name)}{rest[len(name) :]}"
     if family not in ("hf", "wds") or not rest:
         return spec
     name, options = parse(rest)

@@ -15,11 +15,13 @@ from secateurs.graph.structures import Done, map_tensors, mapped
 def part(value: Any, rows: Any, n: int) -> Any:
     """Some rows of a batch of n examples: of each tensor whose first axis, and of each list whose length, is n.
 
-    rows: a slice, or a tensor of indices.
+    A list of n tensors of n rows may be either; it holds the examples where another list has one item for each, as the targets
+    of a detector's images. rows: a slice, or a tensor of indices.
     """
+    listed = _listed(value, n)
 
     def of_sequence(sequence: Any) -> Any:
-        rows_of_their_own = any(isinstance(x, Tensor) and x.ndim and len(x) == n for x in sequence)
+        rows_of_their_own = not listed and any(isinstance(x, Tensor) and x.ndim and len(x) == n for x in sequence)
         if not isinstance(sequence, list) or len(sequence) != n or rows_of_their_own:
             return sequence
         return Done(sequence[rows] if isinstance(rows, slice) else [sequence[i] for i in rows.tolist()])
@@ -64,6 +66,17 @@ def examples(batch: Any) -> int:
         return 1
     with_tensors = [x for x in parts if leaves(x)]
     return examples(with_tensors[-1]) if with_tensors else 1
+
+
+def _listed(value: Any, n: int) -> bool:
+    """Whether a list in this batch has one item for each of n examples."""
+    if isinstance(value, list) and len(value) == n and all(_is_example(x) for x in value):
+        return True
+    if isinstance(value, Mapping):
+        return any(_listed(x, n) for x in value.values())
+    if is_dataclass(value) and not isinstance(value, type):
+        return any(_listed(getattr(value, f.name), n) for f in fields(value))
+    return isinstance(value, tuple | list) and any(_listed(x, n) for x in value)
 
 
 def _is_example(value: Any) -> bool:

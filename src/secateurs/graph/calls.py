@@ -24,6 +24,8 @@ _SILENT = frozenset({
     "element_size", "float", "get_device", "half", "is_complex", "is_contiguous", "is_floating_point", "requires_grad_",
     "set_grad_enabled", "storage_offset", "to", "type", "type_as", "untyped_storage",
 })  # fmt: skip
+_OVERWRITES = frozenset({"__set__", "copy_"})
+OVERWRITTEN = "the code overwrites a weight that has them with another tensor"
 _LOOKS = frozenset(
     {"__array__", "__bool__", "__complex__", "__float__", "__index__", "__int__", "item", "numpy", "tolist"}
 )
@@ -42,13 +44,12 @@ class Calls(TorchFunctionMode):
         name = sizes.name_of(func)
         if name == "__get__":
             return self._attribute(func, args)
-        if name == "__set__" and getattr(func, "__self__", None) is Tensor.data:
-            for x in args:
-                t.freeze(t.labels(x), Reason(Kind.CODE, "the code replaces the data of a tensor", t.where()))
         if name in _READS:
             return _READS[name](t, func, *args, **kwargs)
         t.call, t.reads_sizes = (func, args, kwargs), sizes.takes_sizes(func)
         op = recurrent.whole(func, args)
+        if name in _OVERWRITES:
+            self._overwritten(func, *args[:2])
         try:
             out = func(*args, **kwargs) if op is None else t.whole(op, args, kwargs)
         except Exception:
@@ -80,7 +81,26 @@ class Calls(TorchFunctionMode):
         if attribute is Tensor.data and out is not args[0]:  # an alias that no op makes
             for axis, labels in self.tracer.labels(args[0]).items():
                 self.tracer.relabel(out, axis, labels)
+            if self.tracer.named(args):
+                out._secateurs_data = self.tracer
         return out
+
+    def _overwritten(self, func: Any, target: Tensor, value: Any = None) -> None:
+        """A forward that overwrites a weight with what it computes from others: what a cut or a mask made of the weight does
+        not last. A weight that is only scaled or normalized is still itself."""
+        t = self.tracer
+        if (
+            getattr(func, "__self__", Tensor.data) is not Tensor.data
+            or not isinstance(value, Tensor)
+            or t.is_live(value)
+        ):
+            return
+        if not t.named([target]) and getattr(target, "_secateurs_data", None) is not t:
+            return
+        before, after = t.labels(target), t.labels(value)
+        if any(before.get(a) is not after.get(a) for a in before.keys() | after.keys()):
+            for own in (before, after):
+                t.freeze(own, Reason(Kind.CODE, OVERWRITTEN, t.where()))
 
 
 def operands(t: Context, args: Any, kwargs: Any) -> list[Array]:

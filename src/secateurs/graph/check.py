@@ -74,7 +74,8 @@ class Trials:
         self._together: list[frozenset[int]] = []  # groups that were blamed for one failure
         self._lines: dict[tuple[str, bool], int] = {}  # failures by line, and whether single channels failed
         self._hold(lambda g, draw: draw.uniform(0.3, 0.95) * grouping.sizes[g])
-        self._hold(lambda g, draw: draw.choice([0.0, 0.5, 0.8]) * grouping.sizes[g])
+        for alone in _halves(self._rest):  # each group has a single channel once, while others have several
+            self._hold(partial(_alone, alone, grouping.sizes))
         self._flip()
         for n in (2, 3, int(grouping.sizes.max())) if self._pairs() else ():  # what failed with one channel, any more?
             self._hold(partial(_constant, n), self._pairs)
@@ -177,6 +178,16 @@ class Trials:
                 if self._try(again) is None and self._try(dict.fromkeys(again, 1)) is None:
                     del self.failed[g]
                     self._rest.add(g)
+
+
+def _halves(groups: Iterable[int]) -> list[frozenset[int]]:
+    """The groups in two parts, drawn at random; one part if there is one group."""
+    drawn = np.random.default_rng(0).permutation(sorted(groups)).tolist()
+    return [half for half in (frozenset(drawn[::2]), frozenset(drawn[1::2])) if half]
+
+
+def _alone(alone: frozenset[int], sizes: np.ndarray, group: int, draw: np.random.Generator) -> float:
+    return 1.0 if group in alone else float(draw.choice([0.5, 0.8]) * sizes[group])
 
 
 def _constant(n: int, group: int, draw: np.random.Generator) -> int:

@@ -13,11 +13,13 @@ from secateurs.graph.leaves import materialized
 from secateurs.graph.leaves import tensors as tensors
 from secateurs.graph.structures import map_tensors as map_tensors
 from secateurs.graph.structures import mapped
+from secateurs.graph.wrappers import check_whole
 
 
 def check_model(model: Any) -> None:
-    """Raise TraceError for anything but a model, for example its name or its class."""
+    """Raise TraceError for anything but a model, for example its name or its class, and for one that is sharded."""
     if isinstance(model, nn.Module):
+        check_whole(model)
         return
     if isinstance(model, type):
         raise TraceError(f"The model is a class: pass an instance of it, {model.__name__}(…).")

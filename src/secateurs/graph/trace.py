@@ -18,6 +18,7 @@ from secateurs.graph.inputs import check_model
 from secateurs.graph.reasons import Reason
 from secateurs.graph.runs import Runs
 from secateurs.graph.tape import Place
+from secateurs.graph.wrappers import check_plain
 
 G = TypeVar("G", bound=ChannelGraph)
 _RETRIES = 4  # interpretations of an ambiguous split to try before its channels are frozen
@@ -52,8 +53,7 @@ def trace(
             "The model is a TorchScript module, whose layers cannot be traced: "
             "trace the Python model that it was made from."
         )
-    if hasattr(model, "_orig_mod") or isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise TraceError(f"{type(model).__name__} is a wrapper: trace the model inside it (._orig_mod or .module).")
+    check_plain(model)
     runs = Runs(model, example_inputs, example_targets)
     check = Check(runs, allow_inexact)
     for attempt in range(_RETRIES + 1):

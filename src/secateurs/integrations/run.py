@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.optim import Optimizer
 
 from secateurs.api import attach
 from secateurs.budget import Budget
 from secateurs.data import Data
-from secateurs.devices import device_of
 from secateurs.errors import ArtifactError, ConfigError, SpecError
 from secateurs.graph.structures import map_tensors
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
@@ -105,8 +103,6 @@ class PruningRun:
             self.model, example, self.method, self.budget, steps=self.steps or steps,
             epoch_steps=epoch_steps, data=data, **self.settings,
         )  # fmt: skip
-        device = device_of(self.model)
-        self.pruner.mean, self.pruner.processes = lambda x: _mean(x, device), _world()
         if self.loaded is not None:
             self._load(self.loaded)
             self.loaded = None
@@ -119,14 +115,9 @@ class PruningRun:
         which the trainer does not know. scale: the loss scale, in float16."""
         if self.pruner is None or not self.active:
             return
-        for network, optimizer in self.pruner.networks.values():
-            params = [p for p in network.parameters() if p.requires_grad]
-            if _world() > 1:  # a parameter may have a gradient in other processes only
-                for p in params:
-                    p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                    dist.all_reduce(p.grad)
-                    p.grad /= _world()
-            grads = [p.grad for p in params if p.grad is not None]
+        self.pruner.average()
+        for _network, optimizer in self.pruner.networks.values():
+            grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
             if scale != 1.0 and grads:
                 torch._foreach_div_(grads, scale)
                 if not all(bool(g.isfinite().all()) for g in grads):  # the step is skipped, as a loss scaler does
@@ -223,15 +214,3 @@ def find(module: nn.Module, network: str | Callable[[Any], nn.Module] | None) ->
 def persistent(loader: Any) -> bool:
     """Whether iterating a DataLoader would end another iteration in progress."""
     return bool(getattr(loader, "num_workers", 0) and getattr(loader, "persistent_workers", False))
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _mean(x: Tensor, device: torch.device) -> Tensor:
-    if _world() == 1:
-        return x
-    total = x.to(device, copy=True)
-    dist.all_reduce(total)
-    return (total / _world()).to(x.device)

@@ -14,6 +14,7 @@ from torch import nn
 
 from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup
+from secateurs.keywords import explained
 
 Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
 Layers = Which | Iterable[Which]
@@ -27,15 +28,19 @@ class Bound:
 
     floored: whether the default floor applies as well; it does not where the user says how far the group may be cut.
     held: whether the layers that make the channels stay as they are, their stripes included.
+    missed: whether a ratio names the group and does not reach it: the message says why.
     by: the settings that say so. message: what they say, for the listing of `inspect`.
+    whole: the channels that the group had before earlier rounds, by which fractions of it count; None: as many as it has.
     """
 
     least: int
     most: int
     floored: bool = True
     held: bool = False
+    missed: bool = False
     by: tuple[Setting, ...] = ()
     message: Message | None = None
+    whole: int | None = None
 
 
 Bounds = Mapping[str, Bound]  # by group; groups left out are bounded as `free` says
@@ -46,6 +51,7 @@ def free(group: ChannelGroup) -> Bound:
     return Bound(group.least, group.size)
 
 
+@explained(ConfigError)
 @dataclass(frozen=True, init=False)
 class Limits:
     """Which channel groups may be cut, and how far. `on` says what this means for the groups of a network.
@@ -133,7 +139,8 @@ class Limits:
         return Limits(**{**self.options(), "ratios": {which: 1.0 for which, _ in self.ratios} or None})
 
     def on(self, graph: ChannelGraph, scope: str = "all") -> dict[str, Bound]:
-        """What they mean for the groups of a network; left out are groups that are not limited, or cannot be cut.
+        """What they mean for the groups of a network; left out are groups that are not limited, or cannot be cut, but for those
+        that a ratio names.
 
         Raises ConfigError, with similar names, for a pattern that matches nothing; for a ratio that has no effect, since what
         it names cannot be cut; and for limits that contradict each other.
@@ -159,12 +166,17 @@ class Limits:
                 setting = _setting(name, which, x)
                 found = match(which, setting)
                 if name == "ratios" and x < 1 and all(_stays(g, bounds, scope) is not None for g in found):
-                    raise ConfigError(setting, " has no effect: ", _stays(found[0], bounds, scope), ".")
+                    raise ConfigError(
+                        setting, " has no effect: ", found[0].name, " ", _stays(found[0], bounds, scope), "."
+                    )
                 own.update({g.name: (g, setting, x) for g in found})
             for g, setting, x in own.values():  # a least width holds out of scope, too: another scope would not help
-                if _stays(g, bounds, scope if name == "ratios" else "all") is None:
+                why = _stays(g, bounds, scope if name == "ratios" else "all")
+                if why is None:
                     bounds[g.name] = how(g, bounds[g.name], setting, x)
-        return {name: bound for name, bound in bounds.items() if bound.by}
+                elif name == "ratios" and x < 1 and not bounds[g.name].held:
+                    bounds[g.name] = _missed(g, bounds[g.name], setting, why)
+        return {name: bound for name, bound in bounds.items() if bound.by or bound.missed}
 
 
 def held(graph: ChannelGraph, bounds: Bounds) -> set[str]:
@@ -244,7 +256,7 @@ def _around(names: Iterable[str]) -> Iterator[str]:
 
 
 def _held(group: ChannelGroup, how: str, setting: Setting) -> Bound:
-    return Bound(group.size, group.size, False, True, (setting,), Message(how, setting))
+    return Bound(group.size, group.size, False, held=True, by=(setting,), message=Message(how, setting))
 
 
 def _at_least(group: ChannelGroup, bound: Bound, setting: Setting, least: int) -> Bound:
@@ -270,18 +282,22 @@ def _kept(group: ChannelGroup, bound: Bound, setting: Setting, share: float) -> 
             "is " * (bound.least == group.size), bound.message, ": change one of the two.",
         )  # fmt: skip
     says = (f"keeps {width} by ", setting) if width < group.size else ("kept whole by ", setting)
-    return Bound(width, width, False, False, (*bound.by, setting), Message(*says))
+    return Bound(width, width, False, by=(*bound.by, setting), message=Message(*says))
+
+
+def _missed(group: ChannelGroup, bound: Bound, setting: Setting, why: Message) -> Bound:
+    why = why if group.prunable else Message("cannot be cut")  # `inspect` lists the reasons
+    return replace(bound, missed=True, message=Message("not reached by ", setting, ": it ", why))
 
 
 def _stays(group: ChannelGroup, bounds: Bounds, scope: str) -> Message | None:
     """Why a group stays whole whatever its ratio, or None."""
-    name = f"{group.name} "
     if group.reason is not None:
-        return Message(name, "stays whole: ", group.reason.message)
+        return Message("stays whole: ", group.reason.message)
     if bounds[group.name].held:
-        return Message(name, "is ", bounds[group.name].message)
+        return Message("is ", bounds[group.name].message)
     if scope != "all" and not group.internal:
-        return Message(name, "is on a shortcut, and only ", Setting("scope", "all"), " cuts those")
+        return Message("is on a shortcut, and only ", Setting("scope", "all"), " cuts those")
     return None
 
 

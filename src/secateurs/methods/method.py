@@ -67,6 +67,7 @@ class Task:
     resume: bool = False
     log: Callable[[dict[str, Any]], None] = _unlogged  # called with each entry of the history
     bounds: Bounds = field(default_factory=dict)  # what the user says about groups: `Limits.on(graph, scope)`
+    teacher: nn.Module | None = None  # the original, where earlier rounds have cut the model; it must not be modified
 
     @property
     def groups(self) -> list[ChannelGroup]:
@@ -78,8 +79,11 @@ class Task:
         return [g for g in self.graph.groups if g.prunable and (self.scope == "all" or g.internal)]
 
     def describe(self) -> list[Message]:
-        """What the user says about groups that would otherwise be cut, one line for each limit."""
-        return described({g.name: self.bound(g) for g in self._scoped})
+        """What the user says about groups that would otherwise be cut, and the groups that a ratio names without reaching
+        them: one line for each limit."""
+        scoped = {g.name for g in self._scoped}
+        bounds = {g.name: self.bound(g) for g in self.graph.groups}
+        return described({name: bound for name, bound in bounds.items() if name in scoped or bound.missed})
 
     def bound(self, group: ChannelGroup) -> Bound:
         """What the user says about a group."""

@@ -11,18 +11,19 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.devices import device_of
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Method, Task
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan
 from secateurs.recovery.distil import Distilling
-from secateurs.recovery.recipes import Distil
+from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
-from secateurs.training import Engine, Hook, Part, Recipe
+from secateurs.training import Engine, Hook, Part, Recipe, processes
 from secateurs.training.run import TrainingRun
 from secateurs.training.state import misfit
 
@@ -36,8 +37,11 @@ class Pruner:
         if pruner.done: break
     secateurs.cut_(model, pruner.plan(), optimizer)
 
+    In float16 with a gradient scaler, the loop is: `scaler.step(optimizer); optimizer.zero_grad(); pruner.step(scaler=scaler);
+    scaler.update()`.
+
     networks: the pruner's own networks by name, each with its optimizer. The engine steps them in its loop;
-    `step` steps them in a loop of the user's own.
+    `step` steps them in a loop of the user's own, and first averages their gradients over the processes.
     """
 
     networks: Mapping[str, tuple[nn.Module, Optimizer]] = {}
@@ -55,6 +59,7 @@ class Pruner:
         self.log: Callable[[str], None] = lambda line: None  # reports a line of text
         self.share = (0, 1)  # (rank, world size) if batches of the data are still to be split between processes
         self.history: list[dict[str, Any]] = []  # the method's history, if nothing else records it
+        self._averaged = False  # whether the gradients of `networks` are those of all processes
         self._plan: Plan | None = None
         self._guard: RemovableHandle | None = None
 
@@ -69,14 +74,38 @@ class Pruner:
         """The penalty to add to the loss of the last batch."""
         return 0.0
 
-    def step(self, *, own: bool = True) -> None:
-        """Call after each optimizer step. own: also step the pruner's own networks."""
+    def step(self, *, own: bool = True, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Call after each optimizer step, in every process.
+
+        own: also step the pruner's own networks. scaler: what scaled the loss, if anything did; call `scaler.update()` then.
+        """
         if own:
+            self.average()
             for _network, optimizer in self.networks.values():
-                optimizer.step()
+                if scaler is None:
+                    optimizer.step()
+                elif any(p.grad is not None for g in optimizer.param_groups for p in g["params"]):
+                    scaler.step(optimizer)
                 optimizer.zero_grad()
+            self._averaged = False
         self.steps += 1
         self.advance()
+
+    def join(self) -> None:
+        """Decide with the other processes from now on, if there are any."""
+        if (world := processes.world()) > 1:
+            device = device_of(self.task.model)
+            self.mean, self.processes, self.rank = lambda x: processes.mean(x, device), world, dist.get_rank()
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Average the gradients of the pruner's own networks over the processes, once per step."""
+        if self._averaged or processes.world() == 1:
+            return
+        for _, optimizer in self.networks.values():
+            for p in [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]:
+                p.grad = self.mean(torch.zeros_like(p) if p.grad is None else p.grad)  # some may have one, others none
+        self._averaged = True
 
     def advance(self) -> None:
         """The method's work after step number `steps`."""
@@ -185,6 +214,10 @@ class TrainingMethod(Method):
         None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"
     )
 
+    def before(self, epochs: float) -> TrainingMethod:
+        """The method with the settings that it has before so many epochs of recovery."""
+        return self
+
     def recipe(self, task: Task) -> Recipe:
         """The recipe that the network trains with while it is pruned."""
         raise NotImplementedError
@@ -221,15 +254,52 @@ class TrainingMethod(Method):
         return pruner.finish()
 
 
-class Taught(TrainingMethod):
-    """Base class of such methods in which the original may teach the network while it is pruned."""
-
-    distil: float = Field(
-        default=0.0, ge=0, le=1, description="weight of the original's class probabilities in the loss, as in Distil"
+def taught(share: float) -> Any:
+    """The setting of `Taught`, with this default."""
+    return Field(
+        default=share,
+        ge=0,
+        le=1,
+        description="weight of the original's class probabilities in the loss, in `prune`; by default 0 if the outputs are not "
+        "the logits of classes",
     )
 
+
+class Taught(TrainingMethod):
+    """Base class of such methods in which the original may teach the network while it is pruned, and whose length follows from
+    that of the recovery.
+
+    share: the fraction of all training, pruning and recovery, that pruning takes by default.
+    most: epochs of pruning by default, if there is no recovery or a long one.
+    """
+
+    share: ClassVar[float] = 0.3
+    most: ClassVar[float]
+
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="epochs of pruning; default: a share of the epochs of pruning and recovery together, up to a maximum",
+    )
+    distil: float = taught(0.0)
+
+    @property
+    def length(self) -> float:
+        """Epochs of pruning."""
+        return self.most if self.epochs is None else self.epochs
+
+    def before(self, epochs: float) -> TrainingMethod:
+        if self.epochs is not None or epochs <= 0:
+            return self
+        return self.model_copy(update={"epochs": min(self.most, epochs * self.share / (1 - self.share))})
+
     def teachers(self, task: Task) -> list[TeacherHook]:
-        return [] if self.distil == 0 else [Distilling(task.model, task.model, Distil(share=self.distil))]
+        if self.distil == 0:
+            return []
+        required, off = "distil" in self.model_fields_set, Setting("distil", 0, type(self))
+        teacher = task.model if task.teacher is None else task.teacher
+        return [Distilling(task.model, teacher, Recover(share=self.distil), required=required, off=off)]
 
 
 def keep(scores: Mapping[str, np.ndarray], threshold: float) -> Channels:

@@ -12,6 +12,19 @@ from secateurs.importing import import_object
 from secateurs.methods.method import Method
 
 GROUP = "secateurs.methods"  # of entry points
+# What others call methods, letters and digits only.
+ALIASES = {
+    "magnitude": ("l2", "l1"), "norm": ("l2", "l1"), "weight": ("l2", "l1"), "l1norm": ("l1",), "l2norm": ("l2",),
+    "slimming": ("bn-scale",), "networkslimming": ("bn-scale",), "bn": ("bn-scale",), "batchnorm": ("bn-scale",),
+    "gamma": ("bn-scale",), "bnscaleimportance": ("bn-scale",), "zeros": ("apoz",), "activation": ("apoz",),
+    "gradient": ("taylor",), "molchanov": ("taylor",), "fisher": ("taylor",), "hessian": ("taylor",), "obd": ("taylor",),
+    "snip": ("taylor",), "greedy": ("oracle",), "bruteforce": ("oracle",), "ablation": ("oracle",),
+    "fpgm": ("epruner",), "geometricmedian": ("epruner",), "clustering": ("epruner",), "affinity": ("epruner",),
+    "exemplar": ("epruner",), "gate": ("npn",), "gates": ("npn",), "l0": ("npn",), "lasso": ("onestep",),
+    "grouplasso": ("onestep",), "importance": ("onestep",), "filtersearch": ("aofp",), "stripe": ("pff", "l2-stripes"),
+    "stripes": ("pff", "l2-stripes"), "shapes": ("pff",), "pattern": ("pff", "l2-stripes"),
+    "thinet": ("apoz", "taylor"), "reconstruction": ("l2",),
+}  # fmt: skip
 MODULE = "python:"  # begins the name of a class in a module
 
 M = TypeVar("M", bound=type[Method])
@@ -92,7 +105,7 @@ def _find(name: str) -> type[Method]:
         return _checked(import_object(name.removeprefix(MODULE), name), name, name)
     declared = _declared()
     if name not in declared:
-        raise ConfigError(f"There is no method {name!r}. {nearest(name, methods())}")
+        raise ConfigError(f"There is no method {name!r}. {_similar(name)}")
     entry = declared[name]
     try:
         found = entry.load()
@@ -102,6 +115,20 @@ def _find(name: str) -> type[Method]:
             f"The method {name!r} of {where} cannot be loaded: {type(error).__name__}: {error}."
         ) from error
     return _checked(found, name, f"{name!r}, {entry.value}")
+
+
+def _similar(name: str) -> str:
+    """What may be meant: the same name in another spelling, a method that others call so, or names with similar letters."""
+    plain = _letters(name)
+    found = [known for known in methods() if _letters(known) == plain] or list(ALIASES.get(plain, ()))
+    if not found:
+        return nearest(name, methods())
+    also = " ThiNet's least squares are a recovery, sc.Reconstruct." if plain in ("thinet", "reconstruction") else ""
+    return f"Did you mean {' or '.join(found)}?{also}"
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _checked(found: Any, name: str, what: str) -> type[Method]:

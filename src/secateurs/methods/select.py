@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,24 @@ from secateurs.methods.limits import Bounds, free, limiting
 Array = np.ndarray
 ALL = Setting("scope", "all")
 FLOOR = 0.1
+LEAST = 1e-3  # a relative price is at least this
+
+
+def prices(budget: Budget, base: Cost, counts: Array, cost: Callable[[Array], Cost]) -> Array:
+    """What one less of each kind saves under a budget, relative to the mean over all: (kinds,). A limit counts by how much of
+    its cost has to go; if nothing has to go, all are ones.
+
+    counts: (kinds,) how many there are. cost: what such counts cost.
+    """
+    goals, whole = budget.shares(budget.limits(base), base), budget.shares(cost(counts), base)
+    saved = np.zeros(len(counts))
+    for i in range(len(counts)):
+        fewer = counts.copy()
+        fewer[i] -= 1
+        left = budget.shares(cost(fewer), base)
+        saved[i] = sum(max(0.0, 1 - goal) * (whole[name] - left[name]) for name, goal in goals.items())
+    mean = float((saved * counts).sum() / max(1, counts.sum()))
+    return np.maximum(saved / mean, LEAST) if mean > 0 else np.ones(len(counts))
 
 
 class Widths:
@@ -45,6 +63,7 @@ class Widths:
             self.rounded(np.array(w, dtype=np.int64)) for w in ([b.least for b in own], [b.most for b in own])
         )
         self._floored = np.array([b.floored for b in own], dtype=bool)
+        self._whole = np.array([b.whole or g.size for b, g in zip(own, self.groups, strict=True)], dtype=np.int64)
         self.floor = floor if budget else 0.0  # without a budget, a method's own threshold decides
 
     @cached_property
@@ -53,7 +72,7 @@ class Widths:
         budget requires. A budget that `lowest` meets is met by these, too."""
         if self.fits(widths := self.above(self.floor)):
             return widths
-        steps = [np.arange(1, n * self.floor) / n for n in np.unique(self.sizes)]  # where a width changes
+        steps = [np.arange(1, n * self.floor) / n for n in np.unique(self._whole)]  # where a width changes
         shares = np.unique(np.concatenate([np.zeros(1), *steps]))
         low, high = 0, len(shares)  # the first that doesn't fit
         while low < high:
@@ -62,10 +81,10 @@ class Widths:
         return self.above(shares[max(0, low - 1)])
 
     def above(self, share: float) -> Array:
-        """The smallest widths with at least this fraction of every group, aligned; of a group for which the user says how far
-        it may be cut, the smallest that this allows."""
+        """The smallest widths with at least this fraction of every original group, aligned; of a group for which the user says
+        how far it may be cut, the smallest that this allows."""
         # A share of 3 / 30 of 30 channels is 3, whatever the rounding of their product.
-        widths = np.where(self._floored, np.ceil(self.sizes * share - 1e-9), 1).astype(np.int64)
+        widths = np.where(self._floored, np.ceil(self._whole * share - 1e-9), 1).astype(np.int64)
         return np.maximum(self.rounded(widths), self.lowest)
 
     def rounded(self, widths: Array) -> Array:
@@ -77,6 +96,12 @@ class Widths:
         whole = self.graph.sizes.astype(np.asarray(widths).dtype)
         whole[self._at] = widths
         return self.graph.cost(whole, stripes)
+
+    def prices(self) -> Array:
+        """What a channel of each group costs under the budget, relative to the mean over all channels: (groups,)."""
+        if self.budget is None:
+            return np.ones(len(self.sizes))
+        return prices(self.budget, self.base, self.sizes, self.cost)
 
     def fits(self, widths: Array) -> bool:
         return self.budget is None or self.budget.allows(self.cost(widths), self.base)

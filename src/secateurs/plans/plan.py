@@ -20,6 +20,7 @@ from secateurs.graph.channels import ChannelGraph, named_tensors
 from secateurs.graph.figures import named_like_a_width
 from secateurs.graph.inputs import check_model
 from secateurs.graph.trace import trace as trace_channels
+from secateurs.graph.wrappers import check_plain, part_with
 from secateurs.plans import stripes as S
 from secateurs.stripes import rule as rule  # registers the rule of stripe convolutions
 
@@ -57,14 +58,18 @@ class Plan:
         )
 
     def check(self, model: nn.Module) -> None:
-        """Raise PlanError unless this plan is for a network with these parameters."""
+        """Raise PlanError unless this plan is for a network with these parameters, TraceError for a wrapper around it."""
         check_model(model)
+        check_plain(model)
         self._check_least()
         own = named_tensors(model)
         for name, shape in self.shapes.items():
             if name not in own:
+                part = part_with(model, self.shapes)
                 raise PlanError(
                     f"The plan cuts {name}, which this model does not have: the plan is for another network."
+                    if part is None
+                    else f"The plan is for a part of this {type(model).__name__}, {part!r}: pass that part, model.{part}."
                 )
             if tuple(own[name].shape) != shape:
                 raise PlanError(
@@ -80,6 +85,38 @@ class Plan:
                     f"The plan rewrites {attribute} of {module or 'the model'}, which this model does not have: "
                     f"the plan is for another network."
                 )
+
+    def then(self, later: Plan) -> Plan:
+        """One plan for two cuts in a row: of the network that this plan is for. `later` is for what this plan leaves of it.
+
+        Raises PlanError if `later` is for another network, and if this plan cuts stripes: those are cut last.
+        """
+        if self.stripes:
+            raise PlanError(f"The first plan cuts stripes of {min(self.stripes)}: only the last of several cuts may.")
+        kept = {param: dict(axes) for param, axes in self.kept.items()}
+        for param, axes in later.kept.items():
+            left = {axis: len(index) for axis, index in self.kept.get(param, {}).items()}
+            size = [left.get(axis, n) for axis, n in enumerate(self.shapes.get(param, later.shapes[param]))]
+            if tuple(size) != tuple(later.shapes[param]):
+                raise PlanError(
+                    f"The second plan expects {param} of shape {later.shapes[param]}, the first one leaves {tuple(size)}."
+                )
+            own = kept.setdefault(param, {})
+            for axis, index in axes.items():
+                own[axis] = _taken(own.get(axis), index)
+        groups = {**self.groups, **{g: _taken(self.groups.get(g), index) for g, index in later.groups.items()}}
+        return Plan(
+            groups=groups,
+            kept=kept,
+            shapes={**later.shapes, **self.shapes},
+            attributes={**self.attributes, **later.attributes},
+            consumes=self.consumes | later.consumes,
+            exact=self.exact and later.exact,
+            stripes={
+                weight: S.within(places, later.shapes[weight], self.kept.get(weight, {}).get(0))
+                for weight, places in later.stripes.items()
+            },
+        )
 
     @property
     def _version(self) -> int:
@@ -145,6 +182,11 @@ class Plan:
                     f"The plan keeps {len(kept)} of the channels of group {group}, which needs at least {least}: the network's "
                     "code does not work with fewer. Keep more of them."
                 )
+
+
+def _taken(first: Kept | None, later: Kept) -> Kept:
+    """Kept indices of what was kept before, as indices of the whole axis."""
+    return tuple(later) if first is None else tuple(first[i] for i in later)
 
 
 def rewritable(attribute: str) -> bool:

@@ -101,6 +101,14 @@ def check_modules(stripes: Iterable[str], modules: Mapping[str, nn.Module]) -> N
             )
 
 
+def within(places: Kept, shape: Shape, filters: Kept | None) -> Kept:
+    """Kept positions in a weight of this shape as positions in the weight that it was cut from. filters: those kept then."""
+    if filters is None:
+        return tuple(places)
+    per_filter = shape[2] * shape[3]
+    return tuple(filters[place // per_filter] * per_filter + place % per_filter for place in places)
+
+
 def as_mask(places: Kept, shape: Shape) -> Tensor:
     """The kept stripes of a weight (O, C, KH, KW): (O, KH, KW) bool."""
     alive = torch.zeros(shape[0] * shape[2] * shape[3], dtype=torch.bool)

@@ -3,7 +3,7 @@
 from secateurs.recovery.calibrate import IMAGES, after_cut_, calibrate_
 from secateurs.recovery.recipes import MODES, Distil, Mimic, Recover
 from secateurs.recovery.reconstruct import Reconstruct
-from secateurs.recovery.recover import check, phases, recover
+from secateurs.recovery.recover import check, epochs, phases, recover
 
 __all__ = [
     "IMAGES",
@@ -15,6 +15,7 @@ __all__ = [
     "after_cut_",
     "calibrate_",
     "check",
+    "epochs",
     "phases",
     "recover",
 ]

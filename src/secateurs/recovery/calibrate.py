@@ -147,8 +147,15 @@ def _missed(model: nn.Module, small: nn.Module, batches: Iterable[Batch], pooled
                 total += float(soft_loss(y, z, temperature=1)) * len(y)
             else:
                 pairs = zip(tensors(wanted), tensors(given), strict=True)
-                total += sum(float((y - z).square().sum()) for y, z in pairs if y.is_floating_point())
+                total += sum(_apart(y, z) for y, z in pairs if y.is_floating_point())
     return sum(gathered(total)) if pooled else total
+
+
+def _apart(wanted: Tensor, given: Tensor) -> float:
+    """The squared distance. Rows that one has and the other lacks count as zeros: detectors find more or fewer boxes."""
+    rows = max(len(wanted), len(given)) if wanted.ndim else 0
+    y, z = (torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])]) if x.ndim else x for x in (wanted, given))
+    return float((y - z).square().sum())
 
 
 def _as_cut(model: nn.Module, plan: Plan, small: nn.Module) -> bool:

@@ -11,15 +11,34 @@ from secateurs.errors import ConfigError, Setting, TrainingError, a_or_an
 from secateurs.graph.faults import described
 from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
+from secateurs.training.batches import IGNORED
 from secateurs.training.losses import CrossEntropy, heads, shares
 from secateurs.training.run import TrainingRun
 
 
-def soft_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over images (and pixels). Logits: (N, classes, *)."""
+def soft_loss(teacher: Tensor, student: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over images and pixels. Logits: (N, classes, *).
+
+    counts: (N, *) bool, the pixels that count; by default all.
+    """
     p = F.log_softmax(teacher.float().movedim(1, -1) / temperature, dim=-1)
     q = F.log_softmax(student.float().movedim(1, -1) / temperature, dim=-1)
-    return temperature**2 * F.kl_div(q, p, reduction="sum", log_target=True) / (p.numel() / p.shape[-1])
+    if counts is None:
+        return temperature**2 * F.kl_div(q, p, reduction="sum", log_target=True) / (p.numel() / p.shape[-1])
+    each = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)  # (N, *)
+    return temperature**2 * (each * counts).sum() / counts.sum().clamp(min=1)
+
+
+def counting(targets: Any, logits: Tensor) -> Tensor | None:
+    """The pixels that count, (N, *) bool, where targets are class indices of pixels; None for all. A pixel that is ignored, as
+    padding is, is not taught; an image without a label is."""
+    if logits.ndim == 2 or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return None
+    if targets.shape != logits.shape[:1] + logits.shape[2:]:
+        return None
+    counts = targets != IGNORED
+    axes = tuple(range(1, counts.ndim))
+    return counts | ~counts.any(axes, keepdim=True)
 
 
 class Distilling(TeacherHook):
@@ -29,13 +48,16 @@ class Distilling(TeacherHook):
     little. After a deep cut they do not, and it is several times larger: networks without batch norm then diverge at usual
     learning rates.
 
-    What the network's outputs are is seen in the first batch: without logits of classes, the task loss alone is used, or if the
-    recipe sets the share, ConfigError is raised.
+    What the network's outputs are is seen in the first batch: without logits of classes, the task loss alone is used. If
+    teaching is required, this raises ConfigError, which names the setting that turns teaching off.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, recipe: Recover) -> None:
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, recipe: Recover, *, required: bool, off: Setting | None = None
+    ) -> None:
         super().__init__(student, teacher)
-        self.recipe = recipe
+        self.recipe, self.required = recipe, required
+        self.off = off or Setting("share", 0, type(recipe))
         self.teaches: bool | None = None  # None: before the first batch
 
     def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Any) -> Tensor:
@@ -44,7 +66,9 @@ class Distilling(TeacherHook):
         if not self.teaches:
             self.forget()
             return loss
-        soft = soft_loss(heads(self.teacher_outputs(engine))[0], heads(outputs)[0], self.recipe.temperature)
+        logits = heads(outputs)[0]
+        counts = counting(targets, logits)
+        soft = soft_loss(heads(self.teacher_outputs(engine))[0], logits, self.recipe.temperature, counts)
         if self.recipe.mode != "distil":
             soft = soft / self.recipe.temperature
         share = self.recipe.share
@@ -52,21 +76,18 @@ class Distilling(TeacherHook):
 
     def _fits(self, engine: TrainingRun, outputs: Any, targets: Any) -> bool:
         fault = unlike_logits(outputs, None if isinstance(engine.loss, CrossEntropy) else targets)
-        asked = (
-            self.recipe.share == 1
-            or bool(self.recipe.model_fields_set & {"share", "temperature"})
-            or self.recipe.mode == "distil"
-        )
-        if fault is None and engine.objective.step is not None and not asked:
+        if fault is None and engine.objective.step is not None and not self.required:
             fault = "whether the network's outputs are logits of classes is not known of a step of your own"
         if fault is None:
             return True
-        if asked:
+        if self.required:
             raise ConfigError(
                 f"The original cannot teach class probabilities: {fault}.", hint=("Train on the task loss alone, with ",
-                Setting("share", 0, type(self.recipe)), "."),
+                self.off, "."),
             )  # fmt: skip
-        engine.report.line(f"recover: trains on the task loss alone, without the original as a teacher: {fault}")
+        engine.report.line(
+            f"{engine.report.title}: trains on the task loss alone, without the original as a teacher: {fault}"
+        )
         return False
 
     def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from secateurs.recovery.mimic import Mimicking
 from secateurs.recovery.recipes import Distil, Mimic, Recover
 from secateurs.recovery.reconstruct import Reconstruct, reconstruct
 from secateurs.recovery.teacher import TeacherHook
-from secateurs.training.batches import measure, split_data
+from secateurs.training.batches import length, measure, split_data
 from secateurs.training.engine import Engine
 from secateurs.training.recipe import Phase, Recipe
 
@@ -35,6 +36,16 @@ def phases(recover: Phase | Sequence[Phase] | None) -> list[tuple[str, Phase]]:
     if len(recipes) == 1:
         return [("recover", recipes[0])]
     return [(f"recover-{i}-{recipe.mode}", recipe) for i, recipe in enumerate(recipes, start=1)]
+
+
+def epochs(recipes: Sequence[Phase], train: Any) -> float:
+    """Epochs over this data that the recipes train in all; steps count for nothing if the data has no length."""
+    each = length(train) or math.inf
+    return sum(
+        recipe.epochs if recipe.epochs is not None else (recipe.steps or 0) / (recipe.steps_per_epoch or each)
+        for recipe in recipes
+        if isinstance(recipe, Recipe)
+    )
 
 
 def check(recover: Phase | Sequence[Phase] | None, model: nn.Module) -> None:
@@ -108,7 +119,10 @@ def _taught(
             raise ConfigError(f"{type(recipe).__name__} needs the original network: pass teacher=….")
         return None
     if isinstance(recipe, Recover):
-        return Distilling(model, teacher, recipe)
+        required = (
+            recipe.share == 1 or bool(recipe.model_fields_set & {"share", "temperature"}) or recipe.mode == "distil"
+        )
+        return Distilling(model, teacher, recipe, required=required)
     if example_inputs is None:
         raise ConfigError("Mimic needs example_inputs=… to find the feature maps that kept their shape.")
     return Mimicking(model, teacher, recipe, example_inputs, nodes)

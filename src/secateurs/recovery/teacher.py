@@ -37,8 +37,11 @@ class TeacherHook(Hook):
         self._open, self._batch = True, batch
 
     def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._open:
+        if self._open and module is self.student:
             self._given = args, kwargs
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TeacherHook:
+        return self  # a copy of the student, such as the average of its weights, needs no teacher of its own
 
     def teacher_outputs(self, engine: TrainingRun) -> Any:
         """The teacher's outputs for the student's last batch: what the user's `forward` makes of them, if it trains."""

@@ -26,8 +26,10 @@ def plot(
     title: str = "",
     x: str = "",
     y: str = "",
+    marked: bool = False,
 ) -> Path:
-    """Plot curves by name, each (xs, ys), to a file whose suffix sets the format (.png, .svg, .pdf).
+    """Plot curves by name, each (xs, ys), to a file whose suffix sets the format (.png, .svg, .pdf). marked: show the
+    points, too.
 
     Raises ConfigError if matplotlib is not installed, OSError if the file cannot be written.
     """
@@ -39,7 +41,7 @@ def plot(
     axes = figure.add_subplot()
     for i, (name, (xs, ys)) in enumerate(curves.items()):
         style = ("-", "--", ":")[i // len(COLORS) % 3]
-        axes.plot(xs, ys, style, color=COLORS[i % len(COLORS)], linewidth=1.5, label=name)
+        axes.plot(xs, ys, style, marker="o" if marked else "", color=COLORS[i % len(COLORS)], linewidth=1.5, label=name)
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.margins(x=0.01)

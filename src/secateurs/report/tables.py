@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rich import box
 from rich.table import Table
@@ -23,6 +23,19 @@ def table(*columns: str, left: int = 1) -> Table:
     return made
 
 
+class Measured(Protocol):
+    """What was measured of a network: see `Figures`."""
+
+    @property
+    def top1(self) -> float | None: ...
+    @property
+    def top5(self) -> float | None: ...
+    @property
+    def loss(self) -> float | None: ...
+    @property
+    def metrics(self) -> Mapping[str, float | None]: ...
+
+
 def outcome(networks: Sequence[tuple[str, Figures]]) -> Table:
     """The cost of each network from the original to the artifact, and what was measured of it: see `Card.networks`."""
     measured = columns([figures for _, figures in networks])
@@ -38,12 +51,12 @@ def outcome(networks: Sequence[tuple[str, Figures]]) -> Table:
     return made
 
 
-def columns(every: Sequence[Figures]) -> dict[str, Callable[[Figures], str]]:
+def columns(every: Sequence[Measured]) -> dict[str, Callable[[Measured], str]]:
     """What was measured of any of these networks: the heading of each column, and what it shows. Top-1, top-5 and the loss if
     nothing was."""
     own = dict.fromkeys(name for figures in every for name in figures.metrics)
     nothing = not own and all(f.top1 is None and f.loss is None for f in every)
-    found: dict[str, Callable[[Figures], str]] = {}
+    found: dict[str, Callable[[Measured], str]] = {}
     if nothing or any(f.top1 is not None for f in every):
         found |= {"top-1 %": lambda f: percent(f.top1), "top-5 %": lambda f: percent(f.top5)}
     for name in own:

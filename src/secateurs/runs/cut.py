@@ -14,6 +14,7 @@ import secateurs as sc
 from secateurs import artifact, recovery
 from secateurs.artifact import Earlier
 from secateurs.budget import Budget
+from secateurs.cutting import check_folder
 from secateurs.data import Data
 from secateurs.devices import usable
 from secateurs.errors import ConfigError, Message, NonFiniteLossError, SecateursError, Setting
@@ -21,22 +22,24 @@ from secateurs.files import check_writable, shown
 from secateurs.methods import Method, Task, TrainingMethod
 from secateurs.methods.limits import Limits
 from secateurs.methods.method import Scope
+from secateurs.methods.rounds import ONE_ROUND, Rounds
 from secateurs.models import load
 from secateurs.plans import PrunableGraph, trace
 from secateurs.recovery import Recover
 from secateurs.report import count
+from secateurs.report.curves import can_plot
 from secateurs.result import Result
 from secateurs.runs import stages
-from secateurs.runs.folder import FOLDER, OVERWRITE, RESUME, RunFolder
+from secateurs.runs.folder import FOLDER, OVERWRITE, PICTURE, RESUME, RunFolder
+from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import RunResult
-from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, check_trains, example, rewind
+from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, rewind
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining, trained
-from secateurs.training import Phase, Recipe
+from secateurs.training import Objective, Phase, Recipe
 from secateurs.training.processes import check as check_processes
 from secateurs.training.processes import first
-from secateurs.training.resume import LOG
-from secateurs.training.runtime import check_trackers, wait_for_everyone
+from secateurs.training.runtime import check_trackers, wait_for_everyone, written
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -52,7 +55,8 @@ class Ready(NamedTuple):
     network: nn.Module
     graph: PrunableGraph
     data: Data
-    inputs: torch.Tensor
+    inputs: Any  # of one example
+    objective: Objective
     where: torch.device
 
 
@@ -62,6 +66,7 @@ class Cut:
 
     network: NetworkSpec
     data: DataSpec | DataObject
+    purpose: Purpose
     method: Method
     budget: Budget | None
     recover: Sequence[Phase]
@@ -75,6 +80,7 @@ class Cut:
     device: str | torch.device | None
     track: Sequence[Any]
     log: Callable[[str], None]
+    rounds: Rounds = ONE_ROUND
     later: Sequence[Stage] = ()  # that prune its result
     ahead: Sequence[RunFolder] = ()  # the folders of these, if none of them has begun
     stage: Stage | None = None  # None for the first cut …
@@ -90,7 +96,7 @@ class Cut:
         network = NetworkSpec(str(self.folder.folder), trust_code=self._trusted, loaded=result.model)
         return replace(
             self, network=network, method=stage.method, budget=stage.budget(original), pretrain=Pretraining(),
-            limits=self.limits.later(), folder=folder, later=later, ahead=(), stage=stage, original=original,
+            limits=self.limits.later(), rounds=ONE_ROUND, folder=folder, later=later, ahead=(), stage=stage, original=original,
             earlier=stages.earlier(result),
         )  # fmt: skip
 
@@ -106,13 +112,15 @@ class Cut:
             "weights": self.network.digest(),
             "num_classes": self.network.num_classes,
             **self.data.settings(),
+            **self.purpose.record(),
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "budget": None if self.budget is None else asdict(self.budget),
+            **self.rounds.record(),
             "scope": self.scope or self.method.default_scope,
             **({"limits": self.limits.record()} if self.limits else {}),
             "allow_inexact": self.allow_inexact,
             **({"calibrate": True} if self.calibrate else {}),  # not in records of earlier versions
-            "recover": written(self.recover),
+            "recover": recorded(self.recover),
             "pretrain": None if self.network.has_weights else self.pretrain.record(),
             "seed": self.seed,
         }
@@ -154,22 +162,25 @@ class Cut:
     def prepare(self, build: Builder) -> Ready:
         """Check, before any work, whatever would make the run fail later."""
         where = pick_device(self.device)
-        data = self.data.load(self.seed, where)
+        data = self.data.load(self.seed, where, self.purpose.task, self.network.num_classes)
         network = build(data, where, self.seed)
         artifact.check_state(network)
-        inputs = example(data)
+        inputs = self.purpose.example(network, data)
+        objective = self.purpose.objective(network, inputs)
         check_trackers(self.track, self.folder.folder)
         recovery.check(self.recover, network)
-        graph = trace(network, inputs, allow_inexact=self.allow_inexact)
+        targets = self.purpose.example_targets(network, data)
+        graph = trace(network, inputs, allow_inexact=self.allow_inexact, example_targets=targets)
         cost = graph.cost()
 
         bounds = self.limits.on(graph, self.scope or self.method.default_scope)
 
-        def feasible(method: Method, budget: Budget | None) -> None:
+        def feasible(method: Method, budget: Budget | None) -> Task:
             scope = self.scope or method.default_scope
-            Task(network, graph, budget, scope, data, self.seed, inputs, bounds=bounds).for_method(method)
+            return Task(network, graph, budget, scope, data, self.seed, inputs, bounds=bounds).for_method(method)
 
-        feasible(self.method, self.budget)
+        self.rounds.check(self.method, feasible(self.method, self.budget).budget)
+        check_folder(self.folder.folder, self.rounds, (), resume=True)
         original = self.original or cost.macs
         stages.check(self.later, original, cost.macs if self.budget is None else self.budget.limits(cost).macs)
         for stage in self.later:  # as far as can be determined now
@@ -179,13 +190,13 @@ class Cut:
                 raise error.renamed(stage.named).within(stage.setting, ": ") from error
         pretrains = not self.network.has_weights and self.pretrain.recipe(data).epochs
         if pretrains or any(isinstance(r, Recipe) for r in self.recover) or isinstance(self.method, TrainingMethod):
-            check_trains(network, inputs, self.network.name)
+            self.purpose.check_trains(network, data, self.network.name)
         if self.budget is not None and self.budget.allows(cost, cost):
             self.log(
                 f"the budget is met already, nothing will be cut: {self.network.name} has {cost.macs:,} MACs and "
                 f"{cost.params:,} parameters"
             )
-        return Ready(network, graph, data, inputs, where)
+        return Ready(network, graph, data, inputs, objective, where)
 
     def _run(self, ready: Ready, record: dict[str, Any], *, resume: bool, began: float) -> RunResult:
         check_writable(self.folder.folder)
@@ -209,6 +220,8 @@ class Cut:
             **self.limits.options(),
             calibrate=self.calibrate,
             allow_inexact=self.allow_inexact,
+            rounds=self.rounds.count,
+            schedule=self.rounds.schedule,
             report=self.log,
             folder=self.folder.folder,
             resume=resume,
@@ -216,6 +229,7 @@ class Cut:
             device=ready.where,
             save_seconds=60,
             track=self.track,
+            **vars(ready.objective),
         )
         earlier = self.earlier
         if earlier is None:
@@ -225,6 +239,7 @@ class Cut:
             earlier=earlier,
             seconds=round(time.perf_counter() - began, 1),
             settings={
+                **self.purpose.card(),
                 "data": self.data.record(ready.data),
                 "budget": record["budget"],
                 "recover": record["recover"],
@@ -233,14 +248,22 @@ class Cut:
         )
         if first():
             artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True)
+            self._draw(network, done.model, ready.data)
             self.folder.finish(record)
-            self._judge(done)
+            self._judge(done, ready.objective)
         return done
 
-    def _judge(self, result: Result) -> None:
-        start, after = result.calibrated.top1, result.after.top1
-        if self.recover and start is not None and after is not None and after < start:
-            text = f"recovery left top-1 at {after:.2f}%, below the {start:.2f}% that it began with: try "
+    def _draw(self, before: nn.Module, after: nn.Module, data: Data) -> None:
+        if not self.purpose.task.pictures:
+            return
+        if can_plot():
+            with written(self.folder.folder):
+                self.purpose.task.draw(self.folder.folder / PICTURE, {"before": before, "after": after}, data)
+        else:
+            self.log("no predictions will be drawn: that needs matplotlib, pip install 'secateurs[report]'")
+
+    def _judge(self, result: Result, objective: Objective) -> None:
+        if self.recover and (text := self.purpose.worse(result.after, result.calibrated, objective)):
             trained = [recipe for recipe in self.recover if isinstance(recipe, Recipe)]
             mimics = all(recipe.mode == "mimic" for recipe in trained)
             knob = Setting("lr", of=type(trained[0])) if trained and mimics else Setting("lr")
@@ -253,7 +276,7 @@ class Cut:
         knob: tuple[object, ...]
         if pretrains and not kept.exists():
             knob = ("a ", Setting("pretrain_lr"), f" below {self.pretrain.usual_lr:g}")
-        elif begun := [r for name, r in recovery.phases(self.recover) if (self.folder.folder / name / LOG).exists()]:
+        elif begun := [r for name, r in recovery.phases(self.recover) if self.folder.began(name)]:
             recipe = begun[-1]  # only what trains has a log
             assert isinstance(recipe, Recipe)
             lr = Setting("lr", of=type(recipe))
@@ -286,11 +309,11 @@ class Cut:
                 self.log(Message("no ", Setting("weights"), " and ", zero, text))
         return trained(
             ready.network, ready.data, recipe, self.folder, "pretrain", self.folder.pretrained, seed=self.seed,
-            device=ready.where, resume=resume,
+            device=ready.where, resume=resume, objective=ready.objective,
         )  # fmt: skip
 
 
-def written(recipes: Sequence[Phase]) -> Any:
+def recorded(recipes: Sequence[Phase]) -> Any:
     """Recovery recipes as they are recorded: None, one, or a list."""
     found = [{"mode": recipe.mode, **recipe.model_dump(mode="json", exclude=_unused(recipe))} for recipe in recipes]
     return found if len(found) > 1 else found[0] if found else None

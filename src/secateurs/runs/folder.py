@@ -20,9 +20,11 @@ from secateurs.files import dump_json, read_json, shown, staged, write_whole
 
 PHASES = ("pretrain", "prune", "recover")  # each of them has a folder with its log and, until the end, checkpoints
 _several = re.compile(r"recover-\d+-(finetune|mimic|distil)")
+_round = re.compile(r"round-\d+")
 _checkpoint = re.compile(r"(\.writing-|\.old-|step-|damaged-step-)\d{9,}")
 _parts = ("state.safetensors", "state.json", "manifest.json")  # of a checkpoint
 LOG = "metrics.jsonl"
+PICTURE = "predictions.png"
 RESUME, OVERWRITE, FOLDER = Setting("resume", True), Setting("overwrite", True), Setting("folder")
 TRACKED = "secateurs"  # where trackers that write files put them, within a phase's folder
 
@@ -35,7 +37,8 @@ class State(BaseModel):
 
 
 class RunFolder:
-    """`run.json` (settings, finished or not), the phases' logs and checkpoints, and in the end the artifact.
+    """`run.json` (settings, finished or not), the phases' logs and checkpoints, and in the end the artifact. All rounds of
+    iterative pruning but the last have phases and an artifact of their own, in `round-1` and so on.
 
     Only what a run wrote is ever replaced or removed. Files of these names without a `run.json` or a card of ours are
     not ours: the folder is then refused, even with `overwrite`.
@@ -45,7 +48,7 @@ class RunFolder:
         self,
         folder: Path,
         phases: Sequence[str] = PHASES,
-        files: Sequence[str] = ("pretrained.safetensors",),
+        files: Sequence[str] = ("pretrained.safetensors", PICTURE),
         artifacts: Sequence[str] = ("",),
     ) -> None:
         """files: other files that it writes; the first holds weights, which are only trained if none are given. artifacts: the
@@ -54,17 +57,34 @@ class RunFolder:
         self.file = folder / "run.json"
         self.files = tuple(folder / name for name in files)
         self.pretrained = self.files[0]
-        self.artifacts = tuple(folder / name for name in artifacts)
+        self._artifacts = tuple(folder / name for name in artifacts)
+
+    @property
+    def rounds(self) -> tuple[str, ...]:
+        """The folders of finished or begun rounds that exist. What else is saved in folders of these names is not ours."""
+        if "recover" not in self._phases or not self.folder.is_dir():
+            return ()
+        found = [p for p in self.folder.glob("round-*") if _round.fullmatch(p.name) and p.is_dir()]
+        ours = [p.name for p in found if artifact.is_round(p) or not artifact.exists(p)]
+        return tuple(sorted(ours, key=lambda name: int(name.rpartition("-")[2])))
+
+    @property
+    def artifacts(self) -> tuple[Path, ...]:
+        """The folders of its artifacts, those of rounds included."""
+        return (*self._artifacts, *(self.folder / name for name in self.rounds))
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """Their names, with those of recovery in several steps (recover-1-mimic …) that exist."""
-        found = (
-            [p.name for p in self.folder.glob("recover-*") if _several.fullmatch(p.name)]
-            if self.folder.is_dir()
-            else []
-        )
-        return (*self._phases, *sorted(found)) if "recover" in self._phases else self._phases
+        """Their names, with those of rounds (round-1/recover …) and of recovery in several steps (recover-1-mimic …) that
+        exist."""
+        if "recover" not in self._phases or not self.folder.is_dir():
+            return self._phases
+        found = list(self._phases)
+        for within in ("", *(f"{name}/" for name in self.rounds)):
+            found += [f"{within}{name}" for name in self._phases if within]
+            several = (p.name for p in self.folder.glob(f"{within}recover-*"))
+            found += sorted(f"{within}{name}" for name in several if _several.fullmatch(name))
+        return tuple(found)
 
     def check(
         self,
@@ -133,6 +153,10 @@ class RunFolder:
                     phase.rmdir()
             for file in self.files:
                 file.unlink(missing_ok=True)
+            for name in self.rounds:
+                artifact.remove(self.folder / name)
+                with contextlib.suppress(OSError):
+                    (self.folder / name).rmdir()
         elif "recover" in settings and not self._recovering():  # it may have other steps, and so folders, now
             for name in self._recovery():
                 log = self.folder / name / LOG
@@ -166,7 +190,7 @@ class RunFolder:
 
     def resumable(self) -> bool:
         """Whether there is anything to resume from."""
-        kept = any(file.exists() for file in self.files)
+        kept = any(file.exists() for file in self.files) or self._finished_rounds()
         return kept or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in self.phases)
 
     def can_resume(self, settings: Mapping[str, Any]) -> bool:
@@ -181,20 +205,30 @@ class RunFolder:
         text = f"{shown(self.folder)} keeps what is done so far: the same run with "
         return KeyboardInterrupt(Message(text, RESUME, " continues from there."))
 
+    def began(self, phase: str) -> bool:
+        """Whether a phase has a log, in the round that is at work."""
+        place = next((name for name in self.rounds if not artifact.is_round(self.folder / name)), "")
+        return (self.folder / place / phase / LOG).exists()
+
     def to_lose(self) -> str | None:
         """What would be lost by starting over; None if nothing."""
         saved = any(artifact.exists(folder) for folder in self.artifacts)
         return "an artifact" if saved else "an unfinished run" if self.resumable() else None
 
     def _recovery(self) -> list[str]:
-        return [name for name in self.phases if name.startswith("recover")]
+        return [name for name in self.phases if name.rpartition("/")[2].startswith("recover")]
 
     def _recovering(self) -> bool:
-        """Whether recovery has saved a checkpoint."""
-        return any(any(self.folder.glob(f"{name}/checkpoints/step-*")) for name in self._recovery())
+        """Whether recovery has saved a checkpoint, or a round."""
+        return self._finished_rounds() or any(
+            any(self.folder.glob(f"{name}/checkpoints/step-*")) for name in self._recovery()
+        )
+
+    def _finished_rounds(self) -> bool:
+        return any(artifact.is_round(self.folder / name) for name in self.rounds)
 
     def _folders(self) -> list[str]:
-        return [*self.phases, *(a.name for a in self.artifacts if a != self.folder)]
+        return [*self.phases, *(a.name for a in self._artifacts if a != self.folder)]
 
     def _foreign(self, state: State | None) -> str | None:
         """The first of the names that a run writes which is taken by a file or folder that is not ours."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,24 @@ from secateurs.artifact.provenance import spec_of
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting
+from secateurs.keywords import explained
 from secateurs.methods import Method, resolve
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_budget, check_scope
+from secateurs.methods.rounds import Rounds, Schedule
 from secateurs.recovery import phases
 from secateurs.runs import stages
 from secateurs.runs.cut import Cut
 from secateurs.runs.folder import RunFolder
+from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataSpec, NetworkSpec, as_source
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining
+from secateurs.tasks import VisionTask
 from secateurs.training import Phase
+from secateurs.training.losses import Loss
+from secateurs.training.objective import Forward, Step
 from secateurs.training.processes import first
 
 
@@ -34,6 +40,7 @@ def silent(line: str) -> None:
     """Discard the line."""
 
 
+@explained(ConfigError)
 @dataclass(frozen=True)
 class PruneRun:
     """A resumable pruning run with a folder of its own: what `secateurs prune` does.
@@ -50,12 +57,18 @@ class PruneRun:
         groups that have one keep their channels afterwards.
     calibrate: as for `prune`, on the run's own data, after each cut.
     recover: recipes of recovery, after each cut.
+    rounds, schedule: as for `prune`, of the first cut. The networks of all rounds but the last are artifacts in `round-1` and
+        so on, within the folder of the cut; a resumed run continues from the last of them.
     then: further cuts, in order; each is followed by the same recovery. All but the last have an artifact in a folder of
         their own within `folder`.
     weights: a file of weights for the spec. Without weights the network is trained first, on the same data:
         pretrain_epochs (10 to 30 by default, fewer the more data there is) at a peak learning rate of pretrain_lr (0.05).
     num_classes: outputs of the network, by default as many as the data has classes.
     trust_code: import and run the code that an artifact's card names.
+    task: "classification" (the default), "segmentation" or "detection", or a `VisionTask` with other settings: how a data spec
+        is read, the network built, trained and measured.
+    loss, step, forward, metrics: as for `prune`, in place of the task's. They should be functions of a module: a resumed run
+        checks that they have the same names.
     device: where to train; an accelerator by default, if one can be used. track: trackers that accelerate knows.
     log: called with one line about each stage.
     """
@@ -67,6 +80,8 @@ class PruneRun:
     method: str | Method = "epruner"
     budget: Budget | None = None
     recover: Phase | Sequence[Phase] | None = None
+    rounds: int = 1
+    schedule: Schedule = "linear"
     then: Sequence[Stage] = ()
     weights: str | Path | None = None
     num_classes: int | None = None
@@ -81,6 +96,11 @@ class PruneRun:
     max_cut: float | Fractions | None = None
     allow_inexact: bool = False
     calibrate: bool = True
+    task: str | VisionTask | None = None
+    loss: Loss | None = None
+    step: Step | None = None
+    forward: Forward | None = None
+    metrics: Mapping[str, Any] | None = None
     seed: int = 0
     device: str | torch.device | None = None
     track: Sequence[Any] = ()
@@ -107,7 +127,7 @@ class PruneRun:
         result = cut.start(self._open(cut, resume, overwrite), resume=resume, overwrite=overwrite, began=began)
         for folder in self._folders()[1:]:
             cut = cut.next(result, folder)
-            result = cut.start(cut.network.open(), resume=resume, overwrite=overwrite, began=began)
+            result = cut.start(cut.network.open(cut.purpose), resume=resume, overwrite=overwrite, began=began)
         return result
 
     def _cut(self) -> Cut:
@@ -121,6 +141,7 @@ class PruneRun:
             self.model, None if self.weights is None else Path(self.weights), self.num_classes, self.trust_code
         )
         pretrain.check(network.has_weights)
+        purpose = Purpose.of(self.task, self.loss, self.step, self.forward, self.metrics)
         if self.then and isinstance(self.model, nn.Module) and spec_of(self.model) is None:
             raise ConfigError(
                 Setting("then"), " needs a network that a resumed run can build, and this model was not made by sc.build: "
@@ -128,7 +149,8 @@ class PruneRun:
             )  # fmt: skip
         return Cut(
             network=network,
-            data=as_source(self.data),
+            data=as_source(self.data, purpose.task),
+            purpose=purpose,
             method=method,
             budget=self.budget,
             recover=[recipe for _, recipe in phases(self.recover)],
@@ -142,6 +164,7 @@ class PruneRun:
             device=self.device,
             track=self.track,
             log=self.log if first() else silent,
+            rounds=Rounds(self.rounds, self.schedule),
             later=list(self.then),
             ahead=self._folders()[1:],
         )
@@ -157,7 +180,7 @@ class PruneRun:
     def _open(self, cut: Cut, resume: bool, overwrite: bool) -> Builder:
         """What builds the network. Raises for any file that this cut or a later one would overwrite."""
         network, folders = cut.network, self._folders()
-        build = network.open()
+        build = network.open(cut.purpose)
         for folder in folders:
             folder.spare(network.file, network.file_of)
         for folder in folders[1:]:

@@ -18,9 +18,10 @@ from secateurs.artifact import Figures
 from secateurs.artifact.provenance import remember_widened
 from secateurs.budget import Budget
 from secateurs.data import Data
-from secateurs.errors import BudgetError, Message, Setting
+from secateurs.errors import BudgetError, ConfigError, Message, Setting
 from secateurs.files import check_writable, dump_json, read_json, shown
 from secateurs.graph import Cost
+from secateurs.keywords import explained
 from secateurs.methods import Method, Task, resolve
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_scope
@@ -30,10 +31,14 @@ from secateurs.result import Result
 from secateurs.runs.cut import pick_device
 from secateurs.runs.folder import OVERWRITE, RunFolder, write
 from secateurs.runs.prune import silent
+from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import ROWS, Redesign
-from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, as_source, check_trains, example, rewind
+from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, as_source, rewind
 from secateurs.runs.training import RedesignTraining, trained
-from secateurs.training import CheckpointStore, Engine, Recipe
+from secateurs.tasks import VisionTask
+from secateurs.training import CheckpointStore, Engine, Objective, Recipe
+from secateurs.training.losses import Loss
+from secateurs.training.objective import Forward, Step
 from secateurs.training.processes import first
 from secateurs.training.runtime import check_trackers, wait_for_everyone
 from secateurs.widening import widened, wider
@@ -52,10 +57,12 @@ class Ready(NamedTuple):
     graph: PrunableGraph  # of the wide network
     budget: Budget
     data: Data
-    inputs: torch.Tensor
+    inputs: Any  # of one example
+    objective: Objective
     where: torch.device
 
 
+@explained(ConfigError)
 @dataclass(frozen=True)
 class RedesignRun:
     """Better widths at the same cost, found by pruning a wider network (AOFP, Table 4): what `secateurs redesign`
@@ -67,8 +74,8 @@ class RedesignRun:
     The folder then holds two artifacts: `pruned`, and `from-scratch`, a network of the widths found.
 
     model: a spec (see `build`), or the folder of an artifact. data, folder, method, scope, weights, num_classes, trust_code,
-        seed, device, track, log: as for `PruneRun`. A network with weights, an artifact's included, is the trained base: it is
-        not trained again.
+        task, loss, step, forward, metrics, seed, device, track, log: as for `PruneRun`. A network with weights, an artifact's
+        included, is the trained base: it is not trained again.
     widen: the factor by which every layer in scope grows.
     exclude, only: as for `prune`; what is excluded is not widened either. ratios, min_channels, max_cut: of the widened
         network.
@@ -92,6 +99,11 @@ class RedesignRun:
     min_channels: int | Counts | None = None
     max_cut: float | Fractions | None = None
     from_base: bool = False
+    task: str | VisionTask | None = None
+    loss: Loss | None = None
+    step: Step | None = None
+    forward: Forward | None = None
+    metrics: Mapping[str, Any] | None = None
     train: RedesignTraining = field(default_factory=RedesignTraining)
     weights: str | Path | None = None
     num_classes: int | None = None
@@ -104,7 +116,7 @@ class RedesignRun:
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Raise whatever `start` would raise before its first step. Nothing is written."""
         run = self._stages()
-        build = run.network.open()
+        build = run.network.open(run.purpose)
         if not run.opened(resume=resume, overwrite=overwrite):
             run.prepare(build)
 
@@ -112,7 +124,7 @@ class RedesignRun:
         """Run, or resume. The arguments are those of `PruneRun.start`."""
         began = time.perf_counter() if began is None else began
         run = self._stages()
-        build, out = run.network.open(), shown(run.folder.folder)
+        build, out = run.network.open(run.purpose), shown(run.folder.folder)
         if run.opened(resume=resume, overwrite=overwrite):
             if first():
                 run.folder.tidy()
@@ -129,12 +141,15 @@ class RedesignRun:
 
     def _stages(self) -> _Stages:
         check_scope(self.scope)
+        if not self.widen > 1:
+            raise ConfigError(Setting("widen", self.widen), " is not valid: a network is widened by a factor above 1.")
         self.train.check()
-        method = resolve(self.method)
+        method, purpose = resolve(self.method), Purpose.of(self.task, self.loss, self.step, self.forward, self.metrics)
         weights = None if self.weights is None else Path(self.weights)
         return _Stages(
             network=NetworkSpec(self.model, weights, self.num_classes, self.trust_code),
-            data=as_source(self.data),
+            data=as_source(self.data, purpose.task),
+            purpose=purpose,
             widen=self.widen,
             macs=self.macs,
             align=self.align,
@@ -157,6 +172,7 @@ class _Stages:
 
     network: NetworkSpec
     data: DataSpec | DataObject
+    purpose: Purpose
     widen: float
     macs: float
     align: int
@@ -180,6 +196,7 @@ class _Stages:
             "artifact": self.network.digest() if self.network.is_artifact else None,
             "num_classes": self.network.num_classes,
             **self.data.settings(),
+            **self.purpose.record(),
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "widen": self.widen,
             "macs": self.macs,
@@ -201,7 +218,7 @@ class _Stages:
 
     def go(self, build: Builder, *, resume: bool, began: float) -> Redesign:
         ready, record = self.prepare(build), self.record()
-        data, inputs, where = ready.data, ready.inputs, ready.where
+        data, where = ready.data, ready.where
         check_writable(self.folder.folder)
         if first():
             self.folder.begin(record, resume=resume)
@@ -211,13 +228,19 @@ class _Stages:
         wide = self._scaled(base, ready, resume)
         rewind(data)
         result = self._pruned(wide, ready, resume)
-        rows = [_figures(base, inputs, data, where), result.before, result.after]
-        card = {**result.card(), "data": self.data.record(data), "redesign": record, "seed": self.seed}
+        rows = [_figures(base, ready), result.before, result.after]
+        card = {
+            **result.card(),
+            **self.purpose.card(),
+            "data": self.data.record(data),
+            "redesign": record,
+            "seed": self.seed,
+        }
         self._save(PRUNED, result.model, result, card, began)
 
         small, history = self._scratch(result.model, ready, resume)
-        rows.append(_figures(small, inputs, data, where))
-        nothing = {**asdict(rows[-1]), "top1": None, "top5": None, "loss": None}
+        rows.append(_figures(small, ready))
+        nothing = {**asdict(rows[-1]), "top1": None, "top5": None, "loss": None, "metrics": {}}
         card |= {"cut": nothing, "calibrated": nothing, "after": asdict(rows[-1]), "error": None, "history": history}
         self._save(SCRATCH, small, result, card, began)
         table = {
@@ -236,23 +259,24 @@ class _Stages:
     def prepare(self, build: Builder) -> Ready:
         """Check, before any work, whatever would make the run fail later."""
         where = pick_device(self.device)
-        data = self.data.load(self.seed, where)
+        purpose = self.purpose
+        data = self.data.load(self.seed, where, purpose.task, self.network.num_classes)
         check_trackers(self.track, self.folder.folder)
         base = build(data, where, self.seed)
         artifact.check_state(base)
-        inputs, name = example(data), self.network.name
-        check_trains(base, inputs, name)
+        inputs, name = purpose.example(base, data), self.network.name
+        purpose.check_trains(base, data, name)
         copies = self.from_base and self.network.has_weights
         start = base
         if self.network.weights is not None and not copies:  # parameters that nothing resets start as they were made
-            start = replace(self.network, weights=None).build(data, where, self.seed)
+            start = replace(self.network, weights=None).open(purpose)(data, where, self.seed)
         wide, how, graph = widened(start, inputs, self._widths(start, inputs), scope=self.scope, seed=self.seed)
         remember_widened(wide, start, how.record())
         if not copies:
             wide = sc.reinitialize(wide, self.seed, keep_raw=True)
         if not self.network.has_weights:
             base = sc.reinitialize(base, self.seed, keep_raw=True)
-        check_trains(wide, inputs, f"{name}, widened,")
+        purpose.check_trains(wide, data, f"{name}, widened,")
 
         cost, scaled = sc.count(base, inputs), graph.cost()
         budget = self._budget(cost, scaled)
@@ -272,9 +296,9 @@ class _Stages:
             f"{name} has {cost.macs:,} MACs, {scaled.macs:,} when widened by {self.widen:g}, to be pruned to "
             f"{budget.limits(scaled).macs:,}"
         )
-        return Ready(base, wide, how.widths, graph, budget, data, inputs, where)
+        return Ready(base, wide, how.widths, graph, budget, data, inputs, purpose.objective(base, inputs), where)
 
-    def _widths(self, model: nn.Module, inputs: torch.Tensor) -> float | dict[str, int]:
+    def _widths(self, model: nn.Module, inputs: Any) -> float | dict[str, int]:
         """How much wider the groups become: by the factor, but for those that the user has excluded."""
         if not (self.limits.exclude or self.limits.only):
             return self.widen
@@ -319,7 +343,7 @@ class _Stages:
             wide, ready.inputs, self.method, ready.budget, ready.data, self.train.recovery(), self.scope, self.seed,
             **self.limits.options(),
             report=self.log, folder=self.folder.folder, resume=resume, graph=ready.graph, device=ready.where,
-            save_seconds=60, track=self.track,
+            save_seconds=60, track=self.track, **vars(ready.objective),
         )  # fmt: skip
 
     def _scratch(self, small: nn.Module, ready: Ready, resume: bool) -> tuple[nn.Module, list[dict[str, Any]]]:
@@ -331,7 +355,7 @@ class _Stages:
         rewind(ready.data)
         history = Engine(
             fresh, ready.data, recipe, seed=self.seed, device=ready.where, folder=own, save_seconds=60, title="scratch",
-            checkpoints=CheckpointStore(own / "checkpoints"), track=self.track,
+            checkpoints=CheckpointStore(own / "checkpoints"), track=self.track, objective=ready.objective,
         ).fit(resume=resume)  # fmt: skip
         return fresh, history
 
@@ -342,7 +366,7 @@ class _Stages:
         rewind(ready.data)
         return trained(
             network, ready.data, recipe, self.folder, phase, file, seed=self.seed, device=ready.where, resume=resume,
-            track=self.track,
+            track=self.track, objective=ready.objective,
         )  # fmt: skip
 
     def _announce(self, what: str, recipe: Recipe) -> None:
@@ -368,9 +392,9 @@ class _Stages:
         return found
 
 
-def _figures(network: nn.Module, inputs: torch.Tensor, data: Data, where: torch.device) -> Figures:
-    cost = sc.count(network, inputs)
+def _figures(network: nn.Module, ready: Ready) -> Figures:
+    cost, data = sc.count(network, ready.inputs), ready.data
     if data.val is None:
         return Figures(cost.macs, cost.params)
-    found = training.evaluate(network.to(where), data.val, device=where)
-    return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss)
+    found = training.evaluate(network.to(ready.where), data.val, device=ready.where, objective=ready.objective)
+    return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss, found.metrics)

@@ -12,7 +12,7 @@ from torch import nn
 
 from secateurs import artifact
 from secateurs.artifact import Earlier, Figures
-from secateurs.artifact.history import records
+from secateurs.artifact.history import records, rounds
 from secateurs.methods import Method
 from secateurs.result import Result
 
@@ -28,7 +28,7 @@ class RunResult(Result):
     @property
     def networks(self) -> list[tuple[str, Figures]]:
         """What each network on the way is called, and its figures, the original first; see `Card.networks`."""
-        return artifact.networks(self.earlier, self.before, self.cut, self.calibrated, self.after)
+        return artifact.networks(self.earlier, self.before, rounds(self.history), self.cut, self.calibrated, self.after)
 
     def card(self) -> dict[str, Any]:
         before = [{"method": cut.method, "before": asdict(cut.before)} for cut in self.earlier]
@@ -59,6 +59,7 @@ class Row(BaseModel):
     top1: float | None
     top5: float | None
     loss: float | None
+    metrics: dict[str, float | None] = {}
 
 
 class Redesign(BaseModel):

@@ -9,10 +9,12 @@ from pathlib import Path
 from secateurs.artifact import Card, Earlier
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Setting
+from secateurs.keywords import explained
 from secateurs.methods import Method
 from secateurs.runs.result import RunResult
 
 
+@explained(ConfigError)
 @dataclass(frozen=True)
 class Stage:
     """A method, and the MACs that may stay after it: a fraction of the network that the run was given, or a figure. None

@@ -18,7 +18,7 @@ from secateurs.errors import ArtifactError, ConfigError, Setting, as_setting
 from secateurs.files import read_tensors, shown
 from secateurs.recovery import Recover
 from secateurs.runs.folder import RunFolder, write
-from secateurs.training import CheckpointStore, Engine, Recipe
+from secateurs.training import CheckpointStore, Engine, Objective, Recipe
 from secateurs.training.processes import first
 from secateurs.training.state import misfit
 
@@ -112,7 +112,7 @@ class RedesignTraining:
 
 def trained(
     network: nn.Module, data: Data, recipe: Recipe, folder: RunFolder, phase: str, file: Path, *, seed: int,
-    device: torch.device, resume: bool, track: Sequence[str] = (),
+    device: torch.device, resume: bool, track: Sequence[str] = (), objective: Objective | None = None,
 ) -> nn.Module:  # fmt: skip
     """The network with the weights in `file` if that is there; else trained, and its weights kept there."""
     if os.path.lexists(file):
@@ -135,6 +135,7 @@ def trained(
             save_seconds=60,
             title=phase,
             track=track,
+            objective=objective,
         ).fit(resume=resume)
     if first():
         write(file, save({k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.plans.plan import Kept, Plan
 from secateurs.surgery import stripes as S
+from secateurs.surgery.processes import retire_wrappers, sharded
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
@@ -28,16 +29,23 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     return small
 
 
-def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn.Module:
-    """Cut the model in place. Training can continue: gradients and the optimizer's state (momenta,
-    moments) are sliced with their parameters, and the optimizer's references point at the new ones.
+def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> nn.Module:
+    """Cut the model in place. Training can continue: gradients and the optimizers' state (momenta,
+    moments) are sliced with their parameters, and the optimizers' references point at the new ones. Gradient scalers and
+    learning-rate schedulers, which refer to the optimizers, need nothing.
 
-    If something does not fit, raises PlanError and changes nothing.
+    optimizer: the optimizer of the model's parameters, or several.
+
+    What else refers to the parameters has to be renewed: wrap the model in `DistributedDataParallel` again (one that wraps it
+    now raises ConfigError when it is called), and cut an averaged copy by the same plan: `cut_(ema.module, plan)`.
+
+    If something does not fit, raises PlanError (TraceError for a model that is wrapped or sharded) and changes nothing.
     """
     plan.check(model)
+    optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     params = named_tensors(model)
     new = {id(params[name]): _like(params[name], w) for name, w in _slices(model, plan).items()}
-    states = {} if optimizer is None else _sliced_states(optimizer, plan, params)
+    states = [_sliced_states(o, plan, params) for o in optimizers]
     for name, p in params.items():
         if p.grad is not None and id(p) in new:
             new[id(p)].grad = take(p.grad, plan.kept[name])
@@ -49,17 +57,19 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn
                 module.__dict__[key] = _renewed(value, new)
     _rewrite(model, plan.attributes)
     _recompute(model)
-    if optimizer is not None:
-        for group in optimizer.param_groups:
+    for each, sliced in zip(optimizers, states, strict=True):
+        for group in each.param_groups:
             group["params"] = [new.get(id(p), p) for p in group["params"]]
-        for p, state in states.items():
-            del optimizer.state[p]
-            optimizer.state[new[id(p)]] = state
+        for p, state in sliced.items():
+            del each.state[p]
+            each.state[new[id(p)]] = state
     for old, made, taken in S.replace_(model, plan.stripes, plan.shapes, plan.kept):
         if old.grad is not None:
             made.grad = taken(old.grad)
-        if optimizer is not None:
-            _hand_over(optimizer, old, made, taken)
+        for each in optimizers:
+            _hand_over(each, old, made, taken)
+    if new or plan.stripes:
+        retire_wrappers(model)
     return model
 
 
@@ -142,6 +152,11 @@ def _like(old: Tensor, w: Tensor) -> Tensor:
 
 
 def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor]) -> dict[Tensor, dict[str, Any]]:
+    if kind := sharded(optimizer):
+        raise PlanError(
+            f"{kind} spreads its state over the processes, so that it cannot be cut: cut without the optimizer and create a "
+            "new one."
+        )
     if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
         raise PlanError(
             "LBFGS keeps one history for all parameters, which cannot be cut: cut without the optimizer and create a new one."

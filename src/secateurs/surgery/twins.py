@@ -9,8 +9,8 @@ notes what it reads: a copy must not read the parameters of the network that it 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -29,10 +29,12 @@ from secateurs.graph.leaves import tensors, values
 from secateurs.graph.modes import unfused
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.surgery.compare import apart, telling
+from secateurs.surgery.reordered import Reordered
 
 Storages = Mapping[int, tuple[str, ...]]  # the names of the tensors in a storage
 
 _INDEXED = frozenset({"topk", "sort", "max", "min", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin"})
+_LITERAL = torch.ops.aten.lift_fresh.default  # torch.tensor(numbers)
 _CLOSE = 1e-2  # what feeds a choice is compared; if it is this close, the follower makes the leader's
 _JUMPS = _INDEXED | {  # those with two results return values and their indices
     "argmax", "argmin", "argsort", "nonzero", "count_nonzero", "searchsorted", "bucketize", "_unique2", "unique_dim",
@@ -76,39 +78,30 @@ def run(
     other: nn.Module | None = None,
     leader: Run | None = None,
     witness: bool = False,
+    order: int | None = None,
 ) -> Run:
     """One run of a model in eval mode, in this precision. Leaves the model in it; the caller's inputs and the global random
-    state are left as they were.
+    state are left as they were. In float64, what the network's code creates in float32 or converts to it is float64, too.
 
     other: the network that it is a copy of, whose tensors it should not read. leader: the run that this one follows.
-    witness: compare the output of every layer that is whole in both networks, too.
+    witness: compare the output of every layer that is whole in both networks, too. order: the seed of the order in which
+    products are summed, instead of the usual one.
     """
     model = cast_(model, dtype).eval()
     inputs = map_tensors(lambda x: cast(x, dtype).clone(), to_model_device(model, copy.copy(example_inputs)))
     own = _storages(named_tensors(model))
     foreign = {} if other is None else {s: n for s, n in _storages(named_tensors(other)).items() if s not in own}
-    watch = _Watch(own, foreign, leader, witness, dtype)
-    with torch.no_grad(), full_precision(), unfused(), preserve_rng_state(), _created_in(dtype):
+    watch = _Watch(own, foreign, leader, witness, dtype is torch.float64)
+    with torch.no_grad(), full_precision(), unfused(), preserve_rng_state():
         seed_all("verify")
         try:
-            with watch:
+            with watch, nullcontext() if order is None else Reordered(order):
                 out = call(model, inputs)
         finally:
             watch.restore()
     watch.run.outputs = [x.detach() for x in values(out)]
     watch.finish(tensors(out))
     return watch.run
-
-
-@contextmanager
-def _created_in(dtype: torch.dtype) -> Iterator[None]:
-    """Have new tensors created in this precision where the code does not say."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(_DOUBLE.get(before, before) if dtype is torch.float64 else before)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def cast_(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -125,16 +118,12 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
-
-
 class _Watch(TorchDispatchMode):
     """Sees every op of a run."""
 
-    def __init__(self, own: Storages, foreign: Storages, leader: Run | None, witness: bool, dtype: torch.dtype) -> None:
+    def __init__(self, own: Storages, foreign: Storages, leader: Run | None, witness: bool, double: bool) -> None:
         super().__init__()
-        self.run, self._leader, self._witness = Run(), leader, witness
-        self._double = dtype is torch.float64
+        self.run, self._leader, self._witness, self._double = Run(), leader, witness, double
         self._own, self._foreign = own, foreign
         # For each choice, the difference of what feeds it, and whether it tells.
         self._fed: list[tuple[float, bool]] = []
@@ -144,8 +133,8 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._double and kwargs.get("dtype") in _DOUBLE:  # the code asks for single precision
-            kwargs = {**kwargs, "dtype": _DOUBLE[kwargs["dtype"]]}
+        if self._double and kwargs.get("dtype") is torch.float32:
+            kwargs = {**kwargs, "dtype": torch.float64}
         given = [x for a in (*args, *kwargs.values()) for x in (a if isinstance(a, list | tuple) else (a,))]
         inputs = [x for x in given if isinstance(x, Tensor)]
         if any(x.is_meta for x in inputs):
@@ -160,6 +149,8 @@ class _Watch(TorchDispatchMode):
             self._save(inputs)
         fed = _cloned(jumps) if self._leader is None or in_place else jumps
         out = func(*args, **kwargs)
+        if self._double and (not inputs or func is _LITERAL) and isinstance(out, Tensor) and out.dtype is torch.float32:
+            out = out.double()
         packet = func.overloadpacket
         if packet in flop_registry:
             self.run.macs += flop_registry[packet](*args, **kwargs, out_val=out) // 2

@@ -14,9 +14,9 @@ from secateurs.errors import NonFiniteLossError, SecateursError, Setting
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
 from secateurs.training import resume as R
+from secateurs.training.ema import average_, decay_at
 from secateurs.training.losses import to_device
 from secateurs.training.metrics import topk_correct
-from secateurs.training.parts import average_
 from secateurs.training.processes import LostError
 from secateurs.training.progress import summary
 from secateurs.training.run import TrainingRun
@@ -189,7 +189,7 @@ class Engine(TrainingRun):
         self._micro = 0
         self.step += 1
         if self.ema is not None and self.parts["main"].active:
-            average_(self.ema, self.model, self.recipe.ema)
+            average_(self.ema, self.model, decay_at(self.recipe.ema, self.step))
         for hook in self.hooks:
             hook.after_step(self)
 
@@ -279,7 +279,7 @@ class Engine(TrainingRun):
     def _finish(self) -> None:
         """Restore an ordinary model: EMA weights, default memory format, no wrapper."""
         if self.ema is not None:
-            self.model.load_state_dict(self.ema.state_dict())
+            average_(self.model, self.ema, 0.0)
         if self.runtime.channels_last:
             self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.runtime.release()

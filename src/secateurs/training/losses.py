@@ -18,11 +18,13 @@ Loss = Callable[[Any, Any], torch.Tensor]
 
 
 def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The logits (N, classes) and the auxiliary classifiers' logits of a tensor, tuple, dict or dataclass."""
+    """The logits (N, classes, *) and the auxiliary classifiers' logits of a tensor, tuple, dict or dataclass. A dict has the
+    keys `logits` or, as torchvision's segmentation networks, `out`, and `aux…`."""
     if isinstance(outputs, torch.Tensor):
         return outputs, []
-    if isinstance(outputs, Mapping) and "logits" in outputs:
-        main, rest = outputs["logits"], [v for k, v in outputs.items() if k.startswith("aux")]
+    if isinstance(outputs, Mapping) and not outputs.keys().isdisjoint(("logits", "out")):
+        main = outputs["logits" if "logits" in outputs else "out"]
+        rest = [v for k, v in outputs.items() if str(k).startswith("aux")]
     elif hasattr(outputs, "logits"):  # a dataclass or a named tuple
         names = getattr(outputs, "_fields", None) or vars(outputs)
         main, rest = outputs.logits, [getattr(outputs, n) for n in names if n.startswith("aux")]
@@ -33,13 +35,15 @@ def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
     if not isinstance(main, torch.Tensor):
         raise TrainingError(
             f"The model returned {a_or_an(type(outputs).__name__)} without logits: expected a tensor, a tuple "
-            "whose first item is one, or an object or dict with 'logits'. For other outputs pass your own loss."
+            "whose first item is one, an object or dict with 'logits', or a dict with 'out'. For other outputs pass your own "
+            "loss."
         )
     return main, [r for r in rest if isinstance(r, torch.Tensor) and r.shape == main.shape]
 
 
 class CrossEntropy:
-    """Mean cross-entropy, auxiliary classifiers weighted by 0.3. Targets: (N,) indices or (N, classes) shares.
+    """Mean cross-entropy, auxiliary classifiers weighted by 0.3. Targets: (N, *) indices, of which -100 don't count, or
+    (N, classes, *) shares.
 
     Raises DataError for other targets, for class indices that are out of range, and for networks with a single output: the
     cross-entropy over one class is always 0.
@@ -85,10 +89,16 @@ class CrossEntropy:
             if main.ndim > 1 and (targets.device.type == "cpu" or self.classes != main.shape[1]):
                 self.classes = main.shape[1]
                 self.check(targets)
-        loss = F.cross_entropy(main, targets, label_smoothing=self.label_smoothing)
+        loss = self._mean(main, targets)
         for other in aux:
-            loss = loss + AUX_WEIGHT * F.cross_entropy(other, targets, label_smoothing=self.label_smoothing)
+            loss = loss + AUX_WEIGHT * self._mean(other, targets)
         return loss
+
+    def _mean(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if logits.ndim == 2 or targets.is_floating_point():
+            return loss
+        return torch.where((targets != B.IGNORED).any(), loss, loss.new_zeros(()))  # of no pixel that counts, it is NaN
 
     def check(self, targets: torch.Tensor) -> None:
         """Raise DataError for class indices that are out of range. Checked before batches are on a GPU, where they cause a

@@ -166,9 +166,9 @@ class Objective:
         assert self.step is not None
         return _stepped(self.step, model, batch.inputs)[0]
 
-    def arguments(self, model: nn.Module, batch: B.Batch) -> Any:
+    def arguments(self, model: nn.Module, batch: B.Batch, training: bool = False) -> Any:
         """What the model itself is called with for this batch, in its first call: inputs as `call` takes them. The model does
-        not run."""
+        not run. training: in a training step, rather than in evaluation."""
         if not batch.whole:
             return batch.inputs
 
@@ -177,12 +177,27 @@ class Objective:
 
         handle = model.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self.outputs(model, batch)
+            if training and self.step is not None:
+                self.step(model, batch.inputs)
+            else:
+                self.outputs(model, batch)
         except _Called as called:
             return called.inputs
         finally:
             handle.remove()
         raise TrainingError("The functions of a batch must call the model, not parts of it.")
+
+    def targets(self, model: nn.Module, batch: B.Batch) -> Any:
+        """What the model takes in a training step beside its inputs in evaluation, as `example_targets` of a trace; None if
+        nothing, or if the two calls have no inputs in common."""
+        if self.step is None or self.forward is None:
+            return None
+        inputs, more = (self.arguments(model, batch, training) for training in (False, True))
+        if isinstance(inputs, dict) and isinstance(more, dict):
+            return {name: value for name, value in more.items() if name not in inputs} or None
+        if isinstance(inputs, tuple) and isinstance(more, tuple):
+            return more[len(inputs) :] or None
+        return None
 
     def _loss(self, default: Loss) -> Loss:
         """The user's own, or the default, which has to give a scalar."""

@@ -72,13 +72,3 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
-
-
-@torch.no_grad()
-def average_(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema ← decay · ema + (1 − decay) · model, over parameters and floating-point buffers; the rest is copied."""
-    for old, new in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
-        if old.is_floating_point():
-            old.lerp_(new, 1 - decay)
-        else:
-            old.copy_(new)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from secateurs.devices import default_device, usable
 from secateurs.errors import ConfigError, Setting, TrainingError
@@ -130,12 +131,27 @@ class Peers:
 def gathered(value: Any) -> list[Any]:
     """The values of all processes in the process group, by rank; this process's alone without a group. Collective: every
     process must call this."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world() == 1:
         return [value]
-    every: list[Any] = [None] * dist.get_world_size()
+    every: list[Any] = [None] * world()
     with Peers(len(every), {}).watched():
         dist.all_gather_object(every, value)
     return every
+
+
+def world() -> int:
+    """The number of processes in the process group; 1 without a group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean(x: Tensor, device: torch.device) -> Tensor:
+    """The mean of a tensor over the processes in the process group, which communicate on this device. Collective."""
+    if world() == 1:
+        return x
+    total = x.detach().to(device, copy=True)
+    with Peers(world(), {}).watched():
+        dist.all_reduce(total)
+    return (total / world()).to(x.device)
 
 
 def _runs(pid: int) -> bool:

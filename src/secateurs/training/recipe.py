@@ -22,7 +22,7 @@ class Phase(Presets):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(*_explain(type(self), error)) from None
+            raise ConfigError(*explain(type(self), error)) from None
 
     @property
     def reads_labels(self) -> bool:
@@ -58,7 +58,12 @@ class Recipe(Phase):
     decay_norm: bool = Field(default=False, description="apply weight decay to norm parameters and biases, too")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's Beta(alpha, alpha), 0 for none")
-    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none")
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights, which is evaluated and returned; 0: none",
+    )
     clip_norm: float | None = Field(default=None, gt=0, description="maximum norm of the gradient")
     accumulate: int = Field(default=1, ge=1, description="batches to accumulate gradients over per step")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -119,7 +124,7 @@ def _cosine(start: float, end: float, t: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
 
 
-def _explain(cls: type[BaseModel], error: ValidationError) -> list[object]:
+def explain(cls: type[BaseModel], error: ValidationError) -> list[object]:
     """What is wrong with each setting, as the parts of a message."""
     found: list[list[object]] = []
     for item in error.errors(include_url=False):

@@ -2,8 +2,8 @@
 
 A torchvision built for CUDA cannot load its C++ operators next to a CPU build of torch, and then `import torchvision`
 fails with "operator torchvision::nms does not exist". Only after that failure are the operators declared here, `nms`
-with a plain PyTorch body, so that the networks (which need none of them, except in detection heads) can be built and
-run. torchvision's own extension is always tried first: if it loads, a second declaration would abort the process.
+and `roi_align` with bodies in plain PyTorch, so that the networks (which need none of them, except in detection heads) can
+be built and run. torchvision's own extension is always tried first: if it loads, a second declaration would abort the process.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from secateurs.errors import SpecError
+from secateurs.zoo import regions
 
 _ROI = "Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width"
 _DEFORM = (
@@ -41,6 +41,7 @@ _SCHEMAS = {
 }
 _MISSING = re.compile(r"operator torchvision::\w+ does not exist")  # PyTorch's message
 _libraries: list[torch.library.Library] = []  # operators exist as long as their Library object
+_defined: set[str] = set()  # the operators that were declared here
 
 
 @functools.cache
@@ -136,44 +137,29 @@ def _without_extension() -> ModuleType:
         raise _broken("torchvision", error) from error
     finally:
         del torch.ops.load_library  # the instance attribute; the class's remains
-    # `ops.nms` asks whether the extension is there before it looks for the operator, which now exists.
-    importlib.import_module("torchvision.ops.boxes")._assert_has_ops = lambda: None  # type: ignore[attr-defined]
-    # Without the extension `ops.roi_align` is plain PyTorch, but compiled at the first call: this needs a C++ compiler, and
-    # hides its operators from a trace of the network.
-    roi_align = importlib.import_module("torchvision.ops.roi_align")
-    roi_align._roi_align = getattr(roi_align._roi_align, "__wrapped__", roi_align._roi_align)  # type: ignore[attr-defined]
+    # `ops.nms` and `ops.roi_align` ask whether the extension is there before they look for the operators, which now exist.
+    # Without it, `ops.roi_align` would take gigabytes, be compiled at its first call, and hide its operators from a trace.
+    for name in ("boxes", "roi_align"):
+        ops = importlib.import_module(f"torchvision.ops.{name}")
+        ops._assert_has_ops = lambda: None  # type: ignore[attr-defined]
+        if name in _defined:
+            ops._has_ops = lambda: True  # type: ignore[attr-defined]
     return module
 
 
 def define_operators() -> None:
-    """Declare torchvision's missing operators. Of these, only `nms` can be called, on any device."""
+    """Declare torchvision's missing operators. Of these, only `nms` and `roi_align` can be called, on any device."""
     library = torch.library.Library("torchvision", "FRAGMENT")
+    bodies = {"nms": regions.nms, "roi_align": regions.roi_align}
     for name, schema in _SCHEMAS.items():
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(name + schema)
-            if name == "nms":
-                for key in ("CPU", "CUDA"):
-                    library.impl(name, nms, key)
-    _libraries.append(library)
-
-
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes kept by greedy non-maximum suppression, highest score first.
-
-    boxes (N, 4) as x1, y1, x2, y2; scores (N,); a box is suppressed if its IoU with a kept box of higher score is above the
-    threshold. Returns (K,) int64.
-    """
-    order = scores.argsort(descending=True, stable=True)
-    boxes = boxes[order].float()  # (N, 4)
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    kept: list[int] = []
-    for i in range(len(boxes)):
-        if not alive[i]:
+        if hasattr(torch.ops.torchvision, name):
             continue
-        kept.append(i)
-        corner = torch.maximum(boxes[i, :2], boxes[i + 1 :, :2])  # (rest, 2)
-        overlap = (torch.minimum(boxes[i, 2:], boxes[i + 1 :, 2:]) - corner).clamp(min=0).prod(1)
-        iou = overlap / (area[i] + area[i + 1 :] - overlap)
-        alive[i + 1 :] &= ~(iou > iou_threshold)  # 0/0 for two empty boxes: nan is not above, both stay
-    return order[kept]
+        library.define(name + schema)
+        _defined.add(name)
+        for key in ("CPU", "CUDA") if name in bodies else ():
+            library.impl(name, bodies[name], key)
+    if "roi_align" in _defined:
+        torch.library.register_autograd(
+            "torchvision::roi_align", regions.roi_align_backward, setup_context=regions.remember, lib=library
+        )
+    _libraries.append(library)

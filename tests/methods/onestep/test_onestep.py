@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.methods.criteria import norms
 from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import find_layers, scored
 from secateurs.methods.onestep.method import OneStepPruner
@@ -356,6 +357,7 @@ VGG = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 def vgg(**settings: Any) -> Any:
     torch.manual_seed(0)
+    settings = {"prior": 0, "cost": 0} | settings
     return attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(**settings), sc.Budget(macs=0.5))
 
 
@@ -423,7 +425,7 @@ def test_crucial_layers_are_released_for_a_budget_that_could_not_be_met() -> Non
 
 def test_rate_is_the_papers_fixed_ratio() -> None:
     """Every layer that is not crucial keeps an eighth (sec. 4.1), by β."""
-    pruner = attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(rate=8, crucial=2), None)
+    pruner = attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(rate=8, crucial=2, prior=0), None)
     beta = betas(pruner, features_3=1.3)
     selection = pruner.finish().channels
     assert set(selection) == {g.name for g in pruner.task.groups} - {"features.3", "features.40"}
@@ -483,7 +485,8 @@ def test_a_network_without_convolutions_is_refused() -> None:
         sc.prune(model, x, "onestep", sc.Budget(macs=0.5), data=[(x, torch.tensor([0, 1]))])
 
 
-def test_the_choice_depends_on_what_the_channels_are_for() -> None:
+@pytest.mark.parametrize(("distil", "lam"), [(0, 1e-3), (1, None)])
+def test_the_choice_depends_on_what_the_channels_are_for(distil: float, lam: float | None) -> None:
     """Labels are the network's own answers, and these hang on one channel of the second layer."""
     model = plain(torch.float32)
     with torch.no_grad():
@@ -492,7 +495,8 @@ def test_the_choice_depends_on_what_the_channels_are_for() -> None:
         model.fc.bias.zero_()
         batches = [(x, model(x).argmax(1)) for x in (images(16, i) for i in range(8))]
     result = sc.prune(
-        model, images(1), sc.OneStep(epochs=10, lam=1e-3, lr=1e-2, crucial=("convs.0", "convs.2")),
+        model, images(1),
+        sc.OneStep(epochs=10, lam=lam, lr=1e-2, crucial=("convs.0", "convs.2"), prior=0, distil=distil),
         sc.Budget(macs=0.4), data=batches, progress="silent",
     )  # fmt: skip
     assert list(result.plan.groups["convs.1"]) == [2]
@@ -576,3 +580,65 @@ def test_widths_of_an_empty_selection(tmp_path: Path) -> None:
     )
     assert result.after.macs == result.before.macs
     assert Widths(graph, [], sc.Budget(macs=1.0)).fits(np.array([], dtype=np.int64))
+
+
+def test_norms_and_costs_count_in_the_ranking() -> None:
+    """Within a group, |β| times the norm decides; more is cut of the groups whose channels cost more."""
+    widths = []
+    for cost in (0.0, 0.25):
+        pruner = vgg(crucial=1, prior=1.0, cost=cost)
+        with torch.no_grad():
+            pruner.importance.offset.zero_()  # all β are alike: the norms decide
+        selection = pruner.finish().channels
+        for group in pruner.task.groups:
+            size = norms(group, pruner.model, 2)
+            kept = torch.zeros(group.size, dtype=torch.bool)
+            kept[torch.from_numpy(selection.get(group.name, np.arange(group.size)))] = True
+            if not kept.all():
+                assert size[kept].min() >= size[~kept].max()
+        widths.append({name: len(k) for name, k in selection.items()})
+    prices = dict(zip((g.name for g in pruner.task.groups), pruner.task.widths.prices(), strict=True))
+    cheap, dear = min(widths[0], key=lambda n: prices[n]), max(widths[0], key=lambda n: prices[n])
+    assert widths[1][cheap] > widths[0][cheap]
+    assert widths[1][dear] < widths[0][dear]
+
+
+def test_prices_are_what_channels_save() -> None:
+    """Relative to the mean; of two limits, each counts by how much has to go."""
+    model = plain(torch.float32)
+    graph = sc.trace(model, images(1))
+    base = graph.cost()
+    for budget in (sc.Budget(macs=0.5), sc.Budget(macs=0.9, params=0.4), sc.Budget(params=0.7)):
+        task = Task(model, graph, budget)
+        want = []
+        for g in task.groups:
+            fewer = graph.cost({g.name: g.size - 1})
+            shares, goals = budget.shares(fewer, base), budget.shares(budget.limits(base), base)
+            want.append(sum((1 - goals[n]) * (1 - shares[n]) for n in goals))
+        mean = sum(w * g.size for w, g in zip(want, task.groups, strict=True)) / sum(g.size for g in task.groups)
+        np.testing.assert_allclose(task.widths.prices(), np.array(want) / mean)
+    assert Task(model, graph, None).widths.prices().tolist() == [1] * len(task.groups)
+
+
+def test_the_original_teaches_which_channels_matter() -> None:
+    """Its class probabilities take the place of the labels: these have no effect on β, unless `distil=0`."""
+
+    def beta(distil: float, wrong: bool) -> dict[str, np.ndarray]:
+        model = plain(torch.float32)
+        batches = [(x, (torch.arange(len(x)) + wrong) % 4) for x, _ in data().train]
+        found: list[dict[str, np.ndarray]] = []
+
+        class Watched(sc.OneStep):
+            def attach(self, task: Task) -> OneStepPruner:
+                pruner = super().attach(task)
+                finish = pruner.finish
+                pruner.finish = lambda: (found.append(pruner.beta()), finish())[1]  # type: ignore[method-assign]
+                return pruner
+
+        method = Watched(epochs=2, distil=distil, crucial=1)
+        sc.prune(model, images(1), method, sc.Budget(macs=0.7), data=batches, progress="silent")
+        return found[0]
+
+    for distil, same in ((1.0, True), (0.0, False)):
+        one, other = beta(distil, False), beta(distil, True)
+        assert all(np.allclose(one[n], other[n], atol=1e-7) for n in one) == same

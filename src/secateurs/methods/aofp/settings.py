@@ -16,6 +16,7 @@ class Settings(Taught):
     """The settings, with the paper's symbols, and the recipe that follows from them."""
 
     knob = "theta"
+    most = 4
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"search_cost": 8000, "theta_growth": 1, "halves": "batch", "lr": 1e-3, "epochs": 600}  # sec. 4.2
     }
@@ -35,12 +36,6 @@ class Settings(Taught):
         le=100,
         description="with a budget: the largest factor by which θ may grow in a full search; 1: θ is constant",
     )
-    epochs: float = Field(
-        4,
-        gt=0,
-        allow_inf_nan=False,
-        description="maximum number of training epochs; training may stop earlier when the budget is met",
-    )
     lr: float = Field(default=0.01, gt=0, le=10, description="learning rate during the search, constant")
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="weight decay during the search")
     ratio: Literal["example", "batch"] = Field(
@@ -58,5 +53,5 @@ class Settings(Taught):
 
     def recipe(self, task: Task) -> Recipe:
         return Recipe(
-            epochs=self.epochs, lr=self.lr, schedule="constant", weight_decay=self.weight_decay, precision=self.precision
+            epochs=self.length, lr=self.lr, schedule="constant", weight_decay=self.weight_decay, precision=self.precision
         )  # fmt: skip

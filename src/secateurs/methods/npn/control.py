@@ -27,43 +27,39 @@ class Shares:
         """The share of the cost that these widths have, one for each limit (of the MACs if there is none)."""
         return list(self._measured.shares(self.widths.cost(widths), self.widths.base).values())
 
-    def weights(self) -> np.ndarray:
-        """What one channel of each group saves, relative to the mean over all channels: (groups,). A limit counts by
-        how much of its cost has to go."""
-        sizes = self.widths.sizes
-        saved = np.zeros(len(sizes))
-        if not self.goals:
-            return np.ones(len(sizes))
-        whole = self.of(sizes)
-        for i in range(len(sizes)):
-            fewer = sizes.copy()
-            fewer[i] -= 1
-            saved[i] = sum((1 - g) * (w - f) for g, w, f in zip(self.goals, whole, self.of(fewer), strict=True))
-        mean = float((saved * sizes).sum() / max(1, sizes.sum()))
-        return saved / mean if mean > 0 else np.ones(len(sizes))
-
 
 class Controller:
     """Controls λ so that the cost of the open channels decreases along a straight line to the budget.
 
     λ = base · exp(gain · excess), where excess is how far the cost is above the line, under the limit for which it is
-    farthest. The base integrates the excess over the search, so it finds λ's scale, whatever the loss and the
-    network; the exponential reacts at once. Far below the line λ is close to zero, and the loss may open gates again. Gates
-    respond late and keep moving: so the excess is bounded, or λ would be far too high by the time the first gates close.
+    farthest. The base follows the scale of the loss's gradient, and integrates the excess over the search; the exponential
+    reacts at once. Far below the line λ is close to zero, and the loss may open gates again. Gates
+    respond late and keep moving: so the excess is bounded, or λ would be far too high by the time the first gates close. The
+    line ends early, so that there is time to correct.
+
+    One measurement of the scale is not enough: the loss of a network that is its own teacher has no gradient before the first
+    gates close. Nor is it measured to the end: a network that adapts to its gates opposes less and less.
     """
 
     BOUND = 0.2  # the excess is clipped to this
-    RATE = 8.0  # by how much log λ grows in a search with this excess all along
+    RATE = 12.0  # by how much log λ grows in a search with this excess all along
     GENTLE = 0.3  # λ starts at this times the one that would close a typical gate
-    ARRIVE = 0.9  # the fraction of the search after which the budget should be met
+    ARRIVE = 0.75  # the fraction of the search after which the budget should be met
 
     def __init__(self, start: float, goals: Sequence[float], gain: float = 12.0) -> None:
         self.goals, self.gain = list(goals), gain
         self.base = math.log(start)
+        self.scale: float | None = None  # the logarithm of λ's scale, once it is measured
 
-    def start(self, typical: float) -> None:
-        """Start at λ's scale, as `Pulls` measured it."""
-        self.base = math.log(self.GENTLE * typical)
+    def follow(self, typical: float, pace: float) -> None:
+        """Follow λ's scale, as `Pulls` measured it in the last step: to begin with at once, then this fraction of the way."""
+        now = math.log(self.GENTLE * typical)
+        if self.scale is None:
+            self.base = self.scale = now
+        else:
+            moved = pace * (now - self.scale)
+            self.scale += moved
+            self.base += moved
 
     def targets(self, progress: float) -> list[float]:
         """The target cost after this fraction of the search, for each limit."""
@@ -74,7 +70,7 @@ class Controller:
         """λ for the next step, given the shares of the costs that are still open. step: the progress in one step."""
         excess = max(share - target for share, target in zip(shares, self.targets(progress), strict=True))
         # Gates that closed too fast open again late, while λ is close to zero already: that is not the base's fault.
-        rate = self.RATE * step * (1.0 if excess > -self.BOUND else 0.25)
+        rate = self.RATE * step * (1.0 if excess > -self.BOUND else 0.1)
         excess = max(-self.BOUND, min(self.BOUND, excess))
         self.base = max(-40.0, min(10.0, self.base + rate * excess / self.BOUND))  # finite, whatever happens
         return math.exp(self.base + self.gain * excess)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from secateurs.data.structure import examples, part
 from secateurs.errors import ConfigError
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
+from secateurs.graph.inputs import call, tensors, to_model_device
 from secateurs.graph.modes import evaluating
 
 
@@ -133,11 +134,21 @@ def deepest(model: nn.Module, inputs: Any) -> Features:
 
 def some_images(args: Any, kwargs: Any, fraction: float) -> tuple[Any, Any]:
     """The arguments of a model's forward with this fraction of the batch's images, evenly spaced, but at least two."""
-    found = [x for x in tensors((args, kwargs)) if x.ndim]
-    rows = len(found[0]) if found else 0
+    given = (tuple(args), dict(kwargs))
+    rows = _images(given)
     count = max(2, math.ceil(rows * fraction))
     if count >= rows:
         return args, kwargs
-    at = torch.arange(count) * rows // count
-    some = map_tensors(lambda x: x[at.to(x.device)] if x.ndim and len(x) == rows else x, (tuple(args), dict(kwargs)))
-    return some[0], some[1]
+    some: tuple[Any, Any] = part(given, torch.arange(count) * rows // count, rows)
+    return some
+
+
+def _images(given: tuple[Any, Any]) -> int:
+    """The number of images in a model's arguments: the first axis of the first tensor, or the length of a list of arguments, as
+    detectors take them with the targets of each image."""
+    args, kwargs = given
+    listed = [x for x in (*args, *kwargs.values()) if isinstance(x, list) and x and not isinstance(x[0], Tensor)]
+    if listed:
+        return examples(listed[-1])
+    found = [x for x in tensors(given) if x.ndim]
+    return len(found[0]) if found else 0

@@ -54,14 +54,13 @@ class NPNPruner(Pruner):
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.lam = config.lam or 1e-3
         self.controller = None if task.budget is None else Controller(self.lam, self.shares.goals)
-        weights = np.ones(len(self.sizes)) if config.penalty == "count" else self.shares.weights()
+        weights = np.ones(len(self.sizes)) if config.penalty == "count" else self.widths.prices()
         self.weights = torch.from_numpy(np.repeat(weights, self.sizes)).float().to(device_of(self.model))
         self.found: dict[str, Any] | None = None  # what the gates were when the channels were fixed
         self.record: list[dict[str, Any]] = []
         self._latest: Tensor | None = None  # of the last batch: see `Policy.update`
         self._gate: Tensor | None = None
         self._pulls = Pulls(self.weights)
-        self.measured = False  # whether the scale of λ is known
         self.gates = Gates(self.model, self.groups).attach()
         # Before the gates' own hook, so that they are set when it runs.
         self._handle = self.model.register_forward_pre_hook(self._set_gates, with_kwargs=True, prepend=True)
@@ -97,8 +96,10 @@ class NPNPruner(Pruner):
 
     @property
     def _measuring(self) -> bool:
-        """Whether the scale of λ is still unknown: until the first step that float16 does not overflow in."""
-        return self.controller is not None and self.config.lam is None and not self.measured
+        """Whether the scale of λ is measured: in the first turn, before the network adapts to its gates, and until it is found;
+        not if the user has set λ."""
+        control = self.controller
+        return control is not None and self.config.lam is None and (self.steps < self.turn or control.scale is None)
 
     def _phase(self) -> None:
         for p in self.trainable:
@@ -170,15 +171,15 @@ class NPNPruner(Pruner):
     # -- after each step ----------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
+        pace = min(0.5, max(0.1, 10 / self.search))
         if self._latest is not None:
-            self.policy.update(self.mean(self._latest), min(0.5, max(0.1, 10 / self.search)))
+            self.policy.update(self.mean(self._latest), pace)
             self._latest = None
         if self.controller is not None and self._measuring:
             typical = self._pulls.typical(self.mean(self._pulls.sums), self.lam)
             self._pulls.sums.zero_()
-            if typical is not None:
-                self.controller.start(typical)
-                self.measured = True
+            if typical is not None:  # None: float16 overflowed, and the step was skipped
+                self.controller.follow(typical, pace)
         if not self.holding:
             open = self.shares.of(self.policy.open(max(2.5, self.sharpness)))
             if self.controller is not None:
@@ -287,9 +288,10 @@ class NPNPruner(Pruner):
 
     def state(self) -> dict[str, Any]:
         control = None if self.controller is None else self.controller.base
+        scale = None if self.controller is None else self.controller.scale
         return {
             **super().state(), **self.policy.state(), "lam": self.lam, "control": control,
-            "measured": self.measured, "found": self.found, "record": list(self.record),
+            "scale": scale, "found": self.found, "record": list(self.record),
             "frozen": [i for i, norm in enumerate(self.norms) if norm in self._frozen],
         }  # fmt: skip
 
@@ -301,8 +303,10 @@ class NPNPruner(Pruner):
             raise ValueError("'found' must be a dict or None, and 'record' must hold dicts")
         if not all(type(i) is int and 0 <= i < len(self.norms) for i in state["frozen"]):
             raise ValueError(f"'frozen' must be indices of the {len(self.norms)} batch norms")
-        self.lam, self.measured, self.found, self.record = state["lam"], state["measured"], found, record
+        if not isinstance(state["scale"], float | None):
+            raise ValueError(f"'scale' must be a number, not {state['scale']!r}")
+        self.lam, self.found, self.record = state["lam"], found, record
         self._frozen = {self.norms[i] for i in state["frozen"]}
         if self.controller is not None:
-            self.controller.base = state["control"]
+            self.controller.base, self.controller.scale = state["control"], state["scale"]
         self._phase()

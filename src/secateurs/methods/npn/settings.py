@@ -14,7 +14,7 @@ from secateurs.devices import device_of
 from secateurs.errors import ConfigError, SecateursError, Setting
 from secateurs.methods.method import Scope, Task
 from secateurs.methods.npn.network import deepest
-from secateurs.methods.pruner import Taught
+from secateurs.methods.pruner import Taught, taught
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import Recipe
 
@@ -23,14 +23,15 @@ class Settings(Taught):
     """The settings, and what the method needs before it starts."""
 
     knob = "lam"
+    most = 6  # N of algorithm 1
     default_scope: ClassVar[Scope] = "all"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"penalty": "count", "pruner_images": 1.0, "prior": 0.0, "hold": False}
+        "paper": {"penalty": "count", "pruner_images": 1.0, "prior": 0.0, "hold": False, "distil": 0.0, "lr": 0.01}
     }
 
+    distil: float = taught(0.9)
     lam: float | None = Field(default=None, gt=0, le=10, description="λ of eq. 3; with a budget, its initial value")
-    epochs: float = Field(6, gt=0, allow_inf_nan=False, description="N of algorithm 1: pruning epochs")
-    lr: float = Field(default=0.01, gt=0, le=10, description="β of eq. 5: learning rate of the main network")
+    lr: float = Field(default=0.03, gt=0, le=10, description="β of eq. 5: learning rate of the main network")
     pruner_lr: float = Field(
         default=1e-3, gt=0, le=10, description="α of eq. 4: learning rate of the pruner network (Adam), constant"
     )
@@ -102,4 +103,4 @@ class Settings(Taught):
         return model
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(epochs=self.epochs, lr=self.lr, schedule="cosine", weight_decay=5e-4, precision=self.precision)
+        return Recipe(epochs=self.length, lr=self.lr, schedule="cosine", weight_decay=5e-4, precision=self.precision)

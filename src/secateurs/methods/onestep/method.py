@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, Setting, TrainingError
+from secateurs.graph import ChannelGroup
 from secateurs.masking.gates import Gates
+from secateurs.methods.criteria import norms
 from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
-from secateurs.methods.pruner import Pruner, TrainingMethod
+from secateurs.methods.pruner import Pruner, Taught, taught
 from secateurs.methods.registry import register
 from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Selection
@@ -25,30 +27,37 @@ from secateurs.training import Recipe
 
 log = logging.getLogger("secateurs")
 
-PAPER: Mapping[str, Any] = {"lam": 1.0, "lr": 1e-5, "epochs": 15, "ranking": "global"}  # sec. 4.1, on CIFAR-10
+PAPER: Mapping[str, Any] = {  # sec. 4.1, on CIFAR-10
+    "lam": 1.0, "lr": 1e-5, "epochs": 15, "ranking": "global", "prior": 0.0, "cost": 0.0, "distil": 0.0
+}  # fmt: skip
 MEASURED = 10  # steps in which the size of the gradient is measured
 FIRST = 0.01  # λ of the first step, when nothing is measured
 
 
 @register("onestep")
-class OneStep(TrainingMethod):
+class OneStep(Taught):
     """Importance vectors, one factor |β| for each channel, learned on a frozen network (Wang et al., 2019).
 
-    The loss is the task loss plus λ‖β‖₁; weights and batch-norm statistics are frozen. The layers with the largest mean
+    The loss is the distance from the original's class probabilities (or with `distil=0`, as in the paper, the task loss) plus
+    λ‖β‖₁; weights and batch-norm statistics are frozen. The layers with the largest mean
     |β| are crucial: they are kept whole, and are the nodes that recovery mimics (`Mimic`). Of all other channels,
-    those with the smallest |β| are cut in one step.
+    those with the smallest |β| are cut in one step; the norms of their weights and what they cost count as well, unless
+    `prior` and `cost` are 0, as in the paper.
 
     β acts on the channel at its consumers, after batch norm and non-linearity; the paper's acts on the layer's
     output. For |β| ≥ 0 after batch norm and a ReLU the two are equal: ReLU(|β|·x) = |β|·ReLU(x).
     """
 
     knob = "rate"
+    share = 0.05
+    most = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": PAPER,
         "cifar": PAPER,
         "imagenet": {**PAPER, "lam": 0.1, "lr": 1e-4, "epochs": 10},  # sec. 4.5, with batches of 128
     }
 
+    distil: float = taught(1.0)
     lam: float | None = Field(
         default=None,
         gt=0,
@@ -63,7 +72,6 @@ class OneStep(TrainingMethod):
         description="Adam's learning rate: about how much a β changes per step; by default one over the number of steps, so "
         "that a β can fall from 1 to 0",
     )  # fmt: skip
-    epochs: float = Field(default=1, gt=0, allow_inf_nan=False, description="epochs of learning β")
     l1: Literal["sum", "mean"] = Field(
         default="sum",
         description="‖β‖₁ over all channels (eq. 3), or their mean, which is independent of the network's size",
@@ -74,12 +82,23 @@ class OneStep(TrainingMethod):
         "but 2 to 4",
     )
     ranking: Literal["global", "layer"] = Field(
-        default="layer", description="cut every group by the same fraction, or rank all channels together (the paper's)"
+        default="layer",
+        description="compare channels by their rank within their group, or all |β| together (the paper's)",
     )
+    prior: float = Field(
+        default=1.0, ge=0, le=10,
+        description="channels are ranked by |β| times this power of their weights' norm, relative to their group's mean",
+    )  # fmt: skip
     rate: float | None = Field(
         default=None, ge=1, le=1e4, allow_inf_nan=False,
         description="instead of a budget: every layer that is not crucial keeps the fraction 1/rate (8 in sec. 4.1)",
     )  # fmt: skip
+    cost: float = Field(
+        default=0.25,
+        ge=0,
+        le=2,
+        description="scores are divided by this power of what a channel costs under the budget: costly layers lose more",
+    )
     fold: bool = Field(
         default=False, description="multiply |β| into the weights instead of discarding it after the cut"
     )
@@ -104,7 +123,7 @@ class OneStep(TrainingMethod):
     def recipe(self, task: Task) -> Recipe:
         # The network's own parameters are frozen: lr is that of none.
         return Recipe(
-            epochs=self.epochs, lr=self.lr or 1e-3, schedule="constant", weight_decay=0, precision=self.precision
+            epochs=self.length, lr=self.lr or 1e-3, schedule="constant", weight_decay=0, precision=self.precision
         )
 
     def attach(self, task: Task) -> OneStepPruner:
@@ -263,7 +282,9 @@ class OneStepPruner(Pruner):
                 "onestep: scope 'all' has no effect: all channels on a shortcut belong to crucial layers, which stay whole, as "
                 "the last layer always does"
             )
-        ranks = {g.name: self._ranked(beta.get(g.name, np.ones(g.size))) for g in free}
+        prices = self.task.widths_of(free).prices() ** self.config.cost
+        scores = [beta.get(g.name, np.ones(g.size)) * self._prior(g) for g in free]
+        ranks = {g.name: self._ranked(s) / price for g, s, price in zip(free, scores, prices, strict=True)}
         if self.config.rate is not None:
             widths = self.task.widths_of(free)
             counts = widths.aligned(np.ceil(widths.sizes / self.config.rate).astype(np.int64))
@@ -300,6 +321,11 @@ class OneStepPruner(Pruner):
         free = [g for g in self.task.groups if g.name not in whole]
         widths = self.task.widths_of(free)
         return widths.fits(widths.above(widths.floor))
+
+    def _prior(self, group: ChannelGroup) -> np.ndarray:
+        """What |β| is multiplied by for ranking: (size,)."""
+        size = norms(group, self.model, 2).detach().double().cpu().numpy()
+        return np.asarray((size / max(size.mean(), 1e-12)) ** self.config.prior)
 
     def _ranked(self, beta: np.ndarray) -> np.ndarray:
         if self.config.ranking == "global":

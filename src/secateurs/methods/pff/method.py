@@ -15,8 +15,8 @@ class PFF(Settings):
     decreases the values while the network trains. At the end they are folded into the weights; stripes whose value is
     below δ are cut, and with them the channels of filters that have no stripe left.
 
-    With a budget, stripes are ranked by value times initial norm; those that the budget leaves no room for are faded out during
-    training, so that the cut changes nothing. Preset "paper": the paper's settings.
+    With a budget, stripes are ranked by value times initial norm, and by what they cost; those that the budget leaves no room
+    for are faded out during training, so that the cut changes nothing. Preset "paper": the paper's settings.
 
     Cutting stripes affects no other layer, so stripes can be cut from every convolution with a kernel larger than 1×1 and one
     group, on a shortcut or not; `scope` applies to channels only.

@@ -14,7 +14,7 @@ from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.outcome import report
 from secateurs.methods.pff.phases import attenuate_, ceiling, faded
 from secateurs.methods.pff.settings import Settings
-from secateurs.methods.pff.sizes import restore_, sizes
+from secateurs.methods.pff.sizes import restore_, squares
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
 from secateurs.methods.pruner import Pruner
 from secateurs.methods.selection import Selection
@@ -40,11 +40,12 @@ class PFFPruner(Pruner):
         self.config, self.model = config, task.model
         self.stripes = config.stripes(task)
         found, shared = self.stripes.kernels, config.skeleton == "position"
-        self.sizes = sizes(self.model, found)  # of the filters, to be restored at the end
+        self.sizes = squares(self.model, found)  # of the stripes, to be restored at the end
+        worth = self.stripes.worth(config.cost).tolist() if config.controlled(task) else None
         self.measure: Measure
         if config.penalty == "skeleton":
             norms = config.prior == "norm" or (config.prior is None and config.controlled(task))
-            prior = Norms(self.model, found, shared).strength().detach() if norms else None
+            prior = Norms(self.model, found, shared, worth).strength().detach() if norms else None
             self.measure = skeleton = Skeleton(self.model, found, shared, prior)
             optimizer = torch.optim.SGD(
                 [skeleton.values], config.skeleton_lr, self.MOMENTUM, weight_decay=config.skeleton_decay
@@ -52,7 +53,7 @@ class PFFPruner(Pruner):
             # The network has no parameters: so the values join its optimizer, and are averaged over processes separately.
             self.networks = {"skeleton": (nn.Module(), optimizer)}
         else:
-            self.measure = Norms(self.model, found, shared)
+            self.measure = Norms(self.model, found, shared, worth)
         self.alive = torch.ones(self.stripes.units, dtype=torch.bool)
         self.alpha = ALPHA if config.alpha is None else config.alpha
         self.controller: Controller | None = None
@@ -88,7 +89,7 @@ class PFFPruner(Pruner):
         """The α that would take a value from the first threshold to δ in time if the loss had no effect on it."""
         config, recipe = self.config, self.config.recipe(self.task)
         done = np.linspace(0, config.arrive, 50)
-        factor = float(np.mean([recipe.factor(d, d * config.epochs) for d in done]))
+        factor = float(np.mean([recipe.factor(d, d * config.length) for d in done]))
         path = self._rate * factor * config.arrive * max(1, self.total)
         return max(first - config.delta, config.delta) / path
 

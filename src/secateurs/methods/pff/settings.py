@@ -10,34 +10,37 @@ from pydantic import Field
 from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Task
 from secateurs.methods.pff.phases import Held, faded
-from secateurs.methods.pruner import TrainingMethod
-from secateurs.methods.stripes.select import Stripes, check_kernels, kernels
+from secateurs.methods.pruner import Taught, taught
+from secateurs.methods.stripes.select import COST, Stripes, check_kernels, kernels
 
 
-class Settings(TrainingMethod):
+class Settings(Taught):
     """The settings, and what follows from them alone."""
 
     cuts = "stripes"
     knob = "alpha"
+    share = 0.1
+    most = 6
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {  # sec. 4.1: from scratch, in batches of 64
             "alpha": 1e-5, "delta": 0.05, "epochs": 160, "lr": 0.1, "schedule": "step", "milestones": (80.0, 120.0),
-            "skeleton_lr": 0.1, "prior": "none", "floor": 0.0,
+            "skeleton_lr": 0.1, "prior": "none", "floor": 0.0, "distil": 0.0,
         },
         "released": {  # the released code
             "alpha": 1e-5, "delta": 0.01, "epochs": 160, "lr": 0.1, "schedule": "step", "milestones": (80.0, 120.0),
             "skeleton_lr": 0.1, "prior": "none", "floor": 0.0, "live": True, "skeleton_decay": 1e-4,
+            "distil": 0.0,
         },
         # For long runs: values start at one, α is as strong as the budget needs, and more of the training is for the search.
-        "long": {"prior": "none", "limit": None, "hold": False, "arrive": 0.3, "fixed": 0.28},
+        "long": {"prior": "none", "cost": 0.0, "limit": None, "hold": False, "arrive": 0.3, "fixed": 0.28, "distil": 0.0},
         "group-lasso": {"penalty": "group-lasso"},
     }  # fmt: skip
 
+    distil: float = taught(0.9)
     alpha: float | None = Field(
         default=None, ge=0, le=10, description="α of eq. 1; None: 1e-5, or controlled if there is a budget"
     )
     delta: float = Field(default=0.05, gt=0, lt=1, description="δ: stripes with a smaller value are cut")
-    epochs: float = Field(6, gt=0, allow_inf_nan=False, description="epochs of training with the skeleton")
     lr: float = Field(default=0.05, gt=0, le=10, description="learning rate of the network")
     schedule: Literal["onecycle", "cosine", "step", "constant"] = Field(
         "cosine", description="of both learning rates, as in a Recipe"
@@ -61,6 +64,12 @@ class Settings(TrainingMethod):
         None,
         description="what values are multiplied by for comparison: their stripes' initial norms over the layer's mean, or 1; "
         "None: norm if α is controlled",
+    )
+    cost: float = Field(
+        COST,
+        ge=0,
+        le=2,
+        description="under control, values are compared divided by this power of what their stripes cost",
     )
     limit: float | None = Field(
         4.0,
@@ -106,7 +115,7 @@ class Settings(TrainingMethod):
 
     def recipe(self, task: Task) -> Held:
         return Held(
-            epochs=self.epochs, lr=self.lr, schedule=self.schedule, milestones=self.milestones, gamma=self.gamma,
+            epochs=self.length, lr=self.lr, schedule=self.schedule, milestones=self.milestones, gamma=self.gamma,
             weight_decay=self.weight_decay, precision=self.precision,
             hold=faded(self.arrive, self.fixed) if self.hold and self.controlled(task) else 0.0,
         )  # fmt: skip

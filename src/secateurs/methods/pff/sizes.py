@@ -16,36 +16,38 @@ from secateurs.surgery.compare import disagreement
 from secateurs.surgery.verify import TOLERANCE, outputs
 
 
-def sizes(model: nn.Module, kernels: Iterable[str], kept: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """For each weight the norms of its filters: (O,). kept: (O, KH, KW) bool for weights that lose stripes."""
-    found = {}
-    for name in kernels:
-        squares = parameter(model, name).detach().float().square().sum(1)  # (O, KH, KW)
-        if kept is not None and name in kept:
-            squares = squares * kept[name].to(squares.device)
-        found[name] = squares.sum((1, 2)).sqrt()
-    return found
+def squares(model: nn.Module, kernels: Iterable[str]) -> dict[str, Tensor]:
+    """For each weight the squared norms of its stripes: (O, KH, KW)."""
+    return {name: parameter(model, name).detach().float().square().sum(1) for name in kernels}
+
+
+def sizes(found: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each weight the norms of its filters: (O,). found: see `squares`. kept: (O, KH, KW) bool for weights that lose
+    stripes."""
+    left = {name: s * kept[name].to(s.device) if name in kept else s for name, s in found.items()}
+    return {name: s.sum((1, 2)).sqrt() for name, s in left.items()}
 
 
 def restore_(model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, Tensor], inputs: Any) -> list[str]:
-    """Scale filters so that the kept part of each has its original norm, if a batch norm follows and nothing else uses
+    """Scale filters so that the kept part of each has the norm that it had, if a batch norm follows and nothing else uses
     their output. Returns the weights that were scaled. The network's function does not change: in eval mode, and in training
     up to the difference between batch and running statistics.
 
     A batch norm cancels any factor k, so the gradient of a filter k times as large is 1/k of what it was, and a
     step of the same learning rate rotates the filter k² times less. Filters that the skeleton made small would change far
-    too much at the learning rate that was right before.
+    too much at the learning rate that was right before. With the norm of all their stripes they would change too little:
+    the more of a filter is cut, the more the rest has to change.
 
-    first: for each weight (O,), see `sizes`. kept: (O, KH, KW) bool for weights that lose stripes. inputs: examples.
+    first: see `squares`. kept: (O, KH, KW) bool for weights that lose stripes. inputs: examples.
     """
     layers = {name.rpartition(".")[0]: name for name in first}
     norms = {layers[layer]: f.norm for layer, f in following(model, layers, inputs).items() if f.norm is not None}
     norms = {name: norm for name, norm in norms.items() if norm.weight is not None and norm.running_var is not None}
-    now = sizes(model, norms, kept)
+    then, now = sizes({name: first[name] for name in norms}, kept), sizes(squares(model, norms), kept)
     before = outputs(copied(model), inputs, torch.float32)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     for name, norm in norms.items():
-        k = first[name].to(now[name]) / now[name]
+        k = then[name].to(now[name]) / now[name]
         _scale_(model.get_submodule(name.rpartition(".")[0]), norm, torch.where(k.isfinite() & (k > 0), k, 1.0))
     if disagreement(outputs(copied(model), inputs, torch.float32), before, "pruned") > TOLERANCE:
         model.load_state_dict(state)  # for example, a shared norm

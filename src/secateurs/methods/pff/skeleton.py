@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -110,11 +110,17 @@ class _Swap:
 
 
 class Norms:
-    """The units' own weights, by their norm relative to the layer's initial mean norm (group lasso)."""
+    """The units' own weights, by their norm relative to the layer's initial mean norm (group lasso).
 
-    def __init__(self, model: nn.Module, kernels: Kernels, shared: bool = False) -> None:
+    worth: for each layer, what these norms are multiplied by for comparison between layers; None: ones.
+    """
+
+    def __init__(
+        self, model: nn.Module, kernels: Kernels, shared: bool = False, worth: Sequence[float] | None = None
+    ) -> None:
         self.model, self.kernels, self.shared = model, list(kernels), shared
-        self.first = [float(n.detach().mean()) for n in self._norms()]
+        worth = [1.0] * len(self.kernels) if worth is None else worth
+        self.first = [float(n.detach().mean()) / w for n, w in zip(self._norms(), worth, strict=True)]
         filters = [o if shared else 1 for o, _, _ in kernels.values()]
         parts = zip(self._norms(), self.first, filters, strict=True)
         self.pull = torch.cat([torch.full_like(n.detach(), m**2 * o) for n, m, o in parts])

@@ -12,7 +12,7 @@ from secateurs.graph.channels import parameter
 from secateurs.methods.method import Method, Task
 from secateurs.methods.registry import register
 from secateurs.methods.selection import Selection
-from secateurs.methods.stripes.select import Stripes, channel_scores, check_kernels, kernels
+from secateurs.methods.stripes.select import COST, Stripes, channel_scores, check_kernels, kernels
 
 
 @register("l2-stripes")
@@ -28,8 +28,14 @@ class L2Stripes(Method):
 
     ranking: Literal["global", "layer"] = Field(
         "global",
-        description="global: compare stripes across layers, relative to their layer's mean norm; layer: keep the same "
+        description="global: compare stripes across layers, relative to their layer's mean norm and cost; layer: keep the same "
         "fraction of every layer",
+    )
+    cost: float = Field(
+        COST,
+        ge=0,
+        le=2,
+        description="norms are compared between layers divided by this power of what their stripes cost",
     )
     floor: float = Field(default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps")
 
@@ -42,7 +48,8 @@ class L2Stripes(Method):
 
     def select(self, task: Task) -> Selection:
         stripes = self._stripes(task)
-        scores = np.concatenate([self._scores(task, name) for name in stripes.kernels])
+        worth = stripes.worth(0 if self.ranking == "layer" else self.cost)
+        scores = np.concatenate([self._scores(task, n) * w for n, w in zip(stripes.kernels, worth, strict=True)])
         left, _ = stripes.select_within_budget(scores, lambda: channel_scores(task))
         return stripes.selection(left)
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from secateurs.errors import ConfigError
 from secateurs.graph import Cost
 from secateurs.methods.method import Task
+from secateurs.methods.select import prices
 from secateurs.methods.selection import Selection
 from secateurs.stripes import StripeConv2d
 
 Array = np.ndarray
+COST = 0.25  # scores are compared between layers divided by this power of the stripes' costs
 FEW = 0.05  # if a budget would leave a smaller fraction of the stripes than this, channels are cut as well
 
 
@@ -23,14 +28,37 @@ def kernels(task: Task) -> dict[str, tuple[int, int, int]]:
 
 
 def check_kernels(task: Task, method: str) -> None:
-    """Raise ConfigError if the network has no such weights."""
-    if not kernels(task):
-        why = "no convolution with a kernel larger than 1×1 and one group"
-        if any(isinstance(m, StripeConv2d) for m in task.model.modules()):
-            why = "only convolutions whose stripes are already cut"
-        if task.kernels != task.graph.kernels:
-            why += " within the limits of the task"
-        raise ConfigError(f"{method} found {why}: there is nothing to prune.")
+    """Raise ConfigError if the network has no such weights, with what its convolutions are instead."""
+    if kernels(task):
+        return
+    why = "no convolution that stripes can be cut from"
+    if any(isinstance(m, StripeConv2d) for m in task.model.modules()):
+        why = "only convolutions whose stripes are already cut"
+    if task.kernels != task.graph.kernels:
+        why += " within the limits of the task"
+    if found := _unsupported(task.model):
+        why += f" (the network has {', '.join(f'{n} {kind}' for kind, n in found.items())})"
+    raise ConfigError(
+        f"{method} found {why}: there is nothing to prune. Stripes are cut from nn.Conv2d with a kernel larger than 1×1, one "
+        "group and padding with zeros. Methods that cut channels prune convolutions of any kind: npn, aofp, epruner, l2 …"
+    )
+
+
+def _unsupported(model: nn.Module) -> Counter[str]:
+    """How many convolutions there are of each kind that has no stripes to cut."""
+    found: Counter[str] = Counter()
+    for conv in model.modules():
+        if not isinstance(conv, _ConvNd):
+            continue
+        if type(conv) is not nn.Conv2d:
+            found[type(conv).__name__] += 1
+        elif conv.groups > 1:
+            found["grouped or depthwise"] += 1
+        elif conv.kernel_size == (1, 1):
+            found["of 1×1"] += 1
+        elif conv.padding_mode != "zeros":
+            found[f"with padding_mode={conv.padding_mode!r}"] += 1
+    return found
 
 
 def channel_scores(task: Task) -> list[Array]:
@@ -97,6 +125,18 @@ class Stripes:
         """One value for each stripe, by kernel: (filters, rows, columns)."""
         parts = np.split(flat, np.cumsum(self.sizes)[:-1])
         return {name: part.reshape(shape) for (name, shape), part in zip(self.kernels.items(), parts, strict=True)}
+
+    def worth(self, power: float) -> Array:
+        """What scores are multiplied by for comparison between layers: (layers,). What a stripe of the layer costs under the
+        budget, to the power of -power: a cheap stripe may be worth less than a costly one and stay."""
+        budget, sizes = self.task.budget, self.widths.sizes
+        if budget is None or power == 0:
+            return np.ones(len(self.sizes))
+        each = prices(
+            budget, self.widths.base, self.sizes,
+            lambda counts: self.widths.cost(sizes, dict(zip(self.kernels, counts.tolist(), strict=True))),
+        )  # fmt: skip
+        return np.asarray(each**-power)
 
     # -- what is left without some stripes and channels ---------------------------------------------------------------
 

@@ -1,0 +1,102 @@
+"""An artifact as the commands that run it need it: its network, the original beside it, and inputs for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from secateurs.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from secateurs import Data
+    from secateurs.artifact import Card, Source
+    from secateurs.runs import DataSpec
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ArtifactOptions:
+    model: str | None = None
+    """how to build the original network, if the artifact's card does not say"""
+    num_classes: int | None = None
+    """outputs of the network, with --model"""
+    input: str | None = None
+    """shape of one input, such as 3,224,224; by default what the network was pruned on"""
+    trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """import and run the code that the artifact's card names"""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An artifact that is read from disk."""
+
+    folder: Path
+    options: ArtifactOptions
+
+    @cached_property
+    def card(self) -> Card:
+        from secateurs.artifact import read
+
+        return read(self.folder)[1]
+
+    @cached_property
+    def source(self) -> Source:
+        """How the original network is built."""
+        from secateurs.artifact import Source
+
+        if self.options.model is not None:
+            return Source(spec=self.options.model, num_classes=self.options.num_classes)
+        if self.card.source is None or self.card.source.spec is None:
+            raise ConfigError(f"The card of {shown(self.folder)} does not say how to build its network: give --model.")
+        return self.card.source
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The pruned network, in eval mode."""
+        import secateurs as sc
+
+        if self.options.model is None:
+            return sc.load(self.folder, trust_code=self._trusted)
+        return sc.load(self.folder, self.original)
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The network before any cut, in eval mode. Its weights are not those that were pruned: they take the same time."""
+        from secateurs.artifact.provenance import rebuilt
+
+        uncut = self.source.model_copy(update={"plans": [], "widen": []})
+        return rebuilt(uncut, self._trusted).eval()
+
+    @property
+    def _trusted(self) -> bool:
+        """What the user names is trusted."""
+        return self.options.trust_code or self.options.model is not None
+
+    def inputs(self) -> Any:
+        """Noise of the shape that the network takes: as given, as the card records it, or what the network was designed for."""
+        import torch
+
+        from secateurs.cli.inspect import default_shape, shape_of
+        from secateurs.deploy.inputs import batch_of, batched, noise
+
+        given, signature = self.options.input, self.card.signature
+        if given is not None:
+            return torch.randn(1, *shape_of(given))
+        if signature is None or not signature.inputs:
+            return torch.randn(1, *default_shape(str(self.source.spec), self.original, self.card))
+        inputs = noise(signature.examples())
+        return batched(inputs, 1 if batch_of(inputs) else None)
+
+    def data(self, given: DataSpec) -> Data:
+        """The data that the card names, or the given one."""
+        import torch
+
+        from secateurs.cli.evaluate import recorded_data
+
+        return recorded_data(self.folder, self.card, given, torch.device("cpu"), self.options.trust_code)[1]

@@ -1,0 +1,52 @@
+"""The options of the command line that say what a network is for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from secateurs.cli.options import pair
+from secateurs.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    from secateurs.artifact import Card
+    from secateurs.files import StrPath
+    from secateurs.tasks import VisionTask
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TaskOptions:
+    task: str | None = None
+    """`classification` (the default), `segmentation` or `detection`: how data is read, the network built, trained and
+    measured"""
+    task_set: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    """a setting of the task, key=value, such as dice=1 for segmentation or min_size=320 for detection; may be given several
+    times"""
+
+    def chosen(self) -> VisionTask | None:
+        """The task, if one was named. Raises ConfigError for one that there is not, and for settings that are not its."""
+        from secateurs.tasks import resolve
+
+        settings = {}
+        for item in self.task_set:
+            key, value = pair("task-set", item, "dice=1")
+            if key in settings:
+                raise ConfigError(f"--task-set {key} is given twice: give one of them.")
+            settings[key] = value
+        if settings and self.task is None:
+            raise ConfigError("--task-set is for settings of a task: give --task.")
+        return None if self.task is None else resolve(self.task, **settings)
+
+
+def recorded(card: Card | None, folder: StrPath) -> VisionTask:
+    """The task that an artifact's card names, or classification."""
+    from secateurs.tasks import resolve
+
+    settings: dict[str, Any] = {} if card is None or card.task is None else card.task.model_dump()
+    try:
+        return resolve(settings.pop("name", None), **settings)
+    except ConfigError as error:
+        raise error.within(f"The card of {shown(folder)}: ") from None

@@ -1,0 +1,189 @@
+"""Images with a mask of class indices each, from folders and from Hugging Face `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateurs.data.decoder import Encoded
+from secateurs.data.folder import images_in, instead, is_folder
+from secateurs.data.images import Size, indices, pixels, size_of
+from secateurs.data.samples import Sample
+from secateurs.data.tables import masks_of, tables
+from secateurs.data.unreadable import Unreadable, report_unreadable
+from secateurs.errors import DataError, Setting
+from secateurs.files import shown
+
+IGNORED = -100  # the target of pixels that don't count: cross-entropy's
+FOLDERS = ("val", "validation", "test")
+_NAMED = 3  # files that a message names
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The images and masks of one split, still encoded. pair(index): both, called by several threads."""
+
+    where: str
+    pair: Callable[[int], tuple[Encoded, ...]]
+    count: int
+    workers: int
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> Sample | Unreadable:
+        """The image (3, H, W) uint8 and the mask (H, W) int64, with IGNORED for the largest value that its pixels can have."""
+        (name, image), (mask_name, mask) = self.pair(index)
+        rgb, classes = pixels(image, name), indices(mask, mask_name)
+        if isinstance(rgb, Unreadable):
+            return rgb
+        if isinstance(classes, Unreadable):
+            return classes
+        _check_sizes(name, rgb.shape[:2], mask_name, classes.shape)
+        return torch.from_numpy(rgb).permute(2, 0, 1), torch.from_numpy(counted(classes))
+
+    def size(self, index: int) -> Size:
+        return self.sizes[index]
+
+    @cached_property
+    def sizes(self) -> list[Size]:
+        """Of all images; (0, 0) if it cannot be read."""
+        found = self._each(lambda pair: size_of(pair[0][1], pair[0][0]), range(len(self)))
+        return [(0, 0) if isinstance(size, Unreadable) else size for size in found]
+
+    def some_sizes(self, most: int = 256) -> list[Size]:
+        """The sizes of some images, evenly spaced."""
+        if len(self) <= most:
+            chosen = self.sizes
+        else:
+            which = [i * len(self) // most for i in range(most)]
+            found = self._each(lambda pair: size_of(pair[0][1], pair[0][0]), which)
+            chosen = [size for size in found if not isinstance(size, Unreadable)]
+        return [size for size in chosen if size != (0, 0)]
+
+    def highest(self) -> int:
+        """The highest class index of all masks; -1 without one."""
+
+        def most(pair: tuple[Encoded, ...]) -> int:
+            name, mask = pair[1]
+            found = indices(mask, name)
+            return -1 if isinstance(found, Unreadable) else int(counted(found).max(initial=-1))
+
+        return max(self._each(most, range(len(self))), default=-1)
+
+    def _each(self, function: Callable[[tuple[Encoded, ...]], Any], which: Sequence[int]) -> list[Any]:
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(lambda i: function(self.pair(i)), which))
+
+
+def counted(mask: np.ndarray) -> np.ndarray:
+    """Class indices as int64; 255 of 8 bits, and 65535 of 16, are IGNORED."""
+    void = 1 if mask.dtype == bool else 255 if mask.dtype == np.uint8 else 65535
+    found = mask.astype(np.int64)
+    return found if mask.dtype == bool else np.where(found == void, IGNORED, found)
+
+
+def open_folder(path: Path, workers: int, skip: bool) -> tuple[Pairs, Pairs, tuple[str, ...] | None]:
+    """The training and validation pairs of a folder: `train/images` and `train/masks`, `val/images` and `val/masks` (or
+    test). A mask has the name of its image, with any suffix. The classes are the lines of `classes.txt`, if there is one.
+
+    Raises DataError for anything else, for images without a mask, and for files that cannot be read unless they are skipped.
+    """
+    try:
+        return _open_folder(path, workers, skip)
+    except OSError as error:  # a folder without read permission
+        raise DataError(f"{shown(error.filename or path)} cannot be read: {error.strerror or error}.") from error
+
+
+def _open_folder(path: Path, workers: int, skip: bool) -> tuple[Pairs, Pairs, tuple[str, ...] | None]:
+    if not path.is_dir():
+        raise DataError(f"There is no folder {shown(path)}{instead(path)}.")
+    held_out = next((path / name for name in FOLDERS if is_folder(path / name)), path / "val")
+    missing = [
+        f"{folder.name}/{part}"
+        for folder in (path / "train", held_out)
+        for part in ("images", "masks")
+        if not is_folder(folder / part)
+    ]
+    if missing:
+        raise DataError(
+            f"{shown(path)} needs train/images, train/masks, val/images and val/masks (or test instead of val); it has no "
+            f"{' and no '.join(missing)}."
+        )
+    splits = [_split(folder, workers, skip) for folder in (path / "train", held_out)]
+    names = path / "classes.txt"
+    classes = None
+    if names.is_file():
+        lines = names.read_text(encoding="utf-8", errors="replace").splitlines()
+        classes = tuple(shown(line.strip()) for line in lines if line.strip())
+    return splits[0], splits[1], classes
+
+
+def _split(root: Path, workers: int, skip: bool) -> Pairs:
+    (images, bad), (masks, bad_masks) = images_in(root / "images"), images_in(root / "masks")
+    if not images:
+        raise DataError(f"No images in {shown(root / 'images')}.")
+    known = {file.relative_to(root / "masks").with_suffix(""): file for file in masks}
+    found = [(file, known.get(file.relative_to(root / "images").with_suffix(""))) for file in images]
+    if alone := [file for file, mask in found if mask is None]:
+        names = ", ".join(map(shown, alone[:_NAMED])) + (", …" if len(alone) > _NAMED else "")
+        raise DataError(
+            f"{len(alone):,} of {len(images):,} images have no mask of the same name in {shown(root / 'masks')}: {names}."
+        )
+    files = [(image, mask) for image, mask in found if mask is not None]
+    with ThreadPoolExecutor(workers) as pool:
+        headers = list(pool.map(lambda pair: [size_of(file, shown(file)) for file in pair], files))
+    faults = [next((one for one in sizes if isinstance(one, Unreadable)), None) for sizes in headers]
+    good = [pair for pair, fault in zip(files, faults, strict=True) if fault is None]
+    report_unreadable([*bad, *bad_masks, *(f for f in faults if f is not None)], len(images) + len(bad), skip=skip)
+    for (image, mask), (size, of_mask) in zip(files, headers, strict=True):
+        if isinstance(size, tuple) and isinstance(of_mask, tuple):
+            _check_sizes(shown(image), size, shown(mask), of_mask)
+    if not good:
+        raise DataError(f"None of the {len(images)} images in {shown(root / 'images')} can be read.")
+
+    def pair(index: int) -> tuple[Encoded, ...]:
+        image, mask = good[index]
+        return (shown(image), image), (shown(mask), mask)
+
+    made = Pairs(shown(root), pair, len(good), workers, skipped=len(images) + len(bad) - len(good))
+    made.__dict__["sizes"] = [size for (size, _), fault in zip(headers, faults, strict=True) if fault is None]  # known
+    return made
+
+
+def open_table(rest: str, workers: int) -> tuple[Pairs, Pairs | None, tuple[str, ...] | None]:
+    """The pairs of a data set of Hugging Face `datasets`, with a column of images and one of masks (the options `image` and
+    `label`). The classes are those of the option `classes`, or not known."""
+    found = tables(rest)
+    image, mask = masks_of(found)
+    made = []
+    for name, rows in found.splits.items():
+        made.append(Pairs(f"{found.what}, {name}", found.cells(name, (image, mask)), len(rows), workers))
+    return made[0], made[1] if len(made) > 1 else None, found.options.names
+
+
+def found_classes(splits: Sequence[Pairs | None]) -> int:
+    """The number of classes that masks show: one more than the highest index. Raises DataError for a single one."""
+    count = 1 + max(split.highest() for split in splits if split is not None)
+    if count < 2:
+        raise DataError(
+            "The masks hold class 0 and pixels that don't count (255), and nothing else: a mask of two classes holds 0 and 1. "
+            "If other classes are only rare, pass ", Setting("num_classes"), ".",
+        )  # fmt: skip
+    return count
+
+
+def _check_sizes(image: str, size: Sequence[int], mask: str, of_mask: Sequence[int]) -> None:
+    if tuple(size) != tuple(of_mask):
+        raise DataError(
+            f"{image} is {size[0]}x{size[1]}, and its mask {mask} {of_mask[0]}x{of_mask[1]} (height x width): they must be "
+            "the same."
+        )

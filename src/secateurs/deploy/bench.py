@@ -1,0 +1,131 @@
+"""The speed of a network beside another one's, in the runtime where it is to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from secateurs.deploy.clock import Spread, in_turn, ratios
+from secateurs.deploy.inputs import batch_of, batched
+from secateurs.deploy.runners import runner
+from secateurs.deploy.target import Target, machine, threaded
+from secateurs.errors import ConfigError, ExportError, Setting
+from secateurs.graph import Cost
+from secateurs.graph.cost import count
+from secateurs.graph.inputs import check_model
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Two networks on one target. Times in seconds per run of a batch; `ratio` is the original's time over the other's, within
+    a round. memory: bytes, None where the runtime does not tell."""
+
+    target: Target
+    batch: int | None
+    machine: str
+    threads: int
+    original: Spread
+    pruned: Spread
+    ratio: Spread
+    memory: tuple[int, int] | None = None
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the pruned network is: the median over rounds."""
+        return self.ratio.median
+
+    @property
+    def faster(self) -> bool | None:
+        """Whether it is faster; None where the noise does not tell."""
+        return None if self.ratio.low <= 1 <= self.ratio.high else self.speedup > 1
+
+
+@dataclass(frozen=True, repr=False)
+class Bench:
+    """What `bench` returns. rows: one for each target and batch size. skipped: what could not be run, and why."""
+
+    rows: tuple[Timed, ...]
+    original: Cost
+    pruned: Cost
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def speedup(self) -> float:
+        """That of the first row."""
+        return self.rows[0].speedup
+
+    def record(self) -> dict[str, Any]:
+        """Everything that was measured, JSON-serializable."""
+        return {
+            "original": asdict(self.original),
+            "pruned": asdict(self.pruned),
+            "rows": [{**asdict(row), "speedup": row.speedup} for row in self.rows],
+            "skipped": list(self.skipped),
+        }
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{row.target}: {row.speedup:.2f}×" for row in self.rows)
+        return f"Bench({rows}; MACs {self.original.macs:,} → {self.pruned.macs:,})"
+
+
+def bench(
+    model: nn.Module,
+    pruned: nn.Module,
+    example_inputs: Any,
+    target: Target | str | Sequence[Target | str] = "torch-cpu",
+    *,
+    batches: Sequence[int] | None = None,
+    seconds: float = 2.0,
+) -> Bench:
+    """Measure how much faster `pruned` is than `model`: paired, in turn, warm, in eval mode. Neither is modified.
+
+    Both run in every round, in an order that alternates, so that whatever else the machine does falls on both; the speed-up is
+    the median over rounds of the ratio of the two times. Stripe convolutions use the fastest kernel at each size.
+
+    target: `torch-cpu`, `torch-cuda`, `onnxruntime`, `openvino`, or a `Target` with more settings; or several of them.
+    batches: numbers of examples, by default what the targets say, or else the example inputs'.
+    seconds: to measure each row for, at least seven rounds.
+
+    Raises ConfigError for targets that do not exist or cannot be used here, unless there are others, ExportError likewise for a
+    network that cannot be exported to one.
+    """
+    for network in (model, pruned):
+        check_model(network)
+    if not seconds > 0:
+        raise ConfigError(Setting("seconds", seconds), " must be positive.")
+    given: Sequence[Any] = target if isinstance(target, list | tuple) else [target]
+    targets = [Target.of(t) for t in given]
+    if not targets:
+        raise ConfigError("There is no target to measure on: name one, such as target='torch-cpu'.")
+    rows, skipped = [], []
+    for one in targets:
+        each = [one] if batches is None else [replace(one, batch=batch) for batch in batches]
+        for sized in each:
+            try:
+                rows.append(_timed(model, pruned, batched(example_inputs, sized.batch), sized, seconds))
+            except (ConfigError, ExportError) as error:
+                if len(targets) == 1:
+                    raise
+                skipped.append(f"{one}: {error}")
+                break
+    if not rows:
+        raise ConfigError("None of the targets can be measured here. ", " ".join(skipped))
+    return Bench(tuple(rows), count(model, example_inputs), count(pruned, example_inputs), tuple(skipped))
+
+
+def _timed(model: nn.Module, pruned: nn.Module, inputs: Any, target: Target, seconds: float) -> Timed:
+    with threaded(target) as threads, ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(runner(network, inputs, target))
+            for name, network in (("original", model), ("pruned", pruned))
+        }
+        found = in_turn({name: one.program for name, one in runners.items()}, seconds)
+        used = [one.memory() for one in runners.values() if one.memory is not None]
+    return Timed(
+        target, batch_of(inputs), machine(target), threads, Spread.of(found["original"]), Spread.of(found["pruned"]),
+        ratios(found, "original", "pruned"), (used[0], used[1]) if used else None,
+    )  # fmt: skip

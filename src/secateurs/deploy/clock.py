@@ -1,0 +1,75 @@
+"""Times of programs, measured in turn, so that whatever else the machine does falls on all of them."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+BLOCK = 0.01  # seconds that runs are repeated for between two readings of the clock
+LEAST = 7  # rounds, however slow the programs are
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network that is ready to run. run: starts one run. wait: returns when all runs are done."""
+
+    run: Callable[[], object]
+    wait: Callable[[], object] = lambda: None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of several measurements, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+def in_turn(programs: Mapping[str, Program], seconds: float = 2.0) -> dict[str, list[float]]:
+    """Seconds per run of each program, round by round: at least seven rounds, and as many as fit into `seconds`.
+
+    All programs run in every round, in an order that alternates, so the ratio of two programs in a round is a fair one.
+    """
+    repeats = {}
+    for name, program in programs.items():
+        for _ in range(2):  # the second run has compiled and allocated what it needs
+            once = _timed(program, 1)
+        repeats[name] = max(1, round(BLOCK / once))
+        _timed(program, repeats[name])
+    found: dict[str, list[float]] = {name: [] for name in programs}
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        names, end, turn = list(programs), time.perf_counter() + seconds, 0
+        while turn < LEAST or time.perf_counter() < end:
+            for name in names if turn % 2 else names[::-1]:
+                found[name].append(_timed(programs[name], repeats[name]) / repeats[name])
+            turn += 1
+    finally:
+        if enabled:
+            gc.enable()
+    return found
+
+
+def ratios(found: Mapping[str, Sequence[float]], over: str, under: str) -> Spread:
+    """The ratio of two programs' times, each taken within a round."""
+    return Spread.of([a / b for a, b in zip(found[over], found[under], strict=True)])
+
+
+def _timed(program: Program, repeats: int) -> float:
+    program.wait()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        program.run()
+    program.wait()
+    return time.perf_counter() - began

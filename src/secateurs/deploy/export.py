@@ -1,0 +1,187 @@
+"""Export a network to a file, and check the file in its own runtime."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.deploy.formats import FORMATS, Format, Shapes
+from secateurs.deploy.formats.format import called
+from secateurs.deploy.inputs import batch_of, batched
+from secateurs.deploy.int8 import quantize
+from secateurs.errors import ConfigError, ExportError, Setting, nearest, shown
+from secateurs.files import check_writable, dump_json
+from secateurs.graph.copies import copied
+from secateurs.graph.inputs import call, check_model, map_tensors, tensors
+from secateurs.surgery.compare import disagreement
+
+AGREEMENT = 1e-4  # relative difference of a file's outputs from the network's
+
+
+@dataclass(frozen=True)
+class Exported:
+    """path: of the file. error: the largest relative difference of its outputs from the network's. size: bytes on disk.
+    dynamic_batch: whether it takes any number of examples."""
+
+    path: Path
+    error: float
+    size: int
+    dynamic_batch: bool
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    dynamic_batch: bool = True,
+    metadata: Mapping[str, Any] | None = None,
+    int8: Any = None,
+) -> Exported:
+    """Export a network to ONNX (`.onnx`), torch.export (`.pt2`) or OpenVINO (`.xml`, with a `.bin` beside it).
+
+    The file is run in its own runtime, on the example inputs and, if its batch is dynamic, on another number of them, and its
+    outputs must agree with the network's to a relative 1e-4; only then it is moved to `path`. The model is not modified: a copy
+    is exported in float32, in eval mode. Stripe convolutions become the dense convolutions that they equal.
+
+    example_inputs: as for `trace`. dynamic_batch: the first axis of all inputs may then have any size.
+    metadata: JSON-serializable; it is stored in the file, under the key "secateurs".
+    int8: batches of inputs or of pairs (inputs, targets), or a `Data`: weights and activations of the ONNX file are then 8-bit
+        integers, by ONNX Runtime's static quantization, calibrated on the first 512 images. The agreement is then reported
+        and not required: measure the accuracy of the file.
+
+    Raises ConfigError for an unknown suffix and for packages that are not installed; ExportError for a network that the
+    exporter refuses, and for a file that does not agree.
+    """
+    check_model(model)
+    path = Path(path)
+    format = _format(path, int8)
+    check_writable(path.parent)
+    size = batch_of(example_inputs)
+    if dynamic_batch and not size:
+        raise ConfigError(
+            "The example inputs have no common first axis that could be a batch: export with ",
+            Setting("dynamic_batch", False), ".",
+        )  # fmt: skip
+    network, inputs = copied(model).cpu().float().eval(), map_tensors(_plain, example_inputs)
+    checks = [inputs]
+    if dynamic_batch and size:
+        inputs = batched(inputs, max(size, 2))  # exporters take an axis of size 1 for a constant
+        checks += [inputs, batched(inputs, size + 2)]
+    due = [_outputs(network, given) for given in checks]
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
+        made = Path(folder, path.name)
+        _write(format, network, made, inputs, dynamic_batch, dump_json(dict(metadata or {})))
+        if int8 is not None:
+            with _quiet():
+                quantize(made, int8)
+        error = _disagreement(format, made, checks, due)
+        if int8 is None and not error <= AGREEMENT:
+            raise ExportError(
+                f"The {format.name} file does not agree with the network: outputs differ by a relative {error:.1e}, and "
+                f"{AGREEMENT:g} is allowed. It was not kept."
+            )
+        names = sorted(os.listdir(folder), key=lambda name: name == path.name)  # what belongs to the file comes first
+        bytes_ = sum(os.path.getsize(Path(folder, name)) for name in names)
+        for name in names:
+            os.replace(Path(folder, name), path.parent / name)
+    return Exported(path, error, bytes_, dynamic_batch)
+
+
+def _format(path: Path, int8: Any) -> Format:
+    format = FORMATS.get(path.suffix)
+    if format is None:
+        raise ConfigError(
+            f"{shown(path)}: {path.suffix or 'no suffix'} is not a format that can be exported. "
+            f"{nearest(path.suffix, FORMATS)}"
+        )
+    if format.missing:
+        raise ConfigError(f"{format.name} cannot be exported here: {format.missing}.")
+    if int8 is not None and path.suffix != ".onnx":
+        raise ConfigError(Setting("int8"), f" is for .onnx files, not for {path.suffix}.")
+    return format
+
+
+def _outputs(network: nn.Module, inputs: Any) -> list[Tensor]:
+    try:
+        with torch.no_grad():
+            return [_plain(x) for x in tensors(call(network, inputs))]
+    except Exception as error:  # of the user's own code
+        raise ExportError(
+            f"{type(network).__name__} does not run on inputs with a batch of {batch_of(inputs)}: {_reason(error)}.",
+            hint=("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), "."),
+        ) from error
+
+
+def _write(format: Format, network: nn.Module, path: Path, inputs: Any, dynamic: bool, metadata: str) -> None:
+    shapes = _shapes(network, inputs) if dynamic else None
+    try:
+        with _quiet():
+            format.write(network, path, inputs, shapes, metadata)
+    except ExportError:
+        raise
+    except Exception as error:  # whatever exporters raise
+        raise ExportError(
+            f"{type(network).__name__} cannot be exported to {format.name}: {_reason(error)}.",
+            hint=("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), ".")
+            if dynamic else "",
+        ) from error  # fmt: skip
+
+
+def _disagreement(format: Format, path: Path, checks: Sequence[Any], due: Sequence[list[Tensor]]) -> float:
+    """The largest relative difference of the file's outputs from those that are due."""
+    try:
+        with _quiet():
+            file = format.open(path)
+            found = [file.run(inputs) for inputs in checks]
+    except Exception as error:  # whatever runtimes raise
+        raise ExportError(
+            f"The {format.name} file was written, but does not run: {_reason(error)}. It was not kept."
+        ) from error
+    return max(disagreement(a, b, "original") for a, b in zip(found, due, strict=True))
+
+
+def _reason(error: Exception) -> str:
+    """'RuntimeError: the first line of its message'."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or ['no reason given'])[0][:300].rstrip('.')}"
+
+
+def _shapes(network: nn.Module, inputs: Any) -> Shapes:
+    """The first axis of every input is the same dynamic one."""
+    batch = torch.export.Dim("batch")
+    args, kwargs = called(network, inputs)
+    if kwargs:
+        return {name: _each(value, batch) for name, value in kwargs.items()}
+    return tuple(_each(value, batch) for value in args)
+
+
+def _each(tree: Any, batch: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _each(value, batch) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(_each(value, batch) for value in tree)
+    return {0: batch} if isinstance(tree, Tensor) else None
+
+
+def _plain(x: Tensor) -> Tensor:
+    x = x.detach().cpu()
+    return x.float() if x.is_floating_point() else x
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Context without what exporters print and warn of: nothing in it can be acted on, and the file is checked."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,95 @@
+"""Networks with fewer ops that compute the same in eval mode: batch norms folded into the layers before them, and branches
+merged where the model's own code offers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
+
+from secateurs.graph import trace
+from secateurs.graph.flow import Flow
+from secateurs.stripes import StripeConv2d
+
+MERGES = ("reparameterize", "switch_to_deploy", "fuse")  # what blocks call the method that merges their branches
+
+
+def merged_(model: nn.Module) -> int:
+    """Have every block that offers it merge its branches (RepVGG, MobileOne, RepViT …), in place. Returns how many did."""
+    done = 0
+    for name, child in list(model.named_children()):
+        method = next((getattr(child, m) for m in MERGES if callable(getattr(child, m, None))), None)
+        if method is None:
+            done += merged_(child)
+            continue
+        made = method()
+        if isinstance(made, nn.Module) and made is not child:  # timm's `fuse` returns the layer that takes its place
+            setattr(model, name, made)
+        done += 1
+    return done
+
+
+@torch.no_grad()
+def folded_(model: nn.Module, example_inputs: Any) -> int:
+    """Fold batch norms into the convolution or linear layer before them, in place. Returns how many there were.
+
+    A norm is folded where it alone reads the layer's output, and both run once. What is left of it is an identity, or the
+    modules inside it (timm's BatchNormAct2d has its activation there). Layers whose weights are shared, or computed (weight
+    norm, pruning masks), stay as they are.
+    """
+    flow: Flow = trace(model, example_inputs).flow
+    modules = dict(model.named_modules())
+    pairs = list(_pairs(flow, modules))
+    for layer, norm in pairs:
+        _fold(modules[layer], modules[norm])
+        parent, _, name = norm.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.Sequential(*modules[norm].children()) or nn.Identity())
+    return len(pairs)
+
+
+def _pairs(flow: Flow, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:
+    """The names of a layer and the batch norm right after it."""
+    for call in flow.calls:
+        made = None if call.output is None else flow.maker(call.output)
+        if made is None or made.call is not call:
+            continue
+        norms = flow.after(made).norm
+        if not norms or norms[0].call is call:
+            continue
+        layer, norm = modules[call.module], modules[norms[0].call.module]
+        alone = all(len(flow.runs(c.module)) == 1 for c in (call, norms[0].call))
+        if alone and len(flow.readers(flow.parameters(made))) == 1 and _foldable(layer, norm, made.outputs[0].shape):
+            yield call.module, norms[0].call.module
+
+
+def _foldable(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -> bool:
+    """shape: of the layer's output."""
+    if not isinstance(layer, _ConvNd | nn.Linear | StripeConv2d) or not isinstance(norm, _BatchNorm):
+        return False
+    if isinstance(layer, _ConvTransposeNd) and layer.groups > 1:
+        return False  # its filters are not an axis of the weight
+    if isinstance(layer, nn.Linear) and len(shape) != 2:
+        return False  # the norm's channels are on another axis
+    hooked = any(m._forward_hooks or m._forward_pre_hooks or is_parametrized(m) for m in (layer, norm))
+    return norm.running_mean is not None and not hooked
+
+
+def _fold(layer: Any, norm: Any) -> None:
+    given = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    if isinstance(layer, StripeConv2d):
+        filters = layer.kept.nonzero()[:, 0]  # of each stripe
+        _, shift = fuse_conv_bn_weights(layer.weight.new_zeros(layer.out_channels, 1), layer.bias, *given)
+        scale = norm.running_var.add(norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+        layer.weight.mul_(scale[filters, None])
+        layer.bias = shift
+    elif isinstance(layer, nn.Linear):
+        layer.weight, layer.bias = fuse_linear_bn_weights(layer.weight, layer.bias, *given)
+    else:
+        transposed = isinstance(layer, _ConvTransposeNd)
+        layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *given, transpose=transposed)

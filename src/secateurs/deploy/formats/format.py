@@ -1,0 +1,72 @@
+"""What a format is."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from secateurs.graph.inputs import tensors
+
+METADATA = "secateurs"  # the key under which a file holds what is known of the network, as JSON
+
+Shapes = dict[str, Any] | tuple[Any, ...] | None  # torch.export's dynamic shapes
+
+
+class ExportedFile(Protocol):
+    """A file that is ready to run, on the CPU."""
+
+    def run(self, inputs: Any) -> list[Tensor]:
+        """Its outputs for example inputs of the network."""
+
+    def bound(self, inputs: Any) -> Callable[[], object]:
+        """A function that runs it on these inputs, and nothing else."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What was stored with it."""
+
+
+class Writer(Protocol):
+    def __call__(self, network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata: str) -> None: ...
+
+
+class Opener(Protocol):
+    def __call__(self, path: Path, threads: int | None = None, precision: str = "fp32") -> ExportedFile: ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """suffix: of its files. packages: that it needs, and the extra that brings them. write: exports a network in eval mode, on
+    the CPU. open: the file in its own runtime."""
+
+    name: str
+    suffix: str
+    packages: tuple[str, ...]
+    extra: str
+    write: Writer
+    open: Opener
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot be used here, and what to do; None if it can."""
+        absent = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if not absent:
+            return None
+        return f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed: pip install 'secateurs[{self.extra}]'"
+
+
+def arrays(inputs: Any) -> list[np.ndarray]:
+    """The tensors of example inputs, in order."""
+    return [x.detach().cpu().numpy() for x in tensors(inputs)]
+
+
+def called(network: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments of a call with these example inputs."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}

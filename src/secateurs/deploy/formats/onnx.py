@@ -1,0 +1,61 @@
+"""ONNX files, and ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateurs.deploy.formats.format import METADATA, Format, Shapes, arrays, called
+from secateurs.errors import ExportError
+from secateurs.files import shown
+
+LARGEST = 2**31 - 1  # bytes of one protobuf message
+
+
+def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata: str) -> None:
+    args, kwargs = called(network, inputs)
+    program = torch.onnx.export(network, args, kwargs=kwargs, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    proto = program.model_proto  # type: ignore[union-attr]
+    if proto.ByteSize() > LARGEST:
+        raise ExportError(f"{shown(path.name)} would have more than 2 GiB, which an ONNX file cannot hold.")
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA, metadata
+    path.write_bytes(proto.SerializeToString())
+
+
+class OnnxFile:
+    """An ONNX file in ONNX Runtime."""
+
+    def __init__(self, path: Path, threads: int | None = None, precision: str = "fp32") -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        if threads:
+            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.inputs = [i.name for i in self.session.get_inputs()]
+
+    def run(self, inputs: Any) -> list[Tensor]:
+        return [torch.from_numpy(np.asarray(x)) for x in self.session.run(None, self.fed(inputs))]
+
+    def bound(self, inputs: Any) -> Callable[[], object]:
+        fed = self.fed(inputs)
+        return lambda: self.session.run(None, fed)
+
+    def metadata(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map.get(METADATA, "{}"))
+        return found
+
+    def fed(self, inputs: Any) -> dict[str, np.ndarray]:
+        """The inputs by the names that the file has for them."""
+        return dict(zip(self.inputs, arrays(inputs), strict=True))
+
+
+ONNX = Format("ONNX", ".onnx", ("onnx", "onnxscript", "onnxruntime"), "export", _write, OnnxFile)

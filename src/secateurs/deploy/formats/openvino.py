@@ -1,0 +1,57 @@
+"""OpenVINO models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateurs.deploy.formats.format import METADATA, Format, Shapes, arrays, called
+
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata: str) -> None:
+    import openvino as ov
+
+    args, kwargs = called(network, inputs)
+    model = ov.convert_model(torch.export.export(network, args, kwargs, dynamic_shapes=shapes))
+    model.set_rt_info(metadata, [METADATA])
+    ov.save_model(model, path, compress_to_fp16=False)
+
+
+class OpenVinoFile:
+    """A model on the CPU."""
+
+    def __init__(self, path: Path, threads: int | None = None, precision: str = "fp32") -> None:
+        import openvino as ov
+
+        core = ov.Core()
+        # by default it would compute in bfloat16 where the processor can
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        self.model = core.read_model(path)
+        self.request = core.compile_model(self.model, "CPU", options).create_infer_request()
+
+    def run(self, inputs: Any) -> list[Tensor]:
+        found = self.request.infer(arrays(inputs), share_inputs=True)
+        return [torch.from_numpy(np.array(x)) for x in found.values()]
+
+    def bound(self, inputs: Any) -> Callable[[], object]:
+        fed = arrays(inputs)
+        return lambda: self.request.infer(fed, share_inputs=True, share_outputs=True)
+
+    def metadata(self) -> dict[str, Any]:
+        if not self.model.has_rt_info([METADATA]):
+            return {}
+        found: dict[str, Any] = json.loads(self.model.get_rt_info([METADATA]).value)
+        return found
+
+
+OPENVINO = Format("OpenVINO", ".xml", ("openvino",), "openvino", _write, OpenVinoFile)

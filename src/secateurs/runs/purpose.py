@@ -1,0 +1,194 @@
+"""What a run's network is for: a task, and the user's own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.artifact import Figures
+from secateurs.data import Data
+from secateurs.data.structure import leaves
+from secateurs.devices import device_of
+from secateurs.errors import DataError, SecateursError, Setting
+from secateurs.graph.copies import copied
+from secateurs.graph.faults import described, fault
+from secateurs.graph.inputs import call
+from secateurs.graph.modes import evaluating
+from secateurs.report.figures import number
+from secateurs.seeds import preserve_rng_state
+from secateurs.tasks import Classification, VisionTask, resolve
+from secateurs.training import CrossEntropy
+from secateurs.training import batches as B
+from secateurs.training.checks import Check
+from secateurs.training.losses import Loss
+from secateurs.training.metrics import higher_is_better
+from secateurs.training.objective import Forward, Objective, Step
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """A task, and functions of the user's own, which replace the task's.
+
+    named: whether the user named the task, or it is the default.
+    """
+
+    task: VisionTask = field(default_factory=Classification)
+    named: bool = False
+    loss: Loss | None = None
+    step: Step | None = None
+    forward: Forward | None = None
+    metrics: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls, task: str | VisionTask | None, loss: Loss | None = None, step: Step | None = None,
+        forward: Forward | None = None, metrics: Mapping[str, Any] | None = None,
+    ) -> Purpose:  # fmt: skip
+        """Raises ConfigError for a task that there is not, and for what are no functions."""
+        found = cls(resolve(task), task is not None, loss, step, forward, metrics)
+        _ = found.base
+        return found
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The user's own functions."""
+        found = {"loss": self.loss, "step": self.step, "forward": self.forward, "metrics": self.metrics}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def base(self) -> Objective:
+        """How the network meets a batch, without the metrics of the task."""
+        return Objective(**{**self.task.functions(), **self.given})
+
+    def objective(self, network: nn.Module, inputs: Any) -> Objective:
+        """The same with all metrics. inputs: those of one example."""
+        found = self.base
+        if self.metrics is not None:
+            return found
+        with torch.no_grad(), evaluating(network), preserve_rng_state():
+            metrics = self.task.metrics(call(network, inputs))
+        if metrics and found.step is not None and found.forward is None:
+            found = replace(found, forward=_pairs)
+        return replace(found, metrics=metrics)
+
+    def record(self) -> dict[str, Any]:
+        """The settings that a resumed run must have, too. Of functions only their names can be compared."""
+        own = {
+            name: sorted(value) if isinstance(value, Mapping) else _called(value) for name, value in self.given.items()
+        }
+        return {**self.card(), **({"functions": own} if own else {})}
+
+    def card(self) -> dict[str, Any]:
+        """What an artifact's card says."""
+        found: dict[str, Any] = {}
+        if self.named:
+            found["task"] = {"name": self.task.name, **self.task.model_dump(mode="json")}
+        return {**found, **({"functions": sorted(self.given)} if self.given else {})}
+
+    def example(self, network: nn.Module, data: Data) -> Any:
+        """What the network is called with for one example, on its device: to trace with."""
+        return self._called(network, data, self.base.arguments)
+
+    def example_targets(self, network: nn.Module, data: Data) -> Any:
+        """What the network is called with in training beside that: to trace what runs in training only."""
+        return self._called(network, data, self.base.targets)
+
+    def _called(self, network: nn.Module, data: Data, how: Callable[[nn.Module, B.Batch], Any]) -> Any:
+        """With one example of validation, or else of training."""
+        split = "train" if data.val is None else "val"
+        check = Check(network, split)
+        batch = B.as_batch(B.first(getattr(data, split), split), 0, split, labels=False, whole=self.base.whole)
+        batch = B.to_device(check.fit(B.rows_of(batch, 0, 1), 0), device_of(network))
+        with check.running(batch, 0):
+            return how(network, batch)
+
+    def check_fits(self, network: nn.Module, data: Data, name: str, advice: tuple[object, ...] | None = None) -> None:
+        """Raise DataError if the network does not run on the data, or is not the task's or not for its classes.
+
+        advice: what to do about another number of classes; by default to pass `num_classes`.
+        """
+        inputs, classes = self.example(network, data), len(data.classes or ())
+        try:
+            with torch.no_grad(), evaluating(network):
+                outputs = call(network, inputs)
+        except SecateursError:
+            raise
+        except Exception as error:  # of the network's own code
+            raise _misfit(network, name, "run", inputs, error) from error
+        if not (self.base.whole or self.base.loss is not None) or self.named:
+            usual = ("pass ", Setting("num_classes", classes), ", or the data that the network is for.")
+            self.task.check(outputs, inputs, classes, name, usual if advice is None else advice)
+
+    def check_trains(self, network: nn.Module, data: Data, name: str) -> None:
+        """Raise DataError if the network, which runs on the data, cannot be trained on it: one step of a copy, with two
+        examples. A one-shot iterator is left as it is."""
+        if isinstance(data.train, Iterator):
+            return
+        objective, probe = self.base, copied(network).train()
+        raw = B.first(data.train, "train")
+        batch = B.rows_of(B.as_batch(raw, 0, "train", labels=False, whole=objective.whole), 0, 2)
+        batch = B.to_device(Check(network, "train").fit(batch, 0), device_of(network))
+        try:
+            with preserve_rng_state():
+                if batch.labeled:
+                    objective.train(probe, batch, CrossEntropy())[2].backward()
+                else:
+                    outputs = leaves(call(probe, batch.inputs))
+                    torch.stack([x.float().mean() for x in outputs if x.is_floating_point()]).sum().backward()
+        except SecateursError:
+            raise
+        except Exception as error:  # of the network's own code
+            raise _misfit(probe, name, "train", batch.inputs, error) from error
+
+    def worse(self, after: Figures, before: Figures, objective: Objective) -> str | None:
+        """A text if the figure that matters became worse."""
+        name = self.task.primary if self.metrics is None else next(iter(self.metrics), "top1")
+        start, end = _figure(before, name), _figure(after, name)
+        if start is None or end is None:
+            return None
+        metric = objective.metrics.get(name.partition(".")[0])
+        if (end >= start) if metric is None or higher_is_better(metric) else (end <= start):
+            return None
+        if name == "top1":
+            return f"recovery left top-1 at {end:.2f}%, below the {start:.2f}% that it began with: try "
+        return f"recovery left {name} at {number(end)}; it began with {number(start)}: try "
+
+
+def _figure(figures: Figures, name: str) -> float | None:
+    return figures.top1 if name == "top1" else figures.metrics.get(name)
+
+
+def _pairs(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """Evaluation on pairs of inputs and targets."""
+    inputs, targets = batch
+    return call(model, inputs), targets
+
+
+def _called(function: Any) -> str:
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _misfit(model: nn.Module, name: str, what: str, inputs: Any, error: Exception) -> DataError:
+    """The error for a network that does not accept its inputs."""
+    first = leaves(inputs)[0]
+    image = isinstance(inputs, torch.Tensor)
+    shape = "images of " + "x".join(map(str, first.shape[1:])) if image else described(first)
+    return DataError(f"{name} does not {what} on {shape}: {fault(error, model, inputs)}", hint=_hint(model, first))
+
+
+def _hint(model: nn.Module, image: torch.Tensor) -> tuple[object, ...]:
+    """What to change about how images are read."""
+    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = None if convolution is None else convolution.in_channels
+    if image.ndim >= 3 and channels in (1, 3) and image.shape[-3] in (1, 3) and image.shape[-3] != channels:
+        return (
+            Setting("channels", channels),
+            " reads them with ",
+            "one channel." if channels == 1 else "three channels.",
+        )
+    return Setting("image_size"), " resizes them."

@@ -1,0 +1,115 @@
+"""What a task of computer vision says about its data, networks, training and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from secateurs.data import Data
+from secateurs.data.load import OneOfEach, Statistics
+from secateurs.errors import ConfigError, SpecError
+from secateurs.training.recipe import explain
+from secateurs.zoo.vision import torchvision
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a data spec are read.
+
+    batch_size: of all processes together. image_size: as the task understands it. classes: their number, if it was given.
+    The rest is as for `secateurs.data.load`.
+    """
+
+    batch_size: int = 128
+    normalize: str | Statistics | OneOfEach = "imagenet"
+    image_size: int | None = None
+    channels: int = 3
+    skip_unreadable: bool = False
+    classes: int | None = None
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    rank: int = 0
+    world_size: int = 1
+
+
+class VisionTask(BaseModel):
+    """Base class of tasks. Its fields are the task's settings.
+
+    name: that of `--task`. defaults: of the settings of a `DataSpec`. primary: the figure that says how good a network is.
+    pictures: whether it draws predictions.
+
+    Raises ConfigError for invalid settings.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {"normalize": "imagenet", "batch_size": 16}
+    primary: ClassVar[str]
+    pictures: ClassVar[bool] = False
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(*explain(type(self), error)) from None
+
+    def load(self, spec: str, reading: Reading) -> Data:
+        """The batches of a data spec, training batches augmented.
+
+        Raises SpecError for an invalid spec, DataError for data that is not valid or cannot be read.
+        """
+        raise NotImplementedError
+
+    def options(self, spec: str, classes: int | None, state: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        """Options of the constructor that a model spec names, for a network of so many classes.
+
+        state: the weights that it will be given, if any.
+        """
+        return {} if classes is None else {"num_classes": classes}
+
+    def functions(self) -> dict[str, Any]:
+        """How a model meets a batch: the `loss`, `step` and `forward` of an `Objective`, where the task has its own."""
+        return {}
+
+    def check(self, outputs: Any, inputs: Any, classes: int, name: str, advice: tuple[object, ...]) -> None:
+        """Raise DataError for outputs that are not this task's, or not of so many classes (0: not known).
+
+        inputs: what the network was called with. name: what messages call it. advice: what to do about another number of
+        classes.
+        """
+
+    def metrics(self, outputs: Any) -> dict[str, Any]:
+        """What is measured beside the loss and top-1, by name. outputs: of the network, for one example, in eval mode.
+
+        Raises ConfigError if a package is missing.
+        """
+        return {}
+
+    def blank(self, shape: tuple[int, ...]) -> Any:
+        """Example inputs for a network of this task: one image (C, H, W)."""
+        return torch.zeros(1, *shape)
+
+    def draw(self, file: Path, networks: Mapping[str, nn.Module], data: Data) -> None:
+        """Draw what each network predicts for some validation images to a PNG file, if `pictures`; needs matplotlib."""
+
+
+def torchmetrics(task: str, module: str = "torchmetrics") -> ModuleType:
+    """A module of torchmetrics. Raises ConfigError if it is not installed. task: what needs it."""
+    with suppress(SpecError):  # where its operators don't load, torchmetrics cannot import it by itself
+        torchvision()
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"The metrics of {task} need torchmetrics, which is not installed. Run: pip install 'secateurs[metrics]'"
+        ) from error

@@ -1,0 +1,107 @@
+"""`secateurs bench` and `secateurs export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import secateurs as sc
+from secateurs.deploy.formats import FORMATS
+from tests.networks import conv
+
+absent = torch.__version__.startswith("2.6.") or FORMATS[".onnx"].missing is not None
+needs_onnx = pytest.mark.skipif(absent, reason="ONNX is not installed, or PyTorch 2.6")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    result = sc.prune(sc.build("zoo:small_cnn", num_classes=2), torch.randn(1, 3, 32, 32), "l1", sc.Budget(macs=0.5))
+    return result.save(tmp_path_factory.mktemp("artifact") / "a")
+
+
+def test_bench_prints_a_table(run, artifact, tmp_path):
+    ran = run("bench", artifact, "--target", "torch-cpu", "--batch", 1, "--batch", 2, "--seconds", 0.01,
+              "--plot", tmp_path / "p.svg")  # fmt: skip
+    assert ran.status == 0, ran.err
+    lines = ran.out.splitlines()
+    assert lines[0].split()[:4] == ["target", "batch", "original", "pruned"]
+    assert [line.split()[:2] for line in lines[2:4]] == [["torch-cpu", "1"], ["torch-cpu", "2"]]
+    assert "× if time followed them" in ran.out
+    assert b"<svg" in (tmp_path / "p.svg").read_bytes()
+
+
+def test_bench_as_json(run, artifact):
+    ran = run("bench", artifact, "--target", "torch-cpu", "--seconds", 0.01, "--input", "3,16,16", "--json")
+    found = json.loads(ran.out)
+    assert [row["target"]["runtime"] for row in found["rows"]] == ["torch-cpu"]
+    assert found["rows"][0]["batch"] == 1
+    assert found["pruned"]["macs"] < found["original"]["macs"]
+    assert (
+        found["original"]["macs"] == sc.count(sc.build("zoo:small_cnn", num_classes=2), torch.zeros(1, 3, 16, 16)).macs
+    )
+
+
+def test_a_network_that_is_not_faster_is_said_to_be(run, artifact, monkeypatch):
+    times = {"original": [1.0] * 7, "pruned": [1.5] * 7}
+    monkeypatch.setitem(sc.bench.__globals__, "in_turn", lambda programs, seconds: times)
+    ran = run("bench", artifact, "--target", "torch-cpu")
+    assert "warning: on torch-cpu the pruned network is slower at a batch of 1" in ran.out
+
+
+@needs_onnx
+def test_export(run, artifact, tmp_path):
+    path = tmp_path / "small.onnx"
+    ran = run("export", artifact, "--out", path)
+    assert ran.status == 0, ran.err
+    assert ran.out.startswith(f"{path}: ")
+    assert "any batch size; agrees with the network to" in ran.out
+    stored = FORMATS[".onnx"].open(path).metadata()
+    assert stored["method"] == "l1"
+    assert stored["figures"]["macs"] == sc.count(sc.load(artifact), torch.zeros(1, 3, 32, 32)).macs
+    ran = run("export", artifact, "--out", path)
+    assert ran.status == 2
+    assert "already exists: --force replaces it" in ran.err
+    assert run("export", artifact, "--out", path, "--force").status == 0
+
+
+@needs_onnx
+def test_int8_is_measured(run, artifact, images, tmp_path):
+    ran = run("export", artifact, "--out", tmp_path / "q.onnx", "--int8", "--data", f"folder:{images}")
+    assert ran.status == 0, ran.err
+    assert "differs from the network by" in ran.out
+    assert [line.split()[0] for line in ran.out.splitlines()[-2:]] == ["network", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("export", "--out", "a.pt2"), "--out a.pt2: the suffix for --to onnx is .onnx"),
+        (("export", "--int8", "--fixed-batch", "--out", "a.onnx"), "omit --fixed-batch"),
+        (("bench", "--target", "tensorrt"), "--target tensorrt does not exist. Known: onnxruntime"),
+        (("bench", "--target", "onnxruntime", "--channels-last"), "--channels-last is a setting of PyTorch"),
+        (("bench", "--input", "a"), "--input a: write the shape of one input"),
+    ],
+)
+def test_what_is_not_valid(options, message, run, artifact):
+    ran = run(options[0], artifact, *options[1:])
+    assert ran.status == 2
+    assert message in ran.err
+
+
+def test_a_network_of_the_users_own(run, tmp_path):
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(3, 8), conv(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x))
+
+    sc.prune(Own(), torch.randn(1, 3, 8, 8), "l1", sc.Budget(macs=0.5)).save(tmp_path / "own")
+    ran = run("bench", tmp_path / "own", "--target", "torch-cpu")
+    assert ran.status == 2
+    assert "does not say how to build its network: give --model" in ran.err

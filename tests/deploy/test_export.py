@@ -1,0 +1,165 @@
+"""Exported files are checked in their own runtime, and only then kept."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.deploy import formats
+from secateurs.deploy.formats import FORMATS
+from secateurs.surgery.compare import apart
+from tests.networks import conv, head
+
+X = torch.randn(1, 3, 12, 12)
+
+
+def network(**inside: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(conv(3, 8), *inside.values(), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8), head(8))
+
+
+OLD = torch.__version__.startswith("2.6.")  # its exporters refuse ordinary networks
+
+
+def installed(suffix: str) -> Any:
+    missing = OLD or FORMATS[suffix].missing is not None
+    return pytest.param(suffix, marks=pytest.mark.skipif(missing, reason="not installed, or PyTorch 2.6"))
+
+
+every = pytest.mark.parametrize("suffix", [installed(s) for s in FORMATS])
+onnx = pytest.mark.skipif(OLD or FORMATS[".onnx"].missing is not None, reason="not installed, or PyTorch 2.6")
+
+
+@every
+def test_a_file_of_each_format(suffix: str, tmp_path: Path) -> None:
+    model = network().train()
+    small = sc.prune(model, X, "l1", sc.Budget(macs=0.6)).model
+    state = {k: v.clone() for k, v in small.state_dict().items()}
+    path = tmp_path / f"small{suffix}"
+    done = sc.export(small, path, X, metadata={"classes": ["cat", "dog"]})
+    assert done.path == path
+    assert done.dynamic_batch
+    assert 0 <= done.error < 1e-4
+    assert done.size == sum(f.stat().st_size for f in tmp_path.iterdir())
+    assert {f.stem for f in tmp_path.iterdir()} == {"small"}  # nothing else is left there
+    assert small.training
+    assert all(torch.equal(state[k], v) for k, v in small.state_dict().items())
+    file = FORMATS[suffix].open(path)
+    assert file.metadata() == {"classes": ["cat", "dog"]}
+    for n in (1, 2, 5):  # the batch is dynamic, though one image was given
+        x = torch.randn(n, 3, 12, 12)
+        with torch.no_grad():
+            assert apart(file.run(x)[0], small.eval()(x)) < 1e-4
+
+
+@every
+def test_stripes_are_exported(suffix: str, tmp_path: Path) -> None:
+    small = sc.prune(network(), X, "l2-stripes", sc.Budget(macs=0.6)).model
+    assert any(isinstance(m, sc.StripeConv2d) for m in small.modules())
+    assert sc.export(small, tmp_path / f"s{suffix}", X).error < 1e-4
+
+
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 4), conv(1, 4)
+
+    def forward(self, image: Tensor, depth: Tensor) -> dict[str, Tensor]:
+        x = self.a(image) + self.b(depth)
+        return {"map": x, "mean": x.mean((2, 3))}
+
+
+@every
+@pytest.mark.parametrize("named", [False, True])
+def test_several_inputs_and_outputs(suffix: str, named: bool, tmp_path: Path) -> None:
+    depth = torch.randn(1, 1, 12, 12)
+    done = sc.export(_Two(), tmp_path / f"t{suffix}", {"image": X, "depth": depth} if named else (X, depth))
+    assert done.error < 1e-4
+
+
+@every
+def test_half_precision_is_exported_in_float32(suffix: str, tmp_path: Path) -> None:
+    assert sc.export(network().half(), tmp_path / f"h{suffix}", X.half()).error < 1e-4
+
+
+@onnx
+def test_a_fixed_batch(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.offset = conv(3, 4), nn.Parameter(torch.ones(2, 1, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + self.offset
+
+    path = tmp_path / "fixed.onnx"
+    with pytest.raises(sc.ExportError, match=r"with a batch of 4.*dynamic_batch=False"):
+        sc.export(Fixed(), path, X.repeat(2, 1, 1, 1))
+    assert not list(tmp_path.iterdir())
+    assert not sc.export(Fixed(), path, X.repeat(2, 1, 1, 1), dynamic_batch=False).dynamic_batch
+
+
+@pytest.mark.skipif(OLD, reason="PyTorch 2.6")
+def test_a_file_that_does_not_agree_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = FORMATS[".pt2"].write
+
+    def wrong(network: nn.Module, *args: Any) -> None:
+        with torch.no_grad():
+            next(network.parameters()).mul_(1.01)
+        write(network, *args)
+
+    before = tmp_path / "n.pt2"
+    sc.export(network(), before, X)
+    kept = before.read_bytes()
+    monkeypatch.setitem(formats.FORMATS, ".pt2", replace(FORMATS[".pt2"], write=wrong))
+    with pytest.raises(sc.ExportError, match="does not agree with the network"):
+        sc.export(network(), before, X)
+    assert before.read_bytes() == kept
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@onnx
+def test_int8(tmp_path: Path) -> None:
+    model = network().eval()
+    whole = sc.export(model, tmp_path / "whole.onnx", X)
+    batches = [(torch.randn(4, 3, 12, 12), torch.zeros(4, dtype=torch.long)) for _ in range(3)]
+    done = sc.export(model, tmp_path / "int8.onnx", X, int8=sc.Data(train=batches), metadata={"a": 1})
+    assert 1e-4 < done.error < 0.2
+    text = (tmp_path / "int8.onnx").read_bytes()
+    assert b"QuantizeLinear" in text
+    assert b"QuantizeLinear" not in whole.path.read_bytes()
+    assert FORMATS[".onnx"].open(done.path).metadata() == {"a": 1}
+    assert {f.name for f in tmp_path.iterdir()} == {"whole.onnx", "int8.onnx"}
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "error", "message"),
+    [
+        ("a.tflite", {}, sc.ConfigError, r"\.tflite is not a format.*Known: \.onnx, \.pt2, \.xml"),
+        ("a", {}, sc.ConfigError, "no suffix"),
+        ("a.pt2", {"int8": []}, sc.ConfigError, r"int8=… is for \.onnx files, not for \.pt2"),
+    ],
+)
+def test_what_cannot_be_exported(path: str, options: Any, error: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        sc.export(network(), tmp_path / path, X, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_without_a_batch(tmp_path: Path) -> None:
+    with pytest.raises(sc.ConfigError, match=r"no common first axis.*dynamic_batch=False"):
+        sc.export(_Two(), tmp_path / "a.pt2", (X, torch.randn(3, 1, 12, 12)))
+
+
+def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
+    with pytest.raises(sc.ConfigError, match=r"onnxscript.*not installed: pip install 'secateurs\[export\]'"):
+        sc.export(network(), tmp_path / "a.onnx", X)
