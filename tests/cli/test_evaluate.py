@@ -82,7 +82,7 @@ def _changed(artifact: Path, target: Path, **changes: object) -> Path:
 def test_a_card_that_names_no_data(run, artifact, images, tmp_path):
     folder = _changed(artifact, tmp_path / "r", data=None)
     ran = run("evaluate", folder)
-    assert ran.status == 1
+    assert ran.status == 2
     assert "does not say which data it is for: give --data" in ran.err
     assert run("evaluate", folder, "--data", f"folder:{images}").status == 0
 
@@ -97,7 +97,7 @@ def test_data_that_is_there_no_more(run, artifact, tmp_path):
 def test_a_card_that_names_no_builder(run, artifact, tmp_path):
     folder = _changed(artifact, tmp_path / "r", source=None)
     ran = run("evaluate", folder)
-    assert ran.status == 1
+    assert ran.status == 2
     assert "does not say how to build its network: give --model." in ran.err
     assert run("evaluate", folder, "--model", NET, "--num-classes", 2).status == 0
 
