@@ -44,6 +44,7 @@ def _follow(ema: nn.Module, model: nn.Module) -> None:
         for leaf, x in current.items():
             if leaf not in own or _form(own[leaf]) != _form(x):
                 persistent = leaf not in module._non_persistent_buffers_set
+                averaged.__dict__.pop(leaf, None)  # a plain attribute that has become a buffer
                 averaged.register_buffer(leaf, None if x is None else x.detach().clone(), persistent=persistent)
 
 
