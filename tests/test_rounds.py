@@ -353,3 +353,18 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "c" / "round-2" / "plan.json").write_text("mine")
     with pytest.raises(ConfigError, match=r"round-2 holds plan.json, which is not ours"):
         pruned(folder=tmp_path / "c")
+
+
+class Unsaveable(nn.Sequential):
+    def get_extra_state(self) -> Any:
+        return object()
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def test_a_network_that_cannot_be_saved_is_refused_before_any_work(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(ArtifactError, match=r"The network cannot be saved: The extra state of module the network holds"):
+        sc.prune(Unsaveable(network()), INPUTS, "l1", DEEP, rounds=2, folder=tmp_path, report=lines.append)
+    assert not lines
