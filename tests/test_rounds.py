@@ -365,6 +365,8 @@ class Unsaveable(nn.Sequential):
 
 def test_a_network_that_cannot_be_saved_is_refused_before_any_work(tmp_path: Path) -> None:
     lines: list[str] = []
-    with pytest.raises(ArtifactError, match=r"The network cannot be saved: The extra state of module the network holds"):
+    with pytest.raises(
+        ArtifactError, match=r"The network cannot be saved: The extra state of module the network holds"
+    ):
         sc.prune(Unsaveable(network()), INPUTS, "l1", DEEP, rounds=2, folder=tmp_path, report=lines.append)
     assert not lines
