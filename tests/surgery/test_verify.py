@@ -386,7 +386,7 @@ class Mixed(nn.Module):
 
 
 def test_what_a_network_creates_in_float32_is_no_obstacle_to_float64() -> None:
-    """Its rounding is too large for any other judgement."""
+    """Its rounding is too large for any other judgment."""
     model = Mixed().eval()
     plan = trace(model, image()).plan({"a": range(20), "b": range(40)})
     assert verify(model, plan, image()) <= 1e-5
