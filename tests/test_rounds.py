@@ -329,6 +329,16 @@ def test_finished_rounds_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
         pruned(recover=RECOVER, folder=tmp_path, resume=True)
 
 
+def test_rounds_of_another_network_are_not_resumed(tmp_path: Path) -> None:
+    pruned(folder=tmp_path, data=None)
+    other = network()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.01)
+    with pytest.raises(ConfigError, match=r"round-2 is a round of another network: its weights were others"):
+        sc.prune(other, INPUTS, "l1", DEEP, rounds=3, folder=tmp_path, resume=True)
+    assert pruned(folder=tmp_path, data=None, resume=True).plan.groups
+
+
 def test_a_round_is_an_artifact(tmp_path: Path) -> None:
     result = pruned(recover=RECOVER, folder=tmp_path)
     for number in (1, 2):

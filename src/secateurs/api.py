@@ -150,8 +150,10 @@ def prune(
     if folder is not None and (phases or rounds > 1):
         check_writable(folder)
         check_folder(folder, division, phases, resume)
+    weights: str | None = None
     if folder is not None and rounds > 1:
         artifact.check_state(model)
+        weights = artifact.weights_digest(model)
     if isinstance(chosen, TrainingMethod) and source is not None:
         chosen = chosen.before(recovery.epochs([recipe for _, recipe in steps], source.train))
     origin, placement = source_of(model), Placement.of(model)
@@ -188,6 +190,7 @@ def prune(
             "budget": None if budget is None else asdict(budget), "scope": task.scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
             "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
+            "weights": weights,
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip
