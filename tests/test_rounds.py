@@ -329,6 +329,16 @@ def test_finished_rounds_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
         pruned(recover=RECOVER, folder=tmp_path, resume=True)
 
 
+def test_rounds_of_another_network_are_not_resumed(tmp_path: Path) -> None:
+    pruned(folder=tmp_path, data=None)
+    other = network()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.01)
+    with pytest.raises(ConfigError, match=r"round-2 is a round of another network: its weights were others"):
+        sc.prune(other, INPUTS, "l1", DEEP, rounds=3, folder=tmp_path, resume=True)
+    assert pruned(folder=tmp_path, data=None, resume=True).plan.groups
+
+
 def test_a_round_is_an_artifact(tmp_path: Path) -> None:
     result = pruned(recover=RECOVER, folder=tmp_path)
     for number in (1, 2):
@@ -353,3 +363,20 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "c" / "round-2" / "plan.json").write_text("mine")
     with pytest.raises(ConfigError, match=r"round-2 holds plan.json, which is not ours"):
         pruned(folder=tmp_path / "c")
+
+
+class Unsaveable(nn.Sequential):
+    def get_extra_state(self) -> Any:
+        return object()
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def test_a_network_that_cannot_be_saved_is_refused_before_any_work(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(
+        ArtifactError, match=r"The network cannot be saved: The extra state of module the network holds"
+    ):
+        sc.prune(Unsaveable(network()), INPUTS, "l1", DEEP, rounds=2, folder=tmp_path, report=lines.append)
+    assert not lines

@@ -78,6 +78,19 @@ class TestInputs:
         with pytest.raises(sc.ArtifactError, match="does not record inputs"):
             Signature.of(inputs).examples()
 
+    @pytest.mark.parametrize("shape", [(2**31 + 1,), (2**20, 2**20), (1,) * 64])
+    def test_of_any_size_are_recorded_and_read(self, shape: tuple[int, ...]) -> None:
+        """Only examples, which take the memory, are limited: a card may be from anyone."""
+        signature = Signature.of(torch.zeros(1).expand(shape))
+        assert Signature.model_validate_json(signature.model_dump_json()) == signature
+        if len(shape) == 64:
+            assert signature.examples()[0].shape == shape
+        else:
+            with pytest.raises(
+                sc.ArtifactError, match=r"records an input of .* elements, too large to make an example"
+            ):
+                signature.examples()
+
     def test_of_the_call_not_of_the_work(self) -> None:
         """A network in half precision is pruned in float32, and called in half precision."""
         result = sc.prune(net().half(), torch.randn(1, 3, 12, 10).half(), "l1", sc.Budget(macs=0.6))
@@ -168,8 +181,8 @@ class TestCard:
     @pytest.mark.parametrize(
         "signature",
         [
-            {"inputs": [{"name": "0", "shape": [2**40], "dtype": "float32"}]},
-            {"inputs": [{"name": "0", "shape": [1] * 17, "dtype": "float32"}]},
+            {"inputs": [{"name": "0", "shape": [2**63], "dtype": "float32"}]},
+            {"inputs": [{"name": "0", "shape": [1] * 65, "dtype": "float32"}]},
             {"inputs": [{"name": "0", "shape": [-1], "dtype": "float32"}]},
             {"inputs": [{"name": "0", "shape": [1], "dtype": "load"}]},
             {"inputs": [{"name": "\x1b[2J", "shape": [1], "dtype": "int8"}]},

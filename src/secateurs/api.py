@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from secateurs import recovery, training
+from secateurs import artifact, recovery, training
 from secateurs.artifact import Signature
 from secateurs.artifact.provenance import remember_cut, remember_widened, source_of
 from secateurs.budget import Budget
@@ -126,7 +126,8 @@ def prune(
     track: trackers that accelerate knows ("tensorboard", "wandb" …), which write to `folder`.
 
     Raises before any work: ConfigError for invalid settings, BudgetError for a budget that cannot be met,
-    VerificationError for a model that is nondeterministic in eval mode. Raises VerificationError if the cut fails to verify.
+    VerificationError for a model that is nondeterministic in eval mode, ArtifactError for a model whose rounds cannot be saved
+    in `folder`. Raises VerificationError if the cut fails to verify.
     """
     chosen = resolve(method)
     check(model, budget, scope)
@@ -149,6 +150,10 @@ def prune(
     if folder is not None and (phases or rounds > 1):
         check_writable(folder)
         check_folder(folder, division, phases, resume)
+    weights: str | None = None
+    if folder is not None and rounds > 1:
+        artifact.check_state(model)
+        weights = artifact.weights_digest(model)
     if isinstance(chosen, TrainingMethod) and source is not None:
         chosen = chosen.before(recovery.epochs([recipe for _, recipe in steps], source.train))
     origin, placement = source_of(model), Placement.of(model)
@@ -185,6 +190,7 @@ def prune(
             "budget": None if budget is None else asdict(budget), "scope": task.scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
             "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
+            "weights": weights,
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip

@@ -227,6 +227,11 @@ class Pruning:
             return 0, None
         plan, card = artifact.read(folder)
         then, now = card.rounds or {}, json.loads(json.dumps(self.settings))
+        if then.get("weights") != now.pop("weights", None):
+            raise ConfigError(
+                f"{shown(folder)} is a round of another network: its weights were others when the run began. Pass the network "
+                "that the run began with, or choose another folder."
+            )
         if changed := [f"{k} ({then.get(k)!r} then, {now[k]!r} now)" for k in now if then.get(k) != now[k]]:
             raise ConfigError(f"{shown(folder)} is a round of another run, which differs in {', '.join(changed)}.")
         model = artifact.restored(folder, plan, card, self.original)

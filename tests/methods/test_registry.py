@@ -155,3 +155,20 @@ def test_names_that_others_use_find_the_method(name: str, meant: str) -> None:
 def test_other_names_lead_to_methods_that_there_are() -> None:
     assert {found for names in registry.ALIASES.values() for found in names} <= set(sc.methods())
     assert not [alias for alias in registry.ALIASES if alias != registry._letters(alias)]
+
+
+def test_the_former_name_of_initialize_is_refused() -> None:
+    class Mixin:
+        def initialise(self, task: sc.Task, selection: sc.Selection, small: nn.Module) -> None:
+            pass
+
+    with pytest.raises(sc.ConfigError, match=r"Late defines initialise, .*: rename the method initialize\."):
+
+        class Late(sc.L1):
+            def initialise(self, task: sc.Task, selection: sc.Selection, small: nn.Module) -> None:
+                pass
+
+    with pytest.raises(sc.ConfigError, match=r"Mixed defines initialise"):
+
+        class Mixed(Mixin, sc.L1):
+            pass

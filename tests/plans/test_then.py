@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -85,3 +87,27 @@ def test_a_plan_is_not_changed() -> None:
     second = trace(apply(model, first), image()).plan({"0": [1, 3]})
     assert first.then(second).groups["0"] == (1, 3)
     assert first.to_json() == text
+
+
+class Squeezed(nn.Module):
+    """Needs two channels of each of its first layers: `squeeze` drops an axis of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (1, 3, H, W) → (1, 2, H - 4, W - 4)
+        x = self.a(x).squeeze()
+        x = self.b(x[None]).squeeze()
+        return self.c(x[None])
+
+
+def test_the_fewest_channels_that_groups_need_are_kept() -> None:
+    model = Squeezed()
+    first = trace(model, image(1)).plan({"a": range(5)})
+    second = trace(apply(model, first), image(1)).plan({"b": range(4)})
+    whole = first.then(second)
+    assert dict(whole.least) == {"a": 2, "b": 2}
+    assert Plan.from_json(whole.to_json()) == whole
+    with pytest.raises(PlanError, match=r"keeps 1 of the channels of group b, which needs at least 2"):
+        dataclasses.replace(whole, groups={**whole.groups, "b": (0,)}).check(model)

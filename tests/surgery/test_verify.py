@@ -341,6 +341,31 @@ def test_what_is_no_rounding_of_a_network_that_insists_on_float32(
         verify(model, planned(model, image()), image())
 
 
+@torch.library.custom_op("verify::uncut", mutates_args=())
+def uncut(x: Tensor) -> Tensor:
+    """Runs in float64 only where no channels are missing, out of sight of a trace."""
+    if x.dtype != torch.float32 and x.shape[1] < 64:
+        raise TypeError("float32 only")
+    return x.clone()
+
+
+def test_a_sliced_network_that_does_not_run_in_float64_where_the_masked_one_does() -> None:
+    """The error is not above what a network that insists on float32 may have."""
+    register_rule(torch.ops.verify.uncut)(lambda t, x: t.labels(x))
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        one, other = (s.h(torch.ops.verify.uncut(s.b(s.a(y)).relu())) for y in (x, x * (1 - 1e-2)))
+        return one - other
+
+    torch.manual_seed(0)
+    model = Net(run, a=conv(3, 32), b=conv(32, 64), h=head(64)).eval()
+    try:
+        with pytest.raises(VerificationError, match=r"The sliced network does not run: .*float32 only"):
+            verify(model, planned(model, image()), image())
+    finally:
+        del rules.registry._RULES[torch.ops.verify.uncut]
+
+
 class Mixed(nn.Module):
     """Creates float32 tensors in each of the usual ways, and converts to float32, whatever its parameters are."""
 
@@ -361,7 +386,7 @@ class Mixed(nn.Module):
 
 
 def test_what_a_network_creates_in_float32_is_no_obstacle_to_float64() -> None:
-    """Its rounding is too large for any other judgement."""
+    """Its rounding is too large for any other judgment."""
     model = Mixed().eval()
     plan = trace(model, image()).plan({"a": range(20), "b": range(40)})
     assert verify(model, plan, image()) <= 1e-5

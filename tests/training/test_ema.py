@@ -141,3 +141,37 @@ def test_pruned_with_it_the_averaged_weights_are_what_is_measured_and_returned()
 def test_what_is_no_decay(value: Any) -> None:
     with pytest.raises(sc.ConfigError, match=r"ema=.*decay of the moving average"):
         sc.Recover(ema=value)
+
+
+class Sized(nn.Module):
+    """Its forward replaces buffers: by the input's size, by its dtype, by a tensor in place of None, by one for two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        for name, persistent in (("grid", False), ("mean", True), ("one", True), ("other", True)):
+            self.register_buffer(name, torch.zeros(2), persistent=persistent)
+        self.register_buffer("late", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.grid, self.mean, self.late = torch.arange(x.shape[-1]), x.double().mean(0), x[0].clone()
+        self.one = self.other = x[0, :2] + 1
+        return x * self.weight
+
+
+def test_buffers_that_the_forward_replaces_are_taken_over() -> None:
+    ema, model = Sized(), Sized()
+    for size in (3, 5, 5):
+        model(torch.rand(4, size))
+        model.weight.data += 1
+        average_(ema, model, 0.5)
+        assert {n: (x.shape, x.dtype) for n, x in ema.named_buffers(remove_duplicate=False)} == {
+            n: (x.shape, x.dtype) for n, x in model.named_buffers(remove_duplicate=False)
+        }
+        assert torch.equal(ema.grid, torch.arange(size))
+    assert ema.weight.item() == 0.5 * (0.5 * (0.5 * 1 + 0.5 * 2) + 0.5 * 3) + 0.5 * 4
+    assert not torch.equal(ema.late, model.late)  # of the same size as before: it is averaged
+    assert ema.state_dict().keys() == model.state_dict().keys()
+    del model._buffers["late"]
+    average_(ema, model, 0.5)
+    assert "late" not in ema._buffers

@@ -12,6 +12,7 @@ from torch import nn
 
 from secateurs.errors import ArtifactError
 from secateurs.zoo import build, load_state
+from secateurs.zoo.weights import put
 
 
 @pytest.fixture
@@ -107,3 +108,24 @@ def test_misfits_are_named(tmp_path: Path, state: dict) -> None:
 def test_states_without_batch_counters_load(tmp_path: Path, state: dict) -> None:
     save_file({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "w.safetensors")
     build("zoo:small_cnn", weights=tmp_path / "w.safetensors")
+
+
+class Shared(nn.Module):
+    """A batch norm and a buffer, each under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.BatchNorm2d(4)
+        self.b = self.a
+        self.register_buffer("grid", torch.zeros(3), persistent=False)
+        self.register_buffer("same", self.grid, persistent=False)
+
+
+def test_what_is_shared_in_the_model_may_be_missing_in_the_file() -> None:
+    model = Shared()
+    state = {key: x + 2 for key, x in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    put(model, state, "weights.pt", "the network")
+    assert torch.equal(model.b.weight, torch.full((4,), 3.0))
+    assert not model.a.num_batches_tracked
+    with pytest.raises(ArtifactError, match=r"a\.weight and b\.weight are one tensor in the model and differ"):
+        put(model, {**state, "b.weight": torch.zeros(4)}, "weights.pt", "the network")

@@ -21,7 +21,7 @@ from secateurs.artifact.folder import (
 )
 from secateurs.artifact.saving import STAGED, save
 from secateurs.artifact.signature import InputRecord, Signature
-from secateurs.artifact.state import check_state
+from secateurs.artifact.state import check_state, weights_digest
 
 __all__ = [
     "CARD",
@@ -46,4 +46,5 @@ __all__ = [
     "remove",
     "restored",
     "save",
+    "weights_digest",
 ]

@@ -15,19 +15,14 @@ from secateurs.data.preprocess import Preprocess
 from secateurs.errors import ArtifactError
 from secateurs.files import shown
 
-_MOST = 2**31  # elements of an input
+_MOST = 2**31  # elements of an input that an example is made of
+_AXES = 64  # of a tensor, as PyTorch has it
 
 
 def _dtype(name: str) -> str:
     if not isinstance(getattr(torch, name, None), torch.dtype):
         raise ValueError(f"there is no dtype {shown(name)[:40]!r}")
     return name
-
-
-def _affordable(shape: list[int]) -> list[int]:
-    if math.prod(shape) > _MOST:
-        raise ValueError("it would not fit in memory")
-    return shape
 
 
 class InputRecord(Open):
@@ -38,7 +33,7 @@ class InputRecord(Open):
     """
 
     name: Line
-    shape: Annotated[list[Count], Field(max_length=16), AfterValidator(_affordable)]
+    shape: Annotated[list[Count], Field(max_length=_AXES)]
     dtype: Annotated[Line, AfterValidator(_dtype)]
 
     def __str__(self) -> str:
@@ -63,7 +58,11 @@ class Signature(Open):
 
     def examples(self) -> Any:
         """Zeros of the recorded shapes and dtypes, as `secateurs.trace` and others take example inputs. Raises ArtifactError
-        if there are none on record, or if they were nested."""
+        if there are none on record, if they were nested, or if they are too large."""
+        if large := [x for x in self.inputs if math.prod(x.shape) > _MOST]:
+            raise ArtifactError(
+                f"The card records an input of {math.prod(large[0].shape):,} elements, too large to make an example of it."
+            )
         zeros = {x.name: torch.zeros(x.shape, dtype=getattr(torch, x.dtype)) for x in self.inputs}
         if zeros and list(zeros) == [str(i) for i in range(len(self.inputs))]:
             return tuple(zeros.values())

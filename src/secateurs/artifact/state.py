@@ -3,6 +3,7 @@ extra state (`get_extra_state`)."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from secateurs.artifact.fields import Line, Open
 from secateurs.errors import ArtifactError, a_or_an
 from secateurs.files import StrPath, shown
+from secateurs.graph.channels import named_tensors
 from secateurs.zoo.weights import EXTRA, passing_buffers, put
 
 _DEPTH = 12  # of nested containers in extra state: a card may be nested 64 levels deep, and each takes up to three
@@ -60,6 +62,16 @@ def gathered(model: nn.Module) -> State:
     tied = [keys for keys in names.values() if len(keys) > 1]
     record = {**({"values": values} if values else {}), **({"tied": tied} if tied else {})}
     return State({keys[0]: _own(tensors[keys[0]]) for keys in names.values()} | extra, record)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a network's parameters and buffers, names included."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(named_tensors(model).items()):
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(content.numpy().tobytes())
+    return found.hexdigest()
 
 
 def check_state(model: nn.Module) -> None:

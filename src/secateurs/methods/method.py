@@ -163,6 +163,13 @@ class Method(Presets):
     cuts: ClassVar[Literal["channels", "stripes"]] = "channels"
     knob: ClassVar[str | None] = None  # the setting that says how much goes, in place of a budget
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if hasattr(cls, "initialise"):  # the former name, which would silently not be called
+            raise ConfigError(
+                f"{cls.__name__} defines initialise, which is called initialize now: rename the method initialize."
+            )
+
     def __init__(self, **settings: Any) -> None:
         try:
             super().__init__(**settings)

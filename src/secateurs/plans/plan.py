@@ -116,6 +116,7 @@ class Plan:
                 weight: S.within(places, later.shapes[weight], self.kept.get(weight, {}).get(0))
                 for weight, places in later.stripes.items()
             },
+            least={**self.least, **later.least},
         )
 
     @property

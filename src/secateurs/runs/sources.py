@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -19,7 +18,6 @@ from secateurs.data import Data
 from secateurs.data.spec import absolute
 from secateurs.errors import ConfigError, Setting
 from secateurs.files import shown
-from secateurs.graph.channels import named_tensors
 from secateurs.keywords import explained
 from secateurs.models import build, is_artifact
 from secateurs.placement import Placement
@@ -193,7 +191,7 @@ class NetworkSpec:
     def digest(self) -> str | None:
         """A digest of its weights; None if it has none yet."""
         if isinstance(self.model, nn.Module):
-            return _digest(self.model)
+            return artifact.weights_digest(self.model)
         return None if self.file is None else artifact.digest(self.file)
 
     def open(self, purpose: Purpose | None = None) -> Builder:
@@ -238,16 +236,6 @@ def _placed(
     network = Placement.of(model).working_copy(model, where)
     purpose.check_fits(network, data, name or type(model).__qualname__, advice)
     return network
-
-
-def _digest(model: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers, names included."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(named_tensors(model).items()):
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(content.numpy().tobytes())
-    return found.hexdigest()
 
 
 def rewind(data: Data) -> None:

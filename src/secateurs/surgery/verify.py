@@ -145,7 +145,9 @@ def _judged(
                 # large numbers.
                 if error <= ROUNDING or error <= OWN_ROUNDING * disagreement(masked.outputs, exact.outputs, "masked"):
                     error = closer
-            except VerificationError:  # it insists on float32
+            except SlicedError as failure:  # only the masked network runs in float64
+                return float("inf"), str(failure)
+            except VerificationError:  # the model insists on float32
                 if error <= LARGEST:
                     allowed = max(tolerance, min(LARGEST, REORDERED * twins.rounding(masked, witness)))
         if not error <= allowed:

@@ -17,9 +17,11 @@ def decay_at(decay: float, step: int) -> float:
 def average_(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """ema ← decay · ema + (1 − decay) · model, over parameters and buffers such as the statistics of batch norms.
 
-    What is no floating-point number (counters, masks), and buffers that a checkpoint does not hold, are copied.
+    What is no floating-point number (counters, masks), and buffers that a checkpoint does not hold, are copied. So are
+    buffers that the model's forward has replaced by others of another shape or dtype, added or removed.
     """
-    saved, old, new = ema.state_dict().keys(), _tensors(ema), _tensors(model)
+    _follow(ema, model)
+    saved, old, new = ema.state_dict().keys(), _tensors(ema), _tensors(model, each_once=False)
     kinds: dict[tuple[torch.dtype, torch.device], list[str]] = {}
     for name, value in old.items():
         if decay and name in saved and (value.is_floating_point() or value.is_complex()):
@@ -31,6 +33,26 @@ def average_(ema: nn.Module, model: nn.Module, decay: float) -> None:
         update([old[name] for name in names], [new[name] for name in names], 0)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Each parameter and buffer once, also those that several modules share."""
-    return {name: x.detach() for name, x in (*model.named_parameters(), *model.named_buffers())}
+def _follow(ema: nn.Module, model: nn.Module) -> None:
+    """Give the average the model's current buffers where they are not of the same shapes and dtypes."""
+    for path, module in model.named_modules():
+        averaged = ema.get_submodule(path)
+        own, current = averaged._buffers, module._buffers
+        for leaf in [*own]:
+            if leaf not in current:
+                del own[leaf]
+        for leaf, x in current.items():
+            if leaf not in own or _form(own[leaf]) != _form(x):
+                persistent = leaf not in module._non_persistent_buffers_set
+                averaged.__dict__.pop(leaf, None)  # a plain attribute that has become a buffer
+                averaged.register_buffer(leaf, None if x is None else x.detach().clone(), persistent=persistent)
+
+
+def _form(x: Tensor | None) -> tuple[torch.Size, torch.dtype] | None:
+    return None if x is None else (x.shape, x.dtype)
+
+
+def _tensors(model: nn.Module, each_once: bool = True) -> dict[str, Tensor]:
+    """Parameters and buffers. each_once: those that several modules share under their first name only."""
+    named = (*model.named_parameters(remove_duplicate=each_once), *model.named_buffers(remove_duplicate=each_once))
+    return {name: x.detach() for name, x in named}

@@ -118,7 +118,7 @@ def put(
         key = f"{name}.kept" if name else "kept"
         if isinstance(layer, StripeConv2d) and key in state and not torch.equal(state[key], layer.kept.cpu()):
             raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}: {key} does not have the plan's stripes.")
-    for first, *others in _shared(own):
+    for first, *others in _shared({key: own[key] for key in both}):
         if other := next((name for name in others if not torch.equal(state[name], state[first])), None):
             raise ArtifactError(
                 f"{shown(path)} does not fit {shown(spec)}: {first} and {other} are one tensor in the model and differ in the "
