@@ -60,6 +60,8 @@ def test_a_run_from_a_folder(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "r" / "predictions.png").read_bytes()[:4] == b"\x89PNG"
     again = run.start(resume=True)
     assert again.after == result.after
+    assert again.card()["task"] == card["task"]
+    assert sc.card(again.save(tmp_path / "copy")).task == sc.card(tmp_path / "r").task
     other = {**SETTINGS, "task": Segmentation(dice=1)}
     with pytest.raises(ConfigError, match=r"another run: it differs in task.dice \(0.0 then, 1.0 now\)"):
         sc.PruneRun(SPEC, data(root), tmp_path / "r", recover=recover, pretrain_epochs=3, **other).start(resume=True)
