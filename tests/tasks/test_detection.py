@@ -35,6 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_batches_are_lists_that_a_resumed_epoch_repeats(folder: Path) -> None:
     data = Detection().load(f"coco:{folder}", READING)
     assert data.classes == ("disk", "square", "triangle")
+    assert data.preprocess is not None
+    assert (data.preprocess.size, data.preprocess.mean) == (None, (0.0, 0.0, 0.0))
     assert len(data.train) == 2
     assert len(data.val) == 1
     first = list(data.train)

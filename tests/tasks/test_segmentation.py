@@ -57,6 +57,7 @@ def test_a_run_from_a_folder(root: Path, tmp_path: Path) -> None:
     card = json.loads((tmp_path / "r" / "card.json").read_text())
     assert card["task"] == {"name": "segmentation", "dice": 0.0, "scale": 0.25, "flip": True}
     assert card["after"]["metrics"] == result.after.metrics
+    assert card["signature"]["preprocess"]["mean"] == [0.5, 0.5, 0.5]
     assert (tmp_path / "r" / "predictions.png").read_bytes()[:4] == b"\x89PNG"
     again = run.start(resume=True)
     assert again.after == result.after
@@ -65,6 +66,22 @@ def test_a_run_from_a_folder(root: Path, tmp_path: Path) -> None:
     other = {**SETTINGS, "task": Segmentation(dice=1)}
     with pytest.raises(ConfigError, match=r"another run: it differs in task.dice \(0.0 then, 1.0 now\)"):
         sc.PruneRun(SPEC, data(root), tmp_path / "r", recover=recover, pretrain_epochs=3, **other).start(resume=True)
+
+
+@pytest.mark.parametrize("side", [None, 20])
+def test_how_images_become_inputs(root: Path, side: int | None) -> None:
+    """As the loader does it, but for padding."""
+    found = data(root, image_size=side).load(0, torch.device("cpu"), Segmentation())
+    how = found.preprocess
+    assert how is not None
+    assert (how.channels, how.mean, how.std) == ("RGB", (0.5,) * 3, (0.25,) * 3)
+    pairs = found.val.source
+    file = min((root / "val" / "images").iterdir())
+    index = next(i for i in range(len(pairs)) if pairs.pair(i)[0][0].endswith(file.name))
+    image = found.val.transforms.whole(*pairs.read(index))[0]
+    x = how(file)
+    assert x.shape[1:] == image.shape
+    torch.testing.assert_close(x[0], (image / 255 - 0.5) / 0.25, atol=0.02, rtol=0)
 
 
 def test_a_trained_network_finds_the_shapes(root: Path) -> None:

@@ -162,7 +162,7 @@ def _preprocessing(card: Card) -> dict[str, Any]:
     how = None if card.signature is None else card.signature.preprocess
     if how is None:
         return {}
-    side = how.size[0] if how.resize is not None and how.size[0] == how.size[1] else None
+    side = how.size[0] if how.size and how.resize is not None and how.size[0] == how.size[1] else None
     normalize = "/".join(",".join(map(repr, values)) for values in (how.mean, how.std))
     return {"normalize": normalize, "image_size": side, **({"channels": 1} if how.channels == "L" else {})}
 

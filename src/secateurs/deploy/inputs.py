@@ -13,8 +13,8 @@ from secateurs.graph.inputs import map_tensors, tensors
 
 
 def batch_of(inputs: Any) -> int | None:
-    """The number of examples in example inputs: the first axis, if all tensors agree on it; None if they don't, or where they are
-    a list of images (C, H, W), as detectors take."""
+    """The number of examples in example inputs: the first axis, if all tensors agree on it; None if they don't, or for a list
+    of images (C, H, W), as detectors take."""
     values = inputs.values() if isinstance(inputs, Mapping) else inputs
     arguments = values if isinstance(inputs, Mapping | list | tuple) else []
     if any(isinstance(x, list | tuple) and all(isinstance(y, Tensor) and y.ndim == 3 for y in x) for x in arguments):
