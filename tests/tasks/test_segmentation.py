@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.cli import main
 from secateurs.data.masks import IGNORED
+from secateurs.deploy.formats import FORMATS
 from secateurs.errors import ConfigError, DataError
 from secateurs.recovery.distil import counting, soft_loss
 from secateurs.runs.purpose import Purpose
@@ -282,3 +283,16 @@ def test_redesign(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert all(set(row.metrics) == {"mIoU", "pixel_accuracy"} for row in found.rows.values())
     card = json.loads((tmp_path / "r" / "pruned" / "card.json").read_text())
     assert card["task"]["name"] == "segmentation"
+
+
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6.") or FORMATS[".onnx"].missing is not None,
+    reason="ONNX is not installed, or PyTorch 2.6",
+)
+def test_int8_is_measured_as_segmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "set", ((32, 32),))
+    sc.PruneRun(SPEC, data(root), tmp_path / "r", pretrain_epochs=0, **SETTINGS).start()
+    assert main(["export", str(tmp_path / "r"), "--trust-code", "--int8"]) == 0
+    shown = capsys.readouterr().out
+    assert "mIoU" in shown
+    assert "top-1" not in shown

@@ -86,7 +86,7 @@ def evaluate(
     purpose = Purpose.of((task_options or TaskOptions()).chosen())
     if artifact is not None:
         card = read(artifact)[1]
-        purpose = purpose if purpose.named else _purpose(artifact, card)
+        purpose = purpose if purpose.named else recorded_purpose(artifact, card)
         network = _load(artifact, card, model, model_options).to(where)  # reading data may take a while
         trust, classes = model_options.trust_code, model_options.num_classes
         spec, data = recorded_data(artifact, card, spec, where, trust, purpose.task, classes)
@@ -111,7 +111,7 @@ def evaluate(
         _show(str(model) if artifact is None else shown(artifact), found, card)
 
 
-def _purpose(artifact: Path, card: Card) -> Purpose:
+def recorded_purpose(artifact: Path, card: Card) -> Purpose:
     """What the network is for, as its card says."""
     from secateurs.runs.purpose import Purpose
 
