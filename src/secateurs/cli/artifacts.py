@@ -68,7 +68,8 @@ class Opened:
 
     @cached_property
     def original(self) -> nn.Module:
-        """The network before any cut, in eval mode. Its weights are not those that were pruned: they take the same time."""
+        """The network before any cut, in eval mode. Its weights are not those that were pruned. They take
+        the same time, except in a detector, whose time depends on the boxes that it finds."""
         from secateurs.artifact.provenance import rebuilt
 
         uncut = self.source.model_copy(update={"plans": [], "widen": []})
