@@ -54,10 +54,10 @@ class Preprocess(BaseModel):
         found = pixels(file) if self.size is None or whole else decode(file, self.size, self.resize is not None)
         if isinstance(found, Unreadable):
             raise DataError(f"{found.path} cannot be read: {found.why}.")
-        image = torch.from_numpy(found.copy())[None].permute(0, 3, 1, 2)
+        raw = torch.from_numpy(found.copy())[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
         if self.size is not None and whole:
-            image = _resized(image, min(self.size))
-        x = normalized(image, *affine(self.mean, self.std))
+            raw = _resized(raw, min(self.size))
+        x = normalized(raw, *affine(self.mean, self.std))
         return x if self.channels == "RGB" else luminance(x)
 
     @classmethod

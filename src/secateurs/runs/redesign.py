@@ -230,13 +230,8 @@ class _Stages:
         rewind(data)
         result = self._pruned(wide, ready, resume)
         rows = [_figures(base, ready), result.before, result.after]
-        card = {
-            **result.card(),
-            **self.purpose.card(),
-            "data": self.data.record(data),
-            "redesign": record,
-            "seed": self.seed,
-        }
+        card = {**result.card(), **self.purpose.card(), "data": self.data.record(data), "redesign": record}
+        card["seed"] = self.seed
         self._save(PRUNED, result.model, result, card, began)
 
         small, history = self._scratch(result.model, ready, resume)
@@ -272,8 +267,8 @@ class _Stages:
         start = base
         if self.network.weights is not None and not copies:  # parameters that nothing resets start as they were made
             start = replace(self.network, weights=None).open(purpose)(data, where, self.seed)
-        widths = self._widths(start, inputs, targets)
-        wide, how, graph = widened(start, inputs, widths, scope=self.scope, seed=self.seed, example_targets=targets)
+        options: dict[str, Any] = {"seed": self.seed, "example_targets": targets}
+        wide, how, graph = widened(start, inputs, self._widths(start, inputs, targets), scope=self.scope, **options)
         remember_widened(wide, start, how.record())
         if not copies:
             wide = sc.reinitialize(wide, self.seed, keep_raw=True)
