@@ -6,6 +6,10 @@
     python benchmarks/coverage.py --out coverage --only '*resnet*' --again
     python benchmarks/coverage.py --out coverage --family peers           # torch-pruning on the same networks
     python benchmarks/coverage.py --out coverage --markdown > table.md
+    python benchmarks/coverage.py --out coverage --page docs/coverage.md  # the same, in place of what the page has
+
+Networks are taken from all families at the same pace, the smallest of each first, so that a run that ends early (--minutes) has
+had a part of each.
 
 A row holds: how many channel groups can be cut; the share of the MACs that goes when each of them keeps one channel; the
 difference between the sliced and the masked network after a random 40% of all their channels are cut, with random batch-norm
@@ -28,11 +32,12 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,7 +45,7 @@ from typing import Any
 import numpy as np
 import torch
 from coverage_networks import FAMILIES, QUICK, Network
-from coverage_table import markdown
+from coverage_table import markdown, write_page
 from rich.console import Console
 from torch import nn
 
@@ -257,8 +262,20 @@ def run(work: Callable[[Network, Row], None], network: Network, path: Path, seco
 def machine() -> Record:
     return {
         "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "processor": processor(),
-        "secateurs": sc.__version__,
+        "secateurs": sc.__version__, "revision": REVISION,
     }  # fmt: skip
+
+
+def revision() -> str:
+    """The commit that runs, if it is known."""
+    git = ["git", "-C", str(Path(sc.__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+REVISION = revision()
 
 
 def processor() -> str:
@@ -279,18 +296,31 @@ def versions() -> dict[str, str]:
     return found
 
 
-def chosen(args: argparse.Namespace, console: Console) -> Iterator[Network]:
-    families = [f for f in args.family if f != PEERS] or (list(QUICK) if args.quick else list(FAMILIES))
-    for family in families:
+def listed(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, list[Network]]:
+    """The networks by family, with a note of how many there are: the page says how many have not run."""
+    path = folder / "listed.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, list[Network]] = {}
+    for family in [f for f in args.family if f != PEERS] or (list(QUICK) if args.quick else list(FAMILIES)):
         try:
-            networks = FAMILIES[family]()
+            found[family] = FAMILIES[family]()
         except (ImportError, OSError, sc.SpecError) as error:
             console.print(f"{family}: {error}")
             continue
-        for network in networks:
+        known[family] = [network.name for network in found[family]]
+    path.write_text(json.dumps(known, indent=1))
+    return found
+
+
+def chosen(args: argparse.Namespace, families: dict[str, list[Network]]) -> list[Network]:
+    """Those to run, from all families at the same pace."""
+    found = []
+    for family, networks in families.items():
+        for i, network in enumerate(networks):
             named = any(fnmatch.fnmatch(network.name, pattern) for pattern in args.only or ["*"])
             if named and (not args.quick or network.name in QUICK.get(family, [])):
-                yield network
+                found.append((i / len(networks), network))
+    return [network for _, network in sorted(found, key=lambda item: item[0])]
 
 
 def main() -> None:
@@ -307,16 +337,22 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no network after these")
     parser.add_argument("--memory", type=float, default=16, help="gigabytes of address space of a network; 0: no limit")
     parser.add_argument("--markdown", action="store_true", help="print the tables of the rows in --out, run nothing")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write them into a page, from its line '## What has run' on"
+    )
     args = parser.parse_args()
     if args.markdown:
         print(markdown(args.out))
+    if args.page:
+        write_page(args.page, args.out)
+    if args.markdown or args.page:
         return
     console, peers = Console(highlight=False, soft_wrap=True), PEERS in args.family
     work, folder = (measure_peer, args.out / PEERS) if peers else (measure, args.out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
     ratios, start = [], time.monotonic()
-    for network in chosen(args, console):
+    for network in chosen(args, listed(args, folder, console)):
         path = folder / network.family / f"{network.name}.json"
         if path.exists() and not args.again:
             known = json.loads(path.read_text())

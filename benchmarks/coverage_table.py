@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+START = "## What has run"
+MOST_FORWARDS = 40
 WORDS = {
     "OUTPUT": "outputs", "CONSTANT": "meet the input or a constant", "NO_RULE": "op without a rule", "RULE": "rule",
     "CODE": "code", "UNREAD": "not read", "SINGLE": "single", "INEXACT": "normalized over channels",
@@ -31,11 +33,77 @@ def markdown(folder: Path) -> str:
     rows = read(folder)
     peers = {(r["family"], r["name"]): r for r in chain(*read(folder / "peers").values())}
     parts = [
+        START,
+        what_ran(folder, rows, peers),
         summary(rows, peers),
+        *failures(rows),
+        *slow(rows),
         *below_half(rows),
         *(f"## {family}\n\n{table(found, peers)}" for family, found in rows.items()),
     ]
     return "\n\n".join(parts)
+
+
+def write_page(page: Path, folder: Path) -> None:
+    """Replace what a page has from its line `START` on."""
+    head, found, _ = page.read_text().partition(f"{START}\n")
+    if not found:
+        raise SystemExit(f"{page} has no line {START!r}, after which the tables would be written.")
+    page.write_text(f"{head}{markdown(folder)}\n")
+
+
+def what_ran(folder: Path, rows: dict[str, list[Record]], peers: dict[tuple[str, str], Record]) -> str:
+    """How many of the listed networks have a row, when and where they ran, and with what."""
+    names = folder / "listed.json"
+    listed: dict[str, list[str]] = json.loads(names.read_text()) if names.exists() else {}
+    every = list(chain(*rows.values()))
+    counts, missing = [], []
+    for family in {**listed, **rows}:
+        ran = {r["name"] for r in rows.get(family, [])}
+        due = dict.fromkeys([*listed.get(family, []), *sorted(ran)])
+        counts.append(f"{family} {len(ran)} of {len(due)}")
+        missing += [f"{name} ({family})" for name in due if name not in ran]
+    apart = [f"{r['name']} ({r['family']}): {r['status']}" for r in every if not built([r])]
+    machines = [r["machine"] for r in every]
+
+    def distinct(key: str) -> str:
+        return ", ".join(sorted({m[key] for m in machines if m.get(key)}))
+
+    versions = folder / "versions.json"
+    packages = json.loads(versions.read_text()) if versions.exists() else {}
+    software = ", ".join([f"Python {distinct('python')}", *(f"{name} {version}" for name, version in packages.items())])
+    lines = [
+        f"{distinct('date')}: {len(every)} of {len(every) + len(missing)} networks ({', '.join(counts)}), and torch-pruning on "
+        f"{len(peers)} of them.",
+        f"Secateurs {distinct('secateurs')}, revision {distinct('revision') or 'unknown'}; "
+        f"{software}; {distinct('processor')}, one thread.",
+    ]
+    if missing:
+        lines.append(f"Not run: {', '.join(missing)}.")
+    if apart:
+        lines.append(f"Not in the tables, because the network itself could not be built or run: {', '.join(apart)}.")
+    return "\n\n".join(lines)
+
+
+def failures(rows: dict[str, list[Record]]) -> list[str]:
+    """What went wrong, with its message."""
+    lines = []
+    for r in built(chain(*rows.values())):
+        if r["status"] != "ok":
+            message = " ".join(r.get("error", "").split())[:400]
+            lines.append(f"- **{r['name']}** ({r['family']}): {r['status']} in step `{r.get('step')}`: {message}")
+    return ["## What went wrong", "\n".join(lines)] if lines else []
+
+
+def slow(rows: dict[str, list[Record]]) -> list[str]:
+    """The networks whose trace takes longer than it should."""
+    found = [r for r in chain(*rows.values()) if "reachable" in r and r["trace_ms"] > MOST_FORWARDS * r["forward_ms"]]
+    lines = [
+        f"- **{r['name']}** ({r['family']}): {r['trace_ms']:.0f} ms, {r['trace_ms'] / r['forward_ms']:.0f} forwards of "
+        f"{r['forward_ms']:.1f} ms"
+        for r in sorted(found, key=lambda r: r["forward_ms"] / r["trace_ms"])
+    ]
+    return [f"## Traces of more than {MOST_FORWARDS} forwards", "\n".join(lines)] if lines else []
 
 
 def built(rows: Iterable[Record]) -> list[Record]:

@@ -86,7 +86,11 @@ builders = {
 out = Path(sys.argv[1])
 for name, build in builders.items():
     coverage.run(coverage.measure, Network("own", name, build), out / "own" / f"{name}.json", seconds=5, gigabytes=0)
-print(coverage_table.markdown(out))
+page = out / "page.md"
+page.write_text("By hand.\\n\\n## What has run\\n\\nold\\n")
+(out / "listed.json").write_text('{"own": ["fine", "dies", "never"]}')
+coverage_table.write_page(page, out)
+print(page.read_text())
 """
 
 
@@ -106,3 +110,8 @@ def test_coverage_survives_networks_that_do_not(tmp_path: Path) -> None:
     assert fine["difference"] < 1e-5
     assert fine["prunable"] == fine["groups"] - 1  # the outputs
     assert "| own | 3 | 1 | 0 | 1 | 1 | 0 | 100% |" in run.stdout
+    assert run.stdout.startswith("By hand.\n\n## What has run\n\n20")
+    assert "old" not in run.stdout
+    assert "4 of 5 networks (own 4 of 5)" in run.stdout
+    assert "Not run: never (own)." in run.stdout
+    assert "**dies** (own): crash in step `build`" in run.stdout

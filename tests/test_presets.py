@@ -82,5 +82,5 @@ def test_the_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "onestep"]) == 0
     (row,) = (line.split()[:4] for line in capsys.readouterr().out.splitlines() if line.startswith("lam "))
     assert (row[0], *map(json.loads, row[1:])) == ("lam", None, 1.0, 1.0)
-    assert main(["methods", "onestpe"]) == 1
+    assert main(["methods", "onestpe"]) == 2
     assert "Did you mean onestep" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_data_that_would_be_fetched(saved: Path, tmp_path: Path, capsys: pytest.
     card = json.loads((folder / CARD).read_text())
     card["data"]["data"] = "hf:somebody/somewhat"
     (folder / CARD).write_text(json.dumps(card))
-    assert main(["evaluate", str(folder)]) == 1
+    assert main(["evaluate", str(folder)]) == 2
     assert "hf:somebody/somewhat would be fetched from the network: give it as --data" in capsys.readouterr().err
     assert main(["evaluate", str(folder), "--data", "digits"]) == 0
 

@@ -10,7 +10,9 @@ import torch
 from coverage_networks.network import Built, Network, attribute, images, of
 from secateurs.zoo import vision
 
-FEW_BOXES = {"rpn_post_nms_top_n_test": 50, "min_size": 224, "max_size": 320, "box_score_thresh": 0.0}
+# Nothing is suppressed: the number of boxes, and with it the cost, is that of the network and not of the boxes' values.
+ALL_BOXES = {"rpn_nms_thresh": 1.0, "box_nms_thresh": 1.0, "box_score_thresh": 0.0}
+FEW_BOXES = {"rpn_post_nms_top_n_test": 50, "min_size": 224, "max_size": 320, **ALL_BOXES}
 ONE_STAGE = {"min_size": 224, "max_size": 320, "score_thresh": 0.0}
 DETECTORS = {
     **dict.fromkeys(("fasterrcnn", "maskrcnn", "keypointrcnn"), FEW_BOXES),

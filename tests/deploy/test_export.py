@@ -163,3 +163,26 @@ def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
     with pytest.raises(sc.ConfigError, match=r"onnxscript.*not installed: pip install 'secateurs\[export\]'"):
         sc.export(network(), tmp_path / "a.onnx", X)
+
+
+class _UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.middle, self.up = conv(3, 8), conv(8, 8), nn.Upsample(scale_factor=2)
+        self.head = conv(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.down(x).relu()
+        return self.head(torch.cat([self.up(self.middle(nn.functional.max_pool2d(skip, 2))), skip], 1))
+
+
+@onnx
+def test_int8_of_a_network_with_skips(tmp_path: Path) -> None:
+    done = sc.export(_UNet(), tmp_path / "u.onnx", X, int8=[torch.randn(4, 3, 12, 12) for _ in range(3)])
+    assert done.error < 0.2
+
+
+@onnx
+def test_int8_needs_batches(tmp_path: Path) -> None:
+    with pytest.raises(sc.ConfigError, match="int8=… is calibrated on batches: it needs dynamic_batch=True"):
+        sc.export(network(), tmp_path / "q.onnx", X, int8=[X], dynamic_batch=False)

@@ -91,6 +91,32 @@ def test_classes_are_as_before() -> None:
     assert dict(vars(nn.Conv2d)) == before
 
 
+class _Base(nn.Module):
+    width = 12
+
+
+class _Block(_Base):
+    """The default width is the class's; a block may have its own."""
+
+    def __init__(self, c: int, width: int | None = None) -> None:
+        super().__init__()
+        if width is not None:
+            self.width = width
+        self.conv = conv(c, self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).view(len(x), self.width, -1).view(len(x), self.width, *x.shape[2:]).relu()
+
+
+def test_a_default_of_the_class_is_still_read() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(_Block(3, 8), _Block(8), _Block(12, 12), head(12)).eval()
+    graph = trace(model, image())
+    verify(model, graph.plan(fraction(graph, 0.5)), image())
+    assert model[1].width == _Base.width == _Block.width == 12
+    assert "width" not in vars(_Block)
+
+
 def test_threads_do_not_disturb_each_other() -> None:
     """Two traces of one class of layers: the first to end leaves the other's notes alone."""
     before, inside, done = dict(vars(nn.Conv2d)), threading.Event(), threading.Event()

@@ -99,7 +99,7 @@ def forward(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     "method",
     [
         sc.L2(), sc.Taylor(examples=16), sc.APoZ(examples=16), sc.Oracle(examples=8), sc.EPruner(), sc.L2Stripes(),
-        sc.AOFP(epochs=1), sc.NPN(epochs=2), sc.PFF(epochs=1), sc.OneStep(),
+        sc.AOFP(epochs=1), sc.NPN(epochs=2, distil=0), sc.PFF(epochs=1, distil=0), sc.OneStep(distil=0),
     ],
     ids=lambda m: m.name,
 )  # fmt: skip

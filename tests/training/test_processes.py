@@ -64,7 +64,7 @@ def test_the_command_line_says_it_before_any_data_is_read(
     gpus: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert main(["prune", "zoo:small_cnn", "--data", "folder:/nowhere", "--macs", "0.5", "--out", str(out)]) == 1
+    assert main(["prune", "zoo:small_cnn", "--data", "folder:/nowhere", "--macs", "0.5", "--out", str(out)]) == 2
     told = "2 processes, but this machine has 1 GPU: start at most 1 process here, or pass --device cpu."
     assert told in capsys.readouterr().err
     assert not out.exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
@@ -52,11 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     tokens = [t for t in tokens if t != "--debug"]
-    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes, and messages signs, that a terminal can't show
+    for stream in (sys.stdout, sys.stderr):  # names of files hold bytes, and messages signs, that a terminal can't show
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files, and ≡ where the terminal has no such sign
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:

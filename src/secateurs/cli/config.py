@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from cyclopts import App, Parameter
 from cyclopts.config import Dict
 
-from secateurs.errors import ConfigError, complaint, nearest, shown
+from secateurs.errors import ConfigError, a_or_an, complaint, nearest, shown
 
 if TYPE_CHECKING:
     from cyclopts.argument import Argument
@@ -81,7 +81,7 @@ def read(app: App, command: str, file: Path) -> dict[str, Any]:
     body = _parsed(file)
     if not isinstance(body, Mapping):
         raise ConfigError(
-            f"{shown(file)} must hold options by name, such as `method: l1`, not a {type(body).__name__}."
+            f"{shown(file)} must hold options by name, such as `method: l1`, not {a_or_an(type(body).__name__)}."
         )
     given = {str(key).replace("-", "_"): value for key, value in body.items() if value is not None}
     model = schema(app, command)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -190,4 +191,11 @@ def _show(result: RunResult, folder: Path) -> None:
     options.warn(console, result.warnings)
     took = "" if result.seconds is None else f" · {duration(result.seconds)}"
     console.print(f"masked ≡ sliced to {error(result.error)}{took} · saved to {shown(folder)}")
-    console.print(f'model = secateurs.load("{shown(folder)}")')
+    console.print(f"model = {loading(result.source, folder)}")
+
+
+def loading(source: Mapping[str, Any] | None, folder: Path) -> str:
+    """The call that loads an artifact of the user's own making."""
+    spec = str((source or {}).get("spec"))
+    trusted = ", trust_code=True" if spec.startswith("python:") else ""  # its own module is imported
+    return f'secateurs.load("{shown(folder)}"{trusted})'

@@ -46,7 +46,9 @@ class Data:
             if source is None and split == "val":
                 continue
             if isinstance(source, str):
-                raise DataError(f"{split}={source!r} is a name, not batches: pass the result of data.load({source!r}).")
+                raise DataError(
+                    f"{split}={source!r} is a name, not batches: pass the result of secateurs.data.load({source!r})."
+                )
             if isinstance(source, Tensor) or _pair(source):
                 shape = tuple((source if isinstance(source, Tensor) else source[0]).shape)
                 raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from secateurs.deploy.formats import FORMATS, Format, Shapes
 from secateurs.deploy.formats.format import called
 from secateurs.deploy.inputs import batch_of, batched
 from secateurs.deploy.int8 import quantize
-from secateurs.errors import ConfigError, ExportError, Setting, nearest, shown
+from secateurs.errors import ConfigError, ExportError, SecateursError, Setting, nearest, shown
 from secateurs.files import check_writable, dump_json
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, check_model, map_tensors, tensors
@@ -51,8 +52,9 @@ def export(
     """Export a network to ONNX (`.onnx`), torch.export (`.pt2`) or OpenVINO (`.xml`, with a `.bin` beside it).
 
     The file is run in its own runtime, on the example inputs and, if its batch is dynamic, on another number of them, and its
-    outputs must agree with the network's to a relative 1e-4; only then it is moved to `path`. The model is not modified: a copy
-    is exported in float32, in eval mode. Stripe convolutions become the dense convolutions that they equal.
+    outputs must agree with the network's to a relative 1e-4. Only then it is moved to `path`, in place of what was there. The
+    model is not modified: a copy is exported in float32, in eval mode. Stripe convolutions become the dense convolutions that
+    they equal.
 
     example_inputs: as for `trace`. dynamic_batch: the first axis of all inputs may then have any size.
     metadata: JSON-serializable; it is stored in the file, under the key "secateurs".
@@ -66,6 +68,8 @@ def export(
     check_model(model)
     path = Path(path)
     format = _format(path, int8)
+    if int8 is not None and not dynamic_batch:
+        raise ConfigError(Setting("int8"), " is calibrated on batches: it needs ", Setting("dynamic_batch", True), ".")
     check_writable(path.parent)
     size = batch_of(example_inputs)
     if dynamic_batch and not size:
@@ -83,8 +87,7 @@ def export(
         made = Path(folder, path.name)
         _write(format, network, made, inputs, dynamic_batch, dump_json(dict(metadata or {})))
         if int8 is not None:
-            with _quiet():
-                quantize(made, int8)
+            _quantize(made, int8)
         error = _disagreement(format, made, checks, due)
         if int8 is None and not error <= AGREEMENT:
             raise ExportError(
@@ -138,6 +141,16 @@ def _write(format: Format, network: nn.Module, path: Path, inputs: Any, dynamic:
         ) from error  # fmt: skip
 
 
+def _quantize(path: Path, data: Any) -> None:
+    try:
+        with _quiet():
+            quantize(path, data)
+    except SecateursError:
+        raise
+    except Exception as error:  # whatever ONNX Runtime raises
+        raise ExportError(f"ONNX Runtime cannot quantize the network: {_reason(error)}.") from error
+
+
 def _disagreement(format: Format, path: Path, checks: Sequence[Any], due: Sequence[list[Tensor]]) -> float:
     """The largest relative difference of the file's outputs from those that are due."""
     try:
@@ -153,7 +166,8 @@ def _disagreement(format: Format, path: Path, checks: Sequence[Any], due: Sequen
 
 def _reason(error: Exception) -> str:
     """'RuntimeError: the first line of its message'."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colors
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
     return f"{type(error).__name__}: {(lines or ['no reason given'])[0][:300].rstrip('.')}"
 
 

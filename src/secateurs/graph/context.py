@@ -91,6 +91,11 @@ class Context:
     def op_name(self) -> str:
         return str(self.op.overloadpacket)
 
+    @property
+    def checking(self) -> bool:
+        """Whether this is a run of a cut network, whose labels are known."""
+        return self._known is not None
+
     def labels(self, x: Tensor) -> Labels:
         """`{axis: labels}` for the axes of x that carry channels."""
         return self._look(x)[0]
@@ -359,7 +364,7 @@ class Context:
                 leaf.computed = True
 
     def compared(self, condition: Expression, outcome: bool) -> None:
-        if all(isinstance(leaf, Figure) for leaf in condition.leaves()) and of_the_user(2):
+        if all(isinstance(leaf, Figure) for leaf in condition.leaves()) and of_the_user(3):
             self._computed(condition)
         self.tape.conditions.append(Seen(condition, self.where(), outcome))
 

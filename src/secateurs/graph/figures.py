@@ -19,7 +19,9 @@ import numpy as np
 from torch import nn
 
 from secateurs.graph import attributes
+from secateurs.graph.labels import LabelSpace
 from secateurs.graph.packages import names_in
+from secateurs.graph.reasons import Kind, Reason
 
 Array = np.ndarray
 INTO = frozenset({"in", "inp", "inplanes", "input", "cin"})
@@ -63,6 +65,12 @@ class Figure:
     item: int | None = None
     passed: list[Array] = field(default_factory=list)  # the channels that it counts where it is the size in a call
     computed: bool = False  # the forward computes with it, and not only sizes
+
+    def couple(self, space: LabelSpace) -> None:
+        """Channels that the same number counts in several places, such as the values of every head, stay equally many: the
+        k-th of all are one channel."""
+        for other in self.passed[1:] if not self.computed else ():
+            space.unify(self.passed[0], other, Reason(Kind.CODE, f"{self.attribute} counts constants, too"))
 
 
 def of(modules: Mapping[str, nn.Module]) -> list[Figure]:

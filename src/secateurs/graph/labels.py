@@ -74,6 +74,10 @@ class LabelSpace:
     def mark(self, labels: Array, flag: int) -> None:
         self._marks.append((labels, flag))
 
+    def produced(self, labels: Array) -> bool:
+        """Whether a layer has produced these channels, so far in the trace."""
+        return any(flag == PRODUCED and bool(np.isin(labels, own).any()) for own, flag in self._marks)
+
     def share_marks(self, a: Array, b: Array) -> None:
         """Apply the marks of a[i] to b[i], too: the weight is their sum."""
         self._kin.append((a, b))
@@ -139,6 +143,9 @@ class KnownLabels:
     def inexact(self, labels: Array, reason: Reason) -> None: ...
 
     def mark(self, labels: Array, flag: int) -> None: ...
+
+    def produced(self, labels: Array) -> bool:
+        return bool(labels.any())  # what no layer produces has no labels here
 
     def share_marks(self, a: Array, b: Array) -> None: ...
 

@@ -45,7 +45,7 @@ class _Attribute:
 
     def __get__(self, module: nn.Module | None, kind: type | None = None) -> Any:
         own = {} if module is None else module.__dict__
-        value = own.get(self._name, self._before)
+        value = own[self._name] if self._name in own else self._inherited(module, kind or type(module))
         if value is _MISSING:
             raise AttributeError(self._name)  # `nn.Module.__getattr__` says more
         if of_the_user(1):
@@ -54,6 +54,15 @@ class _Attribute:
                     if tracer.log is width.log:
                         tracer.tape.hidden.append(Seen(width.expression, caller()))
         return value
+
+    def _inherited(self, module: nn.Module | None, kind: type) -> Any:
+        """What the class or one of its bases has under this name, as it was before they had descriptors of ours."""
+        for base in kind.__mro__:
+            found = vars(base).get(self._name, _MISSING)
+            found = found._before if isinstance(found, _Attribute) else found
+            if found is not _MISSING:
+                return found.__get__(module, kind) if hasattr(type(found), "__get__") else found
+        return _MISSING
 
     def __set__(self, module: nn.Module, value: Any) -> None:
         module.__dict__[self._name] = value

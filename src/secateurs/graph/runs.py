@@ -93,6 +93,8 @@ class Runs:
     def _follow(self) -> Grouping:
         space = LabelSpace()
         tape = self.run(space, {}, record=True)
+        for figure in tape.figures:
+            figure.couple(space)
         return Grouping(tape, space.solve(), self.modules)
 
     def _flow(self) -> Flow:

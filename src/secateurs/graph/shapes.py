@@ -7,7 +7,8 @@ op on real tensors, runs unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -58,7 +59,28 @@ def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum:
 def batch_norm_either(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
 ) -> Any:
-    return None if training else batch_norm(x, weight, bias, mean, var, momentum, eps)
+    """In training, as an instance norm runs it, with the statistics of each channel."""
+    found = batch_norm(x, weight, bias, mean, var, momentum, eps)
+    return (found[0], *(empty(x, (x.shape[1],)) for _ in range(2))) if training and found else found
+
+
+def layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> Any:
+    first = x.ndim - len(shape)
+    if first < 0 or any(tuple(p) != tuple(shape) for p in (x.shape[first:], *_present(weight, bias))):
+        return None
+    statistics = (*x.shape[:first], *[1] * len(shape))
+    return empty(x, x.shape), empty(x, statistics), empty(x, statistics)
+
+
+def group_norm(x: Tensor, weight: Any, bias: Any, n: int, c: int, hw: int, groups: int, eps: float) -> Any:
+    if x.numel() != n * c * hw or c % groups or any(tuple(p) != (c,) for p in _present(weight, bias)):
+        return None
+    return empty(x, x.shape), empty(x, (n, groups)), empty(x, (n, groups))
+
+
+def _present(*params: Tensor | None) -> Iterator[torch.Size]:
+    """The shapes of those that there are."""
+    return (p.shape for p in params if p is not None)
 
 
 def addmm(bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Tensor | None:
@@ -66,17 +88,42 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Tensor | None:
     return empty(a, (a.shape[0], b.shape[1])) if fits else None
 
 
-def binary(a: Tensor, b: Any, **_: Any) -> Tensor | None:
-    """Elementwise over two tensors of the same shape, or with broadcasting along axes of size 1."""
-    if not isinstance(b, Tensor) or a.dtype != b.dtype or a.ndim != b.ndim:
+def broadcast(a: Tensor, b: Any) -> tuple[int, ...] | None:
+    """The shape of an elementwise op on two tensors, or a tensor and a number, that gives the type of both."""
+    if not isinstance(a, Tensor):
         return None
-    if any(n != m and m != 1 for n, m in zip(a.shape, b.shape, strict=True)):
+    if not isinstance(b, Tensor):
+        return tuple(a.shape) if a.is_floating_point() and isinstance(b, int | float) else None
+    if a.shape == b.shape and a.dtype == b.dtype:
+        return tuple(a.shape)
+    if a.dtype != b.dtype:
         return None
-    return empty(a, a.shape)
+    sizes = []
+    for n, m in itertools.zip_longest(reversed(a.shape), reversed(b.shape), fillvalue=1):
+        if n != m and 1 not in (n, m):
+            return None
+        sizes.append(m if n == 1 else n)
+    return tuple(reversed(sizes))
 
 
-def binary_(a: Tensor, b: Any, **_: Any) -> Tensor | None:
-    return None if binary(a, b) is None else a
+def binary(a: Tensor, b: Any, *_: Any, **__: Any) -> Tensor | None:
+    shape = broadcast(a, b)
+    if shape is None:
+        return None
+    like = next((x for x in (a, b) if isinstance(x, Tensor) and x.shape == shape), None)
+    return empty(a, shape) if like is None else same(like)
+
+
+def binary_(a: Tensor, b: Any, *_: Any, **__: Any) -> Tensor | None:
+    return a if broadcast(a, b) == a.shape else None
+
+
+def quotient(a: Tensor, b: Any, **_: Any) -> Tensor | None:
+    return binary(a, b) if isinstance(a, Tensor) and a.is_floating_point() else None
+
+
+def clamped(x: Tensor, *bounds: Any) -> Tensor | None:
+    return same(x) if x.is_floating_point() and not any(isinstance(b, Tensor) for b in bounds) else None
 
 
 def cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
@@ -89,8 +136,26 @@ def cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
     return empty(first, (*rest[0], sum(x.shape[dim] for x in tensors), *rest[1]))
 
 
+def mm(a: Tensor, b: Tensor) -> Tensor | None:
+    """(*batch, m, k) @ (*batch, k, n), with the same batch."""
+    fits = a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2] and a.dtype == b.dtype
+    return empty(a, (*a.shape[:-1], b.shape[-1])) if fits else None
+
+
 def same(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """As `torch.empty_like`, which takes fifty times as long: the strides are kept if no element is skipped or repeated."""
+    if not x.is_contiguous() and sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) == x.numel() - 1:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
     return empty(x, x.shape)
+
+
+def floating(x: Tensor, *_: Any, **__: Any) -> Tensor | None:
+    """A function that gives integers another type."""
+    return same(x) if x.is_floating_point() else None
+
+
+def softmax(x: Tensor, dim: int, half: bool) -> Tensor | None:
+    return None if half else same(x)
 
 
 def inplace(x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -122,6 +187,16 @@ def mean(x: Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> T
         return None
     axes = {d % x.ndim for d in dims}
     return empty(x, [1 if a in axes else n for a, n in enumerate(x.shape) if keepdim or a not in axes])
+
+
+def vector_norm(
+    x: Tensor, order: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor | None:
+    return mean(x, [dims] if isinstance(dims, int) else dims, keepdim, dtype=dtype) if x.is_floating_point() else None
+
+
+def resized(x: Tensor, size: Any, *_: Any) -> Tensor | None:
+    return empty(x, (*x.shape[:2], *size)) if size is not None and x.ndim == 2 + len(size) else None
 
 
 def grid_sampler(x: Tensor, grid: Tensor, *_: Any) -> Tensor | None:
@@ -183,14 +258,59 @@ _FAST: dict[Any, Shape] = {
     aten.convolution.default: convolution,
     aten._native_batch_norm_legit_no_training.default: batch_norm,
     aten.native_batch_norm.default: batch_norm_either,
+    aten.native_layer_norm.default: layer_norm,
+    aten.native_group_norm.default: group_norm,
     aten.addmm.default: addmm,
-    aten.add.Tensor: binary,
-    aten.mul.Tensor: binary,
-    aten.add_.Tensor: binary_,
-    aten.mul_.Tensor: binary_,
-    aten.sigmoid.default: same,
-    aten.silu.default: same,
-    aten.gelu.default: same,
+    **dict.fromkeys([aten.mm.default, aten.bmm.default], mm),
+    **dict.fromkeys([aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor], binary),
+    **dict.fromkeys([aten.add_.Tensor, aten.sub_.Tensor, aten.mul_.Tensor], binary_),
+    **dict.fromkeys([aten.div.Tensor, aten._prelu_kernel.default], quotient),
+    **dict.fromkeys([aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default], clamped),
+    **dict.fromkeys(
+        [
+            aten.relu.default,
+            aten.roll.default,
+            aten.neg.default,
+            aten.abs.default,
+            aten.dropout.default,
+        ],
+        same,
+    ),
+    **dict.fromkeys(
+        [
+            aten.sigmoid.default,
+            aten.silu.default,
+            aten.gelu.default,
+            aten.tanh.default,
+            aten.exp.default,
+            aten.sqrt.default,
+            aten.rsqrt.default,
+            aten.erf.default,
+            aten.softplus.default,
+            aten.elu.default,
+            aten.leaky_relu.default,
+            aten.mish.default,
+            aten.pow.Tensor_Scalar,
+            aten.rsub.Scalar,
+            aten.mul.Scalar,
+            aten.add.Scalar,
+            aten.sub.Scalar,
+        ],
+        floating,
+    ),
+    **dict.fromkeys([aten._softmax.default, aten._log_softmax.default], softmax),
+    **dict.fromkeys(
+        [
+            aten.upsample_bilinear2d.default,
+            aten.upsample_bicubic2d.default,
+            aten.upsample_nearest2d.default,
+            aten.upsample_nearest1d.default,
+            aten.upsample_nearest3d.default,
+            aten.upsample_trilinear3d.default,
+        ],
+        resized,
+    ),
+    aten.linalg_vector_norm.default: vector_norm,
     aten.cat.default: cat,
     aten.avg_pool2d.default: pool,
     aten.max_pool2d_with_indices.default: max_pool,

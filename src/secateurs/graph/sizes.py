@@ -31,6 +31,7 @@ _MAKES = {
     "zeros": 0, "ones": 0, "empty": 0, "full": 0, "new_zeros": 1, "new_ones": 1, "new_empty": 1, "new_full": 1,
     "rand": 0, "randn": 0,
 }  # fmt: skip
+_SPLITS = ("split", "split_with_sizes", "unsafe_split")
 _SHAPED = {**_VIEWS, **_EXPANDS, **_MAKES}
 _FILLS = _SHAPED.keys() - _VIEWS.keys() - {"rand", "randn"}  # calls whose output has one value along an axis
 
@@ -60,6 +61,21 @@ def written(call: Call, ndim: int) -> Sizes | None:
     if not all(isinstance(n, int | Tensor) for n in sizes):
         return None  # view(dtype)
     return {ndim - len(sizes) + i: n for i, n in enumerate(sizes) if isinstance(n, int)}
+
+
+def sections(call: Call) -> Sequence[int] | None:
+    """The sizes of the pieces of a split, if the call has one for each."""
+    func, args, kwargs = call
+    if name_of(func) not in _SPLITS:
+        return None
+    sizes = _split_sizes(args, kwargs)
+    return None if isinstance(sizes, int) else sizes
+
+
+def _split_sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | Sequence[int]:
+    given = next((kwargs[k] for k in ("split_size_or_sections", "split_size", "split_sizes") if k in kwargs), None)
+    found: int | Sequence[int] = args[1] if given is None else given
+    return found
 
 
 def read(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -131,8 +147,7 @@ def _repeat(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _split(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
     x = args[0] if args else kwargs["tensor"]
-    sizes = next((kwargs[k] for k in ("split_size_or_sections", "split_size", "split_sizes") if k in kwargs), None)
-    sizes = args[1] if sizes is None else sizes
+    sizes = _split_sizes(args, kwargs)
     dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % x.ndim
     lengths = [piece.shape[dim] for piece in out]
     given = [sizes] * (len(out) - 1) if isinstance(sizes, int) else sizes
@@ -148,7 +163,7 @@ def _pieces(t: Context, x: Tensor, dim: int, sizes: Sequence[int], ends: Sequenc
         if labels is None:
             t.claim(n, j - i, SPLIT)
         else:
-            t.claim(n, labels[i:j] if isinstance(n, Width) else labels, SPLIT)
+            t.claim(n, labels[i:j], SPLIT)
 
 
 def _narrow(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
@@ -279,7 +294,7 @@ _READERS: dict[str, Reader] = {
     **dict.fromkeys([*_VIEWS, "unflatten", *_MAKES], _shaped(SIZE)),
     **dict.fromkeys(_EXPANDS, _shaped(EXPANDED)),
     **dict.fromkeys(["repeat", "tile"], _repeat),
-    **dict.fromkeys(["split", "split_with_sizes", "unsafe_split"], _split),
+    **dict.fromkeys(_SPLITS, _split),
     **dict.fromkeys(["__getitem__", "__setitem__"], _index),
     **dict.fromkeys([f"conv{'_transpose' * t}{d}d" for d in (1, 2, 3) for t in (False, True)], _convolution),
     **dict.fromkeys(["layer_norm", "rms_norm"], _layer_norm),

@@ -107,7 +107,8 @@ class Tracer(Context, TorchDispatchMode):
         """Note the channels that a norm without tensors gets: a forward pre-hook."""
         x = args[0] if args else None
         if isinstance(x, Tensor):
-            labels, shape = self.labels(x), tuple(x.shape)
+            with torch._C.DisableTorchFunction():  # plain numbers: it is not the user's code that reads them
+                labels, shape = self.labels(x), tuple(x.shape)
             axes = attributes.weight_axes(module, shape, labels)
             if axes:
                 if self.counting:

@@ -17,7 +17,7 @@ from secateurs.data import Data, Preprocess
 from secateurs.data.coco import Boxes, open_coco
 from secateurs.data.load import checked_channels, default_workers, statistics
 from secateurs.data.samples import SampleLoader
-from secateurs.errors import ConfigError, DataError, Setting, SpecError, nearest
+from secateurs.errors import ConfigError, DataError, Setting, SpecError, a_or_an, nearest
 from secateurs.tasks.boxes import Boxed
 from secateurs.tasks.pictures import draw_boxes
 from secateurs.tasks.task import Reading, VisionTask, torchmetrics
@@ -96,8 +96,8 @@ class Detection(VisionTask):
             isinstance(one, Mapping) and all(isinstance(one.get(field), Tensor) for field in fields) for one in outputs
         ):
             raise DataError(
-                f"{name} returns a {type(outputs).__name__}, and a detector must return a list of dicts of boxes, labels and "
-                "scores, one for each image, as torchvision's do."
+                f"{name} returns {a_or_an(type(outputs).__name__)}, and a detector must return a list of dicts of boxes, "
+                "labels and scores, one for each image, as torchvision's do."
             )
         highest = max((int(one["labels"].max()) for one in outputs if len(one["labels"])), default=0)
         if classes and highest > classes:

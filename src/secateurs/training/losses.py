@@ -141,7 +141,9 @@ def _floats(outputs: torch.Tensor, targets: torch.Tensor) -> str:
         expected = outputs.shape[:1] + outputs.shape[2:]
         fit = "" if targets.shape == expected else f", of shape {tuple(expected)}"
         return f"{text}pass class indices as integers{fit}, targets.long(), or your own loss=…."
-    return f"{text}pass class indices (integers, one per image) or class probabilities, or your own loss=…."
+    return (
+        f"{text}pass class indices (integers: one per image, or per pixel) or class probabilities, or your own loss=…."
+    )
 
 
 def _indices(outputs: torch.Tensor, targets: torch.Tensor) -> str:

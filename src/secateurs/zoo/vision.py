@@ -151,15 +151,14 @@ def define_operators() -> None:
     """Declare torchvision's missing operators. Of these, only `nms` and `roi_align` can be called, on any device."""
     library = torch.library.Library("torchvision", "FRAGMENT")
     bodies = {"nms": regions.nms, "roi_align": regions.roi_align}
-    for name, schema in _SCHEMAS.items():
-        if hasattr(torch.ops.torchvision, name):
-            continue
-        library.define(name + schema)
-        _defined.add(name)
+    missing = [name for name in _SCHEMAS if not hasattr(torch.ops.torchvision, name)]
+    for name in missing:
+        library.define(name + _SCHEMAS[name])
         for key in ("CPU", "CUDA") if name in bodies else ():
             library.impl(name, bodies[name], key)
-    if "roi_align" in _defined:
+    if "roi_align" in missing:
         torch.library.register_autograd(
             "torchvision::roi_align", regions.roi_align_backward, setup_context=regions.remember, lib=library
         )
+    _defined.update(missing)
     _libraries.append(library)

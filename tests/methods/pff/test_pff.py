@@ -644,7 +644,7 @@ def test_resumed_is_uninterrupted(method: dict[str, Any], tmp_path: Any, monkeyp
 
 
 def test_settings_that_make_no_sense() -> None:
-    with pytest.raises(sc.ConfigError, match="no convolution with a kernel larger than"):
+    with pytest.raises(sc.ConfigError, match="no convolution that stripes can be cut from"):
         sc.prune(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
                  images(1), "pff", sc.Budget(macs=0.5), data=batches())  # fmt: skip
     with pytest.raises(sc.ConfigError, match=r"PFF\(train='skeleton'\) requires PFF\(penalty='skeleton'\)"):

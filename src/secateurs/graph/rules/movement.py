@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.context import Context
+from secateurs.graph.figures import Figure
 from secateurs.graph.rules.registry import rule
-from secateurs.graph.sizes import SIZE, SPLIT, written
+from secateurs.graph.sizes import SIZE, SPLIT, sections, written
 from secateurs.graph.tape import Labels
 from secateurs.graph.widths import Width
 
@@ -67,8 +68,11 @@ def move(t: Context, x: Tensor, run: Any, computed: int | None = None) -> list[L
 
 
 def settle(t: Context, out: Labels, axis: int | None, labels: np.ndarray) -> None:
-    """Two axes of channels flattened into one: it keeps the labels of the first; the others are frozen."""
+    """Two axes of channels flattened into one: it keeps the labels of the first that a layer produces; the others, such as the
+    heads of a table of positions, are frozen."""
     if axis in out:
+        if t.space.produced(labels) and not t.space.produced(out[axis]):
+            out[axis], labels = labels, out[axis]
         t.freeze(labels, f"{t.op_name} flattens several axes of channels into one")
     elif axis is not None:
         out[axis] = labels
@@ -244,13 +248,28 @@ def split_(t: Context, x: Tensor, sizes: Any, dim: int = 0) -> list[Labels]:
     labels = t.labels(x)
     dim %= x.ndim
     lengths = [piece.shape[dim] for piece in t.out]
-    if dim in labels and len(lengths) > 1:
-        pieces_stay_even(t, labels[dim], int(np.gcd.reduce(lengths)))
     ends = np.cumsum([0, *lengths])
-    return [
-        {a: v[i:j] if a == dim else v for a, v in labels.items() if a != dim or j - i > 1}
-        for i, j in itertools.pairwise(ends)
-    ]
+    pieces = [{a: v[i:j] if a == dim else v for a, v in labels.items()} for i, j in itertools.pairwise(ends)]
+    if dim in labels and len(lengths) > 1 and not pieces_apart(t, [piece[dim] for piece in pieces]):
+        pieces_stay_even(t, labels[dim], int(np.gcd.reduce(lengths)))
+    return pieces
+
+
+def pieces_apart(t: Context, pieces: list[np.ndarray]) -> bool:
+    """Whether each piece has a size of its own in the code, which follows it: a number that the module keeps. Pieces with the
+    same one stay equal; those of a constant stay whole."""
+    if t.checking:  # the labels of the pieces tell
+        return True
+    kept: dict[Figure, list[np.ndarray]] = {}
+    for n, piece in zip(sections(t.call) or (), pieces, strict=False):
+        if isinstance(n, Width):
+            figure = n.expression.leaf
+            if not isinstance(figure, Figure):
+                return False
+            kept.setdefault(figure, []).append(piece)
+    for alike in kept.values():
+        t.couple(np.stack(alike))
+    return bool(kept)
 
 
 @rule(aten.gather, aten.take_along_dim)

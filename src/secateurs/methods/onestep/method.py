@@ -234,7 +234,8 @@ class OneStepPruner(Pruner):
             # Averaged before they are divided: processes with more rows weigh more.
             slope, scale = self.mean(self._slope), self.mean(torch.tensor(self._scale))
             size = float((slope / scale.to(slope)).abs().mean())
-            if math.isfinite(size):  # float16 may have overflowed: that step was skipped
+            # float16 may have overflowed: that step was skipped. Before the first step the original's outputs are met exactly.
+            if math.isfinite(size) and size > 0:
                 self.slopes.append(size)
 
     def state(self) -> dict[str, Any]:
