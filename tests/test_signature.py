@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,9 @@ class TestInputs:
             torch.zeros(2, 3),
             (torch.zeros(1), torch.zeros(2, dtype=torch.int8)),
             {"x": torch.zeros(1, 2).to(torch.bfloat16)},
+            ([torch.zeros(3, 4), torch.zeros(3, 5)],),
+            (torch.zeros(1), {"c": torch.zeros(2), "d": [torch.zeros(3)]}),
+            {"x": [torch.zeros(1)] * 11},
         ],
     )
     def test_examples_are_like_them(self, inputs: Any) -> None:
@@ -73,8 +76,8 @@ class TestInputs:
         given = inputs if isinstance(inputs, tuple | dict) else (inputs,)
         torch.testing.assert_close(found, given, rtol=0, atol=0)
 
-    @pytest.mark.parametrize("inputs", [{"x": [torch.zeros(1)]}, [[torch.zeros(1)]], 3])
-    def test_nested_ones_make_no_examples(self, inputs: Any) -> None:
+    @pytest.mark.parametrize("inputs", [3, ([2.0, torch.zeros(1)],), {"x y": torch.zeros(1)}])
+    def test_others_make_no_examples(self, inputs: Any) -> None:
         with pytest.raises(sc.ArtifactError, match="does not record inputs"):
             Signature.of(inputs).examples()
 
@@ -90,6 +93,17 @@ class TestInputs:
                 sc.ArtifactError, match=r"records an input of .* elements, too large to make an example"
             ):
                 signature.examples()
+
+    @pytest.mark.parametrize("names", [["0", "0.0"], ["0.0", "0"], ["0", "0"], ["0", "x"], [".".join("0" * 400)]])
+    def test_names_that_are_no_paths_of_a_structure(self, names: list[str]) -> None:
+        records = [{"name": name, "shape": [1], "dtype": "float32"} for name in names]
+        with pytest.raises(sc.ArtifactError, match="does not record inputs"):
+            Signature.model_validate({"inputs": records}).examples()
+
+    def test_deploy_says_what_to_do(self) -> None:
+        result = sc.prune(net(), torch.randn(1, 3, 12, 10), "l1", sc.Budget(macs=0.6))
+        with pytest.raises(sc.ArtifactError, match="Pass example_inputs="):
+            replace(result, signature=None).deploy()
 
     def test_of_the_call_not_of_the_work(self) -> None:
         """A network in half precision is pruned in float32, and called in half precision."""

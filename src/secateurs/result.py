@@ -14,6 +14,7 @@ from secateurs import artifact
 from secateurs.artifact import Figures, Signature
 from secateurs.deploy import deployed
 from secateurs.deploy.inputs import noise
+from secateurs.errors import ArtifactError
 from secateurs.methods.method import Method
 from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
@@ -72,7 +73,10 @@ class Result:
         Raises ArtifactError where those are not on record.
         """
         if example_inputs is None:
-            example_inputs = noise((self.signature or artifact.Signature()).examples())
+            try:
+                example_inputs = noise((self.signature or artifact.Signature()).examples())
+            except ArtifactError as error:
+                raise error.advised("Pass example_inputs=….") from None
         return deployed(self.model, example_inputs, seconds=seconds)
 
     def card(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,48 @@ def test_a_network_of_the_users_own(run, tmp_path):
     ran = run("bench", tmp_path / "own", "--target", "torch-cpu")
     assert ran.status == 2
     assert "does not say how to build its network: give --model" in ran.err
+
+
+class Listed(torch.nn.Module):
+    """Takes a list of images, as detectors do."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(8, num_classes)
+
+    def forward(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self.b(self.a(x[None])) for x in images]
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = sc.build("python:tests.cli.test_deploy:Listed", trust_code=True)
+    folder = sc.prune(model, ([torch.randn(3, 8, 8)],), "l1", sc.Budget(macs=0.6)).save(
+        tmp_path_factory.mktemp("listed") / "a"
+    )
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "task": {"name": "detection"}}))
+    return folder
+
+
+@pytest.mark.parametrize("options", [(), ("--input", "3,16,16")])
+def test_a_list_of_images_is_measured_as_it_is(run, listed, options):
+    ran = run("bench", listed, "--trust-code", "--target", "torch-cpu", "--seconds", 0.01, "--json", *options)
+    assert ran.status == 0, ran.err
+    assert json.loads(ran.out)["rows"][0]["batch"] is None
+
+
+def test_a_list_of_images_has_no_batch(run, listed):
+    ran = run("bench", listed, "--trust-code", "--target", "torch-cpu", "--batch", 4)
+    assert ran.status == 2
+    assert "--batch 4 needs inputs whose first axis is the batch" in ran.err
+
+
+def test_inputs_that_are_not_on_record(run, listed, tmp_path):
+    folder = Path(shutil.copytree(listed, tmp_path / "a"))
+    card = json.loads((folder / "card.json").read_text())
+    card["signature"]["inputs"][0]["name"] = "0.1"
+    (folder / "card.json").write_text(json.dumps(card))
+    ran = run("bench", folder, "--trust-code", "--target", "torch-cpu")
+    assert ran.status == 1
+    assert "--input gives the shape of one input" in ran.err

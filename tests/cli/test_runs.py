@@ -89,6 +89,19 @@ def test_a_new_run_removes_the_old_ones_logs_and_no_more(tmp_path):
     assert not (tmp_path / "recover").exists()
 
 
+def test_a_picture_is_nothing_to_resume_from(tmp_path):
+    """It is drawn from networks; weights are kept."""
+    folder = RunFolder(tmp_path)
+    folder.begin({"weights": None}, resume=False)
+    (tmp_path / "predictions.png").touch()
+    assert not folder.resumable()
+    assert folder.to_lose() is None
+    (tmp_path / "pretrained.safetensors").touch()
+    assert folder.resumable()
+    folder.begin({"weights": None}, resume=False)
+    assert not (tmp_path / "predictions.png").exists()
+
+
 def test_a_run_with_weights_does_not_own_pretrained_weights(tmp_path):
     folder = RunFolder(tmp_path)
     folder.begin({"weights": "abc"}, resume=False)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs import cutting
 from secateurs.artifact.provenance import source_of
 from secateurs.errors import ConfigError, DataError, SpecError
+from secateurs.plans import trace
 from secateurs.recovery.calibrate import _apart
+from secateurs.runs import redesign
 from secateurs.runs.purpose import Purpose
 from secateurs.tasks import Detection, Reading
+from secateurs.widening import grow
 from secateurs.zoo.vision import torchvision
 from tests.tasks.detectors import faster_rcnn, shapes
 
@@ -35,6 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_batches_are_lists_that_a_resumed_epoch_repeats(folder: Path) -> None:
     data = Detection().load(f"coco:{folder}", READING)
     assert data.classes == ("disk", "square", "triangle")
+    assert data.preprocess is not None
+    assert (data.preprocess.size, data.preprocess.mean) == (None, (0.0, 0.0, 0.0))
     assert len(data.train) == 2
     assert len(data.val) == 1
     first = list(data.train)
@@ -154,6 +161,31 @@ def test_targets_of_a_trace(folder: Path) -> None:
     assert not graph.warnings
     assert sum(group.prunable for group in graph.groups) >= 4
     assert Purpose().example_targets(nn.Conv2d(3, 4, 1), sc.Data([(torch.zeros(2, 3, 4, 4), torch.zeros(2))])) is None
+
+
+@pytest.mark.parametrize("kind", ["rounds", "redesign"])
+def test_every_trace_of_a_run_has_the_targets(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    seen: list[Any] = []
+
+    def told(*args: Any, example_targets: Any = None, **options: Any) -> Any:
+        seen.append(example_targets)
+        return trace(*args, example_targets=example_targets, **options)
+
+    for module in (cutting, grow, redesign):
+        monkeypatch.setattr(module, "trace", told)
+    model, data = "python:tests.tasks.detectors:faster_rcnn", sc.DataSpec(f"coco:{folder}", batch_size=4)
+    if kind == "rounds":
+        given: dict[str, Any] = {"pretrain_epochs": 0, "recover": None, "budget": sc.Budget(macs=0.7), "rounds": 2}
+        sc.PruneRun(model, data, tmp_path / "r", method="l2", task="detection", device="cpu", **given).start()
+        assert len(seen) == 1  # of the second round
+    else:
+        sc.RedesignRun(
+            model, data, tmp_path / "r", method="l2", task="detection", device="cpu", widen=1.25, exclude=["rpn.*"]
+        ).check()
+        assert len(seen) == 3
+    assert all({"boxes", "labels"} <= set(targets[0]) for (targets,) in seen)
 
 
 def test_networks_of_the_users_own_in_python(folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.cli import main
 from secateurs.data.masks import IGNORED
+from secateurs.deploy.formats import FORMATS
 from secateurs.errors import ConfigError, DataError
 from secateurs.recovery.distil import counting, soft_loss
 from secateurs.runs.purpose import Purpose
@@ -57,12 +58,31 @@ def test_a_run_from_a_folder(root: Path, tmp_path: Path) -> None:
     card = json.loads((tmp_path / "r" / "card.json").read_text())
     assert card["task"] == {"name": "segmentation", "dice": 0.0, "scale": 0.25, "flip": True}
     assert card["after"]["metrics"] == result.after.metrics
+    assert card["signature"]["preprocess"]["mean"] == [0.5, 0.5, 0.5]
     assert (tmp_path / "r" / "predictions.png").read_bytes()[:4] == b"\x89PNG"
     again = run.start(resume=True)
     assert again.after == result.after
+    assert again.card()["task"] == card["task"]
+    assert sc.card(again.save(tmp_path / "copy")).task == sc.card(tmp_path / "r").task
     other = {**SETTINGS, "task": Segmentation(dice=1)}
     with pytest.raises(ConfigError, match=r"another run: it differs in task.dice \(0.0 then, 1.0 now\)"):
         sc.PruneRun(SPEC, data(root), tmp_path / "r", recover=recover, pretrain_epochs=3, **other).start(resume=True)
+
+
+@pytest.mark.parametrize("side", [None, 20])
+def test_how_images_become_inputs(root: Path, side: int | None) -> None:
+    """As the loader does it, but for padding."""
+    found = data(root, image_size=side).load(0, torch.device("cpu"), Segmentation())
+    how = found.preprocess
+    assert how is not None
+    assert (how.channels, how.mean, how.std) == ("RGB", (0.5,) * 3, (0.25,) * 3)
+    pairs = found.val.source
+    file = min((root / "val" / "images").iterdir())
+    index = next(i for i in range(len(pairs)) if pairs.pair(i)[0][0].endswith(file.name))
+    image = found.val.transforms.whole(*pairs.read(index))[0]
+    x = how(file)
+    assert x.shape[1:] == image.shape
+    torch.testing.assert_close(x[0], (image / 255 - 0.5) / 0.25, atol=0.02, rtol=0)
 
 
 def test_a_trained_network_finds_the_shapes(root: Path) -> None:
@@ -263,3 +283,16 @@ def test_redesign(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert all(set(row.metrics) == {"mIoU", "pixel_accuracy"} for row in found.rows.values())
     card = json.loads((tmp_path / "r" / "pruned" / "card.json").read_text())
     assert card["task"]["name"] == "segmentation"
+
+
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6.") or FORMATS[".onnx"].missing is not None,
+    reason="ONNX is not installed, or PyTorch 2.6",
+)
+def test_int8_is_measured_as_segmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "set", ((32, 32),))
+    sc.PruneRun(SPEC, data(root), tmp_path / "r", pretrain_epochs=0, **SETTINGS).start()
+    assert main(["export", str(tmp_path / "r"), "--trust-code", "--int8"]) == 0
+    shown = capsys.readouterr().out
+    assert "mIoU" in shown
+    assert "top-1" not in shown

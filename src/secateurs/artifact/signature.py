@@ -17,6 +17,7 @@ from secateurs.files import shown
 
 _MOST = 2**31  # elements of an input that an example is made of
 _AXES = 64  # of a tensor, as PyTorch has it
+_DEPTH = 16  # of nested inputs
 
 
 def _dtype(name: str) -> str:
@@ -57,23 +58,51 @@ class Signature(Open):
         return cls(inputs=_records(example_inputs), classes=names, preprocess=preprocess)
 
     def examples(self) -> Any:
-        """Zeros of the recorded shapes and dtypes, as `secateurs.trace` and others take example inputs. Raises ArtifactError
-        if there are none on record, if they were nested, or if they are too large."""
+        """Zeros of the recorded shapes and dtypes, as `secateurs.trace` and others take example inputs. Nested structures are
+        lists and dicts: other types are not on record.
+
+        Raises ArtifactError if there are none on record, if they are too large, or if their names are not the
+        paths of such a structure.
+        """
         if large := [x for x in self.inputs if math.prod(x.shape) > _MOST]:
             raise ArtifactError(
                 f"The card records an input of {math.prod(large[0].shape):,} elements, too large to make an example of it."
             )
-        zeros = {x.name: torch.zeros(x.shape, dtype=getattr(torch, x.dtype)) for x in self.inputs}
-        if zeros and list(zeros) == [str(i) for i in range(len(self.inputs))]:
-            return tuple(zeros.values())
-        if zeros and all(name.isidentifier() for name in zeros):
-            return zeros
-        raise ArtifactError("The card does not record inputs that examples can be made of.")
+        tree: dict[str, Any] = {}
+        for x in self.inputs:
+            *path, last = x.name.split(".")
+            node: Any = tree
+            for name in path[:_DEPTH]:
+                node = node.setdefault(name, {}) if isinstance(node, dict) else None
+            if len(path) > _DEPTH or not isinstance(node, dict) or last in node:
+                raise _no_examples()
+            node[last] = torch.zeros(x.shape, dtype=getattr(torch, x.dtype))
+        found = _rebuilt(tree)
+        if isinstance(found, list):
+            return tuple(found)
+        if found and all(name.isidentifier() for name in found):
+            return found
+        raise _no_examples()
 
     @property
     def batch(self) -> int:
         """The number of examples in the recorded inputs, as the first axis of the first says."""
         return self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else 1
+
+
+def _rebuilt(tree: dict[str, Any]) -> Any:
+    """Nested dicts, as lists where their keys are positions."""
+    found = {name: _rebuilt(x) if isinstance(x, dict) else x for name, x in tree.items()}
+    if not any(name.isdecimal() for name in found):
+        return found
+    positions = [str(i) for i in range(len(found))]
+    if set(found) != set(positions):  # something that is no tensor stood between them
+        raise _no_examples()
+    return [found[name] for name in positions]
+
+
+def _no_examples() -> ArtifactError:
+    return ArtifactError("The card does not record inputs that examples can be made of.")
 
 
 def _records(example_inputs: Any) -> list[InputRecord]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from secateurs.errors import ConfigError, shown
+from secateurs.cli.task import recorded
+from secateurs.errors import ArtifactError, ConfigError, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +68,8 @@ class Opened:
 
     @cached_property
     def original(self) -> nn.Module:
-        """The network before any cut, in eval mode. Its weights are not those that were pruned: they take the same time."""
+        """The network before any cut, in eval mode. Its weights are not those that were pruned. They take
+        the same time, except in a detector, whose time depends on the boxes that it finds."""
         from secateurs.artifact.provenance import rebuilt
 
         uncut = self.source.model_copy(update={"plans": [], "widen": []})
@@ -80,18 +82,18 @@ class Opened:
 
     def inputs(self) -> Any:
         """Noise of the shape that the network takes: as given, as the card records it, or what the network was designed for."""
-        import torch
-
         from secateurs.cli.inspect import default_shape, shape_of
         from secateurs.deploy.inputs import batch_of, batched, noise
 
         given, signature = self.options.input, self.card.signature
-        if given is not None:
-            return torch.randn(1, *shape_of(given))
-        if signature is None or not signature.inputs:
-            return torch.randn(1, *default_shape(str(self.source.spec), self.original, self.card))
-        inputs = noise(signature.examples())
-        return batched(inputs, 1 if batch_of(inputs) else None)
+        if given is None and signature is not None and signature.inputs:
+            try:
+                inputs = noise(signature.examples())
+            except ArtifactError as error:
+                raise error.advised("--input gives the shape of one input.") from None
+            return batched(inputs, 1 if batch_of(inputs) else None)
+        shape = shape_of(given) if given else default_shape(str(self.source.spec), self.original, self.card)
+        return noise(recorded(self.card, self.folder).blank(shape))
 
     def data(self, given: DataSpec) -> Data:
         """The data that the card names, or the given one."""

@@ -84,7 +84,7 @@ def bench(
     opened = Opened(artifact, artifact_options or ArtifactOptions())
     found = measure(
         opened.original, opened.network, opened.inputs(), given or Target.installed(threads, precision, channels_last, mode),
-        batches=batch or (1,), seconds=seconds,
+        batches=batch or None, seconds=seconds,
     )  # fmt: skip
     if as_json:
         print(json.dumps({"artifact": shown(artifact), **found.record()}, indent=2))

@@ -86,7 +86,7 @@ def evaluate(
     purpose = Purpose.of((task_options or TaskOptions()).chosen())
     if artifact is not None:
         card = read(artifact)[1]
-        purpose = purpose if purpose.named else _purpose(artifact, card)
+        purpose = purpose if purpose.named else recorded_purpose(artifact, card)
         network = _load(artifact, card, model, model_options).to(where)  # reading data may take a while
         trust, classes = model_options.trust_code, model_options.num_classes
         spec, data = recorded_data(artifact, card, spec, where, trust, purpose.task, classes)
@@ -111,7 +111,7 @@ def evaluate(
         _show(str(model) if artifact is None else shown(artifact), found, card)
 
 
-def _purpose(artifact: Path, card: Card) -> Purpose:
+def recorded_purpose(artifact: Path, card: Card) -> Purpose:
     """What the network is for, as its card says."""
     from secateurs.runs.purpose import Purpose
 
@@ -162,7 +162,7 @@ def _preprocessing(card: Card) -> dict[str, Any]:
     how = None if card.signature is None else card.signature.preprocess
     if how is None:
         return {}
-    side = how.size[0] if how.resize is not None and how.size[0] == how.size[1] else None
+    side = how.size[0] if how.size and how.resize is not None and how.size[0] == how.size[1] else None
     normalize = "/".join(",".join(map(repr, values)) for values in (how.mean, how.std))
     return {"normalize": normalize, "image_size": side, **({"channels": 1} if how.channels == "L" else {})}
 

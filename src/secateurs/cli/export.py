@@ -101,12 +101,23 @@ def _show(done: Exported, int8: bool) -> None:
 
 def _measure(opened: Opened, done: Exported, data: Data) -> None:
     """The accuracy of the file beside the network's."""
-    from secateurs import training
+    from secateurs import Figures, training
+    from secateurs.cli.evaluate import recorded_purpose
     from secateurs.deploy import FileModule
-    from secateurs.report import percent, table
+    from secateurs.report import columns, table
 
-    rows = table("", "top-1 %", "loss")
-    for name, network in (("network", opened.network), ("int8 file", FileModule(done.path))):
-        found = training.evaluate(network, data.val, device="cpu")
-        rows.add_row(name, percent(found.top1), "-" if found.loss is None else f"{found.loss:.3f}")
+    card, network = opened.card, opened.network
+    if card.functions:
+        options.log("the accuracy of the file is not measured: the network was measured with functions of its own")
+        return
+    purpose = recorded_purpose(opened.folder, card)
+    objective = purpose.objective(network, purpose.example(network, data))
+    measured = {}
+    for name, one in (("network", network), ("int8 file", FileModule(done.path))):
+        found = training.evaluate(one, data.val, device="cpu", objective=objective)
+        measured[name] = Figures(card.after.macs, card.after.params, found.top1, found.top5, found.loss, found.metrics)
+    headed = columns(list(measured.values()))
+    rows = table("", *headed)
+    for name, figures in measured.items():
+        rows.add_row(name, *(column(figures) for column in headed.values()))
     options.out().print(rows)

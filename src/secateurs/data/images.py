@@ -55,8 +55,9 @@ def decode(file: Path | bytes, size: Size, resize: bool, name: str | None = None
     return _attempt(file, name, read)
 
 
-def pixels(file: Path | bytes, name: str) -> np.ndarray | Unreadable:
-    """An image of any size as RGB (H, W, 3) uint8, or why it cannot be read."""
+def pixels(file: Path | bytes, name: str | None = None) -> np.ndarray | Unreadable:
+    """An image of any size as RGB (H, W, 3) uint8, or why it cannot be read. name: for messages."""
+    name = name or _name(file)
 
     def read(image: Any) -> np.ndarray:
         _check_depth(image, name)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from secateurs.data.images import decode
+from secateurs.data.images import decode, pixels
 from secateurs.data.unreadable import Unreadable
 from secateurs.errors import DataError
 
@@ -23,8 +24,9 @@ class Preprocess(BaseModel):
     """How images become inputs: decoded to `channels`, brought to `size`, scaled to [0, 1], normalized to `(x - mean) / std`,
     channels first.
 
-    channels: "RGB", or "L" for grayscale. size: (height, width) in pixels. resize: "shorter-side" resizes the shorter side
-    (bilinear) and crops the center; None takes images of this size only. mean, std: per color, of values in [0, 1].
+    channels: "RGB", or "L" for grayscale. size: (height, width) in pixels; None for images of any size, which stay as they are.
+    resize: "shorter-side" resizes the shorter side (bilinear) and crops the center, "whole" resizes it to the smaller of both
+    and crops nothing; None takes images of this size only. mean, std: per color, of values in [0, 1].
 
     >>> preprocess = sc.card("runs/r56").signature.preprocess
     >>> logits = model(preprocess("cat.jpg"))
@@ -33,14 +35,14 @@ class Preprocess(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     channels: Literal["RGB", "L"] = "RGB"
-    size: tuple[Side, Side]
-    resize: Literal["shorter-side"] | None = "shorter-side"
+    size: tuple[Side, Side] | None = None
+    resize: Literal["shorter-side", "whole"] | None = "shorter-side"
     mean: tuple[Mean, Mean, Mean] = (0.0, 0.0, 0.0)
     std: tuple[Std, Std, Std] = (1.0, 1.0, 1.0)
 
     @model_validator(mode="after")
     def _affordable(self) -> Preprocess:
-        if self.size[0] * self.size[1] > 2**28:
+        if self.size is not None and self.size[0] * self.size[1] > 2**28:
             raise ValueError("more pixels than any image has")
         return self
 
@@ -48,11 +50,31 @@ class Preprocess(BaseModel):
         """An image file, or its bytes, as a batch of one: (1, 3, H, W) float32, or (1, 1, H, W). Raises DataError if it cannot
         be read, or has another size and `resize` is None."""
         file = image if isinstance(image, bytes) else Path(image)
-        found = decode(file, self.size, self.resize is not None)
+        whole = self.size is None or self.resize == "whole"
+        found = pixels(file) if self.size is None or whole else decode(file, self.size, self.resize is not None)
         if isinstance(found, Unreadable):
             raise DataError(f"{found.path} cannot be read: {found.why}.")
-        x = normalized(torch.from_numpy(found.copy())[None].permute(0, 3, 1, 2), *affine(self.mean, self.std))
+        raw = torch.from_numpy(found.copy())[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
+        if self.size is not None and whole:
+            raw = _resized(raw, min(self.size))
+        x = normalized(raw, *affine(self.mean, self.std))
         return x if self.channels == "RGB" else luminance(x)
+
+    @classmethod
+    def of_whole(
+        cls, mean: tuple[float, float, float], std: tuple[float, float, float], channels: int, side: int | None
+    ) -> Preprocess:
+        """Of whole images. channels: 1 or 3. side: of the shorter side, to which they are resized; None keeps their size."""
+        size = None if side is None else (side, side)
+        return cls(channels="RGB" if channels == 3 else "L", size=size, resize="whole", mean=mean, std=std)
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    """uint8 images (N, C, H, W) with this shorter side."""
+    height, width = images.shape[-2:]
+    size = [max(side, round(x * side / min(height, width))) for x in (height, width)]
+    x = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return x.round().clamp(0, 255).to(torch.uint8)
 
 
 def affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:

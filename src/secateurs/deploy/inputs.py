@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,12 @@ from secateurs.graph.inputs import map_tensors, tensors
 
 
 def batch_of(inputs: Any) -> int | None:
-    """The number of examples in example inputs: the first axis, if all tensors agree on it; None if they don't."""
+    """The number of examples in example inputs: the first axis, if all tensors agree on it; None if they don't, or for a list
+    of images (C, H, W), as detectors take."""
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    arguments = values if isinstance(inputs, Mapping | list | tuple) else []
+    if any(isinstance(x, list | tuple) and all(isinstance(y, Tensor) and y.ndim == 3 for y in x) for x in arguments):
+        return None
     sizes = {x.shape[0] if x.ndim else None for x in tensors(inputs)}
     return sizes.pop() if len(sizes) == 1 else None
 

@@ -79,8 +79,13 @@ def signature(called: Signature) -> list[str]:
         number_of = f"{len(called.classes):,} class{'es' * (len(called.classes) != 1)}"
         lines.append(f"{number_of}: {listing(called.classes, 8)}")
     if (how := called.preprocess) is not None:
-        size = "x".join(map(str, how.size))
-        resized = f"resized and cropped to {size}" if how.resize else f"of {size}"
+        if how.size is None:
+            resized = "of any size"
+        elif how.resize == "whole":
+            resized = f"resized to a shorter side of {min(how.size)}"
+        else:
+            size = "x".join(map(str, how.size))
+            resized = f"resized and cropped to {size}" if how.resize else f"of {size}"
         mean, std = (", ".join(f"{x:.4g}" for x in values) for values in (how.mean, how.std))
         plain = set(how.mean) == {0.0} and set(how.std) == {1.0}
         lines.append(

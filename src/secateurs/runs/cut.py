@@ -56,6 +56,7 @@ class Ready(NamedTuple):
     graph: PrunableGraph
     data: Data
     inputs: Any  # of one example
+    targets: Any  # what the network is called with in training beside them
     objective: Objective
     where: torch.device
 
@@ -196,7 +197,7 @@ class Cut:
                 f"the budget is met already, nothing will be cut: {self.network.name} has {cost.macs:,} MACs and "
                 f"{cost.params:,} parameters"
             )
-        return Ready(network, graph, data, inputs, objective, where)
+        return Ready(network, graph, data, inputs, targets, objective, where)
 
     def _run(self, ready: Ready, record: dict[str, Any], *, resume: bool, began: float) -> RunResult:
         check_writable(self.folder.folder)
@@ -226,6 +227,7 @@ class Cut:
             folder=self.folder.folder,
             resume=resume,
             graph=ready.graph,
+            example_targets=ready.targets,
             device=ready.where,
             save_seconds=60,
             track=self.track,

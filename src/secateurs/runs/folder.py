@@ -190,7 +190,7 @@ class RunFolder:
 
     def resumable(self) -> bool:
         """Whether there is anything to resume from."""
-        kept = any(file.exists() for file in self.files) or self._finished_rounds()
+        kept = any(file.exists() for file in self.files if file.name != PICTURE) or self._finished_rounds()
         return kept or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in self.phases)
 
     def can_resume(self, settings: Mapping[str, Any]) -> bool:

@@ -58,6 +58,7 @@ class Ready(NamedTuple):
     budget: Budget
     data: Data
     inputs: Any  # of one example
+    targets: Any  # what the network is called with in training beside them
     objective: Objective
     where: torch.device
 
@@ -229,13 +230,8 @@ class _Stages:
         rewind(data)
         result = self._pruned(wide, ready, resume)
         rows = [_figures(base, ready), result.before, result.after]
-        card = {
-            **result.card(),
-            **self.purpose.card(),
-            "data": self.data.record(data),
-            "redesign": record,
-            "seed": self.seed,
-        }
+        card = {**result.card(), **self.purpose.card(), "data": self.data.record(data), "redesign": record}
+        card["seed"] = self.seed
         self._save(PRUNED, result.model, result, card, began)
 
         small, history = self._scratch(result.model, ready, resume)
@@ -265,12 +261,14 @@ class _Stages:
         base = build(data, where, self.seed)
         artifact.check_state(base)
         inputs, name = purpose.example(base, data), self.network.name
+        targets = purpose.example_targets(base, data)
         purpose.check_trains(base, data, name)
         copies = self.from_base and self.network.has_weights
         start = base
         if self.network.weights is not None and not copies:  # parameters that nothing resets start as they were made
             start = replace(self.network, weights=None).open(purpose)(data, where, self.seed)
-        wide, how, graph = widened(start, inputs, self._widths(start, inputs), scope=self.scope, seed=self.seed)
+        options: dict[str, Any] = {"seed": self.seed, "example_targets": targets}
+        wide, how, graph = widened(start, inputs, self._widths(start, inputs, targets), scope=self.scope, **options)
         remember_widened(wide, start, how.record())
         if not copies:
             wide = sc.reinitialize(wide, self.seed, keep_raw=True)
@@ -296,13 +294,14 @@ class _Stages:
             f"{name} has {cost.macs:,} MACs, {scaled.macs:,} when widened by {self.widen:g}, to be pruned to "
             f"{budget.limits(scaled).macs:,}"
         )
-        return Ready(base, wide, how.widths, graph, budget, data, inputs, purpose.objective(base, inputs), where)
+        objective = purpose.objective(base, inputs)
+        return Ready(base, wide, how.widths, graph, budget, data, inputs, targets, objective, where)
 
-    def _widths(self, model: nn.Module, inputs: Any) -> float | dict[str, int]:
+    def _widths(self, model: nn.Module, inputs: Any, targets: Any) -> float | dict[str, int]:
         """How much wider the groups become: by the factor, but for those that the user has excluded."""
         if not (self.limits.exclude or self.limits.only):
             return self.widen
-        graph = trace(model, inputs)
+        graph = trace(model, inputs, example_targets=targets)
         bounds = Limits(self.limits.exclude, self.limits.only).on(graph, self.scope)
         return {name: w for name, w in wider(graph, self.widen, scope=self.scope).items() if name not in bounds}
 
@@ -335,15 +334,16 @@ class _Stages:
         wide = ready.wide
         given = self.network.has_weights or os.path.lexists(self.folder.folder / SCALED)
         if self.from_base and not given:  # the base has been trained only now
-            wide = sc.widen(base, ready.inputs, ready.widths, seed=self.seed)
+            wide, how, _ = widened(base, ready.inputs, ready.widths, seed=self.seed, example_targets=ready.targets)
+            remember_widened(wide, base, how.record())
         return self._trained(wide, "scaled", SCALED, ready, resume)
 
     def _pruned(self, wide: nn.Module, ready: Ready, resume: bool) -> Result:
         return sc.prune(
             wide, ready.inputs, self.method, ready.budget, ready.data, self.train.recovery(), self.scope, self.seed,
             **self.limits.options(),
-            report=self.log, folder=self.folder.folder, resume=resume, graph=ready.graph, device=ready.where,
-            save_seconds=60, track=self.track, **vars(ready.objective),
+            report=self.log, folder=self.folder.folder, resume=resume, graph=ready.graph,
+            example_targets=ready.targets, device=ready.where, save_seconds=60, track=self.track, **vars(ready.objective),
         )  # fmt: skip
 
     def _scratch(self, small: nn.Module, ready: Ready, resume: bool) -> tuple[nn.Module, list[dict[str, Any]]]:

@@ -16,6 +16,8 @@ from secateurs.artifact.history import records, rounds
 from secateurs.methods import Method
 from secateurs.result import Result
 
+_SETTINGS = {"task", "functions", "data", "budget", "recover", "seed"}
+
 
 @dataclass(frozen=True, repr=False)
 class RunResult(Result):
@@ -23,7 +25,7 @@ class RunResult(Result):
 
     earlier: Sequence[Earlier] = ()  # the cuts that the network had been through before
     seconds: float | None = None  # that the run took
-    settings: dict[str, Any] = field(default_factory=dict)  # what else its card says: data, budget, recover, seed
+    settings: dict[str, Any] = field(default_factory=dict)  # what else its card says, see _SETTINGS
 
     @property
     def networks(self) -> list[tuple[str, Figures]]:
@@ -38,7 +40,7 @@ class RunResult(Result):
     def read(cls, folder: Path, model: nn.Module, method: Method) -> RunResult:
         """The result of a finished run. model: the pruned network of the folder."""
         plan, card = artifact.read(folder)
-        body = card.model_dump(mode="json", include={"data", "budget", "recover", "seed"})
+        body = card.model_dump(mode="json", include=_SETTINGS, exclude_unset=True)
         return cls(
             model, plan, card.before, card.cut, card.calibrated, card.after,
             float("nan") if card.error is None else card.error, method, records(card.history),

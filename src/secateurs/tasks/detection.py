@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from secateurs import adapters
-from secateurs.data import Data
+from secateurs.data import Data, Preprocess
 from secateurs.data.coco import Boxes, open_coco
 from secateurs.data.load import checked_channels, default_workers, statistics
 from secateurs.data.samples import SampleLoader
@@ -70,8 +70,9 @@ class Detection(VisionTask):
                 channels=checked_channels(reading.channels), **more,
             )  # fmt: skip
 
+        how = Preprocess.of_whole(mean, std, reading.channels, reading.image_size)
         batches = loader(train, augment=True, shuffle=True, seed=reading.seed)
-        return Data(batches, None if val is None else loader(val), names)
+        return Data(batches, None if val is None else loader(val), names, preprocess=how)
 
     def options(self, spec: str, classes: int | None, state: Mapping[str, Tensor] | None) -> dict[str, Any]:
         """Detectors count the background as a class."""

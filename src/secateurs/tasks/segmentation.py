@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateurs.data import Data
+from secateurs.data import Data, Preprocess
 from secateurs.data.load import checked_channels, default_workers, statistics
 from secateurs.data.masks import IGNORED, Pairs, found_classes, open_folder, open_table
 from secateurs.data.samples import SampleLoader
@@ -75,8 +75,9 @@ class Segmentation(VisionTask):
                 channels=checked_channels(reading.channels), **more,
             )  # fmt: skip
 
+        how = Preprocess.of_whole(mean, std, reading.channels, reading.image_size)
         batches = loader(train, augment=True, shuffle=True, seed=reading.seed)
-        return Data(batches, None if val is None else loader(val), names, (reading.channels, *crop))
+        return Data(batches, None if val is None else loader(val), names, (reading.channels, *crop), how)
 
     def options(self, spec: str, classes: int | None, state: Mapping[str, Tensor] | None) -> dict[str, Any]:
         found = super().options(spec, classes, state)

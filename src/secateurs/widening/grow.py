@@ -159,9 +159,10 @@ def widened(
     scope: Literal["internal", "all"] = "internal",
     allow_inexact: bool = False,
     seed: int = 0,
+    example_targets: Any = None,
 ) -> tuple[nn.Module, Growth, PrunableGraph]:
-    """The wider network, its `Growth` and its graph, verified: see `secateurs.widen`."""
-    graph = trace(model, example_inputs, allow_inexact=allow_inexact)
+    """The wider network, its `Growth` and its graph, verified: see `secateurs.widen`. example_targets: as for `trace`."""
+    graph = trace(model, example_inputs, allow_inexact=allow_inexact, example_targets=example_targets)
     found = wider(graph, widths, scope=scope, allow_inexact=allow_inexact)
     if (params := _cost(graph, found).params) > _MOST:
         raise PlanError(
@@ -170,11 +171,16 @@ def widened(
         )
     how = growth(graph, found, seed=seed)
     wide = grow(model, how)
-    return wide, how, check_widened(model, wide, how, graph, example_inputs)
+    return wide, how, check_widened(model, wide, how, graph, example_inputs, example_targets)
 
 
 def check_widened(
-    model: nn.Module, wide: nn.Module, how: Growth, graph: PrunableGraph, example_inputs: Any
+    model: nn.Module,
+    wide: nn.Module,
+    how: Growth,
+    graph: PrunableGraph,
+    example_inputs: Any,
+    example_targets: Any = None,
 ) -> PrunableGraph:
     """The graph of the wide network, after comparing the outputs of the two networks in eval mode (if the growth is
     exact). If float32 is inconclusive, the comparison is repeated in float64.
@@ -202,7 +208,7 @@ def check_widened(
     cost, expected = count(wide, example_inputs), _cost(graph, how.widths)
     if cost != expected:
         raise VerificationError(f"The widened network costs {cost}, expected {expected} at these widths.")
-    traced = trace(wide, example_inputs, allow_inexact=not how.exact)
+    traced = trace(wide, example_inputs, allow_inexact=not how.exact, example_targets=example_targets)
     again = {g.name: g.size for g in traced.groups}
     other = [f"{n} ({again.get(n)}, not {w})" for n, w in how.widths.items() if again.get(n) != w]
     if other:
