@@ -37,7 +37,7 @@ def main() -> None:
     if options.quick:
         options.network, options.align, options.size, options.seconds = ["zoo:resnet20"], [1, 4], 32, 0.1
     targets = Target.installed(options.threads)
-    batches = options.batch or [1]
+    batches, console = options.batch or [1], Console(width=160)
     table = Table(
         "network", "align", "MACs", *(f"{t.runtime}, batch {b}" for t in targets for b in batches), "deployed, PyTorch"
     )
@@ -51,8 +51,9 @@ def main() -> None:
             fast = sc.bench(model, deployed(small, inputs), inputs, plain, batches=batches[:1], seconds=options.seconds)
             share = found.pruned.macs / found.original.macs
             times = [f"{1 / row.speedup:.2f}" for row in found.rows]
-            table.add_row(name, str(align), f"{share:.2f}", *times, f"{1 / fast.speedup:.2f}")
-    console = Console(width=160)
+            row = (name, str(align), f"{share:.2f}", *times, f"{1 / fast.speedup:.2f}")
+            table.add_row(*row)
+            console.print(*row)  # large networks take minutes
     console.print(table)
     where = f"{processor()}, {options.threads} threads, {options.size} pixels, PyTorch {torch.__version__}"
     console.print(f"Time of the cut network over the original's. {where}.")
