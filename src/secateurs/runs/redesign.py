@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 import secateurs as sc
-from secateurs import artifact, training
+from secateurs import artifact
 from secateurs.artifact import Figures
 from secateurs.artifact.provenance import remember_widened
 from secateurs.budget import Budget
+from secateurs.cutting import figures
 from secateurs.data import Data
 from secateurs.errors import BudgetError, ConfigError, Message, Setting
 from secateurs.files import check_writable, dump_json, read_json, shown
@@ -393,8 +394,5 @@ class _Stages:
 
 
 def _figures(network: nn.Module, ready: Ready) -> Figures:
-    cost, data = sc.count(network, ready.inputs), ready.data
-    if data.val is None:
-        return Figures(cost.macs, cost.params)
-    found = training.evaluate(network.to(ready.where), data.val, device=ready.where, objective=ready.objective)
-    return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss, found.metrics)
+    cost = sc.count(network, ready.inputs)
+    return figures(cost, network.to(ready.where), ready.data, ready.objective)
