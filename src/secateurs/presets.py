@@ -1,15 +1,45 @@
-"""Settings under a name: those of a paper, for example."""
+"""Settings objects: validated as they are made, and under a name, such as those of a paper."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from secateurs.errors import ConfigError, Setting, nearest
+from secateurs.errors import ConfigError, Setting, complaint, nearest
 
 P = TypeVar("P", bound="Presets")
+
+
+class Settings(BaseModel):
+    """Base class of frozen settings. Raises ConfigError for invalid ones, with every setting that is wrong."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(*_explained(type(self), error)) from None
+
+
+def _explained(cls: type[BaseModel], error: ValidationError) -> list[object]:
+    """What is wrong with each setting, as the parts of a message."""
+    found: list[list[object]] = []
+    for item in error.errors(include_url=False):
+        name = str(item["loc"][0]) if item["loc"] else ""
+        if not name:
+            parts: list[object] = [f"{cls.__name__}: ", complaint(item)]
+        elif item["type"] == "extra_forbidden":
+            parts = [f"{cls.__name__}: '{name}' is not a valid setting. {nearest(name, cls.model_fields)}"]
+        else:
+            field = cls.model_fields.get(name)
+            what = f" ({field.description})" if field and field.description else ""
+            parts = [Setting(name, item["input"], cls), f": {complaint(item)}{what}"]
+        if parts not in found:
+            found.append(parts)
+    return [part for i, parts in enumerate(found) for part in ("; " if i else "", *parts)]
 
 
 class Presets(BaseModel):

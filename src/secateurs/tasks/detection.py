@@ -13,14 +13,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from secateurs import adapters
-from secateurs.data import Data, Preprocess
-from secateurs.data.coco import Boxes, open_coco
-from secateurs.data.load import checked_channels, default_workers, statistics
-from secateurs.data.samples import SampleLoader
+from secateurs.data import Data
+from secateurs.data.coco import open_coco
+from secateurs.data.load import default_workers
 from secateurs.errors import ConfigError, DataError, Setting, SpecError, a_or_an, nearest
 from secateurs.tasks.boxes import Boxed
 from secateurs.tasks.pictures import draw_boxes
-from secateurs.tasks.task import Reading, VisionTask, torchmetrics
+from secateurs.tasks.task import Reading, VisionTask, bundle, torchmetrics
 from secateurs.zoo.vision import torchvision
 
 FIGURES = ("map", "map_50", "map_75")
@@ -61,18 +60,7 @@ class Detection(VisionTask):
         workers = default_workers()
         train, val, names = open_coco(rest, workers, reading.skip_unreadable, reading.classes)
         transforms = Boxed(reading.image_size, self.flip, self.photometric, self.jitter)
-        mean, std = statistics(reading.normalize)
-
-        def loader(boxes: Boxes, **more: Any) -> SampleLoader:
-            return SampleLoader(
-                boxes, transforms, workers=workers, skip=reading.skip_unreadable, batch_size=reading.batch_size, mean=mean,
-                std=std, rank=reading.rank, world_size=reading.world_size, device=reading.device,
-                channels=checked_channels(reading.channels), **more,
-            )  # fmt: skip
-
-        how = Preprocess.of_whole(mean, std, reading.channels, reading.image_size)
-        batches = loader(train, augment=True, shuffle=True, seed=reading.seed)
-        return Data(batches, None if val is None else loader(val), names, preprocess=how)
+        return bundle(train, val, transforms, reading, names)
 
     def options(self, spec: str, classes: int | None, state: Mapping[str, Tensor] | None) -> dict[str, Any]:
         """Detectors count the background as a class."""

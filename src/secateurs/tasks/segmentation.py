@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateurs.data import Data, Preprocess
-from secateurs.data.load import checked_channels, default_workers, statistics
+from secateurs.data import Data
+from secateurs.data.load import default_workers
 from secateurs.data.masks import IGNORED, Pairs, found_classes, open_folder, open_table
-from secateurs.data.samples import SampleLoader
 from secateurs.errors import DataError, SpecError, nearest
 from secateurs.graph.faults import described
 from secateurs.tasks.masks import Masked, crop_of, up
 from secateurs.tasks.pictures import draw_masks
-from secateurs.tasks.task import Reading, VisionTask, torchmetrics
+from secateurs.tasks.task import Reading, VisionTask, bundle, torchmetrics
 from secateurs.training import CrossEntropy
 from secateurs.training.losses import heads
 
@@ -66,18 +65,7 @@ class Segmentation(VisionTask):
         side = reading.image_size
         crop = (up(side), up(side)) if side else crop_of(train.some_sizes())
         transforms = Masked(crop, side, self.scale, self.flip)
-        mean, std = statistics(reading.normalize)
-
-        def loader(pairs: Pairs, **more: Any) -> SampleLoader:
-            return SampleLoader(
-                pairs, transforms, workers=workers, skip=reading.skip_unreadable, batch_size=reading.batch_size, mean=mean,
-                std=std, rank=reading.rank, world_size=reading.world_size, device=reading.device,
-                channels=checked_channels(reading.channels), **more,
-            )  # fmt: skip
-
-        how = Preprocess.of_whole(mean, std, reading.channels, reading.image_size)
-        batches = loader(train, augment=True, shuffle=True, seed=reading.seed)
-        return Data(batches, None if val is None else loader(val), names, (reading.channels, *crop), how)
+        return bundle(train, val, transforms, reading, names, (reading.channels, *crop))
 
     def options(self, spec: str, classes: int | None, state: Mapping[str, Tensor] | None) -> dict[str, Any]:
         found = super().options(spec, classes, state)

@@ -11,13 +11,13 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from secateurs.data import Data
-from secateurs.data.load import OneOfEach, Statistics
+from secateurs.data import Data, Preprocess
+from secateurs.data.load import OneOfEach, Statistics, checked_channels, default_workers, statistics
+from secateurs.data.samples import SampleLoader, Samples, Transforms
 from secateurs.errors import ConfigError, SpecError
-from secateurs.training.recipe import explain
+from secateurs.presets import Settings
 from secateurs.zoo.vision import torchvision
 
 
@@ -41,7 +41,7 @@ class Reading:
     world_size: int = 1
 
 
-class VisionTask(BaseModel):
+class VisionTask(Settings):
     """Base class of tasks. Its fields are the task's settings.
 
     name: that of `--task`. defaults: of the settings of a `DataSpec`. primary: the figure that says how good a network is.
@@ -54,14 +54,6 @@ class VisionTask(BaseModel):
     defaults: ClassVar[Mapping[str, Any]] = {"normalize": "imagenet", "batch_size": 16}
     primary: ClassVar[str]
     pictures: ClassVar[bool] = False
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(*explain(type(self), error)) from None
 
     def load(self, spec: str, reading: Reading) -> Data:
         """The batches of a data spec, training batches augmented.
@@ -101,6 +93,30 @@ class VisionTask(BaseModel):
 
     def draw(self, file: Path, networks: Mapping[str, nn.Module], data: Data) -> None:
         """Draw what each network predicts for some validation images to a PNG file, if `pictures`; needs matplotlib."""
+
+
+def bundle(
+    train: Samples,
+    val: Samples | None,
+    transforms: Transforms,
+    reading: Reading,
+    names: tuple[str, ...],
+    shape: tuple[int, ...] | None = None,
+) -> Data:
+    """Loaders of samples, those of training in random order and augmented. names: of the classes. shape: of one input, where
+    all have the same."""
+    mean, std = statistics(reading.normalize)
+
+    def loader(samples: Samples, **more: Any) -> SampleLoader:
+        return SampleLoader(
+            samples, transforms, workers=default_workers(), skip=reading.skip_unreadable, batch_size=reading.batch_size,
+            mean=mean, std=std, rank=reading.rank, world_size=reading.world_size, device=reading.device,
+            channels=checked_channels(reading.channels), **more,
+        )  # fmt: skip
+
+    how = Preprocess.of_whole(mean, std, reading.channels, reading.image_size)
+    batches = loader(train, augment=True, shuffle=True, seed=reading.seed)
+    return Data(batches, None if val is None else loader(val), names, shape, how)
 
 
 def torchmetrics(task: str, module: str = "torchmetrics") -> ModuleType:

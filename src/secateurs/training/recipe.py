@@ -5,24 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from secateurs.errors import ConfigError, Setting, complaint, nearest
-from secateurs.presets import Presets
+from secateurs.presets import Presets, Settings
 
 
-class Phase(Presets):
+class Phase(Settings, Presets):
     """The settings of one phase of recovery. Raises ConfigError for invalid values."""
 
     mode: ClassVar[str]  # the name of this kind of recovery
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(*explain(type(self), error)) from None
 
     @property
     def reads_labels(self) -> bool:
@@ -122,21 +113,3 @@ class Recipe(Phase):
 
 def _cosine(start: float, end: float, t: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
-
-
-def explain(cls: type[BaseModel], error: ValidationError) -> list[object]:
-    """What is wrong with each setting, as the parts of a message."""
-    found: list[list[object]] = []
-    for item in error.errors(include_url=False):
-        name = str(item["loc"][0]) if item["loc"] else ""
-        if not name:
-            parts: list[object] = [f"{cls.__name__}: ", complaint(item)]
-        elif item["type"] == "extra_forbidden":
-            parts = [f"{cls.__name__}: '{name}' is not a valid setting. {nearest(name, cls.model_fields)}"]
-        else:
-            field = cls.model_fields.get(name)
-            what = f" ({field.description})" if field and field.description else ""
-            parts = [Setting(name, item["input"], cls), f": {complaint(item)}{what}"]
-        if parts not in found:
-            found.append(parts)
-    return [part for i, parts in enumerate(found) for part in ("; " if i else "", *parts)]
