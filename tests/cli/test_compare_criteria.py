@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import secateurs as sc
-from secateurs.cli.compare import _criteria
+from secateurs.cli.compare_criteria import _criteria
 from secateurs.report import curves
 
 studies = import_module("secateurs.studies")
