@@ -16,8 +16,9 @@ from secateurs.methods import Criterion
 from secateurs.methods.method import Task
 
 MODEL = "python:tests.studies.comparing:tiny"
-DATA = sc.DataSpec("digits", normalize="none", image_size=8, batch_size=256)
-EIGHT: dict[str, Any] = {"methods": ["l2", "aofp"], "budgets": [0.6, 0.4], "seeds": 2, "epochs": 2.0}
+DATA = sc.DataSpec("digits", normalize="none", image_size=8, batch_size=64)
+EIGHT: dict[str, Any] = {"methods": ["l2", "aofp"], "budgets": [0.6, 0.4], "seeds": 2, "epochs": 2.0,
+    "recover": "finetune lr=0.1 share=0"}
 DEAD = "TESTS_DEAD"  # names a folder that is there once `Dies` has died
 
 
@@ -26,7 +27,7 @@ def tiny(num_classes: int = 10, width: int = 8) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
         nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, num_classes),
     )  # fmt: skip
 
 

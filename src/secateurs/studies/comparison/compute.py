@@ -59,27 +59,26 @@ def search_cost(
     `prune`."""
     image = 3 * count(model, inputs).macs / examples(inputs)
 
-    def run(chosen: Method, data: Any) -> float:
+    def run(chosen: Method) -> float:
         with MacCounter() as counter:
-            prune(model, inputs, chosen, budget, Data(data), seed=seed, progress=False, **options)
+            prune(model, inputs, chosen, budget, Data(train), seed=seed, progress=False, **options)
         return counter.macs / image
 
     if not isinstance(method, TrainingMethod):
-        return SearchCost(0.0, run(method, train))
-    batches = [batch for batch, _ in zip(train, range(STEPS), strict=False)]
-    rows = sum(examples(batch) for batch in batches)
-    short, long = (run(lasting(method, epochs), batches) for epochs in (EPOCHS, 2 * EPOCHS))
+        return SearchCost(0.0, run(method))
+    rows = sum(examples(batch) for batch, _ in zip(train, range(STEPS), strict=False))
+    short, long = (run(lasting(method, epochs, steps_per_epoch=STEPS)) for epochs in (EPOCHS, 2 * EPOCHS))
     epoch = (long - short) / (EPOCHS * rows)
     return SearchCost(epoch, max(0.0, short - EPOCHS * rows * epoch))
 
 
-def lasting(method: Method, epochs: float) -> Method:
-    """The method with so many epochs of its own training. Raises ConfigError for one whose length cannot be set."""
+def lasting(method: Method, epochs: float, **settings: Any) -> Method:
+    """The method with so many epochs of its own training, and other settings. Raises ConfigError for one whose length cannot be set."""
     if "epochs" not in type(method).model_fields:
         raise ConfigError(
             f"{method.name} trains while it prunes, and has no setting epochs: its share of the compute cannot be set."
         )
-    return type(method)(**{**method.model_dump(exclude_unset=True), "epochs": epochs})
+    return type(method)(**{**method.model_dump(exclude_unset=True), "epochs": epochs, **settings})
 
 
 def recovery_cost(phase: Phase, macs: float, images: int) -> float:

@@ -111,7 +111,12 @@ class Processes:
     def _packed(self) -> bytes:
         return self.work.packed(away=False)
 
-    def _start(self, device: str | None) -> Worker:
+    def _start(self) -> Worker:
+        """A worker on the first device that has none."""
+        free = list(self.devices)
+        for worker in self.workers:
+            free.remove(worker.device)
+        device = free[0]
         threads = max(1, torch.get_num_threads() // self.size)
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -123,7 +128,7 @@ class Processes:
         return worker
 
     def prepare(self, cells: Sequence[Cell]) -> Probe:
-        first = self._start(self.devices[0])
+        first = self._start()
         first.pipe.send(list(cells))
         try:
             found = first.pipe.recv()
@@ -138,13 +143,12 @@ class Processes:
 
     def run(self, jobs: Jobs) -> Results:
         again: list[Job] = []
-        for device in self.devices[len(self.workers) :]:
-            self._start(device)
         while True:
-            for worker in self.workers:
-                if worker.job is None and (job := again.pop() if again else next(jobs, None)) is not None:
-                    worker.job = job
-                    _send(worker, job)
+            idle = [worker for worker in self.workers if worker.job is None]
+            while (idle or len(self.workers) < self.size) and (job := again.pop() if again else next(jobs, None)):
+                worker = idle.pop() if idle else self._start()
+                worker.job = job
+                _send(worker, job)
             busy = [worker for worker in self.workers if worker.job is not None]
             if not busy:
                 return
@@ -155,19 +159,18 @@ class Processes:
                 try:
                     found = worker.pipe.recv()
                 except (EOFError, ConnectionError):
-                    found = self._replaced(worker, done)
+                    found = self._without(worker, done)
                     if found is None:
                         again.append(done)
                         continue
                 worker.job = None
                 yield done, found
 
-    def _replaced(self, worker: Worker, job: Job) -> Record | None:
-        """Start another process in the place of one that is lost. None: its cell is measured again; else the cell's failure."""
+    def _without(self, worker: Worker, job: Job) -> Record | None:
+        """Go on without a process that is lost. None: its cell is to be measured again; else the cell's failure."""
         how = _how(worker.process)
         worker.pipe.close()
         self.workers.remove(worker)
-        self._start(worker.device)
         self.lost[job.cell.label] = self.lost.get(job.cell.label, 0) + 1
         if self.lost[job.cell.label] < ATTEMPTS:
             return None
