@@ -17,8 +17,13 @@ from secateurs.methods.method import Task
 
 MODEL = "python:tests.studies.comparing:tiny"
 DATA = sc.DataSpec("digits", normalize="none", image_size=8, batch_size=64)
-EIGHT: dict[str, Any] = {"methods": ["l2", "aofp"], "budgets": [0.6, 0.4], "seeds": 2, "epochs": 2.0,
-    "recover": "finetune lr=0.1 share=0"}
+EIGHT: dict[str, Any] = {
+    "methods": ["l2", "aofp"],
+    "budgets": [0.6, 0.4],
+    "seeds": 2,
+    "epochs": 2.0,
+    "recover": "finetune lr=0.1 share=0",
+}
 DEAD = "TESTS_DEAD"  # names a folder that is there once `Dies` has died
 
 

@@ -15,7 +15,7 @@ import torch
 
 import secateurs as sc
 from secateurs.graph.counter import MacCounter
-from secateurs.methods import resolve
+from secateurs.methods import registry, resolve
 from secateurs.runs.purpose import Purpose
 from secateurs.studies.comparison import read_comparison
 from secateurs.studies.comparison.bench import Bench
@@ -27,6 +27,12 @@ from tests.studies.comparing import DATA, DEAD, MODEL, batches, run, tiny
 
 pytest.importorskip("sklearn")
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that are named by `python:` are known from then on, which other tests should not see."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +268,11 @@ def test_a_module_travels_between_processes_in_memory(tmp_path: Path) -> None:
         ({"recover": sc.Recover(epochs=5)}, sc.ConfigError, "leave epochs and steps out"),
         ({"recover": "finetun"}, sc.ConfigError, "There is no recovery 'finetun'. Did you mean finetune"),
         ({"minutes": 1e-6}, sc.ConfigError, "which is longer than minutes=1e-06"),
-        ({"data": sc.Data(b for b in batches().train), "processes": 2}, sc.ConfigError, "The data cannot be sent to other processes"),
+        (
+            {"data": sc.Data(b for b in batches().train), "processes": 2},
+            sc.ConfigError,
+            "The data cannot be sent to other processes",
+        ),
     ],
 )
 def test_refused_before_any_work(

@@ -73,7 +73,8 @@ def search_cost(
 
 
 def lasting(method: Method, epochs: float, **settings: Any) -> Method:
-    """The method with so many epochs of its own training, and other settings. Raises ConfigError for one whose length cannot be set."""
+    """The method with so many epochs of its own training, and other settings. Raises ConfigError for one whose length cannot
+    be set."""
     if "epochs" not in type(method).model_fields:
         raise ConfigError(
             f"{method.name} trains while it prunes, and has no setting epochs: its share of the compute cannot be set."

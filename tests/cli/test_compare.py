@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+import secateurs as sc
+from secateurs.methods import registry
+from secateurs.studies.comparison import read_comparison
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that are named by `python:` are known from then on, which other tests should not see."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+NET = "python:tests.studies.comparing:tiny"
+DATA = ("--data", "digits", "--normalize", "none", "--image-size", 8, "--batch-size", 64)
+JOB = ("compare", NET, *DATA, "--seeds", 1, "--epochs", 0.2, "--macs", 0.5)
+
+
+def test_a_table_its_files_and_progress(run, tmp_path):
+    out = tmp_path / "r"
+    methods = ("--method", "l2", "--method", "aofp theta=0.02 search=0.5")
+    ran = run(*JOB, *methods, "--budget", "macs=0.7,params=0.6", "--out", out)
+    assert ran.status == 0, ran.err
+    found = read_comparison(out)
+    assert [(row.method, row.budget) for row in found.rows] == [
+        ("l2", "macs=0.5"), ("aofp theta=0.02 search=0.5", "macs=0.5"),
+        ("l2", "macs=0.7 params=0.6"), ("aofp theta=0.02 search=0.5", "macs=0.7 params=0.6"),
+    ]  # fmt: skip
+    assert ran.out.startswith(found.table())
+    assert f"saved to {out}: comparison.json, comparison.csv" in ran.out
+    lines = ran.err.splitlines()
+    assert lines[0].startswith("4 cells of 0.2 training passes over 1,438 images: about ")
+    assert lines[1].startswith("[1/4] l2, macs=0.5, seed 0: top-1 % ")
+    assert lines[1].endswith("left")
+    assert len((out / "comparison.csv").read_text().splitlines()) == 5
+    assert json.loads((out / "comparison.json").read_text())["settings"]["epochs"] == 0.2
+    refused = run(*JOB, *methods, "--out", out)
+    assert refused.status == 2
+    assert "--resume continues it, --force replaces it" in refused.err
+    again = run(*JOB, *methods, "--budget", "macs=0.7,params=0.6", "--out", out, "--resume")
+    assert again.out.splitlines()[:-1] == ran.out.splitlines()[:-1]
+    assert again.err.splitlines() == ["4 of 4 cells are done already"]
+
+
+def test_a_cell_that_fails_is_told_in_the_end(run, tmp_path):
+    broken = "python:tests.studies.comparing:Fails"
+    ran = run(*JOB, "--method", broken, "--method", "l2", "--out", tmp_path / "r")
+    assert ran.status == 1
+    assert f"{broken}, macs=0.5, seed 0: RuntimeError: no <b>scores</b> here" in ran.out
+    assert "saved to" in ran.out
+    assert ran.err.splitlines()[-1] == "secateurs: 1 of 2 cells failed or were not run: --resume runs them again."
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (("--method", "l3"), "There is no method 'l3'. Did you mean l2"),
+        (("--time-limit", 1e-5), "which is longer than --time-limit 1e-05. Take fewer methods, budgets or seeds"),
+        (("--macs", 0.001), "The lowest budget that can be met is --macs "),
+        (("--budget", "macs"), "--budget macs: write key=value"),
+        (("--budget", "mac=0.5"), "Budget has no mac. Did you mean macs"),
+        (("--cpus", 2), "--cpus and --gpus are what a cell needs of a Ray cluster"),
+        (("--seeds", 0), "--seeds"),
+        (("--search", 2), "--search 2 must be a share of the compute"),
+        (("--processes", 2, "--workers", "ray"), "--processes 2 is for workers='local'"),
+    ],
+)
+def test_refused_before_any_work(run, tmp_path, monkeypatch, tokens, message):
+    monkeypatch.setattr("secateurs.studies.comparison.bench.Bench.measure", lambda *_: pytest.fail("work was done"))
+    ran = run(*JOB, "--method", "l2", *tokens, "--out", tmp_path / "r")
+    assert ran.status in (1, 2)
+    assert message in ran.err
+    assert len(ran.err.splitlines()) == 1
+    assert not (tmp_path / "r" / "comparison.json").exists()
+
+
+def test_without_ray_that_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("secateurs.studies.comparison.cluster.find_spec", lambda name: None)
+    ran = run(*JOB, "--workers", "ray", "--out", tmp_path / "r")
+    assert ran.status == 2
+    assert "workers='ray' needs Ray: pip install 'secateurs[cluster]'" in ran.err
+
+
+def test_without_torch_pruning_that_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("secateurs.studies.comparison.peers.find_spec", lambda name: None)
+    ran = run(*JOB, "--method", "torch-pruning:group-l2", "--out", tmp_path / "r")
+    assert ran.status == 2
+    assert "torch-pruning is not installed: pip install torch-pruning, or leave this method out." in ran.err
+
+
+def test_weights_are_asked_for(run, tmp_path):
+    ran = run("compare", "zoo:small_cnn", "--data", "digits", "--out", tmp_path / "r")
+    assert ran.status == 2
+    assert "zoo:small_cnn without --weights is untrained" in ran.err
+
+
+def test_options_in_a_file(run, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"model": NET, "method": ["l2", "aofp theta=0.02"], "macs": [0.5, 0.3], "out": "o"}))
+    ran = run("compare", "--config", file, "--print-config")
+    assert ran.status == 0, ran.err
+    found = yaml.safe_load(ran.out)
+    assert found["method"] == ["l2", "aofp theta=0.02"]
+    assert found["macs"] == [0.5, 0.3]
+    assert sc.compare.__name__ == "compare"
