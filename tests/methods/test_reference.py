@@ -1,4 +1,4 @@
-"""Criteria against references worked out otherwise, in float64, on networks of every kind of layer; and what must not matter to them."""
+"""Criteria against references in float64 on a network with every kind of layer, and what must not matter to them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def batches(labels: bool = True) -> list[Any]:
 
 def task(net: nn.Module, labels: bool = True) -> Task:
     x = torch.zeros(1, 3, SIZE, SIZE)
-    return Task(net, sc.trace(net, x), sc.Budget(macs=0.5), "all", data=sc.Data(train=batches(labels)), example_inputs=x)
+    return Task(
+        net, sc.trace(net, x), sc.Budget(macs=0.5), "all", data=sc.Data(train=batches(labels)), example_inputs=x
+    )
 
 
 def scores(method: str | Criterion, t: Task) -> dict[str, Tensor]:
@@ -85,13 +87,26 @@ def together() -> tuple[Tensor, Tensor]:
 def group_magnitude(net: Mixed, p: int) -> dict[str, Tensor]:
     """By layer, as one would write it down for this network."""
     w = {name: (x.double().abs() ** p).detach() for name, x in net.named_parameters()}
-    halves = torch.arange(12).view(2, 6).T  # the grouped convolution's channels are cut in pairs, if the next one reads both
+    halves = (
+        torch.arange(12).view(2, 6).T
+    )  # the grouped convolution's channels are cut in pairs, if the next one reads both
     assert halves.shape == (6, 2)
     norm = {name: w.get(f"{name}.weight", torch.zeros(())) for name in ("na", "nb", "ng")}
-    a = w["a.weight"].sum((1, 2, 3)) + w["b.weight"].sum((1, 2, 3)) + w["b.weight"].sum((0, 2, 3)) + norm["na"] + norm["nb"]
+    a = (
+        w["a.weight"].sum((1, 2, 3))
+        + w["b.weight"].sum((1, 2, 3))
+        + w["b.weight"].sum((0, 2, 3))
+        + norm["na"]
+        + norm["nb"]
+    )
     reads = w["grouped.weight"].sum((0, 2, 3))  # (4,): both of its groups read the k-th channel of their half
     a = (a[:4] + a[4:]) + reads
-    g = w["grouped.weight"].sum((1, 2, 3)) + norm["ng"] + w["depthwise.weight"].sum((1, 2, 3)) + w["up.weight"].sum((1, 2, 3))
+    g = (
+        w["grouped.weight"].sum((1, 2, 3))
+        + norm["ng"]
+        + w["depthwise.weight"].sum((1, 2, 3))
+        + w["up.weight"].sum((1, 2, 3))
+    )
     g = g[:6] + g[6:]
     up = w["up.weight"].sum((0, 2, 3)) + w["fc.weight"].view(6, 5, 9).sum((0, 2))
     fc = w["fc.weight"].sum(1) + w["out.weight"].sum(0)

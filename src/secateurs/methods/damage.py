@@ -1,4 +1,4 @@
-"""What is lost when channels are cut and the layers that read them are solved again: least squares, one channel after another."""
+"""What is lost when channels are cut, one after another, and the layers that read them are solved again by least squares."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from secateurs.recovery.reconstruct.watch import Key, Watch
 
 @register("damage")
 class Damage(Watching):
-    """What the layers that read a channel lose without it, after their other weights are solved again by least squares, as
-    `Reconstruct` does: the share of their outputs' variance that is not explained any more (optimal brain surgeon, Hassibi and
-    Stork, 1993, on channels; ThiNet, Luo et al., ICCV 2017).
+    """What a cut loses even after least-squares reconstruction (ThiNet, Luo et al., ICCV 2017; the optimal brain surgeon,
+    Hassibi and Stork, 1993): the share of the variance of its consumers' outputs that they cannot explain without the
+    channel, however their other weights are chosen. `Reconstruct` then chooses them so.
 
-    Channels of a group go one by one, the one that does the least damage first, each measured with those before it gone. The score is
-    what a channel adds to the damage. A constant is free, as a bias or a norm can hold it. Scores are shares, and comparable between
-    groups; several consumers are added up.
+    The channels of a group are removed one by one, the one that does the least damage first, each measured with those before it
+    gone. The score is what a channel adds to the damage. A constant is free, as a bias or a norm can hold it. Scores are
+    comparable between groups; several consumers are added up.
     """
 
     comparable: ClassVar[bool] = True
@@ -57,9 +57,9 @@ class Damage(Watching):
         for slot in group.slots:
             if slot.consumes and slot.param not in layers:
                 raise ConfigError(
-                    f"damage: {slot.param}, which reads the channels of {group.name}, was not read by a convolution or a linear "
-                    "layer, so that it cannot be solved by least squares; choose another criterion, or leave the group out by "
-                    "exclude=."
+                    f"damage: {slot.param}, which reads the channels of {group.name}, is not the weight of a convolution or a "
+                    "linear layer that ran, so it cannot be solved by least squares: choose another criterion, or exclude the "
+                    "layer."
                 )
         return [layers[slot.param].system(slot, self.ridge) for slot in group.slots if slot.consumes]
 

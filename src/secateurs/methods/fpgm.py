@@ -11,10 +11,10 @@ from secateurs.methods.registry import register
 
 @register("fpgm")
 class FPGM(Criterion):
-    """Sum of the Euclidean distances from a channel's filters to those of all other channels of its group (He et al., CVPR 2019):
-    the filters closest to the geometric median are cut first, as the others can represent them.
+    """Sum of a filter's Euclidean distances to all others of its group (He et al., CVPR 2019): those near the geometric median
+    are cut first, as the others can represent them.
 
-    A channel that several layers make is one point with the filters of all of them. The norm of a filter does not count by itself.
+    A channel that several layers make is one point with the filters of all of them.
     """
 
     def scores(self, task: Task) -> dict[str, Tensor]:

@@ -85,10 +85,10 @@ class Taylor(_GateGradients):
 
 @register("fisher")
 class Fisher(_GateGradients):
-    """Second-order estimate of the change in loss from cutting a channel, by the Fisher information of a gate on it: the mean of
-    (Σ activation · gradient)² over examples (Theis et al., 2018; Group Fisher, Liu et al., ICML 2021).
+    """Second-order estimate of the change in loss from cutting a channel: the mean square of Σ activation · gradient over
+    examples, the Fisher information of a gate on it (Theis et al., 2018; Group Fisher, Liu et al., ICML 2021).
 
-    Scores are changes in loss, and comparable between groups. `cost=1` divides them by what a channel costs, as both papers do.
+    Scores are comparable between groups. `cost=1` divides them by what a channel costs, as Group Fisher does.
     If a channel is consumed by code rather than by a module, gradients of whole batches are used instead of per-example
     gradients.
     """
@@ -102,8 +102,10 @@ class Fisher(_GateGradients):
 
 @register("group-taylor")
 class GroupTaylor(Watching):
-    """First-order estimate of the change in loss, weight by weight over all layers of a group: Σ |weight · gradient| (Molchanov et
-    al., CVPR 2019), of those that make the channels, those that read them, and norms, as DepGraph counts them. Biases do not count.
+    """First-order estimate of the change in loss, weight by weight: Σ |weight · gradient| (Molchanov et al., CVPR 2019) over
+    all layers of a group, those that make the channels, those that read them, and norms, as `group-l2` counts them.
+
+    Biases do not count. The gradient is that of the mean loss of all examples.
     """
 
     reads_labels: ClassVar[bool] = True

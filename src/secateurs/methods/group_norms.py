@@ -35,8 +35,8 @@ class GroupL2(Criterion):
 
 @register("lamp")
 class LAMP(Criterion):
-    """Squared weights of a channel as a share of those of all channels of its group that are at least as large (Lee et al., ICLR
-    2021): the network's distortion if the smaller ones are gone already. Weights are counted as `group-l2` counts them.
+    """Squared weights of a channel as a share of those of all channels of its group that are no smaller (Lee et al., ICLR
+    2021): the distortion of the layer if the smaller ones are gone already. Weights are counted as `group-l2` counts them.
 
     The paper scores single weights. Scores are comparable between groups: the largest channel of each has score 1.
     """
