@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.methods.damage import Damage, System, greedy
+from secateurs.methods.damage import Damage, inputs
+from secateurs.methods.damage.removal import System, greedy
 from secateurs.methods.method import Task
 
 M = 200
@@ -185,6 +186,30 @@ def _taps(layer: Any, x: Tensor) -> Tensor:
         convolve = F.conv_transpose2d if isinstance(layer, nn.ConvTranspose2d) else F.conv2d
         found.append(convolve(x, w, stride=layer.stride, padding=layer.padding).flatten())
     return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize("outputs", [5, 200])
+def test_wide_layers_scale_what_channels_contribute(outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flattened map, by least squares for one factor for each channel; many outputs are projected."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Tanh(), nn.Flatten(), nn.Linear(36, outputs), nn.Tanh())
+    net = net.append(nn.Linear(outputs, 2)).eval()
+    x = torch.randn(50, 2, 3, 3)
+    with torch.no_grad():  # the second half of channel 1's contribution is channel 0's
+        net[0].weight[1], net[0].bias[1] = net[0].weight[0], net[0].bias[0]
+        net[3].weight.view(outputs, 4, 9)[:, 1] = 2 * net[3].weight.view(outputs, 4, 9)[:, 0]
+    monkeypatch.setattr(inputs, "WIDE", 10)
+    t = task(net, x)
+    found = Damage(ridge=1e-9).scores(t)["0"]
+    net = net.double().requires_grad_(False)
+    a = net[:2](x.double()).flatten(2)  # (N, 4, 9)
+    z = torch.stack([a[:, c] @ net[3].weight.view(outputs, 4, 9)[:, c].mT for c in range(4)])
+    z = (z - z.mean(1, keepdim=True)).flatten(1).mT  # (samples · outputs, 4)
+    order = found.argsort().tolist()
+    assert order[0] in (0, 1)
+    for k in range(1, 4):
+        wanted = missed(z, torch.ones(4, 1, dtype=torch.float64), order[:k], 1e-9)
+        assert float(found[order[:k]].sum()) == pytest.approx(wanted, rel=1e-4 if outputs <= 64 else 0.5, abs=1e-6)
 
 
 def test_reconstruction_is_best_after_damage() -> None:
