@@ -17,8 +17,8 @@ from secateurs.methods.registry import register
 
 @register("group-l1")
 class GroupL1(Criterion):
-    """Sum of absolute weights over all layers of a group: those that make the channels, those that read them, and norms
-    (DepGraph, Fang et al., CVPR 2023). Biases do not count."""
+    """Sum of absolute weights over all layers of a group (DepGraph, Fang et al., CVPR 2023): those that make the channels,
+    those that read them, and norms. Biases do not count."""
 
     def scores(self, task: Task) -> dict[str, Tensor]:
         return {g.name: magnitudes(g, task.model, 1) for g in task.groups}
@@ -26,8 +26,8 @@ class GroupL1(Criterion):
 
 @register("group-l2")
 class GroupL2(Criterion):
-    """Sum of squared weights over all layers of a group: those that make the channels, those that read them, and norms
-    (DepGraph, Fang et al., CVPR 2023). Biases do not count."""
+    """Sum of squared weights over all layers of a group (DepGraph, Fang et al., CVPR 2023): those that make the channels,
+    those that read them, and norms. Biases do not count."""
 
     def scores(self, task: Task) -> dict[str, Tensor]:
         return {g.name: magnitudes(g, task.model, 2) for g in task.groups}

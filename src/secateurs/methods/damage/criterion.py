@@ -22,9 +22,9 @@ from secateurs.recovery.reconstruct.walk import Sampler
 
 @register("damage")
 class Damage(Watching):
-    """What a cut loses even after least-squares reconstruction (ThiNet, Luo et al., ICCV 2017; the optimal brain surgeon,
-    Hassibi and Stork, 1993): the share of the variance of its consumers' outputs that they cannot explain without the
-    channel, however their other weights are chosen. `Reconstruct` then chooses them so.
+    """What a cut loses even after least-squares reconstruction (ThiNet, Luo et al., ICCV 2017): the share of the
+    variance of its consumers' outputs that they cannot explain without the channel, however their other weights are chosen.
+    `Reconstruct` then chooses them so.
 
     The channels of a group are removed one by one, the one that does the least damage first, each measured with those before it
     gone. The score is what a channel adds to the damage. A constant is free, as a bias or a norm can hold it. Scores are
