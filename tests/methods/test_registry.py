@@ -136,7 +136,7 @@ def test_it_runs_from_the_command_line(name: str, package: Path) -> None:
 
 @pytest.mark.usefixtures("package")
 def test_a_subclass_of_a_built_in_method_has_a_name_of_its_own() -> None:
-    method = resolve("python:fpgm_package:Euclidean")
+    method = resolve("python:nearest_package:Euclidean")
     assert type(method).__name__ == "Euclidean"
     assert method.name != sc.L2().name
 
