@@ -31,9 +31,8 @@ class Reads(Watch):
         self._slots: dict[str, list[Slot]] = {}  # by weight
         for slot in (s for g in groups for s in g.slots if s.consumes):
             self._slots.setdefault(slot.param, []).append(slot)
-        self._inputs: dict[
-            str, _Inputs | list[_Contributions]
-        ] = {}  # by weight; contributions are those of a slot each
+        # By weight; contributions are those of a slot each.
+        self._inputs: dict[str, _Inputs | list[_Contributions]] = {}
 
     def __contains__(self, weight: str) -> bool:
         return weight in self._inputs
