@@ -62,6 +62,6 @@ def weights(group: ChannelGroup, model: nn.Module) -> Iterator[Slot]:
 
 def relative_to_larger(squares: Tensor) -> Tensor:
     """Each value as a share of the sum of all that are no smaller: (size,), at most 1. Equal values are taken in order."""
-    values, order = squares.double().sort(stable=True)
+    values, order = squares.cpu().double().sort(stable=True)
     larger = values.flip(0).cumsum(0).flip(0)
     return torch.zeros_like(values).scatter(0, order, values / larger.clamp(min=torch.finfo(values.dtype).tiny))
