@@ -77,7 +77,7 @@ def bench(
     save
         keep the times in the artifact's folder, as bench.json, where `secateurs report` finds them; replaces earlier ones
     """
-    from secateurs.artifact.timings import save_timings
+    from secateurs.artifact import save_timings
     from secateurs.deploy import Target
     from secateurs.deploy import bench as measure
     from secateurs.report.curves import can_plot

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from secateurs import artifact
-from secateurs.artifact import Card, Figures
+from secateurs.artifact import TIMINGS, Card, Figures, Timings, read_timings
 from secateurs.artifact.fields import plain
 from secateurs.artifact.history import records
-from secateurs.artifact.timings import TIMINGS, Timings, read_timings
 from secateurs.errors import ArtifactError
 from secateurs.files import shown
 from secateurs.plans import Plan
