@@ -18,8 +18,10 @@ from secateurs.graph.flow import Flow
 from secateurs.graph.naming import named_tensors as named_tensors
 from secateurs.graph.owners import Count, Owners
 from secateurs.graph.reasons import Kind, Reason
+from secateurs.markup import html_table
 
 Array = np.ndarray
+LISTED = 60  # groups that a notebook shows
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -114,6 +116,11 @@ class ChannelGroup:
         return torch.cat([w.float() for w in self.weights(model, bias)], dim=1)
 
 
+def _names(layers: Sequence[str], most: int = 3) -> str:
+    more = len(layers) - most
+    return ", ".join(layers[:most]) + (f" +{more}" if more > 0 else "")
+
+
 def _parametrized(path: str) -> str:
     """The module whose parametrization this module is a part of, or the module itself."""
     return "" if path.startswith("parametrizations.") else path.partition(".parametrizations.")[0]
@@ -176,6 +183,24 @@ class ChannelGraph:
     def __repr__(self) -> str:
         prunable = sum(g.prunable for g in self.groups)
         return f"ChannelGraph({len(self.groups)} groups, {prunable} prunable, {self.cost().macs:,} MACs)"
+
+    def _repr_html_(self) -> str:
+        """The groups in a notebook: what can be cut, and why the rest cannot."""
+        rows = [
+            (
+                g.name,
+                f"{g.size:,}",
+                "yes" if g.prunable else "no",
+                g.reason or "",
+                _names(g.producers),
+                _names(g.consumers),
+            )
+            for g in self.groups[:LISTED]
+        ]
+        if (more := len(self.groups) - LISTED) > 0:
+            rows.append((f"… and {more} more", "", "", "", "", ""))
+        heads = ("group", "channels", "can be cut", "why not", "producers", "consumers")
+        return html_table(heads, rows, caption=repr(self), right=(1,))
 
     def index(self, name: str) -> int:
         """Position of a group in `groups` and in width vectors. name: the group's, or that of a layer that produces it."""
