@@ -22,6 +22,7 @@ from secateurs.artifact.folder import (
 from secateurs.artifact.saving import STAGED, save
 from secateurs.artifact.signature import InputRecord, Signature
 from secateurs.artifact.state import check_state, weights_digest
+from secateurs.artifact.timings import TIMINGS, Timings, read_timings, save_timings
 
 __all__ = [
     "CARD",
@@ -29,12 +30,14 @@ __all__ = [
     "NEW",
     "PLAN",
     "STAGED",
+    "TIMINGS",
     "Card",
     "Earlier",
     "Figures",
     "InputRecord",
     "Signature",
     "Source",
+    "Timings",
     "check_state",
     "digest",
     "exists",
@@ -43,8 +46,10 @@ __all__ = [
     "networks",
     "place",
     "read",
+    "read_timings",
     "remove",
     "restored",
     "save",
+    "save_timings",
     "weights_digest",
 ]

@@ -237,10 +237,11 @@ class Cut:
         if earlier is None:
             earlier = stages.earlier(artifact.read(self.network.name)[1]) if self.network.is_artifact else ()
         done = RunResult(
-            **{f.name: getattr(result, f.name) for f in fields(Result)},
+            **{f.name: getattr(result, f.name) for f in fields(Result) if f.name != "settings"},
             earlier=earlier,
             seconds=round(time.perf_counter() - began, 1),
             settings={
+                **result.settings,
                 **self.purpose.card(),
                 "data": self.data.record(ready.data),
                 "budget": record["budget"],
