@@ -21,6 +21,7 @@ from secateurs.studies.comparison import read_comparison
 from secateurs.studies.comparison.bench import Bench
 from secateurs.studies.comparison.compute import divided, recovery_cost, search_cost, shared, width_of
 from secateurs.studies.comparison.contestants import Cell, Contestant, recipes
+from secateurs.studies.comparison.crew import devices
 from secateurs.studies.comparison.result import Spread
 from secateurs.studies.comparison.work import Network, Work
 from tests.studies.comparing import DATA, DEAD, MODEL, batches, run, tiny
@@ -242,6 +243,46 @@ def test_a_module_travels_between_processes_in_memory(tmp_path: Path) -> None:
     here = sc.compare(model, data=batches(), **options)
     there = sc.compare(model, data=batches(), processes=2, **options)
     assert there.table() == here.table()
+
+
+def test_a_metric_of_the_users_own(tmp_path: Path) -> None:
+    def margin(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs.topk(2).values.diff().abs().mean()
+
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "methods": ["l2"],
+        "budgets": [0.5],
+        "seeds": 1,
+        "epochs": 0.5,
+        "metrics": {"margin": margin},
+    }
+    found = sc.compare(tiny(), data=batches(), report=lambda line: None, folder=tmp_path, **options)
+    assert (found.figure, found.heading) == ("margin", "margin")
+    assert found.rows[0].recovered.mean == found.cells[0].figures["recovered"]["metrics"]["margin"]
+    assert "recovered: margin" in found.table()
+    assert read_comparison(tmp_path).table() == found.table()
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "expected"),
+    [
+        (None, None, ["cuda:0", "cuda:1"]), (None, 3, ["cuda:0", "cuda:1", "cuda:0"]), ("cuda", None, ["cuda"]),
+        ("cuda", 2, ["cuda:0", "cuda:1"]), ("cuda:1", 2, ["cuda:1"] * 2), ("cpu", None, ["cpu"]), ("cpu", 2, ["cpu"] * 2),
+    ],
+)  # fmt: skip
+def test_a_process_for_each_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, processes: int | None, expected: list[str]
+) -> None:
+    monkeypatch.delenv("SECATEURS_DEVICE")
+    monkeypatch.setattr("secateurs.studies.comparison.crew.accelerator", lambda: torch.device("cuda:0"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert devices(device, processes) == expected
+
+
+def test_one_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateurs.studies.comparison.crew.accelerator", lambda: None)
+    assert devices(None, None) == [None]
 
 
 # -- what is said before ------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from secateurs.studies.comparison.compute import (
     shared,
     width_of,
 )
-from secateurs.studies.comparison.contestants import Cell
+from secateurs.studies.comparison.contestants import Cell, budget_text
 from secateurs.studies.comparison.peers import TorchPruning
 from secateurs.studies.comparison.work import Work
 from secateurs.training import CrossEntropy, Objective, Phase
@@ -118,7 +118,7 @@ class Bench:
             try:
                 self._task(method, cell, graph, scope)
             except SecateursError as error:
-                raise error.within(f"{cell.contestant.label}, {cell.budget}: ") from error
+                raise error.within(f"{cell.contestant.label}, {budget_text(cell.budget)}: ") from error
 
     def _task(self, method: Method, cell: Cell, graph: Any, scope: Any) -> Task:
         limits = Limits(**{name: self.work.options[name] for name in LIMITS if name in self.work.options})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from secateurs.artifact import Figures
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting, nearest
+from secateurs.files import dump_json
 from secateurs.methods import Method
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_scope
@@ -241,6 +244,7 @@ class _Run:
 
     def _finish(self, i: int, record: Record) -> None:
         cell = self.cells[i]
+        record = json.loads(dump_json(record))  # as it is read from a file, numbers that are not finite included
         figures = record.get("figures")
         seconds = record.get("seconds") if figures is None else figures["seconds"]
         found = Outcome(
@@ -326,6 +330,8 @@ def _check(epochs: Any, search: Any, unit: Any, processes: Any, minutes: Any, wo
     def positive(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("A comparison starts its own processes: run it in one, without torchrun, with processes=…")
     if not positive(epochs):
         raise ConfigError(Setting("epochs", epochs), ": the compute of a cell must be a number of passes above 0.")
     if search is not None and not (positive(search) and search < 1):

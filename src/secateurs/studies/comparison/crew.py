@@ -120,7 +120,7 @@ class Processes:
         threads = max(1, torch.get_num_threads() // self.size)
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._packed, device, threads), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, self._packed, device, threads))
         process.start()
         theirs.close()
         worker = Worker(process, ours, device)
@@ -247,9 +247,11 @@ def _once(make: Callable[[], Bench]) -> Callable[[], Bench]:
 
 
 def devices(device: str | torch.device | None, processes: int | None) -> list[str | None]:
-    """The device of each process. None: all accelerators, a process each, or else one process on the CPU."""
-    there = accelerator()
-    if device is not None or os.environ.get(VARIABLE) or there is None:
-        return [None if device is None else str(device)] * (processes or 1)
+    """The device of each process. None: all accelerators, a process each, or else one process on the CPU. Several processes on
+    `cuda` have a GPU each as far as there are enough, and all of them share `cuda:1`."""
+    there, named = accelerator(), None if device is None else str(device)
+    chosen = named is None and not os.environ.get(VARIABLE)
+    if there is None or not (chosen or (named == there.type and processes is not None)):
+        return [named] * (processes or 1)
     count = torch.accelerator.device_count()
     return [f"{there.type}:{i % count}" for i in range(processes or count)]

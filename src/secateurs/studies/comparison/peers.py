@@ -23,7 +23,7 @@ from secateurs.training import CrossEntropy
 from secateurs.training import batches as B
 
 FAMILY, OWN = "torch-pruning", "own"
-STEPS = 12  # of the search for the ratio that meets a budget
+STEPS = 10  # of the search for the ratio that meets a budget
 
 Importance = Literal["group-l1", "group-l2", "l1", "l2", "lamp", "fpgm", "bn-scale", "taylor", "random"]
 

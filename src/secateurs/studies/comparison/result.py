@@ -95,10 +95,15 @@ class Comparison:
     @property
     def figure(self) -> str:
         """What is compared: top-1, or the task's or the user's own metric, or the loss."""
+        primary, metrics = (
+            str(self.settings.get("primary", "top1")),
+            {} if self.original is None else self.original.metrics,
+        )
+        if primary in metrics:
+            return primary
         if self.original is None or self.original.top1 is not None:
             return "top1"
-        primary = str(self.settings.get("primary"))
-        return primary if primary in self.original.metrics else next(iter(self.original.metrics), "loss")
+        return next(iter(metrics), "loss")
 
     @property
     def rows(self) -> tuple[Row, ...]:
