@@ -13,7 +13,8 @@ from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from secateurs.cli import config
 from secateurs.cli.bench import bench
-from secateurs.cli.compare import compare_criteria
+from secateurs.cli.compare import compare
+from secateurs.cli.compare_criteria import compare_criteria
 from secateurs.cli.demo import demo
 from secateurs.cli.env import env
 from secateurs.cli.evaluate import evaluate
@@ -39,7 +40,7 @@ app = App(
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
-for verb in (demo, methods, inspect, prune, redesign, evaluate, bench, export, report, compare_criteria, env):
+for verb in (demo, methods, inspect, prune, redesign, evaluate, bench, export, report, compare, compare_criteria, env):
     app.command(verb)
 
 
