@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from secateurs.result import Figures, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
+    from secateurs.studies.sensitivity import Sensitivity, sensitivity
     from secateurs.surgery import apply, cut_, reinitialize, verify
 
 __all__ = [
@@ -100,6 +101,7 @@ __all__ = [
     "RedesignTraining",
     "Result",
     "SecateursError",
+    "Sensitivity",
     "SpecError",
     "Stage",
     "StripeConv2d",
@@ -127,6 +129,7 @@ __all__ = [
     "register",
     "register_rule",
     "reinitialize",
+    "sensitivity",
     "tasks",
     "trace",
     "tune",
@@ -153,6 +156,7 @@ _HOMES = {
     "secateurs.result": "Figures Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",
+    "secateurs.studies.sensitivity": "Sensitivity sensitivity",
     "secateurs.surgery": "apply cut_ reinitialize verify",
     "secateurs.tasks": "tasks",
 }

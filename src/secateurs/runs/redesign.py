@@ -24,7 +24,7 @@ from secateurs.files import check_writable, dump_json, read_json, shown
 from secateurs.graph import Cost
 from secateurs.keywords import explained
 from secateurs.methods import Method, Task, resolve
-from secateurs.methods.limits import Counts, Fractions, Layers, Limits
+from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
 from secateurs.plans import PrunableGraph, trace
 from secateurs.report import count
@@ -97,7 +97,7 @@ class RedesignRun:
     scope: Scope | None = None
     exclude: Layers = ()
     only: Layers | None = None
-    ratios: Fractions | None = None
+    ratios: Ratios | None = None
     min_channels: int | Counts | None = None
     max_cut: float | Fractions | None = None
     from_base: bool = False

@@ -1,4 +1,4 @@
-"""Studies of criteria and layers: removing channels one by one."""
+"""Studies of criteria, layers and networks."""
 
 from secateurs.studies.removal import Curve, criteria, one_by_one
 
