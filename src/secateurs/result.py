@@ -18,6 +18,7 @@ from secateurs.errors import ArtifactError
 from secateurs.methods.method import Method
 from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
+from secateurs.report import modelcard
 from secateurs.report.figures import number
 from secateurs.version import __version__
 
@@ -54,14 +55,15 @@ class Result:
         return f"Result({self.method.name}: {', '.join(parts)}, error {self.error:.1e})"
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`.
+        """Save as an artifact: plan.json, model.safetensors, card.json, and README.md, a model card for the Hugging Face Hub,
+        to which the folder can be uploaded as it is. See `secateurs.load`. A README.md of your own is kept.
 
         overwrite: replace an existing artifact in the folder, atomically.
 
         Raises ArtifactError if the folder holds an artifact and `overwrite` is not set, or files with these names that
         are not an artifact's.
         """
-        return artifact.save(folder, self.model, self.plan, self.card(), overwrite=overwrite)
+        return artifact.save(folder, self.model, self.plan, self.card(), overwrite=overwrite, describe=modelcard.text)
 
     def deploy(self, example_inputs: Any = None, *, seconds: float = 1.0) -> nn.Module:
         """A copy of the network for inference: an ordinary module that computes the same, faster. Branches are merged where the

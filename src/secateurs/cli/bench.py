@@ -54,7 +54,7 @@ def bench(
     Parameters
     ----------
     artifact
-        the folder of a pruned network
+        the folder of a pruned network, or hf:USER/NAME on the hub
     target
         torch-cpu, torch-cuda, onnxruntime or openvino; may be given several times
     batch

@@ -26,7 +26,7 @@ from secateurs.methods.rounds import ONE_ROUND, Rounds
 from secateurs.models import load
 from secateurs.plans import PrunableGraph, trace
 from secateurs.recovery import Recover
-from secateurs.report import count
+from secateurs.report import count, modelcard
 from secateurs.report.curves import can_plot
 from secateurs.result import Result
 from secateurs.runs import stages
@@ -249,7 +249,9 @@ class Cut:
             },
         )
         if first():
-            artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True)
+            artifact.save(
+                self.folder.folder, done.model, done.plan, done.card(), overwrite=True, describe=modelcard.text
+            )
             self._draw(network, done.model, ready.data)
             self.folder.finish(record)
             self._judge(done, ready.objective)

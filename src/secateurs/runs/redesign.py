@@ -27,7 +27,7 @@ from secateurs.methods import Method, Task, resolve
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
 from secateurs.plans import PrunableGraph, trace
-from secateurs.report import count
+from secateurs.report import count, modelcard
 from secateurs.result import Result
 from secateurs.runs.cut import pick_device
 from secateurs.runs.folder import OVERWRITE, RunFolder, write
@@ -377,8 +377,8 @@ class _Stages:
 
     def _save(self, name: str, network: nn.Module, result: Result, card: dict[str, Any], began: float) -> None:
         if first():
-            seconds = round(time.perf_counter() - began, 1)
-            artifact.save(self.folder.folder / name, network, result.plan, {**card, "seconds": seconds}, overwrite=True)
+            place, card = self.folder.folder / name, {**card, "seconds": round(time.perf_counter() - began, 1)}
+            artifact.save(place, network, result.plan, card, overwrite=True, describe=modelcard.text)
 
     def _found(self, graph: PrunableGraph, result: Result) -> dict[str, list[int]]:
         """Layer → channels of the base, of the scaled network, of the one found."""
