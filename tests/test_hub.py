@@ -205,6 +205,10 @@ def test_the_command_line(
     assert json.loads(capsys.readouterr().out)["artifact"] == "hf:me/net"
     assert main(["export", "hf:me/net", "--to", "pt2"]) == 0
     assert (tmp_path / "model.pt2").exists()
+    assert main(["report", "hf:me/net"]) == 0
+    assert (tmp_path / "report.html").exists()
+    assert main(["bench", "hf:me/net", "--save"]) == 2
+    assert "--save" in capsys.readouterr().err
     assert main(["evaluate", "hf:me/other"]) == 1
     assert "is not in the local cache" in capsys.readouterr().err
     assert not (tmp_path / "hf:me").exists()

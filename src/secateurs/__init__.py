@@ -30,14 +30,21 @@ if TYPE_CHECKING:
     from secateurs.masking import mask
     from secateurs.methods import (
         AOFP,
+        FPGM,
         L1,
         L2,
+        LAMP,
         NPN,
         PFF,
         APoZ,
         BNScale,
         Criterion,
+        Damage,
         EPruner,
+        Fisher,
+        GroupL1,
+        GroupL2,
+        GroupTaylor,
         Index,
         L2Stripes,
         Limits,
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
         Random,
         Taylor,
         TrainingMethod,
+        Variance,
         methods,
         register,
     )
@@ -61,8 +69,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AOFP",
+    "FPGM",
     "L1",
     "L2",
+    "LAMP",
     "NPN",
     "PFF",
     "APoZ",
@@ -75,6 +85,7 @@ __all__ = [
     "ConfigError",
     "Cost",
     "Criterion",
+    "Damage",
     "Data",
     "DataError",
     "DataSpec",
@@ -82,6 +93,10 @@ __all__ = [
     "EPruner",
     "ExportError",
     "Figures",
+    "Fisher",
+    "GroupL1",
+    "GroupL2",
+    "GroupTaylor",
     "Index",
     "L2Stripes",
     "Limits",
@@ -110,6 +125,7 @@ __all__ = [
     "TraceError",
     "TrainingError",
     "TrainingMethod",
+    "Variance",
     "VerificationError",
     "__version__",
     "adapters",
@@ -147,8 +163,8 @@ _HOMES = {
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (
-        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Limits Method OneStep Oracle Random Taylor "
-        "TrainingMethod methods register"
+        "AOFP FPGM L1 L2 LAMP NPN PFF APoZ BNScale Criterion Damage EPruner Fisher GroupL1 GroupL2 GroupTaylor Index L2Stripes "
+        "Limits Method OneStep Oracle Random Taylor TrainingMethod Variance methods register"
     ),
     "secateurs.models": "build card load",
     "secateurs.plans": "Plan trace",

@@ -25,6 +25,7 @@ from secateurs.artifact.hub import on_hub
 from secateurs.artifact.saving import STAGED, save
 from secateurs.artifact.signature import InputRecord, Signature
 from secateurs.artifact.state import check_state, weights_digest
+from secateurs.artifact.timings import TIMINGS, Timings, read_timings, save_timings
 
 __all__ = [
     "CARD",
@@ -33,12 +34,14 @@ __all__ = [
     "PLAN",
     "README",
     "STAGED",
+    "TIMINGS",
     "Card",
     "Earlier",
     "Figures",
     "InputRecord",
     "Signature",
     "Source",
+    "Timings",
     "check_state",
     "digest",
     "exists",
@@ -49,8 +52,10 @@ __all__ = [
     "on_hub",
     "place",
     "read",
+    "read_timings",
     "remove",
     "restored",
     "save",
+    "save_timings",
     "weights_digest",
 ]

@@ -22,6 +22,7 @@ from secateurs.cli.inspect import inspect
 from secateurs.cli.methods import methods
 from secateurs.cli.prune import prune
 from secateurs.cli.redesign import redesign
+from secateurs.cli.report import report
 from secateurs.cli.sensitivity import sensitivity
 from secateurs.cli.spelling import option
 from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError
@@ -39,7 +40,20 @@ app = App(
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
-for verb in (demo, methods, inspect, prune, redesign, evaluate, bench, export, sensitivity, compare_criteria, env):
+for verb in (
+    demo,
+    methods,
+    inspect,
+    prune,
+    redesign,
+    evaluate,
+    bench,
+    export,
+    report,
+    sensitivity,
+    compare_criteria,
+    env,
+):
     app.command(verb)
 
 

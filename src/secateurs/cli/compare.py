@@ -47,7 +47,7 @@ def compare_criteria(
     $ secateurs compare-criteria zoo:small_cnn \\
           --weights runs/digits/pretrained.safetensors \\
           --data digits --normalize none --layer conv1 --out runs/conv1
-    [1/10] oracle
+    [1/18] oracle
     ...
     criterion         area  1/4 gone    1/2    3/4   images   time
     ──────────────────────────────────────────────────────────────
@@ -61,6 +61,7 @@ def compare_criteria(
     bn-scale         77.24     95.82  84.68  82.17        0  0.0 s
     random           51.94     99.44  41.23   9.75        0  0.0 s
     index            62.28     84.12  72.70  38.44        0  0.0 s
+    ...
 
     zoo:small_cnn, conv1: 40 channels, top-1 99.72 with all of them
     saved to runs/conv1: curves.json and curves.png

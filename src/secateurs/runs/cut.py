@@ -26,9 +26,9 @@ from secateurs.methods.rounds import ONE_ROUND, Rounds
 from secateurs.models import load
 from secateurs.plans import PrunableGraph, trace
 from secateurs.recovery import Recover
-from secateurs.report import count, modelcard
+from secateurs.report import count
 from secateurs.report.curves import can_plot
-from secateurs.result import Result
+from secateurs.result import Result, described
 from secateurs.runs import stages
 from secateurs.runs.folder import FOLDER, OVERWRITE, PICTURE, RESUME, RunFolder
 from secateurs.runs.purpose import Purpose
@@ -237,10 +237,11 @@ class Cut:
         if earlier is None:
             earlier = stages.earlier(artifact.read(self.network.name)[1]) if self.network.is_artifact else ()
         done = RunResult(
-            **{f.name: getattr(result, f.name) for f in fields(Result)},
+            **{f.name: getattr(result, f.name) for f in fields(Result) if f.name != "settings"},
             earlier=earlier,
             seconds=round(time.perf_counter() - began, 1),
             settings={
+                **result.settings,
                 **self.purpose.card(),
                 "data": self.data.record(ready.data),
                 "budget": record["budget"],
@@ -249,9 +250,7 @@ class Cut:
             },
         )
         if first():
-            artifact.save(
-                self.folder.folder, done.model, done.plan, done.card(), overwrite=True, describe=modelcard.text
-            )
+            artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True, describe=described)
             self._draw(network, done.model, ready.data)
             self.folder.finish(record)
             self._judge(done, ready.objective)

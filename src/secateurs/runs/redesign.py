@@ -27,8 +27,8 @@ from secateurs.methods import Method, Task, resolve
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
 from secateurs.plans import PrunableGraph, trace
-from secateurs.report import count, modelcard
-from secateurs.result import Result
+from secateurs.report import count
+from secateurs.result import Result, described
 from secateurs.runs.cut import pick_device
 from secateurs.runs.folder import OVERWRITE, RunFolder, write
 from secateurs.runs.prune import silent
@@ -378,7 +378,7 @@ class _Stages:
     def _save(self, name: str, network: nn.Module, result: Result, card: dict[str, Any], began: float) -> None:
         if first():
             place, card = self.folder.folder / name, {**card, "seconds": round(time.perf_counter() - began, 1)}
-            artifact.save(place, network, result.plan, card, overwrite=True, describe=modelcard.text)
+            artifact.save(place, network, result.plan, card, overwrite=True, describe=described)
 
     def _found(self, graph: PrunableGraph, result: Result) -> dict[str, list[int]]:
         """Layer → channels of the base, of the scaled network, of the one found."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from secateurs.artifact import Figures
 from secateurs.artifact.fields import AtLeastOne, Line
 from secateurs.errors import ArtifactError, ConfigError, Setting, nearest
 from secateurs.files import StrPath, check_format, dump_json, read_json, shown, write_whole
+from secateurs.markup import html_table, join, tag
 from secateurs.methods.limits import Exactly
 from secateurs.report import table
 from secateurs.report.figures import number
@@ -209,21 +209,17 @@ class Sensitivity(_Frozen):
     def _repr_html_(self) -> str:
         """A table with the colors of the picture, for notebooks."""
         heads = ["group", "channels", *(f"{share:.0%} cut" for share in self.shares), "keep"]
-        kept, drops = self.ratios(), self.drops()
-        top = self._scale()
-        rows = []
-        for group in self.groups:
-            cells = [
-                f'<td style="background:{_shade(drop, top)}">{html.escape(self._cell(cut))}</td>'
-                for cut, drop in zip(group.cuts, drops[group.name], strict=True)
-            ]
-            rows.append(
-                f'<tr><td style="text-align:left">{html.escape(shown(group.name))}</td><td>{group.size:,}</td>'
-                f"{''.join(cells)}<td>{kept[group.name]:.2f}</td></tr>"
+        kept, drops, top = self.ratios(), self.drops(), self._scale()
+        rows = [
+            (
+                shown(group.name), f"{group.size:,}",
+                *(tag("span", self._cell(cut), style=f"background:{_shade(drop, top)};padding:.2em .4em")
+                  for cut, drop in zip(group.cuts, drops[group.name], strict=True)),
+                f"{kept[group.name]:.2f}",
             )
-        caption = "<br>".join(map(html.escape, self.summary()))
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table><p>{caption}</p>"
+            for group in self.groups
+        ]  # fmt: skip
+        return html_table(heads, rows) + tag("p", join(tag("div", line) for line in self.summary()))
 
     def _scale(self) -> float:
         """The drop at the dark end of the colors."""
