@@ -20,7 +20,7 @@ WHAT = {
     "runs": "preflight, stages, folder, resume",
     "cutting": "one cut, or several rounds",
     "result": "what prune returns",
-    "studies": "comparisons, oracle curves",
+    "studies": "comparisons, sensitivity, oracle curves",
     "placement": "devices of a run",
     "methods": "which channels stay: criteria, and a folder for each paper",
     "recovery": "fine-tune, distill, mimic",

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
     from secateurs.studies.comparison import Comparison, compare
+    from secateurs.studies.sensitivity import Sensitivity, sensitivity
     from secateurs.surgery import apply, cut_, reinitialize, verify
 
 __all__ = [
@@ -117,6 +118,7 @@ __all__ = [
     "RedesignTraining",
     "Result",
     "SecateursError",
+    "Sensitivity",
     "SpecError",
     "Stage",
     "StripeConv2d",
@@ -146,6 +148,7 @@ __all__ = [
     "register",
     "register_rule",
     "reinitialize",
+    "sensitivity",
     "tasks",
     "trace",
     "tune",
@@ -173,6 +176,7 @@ _HOMES = {
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",
     "secateurs.studies.comparison": "Comparison compare",
+    "secateurs.studies.sensitivity": "Sensitivity sensitivity",
     "secateurs.surgery": "apply cut_ reinitialize verify",
     "secateurs.tasks": "tasks",
 }

@@ -181,7 +181,9 @@ def _type(setting: Option) -> Any:
     key, kind = setting.key, setting.kind
     text, several = {"type": "string"}, {"type": "array", "items": {"type": ["string", "number"]}}
     if get_origin(kind) is tuple and float in get_args(kind):
-        return Annotated[list[float], BeforeValidator(_numbers)]
+        number = {"type": "number"}
+        one_or_several = WithJsonSchema({"anyOf": [number, {"type": "array", "items": number}]})
+        return Annotated[list[float], BeforeValidator(_numbers), one_or_several]
     if get_origin(kind) is tuple:
         either = [text, several, *([{"type": "object"}, {"type": "number"}] if key in PAIRS else [])]
         return Annotated[
@@ -216,7 +218,7 @@ def _number(value: Any) -> Any:
 
 def _numbers(value: Any) -> Any:
     """One or several numbers, as a list of them."""
-    return [_number(item) for item in value] if isinstance(value, list) else [_number(value)]
+    return [_number(item) for item in (value if isinstance(value, list) else [value])]
 
 
 def _several(value: Any) -> Any:

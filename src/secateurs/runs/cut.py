@@ -28,7 +28,7 @@ from secateurs.plans import PrunableGraph, trace
 from secateurs.recovery import Recover
 from secateurs.report import count
 from secateurs.report.curves import can_plot
-from secateurs.result import Result
+from secateurs.result import Result, described
 from secateurs.runs import stages
 from secateurs.runs.folder import FOLDER, OVERWRITE, PICTURE, RESUME, RunFolder
 from secateurs.runs.purpose import Purpose
@@ -250,7 +250,7 @@ class Cut:
             },
         )
         if first():
-            artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True)
+            artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True, describe=described)
             self._draw(network, done.model, ready.data)
             self.folder.finish(record)
             self._judge(done, ready.objective)

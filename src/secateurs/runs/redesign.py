@@ -25,11 +25,11 @@ from secateurs.graph import Cost
 from secateurs.graph import count as counted
 from secateurs.keywords import explained
 from secateurs.methods import Method, Task, resolve
-from secateurs.methods.limits import Counts, Fractions, Layers, Limits
+from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
 from secateurs.plans import PrunableGraph, trace
 from secateurs.report import count
-from secateurs.result import Result
+from secateurs.result import Result, described
 from secateurs.runs.cut import pick_device
 from secateurs.runs.folder import OVERWRITE, RunFolder, write
 from secateurs.runs.prune import silent
@@ -99,7 +99,7 @@ class RedesignRun:
     scope: Scope | None = None
     exclude: Layers = ()
     only: Layers | None = None
-    ratios: Fractions | None = None
+    ratios: Ratios | None = None
     min_channels: int | Counts | None = None
     max_cut: float | Fractions | None = None
     from_base: bool = False
@@ -379,8 +379,8 @@ class _Stages:
 
     def _save(self, name: str, network: nn.Module, result: Result, card: dict[str, Any], began: float) -> None:
         if first():
-            seconds = round(time.perf_counter() - began, 1)
-            artifact.save(self.folder.folder / name, network, result.plan, {**card, "seconds": seconds}, overwrite=True)
+            place, card = self.folder.folder / name, {**card, "seconds": round(time.perf_counter() - began, 1)}
+            artifact.save(place, network, result.plan, card, overwrite=True, describe=described)
 
     def _found(self, graph: PrunableGraph, result: Result) -> dict[str, list[int]]:
         """Layer → channels of the base, of the scaled network, of the one found."""

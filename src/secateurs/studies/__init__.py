@@ -1,4 +1,4 @@
-"""Studies: comparisons of methods at equal compute, and removing the channels of one layer one by one."""
+"""Studies of methods, criteria and layers."""
 
 from secateurs.studies.comparison import Comparison, compare, read_comparison
 from secateurs.studies.removal import Curve, criteria, one_by_one
