@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from secateurs.result import Figures, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
+    from secateurs.studies.comparison import Comparison, compare
     from secateurs.studies.sensitivity import Sensitivity, sensitivity
     from secateurs.surgery import apply, cut_, reinitialize, verify
 
@@ -82,6 +83,7 @@ __all__ = [
     "BudgetError",
     "ChannelGraph",
     "ChannelGroup",
+    "Comparison",
     "ConfigError",
     "Cost",
     "Criterion",
@@ -135,6 +137,7 @@ __all__ = [
     "build",
     "calibrate",
     "card",
+    "compare",
     "count",
     "cut_",
     "export",
@@ -172,6 +175,7 @@ _HOMES = {
     "secateurs.result": "Figures Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",
+    "secateurs.studies.comparison": "Comparison compare",
     "secateurs.studies.sensitivity": "Sensitivity sensitivity",
     "secateurs.surgery": "apply cut_ reinitialize verify",
     "secateurs.tasks": "tasks",

@@ -13,7 +13,8 @@ from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from secateurs.cli import config
 from secateurs.cli.bench import bench
-from secateurs.cli.compare import compare_criteria
+from secateurs.cli.compare import compare
+from secateurs.cli.compare_criteria import compare_criteria
 from secateurs.cli.demo import demo
 from secateurs.cli.env import env
 from secateurs.cli.evaluate import evaluate
@@ -50,6 +51,7 @@ for verb in (
     bench,
     export,
     report,
+    compare,
     sensitivity,
     compare_criteria,
     env,

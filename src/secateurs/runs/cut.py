@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-import secateurs as sc
 from secateurs import artifact, recovery
+from secateurs.api import prune
 from secateurs.artifact import Earlier
 from secateurs.budget import Budget
 from secateurs.cutting import check_folder
@@ -209,7 +209,7 @@ class Cut:
         given = self.network.model
         network = given if isinstance(given, nn.Module) else self._trained(ready, resume)
         rewind(ready.data)
-        result = sc.prune(
+        result = prune(
             network,
             ready.inputs,
             self.method,
