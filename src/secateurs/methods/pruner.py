@@ -250,7 +250,7 @@ class TrainingMethod(Method):
         )  # fmt: skip
         try:
             for line in engine.fit(resume=task.resume):
-                task.log(line)
+                task.log({**line, "phase": self.name})
         finally:
             for teacher in teachers:
                 teacher.close()

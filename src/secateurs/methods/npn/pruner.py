@@ -32,6 +32,7 @@ class NPNPruner(Pruner):
     TURNS = 4  # in the search, at least: the pruner alone, both, …
     TRAVEL = 12.0  # how far the heads' learning rate moves a logit in the search if its gradient keeps its sign
     LINES = 20  # of the history, with the open share and the budget
+    BINS = 20  # of the histograms of gates, between 0 and 1
 
     def __init__(self, task: Task, config: Settings) -> None:
         super().__init__(task)
@@ -212,7 +213,12 @@ class NPNPruner(Pruner):
             line[name] = {"open": round(open[i], 4), "decided": round(decided[i], 4)}
             if self.controller is not None:
                 line[name]["target"] = round(self.controller.targets(self.steps / self.search)[i], 4)
+        line["histogram"] = self._histogram(self.policy.masked(torch.sigmoid(self.sharpness * self.policy.logits)))
         self.record.append(line)
+
+    def _histogram(self, gates: Tensor) -> list[int]:
+        """How many of these gates are in each of the bins between 0 and 1."""
+        return [int(n) for n in torch.histc(gates.detach().float().cpu(), self.BINS, 0, 1)]
 
     @property
     def _threshold(self) -> float:
@@ -227,7 +233,7 @@ class NPNPruner(Pruner):
         undecided = ((gate > 0.1) & (gate < 0.9)).float().mean()
         disagree = torch.where(policy.logits >= 0, 1 - policy.above, policy.above).mean()
         decided = policy.decided(threshold)
-        self.found = self._event(decided, undecided, disagree, policy.logits < threshold)
+        self.found = self._event(decided, undecided, disagree, policy.logits < threshold, gate)
         if self.task.budget is None and not self.config.hold:
             return
         policy.fix(threshold)
@@ -241,7 +247,9 @@ class NPNPruner(Pruner):
                 "gates decides which channels stay; in a longer run (epochs=…) the gates do."
             )
 
-    def _event(self, widths: np.ndarray, undecided: Tensor, disagree: Tensor, closed: Tensor) -> dict[str, Any]:
+    def _event(
+        self, widths: np.ndarray, undecided: Tensor, disagree: Tensor, closed: Tensor, gates: Tensor
+    ) -> dict[str, Any]:
         """What the gates are: the share of the cost at these widths, before any trimming to the budget."""
         shares = {n: round(share, 4) for n, share in zip(self.shares.figures, self.shares.of(widths), strict=True)}
         return {
@@ -249,6 +257,7 @@ class NPNPruner(Pruner):
             "undecided": round(float(undecided), 4), "disagree": round(float(disagree), 4),
             "lam": self.lam, "closed": int(closed.sum()), "of": len(closed), **shares,
             "short": self.found is not None and self.found["short"],
+            "histograms": {g.name: self._histogram(part) for g, part in zip(self.groups, gates.split(self.sizes), strict=True)},
         }  # fmt: skip
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -294,7 +303,7 @@ class NPNPruner(Pruner):
         disagree = ((gates < self.config.threshold) != closed).double().mean(1).sum()
         shares = self.mean(torch.stack([undecided, disagree])) / count
         widths = np.array([len(c) for c in self.policy.best(self.policy.split(means), self.config.threshold).values()])
-        self.found = self._event(widths, shares[0], shares[1], closed)
+        self.found = self._event(widths, shares[0], shares[1], closed, means)
         return means
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
