@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,8 +28,8 @@ def call(card: Card) -> str:
         first = "model = ...  # the trained network"
     else:
         options = {"num_classes": card.source.num_classes, **card.source.options}
-        given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
-        first = f'model = sc.build({spec!r}, weights="{WEIGHTS}"{given})'
+        given = "".join(f", {name}={literal(value)}" for name, value in options.items() if value is not None)
+        first = f'model = sc.build({literal(spec)}, weights="{WEIGHTS}"{given})'
     arguments = ["model", _inputs(card), *_arguments(card)]
     body = "".join(f"    {argument},\n" for argument in arguments)
     data = "data = sc.Data(train=..., val=...)\n" if _has_data(card) else ""
@@ -60,9 +61,11 @@ def _arguments(card: Card) -> Iterator[str]:
     if steps:
         yield f"recover={steps[0] if len(steps) == 1 else '[' + ', '.join(steps) + ']'}"
     if card.scope is not None:
-        yield f"scope={card.scope!r}"
+        yield f"scope={literal(card.scope)}"
     if card.limits is not None:
-        yield from (f"{k}={v!r}" for k, v in card.limits.model_dump(mode="json", exclude_unset=True).items() if v)
+        yield from (
+            f"{k}={literal(v)}" for k, v in card.limits.model_dump(mode="json", exclude_unset=True).items() if v
+        )
     if rounds := [entry for entry in card.history if isinstance(entry, Round)]:
         yield f"rounds={rounds[-1].rounds}"
     if card.seed is not None:
@@ -74,10 +77,10 @@ def _method(name: str, settings: Mapping[str, Any]) -> str:
     try:
         made = type(resolve(name))
     except SecateursError:  # of a package that is not installed here
-        return repr(name)
+        return literal(name)
     changed = _changed(made, settings)
     if not changed:
-        return repr(name)
+        return literal(name)
     prefix = "sc." if made.__module__.startswith("secateurs.") else ""
     return f"{prefix}{made.__name__}({_settings(changed)})"
 
@@ -104,4 +107,16 @@ def _changed(kind: type[BaseModel], settings: Mapping[str, Any]) -> dict[str, An
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in values.items())
+    return ", ".join(f"{key}={literal(value)}" for key, value in values.items())
+
+
+def literal(value: Any) -> str:
+    """A value in Python, with double quotes."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False) if value.isprintable() else repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(literal, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    return repr(value)

@@ -34,7 +34,7 @@ def panel(run: Run) -> Panel | None:
             }
         )  # fmt: skip
     lead = (
-        "The most frequent shapes of each layer's filters, with the share of the filters that have them. Filled cells are kept "
-        "stripes. The grid in front shows how often each position is kept: the darker, the more often."
+        "The most frequent shapes of each layer's filters, and the share of the filters that have them. Filled cells are kept "
+        "stripes. The grid in front shows how often each position is kept: the stronger the color, the more often."
     )
     return Panel("shapes", "Filter shapes", {"rows": rows}, lead) if rows else None

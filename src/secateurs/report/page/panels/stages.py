@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from secateurs.artifact import Figures
-from secateurs.report.figures import error, percent, share, short
+from secateurs.report.figures import share, short
 from secateurs.report.page.main import Measure, main_measure
 from secateurs.report.page.panel import Panel
+from secateurs.report.page.panels.error import short as short_error
 from secateurs.report.page.run import Run
 from secateurs.report.tables import columns
 
@@ -42,7 +43,7 @@ def cards(run: Run) -> list[Card]:
     verified = run.card.error is not None
     found.append(
         Card(
-            "Verified error", error(run.card.error),
+            "Verified error", short_error(run.card.error),
             "masked ≡ sliced" if verified else "the cut is inexact", tone="good" if verified else "bad",
         )
     )  # fmt: skip
@@ -61,8 +62,10 @@ def panel(run: Run) -> Panel:
     networks = run.networks
     figures = [f for _, f in networks]
     first = figures[0]
-    measured: dict[str, Callable[[Figures], str]] = dict(columns(figures))
     main = main_measure(figures)
+    measured: dict[str, Callable[[Figures], str]] = {}
+    if main is not None:
+        measured |= columns(figures)
     rows = [
         {
             "name": name,
@@ -73,4 +76,4 @@ def panel(run: Run) -> Panel:
         }
         for name, f in networks
     ]
-    return Panel("stages", "Stages", {"rows": rows, "measures": list(measured), "main": main, "percent": percent})
+    return Panel("stages", "Stages", {"rows": rows, "measures": list(measured), "main": main})
