@@ -21,12 +21,17 @@ from secateurs.methods.method import Method
 from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
 from secateurs.plans.widths import layer_widths
-from secateurs.report import page
+from secateurs.report import modelcard, page
 from secateurs.report.figures import number
 from secateurs.report.tables import notebook
 from secateurs.version import __version__
 
 __all__ = ["Figures", "Result"]
+
+
+def described(card: artifact.Card) -> str:
+    """The text of an artifact's README.md."""
+    return modelcard.text(card, call(card))
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,14 +87,15 @@ class Result:
         return page.write([run], path, overwrite=overwrite)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`.
+        """Save as an artifact: plan.json, model.safetensors, card.json, and README.md, a model card for the Hugging Face Hub,
+        to which the folder can be uploaded as it is. See `secateurs.load`. A README.md of your own is kept.
 
         overwrite: replace an existing artifact in the folder, atomically.
 
         Raises ArtifactError if the folder holds an artifact and `overwrite` is not set, or files with these names that
         are not an artifact's.
         """
-        return artifact.save(folder, self.model, self.plan, self.card(), overwrite=overwrite)
+        return artifact.save(folder, self.model, self.plan, self.card(), overwrite=overwrite, describe=described)
 
     def deploy(self, example_inputs: Any = None, *, seconds: float = 1.0) -> nn.Module:
         """A copy of the network for inference: an ordinary module that computes the same, faster. Branches are merged where the

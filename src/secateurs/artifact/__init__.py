@@ -10,15 +10,18 @@ from secateurs.artifact.folder import (
     MODEL,
     NEW,
     PLAN,
+    README,
     digest,
     exists,
     foreign,
     is_round,
+    local,
     place,
     read,
     remove,
     restored,
 )
+from secateurs.artifact.hub import on_hub
 from secateurs.artifact.saving import STAGED, save
 from secateurs.artifact.signature import InputRecord, Signature
 from secateurs.artifact.state import check_state, weights_digest
@@ -29,6 +32,7 @@ __all__ = [
     "MODEL",
     "NEW",
     "PLAN",
+    "README",
     "STAGED",
     "TIMINGS",
     "Card",
@@ -43,7 +47,9 @@ __all__ = [
     "exists",
     "foreign",
     "is_round",
+    "local",
     "networks",
+    "on_hub",
     "place",
     "read",
     "read_timings",

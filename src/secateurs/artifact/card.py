@@ -94,6 +94,7 @@ class Digests(BaseModel):
 
     plan: Annotated[str, Field(alias="plan.json")]
     model: Annotated[str, Field(alias="model.safetensors")]
+    readme: Annotated[str | None, Field(alias="README.md")] = None  # as it was written; it may be edited
 
 
 class StripesRecord(Open):

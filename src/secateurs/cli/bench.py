@@ -55,7 +55,7 @@ def bench(
     Parameters
     ----------
     artifact
-        the folder of a pruned network
+        the folder of a pruned network, or hf:USER/NAME on the hub
     target
         torch-cpu, torch-cuda, onnxruntime or openvino; may be given several times
     batch
@@ -77,11 +77,15 @@ def bench(
     save
         keep the times in the artifact's folder, as bench.json, where `secateurs report` finds them; replaces earlier ones
     """
-    from secateurs.artifact import save_timings
+    from secateurs.artifact import on_hub, save_timings
     from secateurs.deploy import Target
     from secateurs.deploy import bench as measure
     from secateurs.report.curves import can_plot
 
+    if save and on_hub(artifact):
+        raise ConfigError(
+            f"--save keeps the times in the artifact's folder, and {shown(artifact)} is on the hub: use --json."
+        )
     if plot is not None and not can_plot():
         raise ConfigError("--plot needs matplotlib: pip install 'secateurs[report]'.")
     given = [Target(name, None, threads, precision, channels_last, mode) for name in target]  # type: ignore[arg-type]

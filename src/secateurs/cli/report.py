@@ -41,7 +41,7 @@ def report(
     Parameters
     ----------
     runs
-        folders of pruned networks; `secateurs bench --save` adds their times
+        folders of pruned networks, or hf:USER/NAME on the hub; `secateurs bench --save` adds their times
     out
         the file to write; by default report.html, of one run in its folder, of several in the working directory
     force
@@ -49,9 +49,10 @@ def report(
     """
     if not runs:
         raise ConfigError("Name the folder of a run, or of several: secateurs report RUN….")
+    from secateurs.artifact import on_hub
     from secateurs.report import count, page
 
-    path = out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
+    path = out or (runs[0] / PAGE if len(runs) == 1 and not on_hub(runs[0]) else Path(PAGE))
     if len(runs) > 1 or out is not None:
         page.check(path, overwrite=force)
     found = [_read(folder) for folder in runs]

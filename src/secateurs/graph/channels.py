@@ -41,6 +41,16 @@ class Slot:
         """The module that owns the parameter, or the parameter itself where the model holds it directly."""
         return self.owners[0]
 
+    def taken(self, w: Tensor) -> Tensor:
+        """The values of a tensor of the parameter's shape by channel: (size, values per channel). A view if possible."""
+        if not _whole(self.index, w.shape[self.axis]):
+            w = w.index_select(self.axis, torch.from_numpy(self.index).to(w.device).reshape(-1))
+        return w.movedim(self.axis, 0).reshape(len(self.index), -1)
+
+    def rows(self, model: nn.Module) -> Tensor:
+        """The parameter's values by channel, detached: (size, values per channel). A view if possible."""
+        return self.taken(parameter(model, self.param).detach())
+
     @property
     def owners(self) -> tuple[str, ...]:
         """All modules that own the parameter: several if it is shared. A parametrization's belongs to the module under it."""
@@ -92,9 +102,9 @@ class ChannelGroup:
         found = []
         for slot in self.slots:
             if slot.produces:
-                found.append(_take(parameter(model, slot.param).detach(), slot))
+                found.append(slot.rows(model))
                 own = slot.param.rpartition(".")[0] + ".bias"
-                found += [_take(parameter(model, s.param).detach(), s) for s in self.slots if bias and s.param == own]
+                found += [s.rows(model) for s in self.slots if bias and s.param == own]
         return found
 
     def filters(self, model: nn.Module, bias: bool = True) -> Tensor:
@@ -122,14 +132,6 @@ def parameter(model: nn.Module, name: str) -> Tensor:
     module = model.get_submodule(path)
     found = module._parameters.get(leaf)
     return found if found is not None else module._buffers[leaf]  # type: ignore[return-value]
-
-
-def _take(w: Tensor, slot: Slot) -> Tensor:
-    if _whole(slot.index, w.shape[slot.axis]):
-        taken = w
-    else:
-        taken = w.index_select(slot.axis, torch.from_numpy(slot.index).to(w.device).reshape(-1))
-    return taken.movedim(slot.axis, 0).reshape(len(slot.index), -1)
 
 
 def _whole(index: Array, n: int) -> bool:

@@ -173,12 +173,11 @@ class NPNPruner(Pruner):
 
     def advance(self) -> None:
         pace = min(0.5, max(0.1, 10 / self.search))
-        if self._latest is not None:
-            self.policy.update(self.mean(self._latest), pace)
-            self._latest = None
-        if self.controller is not None and self._measuring:
-            typical = self._pulls.typical(self.mean(self._pulls.sums), self.lam)
-            self._pulls.sums.zero_()
+        latest, sums = self._read()
+        if latest is not None:
+            self.policy.update(latest, pace)
+        if self.controller is not None and sums is not None:
+            typical = self._pulls.typical(sums, self.lam)
             if typical is not None:  # None: float16 overflowed, and the step was skipped
                 self.controller.follow(typical, pace)
         if not self.holding:
@@ -190,6 +189,20 @@ class NPNPruner(Pruner):
         if self.steps >= self.search and self.found is None:
             self._fix()
         self._phase()
+
+    def _read(self) -> tuple[Tensor | None, Tensor | None]:
+        """What `Policy.update` and `Pulls.typical` take of the last step, on the CPU; None for what was not measured. Read at
+        once: the next step's λ follows from it, so a GPU is waited for."""
+        latest, self._latest = self._latest, None
+        sums = self._pulls.sums if self._measuring else None
+        found = [self.mean(x) for x in (latest, sums) if x is not None]
+        read = torch.cat([x.flatten() for x in found]).cpu().split([x.numel() for x in found]) if found else ()
+        parts = iter(read)
+        one = None if latest is None else next(parts).view_as(latest)
+        two = None if sums is None else next(parts).clone()
+        if sums is not None:
+            sums.zero_()
+        return one, two
 
     def _note(self, open: list[float]) -> None:
         """A line of the history: under each limit, what is open, what would be left if the gates were decided now, and
