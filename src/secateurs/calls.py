@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from secateurs.artifact import Card
 from secateurs.artifact.history import Round
-from secateurs.budget import Budget
+from secateurs.deploy import Target
 from secateurs.errors import SecateursError
 from secateurs.methods.registry import resolve
 from secateurs.recovery import MODES, Reconstruct
@@ -52,9 +53,7 @@ def _has_data(card: Card) -> bool:
 def _arguments(card: Card) -> Iterator[str]:
     yield f"method={_method(card.method.name, card.method.model_extra or {})}"
     if card.budget:
-        usual = Budget.__dataclass_fields__
-        changed = {k: v for k, v in card.budget.items() if v is not None and k in usual and v != usual[k].default}
-        yield f"budget=sc.Budget({_settings(changed)})"
+        yield f"budget=sc.Budget({', '.join(_budget(card.budget))})"
     if _has_data(card):
         yield f"data={DATA}"
     steps = [_step(step) for step in (card.recover if isinstance(card.recover, list) else [card.recover]) if step]
@@ -70,6 +69,18 @@ def _arguments(card: Card) -> Iterator[str]:
         yield f"rounds={rounds[-1].rounds}"
     if card.seed is not None:
         yield f"seed={card.seed}"
+
+
+def _budget(record: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"{k}={literal(v)}" for k, v in record.items() if v is not None and k not in ("align", "target"))
+    timed = any(record.get(name) is not None for name in ("latency", "ms"))
+    if record.get("align") not in (None, "auto" if timed else 1):
+        yield f"align={literal(record['align'])}"
+    if isinstance(target := record.get("target"), Mapping):
+        usual = {f.name: f.default for f in fields(Target)}
+        changed = {k: v for k, v in target.items() if k != "runtime" and v != usual.get(k)}
+        own = ", ".join([literal(target.get("runtime")), *([_settings(changed)] if changed else [])])
+        yield f"target=sc.Target({own})"
 
 
 def _method(name: str, settings: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import secateurs as sc
-from secateurs.cli.reproduce import command
+from secateurs.cli.reproduce import _budget, command
 from secateurs.runs import PruneRun
 
 NET = "zoo:small_cnn"
@@ -137,6 +137,15 @@ def test_the_command_makes_the_same_run(name, run, images, tmp_path, monkeypatch
     monkeypatch.setattr(PruneRun, "start", start)
     assert run(*words[1:]).err == "secateurs: not run\n"
     assert captured == [record]
+
+
+def test_a_budget_of_time_as_options():
+    target = {"runtime": "torch-cpu", "mode": "eager", "threads": 2}
+    record = {"macs": 0.5, "params": None, "align": 8, "latency": 0.6, "target": target}
+    assert [" ".join(words) for words in _budget(record)] == [
+        "--macs 0.5", "--latency 0.6", "--align 8", "--target torch-cpu", "--target-set threads=2",
+    ]  # fmt: skip
+    assert list(_budget({"ms": 3.0, "align": "auto"})) == [["--ms", "3"]]
 
 
 def test_a_run_that_no_command_makes_has_none(tmp_path):

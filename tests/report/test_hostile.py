@@ -19,8 +19,8 @@ HOSTILE = (
 )  # fmt: skip
 KNOWN = (
     "html head meta title style script body header main footer section details summary h1 h2 h3 p span a b i strong code pre "
-    "button div ul li dl dt dd figure figcaption input output table thead tbody tr th td bdi svg g line path rect circle polygon "
-    "text"
+    "button div ul li dl dt dd figure figcaption input output table thead tbody tr th td bdi svg g line path rect circle "
+    "polygon text"
 )
 
 

@@ -29,7 +29,7 @@ def panel(run: Run) -> Panel | None:
     rows = []
     for name, by in found[-1].groups.items():
         if max(by) >= len(by):
-            run.notes.append(f"The exemplars of {name} are not shown: they are not channels of the group.")
+            run.tell(f"The exemplars of {name} are not shown: they are not channels of the group.")
             continue
         sizes = Counter(by)
         told = f"largest cluster {max(sizes.values())}, {sum(n == 1 for n in sizes.values())} on their own"

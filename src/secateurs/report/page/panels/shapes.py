@@ -19,7 +19,7 @@ def panel(run: Run) -> Panel | None:
     for layer, mask in masks(run.plan).items():
         filters, height, width = mask.shape
         if max(height, width) > LARGEST:
-            run.notes.append(f"The shapes of {layer} are not shown: its kernel is {height}×{width}.")
+            run.tell(f"The shapes of {layer} are not shown: its kernel is {height}×{width}.")
             continue
         every = frequencies(mask)
         positions = mask.mean(0)
