@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from secateurs.cli.methods import configured
 from secateurs.cli.recipes import RecoverOptions
 from secateurs.errors import SecateursError
 
@@ -30,6 +30,8 @@ def command(folder: Path) -> str | None:
     except (SecateursError, LookupError, TypeError, ValueError, AttributeError):  # another version's, or damaged
         return None
     if settings.get("command", "prune") != "prune" or settings.get("functions"):
+        return None
+    if not re.fullmatch("[0-9a-f]{64}", str(settings.get("weights") or "0" * 64)):
         return None
     note = f"# {WEIGHTS}: SHA-256 {settings['weights']}\n" if any(WEIGHTS in words for words in parts) else ""
     return note + " \\\n    ".join(" ".join(map(shlex.quote, words)) for words in parts)
@@ -92,9 +94,12 @@ def _task(task: Any) -> Words:
 
 
 def _method(method: Settings) -> Words:
+    from secateurs.methods.registry import registered
+
     yield ["--method", method["name"]]
-    usual = configured(method["name"], ()).model_dump(mode="json")
-    changed = {k: v for k, v in method.items() if k != "name" and usual[k] != v}
+    made = registered(method["name"])  # a name in a file is not followed
+    usual = {} if made is None else made().model_dump(mode="json")
+    changed = {k: v for k, v in method.items() if k != "name" and usual.get(k) != v}
     yield from (["--set", f"{k}={_json(v)}"] for k, v in changed.items())
 
 
