@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +35,7 @@ from secateurs.result import Result
 from secateurs.seeds import preserve_rng_state
 from secateurs.stripes import tune
 from secateurs.surgery.verify import check_copy, check_deterministic
+from secateurs.timing import clocked, timing
 from secateurs.training import Hook, Objective, Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
@@ -170,7 +171,7 @@ def prune(
     check_copy(model, given, example_inputs)
     task = _task(
         model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=phase(folder, "prune", options), resume=resume, graph=graph, example_targets=targets,
+        engine_options=phase(folder, "prune", options), resume=resume, graph=graph, example_targets=targets, report=report,
     )  # fmt: skip
     division.check(chosen, task.budget)
     graph = task.graph
@@ -187,14 +188,16 @@ def prune(
         calibrate is not False, images, allow_inexact, targets, folder, report, origin, limits.record(),
         {
             **division.record(), "method": {"name": chosen.name, **chosen.model_dump(mode="json")},
-            "budget": None if budget is None else asdict(budget), "scope": task.scope, "limits": limits.record(),
+            "budget": None if budget is None else budget.record(), "scope": task.scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
             "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
             "weights": weights,
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip
-    found = work.run()
+    with timing(task, budget, original, report) as held:
+        work = replace(work, timing=held)
+        found = work.run()
     small, plan = found.model, found.plan
     placement.restore(small)
     if plan.stripes:
@@ -300,7 +303,8 @@ def widen(
 
 def _task(
     model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, limits: Limits, *,
-    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None, **rest: Any,
+    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None,
+    report: Callable[[str], None] = lambda line: None, **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
     if graph is None:
@@ -309,4 +313,5 @@ def _task(
         check_deterministic(model, example_inputs)
     scope = scope or method.default_scope
     bounds = limits.on(graph, scope)
+    graph = clocked(model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)))
     return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateurs import artifact
-from secateurs.artifact import Figures, Signature
+from secateurs.artifact import Figures, Latency, Signature
 from secateurs.deploy import deployed
 from secateurs.deploy.inputs import noise
 from secateurs.errors import ArtifactError
@@ -41,6 +41,7 @@ class Result:
     limits: dict[str, Any] | None = None  # what the user excluded, and how far groups could be cut; see `Limits`
     warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
     signature: Signature | None = None  # how the network is called: its inputs, classes and preprocessing
+    latency: Latency | None = None  # what was measured, where the budget limits it
 
     def __repr__(self) -> str:
         parts = [
@@ -51,6 +52,8 @@ class Result:
             parts.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
         for name, value in self.after.metrics.items():
             parts.append(f"{name} {number(self.before.metrics.get(name))} → {number(value)}")
+        if self.latency is not None:
+            parts.append(f"ms {self.latency.before * 1000:.3g} → {self.latency.after * 1000:.3g}")
         return f"Result({self.method.name}: {', '.join(parts)}, error {self.error:.1e})"
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
@@ -91,6 +94,7 @@ class Result:
             "error": self.error,
             **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({} if self.limits is None else {"limits": self.limits}),
+            **({} if self.latency is None else {"latency": asdict(self.latency)}),
             **({} if self.signature is None else {"signature": self.signature.model_dump(mode="json")}),
             "stripes": summary(self.plan),
             "history": self.history,

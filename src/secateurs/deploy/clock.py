@@ -34,8 +34,8 @@ class Spread:
         return cls(median, low, high)
 
 
-def in_turn(programs: Mapping[str, Program], seconds: float = 2.0) -> dict[str, list[float]]:
-    """Seconds per run of each program, round by round: at least seven rounds, and as many as fit into `seconds`.
+def in_turn(programs: Mapping[str, Program], seconds: float = 2.0, least: int = LEAST) -> dict[str, list[float]]:
+    """Seconds per run of each program, round by round: at least so many rounds, and as many as fit into `seconds`.
 
     All programs run in every round, in an order that alternates, so the ratio of two programs in a round is a fair one.
     """
@@ -51,7 +51,7 @@ def in_turn(programs: Mapping[str, Program], seconds: float = 2.0) -> dict[str, 
     gc.disable()
     try:
         names, end, turn = list(programs), time.perf_counter() + seconds, 0
-        while turn < LEAST or time.perf_counter() < end:
+        while turn < least or time.perf_counter() < end:
             for name in names if turn % 2 else names[::-1]:
                 found[name].append(_timed(programs[name], repeats[name]) / repeats[name])
             turn += 1

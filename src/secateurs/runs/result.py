@@ -46,7 +46,7 @@ class RunResult(Result):
             float("nan") if card.error is None else card.error, method, records(card.history),
             None if card.source is None else card.source.record(),
             None if card.limits is None else card.limits.model_dump(mode="json", exclude_unset=True),
-            tuple(card.warnings), card.signature, card.earlier, card.seconds, body,
+            tuple(card.warnings), card.signature, card.latency, card.earlier, card.seconds, body,
         )  # fmt: skip
 
 

@@ -1,0 +1,7 @@
+"""How long a network takes at any widths, on the user's machine: tables of its layers, a model of them, and measurements."""
+
+from secateurs.latency.build import modelled, tabulated
+from secateurs.latency.model import Fit, LatencyModel
+from secateurs.latency.stopwatch import Measured, Stopwatch, stopwatch
+
+__all__ = ["Fit", "LatencyModel", "Measured", "Stopwatch", "modelled", "stopwatch", "tabulated"]
