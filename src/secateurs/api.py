@@ -35,7 +35,7 @@ from secateurs.result import Result
 from secateurs.seeds import preserve_rng_state
 from secateurs.stripes import tune
 from secateurs.surgery.verify import check_copy, check_deterministic
-from secateurs.timing import clocked, timing
+from secateurs.timing import clocked, slower, timing
 from secateurs.training import Hook, Objective, Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
@@ -79,6 +79,7 @@ def prune(
     example_targets: Any = None,
     rounds: int = 1,
     schedule: Schedule = "linear",
+    check_speed: bool = True,
     **unknown: NoReturn,
 ) -> Result:
     """Prune a model: trace, select, cut, verify and, on request, recover accuracy. The given model is not modified.
@@ -88,7 +89,9 @@ def prune(
     the model's device, in its dtypes.
 
     method: a name (see `methods()`) or a configured method, for example `EPruner(beta=0.7)`.
-    budget: the cost that the result may have at most.
+    budget: the cost that the result may have at most. For a budget of time, a latency model of the network is made from
+        measurements on this machine (kept on disk), and the cut network is measured until the budget holds: see `latency` of
+        the result.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
         Training batches may be inputs only, as long as neither the method nor the recovery reads labels.
     calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`: with
@@ -121,6 +124,8 @@ def prune(
         always the original, and the limits hold for the whole. `plan` is one plan of the original, and `history` has the
         figures of each round. With a `folder`, all rounds but the last are saved there as artifacts, `round-1` and so on.
     schedule: how the budgets of the rounds approach the final one: "linear", or "cubic" (much at first, little at the end).
+    check_speed: run the cut network and the original in turn for less than a second, and say in `warnings` if the cut one is
+        clearly not faster. A budget of time is measured more thoroughly.
     hooks: of recovery, see `secateurs.training.Hook`.
     progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
     save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
@@ -211,6 +216,9 @@ def prune(
         module.training = modes.get(name, modes[""])
     remember_cut(small, origin, plan)
     told = graph.warnings + graph.stale(plan.groups)
+    if check_speed and held is None and plan.kept and (slow := slower(given, small, given_inputs)):
+        report(slow)
+        told = (*told, slow)
     return work.result(found, told)
 
 

@@ -37,9 +37,9 @@ class Budget:
     macs: float | int | None = None
     params: float | int | None = None
     align: int | Literal["auto"] | None = None
-    latency: float | None = None
-    ms: float | None = None
-    target: Target | str | None = None
+    latency: float | None = field(default=None, kw_only=True)
+    ms: float | None = field(default=None, kw_only=True)
+    target: Target | str | None = field(default=None, kw_only=True)
     # The fraction of the predicted time with which the measured time holds, once it is known.
     tight: float | None = field(default=None, init=False, repr=False, compare=False)
 

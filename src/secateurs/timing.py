@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,9 @@ from torch import nn
 
 from secateurs.artifact.fields import Latency
 from secateurs.budget import Budget
+from secateurs.deploy.clock import Program, per_run
+from secateurs.deploy.runners import runner
+from secateurs.deploy.target import Target
 from secateurs.devices import device_of
 from secateurs.errors import BudgetError, ConfigError, Setting
 from secateurs.latency import LatencyModel, Measured, Stopwatch, modelled, stopwatch, tabulated
@@ -29,7 +33,8 @@ from secateurs.training import processes
 BAND = 0.03  # the measured time is within so much below the budget …
 AIM = 0.985  # … in whose middle the next try aims
 NOISE = 0.01  # the standard error that measurements should have
-TRIES = 9
+TRIES = 9  # measured cuts
+FINEST = 2e-3  # between fractions of the predicted time, the search ends
 
 Report = Callable[[str], None]
 Found = tuple[Selection, Plan]
@@ -119,7 +124,7 @@ class Timing:
         assert task.budget is not None
         tight = replace(task, budget=task.budget.tightened(self._share(task, known.plan)))
         selection = Selection.of(method.select(tight))
-        first = self._measured(tight, selection, whole)
+        first = self._measured(tight, selection, selection.plan(task.graph, allow_inexact=True), whole)
         if first.measured.ratio <= self.goal:
             return selection, first
         self.report(f"{method.name} leaves {first.measured.ratio:.1%} of the time: its weakest channels go, too")
@@ -129,36 +134,39 @@ class Timing:
     def _search(
         self, task: Task, select: Callable[[Task], Selection], whole: Callable[[Plan], Plan], start: Kept | None = None
     ) -> Kept:
-        """The cut whose measured time is within the budget, and as little below it as may be."""
+        """The cut whose measured time is within the budget, and as little below it as may be. start: one that is over it."""
         assert task.budget is not None
         goal, low = self.goal, self._lowest(task)
-        share = start.share * goal * AIM / start.measured.ratio if start else self._of(task, goal * AIM)
-        holds: tuple[float, Kept] | None = None  # the largest share of the prediction that holds …
-        fails = 1.0 + 1e-9 if start is None else start.share  # … and the smallest one that does not
-        last: Kept | None = None
-        for _ in range(TRIES):
+        holds, fails = (
+            low,
+            1.0 + 1e-6,
+        )  # the largest fraction of the predicted time that holds, the smallest that doesn't
+        share = self._of(task, goal * AIM)
+        if start is not None:
+            fails, share = start.share, start.share * goal * AIM / start.measured.ratio
+        best: Kept | None = None
+        seen: list[Kept] = []
+        while len(seen) < TRIES:
             share = min(1.0, max(share, low))
-            budget = task.budget.tightened(share * (1 + 1e-9))
-            kept = self._measured(replace(task, budget=budget), select(replace(task, budget=budget)), whole)
-            same = last is not None and last.plan == kept.plan
-            last = kept
+            selection = select(replace(task, budget=task.budget.tightened(share * (1 + 1e-9))))
+            plan = selection.plan(task.graph, allow_inexact=True)
+            if (kept := next((k for k in seen if k.plan == plan), None)) is None:
+                kept = self._measured(task, selection, plan, whole)
+                seen.append(kept)
             ratio = kept.measured.ratio
-            if ratio <= goal:
-                if holds is None or ratio > holds[1].measured.ratio:
-                    holds = share, kept
-                if ratio >= goal * (1 - BAND) or share >= 1.0 or same:
-                    break
-            else:
+            if ratio > goal:
                 fails = min(fails, share)
-                if share <= low * (1 + 1e-6) or same:
-                    break
+            else:
+                holds = max(holds, share)
+                best = kept if best is None or ratio > best.measured.ratio else best
+            within = goal * (1 - BAND) <= ratio <= goal
+            if within or (share >= 1.0 and ratio <= goal) or fails - holds < FINEST * fails:
+                break
             aimed = share * goal * AIM / ratio
-            least = holds[0] if holds else low
-            share = aimed if least < aimed < fails else (least + fails) / 2
-        if holds is None:
-            assert last is not None
-            raise self._unmet(last)
-        return holds[1]
+            share = aimed if holds < aimed < fails else (holds + fails) / 2
+        if best is None:
+            raise self._unmet(min(seen, key=lambda k: k.measured.ratio))
+        return best
 
     def _of(self, task: Task, share: float) -> float:
         """A fraction of the original's time, as one of that of the task's network."""
@@ -177,8 +185,7 @@ class Timing:
         assert base.latency is not None
         return lowest.latency / base.latency * (1 + 1e-9)
 
-    def _measured(self, task: Task, selection: Selection, whole: Callable[[Plan], Plan]) -> Kept:
-        plan = selection.plan(task.graph, allow_inexact=True)
+    def _measured(self, task: Task, selection: Selection, plan: Plan, whole: Callable[[Plan], Plan]) -> Kept:
         entire = whole(plan)
         measured = self.watch.measure(entire, margin=NOISE)
         if self.goal * (1 - BAND) <= measured.ratio <= self.goal and not self.watch.exact(entire):
@@ -259,3 +266,50 @@ def timing(task: Task, budget: Budget | None, original: nn.Module, report: Repor
         return
     with stopwatch(original, task.example_inputs, clock.target) as watch:
         yield Timing(clock, watch, budget, report)
+
+
+# -- budgets that do not limit time -----------------------------------------------------------------------------------
+
+CHECK = 0.4  # seconds that the check of a cut network's speed may take, once both networks are warm
+SHORT, LONG = (
+    1e-3,
+    0.5,
+)  # seconds of a run below which a few runs say nothing, and above which the check would take long
+ROUNDS = 3, 15
+SLOWER = 1.03  # a ratio from which on a network is said to be slower, if the lower quartile is above 1, too
+
+
+def slower(original: nn.Module, small: nn.Module, inputs: Any) -> str | None:
+    """A sentence if a cut network is clearly not faster than the original, in PyTorch on its device; None if it is, or if a
+    few runs in turn do not tell."""
+    device = device_of(small)
+    if device.type not in ("cpu", "cuda") or device != device_of(original):
+        return None
+    target = Target("torch-cuda" if device.type == "cuda" else "torch-cpu")
+    with runner(original, inputs, target) as one, runner(small, inputs, target) as other:
+        found = alternated(one.program, other.program)
+    if found is None:
+        return None
+    measured = Measured.of(*found)
+    low = statistics.quantiles([b / a for a, b in zip(*found, strict=True)], n=4, method="inclusive")[0]
+    if measured.ratio < SLOWER or low <= 1:
+        return None
+    return (
+        f"The cut network is not faster: {measured.before * 1000:.3g} → {measured.after * 1000:.3g} ms on {target.runtime}, "
+        f"{measured.ratio:.2f} of the time. Hardware likes some widths more than others: Budget(…, align='auto') keeps to "
+        "those, and Budget(latency=…) limits the time itself."
+    )
+
+
+def alternated(one: Program, other: Program) -> tuple[list[float], list[float]] | None:
+    """Seconds of two programs, run in turn a few times; None for runs that are too short or too long."""
+    once = [per_run(p) for p in (one, other) for _ in range(2)][1::2]
+    if not SHORT <= once[0] <= LONG:
+        return None
+    rounds = min(ROUNDS[1], max(ROUNDS[0], int(CHECK / sum(once))))
+    before: list[float] = []
+    after: list[float] = []
+    for turn in range(rounds):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            (before, after)[which].append(per_run((one, other)[which]))
+    return before, after

@@ -9,8 +9,8 @@ from secateurs.errors import Setting, python
 # Settings that are options of the same name …
 SAME = frozenset({
     "align", "allow_inexact", "batch", "batch_size", "channels", "channels_last", "data", "device", "ema", "epochs",
-    "from_base", "gamma", "image_size", "int8", "label_smoothing", "lr", "macs", "method", "milestones", "mode",
-    "model", "nodes", "normalize", "num_classes", "optimizer", "params", "precision", "preset", "pretrain_epochs",
+    "from_base", "gamma", "image_size", "int8", "label_smoothing", "latency", "lr", "macs", "method", "milestones", "mode",
+    "model", "ms", "nodes", "normalize", "num_classes", "optimizer", "params", "precision", "preset", "pretrain_epochs",
     "pretrain_lr", "ranking", "recover", "recover_epochs", "recover_lr", "resume", "rounds", "schedule", "scope",
     "scratch_epochs", "seconds", "seed", "share", "skip_unreadable", "target", "task", "temperature", "then",
     "threads", "track", "trust_code", "weight_decay", "weights", "widen",

@@ -82,13 +82,18 @@ def _cut(whole: Any, plan: Plan) -> Any:
                     value = value.take(index, axis)
                 put(name, value)
     for node in graph.node:
+        if node.op_type == "Reshape" and node.input[1] in at and node.input[1] not in done:
+            shape = numpy_helper.to_array(graph.initializer[at[node.input[1]]]).copy()
+            if len(shape) > 1 and (shape > 0).all():  # the axis of the channels: the second, after groups the third
+                shape[2 if len(shape) == 5 else 1] = -1
+                put(node.input[1], shape)
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.input[1] not in done:
             continue
-        shape = list(graph.initializer[at[node.input[1]]].dims)
+        sizes = list(graph.initializer[at[node.input[1]]].dims)
         settings = {a.name: a for a in node.attribute}
         axis = 1 if node.op_type == "ConvTranspose" or (node.op_type == "Gemm" and not settings["transB"].i) else 0
-        if node.op_type == "Conv" and "group" in settings and settings["group"].i > 1 and shape[1] == 1:
-            settings["group"].i = shape[0]  # depthwise
+        if node.op_type == "Conv" and "group" in settings and settings["group"].i > 1 and sizes[1] == 1:
+            settings["group"].i = sizes[0]  # depthwise
         if len(node.input) > 2 and node.input[2] in at and node.input[2] not in done:
-            put(node.input[2], numpy_helper.to_array(graph.initializer[at[node.input[2]]])[: shape[axis]])
+            put(node.input[2], numpy_helper.to_array(graph.initializer[at[node.input[2]]])[: sizes[axis]])
     return model

@@ -1,7 +1,7 @@
 """Output for people: formatted numbers, and the tables that the commands share."""
 
 from secateurs.report.figures import count, duration, error, percent, share, short
-from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table
+from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table, timed
 
 __all__ = [
     "columns",
@@ -17,4 +17,5 @@ __all__ = [
     "stripes",
     "stripes_line",
     "table",
+    "timed",
 ]
