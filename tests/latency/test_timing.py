@@ -12,6 +12,7 @@ from secateurs import timing
 from secateurs.latency.pieces import pieces
 from secateurs.testing.checks import needs_data, quick
 from secateurs.testing.networks import data, images, network
+from secateurs.timing import alternated
 from tests.latency.fakes import STEP, Fakes, launch_bound
 
 X = images(1)
@@ -211,12 +212,12 @@ def test_runs_that_are_too_short_or_too_long_are_not_compared(monkeypatch: pytes
 
         return Program(lambda: now.__setitem__(0, now[0] + seconds))
 
-    assert timing.alternated(program(1e-4), program(1e-4)) is None
-    assert timing.alternated(program(1.0), program(1.0)) is None
-    found = timing.alternated(program(0.02), program(0.01))
+    assert alternated(program(1e-4), program(1e-4)) is None
+    assert alternated(program(1.0), program(1.0)) is None
+    found = alternated(program(0.02), program(0.01))
     assert found is not None
     assert found[0] == pytest.approx([0.02] * 13)
     assert found[1] == pytest.approx([0.01] * 13)
-    few = timing.alternated(program(0.3), program(0.3))
+    few = alternated(program(0.3), program(0.3))
     assert few is not None
     assert len(few[0]) == timing.ROUNDS[0]

@@ -29,7 +29,7 @@ Report = Callable[[str], None]
 
 FITTED, HELD = 8, 20  # cuts that the model is fitted to, and that its error is measured on, at most …
 FEWEST = 4, 3  # … and at least
-PATIENCE = 40.0  # seconds for these measurements
+PATIENCE = 30.0  # seconds for these measurements
 
 
 def modelled(

@@ -22,12 +22,13 @@ Cut = Callable[[Plan], Program | None]
 
 
 @contextmanager
-def sliced(model: nn.Module, inputs: Any, target: Target) -> Iterator[Cut]:
-    """Context with a function that makes a program of the network cut by a plan: None where a file cannot be cut so, since its
-    ops have more constants that depend on widths than those of layers."""
+def sliced(model: nn.Module, inputs: Any, target: Target) -> Iterator[tuple[Program | None, Cut]]:
+    """Context with the original's program, if its file is one of the target's, and a function that makes a program of the
+    network cut by a plan: None where a file cannot be cut so, since more of its constants depend on widths than those of
+    layers."""
     format = target.format
     if format is None or ONNX.missing:
-        yield lambda plan: None
+        yield None, lambda plan: None
         return
     import onnx
 
@@ -46,7 +47,7 @@ def sliced(model: nn.Module, inputs: Any, target: Target) -> Iterator[Cut]:
             except Exception:  # whatever a runtime raises for a file that is not consistent
                 return None
 
-        yield cut
+        yield _opened(format, path, target, inputs) if format is ONNX else None, cut
 
 
 def _opened(format: Format, path: Path, target: Target, inputs: Any) -> Program:

@@ -101,6 +101,8 @@ def stopwatch(model: nn.Module, inputs: Any, target: Target) -> Iterator[Stopwat
     inputs = batched(inputs, target.batch)
     with ExitStack() as stack:
         stack.enter_context(threaded(target))
-        original = stack.enter_context(runner(model, inputs, target))
-        cut = stack.enter_context(sliced(model, inputs, target))
-        yield Stopwatch(model, inputs, target, original.program, cut)
+        target.check()
+        original, cut = stack.enter_context(sliced(model, inputs, target))
+        if original is None:
+            original = stack.enter_context(runner(model, inputs, target)).program
+        yield Stopwatch(model, inputs, target, original, cut)
