@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from secateurs.models import build, card, load
     from secateurs.plans import Plan, trace
     from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
-    from secateurs.result import Figures, Result
+    from secateurs.result import Figures, Latency, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv2d, tune
     from secateurs.surgery import apply, cut_, reinitialize, verify
@@ -83,6 +83,7 @@ __all__ = [
     "Figures",
     "Index",
     "L2Stripes",
+    "Latency",
     "Limits",
     "Method",
     "Mimic",
@@ -150,7 +151,7 @@ _HOMES = {
     "secateurs.models": "build card load",
     "secateurs.plans": "Plan trace",
     "secateurs.recovery": "Distil Mimic Reconstruct Recover",
-    "secateurs.result": "Figures Result",
+    "secateurs.result": "Figures Latency Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv2d tune",
     "secateurs.surgery": "apply cut_ reinitialize verify",

@@ -176,7 +176,8 @@ def prune(
     check_copy(model, given, example_inputs)
     task = _task(
         model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=phase(folder, "prune", options), resume=resume, graph=graph, example_targets=targets, report=report,
+        engine_options=phase(folder, "prune", options), resume=resume, graph=graph, example_targets=targets,
+        report=report, device=placement.device,
     )  # fmt: skip
     division.check(chosen, task.budget)
     graph = task.graph
@@ -312,7 +313,7 @@ def widen(
 def _task(
     model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, limits: Limits, *,
     allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None,
-    report: Callable[[str], None] = lambda line: None, **rest: Any,
+    report: Callable[[str], None] = lambda line: None, device: torch.device | None = None, **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
     if graph is None:
@@ -321,5 +322,7 @@ def _task(
         check_deterministic(model, example_inputs)
     scope = scope or method.default_scope
     bounds = limits.on(graph, scope)
-    graph = clocked(model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)))
+    graph = clocked(
+        model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)), device=device
+    )
     return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)

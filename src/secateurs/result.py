@@ -21,7 +21,7 @@ from secateurs.plans.stripes import summary
 from secateurs.report.figures import number
 from secateurs.version import __version__
 
-__all__ = ["Figures", "Result"]
+__all__ = ["Figures", "Latency", "Result"]
 
 
 @dataclass(frozen=True, repr=False)

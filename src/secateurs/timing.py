@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from secateurs.artifact.fields import Latency
@@ -50,14 +51,17 @@ def clocked(
     *,
     report: Report = lambda line: None,
     seed: int = 0,
+    device: torch.device | None = None,
 ) -> PrunableGraph:
     """The graph with the latency model that a budget needs, as measured on this machine; the graph itself if it needs none.
+
+    device: where the network runs in the end, if it is not where it is now.
 
     Raises ConfigError for a target that this machine cannot run, and ExportError for a network that cannot be exported to it.
     """
     if budget is None or not budget.needs_target:
         return graph
-    target = budget.on(device_of(model).type)
+    target = budget.on((device or device_of(model)).type)
     target.check()
     if (
         isinstance(graph.clock, LatencyModel)
