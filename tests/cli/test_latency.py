@@ -33,6 +33,9 @@ def test_a_budget_of_time(run: Any, fakes: Fakes, images: Path, tmp_path: Path) 
     assert json.loads((out / "card.json").read_text())["budget"]["ms"] == 6
 
 
+HALF = ("--latency", 0.5, "--target", "torch-cpu")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

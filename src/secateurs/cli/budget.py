@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secateurs.deploy import Target
 
 Share = float  # a fraction up to 1, or an absolute figure
-Align = Literal["auto"] | Count
+Align = Count | Literal["auto"]
 
 
 @Parameter(name="*")
