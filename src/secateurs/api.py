@@ -23,7 +23,7 @@ from secateurs.errors import ConfigError, Setting
 from secateurs.files import check_writable
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
-from secateurs.methods.limits import Counts, Fractions, Layers, Limits
+from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
 from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
 from secateurs.methods.registry import resolve
@@ -57,7 +57,7 @@ def prune(
     *,
     exclude: Layers = (),
     only: Layers | None = None,
-    ratios: Fractions | None = None,
+    ratios: Ratios | None = None,
     min_channels: int | Counts | None = None,
     max_cut: float | Fractions | None = None,
     calibrate: Any = True,
@@ -236,7 +236,7 @@ def attach(
     seed: int = 0,
     exclude: Layers = (),
     only: Layers | None = None,
-    ratios: Fractions | None = None,
+    ratios: Ratios | None = None,
     min_channels: int | Counts | None = None,
     max_cut: float | Fractions | None = None,
     allow_inexact: bool = False,

@@ -259,6 +259,7 @@ class Pruning:
         return Result(
             found.model, found.plan, self.before, found.cut, found.calibrated, found.after, found.error, self.method,
             found.history, self.source, self.limits, (*warnings, *self._told(found)), self.signature,
+            {name: self.settings[name] for name in ("budget", "scope", "recover", "seed") if name in self.settings},
             None if self.timing is None or found.kept is None else self.timing.record(found.kept),
         )  # fmt: skip
 

@@ -31,7 +31,7 @@ def prune(
     method: str = "epruner",
     budget_options: BudgetOptions | None = None,
     scope: Literal["internal", "all"] | None = None,
-    ranking: Literal["global", "layer"] | None = None,
+    ranking: Literal["global", "layer", "isomorphic"] | None = None,
     preset: Many = (),
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     rounds: Count = 1,
@@ -90,7 +90,8 @@ def prune(
     scope
         internal keeps channels on a shortcut, all cuts them too; by default as the method's paper does
     ranking
-        compare channels over the whole network, or cut the same share of every group
+        compare channels over the whole network, cut the same share of every group, or the same share of groups of like
+        structure taken together
     preset
         named settings of the method, which --set overrides (`secateurs methods` lists them); pff.NAME for a method of
         --then

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateurs.graph import ChannelGroup
 from secateurs.graph.channels import parameter
@@ -14,6 +13,12 @@ from secateurs.masking.gates import Gates
 from secateurs.methods.assess import Assessor
 from secateurs.methods.oracle.prefix import Held, Prefix
 from secateurs.training import batches as B
+
+
+def readers(model: nn.Module, group: ChannelGroup) -> list[nn.Module]:
+    """The modules that own the group's consumers; a tied parameter has several owners."""
+    read = {id(parameter(model, s.param)) for s in group.slots if s.consumes}
+    return [m for m in model.modules() if any(id(p) in read for p in [*m._parameters.values(), *m._buffers.values()])]
 
 
 class Ablation:
@@ -37,7 +42,7 @@ class Ablation:
         half[::2] = 0
         self.prefix = Prefix(
             self.assessor.model,
-            self._readers(),
+            readers(self.assessor.model, self.group),
             lambda: self._run(probe, every)[0],
             lambda: self._run(probe, half)[0],
         )
@@ -49,14 +54,6 @@ class Ablation:
         self.prefix.close()
         self.gates.detach()
         self._held = []
-
-    def _readers(self) -> list[Any]:
-        """The modules that own the group's consumers; a tied parameter has several owners."""
-        model = self.assessor.model
-        read = {id(parameter(model, s.param)) for s in self.group.slots if s.consumes}
-        return [
-            m for m in model.modules() if any(id(p) in read for p in [*m._parameters.values(), *m._buffers.values()])
-        ]
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
