@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -166,6 +167,12 @@ class Budget:
         found: dict[str, Any] = {"macs": self.macs, "params": self.params, "align": self.align}
         found |= {name: getattr(self, name) for name in ("latency", "ms") if getattr(self, name) is not None}
         return found | ({"target": self.target.record()} if isinstance(self.target, Target) else {})
+
+
+def stated(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `Budget.record` says beside the defaults."""
+    usual = "auto" if record.get("latency") or record.get("ms") else 1
+    return {name: value for name, value in record.items() if value is not None and (name, value) != ("align", usual)}
 
 
 def _is_number(value: Any) -> bool:

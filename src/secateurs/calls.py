@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from secateurs.artifact import Card
 from secateurs.artifact.history import Round
-from secateurs.budget import Budget
+from secateurs.budget import Budget, stated
 from secateurs.errors import SecateursError
 from secateurs.methods.registry import resolve
 from secateurs.recovery import MODES, Reconstruct
@@ -27,8 +27,8 @@ def call(card: Card) -> str:
         first = "model = ...  # the trained network"
     else:
         options = {"num_classes": card.source.num_classes, **card.source.options}
-        given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
-        first = f'model = sc.build({spec!r}, weights="{WEIGHTS}"{given})'
+        more = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
+        first = f'model = sc.build({spec!r}, weights="{WEIGHTS}"{more})'
     arguments = ["model", _inputs(card), *_arguments(card)]
     body = "".join(f"    {argument},\n" for argument in arguments)
     data = "data = sc.Data(train=..., val=...)\n" if _has_data(card) else ""
@@ -51,9 +51,10 @@ def _has_data(card: Card) -> bool:
 def _arguments(card: Card) -> Iterator[str]:
     yield f"method={_method(card.method.name, card.method.model_extra or {})}"
     if card.budget:
-        usual = Budget.__dataclass_fields__
-        changed = {k: v for k, v in card.budget.items() if v is not None and k in usual and v != usual[k].default}
-        yield f"budget=sc.Budget({_settings(changed)})"
+        known = {k: v for k, v in stated(card.budget).items() if k in Budget.__dataclass_fields__}
+        target = known.pop("target", None)
+        where = f", target=sc.Target({_settings(target)})" if isinstance(target, Mapping) else ""
+        yield f"budget=sc.Budget({_settings(known)}{where})"
     if _has_data(card):
         yield f"data={DATA}"
     steps = [_step(step) for step in (card.recover if isinstance(card.recover, list) else [card.recover]) if step]

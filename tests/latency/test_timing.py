@@ -221,3 +221,21 @@ def test_runs_that_are_too_short_or_too_long_are_not_compared(monkeypatch: pytes
     few = alternated(program(0.3), program(0.3))
     assert few is not None
     assert len(few[0]) == timing.ROUNDS[0]
+
+
+def test_the_call_that_repeats_it(fakes: Fakes, tmp_path: Any) -> None:
+    from secateurs.calls import call
+
+    target = sc.Target("torch-cpu", threads=1)
+    prune(sc.Budget(latency=0.6, target=target), scope="all").save(tmp_path / "run")
+    text = call(sc.card(tmp_path / "run"))
+    assert "budget=sc.Budget(latency=0.6, target=sc.Target(runtime='torch-cpu', threads=1))" in text
+    assert "latency" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_comparison_under_a_budget_of_time(fakes: Fakes) -> None:
+    from secateurs.studies.comparison.contestants import budget_text
+
+    assert budget_text(sc.Budget(latency=0.6, target="onnxruntime")) == "latency=0.6 target=onnxruntime"
+    assert budget_text(sc.Budget(macs=0.5)) == "macs=0.5"
+    assert budget_text(sc.Budget(macs=0.5, align="auto")) == "macs=0.5 align=auto"

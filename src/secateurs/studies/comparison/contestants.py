@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateurs.budget import Budget
+from secateurs.budget import Budget, stated
 from secateurs.errors import ConfigError, nearest
 from secateurs.methods import Method, resolve
 from secateurs.methods.method import check_budget
@@ -156,12 +156,8 @@ def settings(words: Sequence[str]) -> dict[str, Any]:
 
 def budget_text(budget: Budget) -> str:
     """`macs=0.5`: what differs from the defaults."""
-    given = {name: value for name, value in budget.record().items() if value is not None}
-    if given["align"] == ("auto" if budget.is_timed else 1):
-        del given["align"]
-    if budget.target is not None:
-        given["target"] = str(budget.target)
-    return " ".join(f"{name}={_text(value)}" for name, value in given.items())
+    found = stated(budget.record()) | ({} if budget.target is None else {"target": str(budget.target)})
+    return " ".join(f"{name}={_text(value)}" for name, value in found.items())
 
 
 USUAL = (Recover(),)
