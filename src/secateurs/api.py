@@ -323,6 +323,7 @@ def _task(
     scope = scope or method.default_scope
     bounds = limits.on(graph, scope)
     graph = clocked(
-        model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)), device=device
-    )
+        model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)), device=device,
+        stripes=method.cuts == "stripes",
+    )  # fmt: skip
     return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)

@@ -20,7 +20,7 @@ from secateurs.deploy.runners import runner
 from secateurs.deploy.target import Target
 from secateurs.devices import device_of
 from secateurs.errors import BudgetError, ConfigError, Setting
-from secateurs.latency import LatencyModel, Measured, Stopwatch, modelled, stopwatch, tabulated
+from secateurs.latency import LatencyModel, Measured, Stopwatch, curve, modelled, stopwatch, tabulated
 from secateurs.methods.criteria import norms
 from secateurs.methods.limits import Bounds, free
 from secateurs.methods.method import Method, Scope, Task
@@ -52,10 +52,11 @@ def clocked(
     report: Report = lambda line: None,
     seed: int = 0,
     device: torch.device | None = None,
+    stripes: bool = False,
 ) -> PrunableGraph:
     """The graph with the latency model that a budget needs, as measured on this machine; the graph itself if it needs none.
 
-    device: where the network runs in the end, if it is not where it is now.
+    device: where the network runs in the end, if it is not where it is now. stripes: whether stripes are cut.
 
     Raises ConfigError for a target that this machine cannot run, and ExportError for a network that cannot be exported to it.
     """
@@ -68,7 +69,7 @@ def clocked(
         and graph.clock.target == target
         and (graph.clock.fit.errors or not budget.is_timed)
     ):
-        return graph
+        return _striped(graph) if stripes else graph
     if processes.world() > 1:
         raise ConfigError(
             "Time is measured by one process, and this is one of several: limit ",
@@ -86,7 +87,16 @@ def clocked(
     ]  # fmt: skip
     if not groups:
         return plain.timed(tabulated(plain, inputs, target, report))
-    return plain.timed(modelled(model, plain, inputs, target, groups=groups, report=report, seed=seed))
+    made = plain.timed(modelled(model, plain, inputs, target, groups=groups, report=report, seed=seed))
+    return _striped(made) if stripes else made
+
+
+def _striped(graph: PrunableGraph) -> PrunableGraph:
+    """The same, with what is gained from stripes in the latency model."""
+    clock = graph.clock
+    if not isinstance(clock, LatencyModel) or clock.curve is not None:
+        return graph
+    return graph.timed(clock.with_curve(curve(clock)))
 
 
 @dataclass

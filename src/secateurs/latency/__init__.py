@@ -3,5 +3,6 @@
 from secateurs.latency.build import modelled, tabulated
 from secateurs.latency.model import Fit, LatencyModel
 from secateurs.latency.stopwatch import Measured, Stopwatch, stopwatch
+from secateurs.latency.stripes import curve
 
-__all__ = ["Fit", "LatencyModel", "Measured", "Stopwatch", "modelled", "stopwatch", "tabulated"]
+__all__ = ["Fit", "LatencyModel", "Measured", "Stopwatch", "curve", "modelled", "stopwatch", "tabulated"]

@@ -59,9 +59,9 @@ class Fit:
 class LatencyModel:
     """Seconds of one run of a network at any widths: a `secateurs.graph.channels.Clock`.
 
-    graph: the network's, without a latency model. tables: of each piece. curve: what a convolution takes with these shares of
-    its stripes, as fractions of the whole one's time: (shares, fractions). whole: the seconds of the pieces and the cost of
-        the original, if the graph is that of a cut network.
+    graph: the network's, without a latency model. tables: of each piece, by the key of its geometry. curve: what a convolution
+        takes with these shares of its stripes, as fractions of the whole one's time: (shares, fractions); None: as long as with
+        all of them. whole: the seconds of the pieces and the cost of the original, if the graph is that of a cut network.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LatencyModel:
         tables: Mapping[str, Table],
         target: Target,
         fit: Fit | None = None,
-        curve: tuple[Sequence[float], Sequence[float]] = ((0.0, 1.0), (1.0, 1.0)),
+        curve: tuple[Sequence[float], Sequence[float]] | None = None,
         whole: tuple[float, Cost] | None = None,
     ) -> None:
         self.graph, self.pieces, self.tables, self.target, self.curve = graph, list(pieces), dict(tables), target, curve
@@ -88,6 +88,9 @@ class LatencyModel:
     def with_fit(self, fit: Fit) -> LatencyModel:
         return LatencyModel(self.graph, self.pieces, self.tables, self.target, fit, self.curve)
 
+    def with_curve(self, curve: tuple[Sequence[float], Sequence[float]]) -> LatencyModel:
+        return LatencyModel(self.graph, self.pieces, self.tables, self.target, self.fit, curve)
+
     def of(self, graph: ChannelGraph) -> LatencyModel:
         """The same model for what a cut has left of the network: its graph, without a latency model."""
         known = [p for p in pieces_of(graph) if p.geometry.key in self.tables]
@@ -100,7 +103,8 @@ class LatencyModel:
         for kernel, left in (stripes or {}).items():
             if (i := self._kernels.get(kernel)) is not None:
                 positions = np.prod(self.graph.kernels[kernel][1:])
-                found[i] *= np.interp(left / max(1.0, float(wide_out[i]) * positions), *self.curve)
+                share = left / max(1.0, float(wide_out[i]) * positions)
+                found[i] *= 1.0 if self.curve is None else np.interp(share, *self.curve)
         return np.asarray(found)
 
     def features(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Array:

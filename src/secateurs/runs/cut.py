@@ -177,7 +177,17 @@ class Cut:
 
         def feasible(method: Method, budget: Budget | None) -> Task:
             scope = self.scope or method.default_scope
-            graph = clocked(network, traced, inputs, budget, scope, bounds, report=self.log, seed=self.seed)
+            graph = clocked(
+                network,
+                traced,
+                inputs,
+                budget,
+                scope,
+                bounds,
+                report=self.log,
+                seed=self.seed,
+                stripes=method.cuts == "stripes",
+            )
             return Task(network, graph, budget, scope, data, self.seed, inputs, bounds=bounds).for_method(method)
 
         first_task = feasible(self.method, self.budget)

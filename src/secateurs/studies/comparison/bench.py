@@ -125,7 +125,7 @@ class Bench:
         limits = Limits(**{name: self.work.options[name] for name in LIMITS if name in self.work.options})
         chosen = scope or method.default_scope
         bounds = limits.named(self.model).on(graph, chosen)
-        graph = clocked(self.model, graph, self.inputs, cell.budget, chosen, bounds)
+        graph = clocked(self.model, graph, self.inputs, cell.budget, chosen, bounds, stripes=method.cuts == "stripes")
         task = Task(
             self.model, graph, cell.budget, chosen, self.at(cell.seed), cell.seed, self.inputs,
             {"device": self.where, "objective": self.objective}, bounds=bounds,
