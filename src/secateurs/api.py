@@ -217,7 +217,7 @@ def prune(
         module.training = modes.get(name, modes[""])
     remember_cut(small, origin, plan)
     told = graph.warnings + graph.stale(plan.groups)
-    if check_speed and held is None and plan.kept and (slow := slower(given, small, given_inputs)):
+    if check_speed and held is None and plan.kept and not plan.stripes and (slow := slower(given, small, given_inputs)):
         report(slow)
         told = (*told, slow)
     return work.result(found, told)

@@ -150,14 +150,14 @@ class Timing:
     ) -> Kept:
         """The cut whose measured time is within the budget, and as little below it as may be. start: one that is over it."""
         assert task.budget is not None
-        goal, low = self.goal, self._lowest(task)
+        low = self._lowest(task)
         holds, fails = (
             low,
             1.0 + 1e-6,
         )  # the largest fraction of the predicted time that holds, the smallest that doesn't
-        share = self._of(task, goal * AIM)
+        share = 1.0 if self.goal >= 1 else self._of(task, self.goal * AIM)
         if start is not None:
-            fails, share = start.share, start.share * goal * AIM / start.measured.ratio
+            fails, share = start.share, start.share * self.goal * AIM / start.measured.ratio
         best: Kept | None = None
         seen: list[Kept] = []
         while len(seen) < TRIES:
@@ -167,7 +167,9 @@ class Timing:
             if (kept := next((k for k in seen if k.plan == plan), None)) is None:
                 kept = self._measured(task, selection, plan, whole)
                 seen.append(kept)
-            ratio = kept.measured.ratio
+            ratio, goal = kept.measured.ratio, self.goal
+            if goal >= 1:
+                return kept  # nothing has to go
             if ratio > goal:
                 fails = min(fails, share)
             else:
@@ -202,8 +204,10 @@ class Timing:
     def _measured(self, task: Task, selection: Selection, plan: Plan, whole: Callable[[Plan], Plan]) -> Kept:
         entire = whole(plan)
         measured = self.watch.measure(entire, margin=NOISE)
-        if self.goal * (1 - BAND) <= measured.ratio <= self.goal and not self.watch.exact(entire):
+        if self.goal * (1 - BAND) <= measured.ratio <= self.goal and not self.watch.exact:
             measured = self.watch.confirm(apply(self.watch.model, entire), margin=NOISE)  # in a file of its own
+        if not self.tries:
+            self.goal = self.budget.goal(measured.before)  # milliseconds are those of today
         self.tries += 1
         self.report(
             f"measured {measured.ratio:.1%} of the original's time ({measured.after * 1000:.3g} of "
@@ -317,7 +321,10 @@ def slower(original: nn.Module, small: nn.Module, inputs: Any) -> str | None:
 
 def alternated(one: Program, other: Program) -> tuple[list[float], list[float]] | None:
     """Seconds of two programs, run in turn a few times; None for runs that are too short or too long."""
-    once = [per_run(p) for p in (one, other) for _ in range(2)][1::2]
+    if per_run(one) > 4 * LONG:  # even when it is cold
+        return None
+    per_run(other)
+    once = per_run(one), per_run(other)
     if not SHORT <= once[0] <= LONG:
         return None
     rounds = min(ROUNDS[1], max(ROUNDS[0], int(CHECK / sum(once))))

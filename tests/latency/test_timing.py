@@ -63,6 +63,8 @@ def test_milliseconds(fakes: Fakes) -> None:
     assert result.latency.goal == pytest.approx(0.6)
     assert result.latency.after <= 0.006
     assert "ms 10 → " in repr(result)
+    whole = prune(sc.Budget(ms=20.0), scope="all")  # met already
+    assert whole.after.macs == whole.before.macs
 
 
 def test_widths_are_those_that_the_target_likes(fakes: Fakes) -> None:

@@ -49,6 +49,7 @@ class Stopwatch:
 
     def __init__(self, model: nn.Module, inputs: Any, target: Target, original: Program, cut: Cut) -> None:
         self.model, self.inputs, self.target, self.original, self._cut = model, inputs, target, original, cut
+        self.exact = True  # whether the last cut was measured itself, and not in a file that stands for it
 
     def measure(self, plan: Plan, *, seconds: float = 0.3, margin: float = math.inf, most: float = 4.0) -> Measured:
         """The network cut by a plan. For a runtime of files the original's file with its weights cut stands for it, where that
@@ -57,13 +58,10 @@ class Stopwatch:
         seconds: to measure for. margin: measure on, for `most` seconds, until the noise is no larger.
         """
         program = self._cut(plan)
+        self.exact = program is None
         if program is not None:
             return self._paired(program, seconds, margin, most)
         return self.confirm(apply(self.model, plan), seconds=seconds, margin=margin, most=most)
-
-    def exact(self, plan: Plan) -> bool:
-        """Whether `measure` measures the cut network itself, and not a file that stands for it."""
-        return self.target.in_torch or self._cut(plan) is None
 
     def confirm(
         self, network: nn.Module, *, seconds: float = 1.0, margin: float = math.inf, most: float = 4.0
