@@ -25,7 +25,7 @@ from secateurs.artifact.hub import on_hub
 from secateurs.artifact.saving import STAGED, save
 from secateurs.artifact.signature import InputRecord, Signature
 from secateurs.artifact.state import check_state, weights_digest
-from secateurs.artifact.timings import TIMINGS, Timings, read_timings, save_timings
+from secateurs.artifact.timings import TIMINGS, TargetRecord, Timings, read_timings, save_timings
 
 __all__ = [
     "CARD",
@@ -41,6 +41,7 @@ __all__ = [
     "InputRecord",
     "Signature",
     "Source",
+    "TargetRecord",
     "Timings",
     "check_state",
     "digest",

@@ -163,6 +163,8 @@ class _Stays:
 class PrunerHook(Hook):
     """Runs a pruner in the engine's loop."""
 
+    captures = False  # gates and masks change with each step
+
     def __init__(self, pruner: Pruner, settings: Mapping[str, Any]) -> None:
         self.pruner, self.settings = pruner, settings
 
