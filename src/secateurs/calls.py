@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from secateurs.artifact import Card
 from secateurs.artifact.history import Round
+from secateurs.budget import stated
 from secateurs.deploy import Target
 from secateurs.methods.registry import registered
 from secateurs.recovery import MODES, Reconstruct
@@ -70,11 +71,7 @@ def _arguments(card: Card) -> Iterator[str]:
 
 
 def _budget(record: Mapping[str, Any]) -> Iterator[str]:
-    figures = {k: v for k, v in record.items() if v is not None and k not in ("align", "target")}
-    yield from filter(None, [_settings({k: v}) for k, v in figures.items()])
-    timed = any(record.get(name) is not None for name in ("latency", "ms"))
-    if record.get("align") not in (None, "auto" if timed else 1):
-        yield f"align={literal(record['align'])}"
+    yield from filter(None, [_settings({k: v}) for k, v in stated(record).items() if k != "target"])
     if isinstance(target := record.get("target"), Mapping):
         usual = {f.name: f.default for f in fields(Target)}
         changed = {k: v for k, v in target.items() if k != "runtime" and v != usual.get(k)}

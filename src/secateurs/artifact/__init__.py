@@ -4,7 +4,7 @@
 """
 
 from secateurs.artifact.card import Card, Earlier, Source, networks
-from secateurs.artifact.fields import Figures
+from secateurs.artifact.fields import Figures, Latency
 from secateurs.artifact.folder import (
     CARD,
     MODEL,
@@ -39,6 +39,7 @@ __all__ = [
     "Earlier",
     "Figures",
     "InputRecord",
+    "Latency",
     "Signature",
     "Source",
     "TargetRecord",

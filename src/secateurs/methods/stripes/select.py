@@ -285,7 +285,7 @@ class Stripes:
             i = int(max(range(len(channels)), key=lambda j: best[j]))
             before = channels[i].copy()
             spare = np.flatnonzero(~before)
-            channels[i][spare[np.argsort(-worth[i][spare], kind="stable")][: self.widths.step]] = True
+            channels[i][spare[np.argsort(-worth[i][spare], kind="stable")][: self.widths.step[i]]] = True
             if not self.fits(self.left(alive, scores, channels)):
                 channels[i] = before
                 closed.add(i)
@@ -306,21 +306,21 @@ class Stripes:
         sizes = np.bincount(self.unit[back], minlength=self.units)
         layer = np.zeros(self.units, dtype=np.int64)
         layer[self.unit] = self.layer
-        limits, base = budget.limits(self.widths.base), self.cost(left)
-        room = np.array([limits.macs - base.macs, limits.params - base.params])
-        price = np.zeros((len(counts), 2), dtype=np.int64)  # of one more stripe
+        limits, now = budget.figures(budget.limits(self.widths.base)), budget.figures(self.cost(left))
+        room = limits - now
+        price = np.zeros((len(counts), len(room)))  # of one more stripe
         for i in range(len(counts)):
             more = counts.copy()
             more[i] += 1
-            cost = self.cost(Left(alive, left.channels, left.widths, more))
-            price[i] = cost.macs - base.macs, cost.params - base.params
+            price[i] = budget.figures(self.cost(Left(alive, left.channels, left.widths, more))) - now
         regained = np.zeros(self.units, dtype=bool)
         for u in np.argsort(-rank):
             if sizes[u] and (price[layer[u]] * sizes[u] <= room).all():
                 room -= price[layer[u]] * sizes[u]
                 counts[layer[u]] += sizes[u]
                 regained[u] = True
-        return Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
+        fuller = Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
+        return fuller if self.fits(fuller) else left  # the latency of stripes is not linear
 
     def selection(self, left: Left) -> Selection:
         """The form that a plan takes; layers that keep all their stripes are left out."""
