@@ -10,10 +10,10 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from secateurs.cli import options
+from secateurs.cli.budget import exact
 from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, log, pair
-from secateurs.cli.prune import exact
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import ConfigError, SecateursError, shown
 

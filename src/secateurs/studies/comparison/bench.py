@@ -41,6 +41,7 @@ from secateurs.studies.comparison.compute import (
 from secateurs.studies.comparison.contestants import Cell, budget_text
 from secateurs.studies.comparison.peers import TorchPruning
 from secateurs.studies.comparison.work import Work
+from secateurs.timing import clocked
 from secateurs.training import CrossEntropy, Objective, Phase
 from secateurs.training import batches as B
 
@@ -124,9 +125,11 @@ class Bench:
     def _task(self, method: Method, cell: Cell, graph: Any, scope: Any) -> Task:
         limits = Limits(**{name: self.work.options[name] for name in LIMITS if name in self.work.options})
         chosen = scope or method.default_scope
+        bounds = limits.named(self.model).on(graph, chosen)
+        graph = clocked(self.model, graph, self.inputs, cell.budget, chosen, bounds, stripes=method.cuts == "stripes")
         task = Task(
             self.model, graph, cell.budget, chosen, self.at(cell.seed), cell.seed, self.inputs,
-            {"device": self.where, "objective": self.objective}, bounds=limits.named(self.model).on(graph, chosen),
+            {"device": self.where, "objective": self.objective}, bounds=bounds,
         )  # fmt: skip
         return task.for_method(method)
 
