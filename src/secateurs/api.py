@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +35,7 @@ from secateurs.result import Result
 from secateurs.seeds import preserve_rng_state
 from secateurs.stripes import tune
 from secateurs.surgery.verify import check_copy, check_deterministic
+from secateurs.timing import clocked, slower, timing
 from secateurs.training import Hook, Objective, Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
@@ -78,6 +79,7 @@ def prune(
     example_targets: Any = None,
     rounds: int = 1,
     schedule: Schedule = "linear",
+    check_speed: bool = True,
     **unknown: NoReturn,
 ) -> Result:
     """Prune a model: trace, select, cut, verify and, on request, recover accuracy. The given model is not modified.
@@ -87,7 +89,9 @@ def prune(
     the model's device, in its dtypes.
 
     method: a name (see `methods()`) or a configured method, for example `EPruner(beta=0.7)`.
-    budget: the cost that the result may have at most.
+    budget: the cost that the result may have at most. For a budget of time, a latency model of the network is made from
+        measurements on this machine (kept on disk), and the cut network is measured until the budget holds: see `latency` of
+        the result.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
         Training batches may be inputs only, as long as neither the method nor the recovery reads labels.
     calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`: with
@@ -120,6 +124,8 @@ def prune(
         always the original, and the limits hold for the whole. `plan` is one plan of the original, and `history` has the
         figures of each round. With a `folder`, all rounds but the last are saved there as artifacts, `round-1` and so on.
     schedule: how the budgets of the rounds approach the final one: "linear", or "cubic" (much at first, little at the end).
+    check_speed: run the cut network and the original in turn for less than a second, and say in `warnings` if the cut one is
+        clearly not faster. A budget of time is measured more thoroughly.
     hooks: of recovery, see `secateurs.training.Hook`.
     progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
     save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
@@ -171,6 +177,7 @@ def prune(
     task = _task(
         model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
         engine_options=phase(folder, "prune", options), resume=resume, graph=graph, example_targets=targets,
+        report=report, device=placement.device,
     )  # fmt: skip
     division.check(chosen, task.budget)
     graph = task.graph
@@ -187,14 +194,16 @@ def prune(
         calibrate is not False, images, allow_inexact, targets, folder, report, origin, limits.record(),
         {
             **division.record(), "method": {"name": chosen.name, **chosen.model_dump(mode="json")},
-            "budget": None if budget is None else asdict(budget), "scope": task.scope, "limits": limits.record(),
+            "budget": None if budget is None else budget.record(), "scope": task.scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
             "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
             "weights": weights,
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip
-    found = work.run()
+    with timing(task, budget, original, report) as held:
+        work = replace(work, timing=held)
+        found = work.run()
     small, plan = found.model, found.plan
     placement.restore(small)
     if plan.stripes:
@@ -208,6 +217,9 @@ def prune(
         module.training = modes.get(name, modes[""])
     remember_cut(small, origin, plan)
     told = graph.warnings + graph.stale(plan.groups)
+    if check_speed and held is None and plan.kept and not plan.stripes and (slow := slower(given, small, given_inputs)):
+        report(slow)
+        told = (*told, slow)
     return work.result(found, told)
 
 
@@ -300,7 +312,8 @@ def widen(
 
 def _task(
     model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, limits: Limits, *,
-    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None, **rest: Any,
+    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None,
+    report: Callable[[str], None] = lambda line: None, device: torch.device | None = None, **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
     if graph is None:
@@ -309,4 +322,8 @@ def _task(
         check_deterministic(model, example_inputs)
     scope = scope or method.default_scope
     bounds = limits.on(graph, scope)
+    graph = clocked(
+        model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)), device=device,
+        stripes=method.cuts == "stripes",
+    )  # fmt: skip
     return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)
