@@ -110,9 +110,9 @@ class Stripes:
         if blocks is not None:
             units, start = [], 0
             for name, (_, h, w) in self.kernels.items():
-                own = blocks[name]
-                units.append((start + own[:, None] * h * w + np.arange(h * w)).ravel())
-                start += (int(own.max()) + 1) * h * w
+                block = blocks[name]
+                units.append((start + block[:, None] * h * w + np.arange(h * w)).ravel())
+                start += (int(block.max()) + 1) * h * w
             self.unit = np.concatenate(units)
         self.units = int(self.unit.max()) + 1
         at = dict(zip(self.kernels, first, strict=False))
