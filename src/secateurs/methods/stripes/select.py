@@ -110,9 +110,9 @@ class Stripes:
         if blocks is not None:
             units, start = [], 0
             for name, (_, h, w) in self.kernels.items():
-                of_filter = blocks[name]
-                units.append((start + of_filter[:, None] * h * w + np.arange(h * w)).ravel())
-                start += (int(of_filter.max()) + 1) * h * w
+                block = blocks[name]
+                units.append((start + block[:, None] * h * w + np.arange(h * w)).ravel())
+                start += (int(block.max()) + 1) * h * w
             self.unit = np.concatenate(units)
         self.units = int(self.unit.max()) + 1
         at = dict(zip(self.kernels, first, strict=False))
@@ -285,7 +285,7 @@ class Stripes:
             i = int(max(range(len(channels)), key=lambda j: best[j]))
             before = channels[i].copy()
             spare = np.flatnonzero(~before)
-            channels[i][spare[np.argsort(-worth[i][spare], kind="stable")][: self.widths.step[i]]] = True
+            channels[i][spare[np.argsort(-worth[i][spare], kind="stable")][: self.widths.step]] = True
             if not self.fits(self.left(alive, scores, channels)):
                 channels[i] = before
                 closed.add(i)
@@ -306,21 +306,21 @@ class Stripes:
         sizes = np.bincount(self.unit[back], minlength=self.units)
         layer = np.zeros(self.units, dtype=np.int64)
         layer[self.unit] = self.layer
-        limits, now = budget.figures(budget.limits(self.widths.base)), budget.figures(self.cost(left))
-        room = limits - now
-        price = np.zeros((len(counts), len(room)))  # of one more stripe
+        limits, base = budget.limits(self.widths.base), self.cost(left)
+        room = np.array([limits.macs - base.macs, limits.params - base.params])
+        price = np.zeros((len(counts), 2), dtype=np.int64)  # of one more stripe
         for i in range(len(counts)):
             more = counts.copy()
             more[i] += 1
-            price[i] = budget.figures(self.cost(Left(alive, left.channels, left.widths, more))) - now
+            cost = self.cost(Left(alive, left.channels, left.widths, more))
+            price[i] = cost.macs - base.macs, cost.params - base.params
         regained = np.zeros(self.units, dtype=bool)
         for u in np.argsort(-rank):
             if sizes[u] and (price[layer[u]] * sizes[u] <= room).all():
                 room -= price[layer[u]] * sizes[u]
                 counts[layer[u]] += sizes[u]
                 regained[u] = True
-        fuller = Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
-        return fuller if self.fits(fuller) else left  # the latency of stripes is not linear
+        return Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
 
     def selection(self, left: Left) -> Selection:
         """The form that a plan takes; layers that keep all their stripes are left out."""
