@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
     from secateurs.result import Figures, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
-    from secateurs.stripes import StripeConv2d, tune
+    from secateurs.stripes import StripeConv, StripeConv1d, StripeConv2d, StripeConv3d, tune
     from secateurs.surgery import apply, cut_, reinitialize, verify
 
 __all__ = [
@@ -102,7 +102,10 @@ __all__ = [
     "SecateursError",
     "SpecError",
     "Stage",
+    "StripeConv",
+    "StripeConv1d",
     "StripeConv2d",
+    "StripeConv3d",
     "Target",
     "Taylor",
     "TraceError",
@@ -152,7 +155,7 @@ _HOMES = {
     "secateurs.recovery": "Distil Mimic Reconstruct Recover",
     "secateurs.result": "Figures Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
-    "secateurs.stripes": "StripeConv2d tune",
+    "secateurs.stripes": "StripeConv StripeConv1d StripeConv2d StripeConv3d tune",
     "secateurs.surgery": "apply cut_ reinitialize verify",
     "secateurs.tasks": "tasks",
 }

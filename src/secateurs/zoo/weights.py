@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateurs.errors import ArtifactError, Setting, a_or_an
 from secateurs.files import open_regular, read_tensors, shown
-from secateurs.stripes import StripeConv2d
+from secateurs.stripes import StripeConv
 
 State = dict[str, Tensor]
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
@@ -116,7 +116,7 @@ def put(
             )
     for name, layer in model.named_modules():
         key = f"{name}.kept" if name else "kept"
-        if isinstance(layer, StripeConv2d) and key in state and not torch.equal(state[key], layer.kept.cpu()):
+        if isinstance(layer, StripeConv) and key in state and not torch.equal(state[key], layer.kept.cpu()):
             raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}: {key} does not have the plan's stripes.")
     for first, *others in _shared({key: own[key] for key in both}):
         if other := next((name for name in others if not torch.equal(state[name], state[first])), None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from secateurs.graph.channels import parameter
 from secateurs.masking.swaps import Swaps
 
-Kernels = Mapping[str, tuple[int, int, int]]  # weight → (filters, rows, columns)
+Shape = tuple[int, ...]  # (filters, *kernel)
+Kernels = Mapping[str, Shape]  # of each weight
 
 
 class Measure(Protocol):
@@ -45,8 +47,8 @@ class Skeleton:
 
     def __init__(self, model: nn.Module, kernels: Kernels, shared: bool = False, prior: Tensor | None = None) -> None:
         self.model = model
-        self.shapes = {name: (1 if shared else o, h, w) for name, (o, h, w) in kernels.items()}
-        self.sizes = [o * h * w for o, h, w in self.shapes.values()]
+        self.shapes = {name: (1 if shared else o, *kernel) for name, (o, *kernel) in kernels.items()}
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         device = parameter(model, next(iter(kernels))).device
         self.values = nn.Parameter(torch.ones(sum(self.sizes), device=device))
         self.prior = torch.ones(sum(self.sizes), device=device) if prior is None else prior.clamp_min(self.LEAST)
@@ -92,7 +94,7 @@ class Skeleton:
 class _Swap:
     """During a convolution's forward its weight is the product."""
 
-    def __init__(self, skeleton: Skeleton, at: slice, shape: tuple[int, int, int]) -> None:
+    def __init__(self, skeleton: Skeleton, at: slice, shape: Shape) -> None:
         self.skeleton, self.at, self.shape = skeleton, at, shape
         self.swaps = Swaps()
 
@@ -102,7 +104,7 @@ class _Swap:
     def enter(self, conv: nn.Module, args: Any) -> None:
         w = conv._parameters["weight"]
         assert w is not None
-        value = self.skeleton.values[self.at].view(self.shape)[:, None]  # (O, 1, KH, KW)
+        value = self.skeleton.values[self.at].view(self.shape)[:, None]  # (O, 1, *kernel)
         self.swaps.put(conv, "weight", w * value.to(w))
 
     def leave(self, conv: nn.Module, args: Any, out: Any) -> None:
@@ -121,7 +123,7 @@ class Norms:
         self.model, self.kernels, self.shared = model, list(kernels), shared
         worth = [1.0] * len(self.kernels) if worth is None else worth
         self.first = [float(n.detach().mean()) / w for n, w in zip(self._norms(), worth, strict=True)]
-        filters = [o if shared else 1 for o, _, _ in kernels.values()]
+        filters = [shape[0] if shared else 1 for shape in kernels.values()]
         parts = zip(self._norms(), self.first, filters, strict=True)
         self.pull = torch.cat([torch.full_like(n.detach(), m**2 * o) for n, m, o in parts])
 
@@ -129,7 +131,7 @@ class Norms:
         """Norms for each layer: (units,)."""
         found = []
         for name in self.kernels:
-            squares = parameter(self.model, name).float().square().sum(1)  # (O, KH, KW)
+            squares = parameter(self.model, name).float().square().sum(1)  # (O, *kernel)
             squares = squares.mean(0) if self.shared else squares
             found.append((squares + 1e-12).sqrt().reshape(-1))  # has a gradient where all weights are zero
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,16 @@ from secateurs.graph import Cost
 from secateurs.methods.method import Task
 from secateurs.methods.select import prices
 from secateurs.methods.selection import Selection
-from secateurs.stripes import StripeConv2d
+from secateurs.stripes import StripeConv
 
 Array = np.ndarray
 COST = 0.25  # scores are compared between layers divided by this power of the stripes' costs
 FEW = 0.05  # if a budget would leave a smaller fraction of the stripes than this, channels are cut as well
 
 
-def kernels(task: Task) -> dict[str, tuple[int, int, int]]:
-    """Weights whose stripes can be cut, with their filters, rows and columns."""
-    return {name: shape for name, shape in task.kernels.items() if shape[1] * shape[2] > 1}
+def kernels(task: Task) -> dict[str, tuple[int, ...]]:
+    """Weights whose stripes can be cut, with the number of filters and the kernel's size."""
+    return {name: shape for name, shape in task.kernels.items() if math.prod(shape[1:]) > 1}
 
 
 def check_kernels(task: Task, method: str) -> None:
@@ -32,15 +33,16 @@ def check_kernels(task: Task, method: str) -> None:
     if kernels(task):
         return
     why = "no convolution that stripes can be cut from"
-    if any(isinstance(m, StripeConv2d) for m in task.model.modules()):
+    if any(isinstance(m, StripeConv) for m in task.model.modules()):
         why = "only convolutions whose stripes are already cut"
     if task.kernels != task.graph.kernels:
         why += " within the limits of the task"
     if found := _unsupported(task.model):
         why += f" (the network has {', '.join(f'{n} {kind}' for kind, n in found.items())})"
     raise ConfigError(
-        f"{method} found {why}: there is nothing to prune. Stripes are cut from nn.Conv2d with a kernel larger than 1×1, one "
-        "group and padding with zeros. Methods that cut channels prune convolutions of any kind: npn, aofp, epruner, l2 …"
+        f"{method} found {why}: there is nothing to prune. Stripes are cut from nn.Conv1d, nn.Conv2d and nn.Conv3d with more "
+        "than one kernel position, one group and padding with zeros. Methods that cut channels prune convolutions of any kind: "
+        "npn, aofp, epruner, l2 …"
     )
 
 
@@ -50,12 +52,12 @@ def _unsupported(model: nn.Module) -> Counter[str]:
     for conv in model.modules():
         if not isinstance(conv, _ConvNd):
             continue
-        if type(conv) is not nn.Conv2d:
+        if type(conv) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
             found[type(conv).__name__] += 1
         elif conv.groups > 1:
             found["grouped or depthwise"] += 1
-        elif conv.kernel_size == (1, 1):
-            found["of 1×1"] += 1
+        elif math.prod(conv.kernel_size) == 1:
+            found["of " + ("×".join(map(str, conv.kernel_size)) if len(conv.kernel_size) > 1 else "kernel size 1")] += 1
         elif conv.padding_mode != "zeros":
             found[f"with padding_mode={conv.padding_mode!r}"] += 1
     return found
@@ -83,27 +85,27 @@ class Left:
 class Stripes:
     """All stripes of all kernels of a network, concatenated; a stripe is identified by its position.
 
-    kernels: weight name → (filters, rows, columns), as in `ChannelGraph.kernels`.
+    kernels: weight name → (filters, *kernel), as in `ChannelGraph.kernels`.
     shared: all filters of a layer keep the same positions, so its stripes at one position are kept or cut together.
     floor: the minimum fraction of its stripes that every layer keeps; at least one stripe.
     """
 
     def __init__(
-        self, task: Task, kernels: Mapping[str, tuple[int, int, int]], shared: bool = False, floor: float = 0.0
+        self, task: Task, kernels: Mapping[str, tuple[int, ...]], shared: bool = False, floor: float = 0.0
     ) -> None:
         self.task, self.widths, self.kernels, self.shared = task, task.widths, dict(kernels), shared
         shapes = list(self.kernels.values())
-        self.sizes = np.array([o * h * w for o, h, w in shapes], dtype=np.int64)
+        positions = np.array([math.prod(shape[1:]) for shape in shapes], dtype=np.int64)
+        self.sizes = np.array([math.prod(shape) for shape in shapes], dtype=np.int64)
         self.least = np.maximum(1, np.ceil(floor * self.sizes)).astype(np.int64)
-        filters = np.array([o for o, _, _ in shapes], dtype=np.int64)
+        filters = np.array([shape[0] for shape in shapes], dtype=np.int64)
         first = np.cumsum(np.r_[0, filters])
         self.filters = int(first[-1])
         self.layer = np.repeat(np.arange(len(shapes)), self.sizes)
-        self.filter = np.repeat(np.arange(self.filters), np.repeat([h * w for _, h, w in shapes], filters))
+        self.filter = np.repeat(np.arange(self.filters), np.repeat(positions, filters))
         self.unit = np.arange(len(self.layer))  # the unit that a stripe is kept or cut with
         if shared:
-            positions = np.array([h * w for _, h, w in shapes])
-            within = np.concatenate([np.tile(np.arange(h * w), o) for o, h, w in shapes])
+            within = np.concatenate([np.tile(np.arange(p), o) for p, o in zip(positions, filters, strict=True)])
             self.unit = np.cumsum(np.r_[0, positions])[self.layer] + within
         self.units = int(self.unit.max()) + 1
         at = dict(zip(self.kernels, first, strict=False))
@@ -122,7 +124,7 @@ class Stripes:
         return len(self.layer)
 
     def split(self, flat: Array) -> dict[str, Array]:
-        """One value for each stripe, by kernel: (filters, rows, columns)."""
+        """One value for each stripe, by kernel: (filters, *kernel)."""
         parts = np.split(flat, np.cumsum(self.sizes)[:-1])
         return {name: part.reshape(shape) for (name, shape), part in zip(self.kernels.items(), parts, strict=True)}
 
