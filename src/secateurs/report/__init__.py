@@ -1,6 +1,6 @@
 """Output for people: formatted numbers, and the tables that the commands share."""
 
-from secateurs.report.figures import count, duration, error, percent, share, short
+from secateurs.report.figures import count, duration, error, formatted, heading, percent, share, short
 from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table
 
 __all__ = [
@@ -8,6 +8,8 @@ __all__ = [
     "count",
     "duration",
     "error",
+    "formatted",
+    "heading",
     "listing",
     "outcome",
     "percent",

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from secateurs.artifact import Figures, Signature
-from secateurs.report.figures import count, number, percent, share, short
+from secateurs.report.figures import count, formatted, heading, percent, share, short
 
 Justify = Literal["left", "right"]
 
@@ -60,7 +60,8 @@ def columns(every: Sequence[Measured]) -> dict[str, Callable[[Measured], str]]:
     if nothing or any(f.top1 is not None for f in every):
         found |= {"top-1 %": lambda f: percent(f.top1), "top-5 %": lambda f: percent(f.top5)}
     for name in own:
-        found[name] = lambda f, name=name: number(f.metrics.get(name))  # type: ignore[misc]
+        show = formatted([figures.metrics.get(name) for figures in every])
+        found[heading(name)] = lambda f, name=name, show=show: show(f.metrics.get(name))  # type: ignore[misc]
     if nothing or any(f.loss is not None for f in every):
         found["loss"] = lambda f: "-" if f.loss is None else f"{f.loss:.3f}"
     return found

@@ -294,7 +294,7 @@ def without_labels(source: Any, examples: int, *, seed: int, rows: int = 32, who
         for _, batch, last in walk(plain, seed=seed, epoch=0, limit=examples, labels=False, whole=whole):
             piece = rows_of(batch, 0, min(left, batch.rows))
             left -= min(left, batch.rows)
-            if waiting and not _fits(waiting[0], piece):
+            if waiting and not fits(waiting[0], piece):
                 yield joined(waiting)
                 waiting = []
             waiting.append(piece)
@@ -316,7 +316,7 @@ def _plain(source: Any, examples: int, whole: bool) -> Any:
     return source
 
 
-def _fits(one: Batch, other: Batch) -> bool:
+def fits(one: Batch, other: Batch) -> bool:
     """Whether the two can be joined."""
     if one.whole:
         return False
