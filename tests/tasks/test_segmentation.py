@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import secateurs as sc
@@ -296,3 +297,24 @@ def test_int8_is_measured_as_segmentation(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "mIoU" in shown
     assert "top-1" not in shown
+
+
+def test_criteria_are_compared_by_iou(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(network().state_dict(), tmp_path / "w.safetensors")
+    args = ["compare-criteria", SPEC, "--task", "segmentation", "--weights", str(tmp_path / "w.safetensors"), "--device", "cpu",
+            "--data", f"folder:{root}", "--normalize", "none", "--batch-size", "4", "--layer", "middle.0", "--examples", "4",
+            "--val-examples", "3", "--criteria", "l1,taylor", "--out", str(tmp_path / "r")]  # fmt: skip
+    assert main(args) == 0
+    shown = capsys.readouterr().out
+    assert "8 channels, mIoU 0." in shown
+    curves = json.loads((tmp_path / "r" / "curves.json").read_text())["curves"]
+    for curve in curves.values():
+        assert curve["figure"] == "mIoU"
+        assert curve["top1"] is None
+        assert len(curve["metrics"]["mIoU"]) == len(curve["loss"]) == 8
+        assert curve["area"] == pytest.approx(sum(curve["metrics"]["mIoU"]) / 8)
+    more = [*args, "--resume"]
+    more[more.index("l1,taylor")] = "l1,l2"
+    assert main(more) == 0
+    assert "mIoU" in capsys.readouterr().out
+    assert main([*more[:2], *more[4:]]) == 2  # not without the task

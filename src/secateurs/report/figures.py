@@ -37,7 +37,7 @@ def formatted(values: Sequence[float | None], figure: str = "") -> Callable[[flo
     if figure == "loss":
         return lambda value: "-" if value is None else f"{value:.3f}"
     largest = max((abs(x) for x in values if x is not None and math.isfinite(x)), default=0.0)
-    if largest and not 1e-2 <= largest < 1e6:
+    if largest and not 1e-3 <= largest < 1e6:
         return lambda value: "-" if value is None else f"{value:.3e}"
     decimals = 4 if largest <= 1 else max(0, 3 - math.floor(math.log10(largest)))
     return lambda value: "-" if value is None else f"{value:.{decimals}f}"

@@ -54,14 +54,12 @@ class Segmentation(VisionTask):
         else:
             known = ("folder:PATH", "hf:NAME_OR_PATH")
             raise SpecError(f"{spec!r} is not valid data for segmentation. {nearest(spec, known)}")
-        if reading.classes is not None:
-            names = (
-                names
-                if names is not None and len(names) == reading.classes
-                else tuple(map(str, range(reading.classes)))
-            )
-        elif names is None:
-            names = tuple(map(str, range(found_classes((train, val)))))
+        if reading.classes is not None and (names is None or len(names) != reading.classes):
+            names = tuple(map(str, range(reading.classes)))
+        classes, splits = None if names is None else len(names), [train, *([] if val is None else [val])]
+        highest = max(split.check(classes, skip=reading.skip_unreadable) for split in splits)
+        if names is None:
+            names = tuple(map(str, range(found_classes(highest))))
         side = reading.image_size
         crop = (up(side), up(side)) if side else crop_of(train.some_sizes())
         transforms = Masked(crop, side, self.scale, self.flip)
