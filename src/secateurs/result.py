@@ -18,7 +18,7 @@ from secateurs.errors import ArtifactError
 from secateurs.methods.method import Method
 from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
-from secateurs.report.figures import number
+from secateurs.report.figures import formatted, heading
 from secateurs.version import __version__
 
 __all__ = ["Figures", "Result"]
@@ -41,6 +41,7 @@ class Result:
     limits: dict[str, Any] | None = None  # what the user excluded, and how far groups could be cut; see `Limits`
     warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
     signature: Signature | None = None  # how the network is called: its inputs, classes and preprocessing
+    task: dict[str, Any] | None = None  # what the network is for, if it was named: the task's name and settings
 
     def __repr__(self) -> str:
         parts = [
@@ -50,7 +51,10 @@ class Result:
         if self.before.top1 is not None and self.after.top1 is not None:
             parts.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
         for name, value in self.after.metrics.items():
-            parts.append(f"{name} {number(self.before.metrics.get(name))} → {number(value)}")
+            show = formatted([self.before.metrics.get(name), value])
+            parts.append(f"{heading(name)} {show(self.before.metrics.get(name))} → {show(value)}")
+        if len(parts) == 2 and self.before.loss is not None and self.after.loss is not None:
+            parts.append(f"loss {self.before.loss:.3f} → {self.after.loss:.3f}")
         return f"Result({self.method.name}: {', '.join(parts)}, error {self.error:.1e})"
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
@@ -91,6 +95,7 @@ class Result:
             "error": self.error,
             **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({} if self.limits is None else {"limits": self.limits}),
+            **({} if self.task is None else {"task": self.task}),
             **({} if self.signature is None else {"signature": self.signature.model_dump(mode="json")}),
             "stripes": summary(self.plan),
             "history": self.history,

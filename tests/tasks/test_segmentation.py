@@ -215,7 +215,7 @@ def test_padding_does_not_reach_the_teacher() -> None:
     [
         (f"python:{Small.__module__}:Small", {}, r"returns \(1, 3, 16, 16\).*Segmentation needs logits of shape"),
         ("zoo:small_cnn", {}, r"returns \(1, 3\) float32 for images"),
-        (SPEC, {"num_classes": 2}, "label 2, but the model has 2 classes"),
+        (SPEC, {"num_classes": 2}, "12 of 12 masks have a class index above 1"),
     ],
 )
 def test_networks_that_do_not_fit(root: Path, tmp_path: Path, spec: str, more: dict[str, Any], message: str) -> None:
@@ -317,4 +317,37 @@ def test_criteria_are_compared_by_iou(root: Path, tmp_path: Path, capsys: pytest
     more[more.index("l1,taylor")] = "l1,l2"
     assert main(more) == 0
     assert "mIoU" in capsys.readouterr().out
-    assert main([*more[:2], *more[4:]]) == 2  # not without the task
+    assert main([*more, "--task-set", "dice=1"]) == 2
+    assert "belongs to another comparison: it differs in task" in capsys.readouterr().err
+
+
+def test_prune_by_the_name_of_the_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    random = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(2, 3, 16, 16, generator=random), torch.randint(3, (2, 16, 16), generator=random))]
+    how: dict[str, Any] = {"budget": sc.Budget(macs=0.6), "data": sc.Data(batches, batches), "device": "cpu"}
+    plain = sc.prune(network(), batches[0][0], "l2", **how)
+    assert "only the loss is measured: task='segmentation' measures mIoU" in caplog.text
+    assert f"loss {plain.before.loss:.3f} → {plain.after.loss:.3f}" in repr(plain)
+    caplog.clear()
+    result = sc.prune(network(), batches[0][0], "l2", task="segmentation", **how)
+    assert not caplog.text
+    assert set(result.before.metrics) == set(result.after.metrics) == {"mIoU", "pixel_accuracy"}
+    assert result.after.loss == plain.after.loss
+    shown = (result.before.metrics["mIoU"], result.after.metrics["mIoU"])
+    assert "mIoU {:.4f} → {:.4f}".format(*shown) in repr(result)
+    card = sc.card(result.save(tmp_path / "r"))
+    assert card.task is not None
+    assert card.task.name == "segmentation"
+    dice = sc.prune(network(), batches[0][0], "l2", task=Segmentation(dice=1), metrics={"own": one}, **how)
+    assert dice.before.loss is not None
+    assert dice.before.loss > (plain.before.loss or 0)
+    assert dice.before.metrics == {"own": 1.0}
+    assert not sc.prune(network(), batches[0][0], "l2", sc.Budget(macs=0.6), task="segmentation").before.metrics
+    with pytest.raises(ConfigError, match=r"There is no task 'segmentatoin'. Did you mean segmentation\?"):
+        sc.prune(network(), batches[0][0], "l2", task="segmentatoin", **how)
+    with pytest.raises(DataError, match="Segmentation needs logits of shape"):
+        sc.prune(Small(), batches[0][0], "l2", task="segmentation", **how)
+
+
+def one(outputs: Any, targets: Any) -> float:
+    return 1.0

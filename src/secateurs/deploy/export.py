@@ -23,7 +23,7 @@ from secateurs.deploy.int8 import quantize
 from secateurs.errors import ConfigError, ExportError, SecateursError, Setting, nearest, shown
 from secateurs.files import check_writable, dump_json
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import call, check_model, map_tensors, tensors
+from secateurs.graph.inputs import call, check_inputs, check_model, map_tensors, tensors
 from secateurs.surgery.compare import disagreement
 
 AGREEMENT = 1e-4  # relative difference of a file's outputs from the network's
@@ -66,6 +66,7 @@ def export(
     exporter refuses, and for a file that does not agree.
     """
     check_model(model)
+    check_inputs(example_inputs)
     path = Path(path)
     format = _format(path, int8)
     if int8 is not None and not dynamic_batch:

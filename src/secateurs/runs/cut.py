@@ -236,12 +236,13 @@ class Cut:
         earlier = self.earlier
         if earlier is None:
             earlier = stages.earlier(artifact.read(self.network.name)[1]) if self.network.is_artifact else ()
+        purpose = self.purpose.card()
         done = RunResult(
-            **{f.name: getattr(result, f.name) for f in fields(Result)},
+            **{**{f.name: getattr(result, f.name) for f in fields(Result)}, "task": purpose.pop("task", None)},
             earlier=earlier,
             seconds=round(time.perf_counter() - began, 1),
             settings={
-                **self.purpose.card(),
+                **purpose,
                 "data": self.data.record(ready.data),
                 "budget": record["budget"],
                 "recover": record["recover"],

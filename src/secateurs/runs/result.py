@@ -16,7 +16,7 @@ from secateurs.artifact.history import records, rounds
 from secateurs.methods import Method
 from secateurs.result import Result
 
-_SETTINGS = {"task", "functions", "data", "budget", "recover", "seed"}
+_SETTINGS = {"functions", "data", "budget", "recover", "seed"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,7 +46,8 @@ class RunResult(Result):
             float("nan") if card.error is None else card.error, method, records(card.history),
             None if card.source is None else card.source.record(),
             None if card.limits is None else card.limits.model_dump(mode="json", exclude_unset=True),
-            tuple(card.warnings), card.signature, card.earlier, card.seconds, body,
+            tuple(card.warnings), card.signature, None if card.task is None else card.task.model_dump(mode="json"),
+            card.earlier, card.seconds, body,
         )  # fmt: skip
 
 

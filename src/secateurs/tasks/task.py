@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +16,15 @@ from torch import Tensor, nn
 from secateurs.data import Data, Preprocess
 from secateurs.data.load import OneOfEach, Statistics, checked_channels, default_workers, statistics
 from secateurs.data.samples import SampleLoader, Samples, Transforms
+from secateurs.devices import device_of
 from secateurs.errors import ConfigError, SpecError
+from secateurs.graph.inputs import call
+from secateurs.graph.modes import evaluating
 from secateurs.presets import Settings
+from secateurs.seeds import preserve_rng_state
+from secateurs.training import Objective
+from secateurs.training import batches as B
+from secateurs.training.checks import Check
 from secateurs.zoo.vision import torchvision
 
 
@@ -87,12 +94,53 @@ class VisionTask(Settings):
         """
         return {}
 
+    def fitted(self, objective: Objective, network: nn.Module, inputs: Any, measured: bool = True) -> Objective:
+        """The objective with this task's metrics, if they are `measured`. inputs: of one example. Raises DataError for a
+        network of another task."""
+        with torch.no_grad(), evaluating(network), preserve_rng_state():
+            outputs = call(network, inputs)
+        self.check(outputs, inputs, 0, "The network", ())
+        if not measured:
+            return objective
+        metrics = self.metrics(outputs)
+        if metrics and objective.step is not None and objective.forward is None:
+            objective = replace(objective, forward=_pairs)
+        return replace(objective, metrics=metrics)
+
+    def example_targets(self, network: nn.Module, data: Data, objective: Objective) -> Any:
+        """What the network is called with in training beside its inputs, for one example: to trace what runs in training only.
+        None if nothing, and where that would use up an iterator."""
+        if isinstance(data.train if data.val is None else data.val, Iterator):
+            return None
+        return of_example(network, data, objective, objective.targets)
+
+    def card(self) -> dict[str, Any]:
+        """What an artifact's card says: the name and the settings."""
+        return {"name": self.name, **self.model_dump(mode="json")}
+
     def blank(self, shape: tuple[int, ...]) -> Any:
         """Example inputs for a network of this task: one image (C, H, W)."""
         return torch.zeros(1, *shape)
 
     def draw(self, file: Path, networks: Mapping[str, nn.Module], data: Data) -> None:
         """Draw what each network predicts for some validation images to a PNG file, if `pictures`; needs matplotlib."""
+
+
+def of_example(network: nn.Module, data: Data, objective: Objective, how: Callable[[nn.Module, B.Batch], Any]) -> Any:
+    """What a function of the network and a batch gives for one example of validation, or else of training, on the network's
+    device."""
+    split = "train" if data.val is None else "val"
+    check = Check(network, split)
+    batch = B.as_batch(B.first(getattr(data, split), split), 0, split, labels=False, whole=objective.whole)
+    batch = B.to_device(check.fit(B.rows_of(batch, 0, 1), 0), device_of(network))
+    with check.running(batch, 0):
+        return how(network, batch)
+
+
+def _pairs(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """Evaluation on pairs of inputs and targets."""
+    inputs, targets = batch
+    return call(model, inputs), targets
 
 
 def bundle(
