@@ -74,6 +74,27 @@ def test_what_is_due(fuzzing: SimpleNamespace, plain: Any) -> None:
     assert fuzzing.due(normed) == ["stem"]
 
 
+def test_rounding_of_a_small_difference_of_large_numbers_is_no_fault(
+    fuzzing: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two equal images: what the frame returns second is zero but for rounding, of which little is left as a share of it."""
+    options = {"o": 8, "k": 3, "normed": True, "act": "relu"}
+    spec = fuzzing.Spec(2, "Siamese", (("Plain", options), ("Plain", options)), 3)
+
+    def inputs(net: Any) -> dict[str, Tensor]:
+        left = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        return {"left": left, "right": left + 1e-8 * left.roll(1, 0)}
+
+    monkeypatch.setattr(type(spec.build()), "inputs", inputs)
+    assert fuzzing.judge(spec).faults == []
+
+
+@pytest.mark.parametrize("stored", ["complex", "real"])
+def test_weights_of_frequencies_last_in_memory(fuzzing: SimpleNamespace, stored: str) -> None:
+    inner = ("FourierGate", {"stored": stored})
+    assert fuzzing.judge(fuzzing.Spec(2, "Chain", (("LastInMemory", {"inner": inner}),), 0)).faults == []
+
+
 class TestFinds:
     """Faults that are put into the library."""
 

@@ -28,8 +28,8 @@ def audio() -> list[Network]:
         "DeepSpeech": lambda: (models.DeepSpeech(n_feature=64, n_hidden=128), torch.randn(1, 1, 40, 64)),
         "HDemucs": lambda: (models.hdemucs_low(sources=["a", "b"]), torch.randn(1, 2, 22050)),
         "Conformer": lambda: (
-            models.Conformer(input_dim=40, num_heads=4, ffn_dim=64, num_layers=2, depthwise_conv_kernel_size=15),
-            (torch.randn(1, 50, 40), torch.tensor([50])),
+            models.Conformer(input_dim=144, num_heads=4, ffn_dim=576, num_layers=16, depthwise_conv_kernel_size=31),
+            (torch.randn(1, 400, 144), torch.tensor([400])),  # "S" of the paper, four seconds
         ),
         "WaveRNN": lambda: (
             models.WaveRNN(upsample_scales=[4, 4], n_classes=64, hop_length=16, n_rnn=32, n_fc=32, n_res_block=2),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -72,3 +75,13 @@ def test_count_sees_attention() -> None:
         a=conv(3, 8), m=nn.MultiheadAttention(8, 2, batch_first=True), h=nn.Linear(8, 4),
     ).eval()  # fmt: skip
     assert trace(model, image()).cost() == count(model, image())
+
+
+@pytest.mark.parametrize("copied", [torch.Tensor.contiguous, lambda w: w.to(memory_format=torch.contiguous_format)])
+def test_weight_that_is_laid_out_in_another_way(copied: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Whether the weight itself is read or a copy of it depends on its layout, and so on its widths."""
+    w = nn.Parameter(torch.randn(7, 8, 3, 3).contiguous(memory_format=torch.channels_last))
+    model = Net(lambda s, x: s.h(F.conv2d(s.a(x), copied(s.w)).view(len(x), s.w.shape[0], -1).mean(2)),
+                a=conv(3, 8), h=nn.Linear(7, 4), w=w)  # fmt: skip
+    graph = sound(model)
+    assert [(g.prunable, g.least) for g in (graph["a"], graph["w"])] == [(True, 1), (True, 1)]

@@ -24,7 +24,7 @@ class FourierGate(Block):
         self.weight = nn.Parameter(torch.view_as_complex(w) if stored == "complex" else w)
 
     def forward(self, x: Tensor) -> Tensor:
-        w = self.weight if self.weight.is_complex() else torch.view_as_complex(self.weight)
+        w = self.weight if self.weight.is_complex() else torch.view_as_complex(self.weight.contiguous())
         return torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * w, x.shape[-2:], norm="ortho")
 
 

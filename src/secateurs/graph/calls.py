@@ -58,13 +58,14 @@ class Calls(TorchFunctionMode):
         finally:
             t.call, t.reads_sizes = NO_CALL, False
         if name in _SILENT:
+            t.copied(args, out)
             return out
         sizes.read(t, func, args, kwargs, out)
         if name in _LOOKS:
             t.tape.looked = True
         elif t.counting:
             found = tuple(sizes.constants((args, kwargs))) if not sizes.takes_sizes(func) else ()
-            given = t.named(sizes.among((args, kwargs), Tensor))
+            given = t.given(sizes.among((args, kwargs), Tensor))
             outputs = tuple((tuple(x.shape), t.labels(x)) for x in sizes.among((out,), Tensor))
             called = Called(name, found, given, outputs)
             if self.follow is None:

@@ -53,15 +53,25 @@ class Context:
         self._params: dict[int, Labels] = {}
         self._visits: dict[tuple[str, str], int] = {}
         self._paths = {id(m): path for path, m in modules.items()}
+        # By id, tensors that depended on parameters only until the code wrote to them, or to a view of them, what depends on
+        # the model's input. Kept, so that no id is reused.
+        self._filled: dict[int, Tensor] = {}
 
     def _look(self, x: Tensor) -> tuple[Labels, bool]:
         """Labels of a tensor, and whether it depends on the model's input."""
         key = id(x)
         if key in self._names:
             own = self._params.get(key)
-            return (own if own is not None else self._register(x)), False
+            return (own if own is not None else self._register(x)), key in self._filled
         note = getattr(x, "_secateurs", None)
-        return (note[1], note[2]) if note is not None and note[0] is self else (_NONE, False)
+        labels, live = (note[1], note[2]) if note is not None and note[0] is self else (_NONE, False)
+        return labels, live or bool(self._filled and (key in self._filled or id(x._base) in self._filled))
+
+    def fill(self, x: Tensor) -> None:
+        """The code wrote to x what depends on the model's input: so do x, and all views of the same tensor, from now on."""
+        for one in (x, x._base):
+            if one is not None and not self.is_live(one):
+                self._filled[id(one)] = one
 
     def _register(self, x: Tensor) -> Labels:
         """New labels for a parameter at its first use."""
@@ -82,7 +92,7 @@ class Context:
         """The model runs again, in training, with these tensors for its parameters and buffers, which keep their labels."""
         known = {self._names[key]: own for key, own in self._params.items()}
         self._names, self._params = names, {key: known[n] for key, n in names.items() if n in known}
-        self._visits = {}
+        self._visits, self._filled = {}, {}
         self.counting = False
 
     # -- the interface of rules ------------------------------------------------------------------------------

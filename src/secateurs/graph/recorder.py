@@ -119,11 +119,8 @@ class Recorder:
         for x in out if isinstance(out, list | tuple) else (out,):
             if isinstance(x, Tensor):
                 outputs.append(self._new(x, live, index))
-        for i, name in _writes_of(op):
-            x = args[i] if i < len(args) else kwargs.get(name)
-            for one in x if isinstance(x, list | tuple) else (x,):
-                if isinstance(one, Tensor):
-                    self._written(one, live, index, outputs)
+        for x in written(op, args, kwargs):
+            self._written(x, live, index, outputs)
 
     def _called(self, call: Any) -> Function | None:
         if self._function[0] is not call:  # its first op
@@ -239,6 +236,15 @@ class Recorder:
 def _reshapes(op: Any) -> bool:
     """Whether an op changes the shape of its operand, in place."""
     return torch.Tag.inplace_view in op.tags
+
+
+def written(op: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors among its arguments that an op writes to."""
+    found: list[Tensor] = []
+    for i, name in _writes_of(op):
+        x = args[i] if i < len(args) else kwargs.get(name)
+        found += [one for one in (x if isinstance(x, list | tuple) else (x,)) if isinstance(one, Tensor)]
+    return found
 
 
 @cache

@@ -16,7 +16,7 @@ from secateurs.graph import attributes, rules, shapes
 from secateurs.graph.context import Context
 from secateurs.graph.families import draws
 from secateurs.graph.reasons import Kind, Reason
-from secateurs.graph.recorder import Recorder
+from secateurs.graph.recorder import Recorder, written
 from secateurs.graph.tape import Array, Labels
 from secateurs.graph.widths import width
 
@@ -59,23 +59,24 @@ class Tracer(Context, TorchDispatchMode):
             self.tape.dynamic = self.tape.dynamic or _DYNAMIC in unusual
             if drawn := draws(func, args, kwargs):
                 self.tape.random.append(f"{self.where()} ({self.op_name})")
-        rule = rules.find(func)
+        rule, labels = rules.find(func), None
         if labeled or (rule is not None and rule.counts_macs):
             if rule is not None:
                 labels = rule.function(self, *args, **kwargs)
             elif _POINTWISE in func.tags:
                 labels = rules.pointwise.pointwise(self, *args, **kwargs)
             else:
-                labels = None
                 self._unknown(*args, **kwargs)
             if drawn:  # the draws of a smaller network are others
                 for own in labels if isinstance(labels, list) else [labels]:
                     self.freeze(
                         own or _NONE, Reason(Kind.CODE, "random numbers are drawn for each channel", self.where())
                     )
+        if live:
+            for x in written(func, args, kwargs):
+                self.fill(x)
+        if labeled or live or labels:
             self._assign(out, labels or _NONE, live)
-        elif live:
-            self._assign(out, _NONE, live)
         return out
 
     def whole(self, op: Any, args: Any, kwargs: Any) -> Any:
@@ -150,6 +151,20 @@ class Tracer(Context, TorchDispatchMode):
         """The names of those that are parameters or buffers."""
         names = self._names
         return tuple([names[id(x)] for x in tensors if id(x) in names])
+
+    def given(self, tensors: Iterable[Tensor]) -> tuple[str, ...]:
+        """The names of those that are parameters or buffers, or copies of one in another layout or type."""
+        found = (self._names.get(id(x)) or self._copied(x) for x in tensors)
+        return tuple([name for name in found if name])
+
+    def copied(self, args: tuple[Any, ...], out: Any) -> None:
+        """A call returned its operand, or a copy: which of them, as for `contiguous`, may depend on the widths."""
+        if args and isinstance(out, Tensor) and out is not args[0] and (names := self.given(args[:1])):
+            out._secateurs_copy = self, names[0]  # type: ignore[attr-defined]
+
+    def _copied(self, x: Tensor) -> str:
+        tracer, name = getattr(x, "_secateurs_copy", (None, ""))
+        return name if tracer is self else ""
 
     def label(self, x: Tensor, labels: Labels) -> None:
         """Set the labels of a tensor that does not depend on the model's input."""
