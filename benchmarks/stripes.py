@@ -2,7 +2,8 @@
 
 Time over nn.Conv2d as a user has it, same process, each in turn, random stripes. `chosen` is what `tune` set, and bars
 are what that must not exceed. `--network SPEC` measures a whole network of which every convolution keeps so many random
-stripes, `--network FOLDER` an artifact beside the network that it was pruned from.
+stripes, `--network FOLDER` an artifact beside the network that it was pruned from. `--overhead` measures one call on a tiny
+input, where the module's own work in Python counts most.
 """
 
 from __future__ import annotations
@@ -104,6 +105,26 @@ def layers(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
     return table
 
 
+def overhead(options: argparse.Namespace, clock: Callable[[], float]) -> Table:
+    """Microseconds of a call, without a choice of kernels: the dense convolution."""
+    dtype = getattr(torch, options.dtype)
+    conv = nn.Conv2d(4, 4, 3, padding=1, device=options.device, dtype=dtype).eval()
+    layer = StripeConv2d.of(conv, torch.rand(4, 3, 3) < 0.5)
+    x = torch.randn(1, 4, 4, 4, device=options.device, dtype=dtype)
+    calls = 200 if options.quick else 2000
+    runs = {name: partial(_repeated, module, x, calls) for name, module in (("conv", conv), ("stripes", layer))}
+    took = medians(runs, x, 5 if options.quick else 51, clock)
+    table = Table("nn.Conv2d, µs", "StripeConv2d, µs", "ratio", title=f"a call on a tiny input, {options.device}")
+    each = [1e6 * t / calls for t in took.values()]
+    table.add_row(*(f"{t:.2f}" for t in each), f"{each[1] / each[0]:.3f}")
+    return table
+
+
+def _repeated(module: nn.Module, x: Tensor, calls: int) -> None:
+    for _ in range(calls):
+        module(x)
+
+
 def random_stripes(dense: nn.Module, share: float) -> nn.Module:
     """Each convolution wider than 1x1 with this share of its stripes."""
     torch.manual_seed(0)
@@ -159,12 +180,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--network", help="a model's spec (zoo:vgg16) or an artifact, instead of single layers")
     parser.add_argument("--size", type=int, default=32, help="of the network's images")
+    parser.add_argument("--overhead", action="store_true", help="a call on a tiny input, instead of layers")
     options = parser.parse_args()
     if options.threads or options.cpu_time:
         torch.set_num_threads(options.threads or 1)
     clock = time.thread_time if options.cpu_time else time.perf_counter
     keep_memory()
-    table = network(options, clock) if options.network else layers(options, clock)
+    measure = network if options.network else overhead if options.overhead else layers
+    table = measure(options, clock)
     table.caption = f"{torch.get_num_threads()} threads"
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 

@@ -22,6 +22,7 @@ import secateurs as sc
 from secateurs.stripes import StripeConv2d, native, tune
 from secateurs.stripes.kernels import KERNELS, padded
 from secateurs.stripes.module import size_of
+from tests.fakedevice import FakeDevice
 
 COMPILED = [name for name in KERNELS if name.startswith("native")] if native.load() else []
 ON_CPU = ["dense", "gemm", *COMPILED]
@@ -241,8 +242,8 @@ def test_weights_that_change_are_noticed() -> None:
     """Kernels keep the weights packed as they like: not beyond a change of them."""
     _, stripes = layer(padding=1)
     x = torch.randn(2, 5, 8, 8)
-    for name in ON_CPU:
-        stripes.kernels[size_of(x)] = name
+    for name in (None, *ON_CPU):
+        stripes.kernels |= {size_of(x): name} if name else {}
         with torch.no_grad():
             before = stripes(x)
             stripes.weight.mul_(2)
@@ -257,12 +258,12 @@ def test_weights_that_change_are_noticed() -> None:
             assert stripes(x).any()
 
 
-@pytest.mark.parametrize("name", ON_CPU)
-def test_changes_that_pytorch_cannot_see(name: str) -> None:
+@pytest.mark.parametrize("name", [*ON_CPU, None])
+def test_changes_that_pytorch_cannot_see(name: str | None) -> None:
     """In-place on `.data`, as hand-written averages of weights do it; casts and moves."""
     _, stripes = layer(padding=1)
     x = torch.randn(2, 5, 8, 8)
-    stripes.kernels[size_of(x)] = name
+    stripes.kernels |= {size_of(x): name} if name else {}
     with torch.no_grad():
         before = stripes(x)
         stripes.weight.data.mul_(0.5).add_(stripes.weight.data, alpha=3)
@@ -278,18 +279,80 @@ def test_changes_that_pytorch_cannot_see(name: str) -> None:
         assert not stripes(x).any()
 
 
-@pytest.mark.parametrize("name", ON_CPU)
-def test_changes_in_inference_mode(name: str) -> None:
+@pytest.mark.parametrize("name", [*ON_CPU, None])
+def test_changes_in_inference_mode(name: str | None) -> None:
     x = torch.randn(2, 5, 8, 8)
     with torch.inference_mode():
         _, stripes = layer(padding=1, bias=False)
-        stripes.kernels[size_of(x)] = name
+        stripes.kernels |= {size_of(x): name} if name else {}
         before = stripes(x)
         stripes.weight[0, 0] += 1  # any of them
         assert close(stripes(x), stripes.to_dense()(x))
         assert not close(stripes(x), before)
         stripes.load_state_dict({"weight": -stripes.weight, "kept": stripes.kept.flip(0)})
         assert close(stripes(x), stripes.to_dense()(x))
+
+
+def test_a_call_is_nothing_but_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the weights stay as they are, and no other kernel was chosen."""
+    conv, stripes = layer(padding=1)
+    x = torch.randn(2, 5, 8, 8)
+    ways: list[str] = []
+    run = StripeConv2d.run
+    monkeypatch.setattr(StripeConv2d, "run", lambda self, *args: ways.append("run") or run(self, *args))
+    with torch.no_grad():
+        for _ in range(3):
+            assert close(stripes(x), conv(x))
+        assert ways == ["run"]  # once, which prepares the weights
+        assert close(stripes(x[0]), conv(x[:1])[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(2):
+                assert stripes(x).dtype == torch.bfloat16
+        assert len(ways) == 2
+        with pytest.raises(sc.ConfigError, match=r"got an input of torch\.bfloat16"):
+            stripes(x.bfloat16())  # the weights are prepared in this type, for autocast
+        stripes(x)
+        with pytest.raises(sc.ConfigError, match="5 input channels"):
+            stripes(x[:, :3])
+        ways.clear()
+        stripes.kernels[size_of(x)] = "gemm"
+        assert close(stripes(x), conv(x))
+        assert ways == ["run"]
+        stripes.kernels.clear()
+    ways.clear()
+    assert stripes(x).requires_grad
+    assert not ways
+
+
+def test_a_bias_behind_a_parametrization() -> None:
+    _, stripes = layer(padding=1)
+    x = torch.randn(2, 5, 8, 8)
+    with torch.no_grad():
+        plain = stripes(x) - stripes.bias[:, None, None]
+        torch.nn.utils.parametrize.register_parametrization(stripes, "bias", nn.Softplus())
+        for _ in range(2):
+            assert close(stripes(x), plain + stripes.bias[:, None, None])
+
+
+def test_on_an_accelerator() -> None:
+    """Only the dense convolution, with a weight in the format of the input: cuDNN would convert it in each call."""
+    conv, stripes = layer(padding=1)
+    images = torch.randn(2, 5, 8, 8)
+    with FakeDevice():
+        there, x = copy.deepcopy(stripes).to("xpu"), images.to("xpu")
+        assert [name for name, kernel in KERNELS.items() if kernel.usable(x)] == ["dense"]
+        for form in (torch.contiguous_format, torch.channels_last):
+            there.eval()
+            with torch.no_grad():
+                assert close(there.run("gemm", x.contiguous(memory_format=form)).cpu(), conv(images))
+            assert there._prepared.cached["dense"].is_contiguous(memory_format=form)  # type: ignore[union-attr]
+    with torch.inference_mode(), FakeDevice():  # a change would go unnoticed
+        x = images.to("xpu")
+        there = sc.StripeConv2d(5, stripes.kept.to("xpu"), padding=1, device="xpu")
+        before = there.run("dense", x)
+        there.weight.mul_(2)
+        there.bias.mul_(2)  # type: ignore[union-attr]
+        assert close(there.run("dense", x).cpu(), 2 * before.cpu())
 
 
 def test_inputs_of_another_type_are_refused_as_by_a_convolution() -> None:
@@ -366,8 +429,8 @@ def test_changes_of_where_stripes_are() -> None:
     """Which they are, and the convolution's own attributes, beside weights that stay."""
     _, stripes = layer(padding=1, bias=False)
     x = torch.randn(2, 5, 8, 8)
-    for name in ON_CPU:
-        stripes.kernels[size_of(x)] = name
+    for name in (None, *ON_CPU):
+        stripes.kernels |= {size_of(x): name} if name else {}
         with torch.no_grad():
             stripes.padding, stripes.stride = (1, 1, 1, 1), (1, 1)
             stripes(x)

@@ -39,7 +39,6 @@ PACKAGES = {
     "scikit-learn": ("sklearn", "demo", "the digits, which `secateurs demo` trains on"),
     "datasets": ("datasets", "data", "data hf:NAME and wds:SHARDS"),
     "matplotlib": ("matplotlib", "report", "pictures"),
-    "triton": ("triton", "gpu", "the fused stripe kernel on NVIDIA GPUs"),
     "lightning": ("lightning", "lightning", "pruning in a Lightning trainer"),
     "transformers": ("transformers", "transformers", "pruning in a transformers trainer"),
     "onnxruntime": ("onnxruntime", None, ""),
@@ -71,7 +70,7 @@ def look() -> Environment:
     found.missing = [
         f"{name}, for {use}: pip install {'torch' if name == 'torch' else _extra(name, extra)}"
         for name, (_, extra, use) in PACKAGES.items()
-        if packages[name] is None and use and name != "triton"
+        if packages[name] is None and use
     ]
     answers = probe([name for name, version in packages.items() if version and name not in SLOW])
     for name, answer in answers.items():
@@ -89,8 +88,6 @@ def look() -> Environment:
         )
     found.kernels, problem = _kernels(details.get("kernel", ""))
     found.problems.extend([problem] if problem else [])
-    if any(a["device"].startswith("cuda") for a in found.accelerators) and packages["triton"] is None:
-        found.missing.append(f"triton, for {PACKAGES['triton'][2]}: pip install {_extra('triton', 'gpu')}")
     return found
 
 

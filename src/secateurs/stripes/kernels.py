@@ -59,7 +59,11 @@ _DENSE: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 def _dense(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
     if "dense" not in cached:
-        cached["dense"] = dense(layout.kept, weight)
+        full = dense(layout.kept, weight)
+        # In the format of the input, which cuDNN would otherwise give it in each call.
+        if x.device.type != "cpu" and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+            full = full.contiguous(memory_format=torch.channels_last)
+        cached["dense"] = full
     return convolved(x, cached["dense"], bias, layout)
 
 
@@ -73,7 +77,7 @@ def _gemm(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached
             (
                 place,
                 weight[torch.cat([rows for _, rows, _ in own])][..., None, None],
-                [(position, filters.to(weight.device)) for position, _, filters in own],
+                [(position, filters) for position, _, filters in own],
             )
             for place, own in _by_phase(layout).items()
         ]
@@ -87,7 +91,7 @@ def _gemm(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached
     exact = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     start = x.new_zeros(outputs, dtype=exact) if bias is None else bias.to(exact)
     out = start.view(1, -1, 1, 1).expand(len(x), -1, height, width).contiguous()
-    images = len(x) if x.device.type != "cpu" else max(1, _CACHED // max(1, len(weight) * x.shape[2] * x.shape[3]))
+    images = max(1, _CACHED // max(1, len(weight) * x.shape[2] * x.shape[3]))
     for first in range(0, len(x), images):
         chunk, sums = x[first : first + images], out[first : first + images]
         for (a, b), rows, owners in cached["gemm"]:
@@ -131,50 +135,23 @@ def _fused(fill: str, channels_last: bool = False) -> Run:
     return run
 
 
-def _image(x: Tensor) -> bool:
-    """Whether the kernel has two axes: the others are dense only."""
-    return x.ndim == 4
+def _image_on_cpu(x: Tensor) -> bool:
+    return x.ndim == 4 and x.device.type == "cpu"
 
 
 def _compiled(x: Tensor) -> bool:
-    return (
-        _image(x)
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.numel() > 0
-        and native.load() is not None
-    )
+    return _image_on_cpu(x) and x.dtype == torch.float32 and x.numel() > 0 and native.load() is not None
 
 
 def _several(x: Tensor) -> bool:
     return _compiled(x) and len(x) > 1
 
 
-def _triton(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
-    from secateurs.stripes import gpu
-
-    packed = cached.get("triton")
-    if packed is None:
-        packed = cached["triton"] = gpu.Packed(layout, weight)
-    return gpu.stripe_conv2d(layout, packed, bias, x)
-
-
-def _on_gpu(x: Tensor) -> bool:
-    if x.device.type != "cuda" or not _image(x):
-        return False
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 KERNELS: dict[str, Kernel] = {
     "dense": Kernel(_dense, lambda x: True),
-    "gemm": Kernel(_gemm, _image),
+    "gemm": Kernel(_gemm, _image_on_cpu),
     "native": Kernel(_fused("pixels"), _compiled),
     "native-wide": Kernel(_fused("filters"), _compiled),
     "native-images": Kernel(_fused("images"), _several),
     "native-images-last": Kernel(_fused("images", channels_last=True), _several, keeps_format=False),
-    "triton": Kernel(_triton, _on_gpu),
 }

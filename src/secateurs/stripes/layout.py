@@ -20,6 +20,10 @@ class Layout:
     padding: Size  # before and after, for each axis in turn: top, bottom, left, right
     dilation: Size
 
+    def like(self, other: Layout) -> bool:
+        """Whether strides, padding and dilation are the same."""
+        return (self.stride, self.padding, self.dilation) == (other.stride, other.padding, other.dilation)
+
     @property
     def kernel_size(self) -> Size:
         return tuple(self.kept.shape[1:])
@@ -52,9 +56,14 @@ class Layout:
 
 
 def dense(kept: Tensor, weight: Tensor) -> Tensor:
-    """The weight of the dense convolution that computes the same: (S, C) → (O, C, *kernel), differentiable."""
-    full = weight.new_zeros(*kept.shape, weight.shape[1])  # (O, *kernel, C)
-    full = full.masked_scatter(kept[..., None], weight).movedim(-1, 1)
+    """The weight of the dense convolution that computes the same: (S, C) → (O, C, *kernel), differentiable.
+
+    By ops whose shapes do not depend on values, in both directions: a GPU is not waited for, and the step can be captured.
+    """
+    row = (kept.flatten().cumsum(0) - 1).clamp_min(0)  # (O · positions,): where a stripe is missing, any row
+    rows = torch.cat([weight, weight.new_zeros(1, weight.shape[1])])  # never none at all
+    full = rows.index_select(0, row).view(*kept.shape, -1)  # (O, *kernel, C)
+    full = full.masked_fill(~kept[..., None], 0).movedim(-1, 1)
     # Not contiguous(): with one channel it would keep the strides, for which PyTorch's convolution returns wrong results
     # (2.13, stride (1, 2)).
     return full.clone(memory_format=torch.contiguous_format)

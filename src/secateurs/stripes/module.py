@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +12,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from secateurs.errors import ConfigError
 from secateurs.stripes import op
-from secateurs.stripes.kernels import KERNELS, Cached, convolved
+from secateurs.stripes.kernels import KERNELS, convolved
 from secateurs.stripes.layout import Layout, Size, dense, pairs, shrunk
-
-SAMPLE = 64  # number of weights that are compared
+from secateurs.stripes.prepared import Prepared
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -37,6 +36,8 @@ class StripeConv(nn.Module):
 
     kept: Tensor
     axes: ClassVar[int]  # of the kernel
+    convolve: ClassVar[Callable[..., Tensor]]  # the dense convolution
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -61,9 +62,9 @@ class StripeConv(nn.Module):
         self.register_buffer("kept", kept.to(device))
         like = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(int(kept.sum()), in_channels, **like))
-        self.bias = nn.Parameter(torch.zeros(len(kept), **like)) if bias else None
+        self.register_parameter("bias", nn.Parameter(torch.zeros(len(kept), **like)) if bias else None)
         self.kernels: dict[str, str] = {}  # input size → the fastest kernel
-        self._cached: Cached = {}
+        self._prepared: Prepared | None = None
         nn.init.kaiming_uniform_(self.weight, a=5**0.5) if self.weight.numel() else None
 
     @staticmethod
@@ -124,6 +125,13 @@ class StripeConv(nn.Module):
         # is_compiling is also true while exporting. PyTorch 2.6 has no is_exporting.
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return convolved(x, self.dense_weight(), self.bias, self.layout)
+        ready = self._prepared
+        if ready is not None and (weight := ready.dense(self, x)) is not None:
+            try:
+                bias = self._parameters["bias"]
+                return self.convolve(x, weight, bias, self.stride, ready.sides, self.dilation)
+            except (RuntimeError, KeyError):
+                pass  # what follows tells what does not fit
         # For a FLOP counter or torch.fx, for example: one op that they can recognize.
         if _get_current_dispatch_mode() is not None or not isinstance(x, Tensor):
             return op.stripe_conv(x, self.weight, self.bias, self.kept, self.stride, self.padding, self.dilation)
@@ -151,41 +159,28 @@ class StripeConv(nn.Module):
             raise ConfigError(
                 f"A stripe convolution with {self.in_channels} input channels got an input of shape {tuple(x.shape)}."
             )
-        cached = self._prepared(x.dtype)
+        ready = self._ready(x.dtype)
         bias: Tensor | None = self.bias
         if bias is not None and (bias.dtype != x.dtype or torch.is_grad_enabled()):
             bias = bias.detach().to(x.dtype)
         known = KERNELS.get(kernel)
         if known is None or not known.usable(x):
             known = KERNELS["dense"]
-        return known.run(cached["layout"], cached["weight"], bias, x, cached)
+        return known.run(ready.layout, ready.weight, bias, x, ready.cached)
 
-    def _prepared(self, dtype: torch.dtype) -> Cached:
-        """What kernels precomputed from the weights, while these are unchanged. A change that PyTorch does not count
-        is detected by value: for inference tensors in all values, for others (changed through `data`) in a sample."""
-        weight, kept = self.weight, self.kept
-        versions = 0 if weight.is_inference() else weight._version, 0 if kept.is_inference() else kept._version
-        where = weight.data_ptr(), kept.data_ptr(), weight.device, dtype
-        state = versions, where, self.stride, self.padding, self.dilation
-        cached = self._cached
-        if (
-            cached.get("state") != state
-            or cached["of"] is not weight
-            or not all(torch.equal(values, then) for values, then in cached["values"])
-        ):
-            looked = [values for t in (weight, kept) if (values := _sampled(t)) is not None]
-            self._cached = cached = {
-                "state": state, "of": weight, "values": [(values, values.clone()) for values in looked],
-                "layout": self.layout, "weight": weight.detach().to(dtype),
-            }  # fmt: skip
-        return cached
+    def _ready(self, dtype: torch.dtype) -> Prepared:
+        """The weights in this dtype, with what kernels computed from them while they are unchanged."""
+        ready, weight, kept, layout = self._prepared, self.weight, self.kept, self.layout
+        if ready is None or ready.dtype != dtype or not ready.holds(weight, kept) or not ready.layout.like(layout):
+            self._prepared = ready = Prepared(weight, kept, layout, dtype)
+        return ready
 
     def train(self, mode: bool = True) -> StripeConv:
-        self._cached = {}
+        self._prepared = None
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:  # moves and casts may keep a tensor's address
-        self._cached = {}
+        self._prepared = None
         return super()._apply(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -196,39 +191,34 @@ class StripeConv(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": {}}  # copies create their own
+        return {**self.__dict__, "_prepared": None}  # copies create their own
 
 
 class StripeConv1d(StripeConv):
     """See `StripeConv`. kept: (O, K), bool."""
 
     axes = 1
+    convolve = torch.conv1d
 
 
 class StripeConv2d(StripeConv):
     """See `StripeConv`. kept: (O, KH, KW), bool."""
 
     axes = 2
+    convolve = torch.conv2d
 
 
 class StripeConv3d(StripeConv):
     """See `StripeConv`. kept: (O, KD, KH, KW), bool."""
 
     axes = 3
+    convolve = torch.conv3d
 
 
 _KINDS = (StripeConv1d, StripeConv2d, StripeConv3d)
 _DENSE: tuple[tuple[Any, Any], ...] = (
     (nn.Conv1d, nn.ZeroPad1d), (nn.Conv2d, nn.ZeroPad2d), (nn.Conv3d, nn.ZeroPad3d),
 )  # fmt: skip
-
-
-def _sampled(x: Tensor) -> Tensor | None:
-    """The values that are compared at each call; a view. None if reading them would synchronize a GPU."""
-    flat = x.detach().flatten()
-    if x.is_inference():
-        return flat
-    return flat[:: max(1, len(flat) // SAMPLE)] if x.device.type == "cpu" else None
 
 
 def size_of(x: Tensor) -> str:
