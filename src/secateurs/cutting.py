@@ -283,10 +283,15 @@ def figures(cost: Cost, model: nn.Module, data: Data | None, objective: Objectiv
     """The cost of a network and, with validation data, what is measured on it."""
     if data is None or data.val is None:
         return Figures(cost.macs, cost.params)
-    # If the data is split by process, each process still evaluates all of it, so all have the same metrics.
-    images = data.val.whole() if hasattr(data.val, "whole") else data.val
-    found = training.evaluate(model, images, objective=objective)
+    found = measured(model, data, objective)
     return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss, found.metrics)
+
+
+def measured(model: nn.Module, data: Data, objective: Objective) -> training.Metrics:
+    """What is measured of a network on all validation images. If the data is split by process, each process still evaluates all
+    of it, so all have the same metrics."""
+    images = data.val.whole() if hasattr(data.val, "whole") else data.val
+    return training.evaluate(model, images, objective=objective)
 
 
 def _at_start(data: Data | None, seed: int | None) -> Data | None:

@@ -103,7 +103,7 @@ class Purpose:
         except SecateursError:
             raise
         except Exception as error:  # of the network's own code
-            raise _misfit(network, name, "run", inputs, error) from error
+            raise _misfit(network, name, "run", inputs, error, self.task.misfit(network, inputs)) from error
         if not (self.base.whole or self.base.loss is not None) or self.named:
             usual = ("pass ", Setting("num_classes", classes), ", or the data that the network is for.")
             self.task.check(outputs, inputs, classes, name, usual if advice is None else advice)
@@ -152,12 +152,16 @@ def _called(function: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _misfit(model: nn.Module, name: str, what: str, inputs: Any, error: Exception) -> DataError:
-    """The error for a network that does not accept its inputs."""
+def _misfit(
+    model: nn.Module, name: str, what: str, inputs: Any, error: Exception, advice: tuple[object, ...] = ()
+) -> DataError:
+    """The error for a network that does not accept its inputs. advice: of its task."""
     first = leaves(inputs)[0]
     image = isinstance(inputs, torch.Tensor)
     shape = "images of " + "x".join(map(str, first.shape[1:])) if image else described(first)
-    return DataError(f"{name} does not {what} on {shape}: {fault(error, model, inputs)}", hint=_hint(model, first))
+    return DataError(
+        f"{name} does not {what} on {shape}: {fault(error, model, inputs)}", hint=advice or _hint(model, first)
+    )
 
 
 def _hint(model: nn.Module, image: torch.Tensor) -> tuple[object, ...]:

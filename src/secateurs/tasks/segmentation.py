@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from secateurs.data import Data
 from secateurs.data.load import default_workers
 from secateurs.data.masks import IGNORED, Pairs, found_classes, open_folder, open_table
-from secateurs.errors import DataError, SpecError, nearest
+from secateurs.errors import DataError, SpecError, TrainingError, nearest
 from secateurs.graph.faults import described
 from secateurs.tasks.masks import Masked, crop_of, up
 from secateurs.tasks.pictures import draw_masks
-from secateurs.tasks.task import Reading, VisionTask, bundle, torchmetrics
+from secateurs.tasks.task import Reading, VisionTask, bundle, resembling, torchmetrics
 from secateurs.training import CrossEntropy
 from secateurs.training.losses import heads
 
@@ -72,12 +72,17 @@ class Segmentation(VisionTask):
         return found
 
     def check(self, outputs: Any, inputs: Any, classes: int, name: str, advice: tuple[object, ...]) -> None:
-        logits, _ = heads(outputs)
+        try:
+            logits, _ = heads(outputs)
+        except TrainingError as error:
+            text = f"{name} does not return the logits that segmentation needs: {error}"
+            raise DataError(text, hint=resembling(outputs)) from None
         if logits.ndim != 4 or (isinstance(inputs, Tensor) and logits.shape[-2:] != inputs.shape[-2:]):
             given = f" for images {described(inputs)}" if isinstance(inputs, Tensor) else ""
             raise DataError(
                 f"{name} returns {described(logits)}{given}. Segmentation needs logits of shape (N, classes, H, W), of the "
-                "images' height and width: let the network resize them, for example with torch.nn.functional.interpolate."
+                "images' height and width: let the network resize them, for example with torch.nn.functional.interpolate.",
+                hint=() if logits.ndim == 4 else resembling(outputs),
             )
         if logits.shape[1] < max(classes, 2):
             raise DataError(f"{name} has {logits.shape[1]} outputs and the data {max(classes, 2)} classes: ", *advice)

@@ -17,7 +17,7 @@ from secateurs.data import Data, Preprocess
 from secateurs.data.load import OneOfEach, Statistics, checked_channels, default_workers, statistics
 from secateurs.data.samples import SampleLoader, Samples, Transforms
 from secateurs.devices import device_of
-from secateurs.errors import ConfigError, SpecError
+from secateurs.errors import ConfigError, Setting, SpecError, TrainingError
 from secateurs.graph.inputs import call
 from secateurs.graph.modes import evaluating
 from secateurs.presets import Settings
@@ -25,6 +25,7 @@ from secateurs.seeds import preserve_rng_state
 from secateurs.training import Objective
 from secateurs.training import batches as B
 from secateurs.training.checks import Check
+from secateurs.training.losses import heads
 from secateurs.zoo.vision import torchvision
 
 
@@ -87,6 +88,10 @@ class VisionTask(Settings):
         classes.
         """
 
+    def misfit(self, network: nn.Module, inputs: Any) -> tuple[object, ...]:
+        """What to do about a network that does not run on its inputs, if this task knows."""
+        return ()
+
     def metrics(self, outputs: Any) -> dict[str, Any]:
         """What is measured beside the loss and top-1, by name. outputs: of the network, for one example, in eval mode.
 
@@ -124,6 +129,23 @@ class VisionTask(Settings):
 
     def draw(self, file: Path, networks: Mapping[str, nn.Module], data: Data) -> None:
         """Draw what each network predicts for some validation images to a PNG file, if `pictures`; needs matplotlib."""
+
+
+def resembling(outputs: Any) -> tuple[object, ...]:
+    """The advice to name another task, if the outputs are like those of one."""
+    kind, what = "", ""
+    if (
+        isinstance(outputs, list | tuple)
+        and outputs
+        and all(isinstance(one, Mapping) and "boxes" in one for one in outputs)
+    ):
+        kind, what = "detection", "a detector's"
+    else:
+        with suppress(TrainingError):
+            kind, what = {2: ("classification", "a classifier's"), 4: ("segmentation", "a segmentation network's")}.get(
+                heads(outputs)[0].ndim, ("", "")
+            )
+    return (f"Its outputs are {what}: did you mean ", Setting("task", kind), "?") if kind else ()
 
 
 def of_example(network: nn.Module, data: Data, objective: Objective, how: Callable[[nn.Module, B.Batch], Any]) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from secateurs.errors import TrainingError
 from secateurs.graph.channels import parameter
 from secateurs.masking.swaps import Swaps
 
@@ -38,7 +39,8 @@ class Measure(Protocol):
 class Skeleton:
     """One learnable value for each unit, initially one; each forward computes with weight · value (eq. 1).
 
-    The network's parameters keep their names, values and identities; copies of the network use the same skeleton.
+    The network's parameters keep their names, values and identities; copies of the network use the same skeleton, as long as
+    it is not merged.
 
     prior: (units,) what each value's magnitude is multiplied by to get its strength; None: ones.
     """
@@ -53,6 +55,7 @@ class Skeleton:
         self.values = nn.Parameter(torch.ones(sum(self.sizes), device=device))
         self.prior = torch.ones(sum(self.sizes), device=device) if prior is None else prior.clamp_min(self.LEAST)
         self.pull = self.prior**-2
+        self.merged = False
         self._handles: list[RemovableHandle] = []
         start = 0
         for (name, shape), size in zip(self.shapes.items(), self.sizes, strict=True):
@@ -82,7 +85,9 @@ class Skeleton:
 
     @torch.no_grad()
     def finish_(self) -> None:
-        """Merge: fold the values into the weights (step 2)."""
+        """Merge: fold the values into the weights (step 2). Copies of the network cannot follow, and raise an error when they
+        run."""
+        self.merged = True
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -102,6 +107,11 @@ class _Swap:
         return self
 
     def enter(self, conv: nn.Module, args: Any) -> None:
+        if self.skeleton.merged:
+            raise TrainingError(
+                "This copy of the network was made while pff was attached to it. The values that pff learned are in the "
+                "network's weights now, and not in the copy's: copy it, or start an average of it (EMA), after plan()."
+            )
         w = conv._parameters["weight"]
         assert w is not None
         value = self.skeleton.values[self.at].view(self.shape)[:, None]  # (O, 1, *kernel)
