@@ -1,10 +1,11 @@
 """Accuracy at equal compute: methods × budgets × recoveries × seeds, each with the same compute in all.
 
 The unit is a training pass over the images through the uncut network, 3 · MACs · images; every cell gets `--epochs` of them.
-A method that trains spends its default share (`Taught.share`) on its search, counted as it runs (benchmarks/compute.py);
-`--search`, or `--method "onestep search=0.1"`, sets another one. The rest goes to recovery, where an epoch costs the cut
-network's share of the MACs, and a third of a pass more if a teacher runs along.
-`--unit steps` counts an epoch of the cut network as one pass, whatever its size.
+A method that trains spends its default share (`Taught.share`) on its search, counted as it runs; `--search`, or
+`--method "onestep search=0.1"`, sets another one. The rest goes to recovery, where an epoch costs the cut network's
+share of the MACs, and a third of a pass more if a teacher runs along. `--unit steps` counts an epoch of the cut network
+as one pass, whatever its size. `secateurs compare` does the same with any network and data; here recoveries are
+compared, too.
 
 A cell is saved in OUT when it is done, so a run that was stopped resumes with the next cell. `--show` prints the table of the
 cells that are done.
@@ -20,25 +21,26 @@ import argparse
 import hashlib
 import json
 import re
-import statistics
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from compute import SearchCost, recovery_cost, search_cost
 from rich.console import Console
 
 import secateurs as sc
 from secateurs import data, report
 from secateurs.data.loader import ArraySource
 from secateurs.files import write_whole
-from secateurs.methods import Method, TrainingMethod, resolve
 from secateurs.methods.pruner import Taught
-from secateurs.recovery import MODES
-from secateurs.training import Phase, Recipe
+from secateurs.runs.purpose import Purpose
+from secateurs.studies.comparison.bench import Bench
+from secateurs.studies.comparison.compute import SearchCost
+from secateurs.studies.comparison.contestants import Cell, Contestant, recipes
+from secateurs.studies.comparison.result import Spread
+from secateurs.studies.comparison.work import Network, Work
 
 METHODS = ("l2", "aofp", "npn", "pff", "onestep", "epruner")
 NORMALIZATIONS = {"vgg16": "cifar10"}  # of the checkpoints; the others have ImageNet's
@@ -46,7 +48,7 @@ COLUMNS = ("after the cut", "calibrated", "recovered", "narrowest", "MACs", "pas
 
 
 @dataclass(frozen=True)
-class Cell:
+class Case:
     """What is measured once. method, recovery: as given, with their settings."""
 
     method: str
@@ -54,43 +56,9 @@ class Cell:
     recovery: str
     seed: int
 
-
-def settings(words: list[str]) -> dict[str, Any]:
-    """`key=value` each; values are JSON where they can be."""
-    found = {}
-    for word in words:
-        key, mark, value = word.partition("=")
-        if not mark:
-            raise SystemExit(f"{word!r} is not a setting: write key=value.")
-        try:
-            found[key] = json.loads(value)
-        except json.JSONDecodeError:
-            found[key] = value
-    return found
-
-
-def configured(text: str, **more: Any) -> Method:
-    """`pff penalty=group-lasso`, or a preset by its name, `aofp preset=paper`."""
-    name, *words = text.split()
-    given = {key: value for key, value in settings(words).items() if key != "search"} | more
-    preset = given.pop("preset", None)
-    return resolve(name, **given) if preset is None else type(resolve(name)).preset(preset, **given)
-
-
-def recipes(text: str, passes: float, macs: float, images: int) -> list[Phase]:
-    """`reconstruct + finetune lr=0.05`: phases of recovery, which share these passes; those that train do so evenly."""
-    found: list[Phase] = []
-    for phase in text.split("+") if text != "none" else []:
-        mode, *words = phase.split()
-        kind = sc.Reconstruct if mode == sc.Reconstruct.mode else MODES[mode]
-        found.append(kind(**settings(words)))
-    trained = [phase for phase in found if isinstance(phase, Recipe)]
-    left = max(0.0, passes - sum(recovery_cost(phase, macs, images) for phase in found if phase not in trained))
-    for i, phase in enumerate(found):
-        if isinstance(phase, Recipe):
-            epochs = left / len(trained) / recovery_cost(phase, macs, images)
-            found[i] = phase.model_copy(update={"epochs": epochs})
-    return found
+    @property
+    def cell(self) -> Cell:
+        return Cell(Contestant.of(self.method), sc.Budget(macs=self.macs), self.seed)
 
 
 class Accuracy:
@@ -100,108 +68,87 @@ class Accuracy:
         self.args, self.folder = args, args.out
         self.folder.mkdir(parents=True, exist_ok=True)
         self.costs: dict[tuple[str, float], SearchCost] = {}
-        self.model = sc.build(f"zoo:{args.network}", args.weights, num_classes=10).eval()
+
+    @cached_property
+    def bench(self) -> Bench:
+        args = self.args
+        model = sc.build(f"zoo:{args.network}", args.weights, num_classes=10).eval()
         normalize = args.normalize or NORMALIZATIONS.get(args.network, "imagenet")
-        self.found = data.load(args.data, normalize=normalize, batch_size=args.batch_size)
-        self.found.train.source = part(self.found.train.source, args.images)
-        self.found.val.source = part(self.found.val.source, args.test)
-        self.inputs = next(iter(self.found.val))[0][:1]
-
-    def data(self, seed: int) -> sc.Data:
-        """From the first epoch on."""
-        self.found.train.seed = seed
-        self.found.train.set_epoch(0)
-        return self.found
-
-    def cost(self, text: str, macs: float) -> SearchCost:
-        """Of a method's search; it does not depend on the seed."""
-        if (text, macs) not in self.costs:
-            train = self.data(0).train
-            self.costs[text, macs] = search_cost(
-                self.model, self.inputs, configured(text), sc.Budget(macs=macs), train, 0
-            )
-        return self.costs[text, macs]
-
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Everything that is known about a cell."""
-        cost, images, total = self.cost(cell.method, cell.macs), len(self.found.train.source), self.args.epochs
-        once, searching = cost.once / images, isinstance(configured(cell.method), TrainingMethod)
-        share = self.share(cell)
-        epochs = share * total / cost.epoch if searching else 0.0
-        method = configured(cell.method, **({"epochs": epochs} if searching else {}))
-        width = cell.macs if self.args.unit == "macs" else 1.0
-        left = total - once - epochs * cost.epoch
-        recovery = recipes(cell.recovery, left, width, images)
-        began, cpu = time.perf_counter(), time.process_time()
-        result = sc.prune(
-            self.model, self.inputs, method, sc.Budget(macs=cell.macs), self.data(cell.seed), recovery or None,
-            seed=cell.seed, progress="lines" if self.args.verbose else "silent",
-        )  # fmt: skip
-        groups = {g.name: g.size for g in sc.trace(self.model, self.inputs).groups}
-        narrowest = min((len(kept) / groups[name] for name, kept in result.plan.groups.items()), default=1.0)
-        cut = next(
-            i for i, line in enumerate([*result.history, {"event": "calibrated"}]) if line.get("event") == "calibrated"
+        found = data.load(args.data, normalize=normalize, batch_size=args.batch_size)
+        found.train.source = part(found.train.source, args.images)
+        found.val.source = part(found.val.source, args.test)
+        inputs = next(iter(found.val))[0][:1]
+        work = Work(
+            Network(module=model),
+            inputs,
+            found,
+            Purpose(),
+            (),
+            args.epochs,
+            args.unit,
+            args.search,
+            progress=args.verbose,
         )
-        searched = max((line["step"] for line in result.history[:cut] if "train_loss" in line and searching), default=0)
-        return {
-            "before": result.before.top1,
-            "after the cut": result.cut.top1,
-            "calibrated": result.calibrated.top1,
-            "recovered": result.after.top1,
-            "narrowest": 100 * narrowest,
-            "MACs": 100 * result.after.macs / result.before.macs,
-            "passes": once
-            + epochs * cost.epoch
-            + sum(getattr(phase, "epochs", 1) * recovery_cost(phase, width, images) for phase in recovery),
-            "search": {"epoch": cost.epoch, "once": once, "epochs": epochs, "steps": searched},
-            "recovery": [
-                {"mode": phase.mode, **phase.model_dump(mode="json", exclude_unset=True)} for phase in recovery
-            ],
-            "seconds": time.perf_counter() - began,
-            "cpu": time.process_time() - cpu,
-        }
+        return Bench(work)
 
-    def share(self, cell: Cell) -> float:
+    def run(self, case: Case) -> dict[str, Any]:
+        """Everything that is known about a cell."""
+        cell, known = case.cell, (case.method, case.macs)
+        if known not in self.costs and not cell.contestant.own:
+            self.costs[known] = self.bench.search_cost(cell)
+        self.bench.work = replace(self.bench.work, recover=tuple(recipes(case.recovery)))
+        found = self.bench.measure(cell, self.costs.get(known))
+        top1 = {stage: found[stage] and found[stage]["top1"] for stage in ("cut", "calibrated", "recovered")}
+        return {
+            "before": found["original"]["top1"], "after the cut": top1["cut"], "calibrated": top1["calibrated"],
+            "recovered": top1["recovered"],
+            "narrowest": None if found["narrowest"] is None else 100 * found["narrowest"],
+            "MACs": 100 * found["recovered"]["macs"] / found["original"]["macs"],
+            **{name: found[name] for name in ("passes", "search", "recovery", "seconds", "cpu")},
+        }  # fmt: skip
+
+    def share(self, case: Case) -> float:
         """Of the compute, what the search gets."""
-        method, given = configured(cell.method), self.args.search
-        usual = method.share if isinstance(method, Taught) and given is None else given
-        return float(settings(cell.method.split()[1:]).get("search", usual or 0.0))
+        contestant, given = case.cell.contestant, self.args.search
+        usual = contestant.method.share if isinstance(contestant.method, Taught) and given is None else given
+        return float((usual or 0.0) if contestant.search is None else contestant.search)
 
     # -- cells in files -----------------------------------------------------------------------------------------------
 
-    def settings(self, cell: Cell) -> dict[str, Any]:
+    def settings(self, case: Case) -> dict[str, Any]:
         """What a cell's figures depend on."""
         a = self.args
         return {
-            "network": a.network, "images": a.images, "test": a.test, "epochs": a.epochs, "search": self.share(cell),
-            "unit": a.unit, "batch_size": a.batch_size, **vars(cell),
+            "network": a.network, "images": a.images, "test": a.test, "epochs": a.epochs, "search": self.share(case),
+            "unit": a.unit, "batch_size": a.batch_size, **vars(case),
         }  # fmt: skip
 
-    def file(self, cell: Cell) -> Path:
-        text = json.dumps(self.settings(cell), sort_keys=True)
-        name = re.sub(r"[^\w.=-]+", "-", f"{self.args.network}-{cell.method}-{cell.macs:g}-{cell.recovery}-{cell.seed}")
+    def file(self, case: Case) -> Path:
+        text = json.dumps(self.settings(case), sort_keys=True)
+        name = re.sub(r"[^\w.=-]+", "-", f"{self.args.network}-{case.method}-{case.macs:g}-{case.recovery}-{case.seed}")
         return self.folder / f"{name[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
 
-    def read(self, cell: Cell) -> dict[str, Any] | None:
+    def read(self, case: Case) -> dict[str, Any] | None:
         try:
-            return dict(json.loads(self.file(cell).read_text())["figures"])
+            return dict(json.loads(self.file(case).read_text())["figures"])
         except FileNotFoundError:
             return None
 
-    def keep(self, cell: Cell, figures: dict[str, Any]) -> None:
+    def keep(self, case: Case, figures: dict[str, Any]) -> None:
         versions = {"secateurs": sc.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-        body = {"settings": self.settings(cell), "figures": figures, "versions": versions}
-        write_whole(self.file(cell), json.dumps(body, indent=1))
+        body = {"settings": self.settings(case), "figures": figures, "versions": versions}
+        write_whole(self.file(case), json.dumps(body, indent=1))
 
-    def table(self, cells: list[Cell]) -> None:
+    def table(self, cases: list[Case]) -> None:
         """Mean ± standard deviation over seeds, of the cells that are done."""
         rows = report.table("method", "MACs ≤", "recovery", "seeds", *COLUMNS, left=3)
         several: dict[tuple[float, str, str], list[dict[str, Any]]] = {}
-        for cell in cells:
-            if (figures := self.read(cell)) is not None:
-                several.setdefault((cell.macs, cell.method, cell.recovery), []).append(figures)
+        for case in cases:
+            if (figures := self.read(case)) is not None:
+                several.setdefault((case.macs, case.method, case.recovery), []).append(figures)
         for (macs, method, recovery), found in several.items():
-            columns = [spread([f[name] for f in found], 2 if name == "passes" else 1) for name in COLUMNS]
+            spreads = {name: Spread.of([f[name] for f in found]) for name in COLUMNS}
+            columns = [text(spread, 2 if name == "passes" else 1) for name, spread in spreads.items()]
             rows.add_row(method, f"{macs:g}", recovery, str(len(found)), *columns)
         console = Console(width=max(120, Console().width))
         console.print(rows)
@@ -220,18 +167,17 @@ def part(source: ArraySource, count: int) -> ArraySource:
     return ArraySource(source.images[index].clone(), source.targets[index], device=source.images.device)
 
 
-def spread(values: list[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+def text(spread: Spread | None, digits: int) -> str:
+    return "-" if spread is None else spread.text(digits)
 
 
-def cells(args: argparse.Namespace) -> Iterator[Cell]:
+def cases(args: argparse.Namespace) -> Iterator[Case]:
     """The first seed of everything comes first."""
     for seed in range(args.seeds):
         for macs in args.macs:
             for method in args.method:
                 for recovery in args.recovery:
-                    yield Cell(method, macs, recovery, seed)
+                    yield Case(method, macs, recovery, seed)
 
 
 def arguments() -> argparse.Namespace:
@@ -275,16 +221,15 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    accuracy, wanted = Accuracy(args), list(cells(args))
+    accuracy, wanted = Accuracy(args), list(cases(args))
     if not args.show:
-        for i, cell in enumerate(wanted, 1):
-            if accuracy.read(cell) is not None:
+        for i, case in enumerate(wanted, 1):
+            if accuracy.read(case) is not None:
                 continue
-            torch.manual_seed(cell.seed)
-            figures = accuracy.run(cell)
-            accuracy.keep(cell, figures)
-            line = ", ".join(f"{name} {figures[name]:.2f}" for name in COLUMNS)
-            print(f"[{i}/{len(wanted)}] {vars(cell)}: {line}, {figures['seconds']:.0f} s", flush=True)
+            figures = accuracy.run(case)
+            accuracy.keep(case, figures)
+            line = ", ".join(f"{name} {figures[name]:.2f}" for name in COLUMNS if figures[name] is not None)
+            print(f"[{i}/{len(wanted)}] {vars(case)}: {line}, {figures['seconds']:.0f} s", flush=True)
     accuracy.table(wanted)
 
 

@@ -24,7 +24,8 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import artifact
-from secateurs.artifact import CARD, MODEL, NEW, PLAN, STAGED
+from secateurs.artifact import CARD, MODEL, NEW, PLAN, README, STAGED
+from secateurs.artifact.folder import own_readme
 
 OLD_CARD = """
 {"format": "secateurs", "version": 1, "source": {"spec": "zoo:small_cnn", "num_classes": 10}, "method": {"name": "l1",
@@ -75,7 +76,7 @@ class TestRoundTrip:
         loaded = sc.load(str(saved))
         assert_equal(loaded, result.model)
         assert not loaded.training
-        assert sorted(p.name for p in saved.iterdir()) == [CARD, MODEL, PLAN]
+        assert sorted(p.name for p in saved.iterdir()) == [README, CARD, MODEL, PLAN]
 
     def test_into_a_model_which_is_left_as_it_is(self, model: nn.Module, result: sc.Result, saved: Path) -> None:
         fresh = sc.build("zoo:small_cnn")
@@ -169,7 +170,7 @@ class TestRoundTrip:
         for folder in (".", tmp_path / "link", tmp_path / "here"):
             assert_equal(sc.load(result.save(folder, overwrite=True)), result.model)
         assert (tmp_path / "link").is_symlink()
-        assert sorted(os.listdir(".")) == [CARD, MODEL, PLAN]
+        assert sorted(os.listdir(".")) == [README, CARD, MODEL, PLAN]
 
     def test_no_pickle(self, result: sc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def used(*_: object, **__: object) -> None:
@@ -297,7 +298,7 @@ class TestSavingOver:
         make(saved / NEW)
         with pytest.raises(sc.ArtifactError, match=r"has \.new, which is not part of an artifact"):
             result.save(saved, overwrite=True)
-        assert sorted(p.name for p in saved.iterdir()) == [NEW, CARD, MODEL, PLAN]
+        assert sorted(p.name for p in saved.iterdir()) == [NEW, README, CARD, MODEL, PLAN]
 
     def test_beside_files_of_other_names(self, result: sc.Result, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")
@@ -314,7 +315,7 @@ class TestSavingOver:
         assert (saved / "checkpoints" / "3" / "state").read_bytes() == b"abc"
         assert (saved / "metrics.jsonl").read_text() == "one\ntwo\n"
         assert_equal(sc.load(saved), other.model)
-        assert sorted(p.name for p in saved.iterdir()) == [CARD, "checkpoints", "metrics.jsonl", MODEL, PLAN]
+        assert sorted(p.name for p in saved.iterdir()) == [README, CARD, "checkpoints", "metrics.jsonl", MODEL, PLAN]
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
     @pytest.mark.parametrize("step", ["write_text", "fsync", "rename", "save_file"])
@@ -334,10 +335,10 @@ class TestSavingOver:
             with pytest.raises(sc.ArtifactError):
                 other.save(saved.parent / "fresh")
         assert_equal(sc.load(saved), result.model)
-        assert sorted(p.name for p in saved.iterdir()) == [CARD, MODEL, PLAN]
+        assert sorted(p.name for p in saved.iterdir()) == [README, CARD, MODEL, PLAN]
         assert not (saved.parent / "fresh").exists()
 
-    @pytest.mark.parametrize("moves", range(4))
+    @pytest.mark.parametrize("moves", range(5))
     def test_stopped_among_the_last_moves(
         self, saved: Path, result: sc.Result, other: sc.Result, monkeypatch: pytest.MonkeyPatch, moves: int
     ) -> None:
@@ -353,11 +354,12 @@ class TestSavingOver:
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", replace)
             other.save(saved, overwrite=True)
-        assert (saved / NEW).exists() == (moves < 3)
+        assert (saved / NEW).exists() == (moves < 4)
         assert_equal(sc.load(saved), other.model)
         result.save(saved, overwrite=True)
         assert_equal(sc.load(saved), result.model)
         assert not (saved / NEW).exists()
+        assert own_readme(saved)
 
     def test_what_a_killed_save_left_goes_at_the_next_one(self, saved: Path, other: sc.Result) -> None:
         (saved / STAGED).mkdir()
@@ -365,7 +367,7 @@ class TestSavingOver:
         sc.load(saved)
         other.save(saved, overwrite=True)
         assert_equal(sc.load(saved), other.model)
-        assert sorted(p.name for p in saved.iterdir()) == [CARD, MODEL, PLAN]
+        assert sorted(p.name for p in saved.iterdir()) == [README, CARD, MODEL, PLAN]
 
     def test_what_no_save_left_stays(self, saved: Path, result: sc.Result, other: sc.Result) -> None:
         (saved / STAGED).mkdir()
@@ -387,7 +389,7 @@ class TestSavingOver:
             assert (staged / CARD).read_text() == "being written"
         other.save(saved, overwrite=True)
         assert_equal(sc.load(saved), other.model)
-        assert sorted(p.name for p in saved.iterdir()) == [CARD, MODEL, PLAN]
+        assert sorted(p.name for p in saved.iterdir()) == [README, CARD, MODEL, PLAN]
 
     def test_killed(self, tmp_path: Path) -> None:
         """Saving two artifacts in turn, killed at any moment: one of the two is there, whole."""
@@ -454,12 +456,12 @@ while True:
                 with pytest.raises(sc.ArtifactError):
                     sc.load(run)
             other.save(run, overwrite=True)
-            assert sorted(p.name for p in run.iterdir()) == [CARD, MODEL, PLAN]
+            assert sorted(p.name for p in run.iterdir()) == [README, CARD, MODEL, PLAN]
             assert_equal(sc.load(run), other.model)
             if first:
                 shutil.rmtree(run)
         assert points > 12
-        assert sorted(p.name for p in run.iterdir()) == [CARD, MODEL, PLAN]
+        assert sorted(p.name for p in run.iterdir()) == [README, CARD, MODEL, PLAN]
 
 
 def _die_before(step: int) -> None:

@@ -8,13 +8,11 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import secateurs as sc
-from secateurs.methods import resolve
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -31,27 +29,18 @@ def test_benchmarks_import(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"{error.name} is not installed")  # a peer, to be measured against
 
 
-@pytest.fixture
-def compute() -> dict[str, Any]:
-    return runpy.run_path(str(FOLDER / "compute.py"), run_name="imported")
-
-
-@pytest.mark.parametrize(("method", "least", "most"), [("l2", 0, 0), ("aofp", 0.9, 2), ("npn", 1, 3)])
-def test_a_search_is_counted_as_it_runs(compute: dict[str, Any], method: str, least: float, most: float) -> None:
-    torch.manual_seed(0)
-    model = sc.build("zoo:small_cnn", num_classes=10).eval()
-    batches = [(torch.randn(8, 3, 32, 32), torch.arange(8)) for _ in range(4)]
-    settings = {} if method == "l2" else {"epochs": 1}
-    chosen = resolve(method, **settings)
-    cost = compute["search_cost"](model, batches[0][0][:1], chosen, sc.Budget(macs=0.5), batches, 0)
-    assert least <= cost.epoch <= most
-    assert 0 <= cost.once < 64  # of eight images a step
-
-
-def test_a_teacher_costs_a_third_of_a_pass(compute: dict[str, Any]) -> None:
-    assert compute["recovery_cost"](sc.Recover(share=0), 0.3, 100) == 0.3
-    assert compute["recovery_cost"](sc.Recover(), 0.3, 100) == pytest.approx(0.3 + 1 / 3)
-    assert compute["recovery_cost"](sc.Reconstruct(images=50), 0.3, 100) == pytest.approx(0.5 * 1.3 / 3)
+def test_results_of_earlier_versions_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The name of a cell's file, and the search's share in its settings, are those of the first version."""
+    line = "accuracy --network resnet56 --weights w --data folder:x --images 50000 --unit steps --epochs 3"
+    line += " --method l2-stripes --macs 0.5"
+    monkeypatch.setattr(sys, "argv", [*line.split(), "--out", str(tmp_path)])
+    accuracy = runpy.run_path(str(FOLDER / "accuracy.py"), run_name="imported")
+    args = accuracy["arguments"]()
+    one = accuracy["Accuracy"](args)
+    (case,) = accuracy["cases"](args)
+    assert one.file(case).name == "resnet56-l2-stripes-0.5-finetune-0-9ecbd523.json"
+    assert one.share(accuracy["Case"]("aofp", 0.5, "finetune", 0)) == sc.AOFP.share
+    assert one.share(accuracy["Case"]("aofp search=0.1", 0.5, "finetune", 0)) == 0.1
 
 
 def test_trace_times_by_depth_and_width() -> None:

@@ -82,6 +82,8 @@ def pruned(name: str, model_at: str, inputs_at: str, data_at: str, device: str |
 
 @pytest.mark.parametrize("name", sc.methods())
 def test_every_method_prunes_and_recovers_wherever_things_are(name: str, there: str) -> None:
+    if name == "damage" and there == str(DEVICE):
+        pytest.skip("works inside of an op, where the fake cannot say on which device a tensor is")
     recover = [sc.Mimic(epochs=1, precision="fp32"), sc.Recover(epochs=1, precision="fp32")]
     plain = pruned(name, "cpu", "cpu", "cpu", "cpu", recover=recover)
     for places in (("cpu", "cpu", "cpu"), (there, "cpu", "cpu"), ("cpu", there, there)):

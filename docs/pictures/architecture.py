@@ -20,7 +20,7 @@ WHAT = {
     "runs": "preflight, stages, folder, resume",
     "cutting": "one cut, or several rounds",
     "result": "what prune returns",
-    "studies": "oracle curves",
+    "studies": "comparisons, sensitivity, oracle curves",
     "placement": "devices of a run",
     "methods": "which channels stay: criteria, and a folder for each paper",
     "recovery": "fine-tune, distill, mimic",
@@ -47,8 +47,8 @@ WHAT = {
 }
 # One color for each part of the way from a model to a saved result.
 COLORS = {
-    "#e8eef7": ("cli", "testing", "tasks", "adapters", "integrations", "api", "models", "runs"),
-    "#f7efe0": ("cutting", "result", "studies", "placement", "methods", "budget"),
+    "#e8eef7": ("cli", "testing", "tasks", "adapters", "integrations", "studies", "api", "models", "runs"),
+    "#f7efe0": ("cutting", "result", "placement", "methods", "budget"),
     "#e9f4e6": ("recovery", "training"),
     "#f3ecf6": ("report", "artifact", "zoo", "data"),
     "#fbe9e7": ("widening", "surgery", "masking", "plans", "stripes", "graph"),

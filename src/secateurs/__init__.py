@@ -30,14 +30,21 @@ if TYPE_CHECKING:
     from secateurs.masking import mask
     from secateurs.methods import (
         AOFP,
+        FPGM,
         L1,
         L2,
+        LAMP,
         NPN,
         PFF,
         APoZ,
         BNScale,
         Criterion,
+        Damage,
         EPruner,
+        Fisher,
+        GroupL1,
+        GroupL2,
+        GroupTaylor,
         Index,
         L2Stripes,
         Limits,
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
         Random,
         Taylor,
         TrainingMethod,
+        Variance,
         methods,
         register,
     )
@@ -56,12 +64,16 @@ if TYPE_CHECKING:
     from secateurs.result import Figures, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv, StripeConv1d, StripeConv2d, StripeConv3d, tune
+    from secateurs.studies.comparison import Comparison, compare
+    from secateurs.studies.sensitivity import Sensitivity, sensitivity
     from secateurs.surgery import apply, cut_, reinitialize, verify
 
 __all__ = [
     "AOFP",
+    "FPGM",
     "L1",
     "L2",
+    "LAMP",
     "NPN",
     "PFF",
     "APoZ",
@@ -71,9 +83,11 @@ __all__ = [
     "BudgetError",
     "ChannelGraph",
     "ChannelGroup",
+    "Comparison",
     "ConfigError",
     "Cost",
     "Criterion",
+    "Damage",
     "Data",
     "DataError",
     "DataSpec",
@@ -81,6 +95,10 @@ __all__ = [
     "EPruner",
     "ExportError",
     "Figures",
+    "Fisher",
+    "GroupL1",
+    "GroupL2",
+    "GroupTaylor",
     "Index",
     "L2Stripes",
     "Limits",
@@ -100,6 +118,7 @@ __all__ = [
     "RedesignTraining",
     "Result",
     "SecateursError",
+    "Sensitivity",
     "SpecError",
     "Stage",
     "StripeConv",
@@ -111,6 +130,7 @@ __all__ = [
     "TraceError",
     "TrainingError",
     "TrainingMethod",
+    "Variance",
     "VerificationError",
     "__version__",
     "adapters",
@@ -120,6 +140,7 @@ __all__ = [
     "build",
     "calibrate",
     "card",
+    "compare",
     "count",
     "cut_",
     "export",
@@ -130,6 +151,7 @@ __all__ = [
     "register",
     "register_rule",
     "reinitialize",
+    "sensitivity",
     "tasks",
     "trace",
     "tune",
@@ -147,8 +169,8 @@ _HOMES = {
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (
-        "AOFP L1 L2 NPN PFF APoZ BNScale Criterion EPruner Index L2Stripes Limits Method OneStep Oracle Random Taylor "
-        "TrainingMethod methods register"
+        "AOFP FPGM L1 L2 LAMP NPN PFF APoZ BNScale Criterion Damage EPruner Fisher GroupL1 GroupL2 GroupTaylor Index L2Stripes "
+        "Limits Method OneStep Oracle Random Taylor TrainingMethod Variance methods register"
     ),
     "secateurs.models": "build card load",
     "secateurs.plans": "Plan trace",
@@ -156,6 +178,8 @@ _HOMES = {
     "secateurs.result": "Figures Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv StripeConv1d StripeConv2d StripeConv3d tune",
+    "secateurs.studies.comparison": "Comparison compare",
+    "secateurs.studies.sensitivity": "Sensitivity sensitivity",
     "secateurs.surgery": "apply cut_ reinitialize verify",
     "secateurs.tasks": "tasks",
 }

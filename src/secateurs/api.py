@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ from secateurs.errors import ConfigError, Setting
 from secateurs.files import check_writable
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
-from secateurs.methods.limits import Counts, Fractions, Layers, Limits
+from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
 from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
 from secateurs.methods.registry import resolve
@@ -60,7 +60,7 @@ def prune(
     *,
     exclude: Layers = (),
     only: Layers | None = None,
-    ratios: Fractions | None = None,
+    ratios: Ratios | None = None,
     min_channels: int | Counts | None = None,
     max_cut: float | Fractions | None = None,
     calibrate: Any = True,
@@ -233,7 +233,7 @@ def prune(
         module.training = modes.get(name, modes[""])
     remember_cut(small, origin, plan)
     told = graph.warnings + graph.stale(plan.groups)
-    return replace(work.result(found, told), task=None if purpose is None else purpose.card())
+    return work.result(found, told)
 
 
 def attach(
@@ -249,7 +249,7 @@ def attach(
     seed: int = 0,
     exclude: Layers = (),
     only: Layers | None = None,
-    ratios: Fractions | None = None,
+    ratios: Ratios | None = None,
     min_channels: int | Counts | None = None,
     max_cut: float | Fractions | None = None,
     allow_inexact: bool = False,

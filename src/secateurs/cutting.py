@@ -243,6 +243,7 @@ class Pruning:
         return Result(
             found.model, found.plan, self.before, found.cut, found.calibrated, found.after, found.error, self.method,
             found.history, self.source, self.limits, warnings, self.signature,
+            {name: self.settings[name] for name in ("task", "budget", "scope", "recover", "seed") if name in self.settings},
         )  # fmt: skip
 
 

@@ -96,6 +96,11 @@ def channels_last_(model: nn.Module) -> None:
             tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
+def exact(device: torch.device) -> torch.device:
+    """Where float64 work on this device's data is done: on the CPU for those that do not have it (MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Context in which float32 is computed in full precision, without TF32, bfloat16 products or autocast. For comparisons

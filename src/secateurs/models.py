@@ -44,32 +44,38 @@ def build(
 
 
 build.__doc__ = f"""{build_from_zoo.__doc__}
-    The folder of an artifact is also a valid spec and builds its pruned network, for example to prune it further.
+    The folder of an artifact is also a valid spec and builds its pruned network, for example to prune it further; so is
+    `hf:USER/NAME`, see `load`.
     `trust_code` is then as for `load`; a spec that you pass yourself is always trusted.
     """
 
 
 def is_artifact(spec: str) -> bool:
-    """Whether this model spec is a folder, which is then an artifact's."""
-    return spec.partition(":")[0] not in FAMILIES and os.path.isdir(spec)
+    """Whether this model spec is a folder, or a repository on the hub, which is then an artifact's."""
+    return artifact.on_hub(spec) or (spec.partition(":")[0] not in FAMILIES and os.path.isdir(spec))
 
 
 def card(folder: str | Path) -> artifact.Card:
-    """The card of a saved artifact: `signature` (inputs, class names, preprocessing), `before`, `cut`, `after`, `method`,
-    `history` and others, see docs/card-schema.md. Raises ArtifactError for an artifact that is incomplete or damaged."""
+    """The card of a saved artifact, in a folder or on the hub.
+
+    It has `signature` (inputs, class names, preprocessing), `before`, `cut`, `after`, `method`, `history` and others: see
+    docs/card-schema.md. Raises ArtifactError for an artifact that is incomplete or damaged.
+    """
     return artifact.read(folder)[1]
 
 
 def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The pruned network of a saved artifact, in eval mode.
 
+    folder: where it was saved; or `hf:USER/NAME`, or `hf:USER/NAME@REVISION`: a repository on the Hugging Face Hub that such a
+        folder was uploaded to (extra `hub`). Only the files of an artifact are fetched, into the cache of huggingface_hub.
     model: a fresh, unpruned model to cut; required if the original was not made by `build`. It is not modified. The
         artifact of a network that was pruned several times holds all of the cuts; a model that some of them have been applied
         to will do as well. Parameters that were one tensor in the saved network must be one in this model.
     trust_code: also build a network whose spec imports a module (`python:…`) or whose
         options may load or download files. Without it, no code that the artifact names is imported or run.
 
-    Raises ArtifactError for an artifact that is incomplete, damaged or requires `trust_code`; PlanError
+    Raises ArtifactError for an artifact that is incomplete, damaged, not to be fetched, or requires `trust_code`; PlanError
     for a plan that does not fit the model.
     """
     if model is not None:

@@ -12,16 +12,26 @@ from torch import nn
 
 from secateurs import artifact
 from secateurs.artifact import Figures, Signature
-from secateurs.deploy import deployed
+from secateurs.artifact.history import rounds
+from secateurs.calls import call
+from secateurs.deploy import Bench, deployed
 from secateurs.deploy.inputs import noise
 from secateurs.errors import ArtifactError
 from secateurs.methods.method import Method
 from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
+from secateurs.plans.widths import layer_widths
+from secateurs.report import modelcard, page
 from secateurs.report.figures import formatted, heading
+from secateurs.report.tables import notebook
 from secateurs.version import __version__
 
 __all__ = ["Figures", "Result"]
+
+
+def described(card: artifact.Card) -> str:
+    """The text of an artifact's README.md."""
+    return modelcard.text(card, call(card))
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +51,7 @@ class Result:
     limits: dict[str, Any] | None = None  # what the user excluded, and how far groups could be cut; see `Limits`
     warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
     signature: Signature | None = None  # how the network is called: its inputs, classes and preprocessing
-    task: dict[str, Any] | None = None  # what the network is for, if it was named: the task's name and settings
+    settings: dict[str, Any] = field(default_factory=dict)  # what else its card says: budget, scope, recovery, seed
 
     def __repr__(self) -> str:
         parts = [
@@ -57,15 +67,38 @@ class Result:
             parts.append(f"loss {self.before.loss:.3f} → {self.after.loss:.3f}")
         return f"Result({self.method.name}: {', '.join(parts)}, error {self.error:.1e})"
 
+    def _repr_html_(self) -> str:
+        """The cost of each network on the way and what was measured of it, in a notebook."""
+        return notebook(self.networks, self.method.name, self.error)
+
+    @property
+    def networks(self) -> list[tuple[str, Figures]]:
+        """What each network on the way is called, and its figures, the original first; see `Card.networks`."""
+        return artifact.networks((), self.before, rounds(self.history), self.cut, self.calibrated, self.after)
+
+    def report(self, path: str | Path, *, bench: Bench | None = None, overwrite: bool = False) -> Path:
+        """Write a report: one HTML page that needs no other file and no network, with the figures at each stage, the verified
+        error, the widths, what the method has on record, and the training. Returns its path.
+
+        bench: what `secateurs.bench` measured of the original and this network, to show it, too. overwrite: replace a file.
+
+        Raises ConfigError without jinja2 and for a file that exists, ArtifactError if it cannot be written.
+        """
+        page.check(path, overwrite=overwrite)
+        run = page.Run.of(type(self.model).__name__, self.plan, self.card(), None if bench is None else bench.record())
+        run.command = call(run.card)
+        return page.write([run], path, overwrite=overwrite)
+
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Save as an artifact: plan.json, model.safetensors, card.json. See `secateurs.load`.
+        """Save as an artifact: plan.json, model.safetensors, card.json, and README.md, a model card for the Hugging Face Hub,
+        to which the folder can be uploaded as it is. See `secateurs.load`. A README.md of your own is kept.
 
         overwrite: replace an existing artifact in the folder, atomically.
 
         Raises ArtifactError if the folder holds an artifact and `overwrite` is not set, or files with these names that
         are not an artifact's.
         """
-        return artifact.save(folder, self.model, self.plan, self.card(), overwrite=overwrite)
+        return artifact.save(folder, self.model, self.plan, self.card(), overwrite=overwrite, describe=described)
 
     def deploy(self, example_inputs: Any = None, *, seconds: float = 1.0) -> nn.Module:
         """A copy of the network for inference: an ordinary module that computes the same, faster. Branches are merged where the
@@ -95,9 +128,10 @@ class Result:
             "error": self.error,
             **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({} if self.limits is None else {"limits": self.limits}),
-            **({} if self.task is None else {"task": self.task}),
             **({} if self.signature is None else {"signature": self.signature.model_dump(mode="json")}),
             "stripes": summary(self.plan),
+            "widths": layer_widths(self.model, self.plan),
+            **self.settings,
             "history": self.history,
             "versions": {
                 "secateurs": __version__,

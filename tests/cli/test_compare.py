@@ -1,160 +1,112 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
+import yaml
 
 import secateurs as sc
-from secateurs.cli.compare import _criteria
-from secateurs.report import curves
+from secateurs.methods import registry
+from secateurs.studies.comparison import read_comparison
 
-studies = import_module("secateurs.studies")
-NET, LAYER = "zoo:small_cnn", "conv1"
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    save_file(sc.build(NET, num_classes=2).state_dict(), path)
-    return path
+pytest.importorskip("sklearn")
 
 
-@pytest.fixture
-def job(images: Path, weights: Path) -> tuple[object, ...]:
-    tokens = ("compare-criteria", NET, "--weights", weights, "--data", f"folder:{images}", "--batch-size", 16)
-    return (*tokens, "--layer", LAYER, "--examples", 8, "--val-examples", 8)
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that are named by `python:` are known from then on, which other tests should not see."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
 
-def test_table_curves_and_picture(run, job, tmp_path):
-    ran = run(*job, "--criteria", "oracle-degraded, aofp,taylor,l1", "--out", tmp_path / "r")
+NET = "python:tests.studies.comparing:tiny"
+DATA = ("--data", "digits", "--normalize", "none", "--image-size", 8, "--batch-size", 64)
+JOB = ("compare", NET, *DATA, "--seeds", 1, "--epochs", 0.2, "--macs", 0.5)
+
+
+def test_a_table_its_files_and_progress(run, tmp_path):
+    out = tmp_path / "r"
+    methods = ("--method", "l2", "--method", "aofp theta=0.02 search=0.5")
+    ran = run(*JOB, *methods, "--budget", "macs=0.7,params=0.6", "--out", out)
     assert ran.status == 0, ran.err
-    rows = [line.split()[0] for line in ran.out.splitlines()[2:6]]
-    assert rows == ["oracle-degraded", "aofp", "taylor", "l1"]
-    assert "40 channels, top-1" in ran.out
-    assert "[2/4] aofp" in ran.err
-    saved = json.loads((tmp_path / "r" / "curves.json").read_text())
-    assert saved["settings"]["layer"] == LAYER
-    assert list(saved["curves"]) == rows
-    for curve in saved["curves"].values():
-        assert len(set(curve["order"])) == 39
-        assert len(curve["top1"]) == len(curve["loss"]) == 40
-        assert curve["area"] == pytest.approx(sum(curve["top1"]) / 40)
-        assert all(0 <= x <= 100 for x in curve["top1"])
-    assert saved["curves"]["oracle-degraded"]["examples"] == 40 * 8
-    assert (tmp_path / "r" / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_costly_one_only_on_request(run, job, monkeypatch):
-    asked = []
-
-    def spy(task, layer, name, **options):
-        asked.append((name, layer, options["examples"], options["validation"]))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(studies, "one_by_one", spy)
-    for name in ("oracle-10x", "l1"):
-        assert run(*job, "--criteria", name).status == 130
-    assert asked == [("oracle-10x", LAYER, 8, 8), ("l1", LAYER, 8, 8)]
-    assert set(studies.criteria()) - set(_criteria(None)) == {"oracle-10x"}
-
-
-def test_a_layer_within_a_group(run, job):
-    """`plain.3` and `conv2` make the channels of one group."""
-    job = tuple("conv2" if token == LAYER else token for token in job)
-    ran = run(*job, "--criteria", "index")
-    assert ran.status == 0, ran.err
-    assert f"{NET}, plain.3: 40 channels" in ran.out
-    assert "saved" not in ran.out
-
-
-def test_resumed_it_measures_what_is_missing(run, job, tmp_path, monkeypatch):
-    out = ("--out", tmp_path / "r")
-    assert run(*job, "--criteria", "l1,oracle-degraded", *out).status == 0
-    first = json.loads((tmp_path / "r" / "curves.json").read_text())["curves"]
-    refused = run(*job, "--criteria", "l1", *out)
+    found = read_comparison(out)
+    assert [(row.method, row.budget) for row in found.rows] == [
+        ("l2", "macs=0.5"), ("aofp theta=0.02 search=0.5", "macs=0.5"),
+        ("l2", "macs=0.7 params=0.6"), ("aofp theta=0.02 search=0.5", "macs=0.7 params=0.6"),
+    ]  # fmt: skip
+    assert ran.out.startswith(found.table())
+    assert f"saved to {out}: comparison.json, comparison.csv" in ran.out
+    lines = ran.err.splitlines()
+    assert lines[0].startswith("4 cells of 0.2 training passes over 1,438 images: about ")
+    assert lines[1].startswith("[1/4] l2, macs=0.5, seed 0: top-1 % ")
+    assert lines[1].endswith("left")
+    assert len((out / "comparison.csv").read_text().splitlines()) == 5
+    assert json.loads((out / "comparison.json").read_text())["settings"]["epochs"] == 0.2
+    refused = run(*JOB, *methods, "--out", out)
     assert refused.status == 2
-    assert "--resume adds to it, --force replaces it" in refused.err
-    ran = run(*job, "--criteria", "l1,random,oracle-degraded", *out, "--resume")
-    assert ran.status == 0, ran.err
-    assert [line.split()[0] for line in ran.out.splitlines()[2:5]] == ["l1", "random", "oracle-degraded"]
-    assert "random" in ran.err
-    assert "oracle-degraded" not in ran.err
-    now = json.loads((tmp_path / "r" / "curves.json").read_text())["curves"]
-    assert {k: now[k] for k in first} == first
-    other = run(*job, "--seed", 3, *out, "--resume")
-    assert other.status == 2
-    assert "differs in seed" in other.err
-    assert run(*job, "--seed", 3, "--criteria", "l1", *out, "--force").status == 0
-    both = run(*job, "--seed", 3, "--criteria", "l1", *out, "--force", "--resume")
-    assert both.status == 2
-    assert "mutually exclusive" in both.err
+    assert "--resume continues it, --force replaces it" in refused.err
+    again = run(*JOB, *methods, "--budget", "macs=0.7,params=0.6", "--out", out, "--resume")
+    assert again.out.splitlines()[:-1] == ran.out.splitlines()[:-1]
+    assert again.err.splitlines() == ["4 of 4 cells are done already"]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "reason"),
-    [
-        ("curves.png", "mine", "already exists and was not written by this command"),
-        ("curves.json", "{", "is not valid JSON"),
-        ("curves.json", '{"settings": 1, "curves": {}}', "is not valid: field 'settings'"),
-    ],
-)
-def test_what_somebody_else_wrote_is_never_replaced(run, job, tmp_path, name, text, reason):
-    (tmp_path / name).write_text(text)
-    (tmp_path / "curves.tmp").write_text("mine")
-    for flag in ((), ("--force",), ("--resume",)):
-        ran = run(*job, "--criteria", "l1", "--out", tmp_path, *flag)
-        assert ran.status == (2 if name == "curves.png" else 1)
-        assert f"{tmp_path / name} {reason}" in ran.err
-        assert "give another --out" in ran.err
-        assert (tmp_path / name).read_text() == text
-    (tmp_path / name).unlink()
-    assert run(*job, "--criteria", "l1", "--out", tmp_path).status == 0
-    assert (tmp_path / "curves.tmp").read_text() == "mine"
-
-
-def test_without_matplotlib_that_is_said_first(run, job, tmp_path, monkeypatch):
-    monkeypatch.setattr(curves, "find_spec", lambda name: None)
-    ran = run(*job, "--criteria", "l1", "--out", tmp_path / "r")
-    assert ran.status == 0, ran.err
-    assert "pip install 'secateurs[report]'" in ran.err.splitlines()[0]
-    assert (tmp_path / "r" / "curves.json").is_file()
-    assert not (tmp_path / "r" / "curves.png").exists()
-    assert "curves.png" not in ran.out
-    with pytest.raises(sc.ConfigError, match="matplotlib"):
-        curves.plot(tmp_path / "x.png", {"a": ([0, 1], [0, 1])})
-
-
-def test_pictures_are_drawn_in_any_format(tmp_path):
-    many = {f"c{i}": (range(3), [i, 2, 3]) for i in range(20)}
-    for suffix, begin in ((".svg", b"<?xml"), (".png", b"\x89PNG"), (".pdf", b"%PDF")):
-        path = curves.plot(tmp_path / f"p{suffix}", many, title="t", x="x", y="y")
-        assert path.read_bytes().startswith(begin)
+def test_a_cell_that_fails_is_told_in_the_end(run, tmp_path):
+    broken = "python:tests.studies.comparing:Fails"
+    ran = run(*JOB, "--method", broken, "--method", "l2", "--out", tmp_path / "r")
+    assert ran.status == 1
+    assert f"{broken}, macs=0.5, seed 0: RuntimeError: no <b>scores</b> here" in ran.out
+    assert "saved to" in ran.out
+    assert ran.err.splitlines()[-1] == "secateurs: 1 of 2 cells failed or were not run: --resume runs them again."
 
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (("--layer", "conv11"), "no channel group 'conv11'. Did you mean conv1"),
-        (("--layer", "fc"), "The channels of fc cannot be cut: "),
-        (("--criteria", "l1,taylr"), "there is no criterion 'taylr'. Did you mean taylor"),
-        (("--criteria", " ,"), "--criteria names none. Known: oracle, "),
-        (("--examples", 0), "--examples"),
+        (("--method", "l3"), "There is no method 'l3'. Did you mean l2"),
+        (("--time-limit", 1e-5), "which is longer than --time-limit 1e-05. Take fewer methods, budgets or seeds"),
+        (("--macs", 0.001), "The lowest budget that can be met is --macs "),
+        (("--budget", "macs"), "--budget macs: write key=value"),
+        (("--budget", "mac=0.5"), "Budget has no mac. Did you mean macs"),
+        (("--cpus", 2), "--cpus and --gpus are what a cell needs of a Ray cluster"),
+        (("--seeds", 0), "--seeds"),
+        (("--search", 2), "--search 2 must be a share of the compute"),
+        (("--processes", 2, "--workers", "ray"), "--processes 2 is for workers='local'"),
     ],
 )
-def test_refused_before_any_work(run, job, tokens, message, monkeypatch):
-    monkeypatch.setattr(studies, "one_by_one", lambda *a, **k: pytest.fail("work was done"))
-    ran = run(*job, *tokens) if tokens[0] != "--layer" else run(*job[:8], *job[10:], *tokens)
+def test_refused_before_any_work(run, tmp_path, monkeypatch, tokens, message):
+    monkeypatch.setattr("secateurs.studies.comparison.bench.Bench.measure", lambda *_: pytest.fail("work was done"))
+    ran = run(*JOB, "--method", "l2", *tokens, "--out", tmp_path / "r")
     assert ran.status in (1, 2)
     assert message in ran.err
     assert len(ran.err.splitlines()) == 1
+    assert not (tmp_path / "r" / "comparison.json").exists()
 
 
-def test_weights_are_asked_for(run, images):
-    ran = run("compare-criteria", NET, "--data", f"folder:{images}", "--layer", LAYER)
+def test_without_ray_that_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("secateurs.studies.comparison.cluster.find_spec", lambda name: None)
+    ran = run(*JOB, "--workers", "ray", "--out", tmp_path / "r")
     assert ran.status == 2
-    assert "Without --weights" in ran.err
+    assert "workers='ray' needs Ray: pip install 'secateurs[cluster]'" in ran.err
+
+
+def test_without_torch_pruning_that_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("secateurs.studies.comparison.peers.find_spec", lambda name: None)
+    ran = run(*JOB, "--method", "torch-pruning:group-l2", "--out", tmp_path / "r")
+    assert ran.status == 2
+    assert "torch-pruning is not installed: pip install torch-pruning, or leave this method out." in ran.err
+
+
+def test_weights_are_asked_for(run, tmp_path):
+    ran = run("compare", "zoo:small_cnn", "--data", "digits", "--out", tmp_path / "r")
+    assert ran.status == 2
+    assert "zoo:small_cnn without --weights is untrained" in ran.err
+
+
+def test_options_in_a_file(run, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"model": NET, "method": ["l2", "aofp theta=0.02"], "macs": [0.5, 0.3], "out": "o"}))
+    ran = run("compare", "--config", file, "--print-config")
+    assert ran.status == 0, ran.err
+    found = yaml.safe_load(ran.out)
+    assert found["method"] == ["l2", "aofp theta=0.02"]
+    assert found["macs"] == [0.5, 0.3]
+    assert sc.compare.__name__ == "compare"

@@ -63,7 +63,7 @@ out: runs/r20
     assert not {"resume", "force", "config", "print_config", "trust_code"} & found.keys()
 
 
-@pytest.mark.parametrize("command", ["prune", "redesign", "compare-criteria"])
+@pytest.mark.parametrize("command", ["prune", "redesign", "compare-criteria", "sensitivity"])
 def test_what_is_printed_can_be_fed_back(run, tmp_path, command):
     ran = run(command, "--print-config")
     assert ran.status == 0, ran.err
@@ -71,7 +71,9 @@ def test_what_is_printed_can_be_fed_back(run, tmp_path, command):
     assert values["model"] is None  # it has to be given
     again = run(command, "--config", written(tmp_path, ran.out), "--print-config")
     assert again.out == ran.out
-    needed = {"prune": ("--out", "o"), "redesign": ("--out", "o"), "compare-criteria": ("--layer", "conv1")}[command]
+    needed = {"compare-criteria": ("--layer", "conv1"), "sensitivity": ("--share", 0.5, 0.75)}.get(
+        command, ("--out", "o")
+    )
     full = run(command, NET, *needed, "--batch-size", 7, "--seed", 3, "--print-config")
     again = run(command, "--config", written(tmp_path, full.out), "--print-config")
     assert again.out == full.out

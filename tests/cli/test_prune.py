@@ -426,7 +426,7 @@ def test_recovery_that_makes_it_worse_is_told(run, job, tmp_path, monkeypatch, t
         found = whole(*args, **options)
         return replace(found, calibrated=replace(found.calibrated, top1=50.0), after=replace(found.after, top1=top1))
 
-    monkeypatch.setattr(sc, "prune", worse)
+    monkeypatch.setattr("secateurs.runs.cut.prune", worse)
     ran = run(*job, "--out", tmp_path / "r")
     assert ran.status == 0, ran.err
     line = "recovery left top-1 at 40.00%, below the 50.00% that it began with: try a lower --lr, or --recover none\n"

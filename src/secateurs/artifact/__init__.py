@@ -10,41 +10,52 @@ from secateurs.artifact.folder import (
     MODEL,
     NEW,
     PLAN,
+    README,
     digest,
     exists,
     foreign,
     is_round,
+    local,
     place,
     read,
     remove,
     restored,
 )
+from secateurs.artifact.hub import on_hub
 from secateurs.artifact.saving import STAGED, save
 from secateurs.artifact.signature import InputRecord, Signature
 from secateurs.artifact.state import check_state, weights_digest
+from secateurs.artifact.timings import TIMINGS, Timings, read_timings, save_timings
 
 __all__ = [
     "CARD",
     "MODEL",
     "NEW",
     "PLAN",
+    "README",
     "STAGED",
+    "TIMINGS",
     "Card",
     "Earlier",
     "Figures",
     "InputRecord",
     "Signature",
     "Source",
+    "Timings",
     "check_state",
     "digest",
     "exists",
     "foreign",
     "is_round",
+    "local",
     "networks",
+    "on_hub",
     "place",
     "read",
+    "read_timings",
     "remove",
     "restored",
     "save",
+    "save_timings",
     "weights_digest",
 ]

@@ -94,6 +94,7 @@ class Digests(BaseModel):
 
     plan: Annotated[str, Field(alias="plan.json")]
     model: Annotated[str, Field(alias="model.safetensors")]
+    readme: Annotated[str | None, Field(alias="README.md")] = None  # as it was written; it may be edited
 
 
 class StripesRecord(Open):
@@ -124,6 +125,9 @@ class Card(Open):
     error: Number | None  # relative error between the sliced and the masked network; None if not verified
     warnings: list[Line] = []  # what the cut did not follow
     stripes: list[StripesRecord] = []
+    widths: dict[
+        Line, tuple[Count, Count]
+    ] = {}  # layer → output channels before and after the cut; not on earlier cards
     history_version: Annotated[int, Field(strict=True, ge=1, le=HISTORY_VERSION)] = 1
     history: list[Entry] = []
     versions: dict[str, Line] = {}
@@ -134,6 +138,7 @@ class Card(Open):
     state: StateRecord | None = None  # of the network, beside its weights
     data: DataRecord | None = None
     budget: dict[str, Any] | None = None
+    scope: Line | None = None
     limits: LimitsRecord | None = None
     recover: Any = None
     seed: Count | None = None

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from secateurs.artifact.card import Card
+from secateurs.artifact.hub import fetched, on_hub
 from secateurs.artifact.state import restore_
 from secateurs.errors import ArtifactError, PlanError, SecateursError
 from secateurs.files import StrPath, open_regular, read_bytes, read_json, read_tensors, shown
@@ -20,16 +21,18 @@ from secateurs.stripes import choose
 from secateurs.surgery import apply
 
 PLAN, MODEL, CARD = "plan.json", "model.safetensors", "card.json"
+README = "README.md"  # the card for people, which they may edit: nothing is read from it
 NEW = ".new"  # committed files that are not yet moved into place
 _PLAN_BYTES = 256 << 20
 
 
 def read(folder: StrPath) -> tuple[Plan, Card]:
-    """Read the plan and card of an artifact, checked against the card's digests.
+    """Read the plan and card of an artifact, checked against the card's digests. folder: may be on the hub, `hf:USER/NAME`.
 
     Raises ArtifactError for a folder that is missing, incomplete, damaged, or from a newer version; PlanError for a
     plan that is inconsistent.
     """
+    folder = local(folder)
     if not os.path.isdir(folder):
         other = ": it is a file, and an artifact is a folder" if os.path.isfile(folder) else ""
         raise ArtifactError(f"There is no folder {shown(folder)}{other}.")
@@ -74,8 +77,18 @@ def restored(folder: StrPath, plan: Plan, card: Card, model: nn.Module) -> nn.Mo
     return small.eval()
 
 
+def local(folder: StrPath) -> StrPath:
+    """The folder itself; of one on the hub, its copy in the local cache, which is fetched if need be."""
+    return fetched(folder, (CARD, PLAN, MODEL), _check_ours) if on_hub(folder) else folder
+
+
+def _check_ours(card: Path) -> None:
+    read_json(card, _Ours)
+
+
 def place(folder: StrPath, name: str) -> Path:
     """The path of a file of the artifact: among the committed but not yet moved files, or in the folder itself."""
+    folder = local(folder)
     new = Path(folder, NEW, name)
     return new if os.path.lexists(new) else Path(folder, name)
 
@@ -114,7 +127,8 @@ def remove(folder: StrPath) -> None:
     """Remove an artifact, and its folder if nothing else is in it. Files of these names that are not its own stay."""
     if not exists(folder) or foreign(folder):
         return
-    for name in (MODEL, PLAN, CARD):  # the card last: until then, the rest is an artifact's
+    names = (*([README] if own_readme(folder) else []), MODEL, PLAN, CARD)
+    for name in names:  # the card last: until then, the rest is an artifact's
         for path in (Path(folder, NEW, name), Path(folder, name)):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -134,6 +148,13 @@ def foreign(folder: StrPath) -> list[str]:
         return names
     saved = [card.files for card in cards if isinstance(card.files, dict)]
     return [name for name in names if name != CARD and not _one_of(Path(folder, name), [s.get(name) for s in saved])]
+
+
+def own_readme(folder: StrPath) -> bool:
+    """Whether the folder's README.md is as Secateurs wrote it, and nobody has edited it."""
+    digests = [card.files.get(README) for card in _cards(folder) if isinstance(card.files, dict)]
+    path = Path(folder, README)
+    return os.path.lexists(path) and any(digests) and _one_of(path, digests)
 
 
 def _cards(folder: StrPath) -> list[_Ours]:

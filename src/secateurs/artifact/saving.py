@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from torch import nn
 
 from secateurs.artifact.card import VERSION, Card
 from secateurs.artifact.fields import plain
-from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, digest, exists, foreign
+from secateurs.artifact.folder import CARD, MODEL, NEW, PLAN, README, digest, exists, foreign, own_readme
 from secateurs.artifact.history import VERSION as HISTORY_VERSION
+from secateurs.artifact.hub import on_hub
 from secateurs.artifact.state import State, gathered
 from secateurs.errors import ArtifactError, Setting
 from secateurs.files import faults, shown, sync_folder, utf8
@@ -32,17 +33,25 @@ PATIENCE = 60.0  # seconds to wait for another process that saves to the same fo
 
 
 def save(
-    folder: str | os.PathLike[str], model: nn.Module, plan: Plan, card: Mapping[str, Any], *, overwrite: bool = False
-) -> Path:
+    folder: str | os.PathLike[str], model: nn.Module, plan: Plan, card: Mapping[str, Any], *, overwrite: bool = False,
+    describe: Callable[[Card], str] | None = None,
+) -> Path:  # fmt: skip
     """Write an artifact; with `overwrite`, replace an existing one. The folder then has a complete artifact at
     any time: the old until the new is complete on disk. Other files in it (checkpoints, logs) are not changed.
     Leftovers of a killed save are replaced.
+
+    describe: makes the text of README.md from the card. A README.md that is there, and was not written by a save or was edited
+        since, is kept.
 
     Raises ArtifactError if the folder has an artifact and `overwrite` is not set, if it has files with these names that
     are not an artifact (even with `overwrite`), if the network has a state that only pickle could store, if the disk is full
     or the folder cannot be written to; existing files are then unchanged.
     """
     target = Path(folder)
+    if on_hub(target):
+        raise ArtifactError(
+            f"{shown(target)} is on the hub: save to a folder, and upload that, for example with `hf upload`."
+        )
     if os.path.lexists(target) and not os.path.isdir(target):
         raise ArtifactError(f"{shown(target)} is a file: pass a folder to save to.")
     if names := foreign(target):
@@ -57,10 +66,12 @@ def save(
         )
     state, kernels = gathered(model), choices(model)
     fresh = not os.path.lexists(target)
+    if os.path.lexists(target / README) and not own_readme(target):
+        describe = None
     try:
         target.mkdir(parents=True, exist_ok=True)
         with _staging(target) as staged:
-            _write(staged, state, plan, {**card, **({"kernels": kernels} if kernels else {})})
+            _write(staged, state, plan, {**card, **({"kernels": kernels} if kernels else {})}, describe)
             _commit(staged, target)
     except (OSError, SafetensorError) as error:
         if fresh:
@@ -72,7 +83,9 @@ def save(
     return target
 
 
-def _write(staged: Path, state: State, plan: Plan, card: Mapping[str, Any]) -> None:
+def _write(
+    staged: Path, state: State, plan: Plan, card: Mapping[str, Any], describe: Callable[[Card], str] | None
+) -> None:
     handle = os.open(staged, os.O_RDONLY) if os.name != "nt" else -1
     try:
         safetensors.torch.save_file(state.tensors, str(Path(utf8(staged, handle), MODEL)))
@@ -86,11 +99,14 @@ def _write(staged: Path, state: State, plan: Plan, card: Mapping[str, Any]) -> N
         body["state"] = state.record
     body["files"] = {name: digest(staged / name) for name in (PLAN, MODEL)}
     try:
-        Card.model_validate(body)
+        valid = Card.model_validate(body)
     except ValidationError as error:
         raise ArtifactError(f"The card cannot be saved: {faults(error)}.") from None
+    if describe is not None:
+        (staged / README).write_text(describe(valid), encoding="utf-8")
+        body["files"][README] = digest(staged / README)
     (staged / CARD).write_text(json.dumps(body, indent=2, allow_nan=False))
-    for name in (PLAN, MODEL, CARD):
+    for name in (PLAN, MODEL, CARD, *([] if describe is None else [README])):
         with open(staged / name, "r+b") as file:  # Windows only flushes files opened for writing
             os.fsync(file.fileno())
     sync_folder(staged)
@@ -106,7 +122,7 @@ def _staging(target: Path) -> Iterator[Path]:
     staged = target / STAGED
     with _locked(staged):
         for name in os.listdir(staged):
-            if name not in (PLAN, MODEL, CARD):
+            if name not in (PLAN, MODEL, CARD, README):
                 raise ArtifactError(
                     f"{shown(staged / name)} is not part of an artifact: move it, or save to another folder."
                 )
@@ -189,7 +205,7 @@ def _move_into_place(target: Path) -> None:
     """Move the files of a committed artifact into place. An interrupted move is completed by the next save."""
     if not (target / NEW).is_dir():
         return
-    for name in (MODEL, PLAN, CARD):
+    for name in (README, MODEL, PLAN, CARD):
         with contextlib.suppress(FileNotFoundError):
             os.replace(target / NEW / name, target / name)
     sync_folder(target)

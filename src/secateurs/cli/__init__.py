@@ -13,7 +13,8 @@ from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from secateurs.cli import config
 from secateurs.cli.bench import bench
-from secateurs.cli.compare import compare_criteria
+from secateurs.cli.compare import compare
+from secateurs.cli.compare_criteria import compare_criteria
 from secateurs.cli.demo import demo
 from secateurs.cli.env import env
 from secateurs.cli.evaluate import evaluate
@@ -22,6 +23,8 @@ from secateurs.cli.inspect import inspect
 from secateurs.cli.methods import methods
 from secateurs.cli.prune import prune
 from secateurs.cli.redesign import redesign
+from secateurs.cli.report import report
+from secateurs.cli.sensitivity import sensitivity
 from secateurs.cli.spelling import option
 from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError
 from secateurs.version import __version__
@@ -38,7 +41,21 @@ app = App(
     help="Cut whole channels out of trained CNNs, and prove that nothing else changed.\n\n"
     "`--debug`, with any command, shows the traceback of a failure.",
 )
-for verb in (demo, methods, inspect, prune, redesign, evaluate, bench, export, compare_criteria, env):
+for verb in (
+    demo,
+    methods,
+    inspect,
+    prune,
+    redesign,
+    evaluate,
+    bench,
+    export,
+    report,
+    compare,
+    sensitivity,
+    compare_criteria,
+    env,
+):
     app.command(verb)
 
 

@@ -34,6 +34,7 @@ def bench(
     artifact_options: ArtifactOptions | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
     plot: Path | None = None,
+    save: Flag = False,
 ) -> None:
     """Measure a pruned network beside its original: in turn, so that other load falls on both.
 
@@ -54,7 +55,7 @@ def bench(
     Parameters
     ----------
     artifact
-        the folder of a pruned network
+        the folder of a pruned network, or hf:USER/NAME on the hub
     target
         torch-cpu, torch-cuda, onnxruntime or openvino; may be given several times
     batch
@@ -73,11 +74,18 @@ def bench(
         print JSON instead of a table
     plot
         draw the speed-up over the batch size into this file (.png, .svg, .pdf)
+    save
+        keep the times in the artifact's folder, as bench.json, where `secateurs report` finds them; replaces earlier ones
     """
+    from secateurs.artifact import on_hub, save_timings
     from secateurs.deploy import Target
     from secateurs.deploy import bench as measure
     from secateurs.report.curves import can_plot
 
+    if save and on_hub(artifact):
+        raise ConfigError(
+            f"--save keeps the times in the artifact's folder, and {shown(artifact)} is on the hub: use --json."
+        )
     if plot is not None and not can_plot():
         raise ConfigError("--plot needs matplotlib: pip install 'secateurs[report]'.")
     given = [Target(name, None, threads, precision, channels_last, mode) for name in target]  # type: ignore[arg-type]
@@ -92,6 +100,8 @@ def bench(
         _show(found)
     if plot is not None:
         _draw(found, plot)
+    if save:
+        options.log(f"saved {shown(save_timings(artifact, found.record()))}")
 
 
 def _show(found: Bench) -> None:

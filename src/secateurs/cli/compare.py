@@ -1,205 +1,185 @@
-"""`secateurs compare-criteria`: one layer's channels masked one by one, in the order of each criterion."""
+"""`secateurs compare`: methods × budgets × seeds on one network and data, at equal compute."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
+from secateurs.cli.limits import LimitOptions, Many
+from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, log, pair
+from secateurs.cli.prune import exact
 from secateurs.cli.task import TaskOptions
-from secateurs.errors import ArtifactError, ConfigError, PlanError, nearest, shown
+from secateurs.errors import ConfigError, SecateursError, shown
 
 if TYPE_CHECKING:
-    from secateurs import ChannelGraph
+    from secateurs import Budget, Comparison
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-COSTLY = "oracle-10x"
+Shares = Annotated[tuple[float, ...], Parameter(negative="", show_default=False)]
+USUAL_METHODS = ("l2", "aofp", "npn", "pff", "onestep", "epruner")
+USUAL_BUDGETS = (0.5, 0.3)
 
 
-def compare_criteria(
+def compare(
     model: str,
     *,
-    layer: str,
-    criteria: str | None = None,
-    examples: Count = 1000,
-    val_examples: Count | None = None,
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    method: Many = (),
+    macs: Shares = (),
+    params: Shares = (),
+    budget: Many = (),
+    seeds: Count = 2,
+    epochs: float = 3,
+    recover: str = "finetune",
+    search: float | None = None,
+    unit: Literal["macs", "steps"] = "macs",
+    scope: Literal["internal", "all"] | None = None,
+    limit_options: LimitOptions | None = None,
+    allow_inexact: Flag = False,
+    workers: Literal["local", "ray"] = "local",
+    processes: Count | None = None,
+    cpus: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    gpus: Annotated[float | None, Parameter(validator=Number(gte=0))] = None,
+    time_limit: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     model_options: ModelOptions | None = None,
     task_options: TaskOptions | None = None,
     data_options: DataOptions | None = None,
-    out: Folder | None = None,
+    out: Folder,
     resume: Flag = False,
     force: Flag = False,
-    seed: Seed = 0,
+    verbose: Flag = False,
     device: str | None = None,
     config_options: ConfigOptions | None = None,
 ) -> None:
-    """Mask a layer's channels one by one, least important first: how long does accuracy hold without training?
+    """Compare methods × budgets × seeds, each cell with the same compute in all: a method's own search and training count.
 
-    Every channel but the last goes. `area` is the mean top-1 along the way, on validation data; top-1 is shown with a
-    quarter, half and three quarters of the channels gone: with `--task segmentation` the mIoU, with `--task detection` the
-    mAP. `images` is how many the network was evaluated on to find the order, each ablation counted.
+    A cell is kept in `--out` when it is done, so that a comparison that was killed resumes with `--resume`. How long all of
+    them will take is said first.
 
     ```
-    $ secateurs compare-criteria zoo:small_cnn \\
-          --weights runs/digits/pretrained.safetensors \\
-          --data digits --normalize none --layer conv1 --out runs/conv1
-    [1/10] oracle
-    ...
-    criterion         area  1/4 gone    1/2    3/4   images   time
-    ──────────────────────────────────────────────────────────────
-    oracle           86.20     99.72  98.89  86.63  819,000   29 s
-    oracle-degraded  79.82     98.61  93.59  63.51   40,000  1.7 s
-    aofp             86.38     99.72  99.44  92.20  819,000   1:38
-    apoz             45.50     62.67  38.16   9.75    1,000  0.3 s
-    taylor           70.45     98.89  95.26  54.32    1,000  0.5 s
-    l1               59.12     77.99  68.25  40.67        0  0.0 s
-    l2               58.22     89.69  61.56  20.33        0  0.0 s
-    bn-scale         77.24     95.82  84.68  82.17        0  0.0 s
-    random           51.94     99.44  41.23   9.75        0  0.0 s
-    index            62.28     84.12  72.70  38.44        0  0.0 s
-
-    zoo:small_cnn, conv1: 40 channels, top-1 99.72 with all of them
-    saved to runs/conv1: curves.json and curves.png
+    $ secateurs compare zoo:small_cnn --weights w.safetensors \\
+          --data digits --normalize none --batch-size 64 \\
+          --method l2 --method "aofp theta=0.02" --macs 0.5 --macs 0.3 \\
+          --seeds 2 --epochs 3 --out runs/compare
+    EXAMPLE
     ```
 
     Parameters
     ----------
     model
-        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory
-    layer
-        a channel group, or a layer that makes one; `secateurs inspect` lists them
-    criteria
-        only these, separated by commas; by default all but oracle-10x, which takes ten times as long as the oracle
-    examples
-        training images that criteria look at, each of them the same
-    val_examples
-        validation images to measure accuracy on, evenly spaced; by default all
-    precision
-        in which the network is evaluated; auto is bf16 where the hardware is fast at it
+        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory; or the folder of an artifact
+    method
+        a method, with settings if any ("pff preset=paper", "aofp search=0.1": the share of the compute for its search); may
+        be given several times. torch-pruning:group-l2 is torch-pruning's selection with our recovery,
+        torch-pruning:group-l2:own its own cut, fine-tuned on the labels
+    macs
+        MACs to keep at most: a fraction up to 1 (0.5), or an absolute number; may be given several times; 0.5 and 0.3 by
+        default
+    params
+        parameters to keep at most, likewise; each is a budget of its own
+    budget
+        a budget of several figures, KEY=VALUE,KEY=VALUE, such as macs=0.5,params=0.4; may be given several times
+    seeds
+        how many times each method is run under each budget
+    epochs
+        the compute of a cell: training passes of the uncut network over the training images
+    recover
+        phases of recovery, "reconstruct + finetune lr=0.05", or none; they get the compute that the method leaves
+    search
+        share of the compute for the own training of methods that train; by default each method's own share
+    unit
+        what an epoch of the cut network costs: its budget's share of a pass (macs), or a pass (steps)
+    scope
+        internal keeps channels on a shortcut, all cuts them too; by default as each method's paper does
+    allow_inexact
+        also cut channels over which a layer or group norm computes its statistics
+    workers
+        this machine (local), or the Ray cluster that RAY_ADDRESS names (ray)
+    processes
+        cells at a time on this machine; by default one for each accelerator
+    cpus
+        of a cell on a Ray cluster, 1 by default
+    gpus
+        of a cell on a Ray cluster; by default 1 where the cluster has any
+    time_limit
+        minutes that the comparison may take: if the estimate is longer, nothing is run; when they are over, no further cell
+        begins
     out
-        folder for curves.json and curves.png; written after each criterion
+        folder for the cells, the table (comparison.json, comparison.csv) and a plot of the frontier
     resume
-        take over the curves that are in --out already
+        continue the comparison in --out: cells that are done are not run again; --method, --macs and --seeds may be others
     force
-        replace them
-    seed
-        of the order of the data, augmentation, and whatever a criterion draws
+        replace what is in --out
+    verbose
+        a line for each epoch of training
     device
-        cpu, cuda, cuda:1 …; an accelerator if there is one
+        cpu, cuda, cuda:1 …; by default all accelerators
     """
-    from secateurs.artifact import digest
-    from secateurs.methods import Task
-    from secateurs.plans import trace
-    from secateurs.runs.curves import CurveRecord, values
-    from secateurs.runs.cut import pick_device
-    from secateurs.runs.purpose import Purpose
-    from secateurs.studies import one_by_one
+    began = time.perf_counter()
+    import secateurs as sc
 
-    purpose = Purpose.of((task_options or TaskOptions()).chosen())
-    model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec().complete(purpose.task)
-    chosen = _criteria(criteria)
-    if model_options.weights is None:
-        raise ConfigError(f"Without --weights {model} is untrained: all of its channels are as good as another.")
-    build = model_options.network(model).open(purpose)
-    settings = {
-        "model": model,
-        "weights": digest(model_options.weights),
-        "layer": layer,
-        "examples": examples,
-        "val_examples": val_examples,
-        "precision": precision,
-        "seed": seed,
-        **purpose.card(),
-        **spec.settings(),
-    }
-    record = None if out is None else CurveRecord(out, settings, model, layer, log)
-    curves = {} if record is None else record.open(resume, force)
-    where = pick_device(device)
-    data = spec.load(seed, where, purpose.task, model_options.num_classes)
-    network = build(data, where, seed)
-    purpose.check_fits(network, data, model)
-    inputs = purpose.example(network, data)
-    graph = trace(network, inputs, example_targets=purpose.example_targets(network, data))
-    group = _group(graph, layer, model)
-    for name, known in curves.items():
-        if len(found := values(known)) != graph[group].size:
-            raise ArtifactError(
-                f"{out and shown(out / 'curves.json')} is not valid: field 'curves.{name}.{known['figure']}' has {len(found)} "
-                f"values, expected {graph[group].size}, one for each channel of {layer}. --force starts over."
-            )
-    objective = purpose.objective(network, inputs)
-    task = Task(network, graph, None, "all", data, seed, inputs, {"device": where, "objective": objective})
-    for i, criterion in enumerate(chosen, start=1):
-        if criterion in curves:
-            continue
-        log(f"[{i}/{len(chosen)}] {criterion}")
-        curve = one_by_one(
-            task, group, criterion, examples=examples, validation=val_examples, precision=precision,
-            figure=purpose.task.primary,
-        )  # fmt: skip
-        curves[criterion] = curve.asdict()
-        if record is not None and options.first():
-            record.write(curves)
-    if options.first():
-        _show(model, group, graph[group].size, {name: curves[name] for name in chosen}, out)
+    model_options, chosen = model_options or ModelOptions(), _budgets(macs, params, budget)
+    resources = {name: value for name, value in (("num_cpus", cpus), ("num_gpus", gpus)) if value is not None}
+    if resources and workers != "ray":
+        raise ConfigError("--cpus and --gpus are what a cell needs of a Ray cluster: give --workers ray with them.")
+    found = sc.compare(
+        model,
+        methods=method or USUAL_METHODS,
+        budgets=chosen or USUAL_BUDGETS,
+        seeds=seeds,
+        data=(data_options or DataOptions()).spec(),
+        epochs=epochs,
+        recover=recover,
+        search=search,
+        unit=unit,
+        workers=workers,
+        processes=processes,
+        device=device,
+        resources=resources or None,
+        folder=out,
+        resume=resume,
+        overwrite=force,
+        minutes=time_limit,
+        weights=model_options.weights,
+        num_classes=model_options.num_classes,
+        trust_code=model_options.trust_code,
+        scope=scope,
+        **(limit_options or LimitOptions()).options(),
+        allow_inexact=allow_inexact,
+        task=(task_options or TaskOptions()).chosen(),
+        report=log,
+        progress=verbose,
+    )
+    _show(found, out, time.perf_counter() - began)
 
 
-def _criteria(names: str | None) -> list[str]:
-    from secateurs.studies import criteria
+def _budgets(macs: Shares, params: Shares, budget: Many) -> list[Budget]:
+    from secateurs import Budget
 
-    known = criteria()
-    if names is None:
-        return [name for name in known if name != COSTLY]
-    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    for name in chosen:
-        if name not in known:
-            raise ConfigError(f"--criteria: there is no criterion {name!r}. {nearest(name, known)}")
-    if not chosen:
-        raise ConfigError(f"--criteria names none. Known: {', '.join(known)}.")
-    return chosen
+    found = [Budget(macs=exact(figure)) for figure in macs] + [Budget(params=exact(figure)) for figure in params]
+    for text in budget:
+        given = dict(pair("budget", item.strip(), "macs=0.5,params=0.4") for item in text.split(","))
+        figures: dict[str, Any] = {k: exact(v) if k in ("macs", "params") else v for k, v in given.items()}
+        found.append(Budget(**figures))
+    return found
 
 
-def _group(graph: ChannelGraph, layer: str, model: str) -> str:
-    """The group of this name, or the group that a layer of this name produces."""
-    try:
-        group = graph[layer]
-    except PlanError as error:
-        raise ConfigError(f"{model}: {error}") from None
-    if not group.prunable:
-        why = "" if group.reason is None else group.reason.message
-        raise ConfigError(f"The channels of {layer} cannot be cut: ", why, ".")
-    if group.size < 2:
-        raise ConfigError(f"{layer} has a single channel: there is no order to compare.")
-    return group.name
+def _show(found: Comparison, out: Path, seconds: float) -> None:
+    from secateurs.report import count, duration
 
-
-def _show(model: str, group: str, size: int, curves: Mapping[str, Mapping[str, Any]], out: Path | None) -> None:
-    from secateurs import report
-    from secateurs.runs.curves import values
-
-    figure = next(iter(curves.values()))["figure"]
-    show = report.formatted([x for curve in curves.values() for x in values(curve)], figure)
-    rows = report.table("criterion", "area", "1/4 gone", "1/2", "3/4", "images", "time")
-    for name, curve in curves.items():
-        at = (round(size * k / 4) for k in (1, 2, 3))
-        rows.add_row(
-            name,
-            show(curve["area"]),
-            *(show(values(curve)[min(k, size - 1)]) for k in at),
-            f"{curve['examples']:,}",
-            report.duration(curve["seconds"]),
-        )
     console = options.out()
-    console.print(rows)
+    console.print(found.rich())
     console.print()
-    whole = show(values(next(iter(curves.values())))[0])
-    console.print(f"{model}, {group}: {size} channels, {report.heading(figure)} {whole} with all of them")
-    if out is not None:
-        picture = " and curves.png" if (out / "curves.png").exists() else ""
-        console.print(f"saved to {shown(out)}: curves.json{picture}")
+    for note in found.notes:
+        console.print(note, soft_wrap=True)
+    picture = " and frontier.png" if (out / "frontier.png").exists() else ""
+    console.print(f"{duration(seconds)} · saved to {shown(out)}: comparison.json, comparison.csv{picture}")
+    if failed := sum(cell.failed is not None for cell in found.cells):
+        raise SecateursError(
+            f"{failed} of {count(len(found.cells), 'cell')} failed or were not run: --resume runs them again."
+        )

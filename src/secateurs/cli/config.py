@@ -187,6 +187,10 @@ def _type(setting: Option) -> Any:
 
     key, kind = setting.key, setting.kind
     text, several = {"type": "string"}, {"type": "array", "items": {"type": ["string", "number"]}}
+    if get_origin(kind) is tuple and float in get_args(kind):
+        number = {"type": "number"}
+        one_or_several = WithJsonSchema({"anyOf": [number, {"type": "array", "items": number}]})
+        return Annotated[list[float], BeforeValidator(_numbers), one_or_several]
     if get_origin(kind) is tuple:
         either = [text, several, *([{"type": "object"}, {"type": "number"}] if key in PAIRS else [])]
         return Annotated[
@@ -217,6 +221,11 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         raise ValueError("must be a number") from None
+
+
+def _numbers(value: Any) -> Any:
+    """One or several numbers, as a list of them."""
+    return [_number(item) for item in (value if isinstance(value, list) else [value])]
 
 
 def _several(value: Any) -> Any:

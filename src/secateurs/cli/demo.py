@@ -51,9 +51,10 @@ def demo(
     oracle      1.49M (49.9%)   22.7k   99.16  84.96       96.66      98.89  1.3e-07   12 s
     l2-stripes  1.49M (50.0%)   23.6k   99.16  18.38       93.87      97.77  1.5e-07  3.6 s
     pff         1.49M (50.0%)   23.6k   99.16  98.61       98.61      98.33  7.9e-08  6.7 s
+    ...
 
     before, cut, calibrated, recovered: top-1 %; error: sliced against masked network
-    1:13 in all
+    ...
     ```
 
     Parameters

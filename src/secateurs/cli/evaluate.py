@@ -57,7 +57,7 @@ def evaluate(
     Parameters
     ----------
     artifact
-        the folder of a pruned network
+        the folder of a pruned network, or hf:USER/NAME on the hub
     model
         instead of an artifact: zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory;
         with an artifact: how to build its network, if its card does not say
@@ -66,7 +66,7 @@ def evaluate(
     as_json
         print JSON instead of a table
     """
-    from secateurs.artifact import read
+    from secateurs.artifact import on_hub, read
     from secateurs.runs.cut import pick_device
     from secateurs.runs.purpose import Purpose
 
@@ -79,7 +79,7 @@ def evaluate(
         raise ConfigError(f"{shown(artifact)} has a fixed number of classes: --num-classes requires --model.")
     if artifact is None and model_options.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: there is nothing to measure.")
-    if artifact is not None and ":" in str(artifact) and not artifact.exists():
+    if artifact is not None and ":" in str(artifact) and not artifact.exists() and not on_hub(artifact):
         raise ConfigError(f"{shown(artifact)} is no folder: a model spec is given as --model, with --weights FILE.")
     where = pick_device(device)
     card: Card | None = None

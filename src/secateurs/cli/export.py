@@ -47,11 +47,12 @@ def export(
     Parameters
     ----------
     artifact
-        the folder of a pruned network
+        the folder of a pruned network, or hf:USER/NAME on the hub
     to
         onnx, pt2 (torch.export) or openvino (an .xml with a .bin beside it)
     out
-        the file to write, in the artifact's folder by default
+        the file to write; by default model.onnx (or .pt2, .xml) in the artifact's folder, of one on the hub in the working
+        directory
     fixed_batch
         take one image at a time: for networks whose code depends on the batch size
     int8
@@ -61,8 +62,9 @@ def export(
         replace an existing file
     """
     import secateurs as sc
+    from secateurs.artifact import on_hub
 
-    path = out or artifact / f"model{SUFFIXES[to]}"
+    path = out or (Path() if on_hub(artifact) else artifact) / f"model{SUFFIXES[to]}"
     if path.suffix != SUFFIXES[to]:
         raise ConfigError(f"--out {shown(path)}: the suffix for --to {to} is {SUFFIXES[to]}.")
     if os.path.lexists(path) and not force:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from secateurs.errors import ConfigError
 
@@ -32,6 +34,11 @@ class LimitOptions:
     max_cut: Many = ()
     """X, or PATTERN=X: the largest fraction of their channels that layers may lose; by default 0.9, where the budget
     allows it"""
+    ratios: Path | None = None
+    """a JSON file of ratios, {"PATTERN": KEEP}, or the sensitivity.json of a study, of whose layers is kept what lets each
+    of them alone lose at most --ratios-drop; --ratio overrides it"""
+    ratios_drop: Annotated[float | None, Parameter(validator=Number(gte=0))] = None
+    """of --ratios, in units of the study's metric: by default one point of accuracy"""
 
     def limits(self) -> Limits:
         from secateurs.methods import Limits
@@ -39,10 +46,19 @@ class LimitOptions:
         return Limits(
             exclude=self.exclude,
             only=self.only or None,
-            ratios=_pairs("ratio", self.ratio, float) or None,
+            ratios={**self._from_file(), **_pairs("ratio", self.ratio, float)} or None,
             min_channels=_pairs("min-channels", self.min_channels, int) or None,
             max_cut=_pairs("max-cut", self.max_cut, float) or None,
         )
+
+    def _from_file(self) -> Mapping[str, float]:
+        from secateurs.studies.sensitivity.result import read_ratios
+
+        if self.ratios is None:
+            if self.ratios_drop is not None:
+                raise ConfigError("--ratios-drop is for the study that --ratios names: give --ratios FILE.")
+            return {}
+        return read_ratios(self.ratios, self.ratios_drop)
 
     def options(self) -> dict[str, Any]:
         """The arguments of `sc.prune` and of a run."""

@@ -34,7 +34,7 @@ def prune(
     params: Share | None = None,
     align: Count = 1,
     scope: Literal["internal", "all"] | None = None,
-    ranking: Literal["global", "layer"] | None = None,
+    ranking: Literal["global", "layer", "isomorphic"] | None = None,
     preset: Many = (),
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     rounds: Count = 1,
@@ -99,7 +99,8 @@ def prune(
     scope
         internal keeps channels on a shortcut, all cuts them too; by default as the method's paper does
     ranking
-        compare channels over the whole network, or cut the same share of every group
+        compare channels over the whole network, cut the same share of every group, or the same share of groups of like
+        structure taken together
     preset
         named settings of the method, which --set overrides (`secateurs methods` lists them); pff.NAME for a method of
         --then

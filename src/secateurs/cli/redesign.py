@@ -30,7 +30,7 @@ def redesign(
     align: Count = 1,
     method: str = "aofp",
     scope: Literal["internal", "all"] | None = None,
-    ranking: Literal["global", "layer"] | None = None,
+    ranking: Literal["global", "layer", "isomorphic"] | None = None,
     preset: str | None = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     limit_options: LimitOptions | None = None,
@@ -102,7 +102,8 @@ def redesign(
         internal leaves channels on a shortcut as they are, all widens and cuts them too; by default as the method's
         paper does
     ranking
-        compare channels over the whole network, or cut the same share of every group
+        compare channels over the whole network, cut the same share of every group, or the same share of groups of like
+        structure taken together
     preset
         named settings of the method, which --set overrides: `secateurs methods` lists them
     settings

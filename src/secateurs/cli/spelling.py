@@ -8,14 +8,20 @@ from secateurs.errors import Setting, python
 
 # Settings that are options of the same name …
 SAME = frozenset({
-    "align", "allow_inexact", "batch", "batch_size", "channels", "channels_last", "data", "device", "ema", "epochs",
-    "from_base", "gamma", "image_size", "int8", "label_smoothing", "lr", "macs", "method", "milestones", "mode",
-    "model", "nodes", "normalize", "num_classes", "optimizer", "params", "precision", "preset", "pretrain_epochs",
-    "pretrain_lr", "ranking", "recover", "recover_epochs", "recover_lr", "resume", "rounds", "schedule", "scope",
-    "scratch_epochs", "seconds", "seed", "share", "skip_unreadable", "target", "task", "temperature", "then",
-    "threads", "track", "trust_code", "weight_decay", "weights", "widen",
+    "align", "allow_inexact", "batch", "batch_size", "channels", "channels_last", "data", "device", "drop", "ema",
+    "epochs", "from_base", "gamma", "image_size", "images", "int8", "label_smoothing", "lr", "macs", "method", "metric",
+    "milestones", "mode", "model", "nodes", "normalize", "num_classes", "optimizer", "params", "precision", "preset",
+    "pretrain_epochs", "pretrain_lr", "processes", "ranking", "recover", "recover_epochs", "recover_lr", "resume",
+    "rounds", "schedule", "scope", "scratch_epochs", "search", "seconds", "seed", "share", "skip_unreadable", "target",
+    "task", "temperature", "then", "threads", "track", "trust_code", "unit", "weight_decay", "weights", "widen",
 })  # fmt: skip
-OTHER = {"overwrite": "force", "folder": "out", "ratios": "ratio"}  # … and of another one
+OTHER = {
+    "overwrite": "force",
+    "folder": "out",
+    "minutes": "time-limit",
+    "ratios": "ratio",
+    "shares": "share",
+}  # … and of another one
 LIMITS = frozenset({"exclude", "only", "ratios", "min_channels", "max_cut"})  # that may be given several times
 MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}
 

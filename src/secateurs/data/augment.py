@@ -39,10 +39,15 @@ class Draws:
     def __getitem__(self, rows: slice | Tensor) -> Draws:
         return Draws(self.offsets[rows], self.flips[rows])
 
+    def to(self, device: torch.device) -> Draws:
+        """On this device, without waiting for it."""
+        return Draws(*(x.to(device, non_blocking=True) for x in (self.offsets, self.flips)))
+
     def pixels(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """The source row and column of each pixel: (N, H, 1) and (N, 1, W)."""
-        rows = _reflect(torch.arange(height) + self.offsets[:, :1], height)  # (N, H)
-        columns = torch.arange(width).expand(len(self.flips), width)
+        device = self.flips.device
+        rows = _reflect(torch.arange(height, device=device) + self.offsets[:, :1], height)  # (N, H)
+        columns = torch.arange(width, device=device).expand(len(self.flips), width)
         columns = torch.where(self.flips[:, None], columns.flip(1), columns)
         columns = _reflect(columns + self.offsets[:, 1:], width)  # (N, W)
         return rows[:, :, None], columns[:, None, :]
@@ -58,5 +63,5 @@ def gather(images: Tensor, which: Tensor, draws: Draws | None) -> Tensor:
     """The images `which` (N,) of (count, H, W, C), each cropped and flipped as drawn: (N, H, W, C)."""
     if draws is None:
         return images[which]
-    rows, columns = (index.to(images.device) for index in draws.pixels(images.shape[1], images.shape[2]))
+    rows, columns = draws.to(images.device).pixels(images.shape[1], images.shape[2])
     return images[which[:, None, None], rows, columns]  # selection, crop and flip in one indexing operation

@@ -89,4 +89,6 @@ class Decoder:
             return torch.empty(0), torch.empty(0)
         images = torch.from_numpy(np.stack(arrays)).to(self.device, non_blocking=True)
         rows = torch.arange(len(arrays), device=self.device)
-        return gather(images, rows, None if draws is None else draws[good]), targets[good].to(self.device)
+        return gather(images, rows, None if draws is None else draws[good]), targets[good].to(
+            self.device, non_blocking=True
+        )

@@ -48,7 +48,7 @@ class ArraySource:
 
     def stream(self, batches: Iterator[tuple[Tensor, Draws | None]]) -> Iterator[tuple[Tensor, Tensor]]:
         for indices, draws in batches:
-            indices = indices.to(self.images.device)
+            indices = indices.to(self.images.device, non_blocking=True)
             yield gather(self.images, indices, draws), self.targets[indices]
 
 

@@ -29,7 +29,7 @@ def part(value: Any, rows: Any, n: int) -> Any:
     def of_tensor(x: Tensor) -> Tensor:
         if not x.ndim or len(x) != n:
             return x
-        return x[rows] if isinstance(rows, slice) else x[rows.to(x.device)]
+        return x[rows] if isinstance(rows, slice) else x[rows.to(x.device, non_blocking=True)]
 
     return mapped(value, lambda x: of_tensor(x) if isinstance(x, Tensor) else x, of_sequence)
 

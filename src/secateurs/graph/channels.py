@@ -18,8 +18,10 @@ from secateurs.graph.flow import Flow
 from secateurs.graph.naming import named_tensors as named_tensors
 from secateurs.graph.owners import Count, Owners
 from secateurs.graph.reasons import Kind, Reason
+from secateurs.markup import html_table
 
 Array = np.ndarray
+LISTED = 60  # groups that a notebook shows
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -44,6 +46,16 @@ class Slot:
     def module(self) -> str:
         """The module that owns the parameter, or the parameter itself where the model holds it directly."""
         return self.owners[0]
+
+    def taken(self, w: Tensor) -> Tensor:
+        """The values of a tensor of the parameter's shape by channel: (size, values per channel). A view if possible."""
+        if not _whole(self.index, w.shape[self.axis]):
+            w = w.index_select(self.axis, torch.from_numpy(self.index).to(w.device).reshape(-1))
+        return w.movedim(self.axis, 0).reshape(len(self.index), -1)
+
+    def rows(self, model: nn.Module) -> Tensor:
+        """The parameter's values by channel, detached: (size, values per channel). A view if possible."""
+        return self.taken(parameter(model, self.param).detach())
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -96,9 +108,9 @@ class ChannelGroup:
         found = []
         for slot in self.slots:
             if slot.produces:
-                found.append(_take(parameter(model, slot.param).detach(), slot))
+                found.append(slot.rows(model))
                 own = slot.param.rpartition(".")[0] + ".bias"
-                found += [_take(parameter(model, s.param).detach(), s) for s in self.slots if bias and s.param == own]
+                found += [s.rows(model) for s in self.slots if bias and s.param == own]
         return found
 
     def filters(self, model: nn.Module, bias: bool = True) -> Tensor:
@@ -108,6 +120,11 @@ class ChannelGroup:
         layer's bias is appended to its weights (EPruner, sec. III-A).
         """
         return torch.cat([w.float() for w in self.weights(model, bias)], dim=1)
+
+
+def _names(layers: Sequence[str], most: int = 3) -> str:
+    more = len(layers) - most
+    return ", ".join(layers[:most]) + (f" +{more}" if more > 0 else "")
 
 
 def _parametrized(path: str) -> str:
@@ -121,14 +138,6 @@ def parameter(model: nn.Module, name: str) -> Tensor:
     module = model.get_submodule(path)
     found = module._parameters.get(leaf)
     return found if found is not None else module._buffers[leaf]  # type: ignore[return-value]
-
-
-def _take(w: Tensor, slot: Slot) -> Tensor:
-    if _whole(slot.index, w.shape[slot.axis]):
-        taken = w
-    else:
-        taken = w.index_select(slot.axis, torch.from_numpy(slot.index).to(w.device).reshape(-1))
-    return taken.movedim(slot.axis, 0).reshape(len(slot.index), -1)
 
 
 def _whole(index: Array, n: int) -> bool:
@@ -180,6 +189,24 @@ class ChannelGraph:
     def __repr__(self) -> str:
         prunable = sum(g.prunable for g in self.groups)
         return f"ChannelGraph({len(self.groups)} groups, {prunable} prunable, {self.cost().macs:,} MACs)"
+
+    def _repr_html_(self) -> str:
+        """The groups in a notebook: what can be cut, and why the rest cannot."""
+        rows = [
+            (
+                g.name,
+                f"{g.size:,}",
+                "yes" if g.prunable else "no",
+                g.reason or "",
+                _names(g.producers),
+                _names(g.consumers),
+            )
+            for g in self.groups[:LISTED]
+        ]
+        if (more := len(self.groups) - LISTED) > 0:
+            rows.append((f"… and {more} more", "", "", "", "", ""))
+        heads = ("group", "channels", "can be cut", "why not", "producers", "consumers")
+        return html_table(heads, rows, caption=repr(self), right=(1,))
 
     def index(self, name: str) -> int:
         """Position of a group in `groups` and in width vectors. name: the group's, or that of a layer that produces it."""

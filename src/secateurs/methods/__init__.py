@@ -6,10 +6,14 @@
 import sys
 from types import ModuleType
 
-from secateurs.methods.activations import APoZ, Taylor
+from secateurs.methods.activations import APoZ, Variance
 from secateurs.methods.aofp import AOFP
 from secateurs.methods.criteria import L1, L2, BNScale, Index, Random
+from secateurs.methods.damage import Damage
 from secateurs.methods.epruner import EPruner
+from secateurs.methods.fpgm import FPGM
+from secateurs.methods.gradients import Fisher, GroupTaylor, Taylor
+from secateurs.methods.group_norms import LAMP, GroupL1, GroupL2
 from secateurs.methods.limits import Limits
 from secateurs.methods.method import Criterion, Method, Task
 from secateurs.methods.npn import NPN
@@ -22,8 +26,9 @@ from secateurs.methods.selection import Selection
 from secateurs.methods.stripes import L2Stripes
 
 __all__ = [
-    "AOFP", "L1", "L2", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "EPruner", "Index", "L2Stripes", "Limits", "Method",
-    "OneStep", "Oracle", "Pruner", "Random", "Selection", "Task", "Taylor", "TrainingMethod", "methods", "register", "resolve",
+    "AOFP", "FPGM", "L1", "L2", "LAMP", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "Damage", "EPruner", "Fisher", "GroupL1",
+    "GroupL2", "GroupTaylor", "Index", "L2Stripes", "Limits", "Method", "OneStep", "Oracle", "Pruner", "Random", "Selection",
+    "Task", "Taylor", "TrainingMethod", "Variance", "methods", "register", "resolve",
 ]  # fmt: skip
 
 

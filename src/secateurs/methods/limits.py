@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -16,9 +16,25 @@ from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup
 from secateurs.keywords import explained
 
+
+class Exactly(str):
+    """The name of a channel group in place of a pattern: it matches this group only, and not another one that the same layer
+    makes."""
+
+    __slots__ = ()
+
+
+@runtime_checkable
+class Proposes(Protocol):
+    """What can be given as `ratios`, such as the result of `sc.sensitivity`."""
+
+    def ratios(self) -> Mapping[str, float]: ...
+
+
 Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
 Layers = Which | Iterable[Which]
 Fractions = Mapping[Any, float]  # by `Which`
+Ratios = Fractions | Proposes
 Counts = Mapping[Any, int]
 
 
@@ -63,8 +79,8 @@ class Limits:
 
     exclude: the groups that stay whole, their stripes included. only: the groups that may be cut.
     ratios: `{pattern: fraction of a group's channels to keep}`, rounded up to a whole channel and to the alignment of the
-        budget. The others meet the budget. Without a budget, and without a setting of the method that says how much to cut,
-        only the groups with a ratio are cut.
+        budget; or what `sc.sensitivity` returns, which proposes them. The others meet the budget. Without a budget, and without
+        a setting of the method that says how much to cut, only the groups with a ratio are cut.
     min_channels: the least number of channels that a group keeps, or `{pattern: number}`.
     max_cut: the largest fraction of a group's channels that may be cut, or `{pattern: fraction}`. It replaces the default
         floor of a tenth, which gives way where a budget needs it; this doesn't.
@@ -84,11 +100,12 @@ class Limits:
         self,
         exclude: Layers = (),
         only: Layers | None = None,
-        ratios: Fractions | None = None,
+        ratios: Ratios | None = None,
         min_channels: int | Counts | None = None,
         max_cut: float | Fractions | None = None,
     ) -> None:
         put = object.__setattr__
+        ratios = ratios.ratios() if isinstance(ratios, Proposes) else ratios
         put(self, "exclude", _several("exclude", exclude))
         put(self, "only", None if only is None else _several("only", only))
         put(self, "ratios", _pairs("ratios", ratios, lambda x: _fraction(x) and x > 0, "a fraction above 0, up to 1"))
@@ -219,6 +236,8 @@ class Matcher:
         return found
 
     def _is(self, group: ChannelGroup, which: Which) -> bool:
+        if isinstance(which, Exactly):
+            return group.name == which
         if isinstance(which, str):
             return any(name == which or fnmatchcase(name, which) for name in self._makers[group.name])
         modules = self.graph.modules

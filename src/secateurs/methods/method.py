@@ -8,13 +8,14 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from torch import nn
 
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Message, Setting, complaint, nearest
 from secateurs.graph import ChannelGroup
 from secateurs.methods.limits import Bound, Bounds, described, free, held
+from secateurs.methods.ranking import Ranking, per_cost, ranked
 from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan, PrunableGraph
@@ -203,13 +204,19 @@ class Method(Presets):
 
 
 class Criterion(Method):
-    """Base class of methods that score channels and keep those with the highest scores.
+    """Base class of methods that score channels and keep those with the highest scores."""
 
-    ranking: "global" compares channels across groups, after dividing a group's scores by their mean (layers differ in
-        scale); "layer" keeps the same fraction of every group.
-    """
-
-    ranking: Literal["global", "layer"] = "global"
+    ranking: Ranking = Field(
+        "global",
+        description="global: compare channels across the network, relative to their group's mean score; layer: keep the same "
+        "share of every group; isomorphic: keep the same share of all groups of like structure, compared among themselves",
+    )
+    cost: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="scores are divided by this power of what a channel costs under the budget: costly layers lose more",
+    )
 
     comparable: ClassVar[bool] = False  # scores of different groups are already on one scale
 
@@ -219,25 +226,24 @@ class Criterion(Method):
 
     def select(self, task: Task) -> Selection:
         found = self.scores(task)
-        scores: dict[str, np.ndarray] = {}
-        for group in task.groups:
-            name = group.name
-            if not isinstance(found.get(name), torch.Tensor) or found[name].shape != (group.size,):
-                given = "nothing" if name not in found else getattr(found[name], "shape", type(found[name]).__name__)
-                raise ConfigError(
-                    f"{self.name} must give a tensor of {group.size} scores for {name}, one for each channel, not {given}."
-                )
-            scores[name] = values = found[name].detach().double().cpu().numpy()
-            if not np.isfinite(values).all():
-                raise ConfigError(
-                    f"{self.name} returned scores for {name} that are not finite: check the weights for NaN and infinities"
-                )
-        return Selection(select_within_budget(task.widths, {name: self._ranked(v) for name, v in scores.items()}))
+        groups, widths = task.groups, task.widths
+        values = [self._checked(found, group) for group in groups]
+        values = ranked(self.ranking, groups, values, task.model, self.comparable)
+        prices = widths.prices() if self.cost else np.ones(len(groups))
+        scores = {g.name: per_cost(v, p, self.cost) for g, v, p in zip(groups, values, prices, strict=True)}
+        return Selection(select_within_budget(widths, scores))
 
-    def _ranked(self, values: np.ndarray) -> np.ndarray:
-        """Scores scaled for comparison across groups."""
-        if self.ranking == "layer":
-            order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-            return (order + 1) / len(values)
-        mean = np.abs(values).mean()
-        return values if self.comparable or mean == 0 else values / mean
+    def _checked(self, found: Mapping[str, torch.Tensor], group: ChannelGroup) -> np.ndarray:
+        """The scores of a group: (size,), float64. Raises ConfigError if there are none, or they are not finite."""
+        name = group.name
+        if not isinstance(found.get(name), torch.Tensor) or found[name].shape != (group.size,):
+            given = "nothing" if name not in found else getattr(found[name], "shape", type(found[name]).__name__)
+            raise ConfigError(
+                f"{self.name} must give a tensor of {group.size} scores for {name}, one for each channel, not {given}."
+            )
+        values: np.ndarray = found[name].detach().cpu().double().numpy()  # not every device has float64
+        if not np.isfinite(values).all():
+            raise ConfigError(
+                f"{self.name} returned scores for {name} that are not finite: check the weights for NaN and infinities"
+            )
+        return values

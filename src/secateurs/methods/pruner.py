@@ -174,7 +174,8 @@ class PrunerHook(Hook):
             )
         networks = self.pruner.networks.items()
         self.pruner.wrapped = {name: engine.add_network(name, net, optimizer) for name, (net, optimizer) in networks}
-        self.pruner.mean = lambda x: engine.sum(x.to(engine.device)).to(x.device) / engine.world
+        if engine.world > 1:
+            self.pruner.mean = lambda x: engine.sum(x.to(engine.device)).to(x.device) / engine.world
         self.pruner.rank, self.pruner.processes = engine.rank, engine.world
         self.pruner.log = engine.report.line
         self.pruner.share = engine.runtime.share(engine.train_data)
@@ -247,7 +248,7 @@ class TrainingMethod(Method):
         )  # fmt: skip
         try:
             for line in engine.fit(resume=task.resume):
-                task.log(line)
+                task.log({**line, "phase": self.name})
         finally:
             for teacher in teachers:
                 teacher.close()

@@ -15,15 +15,16 @@ GROUP = "secateurs.methods"  # of entry points
 # What others call methods, letters and digits only.
 ALIASES = {
     "magnitude": ("l2", "l1"), "norm": ("l2", "l1"), "weight": ("l2", "l1"), "l1norm": ("l1",), "l2norm": ("l2",),
+    "depgraph": ("group-l2", "group-l1"), "groupnorm": ("group-l2", "group-l1"), "groupmagnitude": ("group-l2", "group-l1"),
     "slimming": ("bn-scale",), "networkslimming": ("bn-scale",), "bn": ("bn-scale",), "batchnorm": ("bn-scale",),
-    "gamma": ("bn-scale",), "bnscaleimportance": ("bn-scale",), "zeros": ("apoz",), "activation": ("apoz",),
-    "gradient": ("taylor",), "molchanov": ("taylor",), "fisher": ("taylor",), "hessian": ("taylor",), "obd": ("taylor",),
-    "snip": ("taylor",), "greedy": ("oracle",), "bruteforce": ("oracle",), "ablation": ("oracle",),
-    "fpgm": ("epruner",), "geometricmedian": ("epruner",), "clustering": ("epruner",), "affinity": ("epruner",),
-    "exemplar": ("epruner",), "gate": ("npn",), "gates": ("npn",), "l0": ("npn",), "lasso": ("onestep",),
-    "grouplasso": ("onestep",), "importance": ("onestep",), "filtersearch": ("aofp",), "stripe": ("pff", "l2-stripes"),
-    "stripes": ("pff", "l2-stripes"), "shapes": ("pff",), "pattern": ("pff", "l2-stripes"),
-    "thinet": ("apoz", "taylor"), "reconstruction": ("l2",),
+    "gamma": ("bn-scale",), "bnscaleimportance": ("bn-scale",), "zeros": ("apoz",), "activation": ("apoz", "variance"),
+    "std": ("variance",), "gradient": ("taylor", "fisher"), "molchanov": ("taylor", "group-taylor"), "hessian": ("fisher",),
+    "groupfisher": ("fisher",), "obd": ("fisher",), "obs": ("damage",), "leastsquares": ("damage",), "thinet": ("damage",),
+    "reconstruction": ("damage",), "snip": ("group-taylor", "taylor"), "geometricmedian": ("fpgm", "epruner"),
+    "greedy": ("oracle",), "bruteforce": ("oracle",), "ablation": ("oracle",), "clustering": ("epruner",),
+    "affinity": ("epruner",), "exemplar": ("epruner",), "gate": ("npn",), "gates": ("npn",), "l0": ("npn",),
+    "lasso": ("onestep",), "grouplasso": ("onestep",), "importance": ("onestep",), "filtersearch": ("aofp",),
+    "stripe": ("pff", "l2-stripes"), "stripes": ("pff", "l2-stripes"), "shapes": ("pff",), "pattern": ("pff", "l2-stripes"),
 }  # fmt: skip
 MODULE = "python:"  # begins the name of a class in a module
 

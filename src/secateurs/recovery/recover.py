@@ -103,7 +103,7 @@ def recover(
             engine.report.line(f"{options['title']}: peak learning rate {settled.lr:.2g}")
         if taught is None and isinstance(recipe, Recover) and recipe.share:
             engine.report.line(f"{options['title']}: trains on the task loss alone: there is no teacher")
-        return engine.fit(resume=resume)
+        return [{**line, "phase": recipe.mode} for line in engine.fit(resume=resume)]
     finally:
         if taught:
             taught.close()

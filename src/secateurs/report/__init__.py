@@ -1,5 +1,6 @@
 """Output for people: formatted numbers, and the tables that the commands share."""
 
+from secateurs.report import modelcard
 from secateurs.report.figures import count, duration, error, formatted, heading, percent, share, short
 from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table
 
@@ -11,6 +12,7 @@ __all__ = [
     "formatted",
     "heading",
     "listing",
+    "modelcard",
     "outcome",
     "percent",
     "share",

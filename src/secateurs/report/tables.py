@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -9,7 +10,8 @@ from rich import box
 from rich.table import Table
 
 from secateurs.artifact import Figures, Signature
-from secateurs.report.figures import count, formatted, heading, percent, share, short
+from secateurs.markup import Markup, html_table
+from secateurs.report.figures import count, error, formatted, heading, percent, share, short
 
 Justify = Literal["left", "right"]
 
@@ -49,6 +51,21 @@ def outcome(networks: Sequence[tuple[str, Figures]]) -> Table:
             *(measure(figures) for measure in measured.values()),
         )
     return made
+
+
+def notebook(networks: Sequence[tuple[str, Figures]], method: str, verified: float | None) -> Markup:
+    """The same as HTML, for a notebook."""
+    measured, before = columns([figures for _, figures in networks]), networks[0][1]
+    rows = [
+        (
+            name, short(f.macs), share(f.macs, before.macs), short(f.params), share(f.params, before.params),
+            *(measure(f) for measure in measured.values()),
+        )
+        for name, f in networks
+    ]  # fmt: skip
+    checked = error(verified)
+    told = checked if verified is None or math.isnan(verified) else f"masked ≡ sliced to {checked}"
+    return html_table(("", "MACs", "", "params", "", *measured), rows, caption=f"{method} · {told}")
 
 
 def columns(every: Sequence[Measured]) -> dict[str, Callable[[Measured], str]]:

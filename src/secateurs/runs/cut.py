@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-import secateurs as sc
 from secateurs import artifact, recovery
+from secateurs.api import prune
 from secateurs.artifact import Earlier
 from secateurs.budget import Budget
 from secateurs.cutting import check_folder
@@ -28,7 +28,7 @@ from secateurs.plans import PrunableGraph, trace
 from secateurs.recovery import Recover
 from secateurs.report import count
 from secateurs.report.curves import can_plot
-from secateurs.result import Result
+from secateurs.result import Result, described
 from secateurs.runs import stages
 from secateurs.runs.folder import FOLDER, OVERWRITE, PICTURE, RESUME, RunFolder
 from secateurs.runs.purpose import Purpose
@@ -209,7 +209,7 @@ class Cut:
         given = self.network.model
         network = given if isinstance(given, nn.Module) else self._trained(ready, resume)
         rewind(ready.data)
-        result = sc.prune(
+        result = prune(
             network,
             ready.inputs,
             self.method,
@@ -236,13 +236,13 @@ class Cut:
         earlier = self.earlier
         if earlier is None:
             earlier = stages.earlier(artifact.read(self.network.name)[1]) if self.network.is_artifact else ()
-        purpose = self.purpose.card()
         done = RunResult(
-            **{**{f.name: getattr(result, f.name) for f in fields(Result)}, "task": purpose.pop("task", None)},
+            **{f.name: getattr(result, f.name) for f in fields(Result) if f.name != "settings"},
             earlier=earlier,
             seconds=round(time.perf_counter() - began, 1),
             settings={
-                **purpose,
+                **result.settings,
+                **self.purpose.card(),
                 "data": self.data.record(ready.data),
                 "budget": record["budget"],
                 "recover": record["recover"],
@@ -250,7 +250,7 @@ class Cut:
             },
         )
         if first():
-            artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True)
+            artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True, describe=described)
             self._draw(network, done.model, ready.data)
             self.folder.finish(record)
             self._judge(done, ready.objective)

@@ -119,7 +119,7 @@ class RunFolder:
         then = state.settings
         if not then:
             return False
-        if changed := list(_differences(then, now)):
+        if changed := list(differences(then, now)):
             if state.finished or self._recovering() or {**then, "recover": 0} != {**now, "recover": 0}:
                 raise ConfigError(f"{shown(self.folder)} is another run: it differs in {', '.join(changed)}.")
             log(f"recovery has not begun, and its settings have changed: {', '.join(changed)}")
@@ -198,7 +198,7 @@ class RunFolder:
         state = self._read()
         if state is None or state.finished or not self.resumable():
             return False
-        return not any(_differences(state.settings, json.loads(json.dumps(settings))))
+        return not any(differences(state.settings, json.loads(json.dumps(settings))))
 
     def interrupted(self) -> KeyboardInterrupt:
         """The exception for an interrupted run that can be resumed."""
@@ -276,7 +276,7 @@ def _forget(checkpoints: Path) -> None:
         checkpoints.rmdir()
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
     """What to call each setting that is not what it was, and its two values."""
     keys = (
         ["name"] if then.get("name") != now.get("name") else dict.fromkeys([*then, *now])
@@ -284,7 +284,7 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any], within: str = 
     for key in keys:
         a, b = then.get(key), now.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _differences(a, b, f"{within}{key}.")
+            yield from differences(a, b, f"{within}{key}.")
         elif a != b:
             yield f"{within}{key} ({_brief(a)} then, {_brief(b)} now)"
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-import secateurs as sc
 from secateurs import artifact
+from secateurs.api import prune
 from secateurs.artifact import Figures
 from secateurs.artifact.provenance import remember_widened
 from secateurs.budget import Budget
@@ -22,13 +22,14 @@ from secateurs.data import Data
 from secateurs.errors import BudgetError, ConfigError, Message, Setting
 from secateurs.files import check_writable, dump_json, read_json, shown
 from secateurs.graph import Cost
+from secateurs.graph import count as counted
 from secateurs.keywords import explained
 from secateurs.methods import Method, Task, resolve
-from secateurs.methods.limits import Counts, Fractions, Layers, Limits
+from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
 from secateurs.plans import PrunableGraph, trace
 from secateurs.report import count
-from secateurs.result import Result
+from secateurs.result import Result, described
 from secateurs.runs.cut import pick_device
 from secateurs.runs.folder import OVERWRITE, RunFolder, write
 from secateurs.runs.prune import silent
@@ -36,6 +37,7 @@ from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import ROWS, Redesign
 from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, as_source, rewind
 from secateurs.runs.training import RedesignTraining, trained
+from secateurs.surgery import reinitialize
 from secateurs.tasks import VisionTask
 from secateurs.training import CheckpointStore, Engine, Objective, Recipe
 from secateurs.training.losses import Loss
@@ -97,7 +99,7 @@ class RedesignRun:
     scope: Scope | None = None
     exclude: Layers = ()
     only: Layers | None = None
-    ratios: Fractions | None = None
+    ratios: Ratios | None = None
     min_channels: int | Counts | None = None
     max_cut: float | Fractions | None = None
     from_base: bool = False
@@ -272,12 +274,12 @@ class _Stages:
         wide, how, graph = widened(start, inputs, self._widths(start, inputs, targets), scope=self.scope, **options)
         remember_widened(wide, start, how.record())
         if not copies:
-            wide = sc.reinitialize(wide, self.seed, keep_raw=True)
+            wide = reinitialize(wide, self.seed, keep_raw=True)
         if not self.network.has_weights:
-            base = sc.reinitialize(base, self.seed, keep_raw=True)
+            base = reinitialize(base, self.seed, keep_raw=True)
         purpose.check_trains(wide, data, f"{name}, widened,")
 
-        cost, scaled = sc.count(base, inputs), graph.cost()
+        cost, scaled = counted(base, inputs), graph.cost()
         budget = self._budget(cost, scaled)
         bounds = self.limits.on(graph, self.scope)
         task = Task(wide, graph, budget, self.scope, data, self.seed, inputs, bounds=bounds)
@@ -340,7 +342,7 @@ class _Stages:
         return self._trained(wide, "scaled", SCALED, ready, resume)
 
     def _pruned(self, wide: nn.Module, ready: Ready, resume: bool) -> Result:
-        return sc.prune(
+        return prune(
             wide, ready.inputs, self.method, ready.budget, ready.data, self.train.recovery(), self.scope, self.seed,
             **self.limits.options(),
             report=self.log, folder=self.folder.folder, resume=resume, graph=ready.graph,
@@ -348,7 +350,7 @@ class _Stages:
         )  # fmt: skip
 
     def _scratch(self, small: nn.Module, ready: Ready, resume: bool) -> tuple[nn.Module, list[dict[str, Any]]]:
-        fresh = sc.reinitialize(small, self.seed, keep_raw=True)
+        fresh = reinitialize(small, self.seed, keep_raw=True)
         recipe, own = self.train.scratch(ready.data), self.folder.folder / "scratch"
         if not recipe.epochs:
             return fresh, []
@@ -377,8 +379,8 @@ class _Stages:
 
     def _save(self, name: str, network: nn.Module, result: Result, card: dict[str, Any], began: float) -> None:
         if first():
-            seconds = round(time.perf_counter() - began, 1)
-            artifact.save(self.folder.folder / name, network, result.plan, {**card, "seconds": seconds}, overwrite=True)
+            place, card = self.folder.folder / name, {**card, "seconds": round(time.perf_counter() - began, 1)}
+            artifact.save(place, network, result.plan, card, overwrite=True, describe=described)
 
     def _found(self, graph: PrunableGraph, result: Result) -> dict[str, list[int]]:
         """Layer → channels of the base, of the scaled network, of the one found."""
@@ -394,5 +396,5 @@ class _Stages:
 
 
 def _figures(network: nn.Module, ready: Ready) -> Figures:
-    cost = sc.count(network, ready.inputs)
+    cost = counted(network, ready.inputs)
     return figures(cost, network.to(ready.where), ready.data, ready.objective)

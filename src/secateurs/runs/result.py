@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from secateurs.artifact.history import records, rounds
 from secateurs.methods import Method
 from secateurs.result import Result
 
-_SETTINGS = {"functions", "data", "budget", "recover", "seed"}
+_SETTINGS = {"task", "functions", "data", "budget", "scope", "recover", "seed"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,7 +25,6 @@ class RunResult(Result):
 
     earlier: Sequence[Earlier] = ()  # the cuts that the network had been through before
     seconds: float | None = None  # that the run took
-    settings: dict[str, Any] = field(default_factory=dict)  # what else its card says, see _SETTINGS
 
     @property
     def networks(self) -> list[tuple[str, Figures]]:
@@ -34,7 +33,7 @@ class RunResult(Result):
 
     def card(self) -> dict[str, Any]:
         before = [{"method": cut.method, "before": asdict(cut.before)} for cut in self.earlier]
-        return {**super().card(), **self.settings, "earlier": before, "seconds": self.seconds}
+        return {**super().card(), "earlier": before, "seconds": self.seconds}
 
     @classmethod
     def read(cls, folder: Path, model: nn.Module, method: Method) -> RunResult:
@@ -46,8 +45,7 @@ class RunResult(Result):
             float("nan") if card.error is None else card.error, method, records(card.history),
             None if card.source is None else card.source.record(),
             None if card.limits is None else card.limits.model_dump(mode="json", exclude_unset=True),
-            tuple(card.warnings), card.signature, None if card.task is None else card.task.model_dump(mode="json"),
-            card.earlier, card.seconds, body,
+            tuple(card.warnings), card.signature, body, card.earlier, card.seconds,
         )  # fmt: skip
 
 

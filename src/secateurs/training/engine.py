@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import NonFiniteLossError, SecateursError, Setting
+from secateurs.errors import DataError, NonFiniteLossError, SecateursError, Setting
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
 from secateurs.training import resume as R
 from secateurs.training.ema import average_, decay_at
-from secateurs.training.losses import to_device
+from secateurs.training.losses import CrossEntropy, to_device
 from secateurs.training.metrics import topk_correct
 from secateurs.training.processes import LostError
 from secateurs.training.progress import summary
 from secateurs.training.run import TrainingRun
 from secateurs.training.runtime import written
 from secateurs.training.syncnorm import synchronized
+
+LATE = 32  # batches after which the metrics are read from a GPU: it is waited for then, and not in between
 
 
 class Engine(TrainingRun):
@@ -132,11 +134,10 @@ class Engine(TrainingRun):
                     outputs, targets, loss = self.objective.train(main.net, batch, self.loss, self.recipe.mixup)
                 for hook in self.hooks:
                     loss = hook.loss(self, loss, outputs, targets)
-            rows, right = batch.rows, topk_correct(outputs, targets) if batch.labeled else None
-            self._by_class = right is not None
+            rows, right = batch.rows, self._right(batch, outputs, targets)
             lost = loss.detach().float()
             figures = torch.stack(
-                [lost * rows, lost.new_zeros(()) if right is None else right[0], lost.new_tensor(rows)]
+                [lost * rows, lost.new_zeros(()) if right is None else right, lost.new_full((), rows)]
             )
             share = 1.0 / self.recipe.accumulate
             if (
@@ -147,7 +148,7 @@ class Engine(TrainingRun):
             loss = loss * share if share != 1 else loss
             self.runtime.accelerator.backward(self.runtime.scaler.scale(loss) if self.runtime.scaler else loss)
         self._pending.append((index, figures))
-        self._drain(0 if self.device.type == "cpu" else 2)  # do not synchronize a GPU to read the loss
+        self._drain(0 if self.device.type == "cpu" else LATE)
         if self.syncing and self.world > 1:
             for part in self.parts.values():
                 part.average_guests(self.sum, self.world)
@@ -155,6 +156,15 @@ class Engine(TrainingRun):
             hook.after_backward(self)
         if self.syncing:
             self._step()
+
+    def _right(self, batch: B.Batch, outputs: Any, targets: Any) -> torch.Tensor | None:
+        """The number of examples that are classified correctly; None for what is not classification."""
+        # Whether it is may depend on values, which are read from a GPU once.
+        known = self.device.type != "cpu" and self._by_class is not None
+        counted = batch.labeled and not (known and not self._by_class)
+        right = topk_correct(outputs, targets, known=known) if counted else None
+        self._by_class = right is not None
+        return None if right is None else right[0]
 
     def _together(self, stack: ExitStack) -> None:
         for part in self.parts.values():
@@ -194,10 +204,17 @@ class Engine(TrainingRun):
             hook.after_step(self)
 
     def _drain(self, keep: int) -> None:
-        """Read the metrics of batches that the device has finished. Raises TrainingError if the loss is not finite."""
-        while len(self._pending) > keep:
-            index, figures = self._pending.popleft()
-            values = figures.tolist()
+        """Read the metrics if they are those of more batches than so many. Raises TrainingError if the loss is not finite."""
+        if len(self._pending) <= keep:
+            return
+        indices, figures = zip(*self._pending, strict=True)
+        self._pending.clear()
+        if isinstance(self.loss, CrossEntropy):
+            try:
+                self.loss.settle()
+            except DataError as error:
+                raise DataError(f"Batches {indices[0]} to {indices[-1]} of train: {error}") from error
+        for index, values in zip(indices, torch.stack(figures).tolist(), strict=True):  # read at once
             if not math.isfinite(values[0]):
                 value, epoch = values[0] / values[2], self.epoch + 1
                 raise NonFiniteLossError(

@@ -46,12 +46,15 @@ class CrossEntropy:
     (N, classes, *) shares.
 
     Raises DataError for other targets, for class indices that are out of range, and for networks with a single output: the
-    cross-entropy over one class is always 0.
+    cross-entropy over one class is always 0. Of targets on a GPU, which is not waited for in each batch, indices out of range
+    don't count, and `settle` raises the error.
     """
 
     def __init__(self, label_smoothing: float = 0.0):
         self.label_smoothing = label_smoothing
         self.classes: int | None = None  # number of the model's classes, known after its first output
+        self._extremes: torch.Tensor | None = None  # (2,) on a GPU: the lowest and the highest index since `settle`
+        self._shares = False  # whether float targets on a GPU were found to be shares
 
     def __call__(self, outputs: Any, targets: Any) -> torch.Tensor:
         main, aux = heads(outputs)
@@ -70,7 +73,7 @@ class CrossEntropy:
         if targets.is_floating_point():
             if targets.shape != main.shape:
                 raise DataError(_floats(main, targets))
-            if not shares(targets):
+            if not self._shares and not shares(targets):
                 several = bool(((targets >= 0) & (targets <= 1)).all())
                 own, task = (
                     ("binary_cross_entropy_with_logits", "several labels for each image") if several
@@ -80,15 +83,18 @@ class CrossEntropy:
                     f"The targets are {described(targets)}, like the outputs, but not class probabilities: a row must be "
                     f"nonnegative and sum to 1. For {task} pass your own loss, such as loss=torch.nn.functional.{own}."
                 )
+            self._shares = targets.device.type != "cpu"
             if torch.float64 in (targets.dtype, main.dtype):
                 targets = targets.to(torch.float64 if main.dtype == torch.float64 else torch.float32)
         else:
             if main.ndim < 2 or targets.shape != main.shape[:1] + main.shape[2:]:
                 raise DataError(_indices(main, targets))
             targets = targets.long()
-            if main.ndim > 1 and (targets.device.type == "cpu" or self.classes != main.shape[1]):
+            if targets.device.type == "cpu" or self.classes != main.shape[1]:
                 self.classes = main.shape[1]
                 self.check(targets)
+            else:
+                targets = self._watched(targets, self.classes)
         loss = self._mean(main, targets)
         for other in aux:
             loss = loss + AUX_WEIGHT * self._mean(other, targets)
@@ -108,6 +114,28 @@ class CrossEntropy:
         found = targets.long()
         found = found[found != B.IGNORED]
         low, high = (int(v) for v in found.aminmax()) if found.numel() else (0, 0)
+        self._refuse(low, high)
+
+    def _watched(self, targets: torch.Tensor, classes: int) -> torch.Tensor:
+        """Class indices without those that are out of range, which are kept for `settle`."""
+        if not targets.numel():
+            return targets
+        low, high = targets.where(targets != B.IGNORED, 0).aminmax()
+        if self._extremes is not None:
+            low, high = low.minimum(self._extremes[0]), high.maximum(self._extremes[1])
+        self._extremes = torch.stack([low, high])
+        return targets.where((targets >= 0) & (targets < classes), B.IGNORED)
+
+    def settle(self) -> None:
+        """Raise DataError for class indices that were out of range since the last call. Waits for the GPU."""
+        if self._extremes is not None:
+            (low, high), self._extremes = self._extremes.tolist(), None
+            self._refuse(low, high)
+
+    def _refuse(self, low: int, high: int) -> None:
+        """Raise DataError if the lowest or highest class index is out of range."""
+        if self.classes is None:
+            return
         if low < 0 or high >= self.classes:
             raise DataError(
                 f"The data has a label {low if low < 0 else high}, but the model has {self.classes} classes "
@@ -169,6 +197,7 @@ def _indices(outputs: torch.Tensor, targets: torch.Tensor) -> str:
 
 def to_device(batch: B.Batch, device: torch.device, channels_last: bool, loss: Loss) -> B.Batch:
     """The batch on the device; its labels are checked before they are moved."""
-    if device.type != "cpu" and isinstance(loss, CrossEntropy) and isinstance(batch.targets, torch.Tensor):
-        loss.check(batch.targets)
+    targets, moves = batch.targets, device.type != "cpu"
+    if moves and isinstance(loss, CrossEntropy) and isinstance(targets, torch.Tensor) and targets.device.type == "cpu":
+        loss.check(targets)
     return B.to_device(batch, device, channels_last)

@@ -45,10 +45,10 @@ class Metrics:
         return asdict(self)
 
 
-def topk_correct(outputs: Any, targets: Any, ks: tuple[int, ...] = (1,)) -> Tensor | None:
+def topk_correct(outputs: Any, targets: Any, ks: tuple[int, ...] = (1,), *, known: bool = False) -> Tensor | None:
     """The number of examples whose class is among the k highest logits, per k: (len(ks),) on the logits' device. None
-    for what is not classification."""
-    if not classified(outputs, targets):
+    for what is not classification. known: it is."""
+    if not known and not classified(outputs, targets):
         return None
     logits = heads(outputs)[0]  # (N, classes)
     if targets.ndim > 1:

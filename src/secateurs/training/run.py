@@ -76,7 +76,7 @@ class TrainingRun:
         self._done = False
         self._resumed = False  # and no batch has been read since
         self._micro = 0  # batches since the last step
-        self._by_class = True  # whether the last batch was classified
+        self._by_class: bool | None = None  # whether the last batch was classified
         self._pending: deque[tuple[int, torch.Tensor]] = deque()
         self._sums = [0.0, 0.0, 0.0]  # of this epoch: loss, top-1 hits, images
         self._seconds = 0.0

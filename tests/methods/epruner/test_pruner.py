@@ -82,7 +82,13 @@ class TestWhichFiltersStay:
         for g in groups:
             expected = sklearn_exemplars(g.filters(model, bias), beta)
             assert list(result.plan.groups.get(g.name, range(g.size))) == expected
-        assert result.history[0] == {
+        record = dict(result.history[0])
+        represented = record.pop("groups")
+        for g in groups:  # each by the exemplar that is nearest to it
+            kept, filters = list(result.plan.groups.get(g.name, range(g.size))), g.filters(model, bias).double()
+            nearest = torch.cdist(filters, filters[kept]).argmin(1)
+            assert represented[g.name] == [kept[k] for k in nearest.tolist()]
+        assert record == {
             "event": "exemplars",
             "beta": beta,
             "kept": sum(len(result.plan.groups.get(g.name, range(g.size))) for g in groups),

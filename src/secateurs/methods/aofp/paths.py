@@ -87,11 +87,11 @@ class Watch:
             ablated = self.ablated(reader.group)
             if isinstance(ablated, Halves):
                 some = [_every(t) for t in (x, y, z)]
-                masks = ablated.draw(len(some[0])).to(x.device)
+                masks = _there(ablated.draw(len(some[0])), x)
                 part = _Contribution(self.module, reader, ablated.space, masks, factor, some[0], some[1])
                 above, below = self._compare(part, some[0], some[2])
                 whole = masks.new_zeros(len(masks), reader.size)
-                whole[:, torch.from_numpy(ablated.space).to(x.device)] = masks
+                whole[:, _there(torch.from_numpy(ablated.space), x)] = masks
                 self.found(reader, above, below, whole)
             elif ablated is not None:
                 part = _Contribution(self.module, reader, ablated, None, factor, x, y)
@@ -115,6 +115,11 @@ class Watch:
 
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _there(t: Tensor, x: Tensor) -> Tensor:
+    """On the device of x, without waiting for it."""
+    return t.to(x.device, non_blocking=True)
 
 
 def _every(x: Tensor) -> Tensor:
@@ -184,10 +189,10 @@ class _Contribution:
         self.axis = (-1 if isinstance(module, nn.Linear) else 1) % x.ndim
         at = reader.inputs[ablated]
         order = np.argsort(at.reshape(-1), kind="stable")
-        inputs = torch.from_numpy(at.reshape(-1)[order]).to(x.device)
+        inputs = _there(torch.from_numpy(at.reshape(-1)[order]), x)
         gone: Tensor | None = None  # (rows, inputs, 1, …): 1 for those that a row ablates
         if masks is not None:
-            column = torch.from_numpy(np.repeat(np.arange(len(at)), at.shape[1])[order]).to(x.device)
+            column = _there(torch.from_numpy(np.repeat(np.arange(len(at)), at.shape[1])[order]), x)
             gone = masks[:, column].to(x.dtype)
         self.linear = reader.linear
         self.scale: Tensor | None = None  # of batch norm, where it is not in the weights
@@ -201,7 +206,7 @@ class _Contribution:
         self.inputs = inputs
         self.rows = None if gone is None else _rowwise(gone, x, self.axis)
         transposed = isinstance(module, _ConvTransposeNd)
-        index = torch.from_numpy(np.sort(reader.index[ablated].reshape(-1))).to(x.device)
+        index = _there(torch.from_numpy(np.sort(reader.index[ablated].reshape(-1))), x)
         w = _select(module.weight.detach(), 0 if transposed else 1, index)  # type: ignore[operator]
         if factor is not None:
             other_axis = self.axis > 1  # a batch norm over the positions that a linear layer is applied to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,9 @@ class AOFPPruner(Pruner):
         self.halves = 0  # that a batch gives each layer
         self.forced = 0  # filters that were cut to keep to the schedule
         self._drawn: dict[str, np.ndarray | Halves] = {}
+        self._waiting: list[
+            tuple[int, dict[str, np.ndarray | Halves], torch.Tensor]
+        ] = []  # sums of steps, on the device
         self.gates = Gates(self.model, self.groups).attach()
         self.damage.attach()
         self._handle = self.model.register_forward_pre_hook(_Look(self.damage), with_kwargs=True)
@@ -118,26 +122,46 @@ class AOFPPruner(Pruner):
 
     def advance(self) -> None:
         if self._drawn:
-            sums = self.mean(self.damage.sums()) * self.processes
-            taken, samples = self.damage.take(sums), self.damage.samples(sums)
-            found = []
-            for name, ablated in self._drawn.items():
-                search = self.searches[name]
-                if isinstance(ablated, Halves):
-                    none = np.zeros(len(search.alive))
-                    total, count = samples.get(name, (none, none))
-                    found.append(max(1, round(count.sum() / ablated.size)))
-                    search.add(total, count, found[-1])
-                else:
-                    search.record(ablated, taken.get(name, math.nan))
-            self.halves = min(found, default=1)
-            full = [name for name in self._drawn if self.searches[name].full]
-            self._finish_steps(full)
-            if self.task.budget is not None and self.ended is None:
-                if full:
-                    self._catch_up()
-                self.pace.update(self._shares(self._widths()), self.steps / self.total, 1 / self.full_search)
+            self._waiting.append((self.steps, self._drawn, self.mean(self.damage.sums()) * self.processes))
+            if self._may_finish():
+                self._settle()
         self._draw()
+
+    def _may_finish(self) -> bool:
+        """Whether a step of a search may be complete. Otherwise what was measured is not read yet, and no GPU waited for."""
+        waiting = Counter(name for _, drawn, _ in self._waiting for name in drawn)
+        on_cpu = self._waiting[-1][2].device.type == "cpu"
+        return on_cpu or any(self.searches[name].batches + n >= self.cost for name, n in waiting.items())
+
+    def _settle(self) -> None:
+        """Record what was measured in the steps that wait."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        read = torch.cat([sums for _, _, sums in waiting]).cpu().split([len(sums) for _, _, sums in waiting])
+        for (step, drawn, _), sums in zip(waiting, read, strict=True):
+            self._record(step, drawn, sums)
+
+    def _record(self, step: int, drawn: dict[str, np.ndarray | Halves], sums: torch.Tensor) -> None:
+        """Record what was measured in a step."""
+        taken, samples = self.damage.take(sums, drawn), self.damage.samples(sums, drawn)
+        found = []
+        for name, ablated in drawn.items():
+            search = self.searches[name]
+            if isinstance(ablated, Halves):
+                none = np.zeros(len(search.alive))
+                total, count = samples.get(name, (none, none))
+                found.append(max(1, round(count.sum() / ablated.size)))
+                search.add(total, count, found[-1])
+            else:
+                search.record(ablated, taken.get(name, math.nan))
+        self.halves = min(found, default=1)
+        full = [name for name in drawn if self.searches[name].full]
+        self._finish_steps(full)
+        if self.task.budget is not None and self.ended is None:
+            if full:
+                self._catch_up()
+            self.pace.update(self._shares(self._widths()), step / self.total, 1 / self.full_search)
 
     def _finish_steps(self, full: list[str]) -> None:
         moves = {name: self.searches[name].finish(self.pace.theta) for name in full}
@@ -253,6 +277,7 @@ class AOFPPruner(Pruner):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> Selection:
+        self._settle()
         self._handle.remove()
         self.damage.detach()
         self.gates.detach()
@@ -305,6 +330,7 @@ class AOFPPruner(Pruner):
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
+        self._settle()
         return {
             **super().state(),
             "searches": {name: search.state() for name, search in self.searches.items()},
@@ -325,6 +351,7 @@ class AOFPPruner(Pruner):
             raise ValueError("'idle' must name layers that are searched, and 'record' must hold dicts")
         if not isinstance(state["ended"], str | None):
             raise ValueError(f"'ended' must be a string, not {state['ended']!r}")
+        self._waiting = []
         self.ended, self.pace.theta, self.record = state["ended"], state["theta"], list(state["record"])
         self._mask()
         self._draw()

@@ -109,44 +109,49 @@ class Damage:
         """The sums over the passes since the last `ablate` (or `sums`), flat, float64: for each consumer of each group that
         is scored (2, 1), or (2, size) with halves. The damage is the first row over the second; both may be summed over
         processes before `take` and `samples`."""
-        rows = [torch.stack(self._sums[r.key]).sum(0) if r.key in self._sums else None for r in self._scored()]
+        scored = self._scored(self._ablated)
+        rows = [torch.stack(self._sums[r.key]).sum(0) if r.key in self._sums else None for r, _ in scored]
         self._sums.clear()
         device = next((r.device for r in rows if r is not None), torch.device("cpu"))
-        nothing = [torch.zeros(2, w, dtype=torch.float64, device=device) for w in self._columns()]
+        nothing = [torch.zeros(2, w, dtype=torch.float64, device=device) for _, w in scored]
         parts = [n if r is None else r for r, n in zip(rows, nothing, strict=True)]
         return torch.cat([p.flatten() for p in parts]) if parts else torch.zeros(0).double()
 
-    def take(self, sums: Tensor | None = None) -> dict[str, float]:
-        """The damage of each group that was ablated by indices and measured: {name: t}. sums: as `sums` returned them."""
+    def take(self, sums: Tensor | None = None, ablated: Mapping[str, Ablated] | None = None) -> dict[str, float]:
+        """The damage of each group that was ablated by indices and measured: {name: t}. sums: as `sums` returned them, while
+        `ablated` was, by default what is now."""
         found: dict[str, list[float]] = {}
-        for reader, (above, below) in self._split(sums):
-            if not isinstance(self._ablated[reader.group], Halves) and below[0] != 0:
+        ablated = self._ablated if ablated is None else ablated
+        for reader, (above, below) in self._split(sums, ablated):
+            if not isinstance(ablated[reader.group], Halves) and below[0] != 0:
                 found.setdefault(reader.group, []).append(float(above[0] / below[0]))
         return {name: sum(t) / len(t) for name, t in found.items()}
 
-    def samples(self, sums: Tensor | None = None) -> dict[str, tuple[Array, Array]]:
+    def samples(
+        self, sums: Tensor | None = None, ablated: Mapping[str, Ablated] | None = None
+    ) -> dict[str, tuple[Array, Array]]:
         """For each group that was ablated by halves and measured, the sum of each channel's samples, and their number:
-        {name: ((size,), (size,))}. With the ratio of a batch's sums, a channel has one sample for each consumer."""
+        {name: ((size,), (size,))}. With the ratio of a batch's sums, a channel has one sample for each consumer. sums, ablated:
+        see `take`."""
         found: dict[str, tuple[Array, Array]] = {}
-        for reader, (above, below) in self._split(sums):
-            if isinstance(self._ablated[reader.group], Halves) and below.any():
+        ablated = self._ablated if ablated is None else ablated
+        for reader, (above, below) in self._split(sums, ablated):
+            if isinstance(ablated[reader.group], Halves) and below.any():
                 if self.ratio == "batch":
                     above, below = np.divide(above, below, out=np.zeros_like(above), where=below > 0), (below > 0) * 1.0
                 before = found.get(reader.group, (0.0, 0.0))
                 found[reader.group] = before[0] + above, before[1] + below
         return found
 
-    def _scored(self) -> list[Reader]:
-        return [r for r in self._readers if r.group in self._ablated]
+    def _scored(self, ablated: Mapping[str, Ablated]) -> list[tuple[Reader, int]]:
+        """The consumers that are scored, with the columns of their sums."""
+        return [(r, r.size if isinstance(ablated[r.group], Halves) else 1) for r in self._readers if r.group in ablated]
 
-    def _columns(self) -> list[int]:
-        return [r.size if isinstance(self._ablated[r.group], Halves) else 1 for r in self._scored()]
-
-    def _split(self, sums: Tensor | None) -> Iterator[tuple[Reader, Array]]:
+    def _split(self, sums: Tensor | None, ablated: Mapping[str, Ablated]) -> Iterator[tuple[Reader, Array]]:
         """Each scored consumer with its (2, columns) sums."""
         flat = (self.sums() if sums is None else sums).cpu().numpy()
         at = 0
-        for reader, columns in zip(self._scored(), self._columns(), strict=True):
+        for reader, columns in self._scored(ablated):
             yield reader, flat[at : at + 2 * columns].reshape(2, columns)
             at += 2 * columns
 

@@ -47,6 +47,13 @@ def exemplars_of(affinities: Affinities, counts: Sequence[int], find: Find) -> l
     return chosen
 
 
+def represented_by(similar: np.ndarray, exemplars: np.ndarray) -> list[int]:
+    """The exemplar that represents each filter: the one most similar to it, and for an exemplar itself. similar: (n, n)."""
+    found = exemplars[similar[:, exemplars].argmax(1)]
+    found[exemplars] = exemplars
+    return [int(k) for k in found]
+
+
 def _between(low: float, high: float) -> float:
     return (low + high) / 2 if high < float("inf") else max(1.0, 4 * low)
 

@@ -14,7 +14,7 @@ from secateurs.errors import ConfigError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup
 from secateurs.methods.epruner import weights
 from secateurs.methods.epruner.affinity import Affinities, Measure
-from secateurs.methods.epruner.counts import exemplars_of
+from secateurs.methods.epruner.counts import exemplars_of, represented_by
 from secateurs.methods.method import Method, Task
 from secateurs.methods.registry import register
 from secateurs.methods.select import Widths, fill, select_within_budget
@@ -118,7 +118,10 @@ class EPruner(Method):
         if self.init == "l1":
             norms = [f.abs().sum(1).cpu().numpy() for f in filters]
             kept = [np.sort(np.argsort(-n, kind="stable")[: len(k)]) for n, k in zip(norms, kept, strict=True)]
-        record = {} if beta is None else {"beta": round(beta, 6)}
+        record: dict[str, Any] = {} if beta is None else {"beta": round(beta, 6)}
+        if self.init != "l1":  # then what is kept are no exemplars
+            represented = (represented_by(affinities.similar(i), k) for i, k in enumerate(kept))
+            record["groups"] = {g.name: by for g, by in zip(widths.groups, represented, strict=True)}
         task.note(event="exemplars", **record, kept=sum(map(len, kept)), of=int(widths.sizes.sum()))
         return Selection({g.name: k for g, k in zip(widths.groups, kept, strict=True)})
 

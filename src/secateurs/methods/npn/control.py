@@ -83,7 +83,7 @@ class Pulls:
     """
 
     def __init__(self, weights: Tensor) -> None:
-        self.weights = weights  # (channels,) of the gates in the penalty
+        self.weights = weights.cpu()  # (channels,) of the gates in the penalty
         self.sums = torch.zeros(len(weights) + 1, device=weights.device)
 
     def by_loss(self, gate: Tensor) -> Tensor:
@@ -105,7 +105,9 @@ class Pulls:
 
     def typical(self, sums: Tensor, lam: float) -> float | None:
         """λ at which the penalty closes a typical gate as hard as the loss opens it; None if undetermined. The penalty's
-        own gradient at `lam` tells by what the loop multiplies both: a loss scale, the share of an accumulated step."""
+        own gradient at `lam` tells by what the loop multiplies both: a loss scale, the share of an accumulated step.
+
+        sums: as above, on the CPU."""
         factor = float(sums[-1]) / (lam * float(self.weights.sum()))
         typical = float((sums[:-1] / self.weights).square().mean().sqrt()) / factor if factor > 0 else math.nan
         return typical if math.isfinite(typical) and typical > 0 else None

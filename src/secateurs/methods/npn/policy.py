@@ -37,6 +37,7 @@ class Policy:
         self.sizes = [g.size for g in widths.groups]
         self.logits, self.above = initial.clone(), (initial >= 0).float()
         self.kept: Tensor | None = None
+        self._there: Tensor | None = None  # the same where gates are
 
     def update(self, sums: Tensor, pace: float) -> None:
         """Follow a batch. sums: (3, channels), over its images: of the logits, of open gates, and of ones."""
@@ -46,7 +47,13 @@ class Policy:
 
     def masked(self, gate: Tensor) -> Tensor:
         """Gates (channels,) or (N, channels) with those of cut channels closed."""
-        return gate if self.kept is None else gate * self.kept.to(gate)
+        if self.kept is None:
+            return gate
+        if gate.device.type == "cpu":
+            return gate * self.kept.to(gate)
+        if self._there is None or self._there.dtype != gate.dtype:
+            self._there = self.kept.to(gate)
+        return gate * self._there
 
     # -- widths -------------------------------------------------------------------------------------------------------
 
@@ -76,7 +83,7 @@ class Policy:
         budget = self.widths.budget is not None
         ranks = self.split(self.logits)
         channels = select_within_budget(self.widths, ranks) if budget else self.best(ranks, threshold)
-        self.kept = torch.zeros_like(self.logits)
+        self.kept, self._there = torch.zeros_like(self.logits), None
         for group, kept in zip(self.widths.groups, self.kept.split(self.sizes), strict=True):
             kept[torch.from_numpy(channels[group.name])] = 1
 
@@ -107,4 +114,4 @@ class Policy:
         if kept is not None and (not isinstance(kept, Tensor) or kept.shape != self.logits.shape):
             raise ValueError(f"'kept' must be a tensor of {len(self.logits)} values, or None")
         self.logits, self.above = state["logits"].cpu(), state["above"].cpu()
-        self.kept = None if kept is None else kept.cpu()
+        self.kept, self._there = None if kept is None else kept.cpu(), None

@@ -32,6 +32,7 @@ class NPNPruner(Pruner):
     TURNS = 4  # in the search, at least: the pruner alone, both, …
     TRAVEL = 12.0  # how far the heads' learning rate moves a logit in the search if its gradient keeps its sign
     LINES = 20  # of the history, with the open share and the budget
+    BINS = 20  # of the histograms of gates, between 0 and 1
 
     def __init__(self, task: Task, config: Settings) -> None:
         super().__init__(task)
@@ -172,12 +173,11 @@ class NPNPruner(Pruner):
 
     def advance(self) -> None:
         pace = min(0.5, max(0.1, 10 / self.search))
-        if self._latest is not None:
-            self.policy.update(self.mean(self._latest), pace)
-            self._latest = None
-        if self.controller is not None and self._measuring:
-            typical = self._pulls.typical(self.mean(self._pulls.sums), self.lam)
-            self._pulls.sums.zero_()
+        latest, sums = self._read()
+        if latest is not None:
+            self.policy.update(latest, pace)
+        if self.controller is not None and sums is not None:
+            typical = self._pulls.typical(sums, self.lam)
             if typical is not None:  # None: float16 overflowed, and the step was skipped
                 self.controller.follow(typical, pace)
         if not self.holding:
@@ -190,6 +190,20 @@ class NPNPruner(Pruner):
             self._fix()
         self._phase()
 
+    def _read(self) -> tuple[Tensor | None, Tensor | None]:
+        """What `Policy.update` and `Pulls.typical` take of the last step, on the CPU; None for what was not measured. Read at
+        once: the next step's λ follows from it, so a GPU is waited for."""
+        latest, self._latest = self._latest, None
+        sums = self._pulls.sums if self._measuring else None
+        found = [self.mean(x) for x in (latest, sums) if x is not None]
+        read = torch.cat([x.flatten() for x in found]).cpu().split([x.numel() for x in found]) if found else ()
+        parts = iter(read)
+        one = None if latest is None else next(parts).view_as(latest)
+        two = None if sums is None else next(parts).clone()
+        if sums is not None:
+            sums.zero_()
+        return one, two
+
     def _note(self, open: list[float]) -> None:
         """A line of the history: under each limit, what is open, what would be left if the gates were decided now, and
         the target."""
@@ -199,7 +213,12 @@ class NPNPruner(Pruner):
             line[name] = {"open": round(open[i], 4), "decided": round(decided[i], 4)}
             if self.controller is not None:
                 line[name]["target"] = round(self.controller.targets(self.steps / self.search)[i], 4)
+        line["histogram"] = self._histogram(self.policy.masked(torch.sigmoid(self.sharpness * self.policy.logits)))
         self.record.append(line)
+
+    def _histogram(self, gates: Tensor) -> list[int]:
+        """How many of these gates are in each of the bins between 0 and 1."""
+        return [int(n) for n in torch.histc(gates.detach().float().cpu(), self.BINS, 0, 1)]
 
     @property
     def _threshold(self) -> float:
@@ -214,7 +233,7 @@ class NPNPruner(Pruner):
         undecided = ((gate > 0.1) & (gate < 0.9)).float().mean()
         disagree = torch.where(policy.logits >= 0, 1 - policy.above, policy.above).mean()
         decided = policy.decided(threshold)
-        self.found = self._event(decided, undecided, disagree, policy.logits < threshold)
+        self.found = self._event(decided, undecided, disagree, policy.logits < threshold, gate)
         if self.task.budget is None and not self.config.hold:
             return
         policy.fix(threshold)
@@ -228,7 +247,9 @@ class NPNPruner(Pruner):
                 "gates decides which channels stay; in a longer run (epochs=…) the gates do."
             )
 
-    def _event(self, widths: np.ndarray, undecided: Tensor, disagree: Tensor, closed: Tensor) -> dict[str, Any]:
+    def _event(
+        self, widths: np.ndarray, undecided: Tensor, disagree: Tensor, closed: Tensor, gates: Tensor
+    ) -> dict[str, Any]:
         """What the gates are: the share of the cost at these widths, before any trimming to the budget."""
         shares = {n: round(share, 4) for n, share in zip(self.shares.figures, self.shares.of(widths), strict=True)}
         return {
@@ -236,6 +257,7 @@ class NPNPruner(Pruner):
             "undecided": round(float(undecided), 4), "disagree": round(float(disagree), 4),
             "lam": self.lam, "closed": int(closed.sum()), "of": len(closed), **shares,
             "short": self.found is not None and self.found["short"],
+            "histograms": {g.name: self._histogram(part) for g, part in zip(self.groups, gates.split(self.sizes), strict=True)},
         }  # fmt: skip
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -281,7 +303,7 @@ class NPNPruner(Pruner):
         disagree = ((gates < self.config.threshold) != closed).double().mean(1).sum()
         shares = self.mean(torch.stack([undecided, disagree])) / count
         widths = np.array([len(c) for c in self.policy.best(self.policy.split(means), self.config.threshold).values()])
-        self.found = self._event(widths, shares[0], shares[1], closed)
+        self.found = self._event(widths, shares[0], shares[1], closed, means)
         return means
 
     # -- checkpoints --------------------------------------------------------------------------------------------------

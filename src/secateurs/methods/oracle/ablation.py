@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateurs.data.structure import leaves
 from secateurs.graph import ChannelGroup
@@ -17,6 +17,12 @@ from secateurs.methods.oracle.prefix import Held, Prefix
 from secateurs.training import batches as B
 from secateurs.training.metrics import Meter, Metrics
 from secateurs.training.objective import Judged
+
+
+def readers(model: nn.Module, group: ChannelGroup) -> list[nn.Module]:
+    """The modules that own the group's consumers; a tied parameter has several owners."""
+    read = {id(parameter(model, s.param)) for s in group.slots if s.consumes}
+    return [m for m in model.modules() if any(id(p) in read for p in [*m._parameters.values(), *m._buffers.values()])]
 
 
 class Ablation:
@@ -40,7 +46,7 @@ class Ablation:
         half[::2] = 0
         self.prefix = Prefix(
             self.assessor.model,
-            self._readers(),
+            readers(self.assessor.model, self.group),
             lambda: self._compared(self._run(probe, every)),
             lambda: self._compared(self._run(probe, half)),
         )
@@ -52,14 +58,6 @@ class Ablation:
         self.prefix.close()
         self.gates.detach()
         self._held = []
-
-    def _readers(self) -> list[Any]:
-        """The modules that own the group's consumers; a tied parameter has several owners."""
-        model = self.assessor.model
-        read = {id(parameter(model, s.param)) for s in self.group.slots if s.consumes}
-        return [
-            m for m in model.modules() if any(id(p) in read for p in [*m._parameters.values(), *m._buffers.values()])
-        ]
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.graph import ChannelGroup
 from secateurs.graph.channels import parameter
@@ -38,18 +38,24 @@ class Held(Recipe):
         return super().factor((done - self.hold) / max(1e-9, 1 - self.hold), position)
 
 
-@torch.no_grad()
-def attenuate_(model: nn.Module, groups: Iterable[ChannelGroup], kept: Sequence[np.ndarray], factor: float) -> None:
-    """Scale what the network reads of the channels that are not kept, in all weights that consume them. At zero, cutting them
-    changes nothing, whatever constants their norms and biases still produce.
+Readers = list[tuple[str, int, Tensor]]  # a weight, an axis, and indices on it
 
-    kept: for each group (size,) bool.
-    """
+
+def readers(model: nn.Module, groups: Iterable[ChannelGroup], kept: Sequence[np.ndarray]) -> Readers:
+    """What reads the channels that are not kept. kept: for each group (size,) bool."""
+    found: Readers = []
     for group, stays in zip(groups, kept, strict=True):
-        if stays.all():
-            continue
-        for slot in group.slots:
+        for slot in () if stays.all() else group.slots:
             w = parameter(model, slot.param)
             if slot.consumes and isinstance(w, nn.Parameter):
-                at = torch.from_numpy(slot.index[~stays].ravel()).to(w.device)
-                w.index_copy_(slot.axis, at, w.index_select(slot.axis, at) * factor)
+                found.append((slot.param, slot.axis, torch.from_numpy(slot.index[~stays].ravel()).to(w.device)))
+    return found
+
+
+@torch.no_grad()
+def attenuate_(model: nn.Module, found: Readers, factor: float) -> None:
+    """Scale what the network reads of channels. At zero, cutting them changes nothing, whatever constants their norms and
+    biases still produce."""
+    for name, axis, at in found:
+        w = parameter(model, name)
+        w.index_copy_(axis, at, w.index_select(axis, at) * factor)

@@ -12,7 +12,7 @@ from secateurs.graph.channels import parameter
 from secateurs.methods.method import Task
 from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.outcome import report
-from secateurs.methods.pff.phases import attenuate_, ceiling, faded
+from secateurs.methods.pff.phases import Readers, attenuate_, ceiling, faded, readers
 from secateurs.methods.pff.settings import Settings
 from secateurs.methods.pff.sizes import restore_, squares
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
@@ -55,12 +55,14 @@ class PFFPruner(Pruner):
         else:
             self.measure = Norms(self.model, found, shared, worth)
         self.alive = torch.ones(self.stripes.units, dtype=torch.bool)
+        self.whole = True  # whether all of them are alive: known here, so that a GPU is not asked in each step
         self.alpha = ALPHA if config.alpha is None else config.alpha
         self.controller: Controller | None = None
         # Once chosen: the largest value of a unit that is cut, the stripes that stay, and the channels, of all groups in a row.
         self.ceiling: float | None = None
         self.stays = torch.ones(len(self.stripes), dtype=torch.bool)
         self.channels = torch.ones(int(self.stripes.widths.sizes.sum()), dtype=torch.bool)
+        self._doomed: tuple[Tensor, Readers] | None = None  # see `_to_go`
         self.frozen: list[nn.Parameter] = []
         if config.train == "skeleton":
             self.frozen = [w for name in found if (w := parameter(self.model, name)).requires_grad]  # type: ignore[misc]
@@ -139,26 +141,35 @@ class PFFPruner(Pruner):
         scores = self._scores()
         left, _ = self.stripes.select_within_budget(scores, self._channel_scores)
         self.ceiling = float(scores[self.stripes.unit][~left.alive].max(initial=0.0))
+        self._doomed = None
         self.stays = torch.from_numpy(left.alive)
         self.channels = torch.from_numpy(np.concatenate([np.zeros(0, dtype=bool), *left.channels]))
 
     @property
     def doomed(self) -> Tensor:
         """The units to cut, once chosen: (units,) bool."""
-        units = np.ones(self.stripes.units, dtype=bool)
-        units[self.stripes.unit[self.stays.numpy()]] = False
-        return torch.from_numpy(units).to(self.alive.device)
+        return self._to_go()[0]
+
+    def _to_go(self) -> tuple[Tensor, Readers]:
+        """The units to cut, once chosen, (units,) bool, and what reads the channels to cut."""
+        if self._doomed is None:
+            units = np.ones(self.stripes.units, dtype=bool)
+            units[self.stripes.unit[self.stays.numpy()]] = False
+            found = readers(self.model, self.task.groups, self._kept())
+            self._doomed = torch.from_numpy(units).to(self.alive.device), found
+        return self._doomed
 
     def _fade(self, first: float) -> None:
         arrive, total = self.config.arrive, max(1, self.total)
         end = faded(arrive, self.config.fixed)
         earlier, now = (ceiling(first, arrive, end, i / total) for i in (self.steps - 1, self.steps))
+        units, found = self._to_go()
         if now > 0:
-            self.measure.limit_(self.doomed, now)
+            self.measure.limit_(units, now)
             # A norm would compensate for small weights, and then collapse: so what is read of the channels fades as well.
-            attenuate_(self.model, self.task.groups, self._kept(), now / earlier)
+            attenuate_(self.model, found, now / earlier)
         else:
-            self.alive = ~self.doomed
+            self.alive, self.whole = ~units, bool(self.stays.all())
 
     def _kept(self) -> list[np.ndarray]:
         """The channels that stay, once chosen, for each group in scope: (size,) bool."""
@@ -170,6 +181,7 @@ class PFFPruner(Pruner):
         if self.task.budget is not None:
             below = below & (self.measure.strength().detach() <= self._needed())
         self.alive = self._staying(self.alive & ~below)
+        self.whole = bool(self.alive.all())
         self._silence()
 
     def _staying(self, alive: Tensor) -> Tensor:
@@ -180,11 +192,14 @@ class PFFPruner(Pruner):
 
     def _silence(self) -> None:
         """Keep dead units at zero despite momentum, and what is read of channels without stripes."""
-        if bool(self.alive.all()):
+        if self.whole:
             return
         self.measure.silence_(~self.alive)
-        kept = self._kept() if self.ceiling is not None else self._left(self.alive.cpu().numpy()).channels
-        attenuate_(self.model, self.task.groups, kept, 0.0)
+        if self.ceiling is not None:
+            found = self._to_go()[1]
+        else:
+            found = readers(self.model, self.task.groups, self._left(self.alive.cpu().numpy()).channels)
+        attenuate_(self.model, found, 0.0)
 
     def _left(self, alive: np.ndarray) -> Left:
         """What is left with these units. alive: (units,) bool."""
@@ -244,7 +259,7 @@ class PFFPruner(Pruner):
             self.measure.values.data.copy_(state["values"])
         elif isinstance(self.measure, Norms):
             self.measure.first, self.measure.pull = state["first"]
-        self.alive = state["alive"].to(self.alive.device)
+        self.alive, self.whole, self._doomed = state["alive"].to(self.alive.device), bool(state["alive"].all()), None
         self.stays, self.channels = state["stays"].cpu(), state["channels"].cpu()
         self.alpha, self.ceiling = state["alpha"], state["ceiling"]
         for key in ("ceiling", "most"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateurs.devices import exact
 from secateurs.recovery.reconstruct.equations import Equations, Moments, Rows
 from secateurs.recovery.reconstruct.layers import Geometry
 from secateurs.stripes.layout import dense
@@ -38,8 +39,7 @@ class Problem:
     ) -> None:
         self.geometry, self.like = geometry, weight
         self.kept = None if kept is None else kept.flatten(1)
-        # The linear algebra needs float64, which not every device has.
-        self.device = torch.device("cpu") if weight.device.type == "mps" else weight.device
+        self.device = exact(weight.device)
         matrix = geometry.matrix(weight if kept is None else dense(kept, weight)).to(self.device).double()
         self.old = matrix.mT  # (G, n, O / G)
         self.floats, self.free = floats, int(floats or bias is not None)

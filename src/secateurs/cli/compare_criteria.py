@@ -1,0 +1,206 @@
+"""`secateurs compare-criteria`: one layer's channels masked one by one, in the order of each criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from secateurs.cli import options
+from secateurs.cli.config import ConfigOptions
+from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
+from secateurs.cli.task import TaskOptions
+from secateurs.errors import ArtifactError, ConfigError, PlanError, nearest, shown
+
+if TYPE_CHECKING:
+    from secateurs import ChannelGraph
+
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+COSTLY = "oracle-10x"
+
+
+def compare_criteria(
+    model: str,
+    *,
+    layer: str,
+    criteria: str | None = None,
+    examples: Count = 1000,
+    val_examples: Count | None = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    model_options: ModelOptions | None = None,
+    task_options: TaskOptions | None = None,
+    data_options: DataOptions | None = None,
+    out: Folder | None = None,
+    resume: Flag = False,
+    force: Flag = False,
+    seed: Seed = 0,
+    device: str | None = None,
+    config_options: ConfigOptions | None = None,
+) -> None:
+    """Mask a layer's channels one by one, least important first: how long does accuracy hold without training?
+
+    Every channel but the last goes. `area` is the mean top-1 along the way, on validation data; top-1 is shown with a
+    quarter, half and three quarters of the channels gone: with `--task segmentation` the mIoU, with `--task detection` the
+    mAP. `images` is how many the network was evaluated on to find the order, each ablation counted.
+
+    ```
+    $ secateurs compare-criteria zoo:small_cnn \\
+          --weights runs/digits/pretrained.safetensors \\
+          --data digits --normalize none --layer conv1 --out runs/conv1
+    [1/18] oracle
+    ...
+    criterion         area  1/4 gone    1/2    3/4   images   time
+    ──────────────────────────────────────────────────────────────
+    oracle           86.20     99.72  98.89  86.63  819,000   29 s
+    oracle-degraded  79.82     98.61  93.59  63.51   40,000  1.7 s
+    aofp             86.38     99.72  99.44  92.20  819,000   1:38
+    apoz             45.50     62.67  38.16   9.75    1,000  0.3 s
+    taylor           70.45     98.89  95.26  54.32    1,000  0.5 s
+    l1               59.12     77.99  68.25  40.67        0  0.0 s
+    l2               58.22     89.69  61.56  20.33        0  0.0 s
+    bn-scale         77.24     95.82  84.68  82.17        0  0.0 s
+    random           51.94     99.44  41.23   9.75        0  0.0 s
+    index            62.28     84.12  72.70  38.44        0  0.0 s
+    ...
+
+    zoo:small_cnn, conv1: 40 channels, top-1 99.72 with all of them
+    saved to runs/conv1: curves.json and curves.png
+    ```
+
+    Parameters
+    ----------
+    model
+        zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory
+    layer
+        a channel group, or a layer that makes one; `secateurs inspect` lists them
+    criteria
+        only these, separated by commas; by default all but oracle-10x, which takes ten times as long as the oracle
+    examples
+        training images that criteria look at, each of them the same
+    val_examples
+        validation images to measure accuracy on, evenly spaced; by default all
+    precision
+        in which the network is evaluated; auto is bf16 where the hardware is fast at it
+    out
+        folder for curves.json and curves.png; written after each criterion
+    resume
+        take over the curves that are in --out already
+    force
+        replace them
+    seed
+        of the order of the data, augmentation, and whatever a criterion draws
+    device
+        cpu, cuda, cuda:1 …; an accelerator if there is one
+    """
+    from secateurs.artifact import digest
+    from secateurs.methods import Task
+    from secateurs.plans import trace
+    from secateurs.runs.curves import CurveRecord, values
+    from secateurs.runs.cut import pick_device
+    from secateurs.runs.purpose import Purpose
+    from secateurs.studies import one_by_one
+
+    purpose = Purpose.of((task_options or TaskOptions()).chosen())
+    model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec().complete(purpose.task)
+    chosen = _criteria(criteria)
+    if model_options.weights is None:
+        raise ConfigError(f"Without --weights {model} is untrained: all of its channels are as good as another.")
+    build = model_options.network(model).open(purpose)
+    settings = {
+        "model": model,
+        "weights": digest(model_options.weights),
+        "layer": layer,
+        "examples": examples,
+        "val_examples": val_examples,
+        "precision": precision,
+        "seed": seed,
+        **purpose.card(),
+        **spec.settings(),
+    }
+    record = None if out is None else CurveRecord(out, settings, model, layer, log)
+    curves = {} if record is None else record.open(resume, force)
+    where = pick_device(device)
+    data = spec.load(seed, where, purpose.task, model_options.num_classes)
+    network = build(data, where, seed)
+    purpose.check_fits(network, data, model)
+    inputs = purpose.example(network, data)
+    graph = trace(network, inputs, example_targets=purpose.example_targets(network, data))
+    group = _group(graph, layer, model)
+    for name, known in curves.items():
+        if len(found := values(known)) != graph[group].size:
+            raise ArtifactError(
+                f"{out and shown(out / 'curves.json')} is not valid: field 'curves.{name}.{known['figure']}' has {len(found)} "
+                f"values, expected {graph[group].size}, one for each channel of {layer}. --force starts over."
+            )
+    objective = purpose.objective(network, inputs)
+    task = Task(network, graph, None, "all", data, seed, inputs, {"device": where, "objective": objective})
+    for i, criterion in enumerate(chosen, start=1):
+        if criterion in curves:
+            continue
+        log(f"[{i}/{len(chosen)}] {criterion}")
+        curve = one_by_one(
+            task, group, criterion, examples=examples, validation=val_examples, precision=precision,
+            figure=purpose.task.primary,
+        )  # fmt: skip
+        curves[criterion] = curve.asdict()
+        if record is not None and options.first():
+            record.write(curves)
+    if options.first():
+        _show(model, group, graph[group].size, {name: curves[name] for name in chosen}, out)
+
+
+def _criteria(names: str | None) -> list[str]:
+    from secateurs.studies import criteria
+
+    known = criteria()
+    if names is None:
+        return [name for name in known if name != COSTLY]
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"--criteria: there is no criterion {name!r}. {nearest(name, known)}")
+    if not chosen:
+        raise ConfigError(f"--criteria names none. Known: {', '.join(known)}.")
+    return chosen
+
+
+def _group(graph: ChannelGraph, layer: str, model: str) -> str:
+    """The group of this name, or the group that a layer of this name produces."""
+    try:
+        group = graph[layer]
+    except PlanError as error:
+        raise ConfigError(f"{model}: {error}") from None
+    if not group.prunable:
+        why = "" if group.reason is None else group.reason.message
+        raise ConfigError(f"The channels of {layer} cannot be cut: ", why, ".")
+    if group.size < 2:
+        raise ConfigError(f"{layer} has a single channel: there is no order to compare.")
+    return group.name
+
+
+def _show(model: str, group: str, size: int, curves: Mapping[str, Mapping[str, Any]], out: Path | None) -> None:
+    from secateurs import report
+    from secateurs.runs.curves import values
+
+    figure = next(iter(curves.values()))["figure"]
+    show = report.formatted([x for curve in curves.values() for x in values(curve)], figure)
+    rows = report.table("criterion", "area", "1/4 gone", "1/2", "3/4", "images", "time")
+    for name, curve in curves.items():
+        at = (round(size * k / 4) for k in (1, 2, 3))
+        rows.add_row(
+            name,
+            show(curve["area"]),
+            *(show(values(curve)[min(k, size - 1)]) for k in at),
+            f"{curve['examples']:,}",
+            report.duration(curve["seconds"]),
+        )
+    console = options.out()
+    console.print(rows)
+    console.print()
+    whole = show(values(next(iter(curves.values())))[0])
+    console.print(f"{model}, {group}: {size} channels, {report.heading(figure)} {whole} with all of them")
+    if out is not None:
+        picture = " and curves.png" if (out / "curves.png").exists() else ""
+        console.print(f"saved to {shown(out)}: curves.json{picture}")

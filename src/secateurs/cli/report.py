@@ -1,0 +1,79 @@
+"""`secateurs report`: runs as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from secateurs.cli import options
+from secateurs.cli.options import Folder
+from secateurs.cli.reproduce import command
+from secateurs.errors import ArtifactError, ConfigError, shown
+
+if TYPE_CHECKING:
+    from secateurs.report.page import Run
+
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+PAGE = "report.html"
+
+
+def report(
+    *runs: Folder,
+    out: Annotated[Path | None, Parameter(negative="")] = None,
+    force: Flag = False,
+) -> None:
+    """Write a report of runs: one HTML page that needs no other file and no network.
+
+    For each run the page shows the figures at each stage, the verified error and what it means, the widths before and after,
+    what the method recorded (AOFP's moves, NPN's gates, EPruner's exemplars, PFF's filter shapes, one-step pruning's layer
+    scores), the training, and the command that reproduces it. For several runs it adds a table that can be sorted, and plots
+    of accuracy against cost.
+
+    ```
+    $ secateurs report runs/digits
+    runs/digits/report.html: 1 run, 38 kB
+    $ secateurs report runs/aofp runs/npn runs/l1 --out compared.html
+    compared.html: 3 runs, 121 kB
+    ```
+
+    Parameters
+    ----------
+    runs
+        folders of pruned networks, or hf:USER/NAME on the hub; `secateurs bench --save` adds their times
+    out
+        the file to write; by default report.html, of one run in its folder, of several in the working directory
+    force
+        replace an existing file
+    """
+    if not runs:
+        raise ConfigError("Name the folder of a run, or of several: secateurs report RUN….")
+    from secateurs.artifact import on_hub
+    from secateurs.report import count, page
+
+    path = out or (runs[0] / PAGE if len(runs) == 1 and not on_hub(runs[0]) else Path(PAGE))
+    if len(runs) > 1 or out is not None:
+        page.check(path, overwrite=force)
+    found = [_read(folder) for folder in runs]
+    written = page.write(found, path, overwrite=force)
+    for run in found:
+        for note in run.notes:
+            options.log(f"{run.name}: {note}")
+    size = written.stat().st_size
+    options.out().print(
+        f"{shown(written)}: {count(len(found), 'run')}, {max(1, round(size / 1000)):,} kB", soft_wrap=True
+    )
+
+
+def _read(folder: Path) -> Run:
+    from secateurs.calls import call
+    from secateurs.report.page import Run
+
+    try:
+        run = Run.read(folder)
+    except ArtifactError as error:
+        unfinished = (folder / "run.json").is_file() and not (folder / "card.json").exists()
+        raise error.advised("The run is not finished: --resume continues it.") if unfinished else error from None
+    run.command = command(folder) or call(run.card)
+    return run

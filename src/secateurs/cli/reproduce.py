@@ -1,0 +1,170 @@
+"""The command that repeats a run, from its `run.json`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from secateurs.cli.methods import configured
+from secateurs.cli.recipes import RecoverOptions
+from secateurs.errors import SecateursError
+
+WEIGHTS = "WEIGHTS.safetensors"
+Settings = Mapping[str, Any]
+Words = Iterator[list[str]]
+
+
+def command(folder: Path) -> str | None:
+    """The `secateurs prune` command of a run; None if the folder has no record of one, or its settings are such as no command
+    can say: functions, data or a network of the user's own."""
+    from secateurs.files import read_json
+    from secateurs.runs.folder import State
+
+    try:
+        settings = read_json(folder / "run.json", State).settings
+        parts = list(_parts(settings))
+    except (SecateursError, LookupError, TypeError, ValueError, AttributeError):  # another version's, or damaged
+        return None
+    if settings.get("command", "prune") != "prune" or settings.get("functions"):
+        return None
+    note = f"# {WEIGHTS}: SHA-256 {settings['weights']}\n" if settings.get("weights") else ""
+    return note + " \\\n    ".join(" ".join(map(shlex.quote, words)) for words in parts)
+
+
+def _parts(settings: Settings) -> Words:
+    """The words of the command, line by line."""
+    method = settings["method"]
+    yield ["secateurs", "prune", settings["model"]]
+    yield from _given(settings, "num_classes")
+    if settings.get("weights") and not Path(settings["model"]).is_dir():
+        yield ["--weights", WEIGHTS]
+    yield from _task(settings.get("task"))
+    _check_data(settings)
+    yield from _given(settings, "data", "normalize", "batch_size", "image_size", "channels", "skip_unreadable")
+    yield from _method(method)
+    yield from _given(settings["budget"] or {}, "macs", "params")
+    yield from ([["--align", f"{align}"]] if (align := (settings["budget"] or {}).get("align", 1)) != 1 else [])
+    yield from _given(settings, "scope", "rounds", "schedule")
+    yield from _limits(settings.get("limits") or {})
+    yield from _given(settings, "allow_inexact")
+    if not settings.get("calibrate", False):
+        yield ["--no-calibrate"]
+    yield from _recovery(settings["recover"])
+    yield from _given(settings.get("pretrain") or {}, "pretrain_epochs", "pretrain_lr")
+    yield ["--seed", str(settings["seed"])]
+    yield ["--out", "RUN"]
+
+
+def _given(settings: Settings, *names: str) -> Words:
+    """Options of the same name as these settings, where they have a value."""
+    for name in names:
+        value = settings.get(name)
+        if value is not None and value is not False:
+            yield [f"--{name.replace('_', '-')}", *([] if value is True else [_number(value)])]
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _check_data(settings: Settings) -> None:
+    """Raise ValueError for data that is no spec."""
+    from secateurs.runs import DataSpec
+
+    known = DataSpec(settings["data"]).settings()
+    if not known.keys() <= settings.keys():
+        raise ValueError("the data is an object of the user's")
+
+
+def _task(task: Any) -> Words:
+    from secateurs.tasks import resolve
+
+    if task is None:
+        return
+    usual = resolve(task["name"]).model_dump(mode="json")
+    yield ["--task", task["name"]]
+    yield from (["--task-set", f"{k}={_json(v)}"] for k, v in task.items() if k != "name" and usual.get(k, v) != v)
+
+
+def _method(method: Settings) -> Words:
+    yield ["--method", method["name"]]
+    usual = configured(method["name"], ()).model_dump(mode="json")
+    changed = {k: v for k, v in method.items() if k != "name" and usual[k] != v}
+    yield from (["--set", f"{k}={_json(v)}"] for k, v in changed.items())
+
+
+def _json(value: Any) -> str:
+    """A value as `--set` reads it: JSON, or text that is not JSON."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return value
+    return json.dumps(value)
+
+
+def _limits(limits: Settings) -> Words:
+    for name in ("exclude", "only"):
+        yield from ([f"--{name}", str(pattern)] for pattern in limits.get(name) or ())
+    for name, option in (("ratios", "ratio"), ("min_channels", "min-channels"), ("max_cut", "max-cut")):
+        yield from ([f"--{option}", f"{pattern}={_number(n)}"] for pattern, n in (limits.get(name) or {}).items())
+
+
+SHARED = ("optimizer", "ema")  # by all recipes that train
+TRAINED = ("lr", "weight_decay", "label_smoothing", "precision", "share", "temperature")
+
+
+def _recovery(recorded: Any) -> Words:
+    """The options that make these recipes. Raises ValueError if no options do."""
+    from secateurs.runs.cut import recorded as as_recorded
+
+    steps = recorded if isinstance(recorded, list) else [recorded] if recorded else []
+    found: dict[str, Any] = {"recover": ",".join(map(_step, steps)) or "none"}
+    for step in steps:
+        usual = RecoverOptions()
+        if step["mode"] == "reconstruct":
+            continue
+        mimics = step["mode"] == "mimic"
+        names = (
+            {"lr": "mimic_lr", "function": "mimic_function", "precision": "precision"}
+            if mimics
+            else {n: n for n in TRAINED}
+        )
+        for name, option in names.items():
+            if step.get(name) is not None and not (name == "lr" and step[name] is None):
+                found[option] = step[name]
+        if mimics and step.get("nodes"):
+            found["nodes"] = ",".join(step["nodes"])
+        if step.get("schedule") == "step":
+            found |= {"milestones": ",".join(f"{n:g}" for n in step["milestones"]), "gamma": step["gamma"]}
+        elif step.get("schedule") != usual.lr_schedule:
+            found["lr_schedule"] = step["schedule"]
+        found |= {"ema": step["ema"]} if step.get("ema") else {}
+        if step.get("optimizer") != ("adam" if mimics else "sgd"):
+            found["optimizer"] = step["optimizer"]
+    found = {k: v for k, v in found.items() if not _redundant(found, k, recorded)}
+    if json.loads(json.dumps(as_recorded(RecoverOptions(**found).recipes()))) != json.loads(json.dumps(recorded)):
+        raise ValueError("no options make this recovery")
+    yield from ([f"--{name.replace('_', '-')}", _number(value)] for name, value in found.items())
+
+
+def _redundant(options: Settings, name: str, recorded: Any) -> bool:
+    """Whether the recipes are the same without an option."""
+    from secateurs.runs.cut import recorded as as_recorded
+
+    if name == "recover":
+        return False
+    try:
+        without = RecoverOptions(**{k: v for k, v in options.items() if k != name}).recipes()
+    except SecateursError:
+        return False
+    return bool(json.loads(json.dumps(as_recorded(without))) == json.loads(json.dumps(recorded)))
+
+
+def _step(step: Settings) -> str:
+    """'finetune:10'."""
+    amount = step["images"] if step["mode"] == "reconstruct" else step["epochs"]
+    return f"{step['mode']}:{_number(amount)}"

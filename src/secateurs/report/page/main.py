@@ -1,0 +1,46 @@
+"""The measure that a page puts first: top-1, or the first of the user's own, or the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from secateurs.artifact import Figures
+from secateurs.report.figures import number, percent
+
+
+@dataclass(frozen=True)
+class Measure:
+    """of: its value for a network. higher: whether a higher value is better."""
+
+    name: str
+    of: Callable[[Figures], float | None]
+    unit: str = ""
+    higher: bool = True
+
+    def text(self, value: float | None) -> str:
+        return percent(value) if self.unit == "%" else number(value)
+
+    def whole(self, value: float | None) -> str:
+        """With its unit, on its own."""
+        return f"{self.text(value)}{self.unit}" if value is not None else "-"
+
+    def change(self, before: float, after: float) -> str:
+        changed = f"{after - before:+.2f}" if self.unit == "%" else f"{after - before:+.3g}"
+        return changed.replace("-", "−")
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, %" if self.unit else self.name
+
+
+def main_measure(every: Sequence[Figures]) -> Measure | None:
+    """The measure by which these networks can be compared: one that most of them have."""
+    own = dict.fromkeys(name for f in every for name in f.metrics)
+    candidates = [
+        Measure("Top-1", lambda f: f.top1, "%"),
+        *(Measure(name, lambda f, name=name: f.metrics.get(name)) for name in own),  # type: ignore[misc]
+        Measure("Loss", lambda f: f.loss, higher=False),
+    ]
+    known = [sum(m.of(f) is not None for f in every) for m in candidates]
+    return candidates[known.index(max(known))] if max(known) else None

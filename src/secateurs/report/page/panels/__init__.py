@@ -1,0 +1,49 @@
+"""The parts of a run's page: one file for each. A panel reads the run, and is None where the run has nothing of it.
+
+A method gets a panel by what it notes in its history: `moves`, `gates`, `exemplars` and `layers` say which entries they read,
+and show those of any method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from secateurs.report.page.panel import Panel
+from secateurs.report.page.panels import (
+    curve,
+    error,
+    exemplars,
+    gates,
+    layers,
+    moves,
+    reconstruction,
+    record,
+    shapes,
+    speed,
+    stages,
+    widths,
+)
+from secateurs.report.page.panels.stages import cards
+from secateurs.report.page.run import Run
+
+PANELS: tuple[Callable[[Run], Panel | None], ...] = (
+    stages.panel,
+    error.panel,
+    speed.panel,
+    widths.panel,
+    moves.panel,
+    gates.panel,
+    exemplars.panel,
+    shapes.panel,
+    layers.panel,
+    reconstruction.panel,
+    curve.panel,
+    record.panel,
+)
+
+__all__ = ["PANELS", "cards", "panels"]
+
+
+def panels(run: Run) -> list[Panel]:
+    """Those that this run has something for."""
+    return [found for panel in PANELS if (found := panel(run)) is not None]

@@ -1,0 +1,72 @@
+"""What is on record about a run: how it was made, with which settings, from what; and how to repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from secateurs.report.figures import duration
+from secateurs.report.page.panel import Panel
+from secateurs.report.page.run import Run
+from secateurs.report.tables import signature
+
+MAIN = ("epochs", "steps", "images", "lr", "share", "nodes")  # settings of recovery that are shown at once
+
+
+def panel(run: Run) -> Panel:
+    files = {name: value for name, value in run.card.files.model_dump(by_alias=True).items() if value}
+    every = [("method", settings(run.card.method.name, run.card.method.model_extra or {}))]
+    every += [("recovery", settings(mode, given)) for mode, given in _steps(run)]
+    facts = {"facts": list(_facts(run)), "settings": every, "command": run.command, "files": files}
+    return Panel("record", "Record", facts)
+
+
+def _steps(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The recipes of recovery: what they are called, and their settings."""
+    recover = run.card.recover
+    for step in recover if isinstance(recover, list) else [recover]:
+        if isinstance(step, Mapping):
+            yield str(step.get("mode", "")), {k: v for k, v in step.items() if k != "mode"}
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    card = run.card
+    if card.source is not None and card.source.spec is not None:
+        yield "network", card.source.spec
+    for line in [] if card.signature is None else signature(card.signature):
+        name, _, rest = line.partition(" ")
+        yield ("input", rest) if name == "input" else ("", line)
+    if card.data is not None and card.data.data is not None:
+        normalize = f", normalized as {card.data.normalize}" if card.data.normalize else ""
+        yield "data", f"{card.data.data}{normalize}"
+    if card.task is not None:
+        yield "task", card.task.name
+    yield "method", card.method.name
+    if card.budget:
+        yield "budget", settings("", {k: v for k, v in card.budget.items() if v is not None})
+    if card.limits is not None:
+        yield "limits", settings("", {k: v for k, v in card.limits.model_dump(mode="json").items() if v})
+    if steps := [settings(mode, {k: v for k, v in given.items() if k in MAIN}, " ") for mode, given in _steps(run)]:
+        yield "recovery", ", then ".join(steps)
+    if card.seed is not None:
+        yield "seed", f"{card.seed}"
+    if card.seconds is not None:
+        yield "time", duration(card.seconds)
+    if card.versions:
+        yield "versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())
+
+
+def settings(name: str, given: Mapping[str, Any], after: str = ": ") -> str:
+    """'npn: epochs 2, open 2': without those that are not set."""
+    shown = ", ".join(f"{key} {_text(value)}" for key, value in given.items() if value not in (None, [], {}, ""))
+    return after.join(part for part in (name, shown) if part)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_text, value))
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_text(item)}" for key, item in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

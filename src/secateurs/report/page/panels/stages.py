@@ -1,0 +1,76 @@
+"""The cost of each network on the way, and what was measured of it; and the cards at the top of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from secateurs.artifact import Figures
+from secateurs.report.figures import error, percent, share, short
+from secateurs.report.page.main import Measure, main_measure
+from secateurs.report.page.panel import Panel
+from secateurs.report.page.run import Run
+from secateurs.report.tables import columns
+
+
+@dataclass(frozen=True)
+class Card:
+    """A figure at the top. share: from 0 to 1, drawn as a bar. tone: "good", "bad" or ""."""
+
+    label: str
+    value: str
+    detail: str = ""
+    share: float | None = None
+    tone: str = ""
+
+
+def cards(run: Run) -> list[Card]:
+    """MACs, parameters, the main measure, the speed, the verified error."""
+    networks = run.networks
+    first, last = networks[0][1], networks[-1][1]
+    found = [
+        Card(name, share(b, a), f"{short(a)} → {short(b)}", b / a if a else None)
+        for name, a, b in (("MACs", first.macs, last.macs), ("Parameters", first.params, last.params))
+    ]
+    if (measure := main_measure([f for _, f in networks])) is not None:
+        found.append(_measured(measure, first, last))
+    if run.timings is not None and run.timings.rows:
+        row = run.timings.rows[0]
+        times = " → ".join(f"{1000 * t.median:.3g}" for t in (row.original, row.pruned))
+        size = "" if row.batch is None else f", batch {row.batch:,}"
+        found.append(Card("Speed-up", f"{row.ratio.median:.2f}×", f"{times} ms on {row.target}{size}"))
+    verified = run.card.error is not None
+    found.append(
+        Card(
+            "Verified error", error(run.card.error),
+            "masked ≡ sliced" if verified else "the cut is inexact", tone="good" if verified else "bad",
+        )
+    )  # fmt: skip
+    return found
+
+
+def _measured(measure: Measure, first: Figures, last: Figures) -> Card:
+    before, after = measure.of(first), measure.of(last)
+    shown = f"{measure.text(before)} → {measure.text(after)}"
+    if before is None or after is None:
+        return Card(measure.name, measure.whole(after), shown)
+    return Card(measure.name, measure.whole(after), f"{shown} ({measure.change(before, after)})")
+
+
+def panel(run: Run) -> Panel:
+    networks = run.networks
+    figures = [f for _, f in networks]
+    first = figures[0]
+    measured: dict[str, Callable[[Figures], str]] = dict(columns(figures))
+    main = main_measure(figures)
+    rows = [
+        {
+            "name": name,
+            "macs": (short(f.macs), share(f.macs, first.macs)),
+            "params": (short(f.params), share(f.params, first.params)),
+            "measures": [show(f) for show in measured.values()],
+            "bar": None if main is None or main.unit != "%" else main.of(f),
+        }
+        for name, f in networks
+    ]
+    return Panel("stages", "Stages", {"rows": rows, "measures": list(measured), "main": main, "percent": percent})

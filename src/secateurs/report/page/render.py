@@ -1,0 +1,95 @@
+"""The page: runs to HTML, and HTML to a file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secateurs.errors import ArtifactError, ConfigError, Setting
+from secateurs.files import check_writable, shown, write_whole
+from secateurs.markup import Markup
+from secateurs.report.page.panels import cards, panels
+from secateurs.report.page.run import Run
+from secateurs.report.page.several import appearance, common_measure, frontiers, table
+from secateurs.report.page.svg import symbol
+from secateurs.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def check(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise before any work for a page that could not be written. ConfigError without jinja2, and for a file that exists;
+    ArtifactError for a folder that takes no files."""
+    if find_spec("jinja2") is None:
+        raise ConfigError("Reports need jinja2: pip install 'secateurs[report]'.")
+    if os.path.isdir(path):
+        raise ConfigError(f"{shown(path)} is a folder: name a file, such as {shown(Path(path, 'report.html'))}.")
+    if os.path.lexists(path) and not overwrite:
+        raise ConfigError(
+            f"{shown(path)} already exists: ", Setting("overwrite", True), " replaces it; or name another file."
+        )
+    check_writable(Path(path).parent)
+
+
+def write(runs: Sequence[Run], path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write the page of these runs. Raises what `check` does."""
+    check(path, overwrite=overwrite)
+    try:
+        write_whole(path, html(runs))
+    except OSError as error:
+        raise ArtifactError(f"{shown(path)} cannot be written: {error.strerror or error}.") from error
+    return Path(path)
+
+
+def html(runs: Sequence[Run]) -> str:
+    """The page of these runs: one file that needs no other."""
+    several = len(runs) > 1
+    shown_runs = [{"run": run, "cards": cards(run), "panels": panels(run)} for run in runs]
+    script, style = _source("page.js"), _source("page.css")
+    return _environment().get_template("page.html").render(
+        title=f"{len(runs)} pruned networks" if several else title(runs[0]),
+        runs=shown_runs,
+        titles=[title(run) for run in runs],
+        table=table(runs) if several else None,
+        frontiers=frontiers(runs) if several else [],
+        measure=measure.name if (measure := common_measure(runs)) else "",
+        looks={name: symbol(*look) for name, look in appearance(runs).items()},
+        script=script,
+        style=style,
+        # Nothing but this very script runs, whatever else is on the page.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        version=__version__,
+    )  # fmt: skip
+
+
+def title(run: Run) -> str:
+    """'zoo:resnet20 pruned by aofp to 49.9% of its MACs'."""
+    spec = None if run.card.source is None else run.card.source.spec
+    networks = run.networks
+    before, after = networks[0][1].macs, networks[-1][1].macs
+    left = f" to {after / before:.1%} of its MACs" if before else ""
+    earlier = "".join(f"{cut.method}, then " for cut in run.card.earlier)
+    return f"{spec or 'Network'} pruned by {earlier}{run.card.method.name}{left}"
+
+
+def _source(name: str) -> Markup:
+    """A file of ours, as it is."""
+    return Markup(files("secateurs.report.page").joinpath("templates", name).read_text(encoding="utf-8"))
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("secateurs.report.page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip

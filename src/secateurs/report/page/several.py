@@ -1,0 +1,147 @@
+"""Several runs beside each other: a sortable table, and what accuracy costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secateurs.artifact import Figures
+from secateurs.artifact.timings import Timing
+from secateurs.markup import Markup
+from secateurs.report.figures import duration, error, share, short
+from secateurs.report.page.main import Measure, main_measure
+from secateurs.report.page.panels.speed import milliseconds
+from secateurs.report.page.run import Run
+from secateurs.report.page.svg import Axis, Curve, Mark, chart, symbol
+
+
+@dataclass(frozen=True)
+class Cell:
+    """key: what the table is sorted by; None is last, whatever the direction."""
+
+    text: str
+    key: float | str | None
+    href: str | None = None
+    symbol: Markup | None = None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """A cost and what was measured: the runs, and the best of them at each cost."""
+
+    title: str
+    drawn: Markup
+
+
+def table(runs: Sequence[Run]) -> dict[str, Any]:
+    """The heads and rows of the table. number: whether a column is one of numbers."""
+    measure, key = common_measure(runs), _key(runs)
+    looks = appearance(runs)
+    heads = [("run", False), ("method", False), ("MACs", True), ("", True), ("params", True), ("", True)]
+    if measure is not None:
+        heads += [(f"{measure.name} {name}", True) for name in ("before", "cut", "calibrated", "after")]
+    heads += [*[("speed-up", True)] * (key is not None), ("error", True), ("time", True)]
+    rows = []
+    for i, run in enumerate(runs, start=1):
+        before, after, card = run.networks[0][1], run.networks[-1][1], run.card
+        cells = [
+            Cell(run.name, run.name.lower(), f"#run-{i}"),
+            Cell(card.method.name, card.method.name.lower(), symbol=symbol(*looks[card.method.name])),
+            *(
+                Cell(text, key)
+                for a, b in ((before.macs, after.macs), (before.params, after.params))
+                for text, key in ((short(b), b), (share(b, a), b / (a or 1)))
+            ),
+        ]
+        if measure is not None:
+            values = [measure.of(figures) for figures in (before, card.cut, card.calibrated, after)]
+            cells += [Cell(measure.text(value), value) for value in values]
+        if key is not None:
+            row = _timing(run, key)
+            cells.append(Cell("-", None) if row is None else Cell(f"{row.ratio.median:.2f}×", row.ratio.median))
+        cells.append(Cell(error(card.error), card.error))
+        cells.append(Cell("-" if card.seconds is None else duration(card.seconds), card.seconds))
+        rows.append(cells)
+    return {"heads": heads, "rows": rows}
+
+
+def appearance(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
+    """method → its color and shape, which tell it apart without color, too."""
+    names = dict.fromkeys(run.card.method.name for run in runs)
+    return {name: (i % 6, (i + i // 6) % 5) for i, name in enumerate(names)}
+
+
+def frontiers(runs: Sequence[Run]) -> list[Frontier]:
+    """What was measured against the MACs, the parameters, and the time where that is known of two runs or more."""
+    measure, key = common_measure(runs), _key(runs)
+    if measure is None:
+        return []
+    costs: list[tuple[str, Callable[[Run, Figures, bool], float | None], Callable[[float], str]]] = [
+        ("MACs", lambda run, figures, first: figures.macs, short),
+        ("parameters", lambda run, figures, first: figures.params, short),
+    ]
+    if key is not None:
+        runtime = key[0] if key[1] is None else f"{key[0]}, batch {key[1]}"
+        costs.append((f"time on {runtime}", lambda run, figures, first: _time(run, key, first), milliseconds))
+    return [
+        Frontier(name, drawn) for name, cost, form in costs if (drawn := _frontier(runs, measure, name, cost, form))
+    ]
+
+
+def _frontier(
+    runs: Sequence[Run],
+    measure: Measure,
+    name: str,
+    cost: Callable[[Run, Figures, bool], float | None],
+    form: Callable[[float], str],
+) -> Markup | None:
+    looks, marks, origins = appearance(runs), [], {}
+    for i, run in enumerate(runs, start=1):
+        for figures, first in ((run.networks[0][1], True), (run.networks[-1][1], False)):
+            x, y = cost(run, figures, first), measure.of(figures)
+            if x is None or y is None:
+                continue
+            told = f"{'original' if first else run.name}: {measure.label} {measure.text(y)}, {name} {form(x)}"
+            if first:
+                origins[round(x, 9), y] = Mark(x, y, told, 6, 0, hollow=True)
+            else:
+                marks.append(Mark(x, y, told, *looks[run.card.method.name], link=f"#run-{i}"))
+    if len(marks) < 2:
+        return None
+    best = _best(marks, measure.higher)
+    frontier = Curve("the best at each cost", [(m.x, m.y) for m in best], 6, dashed=True)
+    across = Axis(name, form, zero=True)
+    return chart(
+        across, Axis(measure.label), [frontier], [*origins.values(), *marks], title=f"{measure.name} against {name}"
+    )
+
+
+def _best(marks: Sequence[Mark], higher: bool) -> list[Mark]:
+    """Those that no other is as cheap as and better than, from the cheapest on."""
+    found: list[Mark] = []
+    for mark in sorted(marks, key=lambda m: (m.x, -m.y if higher else m.y)):
+        if not found or (mark.y > found[-1].y if higher else mark.y < found[-1].y):
+            found.append(mark)
+    return found
+
+
+def common_measure(runs: Sequence[Run]) -> Measure | None:
+    return main_measure([figures for run in runs for figures in (run.card.before, run.networks[-1][1])])
+
+
+def _key(runs: Sequence[Run]) -> tuple[str, int | None] | None:
+    """The runtime and batch size that most runs were measured with; None if none was."""
+    found = Counter((str(row.target), row.batch) for run in runs if run.timings for row in run.timings.rows)
+    return found.most_common(1)[0][0] if found else None
+
+
+def _timing(run: Run, key: tuple[str, int | None]) -> Timing | None:
+    rows = run.timings.rows if run.timings else []
+    return next((row for row in rows if (str(row.target), row.batch) == key), None)
+
+
+def _time(run: Run, key: tuple[str, int | None], first: bool) -> float | None:
+    row = _timing(run, key)
+    return None if row is None else (row.original if first else row.pruned).median

@@ -1,0 +1,241 @@
+"""Where cells are measured: one network and one data set on one device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.api import prune
+from secateurs.artifact import Figures
+from secateurs.cutting import figures as measured
+from secateurs.data import Data
+from secateurs.data.loader import Loader
+from secateurs.data.structure import examples, leaves
+from secateurs.devices import device_of, usable
+from secateurs.errors import ConfigError, SecateursError
+from secateurs.graph import Cost, count
+from secateurs.graph.copies import copied
+from secateurs.graph.inputs import call, to_model_device
+from secateurs.methods import Method, Task
+from secateurs.methods.limits import Limits
+from secateurs.plans import trace
+from secateurs.recovery import Recover, recover
+from secateurs.studies.comparison.compute import (
+    SearchCost,
+    divided,
+    recovery_cost,
+    search_cost,
+    search_share,
+    shared,
+    width_of,
+)
+from secateurs.studies.comparison.contestants import Cell, budget_text
+from secateurs.studies.comparison.peers import TorchPruning
+from secateurs.studies.comparison.work import Work
+from secateurs.training import CrossEntropy, Objective, Phase
+from secateurs.training import batches as B
+
+Record = dict[str, Any]
+TIMED = 3  # training steps, after one that is not timed
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is known before the first cell: the original's figures, and how long a training step and an evaluation take."""
+
+    original: Figures
+    step: float  # seconds, of one batch
+    evaluation: float  # seconds, of all validation data
+    steps: int  # per epoch
+    images: int
+
+
+class Bench:
+    """A network, its data and what is measured on them."""
+
+    def __init__(self, work: Work, device: str | torch.device | None = None) -> None:
+        self.work, self.where = work, usable(device)
+        self.data = work.load(self.where)
+        self.model = work.network.build(self.data, self.where)
+        given = work.inputs
+        self.inputs = (
+            work.purpose.example(self.model, self.data) if given is None else to_model_device(self.model, given)
+        )
+        self.objective = work.purpose.objective(self.model, self.inputs)
+        self.targets = work.purpose.example_targets(self.model, self.data) if work.inputs is None else None
+
+    @cached_property
+    def images(self) -> int:
+        """Training images in an epoch."""
+        train = self.data.train
+        if hasattr(train, "samples"):
+            return int(train.samples)
+        if hasattr(train, "dataset") and hasattr(train.dataset, "__len__"):
+            return len(train.dataset)
+        return sum(examples(batch) for batch in B.bounded(train, "train", B.COUNT_SECONDS, B.COUNTING))
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Of one image through the uncut network."""
+        found = count(self.model, self.inputs)
+        return Cost(found.macs // examples(self.inputs), found.params)
+
+    def at(self, seed: int) -> Data:
+        """The data from the first epoch on, in the order of a seed."""
+        train = self.data.train
+        if isinstance(train, Loader):
+            return replace(self.data, train=train.reseeded(seed))
+        if hasattr(train, "set_epoch"):
+            train.set_epoch(0)
+        return self.data
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"device": self.where, "example_targets": self.targets, **self.work.options, **vars(self.objective)}
+
+    # -- before the first cell -----------------------------------------------------------------------------------------
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Raise what a method or a budget would raise before any work: BudgetError for a budget that cannot be met."""
+        graph = trace(
+            self.model, self.inputs, allow_inexact=bool(self.work.options.get("allow_inexact")),
+            example_targets=self.targets,
+        )  # fmt: skip
+        tried = set()
+        for cell in cells:
+            method, scope = cell.contestant.method, self.work.options.get("scope")
+            if (key := (cell.contestant.label, str(cell.budget))) in tried:
+                continue
+            tried.add(key)
+            try:
+                self._task(method, cell, graph, scope)
+            except SecateursError as error:
+                raise error.within(f"{cell.contestant.label}, {budget_text(cell.budget)}: ") from error
+
+    def _task(self, method: Method, cell: Cell, graph: Any, scope: Any) -> Task:
+        limits = Limits(**{name: self.work.options[name] for name in LIMITS if name in self.work.options})
+        chosen = scope or method.default_scope
+        task = Task(
+            self.model, graph, cell.budget, chosen, self.at(cell.seed), cell.seed, self.inputs,
+            {"device": self.where, "objective": self.objective}, bounds=limits.named(self.model).on(graph, chosen),
+        )  # fmt: skip
+        return task.for_method(method)
+
+    def probe(self) -> Probe:
+        """Measure the original, and a few training steps of a copy of it."""
+        began = time.perf_counter()
+        original = measured(self.cost, self.model, self.data, self.objective)
+        evaluation = time.perf_counter() - began
+        model, whole = copied(self.model).train(), self.objective.whole
+        steps: list[float] = []
+        for i, raw in enumerate(self.at(0).train):
+            if i > TIMED:
+                break
+            batch = B.as_batch(raw, i, "train", labels=False, whole=whole)
+            began = time.perf_counter()
+            _step(model, B.to_device(batch, device_of(model)), self.objective)
+            steps.append(time.perf_counter() - began)
+        per_epoch = B.length(self.data.train) or B.count(self.data.train)
+        return Probe(original, min(steps[1:] or steps), evaluation, per_epoch, self.images)
+
+    # -- a cell --------------------------------------------------------------------------------------------------------
+
+    def search_cost(self, cell: Cell) -> SearchCost:
+        """Of a method's own training, and what it does once; it does not depend on the seed."""
+        options = {name: value for name, value in self.options.items() if name != "metrics"}
+        return search_cost(
+            self.model, self.inputs, cell.contestant.method, cell.budget, self.at(0).train, 0, **options
+        )  # fmt: skip
+
+    def measure(self, cell: Cell, known: SearchCost | None = None, folder: Path | None = None) -> Record:
+        """Everything that is known about a cell, as JSON. known: the cost of its method's search. folder: for checkpoints,
+        from which it continues."""
+        torch.manual_seed(cell.seed)
+        if cell.contestant.own:
+            return self._own(cell)
+        method, work = cell.contestant.method, self.work
+        cost = known or self.search_cost(cell)
+        width = width_of(cell.budget, self.cost, work.unit)
+        share = search_share(method, work.search if cell.contestant.search is None else cell.contestant.search)
+        division = divided(method, share, work.epochs, cost, self.images, width, work.recover)
+        clocks = time.perf_counter(), time.process_time()
+        checkpoints: Record = {} if folder is None else {"folder": folder, "resume": True, "save_seconds": 60}
+        result = prune(
+            self.model, self.inputs, division.method, cell.budget, self.at(cell.seed), division.recovery or None,
+            seed=cell.seed, progress="lines" if work.progress else "silent", **self.options, **checkpoints,
+        )  # fmt: skip
+        groups = {g.name: g.size for g in trace(self.model, self.inputs, example_targets=self.targets).groups}
+        narrowest = min((len(kept) / groups[name] for name, kept in result.plan.groups.items()), default=1.0)
+        cut = next((i for i, line in enumerate(result.history) if line.get("event") == "calibrated"), None)
+        steps = [line["step"] for line in result.history[:cut] if division.epochs and "train_loss" in line]
+        return {
+            "original": asdict(result.before), "cut": asdict(result.cut), "calibrated": asdict(result.calibrated),
+            "recovered": asdict(result.after), "error": None if math.isnan(result.error) else result.error,
+            "narrowest": narrowest, "passes": division.passes,
+            "search": {"epoch": cost.epoch, "once": cost.once, "epochs": division.epochs, "steps": max(steps, default=0)},
+            "recovery": _recorded(division.recovery), **_took(*clocks),
+        }  # fmt: skip
+
+    def _own(self, cell: Cell) -> Record:
+        """A peer's own cut, fine-tuned on the labels with all of the compute."""
+        clocks, method = (time.perf_counter(), time.process_time()), cell.contestant.method
+        if not isinstance(method, TorchPruning):
+            raise ConfigError(f"{method.name} has no cut of its own.")
+        data = self.at(cell.seed)
+        original = measured(self.cost, self.model, data, self.objective)
+        small = method.cut(self._task(method, cell, trace(self.model, self.inputs), "all"))
+        cost = Cost(count(small, self.inputs).macs // examples(self.inputs), sum(p.numel() for p in small.parameters()))
+        cut = measured(cost, small, data, self.objective)
+        width = width_of(cell.budget, self.cost, self.work.unit)
+        (recipe,) = phases = shared([Recover(share=0)], self.work.epochs, width, self.images)
+        recover(
+            small, data, recipe, seed=cell.seed, device=self.where, objective=self.objective,
+            progress="lines" if self.work.progress else "silent",
+        )  # fmt: skip
+        after = measured(cost, small, data, self.objective)
+        return {
+            "original": asdict(original), "cut": asdict(cut), "calibrated": None, "recovered": asdict(after), "error": None,
+            "narrowest": None, "passes": recipe.epochs * recovery_cost(recipe, width, self.images),  # type: ignore[attr-defined]
+            "search": {"epoch": 0.0, "once": 0.0, "epochs": 0.0, "steps": 0}, "recovery": _recorded(phases), **_took(*clocks),
+        }  # fmt: skip
+
+
+def outcome(bench: Callable[[], Bench], cell: Cell, known: SearchCost | None, folder: Path | None = None) -> Record:
+    """The figures of a cell, or its error: whatever it raises, the other cells are measured."""
+    began = time.perf_counter()
+    try:
+        return {"figures": bench().measure(cell, known, folder)}
+    except Exception as error:
+        name = "" if isinstance(error, SecateursError) else f"{type(error).__name__}: "
+        return {"failed": f"{name}{error}", "seconds": time.perf_counter() - began}
+
+
+LIMITS = tuple(f.name for f in fields(Limits))
+
+
+def _step(model: nn.Module, batch: B.Batch, objective: Objective) -> None:
+    """One training step's forward and backward."""
+    if batch.labeled:
+        loss = objective.train(model, batch, CrossEntropy())[2]
+    else:
+        loss = torch.stack([x.float().mean() for x in leaves(call(model, batch.inputs)) if x.is_floating_point()]).sum()
+    loss.backward()
+    for parameter in model.parameters():
+        parameter.grad = None
+    loss.item()  # waits for the device
+
+
+def _recorded(phases: Sequence[Phase]) -> list[Record]:
+    return [{"mode": phase.mode, **phase.model_dump(mode="json", exclude_unset=True)} for phase in phases]
+
+
+def _took(wall: float, cpu: float) -> Record:
+    return {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}

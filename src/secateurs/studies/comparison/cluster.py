@@ -1,0 +1,142 @@
+"""The machines of a Ray cluster: each cell is a task with its resources. This process, the head, collects and writes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from secateurs.errors import ConfigError, TrainingError
+from secateurs.studies.comparison.bench import Bench, Probe, Record, outcome
+from secateurs.studies.comparison.compute import SearchCost
+from secateurs.studies.comparison.contestants import Cell
+from secateurs.studies.comparison.crew import Job, Jobs, Results, probed
+from secateurs.studies.comparison.work import Work
+
+RETRIES = 3  # of a cell whose worker is lost
+POLL = 10.0  # seconds after which nodes that have joined are used
+
+_benches: dict[str, Bench] = {}  # in a worker: its bench, which later cells use, too
+
+
+def library() -> Any:
+    """Ray. Raises ConfigError if it is not installed."""
+    if find_spec("ray") is None:
+        raise ConfigError("workers='ray' needs Ray: pip install 'secateurs[cluster]', on every machine of the cluster.")
+    import ray
+
+    return ray
+
+
+class Cluster:
+    """The cluster that this process is connected to, or that `RAY_ADDRESS` names, or that runs on this machine; else one of
+    this machine's cores, for as long as the comparison runs.
+
+    resources: of each cell, `num_cpus` and `num_gpus`: by default one CPU, and one GPU where the cluster has any.
+    """
+
+    def __init__(self, work: Work, resources: Mapping[str, float] | None = None, device: str | None = None) -> None:
+        self.ray = library()
+        packed = work.packed(away=True)
+        self._ours = not self.ray.is_initialized()
+        if self._ours:
+            self.ray.init(log_to_driver=work.progress, configure_logging=False)
+        gpus = 1.0 if self.ray.cluster_resources().get("GPU") and device != "cpu" else 0.0
+        self.needs = {"num_cpus": 1.0, "num_gpus": gpus, **(resources or {})}
+        if unknown := self.needs.keys() - {"num_cpus", "num_gpus", "memory"}:
+            raise ConfigError(f"resources has no {min(unknown)}: give num_cpus, num_gpus and memory.")
+        self._device = "cpu" if not self.needs["num_gpus"] else device
+        self._name, self._work = hashlib.sha256(packed).hexdigest(), self.ray.put(packed)
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        return {**self.needs, "max_retries": RETRIES}
+
+    @property
+    def size(self) -> int:
+        """How many cells fit at a time on the nodes that there are; at least one, for which Ray waits."""
+        return max(1, sum(self._slots(node["Resources"]) for node in self.ray.nodes() if node["Alive"]))
+
+    def _slots(self, there: Mapping[str, float]) -> int:
+        named = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+        return min(int(there.get(named[name], 0.0) // need) for name, need in self.needs.items() if need)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a node that a cell fits on."""
+        return any(self._slots(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
+
+    def prepare(self, cells: Sequence[Cell]) -> Probe:
+        if not self.fits:
+            wanted = ", ".join(f"{name}={need:g}" for name, need in self.needs.items() if need)
+            raise ConfigError(
+                f"No node of the Ray cluster has what a cell needs ({wanted}): pass other resources=…, or add a node."
+            )
+        task = self.ray.remote(**self._options)(_probe)
+        try:
+            found = self.ray.get(task.remote(self._work, self._name, self._device, self._threads, list(cells)))
+        except self.ray.exceptions.RayError as error:
+            raise TrainingError(f"The cluster could not measure the original: {_first_line(error)}") from error
+        if isinstance(found, Exception):
+            raise found
+        probe: Probe = found
+        return probe
+
+    @property
+    def _threads(self) -> int:
+        return max(1, int(self.needs["num_cpus"]))
+
+    def run(self, jobs: Jobs) -> Results:
+        task = self.ray.remote(**self._options)(_measure)
+        running: dict[Any, Job] = {}
+        try:
+            while True:
+                while len(running) < self.size and (job := next(jobs, None)) is not None:
+                    sent = task.remote(self._work, self._name, self._device, self._threads, job.cell, job.known)
+                    running[sent] = job
+                if not running:
+                    return
+                ready, _ = self.ray.wait(list(running), num_returns=1, timeout=POLL)
+                for reference in ready:
+                    yield running.pop(reference), self._result(reference)
+        finally:
+            for reference in running:
+                self.ray.cancel(reference, force=True)
+
+    def _result(self, reference: Any) -> Record:
+        try:
+            found: Record = self.ray.get(reference)
+            return found
+        except self.ray.exceptions.RayError as error:  # lost more often than it is retried
+            return {"failed": f"its worker was lost: {_first_line(error)}"}
+
+    def close(self) -> None:
+        if self._ours:
+            self.ray.shutdown()
+
+
+def _bench(packed: bytes, name: str, device: str | None, threads: int) -> Bench:
+    """The bench of a worker process. Ray hands processes on from task to task."""
+    if name not in _benches:
+        _benches.clear()
+        torch.set_num_threads(threads)
+        _benches[name] = Bench(Work.unpacked(packed), device)
+    return _benches[name]
+
+
+def _probe(packed: bytes, name: str, device: str | None, threads: int, cells: Sequence[Cell]) -> Probe | Exception:
+    return probed(lambda: _bench(packed, name, device, threads), cells)
+
+
+def _measure(
+    packed: bytes, name: str, device: str | None, threads: int, cell: Cell, known: SearchCost | None
+) -> Record:
+    return outcome(lambda: _bench(packed, name, device, threads), cell, known)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

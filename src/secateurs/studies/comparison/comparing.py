@@ -1,0 +1,355 @@
+"""Compare methods, budgets and seeds on one network and data, each with the same compute in all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from secateurs.artifact import Figures
+from secateurs.budget import Budget
+from secateurs.data import Data
+from secateurs.errors import ConfigError, Setting, nearest
+from secateurs.files import dump_json
+from secateurs.methods import Method
+from secateurs.methods.limits import Counts, Fractions, Layers, Limits
+from secateurs.methods.method import Scope, check_scope
+from secateurs.report import count, duration
+from secateurs.report.curves import can_plot
+from secateurs.runs.purpose import Purpose
+from secateurs.runs.sources import DataSpec
+from secateurs.studies.comparison.bench import Probe, Record
+from secateurs.studies.comparison.compute import SearchCost, Unit
+from secateurs.studies.comparison.contestants import (
+    USUAL,
+    Cell,
+    budget_text,
+    contestants,
+    recoveries,
+)
+from secateurs.studies.comparison.contestants import (
+    budgets as checked_budgets,
+)
+from secateurs.studies.comparison.contestants import (
+    seeds as checked_seeds,
+)
+from secateurs.studies.comparison.crew import Crew, Here, Job, Processes, devices
+from secateurs.studies.comparison.folder import ComparisonFolder
+from secateurs.studies.comparison.result import Comparison, Outcome
+from secateurs.studies.comparison.work import OWN, Network, Work
+from secateurs.tasks import VisionTask
+from secateurs.training import Phase
+from secateurs.training.losses import Loss
+from secateurs.training.objective import Forward, Step
+from secateurs.version import __version__
+
+Workers = Literal["local", "ray"]
+OUT_OF_TIME = "not run: out of time"
+
+
+def compare(
+    model: nn.Module | str,
+    inputs: Any = None,
+    methods: Sequence[str | Method] = ("l2", "aofp", "npn", "pff", "onestep", "epruner"),
+    budgets: Sequence[float | Budget] = (0.5, 0.3),
+    seeds: int | Sequence[int] = 2,
+    *,
+    data: Data | DataSpec | str | Any,
+    epochs: float = 3,
+    recover: Phase | Sequence[Phase] | str | None = USUAL,
+    search: float | None = None,
+    unit: Unit = "macs",
+    workers: Workers = "local",
+    processes: int | None = None,
+    device: str | torch.device | None = None,
+    resources: Mapping[str, float] | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    minutes: float | None = None,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    trust_code: bool = False,
+    scope: Scope | None = None,
+    exclude: Layers = (),
+    only: Layers | None = None,
+    ratios: Fractions | None = None,
+    min_channels: int | Counts | None = None,
+    max_cut: float | Fractions | None = None,
+    allow_inexact: bool = False,
+    task: str | VisionTask | None = None,
+    loss: Loss | None = None,
+    step: Step | None = None,
+    forward: Forward | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] | None = None,
+    progress: bool = False,
+) -> Comparison:
+    """Compare methods × budgets × seeds on one network and data. Every cell has the same compute in all: a method's own search
+    and training count.
+
+    >>> found = sc.compare(model, x, methods=["l2", "aofp theta=0.02", sc.PFF()], budgets=[0.5, 0.3], seeds=2, data=data,
+    ...                    folder="runs/compare")
+    >>> print(found)                     # the table: mean ± standard deviation over seeds
+
+    model: a module, a spec (see `build`) with `weights`, or the folder of an artifact.
+    inputs: example inputs, as for `prune`; by default one example of the data.
+    methods: names, names with settings ("aofp theta=0.02 search=0.1", "pff preset=paper"), or configured methods.
+        "torch-pruning:group-l2" is torch-pruning's selection with our recovery, "torch-pruning:group-l2:own" its own cut,
+        fine-tuned on the labels (group-l1, l1, l2, lamp, fpgm, bn-scale, taylor, random likewise).
+    budgets: numbers, for fractions or absolute figures of the MACs, or budgets.
+    seeds: how many, or which. A seed decides the order of the data, augmentation, and whatever a method draws.
+    data: `Data` with validation data, a data spec, a `DataSpec`, or "python:package.module:function", which returns `Data`.
+    epochs: the compute of a cell: training passes of the uncut network over the training images, 3 · MACs for each image.
+    recover: phases of recovery without a length, or text ("reconstruct + finetune lr=0.05", "none"); they get the compute that
+        the method leaves. A teacher costs its forward pass.
+    search: the share of the compute for the own training of methods that train; by default each method's own share.
+    unit: what an epoch of the cut network costs: "macs", the budget's share of a pass; "steps", a whole pass. Under a budget
+        that does not limit the MACs, an epoch always counts as a pass.
+    workers: "local": this machine, with a process for each accelerator, or `processes`; with one process, cells run in the
+        calling one. "ray": the Ray cluster that this process is connected to, or that RAY_ADDRESS names. Each cell is a task
+        with its `resources` (num_cpus, num_gpus); this process collects and writes. The machines need the model and the data
+        as specs, or a model that `build` made.
+    folder: where cells are kept as they are done. resume: continue a comparison in it: cells that are done are not run again;
+        methods, budgets and seeds may be others. overwrite: replace it.
+    minutes: the time that the comparison may take. If the estimate is longer, nothing is run. When the time is over, no
+        further cell begins.
+    scope, exclude, only, ratios, min_channels, max_cut, allow_inexact: as for `prune`. num_classes, trust_code: as for `build`.
+    task, loss, step, forward, metrics: as for `PruneRun`.
+    report: called with a line about each cell; by default lines are written to stderr. progress: also show training.
+
+    A cell that fails is a row with its error, and the others are measured. Raises before any work: ConfigError for methods and
+    settings that are not valid, for a folder that holds something else, and for an estimate over `minutes`; BudgetError for a
+    budget that a method cannot meet; DataError without validation data.
+    """
+    if workers not in get_args(Workers):
+        raise ConfigError(f"workers={workers!r} is not valid. {nearest(str(workers), get_args(Workers))}")
+    _check(epochs, search, unit, processes, minutes, workers, resources)
+    check_scope(scope)
+    chosen = [
+        Cell(one, budget, seed)
+        for seed in checked_seeds(seeds) for budget in checked_budgets(budgets) for one in contestants(methods)
+    ]  # fmt: skip
+    limits = Limits(exclude, only, ratios, min_channels, max_cut)
+    if isinstance(model, nn.Module):
+        limits = limits.named(model)
+    network = Network.of(model, None if weights is None else Path(weights), num_classes, trust_code)
+    purpose = Purpose.of(task, loss, step, forward, metrics)
+    work = Work(
+        network, inputs, _data(data, purpose), purpose, tuple(recoveries(recover)), epochs, unit, search,
+        {"scope": scope, **limits.options(), "allow_inexact": allow_inexact}, progress,
+    )  # fmt: skip
+    settings = _settings(work, limits, scope, allow_inexact)
+    kept = None if folder is None else ComparisonFolder(Path(folder), settings)
+    if kept is not None:
+        kept.check(resume=resume, overwrite=overwrite)
+    say = _stderr if report is None else report
+    crew = _crew(work, workers, processes, device, resources)
+    return _Run(crew, chosen, kept, settings, epochs, None if minutes is None else 60 * minutes, say).run()
+
+
+@dataclass
+class _Run:
+    """A comparison while it runs. limit: in seconds."""
+
+    crew: Crew
+    cells: Sequence[Cell]
+    folder: ComparisonFolder | None
+    settings: Mapping[str, Any]
+    epochs: float
+    limit: float | None
+    say: Callable[[str], None]
+    began: float = field(default_factory=time.monotonic)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)  # by the cell's number
+    took: list[float] = field(default_factory=list)  # seconds of the cells of this call
+
+    def run(self) -> Comparison:
+        try:
+            return self._run()
+        except KeyboardInterrupt:
+            if self.folder is not None and self.outcomes:
+                raise self.folder.interrupted(len(self.outcomes), len(self.cells)) from None
+            raise
+        finally:
+            self.crew.close()
+
+    def _run(self) -> Comparison:
+        if self.folder is not None:
+            done = [(i, self.folder.done(cell)) for i, cell in enumerate(self.cells)]
+            self.outcomes = {i: found for i, found in done if found is not None}
+        missing = [i for i in range(len(self.cells)) if i not in self.outcomes]
+        original = self._known_original()
+        if missing or original is None:
+            probe = self.crew.prepare(self.cells)
+            original = probe.original
+            self._estimate(probe, len(missing))
+        if self.folder is not None:
+            self.folder.begin(self.cells, original)
+        if self.outcomes:
+            self.say(f"{len(self.outcomes)} of {len(self.cells)} cells are done already")
+        numbers = {self.cells[i].label: i for i in missing}
+        for job, record in self.crew.run(self._jobs(missing)):
+            self._finish(numbers[job.cell.label], record)
+        return self._result(original)
+
+    def _known_original(self) -> Figures | None:
+        """The original's figures, of a cell that is done."""
+        for found in self.outcomes.values():
+            if found.figures is not None:
+                return Figures(**found.figures["original"])
+        return None
+
+    def _estimate(self, probe: Probe, cells: int) -> None:
+        """Say how long the cells will take. Raises ConfigError if that is longer than the limit."""
+        if not cells:
+            return
+        each = self.epochs * probe.steps * probe.step + (4 + math.ceil(self.epochs)) * probe.evaluation
+        parallel = min(self.crew.size, cells)
+        seconds = each * math.ceil(cells / parallel)
+        text = (
+            f"{count(cells, 'cell')} of {count(self.epochs, 'training pass').replace('passs', 'passes')} over "
+            f"{count(probe.images, 'image')}: about {duration(seconds)}"
+            f"{f', {parallel} at a time' if parallel > 1 else ''} (a step takes {duration(probe.step)})"
+        )
+        if self.limit is not None and seconds > self.limit:
+            raise ConfigError(
+                f"{text}, which is longer than ", Setting("minutes", self.limit / 60), ". Take fewer methods, budgets or "
+                "seeds, less compute for each (", Setting("epochs"), "), or more time.",
+            )  # fmt: skip
+        self.say(text)
+
+    def _jobs(self, missing: Sequence[int]) -> Iterator[Job]:
+        for i in missing:
+            if self.limit is not None and time.monotonic() - self.began > self.limit:
+                return
+            cell = self.cells[i]
+            yield Job(cell, self._search_cost(cell), None if self.folder is None else self.folder.work(cell))
+
+    def _search_cost(self, cell: Cell) -> SearchCost | None:
+        """What the search costs, if another seed has measured it."""
+        for i, found in self.outcomes.items():
+            other = self.cells[i]
+            if (other.contestant, other.budget) == (cell.contestant, cell.budget) and found.figures is not None:
+                return SearchCost(found.figures["search"]["epoch"], found.figures["search"]["once"])
+        return None
+
+    def _finish(self, i: int, record: Record) -> None:
+        cell = self.cells[i]
+        record = json.loads(dump_json(record))  # as it is read from a file, numbers that are not finite included
+        figures = record.get("figures")
+        seconds = record.get("seconds") if figures is None else figures["seconds"]
+        found = Outcome(
+            method=cell.contestant.label, budget=budget_text(cell.budget), seed=cell.seed, figures=figures,
+            failed=record.get("failed"), seconds=seconds,
+        )  # fmt: skip
+        self.outcomes[i] = found
+        if self.folder is not None:
+            self.folder.keep(cell, found, {"secateurs": __version__, "torch": torch.__version__})
+        self.took.append(seconds or 0.0)
+        self.say(f"[{len(self.outcomes)}/{len(self.cells)}] {cell.label}: {self._said(found)}{self._left()}")
+
+    def _said(self, found: Outcome) -> str:
+        if found.figures is None:
+            return f"failed: {found.failed}"
+        one = Comparison((found,), Figures(**found.figures["original"]), self.settings)
+        stages = [one.value(found.figures[stage]) for stage in ("cut", "calibrated", "recovered")]
+        shown = " → ".join("-" if v is None else f"{v:.4g}" for v in stages)
+        return f"{one.heading} {shown}, {duration(found.figures['seconds'])}"
+
+    def _left(self) -> str:
+        """How long the other cells will take, by those that are done."""
+        left = len(self.cells) - len(self.outcomes)
+        if not left:
+            return ""
+        rate = (time.monotonic() - self.began) / len(self.took)
+        return f" · about {duration(rate * left)} left"
+
+    def _result(self, original: Figures | None) -> Comparison:
+        found = []
+        for i, cell in enumerate(self.cells):
+            missing = Outcome(
+                method=cell.contestant.label, budget=budget_text(cell.budget), seed=cell.seed, failed=OUT_OF_TIME
+            )
+            found.append(self.outcomes.get(i, missing))
+        result = Comparison(tuple(found), original, self.settings)
+        if self.folder is not None:
+            result.to_csv(self.folder.folder / "comparison.csv")
+            if can_plot() and any(row.recovered is not None for row in result.rows):
+                result.plot(self.folder.folder / "frontier.png")
+        return result
+
+
+def _crew(
+    work: Work, workers: Workers, processes: int | None, device: str | torch.device | None,
+    resources: Mapping[str, float] | None,
+) -> Crew:  # fmt: skip
+    if workers == "ray":
+        from secateurs.studies.comparison.cluster import Cluster
+
+        return Cluster(work, resources, None if device is None else str(device))
+    on = devices(device, processes)
+    return Here(work, on[0]) if len(on) == 1 else Processes(work, on)
+
+
+def _data(given: Any, purpose: Purpose) -> DataSpec | Data | str:
+    """Where a worker gets the data from."""
+    if isinstance(given, str) and given.startswith(OWN):
+        return given
+    if isinstance(given, str | DataSpec):
+        return (DataSpec(given) if isinstance(given, str) else given).complete(purpose.task)
+    if given is None:
+        raise ConfigError("A comparison needs data: pass data=…, with training and validation batches.")
+    return Data.of(given)
+
+
+def _settings(work: Work, limits: Limits, scope: Scope | None, allow_inexact: bool) -> dict[str, Any]:
+    """What all cells' figures depend on, as JSON."""
+    given = work.data
+    data = given.settings() if isinstance(given, DataSpec) else {"data": given if isinstance(given, str) else None}
+    return {
+        "model": work.network.name, "weights": work.network.digest(), **data, **work.purpose.record(),
+        "primary": work.purpose.task.primary if work.purpose.metrics is None else next(iter(work.purpose.metrics), "top1"),
+        "epochs": float(work.epochs), "unit": work.unit, "search": work.search, "scope": scope, "limits": limits.record(),
+        "allow_inexact": allow_inexact,
+        "recover": [{"mode": phase.mode, **phase.model_dump(mode="json")} for phase in work.recover],
+    }  # fmt: skip
+
+
+def _check(epochs: Any, search: Any, unit: Any, processes: Any, minutes: Any, workers: Workers, resources: Any) -> None:
+    """Raise ConfigError for numbers that are not valid."""
+
+    def positive(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("A comparison starts its own processes: run it in one, without torchrun, with processes=…")
+    if not positive(epochs):
+        raise ConfigError(Setting("epochs", epochs), ": the compute of a cell must be a number of passes above 0.")
+    if search is not None and not (positive(search) and search < 1):
+        raise ConfigError(Setting("search", search), " must be a share of the compute above 0 and below 1.")
+    if unit not in get_args(Unit):
+        raise ConfigError(Setting("unit", unit), f" is not valid. {nearest(str(unit), get_args(Unit))}")
+    if minutes is not None and not positive(minutes):
+        raise ConfigError(Setting("minutes", minutes), " must be a number of minutes above 0.")
+    if processes is not None and (not isinstance(processes, int) or isinstance(processes, bool) or processes < 1):
+        raise ConfigError(Setting("processes", processes), " must be a number of processes, 1 or more.")
+    if workers == "ray" and processes is not None:
+        raise ConfigError(
+            Setting("processes", processes),
+            " is for workers='local': Ray measures as many cells as their resources allow.",
+        )
+    if workers == "local" and resources is not None:
+        raise ConfigError("resources are for workers='ray': local processes share this machine.")
+
+
+def _stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,181 @@
+"""What is compared: methods, budgets and recoveries, from objects or from text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from secateurs.budget import Budget
+from secateurs.errors import ConfigError, nearest
+from secateurs.methods import Method, resolve
+from secateurs.methods.method import check_budget
+from secateurs.recovery import MODES, Reconstruct, Recover
+from secateurs.recovery import phases as checked_phases
+from secateurs.studies.comparison.peers import FAMILY, peer
+from secateurs.training import Phase, Recipe
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A configured method under the name that the table has for it.
+
+    search: the share of the compute that its own training gets; None: see `search_share`. own: a peer's own cut and
+    fine-tuning on the labels, without ours.
+    """
+
+    label: str
+    method: Method
+    search: float | None = None
+    own: bool = False
+
+    @classmethod
+    def of(cls, given: str | Method) -> Contestant:
+        """From a configured method, or from text: its name and settings, `aofp theta=0.02`. `preset=paper` and `search=0.1`
+        are a preset, and the share of the compute for the search. Raises ConfigError for what is not valid."""
+        if isinstance(given, Method):
+            chosen = resolve(given)
+            words = [
+                f"{key}={_text(value)}" for key, value in chosen.model_dump(mode="json", exclude_unset=True).items()
+            ]
+            return cls(" ".join([chosen.name, *words]), chosen)
+        if not isinstance(given, str) or not given.split():
+            resolve(given)  # whose errors say what to pass instead
+            raise ConfigError("A method has no name: write, for example, 'l2' or 'aofp theta=0.02'.")
+        name, *rest = given.split()
+        values = settings(rest)
+        share, preset = values.pop("search", None), values.pop("preset", None)
+        if share is not None and (not isinstance(share, float) or not 0 < share < 1):
+            raise ConfigError(f"{given!r}: search={share} must be a share of the compute above 0 and below 1.")
+        label = " ".join([name, *rest])
+        if name.partition(":")[0] == FAMILY:
+            method, own = peer(name, values if preset is None else {**values, "preset": preset})
+            return cls(label, method, share, own)
+        method = resolve(name, **values) if preset is None else type(resolve(name)).preset(preset, **values)
+        return cls(label, method, share)
+
+    def record(self) -> dict[str, Any]:
+        """What its figures depend on, as JSON."""
+        return {
+            "name": self.method.name, **self.method.model_dump(mode="json"), "search": self.search, "own": self.own
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured once."""
+
+    contestant: Contestant
+    budget: Budget
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """`l2, macs=0.5, seed 0`."""
+        return f"{self.contestant.label}, {budget_text(self.budget)}, seed {self.seed}"
+
+    def record(self) -> dict[str, Any]:
+        """What its figures depend on beside what all cells share, as JSON."""
+        record = {"method": self.contestant.record(), "budget": asdict(self.budget), "seed": self.seed}
+        return dict(json.loads(json.dumps(record, default=str)))
+
+
+def contestants(methods: Any) -> list[Contestant]:
+    """The methods of a comparison. Raises ConfigError for none, for one that is not valid, and for one that is given twice."""
+    found = [Contestant.of(given) for given in _several(methods, "methods", (str, Method), "'l2'")]
+    _distinct([one.label for one in found], "method")
+    return found
+
+
+def budgets(given: Any) -> list[Budget]:
+    """The budgets of a comparison: a number stands for MACs. Raises BudgetError for those that are not valid."""
+    found = []
+    for one in _several(given, "budgets", (int, float, Budget), "0.5"):
+        number = isinstance(one, int | float) and not isinstance(one, bool)
+        budget = Budget(macs=one) if number else one
+        check_budget(budget)
+        if budget is None:
+            raise ConfigError("None is not a budget: pass, for example, budgets=[0.5, sc.Budget(params=0.3)].")
+        found.append(budget)
+    _distinct([budget_text(one) for one in found], "budget")
+    return found
+
+
+def seeds(given: Any) -> list[int]:
+    """The seeds of a comparison: a number of them, or the seeds. Raises ConfigError for what is neither."""
+    found = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
+    whole = isinstance(found, Sequence) and all(isinstance(s, int) and not isinstance(s, bool) for s in found)
+    if not whole or not found or min(found) < 0:
+        raise ConfigError(f"seeds={given!r} must be a number of seeds, 1 or more, or a list of seeds.")
+    _distinct([str(seed) for seed in found], "seed")
+    return list(found)
+
+
+def recoveries(given: Phase | Sequence[Phase] | str | None) -> list[Phase]:
+    """The phases of recovery: recipes, or text, `reconstruct + finetune lr=0.05`. Their lengths are set by the compute that a
+    cell has left. Raises ConfigError for what is not valid."""
+    phases = recipes(given) if isinstance(given, str) else [phase for _, phase in checked_phases(given)]
+    for phase in phases:
+        # a recipe of no given length has the default one
+        if isinstance(phase, Recipe) and (phase.steps, phase.epochs) != (None, type(phase)().epochs):
+            raise ConfigError(
+                f"recover: {type(phase).__name__} has its length set, and in a comparison the compute that a cell has left "
+                "decides it: leave epochs and steps out."
+            )
+    return phases
+
+
+def recipes(text: str) -> list[Phase]:
+    """`reconstruct + finetune lr=0.05` as phases; `none` as no phase."""
+    found: list[Phase] = []
+    for part in text.split("+") if text.strip() != "none" else []:
+        mode, *words = part.split() or [""]
+        kinds: Mapping[str, type[Phase]] = {**MODES, Reconstruct.mode: Reconstruct}
+        if mode not in kinds:
+            raise ConfigError(f"There is no recovery {mode!r}. {nearest(mode, [*kinds, 'none'])}")
+        found.append(kinds[mode](**settings(words)))
+    return found
+
+
+def settings(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` each; values are JSON where they can be."""
+    found: dict[str, Any] = {}
+    for word in words:
+        key, mark, value = word.partition("=")
+        if not mark or not key:
+            raise ConfigError(f"{word!r} is not a setting: write key=value.")
+        if key in found:
+            raise ConfigError(f"{key} is given twice: give one of them.")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
+
+
+def budget_text(budget: Budget) -> str:
+    """`macs=0.5`: what differs from the defaults."""
+    given = [(f.name, getattr(budget, f.name)) for f in fields(budget) if getattr(budget, f.name) != f.default]
+    return " ".join(f"{name}={_text(value)}" for name, value in given)
+
+
+USUAL = (Recover(),)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str).replace(" ", "")
+
+
+def _several(given: Any, what: str, one: tuple[type, ...], such_as: str) -> list[Any]:
+    found = [given] if isinstance(given, one) and not isinstance(given, bool) else given
+    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+        raise ConfigError(f"{what}={given!r:.100} must be a list that is not empty, such as [{such_as}].")
+    return list(found)
+
+
+def _distinct(labels: Sequence[str], what: str) -> None:
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ConfigError(f"The {what} {twice[0]} is given twice: give each of them once.")

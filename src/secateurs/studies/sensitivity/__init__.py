@@ -1,0 +1,6 @@
+"""Sensitivity of a network's channel groups: what is left after each of them is cut alone."""
+
+from secateurs.studies.sensitivity.measure import IMAGES, SHARES, sensitivity
+from secateurs.studies.sensitivity.result import Sensitivity
+
+__all__ = ["IMAGES", "SHARES", "Sensitivity", "sensitivity"]

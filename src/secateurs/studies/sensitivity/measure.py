@@ -1,0 +1,378 @@
+"""Cut each channel group alone, at several shares, and measure what is left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateurs import artifact, training
+from secateurs.artifact import Figures
+from secateurs.artifact.provenance import source_of
+from secateurs.calibration import images_of
+from secateurs.data import Data
+from secateurs.devices import usable
+from secateurs.errors import ConfigError, Setting
+from secateurs.graph import ChannelGroup
+from secateurs.graph.copies import copied
+from secateurs.graph.inputs import tensors
+from secateurs.graph.modes import evaluating
+from secateurs.masking.gates import Gates
+from secateurs.methods.assess import reporter, spread
+from secateurs.methods.limits import Layers, Limits
+from secateurs.methods.method import Criterion, Method, Scope, Task
+from secateurs.methods.oracle.ablation import readers
+from secateurs.methods.oracle.prefix import Prefix
+from secateurs.methods.registry import methods, resolve
+from secateurs.placement import Placement
+from secateurs.plans import PrunableGraph, trace
+from secateurs.preflight import check
+from secateurs.recovery import IMAGES as CALIBRATE
+from secateurs.recovery.calibrate import after_cut_
+from secateurs.report import count
+from secateurs.seeds import preserve_rng_state
+from secateurs.studies.sensitivity.record import Record, taken_over
+from secateurs.studies.sensitivity.result import Cut, Group, Sensitivity, primary
+from secateurs.surgery import apply
+from secateurs.surgery.verify import check_deterministic
+from secateurs.training import CrossEntropy, Objective
+from secateurs.training import batches as B
+from secateurs.training.checks import Check
+from secateurs.training.losses import Loss, to_device
+from secateurs.training.metrics import Meter, Metrics, higher_is_better
+from secateurs.training.objective import Forward, Judged, Step
+from secateurs.training.progress import Mode
+
+SHARES = (0.25, 0.5, 0.75)
+IMAGES = 1000
+ROWS = 128  # examples at a time
+
+
+@torch.inference_mode(False)
+@preserve_rng_state()
+def sensitivity(
+    model: nn.Module,
+    example_inputs: Any,
+    method: str | Method = "l2",
+    data: Any = None,
+    shares: Sequence[float] = SHARES,
+    *,
+    images: int = IMAGES,
+    calibrate: Any = True,
+    scope: Scope | None = None,
+    exclude: Layers = (),
+    only: Layers | None = None,
+    metric: str | None = None,
+    allow_inexact: bool = False,
+    loss: Loss | None = None,
+    step: Step | None = None,
+    forward: Forward | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    graph: PrunableGraph | None = None,
+    example_targets: Any = None,
+    report: Callable[[str], None] = lambda line: None,
+    progress: Mode | bool = "auto",
+) -> Sensitivity:
+    """How much worse the network gets with each channel group cut alone, at several shares: right after the cut, and
+    calibrated. Nothing is trained, and the given model is not modified.
+
+    >>> found = sc.sensitivity(model, images, data=sc.Data(train=train, val=val))
+    >>> sc.prune(model, images, "l2", data=data, ratios=found.ratios(drop=1.0))
+
+    method: the criterion that says which channels of a group go first, by name or configured.
+    data: `Data(train=…, val=…)`. The network is measured on the validation data, and calibrated on the training data.
+    shares: the fractions of its channels that each group loses; what stays is rounded up to a whole channel.
+    images: how many validation images each cut is measured on, evenly spaced, and how many training images it is calibrated
+        on (at most 1,024). The work grows with groups · shares · images.
+    calibrate: as for `prune`: True, False, or batches to calibrate on.
+    scope, exclude, only, allow_inexact: which groups are cut, as for `prune`.
+    metric: the figure that drops are measured in: top1, top5, loss, or a metric's name; by default the first of `metrics`, or
+        else top1, or else the loss.
+    loss, step, forward, metrics, graph, example_targets, device, seed: as for `prune`.
+    folder: where `sensitivity.json` is written after each group, and in the end a picture. resume: continue from that file;
+        overwrite: replace it. settings: what else the result depends on, such as the name of the data: JSON-serializable. A
+        resumed call must have the same.
+    report: called with a line of text about the study. progress: "auto", "bar", "lines" or "silent".
+
+    Right after a cut, the network is measured with the group's channels masked, and the layers before them run once for all
+    shares. What is calibrated is cut.
+
+    Raises before any work: ConfigError for settings that are not valid, DataError for data that does not fit, BudgetError if no
+    group can be cut.
+    """
+    began = time.perf_counter()
+    chosen = _criterion(method)
+    check(model, None, scope)
+    shares = _shares(shares)
+    if isinstance(images, bool) or not isinstance(images, Integral) or images < 1:
+        raise ConfigError(Setting("images", images), " is not valid: it must be an integer of at least 1.")
+    if data is None:
+        raise ConfigError("A sensitivity study measures on data: pass data=sc.Data(train=…, val=…).")
+    source, objective = Data.of(data), Objective(loss, step, forward, metrics or {})
+    if source.val is None:
+        raise ConfigError("A sensitivity study measures on validation data: pass data=sc.Data(train=…, val=…).")
+    limits = Limits(exclude, only).named(model)
+    where = usable(device)
+    record = None if folder is None else Record(
+        Path(folder),
+        {
+            "weights": artifact.weights_digest(model), "method": _record(chosen), "shares": shares, "images": images,
+            "calibrate": calibrate is not False, "scope": scope or chosen.default_scope, "limits": limits.record(),
+            "allow_inexact": allow_inexact, "metric": metric, "seed": seed, **(settings or {}),
+        },
+    )  # fmt: skip
+    earlier = None if record is None else record.open(resume, overwrite)
+    placement = Placement.of(model)
+    network = copied(placement.working_copy(model, where)).eval()
+    inputs = placement.working_inputs(example_inputs, where)
+    targets = None if example_targets is None else placement.working_inputs(example_targets, where)
+    if graph is None:
+        graph = trace(network, inputs, allow_inexact=allow_inexact, example_targets=targets)
+    if graph.random and not allow_inexact:
+        check_deterministic(network, inputs)
+    scope = scope or chosen.default_scope
+    options = {"device": where, "objective": objective, "progress": progress}
+    task = Task(
+        network, graph, None, scope, source, seed, inputs, options, bounds=limits.on(graph, scope)
+    )  # fmt: skip
+    task.widths.check()
+    if not objective.whole and chosen.reads_labels:
+        training.check_labels(source.train, [chosen.name])
+    work = _Study(task, chosen, objective, where, shares, allow_inexact, images, calibrate)
+    done = taken_over(earlier, [g.name for g in task.groups])
+    report(work.extent(len(done)))
+    base = work.base() if earlier is None else earlier.base
+    name = primary(metric, base, tuple(objective.metrics))
+    higher = name != "loss" and higher_is_better(objective.metrics.get(name.partition(".")[0]))
+
+    def result(groups: Sequence[Group], finished: bool = True) -> Sensitivity:
+        return Sensitivity(
+            finished=finished, settings={} if record is None else record.plain, model=_named(model),
+            method=_record(chosen), metric=name, higher_is_better=higher, shares=shares, images=work.examples,
+            calibrated_on=work.calibrated_on, base=base, groups=tuple(groups),
+            seconds=(0.0 if earlier is None else earlier.seconds) + time.perf_counter() - began,
+        )  # fmt: skip
+
+    if earlier is not None and earlier.finished:
+        return earlier
+    groups: list[Group] = []
+    for group in work.groups(done):
+        groups.append(group)
+        if record is not None and group.name not in done:
+            record.write(result(groups, finished=False))
+    found = result(groups)
+    if record is not None:
+        record.write(found)
+    return found
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Batches that are read once: of validation, and to calibrate on."""
+
+    val: list[B.Batch]
+    calibrate: list[B.Batch]
+
+
+class _Study:
+    """The measuring."""
+
+    def __init__(
+        self, task: Task, method: Criterion, objective: Objective, where: torch.device, shares: tuple[float, ...],
+        allow_inexact: bool, images: int, calibrate: Any,
+    ) -> None:  # fmt: skip
+        self.task, self.method, self.objective, self.where, self.shares = task, method, objective, where, shares
+        self.allow_inexact = allow_inexact
+        whole = objective.whole
+        val = task.data.val
+        source = list(val) if isinstance(val, Iterator) else val
+        seen = list(_joined(spread(source, images, whole)))
+        given = images_of(calibrate, task.data, task.seed, objective)
+        some = [] if given is None else training.without_labels(
+            given, min(images, CALIBRATE), seed=task.seed, whole=whole
+        )  # fmt: skip
+        self.held = _Held(seen, list(some))
+        self.examples = sum(batch.rows for batch in seen)
+        self.calibrated_on = sum(batch.rows for batch in self.held.calibrate)
+
+    def extent(self, done: int) -> str:
+        """How much there is to do, as a line of text."""
+        groups = len(self.task.groups) - done
+        each = f"each measured on {count(self.examples, 'image')}"
+        again = f", and again after calibration on {self.calibrated_on:,}" if self.calibrated_on else ""
+        already = f" ({done} are done already)" if done else ""
+        return f"{count(groups, 'group')} at {count(len(self.shares), 'share')}, {each}{again}{already}"
+
+    def base(self) -> Figures:
+        cost = self.task.graph.cost()
+        return _figures(cost, self._evaluated(self.task.model))
+
+    def groups(self, done: Mapping[str, Group]) -> Iterator[Group]:
+        """All groups; those that are done as they are."""
+        groups = self.task.groups
+        scores = self.method.scores(self.task) if len(done) < len(groups) else {}
+        with reporter(self.task, "sensitivity") as progress:
+            progress.start(len(groups), len(done))
+            for i, group in enumerate(groups):
+                if group.name in done:
+                    yield done[group.name]
+                    continue
+                yield self._group(group, _order(self.method, group, scores))
+                progress.show(i + 1, group.name)
+
+    def _group(self, group: ChannelGroup, order: np.ndarray) -> Group:
+        kept = [_width(group, share) for share in self.shares]
+        stay = {width: np.sort(order[:width]) for width in kept}
+        masked = dict(zip(stay, self._masked(group, list(stay.values())), strict=True))
+        cuts: dict[int, Cut] = {}
+        for width, channels in stay.items():
+            cost = self.task.graph.cost({group.name: width})
+            calibrated = None
+            if self.held.calibrate:
+                small = self._calibrated({group.name: channels}) if width < group.size else self.task.model
+                calibrated = _figures(cost, self._evaluated(small))
+            cuts[width] = Cut(kept=width, cut=_figures(cost, masked[width]), calibrated=calibrated)
+        return Group(name=group.name, size=group.size, cuts=tuple(cuts[width] for width in kept))
+
+    def _calibrated(self, channels: Mapping[str, np.ndarray]) -> nn.Module:
+        """The network without the other channels, calibrated as `prune` does it."""
+        task = self.task
+        plan = task.graph.plan(channels, allow_inexact=self.allow_inexact)
+        small = apply(task.model, plan)
+        batches = self.held.calibrate
+        after_cut_(task.model, small, plan, task.example_inputs, lambda: batches, objective=self.objective)
+        return small
+
+    def _evaluated(self, model: nn.Module) -> Metrics:
+        batches = [b.inputs if b.whole else (b.inputs, b.targets) for b in self.held.val]
+        return training.evaluate(model, batches, objective=self.objective)
+
+    @torch.no_grad()
+    def _masked(self, group: ChannelGroup, kept: Sequence[np.ndarray]) -> list[Metrics]:
+        """The figures with all but these channels of the group masked, for each selection. The layers before the group's
+        consumers run once for each batch."""
+        model, default = self.task.model, CrossEntropy()
+        masks = [_mask(group, channels, self.where) for channels in kept]
+        meters = [Meter(self.objective.metrics, self.where, together=False) for _ in masks]
+        check = Check(model, "val")
+        with evaluating(model), Gates(model, [group]) as gates:
+
+            def outputs(batch: B.Batch, mask: Tensor) -> Tensor:
+                gates.flat(mask)
+                return _flat(self.objective.outputs(model, batch))
+
+            def judged(batch: B.Batch, mask: Tensor) -> Judged:
+                gates.flat(mask)
+                return self.objective.judge(model, batch, default)
+
+            probe = to_device(B.rows_of(check.fit(self.held.val[0], 0), 0, 4), self.where, False, default)
+            half = torch.ones(group.size, device=self.where)
+            half[::2] = 0
+            prefix = Prefix(
+                model, readers(model, group), lambda: outputs(probe, torch.ones_like(half)),
+                lambda: outputs(probe, half),
+            )  # fmt: skip
+            try:
+                for index, raw in enumerate(self.held.val):
+                    batch = check.fit(raw, index)
+                    with check.running(batch, index):
+                        batch = to_device(batch, self.where, False, self.objective.loss or default)
+                        first, held = prefix.capture(partial(judged, batch, masks[0]))
+                        meters[0].add(first, batch.rows)
+                        for mask, meter in zip(masks[1:], meters[1:], strict=True):
+                            meter.add(prefix.replay(held, partial(judged, batch, mask)), batch.rows)
+            finally:
+                prefix.close()
+        found = [meter.metrics(None, 0.0) for meter in meters]
+        assert all(f is not None for f in found)
+        return [f for f in found if f is not None]
+
+
+def _figures(cost: Any, found: Metrics) -> Figures:
+    own = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
+    loss = found.loss if found.loss is not None and math.isfinite(found.loss) else None
+    return Figures(cost.macs, cost.params, found.top1, found.top5, loss, own)
+
+
+def _joined(batches: Iterator[B.Batch]) -> Iterator[B.Batch]:
+    """The same examples in batches of about `ROWS`, where their shapes allow it."""
+    waiting: list[B.Batch] = []
+    for batch in batches:
+        if waiting and (not B.fits(waiting[0], batch) or sum(b.rows for b in waiting) + batch.rows > ROWS):
+            yield B.joined(waiting)
+            waiting = []
+        waiting.append(batch)
+    if waiting:
+        yield B.joined(waiting)
+
+
+def _flat(outputs: Any) -> Tensor:
+    """All tensors in the outputs as one; NaN, which equals nothing, if there is none."""
+    found = [x.double().flatten() for x in tensors(outputs)]
+    return torch.cat(found) if found else torch.full((1,), math.nan)
+
+
+def _mask(group: ChannelGroup, kept: np.ndarray, where: torch.device) -> Tensor:
+    mask = torch.zeros(group.size, device=where)
+    mask[torch.from_numpy(kept).to(where)] = 1
+    return mask
+
+
+def _width(group: ChannelGroup, share: float) -> int:
+    return max(group.least, math.ceil(group.size * (1 - share) - 1e-9))
+
+
+def _order(method: Criterion, group: ChannelGroup, scores: Mapping[str, Tensor]) -> np.ndarray:
+    """The group's channels, best first."""
+    values = scores[group.name].detach().double().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise ConfigError(
+            f"{method.name} returned scores for {group.name} that are not finite: check the weights for NaN and infinities."
+        )
+    return np.argsort(-values, kind="stable")
+
+
+def _criterion(method: str | Method) -> Criterion:
+    found = resolve(method)
+    if isinstance(found, Criterion):
+        return found
+    known = ", ".join(name for name in methods() if isinstance(resolve(name), Criterion))
+    raise ConfigError(
+        Setting("method", found.name), f" does not score channels, and a sensitivity study needs a criterion: {known}."
+    )  # fmt: skip
+
+
+def _record(method: Method) -> dict[str, Any]:
+    return {"name": method.name, **method.model_dump(mode="json")}
+
+
+def _shares(shares: Any) -> tuple[float, ...]:
+    given = (shares,) if isinstance(shares, Real) else tuple(shares)
+    for share in given:
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) < 1:
+            raise ConfigError(
+                Setting("shares", share), " is not valid: give fractions of a group's channels to cut, between 0 and 1."
+            )
+    if not given:
+        raise ConfigError(Setting("shares", ()), " is empty: give fractions of a group's channels to cut.")
+    return tuple(sorted({float(share) for share in given}))
+
+
+def _named(model: nn.Module) -> str:
+    source = source_of(model)
+    return str((source or {}).get("spec") or type(model).__qualname__)

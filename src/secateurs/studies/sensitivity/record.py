@@ -1,0 +1,89 @@
+"""The file of a sensitivity study, which a killed one resumes from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateurs.errors import ArtifactError, ConfigError, Setting
+from secateurs.files import check_writable, read_json, shown, staged
+from secateurs.report.curves import can_plot
+from secateurs.studies.sensitivity.result import BYTES, Group, Sensitivity
+from secateurs.training.processes import first
+
+FILE, PICTURE = "sensitivity.json", "sensitivity.png"
+
+
+@dataclass(frozen=True)
+class Record:
+    """`sensitivity.json` in a folder, and its picture. settings: what the result depends on."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def file(self) -> Path:
+        return self.folder / FILE
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON has them."""
+        found: dict[str, Any] = json.loads(json.dumps(self.settings))
+        return found
+
+    def open(self, resume: bool, overwrite: bool) -> Sensitivity | None:
+        """What an earlier call left, if it is resumed. Raises ConfigError for what would be overwritten, and for a file of
+        another study; ArtifactError for one that is damaged, or not ours."""
+        if resume and overwrite:
+            raise ConfigError(
+                Setting("resume", True), " and ", Setting("overwrite", True), " are mutually exclusive: one continues a "
+                "study, the other starts over.",
+            )  # fmt: skip
+        found = self._read()
+        if found is None and os.path.lexists(self.folder / PICTURE):
+            raise ConfigError(
+                f"{shown(self.folder / PICTURE)} already exists and was not written by a sensitivity study, which would "
+                "replace it: move it, or choose another folder."
+            )
+        check_writable(self.folder)
+        if found is None or overwrite:
+            return None
+        if not resume:
+            raise ConfigError(
+                f"{shown(self.file)} already exists: ", Setting("resume", True), " continues it, ",
+                Setting("overwrite", True), " replaces it.",
+            )  # fmt: skip
+        now = self.plain
+        if changed := [k for k in {**found.settings, **now} if found.settings.get(k) != now.get(k)]:
+            raise ConfigError(f"{shown(self.file)} belongs to another study: it differs in {', '.join(changed)}.")
+        for name in (FILE, PICTURE):
+            staged(self.folder / name).unlink(missing_ok=True)
+        return found
+
+    def _read(self) -> Sensitivity | None:
+        if not os.path.lexists(self.file):
+            return None
+        advice = "If a sensitivity study wrote it, it is damaged: move it, or choose another folder."
+        return read_json(self.file, Sensitivity, BYTES, advice)
+
+    def write(self, found: Sensitivity) -> None:
+        """After each group; the picture at the end. One of several processes writes."""
+        if not first():
+            return
+        found.save(self.file)
+        if found.finished and can_plot():
+            found.plot(self.folder / PICTURE)
+        else:
+            (self.folder / PICTURE).unlink(missing_ok=True)  # it would show an earlier study
+
+
+def taken_over(found: Sensitivity | None, names: Sequence[str]) -> dict[str, Group]:
+    """The groups that an earlier call measured. Raises ArtifactError for groups that the network does not have."""
+    groups = {} if found is None else {group.name: group for group in found.groups}
+    if other := next((name for name in groups if name not in names), None):
+        raise ArtifactError(f"{FILE} is not valid: the network has no group {shown(other)} to cut.")
+    return groups

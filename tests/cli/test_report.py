@@ -1,0 +1,147 @@
+"""`secateurs report`: where it writes, what it refuses, and the command that it says repeats a run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import secateurs as sc
+from secateurs.cli.reproduce import command
+from secateurs.runs import PruneRun
+
+NET = "zoo:small_cnn"
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    result = sc.prune(sc.build(NET, num_classes=2), torch.randn(1, 3, 32, 32), "l1", sc.Budget(macs=0.5))
+    return result.save(tmp_path_factory.mktemp("artifact") / "a")
+
+
+def test_one_run_has_its_page_in_its_folder(run, artifact):
+    ran = run("report", artifact)
+    assert ran.status == 0, ran.err
+    page = artifact / "report.html"
+    assert ran.out.startswith(f"{page}: 1 run, ")
+    assert "zoo:small_cnn pruned by l1" in page.read_text()
+    again = run("report", artifact)
+    assert again.status == 2
+    assert "report.html already exists: --force replaces it" in again.err
+    assert run("report", artifact, "--force").status == 0
+
+
+def test_several_runs_are_on_one_page(run, artifact, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = run("report", artifact, artifact)
+    assert ran.out.startswith("report.html: 2 runs, ")
+    assert "2 pruned networks" in (tmp_path / "report.html").read_text()
+    assert run("report", artifact, artifact, "--out", tmp_path / "new" / "b.html").status == 0
+
+
+def test_what_is_no_run_is_refused(run, artifact, tmp_path):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").write_text('{"finished": false, "settings": {}}')
+    for folder, told in (
+        ("missing", "There is no folder"), ("begun", "The run is not finished: --resume continues it."),
+        (".", "is not a complete artifact"),
+    ):  # fmt: skip
+        ran = run("report", tmp_path / folder, "--out", tmp_path / "page.html")
+        assert ran.status == 1
+        assert told in ran.err
+    assert run("report").status == 2
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_without_jinja2(run, artifact, tmp_path, monkeypatch):
+    from secateurs.report.page import render
+
+    monkeypatch.setattr(render, "find_spec", lambda name: None)
+    ran = run("report", artifact, "--out", tmp_path / "page.html")
+    assert ran.status == 2
+    assert "Reports need jinja2: pip install 'secateurs[report]'" in ran.err
+
+
+def test_times_that_bench_saved_are_on_the_page(run, artifact, tmp_path):
+    assert run("bench", artifact, "--target", "torch-cpu", "--seconds", 0.01, "--save").status == 0
+    found = json.loads((artifact / "bench.json").read_text())
+    page = tmp_path / "page.html"
+    assert run("report", artifact, "--out", page).status == 0
+    assert f"{found['rows'][0]['ratio']['median']:.2f}×" in page.read_text()
+    (artifact / "bench.json").unlink()
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "plain": {"budget": sc.Budget(macs=0.5), "recover": sc.Recover(epochs=3)},
+    "trained first": {"budget": sc.Budget(params=1000, align=4), "pretrain_epochs": 2, "recover": None, "seed": 7},
+    "settings": {
+        "method": sc.AOFP(epochs=1.5, theta=0.05), "budget": sc.Budget(macs=123456), "scope": "all", "allow_inexact": True,
+        "calibrate": False, "num_classes": 2,
+    },
+    "names": {"method": sc.OneStep(crucial=("conv1", "conv 2")), "budget": sc.Budget(macs=0.5), "recover": sc.Mimic(epochs=1)},
+    "knob": {"method": sc.EPruner(beta=0.73), "recover": [sc.Reconstruct(images=256), sc.Recover(epochs=2)]},
+    "limits": {
+        "budget": sc.Budget(macs=0.6), "exclude": ["conv1"], "ratios": {"conv2*": 0.5}, "min_channels": 4,
+        "max_cut": {"*": 0.8}, "rounds": 3, "schedule": "cubic",
+    },
+    "recipes": {
+        "budget": sc.Budget(macs=0.5), "recover": [
+            sc.Mimic(epochs=1, lr=0.01, function="mse", nodes=("conv1", "conv2")),
+            sc.Recover(epochs=2, lr=0.03, share=0.5, temperature=2, schedule="step", milestones=(1,), gamma=0.2, ema=0.99,
+                       label_smoothing=0.1, weight_decay=1e-4),
+        ],
+    },
+    "task": {"budget": sc.Budget(macs=0.5), "task": "segmentation"},
+}  # fmt: skip
+
+
+def record_of(run: PruneRun) -> dict[str, Any]:
+    """What `run.json` has of it."""
+    return json.loads(json.dumps(run._cut().record()))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_command_makes_the_same_run(name, run, images, tmp_path, monkeypatch):
+    folder, weights = tmp_path / "run", tmp_path / "w e i g h t s.safetensors"
+    settings = dict(RUNS[name])
+    if "pretrain_epochs" not in settings:
+        from safetensors.torch import save_file
+
+        save_file(sc.build(NET, num_classes=2).state_dict(), weights)
+        settings["weights"] = weights
+    data = sc.DataSpec(f"folder:{images}", normalize="none", batch_size=16)
+    record = record_of(PruneRun(NET, data, folder, **settings))
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"finished": True, "settings": record}))
+    if name == "recipes":  # what the options cannot say of several recipes is no command
+        mixed = command(folder)
+        assert mixed is None
+        return
+    found = command(folder)
+    assert found is not None
+    note, line = found.split("\n", 1) if found.startswith("#") else ("", found)
+    assert (record["weights"] is None) == (note == "")
+    assert str(record["weights"] or "") in note
+    words = [str(weights) if word == "WEIGHTS.safetensors" else word for word in shlex.split(line.replace("\\\n", ""))]
+    captured = []
+
+    def start(self: PruneRun, **options: Any) -> None:
+        captured.append(record_of(self))
+        raise sc.SecateursError("not run")
+
+    monkeypatch.setattr(PruneRun, "start", start)
+    assert run(*words[1:]).err == "secateurs: not run\n"
+    assert captured == [record]
+
+
+def test_a_run_that_no_command_makes_has_none(tmp_path):
+    for settings in ({}, {"command": "redesign"}, {"model": "x"}, {"method": {"name": "nobody's"}}):
+        (tmp_path / "run.json").write_text(json.dumps({"finished": True, "settings": settings}))
+        assert command(tmp_path) is None
+    (tmp_path / "run.json").write_text("{")
+    assert command(tmp_path) is None

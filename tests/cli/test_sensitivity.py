@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import secateurs as sc
+
+NET = "zoo:small_cnn"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_file(sc.build(NET, num_classes=2).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def job(images: Path, weights: Path) -> tuple[object, ...]:
+    tokens = ("sensitivity", NET, "--weights", weights, "--data", f"folder:{images}", "--batch-size", 16)
+    return (*tokens, "--images", 8)
+
+
+def test_the_table_and_the_file_that_prune_takes(run, job, images, weights, tmp_path):
+    out = tmp_path / "s"
+    ran = run(*job, "--share", 0.25, 0.5, "--method", "l1", "--drop", 100, "--out", out)
+    assert ran.status == 0, ran.err
+    lines = ran.out.splitlines()
+    assert lines[0].split() == ["group", "channels", "25%", "cut", "50%", "cut", "keep"]
+    assert [line.split()[0] for line in lines[2:5]] == ["stem.0", "plain.0", "conv1"]
+    assert [line.split()[-1] for line in lines[2:5]] == ["0.50"] * 3  # all of them tolerate the largest share
+    assert "3 groups at 2 shares, each measured on 8 images, and again after calibration on 8" in ran.err
+    assert "cut alone by l1, calibrated on 8 images" in ran.out
+    assert (out / "sensitivity.png").exists()
+    net = ("inspect", NET, "--num-classes", 2)
+    ran = run(*net, "--ratios", out / "sensitivity.json", "--ratios-drop", 100, "--ratio", "conv1=1")
+    assert "keeps 8 by --ratio stem.0=0.5" in ran.out
+    assert "kept whole by --ratio conv1=1" in ran.out
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"plain.0": 0.25}))
+    pruned = run(
+        "prune", NET, "--weights", weights, "--data", f"folder:{images}", "--method", "l1", "--ratios", own, "--recover",
+        "none", "--out", tmp_path / "p",
+    )  # fmt: skip
+    assert pruned.status == 0, pruned.err
+    assert {n: len(k) for n, k in sc.Plan.from_json((tmp_path / "p/plan.json").read_bytes()).groups.items()} == {
+        "plain.0": 8
+    }
+
+
+def test_it_resumes_and_replaces(run, job, tmp_path):
+    out = ("--out", tmp_path / "s")
+    assert run(*job, *out, "--no-calibrate").status == 0
+    refused = run(*job, *out)
+    assert (refused.status, "--resume continues it, --force replaces it" in refused.err) == (2, True)
+    assert "differs in calibrate" in run(*job, *out, "--resume").err
+    ran = run(*job, *out, "--resume", "--no-calibrate")
+    assert ran.status == 0
+    assert "(3 are done already)" in ran.err
+    assert run(*job, *out, "--force").status == 0
+    assert json.loads((tmp_path / "s/sensitivity.json").read_text())["calibrated_on"] == 8
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (("--resume",), "--resume and --force are about what is in --out"),
+        (("--share", "1.5"), "--share 1.5 is not valid"),
+        (("--method", "aofp"), "--method aofp does not score channels"),
+        (("--metric", "mIoU"), "--metric mIoU is not measured. Known: loss, top1, top5."),
+    ],
+)
+def test_what_is_refused(run, job, tokens, message):
+    ran = run(*job, *tokens)
+    assert ran.status == 2
+    assert message in " ".join(ran.err.split())
+
+
+def test_an_untrained_network_is_refused(run):
+    assert f"Without --weights {NET} is untrained" in run("sensitivity", NET).err
+
+
+def test_files_of_ratios_that_are_none(run, tmp_path):
+    file = tmp_path / "r.json"
+    for content, message in (
+        ('{"conv1": "half"}', "conv1 must have a fraction to keep"),
+        ("[1]", "r.json is not valid"),
+        ('{"format": "secateurs"}', "it is not what a sensitivity study wrote"),
+        ('{"conv1": 2}', "conv1=2 is not valid: it must be a fraction above 0"),
+    ):
+        file.write_text(content)
+        ran = run("inspect", NET, "--ratios", file)
+        assert ran.status in (1, 2)
+        assert message in " ".join(ran.err.split())
+    file.write_text('{"conv1": 0.5}')
+    assert "which no drop changes" in run("inspect", NET, "--ratios", file, "--ratios-drop", 1).err
+    assert "give --ratios FILE" in run("inspect", NET, "--ratios-drop", 1).err

@@ -1,0 +1,192 @@
+"""The page of a run, and of several: what is on it, for each method, and that it needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import secateurs as sc
+from secateurs.artifact import TIMINGS, save_timings
+from secateurs.report.page import Run, html
+from tests.report.conftest import METHODS, X, network, pruned
+from tests.report.pages import Page
+
+COMMON = {"stages", "error", "widths", "curve", "record"}
+OWN = {"aofp": "moves", "npn": "gates", "pff": "shapes", "onestep": "layers", "epruner": "exemplars"}
+
+
+def edited(folder: Path, to: Path, edit: Any) -> Path:
+    """A copy of an artifact with another card."""
+    shutil.copytree(folder, to)
+    card = json.loads((to / "card.json").read_text())
+    edit(card)
+    (to / "card.json").write_text(json.dumps(card))
+    return to
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_has_its_panels(method: str, folders: dict[str, Path]) -> None:
+    run = Run.read(folders[method])
+    page = Page(html([run]))
+    assert set(page.panels) == COMMON | ({OWN[method]} if method in OWN else set())
+    assert run.notes == []
+    assert f"pruned by {method}" in page.text
+
+
+def test_the_figures_are_those_of_the_result(results: dict[str, sc.Result]) -> None:
+    result = results["l1"]
+    run = Run.of("x", result.plan, result.card())
+    page = Page(html([run]))
+    stages = next(e for e in page.of("section") if e.attributes.get("class") == "panel-stages").text
+    for figures in (result.before, result.cut, result.calibrated, result.after):
+        assert f"{figures.top1:.2f}" in stages
+        assert f"{figures.loss:.3f}" in stages
+    assert f"{result.error:.1e}" in page.text
+    rows = {name: (before, after) for name, (before, after) in run.widths.items()}
+    assert rows["first"] == (12, result.model.first.out_channels)  # type: ignore[union-attr]
+    assert rows["fc"] == (4, 4)
+    assert list(rows) == ["first", "second", "last", "fc"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_loads_nothing(method: str, folders: dict[str, Path]) -> None:
+    source = html([Run.read(folders[method])])
+    page = Page(source)
+    for one in page.elements:
+        assert one.name not in {"link", "img", "iframe", "object", "embed", "base"}
+        assert not {"src", "srcset", "action", "background"} & one.attributes.keys()
+        assert (one.attributes.get("href") or "#").startswith("#")
+    assert not re.search(r"url\(|@import|https?:|fetch\(|XMLHttpRequest|WebSocket", source)
+    assert "default-src 'none'" in source
+
+
+def test_moves_lead_from_the_original_to_the_result(results: dict[str, sc.Result]) -> None:
+    result = results["aofp"]
+    (data,) = Page(html([Run.of("x", result.plan, result.card())])).data
+    groups = next(h["groups"] for h in result.history if h.get("event") == "search")
+    widths = list(data["sizes"])
+    for changes in data["changes"]:
+        for i, width in changes:
+            widths[i] = width
+    assert data["sizes"] == [12, 16, 16][: len(groups)]
+    assert widths == [
+        len(result.plan.groups.get(name, range(n))) for name, n in zip(groups, data["sizes"], strict=True)
+    ]
+    assert data["steps"][-1][1] == "the end"
+
+
+def test_gates_are_counted(results: dict[str, sc.Result]) -> None:
+    result = results["npn"]
+    (data,) = Page(html([Run.of("x", result.plan, result.card())])).data
+    assert {sum(bins) for bins in data["bins"]} == {12 + 16 + 16}
+    (gates,) = (h for h in result.history if h.get("event") == "gates")
+    assert {name: sum(bins) for name, bins in gates["histograms"].items()} == {"first": 12, "second": 16, "last": 16}
+
+
+def test_an_artifact_of_an_earlier_version_has_fewer_panels(folders: dict[str, Path], tmp_path: Path) -> None:
+    def older(card: dict[str, Any]) -> None:
+        for name in ("widths", "budget", "scope", "recover", "seed", "signature", "calibrated", "history_version"):
+            card.pop(name, None)
+        for entry in card["history"]:
+            for name in ("phase", "histogram", "histograms", "groups"):
+                entry.pop(name, None)
+        card["history"] = [h for h in card["history"] if h.get("event") not in ("search", "crucial")]
+
+    for method in METHODS:
+        run = Run.read(edited(folders[method], tmp_path / method, older))
+        page = Page(html([run]))
+        assert (COMMON if method != "pff" else COMMON - {"widths"}) <= set(page.panels)  # PFF cut no channel here
+        assert not {"moves", "exemplars", "layers"} & set(page.panels)
+        assert method == "pff" or next(iter(run.widths)) == "first"
+        if method in ("aofp", "npn", "pff"):  # told by the calibration, which follows the cut
+            assert f"{method} recovery" in " ".join(e.text for e in page.of("g"))  # the rules of the chart
+
+
+@pytest.mark.parametrize(
+    ("event", "fields"),
+    [
+        ("search", {"sizes": "many"}), ("search", {"sizes": [1]}), ("search", {"macs": 0}), ("move", {"widths": [1]}),
+        ("open", {"histogram": [-1, 2]}), ("gates", {"histograms": {"first": []}}), ("exemplars", {"groups": {"first": [99]}}),
+        ("exemplars", {"groups": {"first": []}}), ("crucial", {"scores": {"first": "high"}}),
+    ],
+)  # fmt: skip
+def test_entries_that_cannot_be_shown_are_named(
+    event: str, fields: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    method = {"search": "aofp", "move": "aofp", "open": "npn", "gates": "npn", "exemplars": "epruner"}.get(
+        event, "onestep"
+    )
+
+    def edit(card: dict[str, Any]) -> None:
+        for entry in card["history"]:
+            if entry.get("event") == event:
+                entry |= fields
+
+    run = Run.read(edited(folders[method], tmp_path / "run", edit))
+    page = Page(html([run]))
+    assert run.notes
+    assert all(note in page.text for note in run.notes)
+
+
+def test_an_inexact_cut_says_that_it_was_not_verified(folders: dict[str, Path], tmp_path: Path) -> None:
+    run = Run.read(edited(folders["l1"], tmp_path / "run", lambda card: card.update(error=None)))
+    page = Page(html([run]))
+    assert "not verified" in page.text
+    assert "masked ≡ sliced" not in page.text
+
+
+def test_metrics_of_the_users_own_come_first_where_there_is_no_top1(results: dict[str, sc.Result]) -> None:
+    card = json.loads(json.dumps(results["l1"].card()))
+    for stage in ("before", "cut", "calibrated", "after"):
+        card[stage] |= {"top1": None, "top5": None, "metrics": {"mIoU": 0.5 if stage == "before" else 0.4}}
+    page = Page(html([Run.of("x", results["l1"].plan, card)]))
+    assert "mIoU 0.4 0.5 → 0.4 (−0.1)" in page.text
+
+
+def test_rounds_show_the_last_search_and_the_whole_training() -> None:
+    result = pruned("aofp", rounds=2, recover=sc.Recover(epochs=1))
+    page = Page(html([Run.of("x", result.plan, result.card())]))
+    assert "after round 1" in page.text
+    (data,) = page.data
+    assert sum(data["sizes"]) < 12 + 16 + 16  # those of the second round
+    assert [e.text for e in page.of("td")].count("fine-tuning") == 2
+
+
+def test_several_runs_are_compared(folders: dict[str, Path]) -> None:
+    runs = [Run.read(folders[name]) for name in ("l1", "epruner", "onestep")]
+    page = Page(html(runs))
+    assert "3 pruned networks" in page.text
+    rows = page.of("tr")
+    assert [len(page.of("details", class_="run")), len(page.of("table", class_="sortable"))] == [3, 1]
+    assert any("epruner" in row.text for row in rows)
+    charts = [e.attributes["aria-label"] for e in page.of("svg", class_="chart")]
+    assert {"Top-1 against MACs", "Top-1 against parameters"} <= set(charts)
+    ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
+    assert len(ids) == len(set(ids))
+    assert all(f"#{one}" in {e.attributes.get("href") for e in page.of("a")} for one in ("run-1", "run-2", "run-3"))
+
+
+def test_measured_times_are_shown_if_they_are_of_this_network(
+    folders: dict[str, Path], results: dict[str, sc.Result], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["l1"], tmp_path / "run")
+    bench = sc.bench(network().eval(), results["l1"].model.eval(), X, seconds=0.01)
+    save_timings(folder, bench.record())
+    run = Run.read(folder)
+    page = Page(html([run]))
+    assert "speed" in page.panels
+    assert f"{bench.speedup:.2f}×" in page.text
+    other = shutil.copytree(folders["epruner"], tmp_path / "other")
+    shutil.copy(folder / TIMINGS, other / TIMINGS)
+    run = Run.read(other)
+    assert "speed" not in Page(html([run])).panels
+    assert "of another network" in run.notes[0]
+    (other / TIMINGS).write_text("{}")
+    assert "The measured times are not shown" in Run.read(other).notes[0]
+    with pytest.raises(sc.ArtifactError, match="would be replaced: move it"):
+        save_timings(other, bench.record())

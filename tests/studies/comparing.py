@@ -1,0 +1,94 @@
+"""A tiny comparison on the digits, for this process and others: the network, the data, and a method that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.methods import Criterion
+from secateurs.methods.method import Task
+
+MODEL = "python:tests.studies.comparing:tiny"
+DATA = sc.DataSpec("digits", normalize="none", image_size=8, batch_size=64)
+EIGHT: dict[str, Any] = {
+    "methods": ["l2", "aofp"],
+    "budgets": [0.6, 0.4],
+    "seeds": 2,
+    "epochs": 2.0,
+    "recover": "finetune lr=0.1 share=0",
+}
+DEAD = "TESTS_DEAD"  # names a folder that is there once `Dies` has died
+
+
+def tiny(num_classes: int = 10, width: int = 8) -> nn.Module:
+    """(N, 3, H, W) → (N, classes)."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, num_classes),
+    )  # fmt: skip
+
+
+def batches() -> sc.Data:
+    """Named by `python:tests.studies.comparing:batches`."""
+    torch.manual_seed(0)
+    return sc.Data(
+        [(torch.randn(16, 3, 8, 8), torch.arange(16) % 10)] * 2, [(torch.randn(8, 3, 8, 8), torch.arange(8))]
+    )
+
+
+def run(folder: Path | None, **options: Any) -> sc.Comparison:
+    """The eight cells, unless options say otherwise."""
+    return sc.compare(MODEL, **{"data": DATA, "folder": folder, "report": lambda line: None, **EIGHT, **options})
+
+
+def kill() -> None:
+    """End this process as `kill -9` does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_in_the_middle_of_a_cell(folder: str, cells: int) -> None:
+    """A run that is killed in the training of the cell after so many."""
+    from secateurs.training.engine import Engine
+
+    step: Callable[[Any], None] = Engine._step
+
+    def dying(engine: Any) -> None:
+        step(engine)
+        if engine.step > 1 and len(list(Path(folder).glob("cells/*.json"))) == cells:
+            kill()
+
+    Engine._step = dying  # type: ignore[method-assign]
+    run(Path(folder))
+
+
+class Dies(Criterion):
+    """ℓ1, once a process has died of it."""
+
+    def scores(self, task: Task) -> dict[str, Tensor]:
+        if not os.path.exists(os.environ[DEAD]):
+            os.makedirs(os.environ[DEAD])
+            kill()
+        return {g.name: g.filters(task.model).abs().sum(1) for g in task.groups}
+
+
+class AlwaysDies(Criterion):
+    """Kills the process that it runs in."""
+
+    def scores(self, task: Task) -> dict[str, Tensor]:
+        kill()
+        raise AssertionError
+
+
+class Fails(Criterion):
+    """Raises an exception after the checks."""
+
+    def scores(self, task: Task) -> dict[str, Tensor]:
+        raise RuntimeError("no <b>scores</b> here")

@@ -1,0 +1,375 @@
+"""Comparisons on this machine: the same compute for all, and nothing lost by whatever ends a cell."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import secateurs as sc
+from secateurs.graph.counter import MacCounter
+from secateurs.methods import registry, resolve
+from secateurs.runs.purpose import Purpose
+from secateurs.studies.comparison import read_comparison
+from secateurs.studies.comparison.bench import Bench
+from secateurs.studies.comparison.compute import divided, recovery_cost, search_cost, shared, width_of
+from secateurs.studies.comparison.contestants import Cell, Contestant, recipes
+from secateurs.studies.comparison.crew import devices
+from secateurs.studies.comparison.result import Spread
+from secateurs.studies.comparison.work import Network, Work
+from tests.studies.comparing import DATA, DEAD, MODEL, batches, run, tiny
+
+pytest.importorskip("sklearn")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that are named by `python:` are known from then on, which other tests should not see."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[sc.Comparison, Path]:
+    folder = tmp_path_factory.mktemp("eight") / "run"
+    return run(folder), folder
+
+
+# -- what a comparison is ----------------------------------------------------------------------------------------------
+
+
+def test_eight_cells_with_the_same_compute(eight: tuple[sc.Comparison, Path]) -> None:
+    found, folder = eight
+    assert [(row.method, row.budget, row.seeds) for row in found.rows] == [
+        ("l2", "macs=0.6", 2), ("aofp", "macs=0.6", 2), ("l2", "macs=0.4", 2), ("aofp", "macs=0.4", 2)
+    ]  # fmt: skip
+    whole = sc.count(tiny(), torch.randn(1, 3, 8, 8))
+    assert (found.original.macs, found.original.params) == (whole.macs, whole.params)
+    for row in found.rows:
+        assert row.passes.mean == pytest.approx(2.0, abs=0.01)
+        assert row.macs.mean <= float(row.budget.removeprefix("macs=")) * whole.macs
+        assert row.recovered.sd is not None
+        assert row.recovered.mean > row.cut.mean
+    cells = {(cell.method, cell.budget, cell.seed): cell.figures for cell in found.cells}
+    one, other = (cells["l2", "macs=0.6", seed]["recovered"]["loss"] for seed in (0, 1))
+    assert one != other
+    values = [cells["aofp", "macs=0.4", seed]["recovered"]["top1"] for seed in (0, 1)]
+    row = found.rows[3]
+    assert row.recovered == Spread.of(values)
+    assert row.recovered.mean == pytest.approx(sum(values) / 2)
+    assert row.recovered.sd == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert read_comparison(folder).table() == found.table()
+
+
+def test_the_table(eight: tuple[sc.Comparison, Path], tmp_path: Path) -> None:
+    found, folder = eight
+    lines = found.table().splitlines()
+    assert lines[0].split("  ")[0] == "method"
+    assert lines[2].startswith("original")
+    assert len(lines) == 2 + 1 + 4 + 1 + 1
+    assert f"{found.rows[0].recovered.mean:.2f} ± {found.rows[0].recovered.sd:.2f}" in lines[3]
+    assert str(found) == found.table()
+    rows = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert len(rows) == 8
+    assert float(rows[0]["recovered"]) == found.cells[0].figures["recovered"]["top1"]
+    assert (folder / "comparison.csv").read_text() == found.to_csv()
+    saved = json.loads(found.to_json(tmp_path / "c.json"))
+    assert saved["rows"][0]["recovered"]["mean"] == found.rows[0].recovered.mean
+    assert json.loads((tmp_path / "c.json").read_text()) == saved
+    assert found._repr_html_().count("<tr>") == 6
+
+
+def test_the_frontier(eight: tuple[sc.Comparison, Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found, folder = eight
+    assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    text = found.plot(tmp_path / "f.svg").read_text()
+    assert text.startswith("<?xml")
+
+
+# -- compute -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "least", "most"), [("l2", 0, 0), ("aofp", 0.9, 2), ("npn", 1, 3)])
+def test_a_search_is_counted_as_it_runs(method: str, least: float, most: float) -> None:
+    torch.manual_seed(0)
+    model = sc.build("zoo:small_cnn", num_classes=10).eval()
+    data = [(torch.randn(8, 3, 32, 32), torch.arange(8)) for _ in range(4)]
+    cost = search_cost(model, data[0][0][:1], resolve(method), sc.Budget(macs=0.5), data, 0)
+    assert least <= cost.epoch <= most
+    assert 0 <= cost.once < 64  # of eight images a step
+    twice = search_cost(model, data[0][0][:2], resolve(method), sc.Budget(macs=0.5), data, 0)
+    assert twice.epoch == pytest.approx(cost.epoch, rel=0.01)  # whatever batch it is traced with
+
+
+def test_a_teacher_costs_a_third_of_a_pass() -> None:
+    assert recovery_cost(sc.Recover(share=0), 0.3, 100) == 0.3
+    assert recovery_cost(sc.Recover(), 0.3, 100) == pytest.approx(0.3 + 1 / 3)
+    assert recovery_cost(sc.Reconstruct(images=50), 0.3, 100) == pytest.approx(0.5 * 1.3 / 3)
+
+
+def test_phases_share_what_is_left() -> None:
+    rebuild, mimic, tune = shared([sc.Reconstruct(images=50), sc.Mimic(), sc.Recover(share=0)], 3, 0.5, 100)
+    fixed = recovery_cost(rebuild, 0.5, 100)
+    assert mimic.epochs * (0.5 + 1 / 3) == pytest.approx((3 - fixed) / 2)
+    assert tune.epochs * 0.5 == pytest.approx((3 - fixed) / 2)
+    (none,) = shared([sc.Recover()], -1, 0.5, 100)
+    assert none.epochs == 0
+
+
+def test_what_an_epoch_of_the_cut_network_costs() -> None:
+    whole = sc.Cost(macs=1000, params=100)
+    assert width_of(sc.Budget(macs=0.3), whole, "macs") == 0.3
+    assert width_of(sc.Budget(macs=300), whole, "macs") == 0.3
+    assert width_of(sc.Budget(macs=0.3), whole, "steps") == 1
+    assert width_of(sc.Budget(params=0.3), whole, "macs") == 1
+
+
+@pytest.mark.parametrize("method", ["l2", "aofp", "npn"])
+def test_what_is_reported_is_what_runs(method: str) -> None:
+    """All multiply-accumulates of a cell, counted while it runs, against its figure."""
+    torch.manual_seed(0)
+    model = tiny(width=48).eval()
+    data = sc.Data(
+        [(torch.randn(32, 3, 8, 8), torch.arange(32) % 10)] * 16, [(torch.randn(1, 3, 8, 8), torch.zeros(1).long())]
+    )
+    work = Work(Network(module=model), torch.randn(1, 3, 8, 8), data, Purpose(), (sc.Recover(),), epochs=3.0)
+    bench = Bench(work, "cpu")
+    cell = Cell(Contestant.of(method), sc.Budget(macs=0.5), 0)
+    cost = bench.search_cost(cell)
+    with MacCounter() as counter:
+        figures = bench.measure(cell, cost)
+    images = 16 * 32
+    brute = counter.macs / (3 * bench.cost.macs * images)
+    assert brute == pytest.approx(figures["passes"], rel=0.06)
+    assert figures["passes"] == pytest.approx(3, abs=0.01)
+
+
+def test_a_method_that_takes_more_than_there_is() -> None:
+    cost = search_cost(tiny(), torch.randn(1, 3, 8, 8), resolve("aofp"), sc.Budget(macs=0.5), batches().train, 0)
+    with pytest.raises(sc.ConfigError, match="aofp with 5 epochs takes"):
+        divided(sc.AOFP(epochs=5), 0.3, 3, cost, 32, 0.5, [sc.Recover()])
+    kept = divided(sc.AOFP(epochs=1), 0.3, 3, cost, 32, 0.5, [sc.Recover()])
+    assert kept.epochs == 1
+
+
+# -- what ends a cell --------------------------------------------------------------------------------------------------
+
+
+def test_killed_and_resumed_it_is_the_same_table(eight: tuple[sc.Comparison, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    code = f"from tests.studies.comparing import *; killed_in_the_middle_of_a_cell({str(folder)!r}, 4)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -9, done.stderr
+    kept = {path: path.read_bytes() for path in folder.glob("cells/*.json")}
+    assert len(kept) == 4
+    assert len([cell for cell in read_comparison(folder).cells if cell.failed == "not run"]) == 4
+    with pytest.raises(sc.ConfigError, match=r"holds a comparison: resume=True continues it"):
+        run(folder)
+    with pytest.raises(sc.ConfigError, match=r"another comparison: it differs in epochs \(2\.0 then, 3\.0 now\)"):
+        run(folder, epochs=3.0, resume=True)
+    lines: list[str] = []
+    found = run(folder, resume=True, report=lines.append)
+    assert found.table() == eight[0].table()
+    assert found.to_csv().count("\n") == 9
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert sum(line.startswith("[") for line in lines) == 4
+    assert not list(folder.glob("cells/*.work"))
+    again: list[str] = []
+    assert run(folder, resume=True, report=again.append).table() == found.table()
+    assert again == ["8 of 8 cells are done already"]
+
+
+def test_other_methods_are_added(tmp_path: Path) -> None:
+    run(tmp_path, methods=["l2"], budgets=[0.5], seeds=1, epochs=0.2)
+    lines: list[str] = []
+    found = run(tmp_path, methods=["l1"], budgets=[0.5], seeds=1, epochs=0.2, resume=True, report=lines.append)
+    assert [cell.method for cell in found.cells] == ["l1"]
+    assert [cell.method for cell in read_comparison(tmp_path).cells] == ["l1", "l2"]
+    run(tmp_path, methods=["l1"], budgets=[0.5], seeds=1, epochs=0.1, overwrite=True)
+    assert [cell.method for cell in read_comparison(tmp_path).cells] == ["l1"]
+
+
+def test_a_cell_that_fails_is_a_row(tmp_path: Path) -> None:
+    broken = "python:tests.studies.comparing:Fails"
+    found = run(tmp_path, methods=[broken, "l2"], budgets=[0.5], seeds=1, epochs=0.2)
+    failed, fine = found.rows
+    assert failed.failed == ("seed 0: RuntimeError: no <b>scores</b> here",)
+    assert (failed.seeds, failed.recovered) == (0, None)
+    assert fine.recovered is not None
+    assert "no <b>scores</b> here" in found.table()
+    assert "no &lt;b&gt;scores&lt;/b&gt; here" in found.html()
+    lines: list[str] = []
+    run(tmp_path, methods=[broken, "l2"], budgets=[0.5], seeds=1, epochs=0.2, resume=True, report=lines.append)
+    assert sum("failed: RuntimeError" in line for line in lines) == 1  # it is tried again
+    assert not any("l2" in line for line in lines)
+
+
+def test_processes_measure_the_same_and_a_lost_one_costs_nothing(
+    eight: tuple[sc.Comparison, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEAD, str(tmp_path / "dead"))
+    names = ["l2", *(f"python:tests.studies.comparing:{name}" for name in ("Dies", "Fails"))]
+    found = run(tmp_path / "run", methods=names, budgets=[0.6], seeds=1, processes=2)
+    by_name = {cell.method.rpartition(":")[2]: cell for cell in found.cells}
+    one = next(cell for cell in eight[0].cells if (cell.method, cell.budget, cell.seed) == ("l2", "macs=0.6", 0))
+    assert by_name["l2"].figures["recovered"] == one.figures["recovered"]
+    assert (tmp_path / "dead").exists()
+    assert by_name["Dies"].figures is not None
+    assert "no <b>scores</b>" in str(by_name["Fails"].failed)
+
+
+@pytest.mark.slow
+def test_a_cell_that_ends_its_process_every_time_is_a_row() -> None:
+    deadly = "python:tests.studies.comparing:AlwaysDies"
+    found = run(None, methods=[deadly, "l2"], budgets=[0.6], seeds=1, epochs=0.2, processes=2)
+    assert found.cells[0].failed == "its process ended by SIGKILL, 3 times: is there enough memory?"
+    assert found.cells[1].figures is not None
+
+
+def test_a_module_travels_between_processes_in_memory(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, options = (
+        tiny(),
+        {"budgets": [0.5], "methods": ["l2"], "seeds": 2, "epochs": 0.5, "report": lambda line: None},
+    )
+    here = sc.compare(model, data=batches(), **options)
+    there = sc.compare(model, data=batches(), processes=2, **options)
+    assert there.table() == here.table()
+
+
+def test_a_metric_of_the_users_own(tmp_path: Path) -> None:
+    def margin(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs.topk(2).values.diff().abs().mean()
+
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "methods": ["l2"],
+        "budgets": [0.5],
+        "seeds": 1,
+        "epochs": 0.5,
+        "metrics": {"margin": margin},
+    }
+    found = sc.compare(tiny(), data=batches(), report=lambda line: None, folder=tmp_path, **options)
+    assert (found.figure, found.heading) == ("margin", "margin")
+    assert found.rows[0].recovered.mean == found.cells[0].figures["recovered"]["metrics"]["margin"]
+    assert "recovered: margin" in found.table()
+    assert read_comparison(tmp_path).table() == found.table()
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "expected"),
+    [
+        (None, None, ["cuda:0", "cuda:1"]), (None, 3, ["cuda:0", "cuda:1", "cuda:0"]), ("cuda", None, ["cuda"]),
+        ("cuda", 2, ["cuda:0", "cuda:1"]), ("cuda:1", 2, ["cuda:1"] * 2), ("cpu", None, ["cpu"]), ("cpu", 2, ["cpu"] * 2),
+    ],
+)  # fmt: skip
+def test_a_process_for_each_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, processes: int | None, expected: list[str]
+) -> None:
+    monkeypatch.delenv("SECATEURS_DEVICE")
+    monkeypatch.setattr("secateurs.studies.comparison.crew.accelerator", lambda: torch.device("cuda:0"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert devices(device, processes) == expected
+
+
+def test_one_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateurs.studies.comparison.crew.accelerator", lambda: None)
+    assert devices(None, None) == [None]
+
+
+# -- what is said before ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"methods": ["l3"]}, sc.ConfigError, "There is no method 'l3'. Did you mean l2"),
+        ({"methods": []}, sc.ConfigError, "must be a list that is not empty"),
+        ({"methods": ["l2", "l2"]}, sc.ConfigError, "The method l2 is given twice"),
+        ({"methods": ["aofp theta"]}, sc.ConfigError, "'theta' is not a setting: write key=value"),
+        ({"methods": ["aofp search=2"]}, sc.ConfigError, "search=2 must be a share"),
+        ({"methods": ["torch-pruning:group-l3"]}, sc.ConfigError, "There is no method 'torch-pruning:group-l3'"),
+        ({"budgets": [0.001]}, sc.BudgetError, "The lowest budget that can be met is"),
+        ({"budgets": ["half"]}, sc.ConfigError, "budget"),
+        ({"seeds": 0}, sc.ConfigError, "seeds=0"),
+        ({"epochs": 0}, sc.ConfigError, "passes above 0"),
+        ({"data": None}, sc.ConfigError, "A comparison needs data"),
+        ({"data": sc.Data(batches().train)}, sc.DataError, "pass validation data"),
+        ({"data": "python:tests.studies.comparing:nothing"}, sc.SpecError, "has no 'nothing'"),
+        ({"workers": "slurm"}, sc.ConfigError, "workers='slurm' is not valid"),
+        ({"resources": {"num_cpus": 1}}, sc.ConfigError, "resources are for workers='ray'"),
+        ({"recover": sc.Recover(epochs=5)}, sc.ConfigError, "leave epochs and steps out"),
+        ({"recover": "finetun"}, sc.ConfigError, "There is no recovery 'finetun'. Did you mean finetune"),
+        ({"minutes": 1e-6}, sc.ConfigError, "which is longer than minutes=1e-06"),
+        (
+            {"data": sc.Data(b for b in batches().train), "processes": 2},
+            sc.ConfigError,
+            "The data cannot be sent to other processes",
+        ),
+    ],
+)
+def test_refused_before_any_work(
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(error) as caught:
+        run(tmp_path / "run", **{"methods": ["l2"], **options})
+    assert message in str(caught.value)
+    assert not list(tmp_path.glob("run/*.json"))
+
+
+def test_a_spec_without_weights_is_refused() -> None:
+    with pytest.raises(sc.ConfigError, match="zoo:small_cnn without weights=… is untrained"):
+        sc.compare("zoo:small_cnn", data=DATA)
+
+
+def test_what_somebody_else_wrote_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "mine.json").write_text("mine")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(sc.ConfigError, match="holds cells, which this comparison did not write"):
+            run(tmp_path, **options)
+    (tmp_path / "cells" / "mine.json").rename(tmp_path / "comparison.json")
+    with pytest.raises(sc.ArtifactError, match="not valid JSON"):
+        run(tmp_path, overwrite=True)
+    assert (tmp_path / "comparison.json").read_text() == "mine"
+
+
+def test_how_long_it_takes_is_said_first_and_when_time_is_over_no_cell_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    clock = iter([0.0, *[1.0] * 2, *[1e9] * 100])
+    monkeypatch.setattr("secateurs.studies.comparison.comparing.time.monotonic", lambda: next(clock))
+    options: dict[str, Any] = {"methods": ["l2"], "budgets": [0.5], "seeds": 2, "epochs": 0.2}
+    found = run(tmp_path, minutes=60, report=lines.append, **options)
+    assert lines[0].startswith("2 cells of 0.2 training passes over 1,438 images: about ")
+    assert [cell.failed for cell in found.cells] == [None, "not run: out of time"]
+    assert "seed 1: not run: out of time" in found.table()
+    assert run(tmp_path, resume=True, **options).rows[0].seeds == 2
+
+
+def test_recoveries_as_text() -> None:
+    rebuild, tune = recipes("reconstruct images=64 + finetune lr=0.05 share=0")
+    assert rebuild == sc.Reconstruct(images=64)
+    assert tune == sc.Recover(lr=0.05, share=0)
+    assert recipes("none") == []
+
+
+def test_contestants_by_their_names() -> None:
+    one = Contestant.of("pff preset=paper search=0.2")
+    assert one.search == 0.2
+    assert one.method == sc.PFF.preset("paper")
+    assert Contestant.of(sc.AOFP(theta=0.02)).label == "aofp theta=0.02"
+    assert Contestant.of("aofp theta=0.02").record() == Contestant.of(sc.AOFP(theta=0.02)).record()
+    with pytest.raises(sc.ConfigError, match="is a class"):
+        Contestant.of(sc.AOFP)
+    assert MODEL.startswith("python:")

@@ -1,0 +1,189 @@
+"""README.md of an artifact: what the Hugging Face Hub and a reader get, whatever the card holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import secateurs as sc
+from secateurs import artifact
+from secateurs.artifact import README, Card
+from secateurs.report import modelcard
+from secateurs.testing.networks import data, images
+
+
+@pytest.fixture(scope="module")
+def result() -> sc.Result:
+    torch.manual_seed(0)
+    source = data()
+    some = sc.Data(source.train, source.val, classes=("a", "b", "c", "d"), preprocess=sc.Preprocess(size=(8, 8)))
+    return sc.prune(sc.build("zoo:small_cnn", num_classes=4), images(1), "l1", sc.Budget(macs=0.6), some)
+
+
+def parts(text: str) -> tuple[dict[str, Any], str]:
+    head, page = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    return yaml.safe_load(head), page
+
+
+def card_of(result: sc.Result, folder: Path, **changes: Any) -> Card:
+    body = json.loads((result.save(folder / "r", overwrite=True) / "card.json").read_text())
+    return Card.model_validate({**body, **changes})
+
+
+def test_what_a_hub_reads(result: sc.Result, tmp_path: Path) -> None:
+    header, page = parts((result.save(tmp_path / "r") / README).read_text())
+    assert header["library_name"] == "secateurs"
+    assert header["pipeline_tag"] == "image-classification"
+    assert {"pruning", "pytorch", "l1"} <= set(header["tags"])
+    assert header["metrics"] == ["accuracy"]
+    ((entry,),) = [header["model-index"]]
+    assert entry["name"] == "small_cnn pruned by l1"
+    (measured,) = entry["results"]
+    assert measured["task"] == {"type": "image-classification"}
+    assert measured["dataset"].keys() == {"name", "type"}
+    assert measured["metrics"][0]["value"] == pytest.approx(result.after.top1, abs=1e-3)
+    assert not {"license", "base_model", "datasets"} & header.keys()  # they are not known
+    assert f"relative error of {result.error:.1e}" in page
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("|")]
+    assert len({len(row) for row in rows}) == 1
+    assert [row[0].strip() for row in rows] == ["", "---", "before", "after the cut", "calibrated"]
+    assert "4 classes: a, b, c, d" in page
+
+
+def test_what_it_says_loads_it(result: sc.Result, tmp_path: Path) -> None:
+    folder = result.save(tmp_path / "r")
+    page = (folder / README).read_text()
+    (code,) = re.findall(r"```python\n(import secateurs.*?)\n```", page, re.DOTALL)
+    calls = re.findall(r"sc\.(\w+)\(", code)
+    assert calls[0] == "load"
+    lines = [line for line in code.splitlines() if "image.jpg" not in line]
+    assert len(lines) <= 4
+    found: dict[str, Any] = {}
+    exec("\n".join(lines).replace(f"hf:{modelcard.PLACE}", str(folder)), found)
+    assert isinstance(found["model"], nn.Module)
+    assert found["preprocess"].size == (8, 8)
+
+
+def test_where_data_and_weights_are_from(result: sc.Result, tmp_path: Path) -> None:
+    spec = {"spec": "timm:resnet18.a1_in1k", "pretrained": True}
+    header, _ = parts(modelcard.text(card_of(result, tmp_path, source=spec, data={"data": "hf:uoft-cs/cifar10"})))
+    assert (header["base_model"], header["datasets"]) == ("timm/resnet18.a1_in1k", ["uoft-cs/cifar10"])
+    assert header["model-index"][0]["results"][0]["dataset"]["name"] == "uoft-cs/cifar10"
+    for place in ("folder:/home/me/secret/cifar10", "hf:/home/me/secret/cifar10"):
+        text = modelcard.text(card_of(result, tmp_path, data={"data": place}))
+        assert "cifar10" in text
+        assert "secret" not in text  # a path of whoever pruned it
+        assert "datasets" not in parts(text)[0]
+
+
+def test_other_tasks(result: sc.Result, tmp_path: Path) -> None:
+    figures = {"macs": 10, "params": 10, "metrics": {"mIoU": 0.5, "strange": None}}
+    task = {"name": "segmentation"}
+    header, page = parts(modelcard.text(card_of(result, tmp_path, task=task, after=figures)))
+    assert header["pipeline_tag"] == "image-segmentation"
+    assert header["model-index"][0]["results"][0]["metrics"] == [{"type": "miou", "name": "mIoU", "value": 0.5}]
+    assert "mIoU" in page
+    bare = sc.prune(sc.build("zoo:small_cnn"), images(1), "l1", sc.Budget(macs=0.6))
+    header, page = parts((bare.save(tmp_path / "bare") / README).read_text())
+    assert not {"pipeline_tag", "metrics", "model-index"} & header.keys()
+    assert "top-1" not in page
+
+
+def test_a_network_of_ones_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    result = sc.prune(model, torch.randn(1, 3, 8, 8), "l1", sc.Budget(macs=0.6))
+    page = (result.save(tmp_path / "r") / README).read_text()
+    assert "model=original" in page
+
+
+@pytest.mark.parametrize(
+    "evil", ["x`x", "```\n", "<script>alert(1)</script>", "[a](javascript:b)", "a | b", "# x", "---", "a: b\\"]
+)
+def test_whatever_a_card_holds_is_text(result: sc.Result, tmp_path: Path, evil: str) -> None:
+    line = evil.replace("\n", "")
+    figures = {"macs": 10, "params": 10, "metrics": {line: 0.5}}
+    card = card_of(
+        result, tmp_path, source={"spec": f"python:{line}"}, method={"name": line}, after=figures, warnings=[line],
+        versions={line: line}, data={"data": f"folder:{evil}"},
+    )  # fmt: skip
+    signature = card.signature.model_copy(update={"classes": [line]})  # type: ignore[union-attr]
+    text = modelcard.text(card.model_copy(update={"signature": signature}), call=f"prune({line!r})\n{evil}")
+    header, page = parts(text)
+    assert header["tags"][-1] == line
+    fenced = re.compile(r"^(`{3,})python\n.*?\n\1$", re.DOTALL | re.MULTILINE)
+    assert len(fenced.findall(page)) == 2
+    plain = re.sub(r"`[^`\n]*`", "", fenced.sub("", page))
+    assert "<script" not in plain
+    assert not re.search(r"(?<!\\)\](?=\(javascript)", plain)
+    rows = [re.sub(r"\\\|", "", row) for row in plain.splitlines() if row.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_readme_of_ones_own_is_kept(result: sc.Result, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / README).write_text("mine")
+    result.save(folder)
+    assert (folder / README).read_text() == "mine"
+    assert README not in json.loads((folder / "card.json").read_text())["files"]
+    (folder / README).unlink()
+    result.save(folder, overwrite=True)
+    first = (folder / README).read_text()
+    (folder / README).write_text(first + "license: mit")  # edited
+    result.save(folder, overwrite=True)
+    assert (folder / README).read_text() == first + "license: mit"
+    assert sc.load(folder) is not None  # nothing is read from it
+
+
+def test_one_of_ours_is_replaced_and_removed(result: sc.Result, tmp_path: Path) -> None:
+    folder = result.save(tmp_path / "r")
+    once = sc.prune(sc.build("zoo:small_cnn", num_classes=4), images(1), "l2", sc.Budget(macs=0.5))
+    once.save(folder, overwrite=True)
+    assert "pruned by l2" in (folder / README).read_text()
+    assert sorted(p.name for p in folder.iterdir()) == [README, "card.json", "model.safetensors", "plan.json"]
+    artifact.remove(folder)
+    assert not folder.exists()
+    result.save(folder)
+    (folder / README).write_text("mine")
+    artifact.remove(folder)
+    assert [p.name for p in folder.iterdir()] == [README]
+
+
+@pytest.mark.parametrize("place", ["link", "folder"])
+def test_what_is_in_its_place_is_kept(result: sc.Result, tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    if place == "link":
+        (folder / README).symlink_to(tmp_path / "nothing")
+    else:
+        (folder / README).mkdir()
+    result.save(folder)
+    assert (folder / README).is_symlink() if place == "link" else (folder / README).is_dir()
+    assert sc.load(folder) is not None
+
+
+def test_a_run_writes_it(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    run = sc.PruneRun(
+        "zoo:small_cnn",
+        sc.DataSpec("digits", "none"),
+        tmp_path / "r",
+        method="l1",
+        budget=sc.Budget(macs=0.5),
+        pretrain_epochs=0,
+    )
+    run.start()
+    header, page = parts((tmp_path / "r" / README).read_text())
+    assert header["model-index"][0]["results"][0]["dataset"]["name"] == "digits of scikit-learn"
+    assert "zoo:small_cnn" in page
