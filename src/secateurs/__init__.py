@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from secateurs.models import build, card, load
     from secateurs.plans import Plan, trace
     from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
-    from secateurs.result import Figures, Result
+    from secateurs.result import Figures, Latency, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
     from secateurs.stripes import StripeConv, StripeConv1d, StripeConv2d, StripeConv3d, tune
     from secateurs.studies.comparison import Comparison, compare
@@ -101,6 +101,7 @@ __all__ = [
     "GroupTaylor",
     "Index",
     "L2Stripes",
+    "Latency",
     "Limits",
     "Method",
     "Mimic",
@@ -175,7 +176,7 @@ _HOMES = {
     "secateurs.models": "build card load",
     "secateurs.plans": "Plan trace",
     "secateurs.recovery": "Distil Mimic Reconstruct Recover",
-    "secateurs.result": "Figures Result",
+    "secateurs.result": "Figures Latency Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv StripeConv1d StripeConv2d StripeConv3d tune",
     "secateurs.studies.comparison": "Comparison compare",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +37,7 @@ from secateurs.seeds import preserve_rng_state
 from secateurs.stripes import tune
 from secateurs.surgery.verify import check_copy, check_deterministic
 from secateurs.tasks import VisionTask
+from secateurs.timing import clocked, slower, timing
 from secateurs.training import Hook, Objective, Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
@@ -83,6 +84,7 @@ def prune(
     example_targets: Any = None,
     rounds: int = 1,
     schedule: Schedule = "linear",
+    check_speed: bool = True,
     **unknown: NoReturn,
 ) -> Result:
     """Prune a model: trace, select, cut, verify and, on request, recover accuracy. The given model is not modified.
@@ -92,7 +94,9 @@ def prune(
     the model's device, in its dtypes.
 
     method: a name (see `methods()`) or a configured method, for example `EPruner(beta=0.7)`.
-    budget: the cost that the result may have at most.
+    budget: the cost that the result may have at most. For a budget of time, a latency model of the network is made from
+        measurements on this machine (kept on disk), and the cut network is measured until the budget holds: see `latency` of
+        the result.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
         Training batches may be inputs only, as long as neither the method nor the recovery reads labels.
     calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`: with
@@ -129,6 +133,8 @@ def prune(
         always the original, and the limits hold for the whole. `plan` is one plan of the original, and `history` has the
         figures of each round. With a `folder`, all rounds but the last are saved there as artifacts, `round-1` and so on.
     schedule: how the budgets of the rounds approach the final one: "linear", or "cubic" (much at first, little at the end).
+    check_speed: run the cut network and the original in turn for less than a second, and say in `warnings` if the cut one is
+        clearly not faster. A budget of time is measured more thoroughly.
     hooks: of recovery, see `secateurs.training.Hook`.
     progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
     save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
@@ -189,9 +195,10 @@ def prune(
     }  # fmt: skip
     job = _task(
         model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=phase(folder, "prune", options), resume=resume, graph=graph,
+        engine_options=phase(folder, "prune", options), resume=resume, graph=graph, report=report, device=placement.device,
     )  # fmt: skip
     division.check(chosen, job.budget)
+    graph = job.graph
     report(f"traced {len(graph.groups)} channel groups, {len(job.groups)} to cut")
     for line in (*job.describe(), *graph.warnings):
         report(line)
@@ -212,14 +219,16 @@ def prune(
         calibrate is not False, images, allow_inexact, targets, folder, report, origin, limits.record(),
         {
             **division.record(), "method": {"name": chosen.name, **chosen.model_dump(mode="json")},
-            "budget": None if budget is None else asdict(budget), "scope": job.scope, "limits": limits.record(),
+            "budget": None if budget is None else budget.record(), "scope": job.scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
             "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
             "weights": weights, **({} if purpose is None else {"task": purpose.card()}),
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip
-    found = work.run()
+    with timing(job, budget, original, report) as held:
+        work = replace(work, timing=held)
+        found = work.run()
     small, plan = found.model, found.plan
     placement.restore(small)
     if plan.stripes:
@@ -233,6 +242,9 @@ def prune(
         module.training = modes.get(name, modes[""])
     remember_cut(small, origin, plan)
     told = graph.warnings + graph.stale(plan.groups)
+    if check_speed and held is None and plan.kept and not plan.stripes and (slow := slower(given, small, given_inputs)):
+        report(slow)
+        told = (*told, slow)
     return work.result(found, told)
 
 
@@ -325,7 +337,8 @@ def widen(
 
 def _task(
     model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, limits: Limits, *,
-    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None, **rest: Any,
+    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None,
+    report: Callable[[str], None] = lambda line: None, device: torch.device | None = None, **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
     if graph is None:
@@ -334,4 +347,8 @@ def _task(
         check_deterministic(model, example_inputs)
     scope = scope or method.default_scope
     bounds = limits.on(graph, scope)
+    graph = clocked(
+        model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)), device=device,
+        stripes=method.cuts == "stripes",
+    )  # fmt: skip
     return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)

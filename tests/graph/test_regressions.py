@@ -85,3 +85,16 @@ def test_weight_that_is_laid_out_in_another_way(copied: Callable[[torch.Tensor],
                 a=conv(3, 8), h=nn.Linear(7, 4), w=w)  # fmt: skip
     graph = sound(model)
     assert [(g.prunable, g.least) for g in (graph["a"], graph["w"])] == [(True, 1), (True, 1)]
+
+
+def test_an_index_by_integers_has_no_size_that_depends_on_values() -> None:
+    """A table of biases beside code that asks for the width: a trial still sees what narrow networks do."""
+
+    def run(s: Net, x: torch.Tensor) -> torch.Tensor:
+        y = s.a(x) + s.table[s.index].mean()
+        return s.h(s.b(y.relu() if y.shape[1] >= 4 else y.tanh()))
+
+    table, index = nn.Parameter(torch.randn(5)), torch.tensor([0, 3, 1])
+    reason = sound(Net(run, a=conv(3, 8), b=conv(8, 8), h=head(8), table=table, index=index))["a"].reason
+    assert reason is not None
+    assert str(reason).startswith("the code depends on the number of channels")

@@ -9,9 +9,10 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import App, Parameter
 from cyclopts.config import Dict
@@ -158,11 +159,16 @@ class Option:
     argument: Argument
 
     @property
-    def kind(self) -> Any:
-        """Its type, without None."""
+    def kinds(self) -> list[Any]:
+        """Its types, without None."""
         hint = self.argument.hint
         union = get_origin(hint) in (Union, UnionType)
-        return next(kind for kind in (get_args(hint) if union else (hint,)) if kind is not type(None))
+        return [kind for kind in (get_args(hint) if union else (hint,)) if kind is not type(None)]
+
+    @property
+    def kind(self) -> Any:
+        """The first of them."""
+        return self.kinds[0]
 
 
 def settings(command: App) -> Iterator[Option]:
@@ -198,6 +204,10 @@ def _type(setting: Option) -> Any:
         ]
     if key in JOINED:
         return Annotated[str, BeforeValidator(_joined), WithJsonSchema({"anyOf": [text, several, {"type": "number"}]})]
+    if len(setting.kinds) > 1:  # a count, or a word
+        words = [word for other in setting.kinds if get_origin(other) is Literal for word in get_args(other)]
+        schema = {"anyOf": [{"type": "integer", "minimum": 1}, {"enum": words}]}
+        return Annotated[int | str, BeforeValidator(partial(_count_or, words)), WithJsonSchema(schema)]
     if kind is float:
         return Annotated[float, BeforeValidator(_number)]
     return str if kind is Path else kind
@@ -221,6 +231,17 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         raise ValueError("must be a number") from None
+
+
+def _count_or(words: Sequence[str], value: Any) -> Any:
+    """A whole number of at least 1, or one of these words."""
+    if value in words:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"must be a whole number or {' or '.join(map(repr, words))}")
+    if value < 1:
+        raise ValueError("must be greater than or equal to 1")
+    return value
 
 
 def _numbers(value: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,18 @@ from secateurs.markup import html_table
 Array = np.ndarray
 LISTED = 60  # groups that a notebook shows
 Shapes = Mapping[str, tuple[int, ...]]
+G = TypeVar("G", bound="ChannelGraph")
+
+
+class Clock(Protocol):
+    """A latency model of a network."""
+
+    def __call__(self, widths: Array, stripes: Mapping[str, int] | None = None) -> float:
+        """Seconds of one forward pass at these widths, (groups,), with these numbers of stripes left in these kernels."""
+
+    @property
+    def steps(self) -> Array:
+        """(groups,) the widths that the hardware likes are multiples of these."""
 
 
 def has_stripes(module: Any) -> bool:
@@ -171,6 +184,13 @@ class ChannelGraph:
         self._make_cost, self._make_flow = cost_model, flow  # built lazily
         self._at = {g.name: i for i, g in enumerate(self.groups)}
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
+        self.clock: Clock | None = None
+
+    def timed(self: G, clock: Clock | None) -> G:
+        """The same graph with a latency model, by which its costs have a latency; with None, without one."""
+        made = copy.copy(self)
+        made.clock = clock
+        return made
 
     def __getitem__(self, name: str) -> ChannelGroup:
         """The group with this name, or the only group that a layer of this name produces. Raises PlanError with similar names
@@ -238,7 +258,7 @@ class ChannelGraph:
             name = min(unknown)
             raise PlanError(f"{name} is not a convolution that stripes can be cut from. {nearest(name, self.kernels)}")
         if isinstance(widths, np.ndarray):
-            return self._cost(widths, stripes)
+            return self._costs(widths, stripes)
         vector = self.sizes.copy()
         for name, width in (widths or {}).items():
             at = self.index(name)
@@ -250,7 +270,11 @@ class ChannelGraph:
                     f" ({group.least_reason})" if group.least_reason else "", ".",
                 )  # fmt: skip
             vector[at] = width
-        return self._cost(vector, stripes)
+        return self._costs(vector, stripes)
+
+    def _costs(self, widths: Array, stripes: Mapping[str, int] | None) -> Cost:
+        cost = self._cost(widths, stripes)
+        return cost if self.clock is None else replace(cost, latency=self.clock(widths, stripes))
 
     @cached_property
     def kernels(self) -> dict[str, tuple[int, ...]]:

@@ -29,14 +29,17 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         own: Any
         if key == "_compiled_call_impl":  # `module.compile()`: it would run the original. The class has its default.
             continue
-        if isinstance(value, _ATOMS):
+        kind = type(value)
+        if kind in _ATOMS or (kind is tuple and all(type(x) in _ATOMS for x in value)) or isinstance(value, _ATOMS):
             own = value
+        elif kind is set and not value:
+            own = set()
         elif key == "_modules":
             own = {k: m if m is None else copied(m, memo) for k, m in value.items()}
-        elif type(value) is dict and key in ("_parameters", "_buffers"):
+        elif kind is dict and key in ("_parameters", "_buffers"):
             own = {k: x if x is None else memo[id(x)] if id(x) in memo else _tensor(x, memo) for k, x in value.items()}
-        elif isinstance(value, dict) and not value and type(value) in _PLAIN:
-            own = type(value)()
+        elif kind in _PLAIN and not value:
+            own = kind()
         elif isinstance(value, Tensor):
             own = _tensor(value, memo)
         else:
@@ -55,7 +58,8 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def _tensor(x: Tensor, memo: dict[int, Any]) -> Any:
-    _detach(x, memo)
+    if not x.is_leaf:
+        _detach(x, memo)
     return copy.deepcopy(x, memo)
 
 

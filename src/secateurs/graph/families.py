@@ -75,6 +75,15 @@ def draws(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     )
 
 
+def sized_by_values(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the shape of an op's output depends on values in this call: an index by integers has a shape of its own."""
+    if torch.Tag.dynamic_output_shape not in op.tags:
+        return False
+    return op.overloadpacket is not aten.index or any(
+        x is not None and x.dtype in (torch.bool, torch.uint8) for x in argument(op, args, kwargs, "indices")
+    )
+
+
 def _computes_statistics(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     mean = argument(op, args, kwargs, "running_mean")
     return mean is None or bool(

@@ -29,4 +29,15 @@ def held(modules: Mapping[str, nn.Module]) -> Iterator[Held]:
 
 def named_tensors(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
     """Parameters and buffers by name, shared ones once, in one pass over the modules."""
-    return {x.name: x.tensor for x in held(modules or dict(model.named_modules()))}
+    return {x.name: x.tensor for x in held(modules or _modules(model, "", {}, set()))}
+
+
+def _modules(module: nn.Module, path: str, found: dict[str, nn.Module], seen: set[int]) -> dict[str, nn.Module]:
+    """What `named_modules` yields, in less time than its nested generators take."""
+    if id(module) not in seen:
+        seen.add(id(module))
+        found[path] = module
+        for name, child in module._modules.items():
+            if child is not None:
+                _modules(child, f"{path}.{name}" if path else name, found, seen)
+    return found

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporaril
 
 from secateurs.graph import attributes, rules, shapes
 from secateurs.graph.context import Context
-from secateurs.graph.families import draws
+from secateurs.graph.families import draws, sized_by_values
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.recorder import Recorder, written
 from secateurs.graph.tape import Array, Labels
@@ -22,12 +22,11 @@ from secateurs.graph.widths import width
 
 _NONE: Labels = {}
 _POINTWISE = torch.Tag.pointwise
-_RANDOM, _DYNAMIC = torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape
 
 
 @cache
-def _unusual(op: Any) -> frozenset[torch.Tag]:
-    return frozenset(op.tags) & {_RANDOM, _DYNAMIC}
+def _unusual(op: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in op.tags or torch.Tag.dynamic_output_shape in op.tags
 
 
 class Tracer(Context, TorchDispatchMode):
@@ -55,8 +54,8 @@ class Tracer(Context, TorchDispatchMode):
                     labeled, live = labeled or bool(found), live or alive
         self.op, self.out = func, out
         drawn = False
-        if self.counting and (unusual := _unusual(func)):
-            self.tape.dynamic = self.tape.dynamic or _DYNAMIC in unusual
+        if self.counting and _unusual(func):
+            self.tape.dynamic = self.tape.dynamic or sized_by_values(func, args, kwargs)
             if drawn := draws(func, args, kwargs):
                 self.tape.random.append(f"{self.where()} ({self.op_name})")
         rule, labels = rules.find(func), None

@@ -162,6 +162,8 @@ class Method(Presets):
     reads_labels: ClassVar[bool] = False  # True: training batches must be pairs (inputs, targets)
     # Stripes come last: such a network cannot be cut further.
     cuts: ClassVar[Literal["channels", "stripes"]] = "channels"
+    # Whether to select again, with another budget, takes seconds. If not, a latency budget is held in another way.
+    quick: ClassVar[bool] = True
     knob: ClassVar[str | None] = None  # the setting that says how much goes, in place of a budget
 
     def __init_subclass__(cls, **options: Any) -> None:

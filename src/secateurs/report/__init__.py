@@ -2,7 +2,7 @@
 
 from secateurs.report import modelcard
 from secateurs.report.figures import count, duration, error, formatted, heading, percent, share, short
-from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table
+from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table, timed
 
 __all__ = [
     "columns",
@@ -21,4 +21,5 @@ __all__ = [
     "stripes",
     "stripes_line",
     "table",
+    "timed",
 ]

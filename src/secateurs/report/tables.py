@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from rich import box
 from rich.table import Table
 
-from secateurs.artifact import Figures, Signature
+from secateurs.artifact import Figures, Latency, Signature
 from secateurs.markup import Markup, html_table
 from secateurs.report.figures import count, error, formatted, heading, percent, share, short
 
@@ -133,4 +133,15 @@ def stripes_line(layers: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"stripes: {kept:,} of {of:,} kept ({share(kept, of)}) in {count(len(layers), 'layer')}; their positions take "
         f"{index:,} index entries, not counted as parameters"
+    )
+
+
+def timed(found: Latency) -> str:
+    """The time of a network that was cut to a latency budget, in one line."""
+    settings = dict(found.target)
+    where = ", ".join([str(settings.pop("runtime", "")), *(f"{name}={value}" for name, value in settings.items())])
+    checked = "" if found.model_error is None else f", within {found.model_error:.1%} on {count(found.cuts, 'cut')}"
+    return (
+        f"time on {where}: {found.before * 1000:.3g} → {found.after * 1000:.3g} ms, {found.ratio:.1%} ± {found.noise:.1%} "
+        f"(budget {found.goal:.1%}; the latency model predicts {found.predicted:.1%}{checked})"
     )

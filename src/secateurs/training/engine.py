@@ -14,9 +14,11 @@ from secateurs.errors import DataError, NonFiniteLossError, SecateursError, Sett
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
 from secateurs.training import resume as R
+from secateurs.training.capture import captured, wanted
 from secateurs.training.ema import average_, decay_at
 from secateurs.training.losses import CrossEntropy, to_device
 from secateurs.training.metrics import topk_correct
+from secateurs.training.parts import Part
 from secateurs.training.processes import LostError
 from secateurs.training.progress import summary
 from secateurs.training.run import TrainingRun
@@ -130,6 +132,8 @@ class Engine(TrainingRun):
             with self.runtime.autocast():
                 for hook in self.hooks:
                     batch = hook.before_batch(self, batch) or batch
+                if self._uncaptured and (index == 0 or not last):  # not for an incomplete batch
+                    self._capture(main, batch)
                 with self._check.running(batch, index):
                     outputs, targets, loss = self.objective.train(main.net, batch, self.loss, self.recipe.mixup)
                 for hook in self.hooks:
@@ -157,6 +161,16 @@ class Engine(TrainingRun):
         if self.syncing:
             self._step()
 
+    def _capture(self, main: Part, batch: B.Batch) -> None:
+        """Compile the network, if that is wanted."""
+        self._uncaptured = False
+        if self.world == 1 and not batch.whole and wanted(self):
+            main.net = captured(main.net, batch.inputs, self.runtime.autocast, self._clear)
+
+    def _clear(self) -> None:
+        for part in self.parts.values():
+            part.optimizer.zero_grad(set_to_none=True)
+
     def _right(self, batch: B.Batch, outputs: Any, targets: Any) -> torch.Tensor | None:
         """The number of examples that are classified correctly; None for what is not classification."""
         # Whether it is may depend on values, which are read from a GPU once.
@@ -170,7 +184,7 @@ class Engine(TrainingRun):
         for part in self.parts.values():
             if not self.syncing:
                 stack.enter_context(self.runtime.accelerator.no_sync(part.net))
-            if self.recipe.sync_norm and not self.recipe.compile:  # it would be recompiled at every step
+            if self.recipe.sync_norm and self.recipe.compile is not True:  # it would be recompiled at every step
                 stack.enter_context(synchronized(part.module))
 
     def _step(self) -> None:
@@ -194,8 +208,7 @@ class Engine(TrainingRun):
                 part.optimizer.step()
         if self.runtime.scaler:
             self.runtime.scaler.update()
-        for part in self.parts.values():
-            part.optimizer.zero_grad(set_to_none=True)
+        self._clear()
         self._micro = 0
         self.step += 1
         if self.ema is not None and self.parts["main"].active:

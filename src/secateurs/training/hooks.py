@@ -19,6 +19,8 @@ class Hook:
     decisions: base them on values reduced with `engine.sum(...)`, in `after_step`, `epoch_start`, `epoch_end`.
     """
 
+    captures = True  # whether the network can be compiled with what this hook attaches to it
+
     def start(self, engine: TrainingRun) -> None:
         """Called once, before training and before a checkpoint is loaded. Add parameters, networks and gates here."""
 

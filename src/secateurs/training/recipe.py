@@ -62,7 +62,10 @@ class Recipe(Phase):
     sync_norm: bool = Field(
         default=True, description="on several processes, batch norm over the whole batch, not over each process's part"
     )
-    compile: bool = Field(default=False, description="torch.compile the network")
+    compile: Literal["auto"] | bool = Field(
+        default="auto",
+        description="torch.compile the network, on a GPU with CUDA graphs; auto: on a GPU, in one process, for long training",
+    )
 
     def __init__(self, **values: Any) -> None:  # type checkers would derive one from the fields
         super().__init__(**values)

@@ -73,6 +73,7 @@ class TrainingRun:
         self.syncing = True  # False for all batches of an accumulated step but the last
         self._device = device
         self._runtime: Runtime | None = None
+        self._uncaptured = True  # whether the network was wrapped and has not run since
         self._done = False
         self._resumed = False  # and no batch has been read since
         self._micro = 0  # batches since the last step
@@ -163,6 +164,7 @@ class TrainingRun:
         self.parts["main"].refresh()
         for part in self.parts.values():
             part.net = self.runtime.wrap(part.module)
+        self._uncaptured = True
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 

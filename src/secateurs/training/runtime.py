@@ -57,7 +57,9 @@ class Runtime:
         self.precision = P.resolve(recipe.precision, self.device, model, launched)
         self.channels_last = P.wants_channels_last(recipe.channels_last, self.precision, self.device, model)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
-        self.compile = recipe.compile
+        self.compile = (
+            recipe.compile is True and self.world > 1
+        )  # one process compiles at its first batch: see `capture`
 
     def autocast(self) -> torch.autocast:
         return P.autocast(self.precision, self.device)

@@ -18,6 +18,7 @@ from secateurs.methods import Task
 from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.method import PFF, PFFPruner
 from secateurs.methods.pff.skeleton import Norms, Skeleton
+from secateurs.methods.stripes.blocks import Blocks, blocks
 from secateurs.methods.stripes.select import Left, Stripes
 from secateurs.stripes import StripeConv2d
 from secateurs.testing.networks import network, randomize
@@ -84,24 +85,33 @@ def train(model: nn.Module, pruner: PFFPruner, steps: int, lr: float = 0.05) -> 
 KERNELS = {"stem.weight": (6, 3, 3), "a.weight": (8, 3, 3), "b.weight": (10, 1, 3), "c.weight": (5, 3, 3)}
 
 
+WHOLE = 1000  # more filters than a layer has: all of them are one block
+
+
+def grouped(model: nn.Module, size: int, kernels: Any = KERNELS) -> Blocks | None:
+    return None if size == 1 else blocks(model, kernels, size)
+
+
 # -- the skeleton (eq. 1) ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_the_network_computes_with_weight_times_value(shared: bool) -> None:
+@pytest.mark.parametrize("size", [1, 3, WHOLE])
+def test_the_network_computes_with_weight_times_value(size: int) -> None:
     model, twin = block().eval(), block().eval()
+    shared = grouped(model, size)
     skeleton = Skeleton(model, KERNELS, shared)
     assert torch.equal(model(images()), twin(images()))
     with torch.no_grad():
         skeleton.values.copy_(torch.randn(skeleton.values.shape))
         at = 0
         for name, (o, h, w) in KERNELS.items():
-            n = (1 if shared else o) * h * w
+            own = shared[name] if shared else np.arange(o)
+            n = (own.max() + 1) * h * w
             weight = twin.get_parameter(name)
             for f in range(o):
                 for i in range(h):
                     for j in range(w):
-                        weight[f, :, i, j] *= skeleton.values[at + ((0 if shared else f) * h + i) * w + j]
+                        weight[f, :, i, j] *= skeleton.values[at + (own[f] * h + i) * w + j]
             at += n
         assert at == skeleton.values.numel()
     torch.testing.assert_close(model(images()), twin(images()))
@@ -360,22 +370,24 @@ def standing(stripes: Stripes, left: Left) -> np.ndarray:
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
-    kind=st.sampled_from(list(NETWORKS)), seed=st.integers(0, 99), share=st.floats(0.01, 1.0), shared=st.booleans(),
-    what=st.sampled_from(["macs", "params"]), align=st.sampled_from([1, 1, 4]), floor=st.sampled_from([0.0, 0.02, 0.2]),
+    kind=st.sampled_from(list(NETWORKS)), seed=st.integers(0, 99), share=st.floats(0.01, 1.0),
+    size=st.sampled_from([1, 1, 3, WHOLE]), what=st.sampled_from(["macs", "params"]), align=st.sampled_from([1, 1, 4]),
+    floor=st.sampled_from([0.0, 0.02, 0.2]),
 )  # fmt: skip
 def test_a_budget_is_met_to_a_stripe(
-    kind: str, seed: int, share: float, shared: bool, what: str, align: int, floor: float
+    kind: str, seed: int, share: float, size: int, what: str, align: int, floor: float
 ) -> None:
     model = NETWORKS[kind](seed)
     graph = sc.trace(model, images(1))
     budget = sc.Budget(**{what: share}, align=align)
     job = Task(model, graph, budget, "all", example_inputs=images(1))
+    whole = size == WHOLE
     try:
-        PFF(skeleton="position" if shared else "stripe", floor=floor).feasible(job)
+        PFF(skeleton="position" if whole else "stripe", block=1 if whole else size, floor=floor).feasible(job)
     except sc.BudgetError:
         return
     kernels = {n: s for n, s in graph.kernels.items() if s[1] * s[2] > 1}
-    stripes = Stripes(job, kernels, shared, floor)
+    stripes = Stripes(job, kernels, grouped(model, size, kernels), floor)
     scores = np.random.default_rng(seed).random(stripes.units)
     worth = [g.filters(model).abs().mean(1).numpy() for g in job.groups]
     left, delta = stripes.select_within_budget(scores, lambda: worth)
@@ -404,9 +416,11 @@ def test_a_budget_is_met_to_a_stripe(
             assert not stripes.fits(Left(left.alive, left.channels, wider, left.counts))
     # The ranking decides: whatever is above the threshold, and whose filter stays, is kept.
     assert left.alive[stays[stripes.filter] & (scores[stripes.unit] > delta)].all()
-    if shared:
-        for kept in stripes.split(left.alive | ~stays[stripes.filter]).values():
-            assert (kept == kept[kept.reshape(len(kept), -1).any(1)][0]).all() or not stays.all()
+    standing_filters = stripes.split(stays[stripes.filter])
+    for name, kept in stripes.split(left.alive).items() if stripes.blocks else ():
+        for b in np.unique(stripes.blocks[name]):
+            own = kept[(stripes.blocks[name] == b) & standing_filters[name][:, 0, 0]]
+            assert (own == own[:1]).all()
 
 
 def test_channels_go_where_stripes_alone_would_not_do() -> None:
@@ -544,16 +558,18 @@ def test_shape_wise_layers_end_as_smaller_convolutions() -> None:
     assert sc.verify(model, plan, images(2)) <= 1e-5
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_group_lasso_looks_at_norms(shared: bool) -> None:
+@pytest.mark.parametrize("size", [1, 3, WHOLE])
+def test_group_lasso_looks_at_norms(size: int) -> None:
     model = block()
     before = State.of(model)
+    shared = grouped(model, size)
     norms = Norms(model, KERNELS, shared)
     found = norms.strength()
     before.assert_same(model)
     w = model.a.weight.detach()
-    by_hand = w.square().sum((0, 1)).div(8).sqrt().flatten() if shared else w.square().sum(1).sqrt().flatten()
-    start = 9 if shared else 54
+    own = shared["a.weight"] if shared else np.arange(8)
+    by_hand = torch.cat([w[own == b].square().sum(1).mean(0).sqrt().flatten() for b in range(own.max() + 1)])
+    start = 9 * (shared["stem.weight"].max() + 1 if shared else 6)
     torch.testing.assert_close(found[start : start + by_hand.numel()], by_hand / by_hand.mean())
     found.sum().backward()
     assert model.a.weight.grad.abs().sum() > 0
@@ -671,3 +687,78 @@ def test_settings_that_make_no_sense() -> None:
             PFF(**bad)
     with pytest.raises(sc.ConfigError, match="pass data="):
         sc.prune(block(), images(1), "pff", sc.Budget(macs=0.5))
+
+
+# -- blocks of filters -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("penalty", ["skeleton", "group-lasso"])
+def test_blocks_keep_the_same_positions(penalty: str) -> None:
+    model = block()
+    pruner = attached(model, sc.Budget(macs=0.5), steps=40, block=3, penalty=penalty)
+    own = pruner.stripes.blocks
+    assert own is not None
+    assert sorted(np.bincount(own["a.weight"])) == [2, 3, 3]
+    train(model, pruner, 40)
+    plan = pruner.plan()
+    graph = pruner.task.graph
+    assert sc.verify(model, plan, images(2)) <= 1e-5
+    assert sc.count(sc.apply(model, plan), images(1)) == graph.cost_of(plan)
+    assert graph.cost_of(plan).macs <= 0.5 * graph.cost().macs
+    shapes = 0
+    for name, (o, h, w) in KERNELS.items():
+        kept = torch.zeros(o, h * w, dtype=torch.bool)
+        kept.view(-1)[list(plan.stripes.get(name, range(o * h * w)))] = True
+        for b in range(int(own[name].max()) + 1):
+            inside = kept[torch.from_numpy(own[name] == b)]
+            inside = inside[inside.any(1)]  # a filter may have gone with its channel
+            assert (inside == inside[:1]).all(), (name, b)
+            shapes += bool(len(inside)) and not bool(inside.all())
+    assert shapes > 3
+
+
+def test_a_run_with_blocks_resumes() -> None:
+    def run(stop: int | None) -> sc.Plan:
+        model = block()
+        pruner = attached(model, sc.Budget(macs=0.5), steps=24, block=3)
+        if stop is None:
+            train(model, pruner, 24)
+            return pruner.plan()
+        optimizer = train(model, pruner, stop)
+        again = block()
+        resumed = attached(again, sc.Budget(macs=0.5), steps=24, block=3)
+        again.load_state_dict(model.state_dict())
+        resumed.load(copy.deepcopy(pruner.state()))
+        for name, (_, own) in resumed.networks.items():
+            own.load_state_dict(pruner.networks[name][1].state_dict())
+        other = torch.optim.SGD(again.parameters(), 0.05, momentum=0.9)
+        other.load_state_dict(optimizer.state_dict())
+        again.train()
+        for i in range(stop, 24):
+            x, y = batches()[i % 4]
+            (F.cross_entropy(again(x), y) + resumed.penalty()).backward()
+            other.step()
+            other.zero_grad()
+            resumed.step()
+        return resumed.plan()
+
+    whole = run(None)
+    assert run(1) == whole
+    assert run(8) == whole
+
+
+def test_blocks_are_of_similar_filters() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 10, 3, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(0.01)
+        model[0].weight[::2, :, 0] = 1  # the even filters see the first row, the odd ones the last column
+        model[0].weight[1::2, :, :, 2] = 1
+    own = blocks(model, ["0.weight"], 5)["0.weight"]
+    assert len(set(own[::2])) == len(set(own[1::2])) == 1
+    assert own[0] != own[1]
+    assert np.bincount(blocks(model, ["0.weight"], 4)["0.weight"]).tolist() == [4, 4, 2]
+
+
+def test_blocks_by_position_are_refused() -> None:
+    with pytest.raises(sc.ConfigError, match=r"block=4.* requires .*skeleton"):
+        sc.prune(block(), images(1), PFF(block=4, skeleton="position"), sc.Budget(macs=0.5), data=batches())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.methods import Task
+from secateurs.methods.stripes.blocks import blocks
 from secateurs.methods.stripes.select import Left, Stripes, kernels
 from secateurs.report.shapes import pictures
 from secateurs.stripes import StripeConv2d
@@ -146,6 +147,23 @@ def test_what_has_no_stripes_is_told_what_has(method: str, model: nn.Module, dim
         sc.ConfigError, match=rf"the network has {found}\).*nn\.Conv3d with more than one kernel position"
     ):
         sc.prune(model, x, method, sc.Budget(macs=0.5), [(x, torch.tensor([0, 1]))], device="cpu")
+
+
+@pytest.mark.parametrize("budget", [sc.Budget(macs=0.5), sc.Budget(params=0.3), sc.Budget(macs=0.12)])
+def test_blocks_keep_the_same_positions(budget: sc.Budget) -> None:
+    """A block's stripes at one position stay or go together, and their mean norm decides."""
+    model = network("residual")
+    result = sc.prune(model, images(1), sc.L2Stripes(block=4), budget)
+    assert budget.allows(result.after, result.before)
+    assert result.error <= 1e-5
+    shapes = kernels(task(model, budget))
+    for name, own in blocks(model, shapes, 4).items():
+        kept = torch.zeros(shapes[name][0], shapes[name][1] * shapes[name][2], dtype=torch.bool)
+        kept.view(-1)[list(result.plan.stripes.get(name, range(kept.numel())))] = True
+        for b in range(int(own.max()) + 1):
+            inside = kept[torch.from_numpy(own == b)]
+            inside = inside[inside.any(1)]
+            assert (inside == inside[:1]).all()
 
 
 class Deep(nn.Module):

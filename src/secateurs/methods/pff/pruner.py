@@ -39,21 +39,21 @@ class PFFPruner(Pruner):
         super().__init__(task)
         self.config, self.model = config, task.model
         self.stripes = config.stripes(task)
-        found, shared = self.stripes.kernels, config.skeleton == "position"
+        found, blocks = self.stripes.kernels, self.stripes.blocks
         self.sizes = squares(self.model, found)  # of the stripes, to be restored at the end
         worth = self.stripes.worth(config.cost).tolist() if config.controlled(task) else None
         self.measure: Measure
         if config.penalty == "skeleton":
             norms = config.prior == "norm" or (config.prior is None and config.controlled(task))
-            prior = Norms(self.model, found, shared, worth).strength().detach() if norms else None
-            self.measure = skeleton = Skeleton(self.model, found, shared, prior)
+            prior = Norms(self.model, found, blocks, worth).strength().detach() if norms else None
+            self.measure = skeleton = Skeleton(self.model, found, blocks, prior)
             optimizer = torch.optim.SGD(
                 [skeleton.values], config.skeleton_lr, self.MOMENTUM, weight_decay=config.skeleton_decay
             )
             # The network has no parameters: so the values join its optimizer, and are averaged over processes separately.
             self.networks = {"skeleton": (nn.Module(), optimizer)}
         else:
-            self.measure = Norms(self.model, found, shared, worth)
+            self.measure = Norms(self.model, found, blocks, worth)
         self.alive = torch.ones(self.stripes.units, dtype=torch.bool)
         self.whole = True  # whether all of them are alive: known here, so that a GPU is not asked in each step
         self.alpha = ALPHA if config.alpha is None else config.alpha

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Task
 from secateurs.methods.pff.phases import Held, faded
 from secateurs.methods.pruner import Taught, taught
+from secateurs.methods.stripes.blocks import blocks
 from secateurs.methods.stripes.select import COST, Stripes, check_kernels, kernels
 
 
@@ -94,6 +96,11 @@ class Settings(Taught):
         default="stripe",
         description="one value per filter and position, or (shape-wise) per position of a layer",
     )
+    block: int = Field(
+        default=1,
+        ge=1,
+        description="so many filters, of similar shapes at the start, keep the same stripes and share a value",
+    )
     penalty: Literal["skeleton", "group-lasso"] = Field(
         default="skeleton", description="penalize a skeleton, or, without one, the norms of the stripes' weights"
     )
@@ -105,6 +112,11 @@ class Settings(Taught):
     def check(self, task: Task) -> None:
         super().check(task)
         check_kernels(task, self.name)
+        if self.block > 1 and self.skeleton == "position":
+            raise ConfigError(
+                Setting("block", self.block, type(self)), " requires ", Setting("skeleton", "stripe", type(self)),
+                ": by position, all filters of a layer are one block.",
+            )  # fmt: skip
         if self.penalty == "group-lasso" and self.train == "skeleton":
             raise ConfigError(
                 Setting("train", "skeleton", type(self)), " requires ", Setting("penalty", "skeleton", type(self)), "."
@@ -125,4 +137,9 @@ class Settings(Taught):
         return self.alpha is None and task.budget is not None
 
     def stripes(self, task: Task) -> Stripes:
-        return Stripes(task, kernels(task), self.skeleton == "position", self.floor)
+        found, grouped = kernels(task), None
+        if self.skeleton == "position":
+            grouped = {name: np.zeros(o, dtype=np.int64) for name, (o, *_) in found.items()}
+        elif self.block > 1:
+            grouped = blocks(task.model, found, self.block)
+        return Stripes(task, found, grouped, self.floor)

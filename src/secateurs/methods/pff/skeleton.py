@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -13,13 +14,14 @@ from torch.utils.hooks import RemovableHandle
 from secateurs.errors import TrainingError
 from secateurs.graph.channels import parameter
 from secateurs.masking.swaps import Swaps
+from secateurs.methods.stripes.blocks import Blocks
 
 Shape = tuple[int, ...]  # (filters, *kernel)
 Kernels = Mapping[str, Shape]  # of each weight
 
 
 class Measure(Protocol):
-    """Values for all units: stripes or, if layers are cut shape-wise, positions of the kernels."""
+    """Values for all units: stripes, or those of all filters of a block at one position."""
 
     pull: Tensor  # (units,): factors on α, so that all strengths decrease at one rate
 
@@ -42,16 +44,22 @@ class Skeleton:
     The network's parameters keep their names, values and identities; copies of the network use the same skeleton, as long as
     it is not merged.
 
+    blocks: the block of each filter, if filters share values; see `Stripes`.
     prior: (units,) what each value's magnitude is multiplied by to get its strength; None: ones.
     """
 
     LEAST = 1e-3  # of a prior
 
-    def __init__(self, model: nn.Module, kernels: Kernels, shared: bool = False, prior: Tensor | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, kernels: Kernels, blocks: Blocks | None = None, prior: Tensor | None = None
+    ) -> None:
         self.model = model
-        self.shapes = {name: (1 if shared else o, *kernel) for name, (o, *kernel) in kernels.items()}
-        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         device = parameter(model, next(iter(kernels))).device
+        self.shared = {
+            name: Shared(o, None if blocks is None else blocks[name], device) for name, (o, *_) in kernels.items()
+        }
+        self.shapes = {name: (self.shared[name].rows, *kernel) for name, (_, *kernel) in kernels.items()}
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.values = nn.Parameter(torch.ones(sum(self.sizes), device=device))
         self.prior = torch.ones(sum(self.sizes), device=device) if prior is None else prior.clamp_min(self.LEAST)
         self.pull = self.prior**-2
@@ -60,7 +68,7 @@ class Skeleton:
         start = 0
         for (name, shape), size in zip(self.shapes.items(), self.sizes, strict=True):
             conv = model.get_submodule(name.rpartition(".")[0])
-            swap = _Swap(self, slice(start, start + size), shape)
+            swap = _Swap(self, slice(start, start + size), shape, self.shared[name])
             self._handles.append(conv.register_forward_pre_hook(swap.enter))
             self._handles.append(conv.register_forward_hook(swap.leave, always_call=True))
             start += size
@@ -93,14 +101,37 @@ class Skeleton:
         self._handles.clear()
         for (name, shape), part in zip(self.shapes.items(), self.values.split(self.sizes), strict=True):
             w = parameter(self.model, name)
-            w.mul_(part.view(shape)[:, None].to(w))
+            w.mul_(self.shared[name].spread(part.view(shape))[:, None].to(w))
+
+
+class Shared:
+    """Which filters of a layer share rows of values."""
+
+    def __init__(self, filters: int, blocks: np.ndarray | None, device: torch.device) -> None:
+        """blocks: (filters,) the block of each filter; None: each has a row of its own."""
+        self.rows = filters if blocks is None else int(blocks.max()) + 1
+        self.sizes = torch.ones(filters) if blocks is None else torch.from_numpy(np.bincount(blocks)).float()
+        self.sizes = self.sizes.to(device)  # (rows,) filters that share a row
+        # One row is broadcast, and rows of their own need no index.
+        self.row = None if blocks is None or self.rows == 1 else torch.from_numpy(blocks).to(device)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(rows, *kernel) → (filters, *kernel), or (1, *kernel) for all filters."""
+        return values if self.row is None else values.index_select(0, self.row)
+
+    def means(self, values: Tensor) -> Tensor:
+        """(filters, *kernel) → (rows, *kernel)"""
+        if self.row is None:
+            return values.mean(0, keepdim=True) if self.rows == 1 else values
+        sums = values.new_zeros(self.rows, *values.shape[1:]).index_add(0, self.row, values)
+        return sums / self.sizes.view(-1, *[1] * (values.ndim - 1))
 
 
 class _Swap:
     """During a convolution's forward its weight is the product."""
 
-    def __init__(self, skeleton: Skeleton, at: slice, shape: Shape) -> None:
-        self.skeleton, self.at, self.shape = skeleton, at, shape
+    def __init__(self, skeleton: Skeleton, at: slice, shape: Shape, shared: Shared) -> None:
+        self.skeleton, self.at, self.shape, self.shared = skeleton, at, shape, shared
         self.swaps = Swaps()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Swap:
@@ -114,7 +145,7 @@ class _Swap:
             )
         w = conv._parameters["weight"]
         assert w is not None
-        value = self.skeleton.values[self.at].view(self.shape)[:, None]  # (O, 1, *kernel)
+        value = self.shared.spread(self.skeleton.values[self.at].view(self.shape))[:, None]  # (O, 1, *kernel)
         self.swaps.put(conv, "weight", w * value.to(w))
 
     def leave(self, conv: nn.Module, args: Any, out: Any) -> None:
@@ -128,21 +159,26 @@ class Norms:
     """
 
     def __init__(
-        self, model: nn.Module, kernels: Kernels, shared: bool = False, worth: Sequence[float] | None = None
+        self, model: nn.Module, kernels: Kernels, blocks: Blocks | None = None, worth: Sequence[float] | None = None
     ) -> None:
-        self.model, self.kernels, self.shared = model, list(kernels), shared
+        self.model, self.kernels = model, list(kernels)
+        self.shared = {
+            name: Shared(o, None if blocks is None else blocks[name], parameter(model, name).device)
+            for name, (o, *_) in kernels.items()
+        }
         worth = [1.0] * len(self.kernels) if worth is None else worth
         self.first = [float(n.detach().mean()) / w for n, w in zip(self._norms(), worth, strict=True)]
-        filters = [shape[0] if shared else 1 for shape in kernels.values()]
-        parts = zip(self._norms(), self.first, filters, strict=True)
-        self.pull = torch.cat([torch.full_like(n.detach(), m**2 * o) for n, m, o in parts])
+        filters = [
+            self.shared[name].sizes.repeat_interleave(math.prod(kernel)) for name, (_, *kernel) in kernels.items()
+        ]
+        self.pull = torch.cat([m**2 * o for m, o in zip(self.first, filters, strict=True)])
 
     def _norms(self) -> list[Tensor]:
         """Norms for each layer: (units,)."""
         found = []
         for name in self.kernels:
             squares = parameter(self.model, name).float().square().sum(1)  # (O, *kernel)
-            squares = squares.mean(0) if self.shared else squares
+            squares = self.shared[name].means(squares)
             found.append((squares + 1e-12).sqrt().reshape(-1))  # has a gradient where all weights are zero
         return found
 
@@ -161,7 +197,8 @@ class Norms:
     def _scale(self, factors: Tensor) -> None:
         for name, part in zip(self.kernels, factors.split([n.numel() for n in self._norms()]), strict=True):
             w = parameter(self.model, name)
-            w.mul_(part.view(1 if self.shared else w.shape[0], 1, *w.shape[2:]).to(w))
+            shared = self.shared[name]
+            w.mul_(shared.spread(part.view(shared.rows, *w.shape[2:]))[:, None].to(w))
 
     def finish_(self) -> None:
         """Nothing to remove from the network."""

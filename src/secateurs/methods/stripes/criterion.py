@@ -12,6 +12,7 @@ from secateurs.graph.channels import parameter
 from secateurs.methods.method import Method, Task
 from secateurs.methods.registry import register
 from secateurs.methods.selection import Selection
+from secateurs.methods.stripes.blocks import blocks
 from secateurs.methods.stripes.select import COST, Stripes, channel_scores, check_kernels, kernels
 
 
@@ -38,6 +39,7 @@ class L2Stripes(Method):
         description="norms are compared between layers divided by this power of what their stripes cost",
     )
     floor: float = Field(default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps")
+    block: int = Field(default=1, ge=1, description="so many filters of similar shapes keep the same stripes")
 
     def check(self, task: Task) -> None:
         super().check(task)
@@ -49,12 +51,14 @@ class L2Stripes(Method):
     def select(self, task: Task) -> Selection:
         stripes = self._stripes(task)
         worth = stripes.worth(0 if self.ranking == "layer" else self.cost)
-        scores = np.concatenate([self._scores(task, n) * w for n, w in zip(stripes.kernels, worth, strict=True)])
+        each = np.concatenate([self._scores(task, n) * w for n, w in zip(stripes.kernels, worth, strict=True)])
+        scores = stripes.means(each)
         left, _ = stripes.select_within_budget(scores, lambda: channel_scores(task))
         return stripes.selection(left)
 
     def _stripes(self, task: Task) -> Stripes:
-        return Stripes(task, kernels(task), floor=self.floor)
+        found = kernels(task)
+        return Stripes(task, found, None if self.block == 1 else blocks(task.model, found, self.block), self.floor)
 
     def _scores(self, task: Task, name: str) -> np.ndarray:
         """One layer's scores: (filters · positions,)."""

@@ -16,6 +16,7 @@ from secateurs.graph import Cost
 from secateurs.methods.method import Task
 from secateurs.methods.select import prices
 from secateurs.methods.selection import Selection
+from secateurs.methods.stripes.blocks import Blocks
 from secateurs.stripes import StripeConv
 
 Array = np.ndarray
@@ -86,14 +87,19 @@ class Stripes:
     """All stripes of all kernels of a network, concatenated; a stripe is identified by its position.
 
     kernels: weight name → (filters, *kernel), as in `ChannelGraph.kernels`.
-    shared: all filters of a layer keep the same positions, so its stripes at one position are kept or cut together.
+    blocks: the filters of a block keep the same positions, so its stripes at one position are kept or cut together; None:
+    each filter is a block. See `blocks`; with all filters of a layer in one block, layers are cut shape-wise.
     floor: the minimum fraction of its stripes that every layer keeps; at least one stripe.
     """
 
     def __init__(
-        self, task: Task, kernels: Mapping[str, tuple[int, ...]], shared: bool = False, floor: float = 0.0
+        self,
+        task: Task,
+        kernels: Mapping[str, tuple[int, ...]],
+        blocks: Blocks | None = None,
+        floor: float = 0.0,
     ) -> None:
-        self.task, self.widths, self.kernels, self.shared = task, task.widths, dict(kernels), shared
+        self.task, self.widths, self.kernels, self.blocks = task, task.widths, dict(kernels), blocks
         shapes = list(self.kernels.values())
         positions = np.array([math.prod(shape[1:]) for shape in shapes], dtype=np.int64)
         self.sizes = np.array([math.prod(shape) for shape in shapes], dtype=np.int64)
@@ -104,9 +110,13 @@ class Stripes:
         self.layer = np.repeat(np.arange(len(shapes)), self.sizes)
         self.filter = np.repeat(np.arange(self.filters), np.repeat(positions, filters))
         self.unit = np.arange(len(self.layer))  # the unit that a stripe is kept or cut with
-        if shared:
-            within = np.concatenate([np.tile(np.arange(p), o) for p, o in zip(positions, filters, strict=True)])
-            self.unit = np.cumsum(np.r_[0, positions])[self.layer] + within
+        if blocks is not None:
+            units, start = [], 0
+            for name, p in zip(self.kernels, positions.tolist(), strict=True):
+                of_filter = blocks[name]
+                units.append((start + of_filter[:, None] * p + np.arange(p)).ravel())
+                start += (int(of_filter.max()) + 1) * p
+            self.unit = np.concatenate(units)
         self.units = int(self.unit.max()) + 1
         at = dict(zip(self.kernels, first, strict=False))
         # For each group in scope the filters that produce its channels, (size, m), and whether there are no others.
@@ -127,6 +137,12 @@ class Stripes:
         """One value for each stripe, by kernel: (filters, *kernel)."""
         parts = np.split(flat, np.cumsum(self.sizes)[:-1])
         return {name: part.reshape(shape) for (name, shape), part in zip(self.kernels.items(), parts, strict=True)}
+
+    def means(self, scores: Array) -> Array:
+        """The scores of units, (units,): the means of those of their stripes, (stripes,)."""
+        if self.blocks is None:
+            return scores
+        return np.bincount(self.unit, scores, self.units) / np.bincount(self.unit, minlength=self.units)
 
     def worth(self, power: float) -> Array:
         """What scores are multiplied by for comparison between layers: (layers,). What a stripe of the layer costs under the
@@ -173,9 +189,10 @@ class Stripes:
         found = []
         for i, (makers, whole, kept) in enumerate(zip(self.makers, self.whole, channels, strict=True)):
             stays = kept & filters[makers].any(1) if whole else kept
-            if not self.shared and (more := min(self.widths.least[i], kept.sum()) - stays.sum()) > 0:
+            if (more := min(self.widths.least[i], kept.sum()) - stays.sum()) > 0:
                 alive, stays = self._more(alive, scores, makers, kept, stays, more)
                 filters[self.filter[alive]] = True
+                stays = kept & filters[makers].any(1) if whole else stays  # others of their blocks
             found.append(stays)
         counts = np.bincount(self.layer[alive], minlength=len(self.sizes))
         widths = np.array([int(k.sum()) for k in found], dtype=np.int64)
@@ -200,6 +217,8 @@ class Stripes:
             best[channel] = float(scores[stripe]), stripe
         for channel in sorted(best, key=lambda c: (-best[c][0], c))[:more]:
             alive[best[channel][1]] = stays[channel] = True
+        if self.blocks is not None:  # the others of their units, of filters that can stay
+            alive = alive | (np.isin(self.unit, self.unit[alive]) & np.isfinite(scores))
         return alive, stays
 
     def cost(self, left: Left) -> Cost:
@@ -269,7 +288,7 @@ class Stripes:
             i = int(max(range(len(channels)), key=lambda j: best[j]))
             before = channels[i].copy()
             spare = np.flatnonzero(~before)
-            channels[i][spare[np.argsort(-worth[i][spare], kind="stable")][: self.widths.step]] = True
+            channels[i][spare[np.argsort(-worth[i][spare], kind="stable")][: self.widths.step[i]]] = True
             if not self.fits(self.left(alive, scores, channels)):
                 channels[i] = before
                 closed.add(i)
@@ -290,21 +309,21 @@ class Stripes:
         sizes = np.bincount(self.unit[back], minlength=self.units)
         layer = np.zeros(self.units, dtype=np.int64)
         layer[self.unit] = self.layer
-        limits, base = budget.limits(self.widths.base), self.cost(left)
-        room = np.array([limits.macs - base.macs, limits.params - base.params])
-        price = np.zeros((len(counts), 2), dtype=np.int64)  # of one more stripe
+        limits, now = budget.figures(budget.limits(self.widths.base)), budget.figures(self.cost(left))
+        room = limits - now
+        price = np.zeros((len(counts), len(room)))  # of one more stripe
         for i in range(len(counts)):
             more = counts.copy()
             more[i] += 1
-            cost = self.cost(Left(alive, left.channels, left.widths, more))
-            price[i] = cost.macs - base.macs, cost.params - base.params
+            price[i] = budget.figures(self.cost(Left(alive, left.channels, left.widths, more))) - now
         regained = np.zeros(self.units, dtype=bool)
         for u in np.argsort(-rank):
             if sizes[u] and (price[layer[u]] * sizes[u] <= room).all():
                 room -= price[layer[u]] * sizes[u]
                 counts[layer[u]] += sizes[u]
                 regained[u] = True
-        return Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
+        fuller = Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
+        return fuller if self.fits(fuller) else left  # the latency of stripes is not linear
 
     def selection(self, left: Left) -> Selection:
         """The form that a plan takes; layers that keep all their stripes are left out."""

@@ -40,6 +40,7 @@ from secateurs.studies.comparison.compute import (
 from secateurs.studies.comparison.contestants import Cell, budget_text
 from secateurs.studies.comparison.peers import TorchPruning
 from secateurs.studies.comparison.work import Work
+from secateurs.timing import clocked
 from secateurs.training import CrossEntropy, Objective, Phase
 from secateurs.training import batches as B
 
@@ -123,9 +124,11 @@ class Bench:
     def _task(self, method: Method, cell: Cell, graph: Any, scope: Any) -> Task:
         limits = Limits(**{name: self.work.options[name] for name in LIMITS if name in self.work.options})
         chosen = scope or method.default_scope
+        bounds = limits.named(self.model).on(graph, chosen)
+        graph = clocked(self.model, graph, self.inputs, cell.budget, chosen, bounds, stripes=method.cuts == "stripes")
         task = Task(
             self.model, graph, cell.budget, chosen, self.at(cell.seed), cell.seed, self.inputs,
-            {"device": self.where, "objective": self.objective}, bounds=limits.named(self.model).on(graph, chosen),
+            {"device": self.where, "objective": self.objective}, bounds=bounds,
         )  # fmt: skip
         return task.for_method(method)
 
@@ -176,12 +179,13 @@ class Bench:
         narrowest = min((len(kept) / groups[name] for name, kept in result.plan.groups.items()), default=1.0)
         cut = next((i for i, line in enumerate(result.history) if line.get("event") == "calibrated"), None)
         steps = [line["step"] for line in result.history[:cut] if division.epochs and "train_loss" in line]
+        timed = getattr(result, "latency", None)  # where the budget limits it
         return {
             "original": asdict(result.before), "cut": asdict(result.cut), "calibrated": asdict(result.calibrated),
             "recovered": asdict(result.after), "error": None if math.isnan(result.error) else result.error,
             "narrowest": narrowest, "passes": division.passes,
             "search": {"epoch": cost.epoch, "once": cost.once, "epochs": division.epochs, "steps": max(steps, default=0)},
-            "recovery": _recorded(division.recovery), **_took(*clocks),
+            "recovery": _recorded(division.recovery), **({} if timed is None else {"latency": asdict(timed)}), **_took(*clocks),
         }  # fmt: skip
 
     def _own(self, cell: Cell) -> Record:

@@ -1,0 +1,161 @@
+"""A compiled training step is the step: nothing of a run changes, and what cannot be compiled runs as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.training import CheckpointStore, Engine, Hook, Recipe, capture
+from secateurs.training.objective import Objective
+
+
+class Compiler:
+    """A backend that runs a graph as it is, and counts."""
+
+    def __init__(self) -> None:
+        self.graphs = self.calls = 0
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        self.graphs += 1
+
+        def run(*args: Any) -> Any:
+            self.calls += 1
+            return graph.forward(*args)
+
+        return run
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiler]:
+    torch._dynamo.reset()
+    made = Compiler()
+    monkeypatch.setattr(capture, "options", lambda device: {"backend": made})
+    yield made
+    torch._dynamo.reset()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+def data(rows: int = 44) -> list[tuple[Tensor, Tensor]]:
+    """Batches of 8, and an incomplete one."""
+    torch.manual_seed(1)
+    x, y = torch.randn(rows, 3, 8, 8), torch.randint(0, 4, (rows,))
+    return list(zip(x.split(8), y.split(8), strict=True))
+
+
+def trained(compiled: Any, batches: Any = None, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    model = network()
+    recipe = Recipe(epochs=2, precision="fp32", ema=0.9, compile=compiled)
+    engine = Engine(model, batches or data(), recipe, progress=False, device="cpu", **options)
+    history = [{k: v for k, v in line.items() if "second" not in k} for line in engine.fit()]
+    return history, model.state_dict()
+
+
+def assert_same(a: tuple[Any, dict[str, Tensor]], b: tuple[Any, dict[str, Tensor]]) -> None:
+    assert a[0] == b[0]
+    assert all(torch.equal(x, b[1][name]) for name, x in a[1].items())
+
+
+def test_the_run_is_the_same(compiler: Compiler) -> None:
+    """Statistics, dropout and all. Only complete batches run compiled: 5 of 6 in each epoch, and the trial."""
+    assert_same(trained(True), trained(False))
+    assert (compiler.graphs, compiler.calls) == (1, 11)
+
+
+def test_a_recovery_with_a_teacher(compiler: Compiler) -> None:
+    found = []
+    for compiled in (True, False):
+        recover = sc.Recover(epochs=1, precision="fp32", compile=compiled)
+        inputs, budget = torch.randn(1, 3, 8, 8), sc.Budget(macs=0.6)
+        found.append(sc.prune(network(), inputs, "l1", budget, data(), recover=recover, progress=False))
+    states = [result.model.state_dict() for result in found]
+    assert all(torch.equal(x, states[1][name]) for name, x in states[0].items())
+    assert compiler.calls == 6
+
+
+def test_again_after_a_cut(compiler: Compiler) -> None:
+    class Cut(Hook):
+        def after_step(self, engine: Any) -> None:
+            if engine.step == 3:
+                graph = sc.trace(engine.model, torch.randn(1, 3, 8, 8))
+                engine.cut(graph.plan({"0": range(5)}))
+
+    runs = [trained(compiled, hooks=[Cut()]) for compiled in (True, False)]
+    assert_same(*runs)
+    assert runs[0][1]["0.weight"].shape[0] == 5
+    assert compiler.graphs == 2
+
+
+def test_resumed(compiler: Compiler, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    class Killed(Hook):
+        def after_step(self, engine: Any) -> None:
+            if engine.step == 5:
+                raise Stop
+
+    store = CheckpointStore(tmp_path)
+    with pytest.raises(Stop):
+        trained(True, hooks=[Killed()], checkpoints=store, save_steps=5)
+    model = network()
+    recipe = Recipe(epochs=2, precision="fp32", ema=0.9, compile=True)
+    engine = Engine(model, data(), recipe, progress=False, device="cpu", checkpoints=store, hooks=[Hook()])
+    engine.fit(resume=True)
+    _, whole = trained(False, hooks=[Hook()])
+    assert all(torch.equal(x, whole[name]) for name, x in model.state_dict().items())
+
+
+def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """One line says so, and the network trains as it is."""
+
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no such compiler\nand much more")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(capture, "options", lambda device: {"backend": broken})
+    assert_same(trained(True), trained(False))
+    (line,) = [r.getMessage() for r in caplog.records if "compile" in r.getMessage()]
+    assert "The training step is not compiled" in line
+    assert "no such compiler" in line
+    assert "\n" not in line
+    torch._dynamo.reset()
+
+
+def test_the_network_s_own_errors_are_its_own(compiler: Compiler) -> None:
+    wrong = [(torch.randn(8, 5, 8, 8), torch.randint(0, 4, (8,)))] * 3
+    with pytest.raises(sc.DataError, match="Batch 0 of train does not fit the model"):
+        trained(True, wrong)
+
+
+def test_where_it_pays() -> None:
+    def run(**changes: Any) -> Any:
+        plain = {
+            "recipe": Recipe(), "device": torch.device("cuda"), "world": 1, "objective": Objective(), "total": 10**5, "step": 0,
+            "hooks": [],
+        }  # fmt: skip
+        return SimpleNamespace(**{**plain, **changes})
+
+    has_triton = capture.importlib.util.find_spec("triton") is not None
+    assert capture.wanted(run()) is has_triton
+    assert capture.wanted(run(recipe=Recipe(compile=True), device=torch.device("cpu")))
+    own = SimpleNamespace(captures=False)
+    for changes in (
+        {"recipe": Recipe(compile=False)}, {"recipe": Recipe(accumulate=2)}, {"device": torch.device("cpu")}, {"world": 2},
+        {"objective": Objective(step=lambda model, batch: torch.zeros(()))}, {"total": None}, {"total": 100},
+        {"step": 10**5 - 100}, {"hooks": [own]},
+    ):  # fmt: skip
+        assert not capture.wanted(run(**changes)), changes
