@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
     from secateurs.result import Figures, Latency, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
-    from secateurs.stripes import StripeConv2d, tune
+    from secateurs.stripes import StripeConv, StripeConv1d, StripeConv2d, StripeConv3d, tune
     from secateurs.studies.comparison import Comparison, compare
     from secateurs.studies.sensitivity import Sensitivity, sensitivity
     from secateurs.surgery import apply, cut_, reinitialize, verify
@@ -122,7 +122,10 @@ __all__ = [
     "Sensitivity",
     "SpecError",
     "Stage",
+    "StripeConv",
+    "StripeConv1d",
     "StripeConv2d",
+    "StripeConv3d",
     "Target",
     "Taylor",
     "TraceError",
@@ -175,7 +178,7 @@ _HOMES = {
     "secateurs.recovery": "Distil Mimic Reconstruct Recover",
     "secateurs.result": "Figures Latency Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
-    "secateurs.stripes": "StripeConv2d tune",
+    "secateurs.stripes": "StripeConv StripeConv1d StripeConv2d StripeConv3d tune",
     "secateurs.studies.comparison": "Comparison compare",
     "secateurs.studies.sensitivity": "Sensitivity sensitivity",
     "secateurs.surgery": "apply cut_ reinitialize verify",

@@ -259,7 +259,7 @@ class Pruning:
         return Result(
             found.model, found.plan, self.before, found.cut, found.calibrated, found.after, found.error, self.method,
             found.history, self.source, self.limits, (*warnings, *self._told(found)), self.signature,
-            {name: self.settings[name] for name in ("budget", "scope", "recover", "seed") if name in self.settings},
+            {name: self.settings[name] for name in ("task", "budget", "scope", "recover", "seed") if name in self.settings},
             None if self.timing is None or found.kept is None else self.timing.record(found.kept),
         )  # fmt: skip
 
@@ -301,10 +301,15 @@ def figures(cost: Cost, model: nn.Module, data: Data | None, objective: Objectiv
     """The cost of a network and, with validation data, what is measured on it."""
     if data is None or data.val is None:
         return Figures(cost.macs, cost.params)
-    # If the data is split by process, each process still evaluates all of it, so all have the same metrics.
-    images = data.val.whole() if hasattr(data.val, "whole") else data.val
-    found = training.evaluate(model, images, objective=objective)
+    found = measured(model, data, objective)
     return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss, found.metrics)
+
+
+def measured(model: nn.Module, data: Data, objective: Objective) -> training.Metrics:
+    """What is measured of a network on all validation images. If the data is split by process, each process still evaluates all
+    of it, so all have the same metrics."""
+    images = data.val.whole() if hasattr(data.val, "whole") else data.val
+    return training.evaluate(model, images, objective=objective)
 
 
 def _at_start(data: Data | None, seed: int | None) -> Data | None:

@@ -22,7 +22,7 @@ from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
 from secateurs.plans.widths import layer_widths
 from secateurs.report import modelcard, page
-from secateurs.report.figures import number
+from secateurs.report.figures import formatted, heading
 from secateurs.report.tables import notebook
 from secateurs.version import __version__
 
@@ -62,7 +62,10 @@ class Result:
         if self.before.top1 is not None and self.after.top1 is not None:
             parts.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
         for name, value in self.after.metrics.items():
-            parts.append(f"{name} {number(self.before.metrics.get(name))} → {number(value)}")
+            show = formatted([self.before.metrics.get(name), value])
+            parts.append(f"{heading(name)} {show(self.before.metrics.get(name))} → {show(value)}")
+        if len(parts) == 2 and self.before.loss is not None and self.after.loss is not None:
+            parts.append(f"loss {self.before.loss:.3f} → {self.after.loss:.3f}")
         if self.latency is not None:
             parts.append(f"ms {self.latency.before * 1000:.3g} → {self.latency.after * 1000:.3g}")
         return f"Result({self.method.name}: {', '.join(parts)}, error {self.error:.1e})"

@@ -101,12 +101,12 @@ class StripesRecord(Open):
     """The kept stripes of a layer: see `surgery.stripes.summary`."""
 
     layer: Line
-    kernel: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    kernel: Annotated[list[Count], Field(min_length=1, max_length=3)]
     filters: Count
     of_filters: Count
     stripes: Count
     of_stripes: Count
-    shares: list[list[Number]]
+    shares: list[Number] | list[list[Number]] | list[list[list[Number]]]
     index: Count
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 ACTIONS = ("config", "print_config", "resume", "force", "json", "trust_code")
 JOINED = ("milestones", "nodes", "recover", "criteria", "methods")  # several values with commas
 PAIRS = ("set", "ratio", "min_channels", "max_cut")  # several NAME=VALUE
+INSTEAD = {  # options that take the place of others: on the command line also of those in a file
+    "recover": ("recover_epochs",), "recover_epochs": ("recover",), "milestones": ("lr_schedule",),
+    "lr_schedule": ("milestones", "gamma"),
+}  # fmt: skip
 MISSING = "<missing>"  # in the place of what has to be given, where nothing is run
 
 
@@ -63,15 +67,18 @@ def takes(app: App, command: str) -> bool:
     return command in app and any(a.name == "--config" for a in app[command].assemble_argument_collection())
 
 
-def source(app: App, command: str, file: Path | None, *, whole: bool = True) -> Dict:
-    """A file's options, as cyclopts merges them with those on the command line. whole: False where options that have to be
-    given may be missing, since nothing is run.
+def source(app: App, command: str, file: Path | None, tokens: Sequence[str] = (), *, whole: bool = True) -> Dict:
+    """A file's options, as cyclopts merges them with those on the command line, but for those that these take the place of.
+    tokens: the command line. whole: False where options that have to be given may be missing, since nothing is run.
 
     Raises ConfigError, which names the file and the options, for a file that cannot be read, for options that do not exist, and
     for values that are not valid.
     """
     needed = {} if whole else {s.key: MISSING for s in settings(app[command]) if s.argument.required}
-    values = {**needed, **({} if file is None else read(app, command, file))}
+    given = {token.partition("=")[0].lstrip("-").replace("-", "_") for token in _options(tokens) if token[:2] == "--"}
+    replaced = {other for name in given for other in INSTEAD.get(name, ())} - given
+    from_file = {} if file is None else read(app, command, file)
+    values = {**needed, **{name: value for name, value in from_file.items() if name not in replaced}}
     return Dict({command: values}, source="" if file is None else shown(file))
 
 

@@ -38,6 +38,12 @@ class Clock(Protocol):
         """(groups,) the widths that the hardware likes are multiples of these."""
 
 
+def has_stripes(module: Any) -> bool:
+    """Whether stripes can be cut from a module: a convolution (not a subclass) with one group and zero padding."""
+    plain = type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return plain and module.groups == 1 and module.padding_mode == "zeros"
+
+
 @dataclass(frozen=True)
 class Slot:
     """The positions of a group's channels on one axis of one parameter or buffer."""
@@ -271,10 +277,11 @@ class ChannelGraph:
         return cost if self.clock is None else replace(cost, latency=self.clock(widths, stripes))
 
     @cached_property
-    def kernels(self) -> dict[str, tuple[int, int, int]]:
-        """Weights that stripes can be cut from, by name, with the numbers of filters, rows and columns: (O, KH, KW).
+    def kernels(self) -> dict[str, tuple[int, ...]]:
+        """Weights that stripes can be cut from, by name, with the number of filters and the kernel's size: (O, *kernel).
 
-        These are plain convolutions with one group and zero padding that do not share their weight with another layer.
+        These are plain convolutions (`nn.Conv1d`, `Conv2d`, `Conv3d`) with one group and zero padding that do not share their
+        weight with another layer, and whose weight no other code reads.
         """
         owners: dict[int, int] = {}
         for module in self._modules.values():
@@ -282,12 +289,13 @@ class ChannelGraph:
                 owners[id(p)] = owners.get(id(p), 0) + 1
         found = {}
         known = self.shapes.keys() & self._cost.kernels.keys()
+        # Code that reads a layer's weight by itself cannot read that of a stripe convolution.
+        known -= {v.name for op in self.flow.ops for v in op.inputs if v.name != f"{op.call.module}.weight"}
         for name, module in self._modules.items():
             weight = f"{name}.weight"  # a convolution that is the model itself cannot be replaced
-            plain = type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
-            if plain and weight in known and owners.get(id(module._parameters.get("weight"))) == 1:
-                o, _, rows, columns = self.shapes[weight]
-                found[weight] = (o, rows, columns)
+            if has_stripes(module) and weight in known and owners.get(id(module._parameters.get("weight"))) == 1:
+                o, _, *kernel = self.shapes[weight]
+                found[weight] = (o, *kernel)
         return found
 
     def rewrites(self, copies: Mapping[str, Array]) -> dict[tuple[str, str], Any]:

@@ -100,7 +100,7 @@ class Task:
         return Widths(self.graph, groups, self.budget, bounds=self.bounds)
 
     @property
-    def kernels(self) -> dict[str, tuple[int, int, int]]:
+    def kernels(self) -> dict[str, tuple[int, ...]]:
         """The weights of `graph.kernels` whose stripes may be cut."""
         whole = held(self.graph, self.bounds)
         return {name: shape for name, shape in self.graph.kernels.items() if name not in whole}

@@ -1,7 +1,7 @@
 """Output for people: formatted numbers, and the tables that the commands share."""
 
 from secateurs.report import modelcard
-from secateurs.report.figures import count, duration, error, percent, share, short
+from secateurs.report.figures import count, duration, error, formatted, heading, percent, share, short
 from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table, timed
 
 __all__ = [
@@ -9,6 +9,8 @@ __all__ = [
     "count",
     "duration",
     "error",
+    "formatted",
+    "heading",
     "listing",
     "modelcard",
     "outcome",

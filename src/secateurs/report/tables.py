@@ -11,7 +11,7 @@ from rich.table import Table
 
 from secateurs.artifact import Figures, Latency, Signature
 from secateurs.markup import Markup, html_table
-from secateurs.report.figures import count, error, number, percent, share, short
+from secateurs.report.figures import count, error, formatted, heading, percent, share, short
 
 Justify = Literal["left", "right"]
 
@@ -78,7 +78,8 @@ def columns(every: Sequence[Measured]) -> dict[str, Callable[[Measured], str]]:
     if nothing or any(f.top1 is not None for f in every):
         found |= {"top-1 %": lambda f: percent(f.top1), "top-5 %": lambda f: percent(f.top5)}
     for name in own:
-        found[name] = lambda f, name=name: number(f.metrics.get(name))  # type: ignore[misc]
+        show = formatted([figures.metrics.get(name) for figures in every])
+        found[heading(name)] = lambda f, name=name, show=show: show(f.metrics.get(name))  # type: ignore[misc]
     if nothing or any(f.loss is not None for f in every):
         found["loss"] = lambda f: "-" if f.loss is None else f"{f.loss:.3f}"
     return found
