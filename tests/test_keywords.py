@@ -19,7 +19,7 @@ from secateurs.errors import BudgetError, ConfigError, DataError, SecateursError
     [
         (lambda: sc.Budget(flops=0.5), BudgetError, r"Budget has no flops\. FLOPs are two for each MAC: pass macs=…"),  # type: ignore[call-arg]
         (lambda: sc.Budget(mac=0.5), BudgetError, r"Budget has no mac\. Did you mean macs\?"),  # type: ignore[call-arg]
-        (lambda: sc.Budget(latency=0.5), BudgetError, "There is no budget of time"),  # type: ignore[call-arg]
+        (lambda: sc.Budget(time=0.5), BudgetError, "Budget has no time"),  # type: ignore[call-arg]
         (lambda: sc.Budget(0.5, 0.5, 1, 2), BudgetError, "too many positional arguments"),  # type: ignore[call-arg]
         (lambda: sc.Data(val=[1]), DataError, "Data: missing a required argument: 'train'"),  # type: ignore[call-arg]
         (lambda: sc.Data([1], test=[1]), DataError, "Data has no test. Pass val=…"),  # type: ignore[call-arg]
@@ -35,7 +35,7 @@ def test_what_is_wrong_is_named(call: Callable[[], Any], kind: type[SecateursErr
 
 
 def test_right_arguments_are_left_alone() -> None:
-    assert list(inspect.signature(sc.Budget).parameters) == ["macs", "params", "align"]
+    assert list(inspect.signature(sc.Budget).parameters) == ["macs", "params", "align", "latency", "ms", "target"]
     budget = sc.Budget(0.5, align=8)
     assert dataclasses.replace(budget, macs=0.25) == sc.Budget(macs=0.25, align=8)
     assert pickle.loads(pickle.dumps(budget)) == budget

@@ -132,7 +132,7 @@ class TestInputs:
             ((X, Y), "If the second is the targets, pass the inputs alone"),
             (torch.utils.data.DataLoader([X[0]]), r"It is a DataLoader: pass the inputs of one batch"),
             (X[0], r"\(3, 8, 8\) float32 has no batch axis: pass x\[None\]"),
-            ("zoo", "It is a str without a tensor"),
+            (["zoo"], "It is a list without a tensor"),
             (X.permute(0, 2, 3, 1), r"expects \(N, 3, H, W\) but gets .*Channels come first: x\.permute\(0, 3, 1, 2\)"),
             (
                 X.byte(),
@@ -145,6 +145,24 @@ class TestInputs:
     def test_that_the_model_does_not_take(self, inputs: Any, hint: str) -> None:
         with pytest.raises(sc.TraceError, match=f"does not run on these example inputs: .*{hint}"):
             sc.trace(classifier(), inputs)
+
+    @pytest.mark.parametrize("inputs", ["cat.jpg", None, 3, Path("cat.jpg"), b"x"])
+    def test_what_are_no_inputs(self, inputs: Any, tmp_path: Path) -> None:
+        """Every function that takes example inputs says it, and in the same words."""
+        model = classifier()
+        plan = sc.trace(model, X).plan({})
+        for function in (
+            lambda: sc.trace(model, inputs),
+            lambda: sc.count(model, inputs),
+            lambda: sc.prune(model, inputs, "l1", sc.Budget(macs=0.5)),
+            lambda: sc.verify(model, plan, inputs),
+            lambda: sc.bench(model, model, inputs),
+            lambda: sc.export(model, tmp_path / "x.pt2", inputs),
+        ):
+            with pytest.raises(
+                sc.TraceError, match=r"^The example inputs are .*: pass a tensor of the shape that the net"
+            ):
+                function()
 
     @pytest.mark.parametrize("scale", [1.0, 1 / 255, 0.9])
     def test_images_as_files_have_them(self, scale: float, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,9 +22,11 @@ WHAT = {
     "result": "what prune returns",
     "studies": "comparisons, sensitivity, oracle curves",
     "placement": "devices of a run",
+    "timing": "latency budgets",
     "methods": "which channels stay: criteria, and a folder for each paper",
     "recovery": "fine-tune, distill, mimic",
     "budget": "what may remain",
+    "latency": "how long a network takes at any widths",
     "deploy": "bench, export, fold",
     "training": "the engine, checkpoints",
     "report": "tables, plots",
@@ -48,7 +50,7 @@ WHAT = {
 # One color for each part of the way from a model to a saved result.
 COLORS = {
     "#e8eef7": ("cli", "testing", "tasks", "adapters", "integrations", "studies", "api", "models", "runs"),
-    "#f7efe0": ("cutting", "result", "placement", "methods", "budget"),
+    "#f7efe0": ("cutting", "result", "placement", "timing", "methods", "budget", "latency"),
     "#e9f4e6": ("recovery", "training"),
     "#f3ecf6": ("report", "artifact", "zoo", "data"),
     "#fbe9e7": ("widening", "surgery", "masking", "plans", "stripes", "graph"),

@@ -61,9 +61,9 @@ if TYPE_CHECKING:
     from secateurs.models import build, card, load
     from secateurs.plans import Plan, trace
     from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
-    from secateurs.result import Figures, Result
+    from secateurs.result import Figures, Latency, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
-    from secateurs.stripes import StripeConv2d, tune
+    from secateurs.stripes import StripeConv, StripeConv1d, StripeConv2d, StripeConv3d, tune
     from secateurs.studies.comparison import Comparison, compare
     from secateurs.studies.sensitivity import Sensitivity, sensitivity
     from secateurs.surgery import apply, cut_, reinitialize, verify
@@ -101,6 +101,7 @@ __all__ = [
     "GroupTaylor",
     "Index",
     "L2Stripes",
+    "Latency",
     "Limits",
     "Method",
     "Mimic",
@@ -121,7 +122,10 @@ __all__ = [
     "Sensitivity",
     "SpecError",
     "Stage",
+    "StripeConv",
+    "StripeConv1d",
     "StripeConv2d",
+    "StripeConv3d",
     "Target",
     "Taylor",
     "TraceError",
@@ -172,9 +176,9 @@ _HOMES = {
     "secateurs.models": "build card load",
     "secateurs.plans": "Plan trace",
     "secateurs.recovery": "Distil Mimic Reconstruct Recover",
-    "secateurs.result": "Figures Result",
+    "secateurs.result": "Figures Latency Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
-    "secateurs.stripes": "StripeConv2d tune",
+    "secateurs.stripes": "StripeConv StripeConv1d StripeConv2d StripeConv3d tune",
     "secateurs.studies.comparison": "Comparison compare",
     "secateurs.studies.sensitivity": "Sensitivity sensitivity",
     "secateurs.surgery": "apply cut_ reinitialize verify",

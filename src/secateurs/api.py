@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from secateurs import artifact, recovery, training
+from secateurs import artifact, recovery, tasks, training
 from secateurs.artifact import Signature
 from secateurs.artifact.provenance import remember_cut, remember_widened, source_of
 from secateurs.budget import Budget
@@ -35,11 +36,15 @@ from secateurs.result import Result
 from secateurs.seeds import preserve_rng_state
 from secateurs.stripes import tune
 from secateurs.surgery.verify import check_copy, check_deterministic
+from secateurs.tasks import VisionTask
+from secateurs.timing import clocked, slower, timing
 from secateurs.training import Hook, Objective, Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
 from secateurs.training.progress import Mode
 from secateurs.widening.grow import widened
+
+log = logging.getLogger("secateurs")
 
 
 @torch.inference_mode(False)
@@ -66,6 +71,7 @@ def prune(
     resume: bool = False,
     graph: PrunableGraph | None = None,
     device: str | torch.device | None = None,
+    task: str | VisionTask | None = None,
     loss: Loss | None = None,
     step: Step | None = None,
     forward: Forward | None = None,
@@ -78,6 +84,7 @@ def prune(
     example_targets: Any = None,
     rounds: int = 1,
     schedule: Schedule = "linear",
+    check_speed: bool = True,
     **unknown: NoReturn,
 ) -> Result:
     """Prune a model: trace, select, cut, verify and, on request, recover accuracy. The given model is not modified.
@@ -87,7 +94,9 @@ def prune(
     the model's device, in its dtypes.
 
     method: a name (see `methods()`) or a configured method, for example `EPruner(beta=0.7)`.
-    budget: the cost that the result may have at most.
+    budget: the cost that the result may have at most. For a budget of time, a latency model of the network is made from
+        measurements on this machine (kept on disk), and the cut network is measured until the budget holds: see `latency` of
+        the result.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
         Training batches may be inputs only, as long as neither the method nor the recovery reads labels.
     calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`: with
@@ -106,8 +115,12 @@ def prune(
         existing log that was not written by Secateurs is not overwritten.
     resume: resume from the last whole checkpoint in `folder`, if there is one.
     graph: what `trace` found in this model on these inputs, with the same `allow_inexact`: it is then not traced again.
-    example_targets: what the model's forward takes in training beside the inputs, see `trace`.
+    example_targets: what the model's forward takes in training beside the inputs, see `trace`. With a `task`, by default those
+        of one example of `data`.
     device: where the work is done, see above.
+    task: what the network is for: "classification", "segmentation", "detection", or one of `secateurs.tasks` with its
+        settings. It sets `loss`, `step`, `forward` and `metrics` where they are not given: mIoU and pixel accuracy of
+        segmentation, the mean average precision of detection (extra `metrics`).
     loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy. Targets are then whatever
         it takes.
     step: `step(model, batch) -> loss`, for training on batches of any kind; the model is in train mode.
@@ -120,6 +133,8 @@ def prune(
         always the original, and the limits hold for the whole. `plan` is one plan of the original, and `history` has the
         figures of each round. With a `folder`, all rounds but the last are saved there as artifacts, `round-1` and so on.
     schedule: how the budgets of the rounds approach the final one: "linear", or "cubic" (much at first, little at the end).
+    check_speed: run the cut network and the original in turn for less than a second, and say in `warnings` if the cut one is
+        clearly not faster. A budget of time is measured more thoroughly.
     hooks: of recovery, see `secateurs.training.Hook`.
     progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
     save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
@@ -143,7 +158,10 @@ def prune(
     if steps and data is None:
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
-    source, objective = None if data is None else Data.of(data), Objective(loss, step, forward, metrics or {})
+    source, purpose = None if data is None else Data.of(data), None if task is None else tasks.resolve(task)
+    own = {"loss": loss, "step": step, "forward": forward, "metrics": metrics}
+    usual = {} if purpose is None else purpose.functions()
+    objective = Objective(**{**usual, **{name: value for name, value in own.items() if value is not None}})
     images = images_of(calibrate, source, seed, objective)
     folder = None if folder is None else Path(folder)
     phases = ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]
@@ -158,43 +176,59 @@ def prune(
         chosen = chosen.before(recovery.epochs([recipe for _, recipe in steps], source.train))
     origin, placement = source_of(model), Placement.of(model)
     where = placement.device if source is None and device is None else usable(device)
-    options = {
-        "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
-        "save_seconds": save_seconds, "track": track,
-    }  # fmt: skip
     given, given_inputs, original = model, example_inputs, placement.working_copy(model, where)
     example_inputs = placement.working_inputs(example_inputs, where)
     targets = None if example_targets is None else placement.working_inputs(example_targets, where)
     # Methods get a copy: some train it, and the given model has to be as it was whatever a method does.
     model = copied(original) if original is model or isinstance(chosen, TrainingMethod) else original
     check_copy(model, given, example_inputs)
-    task = _task(
+    if purpose is not None and source is not None and targets is None:
+        targets = purpose.example_targets(model, source, objective)
+    if graph is None:
+        graph = trace(model, example_inputs, allow_inexact=allow_inexact, example_targets=targets)
+    if purpose is not None:
+        measured = metrics is None and source is not None and source.val is not None
+        objective = purpose.fitted(objective, original, example_inputs, measured)
+    options = {
+        "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
+        "save_seconds": save_seconds, "track": track,
+    }  # fmt: skip
+    job = _task(
         model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=phase(folder, "prune", options), resume=resume, graph=graph, example_targets=targets,
+        engine_options=phase(folder, "prune", options), resume=resume, graph=graph, report=report, device=placement.device,
     )  # fmt: skip
-    division.check(chosen, task.budget)
-    graph = task.graph
-    report(f"traced {len(graph.groups)} channel groups, {len(task.groups)} to cut")
-    for line in (*task.describe(), *graph.warnings):
+    division.check(chosen, job.budget)
+    graph = job.graph
+    report(f"traced {len(graph.groups)} channel groups, {len(job.groups)} to cut")
+    for line in (*job.describe(), *graph.warnings):
         report(line)
     if source is not None:
         readers = [chosen.name] * chosen.reads_labels + [type(r).__name__ for _, r in steps if r.reads_labels]
         if not objective.whole:
             training.check_labels(source.train, readers)
         training.check_data(model, source, objective)
+    before = figures(graph.cost(), original, source, objective)
+    guessed = purpose is None and objective.by_classes and not objective.metrics
+    if guessed and before.top1 is None and before.loss is not None:
+        log.warning(
+            "the network has a class for each pixel, and only the loss is measured: task='segmentation' measures mIoU and "
+            "pixel accuracy, and metrics={…} what you choose"
+        )
     work = Pruning(
-        original, task, chosen, division, steps, options, figures(graph.cost(), original, source, objective),
+        original, job, chosen, division, steps, options, before,
         calibrate is not False, images, allow_inexact, targets, folder, report, origin, limits.record(),
         {
             **division.record(), "method": {"name": chosen.name, **chosen.model_dump(mode="json")},
-            "budget": None if budget is None else asdict(budget), "scope": task.scope, "limits": limits.record(),
+            "budget": None if budget is None else budget.record(), "scope": job.scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
             "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
-            "weights": weights,
+            "weights": weights, **({} if purpose is None else {"task": purpose.card()}),
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip
-    found = work.run()
+    with timing(job, budget, original, report) as held:
+        work = replace(work, timing=held)
+        found = work.run()
     small, plan = found.model, found.plan
     placement.restore(small)
     if plan.stripes:
@@ -208,6 +242,9 @@ def prune(
         module.training = modes.get(name, modes[""])
     remember_cut(small, origin, plan)
     told = graph.warnings + graph.stale(plan.groups)
+    if check_speed and held is None and plan.kept and not plan.stripes and (slow := slower(given, small, given_inputs)):
+        report(slow)
+        told = (*told, slow)
     return work.result(found, told)
 
 
@@ -300,7 +337,8 @@ def widen(
 
 def _task(
     model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, limits: Limits, *,
-    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None, **rest: Any,
+    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None,
+    report: Callable[[str], None] = lambda line: None, device: torch.device | None = None, **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
     if graph is None:
@@ -309,4 +347,8 @@ def _task(
         check_deterministic(model, example_inputs)
     scope = scope or method.default_scope
     bounds = limits.on(graph, scope)
+    graph = clocked(
+        model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)), device=device,
+        stripes=method.cuts == "stripes",
+    )  # fmt: skip
     return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)

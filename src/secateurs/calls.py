@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,9 +12,9 @@ from pydantic_core import PydanticUndefined
 
 from secateurs.artifact import Card
 from secateurs.artifact.history import Round
-from secateurs.budget import Budget
-from secateurs.errors import SecateursError
-from secateurs.methods.registry import resolve
+from secateurs.budget import stated
+from secateurs.deploy import Target
+from secateurs.methods.registry import registered
 from secateurs.recovery import MODES, Reconstruct
 
 WEIGHTS, DATA = "trained.safetensors", "data"
@@ -27,8 +29,8 @@ def call(card: Card) -> str:
         first = "model = ...  # the trained network"
     else:
         options = {"num_classes": card.source.num_classes, **card.source.options}
-        given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
-        first = f'model = sc.build({spec!r}, weights="{WEIGHTS}"{given})'
+        given = _settings({name: value for name, value in options.items() if value is not None})
+        first = f'model = sc.build({literal(spec)}, weights="{WEIGHTS}"{", " * bool(given)}{given})'
     arguments = ["model", _inputs(card), *_arguments(card)]
     body = "".join(f"    {argument},\n" for argument in arguments)
     data = "data = sc.Data(train=..., val=...)\n" if _has_data(card) else ""
@@ -51,33 +53,38 @@ def _has_data(card: Card) -> bool:
 def _arguments(card: Card) -> Iterator[str]:
     yield f"method={_method(card.method.name, card.method.model_extra or {})}"
     if card.budget:
-        usual = Budget.__dataclass_fields__
-        changed = {k: v for k, v in card.budget.items() if v is not None and k in usual and v != usual[k].default}
-        yield f"budget=sc.Budget({_settings(changed)})"
+        yield f"budget=sc.Budget({', '.join(_budget(card.budget))})"
     if _has_data(card):
         yield f"data={DATA}"
     steps = [_step(step) for step in (card.recover if isinstance(card.recover, list) else [card.recover]) if step]
     if steps:
         yield f"recover={steps[0] if len(steps) == 1 else '[' + ', '.join(steps) + ']'}"
     if card.scope is not None:
-        yield f"scope={card.scope!r}"
+        yield f"scope={literal(card.scope)}"
     if card.limits is not None:
-        yield from (f"{k}={v!r}" for k, v in card.limits.model_dump(mode="json", exclude_unset=True).items() if v)
+        limits = {k: v for k, v in card.limits.model_dump(mode="json", exclude_unset=True).items() if v}
+        yield from filter(None, [_settings({k: v}) for k, v in limits.items()])
     if rounds := [entry for entry in card.history if isinstance(entry, Round)]:
         yield f"rounds={rounds[-1].rounds}"
     if card.seed is not None:
         yield f"seed={card.seed}"
 
 
+def _budget(record: Mapping[str, Any]) -> Iterator[str]:
+    yield from filter(None, [_settings({k: v}) for k, v in stated(record).items() if k != "target"])
+    if isinstance(target := record.get("target"), Mapping):
+        usual = {f.name: f.default for f in fields(Target)}
+        changed = {k: v for k, v in target.items() if k != "runtime" and v != usual.get(k)}
+        own = ", ".join([literal(target.get("runtime")), *([_settings(changed)] if changed else [])])
+        yield f"target=sc.Target({own})"
+
+
 def _method(name: str, settings: Mapping[str, Any]) -> str:
     """`sc.AOFP(epochs=2.0)`, or its name alone with the usual settings."""
-    try:
-        made = type(resolve(name))
-    except SecateursError:  # of a package that is not installed here
-        return repr(name)
-    changed = _changed(made, settings)
-    if not changed:
-        return repr(name)
+    made = registered(name)  # a name in a file is not followed
+    changed = {} if made is None else _changed(made, settings)
+    if made is None or not changed:
+        return literal(name)
     prefix = "sc." if made.__module__.startswith("secateurs.") else ""
     return f"{prefix}{made.__name__}({_settings(changed)})"
 
@@ -86,8 +93,8 @@ def _step(step: Any) -> str:
     """A recipe of recovery."""
     if not isinstance(step, Mapping):
         return "..."
-    kinds: dict[Any, type[BaseModel]] = {**MODES, Reconstruct.mode: Reconstruct}
-    kind = kinds.get(step.get("mode"))
+    kinds: dict[str, type[BaseModel]] = {**MODES, Reconstruct.mode: Reconstruct}
+    kind = kinds.get(str(step.get("mode")))
     return "..." if kind is None else f"sc.{kind.__name__}({_settings(_changed(kind, step))})"
 
 
@@ -104,4 +111,17 @@ def _changed(kind: type[BaseModel], settings: Mapping[str, Any]) -> dict[str, An
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in values.items())
+    """Arguments by name. What is no name is left out: it comes from a file, and must not become code."""
+    return ", ".join(f"{key}={literal(value)}" for key, value in values.items() if key.isidentifier())
+
+
+def literal(value: Any) -> str:
+    """A value in Python, with double quotes."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False) if value.isprintable() else repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(literal, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    return repr(value)

@@ -21,6 +21,7 @@ from secateurs.errors import BudgetError, ConfigError, SecateursError, Setting, 
 from secateurs.files import shown
 from secateurs.graph import Cost
 from secateurs.graph.channels import named_tensors
+from secateurs.latency import LatencyModel
 from secateurs.methods.method import Method, Task
 from secateurs.methods.pruner import TrainingMethod
 from secateurs.methods.rounds import Rounds, carried, folder_of
@@ -31,6 +32,7 @@ from secateurs.result import Figures, Result
 from secateurs.seeds import mix
 from secateurs.surgery import apply
 from secateurs.surgery.verify import verified
+from secateurs.timing import Kept, Timing
 from secateurs.training import CheckpointStore, Objective, Phase
 from secateurs.training.processes import first
 from secateurs.training.resume import refuse_foreign_log
@@ -39,7 +41,10 @@ from secateurs.training.runtime import wait_for_everyone
 
 @dataclass
 class Pruned:
-    """What the rounds so far have made of the original: the figures and the history are those of the whole."""
+    """What the rounds so far have made of the original: the figures and the history are those of the whole.
+
+    kept: what was measured of its time, where the budget limits it.
+    """
 
     model: nn.Module
     plan: Plan
@@ -48,6 +53,7 @@ class Pruned:
     after: Figures
     error: float
     history: list[dict[str, Any]] = field(default_factory=list)
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Pruning:
     original: the network as it was given, on the device of the work, which teaches and stays as it is. task: the whole, with a
     network that the method may train. recover: the phases of recovery, each with the name of its folder. options: of the
     engine. images: to calibrate on. source: how to build the original. limits: as the card has them. settings: the others,
-    which a resumed call must have, too. signature: how the network is called.
+    which a resumed call must have, too. signature: how the network is called. timing: what holds the cut to a latency budget.
     """
 
     original: nn.Module
@@ -77,6 +83,7 @@ class Pruning:
     limits: dict[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     signature: Signature | None = None
+    timing: Timing | None = None
 
     def run(self) -> Pruned:
         """All rounds, those left out that a resumed call finds finished."""
@@ -96,9 +103,9 @@ class Pruning:
         task, several = replace(self._task(number, last), log=history.append), self.rounds.count > 1
         limits = () if task.budget is None else task.budget.limited
         if several:
-            most = " and ".join(f"{getattr(task.budget, name):,} {_UNITS[name]}" for name in limits)
+            most = " and ".join(_most(task, name) for name in limits)
             self.report(f"round {number} of {self.rounds.count}: at most {most}")
-        selection, step, cost = self._selected(task)
+        selection, step, cost, kept = self._selected(task, last, number == self.rounds.count)
         small, plan, error = self._sliced(task, step, last)
         self.method.initialize(task, selection, small)
         self.report(
@@ -120,19 +127,23 @@ class Pruning:
         after = figures(cost, small, task.data, task.objective) if self.recover else calibrated
         if several:
             end = {
-                "event": "round", "rounds": self.rounds.count, "budget": {n: getattr(task.budget, n) for n in limits},
+                "event": "round", "rounds": self.rounds.count, "budget": {n: _limit(task, n) for n in limits},
                 "cut": asdict(cut), "calibrated": asdict(calibrated), "after": asdict(after), "error": error,
             }  # fmt: skip
             history = [{**entry, "round": number} for entry in [*history, end]]
-        return Pruned(small, plan, cut, calibrated, after, error, [*(last.history if last else ()), *history])
+        return Pruned(small, plan, cut, calibrated, after, error, [*(last.history if last else ()), *history], kept)
 
-    def _selected(self, task: Task) -> tuple[Selection, Plan, Cost]:
-        """What the method keeps of the task's network, and what that costs."""
+    def _selected(self, task: Task, last: Pruned | None, final: bool) -> tuple[Selection, Plan, Cost, Kept | None]:
+        """What the method keeps of the task's network, what that costs, and what was measured of its time in the last round."""
         name, graph, base = self.method.name, task.graph, self.task.graph.cost()
-        selection = Selection.of(self.method.select(task))
+        kept: Kept | None = None
+        if self.timing is not None and final:
+            selection, kept = self.timing.select(task, self.method, last.plan.then if last else lambda plan: plan)
+        else:
+            selection = Selection.of(self.method.select(task))
         step = selection.plan(graph, allow_inexact=self.allow_inexact)
         cost = graph.cost_of(step)
-        if task.budget is not None and not task.budget.allows(cost, graph.cost()):
+        if kept is None and task.budget is not None and not task.budget.allows(cost, graph.cost()):
             raise BudgetError(
                 f"{name} keeps {cost.macs:,} MACs and {cost.params:,} parameters, over its {task.budget}: a method has to meet "
                 "the budget of its task."
@@ -141,7 +152,7 @@ class Pruning:
         self.report(
             f"{name} keeps {cost.macs / base.macs:.1%} of the MACs and {cost.params / base.params:.1%} of the parameters"
         )
-        return selection, step, cost
+        return selection, step, cost, kept
 
     def _sliced(self, task: Task, step: Plan, last: Pruned | None) -> tuple[nn.Module, Plan, float]:
         """The network after this cut, the plan of all cuts so far, and the largest error of any of them."""
@@ -190,6 +201,8 @@ class Pruning:
             graph = trace(
                 model, whole.example_inputs, allow_inexact=self.allow_inexact, example_targets=self.example_targets
             )
+            if isinstance(clock := whole.graph.clock, LatencyModel):
+                graph = graph.timed(clock.of(graph))
         seed = rounds.seed(number, whole.seed)
         task = replace(
             whole, model=model, graph=graph, seed=seed, data=_at_start(whole.data, seed if number > 1 else None),
@@ -238,12 +251,16 @@ class Pruning:
         error = float("nan") if card.error is None else card.error
         return done, Pruned(model, plan, card.cut, card.calibrated, card.after, error, records(card.history))
 
+    def _told(self, found: Pruned) -> tuple[str, ...]:
+        return () if self.timing is None or found.kept is None else self.timing.told(found.kept)
+
     def result(self, found: Pruned, warnings: tuple[str, ...] = ()) -> Result:
         """What `prune` returns of the rounds so far."""
         return Result(
             found.model, found.plan, self.before, found.cut, found.calibrated, found.after, found.error, self.method,
-            found.history, self.source, self.limits, warnings, self.signature,
-            {name: self.settings[name] for name in ("budget", "scope", "recover", "seed") if name in self.settings},
+            found.history, self.source, self.limits, (*warnings, *self._told(found)), self.signature,
+            {name: self.settings[name] for name in ("task", "budget", "scope", "recover", "seed") if name in self.settings},
+            None if self.timing is None or found.kept is None else self.timing.record(found.kept),
         )  # fmt: skip
 
 
@@ -284,10 +301,15 @@ def figures(cost: Cost, model: nn.Module, data: Data | None, objective: Objectiv
     """The cost of a network and, with validation data, what is measured on it."""
     if data is None or data.val is None:
         return Figures(cost.macs, cost.params)
-    # If the data is split by process, each process still evaluates all of it, so all have the same metrics.
-    images = data.val.whole() if hasattr(data.val, "whole") else data.val
-    found = training.evaluate(model, images, objective=objective)
+    found = measured(model, data, objective)
     return Figures(cost.macs, cost.params, found.top1, found.top5, found.loss, found.metrics)
+
+
+def measured(model: nn.Module, data: Data, objective: Objective) -> training.Metrics:
+    """What is measured of a network on all validation images. If the data is split by process, each process still evaluates all
+    of it, so all have the same metrics."""
+    images = data.val.whole() if hasattr(data.val, "whole") else data.val
+    return training.evaluate(model, images, objective=objective)
 
 
 def _at_start(data: Data | None, seed: int | None) -> Data | None:
@@ -301,4 +323,14 @@ def _at_start(data: Data | None, seed: int | None) -> Data | None:
     return data
 
 
-_UNITS = {"macs": "MACs", "params": "parameters"}
+def _limit(task: Task, name: str) -> float:
+    """What may stay in a round."""
+    assert task.budget is not None
+    found = getattr(task.budget.limits(task.graph.cost()), name)
+    return float(found) if name == "latency" else int(found)
+
+
+def _most(task: Task, name: str) -> str:
+    if name == "latency":
+        return f"{_limit(task, name) * 1000:.3g} ms"
+    return f"{_limit(task, name):,} {'MACs' if name == 'macs' else 'parameters'}"

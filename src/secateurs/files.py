@@ -265,3 +265,13 @@ def kind(mode: int) -> str:
         (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
     )  # fmt: skip
     return next((name for test, name in kinds if test(mode)), "something else")
+
+
+def is_archive(head: bytes) -> bool:
+    """Whether what begins with these four bytes is a zip archive, as `torch.save` writes."""
+    return head[:4] == b"PK\x03\x04"
+
+
+def is_pickle(head: bytes) -> bool:
+    """Whether what begins with these bytes is a pickle, of a protocol of the last twenty years."""
+    return len(head) > 1 and head[0] == 0x80 and head[1] <= 5

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateurs import artifact
-from secateurs.artifact import Figures, Signature
+from secateurs.artifact import Figures, Latency, Signature
 from secateurs.artifact.history import rounds
 from secateurs.calls import call
 from secateurs.deploy import Bench, deployed
@@ -22,11 +22,11 @@ from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
 from secateurs.plans.widths import layer_widths
 from secateurs.report import modelcard, page
-from secateurs.report.figures import number
+from secateurs.report.figures import formatted, heading
 from secateurs.report.tables import notebook
 from secateurs.version import __version__
 
-__all__ = ["Figures", "Result"]
+__all__ = ["Figures", "Latency", "Result"]
 
 
 def described(card: artifact.Card) -> str:
@@ -52,6 +52,7 @@ class Result:
     warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
     signature: Signature | None = None  # how the network is called: its inputs, classes and preprocessing
     settings: dict[str, Any] = field(default_factory=dict)  # what else its card says: budget, scope, recovery, seed
+    latency: Latency | None = None  # what was measured, where the budget limits it
 
     def __repr__(self) -> str:
         parts = [
@@ -61,7 +62,12 @@ class Result:
         if self.before.top1 is not None and self.after.top1 is not None:
             parts.append(f"top1 {self.before.top1:.2f} → {self.after.top1:.2f}")
         for name, value in self.after.metrics.items():
-            parts.append(f"{name} {number(self.before.metrics.get(name))} → {number(value)}")
+            show = formatted([self.before.metrics.get(name), value])
+            parts.append(f"{heading(name)} {show(self.before.metrics.get(name))} → {show(value)}")
+        if len(parts) == 2 and self.before.loss is not None and self.after.loss is not None:
+            parts.append(f"loss {self.before.loss:.3f} → {self.after.loss:.3f}")
+        if self.latency is not None:
+            parts.append(f"ms {self.latency.before * 1000:.3g} → {self.latency.after * 1000:.3g}")
         return f"Result({self.method.name}: {', '.join(parts)}, error {self.error:.1e})"
 
     def _repr_html_(self) -> str:
@@ -125,6 +131,7 @@ class Result:
             "error": self.error,
             **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({} if self.limits is None else {"limits": self.limits}),
+            **({} if self.latency is None else {"latency": asdict(self.latency)}),
             **({} if self.signature is None else {"signature": self.signature.model_dump(mode="json")}),
             "stripes": summary(self.plan),
             "widths": layer_widths(self.model, self.plan),

@@ -59,7 +59,7 @@ out: runs/r20
     assert (found["exclude"], found["only"]) == (["fc"], ["layer1.*", "layer2.*"])
     assert (found["recover"], found["milestones"]) == ("mimic:1,finetune:2", "1,2.5")
     assert (found["calibrate"], found["rounds"], found["schedule"], found["device"]) == (False, 3, "cubic", None)
-    assert (found["weight_decay"], found["align"]) == (5e-4, 1)  # what the file leaves out
+    assert (found["weight_decay"], found["align"]) == (5e-4, None)  # what the file leaves out
     assert not {"resume", "force", "config", "print_config", "trust_code"} & found.keys()
 
 
@@ -88,6 +88,21 @@ def test_the_command_line_overrides_the_file(run, tmp_path):
     assert (found["model"], found["macs"], found["exclude"]) == ("zoo:small_cnn", 0.5, ["c"])
     assert (found["calibrate"], found["out"], found["seed"]) == (True, "y", 5)
     assert printed(run, f"--config={file}", "--model", "zoo:vgg16")["model"] == "zoo:vgg16"
+
+
+@pytest.mark.parametrize(("text", "tokens", "kept", "gone"), [
+    ("recover_epochs: 2", ("--recover", "mimic:1"), ("recover", "mimic:1"), "recover_epochs"),
+    ("recover: [mimic:1, finetune:2]", ("--recover-epochs=4",), ("recover_epochs", 4.0), "recover"),
+    ("milestones: [1, 2]\ngamma: 0.5", ("--lr-schedule", "cosine"), ("lr_schedule", "cosine"), "milestones"),
+])  # fmt: skip
+def test_the_command_line_takes_the_place_of_what_excludes_it(run, images, tmp_path, text, tokens, kept, gone):
+    file = written(tmp_path, f"model: {NET}\ndata: folder:{images}\nmacs: 0.9\nmethod: l1\npretrain_epochs: 0\n{text}")
+    found = printed(run, "--config", file, *tokens)
+    assert found[kept[0]] == kept[1]
+    assert found[gone] is None
+    both = written(tmp_path, f"{text}\n{tokens[0].strip('-').partition('=')[0]}: {kept[1]}", "both.yaml")
+    ran = run("prune", NET, "--config", both, "--data", f"folder:{images}", "--macs", 0.9, "--out", tmp_path / "r")
+    assert "mutually exclusive" in ran.err
 
 
 def test_a_run_from_a_file_is_the_run_from_the_command_line(run, images, tmp_path, monkeypatch):

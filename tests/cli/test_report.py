@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import secateurs as sc
-from secateurs.cli.reproduce import command
+from secateurs.cli.reproduce import _budget, command
 from secateurs.runs import PruneRun
 
 NET = "zoo:small_cnn"
@@ -137,6 +137,35 @@ def test_the_command_makes_the_same_run(name, run, images, tmp_path, monkeypatch
     monkeypatch.setattr(PruneRun, "start", start)
     assert run(*words[1:]).err == "secateurs: not run\n"
     assert captured == [record]
+
+
+def test_a_file_puts_no_code_into_the_command(images, tmp_path, monkeypatch):
+    """Nor is what it names imported."""
+    (tmp_path / "theirs.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    record = record_of(PruneRun(NET, sc.DataSpec(f"folder:{images}"), tmp_path, budget=sc.Budget(macs=0.5)))
+    evil = "x\n'; touch hit #"
+    for change in (
+        {"weights": evil}, {"model": evil}, {"data": evil}, {"scope": evil}, {"task": {"name": evil}},
+        {"method": {"name": "python:theirs:Method", evil: evil}},
+        {"budget": {"macs": evil, evil: 1}}, {"limits": {"exclude": [evil], "ratios": {evil: 0.5}}},
+    ):  # fmt: skip
+        (tmp_path / "run.json").write_text(json.dumps({"finished": True, "settings": {**record, **change}}))
+        found = command(tmp_path)
+        if found is not None:
+            words = shlex.split(found.replace("\\\n", ""), comments=False)
+            assert words[:2] == ["secateurs", "prune"]
+            assert "touch" not in words
+            assert any(evil in word for word in words)
+
+
+def test_a_budget_of_time_as_options():
+    target = {"runtime": "torch-cpu", "mode": "eager", "threads": 2}
+    record = {"macs": 0.5, "params": None, "align": 8, "latency": 0.6, "target": target}
+    assert [" ".join(words) for words in _budget(record)] == [
+        "--macs 0.5", "--latency 0.6", "--align 8", "--target torch-cpu", "--target-set threads=2",
+    ]  # fmt: skip
+    assert list(_budget({"ms": 3.0, "align": "auto"})) == [["--ms", "3"]]
 
 
 def test_a_run_that_no_command_makes_has_none(tmp_path):

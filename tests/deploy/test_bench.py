@@ -145,6 +145,16 @@ def test_batches_of_example_inputs() -> None:
         batched([torch.randn(3, 8, 8), torch.randn(1, 9, 9)], 2)
 
 
+def test_batches_of_a_detectors_inputs() -> None:
+    """Lists of images of several sizes, and of their targets."""
+    images, targets = [torch.zeros(3, 8, 9), torch.ones(3, 7, 8)], [{"labels": torch.tensor([i])} for i in range(2)]
+    assert batch_of((images, targets)) == 2
+    more, theirs = batched((images, targets), 5)
+    assert [x.shape[1] for x in more] == [8, 7, 8, 7, 8]
+    assert [y["labels"].item() for y in theirs] == [0, 1, 0, 1, 0]
+    assert len(batched({"images": tuple(images)}, 1)["images"]) == 1
+
+
 def test_the_peak_of_memory() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

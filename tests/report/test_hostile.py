@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import secateurs as sc
+from secateurs.calls import call
 from secateurs.report.page import Run, html
 from tests.report.conftest import network, pruned
 from tests.report.pages import Page
@@ -19,8 +21,8 @@ HOSTILE = (
 )  # fmt: skip
 KNOWN = (
     "html head meta title style script body header main footer section details summary h1 h2 h3 p span a b i strong code pre "
-    "button div ul li dl dt dd figure figcaption input output table thead tbody tr th td svg g line path rect circle polygon "
-    "text"
+    "button div ul li dl dt dd figure figcaption input output table thead tbody tr th td bdi svg g line path rect circle "
+    "polygon text"
 )
 
 
@@ -79,6 +81,23 @@ def test_texts_of_a_card(hostile: str, results: dict[str, sc.Result]) -> None:
         runs.append(run)
     check(html(runs[:1]), hostile)
     check(html(runs), hostile, f"second{printable}")
+
+
+def test_the_call_holds_no_code_of_a_card(
+    results: dict[str, sc.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is what it names imported."""
+    (tmp_path / "theirs.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    evil = 'x=1); hit(); sc.prune("'
+    card = json.loads(json.dumps(results["l1"].card()))
+    card |= {
+        "source": {"spec": evil, evil: evil}, "method": {"name": "python:theirs:Method", evil: evil}, "budget": {evil: evil},
+        "limits": {evil: [evil], "exclude": [evil]}, "recover": [{"mode": "finetune", evil: evil, "lr": evil}], "scope": evil,
+    }  # fmt: skip
+    tree = ast.parse(call(Run.of("x", results["l1"].plan, card).card))
+    called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert sorted(called) == ["sc.Budget", "sc.Data", "sc.Recover", "sc.build", "sc.prune", "torch.randn"]
 
 
 def test_a_folder_with_such_a_name(folders: dict[str, Path], tmp_path: Path) -> None:

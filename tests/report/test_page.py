@@ -12,6 +12,7 @@ import pytest
 
 import secateurs as sc
 from secateurs.artifact import TIMINGS, save_timings
+from secateurs.calls import call
 from secateurs.report.page import Run, html
 from tests.report.conftest import METHODS, X, network, pruned
 from tests.report.pages import Page
@@ -155,6 +156,26 @@ def test_rounds_show_the_last_search_and_the_whole_training() -> None:
     (data,) = page.data
     assert sum(data["sizes"]) < 12 + 16 + 16  # those of the second round
     assert [e.text for e in page.of("td")].count("fine-tuning") == 2
+
+
+def test_a_budget_of_time_is_shown_as_it_was_kept(results: dict[str, sc.Result]) -> None:
+    result = results["l1"]
+    limit = {
+        "target": {"runtime": "onnxruntime", "threads": 1},
+        "goal": 0.6,
+        "ratio": 0.582,
+        "before": 0.01,
+        "after": 0.00582,
+        "noise": 0.01,
+        "predicted": 0.57,
+    }
+    page = Page(html([Run.of("x", result.plan, {**result.card(), "latency": limit})]))
+    assert "allowed 60.0% of the original's time on onnxruntime; 58.2% was measured (10 ms → 5.82 ms)" in page.text
+    assert "Time 58.2% 10 → 5.82 ms on onnxruntime" in page.text
+    run = Run.of(
+        "x", result.plan, {**result.card(), "budget": {"latency": 0.6, "align": "auto", "target": limit["target"]}}
+    )
+    assert 'budget=sc.Budget(latency=0.6, target=sc.Target("onnxruntime", threads=1)),' in call(run.card)
 
 
 def test_several_runs_are_compared(folders: dict[str, Path]) -> None:

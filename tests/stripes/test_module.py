@@ -394,7 +394,7 @@ def test_traced_by_others() -> None:
     wanted = net(x).detach()
     symbolic = torch.fx.symbolic_trace(net)
     assert close(symbolic(x).detach(), wanted)
-    assert any("stripe_conv2d" in str(node.target) for node in symbolic.graph.nodes)
+    assert any("stripe_conv" in str(node.target) for node in symbolic.graph.nodes)
     for grad in (True, False):
         with torch.set_grad_enabled(grad), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -562,9 +562,68 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capl
         native.load.cache_clear()
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_any_number_of_axes(axes: int) -> None:
+    """The outputs, gradients and costs of the masked convolution, whole and by itself, as a module and as one op."""
+    conv_of = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    every = st.tuples(*[st.integers(1, 3)] * axes)
+
+    @settings(max_examples=20, deadline=None, derandomize=True)
+    @given(kernel=every, stride=every, dilation=every, padding=st.one_of(every, st.sampled_from(["same", "valid"])),
+           share=st.sampled_from([0.0, 0.2, 0.6, 1.0]), seed=st.integers(0, 9), bias=st.booleans())  # fmt: skip
+    def check(kernel: Any, stride: Any, dilation: Any, padding: Any, share: float, seed: int, bias: bool) -> None:
+        torch.manual_seed(seed)
+        stride = 1 if padding == "same" else stride
+        conv = conv_of(3, 5, kernel, stride, padding, dilation, bias=bias)
+        kept = torch.rand(5, *kernel) < share
+        with torch.no_grad():
+            conv.weight.mul_(kept[:, None])
+        stripes, x = sc.StripeConv.of(conv, kept), torch.randn(2, 3, *(9, 8, 7)[:axes])
+        assert type(stripes).__name__ == f"StripeConv{axes}d"
+        expected = conv(x)
+        with torch.no_grad():
+            assert close(stripes(x), expected)
+            assert close(stripes(x[0]), expected[0])
+            assert close(stripes.to_dense()(x), expected)
+            with FlopCounterMode(display=False) as counted:
+                assert close(stripes(x), expected)  # as one op
+        assert counted.get_total_flops() == 2 * int(kept.sum()) * 3 * expected[:, 0].numel()
+        grads = torch.autograd.grad(expected.square().sum(), conv.weight)[0]
+        own = torch.autograd.grad(stripes(x).square().sum(), stripes.weight)[0]
+        assert not kept.any() or close(own, grads.movedim(1, -1)[kept])
+
+    check()
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_other_axes_than_two_are_dense(axes: int) -> None:
+    kind = (sc.StripeConv1d, sc.StripeConv3d)[axes // 2]
+    stripes, x = kind(3, torch.rand(5, *[3] * axes) < 0.5), torch.randn(2, 3, *[8] * axes)
+    assert sc.tune(stripes, x, rounds=1) == {"": {"dense": 1.0}}
+    with torch.no_grad(), pytest.raises(sc.ConfigError, match="3 input channels got an input of shape"):
+        stripes(x.transpose(0, 1))
+
+
+def test_padding_of_any_number_of_axes() -> None:
+    x = torch.randn(1, 2, 6)
+    once = sc.StripeConv1d(2, torch.ones(3, 2, dtype=torch.bool), padding=(1, -2))
+    weight, bias = once.dense_weight(), once.bias
+    assert close(once(x), F.conv1d(F.pad(x, (1, -2)), weight, bias))
+    volume = torch.randn(1, 2, 5, 6, 7)
+    deep = sc.StripeConv3d(2, torch.ones(3, 2, 1, 3, dtype=torch.bool), padding=(0, 1, 2, -1, -2, 3))
+    expected = F.conv3d(F.pad(volume, (-2, 3, 2, -1, 0, 1)), deep.dense_weight(), deep.bias)
+    assert close(deep(volume), expected)
+    assert close(deep.to_dense()(volume), expected)
+    with pytest.raises(
+        sc.ConfigError, match=r"kept must be a bool tensor \(filters, columns\), not torch\.bool \(3, 2, 2\)"
+    ):
+        sc.StripeConv1d(2, torch.ones(3, 2, 2, dtype=torch.bool))
+
+
 def test_bad_input() -> None:
     conv = nn.Conv2d(4, 6, 3)
-    with pytest.raises(sc.ConfigError, match=r"require an nn\.Conv2d, got Linear"):
+    with pytest.raises(sc.ConfigError, match=r"require an nn\.Conv1d, nn\.Conv2d or nn\.Conv3d, got Linear"):
         StripeConv2d.of(nn.Linear(4, 6), torch.ones(6, 3, 3, dtype=torch.bool))  # type: ignore[arg-type]
     with pytest.raises(sc.ConfigError, match="groups"):
         StripeConv2d.of(nn.Conv2d(4, 6, 3, groups=2), torch.ones(6, 3, 3, dtype=torch.bool))

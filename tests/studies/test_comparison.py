@@ -86,6 +86,18 @@ def test_the_table(eight: tuple[sc.Comparison, Path], tmp_path: Path) -> None:
     assert found._repr_html_().count("<tr>") == 6
 
 
+def test_measured_latencies_have_a_column(eight: tuple[sc.Comparison, Path]) -> None:
+    cells = eight[0].cells
+    timed = [
+        c.model_copy(update={"figures": {**c.figures, "latency": {"ratio": 0.5 + c.seed / 10}}}) for c in cells[:6]
+    ]
+    found = sc.Comparison((*timed, *cells[6:]), eight[0].original)
+    lines = found.table().splitlines()
+    assert lines[0].split()[-3:] == ["params", "time", "passes"]
+    assert lines[3].split()[-4:] == ["55.0%", "2.00", "±", "0.00"]
+    assert "time" not in eight[0].table().splitlines()[0]
+
+
 def test_the_frontier(eight: tuple[sc.Comparison, Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     found, folder = eight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from secateurs.studies.removal import criteria, one_by_one
 from secateurs.testing.networks import data, images, network
 from secateurs.testing.state import State
 from tests.methods.oracle.test_oracle import loss_without
+from tests.tasks import detectors, drawn
 
 LAYER, SIZE = "blocks.0.0", 16
 GAMMA = 12
@@ -182,3 +185,58 @@ def test_held_or_not_the_order_is_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     held = curve("oracle").order
     monkeypatch.setattr(study, "HOLD", 0)
     assert curve("oracle").order == held
+
+
+def test_what_the_task_measures_is_what_the_masked_network_shows() -> None:
+    """Segmentation on images of two sizes, with a metric of its own and one of torchmetrics' kind."""
+    model = drawn.network(inside=3).eval()
+    random = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(2, 3, *size, generator=random), torch.randint(3, (2, *size), generator=random))
+        for size in ((16, 16), (8, 24), (16, 16))
+    ]
+    metrics = {"margin": lambda outputs, targets: outputs.amax(1).sub(outputs.amin(1)).mean()}
+    objective = sc.training.Objective(metrics=metrics)
+    graph, source = sc.trace(model, batches[0][0]), sc.Data(batches, batches)
+    t = Task(model, graph, None, "all", source, engine_options={"progress": "silent", "objective": objective})
+    found = one_by_one(t, "middle.0", "oracle-degraded", examples=4)
+    assert found.figure == "margin"
+    assert found.top1 is None
+    assert found.area == pytest.approx(np.mean(found.metrics["margin"]))
+    assert len(found.values) == 8
+    for gone in (0, 3, 7):
+        kept = sorted(set(range(8)) - set(found.order[:gone]))
+        shown = sc.training.evaluate(sc.mask(model, graph.plan({"middle.0": kept})), batches, objective=objective)
+        assert found.values[gone] == pytest.approx(shown.metrics["margin"], rel=1e-5)
+        assert found.loss is not None
+        assert found.loss[gone] == pytest.approx(shown.loss, rel=1e-5)
+    assert one_by_one(t, "middle.0", "l1", figure="loss").values == one_by_one(t, "middle.0", "l1").loss
+    with pytest.raises(sc.ConfigError, match=r"'mIoU' is not measured here\. .*margin"):
+        one_by_one(t, "middle.0", "l1", figure="mIoU")
+
+
+@pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
+def test_a_detectors_loss_is_the_same_for_the_same_network() -> None:
+    """The boxes that count in its loss are drawn at random: the same ones for all that is compared."""
+    model = detectors.faster_rcnn()
+    images = [torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    targets = [{"boxes": torch.tensor([[4.0, 4, 20, 20]]), "labels": torch.tensor([1])} for _ in images]
+    objective = sc.training.Objective(**sc.adapters.detection())
+    graph, source = sc.trace(model.eval(), ([images[0]],)), sc.Data([(images, targets)], [(images, targets)])
+    t = Task(model, graph, None, "all", source, engine_options={"progress": "silent", "objective": objective})
+    state = torch.get_rng_state()
+    assessor = study.Assessor(t, 2)
+    losses = [float(assessor.run(assessor.batches[0])[0]) for _ in range(3)]
+    assert losses[0] == losses[1] == losses[2] > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    found = one_by_one(
+        replace(t, engine_options={"progress": "silent", "objective": replace(objective, metrics={"boxes": boxes})}),
+        "backbone.3", "oracle-degraded", examples=2,
+    )  # fmt: skip
+    assert found.loss is None  # in evaluation a detector has none
+    assert found.figure == "boxes"
+    assert len(found.values) == 16
+
+
+def boxes(outputs: Any, targets: Any) -> float:
+    return sum(len(one["boxes"]) for one in outputs) / len(outputs)

@@ -51,13 +51,13 @@ def x(n: int = 2, seed: int = 0) -> Tensor:
     return torch.randn(n, 3, 15, 14, generator=torch.Generator().manual_seed(seed))
 
 
-def some(shape: tuple[int, int, int], share: float, seed: int = 0) -> np.ndarray:
+def some(shape: tuple[int, ...], share: float, seed: int = 0) -> np.ndarray:
     kept = np.random.default_rng(seed).random(shape) < share
     kept.flat[0] = True
     return kept
 
 
-def only(shape: tuple[int, int, int], rows: Any, columns: Any) -> np.ndarray:
+def only(shape: tuple[int, ...], rows: Any, columns: Any) -> np.ndarray:
     """All filters keep this block of the kernel."""
     kept = np.zeros(shape, dtype=bool)
     kept[:, rows, columns] = True
@@ -79,6 +79,15 @@ def test_kernels_are_the_plain_convolutions() -> None:
     assert trace(shared, x()).kernels == {}
 
 
+def test_a_weight_that_other_code_reads_keeps_its_stripes() -> None:
+    """A decoder that is the encoder transposed reads the encoder's weight, which a stripe convolution does not have."""
+    model = CASES["tied_transpose"].make()
+    assert trace(model, image()).kernels == {}
+    assert sc.prune(model, image(), "l2", sc.Budget(macs=0.6)).plan.stripes == {}
+    with pytest.raises(sc.ConfigError, match="no convolution that stripes can be cut from"):
+        sc.prune(model, image(), "l2-stripes", sc.Budget(macs=0.6))
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from([n for n, c in CASES.items() if c.prunable]),
@@ -93,7 +102,7 @@ def test_any_structure_with_channels_and_stripes_cut(name: str, share: float, se
     channels = {g.name: draw.permutation(g.size)[: draw.integers(2, g.size + 1)] for g in groups if g.size > 2}
     stripes = {w: draw.random(shape) < share for w, shape in graph.kernels.items()}
     for kept in stripes.values():
-        kept[:, 0, 0] = True  # whichever filters stay, one has a stripe
+        kept.reshape(len(kept), -1)[:, 0] = True  # whichever filters stay, one has a stripe
     plan = graph.plan(channels, stripes=stripes)
     assert verify(model, plan, inputs) <= 1e-5
     widths = {n: len(k) for n, k in plan.groups.items()}

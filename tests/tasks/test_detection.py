@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs import cutting
 from secateurs.artifact.provenance import source_of
+from secateurs.cli import main
 from secateurs.errors import ConfigError, DataError, SpecError
 from secateurs.plans import trace
 from secateurs.recovery.calibrate import _apart
@@ -21,6 +23,7 @@ from secateurs.runs.purpose import Purpose
 from secateurs.tasks import Detection, Reading
 from secateurs.widening import grow
 from secateurs.zoo.vision import torchvision
+from tests.tasks import drawn
 from tests.tasks.detectors import faster_rcnn, shapes
 
 if importlib.util.find_spec("torchvision") is None:
@@ -139,6 +142,34 @@ def test_what_is_no_detector(folder: Path) -> None:
         task.load(f"folder:{folder}", READING)
 
 
+@pytest.mark.parametrize(("spec", "task", "message"), [
+    ("zoo:small_cnn", "detection", r"takes a list of images, and this network a tensor.*did you mean --task classification\?"),
+    ("python:tests.tasks.drawn:Net", "detection", r"did you mean --task segmentation\?"),
+    ("python:tests.tasks.detectors:faster_rcnn", "segmentation", r"did you mean --task detection\?"),
+    ("zoo:small_cnn", "segmentation", r"did you mean --task classification\?"),
+])  # fmt: skip
+def test_networks_of_another_task_are_told_apart(
+    spec: str, task: str, message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"coco:{folder}" if task == "detection" else f"folder:{drawn.folder(tmp_path / 'masks')}"
+    args = [
+        "prune",
+        spec,
+        "--task",
+        task,
+        "--data",
+        data,
+        "--method",
+        "l2",
+        "--macs",
+        "0.7",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    assert main(args) in (1, 2)
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_average_precision_of_three_figures() -> None:
     metric = Detection().metrics(None)["mAP"]
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
@@ -194,8 +225,10 @@ def test_networks_of_the_users_own_in_python(folder: Path) -> None:
     image = next(iter(data.val))[0][0]
     result = sc.prune(
         faster_rcnn(), ([image],), sc.NPN(epochs=1), sc.Budget(macs=0.7), data, sc.Recover(epochs=1, lr=0.01),
-        progress="silent", metrics=task.metrics(None), **sc.adapters.detection(),
+        progress="silent", task="detection",
     )  # fmt: skip
+    assert not result.warnings  # the trace had targets, from the data
+    assert result.card()["task"]["name"] == "detection"
     assert result.error < 1e-5
     assert result.after.macs <= 0.7 * result.before.macs
     assert set(result.after.metrics) == {"mAP.map", "mAP.map_50", "mAP.map_75"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from secateurs.data import Data
+from secateurs.data import Data, masks
+from secateurs.data.images import indices
 from secateurs.data.masks import IGNORED
 from secateurs.errors import ConfigError, DataError, SecateursError, SpecError
 from secateurs.tasks import Classification, Reading, Segmentation, resolve, tasks
@@ -221,6 +223,62 @@ def test_a_file_that_is_damaged_past_its_header(tmp_path: Path) -> None:
     data = load(tmp_path / "spoiled", skip_unreadable=True)
     assert sum(len(x) for x, _ in data.train) == 3
     assert data.train.skipped == 1
+
+
+def test_masks_are_checked_before_the_run(tmp_path: Path) -> None:
+    """What is wrong with any mask is said when the data is opened, with the name of the file."""
+    root = folder(tmp_path / "set", count=4)
+    good = {file: file.read_bytes() for file in root.glob("*/masks/*")}
+
+    def refused(file: Path, **reading: Any) -> str:
+        with pytest.raises(DataError) as caught:
+            load(root, **reading)  # nothing is read afterwards
+        file.write_bytes(good[file])
+        return str(caught.value)
+
+    late = root / "val" / "masks" / "5.png"
+    mask = np.array(Image.open(late))
+    mask[-1, -1] = 7
+    Image.fromarray(mask).save(late)
+    error = refused(late, classes=3)
+    assert "1 of 6 masks have a class index above 2, and there are 3 classes" in error
+    assert "val/masks/5.png (7)" in error
+    assert "num_classes=8" in error
+    (root / "classes.txt").write_text("ground\ndark\nlight\n")
+    Image.fromarray(mask).save(late)
+    assert "val/masks/5.png (7)" in refused(late)
+    first = root / "train" / "masks" / "0.png"
+    first.write_bytes(good[first][:-40])
+    assert re.search(r"1 of 4 files cannot be read: \S*train/masks/0.png \(", refused(first))
+    first.write_bytes(good[first][:-40])
+    data = load(root, skip_unreadable=True)
+    assert sum(len(x) for x, _ in data.train) == 3
+
+
+def test_of_many_masks_some_are_checked(tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
+    root = folder(tmp_path / "set", count=9)
+    monkeypatch.setattr(masks, "CHECKED", 4)
+    read: list[str] = []
+    monkeypatch.setattr(masks, "indices", lambda file, name: read.append(name) or indices(file, name))
+    load(root, classes=3)
+    assert len(read) == 8
+    assert "train: checked 4 of 9 masks, evenly spaced" in caplog.text
+    caplog.clear()
+    load(root)  # to find the classes all of them are read
+    assert len(read) == 8 + 15
+    assert not caplog.text
+
+
+def test_a_table_with_a_mask_of_another_size(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    root = folder(tmp_path / "set", ((32, 32),))
+    Image.new("L", (5, 6), 1).save(root / "train/masks/1.png")
+    files = {k: [str(root / "train" / f"{k}s" / f"{i}.png") for i in range(3)] for k in ("image", "mask")}
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = datasets.Dataset.from_dict(files, features=features)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"train, row 1, mask \(1.png\) 6x5"):
+        Segmentation().load(f"hf:{tmp_path / 'saved'}", Reading(batch_size=4, classes=3))
 
 
 @pytest.mark.parametrize("spec", ["digits", "wds:a.tar", "folder", "coco:x"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import secateurs as sc
@@ -214,7 +215,7 @@ def test_padding_does_not_reach_the_teacher() -> None:
     [
         (f"python:{Small.__module__}:Small", {}, r"returns \(1, 3, 16, 16\).*Segmentation needs logits of shape"),
         ("zoo:small_cnn", {}, r"returns \(1, 3\) float32 for images"),
-        (SPEC, {"num_classes": 2}, "label 2, but the model has 2 classes"),
+        (SPEC, {"num_classes": 2}, "12 of 12 masks have a class index above 1"),
     ],
 )
 def test_networks_that_do_not_fit(root: Path, tmp_path: Path, spec: str, more: dict[str, Any], message: str) -> None:
@@ -296,3 +297,57 @@ def test_int8_is_measured_as_segmentation(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "mIoU" in shown
     assert "top-1" not in shown
+
+
+def test_criteria_are_compared_by_iou(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(network().state_dict(), tmp_path / "w.safetensors")
+    args = ["compare-criteria", SPEC, "--task", "segmentation", "--weights", str(tmp_path / "w.safetensors"), "--device", "cpu",
+            "--data", f"folder:{root}", "--normalize", "none", "--batch-size", "4", "--layer", "middle.0", "--examples", "4",
+            "--val-examples", "3", "--criteria", "l1,taylor", "--out", str(tmp_path / "r")]  # fmt: skip
+    assert main(args) == 0
+    shown = capsys.readouterr().out
+    assert "8 channels, mIoU 0." in shown
+    curves = json.loads((tmp_path / "r" / "curves.json").read_text())["curves"]
+    for curve in curves.values():
+        assert curve["figure"] == "mIoU"
+        assert curve["top1"] is None
+        assert len(curve["metrics"]["mIoU"]) == len(curve["loss"]) == 8
+        assert curve["area"] == pytest.approx(sum(curve["metrics"]["mIoU"]) / 8)
+    more = [*args, "--resume"]
+    more[more.index("l1,taylor")] = "l1,l2"
+    assert main(more) == 0
+    assert "mIoU" in capsys.readouterr().out
+    assert main([*more, "--task-set", "dice=1"]) == 2
+    assert "belongs to another comparison: it differs in task" in capsys.readouterr().err
+
+
+def test_prune_by_the_name_of_the_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    random = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(2, 3, 16, 16, generator=random), torch.randint(3, (2, 16, 16), generator=random))]
+    how: dict[str, Any] = {"budget": sc.Budget(macs=0.6), "data": sc.Data(batches, batches), "device": "cpu"}
+    plain = sc.prune(network(), batches[0][0], "l2", **how)
+    assert "only the loss is measured: task='segmentation' measures mIoU" in caplog.text
+    assert f"loss {plain.before.loss:.3f} → {plain.after.loss:.3f}" in repr(plain)
+    caplog.clear()
+    result = sc.prune(network(), batches[0][0], "l2", task="segmentation", **how)
+    assert not caplog.text
+    assert set(result.before.metrics) == set(result.after.metrics) == {"mIoU", "pixel_accuracy"}
+    assert result.after.loss == plain.after.loss
+    shown = (result.before.metrics["mIoU"], result.after.metrics["mIoU"])
+    assert "mIoU {:.4f} → {:.4f}".format(*shown) in repr(result)
+    card = sc.card(result.save(tmp_path / "r"))
+    assert card.task is not None
+    assert card.task.name == "segmentation"
+    dice = sc.prune(network(), batches[0][0], "l2", task=Segmentation(dice=1), metrics={"own": one}, **how)
+    assert dice.before.loss is not None
+    assert dice.before.loss > (plain.before.loss or 0)
+    assert dice.before.metrics == {"own": 1.0}
+    assert not sc.prune(network(), batches[0][0], "l2", sc.Budget(macs=0.6), task="segmentation").before.metrics
+    with pytest.raises(ConfigError, match=r"There is no task 'segmentatoin'. Did you mean segmentation\?"):
+        sc.prune(network(), batches[0][0], "l2", task="segmentatoin", **how)
+    with pytest.raises(DataError, match="Segmentation needs logits of shape"):
+        sc.prune(Small(), batches[0][0], "l2", task="segmentation", **how)
+
+
+def one(outputs: Any, targets: Any) -> float:
+    return 1.0

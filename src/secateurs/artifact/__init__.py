@@ -4,7 +4,7 @@
 """
 
 from secateurs.artifact.card import Card, Earlier, Source, networks
-from secateurs.artifact.fields import Figures
+from secateurs.artifact.fields import Figures, Latency
 from secateurs.artifact.folder import (
     CARD,
     MODEL,
@@ -25,7 +25,7 @@ from secateurs.artifact.hub import on_hub
 from secateurs.artifact.saving import STAGED, save
 from secateurs.artifact.signature import InputRecord, Signature
 from secateurs.artifact.state import check_state, weights_digest
-from secateurs.artifact.timings import TIMINGS, Timings, read_timings, save_timings
+from secateurs.artifact.timings import TIMINGS, TargetRecord, Timings, read_timings, save_timings
 
 __all__ = [
     "CARD",
@@ -39,8 +39,10 @@ __all__ = [
     "Earlier",
     "Figures",
     "InputRecord",
+    "Latency",
     "Signature",
     "Source",
+    "TargetRecord",
     "Timings",
     "check_state",
     "digest",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from secateurs.artifact.fields import AtLeastOne, Count, Figures, Line, Number, Open, PathText, Seconds
+from secateurs.artifact.fields import AtLeastOne, Count, Figures, Latency, Line, Number, Open, PathText, Seconds
 from secateurs.artifact.history import VERSION as HISTORY_VERSION
 from secateurs.artifact.history import Entry, Round
 from secateurs.artifact.signature import Signature
@@ -101,12 +101,12 @@ class StripesRecord(Open):
     """The kept stripes of a layer: see `surgery.stripes.summary`."""
 
     layer: Line
-    kernel: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    kernel: Annotated[list[Count], Field(min_length=1, max_length=3)]
     filters: Count
     of_filters: Count
     stripes: Count
     of_stripes: Count
-    shares: list[list[Number]]
+    shares: list[Number] | list[list[Number]] | list[list[list[Number]]]
     index: Count
 
 
@@ -138,6 +138,7 @@ class Card(Open):
     state: StateRecord | None = None  # of the network, beside its weights
     data: DataRecord | None = None
     budget: dict[str, Any] | None = None
+    latency: Latency | None = None  # where the budget limits it: what was measured
     scope: Line | None = None
     limits: LimitsRecord | None = None
     recover: Any = None

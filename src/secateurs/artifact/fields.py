@@ -66,3 +66,25 @@ class Figures:
     top5: Percent | None = None
     loss: Number | None = None
     metrics: Mapping[Line, Number | None] = field(default_factory=dict)  # null where it is not finite
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The measured time of a cut network on its target, beside the original's.
+
+    target: its settings. goal: the fraction of the original's time that the budget allows. ratio: the fraction that was
+    measured, the median over rounds in which both ran in turn. noise: the standard error of that median, as a fraction of it.
+    before, after: seconds of one run. predicted: the fraction that the latency model expects. model_error: its mean relative
+    error on `cuts` other cuts of this network. tries: how many cuts were measured until the budget held.
+    """
+
+    target: Mapping[str, Any]
+    goal: Number
+    ratio: Number
+    noise: Number
+    before: Seconds
+    after: Seconds
+    predicted: Number
+    model_error: Number | None = None
+    cuts: Count = 0
+    tries: Count = 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateurs.artifact.fields import Line, Open
 from secateurs.errors import ArtifactError, a_or_an
-from secateurs.files import StrPath, shown
+from secateurs.files import StrPath, is_archive, is_pickle, shown
 from secateurs.graph.channels import named_tensors
 from secateurs.zoo.weights import EXTRA, passing_buffers, put
 
@@ -197,7 +197,7 @@ def _encoded(value: Any, key: str, tensors: dict[str, Tensor], depth: int = 0) -
         return {kind.__name__: [[inner(k), inner(x)] for k, x in value.items()]}
     if isinstance(value, Tensor):
         _check_plain(value, key)
-        if _is_pickle(value):
+        if _is_pickled(value):
             raise _refused(key, "a pickle in a tensor of bytes")
         name = f"{key}.{len(tensors)}"
         tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
@@ -244,7 +244,7 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], used: set[str]) -> Any:
 def _tensor(name: Any, tensors: Mapping[str, Tensor], used: set[str]) -> Tensor:
     if not isinstance(name, str) or name not in tensors:
         raise ValueError("it names a tensor that is not in the file")
-    if _is_pickle(tensors[name]):
+    if _is_pickled(tensors[name]):
         raise ValueError("it holds a pickle")
     used.add(name)
     return tensors[name]
@@ -262,9 +262,9 @@ def _pair(value: Any) -> list[Any]:
     return value
 
 
-def _is_pickle(tensor: Tensor) -> bool:
+def _is_pickled(tensor: Tensor) -> bool:
     """Whether bytes are what `pickle.dumps` or `torch.save` writes: some modules keep their extra state so, and unpickle it."""
     if tensor.dtype not in (torch.uint8, torch.int8) or tensor.numel() < 2:
         return False
     head = bytes(tensor.detach().flatten()[:4].cpu().view(torch.uint8).tolist())
-    return head == b"PK\x03\x04" or (head[0] == 0x80 and head[1] <= 5)
+    return is_archive(head) or is_pickle(head)

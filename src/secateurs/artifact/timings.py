@@ -25,7 +25,7 @@ class Times(Open):
     high: Positive
 
 
-class RuntimeRecord(Open):
+class TargetRecord(Open):
     """Where it was measured: see `secateurs.deploy.Target`."""
 
     runtime: Line
@@ -42,7 +42,7 @@ class RuntimeRecord(Open):
 class Timing(Open):
     """Two networks on one target: see `secateurs.deploy.bench.Timed`."""
 
-    target: RuntimeRecord
+    target: TargetRecord
     batch: Count | None = None
     machine: Line = ""
     threads: Count | None = None

@@ -101,7 +101,7 @@ def _run(tokens: Sequence[str]) -> object:
     if (file is None and not prints) or not config.takes(app, command):
         return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     try:
-        app.config = (config.source(app, command, file, whole=not prints),)
+        app.config = (config.source(app, command, file, tokens, whole=not prints),)
         if not prints:
             return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         _, bound, *_ = app.parse_args(tokens, exit_on_error=False, print_error=False)

@@ -10,10 +10,10 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from secateurs.cli import options
+from secateurs.cli.budget import exact
 from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, log, pair
-from secateurs.cli.prune import exact
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import ConfigError, SecateursError, shown
 
@@ -64,9 +64,19 @@ def compare(
     ```
     $ secateurs compare zoo:small_cnn --weights w.safetensors \\
           --data digits --normalize none --batch-size 64 \\
-          --method l2 --method "aofp theta=0.02" --macs 0.5 --macs 0.3 \\
-          --seeds 2 --epochs 3 --out runs/compare
-    EXAMPLE
+          --method l2 --method onestep --macs 0.2 --macs 0.1 \\
+          --seeds 2 --epochs 2 --out runs/compare
+    8 cells of 2 training passes over 1,438 images: about 56 s ...
+    [1/8] l2, macs=0.2, seed 0: top-1 % 10.03 → 32.31 → 96.66, 8.8 s ...
+    ...
+    method    budget    seeds  after the cut     calibrated     recovered ...
+    ─────────────────────────────────────────────────────────────────────
+    original                                                        99.16
+    l2        macs=0.2      2   10.03 ± 0.00   31.62 ± 0.98  96.38 ± 0.39
+    onestep   macs=0.2      2   15.18 ± 7.29  41.92 ± 11.23  95.68 ± 0.20
+    l2        macs=0.1      2   10.58 ± 0.00   15.18 ± 0.20  92.90 ± 1.38
+    onestep   macs=0.1      2   10.03 ± 0.00   27.86 ± 0.00  93.04 ± 1.97
+    ...
     ```
 
     Parameters

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
+from secateurs.cli.task import TaskOptions
 from secateurs.errors import ArtifactError, ConfigError, PlanError, nearest, shown
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def compare_criteria(
     val_examples: Count | None = None,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     model_options: ModelOptions | None = None,
+    task_options: TaskOptions | None = None,
     data_options: DataOptions | None = None,
     out: Folder | None = None,
     resume: Flag = False,
@@ -40,8 +42,8 @@ def compare_criteria(
     """Mask a layer's channels one by one, least important first: how long does accuracy hold without training?
 
     Every channel but the last goes. `area` is the mean top-1 along the way, on validation data; top-1 is shown with a
-    quarter, half and three quarters of the channels gone. `images` is how many the network was evaluated on to find the
-    order, each ablation counted.
+    quarter, half and three quarters of the channels gone: with `--task segmentation` the mIoU, with `--task detection` the
+    mAP. `images` is how many the network was evaluated on to find the order, each ablation counted.
 
     ```
     $ secateurs compare-criteria zoo:small_cnn \\
@@ -95,16 +97,17 @@ def compare_criteria(
     from secateurs.artifact import digest
     from secateurs.methods import Task
     from secateurs.plans import trace
-    from secateurs.runs.curves import CurveRecord
+    from secateurs.runs.curves import CurveRecord, values
     from secateurs.runs.cut import pick_device
     from secateurs.runs.purpose import Purpose
     from secateurs.studies import one_by_one
 
-    model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec().complete()
+    purpose = Purpose.of((task_options or TaskOptions()).chosen())
+    model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec().complete(purpose.task)
     chosen = _criteria(criteria)
     if model_options.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: all of its channels are as good as another.")
-    build = model_options.network(model).open()
+    build = model_options.network(model).open(purpose)
     settings = {
         "model": model,
         "weights": digest(model_options.weights),
@@ -113,28 +116,34 @@ def compare_criteria(
         "val_examples": val_examples,
         "precision": precision,
         "seed": seed,
+        **purpose.card(),
         **spec.settings(),
     }
     record = None if out is None else CurveRecord(out, settings, model, layer, log)
     curves = {} if record is None else record.open(resume, force)
     where = pick_device(device)
-    data = spec.load(seed, where)
+    data = spec.load(seed, where, purpose.task, model_options.num_classes)
     network = build(data, where, seed)
-    inputs = Purpose().example(network, data)
-    graph = trace(network, inputs)
+    purpose.check_fits(network, data, model)
+    inputs = purpose.example(network, data)
+    graph = trace(network, inputs, example_targets=purpose.example_targets(network, data))
     group = _group(graph, layer, model)
     for name, known in curves.items():
-        if len(known["top1"]) != graph[group].size:
+        if len(found := values(known)) != graph[group].size:
             raise ArtifactError(
-                f"{out and shown(out / 'curves.json')} is not valid: field 'curves.{name}.top1' has {len(known['top1'])} "
+                f"{out and shown(out / 'curves.json')} is not valid: field 'curves.{name}.{known['figure']}' has {len(found)} "
                 f"values, expected {graph[group].size}, one for each channel of {layer}. --force starts over."
             )
-    task = Task(network, graph, None, "all", data, seed, inputs, {"device": where})
+    objective = purpose.objective(network, inputs)
+    task = Task(network, graph, None, "all", data, seed, inputs, {"device": where, "objective": objective})
     for i, criterion in enumerate(chosen, start=1):
         if criterion in curves:
             continue
         log(f"[{i}/{len(chosen)}] {criterion}")
-        curve = one_by_one(task, group, criterion, examples=examples, validation=val_examples, precision=precision)
+        curve = one_by_one(
+            task, group, criterion, examples=examples, validation=val_examples, precision=precision,
+            figure=purpose.task.primary,
+        )  # fmt: skip
         curves[criterion] = curve.asdict()
         if record is not None and options.first():
             record.write(curves)
@@ -173,22 +182,25 @@ def _group(graph: ChannelGraph, layer: str, model: str) -> str:
 
 def _show(model: str, group: str, size: int, curves: Mapping[str, Mapping[str, Any]], out: Path | None) -> None:
     from secateurs import report
+    from secateurs.runs.curves import values
 
+    figure = next(iter(curves.values()))["figure"]
+    show = report.formatted([x for curve in curves.values() for x in values(curve)], figure)
     rows = report.table("criterion", "area", "1/4 gone", "1/2", "3/4", "images", "time")
     for name, curve in curves.items():
         at = (round(size * k / 4) for k in (1, 2, 3))
         rows.add_row(
             name,
-            report.percent(curve["area"]),
-            *(report.percent(curve["top1"][min(k, size - 1)]) for k in at),
+            show(curve["area"]),
+            *(show(values(curve)[min(k, size - 1)]) for k in at),
             f"{curve['examples']:,}",
             report.duration(curve["seconds"]),
         )
     console = options.out()
     console.print(rows)
     console.print()
-    whole = next(iter(curves.values()))["top1"][0]
-    console.print(f"{model}, {group}: {size} channels, top-1 {report.percent(whole)} with all of them")
+    whole = show(values(next(iter(curves.values())))[0])
+    console.print(f"{model}, {group}: {size} channels, {report.heading(figure)} {whole} with all of them")
     if out is not None:
         picture = " and curves.png" if (out / "curves.png").exists() else ""
         console.print(f"saved to {shown(out)}: curves.json{picture}")

@@ -9,9 +9,10 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import App, Parameter
 from cyclopts.config import Dict
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 ACTIONS = ("config", "print_config", "resume", "force", "json", "trust_code")
 JOINED = ("milestones", "nodes", "recover", "criteria", "methods")  # several values with commas
 PAIRS = ("set", "ratio", "min_channels", "max_cut")  # several NAME=VALUE
+INSTEAD = {  # options that take the place of others: on the command line also of those in a file
+    "recover": ("recover_epochs",), "recover_epochs": ("recover",), "milestones": ("lr_schedule",),
+    "lr_schedule": ("milestones", "gamma"),
+}  # fmt: skip
 MISSING = "<missing>"  # in the place of what has to be given, where nothing is run
 
 
@@ -62,15 +67,18 @@ def takes(app: App, command: str) -> bool:
     return command in app and any(a.name == "--config" for a in app[command].assemble_argument_collection())
 
 
-def source(app: App, command: str, file: Path | None, *, whole: bool = True) -> Dict:
-    """A file's options, as cyclopts merges them with those on the command line. whole: False where options that have to be
-    given may be missing, since nothing is run.
+def source(app: App, command: str, file: Path | None, tokens: Sequence[str] = (), *, whole: bool = True) -> Dict:
+    """A file's options, as cyclopts merges them with those on the command line, but for those that these take the place of.
+    tokens: the command line. whole: False where options that have to be given may be missing, since nothing is run.
 
     Raises ConfigError, which names the file and the options, for a file that cannot be read, for options that do not exist, and
     for values that are not valid.
     """
     needed = {} if whole else {s.key: MISSING for s in settings(app[command]) if s.argument.required}
-    values = {**needed, **({} if file is None else read(app, command, file))}
+    given = {token.partition("=")[0].lstrip("-").replace("-", "_") for token in _options(tokens) if token[:2] == "--"}
+    replaced = {other for name in given for other in INSTEAD.get(name, ())} - given
+    from_file = {} if file is None else read(app, command, file)
+    values = {**needed, **{name: value for name, value in from_file.items() if name not in replaced}}
     return Dict({command: values}, source="" if file is None else shown(file))
 
 
@@ -151,11 +159,16 @@ class Option:
     argument: Argument
 
     @property
-    def kind(self) -> Any:
-        """Its type, without None."""
+    def kinds(self) -> list[Any]:
+        """Its types, without None."""
         hint = self.argument.hint
         union = get_origin(hint) in (Union, UnionType)
-        return next(kind for kind in (get_args(hint) if union else (hint,)) if kind is not type(None))
+        return [kind for kind in (get_args(hint) if union else (hint,)) if kind is not type(None)]
+
+    @property
+    def kind(self) -> Any:
+        """The first of them."""
+        return self.kinds[0]
 
 
 def settings(command: App) -> Iterator[Option]:
@@ -191,6 +204,10 @@ def _type(setting: Option) -> Any:
         ]
     if key in JOINED:
         return Annotated[str, BeforeValidator(_joined), WithJsonSchema({"anyOf": [text, several, {"type": "number"}]})]
+    if len(setting.kinds) > 1:  # a count, or a word
+        words = [word for other in setting.kinds if get_origin(other) is Literal for word in get_args(other)]
+        schema = {"anyOf": [{"type": "integer", "minimum": 1}, {"enum": words}]}
+        return Annotated[int | str, BeforeValidator(partial(_count_or, words)), WithJsonSchema(schema)]
     if kind is float:
         return Annotated[float, BeforeValidator(_number)]
     return str if kind is Path else kind
@@ -214,6 +231,17 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         raise ValueError("must be a number") from None
+
+
+def _count_or(words: Sequence[str], value: Any) -> Any:
+    """A whole number of at least 1, or one of these words."""
+    if value in words:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"must be a whole number or {' or '.join(map(repr, words))}")
+    if value < 1:
+        raise ValueError("must be greater than or equal to 1")
+    return value
 
 
 def _numbers(value: Any) -> Any:

@@ -35,6 +35,7 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
     pillow          13.0.0
     scikit-learn    1.9.1
     datasets        5.2.0
+    jinja2          3.1.6
     CPU             AMD EPYC, 2 cores, AVX512, bfloat16 in hardware
     accelerator     none: PyTorch is built for CUDA 13.0, but cannot use it here: Found no NVIDIA driver on your system
     stripe kernels  c++ (Debian 12.2.0-14+deb12u1) 12.2.0, ninja 1.11.1; compiled when they are first used

@@ -39,6 +39,7 @@ PACKAGES = {
     "scikit-learn": ("sklearn", "demo", "the digits, which `secateurs demo` trains on"),
     "datasets": ("datasets", "data", "data hf:NAME and wds:SHARDS"),
     "matplotlib": ("matplotlib", "report", "pictures"),
+    "jinja2": ("jinja2", "report", "reports"),
     "lightning": ("lightning", "lightning", "pruning in a Lightning trainer"),
     "transformers": ("transformers", "transformers", "pruning in a transformers trainer"),
     "onnxruntime": ("onnxruntime", None, ""),

@@ -98,7 +98,7 @@ def evaluate(
         network = build(data, where, 0)
     if data.val is None:
         raise DataError(f"{spec.name} has no images to validate on, and so nothing to measure with.")
-    found = {"data": spec.name, "normalize": spec.normalize, **_measure(network, data, where, purpose)}
+    found = {"data": spec.name, "normalize": spec.normalize, **_measure(network, data, purpose)}
     if not options.first():  # of several processes each has measured the whole
         return
     if card is not None and (doubt := _other_classes(card, data)) is not None:
@@ -177,13 +177,13 @@ def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> 
     return sc.load(artifact, sc.build(spec, num_classes=model.num_classes, trust_code=model.trust_code))
 
 
-def _measure(network: nn.Module, data: Data, where: torch.device, purpose: Purpose) -> dict[str, Any]:
+def _measure(network: nn.Module, data: Data, purpose: Purpose) -> dict[str, Any]:
     import secateurs as sc
-    from secateurs import training
+    from secateurs.cutting import measured
 
     inputs = purpose.example(network, data)
     cost = sc.count(network, inputs)
-    metrics = training.evaluate(network, data.val, device=where, objective=purpose.objective(network, inputs))
+    metrics = measured(network, data, purpose.objective(network, inputs))
     return {
         "macs": cost.macs,
         "params": cost.params,

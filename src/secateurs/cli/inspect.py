@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.budget import target as targeted
 from secateurs.cli.limits import LimitOptions
 from secateurs.cli.options import Count
 from secateurs.cli.spelling import option
@@ -38,6 +39,8 @@ def inspect(
     scope: Literal["internal", "all"] = "internal",
     task_options: TaskOptions | None = None,
     limit_options: LimitOptions | None = None,
+    target: str | None = None,
+    target_set: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
@@ -80,6 +83,11 @@ def inspect(
         outputs of the network
     scope
         the scope to which --ratio applies: internal or all
+    target
+        measure the network's layers on torch-cpu, torch-cuda, onnxruntime or openvino, and show what a budget of time can
+        reach there
+    target_set
+        a setting of the target, key=value, such as batch=32 or threads=1; may be given several times
     allow_inexact
         count channels as prunable over which a layer or group norm computes its statistics
     trust_code
@@ -96,6 +104,7 @@ def inspect(
     from secateurs.artifact import Signature
     from secateurs.graph.inputs import tensors
     from secateurs.plans.stripes import summary
+    from secateurs.timing import clocked
 
     plan, spec, card = _artifact(model)
     task = (task_options or TaskOptions()).chosen() or recorded(card, model)
@@ -131,6 +140,11 @@ def inspect(
     layers = [] if plan is None else summary(plan)
     limits = (limit_options or LimitOptions()).limits()
     bounds = limits.on(graph, scope)
+    if target is not None:
+        budget = sc.Budget(latency=0.5, target=targeted(target, target_set))
+        graph = clocked(network, graph, inputs, budget, "all", bounds, report=options.log)
+    elif target_set:
+        raise ConfigError("--target-set is for settings of a target: give --target.")
     floors: dict[str, Cost] = {scope: lowest(graph, scope, bounds)}
     for other in {"internal", "all"} - {scope}:
         with suppress(ConfigError):  # these limits do not fit the other scope
@@ -255,6 +269,7 @@ def _record(
         "params": cost.params,
         "warnings": list(graph.warnings),
         "lowest": {scope: {"macs": c.macs, "params": c.params} for scope, c in sorted(floors.items(), reverse=True)},
+        **_timed(graph, floors),
         "groups": [
             {
                 "name": g.name,
@@ -274,6 +289,20 @@ def _record(
             for g in graph.groups
         ],
     }
+
+
+def _timed(graph: ChannelGraph, floors: dict[str, Cost]) -> dict[str, Any]:
+    """What a latency model says, if there is one."""
+    from secateurs.latency import LatencyModel
+
+    if not isinstance(clock := graph.clock, LatencyModel):
+        return {}
+    found = {
+        "target": clock.target.record(), "seconds": clock.fit.seconds,
+        "lowest": {scope: cost.latency for scope, cost in sorted(floors.items(), reverse=True)},
+        "overhead": clock.fit.overhead, "liked": clock.liked, "model_error": clock.fit.error, "cuts": len(clock.fit.errors),
+    }  # fmt: skip
+    return {"latency": found}
 
 
 def _limit(bound: Bound | None) -> dict[str, Any]:
@@ -316,5 +345,14 @@ def _show(model: str, shape: str, graph: ChannelGraph, bounds: Bounds, floors: d
         console.print(
             f"lowest with --scope {scope:8}: {short(floor.macs)} MACs ({share(floor.macs, cost.macs)}), "
             f"{short(floor.params)} parameters ({share(floor.params, cost.params)})"
+        )
+    for found in _timed(graph, floors).values():
+        lows = ", ".join(
+            f"about {low * 1000:.3g} ms ({share(low, found['seconds'])}) with --scope {scope}"
+            for scope, low in found["lowest"].items()
+        )
+        console.print(f"time on {found['target']['runtime']}: {found['seconds'] * 1000:.3g} ms; lowest {lows}")
+        console.print(
+            f"{found['overhead']:.0%} of the time do not depend on widths; multiples of {found['liked']} are the fastest widths"
         )
     options.warn(console, graph.warnings)

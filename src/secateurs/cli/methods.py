@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from secateurs.cli import options
 from secateurs.cli.options import pair
@@ -112,7 +112,9 @@ def _prefixed(prefix: str) -> Callable[[Setting], Setting]:
     return rename
 
 
-def stages(then: Sequence[str], settings: Sequence[str], preset: Sequence[str], align: int) -> list[Stage]:
+def stages(
+    then: Sequence[str], settings: Sequence[str], preset: Sequence[str], align: int | Literal["auto"]
+) -> list[Stage]:
     """The stages that `--then METHOD:MACS` names, with those of the settings that say `METHOD.key=value` and of the presets
     that say `METHOD.NAME`. Raises ConfigError for invalid settings."""
     from secateurs.runs import Stage

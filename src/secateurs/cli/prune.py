@@ -10,29 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from secateurs.cli import options
+from secateurs.cli.budget import BudgetOptions
 from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured, own, stages
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
 from secateurs.cli.task import TaskOptions
-from secateurs.errors import ConfigError, shown
+from secateurs.errors import shown
 
 if TYPE_CHECKING:
-    from secateurs import Budget
     from secateurs.runs import RunResult
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-Share = float  # a fraction up to 1, or an absolute figure
 
 
 def prune(
     model: str,
     *,
     method: str = "epruner",
-    macs: Share | None = None,
-    params: Share | None = None,
-    align: Count = 1,
+    budget_options: BudgetOptions | None = None,
     scope: Literal["internal", "all"] | None = None,
     ranking: Literal["global", "layer", "isomorphic"] | None = None,
     preset: Many = (),
@@ -90,12 +87,6 @@ def prune(
         network is pruned further
     method
         how channels are chosen; `secateurs demo` runs every method there is
-    macs
-        MACs to keep at most: a fraction up to 1 (0.5), or an absolute number (60e6)
-    params
-        parameters to keep at most, likewise
-    align
-        keep widths that are multiples of this
     scope
         internal keeps channels on a shortcut, all cuts them too; by default as the method's paper does
     ranking
@@ -134,17 +125,18 @@ def prune(
     began = time.perf_counter()
     from secateurs.runs import PruneRun
 
+    limits = budget_options or BudgetOptions()
     model_options, pretrain = model_options or ModelOptions(), pretrain_options or PretrainOptions()
     run = PruneRun(
         model,
         (data_options or DataOptions()).spec(),
         out,
         method=configured(method, own(settings, then), ranking, own(preset, then)),
-        budget=_budget(macs, params, align),
+        budget=limits.budget(),
         recover=(recover_options or RecoverOptions()).recipes(),
         rounds=rounds,
         schedule=schedule,
-        then=stages(then, settings, preset, align),
+        then=stages(then, settings, preset, limits.align or 1),
         weights=model_options.weights,
         num_classes=model_options.num_classes,
         trust_code=model_options.trust_code,
@@ -165,28 +157,15 @@ def prune(
         _show(result, out)
 
 
-def exact(figure: Share | None) -> float | int | None:
-    """An absolute number (60e6, for example) as the integer that a budget requires."""
-    return int(figure) if figure is not None and figure > 1 else figure
-
-
-def _budget(macs: Share | None, params: Share | None, align: int) -> Budget | None:
-    from secateurs import Budget
-
-    if macs is None and params is None:
-        if align != 1:
-            raise ConfigError("--align rounds the widths that a budget leads to: give --macs or --params with it.")
-        return None  # some methods have a knob of their own
-    return Budget(exact(macs), exact(params), align)
-
-
 def _show(result: RunResult, folder: Path) -> None:
     from secateurs.plans.stripes import summary
-    from secateurs.report import duration, error, outcome, stripes_line
+    from secateurs.report import duration, error, outcome, stripes_line, timed
 
     console = options.out()
     console.print(outcome(result.networks))
     console.print()
+    if result.latency is not None:
+        console.print(timed(result.latency))
     if layers := summary(result.plan):
         console.print(stripes_line(layers))
     options.warn(console, result.warnings)

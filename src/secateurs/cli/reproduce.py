@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from secateurs.cli.methods import configured
 from secateurs.cli.recipes import RecoverOptions
 from secateurs.errors import SecateursError
 
@@ -30,23 +31,26 @@ def command(folder: Path) -> str | None:
         return None
     if settings.get("command", "prune") != "prune" or settings.get("functions"):
         return None
-    note = f"# {WEIGHTS}: SHA-256 {settings['weights']}\n" if settings.get("weights") else ""
+    if not re.fullmatch("[0-9a-f]{64}", str(settings.get("weights") or "0" * 64)):
+        return None
+    note = f"# {WEIGHTS}: SHA-256 {settings['weights']}\n" if any(WEIGHTS in words for words in parts) else ""
     return note + " \\\n    ".join(" ".join(map(shlex.quote, words)) for words in parts)
 
 
 def _parts(settings: Settings) -> Words:
     """The words of the command, line by line."""
+    from secateurs.zoo import FAMILIES
+
     method = settings["method"]
     yield ["secateurs", "prune", settings["model"]]
     yield from _given(settings, "num_classes")
-    if settings.get("weights") and not Path(settings["model"]).is_dir():
+    if settings.get("weights") and settings["model"].partition(":")[0] in FAMILIES:  # else it is an artifact
         yield ["--weights", WEIGHTS]
     yield from _task(settings.get("task"))
     _check_data(settings)
     yield from _given(settings, "data", "normalize", "batch_size", "image_size", "channels", "skip_unreadable")
     yield from _method(method)
-    yield from _given(settings["budget"] or {}, "macs", "params")
-    yield from ([["--align", f"{align}"]] if (align := (settings["budget"] or {}).get("align", 1)) != 1 else [])
+    yield from _budget(settings["budget"] or {})
     yield from _given(settings, "scope", "rounds", "schedule")
     yield from _limits(settings.get("limits") or {})
     yield from _given(settings, "allow_inexact")
@@ -90,10 +94,26 @@ def _task(task: Any) -> Words:
 
 
 def _method(method: Settings) -> Words:
+    from secateurs.methods.registry import registered
+
     yield ["--method", method["name"]]
-    usual = configured(method["name"], ()).model_dump(mode="json")
-    changed = {k: v for k, v in method.items() if k != "name" and usual[k] != v}
+    made = registered(method["name"])  # a name in a file is not followed
+    usual = {} if made is None else made().model_dump(mode="json")
+    changed = {k: v for k, v in method.items() if k != "name" and usual.get(k) != v}
     yield from (["--set", f"{k}={_json(v)}"] for k, v in changed.items())
+
+
+def _budget(budget: Settings) -> Words:
+    from secateurs.deploy import Target
+
+    yield from _given(budget, *(name for name in budget if name not in ("align", "target")))
+    timed = any(budget.get(name) is not None for name in ("latency", "ms"))
+    if (align := budget.get("align")) not in (None, "auto" if timed else 1):
+        yield ["--align", str(align)]
+    if target := budget.get("target"):
+        usual = {f.name: f.default for f in fields(Target)}
+        yield ["--target", target["runtime"]]
+        yield from (["--target-set", f"{k}={_json(v)}"] for k, v in target.items() if k != "runtime" and v != usual[k])
 
 
 def _json(value: Any) -> str:

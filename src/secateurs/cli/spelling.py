@@ -9,8 +9,9 @@ from secateurs.errors import Setting, python
 # Settings that are options of the same name …
 SAME = frozenset({
     "align", "allow_inexact", "batch", "batch_size", "channels", "channels_last", "data", "device", "drop", "ema",
-    "epochs", "from_base", "gamma", "image_size", "images", "int8", "label_smoothing", "lr", "macs", "method", "metric",
-    "milestones", "mode", "model", "nodes", "normalize", "num_classes", "optimizer", "params", "precision", "preset",
+    "epochs", "from_base", "gamma", "image_size", "images", "int8", "label_smoothing", "latency", "lr", "macs", "method",
+    "metric", "milestones", "mode", "model", "ms", "nodes", "normalize", "num_classes", "optimizer", "params", "precision",
+    "preset",
     "pretrain_epochs", "pretrain_lr", "processes", "ranking", "recover", "recover_epochs", "recover_lr", "resume",
     "rounds", "schedule", "scope", "scratch_epochs", "search", "seconds", "seed", "share", "skip_unreadable", "target",
     "task", "temperature", "then", "threads", "track", "trust_code", "unit", "weight_decay", "weights", "widen",

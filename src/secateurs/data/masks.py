@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from secateurs.files import shown
 
 IGNORED = -100  # the target of pixels that don't count: cross-entropy's
 FOLDERS = ("val", "validation", "test")
+CHECKED = 5000  # masks of a split that are read before a run
 _NAMED = 3  # files that a message names
+
+log = logging.getLogger("secateurs")
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,38 @@ class Pairs:
             chosen = [size for size in found if not isinstance(size, Unreadable)]
         return [size for size in chosen if size != (0, 0)]
 
-    def highest(self) -> int:
-        """The highest class index of all masks; -1 without one."""
+    def check(self, classes: int | None, *, skip: bool) -> int:
+        """Read the masks before anything else is done with them, so that a run does not end at one of them. Returns the highest
+        class index; -1 without one.
 
-        def most(pair: tuple[Encoded, ...]) -> int:
-            name, mask = pair[1]
-            found = indices(mask, name)
-            return -1 if isinstance(found, Unreadable) else int(counted(found).max(initial=-1))
+        classes: their number, or None: then all masks are read to find it, else up to CHECKED, evenly spaced.
 
-        return max(self._each(most, range(len(self))), default=-1)
+        Raises DataError, with the names of files, for masks that cannot be read (unless they are skipped), that have another
+        size than their image, or a class index that is too high.
+        """
+        total = len(self)
+        which = range(total) if classes is None or total <= CHECKED else [i * total // CHECKED for i in range(CHECKED)]
+        if len(which) < total:
+            log.warning(
+                "%s: checked %s of %s masks, evenly spaced; the others are checked when they are read",
+                self.where, f"{len(which):,}", f"{total:,}",
+            )  # fmt: skip
+
+        def highest(pair: tuple[Encoded, ...]) -> tuple[str, int] | Unreadable:
+            (name, image), (mask_name, mask) = pair
+            found = indices(mask, mask_name)
+            if isinstance(found, Unreadable):
+                return found
+            if isinstance(size := size_of(image, name), tuple):
+                _check_sizes(name, size, mask_name, found.shape)
+            return mask_name, int(counted(found).max(initial=-1))
+
+        read = self._each(highest, which)
+        report_unreadable([one for one in read if isinstance(one, Unreadable)], len(read), skip=skip)
+        found = [one for one in read if not isinstance(one, Unreadable)]
+        if classes is not None and (over := [one for one in found if one[1] >= classes]):
+            raise _too_high(over, len(read), classes)
+        return max((index for _, index in found), default=-1)
 
     def _each(self, function: Callable[[tuple[Encoded, ...]], Any], which: Sequence[int]) -> list[Any]:
         with ThreadPoolExecutor(self.workers) as pool:
@@ -170,15 +197,24 @@ def open_table(rest: str, workers: int) -> tuple[Pairs, Pairs | None, tuple[str,
     return made[0], made[1] if len(made) > 1 else None, found.options.names
 
 
-def found_classes(splits: Sequence[Pairs | None]) -> int:
-    """The number of classes that masks show: one more than the highest index. Raises DataError for a single one."""
-    count = 1 + max(split.highest() for split in splits if split is not None)
-    if count < 2:
+def found_classes(highest: int) -> int:
+    """The number of classes that masks show, by their highest index. Raises DataError for a single one."""
+    if highest < 1:
         raise DataError(
             "The masks hold class 0 and pixels that don't count (255), and nothing else: a mask of two classes holds 0 and 1. "
             "If other classes are only rare, pass ", Setting("num_classes"), ".",
         )  # fmt: skip
-    return count
+    return highest + 1
+
+
+def _too_high(over: Sequence[tuple[str, int]], total: int, classes: int) -> DataError:
+    """The error for masks with class indices that the classes do not have. over: their names, and the highest index of each."""
+    names = ", ".join(f"{name} ({index})" for name, index in over[:_NAMED]) + (", …" if len(over) > _NAMED else "")
+    return DataError(
+        f"{len(over):,} of {total:,} masks have a class index above {classes - 1}, and there are {classes} classes, counted "
+        f"from 0: {names}. Pixels that don't count are 255 (65535 in 16 bits).",
+        hint=("Correct the masks, or pass ", Setting("num_classes", 1 + max(index for _, index in over)), "."),
+    )
 
 
 def _check_sizes(image: str, size: Sequence[int], mask: str, of_mask: Sequence[int]) -> None:

@@ -61,8 +61,8 @@ class Bench:
     def record(self) -> dict[str, Any]:
         """Everything that was measured, JSON-serializable."""
         return {
-            "original": asdict(self.original),
-            "pruned": asdict(self.pruned),
+            "original": {"macs": self.original.macs, "params": self.original.params},
+            "pruned": {"macs": self.pruned.macs, "params": self.pruned.params},
             "rows": [{**asdict(row), "speedup": row.speedup} for row in self.rows],
             "skipped": list(self.skipped),
         }

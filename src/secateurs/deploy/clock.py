@@ -34,26 +34,26 @@ class Spread:
         return cls(median, low, high)
 
 
-def in_turn(programs: Mapping[str, Program], seconds: float = 2.0) -> dict[str, list[float]]:
-    """Seconds per run of each program, round by round: at least seven rounds, and as many as fit into `seconds`.
+def in_turn(programs: Mapping[str, Program], seconds: float = 2.0, least: int = LEAST) -> dict[str, list[float]]:
+    """Seconds per run of each program, round by round: at least so many rounds, and as many as fit into `seconds`.
 
     All programs run in every round, in an order that alternates, so the ratio of two programs in a round is a fair one.
     """
     repeats = {}
     for name, program in programs.items():
         for _ in range(2):  # the second run has compiled and allocated what it needs
-            once = _timed(program, 1)
+            once = per_run(program)
         repeats[name] = max(1, round(BLOCK / once))
-        _timed(program, repeats[name])
+        per_run(program, repeats[name])
     found: dict[str, list[float]] = {name: [] for name in programs}
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         names, end, turn = list(programs), time.perf_counter() + seconds, 0
-        while turn < LEAST or time.perf_counter() < end:
+        while turn < least or time.perf_counter() < end:
             for name in names if turn % 2 else names[::-1]:
-                found[name].append(_timed(programs[name], repeats[name]) / repeats[name])
+                found[name].append(per_run(programs[name], repeats[name]))
             turn += 1
     finally:
         if enabled:
@@ -66,10 +66,11 @@ def ratios(found: Mapping[str, Sequence[float]], over: str, under: str) -> Sprea
     return Spread.of([a / b for a, b in zip(found[over], found[under], strict=True)])
 
 
-def _timed(program: Program, repeats: int) -> float:
+def per_run(program: Program, repeats: int = 1) -> float:
+    """Seconds of one run: the mean of so many in a row."""
     program.wait()
     began = time.perf_counter()
     for _ in range(repeats):
         program.run()
     program.wait()
-    return time.perf_counter() - began
+    return (time.perf_counter() - began) / repeats

@@ -7,25 +7,28 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateurs.deploy.detectors import check_exportable, matched, resized
 from secateurs.deploy.formats import FORMATS, Format, Shapes
 from secateurs.deploy.formats.format import called
-from secateurs.deploy.inputs import batch_of, batched
+from secateurs.deploy.inputs import batch_of, batched, images_of
 from secateurs.deploy.int8 import quantize
 from secateurs.errors import ConfigError, ExportError, SecateursError, Setting, nearest, shown
 from secateurs.files import check_writable, dump_json
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import call, check_model, map_tensors, tensors
+from secateurs.graph.inputs import call, check_inputs, check_model, map_tensors, tensors
 from secateurs.surgery.compare import disagreement
 
+Order = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 AGREEMENT = 1e-4  # relative difference of a file's outputs from the network's
 
 
@@ -56,7 +59,11 @@ def export(
     model is not modified: a copy is exported in float32, in eval mode. Stripe convolutions become the dense convolutions that
     they equal.
 
-    example_inputs: as for `trace`. dynamic_batch: the first axis of all inputs may then have any size.
+    A detector of torchvision, which takes a list of images, is exported to ONNX for so many images as there are in the example
+    inputs, each of any size; its C++ operators must be loadable. The other formats cannot hold it.
+
+    example_inputs: as for `trace`. dynamic_batch: the first axis of all inputs may then have any size; without effect on a
+        detector.
     metadata: JSON-serializable; it is stored in the file, under the key "secateurs".
     int8: batches of inputs or of pairs (inputs, targets), or a `Data`: weights and activations of the ONNX file are then 8-bit
         integers, by ONNX Runtime's static quantization, calibrated on the first 512 images. The agreement is then reported
@@ -66,12 +73,15 @@ def export(
     exporter refuses, and for a file that does not agree.
     """
     check_model(model)
+    check_inputs(example_inputs)
     path = Path(path)
     format = _format(path, int8)
     if int8 is not None and not dynamic_batch:
         raise ConfigError(Setting("int8"), " is calibrated on batches: it needs ", Setting("dynamic_batch", True), ".")
     check_writable(path.parent)
-    size = batch_of(example_inputs)
+    images = images_of(example_inputs)
+    dynamic_batch = dynamic_batch and images is None
+    size = batch_of(example_inputs) if images is None else None
     if dynamic_batch and not size:
         raise ConfigError(
             "The example inputs have no common first axis that could be a batch: export with ",
@@ -82,13 +92,18 @@ def export(
     if dynamic_batch and size:
         inputs = batched(inputs, max(size, 2))  # exporters take an axis of size 1 for a constant
         checks += [inputs, batched(inputs, size + 2)]
+    if images is not None:
+        check_exportable(network, format.suffix)
+        checks.append(resized(inputs))
     due = [_outputs(network, given) for given in checks]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
         made = Path(folder, path.name)
         _write(format, network, made, inputs, dynamic_batch, dump_json(dict(metadata or {})))
         if int8 is not None:
             _quantize(made, int8)
-        error = _disagreement(format, made, checks, due)
+        error = _disagreement(
+            format, made, checks, due, None if images is None else partial(matched, images=len(images))
+        )
         if int8 is None and not error <= AGREEMENT:
             raise ExportError(
                 f"The {format.name} file does not agree with the network: outputs differ by a relative {error:.1e}, and "
@@ -122,7 +137,9 @@ def _outputs(network: nn.Module, inputs: Any) -> list[Tensor]:
     except Exception as error:  # of the user's own code
         raise ExportError(
             f"{type(network).__name__} does not run on inputs with a batch of {batch_of(inputs)}: {_reason(error)}.",
-            hint=("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), "."),
+            hint=""
+            if images_of(inputs)
+            else ("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), "."),
         ) from error
 
 
@@ -151,8 +168,10 @@ def _quantize(path: Path, data: Any) -> None:
         raise ExportError(f"ONNX Runtime cannot quantize the network: {_reason(error)}.") from error
 
 
-def _disagreement(format: Format, path: Path, checks: Sequence[Any], due: Sequence[list[Tensor]]) -> float:
-    """The largest relative difference of the file's outputs from those that are due."""
+def _disagreement(
+    format: Format, path: Path, checks: Sequence[Any], due: Sequence[list[Tensor]], order: Order | None
+) -> float:
+    """The largest relative difference of the file's outputs from those that are due. order: of rows of outputs."""
     try:
         with _quiet():
             file = format.open(path)
@@ -161,7 +180,8 @@ def _disagreement(format: Format, path: Path, checks: Sequence[Any], due: Sequen
         raise ExportError(
             f"The {format.name} file was written, but does not run: {_reason(error)}. It was not kept."
         ) from error
-    return max(disagreement(a, b, "original") for a, b in zip(found, due, strict=True))
+    pairs = [(a if order is None else order(a, b), b) for a, b in zip(found, due, strict=True)]
+    return max(disagreement(a, b, "original") for a, b in pairs)
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from secateurs.graph import trace
 from secateurs.graph.flow import Flow
-from secateurs.stripes import StripeConv2d
+from secateurs.stripes import StripeConv
 
 MERGES = ("reparameterize", "switch_to_deploy", "fuse")  # what blocks call the method that merges their branches
 
@@ -70,7 +70,7 @@ def _pairs(flow: Flow, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str
 
 def _foldable(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -> bool:
     """shape: of the layer's output."""
-    if not isinstance(layer, _ConvNd | nn.Linear | StripeConv2d) or not isinstance(norm, _BatchNorm):
+    if not isinstance(layer, _ConvNd | nn.Linear | StripeConv) or not isinstance(norm, _BatchNorm):
         return False
     if isinstance(layer, _ConvTransposeNd) and layer.groups > 1:
         return False  # its filters are not an axis of the weight
@@ -82,7 +82,7 @@ def _foldable(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -> bool
 
 def _fold(layer: Any, norm: Any) -> None:
     given = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    if isinstance(layer, StripeConv2d):
+    if isinstance(layer, StripeConv):
         filters = layer.kept.nonzero()[:, 0]  # of each stripe
         _, shift = fuse_conv_bn_weights(layer.weight.new_zeros(layer.out_channels, 1), layer.bias, *given)
         scale = norm.running_var.add(norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,13 +12,20 @@ from secateurs.errors import ConfigError, Setting
 from secateurs.graph.inputs import map_tensors, tensors
 
 
-def batch_of(inputs: Any) -> int | None:
-    """The number of examples in example inputs: the first axis, if all tensors agree on it; None if they don't, or for a list
-    of images (C, H, W), as detectors take."""
+def images_of(inputs: Any) -> list[Any] | None:
+    """The list of images (C, H, W) among example inputs, as detectors take it; None if there is none."""
     values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    arguments = values if isinstance(inputs, Mapping | list | tuple) else []
-    if any(isinstance(x, list | tuple) and all(isinstance(y, Tensor) and y.ndim == 3 for y in x) for x in arguments):
-        return None
+    for x in values if isinstance(inputs, Mapping | list | tuple) else []:
+        if isinstance(x, list | tuple) and x and all(isinstance(y, Tensor) and y.ndim == 3 for y in x):
+            return list(x)
+    return None
+
+
+def batch_of(inputs: Any) -> int | None:
+    """The number of examples in example inputs: of a list of images, or the first axis, if all tensors agree on it; None if
+    they don't."""
+    if (images := images_of(inputs)) is not None:
+        return len(images)
     sizes = {x.shape[0] if x.ndim else None for x in tensors(inputs)}
     return sizes.pop() if len(sizes) == 1 else None
 
@@ -26,7 +33,7 @@ def batch_of(inputs: Any) -> int | None:
 def batched(inputs: Any, batch: int | None) -> Any:
     """The same inputs with this many examples: the given ones, repeated or cut off. None leaves them as they are.
 
-    Raises ConfigError for inputs that have no common first axis, for example a list of images of several sizes.
+    Raises ConfigError for inputs that have no common first axis, and are no list of images.
     """
     size = batch_of(inputs)
     if batch is None or batch == size:
@@ -37,10 +44,24 @@ def batched(inputs: Any, batch: int | None) -> Any:
             " and ".join("×".join(map(str, x.shape)) or "no axis" for x in tensors(inputs)), ".",
         )  # fmt: skip
 
+    if images_of(inputs) is not None:
+        return _each_list(inputs, lambda items: type(items)((items * -(-batch // size))[:batch]))
+
     def resized(x: Tensor) -> Tensor:
         return torch.cat([x] * -(-batch // size))[:batch] if batch > size else x[:batch]
 
     return map_tensors(resized, inputs)
+
+
+def _each_list(inputs: Any, function: Callable[[Any], Any]) -> Any:
+    """The same arguments with a function applied to those that are lists: of images, and of their targets."""
+
+    def of(value: Any) -> Any:
+        return function(value) if isinstance(value, list | tuple) else value
+
+    if isinstance(inputs, Mapping):
+        return {name: of(value) for name, value in inputs.items()}
+    return type(inputs)(of(value) for value in inputs)
 
 
 def noise(inputs: Any) -> Any:

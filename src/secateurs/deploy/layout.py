@@ -17,7 +17,7 @@ from secateurs.devices import channels_last_, full_precision
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, tensors, to_model_device
 from secateurs.seeds import preserve_rng_state
-from secateurs.stripes import StripeConv2d, tune
+from secateurs.stripes import StripeConv, tune
 from secateurs.surgery.compare import disagreement
 
 log = logging.getLogger("secateurs")
@@ -63,7 +63,7 @@ def _fastest(model: nn.Module, inputs: Any, seconds: float) -> nn.Module:
     last = copied(model)
     channels_last_(last)
     for network in (model, last):
-        if any(isinstance(m, StripeConv2d) for m in network.modules()):
+        if any(isinstance(m, StripeConv) for m in network.modules()):
             tune(network, inputs, rounds=3)
     found = in_turn({"as it is": program(model, inputs), "channels last": program(last, inputs)}, seconds)
     return last if ratios(found, "as it is", "channels last").low > 1 else model

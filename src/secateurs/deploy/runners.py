@@ -20,7 +20,7 @@ from secateurs.deploy.target import DTYPES, Target
 from secateurs.devices import channels_last_, device_of
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, map_tensors
-from secateurs.stripes import StripeConv2d, tune
+from secateurs.stripes import StripeConv, tune
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _in_torch(model: nn.Module, inputs: Any, target: Target) -> Runner:
     if target.channels_last:
         channels_last_(model)
         inputs = map_tensors(_laid_out, inputs)
-    if any(isinstance(m, StripeConv2d) for m in model.modules()) and target.mode == "eager":
+    if any(isinstance(m, StripeConv) for m in model.modules()) and target.mode == "eager":
         tune(model, inputs, rounds=3)
     eager = program(model, inputs)
     memory = partial(peak, model, eager.run, inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -105,6 +105,14 @@ class Target:
         """Raise ConfigError if this machine cannot run it."""
         if why := self.missing:
             raise ConfigError(Setting("target", self.runtime), f" cannot be used: {why}.")
+
+    def record(self) -> dict[str, Any]:
+        """Its settings, but for those that are the default: JSON-serializable."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if getattr(self, f.name) != f.default or f.name == "runtime"
+        }
 
     def __str__(self) -> str:
         """`torch-cuda, fp16, channels last`."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,24 @@ from secateurs.markup import html_table
 Array = np.ndarray
 LISTED = 60  # groups that a notebook shows
 Shapes = Mapping[str, tuple[int, ...]]
+G = TypeVar("G", bound="ChannelGraph")
+
+
+class Clock(Protocol):
+    """A latency model of a network."""
+
+    def __call__(self, widths: Array, stripes: Mapping[str, int] | None = None) -> float:
+        """Seconds of one forward pass at these widths, (groups,), with these numbers of stripes left in these kernels."""
+
+    @property
+    def steps(self) -> Array:
+        """(groups,) the widths that the hardware likes are multiples of these."""
+
+
+def has_stripes(module: Any) -> bool:
+    """Whether stripes can be cut from a module: a convolution (not a subclass) with one group and zero padding."""
+    plain = type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return plain and module.groups == 1 and module.padding_mode == "zeros"
 
 
 @dataclass(frozen=True)
@@ -165,6 +184,13 @@ class ChannelGraph:
         self._make_cost, self._make_flow = cost_model, flow  # built lazily
         self._at = {g.name: i for i, g in enumerate(self.groups)}
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
+        self.clock: Clock | None = None
+
+    def timed(self: G, clock: Clock | None) -> G:
+        """The same graph with a latency model, by which its costs have a latency; with None, without one."""
+        made = copy.copy(self)
+        made.clock = clock
+        return made
 
     def __getitem__(self, name: str) -> ChannelGroup:
         """The group with this name, or the only group that a layer of this name produces. Raises PlanError with similar names
@@ -232,7 +258,7 @@ class ChannelGraph:
             name = min(unknown)
             raise PlanError(f"{name} is not a convolution that stripes can be cut from. {nearest(name, self.kernels)}")
         if isinstance(widths, np.ndarray):
-            return self._cost(widths, stripes)
+            return self._costs(widths, stripes)
         vector = self.sizes.copy()
         for name, width in (widths or {}).items():
             at = self.index(name)
@@ -244,13 +270,18 @@ class ChannelGraph:
                     f" ({group.least_reason})" if group.least_reason else "", ".",
                 )  # fmt: skip
             vector[at] = width
-        return self._cost(vector, stripes)
+        return self._costs(vector, stripes)
+
+    def _costs(self, widths: Array, stripes: Mapping[str, int] | None) -> Cost:
+        cost = self._cost(widths, stripes)
+        return cost if self.clock is None else replace(cost, latency=self.clock(widths, stripes))
 
     @cached_property
-    def kernels(self) -> dict[str, tuple[int, int, int]]:
-        """Weights that stripes can be cut from, by name, with the numbers of filters, rows and columns: (O, KH, KW).
+    def kernels(self) -> dict[str, tuple[int, ...]]:
+        """Weights that stripes can be cut from, by name, with the number of filters and the kernel's size: (O, *kernel).
 
-        These are plain convolutions with one group and zero padding that do not share their weight with another layer.
+        These are plain convolutions (`nn.Conv1d`, `Conv2d`, `Conv3d`) with one group and zero padding that do not share their
+        weight with another layer, and whose weight no other code reads.
         """
         owners: dict[int, int] = {}
         for module in self._modules.values():
@@ -258,12 +289,13 @@ class ChannelGraph:
                 owners[id(p)] = owners.get(id(p), 0) + 1
         found = {}
         known = self.shapes.keys() & self._cost.kernels.keys()
+        # Code that reads a layer's weight by itself cannot read that of a stripe convolution.
+        known -= {v.name for op in self.flow.ops for v in op.inputs if v.name != f"{op.call.module}.weight"}
         for name, module in self._modules.items():
             weight = f"{name}.weight"  # a convolution that is the model itself cannot be replaced
-            plain = type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
-            if plain and weight in known and owners.get(id(module._parameters.get("weight"))) == 1:
-                o, _, rows, columns = self.shapes[weight]
-                found[weight] = (o, rows, columns)
+            if has_stripes(module) and weight in known and owners.get(id(module._parameters.get("weight"))) == 1:
+                o, _, *kernel = self.shapes[weight]
+                found[weight] = (o, *kernel)
         return found
 
     def rewrites(self, copies: Mapping[str, Array]) -> dict[tuple[str, str], Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,14 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of one forward pass over the example inputs (their batch included), and parameters."""
+    """Multiply-accumulates of one forward pass over the example inputs (their batch included), and parameters.
+
+    latency: seconds of one forward pass, as the latency model of the graph predicts them; None without one.
+    """
 
     macs: int
     params: int
+    latency: float | None = field(default=None, repr=False, compare=False)
 
 
 def count(model: nn.Module, example_inputs: Any) -> Cost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,8 +28,21 @@ def check_model(model: Any) -> None:
     raise TraceError(f"The model must be a torch.nn.Module, not {a_or_an(type(model).__name__)}: {hint}.")
 
 
+def check_inputs(example_inputs: Any) -> None:
+    """Raise TraceError for what are no inputs of a network, for example the path of an image."""
+    if example_inputs is None or isinstance(example_inputs, str | bytes | PurePath | int | float):
+        kind = "a string" if isinstance(example_inputs, str) else a_or_an(type(example_inputs).__name__)
+        what = "None" if example_inputs is None else f"{kind}, {example_inputs!r:.60}"
+        raise TraceError(
+            f"The example inputs are {what}: pass a tensor of the shape that the network takes, such as "
+            "torch.randn(1, 3, 224, 224), or a tuple or dict of its arguments."
+        )
+
+
 def call(model: nn.Module, example_inputs: Any) -> Any:
-    """Run the model on its example inputs. What it returns lazily, from a generator, is computed."""
+    """Run the model on its example inputs. What it returns lazily, from a generator, is computed. Raises TraceError for what
+    are no inputs."""
+    check_inputs(example_inputs)
     if isinstance(example_inputs, Mapping):
         return materialized(model(**example_inputs))
     if isinstance(example_inputs, tuple | list):

@@ -20,7 +20,7 @@ from secateurs.graph.channels import named_tensors
 from secateurs.graph.faults import advice, fault
 from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
-from secateurs.graph.inputs import fresh, tensors, to_model_device, untracked
+from secateurs.graph.inputs import check_inputs, fresh, tensors, to_model_device, untracked
 from secateurs.graph.labels import KnownLabels, LabelSpace
 from secateurs.graph.modes import mode_reads
 from secateurs.graph.reasons import OUTPUT
@@ -42,6 +42,7 @@ class Runs:
     """Runs of one model on its example inputs, each of which records a tape. The model is not modified."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, example_targets: Any = None) -> None:
+        check_inputs(example_inputs)
         self.model = model
         self.modules = dict(model.named_modules())
         self.named = named_tensors(model, self.modules)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from secateurs.devices import channels_last_, device_of, usable
 from secateurs.errors import ConfigError, DataError
 from secateurs.graph.copies import copied
 from secateurs.methods.method import Task
-from secateurs.seeds import preserve_rng_state
+from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
 from secateurs.training import precision as P
 from secateurs.training.checks import Check
 from secateurs.training.metrics import topk_correct
+from secateurs.training.objective import Judged
 from secateurs.training.progress import Reporter
 
 
@@ -46,15 +48,19 @@ class Assessor:
         self.examples = sum(b.rows for b in self.batches)
 
     def hold(self, batches: Iterator[B.Batch], split: str = "train") -> list[B.Batch]:
-        """The batches on the device, in slices of `rows`; those that the user's functions take, as they are. Raises DataError
-        for batches that do not fit the model or each other."""
+        """The batches on the device, in slices of `rows`, each of images of one size; those that the user's functions take, as
+        they are. Raises DataError for batches that do not fit the model or each other."""
         self.check = Check(self.model, split)
         if self.objective.whole:
             fitting = (self.check.fit(batch, index) for index, batch in enumerate(batches))
             return [B.to_device(batch, self.device, self.channels_last) for batch in fitting]
-        pieces, waiting, held = [], 0, []
+        pieces, waiting, held = list[B.Batch](), 0, []
         for index, batch in enumerate(batches):
-            pieces.append(self.check.alike(self.check.fit(batch, index), index))
+            batch = self.check.alike(self.check.fit(batch, index), index)
+            if pieces and not B.fits(pieces[0], batch):
+                held += [B.joined(pieces)] if waiting else []
+                pieces, waiting = [], 0
+            pieces.append(batch)
             waiting += batch.rows
             while waiting >= self.rows:
                 whole = B.joined(pieces)
@@ -64,6 +70,11 @@ class Assessor:
             held.append(B.joined(pieces))
         return [B.to_device(batch, self.device, self.channels_last) for batch in held]
 
+    def judge(self, batch: B.Batch) -> Judged:
+        """The outputs, targets and loss in evaluation."""
+        with self.check.running(batch), P.autocast(self.precision, self.device):
+            return self.objective.judge(self.model, batch)
+
     def run(self, batch: B.Batch) -> tuple[Tensor, Tensor]:
         """The loss summed over the batch's examples, and the number of top-1 hits: two scalars on the device, both zero
         without labels."""
@@ -72,11 +83,23 @@ class Assessor:
             if not self.labels:
                 self.objective.outputs(self.model, batch)
                 return zero, zero
-            found = self.objective.measured(self.model, batch)
+            with self._same_draws():
+                found = self.objective.measured(self.model, batch)
             if found.loss is None:
                 return zero, zero
             right = topk_correct(found.outputs, found.targets)
             return found.loss.float() * batch.rows, zero if right is None else right[0]
+
+    @contextmanager
+    def _same_draws(self) -> Iterator[None]:
+        """Context in which a step of the user's own draws the same random numbers for every variant of the network: a
+        detector samples the boxes that its loss counts."""
+        if self.objective.step is None:
+            yield
+            return
+        with preserve_rng_state():
+            seed_all(0)
+            yield
 
 
 def reporter(task: Task, title: str) -> Reporter:

@@ -100,7 +100,7 @@ class Task:
         return Widths(self.graph, groups, self.budget, bounds=self.bounds)
 
     @property
-    def kernels(self) -> dict[str, tuple[int, int, int]]:
+    def kernels(self) -> dict[str, tuple[int, ...]]:
         """The weights of `graph.kernels` whose stripes may be cut."""
         whole = held(self.graph, self.bounds)
         return {name: shape for name, shape in self.graph.kernels.items() if name not in whole}
@@ -162,6 +162,8 @@ class Method(Presets):
     reads_labels: ClassVar[bool] = False  # True: training batches must be pairs (inputs, targets)
     # Stripes come last: such a network cannot be cut further.
     cuts: ClassVar[Literal["channels", "stripes"]] = "channels"
+    # Whether to select again, with another budget, takes seconds. If not, a latency budget is held in another way.
+    quick: ClassVar[bool] = True
     knob: ClassVar[str | None] = None  # the setting that says how much goes, in place of a budget
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -212,6 +211,7 @@ class TrainingMethod(Method):
     """Base class of methods that prune during training. `select` runs the engine; `attach` is for a loop of the user's own."""
 
     reads_labels: ClassVar[bool] = True
+    quick: ClassVar[bool] = False
 
     steps_per_epoch: int | None = Field(
         None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"
@@ -240,7 +240,7 @@ class TrainingMethod(Method):
     def select(self, task: Task) -> Selection:
         teachers = self.teachers(task)  # first: their copies of the network are those of the original, without masks
         pruner = self.attach(task)
-        budget = None if task.budget is None else asdict(task.budget)
+        budget = None if task.budget is None else task.budget.record()
         settings = {**self.model_dump(mode="json"), "method": self.name, "budget": budget, "scope": task.scope}
         settings["limits"] = {n: [b.least, b.most, b.held] for n, b in task.bounds.items()} or None
         recipe = self.recipe(task).model_copy(update={"steps_per_epoch": self.steps_per_epoch})

@@ -64,6 +64,11 @@ def methods() -> tuple[str, ...]:
     return (*_METHODS, *(name for name in _declared() if name not in _METHODS))
 
 
+def registered(name: str) -> type[Method] | None:
+    """The method of this name, if there is one already. Nothing is imported for it: the name may come from a file."""
+    return _METHODS.get(name)
+
+
 def resolve(method: str | Method, **settings: Any) -> Method:
     """A configured method from its name (or `python:package.module:Class`) and settings.
 

@@ -74,12 +74,15 @@ class Rounds:
         if final is None or self.count == 1:
             return final
         limits, done = final.limits(base), self.progress(number)
-        figures = {
+        figures: dict[str, Any] = {
             name: max(2, limit if done == 1 else full - math.ceil((full - limit) * done))
             for name in final.limited
             for limit, full in [(getattr(limits, name), getattr(base, name))]
+            if name != "latency"
         }
-        return Budget(**figures, align=final.align)
+        if limits.latency is not None and base.latency is not None and final.is_timed:
+            figures["ms"] = 1000 * (base.latency - (base.latency - limits.latency) * done)
+        return Budget(**figures, align=final.align, target=final.target)
 
     def seed(self, number: int, seed: int) -> int:
         """The seed of a round: that of the first is the given one."""

@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from secateurs.budget import Budget, fraction
-from secateurs.errors import BudgetError, Setting
+from secateurs.errors import BudgetError, ConfigError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
+from secateurs.latency import solver
 from secateurs.methods.limits import Bounds, free, limiting
 
 Array = np.ndarray
@@ -19,19 +20,21 @@ FLOOR = 0.1
 LEAST = 1e-3  # a relative price is at least this
 
 
-def prices(budget: Budget, base: Cost, counts: Array, cost: Callable[[Array], Cost]) -> Array:
+def prices(budget: Budget, base: Cost, counts: Array, cost: Callable[[Array], Cost], step: Array | int = 1) -> Array:
     """What one less of each kind saves under a budget, relative to the mean over all: (kinds,). A limit counts by how much of
     its cost has to go; if nothing has to go, all are ones.
 
-    counts: (kinds,) how many there are. cost: what such counts cost.
+    counts: (kinds,) how many there are. cost: what such counts cost. step: (kinds,) so many are cut together: less of them
+    may cost no less time.
     """
+    steps = np.maximum(1, np.minimum(np.broadcast_to(step, counts.shape), counts - 1))
     goals, whole = budget.shares(budget.limits(base), base), budget.shares(cost(counts), base)
     saved = np.zeros(len(counts))
     for i in range(len(counts)):
         fewer = counts.copy()
-        fewer[i] -= 1
+        fewer[i] -= steps[i]
         left = budget.shares(cost(fewer), base)
-        saved[i] = sum(max(0.0, 1 - goal) * (whole[name] - left[name]) for name, goal in goals.items())
+        saved[i] = sum(max(0.0, 1 - goal) * (whole[name] - left[name]) for name, goal in goals.items()) / steps[i]
     mean = float((saved * counts).sum() / max(1, counts.sum()))
     return np.maximum(saved / mean, LEAST) if mean > 0 else np.ones(len(counts))
 
@@ -43,6 +46,7 @@ class Widths:
         hardly comparable between layers, and a layer of one channel is a loss that no other layer makes up for.
     bounds: what the user says about groups, these and others.
     lowest, most: (groups,) the widths that a selection has at least and at most, whatever the budget.
+    step: (groups,) widths are multiples of these, or whole.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Widths:
         self.sizes = np.array([g.size for g in self.groups], dtype=np.int64)
         self._at = np.array([graph.index(g.name) for g in self.groups], dtype=np.int64)
         self.base = graph.cost()
-        self.step = budget.align if budget else 1
+        self.step = self._steps()
         own = [self.bounds.get(g.name) or free(g) for g in self.groups]
         self.lowest, self.most = (
             self.rounded(np.array(w, dtype=np.int64)) for w in ([b.least for b in own], [b.most for b in own])
@@ -65,6 +69,16 @@ class Widths:
         self._floored = np.array([b.floored for b in own], dtype=bool)
         self._whole = np.array([b.whole or g.size for b, g in zip(own, self.groups, strict=True)], dtype=np.int64)
         self.floor = floor if budget else 0.0  # without a budget, a method's own threshold decides
+
+    def _steps(self) -> Array:
+        align = self.budget.align if self.budget else 1
+        if align != "auto":
+            return np.full(len(self.groups), align, dtype=np.int64)
+        if self.graph.clock is None:
+            raise ConfigError(
+                Setting("align", "auto"), " needs a graph with a latency model: pass the budget to prune(…)."
+            )
+        return self.graph.clock.steps[self._at]
 
     @cached_property
     def least(self) -> Array:
@@ -101,7 +115,7 @@ class Widths:
         """What a channel of each group costs under the budget, relative to the mean over all channels: (groups,)."""
         if self.budget is None:
             return np.ones(len(self.sizes))
-        return prices(self.budget, self.base, self.sizes, self.cost)
+        return prices(self.budget, self.base, self.sizes, self.cost, self.step)
 
     def fits(self, widths: Array) -> bool:
         return self.budget is None or self.budget.allows(self.cost(widths), self.base)
@@ -136,16 +150,20 @@ class Widths:
             limits = limiting([*limited, *(self.bounds[g.name] for g in self.groups if g.name in self.bounds)])
             hints = [
                 *([(*_listed(limits), f" limit{'s' * (len(limits) == 1)} what may be cut.")] if limits else []),
-                *([self._coarse()] if self.step > 1 and self.groups else []),
+                *(
+                    [self._coarse(self.budget)]
+                    if self.groups and (self.step > 1).any() and not self.budget.is_timed
+                    else []
+                ),
                 *([(ALL, " may allow less.")] if narrow else []),
             ]
             hint = tuple(part for i, parts in enumerate(hints) for part in (" " * (i > 0), *parts))
             self.budget.check(self.base, lowest or self.cost(self.lowest), hint)
 
-    def _coarse(self) -> tuple[object, ...]:
+    def _coarse(self, budget: Budget) -> tuple[object, ...]:
         """What the alignment does to the lowest cost."""
-        align = Setting("align", self.step)
-        if self.step >= self.sizes.max():
+        align = Setting("align", budget.align)
+        if (self.step >= self.sizes).all():
             return (
                 align,
                 f" is too coarse: no group has more than {self.sizes.max()} channels, so none can be cut.",
@@ -186,7 +204,9 @@ def select_within_budget(widths: Widths, scores: Mapping[str, Array]) -> dict[st
         low, high = (low, middle) if widths.fits(after(middle)) else (middle + 1, high)
     kept = after(low)
     # Restore in the order of the score of the next channel that a group would regain.
-    fill(widths, kept, [scores[g.name][order] for g, order in zip(widths.groups, orders, strict=True)])
+    worth = [scores[g.name][order] for g, order in zip(widths.groups, orders, strict=True)]
+    fill(widths, kept, worth)
+    kept = on_edges(widths, kept, worth)
     return {g.name: np.sort(o[:k]) for g, o, k in zip(widths.groups, orders, kept, strict=True)}
 
 
@@ -199,9 +219,62 @@ def fill(widths: Widths, kept: Array, worth: Sequence[Array]) -> None:
     while open_groups:
         g = max(open_groups, key=lambda i: (worth[i][kept[i]], -i))
         before = kept[g]
-        kept[g] = min(before + widths.step, widths.most[g])
+        kept[g] = min(before + widths.step[g], widths.most[g])
         if not widths.fits(kept):
             kept[g] = before
             open_groups.discard(g)
         elif kept[g] == widths.most[g]:
             open_groups.discard(g)
+
+
+REACH = 2  # steps around a width that are looked at
+PAIRS = 150  # of groups that meet in a layer, at most; with more of them, each group's change is taken on its own
+
+
+def on_edges(widths: Widths, kept: Array, worth: Sequence[Array]) -> Array:
+    """With a latency model, the best widths around these, over all groups jointly; others as they are.
+
+    The order of the scores has led to `kept`, which has about the right cost in every layer. What is left is a knapsack of a
+    few steps: a width that the hardware likes is worth more than one that it does not.
+    """
+    budget = widths.budget
+    if budget is None or not budget.needs_target or widths.graph.clock is None or not len(kept):
+        return kept
+    lowest = min((float(w.min()) for w in worth if len(w)), default=0.0)
+    gains = [np.concatenate([[0.0], np.cumsum(np.asarray(w, dtype=np.float64) - lowest)]) for w in worth]
+    candidates = [_around(widths, i, int(k)) for i, k in enumerate(kept)]
+    limits, pairs = budget.figures(budget.limits(widths.base)), _pairs(widths)
+    room = limits
+    for _ in range(3):
+        found = solver.best(
+            candidates, [gain[own] for gain, own in zip(gains, candidates, strict=True)],
+            lambda w: budget.figures(widths.cost(w)), room, kept, pairs if len(pairs) <= PAIRS else (),
+        )  # fmt: skip
+        if found is None:
+            return kept
+        if widths.fits(found):
+            fill(widths, found, worth)
+            total = [sum(gain[k] for gain, k in zip(gains, own, strict=True)) for own in (found, kept)]
+            return found if total[0] > total[1] else kept
+        room = room * np.minimum(1.0, limits / budget.figures(widths.cost(found)))
+    return kept
+
+
+def _around(widths: Widths, group: int, width: int) -> Array:
+    """The widths of a group that are a few steps from one of it."""
+    step, least, most = int(widths.step[group]), int(widths.least[group]), int(widths.most[group])
+    steps = (width // step + np.arange(-REACH, REACH + 1)) * step
+    return np.unique(np.clip([*steps[steps > 0], width], least, most)).astype(np.int64)
+
+
+def _pairs(widths: Widths) -> list[tuple[int, int]]:
+    """The groups that meet in a layer: one as what it takes, one as what it makes."""
+    sides: dict[str, dict[int, set[int]]] = {}
+    for i, group in enumerate(widths.groups):
+        for slot in group.slots:
+            sides.setdefault(slot.param, {}).setdefault(slot.axis, set()).add(i)
+    found = set()
+    for axes in sides.values():
+        flat = [(axis, i) for axis, own in axes.items() for i in own]
+        found |= {(min(i, j), max(i, j)) for a, i in flat for b, j in flat if a < b and i != j}
+    return sorted(found)

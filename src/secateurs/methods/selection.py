@@ -18,7 +18,7 @@ class Selection:
     """What to keep of a network.
 
     channels: group name → kept channels, sorted; groups left out stay whole.
-    stripes: weight of a convolution → kept stripes, bools of shape (filters, rows, columns); weights left out keep all.
+    stripes: weight of a convolution → kept stripes, bools of shape (filters, *kernel); weights left out keep all.
     nodes: names of feature maps for recovery by mimicking.
     """
 

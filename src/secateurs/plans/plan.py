@@ -42,7 +42,7 @@ class Plan:
     exact: bool = True
     stripes: Mapping[str, Kept] = field(
         default_factory=dict
-    )  # weight → kept positions in the flattened (O, KH, KW), before the cut
+    )  # weight → kept positions in the flattened (O, *kernel), before the cut
     least: Mapping[str, int] = field(default_factory=dict)  # group → channels that it needs, if more than one
 
     def __post_init__(self) -> None:
@@ -264,7 +264,7 @@ class PrunableGraph(ChannelGraph):
         """Create a plan that keeps these channels of these groups: `{group name: kept indices}`; other groups stay whole. A
         group may also be given by a layer that produces it.
 
-        stripes: `{weight of a convolution: what it keeps}`, bools of shape (O, KH, KW), or positions in it when flattened;
+        stripes: `{weight of a convolution: what it keeps}`, bools of shape (O, *kernel), or positions in it when flattened;
             see `kernels` for the available weights. Stripes of filters that are cut with their channels are always cut.
         allow_inexact: also accept groups that are not `exact` (see `ChannelGroup`).
 

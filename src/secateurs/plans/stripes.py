@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,19 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import PlanError, nearest
+from secateurs.graph.channels import has_stripes
 
 Array = np.ndarray
 Kept = tuple[int, ...]
 Shape = tuple[int, ...]
 
 
-def checked(
-    wanted: Mapping[str, Any], kernels: Mapping[str, tuple[int, int, int]], filters: Mapping[str, Array]
-) -> dict[str, Kept]:
-    """Kept stripes by weight as ascending positions in (O, KH, KW), without those of filters that are cut and without layers
+def checked(wanted: Mapping[str, Any], kernels: Mapping[str, Shape], filters: Mapping[str, Array]) -> dict[str, Kept]:
+    """Kept stripes by weight as ascending positions in (O, *kernel), without those of filters that are cut and without layers
     that lose none.
 
-    wanted: bools of shape (O, KH, KW), or positions. filters: the kept filters of layers that lose some.
+    wanted: bools of shape (O, *kernel), or positions. filters: the kept filters of layers that lose some.
 
     Raises PlanError for an unknown weight, positions that repeat or are out of range, and a layer that would be left empty.
     """
@@ -39,12 +39,12 @@ def checked(
         if not alive[stays].any():
             raise PlanError(f"The plan would keep no stripe of {name}: keep at least one stripe of a kept filter.")
         if not alive[stays].all():
-            found[name] = tuple(np.flatnonzero(alive & stays[:, None, None]).tolist())
+            found[name] = tuple(np.flatnonzero(alive & stays.reshape(-1, *[1] * (alive.ndim - 1))).tolist())
     return found
 
 
-def _mask(given: Any, shape: tuple[int, int, int], where: str) -> Array:
-    """(O, KH, KW) bool."""
+def _mask(given: Any, shape: Shape, where: str) -> Array:
+    """(O, *kernel) bool."""
     if isinstance(given, Tensor):
         given = given.cpu().numpy()
     try:
@@ -53,9 +53,7 @@ def _mask(given: Any, shape: tuple[int, int, int], where: str) -> Array:
         raise PlanError(f"Kept {where} must be bools of shape {shape} or positions, not {given!r:.80}.") from None
     if kept.dtype == bool:
         if kept.shape != shape:
-            raise PlanError(
-                f"Kept {where} have shape {kept.shape}, but the kernel's filters, rows and columns are {shape}."
-            )
+            raise PlanError(f"Kept {where} have shape {kept.shape}, but the filters and the kernel's size are {shape}.")
         return kept
     most = int(np.prod(shape))
     if kept.ndim != 1 or (kept.size and kept.dtype.kind not in "iu"):
@@ -75,9 +73,9 @@ def check_content(
     """Raise PlanError unless a plan that was read is consistent."""
     for name, places in stripes.items():
         shape = shapes.get(name)
-        if shape is None or len(shape) != 4:
+        if shape is None or len(shape) not in (3, 4, 5):
             raise PlanError(f"The plan cuts stripes of {name}, but gives its shape as {shape}.")
-        per_filter = shape[2] * shape[3]
+        per_filter = math.prod(shape[2:])
         index = np.array(places, dtype=np.int64)
         if (np.diff(index) <= 0).any() or index[-1] >= shape[0] * per_filter:
             raise PlanError(
@@ -93,8 +91,7 @@ def check_content(
 def check_modules(stripes: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
     """Raise PlanError unless these are weights of plain convolutions."""
     for name in stripes:
-        conv = modules.get(name.rpartition(".")[0])
-        if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
+        if not has_stripes(modules.get(name.rpartition(".")[0])):
             raise PlanError(
                 f"The plan cuts stripes of {name}, which is not a plain convolution with one group in this model: the plan is "
                 f"for another network."
@@ -105,38 +102,38 @@ def within(places: Kept, shape: Shape, filters: Kept | None) -> Kept:
     """Kept positions in a weight of this shape as positions in the weight that it was cut from. filters: those kept then."""
     if filters is None:
         return tuple(places)
-    per_filter = shape[2] * shape[3]
+    per_filter = math.prod(shape[2:])
     return tuple(filters[place // per_filter] * per_filter + place % per_filter for place in places)
 
 
 def as_mask(places: Kept, shape: Shape) -> Tensor:
-    """The kept stripes of a weight (O, C, KH, KW): (O, KH, KW) bool."""
-    alive = torch.zeros(shape[0] * shape[2] * shape[3], dtype=torch.bool)
+    """The kept stripes of a weight (O, C, *kernel): (O, *kernel) bool."""
+    alive = torch.zeros(shape[0] * math.prod(shape[2:]), dtype=torch.bool)
     alive[list(places)] = True
-    return alive.view(shape[0], shape[2], shape[3])
+    return alive.view(shape[0], *shape[2:])
 
 
 def summary(plan: Any) -> list[dict[str, Any]]:
     """What a plan keeps of each layer that it cuts stripes from: JSON-serializable.
 
-    layer; kernel: rows and columns; filters: those with stripes; of_filters: those kept; stripes, of_stripes:
+    layer; kernel: its size; filters: those with stripes; of_filters: those kept; stripes, of_stripes:
     of all the layer's filters; shares: for each position the fraction of the layer's filters that keep it; index: entries
     that locate the stripes, one for each kept position of each filter (sec. 3 of the paper). They are
     not parameters, and are not counted as such.
     """
     found = []
     for name, places in plan.stripes.items():
-        o, _, rows, columns = plan.shapes[name]
+        o, _, *kernel = plan.shapes[name]
         alive = as_mask(places, plan.shapes[name])
         filters = int(alive.flatten(1).any(1).sum())
         found.append({
             "layer": name.rpartition(".")[0],
-            "kernel": [rows, columns],
+            "kernel": kernel,
             "filters": filters,
             "of_filters": len(plan.kept.get(name, {}).get(0, range(o))),
             "stripes": len(places),
-            "of_stripes": o * rows * columns,
-            "shares": [[round(v, 4) for v in row] for row in alive.float().mean(0).tolist()],
-            "index": filters * rows * columns,
+            "of_stripes": o * math.prod(kernel),
+            "shares": alive.double().mean(0).numpy().round(4).tolist(),
+            "index": filters * math.prod(kernel),
         })  # fmt: skip
     return found

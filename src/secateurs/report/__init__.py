@@ -1,14 +1,16 @@
 """Output for people: formatted numbers, and the tables that the commands share."""
 
 from secateurs.report import modelcard
-from secateurs.report.figures import count, duration, error, percent, share, short
-from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table
+from secateurs.report.figures import count, duration, error, formatted, heading, percent, share, short
+from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table, timed
 
 __all__ = [
     "columns",
     "count",
     "duration",
     "error",
+    "formatted",
+    "heading",
     "listing",
     "modelcard",
     "outcome",
@@ -19,4 +21,5 @@ __all__ = [
     "stripes",
     "stripes_line",
     "table",
+    "timed",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 
 def short(n: float) -> str:
@@ -24,8 +25,32 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A metric of the user's own, with four significant digits."""
-    return "-" if value is None else f"{value:.4g}"
+    """A metric of the user's own, on its own."""
+    return formatted([value])(value)
+
+
+def formatted(values: Sequence[float | None], figure: str = "") -> Callable[[float | None], str]:
+    """How one column shows these values of a figure: all with the same number of decimals, so that the largest has four
+    significant digits. Top-1 and top-5 are percentages with two decimals."""
+    if figure in ("top1", "top5"):
+        return percent
+    if figure == "loss":
+        return lambda value: "-" if value is None else f"{value:.3f}"
+    largest = max((abs(x) for x in values if x is not None and math.isfinite(x)), default=0.0)
+    if largest and not 1e-3 <= largest < 1e6:
+        return lambda value: "-" if value is None else f"{value:.3e}"
+    decimals = 4 if largest <= 1 else max(0, 3 - math.floor(math.log10(largest)))
+    return lambda value: "-" if value is None else f"{value:.{decimals}f}"
+
+
+def heading(figure: str) -> str:
+    """The name of a figure in tables: top1 is 'top-1', and mAP.map_50 'mAP50'."""
+    if figure in ("top1", "top5"):
+        return f"top-{figure[3:]}"
+    name, _, part = figure.partition(".")
+    if part and part.lower().startswith(name.lower()):
+        return name + part[len(name) :].replace("_", "")
+    return figure
 
 
 def error(value: float | None) -> str:

@@ -13,14 +13,14 @@ from secateurs.errors import ConfigError
 from secateurs.plans import Plan
 from secateurs.plans.stripes import as_mask
 from secateurs.report.curves import can_plot
-from secateurs.stripes import StripeConv2d
+from secateurs.stripes import StripeConv
 
 Array = np.ndarray
 MOST = 12  # maximum number of shapes shown per layer
 
 
 def masks(plan: Plan) -> dict[str, Array]:
-    """layer → the kept stripes, (filters, rows, columns) of bools, without filters that were cut with their channels."""
+    """layer → the kept stripes, (filters, *kernel) of bools, without filters that were cut with their channels."""
     found = {}
     for name, places in plan.stripes.items():
         alive = as_mask(places, plan.shapes[name]).numpy()
@@ -29,14 +29,14 @@ def masks(plan: Plan) -> dict[str, Array]:
 
 
 def frequencies(mask: Array) -> list[tuple[Array, int]]:
-    """The shapes of a layer's filters, (rows, columns) of bools, and the number of filters with each, most frequent first."""
+    """The shapes of a layer's filters, (*kernel) of bools, and the number of filters with each, most frequent first."""
     shapes, counts = np.unique(mask, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [(shapes[i], int(counts[i])) for i in order]
 
 
 def norms(model: nn.Module, plan: Plan) -> dict[str, Array]:
-    """layer → the mean norm of its filters' stripes at each position, (rows, columns); a missing stripe counts as
+    """layer → the mean norm of its filters' stripes at each position, (*kernel); a missing stripe counts as
     zero. model: the network cut by the plan."""
     found = {}
     for name, places in plan.stripes.items():
@@ -44,12 +44,12 @@ def norms(model: nn.Module, plan: Plan) -> dict[str, Array]:
         module: Any = model.get_submodule(layer)
         module = module[1] if isinstance(module, nn.Sequential) else module
         weight = module.weight.detach().float().cpu()
-        if not isinstance(module, StripeConv2d):  # the kept stripes form a block
-            weight = weight.permute(0, 2, 3, 1).flatten(0, 2)
-        rows, columns = plan.shapes[name][2:]
-        position = np.array(places) % (rows * columns)
-        sums = np.bincount(position, weights=weight.norm(dim=1).numpy(), minlength=rows * columns)
-        found[layer] = (sums / module.out_channels).reshape(rows, columns)
+        if not isinstance(module, StripeConv):  # the kept stripes form a block
+            weight = weight.movedim(1, -1).flatten(0, -2)
+        kernel = plan.shapes[name][2:]
+        positions = math.prod(kernel)
+        sums = np.bincount(np.array(places) % positions, weights=weight.norm(dim=1).numpy(), minlength=positions)
+        found[layer] = (sums / module.out_channels).reshape(kernel)
     return found
 
 
@@ -89,13 +89,21 @@ def _gallery(found: dict[str, Array], path: Path) -> Path:
         for i, place in enumerate(row):
             place.set_axis_off()
             if i < len(shown):
-                shape, count = shown[i]
+                shape, count = sheet(shown[i][0]), shown[i][1]
                 place.imshow(shape, cmap="Greys", vmin=0, vmax=1.25)
                 place.add_patch(_frame(shape))
                 place.set_title(f"{count / len(mask):.0%}", fontsize=7, pad=2)
         row[0].text(-0.3, 0.5, layer, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
     figure.savefig(path, dpi=120)
     return path
+
+
+def sheet(kernel: Array) -> Array:
+    """A kernel as an image, (rows, columns): a 1-d kernel as one row, the planes of a 3-d kernel side by side with a gap (NaN)
+    between them."""
+    planes = [np.atleast_2d(plane).astype(float) for plane in (kernel if kernel.ndim == 3 else [kernel])]
+    gap = np.full((len(planes[0]), 1), np.nan)
+    return np.concatenate([part for plane in planes for part in (gap, plane)][1:], 1)
 
 
 def _frame(shape: Array) -> Any:
@@ -115,9 +123,12 @@ def _maps(found: dict[str, Array], path: Path, title: str, most: float | None = 
         place.set_axis_off()
     for place, (layer, values) in zip(axes, found.items(), strict=False):
         top = float(values.max()) if most is None else most
+        values = sheet(values)
         place.imshow(values, cmap="viridis", vmin=0, vmax=top or 1)
         place.set_title(layer, fontsize=7, pad=2)
         for (i, j), value in np.ndenumerate(values):
+            if np.isnan(value):
+                continue
             color = "black" if value > 0.6 * top else "white"
             place.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
     figure.suptitle(title, fontsize=9)

@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 from rich import box
 from rich.table import Table
 
-from secateurs.artifact import Figures, Signature
+from secateurs.artifact import Figures, Latency, Signature
 from secateurs.markup import Markup, html_table
-from secateurs.report.figures import count, error, number, percent, share, short
+from secateurs.report.figures import count, error, formatted, heading, percent, share, short
 
 Justify = Literal["left", "right"]
 
@@ -55,7 +55,8 @@ def outcome(networks: Sequence[tuple[str, Figures]]) -> Table:
 
 def notebook(networks: Sequence[tuple[str, Figures]], method: str, verified: float | None) -> Markup:
     """The same as HTML, for a notebook."""
-    measured, before = columns([figures for _, figures in networks]), networks[0][1]
+    figures, before = [f for _, f in networks], networks[0][1]
+    measured = columns(figures) if any(f.loss is not None or f.top1 is not None or f.metrics for f in figures) else {}
     rows = [
         (
             name, short(f.macs), share(f.macs, before.macs), short(f.params), share(f.params, before.params),
@@ -77,7 +78,8 @@ def columns(every: Sequence[Measured]) -> dict[str, Callable[[Measured], str]]:
     if nothing or any(f.top1 is not None for f in every):
         found |= {"top-1 %": lambda f: percent(f.top1), "top-5 %": lambda f: percent(f.top5)}
     for name in own:
-        found[name] = lambda f, name=name: number(f.metrics.get(name))  # type: ignore[misc]
+        show = formatted([figures.metrics.get(name) for figures in every])
+        found[heading(name)] = lambda f, name=name, show=show: show(f.metrics.get(name))  # type: ignore[misc]
     if nothing or any(f.loss is not None for f in every):
         found["loss"] = lambda f: "-" if f.loss is None else f"{f.loss:.3f}"
     return found
@@ -132,4 +134,15 @@ def stripes_line(layers: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"stripes: {kept:,} of {of:,} kept ({share(kept, of)}) in {count(len(layers), 'layer')}; their positions take "
         f"{index:,} index entries, not counted as parameters"
+    )
+
+
+def timed(found: Latency) -> str:
+    """The time of a network that was cut to a latency budget, in one line."""
+    settings = dict(found.target)
+    where = ", ".join([str(settings.pop("runtime", "")), *(f"{name}={value}" for name, value in settings.items())])
+    checked = "" if found.model_error is None else f", within {found.model_error:.1%} on {count(found.cuts, 'cut')}"
+    return (
+        f"time on {where}: {found.before * 1000:.3g} → {found.after * 1000:.3g} ms, {found.ratio:.1%} ± {found.noise:.1%} "
+        f"(budget {found.goal:.1%}; the latency model predicts {found.predicted:.1%}{checked})"
     )

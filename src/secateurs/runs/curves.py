@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from secateurs.errors import ConfigError
 from secateurs.files import check_writable, dump_json, read_json, staged
+from secateurs.report import heading
 from secateurs.report.curves import can_plot, plot
 from secateurs.runs.folder import unwritten, write
 
@@ -20,10 +21,25 @@ from secateurs.runs.folder import unwritten, write
 class Curve(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    top1: Annotated[list[float], Field(min_length=1)]
+    top1: Annotated[list[float], Field(min_length=1)] | None
+    loss: list[float] | None = None
+    metrics: dict[str, Annotated[list[float], Field(min_length=1)]] = {}
+    figure: str = "top1"  # what criteria are compared by
     area: float
     examples: int
     seconds: float
+
+    @model_validator(mode="after")
+    def _measured(self) -> Curve:
+        if not values(self.model_dump()):
+            raise ValueError(f"there are no values of its figure, {self.figure!r}")
+        return self
+
+
+def values(curve: Mapping[str, Any]) -> Sequence[float]:
+    """What a curve's figure is with 0, 1, … channels removed."""
+    own: Sequence[float] | None = curve["metrics"].get(curve["figure"], curve.get(curve["figure"]))
+    return own or ()
 
 
 class Curves(BaseModel):
@@ -93,12 +109,13 @@ class CurveRecord:
             self.picture.unlink(missing_ok=True)  # it would show earlier curves
             return
         try:
+            figure = heading(next(iter(curves.values()))["figure"])
             plot(
                 self.picture,
-                {name: (range(len(c["top1"])), c["top1"]) for name, c in curves.items()},
+                {name: (range(len(values(c))), values(c)) for name, c in curves.items()},
                 title=f"{self.model}, {self.layer}, without fine-tuning",
                 x="channels masked",
-                y="top-1 on validation data, %",
+                y=f"{figure} on validation data" + (", %" if figure == "top-1" else ""),
             )
         except OSError as error:
             raise unwritten(self.picture, error) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, rewind
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining, trained
+from secateurs.timing import clocked
 from secateurs.training import Objective, Phase, Recipe
 from secateurs.training.processes import check as check_processes
 from secateurs.training.processes import first
@@ -115,7 +116,7 @@ class Cut:
             **self.data.settings(),
             **self.purpose.record(),
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
-            "budget": None if self.budget is None else asdict(self.budget),
+            "budget": None if self.budget is None else self.budget.record(),
             **self.rounds.record(),
             "scope": self.scope or self.method.default_scope,
             **({"limits": self.limits.record()} if self.limits else {}),
@@ -171,16 +172,28 @@ class Cut:
         check_trackers(self.track, self.folder.folder)
         recovery.check(self.recover, network)
         targets = self.purpose.example_targets(network, data)
-        graph = trace(network, inputs, allow_inexact=self.allow_inexact, example_targets=targets)
-        cost = graph.cost()
-
-        bounds = self.limits.on(graph, self.scope or self.method.default_scope)
+        traced = trace(network, inputs, allow_inexact=self.allow_inexact, example_targets=targets)
+        bounds = self.limits.on(traced, self.scope or self.method.default_scope)
 
         def feasible(method: Method, budget: Budget | None) -> Task:
             scope = self.scope or method.default_scope
+            graph = clocked(
+                network,
+                traced,
+                inputs,
+                budget,
+                scope,
+                bounds,
+                report=self.log,
+                seed=self.seed,
+                stripes=method.cuts == "stripes",
+            )
             return Task(network, graph, budget, scope, data, self.seed, inputs, bounds=bounds).for_method(method)
 
-        self.rounds.check(self.method, feasible(self.method, self.budget).budget)
+        first_task = feasible(self.method, self.budget)
+        graph = first_task.graph
+        cost = graph.cost()
+        self.rounds.check(self.method, first_task.budget)
         check_folder(self.folder.folder, self.rounds, (), resume=True)
         original = self.original or cost.macs
         stages.check(self.later, original, cost.macs if self.budget is None else self.budget.limits(cost).macs)

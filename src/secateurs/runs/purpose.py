@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from secateurs.graph.modes import evaluating
 from secateurs.report.figures import number
 from secateurs.seeds import preserve_rng_state
 from secateurs.tasks import Classification, VisionTask, resolve
+from secateurs.tasks.task import of_example
 from secateurs.training import CrossEntropy
 from secateurs.training import batches as B
 from secateurs.training.checks import Check
@@ -66,14 +67,7 @@ class Purpose:
 
     def objective(self, network: nn.Module, inputs: Any) -> Objective:
         """The same with all metrics. inputs: those of one example."""
-        found = self.base
-        if self.metrics is not None:
-            return found
-        with torch.no_grad(), evaluating(network), preserve_rng_state():
-            metrics = self.task.metrics(call(network, inputs))
-        if metrics and found.step is not None and found.forward is None:
-            found = replace(found, forward=_pairs)
-        return replace(found, metrics=metrics)
+        return self.base if self.metrics is not None else self.task.fitted(self.base, network, inputs)
 
     def record(self) -> dict[str, Any]:
         """The settings that a resumed run must have, too. Of functions only their names can be compared."""
@@ -86,25 +80,16 @@ class Purpose:
         """What an artifact's card says."""
         found: dict[str, Any] = {}
         if self.named:
-            found["task"] = {"name": self.task.name, **self.task.model_dump(mode="json")}
+            found["task"] = self.task.card()
         return {**found, **({"functions": sorted(self.given)} if self.given else {})}
 
     def example(self, network: nn.Module, data: Data) -> Any:
         """What the network is called with for one example, on its device: to trace with."""
-        return self._called(network, data, self.base.arguments)
+        return of_example(network, data, self.base, self.base.arguments)
 
     def example_targets(self, network: nn.Module, data: Data) -> Any:
         """What the network is called with in training beside that: to trace what runs in training only."""
-        return self._called(network, data, self.base.targets)
-
-    def _called(self, network: nn.Module, data: Data, how: Callable[[nn.Module, B.Batch], Any]) -> Any:
-        """With one example of validation, or else of training."""
-        split = "train" if data.val is None else "val"
-        check = Check(network, split)
-        batch = B.as_batch(B.first(getattr(data, split), split), 0, split, labels=False, whole=self.base.whole)
-        batch = B.to_device(check.fit(B.rows_of(batch, 0, 1), 0), device_of(network))
-        with check.running(batch, 0):
-            return how(network, batch)
+        return of_example(network, data, self.base, self.base.targets)
 
     def check_fits(self, network: nn.Module, data: Data, name: str, advice: tuple[object, ...] | None = None) -> None:
         """Raise DataError if the network does not run on the data, or is not the task's or not for its classes.
@@ -118,7 +103,7 @@ class Purpose:
         except SecateursError:
             raise
         except Exception as error:  # of the network's own code
-            raise _misfit(network, name, "run", inputs, error) from error
+            raise _misfit(network, name, "run", inputs, error, self.task.misfit(network, inputs)) from error
         if not (self.base.whole or self.base.loss is not None) or self.named:
             usual = ("pass ", Setting("num_classes", classes), ", or the data that the network is for.")
             self.task.check(outputs, inputs, classes, name, usual if advice is None else advice)
@@ -162,23 +147,21 @@ def _figure(figures: Figures, name: str) -> float | None:
     return figures.top1 if name == "top1" else figures.metrics.get(name)
 
 
-def _pairs(model: nn.Module, batch: Any) -> tuple[Any, Any]:
-    """Evaluation on pairs of inputs and targets."""
-    inputs, targets = batch
-    return call(model, inputs), targets
-
-
 def _called(function: Any) -> str:
     kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _misfit(model: nn.Module, name: str, what: str, inputs: Any, error: Exception) -> DataError:
-    """The error for a network that does not accept its inputs."""
+def _misfit(
+    model: nn.Module, name: str, what: str, inputs: Any, error: Exception, advice: tuple[object, ...] = ()
+) -> DataError:
+    """The error for a network that does not accept its inputs. advice: of its task."""
     first = leaves(inputs)[0]
     image = isinstance(inputs, torch.Tensor)
     shape = "images of " + "x".join(map(str, first.shape[1:])) if image else described(first)
-    return DataError(f"{name} does not {what} on {shape}: {fault(error, model, inputs)}", hint=_hint(model, first))
+    return DataError(
+        f"{name} does not {what} on {shape}: {fault(error, model, inputs)}", hint=advice or _hint(model, first)
+    )
 
 
 def _hint(model: nn.Module, image: torch.Tensor) -> tuple[object, ...]:

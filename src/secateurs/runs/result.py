@@ -45,7 +45,7 @@ class RunResult(Result):
             float("nan") if card.error is None else card.error, method, records(card.history),
             None if card.source is None else card.source.record(),
             None if card.limits is None else card.limits.model_dump(mode="json", exclude_unset=True),
-            tuple(card.warnings), card.signature, body, card.earlier, card.seconds,
+            tuple(card.warnings), card.signature, body, card.latency, card.earlier, card.seconds,
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from secateurs.artifact import Card, Earlier
 from secateurs.budget import Budget
@@ -25,7 +26,7 @@ class Stage:
 
     method: Method
     macs: float | None = None
-    align: int = 1
+    align: int | Literal["auto"] = 1
     text: str = ""
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateurs.errors import ConfigError
 from secateurs.stripes import native
-from secateurs.stripes.layout import Layout, dense
+from secateurs.stripes.layout import Layout, Size, dense, pairs
 
 Cached = dict[str, Any]  # what a kernel precomputed from the weights, reused until they change
 Run = Callable[[Layout, Tensor, Tensor | None, Tensor, Cached], Tensor]
@@ -20,7 +20,7 @@ Run = Callable[[Layout, Tensor, Tensor | None, Tensor, Cached], Tensor]
 
 @dataclass(frozen=True)
 class Kernel:
-    """run(layout, weight, bias, x, cached) -> (N, O, H', W'). Without gradients. `usable` tells whether it can run.
+    """run(layout, weight, bias, x, cached) -> (N, O, *out). Without gradients. `usable` tells whether it can run.
 
     A contiguous input has a contiguous output, unless the kernel is marked as not keeping the memory format.
     """
@@ -30,25 +30,31 @@ class Kernel:
     keeps_format: bool = True
 
 
-def padded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """Pad the image with zeros; negative padding crops it."""
+def padded(x: Tensor, padding: Size) -> Tensor:
+    """Pad with zeros; negative padding crops. padding: as in a `Layout`."""
     if not any(padding):
         return x
+    sides = pairs(padding)
     if min(padding) < 0:  # F.pad cannot crop more than there is, as for a map smaller than the dilation
-        top, left = padding[0], padding[2]
-        height, width = x.shape[2] + top + padding[1], x.shape[3] + left + padding[3]
-        part = x[:, :, max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
-        top, left = min(max(top, 0), height - part.shape[2]), min(max(left, 0), width - part.shape[3])
-        return F.pad(part, (left, width - left - part.shape[3], top, height - top - part.shape[2]))
-    return F.pad(x, (*padding[2:], *padding[:2]))
+        wanted = [n + before + after for n, (before, after) in zip(x.shape[-len(sides) :], sides, strict=True)]
+        axes = list(zip(wanted, sides, strict=True))
+        part: Any = (..., *(slice(max(-before, 0), max(n - before, 0)) for n, (before, _) in axes))
+        x = x[part]
+        left = x.shape[-len(sides) :]
+        starts = [min(max(before, 0), n - own) for (n, (before, _)), own in zip(axes, left, strict=True)]
+        sides = [(start, n - start - own) for start, n, own in zip(starts, wanted, left, strict=True)]
+    return F.pad(x, [p for pair in reversed(sides) for p in pair])  # F.pad begins with the last axis
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
-    """The dense convolution with this weight, (O, C, KH, KW)."""
-    top, bottom, left, right = layout.padding
-    if top == bottom >= 0 and left == right >= 0:
-        return F.conv2d(x, weight, bias, layout.stride, (top, left), layout.dilation)
-    return F.conv2d(padded(x, layout.padding), weight, bias, layout.stride, 0, layout.dilation)
+    """The dense convolution with this weight, (O, C, *kernel)."""
+    conv, before = _DENSE[weight.ndim - 3], layout.padding[::2]
+    if before == layout.padding[1::2] and min(before) >= 0:
+        return conv(x, weight, bias, layout.stride, before, layout.dilation)
+    return conv(padded(x, layout.padding), weight, bias, layout.stride, 0, layout.dilation)
+
+
+_DENSE: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def _dense(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
@@ -129,12 +135,12 @@ def _fused(fill: str, channels_last: bool = False) -> Run:
     return run
 
 
-def _on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu"
+def _image_on_cpu(x: Tensor) -> bool:
+    return x.ndim == 4 and x.device.type == "cpu"
 
 
 def _compiled(x: Tensor) -> bool:
-    return _on_cpu(x) and x.dtype == torch.float32 and x.numel() > 0 and native.load() is not None
+    return _image_on_cpu(x) and x.dtype == torch.float32 and x.numel() > 0 and native.load() is not None
 
 
 def _several(x: Tensor) -> bool:
@@ -143,7 +149,7 @@ def _several(x: Tensor) -> bool:
 
 KERNELS: dict[str, Kernel] = {
     "dense": Kernel(_dense, lambda x: True),
-    "gemm": Kernel(_gemm, _on_cpu),
+    "gemm": Kernel(_gemm, _image_on_cpu),
     "native": Kernel(_fused("pixels"), _compiled),
     "native-wide": Kernel(_fused("filters"), _compiled),
     "native-images": Kernel(_fused("images"), _several),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from secateurs.stripes.layout import Layout, dense
 _SCHEMA = "(Tensor x, Tensor weight, Tensor? bias, Tensor kept, SymInt[] stride, SymInt[] padding, SymInt[] dilation) -> Tensor"
 
 
-@torch.library.custom_op("secateurs::stripe_conv2d", mutates_args=(), schema=_SCHEMA)
-def stripe_conv2d(
+@torch.library.custom_op("secateurs::stripe_conv", mutates_args=(), schema=_SCHEMA)
+def stripe_conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -25,7 +26,7 @@ def stripe_conv2d(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    """x: (N, C, H, W); weight: (S, C); kept: (O, KH, KW); padding: top, bottom, left, right."""
+    """x: (N, C, *in); weight: (S, C); kept: (O, *kernel); padding: for each axis before and after."""
     layout = _layout(kept, stride, padding, dilation)
     if x.dtype != weight.dtype:  # under autocast
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
@@ -36,10 +37,11 @@ def _layout(kept: Tensor, stride: Any, padding: Any, dilation: Any) -> Layout:
     return Layout(kept, tuple(stride), tuple(padding), tuple(dilation))
 
 
-@stripe_conv2d.register_fake
+@stripe_conv.register_fake
 def _(x: Tensor, weight: Tensor, bias: Any, kept: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    height, width = _layout(kept, stride, padding, dilation).out_size(*x.shape[-2:])
-    return x.new_empty(*x.shape[:-3], kept.shape[0], height, width)
+    axes = kept.ndim - 1
+    size = _layout(kept, stride, padding, dilation).out_size(*x.shape[-axes:])
+    return x.new_empty(*x.shape[: -axes - 1], len(kept), *size)
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
@@ -51,21 +53,20 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward(ctx: Any, grad: Tensor) -> Any:
     x, weight, kept = ctx.saved_tensors
     layout: Layout = ctx.layout
-    top, bottom, left, right = layout.padding
+    none = [0] * len(layout.stride)
     gx, gw, gb = torch.ops.aten.convolution_backward(
-        grad, padded(x, layout.padding), dense(kept, weight), [len(kept)], list(layout.stride), [0, 0],
-        list(layout.dilation), False, [0, 0], 1, [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias],
+        grad, padded(x, layout.padding), dense(kept, weight), [len(kept)], list(layout.stride), none,
+        list(layout.dilation), False, none, 1, [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias],
     )  # fmt: skip
-    gx = None if gx is None else padded(gx, (-top, -bottom, -left, -right))
-    gw = None if gw is None else gw.permute(0, 2, 3, 1)[kept]
+    gx = None if gx is None else padded(gx, tuple(-p for p in layout.padding))
+    gw = None if gw is None else gw.movedim(1, -1)[kept]
     return gx, gw, gb, None, None, None, None
 
 
-stripe_conv2d.register_autograd(_backward, setup_context=_save)
+stripe_conv.register_autograd(_backward, setup_context=_save)
 
 
-@register_flop_formula(torch.ops.secateurs.stripe_conv2d)
-def _flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+@register_flop_formula(torch.ops.secateurs.stripe_conv)
+def _flops(x: Any, weight: Any, bias: Any, kept: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     """Twice the multiply-accumulates of the kept stripes: (S, C) at each output position."""
-    n, _, height, width = out_shape
-    return int(2 * n * weight[0] * weight[1] * height * width)
+    return int(2 * weight[0] * weight[1] * math.prod(out_shape) // kept[0])

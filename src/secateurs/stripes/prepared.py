@@ -21,12 +21,12 @@ class Prepared:
     """
 
     def __init__(self, weight: Tensor, kept: Tensor, layout: Layout, dtype: torch.dtype) -> None:
-        """weight: (S, C). kept: (O, KH, KW) bool. dtype: in which to compute; another than the weight's under autocast."""
+        """weight: (S, C). kept: (O, *kernel) bool. dtype: in which to compute; another than the weight's under autocast."""
         self.of, self.layout, self.dtype = (weight, kept), layout, dtype
         self.weight = weight.detach().to(dtype)
         self.cached: dict[str, Any] = {}  # by kernel
-        top, bottom, left, right = layout.padding
-        self.sides = (top, left) if top == bottom >= 0 and left == right >= 0 else None
+        before = layout.padding[::2]
+        self.sides = before if before == layout.padding[1::2] and min(before) >= 0 else None
         self._kind = weight.device.type
         self._cast = dtype != weight.dtype
         self._counted = not (weight.is_inference() or kept.is_inference())
@@ -51,8 +51,8 @@ class Prepared:
         return True
 
     def dense(self, layer: Any, x: Any) -> Tensor | None:
-        """The dense weight, (O, C, KH, KW), if the layer's output is just the convolution of x with it: so that a call costs no
-        more than one of nn.Conv2d. None if there is more to it."""
+        """The dense weight, (O, C, *kernel), if the layer's output is just the convolution of x with it: so that a call costs
+        no more than one of nn.Conv2d. None if there is more to it."""
         weight: Tensor | None = self.cached.get("dense")
         if (
             weight is None

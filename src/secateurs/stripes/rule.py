@@ -11,13 +11,13 @@ from secateurs.graph import register_rule
 from secateurs.stripes import op as op  # registers the operator
 
 
-@register_rule(torch.ops.secateurs.stripe_conv2d)
+@register_rule(torch.ops.secateurs.stripe_conv)
 def stripe_convolution(
     t: Any,
-    x: Tensor,  # (N, C, H, W)
+    x: Tensor,  # (N, C, *in)
     weight: Tensor,  # (S, C)
     bias: Tensor | None,  # (O,)
-    kept: Tensor,  # (O, KH, KW)
+    kept: Tensor,  # (O, *kernel)
     *_: Any,
 ) -> Any:
     """A network whose stripes are already cut: a layer's input channels can be cut, its output channels cannot."""
@@ -30,5 +30,5 @@ def stripe_convolution(
     t.produce(kept, 0)
     if bias is not None:
         t.unify(out, bias)
-    t.cost(*(t.out.shape[a] for a in (0, 2, 3)), t.width(weight, 0), t.width(weight, 1))
+    t.cost(*(t.out.shape[a] for a in range(t.out.ndim) if a != 1), t.width(weight, 0), t.width(weight, 1))
     return {1: out}

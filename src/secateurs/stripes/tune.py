@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateurs.graph.inputs import call, tensors, to_model_device
 from secateurs.graph.modes import evaluating
 from secateurs.stripes.kernels import KERNELS
-from secateurs.stripes.module import StripeConv2d, size_of
+from secateurs.stripes.module import StripeConv, size_of
 
 WORTH = 0.98  # a kernel must be faster than this fraction of the dense convolution's time
 
@@ -28,7 +28,7 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
     each input (and batch) size that the network will run on, on the target machine. The model runs
     in eval mode during the measurement.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv2d)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv)}
     training = {m: m.training for m in layers.values()}
     before = {m: dict(m.kernels) for m in layers.values()}
     inputs = to_model_device(model, example_inputs)
@@ -60,7 +60,7 @@ def _fastest(times: Mapping[Key, Mapping[str, float]], keep_format: bool) -> dic
 
 
 def _measured(
-    model: nn.Module, layers: Mapping[str, StripeConv2d], inputs: Any, rounds: int
+    model: nn.Module, layers: Mapping[str, StripeConv], inputs: Any, rounds: int
 ) -> dict[Key, dict[str, float]]:
     """Seconds of each kernel, used in all layers at once. The minimum over several rounds, since other load only adds time."""
     times: dict[Key, dict[str, float]] = {}
@@ -86,7 +86,7 @@ def _if_usable(kernel: str, key: Key, x: Tensor) -> str | None:
 
 
 def _seconds(
-    model: nn.Module, layers: Mapping[str, StripeConv2d], inputs: Any, chosen: Mapping[Key, str], rounds: int
+    model: nn.Module, layers: Mapping[str, StripeConv], inputs: Any, chosen: Mapping[Key, str], rounds: int
 ) -> float:
     """Seconds of the whole model with these kernels."""
     return min(
@@ -95,7 +95,7 @@ def _seconds(
 
 
 def _timed(
-    model: nn.Module, layers: Mapping[str, StripeConv2d], inputs: Any, choose: Callable[[Key, Tensor], str | None]
+    model: nn.Module, layers: Mapping[str, StripeConv], inputs: Any, choose: Callable[[Key, Tensor], str | None]
 ) -> dict[Key, float]:
     """Seconds from each stripe convolution to the next, with the chosen kernels; None leaves a layer out."""
     took: dict[Key, float] = {}
@@ -109,7 +109,7 @@ def _timed(
             took[running] = took.get(running, 0.0) + now - began
         running, began = key, time.perf_counter()
 
-    def enter(name: str, layer: StripeConv2d, x: Tensor) -> None:
+    def enter(name: str, layer: StripeConv, x: Tensor) -> None:
         x = layer.as_computed(x)
         synchronize(x)
         key = name, size_of(x)
@@ -131,7 +131,7 @@ def _timed(
     return took
 
 
-def _set(layers: Mapping[str, StripeConv2d], chosen: Mapping[Key, str]) -> None:
+def _set(layers: Mapping[str, StripeConv], chosen: Mapping[Key, str]) -> None:
     for (name, size), kernel in chosen.items():
         layers[name].kernels[size] = kernel
 
@@ -143,7 +143,7 @@ def synchronize(x: Tensor) -> None:
 
 def choices(model: nn.Module) -> dict[str, dict[str, str]]:
     """The kernels that `tune` set, by layer; the input of `choose`."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv2d)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv)}
     return {name: dict(layer.kernels) for name, layer in layers.items() if layer.kernels}
 
 
@@ -153,5 +153,5 @@ def choose(model: nn.Module, kernels: Mapping[str, Mapping[str, str]]) -> None:
     layers = dict(model.named_modules())
     for name, chosen in kernels.items():
         layer = layers.get(name)
-        if isinstance(layer, StripeConv2d):
+        if isinstance(layer, StripeConv):
             layer.kernels.update({size: kernel for size, kernel in chosen.items() if kernel in KERNELS})

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from secateurs.graph import ChannelGroup
 from secateurs.methods.aofp.search import BinaryFilterSearch
 from secateurs.methods.assess import Assessor, reporter, require_data, spread
 from secateurs.methods.method import Criterion, Task
-from secateurs.methods.oracle.ablation import Ablation
+from secateurs.methods.oracle.ablation import Ablation, Judging
 from secateurs.methods.registry import methods, resolve
-from secateurs.training import Batch
+from secateurs.training import Batch, Metrics
 
 Order = list[int]
 Show = Callable[[int, int], None]  # ablations measured, total
@@ -34,15 +34,26 @@ class Curve:
 
     criterion: str
     order: tuple[int, ...]  # channels in the order of removal; the last remaining one is not included
-    top1: tuple[float, ...]  # on validation data in percent, with 0, 1, … len(order) channels removed
-    loss: tuple[float, ...]  # likewise
+    top1: tuple[float, ...] | None  # on validation data in percent, with 0, 1, … len(order) channels removed
+    loss: tuple[float, ...] | None  # likewise; None where nothing says what it is
     examples: int  # examples evaluated to find the order, counted for each ablation
     seconds: float  # seconds to find the order
+    metrics: dict[str, tuple[float, ...]] = field(default_factory=dict)  # what the task measures beside them
+    figure: str = "top1"  # the one that criteria are compared by: top1, loss, or a name in `metrics`
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What `figure` is with 0, 1, … channels removed."""
+        found: tuple[float, ...] = (
+            self.metrics[self.figure] if self.figure in self.metrics else getattr(self, self.figure)
+        )
+        return found
 
     @property
     def area(self) -> float:
-        """Area under `top1` as a fraction of the area under 100%, in percent: the mean over all widths."""
-        return float(np.mean(self.top1))
+        """The mean of `figure` over all widths: of `top1`, the area under it as a fraction of the area under 100%, in
+        percent."""
+        return float(np.mean(self.values))
 
     def asdict(self) -> dict[str, Any]:
         return {**asdict(self), "area": self.area}
@@ -61,6 +72,7 @@ def one_by_one(
     examples: int = 1000,
     validation: int | Sequence[Batch] | None = None,
     precision: str = "fp32",
+    figure: str | None = None,
 ) -> Curve:
     """Mask the channels of one group one by one, in the criterion's order, without training, and measure after each.
 
@@ -71,8 +83,10 @@ def one_by_one(
         "aofp" is binary filter search by the final loss, until one filter is left in the search space, with as many
         evaluations as the oracle. Criteria that use data get the same examples.
     validation: batches to measure accuracy on, or the number of validation images, evenly spaced; None for all.
+    figure: what criteria are compared by: "top1", "loss", or a metric of the task's objective; None for its first metric,
+        else top-1, else the loss.
 
-    Raises ConfigError for an unknown criterion, PlanError for an unknown layer.
+    Raises ConfigError for an unknown criterion and a figure that is not measured, PlanError for an unknown layer.
     """
     name = criterion if isinstance(criterion, str) else criterion.name
     if name not in criteria():
@@ -96,23 +110,35 @@ def one_by_one(
         else:
             order, evaluated = _by_score(task, group, criterion, examples)
         seconds = time.perf_counter() - began
-    loss, top1 = _measure(task, group, order, validation, precision)
-    return Curve(name, tuple(order), tuple(top1), tuple(loss), evaluated, seconds)
+    measured = _measure(task, group, order, validation, precision)
+    top1, loss = (_series([getattr(m, key) for m in measured]) for key in ("top1", "loss"))
+    own = {key: tuple(m.metrics[key] for m in measured) for key in measured[0].metrics}
+    known = [*own, *(["top1"] if top1 else []), *(["loss"] if loss else [])]
+    if not known:
+        raise ConfigError("Nothing is measured of these outputs: pass metrics={…}, or loss=fn(outputs, targets).")
+    if figure is not None and figure not in known:
+        raise ConfigError(f"{figure!r} is not measured here. {nearest(figure, known)}")
+    return Curve(name, tuple(order), top1, loss, evaluated, seconds, own, figure or known[0])
+
+
+def _series(values: Sequence[float | None]) -> tuple[float, ...] | None:
+    """The values, or None if one is missing."""
+    found = tuple(value for value in values if value is not None)
+    return found if len(found) == len(values) else None
 
 
 def _measure(
     task: Task, group: ChannelGroup, order: Order, validation: Sequence[Batch], precision: str
-) -> tuple[list[float], list[float]]:
-    """Loss per example and top-1 in percent with 0, 1, 2 … channels of the order removed."""
+) -> list[Metrics]:
+    """What is measured with 0, 1, 2 … channels of the order removed."""
     masks = torch.ones(len(order) + 1, group.size)
     for i, channel in enumerate(order):
         masks[i + 1 :, channel] = 0
     assessor = Assessor(task, 1, precision=precision)
     assessor.batches = assessor.hold(iter(validation), "val")
-    count = sum(batch.rows for batch in assessor.batches)
-    with Ablation(assessor, group) as ablation:
-        found = ablation(masks) / count
-    return found[:, 0].tolist(), (100 * found[:, 1]).tolist()
+    ablation = Judging(assessor, group)
+    with ablation:
+        return ablation.figures(masks, assessor.batches)
 
 
 # -- orders ------------------------------------------------------------------------------------------------------------

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from secateurs.plans.stripes import Kept, Shape, as_mask
-from secateurs.stripes import StripeConv2d
+from secateurs.stripes import StripeConv
+from secateurs.stripes.layout import used
+from secateurs.stripes.module import Conv
 
 
-def without(conv: nn.Conv2d, kept: Tensor) -> tuple[nn.Module, Tensor, Callable[[Tensor], Tensor]]:
-    """The replacement of a convolution that keeps these stripes, (O, KH, KW); its weight; and the function that
+def without(conv: Conv, kept: Tensor) -> tuple[nn.Module, Tensor, Callable[[Tensor], Tensor]]:
+    """The replacement of a convolution that keeps these stripes, (O, *kernel); its weight; and the function that
     maps any tensor of the old weight's shape (a gradient, a momentum) to the new weight's.
 
     Rows and columns of the kernel that no filter uses are cut. If every filter uses all the remaining positions, the result
-    is a plain convolution, else a StripeConv2d.
+    is a plain convolution, else a stripe convolution.
     """
     kept = kept.to(conv.weight.device)
-    made: nn.Module = StripeConv2d.of(conv, kept)
-    assert isinstance(made, StripeConv2d)
+    made = StripeConv.of(conv, kept)
     if not bool(made.kept.all()):
         made.bias = conv.bias  # type: ignore[assignment]  # the same one, for optimizers
-        return made, made.weight, lambda w: w.permute(0, 2, 3, 1)[kept]
-    used = kept[0]
-    rows, columns = used.any(1).nonzero()[:, 0], used.any(0).nonzero()[:, 0]
-    made = made.to_dense()
-    plain = made if isinstance(made, nn.Conv2d) else made[1]  # type: ignore[index]
+        return made, made.weight, lambda w: w.movedim(1, -1)[kept]
+    box, dense = used(kept), made.to_dense()
+    plain: Any = dense[1] if isinstance(dense, nn.Sequential) else dense
     plain.bias = conv.bias
     plain.weight.requires_grad_(conv.weight.requires_grad)
-    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-    return made, plain.weight, lambda w: w[:, :, box[0], box[1]].contiguous()
+    return dense, plain.weight, lambda w: w[(..., *box)].contiguous()
 
 
 def replace_(
@@ -45,7 +44,7 @@ def replace_(
     for name, places in stripes.items():
         path = name.rpartition(".")[0]
         conv = model.get_submodule(path)
-        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(conv, Conv)
         alive = as_mask(places, shapes[name])
         if 0 in kept.get(name, {}):
             alive = alive[list(kept[name][0])]

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from secateurs import data as D
 from secateurs.data import Data
-from secateurs.errors import DataError
-from secateurs.tasks.task import Reading, VisionTask
+from secateurs.errors import DataError, TrainingError
+from secateurs.tasks.task import Reading, VisionTask, resembling
 from secateurs.training.losses import heads
 
 
@@ -24,6 +24,10 @@ class Classification(VisionTask):
         return D.load(spec, **options)
 
     def check(self, outputs: Any, inputs: Any, classes: int, name: str, advice: tuple[object, ...]) -> None:
-        logits, _ = heads(outputs)
+        try:
+            logits, _ = heads(outputs)
+        except TrainingError as error:
+            text = f"{name} does not return the logits that classification needs: {error}"
+            raise DataError(text, hint=resembling(outputs)) from None
         if classes and logits.ndim == 2 and logits.shape[1] != classes:
             raise DataError(f"{name} has {logits.shape[1]} outputs and the data {classes} classes: ", *advice)

@@ -17,9 +17,11 @@ from secateurs.data import Data
 from secateurs.data.coco import open_coco
 from secateurs.data.load import default_workers
 from secateurs.errors import ConfigError, DataError, Setting, SpecError, a_or_an, nearest
+from secateurs.graph.inputs import call
+from secateurs.graph.modes import evaluating
 from secateurs.tasks.boxes import Boxed
 from secateurs.tasks.pictures import draw_boxes
-from secateurs.tasks.task import Reading, VisionTask, bundle, torchmetrics
+from secateurs.tasks.task import Reading, VisionTask, bundle, resembling, torchmetrics
 from secateurs.zoo.vision import torchvision
 
 FIGURES = ("map", "map_50", "map_75")
@@ -85,11 +87,23 @@ class Detection(VisionTask):
         ):
             raise DataError(
                 f"{name} returns {a_or_an(type(outputs).__name__)}, and a detector must return a list of dicts of boxes, "
-                "labels and scores, one for each image, as torchvision's do."
+                "labels and scores, one for each image, as torchvision's do.",
+                hint=resembling(outputs),
             )
         highest = max((int(one["labels"].max()) for one in outputs if len(one["labels"])), default=0)
         if classes and highest > classes:
             raise DataError(f"{name} found a class {highest}, and the data has {classes} classes: ", *advice)
+
+    def misfit(self, network: nn.Module, inputs: Any) -> tuple[object, ...]:
+        try:
+            with torch.no_grad(), evaluating(network):
+                outputs = call(network, inputs[0][0][None])
+        except Exception:  # of the network's own code
+            return ()
+        return (
+            "A detector takes a list of images, and this network a tensor: name a detector, such as "
+            "torchvision:fasterrcnn_resnet50_fpn. ", *resembling(outputs),
+        )  # fmt: skip
 
     def metrics(self, outputs: Any) -> dict[str, Any]:
         torchvision()  # what torchmetrics imports

@@ -20,6 +20,8 @@ from secateurs.graph.modes import evaluating
 from secateurs.training.losses import heads
 
 ROWS = 6  # images that are shown
+LEGEND = 24  # classes that the legend shows
+NAME = 18  # characters of a class's name there
 SCORE = 0.5  # of boxes that are shown
 SIDE = 320  # pixels of an image with boxes
 
@@ -43,7 +45,7 @@ def draw_masks(file: Path, networks: Mapping[str, nn.Module], data: Data) -> Non
             )
         if len(rows) == ROWS:
             break
-    figure(file, ["image", "mask", *networks], rows)
+    figure(file, ["image", "mask", *networks], rows, data.classes)
 
 
 def draw_boxes(file: Path, networks: Mapping[str, nn.Module], data: Data) -> None:
@@ -88,11 +90,16 @@ def _boxed(image: Tensor, found: Mapping[str, Tensor], classes: Sequence[str] | 
     return pixels.clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-def figure(file: Path, titles: list[str], rows: list[list[Any]]) -> None:
-    """A grid of images (H, W, 3) in [0, 1] and of masks (H, W) of class indices."""
+def figure(file: Path, titles: list[str], rows: list[list[Any]], classes: Sequence[str] | None = None) -> None:
+    """A grid of images (H, W, 3) in [0, 1] and of masks (H, W) of class indices, with a legend of the classes that are seen.
+    classes: their names."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(1.8 * len(titles), 1.8 * len(rows) + 0.3), layout="constrained")
+    seen = sorted(
+        {int(i) for row in rows for array in row if array.ndim == 2 for i in np.unique(np.ma.compressed(array))}
+    )
+    lines = -(-min(len(seen), LEGEND) // len(titles))
+    drawn = Figure(figsize=(1.8 * len(titles), 1.8 * len(rows) + 0.3 + 0.25 * lines), layout="constrained")
     for places, row in zip(drawn.subplots(len(rows), len(titles), squeeze=False), rows, strict=True):
         for place, array in zip(places, row, strict=True):
             place.set_axis_off()
@@ -101,9 +108,26 @@ def figure(file: Path, titles: list[str], rows: list[list[Any]]) -> None:
             )
     for place, title in zip(drawn.axes, titles, strict=False):
         place.set_title(title, fontsize=9)
+    if seen:
+        _legend(drawn, seen, classes, len(titles))
     content = io.BytesIO()
     drawn.savefig(content, format="png", dpi=110, metadata={"Software": None})
     write_whole(file, content.getvalue())
+
+
+def _legend(drawn: Any, seen: Sequence[int], classes: Sequence[str] | None, columns: int) -> None:
+    """The color of each class, below the pictures."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    def name(index: int) -> str:
+        named = classes is not None and index < len(classes) and classes[index] != str(index)
+        return f"{index} {classes[index]}" if named and classes is not None else f"class {index}"
+
+    shown = [Patch(color=colormaps["tab20"](index % 20), label=name(index)[:NAME]) for index in seen[:LEGEND]]
+    if len(seen) > LEGEND:
+        shown[-1].set_label(f"+{len(seen) - LEGEND + 1} more")
+    drawn.legend(handles=shown, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _predicted(network: nn.Module, inputs: Tensor) -> Any:

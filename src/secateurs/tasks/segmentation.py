@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from secateurs.data import Data
 from secateurs.data.load import default_workers
 from secateurs.data.masks import IGNORED, Pairs, found_classes, open_folder, open_table
-from secateurs.errors import DataError, SpecError, nearest
+from secateurs.errors import DataError, SpecError, TrainingError, nearest
 from secateurs.graph.faults import described
 from secateurs.tasks.masks import Masked, crop_of, up
 from secateurs.tasks.pictures import draw_masks
-from secateurs.tasks.task import Reading, VisionTask, bundle, torchmetrics
+from secateurs.tasks.task import Reading, VisionTask, bundle, resembling, torchmetrics
 from secateurs.training import CrossEntropy
 from secateurs.training.losses import heads
 
@@ -54,14 +54,12 @@ class Segmentation(VisionTask):
         else:
             known = ("folder:PATH", "hf:NAME_OR_PATH")
             raise SpecError(f"{spec!r} is not valid data for segmentation. {nearest(spec, known)}")
-        if reading.classes is not None:
-            names = (
-                names
-                if names is not None and len(names) == reading.classes
-                else tuple(map(str, range(reading.classes)))
-            )
-        elif names is None:
-            names = tuple(map(str, range(found_classes((train, val)))))
+        if reading.classes is not None and (names is None or len(names) != reading.classes):
+            names = tuple(map(str, range(reading.classes)))
+        classes, splits = None if names is None else len(names), [train, *([] if val is None else [val])]
+        highest = max(split.check(classes, skip=reading.skip_unreadable) for split in splits)
+        if names is None:
+            names = tuple(map(str, range(found_classes(highest))))
         side = reading.image_size
         crop = (up(side), up(side)) if side else crop_of(train.some_sizes())
         transforms = Masked(crop, side, self.scale, self.flip)
@@ -74,12 +72,17 @@ class Segmentation(VisionTask):
         return found
 
     def check(self, outputs: Any, inputs: Any, classes: int, name: str, advice: tuple[object, ...]) -> None:
-        logits, _ = heads(outputs)
+        try:
+            logits, _ = heads(outputs)
+        except TrainingError as error:
+            text = f"{name} does not return the logits that segmentation needs: {error}"
+            raise DataError(text, hint=resembling(outputs)) from None
         if logits.ndim != 4 or (isinstance(inputs, Tensor) and logits.shape[-2:] != inputs.shape[-2:]):
             given = f" for images {described(inputs)}" if isinstance(inputs, Tensor) else ""
             raise DataError(
                 f"{name} returns {described(logits)}{given}. Segmentation needs logits of shape (N, classes, H, W), of the "
-                "images' height and width: let the network resize them, for example with torch.nn.functional.interpolate."
+                "images' height and width: let the network resize them, for example with torch.nn.functional.interpolate.",
+                hint=() if logits.ndim == 4 else resembling(outputs),
             )
         if logits.shape[1] < max(classes, 2):
             raise DataError(f"{name} has {logits.shape[1]} outputs and the data {max(classes, 2)} classes: ", *advice)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +16,16 @@ from torch import Tensor, nn
 from secateurs.data import Data, Preprocess
 from secateurs.data.load import OneOfEach, Statistics, checked_channels, default_workers, statistics
 from secateurs.data.samples import SampleLoader, Samples, Transforms
-from secateurs.errors import ConfigError, SpecError
+from secateurs.devices import device_of
+from secateurs.errors import ConfigError, Setting, SpecError, TrainingError
+from secateurs.graph.inputs import call
+from secateurs.graph.modes import evaluating
 from secateurs.presets import Settings
+from secateurs.seeds import preserve_rng_state
+from secateurs.training import Objective
+from secateurs.training import batches as B
+from secateurs.training.checks import Check
+from secateurs.training.losses import heads
 from secateurs.zoo.vision import torchvision
 
 
@@ -80,6 +88,10 @@ class VisionTask(Settings):
         classes.
         """
 
+    def misfit(self, network: nn.Module, inputs: Any) -> tuple[object, ...]:
+        """What to do about a network that does not run on its inputs, if this task knows."""
+        return ()
+
     def metrics(self, outputs: Any) -> dict[str, Any]:
         """What is measured beside the loss and top-1, by name. outputs: of the network, for one example, in eval mode.
 
@@ -87,12 +99,70 @@ class VisionTask(Settings):
         """
         return {}
 
+    def fitted(self, objective: Objective, network: nn.Module, inputs: Any, measured: bool = True) -> Objective:
+        """The objective with this task's metrics, if they are `measured`. inputs: of one example. Raises DataError for a
+        network of another task."""
+        with torch.no_grad(), evaluating(network), preserve_rng_state():
+            outputs = call(network, inputs)
+        self.check(outputs, inputs, 0, "The network", ())
+        if not measured:
+            return objective
+        metrics = self.metrics(outputs)
+        if metrics and objective.step is not None and objective.forward is None:
+            objective = replace(objective, forward=_pairs)
+        return replace(objective, metrics=metrics)
+
+    def example_targets(self, network: nn.Module, data: Data, objective: Objective) -> Any:
+        """What the network is called with in training beside its inputs, for one example: to trace what runs in training only.
+        None if nothing, and where that would use up an iterator."""
+        if isinstance(data.train if data.val is None else data.val, Iterator):
+            return None
+        return of_example(network, data, objective, objective.targets)
+
+    def card(self) -> dict[str, Any]:
+        """What an artifact's card says: the name and the settings."""
+        return {"name": self.name, **self.model_dump(mode="json")}
+
     def blank(self, shape: tuple[int, ...]) -> Any:
         """Example inputs for a network of this task: one image (C, H, W)."""
         return torch.zeros(1, *shape)
 
     def draw(self, file: Path, networks: Mapping[str, nn.Module], data: Data) -> None:
         """Draw what each network predicts for some validation images to a PNG file, if `pictures`; needs matplotlib."""
+
+
+def resembling(outputs: Any) -> tuple[object, ...]:
+    """The advice to name another task, if the outputs are like those of one."""
+    kind, what = "", ""
+    if (
+        isinstance(outputs, list | tuple)
+        and outputs
+        and all(isinstance(one, Mapping) and "boxes" in one for one in outputs)
+    ):
+        kind, what = "detection", "a detector's"
+    else:
+        with suppress(TrainingError):
+            kind, what = {2: ("classification", "a classifier's"), 4: ("segmentation", "a segmentation network's")}.get(
+                heads(outputs)[0].ndim, ("", "")
+            )
+    return (f"Its outputs are {what}: did you mean ", Setting("task", kind), "?") if kind else ()
+
+
+def of_example(network: nn.Module, data: Data, objective: Objective, how: Callable[[nn.Module, B.Batch], Any]) -> Any:
+    """What a function of the network and a batch gives for one example of validation, or else of training, on the network's
+    device."""
+    split = "train" if data.val is None else "val"
+    check = Check(network, split)
+    batch = B.as_batch(B.first(getattr(data, split), split), 0, split, labels=False, whole=objective.whole)
+    batch = B.to_device(check.fit(B.rows_of(batch, 0, 1), 0), device_of(network))
+    with check.running(batch, 0):
+        return how(network, batch)
+
+
+def _pairs(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """Evaluation on pairs of inputs and targets."""
+    inputs, targets = batch
+    return call(model, inputs), targets
 
 
 def bundle(

@@ -85,10 +85,15 @@ def steps_that_fit(graph: Any, plan: sc.Plan, budget: sc.Budget, scope: str) -> 
     base, now, stripes = graph.cost(), widths(plan), {w: len(kept) for w, kept in plan.stripes.items()}
     for g in graph.groups:
         if g.prunable and (scope == "all" or g.internal) and g.name in now:
-            more = {**now, g.name: min(now[g.name] + budget.align, g.size)}
+            more = {**now, g.name: min(now[g.name] + _step(budget), g.size)}
             cost = graph.cost(more, stripes)
             if budget.allows(cost, base):
                 yield g.name, (cost.macs - graph.cost(now, stripes).macs) / base.macs
+
+
+def _step(budget: sc.Budget) -> int:
+    assert isinstance(budget.align, int)
+    return budget.align
 
 
 def assert_meets(
@@ -123,7 +128,7 @@ def assert_meets(
         width = widths(result.plan).get(group.name, group.size)
         expect(width > 0, f"nothing is left of {group.name}")
         expect(
-            width == group.size or width % budget.align == 0,
+            width == group.size or width % _step(budget) == 0,
             f"{group.name} keeps {width} channels, not a multiple of align={budget.align}",
         )
     if isinstance(method, Criterion) or min(limits) > 0.01:

@@ -47,9 +47,10 @@ class Check:
         return batch._replace(inputs=inputs)
 
     def alike(self, batch: B.Batch, index: int) -> B.Batch:
-        """The batch, to be concatenated with the others. Raises DataError if it cannot be."""
+        """The batch, to be evaluated with the others. Raises DataError if its inputs or targets are of another kind: their
+        number, axes, channels and dtypes must be the same, and the sizes of images may differ."""
         self._first = self._first or batch
-        if _rows(batch) != _rows(self._first):
+        if _kind(batch) != _kind(self._first):
             raise DataError(
                 f"{self.where(index)} has {_shapes(batch)}, but the first has {_shapes(self._first)}: examples of different "
                 "shapes and dtypes cannot be evaluated together."
@@ -94,10 +95,14 @@ class Check:
         return f"does not fit the model, with inputs {given}: {fault(error, self.model, batch.inputs)}"
 
 
-def _rows(batch: B.Batch) -> list[Any]:
-    """The shape and dtype of one example, tensor by tensor."""
+def _kind(batch: B.Batch) -> list[Any]:
+    """The axes, channels and dtype of one example, tensor by tensor."""
     given, targets = leaves(batch.inputs), leaves(batch.targets)
-    return [*((x.shape[1:], x.dtype) for x in given), *((y.shape[1:], y.is_floating_point()) for y in targets)]
+
+    def shape(x: Tensor) -> Any:
+        return (x.ndim, x.shape[1:2]) if x.ndim > 2 else x.shape[1:]
+
+    return [*((shape(x), x.dtype) for x in given), *((y.ndim, y.is_floating_point()) for y in targets)]
 
 
 def _shapes(batch: B.Batch) -> str:

@@ -117,6 +117,12 @@ def _loaded() -> bool:
     return any(path.parent.name == "torchvision" and path.name.startswith("_C") for path in paths)
 
 
+def operators() -> bool:
+    """Whether torchvision's own C++ operators are there, rather than those in plain PyTorch."""
+    torchvision()
+    return not _defined
+
+
 def _without_extension() -> ModuleType:
     """Import torchvision with its missing operators declared here.
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import ArtifactError, Setting, a_or_an
-from secateurs.files import open_regular, read_tensors, shown
-from secateurs.stripes import StripeConv2d
+from secateurs.files import is_archive, is_pickle, open_regular, read_tensors, shown
+from secateurs.stripes import StripeConv
 
 State = dict[str, Tensor]
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
@@ -116,7 +116,7 @@ def put(
             )
     for name, layer in model.named_modules():
         key = f"{name}.kept" if name else "kept"
-        if isinstance(layer, StripeConv2d) and key in state and not torch.equal(state[key], layer.kept.cpu()):
+        if isinstance(layer, StripeConv) and key in state and not torch.equal(state[key], layer.kept.cpu()):
             raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}: {key} does not have the plan's stripes.")
     for first, *others in _shared({key: own[key] for key in both}):
         if other := next((name for name in others if not torch.equal(state[name], state[first])), None):
@@ -223,7 +223,7 @@ def _load_torch(path: Path) -> object:
                 warnings.simplefilter("ignore")
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            if zipped or _is_pickle(file):
+            if zipped or is_pickle(_head(file)):
                 raise ArtifactError(
                     f"{where} holds more than tensors, and loading it would run code from the file. "
                     "At its source, save `model.state_dict()` instead, preferably as .safetensors."
@@ -247,8 +247,7 @@ def _check_archive(file: BinaryIO, path: Path) -> bool:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError):
-        file.seek(0)
-        if file.read(4) != b"PK\x03\x04" and not _is_pickle(file):
+        if not is_archive(head := _head(file)) and not is_pickle(head):
             raise ArtifactError(
                 f"{shown(path)} is damaged or is not a file written by torch.save. Copy it again."
             ) from None
@@ -262,9 +261,9 @@ def _check_archive(file: BinaryIO, path: Path) -> bool:
     return True
 
 
-def _is_pickle(file: BinaryIO) -> bool:
+def _head(file: BinaryIO) -> bytes:
     file.seek(0)
-    return file.read(1) == b"\x80"  # the first opcode of any pickle of the last twenty years
+    return file.read(4)
 
 
 def _clean(loaded: object, path: Path) -> State:

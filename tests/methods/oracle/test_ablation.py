@@ -169,5 +169,7 @@ def test_inputs_of_several_parts_are_cut_alike() -> None:
     assert [b.targets.tolist() for b in found] == [[0, 1, 2, 3], [4, 5, 6]]
     assert found[1].inputs["b"][1].tolist() == [-4, -5, -6]
     ragged = iter([Batch(torch.zeros(1, 3, 4, 4), torch.zeros(1)), Batch(torch.zeros(1, 3, 5, 5), torch.zeros(1))])
+    assert [b.inputs.shape[-1] for b in held.hold(ragged)] == [4, 5]  # images of another size are another batch
+    ragged = iter([Batch(torch.zeros(1, 3, 4, 4), torch.zeros(1)), Batch(torch.zeros(1, 1, 4, 4), torch.zeros(1))])
     with pytest.raises(sc.DataError, match="different shapes"):
         held.hold(ragged)

@@ -635,6 +635,23 @@ def test_in_a_loop_of_ones_own() -> None:
     assert len(optimizer.state) == len(list(model.parameters()))
 
 
+def test_a_copy_that_was_made_meanwhile_is_refused() -> None:
+    """An average of the network (EMA) would lack the values that are merged into the network's weights."""
+    model = network("residual")
+    pruner = sc.attach(model, images(1), PFF(alpha=1e-3), steps=4, epoch_steps=4, data=batches())
+    ema = torch.optim.swa_utils.AveragedModel(model)
+    train(model, pruner, 4)
+    ema.update_parameters(model)
+    ema(images(2))  # with the values as they are
+    plan = pruner.plan()
+    model(images(2))
+    with pytest.raises(sc.TrainingError, match=r"made while pff was attached .*\(EMA\), after plan\(\)"):
+        ema(images(2))
+    sc.cut_(model, plan)
+    later = torch.optim.swa_utils.AveragedModel(model)
+    assert torch.equal(later.eval()(images(2)), model.eval()(images(2)))
+
+
 @pytest.mark.parametrize("method", [
     {}, {"live": True}, {"skeleton": "position"}, {"penalty": "group-lasso", "live": True}, {"train": "skeleton"},
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ import secateurs as sc
 from secateurs.methods import Task
 from secateurs.methods.stripes.blocks import blocks
 from secateurs.methods.stripes.select import Left, Stripes, kernels
+from secateurs.report.shapes import pictures
 from secateurs.stripes import StripeConv2d
-from secateurs.testing.networks import images, network
+from secateurs.testing.networks import images, network, randomize
 
 
 def task(model: nn.Module, budget: sc.Budget) -> Task:
@@ -133,8 +135,8 @@ def conv_only(dims: int, **options: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize(("model", "dims", "found"), [
-    (conv_only(1, kernel_size=5), 1, "2 Conv1d"),
-    (conv_only(3, kernel_size=3), 3, "2 Conv3d"),
+    (conv_only(1, kernel_size=1), 1, "2 of kernel size 1"),
+    (conv_only(3, kernel_size=1), 3, "2 of 1×1×1"),
     (conv_only(2, kernel_size=1), 2, r"2 of 1×1"),
     (conv_only(2, kernel_size=3, padding=1, padding_mode="reflect"), 2, r"1 with padding_mode='reflect', 1 of 1×1"),
 ])  # fmt: skip
@@ -142,7 +144,7 @@ def conv_only(dims: int, **options: Any) -> nn.Module:
 def test_what_has_no_stripes_is_told_what_has(method: str, model: nn.Module, dims: int, found: str) -> None:
     x = torch.randn(2, 3, *[8] * dims)
     with pytest.raises(
-        sc.ConfigError, match=rf"the network has {found}\).*cut from nn\.Conv2d with a kernel larger than 1×1"
+        sc.ConfigError, match=rf"the network has {found}\).*nn\.Conv3d with more than one kernel position"
     ):
         sc.prune(model, x, method, sc.Budget(macs=0.5), [(x, torch.tensor([0, 1]))], device="cpu")
 
@@ -162,3 +164,57 @@ def test_blocks_keep_the_same_positions(budget: sc.Budget) -> None:
             inside = kept[torch.from_numpy(own == b)]
             inside = inside[inside.any(1)]
             assert (inside == inside[:1]).all()
+
+
+class Deep(nn.Module):
+    """A network over one, two or three axes, with a shortcut, strides and kernels of several sizes."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        conv, norm = getattr(nn, f"Conv{axes}d"), getattr(nn, f"BatchNorm{axes}d")
+        self.stem, self.bn0 = conv(3, 12, 3, stride=2, padding=1, bias=False), norm(12)
+        self.a, self.bn1 = conv(12, 16, 3, padding=2, dilation=2, bias=False), norm(16)
+        self.b, self.bn2 = conv(16, 12, (2, 3, 1)[-axes:] if axes > 1 else 5, padding="same"), norm(12)
+        self.fc = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn0(self.stem(x)).relu()
+        y = self.bn2(self.b(self.bn1(self.a(x)).relu()))
+        return self.fc((x + y).relu().flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("method", ["l2-stripes", sc.PFF(epochs=2), sc.PFF(epochs=1, skeleton="position")])
+def test_kernels_with_any_number_of_axes(axes: int, method: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, *(12, 10, 8)[:axes])
+    data = [(x, torch.arange(8) % 4)] * 4
+    model = randomize(Deep(axes), 0).eval()
+    result = sc.prune(model, x[:2], method, sc.Budget(macs=0.5), data, recover=None, device="cpu")
+    graph, plan, base = sc.trace(model, x[:2]), result.plan, sc.count(model, x[:2])
+    assert sc.verify(model, plan, x[:2]) <= 1e-5
+    left = sc.count(result.model, x[:2])
+    assert left == graph.cost_of(plan)
+    assert left.macs <= 0.5 * base.macs
+    # To within one stripe: that of all filters at one position if they are cut together.
+    kinds = {w: plan.shapes[w] for w in plan.stripes}
+    one = max(base.macs // int(np.prod((s[0], *s[2:]))) * (s[0] if getattr(method, "skeleton", "") == "position" else 1)
+              for s in kinds.values())  # fmt: skip
+    assert left.macs > 0.5 * base.macs - one
+    if getattr(method, "skeleton", "") != "position":
+        assert any(isinstance(m, sc.StripeConv) and m.axes == axes for m in result.model.modules())
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_artifacts_exports_and_pictures_of_any_number_of_axes(axes: int, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *(12, 10, 8)[:axes])
+    result = sc.prune(randomize(Deep(axes), 0), x, "l2-stripes", sc.Budget(macs=0.5))
+    again = sc.load(result.save(tmp_path / "run"), model=Deep(axes)).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), result.model.eval()(x))
+    sc.export(result.model, tmp_path / "small.pt2", x)
+    summary = json.loads((tmp_path / "run" / "card.json").read_text())["stripes"]
+    assert all(np.array(layer["shares"]).shape == tuple(layer["kernel"]) for layer in summary)
+    assert {len(layer["kernel"]) for layer in summary} == {axes}
+    assert len(pictures(result.model, result.plan, tmp_path / "pictures")) == 3

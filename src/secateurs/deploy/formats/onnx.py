@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.deploy.formats.format import METADATA, Format, Shapes, arrays, called
+from secateurs.deploy.inputs import images_of
 from secateurs.errors import ExportError
 from secateurs.files import shown
 
@@ -20,10 +21,29 @@ LARGEST = 2**31 - 1  # bytes of one protobuf message
 
 def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata: str) -> None:
     args, kwargs = called(network, inputs)
+    if (images := images_of(inputs)) is not None:
+        _write_detector(network, path, images, metadata)
+        return
     program = torch.onnx.export(network, args, kwargs=kwargs, dynamo=True, dynamic_shapes=shapes, verbose=False)
     proto = program.model_proto  # type: ignore[union-attr]
     if proto.ByteSize() > LARGEST:
         raise ExportError(f"{shown(path.name)} would have more than 2 GiB, which an ONNX file cannot hold.")
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA, metadata
+    path.write_bytes(proto.SerializeToString())
+
+
+def _write_detector(network: nn.Module, path: Path, images: list[Tensor], metadata: str) -> None:
+    """By the exporter that torchvision's detectors are made for: how many boxes there are depends on the image, which the
+    newer one cannot follow. Images may have any height and width."""
+    import onnx
+
+    names = [f"image{i}" for i in range(len(images))]
+    axes = {name: {1: f"height{i}", 2: f"width{i}"} for i, name in enumerate(names)}
+    torch.onnx.export(
+        network, (images,), path, dynamo=False, opset_version=17, input_names=names, dynamic_axes=axes, verbose=False
+    )
+    proto = onnx.load(path)
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA, metadata
     path.write_bytes(proto.SerializeToString())

@@ -73,7 +73,7 @@ class Policy:
     def _allowed(self, widths: np.ndarray) -> np.ndarray:
         """Not below the least; in whole steps if the budget has an alignment. Groups whose widths the user has set count as
         they are, so that λ closes them, too."""
-        widths = self.widths.rounded(widths) if self.widths.step > 1 else widths
+        widths = np.where(self.widths.step > 1, self.widths.rounded(widths), widths)
         return np.maximum(widths, self.widths.least)
 
     # -- channels -----------------------------------------------------------------------------------------------------

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateurs.data.structure import leaves
 from secateurs.graph import ChannelGroup
 from secateurs.graph.channels import parameter
 from secateurs.masking.gates import Gates
 from secateurs.methods.assess import Assessor
 from secateurs.methods.oracle.prefix import Held, Prefix
 from secateurs.training import batches as B
+from secateurs.training.metrics import Meter, Metrics
+from secateurs.training.objective import Judged
 
 
 def readers(model: nn.Module, group: ChannelGroup) -> list[nn.Module]:
@@ -43,8 +47,8 @@ class Ablation:
         self.prefix = Prefix(
             self.assessor.model,
             readers(self.assessor.model, self.group),
-            lambda: self._run(probe, every)[0],
-            lambda: self._run(probe, half)[0],
+            lambda: self._compared(self._run(probe, every)),
+            lambda: self._compared(self._run(probe, half)),
         )
         return self
 
@@ -77,9 +81,10 @@ class Ablation:
         """The same for one mask and one of the assessor's batches: (2,) on the device."""
         batch, mask = self.assessor.batches[index], mask.to(self.assessor.device)
         first, held = self._prepare(index, batch, mask, True)
-        return self._replay(held, batch, mask) if first is None else first
+        found: Tensor = self._replay(held, batch, mask) if first is None else first
+        return found
 
-    def _prepare(self, i: int, batch: B.Batch, mask: Tensor, ours: bool) -> tuple[Tensor | None, Held]:
+    def _prepare(self, i: int, batch: B.Batch, mask: Tensor, ours: bool) -> tuple[Any, Held]:
         """The outputs to replay on this batch; and the mask's result on it, if it had to be run for that."""
         if ours and self._held:
             return None, self._held[i]
@@ -97,10 +102,38 @@ class Ablation:
             rest = [self.prefix.capture(lambda b=b: self._run(b, every))[1] for b in batches[1:]]  # type: ignore[misc]
             self._held = [first, *rest]
 
-    def _replay(self, held: Held, batch: B.Batch, mask: Tensor) -> Tensor:
-        found: Tensor = self.prefix.replay(held, lambda: self._run(batch, mask))
-        return found
+    def _replay(self, held: Held, batch: B.Batch, mask: Tensor) -> Any:
+        return self.prefix.replay(held, lambda: self._run(batch, mask))
 
-    def _run(self, batch: B.Batch, mask: Tensor) -> Tensor:
+    def _run(self, batch: B.Batch, mask: Tensor) -> Any:
         self.gates.flat(mask)
         return torch.stack(self.assessor.run(batch))
+
+    def _compared(self, found: Any) -> Tensor:
+        """What two runs with the same result have in common: the loss."""
+        loss: Tensor = found[0]
+        return loss
+
+
+class Judging(Ablation):
+    """Evaluates all figures that are measured of a network, in place of the loss."""
+
+    @torch.no_grad()
+    def figures(self, masks: Tensor, batches: list[B.Batch]) -> list[Metrics]:
+        """For each mask (rows of (M, size), 1 = kept) what is measured of the network on these batches."""
+        masks, device = masks.to(self.assessor.device), self.assessor.device
+        meters = [Meter(self.assessor.objective.metrics, device, together=False) for _ in masks]
+        for i, batch in enumerate(batches):
+            first, held = self._prepare(i, batch, masks[0], False)
+            meters[0].add(first, batch.rows)
+            for meter, mask in zip(meters[1:], masks[1:], strict=True):
+                meter.add(self._replay(held, batch, mask), batch.rows)
+        found = [meter.metrics(None, 0.0) for meter in meters]
+        return [metrics for metrics in found if metrics is not None]
+
+    def _run(self, batch: B.Batch, mask: Tensor) -> Judged:
+        self.gates.flat(mask)
+        return self.assessor.judge(batch)
+
+    def _compared(self, found: Judged) -> Tensor:
+        return torch.cat([x.flatten().double() for x in leaves(found.outputs)])

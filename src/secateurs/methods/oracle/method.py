@@ -41,6 +41,8 @@ class Oracle(Method):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of the evaluations")
 
+    quick: ClassVar[bool] = False
+
     def check(self, task: Task) -> None:
         super().check(task)
         require_data(task, self.name, "measures the loss on examples")

@@ -139,7 +139,7 @@ class Settings(Taught):
     def stripes(self, task: Task) -> Stripes:
         found, grouped = kernels(task), None
         if self.skeleton == "position":
-            grouped = {name: np.zeros(o, dtype=np.int64) for name, (o, _, _) in found.items()}
+            grouped = {name: np.zeros(o, dtype=np.int64) for name, (o, *_) in found.items()}
         elif self.block > 1:
             grouped = blocks(task.model, found, self.block)
         return Stripes(task, found, grouped, self.floor)

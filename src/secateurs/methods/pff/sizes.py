@@ -17,15 +17,15 @@ from secateurs.surgery.verify import TOLERANCE, outputs
 
 
 def squares(model: nn.Module, kernels: Iterable[str]) -> dict[str, Tensor]:
-    """For each weight the squared norms of its stripes: (O, KH, KW)."""
+    """For each weight the squared norms of its stripes: (O, *kernel)."""
     return {name: parameter(model, name).detach().float().square().sum(1) for name in kernels}
 
 
 def sizes(found: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For each weight the norms of its filters: (O,). found: see `squares`. kept: (O, KH, KW) bool for weights that lose
+    """For each weight the norms of its filters: (O,). found: see `squares`. kept: (O, *kernel) bool for weights that lose
     stripes."""
     left = {name: s * kept[name].to(s.device) if name in kept else s for name, s in found.items()}
-    return {name: s.sum((1, 2)).sqrt() for name, s in left.items()}
+    return {name: s.flatten(1).sum(1).sqrt() for name, s in left.items()}
 
 
 def restore_(model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, Tensor], inputs: Any) -> list[str]:
@@ -38,7 +38,7 @@ def restore_(model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, T
     too much at the learning rate that was right before. With the norm of all their stripes they would change too little:
     the more of a filter is cut, the more the rest has to change.
 
-    first: see `squares`. kept: (O, KH, KW) bool for weights that lose stripes. inputs: examples.
+    first: see `squares`. kept: (O, *kernel) bool for weights that lose stripes. inputs: examples.
     """
     layers = {name.rpartition(".")[0]: name for name in first}
     norms = {layers[layer]: f.norm for layer, f in following(model, layers, inputs).items() if f.norm is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from secateurs.errors import TrainingError
 from secateurs.graph.channels import parameter
 from secateurs.masking.swaps import Swaps
 from secateurs.methods.stripes.blocks import Blocks
 
-Kernels = Mapping[str, tuple[int, int, int]]  # weight → (filters, rows, columns)
+Shape = tuple[int, ...]  # (filters, *kernel)
+Kernels = Mapping[str, Shape]  # of each weight
 
 
 class Measure(Protocol):
@@ -38,7 +41,8 @@ class Measure(Protocol):
 class Skeleton:
     """One learnable value for each unit, initially one; each forward computes with weight · value (eq. 1).
 
-    The network's parameters keep their names, values and identities; copies of the network use the same skeleton.
+    The network's parameters keep their names, values and identities; copies of the network use the same skeleton, as long as
+    it is not merged.
 
     blocks: the block of each filter, if filters share values; see `Stripes`.
     prior: (units,) what each value's magnitude is multiplied by to get its strength; None: ones.
@@ -52,13 +56,14 @@ class Skeleton:
         self.model = model
         device = parameter(model, next(iter(kernels))).device
         self.shared = {
-            name: Shared(o, None if blocks is None else blocks[name], device) for name, (o, _, _) in kernels.items()
+            name: Shared(o, None if blocks is None else blocks[name], device) for name, (o, *_) in kernels.items()
         }
-        self.shapes = {name: (self.shared[name].rows, h, w) for name, (_, h, w) in kernels.items()}
-        self.sizes = [o * h * w for o, h, w in self.shapes.values()]
+        self.shapes = {name: (self.shared[name].rows, *kernel) for name, (_, *kernel) in kernels.items()}
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.values = nn.Parameter(torch.ones(sum(self.sizes), device=device))
         self.prior = torch.ones(sum(self.sizes), device=device) if prior is None else prior.clamp_min(self.LEAST)
         self.pull = self.prior**-2
+        self.merged = False
         self._handles: list[RemovableHandle] = []
         start = 0
         for (name, shape), size in zip(self.shapes.items(), self.sizes, strict=True):
@@ -88,7 +93,9 @@ class Skeleton:
 
     @torch.no_grad()
     def finish_(self) -> None:
-        """Merge: fold the values into the weights (step 2)."""
+        """Merge: fold the values into the weights (step 2). Copies of the network cannot follow, and raise an error when they
+        run."""
+        self.merged = True
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -109,21 +116,21 @@ class Shared:
         self.row = None if blocks is None or self.rows == 1 else torch.from_numpy(blocks).to(device)
 
     def spread(self, values: Tensor) -> Tensor:
-        """(rows, KH, KW) → (filters, KH, KW), or (1, KH, KW) for all filters."""
+        """(rows, *kernel) → (filters, *kernel), or (1, *kernel) for all filters."""
         return values if self.row is None else values.index_select(0, self.row)
 
     def means(self, values: Tensor) -> Tensor:
-        """(filters, KH, KW) → (rows, KH, KW)"""
+        """(filters, *kernel) → (rows, *kernel)"""
         if self.row is None:
             return values.mean(0, keepdim=True) if self.rows == 1 else values
         sums = values.new_zeros(self.rows, *values.shape[1:]).index_add(0, self.row, values)
-        return sums / self.sizes[:, None, None]
+        return sums / self.sizes.view(-1, *[1] * (values.ndim - 1))
 
 
 class _Swap:
     """During a convolution's forward its weight is the product."""
 
-    def __init__(self, skeleton: Skeleton, at: slice, shape: tuple[int, int, int], shared: Shared) -> None:
+    def __init__(self, skeleton: Skeleton, at: slice, shape: Shape, shared: Shared) -> None:
         self.skeleton, self.at, self.shape, self.shared = skeleton, at, shape, shared
         self.swaps = Swaps()
 
@@ -131,9 +138,14 @@ class _Swap:
         return self
 
     def enter(self, conv: nn.Module, args: Any) -> None:
+        if self.skeleton.merged:
+            raise TrainingError(
+                "This copy of the network was made while pff was attached to it. The values that pff learned are in the "
+                "network's weights now, and not in the copy's: copy it, or start an average of it (EMA), after plan()."
+            )
         w = conv._parameters["weight"]
         assert w is not None
-        value = self.shared.spread(self.skeleton.values[self.at].view(self.shape))[:, None]  # (O, 1, KH, KW)
+        value = self.shared.spread(self.skeleton.values[self.at].view(self.shape))[:, None]  # (O, 1, *kernel)
         self.swaps.put(conv, "weight", w * value.to(w))
 
     def leave(self, conv: nn.Module, args: Any, out: Any) -> None:
@@ -152,18 +164,20 @@ class Norms:
         self.model, self.kernels = model, list(kernels)
         self.shared = {
             name: Shared(o, None if blocks is None else blocks[name], parameter(model, name).device)
-            for name, (o, _, _) in kernels.items()
+            for name, (o, *_) in kernels.items()
         }
         worth = [1.0] * len(self.kernels) if worth is None else worth
         self.first = [float(n.detach().mean()) / w for n, w in zip(self._norms(), worth, strict=True)]
-        filters = [self.shared[name].sizes.repeat_interleave(h * w) for name, (_, h, w) in kernels.items()]
+        filters = [
+            self.shared[name].sizes.repeat_interleave(math.prod(kernel)) for name, (_, *kernel) in kernels.items()
+        ]
         self.pull = torch.cat([m**2 * o for m, o in zip(self.first, filters, strict=True)])
 
     def _norms(self) -> list[Tensor]:
         """Norms for each layer: (units,)."""
         found = []
         for name in self.kernels:
-            squares = parameter(self.model, name).float().square().sum(1)  # (O, KH, KW)
+            squares = parameter(self.model, name).float().square().sum(1)  # (O, *kernel)
             squares = self.shared[name].means(squares)
             found.append((squares + 1e-12).sqrt().reshape(-1))  # has a gradient where all weights are zero
         return found

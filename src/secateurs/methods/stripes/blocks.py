@@ -19,8 +19,8 @@ def blocks(model: nn.Module, kernels: Iterable[str], size: int) -> dict[str, np.
     """
     found = {}
     for name in kernels:
-        weight = parameter(model, name).detach().float()  # (O, C, KH, KW)
-        shapes = weight.square().sum(1).sqrt().flatten(1).double().cpu().numpy()  # (O, KH · KW)
+        weight = parameter(model, name).detach().float()  # (O, C, *kernel)
+        shapes = weight.square().sum(1).sqrt().flatten(1).double().cpu().numpy()  # (O, positions)
         found[name] = _grouped(shapes, size)
     return found
 

@@ -61,8 +61,8 @@ class L2Stripes(Method):
         return Stripes(task, found, None if self.block == 1 else blocks(task.model, found, self.block), self.floor)
 
     def _scores(self, task: Task, name: str) -> np.ndarray:
-        """One layer's scores: (filters · rows · columns,)."""
-        weight = parameter(task.model, name).detach().float()  # (O, C, KH, KW)
+        """One layer's scores: (filters · positions,)."""
+        weight = parameter(task.model, name).detach().float()  # (O, C, *kernel)
         norms = weight.square().sum(1).sqrt().flatten().double().cpu().numpy()
         if not np.isfinite(norms).all():
             raise ConfigError(f"{self.name}: {name} has NaN or infinite values.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +17,16 @@ from secateurs.methods.method import Task
 from secateurs.methods.select import prices
 from secateurs.methods.selection import Selection
 from secateurs.methods.stripes.blocks import Blocks
-from secateurs.stripes import StripeConv2d
+from secateurs.stripes import StripeConv
 
 Array = np.ndarray
 COST = 0.25  # scores are compared between layers divided by this power of the stripes' costs
 FEW = 0.05  # if a budget would leave a smaller fraction of the stripes than this, channels are cut as well
 
 
-def kernels(task: Task) -> dict[str, tuple[int, int, int]]:
-    """Weights whose stripes can be cut, with their filters, rows and columns."""
-    return {name: shape for name, shape in task.kernels.items() if shape[1] * shape[2] > 1}
+def kernels(task: Task) -> dict[str, tuple[int, ...]]:
+    """Weights whose stripes can be cut, with the number of filters and the kernel's size."""
+    return {name: shape for name, shape in task.kernels.items() if math.prod(shape[1:]) > 1}
 
 
 def check_kernels(task: Task, method: str) -> None:
@@ -33,15 +34,16 @@ def check_kernels(task: Task, method: str) -> None:
     if kernels(task):
         return
     why = "no convolution that stripes can be cut from"
-    if any(isinstance(m, StripeConv2d) for m in task.model.modules()):
+    if any(isinstance(m, StripeConv) for m in task.model.modules()):
         why = "only convolutions whose stripes are already cut"
     if task.kernels != task.graph.kernels:
         why += " within the limits of the task"
     if found := _unsupported(task.model):
         why += f" (the network has {', '.join(f'{n} {kind}' for kind, n in found.items())})"
     raise ConfigError(
-        f"{method} found {why}: there is nothing to prune. Stripes are cut from nn.Conv2d with a kernel larger than 1×1, one "
-        "group and padding with zeros. Methods that cut channels prune convolutions of any kind: npn, aofp, epruner, l2 …"
+        f"{method} found {why}: there is nothing to prune. Stripes are cut from nn.Conv1d, nn.Conv2d and nn.Conv3d with more "
+        "than one kernel position, one group and padding with zeros. Methods that cut channels prune convolutions of any kind: "
+        "npn, aofp, epruner, l2 …"
     )
 
 
@@ -51,12 +53,12 @@ def _unsupported(model: nn.Module) -> Counter[str]:
     for conv in model.modules():
         if not isinstance(conv, _ConvNd):
             continue
-        if type(conv) is not nn.Conv2d:
+        if type(conv) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
             found[type(conv).__name__] += 1
         elif conv.groups > 1:
             found["grouped or depthwise"] += 1
-        elif conv.kernel_size == (1, 1):
-            found["of 1×1"] += 1
+        elif math.prod(conv.kernel_size) == 1:
+            found["of " + ("×".join(map(str, conv.kernel_size)) if len(conv.kernel_size) > 1 else "kernel size 1")] += 1
         elif conv.padding_mode != "zeros":
             found[f"with padding_mode={conv.padding_mode!r}"] += 1
     return found
@@ -84,7 +86,7 @@ class Left:
 class Stripes:
     """All stripes of all kernels of a network, concatenated; a stripe is identified by its position.
 
-    kernels: weight name → (filters, rows, columns), as in `ChannelGraph.kernels`.
+    kernels: weight name → (filters, *kernel), as in `ChannelGraph.kernels`.
     blocks: the filters of a block keep the same positions, so its stripes at one position are kept or cut together; None:
     each filter is a block. See `blocks`; with all filters of a layer in one block, layers are cut shape-wise.
     floor: the minimum fraction of its stripes that every layer keeps; at least one stripe.
@@ -93,26 +95,27 @@ class Stripes:
     def __init__(
         self,
         task: Task,
-        kernels: Mapping[str, tuple[int, int, int]],
+        kernels: Mapping[str, tuple[int, ...]],
         blocks: Blocks | None = None,
         floor: float = 0.0,
     ) -> None:
         self.task, self.widths, self.kernels, self.blocks = task, task.widths, dict(kernels), blocks
         shapes = list(self.kernels.values())
-        self.sizes = np.array([o * h * w for o, h, w in shapes], dtype=np.int64)
+        positions = np.array([math.prod(shape[1:]) for shape in shapes], dtype=np.int64)
+        self.sizes = np.array([math.prod(shape) for shape in shapes], dtype=np.int64)
         self.least = np.maximum(1, np.ceil(floor * self.sizes)).astype(np.int64)
-        filters = np.array([o for o, _, _ in shapes], dtype=np.int64)
+        filters = np.array([shape[0] for shape in shapes], dtype=np.int64)
         first = np.cumsum(np.r_[0, filters])
         self.filters = int(first[-1])
         self.layer = np.repeat(np.arange(len(shapes)), self.sizes)
-        self.filter = np.repeat(np.arange(self.filters), np.repeat([h * w for _, h, w in shapes], filters))
+        self.filter = np.repeat(np.arange(self.filters), np.repeat(positions, filters))
         self.unit = np.arange(len(self.layer))  # the unit that a stripe is kept or cut with
         if blocks is not None:
             units, start = [], 0
-            for name, (_, h, w) in self.kernels.items():
-                block = blocks[name]
-                units.append((start + block[:, None] * h * w + np.arange(h * w)).ravel())
-                start += (int(block.max()) + 1) * h * w
+            for name, p in zip(self.kernels, positions.tolist(), strict=True):
+                of_filter = blocks[name]
+                units.append((start + of_filter[:, None] * p + np.arange(p)).ravel())
+                start += (int(of_filter.max()) + 1) * p
             self.unit = np.concatenate(units)
         self.units = int(self.unit.max()) + 1
         at = dict(zip(self.kernels, first, strict=False))
@@ -131,7 +134,7 @@ class Stripes:
         return len(self.layer)
 
     def split(self, flat: Array) -> dict[str, Array]:
-        """One value for each stripe, by kernel: (filters, rows, columns)."""
+        """One value for each stripe, by kernel: (filters, *kernel)."""
         parts = np.split(flat, np.cumsum(self.sizes)[:-1])
         return {name: part.reshape(shape) for (name, shape), part in zip(self.kernels.items(), parts, strict=True)}
 
@@ -285,7 +288,7 @@ class Stripes:
             i = int(max(range(len(channels)), key=lambda j: best[j]))
             before = channels[i].copy()
             spare = np.flatnonzero(~before)
-            channels[i][spare[np.argsort(-worth[i][spare], kind="stable")][: self.widths.step]] = True
+            channels[i][spare[np.argsort(-worth[i][spare], kind="stable")][: self.widths.step[i]]] = True
             if not self.fits(self.left(alive, scores, channels)):
                 channels[i] = before
                 closed.add(i)
@@ -306,21 +309,21 @@ class Stripes:
         sizes = np.bincount(self.unit[back], minlength=self.units)
         layer = np.zeros(self.units, dtype=np.int64)
         layer[self.unit] = self.layer
-        limits, base = budget.limits(self.widths.base), self.cost(left)
-        room = np.array([limits.macs - base.macs, limits.params - base.params])
-        price = np.zeros((len(counts), 2), dtype=np.int64)  # of one more stripe
+        limits, now = budget.figures(budget.limits(self.widths.base)), budget.figures(self.cost(left))
+        room = limits - now
+        price = np.zeros((len(counts), len(room)))  # of one more stripe
         for i in range(len(counts)):
             more = counts.copy()
             more[i] += 1
-            cost = self.cost(Left(alive, left.channels, left.widths, more))
-            price[i] = cost.macs - base.macs, cost.params - base.params
+            price[i] = budget.figures(self.cost(Left(alive, left.channels, left.widths, more))) - now
         regained = np.zeros(self.units, dtype=bool)
         for u in np.argsort(-rank):
             if sizes[u] and (price[layer[u]] * sizes[u] <= room).all():
                 room -= price[layer[u]] * sizes[u]
                 counts[layer[u]] += sizes[u]
                 regained[u] = True
-        return Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
+        fuller = Left(alive | (back & regained[self.unit]), left.channels, left.widths, counts)
+        return fuller if self.fits(fuller) else left  # the latency of stripes is not linear
 
     def selection(self, left: Left) -> Selection:
         """The form that a plan takes; layers that keep all their stripes are left out."""

@@ -30,7 +30,7 @@ class Solution:
 class Problem:
     """Collects samples, then solves.
 
-    weight, bias: the layer's own. kept: (O, KH, KW), of a stripe convolution. samples: how many are expected.
+    weight, bias: the layer's own. kept: (O, *kernel), of a stripe convolution. samples: how many are expected.
     floats: a norm follows that can add any constant, which is then the one that fits best, with the old weights, too.
     """
 

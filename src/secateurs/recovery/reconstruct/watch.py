@@ -33,7 +33,7 @@ class Layer(NamedTuple):
     bias: Tensor | None
     geometry: Geometry
     x: Tensor  # (N, C, *in)
-    kept: Tensor | None = None  # (O, KH, KW), of a stripe convolution
+    kept: Tensor | None = None  # (O, *kernel), of a stripe convolution
 
 
 class Watch(TorchDispatchMode):
@@ -77,10 +77,10 @@ class Watch(TorchDispatchMode):
             s, p, d = (_all(v, w.ndim - 2) for v in (stride, padding, dilation))
             geometry = Geometry(groups, tuple(w.shape[2:]), s, p, d, transposed)
             return Layer(self.names[id(w)], w, bias, geometry, x) if id(w) in self.names and x.ndim == w.ndim else None
-        if func is torch.ops.secateurs.stripe_conv2d.default:
+        if func is torch.ops.secateurs.stripe_conv.default:
             x, w, bias, kept, stride, padding, dilation = args
-            geometry = Geometry(1, tuple(kept.shape[1:]), tuple(stride), (padding[0], padding[2]), tuple(dilation))
-            known = id(w) in self.names and x.ndim == 4
+            geometry = Geometry(1, tuple(kept.shape[1:]), tuple(stride), tuple(padding[::2]), tuple(dilation))
+            known = id(w) in self.names and x.ndim == kept.ndim + 1
             return Layer(self.names[id(w)], w, bias, geometry, x, kept=kept) if known else None
         if func is aten.linear.default:
             x, w, bias = (*args, None)[:3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,10 +46,10 @@ class Run:
         try:
             run.timings = read_timings(folder)
         except ArtifactError as error:
-            run.notes.append(f"The measured times are not shown. {error}")
+            run.tell(f"The measured times are not shown. {error}")
         if run.timings is not None and run.timings.model != card.files.model:
             run.timings = None
-            run.notes.append(
+            run.tell(
                 f"The measured times are not shown: {TIMINGS} is of another network than the one in the folder. Measure again."
             )
         return run
@@ -65,12 +66,12 @@ class Run:
     def networks(self) -> list[tuple[str, Figures]]:
         return self.card.networks()
 
-    @property
+    @cached_property
     def entries(self) -> list[dict[str, Any]]:
         """The entries of the history, in JSON types."""
         return records(self.card.history)
 
-    @property
+    @cached_property
     def history(self) -> list[dict[str, Any]]:
         """Those of the last round: of the whole run where there was one round."""
         last = max((e["round"] for e in self.entries if isinstance(e.get("round"), int)), default=None)
@@ -80,6 +81,11 @@ class Run:
     def widths(self) -> dict[str, Width]:
         """layer → channels before and after. Cards of earlier versions have only the layers that were cut, in their plan."""
         return dict(self.card.widths) or cut_widths(self.plan)
+
+    def tell(self, sentence: str) -> None:
+        """Add to the notes, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def events(self, kind: str, schema: type[Shape]) -> list[Shape]:
         """The entries of a kind that this schema reads. Others of the kind are named in the notes."""
@@ -93,9 +99,7 @@ class Run:
             except ValidationError:
                 bad += 1
         if bad:
-            self.notes.append(
-                f"{bad} of the history's {what} entries have another form than expected, and are not shown."
-            )
+            self.tell(f"{bad} of the history's {what} entries have another form than expected, and are not shown.")
         return found
 
 

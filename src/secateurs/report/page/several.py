@@ -10,8 +10,9 @@ from typing import Any
 from secateurs.artifact import Figures
 from secateurs.artifact.timings import Timing
 from secateurs.markup import Markup
-from secateurs.report.figures import duration, error, share, short
+from secateurs.report.figures import duration, share, short
 from secateurs.report.page.main import Measure, main_measure
+from secateurs.report.page.panels.error import short as short_error
 from secateurs.report.page.panels.speed import milliseconds
 from secateurs.report.page.run import Run
 from secateurs.report.page.svg import Axis, Curve, Mark, chart, symbol
@@ -61,7 +62,7 @@ def table(runs: Sequence[Run]) -> dict[str, Any]:
         if key is not None:
             row = _timing(run, key)
             cells.append(Cell("-", None) if row is None else Cell(f"{row.ratio.median:.2f}×", row.ratio.median))
-        cells.append(Cell(error(card.error), card.error))
+        cells.append(Cell(short_error(card.error), card.error))
         cells.append(Cell("-" if card.seconds is None else duration(card.seconds), card.seconds))
         rows.append(cells)
     return {"heads": heads, "rows": rows}

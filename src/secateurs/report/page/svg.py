@@ -86,7 +86,7 @@ def chart(
     title: str = "",
     cursor: bool = False,
 ) -> Markup:
-    """A chart of curves and marks. levels: horizontal dashed lines; rules: vertical ones that begin a labeled part. cursor: a
+    """A chart of curves and marks. levels: horizontal dotted lines; rules: vertical ones that begin a labeled part. cursor: a
     vertical line that the page's script moves; `data-…` attributes of the chart say where."""
     xs = [p[0] for c in curves for p in c.points] + [m.x for m in marks] + [at for at, _ in rules]
     ys = [p[1] for c in curves for p in c.points] + [m.y for m in marks] + [at for at, _ in levels]
@@ -95,8 +95,7 @@ def chart(
     parts = [
         *_axes(x, y, across, up),
         *(
-            tag("g", tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=up(at), y2=up(at), class_="level"),
-                tag("text", name, x=WIDTH - RIGHT, y=up(at) + 9, class_="note end"))
+            tag("line", tag("title", name), x1=LEFT, x2=WIDTH - RIGHT, y1=up(at), y2=up(at), class_="level")
             for at, name in levels
         ),
         *(
@@ -114,17 +113,15 @@ def chart(
     return tag("svg", *parts, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img", aria_label=title, class_="chart", **data)
 
 
-def legend(curves: Sequence[Curve]) -> Markup:
-    """What the colors are."""
-    return tag("ul", *(tag("li", line(c), c.name) for c in curves), class_="legend")
+def legend(curves: Sequence[Curve], levels: Sequence[tuple[float, str]] = ()) -> Markup:
+    """What the lines of a chart are."""
+    drawn = [*((_line(curve), curve.name) for curve in curves), *(("level", name) for _, name in levels)]
+    return tag("ul", *(tag("li", _sample(kind), name) for kind, name in drawn), class_="legend")
 
 
-def line(curve: Curve) -> Markup:
-    return tag(
-        "svg",
-        tag("line", x1=0, x2=18, y1=5, y2=5, class_=_line(curve)),
-        viewBox="0 0 18 10", width=18, height=10, aria_hidden="true",
-    )  # fmt: skip
+def _sample(kind: str) -> Markup:
+    middle = tag("line", x1=0, x2=18, y1=5, y2=5, class_=kind)
+    return tag("svg", middle, viewBox="0 0 18 10", width=18, height=10, aria_hidden="true")
 
 
 def symbol(color: int, shape: int, hollow: bool = False) -> Markup:

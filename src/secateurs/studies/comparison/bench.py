@@ -23,6 +23,7 @@ from secateurs.devices import device_of, usable
 from secateurs.errors import ConfigError, SecateursError
 from secateurs.graph import Cost, count
 from secateurs.graph.copies import copied
+from secateurs.graph.counter import MacCounter
 from secateurs.graph.inputs import call, to_model_device
 from secateurs.methods import Method, Task
 from secateurs.methods.limits import Limits
@@ -40,6 +41,7 @@ from secateurs.studies.comparison.compute import (
 from secateurs.studies.comparison.contestants import Cell, budget_text
 from secateurs.studies.comparison.peers import TorchPruning
 from secateurs.studies.comparison.work import Work
+from secateurs.timing import clocked
 from secateurs.training import CrossEntropy, Objective, Phase
 from secateurs.training import batches as B
 
@@ -123,9 +125,11 @@ class Bench:
     def _task(self, method: Method, cell: Cell, graph: Any, scope: Any) -> Task:
         limits = Limits(**{name: self.work.options[name] for name in LIMITS if name in self.work.options})
         chosen = scope or method.default_scope
+        bounds = limits.named(self.model).on(graph, chosen)
+        graph = clocked(self.model, graph, self.inputs, cell.budget, chosen, bounds, stripes=method.cuts == "stripes")
         task = Task(
             self.model, graph, cell.budget, chosen, self.at(cell.seed), cell.seed, self.inputs,
-            {"device": self.where, "objective": self.objective}, bounds=limits.named(self.model).on(graph, chosen),
+            {"device": self.where, "objective": self.objective}, bounds=bounds,
         )  # fmt: skip
         return task.for_method(method)
 
@@ -176,12 +180,13 @@ class Bench:
         narrowest = min((len(kept) / groups[name] for name, kept in result.plan.groups.items()), default=1.0)
         cut = next((i for i, line in enumerate(result.history) if line.get("event") == "calibrated"), None)
         steps = [line["step"] for line in result.history[:cut] if division.epochs and "train_loss" in line]
+        timed = getattr(result, "latency", None)  # where the budget limits it
         return {
             "original": asdict(result.before), "cut": asdict(result.cut), "calibrated": asdict(result.calibrated),
             "recovered": asdict(result.after), "error": None if math.isnan(result.error) else result.error,
             "narrowest": narrowest, "passes": division.passes,
             "search": {"epoch": cost.epoch, "once": cost.once, "epochs": division.epochs, "steps": max(steps, default=0)},
-            "recovery": _recorded(division.recovery), **_took(*clocks),
+            "recovery": _recorded(division.recovery), **({} if timed is None else {"latency": asdict(timed)}), **_took(*clocks),
         }  # fmt: skip
 
     def _own(self, cell: Cell) -> Record:
@@ -191,11 +196,14 @@ class Bench:
             raise ConfigError(f"{method.name} has no cut of its own.")
         data = self.at(cell.seed)
         original = measured(self.cost, self.model, data, self.objective)
-        small = method.cut(self._task(method, cell, trace(self.model, self.inputs), "all"))
+        with MacCounter() as counter:
+            small = method.cut(self._task(method, cell, trace(self.model, self.inputs), "all"))
+        once = counter.macs / (3 * self.cost.macs)
         cost = Cost(count(small, self.inputs).macs // examples(self.inputs), sum(p.numel() for p in small.parameters()))
         cut = measured(cost, small, data, self.objective)
         width = width_of(cell.budget, self.cost, self.work.unit)
-        (recipe,) = phases = shared([Recover(share=0)], self.work.epochs, width, self.images)
+        (recipe,) = phases = shared([Recover(share=0)], self.work.epochs - once / self.images, width, self.images)
+        passes = once / self.images + recipe.epochs * recovery_cost(recipe, width, self.images)  # type: ignore[attr-defined]
         recover(
             small, data, recipe, seed=cell.seed, device=self.where, objective=self.objective,
             progress="lines" if self.work.progress else "silent",
@@ -203,8 +211,8 @@ class Bench:
         after = measured(cost, small, data, self.objective)
         return {
             "original": asdict(original), "cut": asdict(cut), "calibrated": None, "recovered": asdict(after), "error": None,
-            "narrowest": None, "passes": recipe.epochs * recovery_cost(recipe, width, self.images),  # type: ignore[attr-defined]
-            "search": {"epoch": 0.0, "once": 0.0, "epochs": 0.0, "steps": 0}, "recovery": _recorded(phases), **_took(*clocks),
+            "narrowest": None, "passes": passes,
+            "search": {"epoch": 0.0, "once": once, "epochs": 0.0, "steps": 0}, "recovery": _recorded(phases), **_took(*clocks),
         }  # fmt: skip
 
 

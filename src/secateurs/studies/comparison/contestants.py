@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from secateurs.budget import Budget
+from secateurs.budget import Budget, stated
 from secateurs.errors import ConfigError, nearest
 from secateurs.methods import Method, resolve
 from secateurs.methods.method import check_budget
@@ -77,7 +77,7 @@ class Cell:
 
     def record(self) -> dict[str, Any]:
         """What its figures depend on beside what all cells share, as JSON."""
-        record = {"method": self.contestant.record(), "budget": asdict(self.budget), "seed": self.seed}
+        record = {"method": self.contestant.record(), "budget": self.budget.record(), "seed": self.seed}
         return dict(json.loads(json.dumps(record, default=str)))
 
 
@@ -156,8 +156,8 @@ def settings(words: Sequence[str]) -> dict[str, Any]:
 
 def budget_text(budget: Budget) -> str:
     """`macs=0.5`: what differs from the defaults."""
-    given = [(f.name, getattr(budget, f.name)) for f in fields(budget) if getattr(budget, f.name) != f.default]
-    return " ".join(f"{name}={_text(value)}" for name, value in given)
+    found = stated(budget.record()) | ({} if budget.target is None else {"target": str(budget.target)})
+    return " ".join(f"{name}={_text(value)}" for name, value in found.items())
 
 
 USUAL = (Recover(),)

@@ -10,6 +10,7 @@ from secateurs.errors import ConfigError
 from secateurs.files import write_whole
 from secateurs.report.curves import COLORS, can_plot
 
+SHOWN = COLORS[1:7]  # without black, and yellow, which a thin line does not show
 Point = tuple[float, float, float]  # x, y, standard deviation of y
 
 
@@ -29,10 +30,10 @@ def frontier(path: Path, lines: Mapping[str, Sequence[Point]], original: float |
         axes.axhline(original, color="gray", linewidth=1, linestyle=":", label="original")
     for i, (name, points) in enumerate(lines.items()):
         xs, ys, deviations = zip(*sorted(points), strict=True)
-        style = ("-", "--", "-.")[i // (len(COLORS) - 1) % 3]
+        style = ("-", "--", "-.")[i // len(SHOWN) % 3]
         axes.errorbar(
             xs, ys, yerr=deviations, linestyle=style, marker="o", markersize=4, capsize=3, linewidth=1.5,
-            color=COLORS[1:][i % (len(COLORS) - 1)], label=name,
+            color=SHOWN[i % len(SHOWN)], label=name,
         )  # fmt: skip
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)

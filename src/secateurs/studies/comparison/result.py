@@ -64,7 +64,8 @@ class Row:
     """A method under a budget, over all seeds.
 
     cut, calibrated, recovered: of the figure that is compared, in the table's unit; None where it was not measured. macs,
-    params: of the pruned network. passes: the compute, in training passes. seeds: those that are done. failed: what went wrong.
+    params: of the pruned network. passes: the compute, in training passes. latency: the fraction of the original's time that
+    was measured, where the budget limits it. seeds: those that are done. failed: what went wrong.
     """
 
     method: str
@@ -77,6 +78,7 @@ class Row:
     params: Spread | None
     passes: Spread | None
     seconds: Spread | None
+    latency: Spread | None = None
     failed: tuple[str, ...] = ()
 
 
@@ -128,7 +130,8 @@ class Comparison:
         return Row(
             method, budget, len(done), of("cut"), of("calibrated"), of("recovered"),
             plain(lambda f: f["recovered"]["macs"]), plain(lambda f: f["recovered"]["params"]),
-            plain(lambda f: f["passes"]), plain(lambda f: f["seconds"]), failed,
+            plain(lambda f: f["passes"]), plain(lambda f: f["seconds"]),
+            plain(lambda f: f["latency"]["ratio"] if "latency" in f else None), failed,
         )  # fmt: skip
 
     def value(self, figures: Mapping[str, Any] | None) -> float | None:
@@ -148,19 +151,21 @@ class Comparison:
 
     def _lines(self) -> tuple[list[str], list[list[str]]]:
         """The headings and the rows of the table."""
-        headings = ["method", "budget", "seeds", *STAGES.values(), "MACs", "params", "passes"]
+        timed = any(row.latency is not None for row in self.rows)
+        headings = ["method", "budget", "seeds", *STAGES.values(), "MACs", "params", *["time"] * timed, "passes"]
         original, lines = self.original, []
         if original is not None:
             whole = self._figure(Spread.of([self.value(vars(original))]))
             sizes = [report.short(original.macs), report.short(original.params)]
-            lines.append(["original", "", "", "", "", whole, *sizes, ""])
+            lines.append(["original", "", "", "", "", whole, *sizes, *[""] * timed, ""])
         for row in self.rows:
             stages = [self._figure(getattr(row, stage)) for stage in STAGES]
             if not row.seeds:
                 stages = ["", "", "failed"]
             sizes = [self._share(getattr(row, name), name) for name in ("macs", "params")]
+            took = [""] if row.latency is None else [f"{100 * row.latency.mean:.1f}%"]
             passes = "" if row.passes is None else row.passes.text()
-            lines.append([row.method, row.budget, str(row.seeds), *stages, *sizes, passes])
+            lines.append([row.method, row.budget, str(row.seeds), *stages, *sizes, *took * timed, passes])
         return headings, lines
 
     def _figure(self, spread: Spread | None) -> str:

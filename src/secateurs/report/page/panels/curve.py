@@ -90,7 +90,7 @@ def _measured(run: Run, parts: Sequence[Phase], measure: Measure | None) -> dict
             Axis("epoch", whole=True), Axis(measure.label), curves, levels=levels, rules=_rules(parts),
             title=f"{measure.name} after each epoch",
         ),
-        "legend": legend(curves),
+        "legend": legend(curves, levels),
     }  # fmt: skip
 
 

@@ -16,12 +16,18 @@ LOW, HIGH = -10.0, -2.0  # powers of ten
 def panel(run: Run) -> Panel:
     value = run.card.error
     data = {
-        "value": None if value is None else error(value),
+        "value": None if value is None else short(value),
+        "equal": value == 0,
         "picture": None if value is None else _picture(value),
         "above": value is not None and value > TOLERANCE,
         "tolerance": f"{TOLERANCE:.0e}",
     }
     return Panel("error", "Verification", data)
+
+
+def short(value: float | None) -> str:
+    """'1.3e-07'; '0' where the outputs are equal bit for bit."""
+    return "0" if value == 0 else error(value)
 
 
 def _picture(value: float) -> Markup:
@@ -43,7 +49,7 @@ def _picture(value: float) -> Markup:
         tag("line", x1=at(TOLERANCE), x2=at(TOLERANCE), y1=middle - 9, y2=middle + 9, class_="limit"),
         tag("text", "tolerance", x=at(TOLERANCE) + 4, y=middle - 8, class_="note"),
         tag("circle", tag("title", f"{value:.2e}"), cx=at(value), cy=middle, r=4.5, class_="dot c0"),
-        tag("text", error(value), x=at(value), y=middle - 10, class_="label middle"),
+        tag("text", short(value), x=at(value), y=middle - 10, class_="label middle"),
     ]
-    name = f"The error, {error(value)}, on a logarithmic scale; the tolerance is {TOLERANCE:.0e}"
+    name = f"The error, {short(value)}, on a logarithmic scale; the tolerance is {TOLERANCE:.0e}"
     return tag("svg", *parts, viewBox="0 0 360 46", role="img", aria_label=name, class_="chart")

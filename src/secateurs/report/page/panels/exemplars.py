@@ -29,22 +29,23 @@ def panel(run: Run) -> Panel | None:
     rows = []
     for name, by in found[-1].groups.items():
         if max(by) >= len(by):
-            run.notes.append(f"The exemplars of {name} are not shown: they are not channels of the group.")
+            run.tell(f"The exemplars of {name} are not shown: they are not channels of the group.")
             continue
         sizes = Counter(by)
         told = f"largest cluster {max(sizes.values())}, {sum(n == 1 for n in sizes.values())} on their own"
         rows.append({"name": name, "of": len(by), "kept": len(sizes), "clusters": _clusters(by), "told": told})
-    lead = "Dark cells are exemplars, which stay. The light cells behind it are the filters that it represents."
+    lead = "Solid cells are exemplars, which stay. The faint cells after each are the filters that it represents."
     return Panel("exemplars", "Exemplars", {"rows": rows}, lead) if rows else None
 
 
 def _clusters(by: list[int]) -> list[dict[str, Any]]:
-    """The exemplars in order, and how many filters each of them represents beside itself."""
+    """The exemplars, and how many filters each of them represents beside itself: those of the largest clusters first."""
     members: dict[int, list[int]] = {k: [] for k in sorted(set(by))}
     for i, k in enumerate(by):
         if i != k:
             members[k].append(i)
-    return [{"title": _title(k, others), "others": len(others)} for k, others in members.items()]
+    order = sorted(members.items(), key=lambda item: -len(item[1]))
+    return [{"title": _title(k, others), "others": len(others)} for k, others in order]
 
 
 def _title(exemplar: int, others: list[int]) -> str:

@@ -50,7 +50,7 @@ def panel(run: Run) -> Panel | None:
     search = found[0]
     size = len(search.groups)
     if len(search.sizes) != size or any(len(move.widths) != size for move in moves):
-        run.notes.append("The moves are not shown: they are not of the groups that the search began with.")
+        run.tell("The moves are not shown: they are not of the groups that the search began with.")
         return None
     return Panel("moves", "Moves over time", _data(search, moves), _lead(moves))
 

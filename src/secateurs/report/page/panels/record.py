@@ -8,7 +8,7 @@ from typing import Any
 from secateurs.report.figures import duration
 from secateurs.report.page.panel import Panel
 from secateurs.report.page.run import Run
-from secateurs.report.tables import signature
+from secateurs.report.tables import signature, timed
 
 MAIN = ("epochs", "steps", "images", "lr", "share", "nodes")  # settings of recovery that are shown at once
 
@@ -44,6 +44,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "method", card.method.name
     if card.budget:
         yield "budget", settings("", {k: v for k, v in card.budget.items() if v is not None})
+    if card.latency is not None:
+        yield "latency", timed(card.latency)
     if card.limits is not None:
         yield "limits", settings("", {k: v for k, v in card.limits.model_dump(mode="json").items() if v})
     if steps := [settings(mode, {k: v for k, v in given.items() if k in MAIN}, " ") for mode, given in _steps(run)]:

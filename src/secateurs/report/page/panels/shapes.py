@@ -19,7 +19,7 @@ def panel(run: Run) -> Panel | None:
     for layer, mask in masks(run.plan).items():
         filters, height, width = mask.shape
         if max(height, width) > LARGEST:
-            run.notes.append(f"The shapes of {layer} are not shown: its kernel is {height}×{width}.")
+            run.tell(f"The shapes of {layer} are not shown: its kernel is {height}×{width}.")
             continue
         every = frequencies(mask)
         positions = mask.mean(0)
@@ -34,7 +34,7 @@ def panel(run: Run) -> Panel | None:
             }
         )  # fmt: skip
     lead = (
-        "The most frequent shapes of each layer's filters, with the share of the filters that have them. Filled cells are kept "
-        "stripes. The grid in front shows how often each position is kept: the darker, the more often."
+        "The most frequent shapes of each layer's filters, and the share of the filters that have them. Filled cells are kept "
+        "stripes. The grid in front shows how often each position is kept: the stronger the color, the more often."
     )
     return Panel("shapes", "Filter shapes", {"rows": rows}, lead) if rows else None

@@ -1,13 +1,28 @@
-"""The measured times: of the original and the pruned network, in each runtime."""
+"""The measured times: of the original and the pruned network, in each runtime; and what a budget of time allowed."""
 
 from __future__ import annotations
 
+from pydantic import Field, ValidationError
+
+from secateurs.artifact import TargetRecord
+from secateurs.artifact.fields import Number, Open, Seconds
 from secateurs.report.page.panel import Panel
 from secateurs.report.page.run import Run
 
 
+class Kept(Open):
+    """How a budget of time was kept: the fraction of the original's time that it allows, and the one that was measured."""
+
+    target: TargetRecord
+    goal: Number
+    ratio: Number = Field(gt=0)
+    before: Seconds
+    after: Seconds
+
+
 def panel(run: Run) -> Panel | None:
-    if run.timings is None or not run.timings.rows:
+    timings, limit = run.timings, kept(run)
+    if limit is None and (timings is None or not timings.rows):
         return None
     rows = [
         {
@@ -16,15 +31,33 @@ def panel(run: Run) -> Panel | None:
             "speedup": f"{row.ratio.median:.2f}×", "quartiles": f"{row.ratio.low:.2f} – {row.ratio.high:.2f}",
             "machine": row.machine + ("" if row.threads is None else f", {row.threads} thread{'s' * (row.threads != 1)}"),
         }
-        for row in run.timings.rows
+        for row in (timings.rows if timings else [])
     ]  # fmt: skip
     networks = run.networks
     first, last = networks[0][1].macs, networks[-1][1].macs
-    ideal = f" MACs alone would give {first / last:.2f}×." if last else ""
-    lead = (
-        f"Both networks were run in turn; a speed-up is the median of the ratios of their times, with quartiles.{ideal}"
-    )
-    return Panel("speed", "Speed", {"rows": rows, "skipped": run.timings.skipped}, lead)
+    told = []
+    if limit is not None:
+        times = f"{milliseconds(limit.before)} → {milliseconds(limit.after)}"
+        told.append(
+            f"The budget allowed {limit.goal:.1%} of the original's time on {limit.target}; {limit.ratio:.1%} was measured "
+            f"({times})."
+        )
+    if rows:
+        told.append(
+            "Both networks ran in turn; a speed-up is the median of the ratios of their times, with its quartiles."
+        )
+        told += [f"MACs alone would give {first / last:.2f}×."] * bool(last)
+    return Panel("speed", "Speed", {"rows": rows, "skipped": timings.skipped if timings else []}, " ".join(told))
+
+
+def kept(run: Run) -> Kept | None:
+    """What was measured for a budget of time, if there was one."""
+    record = run.card.model_dump(mode="json", include={"latency"}).get("latency")
+    try:
+        return None if record is None else Kept.model_validate(record)
+    except ValidationError:
+        run.tell("The time that the budget limited is not shown: the card has another form than expected.")
+        return None
 
 
 def milliseconds(seconds: float) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from secateurs.artifact import Figures
-from secateurs.report.figures import error, percent, share, short
+from secateurs.report.figures import share, short
 from secateurs.report.page.main import Measure, main_measure
 from secateurs.report.page.panel import Panel
+from secateurs.report.page.panels.error import short as short_error
+from secateurs.report.page.panels.speed import kept
 from secateurs.report.page.run import Run
 from secateurs.report.tables import columns
 
@@ -39,10 +41,13 @@ def cards(run: Run) -> list[Card]:
         times = " → ".join(f"{1000 * t.median:.3g}" for t in (row.original, row.pruned))
         size = "" if row.batch is None else f", batch {row.batch:,}"
         found.append(Card("Speed-up", f"{row.ratio.median:.2f}×", f"{times} ms on {row.target}{size}"))
+    elif (limit := kept(run)) is not None:
+        times = f"{1000 * limit.before:.3g} → {1000 * limit.after:.3g} ms on {limit.target}"
+        found.append(Card("Time", f"{limit.ratio:.1%}", times, limit.ratio))
     verified = run.card.error is not None
     found.append(
         Card(
-            "Verified error", error(run.card.error),
+            "Verified error", short_error(run.card.error),
             "masked ≡ sliced" if verified else "the cut is inexact", tone="good" if verified else "bad",
         )
     )  # fmt: skip
@@ -61,8 +66,10 @@ def panel(run: Run) -> Panel:
     networks = run.networks
     figures = [f for _, f in networks]
     first = figures[0]
-    measured: dict[str, Callable[[Figures], str]] = dict(columns(figures))
     main = main_measure(figures)
+    measured: dict[str, Callable[[Figures], str]] = {}
+    if main is not None:
+        measured |= columns(figures)
     rows = [
         {
             "name": name,
@@ -73,4 +80,4 @@ def panel(run: Run) -> Panel:
         }
         for name, f in networks
     ]
-    return Panel("stages", "Stages", {"rows": rows, "measures": list(measured), "main": main, "percent": percent})
+    return Panel("stages", "Stages", {"rows": rows, "measures": list(measured), "main": main})

@@ -1,0 +1,77 @@
+"""The options of the command line that limit a network's cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from secateurs.cli.options import Count, pair
+from secateurs.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from secateurs import Budget
+    from secateurs.deploy import Target
+
+Share = float  # a fraction up to 1, or an absolute figure
+Align = Count | Literal["auto"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class BudgetOptions:
+    macs: Share | None = None
+    """MACs to keep at most: a fraction up to 1 (0.5), or an absolute number (60e6)"""
+    params: Share | None = None
+    """parameters to keep at most, likewise"""
+    latency: float | None = None
+    """the fraction of the original's time that may stay, as measured on the target of --target"""
+    ms: float | None = None
+    """milliseconds of one run that may stay, likewise"""
+    target: str | None = None
+    """where time is measured: torch-cpu, torch-cuda, onnxruntime or openvino; by default PyTorch on the model's device"""
+    target_set: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    """a setting of the target, key=value: batch=32, threads=1, precision=bf16, channels_last=true or mode=compile; may be given
+    several times"""
+    align: Align | None = None
+    """keep widths that are multiples of this; auto: multiples that the target likes (the default with --latency or --ms)"""
+
+    def budget(self) -> Budget | None:
+        from secateurs import Budget
+
+        given = {name: getattr(self, name) for name in ("macs", "params", "latency", "ms")}
+        target = None if self.target is None and not self.target_set else self._target()
+        if all(figure is None for figure in given.values()):
+            if self.align is not None:
+                raise ConfigError("--align rounds the widths that a budget leads to: give --macs or --params with it.")
+            if target is not None:
+                raise ConfigError("--target is where time is measured: give --latency or --ms with it.")
+            return None  # some methods have a knob of their own
+        counts = {name: exact(given[name]) for name in ("macs", "params")}
+        return Budget(**counts, align=self.align, latency=self.latency, ms=self.ms, target=target)
+
+    def _target(self) -> Target:
+        if self.target is None:
+            raise ConfigError("--target-set is for settings of a target: give --target.")
+        return target(self.target, self.target_set)
+
+
+def target(name: str, settings: Sequence[str]) -> Target:
+    """The target of this name, with settings as `key=value`. Raises ConfigError for what is not valid."""
+    from secateurs.deploy import Target
+
+    known = {f.name for f in fields(Target)} - {"runtime"}
+    found: dict[str, Any] = {}
+    for item in settings:
+        key, value = pair("target-set", item, "threads=1")
+        if key not in known:
+            raise ConfigError(f"--target-set {item}: a target has no setting {key}. {nearest(key, known)}")
+        found[key] = value
+    return Target(name, **found)  # type: ignore[arg-type]  # checked
+
+
+def exact(figure: Share | None) -> float | int | None:
+    """An absolute number (60e6, for example) as the integer that a budget requires."""
+    return int(figure) if figure is not None and figure > 1 else figure

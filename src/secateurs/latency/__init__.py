@@ -1,0 +1,8 @@
+"""How long a network takes at any widths, on the user's machine: tables of its layers, a model of them, and measurements."""
+
+from secateurs.latency.build import modelled, tabulated
+from secateurs.latency.model import Fit, LatencyModel
+from secateurs.latency.stopwatch import Measured, Stopwatch, stopwatch
+from secateurs.latency.stripes import curve
+
+__all__ = ["Fit", "LatencyModel", "Measured", "Stopwatch", "curve", "modelled", "stopwatch", "tabulated"]

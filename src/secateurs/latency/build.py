@@ -1,0 +1,161 @@
+"""Makes the latency model of a network on this machine: measures its pieces, or reads what was measured before, and fits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateurs.deploy.clock import Spread
+from secateurs.deploy.inputs import batch_of
+from secateurs.deploy.target import Target, threaded
+from secateurs.errors import ConfigError
+from secateurs.graph import ChannelGroup
+from secateurs.latency import fits, table
+from secateurs.latency.model import Fit, LatencyModel
+from secateurs.latency.pieces import Form, Piece, pieces
+from secateurs.latency.stopwatch import Stopwatch, stopwatch
+from secateurs.latency.store import Store
+from secateurs.latency.table import Point, Table
+from secateurs.plans import PrunableGraph
+from secateurs.seeds import mix
+
+Array = np.ndarray
+Report = Callable[[str], None]
+
+FITTED, HELD = 8, 20  # cuts that the model is fitted to, and that its error is measured on, at most …
+FEWEST = 4, 3  # … and at least
+PATIENCE = 30.0  # seconds for these measurements
+
+
+def modelled(
+    model: nn.Module,
+    graph: PrunableGraph,
+    inputs: Any,
+    target: Target,
+    *,
+    groups: Sequence[ChannelGroup],
+    report: Report = lambda line: None,
+    seed: int = 0,
+) -> LatencyModel:
+    """The latency model of a network on a target, fitted to random cuts of these groups that are measured end to end.
+
+    What is measured of pieces is kept on disk, and the fit of a network as well.
+    """
+    target.check()
+    made = tabulated(graph, inputs, target, report)
+    store = Store(target)
+    key = fits.key(made, groups)
+    if (found := fits.read(store, key)) is not None:
+        return made.with_fit(found)
+    with stopwatch(model, inputs, target) as watch:
+        made = made.with_fit(_fitted(made, graph, watch, groups, seed))
+    fits.write(store, key, made.fit)
+    report(
+        f"latency model of {target}: {made.fit}; {made.fit.overhead:.0%} of {made.fit.seconds * 1000:.3g} ms do not depend on "
+        f"widths; multiples of {made.liked} are fastest"
+    )
+    return made
+
+
+def tabulated(graph: PrunableGraph, inputs: Any, target: Target, report: Report) -> LatencyModel:
+    """The model as the pieces alone have it."""
+    found = _batched(pieces(graph), batch_of(inputs), target.batch)
+    if not found:
+        raise ConfigError("The network has no layer whose time could be measured: limit its MACs or parameters.")
+    store, tables = Store(target), dict[str, Table]()
+    spans = _spans(found)
+    with threaded(target):
+        due = {g: table.points(g, most, varies) for g, (most, varies) in spans.items()}
+        known = {g: store.read(g) for g in due}
+        missing = {g: [p for p in ps if p not in known[g]] for g, ps in due.items()}
+        if todo := [g for g in due if missing[g]]:
+            began = time.perf_counter()
+            report(f"measuring {sum(len(missing[g]) for g in todo)} widths of {len(todo)} kinds of layers on {target}")
+            for g in todo:
+                new = table.measured(g, missing[g], target)
+                store.write(g, new)
+                known[g] = {**known[g], **new}
+            report(f"measured in {time.perf_counter() - began:.0f} s; kept in {store.folder}")
+    for g, (most, varies) in spans.items():
+        tables[g.key] = table.table(g, known[g], most, varies)
+    return LatencyModel(graph, found, tables, target)
+
+
+def _batched(found: Sequence[Piece], size: int | None, batch: int | None) -> list[Piece]:
+    """The pieces at another batch size."""
+    if not size or batch in (None, size):
+        return list(found)
+    return [replace(p, geometry=replace(p.geometry, batch=p.geometry.batch * batch // size)) for p in found]
+
+
+def _spans(found: Sequence[Piece]) -> dict[Any, tuple[Point, tuple[bool, bool]]]:
+    """For each kind of piece the largest widths, and which of the two vary."""
+    spans: dict[Any, tuple[Point, tuple[bool, bool]]] = {}
+
+    def varies(form: Form, most: int) -> bool:
+        return bool(form.multiplicities) or form.full != most
+
+    by_kind: dict[Any, list[Piece]] = {}
+    for piece in found:
+        by_kind.setdefault(piece.geometry, []).append(piece)
+    for g, own in by_kind.items():
+        most = tuple(
+            max(1, round(max(f.full for f in forms))) for forms in ([p.wide_in for p in own], [p.wide_out for p in own])
+        )
+        move = any(varies(p.wide_in, most[0]) for p in own), any(varies(p.wide_out, most[1]) for p in own)
+        spans[g] = (most[0], most[1]), move
+    return spans
+
+
+# -- the fit ----------------------------------------------------------------------------------------------------------
+
+
+def _fitted(
+    model: LatencyModel, graph: PrunableGraph, watch: Stopwatch, groups: Sequence[ChannelGroup], seed: int
+) -> Fit:
+    """Measure random cuts, the narrowest one first, and fit to some of them; the error is that on the others."""
+    seen: list[Array] = []
+    ratios: list[float] = []
+    seconds: list[float] = []
+    began = time.perf_counter()
+    for number, widths in enumerate(cuts(model, graph, groups, seed)):
+        late = time.perf_counter() - began > PATIENCE and number >= sum(FEWEST)
+        if number == FITTED + HELD or late:
+            break
+        kept = {g.name: range(int(widths[graph.index(g.name)])) for g in groups}
+        measured = watch.measure(graph.plan(kept, allow_inexact=True))
+        seen.append(model.features(widths))
+        ratios.append(measured.ratio)
+        seconds.append(measured.before)
+    few = min(FITTED, max(FEWEST[0], len(ratios) // 3))
+    fit = Fit.to(np.array(seen[:few]), ratios[:few], Spread.of(seconds).median if len(seconds) > 1 else seconds[0])
+    weights = np.array([fit.pieces, fit.params, fit.macs])
+    errors = [abs(float(x @ weights) + fit.overhead - r) / r for x, r in zip(seen[few:], ratios[few:], strict=True)]
+    whole = Fit.to(np.array(seen), ratios, fit.seconds)  # with all of them, once the error is known
+    return replace(whole, errors=tuple(round(e, 4) for e in errors))
+
+
+def cuts(model: LatencyModel, graph: PrunableGraph, groups: Sequence[ChannelGroup], seed: int) -> Iterator[Array]:
+    """Widths of random cuts: the narrowest first, then cuts of all sizes in which groups differ by up to a half. On the steps
+    that the target likes."""
+    generator = np.random.default_rng(mix(seed, "latency"))
+    at = np.array([graph.index(g.name) for g in groups], dtype=np.int64)
+    least = np.array([g.least for g in groups])
+    sizes, steps = graph.sizes[at], model.steps[at]
+
+    def of(shares: Array) -> Array:
+        widths = graph.sizes.copy()
+        stepped = np.maximum(np.rint(sizes * shares / steps), 1).astype(np.int64) * steps
+        widths[at] = np.clip(stepped, np.minimum(least, sizes), sizes)
+        return widths
+
+    yield of(np.full(len(at), 0.1))
+    share = 0.25
+    while True:
+        yield of(np.clip(share * generator.uniform(0.7, 1.4, len(at)), 0.1, 1.0))
+        share = 0.25 + (share - 0.25 + 0.7 * 0.618) % 0.7  # spread evenly

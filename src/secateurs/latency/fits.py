@@ -1,0 +1,59 @@
+"""The fit of a network's latency model, on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from secateurs.errors import ArtifactError
+from secateurs.files import dump_json, read_json, write_whole
+from secateurs.graph import ChannelGroup
+from secateurs.latency.model import Fit, LatencyModel
+from secateurs.latency.store import Store
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class FitRecord(BaseModel):
+    """The JSON form of a `Fit`."""
+
+    format: Literal["secateurs-latency-fit"]
+    version: Literal[1]
+    pieces: Share
+    params: Share
+    macs: Share
+    overhead: Share
+    seconds: Annotated[float, Field(gt=0, lt=1e6)]
+    errors: Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=1000)] = []
+
+
+def key(model: LatencyModel, groups: Sequence[ChannelGroup]) -> str:
+    """What a fit depends on: the pieces of the network, and the groups that are cut."""
+    found = [
+        [p.geometry.key, p.count, *([f.constant, sorted(f.multiplicities.items())] for f in (p.wide_in, p.wide_out))]
+        for p in model.pieces
+    ]
+    about = [found, model.sizes.tolist(), sorted(g.name for g in groups), model.steps.tolist(), model.target.batch]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def read(store: Store, key: str) -> Fit | None:
+    """None where there is none, or none that can be read."""
+    try:
+        found = read_json(store.folder / f"fit-{key}.json", FitRecord, limit=1 << 16)
+    except ArtifactError:
+        return None
+    return Fit(found.pieces, found.params, found.macs, found.overhead, found.seconds, tuple(found.errors))
+
+
+def write(store: Store, key: str, fit: Fit) -> None:
+    body = {"format": "secateurs-latency-fit", "version": 1, **asdict(fit)}
+    with contextlib.suppress(OSError):
+        store.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(store.folder / f"fit-{key}.json", dump_json(body))

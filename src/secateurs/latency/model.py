@@ -1,0 +1,161 @@
+"""The latency model of a network: the times of its pieces at any widths, and what they do not explain, fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateurs.deploy.target import Target
+from secateurs.graph import ChannelGraph, Cost
+from secateurs.latency.pieces import Form, Piece
+from secateurs.latency.pieces import pieces as pieces_of
+from secateurs.latency.table import DIVISORS, Table, Tables
+
+Array = np.ndarray
+LIKED = 1.1  # widths that cost no more than this factor over the best ones are liked
+
+
+@dataclass(frozen=True)
+class Fit:
+    """time / original's time = pieces · (their share) + params · (share of the parameters) + macs · (of the MACs) + overhead.
+    The four add up to 1.
+
+    seconds: of the original, as measured. errors: relative, on cuts that were not fitted.
+    """
+
+    pieces: float = 1.0
+    params: float = 0.0
+    macs: float = 0.0
+    overhead: float = 0.0
+    seconds: float = 0.0
+    errors: tuple[float, ...] = ()
+
+    @property
+    def error(self) -> float | None:
+        """The mean error; None where nothing was held out."""
+        return float(np.mean(self.errors)) if self.errors else None
+
+    def __str__(self) -> str:
+        """`within 4% on 20 cuts`, most of them: the mean of the errors."""
+        return f"within {self.error:.1%} on {len(self.errors)} cuts" if self.errors else "not checked"
+
+    @classmethod
+    def to(cls, features: Array, ratios: Sequence[float], seconds: float) -> Fit:
+        """The least squares of relative errors. features: (cuts, 3): shares of pieces, parameters, MACs. ratios: (cuts,)."""
+        from scipy.optimize import nnls
+
+        target = np.array(ratios)
+        rows = np.concatenate([features, np.ones((len(target), 1))], 1) / target[:, None]
+        # The sum is 1: the original is met. A little weight holds to the pieces where cuts don't tell the four apart.
+        total, prior = np.full((1, 4), 1e3), 0.05 * np.eye(4)
+        due = np.concatenate([np.ones(len(target)), [1e3], 0.05 * np.array([0.9, 0.0, 0.0, 0.1])])
+        found, _ = nnls(np.concatenate([rows, total, prior]), due)
+        pieces, params, macs, overhead = (found / found.sum()).tolist()
+        return cls(pieces, params, macs, overhead, seconds)
+
+
+class LatencyModel:
+    """Seconds of one run of a network at any widths: a `secateurs.graph.channels.Clock`.
+
+    graph: the network's, without a latency model. tables: of each piece, by the key of its geometry. curve: what a convolution
+        takes with these shares of its stripes, as fractions of the whole one's time: (shares, fractions); None: as long as with
+        all of them. whole: the seconds of the pieces and the cost of the original, if the graph is that of a cut network.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        pieces: Sequence[Piece],
+        tables: Mapping[str, Table],
+        target: Target,
+        fit: Fit | None = None,
+        curve: tuple[Sequence[float], Sequence[float]] | None = None,
+        whole: tuple[float, Cost] | None = None,
+    ) -> None:
+        self.graph, self.pieces, self.tables, self.target, self.curve = graph, list(pieces), dict(tables), target, curve
+        keys = list(tables)
+        self._read = Tables([tables[key] for key in keys])
+        self._at = np.array([keys.index(p.geometry.key) for p in self.pieces], dtype=np.int64)
+        self._count = np.array([p.count for p in self.pieces], dtype=np.float64)
+        self._in, self._out = _Forms([p.wide_in for p in self.pieces]), _Forms([p.wide_out for p in self.pieces])
+        self._kernels = {p.kernel: i for i, p in enumerate(self.pieces) if p.kernel}
+        self.sizes = graph.sizes
+        self.whole, self.base = whole or (float(self.each(self.sizes).sum()), graph.cost())
+        self.fit = Fit(seconds=self.whole) if fit is None else fit
+
+    def with_fit(self, fit: Fit) -> LatencyModel:
+        return LatencyModel(self.graph, self.pieces, self.tables, self.target, fit, self.curve)
+
+    def with_curve(self, curve: tuple[Sequence[float], Sequence[float]]) -> LatencyModel:
+        return LatencyModel(self.graph, self.pieces, self.tables, self.target, self.fit, curve)
+
+    def of(self, graph: ChannelGraph) -> LatencyModel:
+        """The same model for what a cut has left of the network: its graph, without a latency model."""
+        known = [p for p in pieces_of(graph) if p.geometry.key in self.tables]
+        return LatencyModel(graph, known, self.tables, self.target, self.fit, self.curve, (self.whole, self.base))
+
+    def each(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Array:
+        """Seconds of each piece: (pieces,)."""
+        wide_in, wide_out = self._in(widths), self._out(widths)
+        found = self._read(self._at, wide_in, wide_out) * self._count
+        for kernel, left in (stripes or {}).items():
+            if (i := self._kernels.get(kernel)) is not None:
+                positions = np.prod(self.graph.kernels[kernel][1:])
+                share = left / max(1.0, float(wide_out[i]) * positions)
+                found[i] *= 1.0 if self.curve is None else np.interp(share, *self.curve)
+        return np.asarray(found)
+
+    def features(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Array:
+        """The shares that the fit combines: (3,)."""
+        cost = self.graph.cost(widths, stripes)
+        pieces = self.each(widths, stripes).sum() / self.whole
+        return np.array([pieces, cost.params / self.base.params, cost.macs / max(1, self.base.macs)])
+
+    def __call__(self, widths: Array, stripes: Mapping[str, int] | None = None) -> float:
+        f = self.fit
+        share = float(self.features(widths, stripes) @ np.array([f.pieces, f.params, f.macs])) + f.overhead
+        return share * f.seconds
+
+    # -- the staircase ------------------------------------------------------------------------------------------------
+
+    @property
+    def factors(self) -> dict[int, float]:
+        """For each of `DIVISORS`, by what factor the network takes longer where widths are multiples of no more."""
+        seconds = self.each(self.sizes)
+        moves = self._in.moves | self._out.moves
+        tables = [self.tables[p.geometry.key] for p in self.pieces]
+        found = {}
+        for k, d in enumerate(DIVISORS):
+            off = np.array([max(t.off_in[k], t.off_out[k]) for t in tables])
+            found[d] = float((seconds * off)[moves].sum() / seconds[moves].sum()) if moves.any() else 1.0
+        return found
+
+    @property
+    def liked(self) -> int:
+        """The smallest number of channels of whose multiples the target is not slower than of others."""
+        factors = self.factors
+        return next(d for d in DIVISORS if factors[d] <= LIKED * min(factors.values()))
+
+    @property
+    def steps(self) -> Array:
+        """(groups,) what widths are multiples of: `liked`, and less for groups that would have fewer than four widths."""
+        few = np.array([max(d for d in DIVISORS if d <= max(1, n // 4)) for n in self.sizes.tolist()])
+        return np.minimum(self.liked, few)
+
+
+class _Forms:
+    """Widths of pieces from those of groups."""
+
+    def __init__(self, forms: Sequence[Form]) -> None:
+        flat = [(i, g, m) for i, form in enumerate(forms) for g, m in form.multiplicities.items()]
+        self._constants = np.array([f.constant for f in forms], dtype=np.float64)
+        self._row, self._group = (np.array([f[k] for f in flat], dtype=np.int64) for k in (0, 1))
+        self._times = np.array([m for _, _, m in flat], dtype=np.float64)
+        self.moves = np.array([bool(f.multiplicities) for f in forms], dtype=bool)
+
+    def __call__(self, widths: Array) -> Array:
+        weights = self._times * np.asarray(widths)[self._group]
+        found = self._constants + np.bincount(self._row, weights=weights, minlength=len(self._constants))
+        return np.asarray(np.maximum(found, 1.0))

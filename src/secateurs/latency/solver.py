@@ -1,0 +1,92 @@
+"""Widths on the edges of the staircase: the most that can be kept within limits, over all groups jointly, as a knapsack.
+
+Costs are products of two widths and tables over two widths. Around given widths they are taken as what each group changes on
+its own, and what two groups that meet in a layer change together: exact where no product has more than two widths that vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+Array = np.ndarray
+GAP = 1e-4  # relative, of the worth that is kept to the best that could be
+NODES = 20_000  # of the search, so that it ends after the same work on every machine
+
+
+def best(
+    candidates: Sequence[Array],
+    worth: Sequence[Array],
+    cost: Callable[[Array], Array],
+    limits: Array,
+    start: Array,
+    pairs: Iterable[tuple[int, int]] = (),
+) -> Array | None:
+    """The widths of the most worth within the limits: (groups,). None if there are none, or the search does not end.
+
+    candidates: for each group the widths that it may have. worth: what each of them is worth. cost: of widths, (limits,).
+    start: widths around which costs are taken. pairs: the groups that change costs together.
+    """
+    import scipy.sparse as sparse
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    whole = cost(start)
+    scale = np.maximum(np.abs(limits), 1e-30)
+    alone = [np.array([cost(_with(start, (g, w))) - whole for w in own]) for g, own in enumerate(candidates)]
+    first = np.cumsum([0, *map(len, candidates)])
+    gains = np.concatenate([np.asarray(w, dtype=np.float64) for w in worth])
+    prices = [np.concatenate(alone)]  # (choices, limits)
+    chosen = int(first[-1])  # binaries; then what pairs of groups choose together
+    # One width of each group.
+    rows: list[int] = []
+    columns: list[int] = []
+    values: list[float] = []
+    rules = 0
+    for g in range(len(candidates)):
+        own = list(range(first[g], first[g + 1]))
+        rows += [rules] * len(own)
+        columns += own
+        values += [1.0] * len(own)
+        rules += 1
+    ones = rules
+    total = chosen
+    for g, h in pairs:
+        a, b = candidates[g], candidates[h]
+        both = np.array([[cost(_with(start, (g, i), (h, j))) for j in b] for i in a]) - whole
+        together = both - alone[g][:, None] - alone[h][None]
+        if (np.abs(together) <= 1e-9 * scale).all():
+            continue
+        prices.append(together.reshape(len(a) * len(b), -1))
+        at = total + np.arange(len(a) * len(b)).reshape(len(a), len(b))
+        total += at.size
+        for start_of, lines in ((first[g], at), (first[h], at.T)):  # they agree with what each group chooses
+            for k, line in enumerate(lines):
+                rows += [rules] * (len(line) + 1)
+                columns += [*line.tolist(), int(start_of) + k]
+                values += [1.0] * len(line) + [-1.0]
+                rules += 1
+    matrix = sparse.csr_matrix((values, (rows, columns)), shape=(rules, total))
+    equal = np.concatenate([np.ones(ones), np.zeros(rules - ones)])
+    price = np.concatenate(prices) / scale
+    found = milp(
+        c=-np.concatenate([gains / max(1e-30, np.abs(gains).max()), np.zeros(total - chosen)]),
+        constraints=[
+            LinearConstraint(matrix, equal, equal),
+            LinearConstraint(price.T, -np.inf, (limits - whole) / scale),
+        ],
+        integrality=np.concatenate([np.ones(chosen), np.zeros(total - chosen)]),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": GAP, "node_limit": NODES},
+    )
+    if found.x is None:
+        return None
+    picked = [np.argmax(found.x[first[g] : first[g + 1]]) for g in range(len(candidates))]
+    return np.array([own[k] for own, k in zip(candidates, picked, strict=True)], dtype=np.int64)
+
+
+def _with(widths: Array, *changes: tuple[int, int]) -> Array:
+    changed = widths.copy()
+    for g, width in changes:
+        changed[g] = width
+    return changed

@@ -1,0 +1,77 @@
+"""What was measured, on disk: by device, runtime and its settings, and versions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, Field
+
+from secateurs.caching import cache_folder
+from secateurs.deploy.target import Target, machine
+from secateurs.errors import ArtifactError
+from secateurs.files import dump_json, read_json, write_whole
+from secateurs.latency.geometry import Geometry
+
+VERSION = 1
+Width = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+Time = Annotated[float, Field(strict=True, gt=0, lt=1e6)]
+
+
+class Samples(BaseModel):
+    """Seconds of a piece at widths."""
+
+    format: Literal["secateurs-latency"]
+    version: Literal[1]
+    samples: Annotated[list[tuple[Width, Width, Time]], Field(max_length=10_000)]
+
+
+class Store:
+    """The files of a target on this machine. Files that cannot be read are measured again; a folder that takes no files costs
+    no more than the time to measure."""
+
+    def __init__(self, target: Target) -> None:
+        about = {**where(target), "settings": {k: v for k, v in target.record().items() if k != "batch"}}
+        self.folder = (
+            cache_folder() / "latency" / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        )
+        self.about = about
+
+    def read(self, geometry: Geometry) -> dict[tuple[int, int], float]:
+        try:
+            found = read_json(self._path(geometry), Samples, limit=1 << 20)
+        except ArtifactError:
+            return {}
+        return {(i, o): seconds for i, o, seconds in found.samples}
+
+    def write(self, geometry: Geometry, samples: dict[tuple[int, int], float]) -> None:
+        known = {**self.read(geometry), **samples}
+        body = {
+            "format": "secateurs-latency", "version": VERSION, "geometry": asdict(geometry),
+            "samples": [[i, o, seconds] for (i, o), seconds in sorted(known.items())],
+        }  # fmt: skip
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (about := self.folder / "about.json").exists():
+                write_whole(about, dump_json(self.about, 1))
+            write_whole(self._path(geometry), dump_json(body))
+
+    def _path(self, geometry: Geometry) -> Path:
+        return self.folder / f"{geometry.key}.json"
+
+
+def where(target: Target) -> dict[str, object]:
+    """What times depend on beside the target's settings."""
+    found: dict[str, object] = {
+        "machine": machine(target), "torch": torch.__version__, "threads": target.threads or torch.get_num_threads(),
+    }  # fmt: skip
+    if target.format is not None:
+        import importlib.metadata
+
+        found |= {name: importlib.metadata.version(name) for name in (target.runtime,)}
+    return found

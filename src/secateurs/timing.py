@@ -1,0 +1,336 @@
+"""Latency budgets: the latency model that a method works with, and the measurements that hold its cut to the budget."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateurs.artifact.fields import Latency
+from secateurs.budget import Budget
+from secateurs.deploy.clock import Program, per_run
+from secateurs.deploy.runners import runner
+from secateurs.deploy.target import Target
+from secateurs.devices import device_of
+from secateurs.errors import BudgetError, ConfigError, Setting
+from secateurs.latency import LatencyModel, Measured, Stopwatch, curve, modelled, stopwatch, tabulated
+from secateurs.methods.criteria import norms
+from secateurs.methods.limits import Bounds, free
+from secateurs.methods.method import Method, Scope, Task
+from secateurs.methods.registry import resolve
+from secateurs.methods.select import Widths, select_within_budget
+from secateurs.methods.selection import Selection
+from secateurs.plans import Plan, PrunableGraph
+from secateurs.surgery import apply
+from secateurs.training import processes
+
+BAND = 0.03  # the measured time is within so much below the budget …
+AIM = 0.985  # … in whose middle the next try aims
+NOISE = 0.01  # the standard error that measurements should have
+TRIES = 9  # measured cuts
+FINEST = 2e-3  # between fractions of the predicted time, the search ends
+
+Report = Callable[[str], None]
+Found = tuple[Selection, Plan]
+
+
+def clocked(
+    model: nn.Module,
+    graph: PrunableGraph,
+    inputs: Any,
+    budget: Budget | None,
+    scope: Scope,
+    bounds: Bounds,
+    *,
+    report: Report = lambda line: None,
+    seed: int = 0,
+    device: torch.device | None = None,
+    stripes: bool = False,
+) -> PrunableGraph:
+    """The graph with the latency model that a budget needs, as measured on this machine; the graph itself if it needs none.
+
+    device: where the network runs in the end, if it is not where it is now. stripes: whether stripes are cut.
+
+    Raises ConfigError for a target that this machine cannot run, and ExportError for a network that cannot be exported to it.
+    """
+    if budget is None or not budget.needs_target:
+        return graph
+    target = budget.on((device or device_of(model)).type)
+    target.check()
+    if (
+        isinstance(graph.clock, LatencyModel)
+        and graph.clock.target == target
+        and (graph.clock.fit.errors or not budget.is_timed)
+    ):
+        return _striped(graph) if stripes else graph
+    if processes.world() > 1:
+        raise ConfigError(
+            "Time is measured by one process, and this is one of several: limit ",
+            Setting("macs"),
+            " or ",
+            Setting("params"),
+            ".",
+        )
+    plain = graph.timed(None)
+    if not budget.is_timed:
+        return plain.timed(tabulated(plain, inputs, target, report))
+    groups = [
+        g for g in graph.groups
+        if g.prunable and (scope == "all" or g.internal) and (bounds.get(g.name) or free(g)).least < g.size
+    ]  # fmt: skip
+    if not groups:
+        return plain.timed(tabulated(plain, inputs, target, report))
+    made = plain.timed(modelled(model, plain, inputs, target, groups=groups, report=report, seed=seed))
+    return _striped(made) if stripes else made
+
+
+def _striped(graph: PrunableGraph) -> PrunableGraph:
+    """The same, with what is gained from stripes in the latency model."""
+    clock = graph.clock
+    if not isinstance(clock, LatencyModel) or clock.curve is not None:
+        return graph
+    return graph.timed(clock.with_curve(curve(clock)))
+
+
+@dataclass
+class Kept:
+    """A selection whose cut was measured."""
+
+    selection: Selection
+    plan: Plan
+    share: float  # of the time of the network that was cut, as the model expects it
+    seconds: float  # as the model expects it
+    measured: Measured
+
+
+class Timing:
+    """Holds the cuts of a network to its latency budget.
+
+    model: what predicts. watch: what measures, beside the original. goal: the fraction of the original's time that may stay.
+    """
+
+    def __init__(
+        self, model: LatencyModel, watch: Stopwatch, budget: Budget, report: Report = lambda line: None
+    ) -> None:
+        self.model, self.watch, self.budget, self.report = model, watch, budget, report
+        self.goal = budget.goal(model.fit.seconds)
+        self.tries = 0
+
+    def select(self, task: Task, method: Method, whole: Callable[[Plan], Plan]) -> tuple[Selection, Kept]:
+        """What the method keeps of the task's network, such that the measured time is within the budget.
+
+        A method that trains runs once: what the budget means is found before with a criterion, and if the measured time is over
+        it in the end, the weakest channels that the method has kept go. whole: a plan of the task's network as one of the
+        original.
+        """
+        if method.quick:
+            kept = self._search(task, lambda t: Selection.of(method.select(t)), whole)
+            return kept.selection, kept
+        proxy = resolve("l2-stripes" if method.cuts == "stripes" else "l2")
+        known = self._search(task, lambda t: Selection.of(proxy.select(t)), whole)
+        assert task.budget is not None
+        tight = replace(task, budget=task.budget.tightened(self._share(task, known.plan)))
+        selection = Selection.of(method.select(tight))
+        first = self._measured(tight, selection, selection.plan(task.graph, allow_inexact=True), whole)
+        if first.measured.ratio <= self.goal:
+            return selection, first
+        self.report(f"{method.name} leaves {first.measured.ratio:.1%} of the time: its weakest channels go, too")
+        kept = self._search(tight, lambda t: trimmed(t, selection, proxy), whole, start=first)
+        return kept.selection, kept
+
+    def _search(
+        self, task: Task, select: Callable[[Task], Selection], whole: Callable[[Plan], Plan], start: Kept | None = None
+    ) -> Kept:
+        """The cut whose measured time is within the budget, and as little below it as may be. start: one that is over it."""
+        assert task.budget is not None
+        low = self._lowest(task)
+        holds, fails = (
+            low,
+            1.0 + 1e-6,
+        )  # the largest fraction of the predicted time that holds, the smallest that doesn't
+        share = 1.0 if self.goal >= 1 else self._of(task, self.goal * AIM)
+        if start is not None:
+            fails, share = start.share, start.share * self.goal * AIM / start.measured.ratio
+        best: Kept | None = None
+        seen: list[Kept] = []
+        while len(seen) < TRIES:
+            share = min(1.0, max(share, low))
+            selection = select(replace(task, budget=task.budget.tightened(share * (1 + 1e-9))))
+            plan = selection.plan(task.graph, allow_inexact=True)
+            if (kept := next((k for k in seen if k.plan == plan), None)) is None:
+                kept = self._measured(task, selection, plan, whole)
+                seen.append(kept)
+            ratio, goal = kept.measured.ratio, self.goal
+            if goal >= 1:
+                return kept  # nothing has to go
+            if ratio > goal:
+                fails = min(fails, share)
+            else:
+                holds = max(holds, share)
+                best = kept if best is None or ratio > best.measured.ratio else best
+            within = goal * (1 - BAND) <= ratio <= goal
+            if within or (share >= 1.0 and ratio <= goal) or fails - holds < FINEST * fails:
+                break
+            aimed = share * goal * AIM / ratio
+            share = aimed if holds < aimed < fails else (holds + fails) / 2
+        if best is None:
+            raise self._unmet(min(seen, key=lambda k: k.measured.ratio))
+        return best
+
+    def _of(self, task: Task, share: float) -> float:
+        """A fraction of the original's time, as one of that of the task's network."""
+        return share * self.model.fit.seconds / float(task.graph.cost().latency or 1.0)
+
+    def _share(self, task: Task, plan: Plan) -> float:
+        cost, base = task.graph.cost_of(plan), task.graph.cost()
+        assert cost.latency is not None
+        assert base.latency is not None
+        return cost.latency / base.latency * (1 + 1e-9)
+
+    def _lowest(self, task: Task) -> float:
+        widths = task.widths
+        lowest, base = widths.cost(widths.lowest), widths.base
+        assert lowest.latency is not None
+        assert base.latency is not None
+        return lowest.latency / base.latency * (1 + 1e-9)
+
+    def _measured(self, task: Task, selection: Selection, plan: Plan, whole: Callable[[Plan], Plan]) -> Kept:
+        entire = whole(plan)
+        measured = self.watch.measure(entire, margin=NOISE)
+        if self.goal * (1 - BAND) <= measured.ratio <= self.goal and not self.watch.exact:
+            measured = self.watch.confirm(apply(self.watch.model, entire), margin=NOISE)  # in a file of its own
+        if not self.tries:
+            self.goal = self.budget.goal(measured.before)  # milliseconds are those of today
+        self.tries += 1
+        self.report(
+            f"measured {measured.ratio:.1%} of the original's time ({measured.after * 1000:.3g} of "
+            f"{measured.before * 1000:.3g} ms, budget {self.goal:.1%})"
+        )
+        return Kept(selection, plan, self._share(task, plan), float(task.graph.cost_of(plan).latency or 0.0), measured)
+
+    def _unmet(self, kept: Kept) -> BudgetError:
+        """The error for a cut that is over the budget although nothing is left to cut."""
+        m, fit = kept.measured, self.model.fit
+        asked = (
+            Setting("latency", self.budget.latency)
+            if self.budget.latency is not None
+            else Setting("ms", self.budget.ms)
+        )
+        return BudgetError(
+            "The budget ", asked, f" cannot be met on {self.model.target}: the smallest cut network that was found takes "
+            f"{m.after * 1000:.3g} ms of {m.before * 1000:.3g} ms, {m.ratio:.1%}, measured in turn. {fit.overhead:.0%} of the "
+            "original's time does not depend on widths.",
+            hint=("A larger batch, ", Setting("scope", "all"), " or a runtime with less overhead may allow less."),
+            lowest={"latency": math.ceil(m.ratio * 1e4) / 1e4},
+        )  # fmt: skip
+
+    def record(self, kept: Kept) -> Latency:
+        """For the card."""
+        m, fit = kept.measured, self.model.fit
+        return Latency(
+            self.model.target.record(), round(self.goal, 6), round(m.ratio, 6), round(m.noise, 6), m.before, m.after,
+            round(kept.seconds / fit.seconds, 6), fit.error, len(fit.errors), self.tries,
+        )  # fmt: skip
+
+    def told(self, kept: Kept) -> tuple[str, ...]:
+        """What the user must know of a measurement."""
+        m = kept.measured
+        if m.noise <= BAND / 2:
+            return ()
+        return (
+            f"The machine is busy: the measured time, {m.ratio:.1%} of the original's, is only known to ±{m.noise:.1%}, and "
+            f"the margin is {BAND:.0%}. Measure again with `secateurs bench` when nothing else runs.",
+        )
+
+
+def trimmed(task: Task, selection: Selection, proxy: Method) -> Selection:
+    """A part of a selection that is within a tighter budget: its weakest channels go, and of stripes the weakest ones."""
+    if selection.stripes:
+        more = Selection.of(proxy.select(task))
+        channels = {
+            name: np.intersect1d(np.array(list(kept)), np.array(list(selection.channels.get(name, kept))))
+            for name, kept in more.channels.items()
+        }
+        stripes = {name: more.stripes.get(name, True) & kept for name, kept in selection.stripes.items()}
+        return Selection(channels, stripes, selection.nodes)
+    kept = {name: np.array(sorted(own), dtype=np.int64) for name, own in selection.channels.items()}
+    groups = [g for g in task.groups if g.name in kept]
+    bounds = dict(task.bounds)
+    scores = {}
+    for group in groups:
+        bound = task.bound(group)
+        most = min(bound.most, len(kept[group.name]))
+        bounds[group.name] = replace(bound, most=most, least=min(bound.least, most))
+        size = norms(group, task.model, 2).detach().double().cpu().numpy()
+        scores[group.name] = np.full(group.size, -1.0)
+        scores[group.name][kept[group.name]] = (size / max(size.mean(), 1e-12))[kept[group.name]]
+    found = select_within_budget(Widths(task.graph, groups, task.budget, bounds=bounds), scores)
+    return Selection({**selection.channels, **found}, selection.stripes, selection.nodes)
+
+
+@contextmanager
+def timing(task: Task, budget: Budget | None, original: nn.Module, report: Report) -> Iterator[Timing | None]:
+    """Context with what holds cuts of the original to a budget; None for a budget that does not limit time."""
+    clock = task.graph.clock
+    if budget is None or not budget.is_timed or not isinstance(clock, LatencyModel):
+        yield None
+        return
+    with stopwatch(original, task.example_inputs, clock.target) as watch:
+        yield Timing(clock, watch, budget, report)
+
+
+# -- budgets that do not limit time -----------------------------------------------------------------------------------
+
+CHECK = 0.4  # seconds that the check of a cut network's speed may take, once both networks are warm
+SHORT, LONG = (
+    1e-3,
+    0.5,
+)  # seconds of a run below which a few runs say nothing, and above which the check would take long
+ROUNDS = 3, 15
+SLOWER = 1.03  # a ratio from which on a network is said to be slower, if the lower quartile is above 1, too
+
+
+def slower(original: nn.Module, small: nn.Module, inputs: Any) -> str | None:
+    """A sentence if a cut network is clearly not faster than the original, in PyTorch on its device; None if it is, or if a
+    few runs in turn do not tell."""
+    device = device_of(small)
+    if device.type not in ("cpu", "cuda") or device != device_of(original):
+        return None
+    target = Target("torch-cuda" if device.type == "cuda" else "torch-cpu")
+    with runner(original, inputs, target) as one, runner(small, inputs, target) as other:
+        found = alternated(one.program, other.program)
+    if found is None:
+        return None
+    measured = Measured.of(*found)
+    low = statistics.quantiles([b / a for a, b in zip(*found, strict=True)], n=4, method="inclusive")[0]
+    if measured.ratio < SLOWER or low <= 1:
+        return None
+    return (
+        f"The cut network is not faster: {measured.before * 1000:.3g} → {measured.after * 1000:.3g} ms on {target.runtime}, "
+        f"{measured.ratio:.2f} of the time. Hardware likes some widths more than others: Budget(…, align='auto') keeps to "
+        "those, and Budget(latency=…) limits the time itself."
+    )
+
+
+def alternated(one: Program, other: Program) -> tuple[list[float], list[float]] | None:
+    """Seconds of two programs, run in turn a few times; None for runs that are too short or too long."""
+    if per_run(one) > 4 * LONG:  # even when it is cold
+        return None
+    per_run(other)
+    once = per_run(one), per_run(other)
+    if not SHORT <= once[0] <= LONG:
+        return None
+    rounds = min(ROUNDS[1], max(ROUNDS[0], int(CHECK / sum(once))))
+    before: list[float] = []
+    after: list[float] = []
+    for turn in range(rounds):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            (before, after)[which].append(per_run((one, other)[which]))
+    return before, after

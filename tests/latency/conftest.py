@@ -1,0 +1,1 @@
+from tests.latency.fakes import fakes as fakes

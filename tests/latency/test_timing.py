@@ -1,0 +1,243 @@
+"""Budgets of time, with made-up runtimes: what is chosen, measured, corrected, and said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import secateurs as sc
+from secateurs import timing
+from secateurs.latency.pieces import pieces
+from secateurs.testing.checks import needs_data, quick
+from secateurs.testing.networks import data, images, network
+from secateurs.timing import alternated
+from tests.latency.fakes import STEP, Fakes, launch_bound
+
+X = images(1)
+
+
+def prune(budget: sc.Budget, method: Any = "l2", net: str = "small_cnn", **options: Any) -> sc.Result:
+    return sc.prune(network(net), X, method, budget, progress="silent", **options)
+
+
+@pytest.mark.parametrize("net", ["small_cnn", "residual", "depthwise"])
+def test_the_measured_time_is_within_three_percent_below_the_budget(fakes: Fakes, net: str) -> None:
+    result = prune(sc.Budget(latency=0.6, align=1), net=net, scope="all")
+    found = result.latency
+    assert found is not None
+    step = 0.06 if net == "residual" else timing.BAND  # a channel of its shortcut is a part of every layer
+    assert 0.6 * (1 - step) <= found.ratio <= 0.6
+    assert found.goal == 0.6
+    assert found.tries <= timing.TRIES
+    assert found.ratio == pytest.approx(fakes.truth(
+        result.after.macs / result.before.macs, result.after.params / result.before.params
+    ), rel=1e-4)  # fmt: skip
+    assert result.warnings == ()
+    assert result.error < 1e-5
+
+
+@pytest.mark.parametrize("method", sc.methods())
+def test_every_method_meets_it(fakes: Fakes, method: str) -> None:
+    chosen = quick(method)
+    needs = needs_data(type(chosen))
+    result = prune(sc.Budget(latency=0.6), chosen, data=data() if needs else None, scope="all")
+    assert result.latency is not None
+    assert result.latency.ratio <= 0.6
+    assert result.latency.ratio >= 0.4
+    assert result.error < 1e-5
+
+
+def test_several_limits_hold_at_once(fakes: Fakes) -> None:
+    result = prune(sc.Budget(macs=0.9, params=0.3, latency=0.8), scope="all")
+    assert result.after.params <= 0.3 * result.before.params
+    assert result.after.macs <= 0.9 * result.before.macs
+    assert result.latency is not None
+    assert result.latency.ratio <= 0.8
+
+
+def test_milliseconds(fakes: Fakes) -> None:
+    result = prune(sc.Budget(ms=6.0), scope="all")  # of 10
+    assert result.latency is not None
+    assert result.latency.goal == pytest.approx(0.6)
+    assert result.latency.after <= 0.006
+    assert "ms 10 → " in repr(result)
+    whole = prune(sc.Budget(ms=20.0), scope="all")  # met already
+    assert whole.after.macs == whole.before.macs
+
+
+def test_widths_are_those_that_the_target_likes(fakes: Fakes) -> None:
+    graph = sc.trace(network(), X)
+    task = timing.clocked(network(), graph, X, sc.Budget(latency=0.6), "all", {})
+    assert task.clock is not None
+    assert task.clock.liked == STEP  # type: ignore[attr-defined]
+    by_time = prune(sc.Budget(latency=0.6), scope="all")
+    by_macs = prune(sc.Budget(macs=0.5, align="auto"), scope="all")
+    for result in (by_time, by_macs):
+        sizes = {g.name: g.size for g in graph.groups}
+        assert all(len(k) % STEP == 0 or sizes[n] < 4 * STEP for n, k in result.plan.groups.items())
+    assert by_macs.after.macs <= 0.5 * by_macs.before.macs
+    assert by_macs.latency is None
+    assert len(fakes.watches) == 2  # one fits the model, one holds the cut: a budget of MACs needs neither
+
+
+def test_a_model_of_a_network_is_made_once(fakes: Fakes) -> None:
+    prune(sc.Budget(latency=0.6))
+    calls, watches = len(fakes.calls), len(fakes.watches)
+    prune(sc.Budget(latency=0.5))
+    assert len(fakes.calls) == calls  # the tables are on disk …
+    assert len(fakes.watches) == watches + 1  # … and so is the fit
+    prune(sc.Budget(latency=0.6, target=sc.Target("torch-cpu", batch=4)))
+    assert len(fakes.calls) > calls  # another batch size
+
+
+def test_nothing_can_be_gained(fakes: Fakes) -> None:
+    fakes.truth = launch_bound
+    with pytest.raises(sc.BudgetError, match=r"latency=0\.6 .* cannot be met") as caught:
+        prune(sc.Budget(latency=0.6), scope="all")
+    assert caught.value.lowest["latency"] > 0.9
+
+
+def test_a_model_that_promises_too_much_is_found_out(fakes: Fakes) -> None:
+    prune(sc.Budget(latency=0.6), scope="all")  # fits the model to a network that gains by a cut
+    fakes.truth = launch_bound
+    with pytest.raises(sc.BudgetError) as caught:
+        prune(sc.Budget(latency=0.6), scope="all")
+    text = str(caught.value)
+    assert "cannot be met on torch-cpu: the smallest cut network that was found takes" in text
+    assert "does not depend on widths" in text
+    assert caught.value.lowest["latency"] == pytest.approx(0.97, abs=0.01)
+
+
+def test_noise_within_the_margin_is_corrected_for(fakes: Fakes) -> None:
+    fakes.noise = (0.01, -0.01, 0.005, -0.004)
+    result = prune(sc.Budget(latency=0.6, align=1), scope="all")
+    assert result.latency is not None
+    assert result.latency.ratio <= 0.6
+    assert result.warnings == ()
+
+
+def test_a_busy_machine_is_said(fakes: Fakes) -> None:
+    fakes.error = 0.05
+    result = prune(sc.Budget(latency=0.6), scope="all")
+    (told,) = result.warnings
+    assert "The machine is busy" in told
+    assert "±5.0%" in told
+
+
+def test_rounds(fakes: Fakes) -> None:
+    result = prune(sc.Budget(latency=0.6), scope="all", rounds=3)
+    assert result.latency is not None
+    assert 0.5 < result.latency.ratio <= 0.6
+    ends = [line for line in result.history if line["event"] == "round"]
+    assert ends[0]["budget"]["latency"] > ends[1]["budget"]["latency"]
+
+
+def test_what_a_method_that_trains_leaves_over_the_budget_is_trimmed(fakes: Fakes) -> None:
+    """The budget is found with the norms of the weights; then the machine turns out to be slower."""
+    chosen = quick("npn")
+    turns = iter(range(1000))
+
+    def later(macs: float, params: float) -> float:
+        return 0.1 + 0.9 * macs * (1.0 if next(turns) < 40 else 1.15)
+
+    fakes.truth = later
+    result = prune(sc.Budget(latency=0.6), chosen, data=data(), scope="all")
+    assert result.latency is not None
+    assert result.latency.ratio <= 0.6
+
+
+def test_trimming_brings_nothing_back(fakes: Fakes) -> None:
+    from secateurs.methods import Selection, Task, resolve
+
+    model = network()
+    graph = timing.clocked(model, sc.trace(model, X), X, sc.Budget(latency=0.6), "all", {})
+    task = Task(model, graph, sc.Budget(latency=0.6), "all", example_inputs=X)
+    first = Selection({g.name: np.arange(g.size - 4) for g in task.groups})
+    assert task.budget is not None
+    left = timing.trimmed(Task(model, graph, task.budget.tightened(0.4), "all"), first, resolve("l2"))
+    assert all(set(left.channels[n]) <= set(k) for n, k in first.channels.items())
+    assert graph.cost_of(left.plan(graph)).latency <= 0.4 * graph.cost().latency
+
+
+def test_the_card_has_what_was_measured(fakes: Fakes, tmp_path: Any) -> None:
+    result = prune(sc.Budget(latency=0.6, target=sc.Target("torch-cpu", threads=1)), scope="all")
+    result.save(tmp_path / "run")
+    card = sc.card(tmp_path / "run")
+    assert card.latency == result.latency
+    assert card.latency.target == {"runtime": "torch-cpu", "threads": 1}
+    assert card.latency.cuts == 20
+    assert 0 < card.latency.model_error < 0.1
+
+
+def test_pieces_of_a_network() -> None:
+    found = pieces(sc.trace(network("residual"), X))
+    kinds = [p.geometry.kind for p in found]
+    assert kinds.count("convolution") == 5
+    assert kinds.count("linear") == 1
+    layers = [p.geometry for p in found if p.geometry.kind == "convolution"]
+    assert all(g.norm for g in layers)
+    assert [g.added for g in layers].count(True) == 2  # x + block(x) belongs to the block's last layer
+    assert all(g.activation == "relu" for g in layers)
+    (depthwise, *_) = [
+        p
+        for p in pieces(sc.trace(network("depthwise"), X))
+        if p.geometry.kind == "convolution" and not p.geometry.square
+    ]
+    assert depthwise.wide_in == depthwise.wide_out
+    assert depthwise.geometry.groups == 0
+
+
+def test_a_cut_that_is_slower_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"found": ([1e-2] * 7, [1.2e-2] * 7)}
+    monkeypatch.setattr(timing, "alternated", lambda one, other: times["found"])
+    result = prune(sc.Budget(macs=0.5))
+    (told,) = result.warnings
+    assert "not faster: 10 → 12 ms on torch-cpu, 1.20 of the time" in told
+    assert prune(sc.Budget(macs=0.5), check_speed=False).warnings == ()
+    for after in (
+        [0.9e-2] * 7,
+        [1.01e-2] * 7,
+        [0.9e-2] * 3 + [2e-2] * 4,
+    ):  # faster, or nothing that stands out of the noise
+        times["found"] = [1e-2] * 7, after
+        assert prune(sc.Budget(macs=0.5)).warnings == ()
+
+
+def test_runs_that_are_too_short_or_too_long_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("secateurs.deploy.clock.time.perf_counter", lambda: now[0])
+
+    def program(seconds: float) -> Any:
+        from secateurs.deploy.clock import Program
+
+        return Program(lambda: now.__setitem__(0, now[0] + seconds))
+
+    assert alternated(program(1e-4), program(1e-4)) is None
+    assert alternated(program(1.0), program(1.0)) is None
+    found = alternated(program(0.02), program(0.01))
+    assert found is not None
+    assert found[0] == pytest.approx([0.02] * 13)
+    assert found[1] == pytest.approx([0.01] * 13)
+    few = alternated(program(0.3), program(0.3))
+    assert few is not None
+    assert len(few[0]) == timing.ROUNDS[0]
+
+
+def test_the_call_that_repeats_it(fakes: Fakes, tmp_path: Any) -> None:
+    from secateurs.calls import call
+
+    target = sc.Target("torch-cpu", threads=1)
+    prune(sc.Budget(latency=0.6, target=target), scope="all").save(tmp_path / "run")
+    text = call(sc.card(tmp_path / "run"))
+    assert "budget=sc.Budget(latency=0.6, target=sc.Target(runtime='torch-cpu', threads=1))" in text
+    assert "latency" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_comparison_under_a_budget_of_time(fakes: Fakes) -> None:
+    from secateurs.studies.comparison.contestants import budget_text
+
+    assert budget_text(sc.Budget(latency=0.6, target="onnxruntime")) == "latency=0.6 target=onnxruntime"
+    assert budget_text(sc.Budget(macs=0.5)) == "macs=0.5"
+    assert budget_text(sc.Budget(macs=0.5, align="auto")) == "macs=0.5 align=auto"
