@@ -84,6 +84,10 @@ def test_a_result_shows_itself(results: dict[str, sc.Result]) -> None:
     assert [row.text.strip() for row in page.of("tr")][1].startswith("before")
     assert f"{results['l1'].after.top1:.2f}" in page.text
     assert "masked ≡ sliced" in page.text
+    heads = [
+        e.text for e in Page(f"<body>{sc.prune(network(), X, 'l1', sc.Budget(macs=0.5))._repr_html_()}</body>").of("th")
+    ]
+    assert heads == ["", "MACs", "", "params", ""]
 
 
 def test_a_graph_shows_itself() -> None:

@@ -240,7 +240,9 @@ def test_a_killed_study_resumes_to_the_same(tmp_path: Path, monkeypatch: pytest.
         return original(self, group, order)
 
     monkeypatch.setattr(measure._Study, "_group", once)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"keeps what is done so far: the same study with resume=True continues"
+    ):
         study(folder=tmp_path)
     half = json.loads((tmp_path / "sensitivity.json").read_text())
     assert (half["finished"], len(half["groups"])) == (False, 1)

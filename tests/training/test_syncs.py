@@ -15,6 +15,7 @@ from secateurs.data.augment import Augment, gather, generator
 from secateurs.data.loader import ArraySource, Loader
 from secateurs.devices import VARIABLE
 from secateurs.methods import resolve
+from secateurs.stripes.layout import dense
 from secateurs.training import Engine, Hook, Recipe
 from tests.syncs import DEVICE, Syncs
 from tests.test_device_rule import network
@@ -158,3 +159,16 @@ def test_augmentation_on_the_device_is_that_of_the_cpu() -> None:
         assert not syncs.found
         assert torch.equal(found.cpu(), here)
         assert syncs.found  # it counts what it should
+
+
+def test_stripes_are_trained_without_waiting() -> None:
+    kept = torch.rand(6, 3, 3) < 0.4
+    weight = torch.randn(int(kept.sum()), 5)
+    with Syncs() as syncs:
+        places, there = kept.to(DEVICE), weight.to(DEVICE).requires_grad_()
+        syncs.found.clear()
+        full = dense(places, there)
+        full.square().sum().backward()
+        assert not syncs.found
+        assert torch.equal(full.detach().permute(0, 2, 3, 1)[places].cpu(), weight)
+        assert torch.equal(there.grad.cpu(), 2 * weight)  # type: ignore[union-attr]

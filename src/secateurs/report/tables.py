@@ -55,7 +55,8 @@ def outcome(networks: Sequence[tuple[str, Figures]]) -> Table:
 
 def notebook(networks: Sequence[tuple[str, Figures]], method: str, verified: float | None) -> Markup:
     """The same as HTML, for a notebook."""
-    measured, before = columns([figures for _, figures in networks]), networks[0][1]
+    figures, before = [f for _, f in networks], networks[0][1]
+    measured = columns(figures) if any(f.loss is not None or f.top1 is not None or f.metrics for f in figures) else {}
     rows = [
         (
             name, short(f.macs), share(f.macs, before.macs), short(f.params), share(f.params, before.params),

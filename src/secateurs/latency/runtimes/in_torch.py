@@ -131,8 +131,8 @@ def _convolution(g: Geometry, wide_in: int, wide_out: int, made: Callable[..., T
 
 
 def _norm(width: int, made: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
-    mean, var, weight, bias = (made(width).float() for _ in range(4))
-    return lambda x: F.batch_norm(x, mean, var, weight.to(x.dtype), bias.to(x.dtype), False)
+    mean, var, weight, bias = (made(width) for _ in range(4))
+    return lambda x: F.batch_norm(x, mean, var, weight, bias, False)
 
 
 def _pooling(g: Geometry, x: Tensor) -> Callable[[], Tensor]:

@@ -23,6 +23,7 @@ from secateurs.devices import device_of, usable
 from secateurs.errors import ConfigError, SecateursError
 from secateurs.graph import Cost, count
 from secateurs.graph.copies import copied
+from secateurs.graph.counter import MacCounter
 from secateurs.graph.inputs import call, to_model_device
 from secateurs.methods import Method, Task
 from secateurs.methods.limits import Limits
@@ -195,11 +196,14 @@ class Bench:
             raise ConfigError(f"{method.name} has no cut of its own.")
         data = self.at(cell.seed)
         original = measured(self.cost, self.model, data, self.objective)
-        small = method.cut(self._task(method, cell, trace(self.model, self.inputs), "all"))
+        with MacCounter() as counter:
+            small = method.cut(self._task(method, cell, trace(self.model, self.inputs), "all"))
+        once = counter.macs / (3 * self.cost.macs)
         cost = Cost(count(small, self.inputs).macs // examples(self.inputs), sum(p.numel() for p in small.parameters()))
         cut = measured(cost, small, data, self.objective)
         width = width_of(cell.budget, self.cost, self.work.unit)
-        (recipe,) = phases = shared([Recover(share=0)], self.work.epochs, width, self.images)
+        (recipe,) = phases = shared([Recover(share=0)], self.work.epochs - once / self.images, width, self.images)
+        passes = once / self.images + recipe.epochs * recovery_cost(recipe, width, self.images)  # type: ignore[attr-defined]
         recover(
             small, data, recipe, seed=cell.seed, device=self.where, objective=self.objective,
             progress="lines" if self.work.progress else "silent",
@@ -207,8 +211,8 @@ class Bench:
         after = measured(cost, small, data, self.objective)
         return {
             "original": asdict(original), "cut": asdict(cut), "calibrated": None, "recovered": asdict(after), "error": None,
-            "narrowest": None, "passes": recipe.epochs * recovery_cost(recipe, width, self.images),  # type: ignore[attr-defined]
-            "search": {"epoch": 0.0, "once": 0.0, "epochs": 0.0, "steps": 0}, "recovery": _recorded(phases), **_took(*clocks),
+            "narrowest": None, "passes": passes,
+            "search": {"epoch": 0.0, "once": once, "epochs": 0.0, "steps": 0}, "recovery": _recorded(phases), **_took(*clocks),
         }  # fmt: skip
 
 

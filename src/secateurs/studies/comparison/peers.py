@@ -74,8 +74,12 @@ class TorchPruning(Method):
     def cut(self, task: Task) -> nn.Module:
         """The network as torch-pruning itself cuts it."""
 
+        prepared = self._prepared(task)
+
         def at(ratio: float) -> tuple[nn.Module, Any]:
-            model = self._prepared(task)
+            model = copied(prepared)
+            for own, parameter in zip(prepared.parameters(), model.parameters(), strict=True):
+                parameter.grad = None if own.grad is None else own.grad.clone()
             with evaluating(model):
                 self._pruner(model, task, ratio).step()
             return model, count(model, task.example_inputs)

@@ -171,10 +171,15 @@ def sensitivity(
     if earlier is not None and earlier.finished:
         return earlier
     groups: list[Group] = []
-    for group in work.groups(done):
-        groups.append(group)
-        if record is not None and group.name not in done:
-            record.write(result(groups, finished=False))
+    try:
+        for group in work.groups(done):
+            groups.append(group)
+            if record is not None and group.name not in done:
+                record.write(result(groups, finished=False))
+    except KeyboardInterrupt:
+        if record is None or not groups:
+            raise
+        raise record.interrupted() from None
     found = result(groups)
     if record is not None:
         record.write(found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateurs.errors import ArtifactError, ConfigError, Setting
+from secateurs.errors import ArtifactError, ConfigError, Message, Setting
 from secateurs.files import check_writable, read_json, shown, staged
 from secateurs.report.curves import can_plot
 from secateurs.studies.sensitivity.result import BYTES, Group, Sensitivity
@@ -69,6 +69,11 @@ class Record:
             return None
         advice = "If a sensitivity study wrote it, it is damaged: move it, or choose another folder."
         return read_json(self.file, Sensitivity, BYTES, advice)
+
+    def interrupted(self) -> KeyboardInterrupt:
+        """The exception for an interrupted study that can be resumed."""
+        text = f"{shown(self.file)} keeps what is done so far: the same study with "
+        return KeyboardInterrupt(Message(text, Setting("resume", True), " continues from there."))
 
     def write(self, found: Sensitivity) -> None:
         """After each group; the picture at the end. One of several processes writes."""

@@ -1,0 +1,42 @@
+"""torch-pruning in a comparison: the channels that it chooses are those that it cuts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import secateurs as sc
+from secateurs.methods.method import Task
+from secateurs.studies.comparison.peers import TorchPruning
+from tests.studies.comparing import batches, run, tiny
+
+pytest.importorskip("torch_pruning")
+pytestmark = pytest.mark.filterwarnings("ignore")  # its own
+
+
+@pytest.mark.parametrize("importance", ["group-l2", "fpgm", "taylor"])
+def test_its_selection_is_its_cut(importance: str) -> None:
+    torch.manual_seed(0)
+    model, x = tiny(width=16).eval(), torch.randn(1, 3, 8, 8)
+    graph, method = sc.trace(model, x), TorchPruning(importance=importance)
+    task = Task(model, graph, sc.Budget(macs=0.5), "all", batches(), 0, x)
+    selection = method.select(task)
+    small, own = sc.apply(model, selection.plan(graph)), method.cut(task)
+    assert 0.35 < sc.count(small, x).macs / sc.count(model, x).macs <= 0.5
+    for name, value in own.state_dict().items():
+        torch.testing.assert_close(small.state_dict()[name], value)
+    assert all(p.grad is None for p in own.parameters())
+
+
+def test_both_ways_in_a_comparison() -> None:
+    pytest.importorskip("sklearn")
+    names = ["torch-pruning:group-l2", "torch-pruning:group-l2:own"]
+    found = run(None, methods=names, budgets=[0.5], seeds=1)
+    ours, own = found.rows
+    assert ours.failed == own.failed == ()
+    assert (ours.macs, ours.cut) == (own.macs, own.cut)
+    assert ours.calibrated is not None
+    assert own.calibrated is None
+    assert ours.passes.mean == pytest.approx(2, abs=0.01)
+    assert own.passes.mean == pytest.approx(2, abs=0.01)
+    assert found.cells[1].figures["recovery"][0]["share"] == 0
