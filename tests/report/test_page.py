@@ -168,8 +168,6 @@ def test_a_budget_of_time_is_shown_as_it_was_kept(results: dict[str, sc.Result])
         "ratio": 0.582,
         "before": 0.01,
         "after": 0.00582,
-        "noise": 0.01,
-        "predicted": 0.57,
     }
     page = Page(html([Run.of("x", result.plan, {**result.card(), "latency": limit})]))
     assert "allowed 60.0% of the original's time on onnxruntime; 58.2% was measured (10 ms → 5.82 ms)" in page.text

@@ -167,7 +167,9 @@ def _judged(
             f"{_NOTHING}all that the network returns on these example inputs is empty or zero (for example no detections), and "
             "so is what its layers put out before that. Pass inputs for which it returns something."
         )
-    if (plan.kept or plan.stripes) and _all_blank(example_inputs):  # zeros pass through many layers as zeros, whatever was cut
+    if (plan.kept or plan.stripes) and _all_blank(
+        example_inputs
+    ):  # zeros pass through many layers as zeros, whatever was cut
         more, message = _judged(model, plan, _noise(example_inputs), tolerance, small, graph)
         return max(error, more), message
     return error, ""
