@@ -134,13 +134,13 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_list_of_images_is_measured_as_it_is(run, listed, options):
     ran = run("bench", listed, "--trust-code", "--target", "torch-cpu", "--seconds", 0.01, "--json", *options)
     assert ran.status == 0, ran.err
-    assert json.loads(ran.out)["rows"][0]["batch"] is None
+    assert json.loads(ran.out)["rows"][0]["batch"] == 1
 
 
-def test_a_list_of_images_has_no_batch(run, listed):
-    ran = run("bench", listed, "--trust-code", "--target", "torch-cpu", "--batch", 4)
-    assert ran.status == 2
-    assert "--batch 4 needs inputs whose first axis is the batch" in ran.err
+def test_a_list_of_images_is_a_batch(run, listed):
+    ran = run("bench", listed, "--trust-code", "--target", "torch-cpu", "--batch", 4, "--seconds", 0.01, "--json")
+    assert ran.status == 0, ran.err
+    assert json.loads(ran.out)["rows"][0]["batch"] == 4
 
 
 def test_inputs_that_are_not_on_record(run, listed, tmp_path):

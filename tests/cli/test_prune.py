@@ -219,7 +219,7 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--share", 2), "--share 2"),
         (("--recover", "mimic:1", "--mimic-lr", "-1"), "--mimic-lr -1"),
         (("--recover", "mimic:1", "--nodes", "stem"), "needs two nodes or more"),
-        (("--set", "ranking=best"), "--ranking best: must be 'global' or 'layer'"),
+        (("--set", "ranking=best"), "--ranking best: must be 'global', 'layer' or 'isomorphic'"),
         (("--lr", "-1"), "--lr -1: must be greater than 0"),
         (("--recover-epochs", "-1"), "--recover-epochs -1: the number of epochs must be 0 or more"),
         (("--recover", "finetune:nan"), "--recover finetune:nan: the number of epochs must be 0 or more"),

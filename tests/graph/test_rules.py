@@ -266,7 +266,7 @@ def test_it_is_left_as_it_was_when_it_does_not_run() -> None:
         (image(channels=4), "does not run on these example inputs"),
         ({"y": image()}, "does not run on these example inputs: TypeError"),
         ((image(), image()), "does not run on these example inputs: TypeError"),
-        (None, "does not run on these example inputs"),
+        (None, "The example inputs are None: pass a tensor"),
     ],
     ids=["shape", "name", "number", "none"],
 )

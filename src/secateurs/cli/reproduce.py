@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -31,7 +30,8 @@ def command(folder: Path) -> str | None:
         return None
     if settings.get("command", "prune") != "prune" or settings.get("functions"):
         return None
-    if not re.fullmatch("[0-9a-f]{64}", str(settings.get("weights") or "0" * 64)):
+    digest = str(settings.get("weights") or "0" * 64)
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         return None
     note = f"# {WEIGHTS}: SHA-256 {settings['weights']}\n" if any(WEIGHTS in words for words in parts) else ""
     return note + " \\\n    ".join(" ".join(map(shlex.quote, words)) for words in parts)

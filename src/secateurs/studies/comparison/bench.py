@@ -174,7 +174,7 @@ class Bench:
         checkpoints: Record = {} if folder is None else {"folder": folder, "resume": True, "save_seconds": 60}
         result = prune(
             self.model, self.inputs, division.method, cell.budget, self.at(cell.seed), division.recovery or None,
-            seed=cell.seed, progress="lines" if work.progress else "silent", **self.options, **checkpoints,
+            seed=cell.seed, progress="lines" if work.progress else "silent", check_speed=False, **self.options, **checkpoints,
         )  # fmt: skip
         groups = {g.name: g.size for g in trace(self.model, self.inputs, example_targets=self.targets).groups}
         narrowest = min((len(kept) / groups[name] for name, kept in result.plan.groups.items()), default=1.0)
