@@ -226,7 +226,7 @@ def prune(
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip
-    with timing(job, budget, original, report) as held:
+    with timing(job, budget, original, report, folder) as held:
         work = replace(work, timing=held)
         found = work.run()
     small, plan = found.model, found.plan
