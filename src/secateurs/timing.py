@@ -97,7 +97,9 @@ def _striped(graph: PrunableGraph) -> PrunableGraph:
     clock = graph.clock
     if not isinstance(clock, LatencyModel) or clock.curve is not None:
         return graph
-    return graph.timed(clock.with_curve(curve(clock)))
+    return graph.timed(
+        clock.with_curve(curve(clock))
+    )  # measured once for a network: a resumed run needs the same costs
 
 
 @dataclass
@@ -335,7 +337,8 @@ def trimmed(task: Task, selection: Selection, proxy: Method) -> Selection:
 def timing(
     task: Task, budget: Budget | None, original: nn.Module, report: Report, folder: Path | None = None
 ) -> Iterator[Timing | None]:
-    """Context with what holds cuts of the original to a budget; None for a budget that does not limit time. folder: the run's."""
+    """Context with what holds cuts of the original to a budget; None for a budget that does not limit time. folder: of the
+    run."""
     clock = task.graph.clock
     if budget is None or not budget.is_timed or not isinstance(clock, LatencyModel):
         yield None

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import secateurs as sc
 from secateurs import timing
-from secateurs.latency.pieces import pieces
+from secateurs.latency import LatencyModel, build, fits, stripes
+from secateurs.latency.pieces import batched, pieces
+from secateurs.latency.store import where
 from secateurs.testing.checks import needs_data, quick
 from secateurs.testing.networks import data, images, network
 from secateurs.timing import alternated
@@ -124,6 +131,61 @@ def test_a_busy_machine_is_said(fakes: Fakes) -> None:
     (told,) = result.warnings
     assert "The machine is busy" in told
     assert "±5.0%" in told
+
+
+def test_a_cut_network_has_the_pieces_of_the_target_s_batch_size(fakes: Fakes) -> None:
+    """Of a later round: at the size of the examples, the tables have none of them."""
+    inputs = images(2)
+    graph = sc.trace(network(), inputs)
+    budget = sc.Budget(latency=0.6, target=sc.Target("torch-cpu", batch=8))
+    timed = timing.clocked(network(), graph, inputs, budget, "all", {})
+    clock = timed.clock
+    assert isinstance(clock, LatencyModel)
+    again = clock.of(graph, inputs)
+    assert len(again.pieces) == len(clock.pieces)
+    assert again(graph.sizes) == pytest.approx(clock(graph.sizes))
+
+
+def test_pieces_at_another_batch_size() -> None:
+    (piece, *_) = pieces(sc.trace(network(), images(2)))
+    once = replace(piece, geometry=replace(piece.geometry, batch=1))  # as of a position embedding
+    assert [p.geometry.batch for p in batched([piece, once], 2, 1)] == [1, 1]
+    assert [p.geometry.batch for p in batched([piece, once], 2, 8)] == [8, 1]
+
+
+def test_a_fit_is_of_all_ops_of_a_network(fakes: Fakes) -> None:
+    """What is no piece takes time, too: another network with the same layers has a fit of its own."""
+
+    class More(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.flip(2).flip(3))
+
+    found = []
+    for kind in (nn.Sequential, More):
+        net = kind(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.LazyLinear(4)).eval()
+        net(X)
+        graph = sc.trace(net, X)
+        made = build.tabulated(graph, X, sc.Target("torch-cpu"), lambda line: None)
+        found.append(fits.key(made, graph.groups))
+    assert found[0] != found[1]
+
+
+def test_the_version_of_a_runtime_is_that_of_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever distribution has it: onnxruntime, onnxruntime-gpu …"""
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.2.3"))
+    assert where(sc.Target("onnxruntime"))["onnxruntime"] == "1.2.3"
+
+
+def test_what_stripes_gain_is_measured_once(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph = network(), sc.trace(network(), X)
+    found = []
+    for seconds in (0.5e-4, 0.1e-4):  # another day
+        monkeypatch.setattr(stripes, "_fraction", lambda piece, share, target, s=seconds: s * 1e4 * share)
+        made = timing.clocked(model, graph, X, sc.Budget(latency=0.6), "internal", {}, stripes=True)
+        assert isinstance(made.clock, LatencyModel)
+        found.append([list(map(float, part)) for part in made.clock.curve or ()])
+    assert found[0] == found[1]
+    assert found[0][1][-2] == pytest.approx(0.375)
 
 
 def test_rounds(fakes: Fakes) -> None:
