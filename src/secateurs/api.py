@@ -34,10 +34,11 @@ from secateurs.plans import PrunableGraph, trace
 from secateurs.preflight import check, check_unknown
 from secateurs.result import Result
 from secateurs.seeds import preserve_rng_state
+from secateurs.speed import slower
 from secateurs.stripes import tune
 from secateurs.surgery.verify import check_copy, check_deterministic
 from secateurs.tasks import VisionTask
-from secateurs.timing import clocked, slower, timing
+from secateurs.timing import clocked, timing
 from secateurs.training import Hook, Objective, Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -16,9 +15,6 @@ from torch import nn
 
 from secateurs.artifact.fields import Latency
 from secateurs.budget import Budget
-from secateurs.deploy.clock import Program, per_run
-from secateurs.deploy.runners import runner
-from secateurs.deploy.target import Target
 from secateurs.devices import device_of
 from secateurs.errors import BudgetError, ConfigError, Setting
 from secateurs.latency import LatencyModel, Measured, Stopwatch, curve, modelled, notes, stopwatch, tabulated
@@ -312,10 +308,13 @@ def trimmed(task: Task, selection: Selection, proxy: Method) -> Selection:
     """A part of a selection that is within a tighter budget: its weakest channels go, and of stripes the weakest ones."""
     if selection.stripes:
         more = Selection.of(proxy.select(task))
-        channels = {
-            name: np.intersect1d(np.array(list(kept)), np.array(list(selection.channels.get(name, kept))))
-            for name, kept in more.channels.items()
-        }
+        channels = dict(selection.channels)
+        for group in task.groups:
+            if group.name in more.channels:
+                own = np.array(list(channels.get(group.name, range(group.size))), dtype=np.int64)
+                both = np.isin(own, np.array(list(more.channels[group.name])))
+                both[np.flatnonzero(~both)[: max(0, task.bound(group).least - int(both.sum()))]] = True
+                channels[group.name] = own[both]
         stripes = {name: more.stripes.get(name, True) & kept for name, kept in selection.stripes.items()}
         return Selection(channels, stripes, selection.nodes)
     kept = {name: np.array(sorted(own), dtype=np.int64) for name, own in selection.channels.items()}
@@ -345,51 +344,3 @@ def timing(
         return
     with stopwatch(original, task.example_inputs, clock.target) as watch:
         yield Timing(clock, watch, budget, report, None if folder is None else folder / notes.FILE)
-
-
-# -- budgets that do not limit time -----------------------------------------------------------------------------------
-
-CHECK = 0.4  # seconds that the check of a cut network's speed may take, once both networks are warm
-# Seconds of a run below which a few runs say nothing, and above which the check would take long.
-SHORT, LONG = 1e-3, 0.5
-ROUNDS = 3, 15
-SLOWER = 1.03  # a ratio from which on a network is said to be slower, if the lower quartile is above 1, too
-
-
-def slower(original: nn.Module, small: nn.Module, inputs: Any) -> str | None:
-    """A sentence if a cut network is clearly not faster than the original, in PyTorch on its device; None if it is, or if a
-    few runs in turn do not tell."""
-    device = device_of(small)
-    if device.type not in ("cpu", "cuda") or device != device_of(original):
-        return None
-    target = Target("torch-cuda" if device.type == "cuda" else "torch-cpu")
-    with runner(original, inputs, target) as one, runner(small, inputs, target) as other:
-        found = alternated(one.program, other.program)
-    if found is None:
-        return None
-    measured = Measured.of(*found)
-    low = statistics.quantiles([b / a for a, b in zip(*found, strict=True)], n=4, method="inclusive")[0]
-    if measured.ratio < SLOWER or low <= 1:
-        return None
-    return (
-        f"The cut network is not faster: {measured.before * 1000:.3g} → {measured.after * 1000:.3g} ms on {target.runtime}, "
-        f"{measured.ratio:.2f} of the time. Hardware likes some widths more than others: Budget(…, align='auto') keeps to "
-        "those, and Budget(latency=…) limits the time itself."
-    )
-
-
-def alternated(one: Program, other: Program) -> tuple[list[float], list[float]] | None:
-    """Seconds of two programs, run in turn a few times; None for runs that are too short or too long."""
-    if per_run(one) > 4 * LONG:  # even when it is cold
-        return None
-    per_run(other)
-    once = per_run(one), per_run(other)
-    if not SHORT <= once[0] <= LONG:
-        return None
-    rounds = min(ROUNDS[1], max(ROUNDS[0], int(CHECK / sum(once))))
-    before: list[float] = []
-    after: list[float] = []
-    for turn in range(rounds):
-        for which in (0, 1) if turn % 2 else (1, 0):
-            (before, after)[which].append(per_run((one, other)[which]))
-    return before, after

@@ -94,7 +94,7 @@ class LatencyModel:
         return LatencyModel(self.graph, self.pieces, self.tables, self.target, self.fit, curve)
 
     def of(self, graph: ChannelGraph, inputs: Any) -> LatencyModel:
-        """The same model for what a cut has left of the network: its graph, without a latency model, traced on these inputs."""
+        """The same model for what a cut has left of the network. graph: without a latency model, traced on these inputs."""
         found = batched(pieces_of(graph), batch_of(inputs), self.target.batch)
         known = [p for p in found if p.geometry.key in self.tables]
         return LatencyModel(graph, known, self.tables, self.target, self.fit, self.curve, (self.whole, self.base))
