@@ -134,7 +134,7 @@ def prune(
         always the original, and the limits hold for the whole. `plan` is one plan of the original, and `history` has the
         figures of each round. With a `folder`, all rounds but the last are saved there as artifacts, `round-1` and so on.
     schedule: how the budgets of the rounds approach the final one: "linear", or "cubic" (much at first, little at the end).
-    check_speed: run the cut network and the original in turn for less than a second, and say in `warnings` if the cut one is
+    check_speed: run the cut network and the original in turn for a second or so, and say in `warnings` if the cut one is
         clearly not faster. A budget of time is measured more thoroughly.
     hooks: of recovery, see `secateurs.training.Hook`.
     progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
