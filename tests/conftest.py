@@ -24,4 +24,4 @@ def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(autouse=True)
 def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on whether the machine is busy: cut networks are not compared in speed unless a test says how fast."""
-    monkeypatch.setattr("secateurs.timing.alternated", lambda one, other: None)
+    monkeypatch.setattr("secateurs.speed.alternated", lambda one, other: None)

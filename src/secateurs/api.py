@@ -34,10 +34,11 @@ from secateurs.plans import PrunableGraph, trace
 from secateurs.preflight import check, check_unknown
 from secateurs.result import Result
 from secateurs.seeds import preserve_rng_state
+from secateurs.speed import slower
 from secateurs.stripes import tune
 from secateurs.surgery.verify import check_copy, check_deterministic
 from secateurs.tasks import VisionTask
-from secateurs.timing import clocked, slower, timing
+from secateurs.timing import clocked, timing
 from secateurs.training import Hook, Objective, Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
@@ -133,7 +134,7 @@ def prune(
         always the original, and the limits hold for the whole. `plan` is one plan of the original, and `history` has the
         figures of each round. With a `folder`, all rounds but the last are saved there as artifacts, `round-1` and so on.
     schedule: how the budgets of the rounds approach the final one: "linear", or "cubic" (much at first, little at the end).
-    check_speed: run the cut network and the original in turn for less than a second, and say in `warnings` if the cut one is
+    check_speed: run the cut network and the original in turn for a second or so, and say in `warnings` if the cut one is
         clearly not faster. A budget of time is measured more thoroughly.
     hooks: of recovery, see `secateurs.training.Hook`.
     progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
@@ -226,7 +227,7 @@ def prune(
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip
-    with timing(job, budget, original, report) as held:
+    with timing(job, budget, original, report, folder) as held:
         work = replace(work, timing=held)
         found = work.run()
     small, plan = found.model, found.plan

@@ -202,7 +202,7 @@ class Pruning:
                 model, whole.example_inputs, allow_inexact=self.allow_inexact, example_targets=self.example_targets
             )
             if isinstance(clock := whole.graph.clock, LatencyModel):
-                graph = graph.timed(clock.of(graph))
+                graph = graph.timed(clock.of(graph, whole.example_inputs))
         seed = rounds.seed(number, whole.seed)
         task = replace(
             whole, model=model, graph=graph, seed=seed, data=_at_start(whole.data, seed if number > 1 else None),

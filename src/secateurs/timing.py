@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,9 @@ from torch import nn
 
 from secateurs.artifact.fields import Latency
 from secateurs.budget import Budget
-from secateurs.deploy.clock import Program, per_run
-from secateurs.deploy.runners import runner
-from secateurs.deploy.target import Target
 from secateurs.devices import device_of
 from secateurs.errors import BudgetError, ConfigError, Setting
-from secateurs.latency import LatencyModel, Measured, Stopwatch, curve, modelled, stopwatch, tabulated
+from secateurs.latency import LatencyModel, Measured, Stopwatch, curve, modelled, notes, stopwatch, tabulated
 from secateurs.methods.criteria import norms
 from secateurs.methods.limits import Bounds, free
 from secateurs.methods.method import Method, Scope, Task
@@ -38,7 +35,7 @@ TRIES = 9  # measured cuts
 FINEST = 2e-3  # between fractions of the predicted time, the search ends
 
 Report = Callable[[str], None]
-Found = tuple[Selection, Plan]
+Whole = Callable[[Plan], Plan]  # a plan of the task's network as one of the original
 
 
 def clocked(
@@ -96,58 +93,110 @@ def _striped(graph: PrunableGraph) -> PrunableGraph:
     clock = graph.clock
     if not isinstance(clock, LatencyModel) or clock.curve is not None:
         return graph
-    return graph.timed(clock.with_curve(curve(clock)))
+    return graph.timed(
+        clock.with_curve(curve(clock))
+    )  # measured once for a network: a resumed run needs the same costs
 
 
 @dataclass
 class Kept:
-    """A selection whose cut was measured."""
+    """A selection whose cut was measured. limit: the fraction of the predicted time that it was selected with; None for the
+    selection of a method that trains."""
 
     selection: Selection
     plan: Plan
     share: float  # of the time of the network that was cut, as the model expects it
     seconds: float  # as the model expects it
     measured: Measured
+    limit: float | None = None
 
 
 class Timing:
     """Holds the cuts of a network to its latency budget.
 
     model: what predicts. watch: what measures, beside the original. goal: the fraction of the original's time that may stay.
+    file: where what was measured is kept, so that a resumed run makes the same cut.
     """
 
     def __init__(
-        self, model: LatencyModel, watch: Stopwatch, budget: Budget, report: Report = lambda line: None
+        self,
+        model: LatencyModel,
+        watch: Stopwatch,
+        budget: Budget,
+        report: Report = lambda line: None,
+        file: Path | None = None,
     ) -> None:
-        self.model, self.watch, self.budget, self.report = model, watch, budget, report
+        self.model, self.watch, self.budget, self.report, self.file = model, watch, budget, report, file
         self.goal = budget.goal(model.fit.seconds)
         self.tries = 0
 
-    def select(self, task: Task, method: Method, whole: Callable[[Plan], Plan]) -> tuple[Selection, Kept]:
+    def select(self, task: Task, method: Method, whole: Whole) -> tuple[Selection, Kept]:
         """What the method keeps of the task's network, such that the measured time is within the budget.
 
         A method that trains runs once: what the budget means is found before with a criterion, and if the measured time is over
-        it in the end, the weakest channels that the method has kept go. whole: a plan of the task's network as one of the
-        original.
+        it in the end, the weakest channels that the method has kept go. A resumed run selects with the limits that were found
+        before. whole: a plan of the task's network as one of the original.
         """
+        note = self._noted(task, method)
         if method.quick:
-            kept = self._search(task, lambda t: Selection.of(method.select(t)), whole)
+            kept = self._held(task, lambda t: Selection.of(method.select(t)), whole, note)
+            self._note(task, method, None, kept)
             return kept.selection, kept
         proxy = resolve("l2-stripes" if method.cuts == "stripes" else "l2")
-        known = self._search(task, lambda t: Selection.of(proxy.select(t)), whole)
+        if note is not None and note.share is not None:
+            share = note.share
+        else:
+            share = self._share(task, self._search(task, lambda t: Selection.of(proxy.select(t)), whole).plan)
+            self._note(task, method, share)
         assert task.budget is not None
-        tight = replace(task, budget=task.budget.tightened(self._share(task, known.plan)))
+        tight = replace(task, budget=task.budget.tightened(share))
         selection = Selection.of(method.select(tight))
-        first = self._measured(tight, selection, selection.plan(task.graph, allow_inexact=True), whole)
-        if first.measured.ratio <= self.goal:
-            return selection, first
-        self.report(f"{method.name} leaves {first.measured.ratio:.1%} of the time: its weakest channels go, too")
-        kept = self._search(tight, lambda t: trimmed(t, selection, proxy), whole, start=first)
+        if note is not None and note.found is not None and note.limit is None:
+            kept = self._kept(tight, selection, note.found)
+        elif note is not None and note.found is not None:
+            kept = self._held(tight, lambda t: trimmed(t, selection, proxy), whole, note)
+        else:
+            kept = self._measured(tight, selection, selection.plan(task.graph, allow_inexact=True), whole)
+            if kept.measured.ratio > self.goal:
+                self.report(
+                    f"{method.name} leaves {kept.measured.ratio:.1%} of the time: cutting its weakest channels as well"
+                )
+                kept = self._search(tight, lambda t: trimmed(t, selection, proxy), whole, start=kept)
+        self._note(task, method, share, kept)
         return kept.selection, kept
 
-    def _search(
-        self, task: Task, select: Callable[[Task], Selection], whole: Callable[[Plan], Plan], start: Kept | None = None
-    ) -> Kept:
+    def _held(self, task: Task, select: Callable[[Task], Selection], whole: Whole, note: notes.Note | None) -> Kept:
+        """The cut within the budget: that of the note, if it has one."""
+        if note is None or note.found is None or note.limit is None:
+            return self._search(task, select, whole)
+        assert task.budget is not None
+        selection = select(replace(task, budget=task.budget.tightened(note.limit)))
+        return replace(self._kept(task, selection, note.found), limit=note.limit)
+
+    def _noted(self, task: Task, method: Method) -> notes.Note | None:
+        """What the run that is resumed has measured."""
+        if self.file is None or not task.resume:
+            return None
+        found = notes.read(self.file, self._settings(task, method))
+        if found is not None:
+            self.goal, self.tries = found.goal, found.tries
+        return found
+
+    def _note(self, task: Task, method: Method, share: float | None, kept: Kept | None = None) -> None:
+        if self.file is None:
+            return
+        note = notes.Note(
+            settings=self._settings(task, method), share=share, limit=None if kept is None else kept.limit,
+            measured=None if kept is None else astuple(kept.measured), goal=self.goal, tries=self.tries,
+        )  # fmt: skip
+        notes.write(self.file, note)
+
+    def _settings(self, task: Task, method: Method) -> dict[str, Any]:
+        """What a note is of."""
+        own = {"name": method.name, **method.model_dump(mode="json")}
+        return {"budget": self.budget.record(), "method": own, "scope": task.scope, "seed": task.seed}
+
+    def _search(self, task: Task, select: Callable[[Task], Selection], whole: Whole, start: Kept | None = None) -> Kept:
         """The cut whose measured time is within the budget, and as little below it as may be. start: one that is over it."""
         assert task.budget is not None
         low = self._lowest(task)
@@ -162,10 +211,11 @@ class Timing:
         seen: list[Kept] = []
         while len(seen) < TRIES:
             share = min(1.0, max(share, low))
-            selection = select(replace(task, budget=task.budget.tightened(share * (1 + 1e-9))))
+            limit = share * (1 + 1e-9)
+            selection = select(replace(task, budget=task.budget.tightened(limit)))
             plan = selection.plan(task.graph, allow_inexact=True)
             if (kept := next((k for k in seen if k.plan == plan), None)) is None:
-                kept = self._measured(task, selection, plan, whole)
+                kept = replace(self._measured(task, selection, plan, whole), limit=limit)
                 seen.append(kept)
             ratio, goal = kept.measured.ratio, self.goal
             if goal >= 1:
@@ -201,7 +251,7 @@ class Timing:
         assert base.latency is not None
         return lowest.latency / base.latency * (1 + 1e-9)
 
-    def _measured(self, task: Task, selection: Selection, plan: Plan, whole: Callable[[Plan], Plan]) -> Kept:
+    def _measured(self, task: Task, selection: Selection, plan: Plan, whole: Whole) -> Kept:
         entire = whole(plan)
         measured = self.watch.measure(entire, margin=NOISE)
         if self.goal * (1 - BAND) <= measured.ratio <= self.goal and not self.watch.exact:
@@ -213,6 +263,10 @@ class Timing:
             f"measured {measured.ratio:.1%} of the original's time ({measured.after * 1000:.3g} of "
             f"{measured.before * 1000:.3g} ms, budget {self.goal:.1%})"
         )
+        return self._kept(task, selection, measured)
+
+    def _kept(self, task: Task, selection: Selection, measured: Measured) -> Kept:
+        plan = selection.plan(task.graph, allow_inexact=True)
         return Kept(selection, plan, self._share(task, plan), float(task.graph.cost_of(plan).latency or 0.0), measured)
 
     def _unmet(self, kept: Kept) -> BudgetError:
@@ -254,10 +308,13 @@ def trimmed(task: Task, selection: Selection, proxy: Method) -> Selection:
     """A part of a selection that is within a tighter budget: its weakest channels go, and of stripes the weakest ones."""
     if selection.stripes:
         more = Selection.of(proxy.select(task))
-        channels = {
-            name: np.intersect1d(np.array(list(kept)), np.array(list(selection.channels.get(name, kept))))
-            for name, kept in more.channels.items()
-        }
+        channels = dict(selection.channels)
+        for group in task.groups:
+            if group.name in more.channels:
+                own = np.array(list(channels.get(group.name, range(group.size))), dtype=np.int64)
+                both = np.isin(own, np.array(list(more.channels[group.name])))
+                both[np.flatnonzero(~both)[: max(0, task.bound(group).least - int(both.sum()))]] = True
+                channels[group.name] = own[both]
         stripes = {name: more.stripes.get(name, True) & kept for name, kept in selection.stripes.items()}
         return Selection(channels, stripes, selection.nodes)
     kept = {name: np.array(sorted(own), dtype=np.int64) for name, own in selection.channels.items()}
@@ -276,61 +333,14 @@ def trimmed(task: Task, selection: Selection, proxy: Method) -> Selection:
 
 
 @contextmanager
-def timing(task: Task, budget: Budget | None, original: nn.Module, report: Report) -> Iterator[Timing | None]:
-    """Context with what holds cuts of the original to a budget; None for a budget that does not limit time."""
+def timing(
+    task: Task, budget: Budget | None, original: nn.Module, report: Report, folder: Path | None = None
+) -> Iterator[Timing | None]:
+    """Context with what holds cuts of the original to a budget; None for a budget that does not limit time. folder: of the
+    run."""
     clock = task.graph.clock
     if budget is None or not budget.is_timed or not isinstance(clock, LatencyModel):
         yield None
         return
     with stopwatch(original, task.example_inputs, clock.target) as watch:
-        yield Timing(clock, watch, budget, report)
-
-
-# -- budgets that do not limit time -----------------------------------------------------------------------------------
-
-CHECK = 0.4  # seconds that the check of a cut network's speed may take, once both networks are warm
-SHORT, LONG = (
-    1e-3,
-    0.5,
-)  # seconds of a run below which a few runs say nothing, and above which the check would take long
-ROUNDS = 3, 15
-SLOWER = 1.03  # a ratio from which on a network is said to be slower, if the lower quartile is above 1, too
-
-
-def slower(original: nn.Module, small: nn.Module, inputs: Any) -> str | None:
-    """A sentence if a cut network is clearly not faster than the original, in PyTorch on its device; None if it is, or if a
-    few runs in turn do not tell."""
-    device = device_of(small)
-    if device.type not in ("cpu", "cuda") or device != device_of(original):
-        return None
-    target = Target("torch-cuda" if device.type == "cuda" else "torch-cpu")
-    with runner(original, inputs, target) as one, runner(small, inputs, target) as other:
-        found = alternated(one.program, other.program)
-    if found is None:
-        return None
-    measured = Measured.of(*found)
-    low = statistics.quantiles([b / a for a, b in zip(*found, strict=True)], n=4, method="inclusive")[0]
-    if measured.ratio < SLOWER or low <= 1:
-        return None
-    return (
-        f"The cut network is not faster: {measured.before * 1000:.3g} → {measured.after * 1000:.3g} ms on {target.runtime}, "
-        f"{measured.ratio:.2f} of the time. Hardware likes some widths more than others: Budget(…, align='auto') keeps to "
-        "those, and Budget(latency=…) limits the time itself."
-    )
-
-
-def alternated(one: Program, other: Program) -> tuple[list[float], list[float]] | None:
-    """Seconds of two programs, run in turn a few times; None for runs that are too short or too long."""
-    if per_run(one) > 4 * LONG:  # even when it is cold
-        return None
-    per_run(other)
-    once = per_run(one), per_run(other)
-    if not SHORT <= once[0] <= LONG:
-        return None
-    rounds = min(ROUNDS[1], max(ROUNDS[0], int(CHECK / sum(once))))
-    before: list[float] = []
-    after: list[float] = []
-    for turn in range(rounds):
-        for which in (0, 1) if turn % 2 else (1, 0):
-            (before, after)[which].append(per_run((one, other)[which]))
-    return before, after
+        yield Timing(clock, watch, budget, report, None if folder is None else folder / notes.FILE)

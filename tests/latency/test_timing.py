@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import secateurs as sc
-from secateurs import timing
-from secateurs.latency.pieces import pieces
+from secateurs import speed, timing
+from secateurs.latency import LatencyModel, build, fits, stripes
+from secateurs.latency.pieces import batched, pieces
+from secateurs.latency.store import where
+from secateurs.speed import alternated
 from secateurs.testing.checks import needs_data, quick
 from secateurs.testing.networks import data, images, network
-from secateurs.timing import alternated
 from tests.latency.fakes import STEP, Fakes, launch_bound
 
 X = images(1)
@@ -126,6 +133,61 @@ def test_a_busy_machine_is_said(fakes: Fakes) -> None:
     assert "±5.0%" in told
 
 
+def test_a_cut_network_has_the_pieces_of_the_target_s_batch_size(fakes: Fakes) -> None:
+    """Of a later round: at the size of the examples, the tables have none of them."""
+    inputs = images(2)
+    graph = sc.trace(network(), inputs)
+    budget = sc.Budget(latency=0.6, target=sc.Target("torch-cpu", batch=8))
+    timed = timing.clocked(network(), graph, inputs, budget, "all", {})
+    clock = timed.clock
+    assert isinstance(clock, LatencyModel)
+    again = clock.of(graph, inputs)
+    assert len(again.pieces) == len(clock.pieces)
+    assert again(graph.sizes) == pytest.approx(clock(graph.sizes))
+
+
+def test_pieces_at_another_batch_size() -> None:
+    (piece, *_) = pieces(sc.trace(network(), images(2)))
+    once = replace(piece, geometry=replace(piece.geometry, batch=1))  # as of a position embedding
+    assert [p.geometry.batch for p in batched([piece, once], 2, 1)] == [1, 1]
+    assert [p.geometry.batch for p in batched([piece, once], 2, 8)] == [8, 1]
+
+
+def test_a_fit_is_of_all_ops_of_a_network(fakes: Fakes) -> None:
+    """What is no piece takes time, too: another network with the same layers has a fit of its own."""
+
+    class More(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.flip(2).flip(3))
+
+    found = []
+    for kind in (nn.Sequential, More):
+        net = kind(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.LazyLinear(4)).eval()
+        net(X)
+        graph = sc.trace(net, X)
+        made = build.tabulated(graph, X, sc.Target("torch-cpu"), lambda line: None)
+        found.append(fits.key(made, graph.groups))
+    assert found[0] != found[1]
+
+
+def test_the_version_of_a_runtime_is_that_of_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever distribution has it: onnxruntime, onnxruntime-gpu …"""
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.2.3"))
+    assert where(sc.Target("onnxruntime"))["onnxruntime"] == "1.2.3"
+
+
+def test_what_stripes_gain_is_measured_once(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph = network(), sc.trace(network(), X)
+    found = []
+    for seconds in (0.5e-4, 0.1e-4):  # another day
+        monkeypatch.setattr(stripes, "_fraction", lambda piece, share, target, s=seconds: s * 1e4 * share)
+        made = timing.clocked(model, graph, X, sc.Budget(latency=0.6), "internal", {}, stripes=True)
+        assert isinstance(made.clock, LatencyModel)
+        found.append([list(map(float, part)) for part in made.clock.curve or ()])
+    assert found[0] == found[1]
+    assert found[0][1][-2] == pytest.approx(0.375)
+
+
 def test_rounds(fakes: Fakes) -> None:
     result = prune(sc.Budget(latency=0.6), scope="all", rounds=3)
     assert result.latency is not None
@@ -161,6 +223,24 @@ def test_trimming_brings_nothing_back(fakes: Fakes) -> None:
     assert graph.cost_of(left.plan(graph)).latency <= 0.4 * graph.cost().latency
 
 
+def test_trimmed_stripes_leave_every_group_what_it_needs(fakes: Fakes) -> None:
+    """The method and the criterion that trims agree on no channel."""
+    from secateurs.methods import Selection, Task
+
+    model, graph = network(), sc.trace(network(), X)
+    task = Task(model, graph, sc.Budget(macs=0.9), "all", example_inputs=X)
+    kernels = {name: np.ones(shape, dtype=bool) for name, shape in task.kernels.items()}
+    first = Selection({g.name: np.arange(g.size // 2) for g in task.groups}, kernels)
+
+    class Other:
+        def select(self, task: Task) -> Selection:
+            return Selection({g.name: np.arange(g.size // 2, g.size) for g in task.groups})
+
+    left = timing.trimmed(task, first, Other())  # type: ignore[arg-type]
+    assert {name: list(kept) for name, kept in left.channels.items()} == {g.name: [0] for g in task.groups}
+    sc.apply(model, left.plan(graph))
+
+
 def test_the_card_has_what_was_measured(fakes: Fakes, tmp_path: Any) -> None:
     result = prune(sc.Budget(latency=0.6, target=sc.Target("torch-cpu", threads=1)), scope="all")
     result.save(tmp_path / "run")
@@ -191,18 +271,27 @@ def test_pieces_of_a_network() -> None:
 
 def test_a_cut_that_is_slower_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"found": ([1e-2] * 7, [1.2e-2] * 7)}
-    monkeypatch.setattr(timing, "alternated", lambda one, other: times["found"])
+    monkeypatch.setattr(speed, "alternated", lambda one, other: times["found"])
     result = prune(sc.Budget(macs=0.5))
     (told,) = result.warnings
     assert "not faster: 10 → 12 ms on torch-cpu, 1.20 of the time" in told
     assert prune(sc.Budget(macs=0.5), check_speed=False).warnings == ()
     for after in (
         [0.9e-2] * 7,
+        [1.0e-2] + [1.2e-2] * 6,  # what slowed it down was not the network: its best run is as fast
         [1.01e-2] * 7,
         [0.9e-2] * 3 + [2e-2] * 4,
     ):  # faster, or nothing that stands out of the noise
         times["found"] = [1e-2] * 7, after
         assert prune(sc.Budget(macs=0.5)).warnings == ()
+
+
+def test_a_cut_that_is_slower_once_is_not_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine slows down whatever it runs just then: both of two measurements must tell."""
+    turns = iter([([1e-2] * 7, [2e-2] * 7), ([1e-2] * 7, [1e-2] * 7)])
+    monkeypatch.setattr(speed, "alternated", lambda one, other: next(turns))
+    assert prune(sc.Budget(macs=0.5)).warnings == ()
+    assert next(turns, None) is None
 
 
 def test_runs_that_are_too_short_or_too_long_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +311,7 @@ def test_runs_that_are_too_short_or_too_long_are_not_compared(monkeypatch: pytes
     assert found[1] == pytest.approx([0.01] * 13)
     few = alternated(program(0.3), program(0.3))
     assert few is not None
-    assert len(few[0]) == timing.ROUNDS[0]
+    assert len(few[0]) == speed.ROUNDS[0]
 
 
 def test_the_call_that_repeats_it(fakes: Fakes, tmp_path: Any) -> None:

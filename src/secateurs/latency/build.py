@@ -17,7 +17,7 @@ from secateurs.errors import ConfigError
 from secateurs.graph import ChannelGroup
 from secateurs.latency import fits, table
 from secateurs.latency.model import Fit, LatencyModel
-from secateurs.latency.pieces import Form, Piece, pieces
+from secateurs.latency.pieces import Form, Piece, batched, pieces
 from secateurs.latency.stopwatch import Stopwatch, stopwatch
 from secateurs.latency.store import Store
 from secateurs.latency.table import Point, Table
@@ -64,7 +64,7 @@ def modelled(
 
 def tabulated(graph: PrunableGraph, inputs: Any, target: Target, report: Report) -> LatencyModel:
     """The model as the pieces alone have it."""
-    found = _batched(pieces(graph), batch_of(inputs), target.batch)
+    found = batched(pieces(graph), batch_of(inputs), target.batch)
     if not found:
         raise ConfigError("The network has no layer whose time could be measured: limit its MACs or parameters.")
     store, tables = Store(target), dict[str, Table]()
@@ -84,13 +84,6 @@ def tabulated(graph: PrunableGraph, inputs: Any, target: Target, report: Report)
     for g, (most, varies) in spans.items():
         tables[g.key] = table.table(g, known[g], most, varies)
     return LatencyModel(graph, found, tables, target)
-
-
-def _batched(found: Sequence[Piece], size: int | None, batch: int | None) -> list[Piece]:
-    """The pieces at another batch size."""
-    if not size or batch in (None, size):
-        return list(found)
-    return [replace(p, geometry=replace(p.geometry, batch=p.geometry.batch * batch // size)) for p in found]
 
 
 def _spans(found: Sequence[Piece]) -> dict[Any, tuple[Point, tuple[bool, bool]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from secateurs.errors import ArtifactError
-from secateurs.files import dump_json, read_json, write_whole
+from secateurs.files import read_json
 from secateurs.graph import ChannelGroup
 from secateurs.latency.model import Fit, LatencyModel
 from secateurs.latency.store import Store
@@ -34,12 +33,13 @@ class FitRecord(BaseModel):
 
 
 def key(model: LatencyModel, groups: Sequence[ChannelGroup]) -> str:
-    """What a fit depends on: the pieces of the network, and the groups that are cut."""
+    """What a fit depends on: the ops of the network, its pieces, and the groups that are cut."""
     found = [
         [p.geometry.key, p.count, *([f.constant, sorted(f.multiplicities.items())] for f in (p.wide_in, p.wide_out))]
         for p in model.pieces
     ]
-    about = [found, model.sizes.tolist(), sorted(g.name for g in groups), model.steps.tolist(), model.target.batch]
+    ops = [str(op.target) for op in model.graph.flow.ops if op.live]  # those that are no pieces take time, too
+    about = [ops, found, model.sizes.tolist(), sorted(g.name for g in groups), model.steps.tolist(), model.target.batch]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -54,6 +54,4 @@ def read(store: Store, key: str) -> Fit | None:
 
 def write(store: Store, key: str, fit: Fit) -> None:
     body = {"format": "secateurs-latency-fit", "version": 1, **asdict(fit)}
-    with contextlib.suppress(OSError):
-        store.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(store.folder / f"fit-{key}.json", dump_json(body))
+    store.keep(store.folder / f"fit-{key}.json", body)

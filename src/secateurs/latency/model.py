@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from secateurs.deploy.inputs import batch_of
 from secateurs.deploy.target import Target
 from secateurs.graph import ChannelGraph, Cost
-from secateurs.latency.pieces import Form, Piece
+from secateurs.latency.pieces import Form, Piece, batched
 from secateurs.latency.pieces import pieces as pieces_of
 from secateurs.latency.table import DIVISORS, Table, Tables
 
@@ -91,9 +93,10 @@ class LatencyModel:
     def with_curve(self, curve: tuple[Sequence[float], Sequence[float]]) -> LatencyModel:
         return LatencyModel(self.graph, self.pieces, self.tables, self.target, self.fit, curve)
 
-    def of(self, graph: ChannelGraph) -> LatencyModel:
-        """The same model for what a cut has left of the network: its graph, without a latency model."""
-        known = [p for p in pieces_of(graph) if p.geometry.key in self.tables]
+    def of(self, graph: ChannelGraph, inputs: Any) -> LatencyModel:
+        """The same model for what a cut has left of the network. graph: without a latency model, traced on these inputs."""
+        found = batched(pieces_of(graph), batch_of(inputs), self.target.batch)
+        known = [p for p in found if p.geometry.key in self.tables]
         return LatencyModel(graph, known, self.tables, self.target, self.fit, self.curve, (self.whole, self.base))
 
     def each(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Array:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateurs.graph import ChannelGraph
 from secateurs.graph.families import Family, argument
-from secateurs.graph.flow import Flow, Op, Value
+from secateurs.graph.flow import Op, Value
 from secateurs.latency.geometry import DEPTHWISE, Geometry
 
 
@@ -52,6 +52,18 @@ def pieces(graph: ChannelGraph) -> list[Piece]:
         key = (piece.geometry, piece.kernel, _key(piece.wide_in), _key(piece.wide_out))
         merged[key] = replace(merged[key], count=merged[key].count + 1) if key in merged else piece
     return list(merged.values())
+
+
+def batched(found: Sequence[Piece], size: int | None, batch: int | None) -> list[Piece]:
+    """The pieces at another batch size. size: that of the examples. What does not grow with it, such as a position embedding,
+    stays as it is."""
+    if not size or batch in (None, size):
+        return list(found)
+
+    def rows(n: int) -> int:
+        return n if n % size else n * batch // size
+
+    return [replace(p, geometry=replace(p.geometry, batch=rows(p.geometry.batch))) for p in found]
 
 
 def _key(form: Form) -> tuple[Any, ...]:
@@ -250,8 +262,3 @@ class _Axes:
     def __call__(self, param: str, axis: int) -> Form:
         full, pairs = self.graph.shapes[param][axis], self.cut.get((param, axis), {})
         return Form(full - sum(m * self.graph.groups[i].size for i, m in pairs.items()), pairs, float(full))
-
-
-def counted(flow: Flow) -> int:
-    """How many ops run: each costs a little, however narrow it is."""
-    return sum(1 for op in flow.ops if op.live)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,11 +57,15 @@ class Store:
             "format": "secateurs-latency", "version": VERSION, "geometry": asdict(geometry),
             "samples": [[i, o, seconds] for (i, o), seconds in sorted(known.items())],
         }  # fmt: skip
+        self.keep(self._path(geometry), body)
+
+    def keep(self, file: Path, body: Mapping[str, object]) -> None:
+        """Write one of the files."""
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (about := self.folder / "about.json").exists():
                 write_whole(about, dump_json(self.about, 1))
-            write_whole(self._path(geometry), dump_json(body))
+            write_whole(file, dump_json(body))
 
     def _path(self, geometry: Geometry) -> Path:
         return self.folder / f"{geometry.key}.json"
@@ -71,7 +77,6 @@ def where(target: Target) -> dict[str, object]:
         "machine": machine(target), "torch": torch.__version__, "threads": target.threads or torch.get_num_threads(),
     }  # fmt: skip
     if target.format is not None:
-        import importlib.metadata
-
-        found |= {name: importlib.metadata.version(name) for name in (target.runtime,)}
+        # Not the version of a distribution: onnxruntime-gpu and others have the same module.
+        found[target.runtime] = str(getattr(import_module(target.runtime), "__version__", ""))
     return found

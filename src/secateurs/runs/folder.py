@@ -17,6 +17,7 @@ from pydantic import BaseModel, StrictBool
 from secateurs import artifact
 from secateurs.errors import ArtifactError, ConfigError, Message, Setting
 from secateurs.files import dump_json, read_json, shown, staged, write_whole
+from secateurs.latency import notes
 
 PHASES = ("pretrain", "prune", "recover")  # each of them has a folder with its log and, until the end, checkpoints
 _several = re.compile(r"recover-\d+-(finetune|mimic|distil)")
@@ -48,7 +49,7 @@ class RunFolder:
         self,
         folder: Path,
         phases: Sequence[str] = PHASES,
-        files: Sequence[str] = ("pretrained.safetensors", PICTURE),
+        files: Sequence[str] = ("pretrained.safetensors", PICTURE, notes.FILE),
         artifacts: Sequence[str] = ("",),
     ) -> None:
         """files: other files that it writes; the first holds weights, which are only trained if none are given. artifacts: the
@@ -179,6 +180,8 @@ class RunFolder:
         """Remove files that a finished run no longer needs, and leftovers of an interrupted cleanup."""
         for name in self.phases:
             _forget(self.folder / name / "checkpoints")
+        if (note := self.folder / notes.FILE) in self.files:
+            note.unlink(missing_ok=True)
         self._sweep()
 
     def _sweep(self) -> None:

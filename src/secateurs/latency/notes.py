@@ -1,0 +1,54 @@
+"""What was measured of a cut, in the folder of its run: measurements differ from day to day, and a resumed run must make the
+same cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from secateurs.errors import ArtifactError
+from secateurs.files import dump_json, read_json, shown, write_whole
+from secateurs.latency.stopwatch import Measured
+
+FILE = "latency.json"
+Positive = Annotated[float, Field(gt=0, lt=1e6)]
+
+
+class Note(BaseModel):
+    """share: the fraction of the predicted time that a method which trains was given; None for other methods. limit: the one
+    that the cut was selected with; None where the method's own cut holds. measured: ratio, noise and seconds of that cut; None
+    while the method trains."""
+
+    format: Literal["secateurs-latency-cut"] = "secateurs-latency-cut"
+    version: Literal[1] = 1
+    settings: dict[str, Any]
+    share: Positive | None = None
+    limit: Positive | None = None
+    measured: tuple[Positive, Annotated[float, Field(ge=0, lt=1e6)], Positive, Positive] | None = None
+    goal: Positive
+    tries: Annotated[int, Field(ge=0)]
+
+    @property
+    def found(self) -> Measured | None:
+        return None if self.measured is None else Measured(*self.measured)
+
+
+def read(file: Path, settings: Mapping[str, Any]) -> Note | None:
+    """None if there is none, or one of other settings. Raises ArtifactError for a damaged file."""
+    if not file.exists():
+        return None
+    found = read_json(file, Note, limit=1 << 16, advice="Remove it to measure again.")
+    return found if found.settings == json.loads(json.dumps(settings)) else None
+
+
+def write(file: Path, note: Note) -> None:
+    """Raises ArtifactError if it cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, dump_json(note.model_dump(mode="json"), 1))
+    except OSError as error:
+        raise ArtifactError(f"{shown(file)} cannot be written: {error.strerror or error}.") from error

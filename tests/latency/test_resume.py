@@ -1,0 +1,49 @@
+"""Budgets of time, interrupted: measurements differ from day to day, and the cut must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import secateurs as sc
+from secateurs.testing.checks import quick
+from secateurs.testing.networks import data, images, network
+from tests.latency.fakes import Fakes, usual
+
+X = images(1)
+
+
+class Stop(sc.training.Hook):
+    """Interrupts a run after some steps."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def after_step(self, engine: Any) -> None:
+        if engine.step >= self.after:
+            raise KeyboardInterrupt
+
+
+def prune(folder: Path | None, method: Any = "l2", **options: Any) -> sc.Result:
+    return sc.prune(
+        network(), X, method, sc.Budget(latency=0.6, align=1), data=data(), recover=sc.Recover(epochs=3, lr=0.01), scope="all",
+        folder=folder, progress="silent", save_steps=1, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["l2", "npn"])
+def test_a_resumed_run_makes_the_same_cut(fakes: Fakes, tmp_path: Path, method: str) -> None:
+    fakes.noise = (0.0,)
+    chosen = quick(method) if method != "l2" else method
+    whole = prune(None, chosen, hooks=[Stop(10**9)])
+    with pytest.raises(KeyboardInterrupt):
+        prune(tmp_path / "run", chosen, hooks=[Stop(2)])
+    fakes.truth = lambda macs, params: usual(macs, params) * 1.1 - 0.05  # another day
+    found = prune(tmp_path / "run", chosen, hooks=[Stop(10**9)], resume=True)
+    assert found.latency == whole.latency
+    assert found.plan == whole.plan
+    one, other = whole.model.state_dict(), found.model.state_dict()
+    assert all(torch.equal(one[n], other[n]) for n in one)
