@@ -97,6 +97,8 @@ RUNS: dict[str, dict[str, Any]] = {
         ],
     },
     "task": {"budget": sc.Budget(macs=0.5), "task": "segmentation"},
+    "time": {"budget": sc.Budget(latency=0.6, params=0.9, target=sc.Target("torch-cpu", threads=2))},
+    "milliseconds": {"budget": sc.Budget(ms=1.5, align=1, target="torch-cpu")},
 }  # fmt: skip
 
 

@@ -231,7 +231,7 @@ def test_the_call_that_repeats_it(fakes: Fakes, tmp_path: Any) -> None:
     target = sc.Target("torch-cpu", threads=1)
     prune(sc.Budget(latency=0.6, target=target), scope="all").save(tmp_path / "run")
     text = call(sc.card(tmp_path / "run"))
-    assert "budget=sc.Budget(latency=0.6, target=sc.Target(runtime='torch-cpu', threads=1))" in text
+    assert 'budget=sc.Budget(latency=0.6, target=sc.Target("torch-cpu", threads=1))' in text
     assert "latency" in (tmp_path / "run" / "README.md").read_text()
 
 

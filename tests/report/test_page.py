@@ -146,7 +146,7 @@ def test_metrics_of_the_users_own_come_first_where_there_is_no_top1(results: dic
     for stage in ("before", "cut", "calibrated", "after"):
         card[stage] |= {"top1": None, "top5": None, "metrics": {"mIoU": 0.5 if stage == "before" else 0.4}}
     page = Page(html([Run.of("x", results["l1"].plan, card)]))
-    assert "mIoU 0.4 0.5 → 0.4 (−0.1)" in page.text
+    assert "mIoU 0.4000 0.5000 → 0.4000 (−0.1000)" in page.text
 
 
 def test_rounds_show_the_last_search_and_the_whole_training() -> None:
@@ -163,11 +163,11 @@ def test_a_budget_of_time_is_shown_as_it_was_kept(results: dict[str, sc.Result])
     limit = {
         "target": {"runtime": "onnxruntime", "threads": 1},
         "goal": 0.6,
+        "noise": 0.01,
+        "predicted": 0.57,
         "ratio": 0.582,
         "before": 0.01,
         "after": 0.00582,
-        "noise": 0.01,
-        "predicted": 0.57,
     }
     page = Page(html([Run.of("x", result.plan, {**result.card(), "latency": limit})]))
     assert "allowed 60.0% of the original's time on onnxruntime; 58.2% was measured (10 ms → 5.82 ms)" in page.text

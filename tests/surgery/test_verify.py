@@ -419,3 +419,19 @@ def test_zeros_as_example_inputs_of_a_network_that_makes_zeros_of_them() -> None
             p.zero_()
     with pytest.raises(VerificationError, match="Nothing can be verified"):
         verify(model, plan, zeros)
+
+
+def test_zeros_as_example_inputs_of_a_network_that_makes_more_of_them() -> None:
+    """A bias at the end makes the outputs of zeros say something, but not about the cut: noise is compared, too."""
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        y = s.a(x)
+        return s.h(s.b(y.tanh() if s.other and y.shape[1] < 8 else y.relu()))
+
+    model = Net(run, a=conv(3, 8), b=conv(8, 8), h=head(8), other=False)
+    zeros = torch.zeros(1, 3, 12, 12)
+    plan = planned(model, zeros)
+    assert verify(model, plan, zeros) <= 1e-5
+    model.other = True
+    with pytest.raises(VerificationError, match="differs from the masked one"):
+        verify(model, plan, zeros)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from secateurs.errors import ConfigError, DataError
 from secateurs.recovery.distil import counting, soft_loss
 from secateurs.runs.purpose import Purpose
 from secateurs.tasks import Segmentation, task
+from secateurs.tasks.pictures import figure
 from secateurs.tasks.segmentation import DiceCrossEntropy, dice_loss
 from secateurs.training import CrossEntropy, evaluate
 from secateurs.training.losses import heads
@@ -351,3 +353,23 @@ def test_prune_by_the_name_of_the_task(tmp_path: Path, caplog: pytest.LogCapture
 
 def one(outputs: Any, targets: Any) -> float:
     return 1.0
+
+
+def test_predictions_have_a_legend_of_the_classes_that_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn_figures = pytest.importorskip("matplotlib.figure")
+    legends: list[list[str]] = []
+    monkeypatch.setattr(
+        drawn_figures.Figure,
+        "legend",
+        lambda self, handles, **options: legends.append([h.get_label() for h in handles]),
+    )
+    mask = np.ma.masked_array([[0, 2], [2, 5]], [[False, False], [False, True]])  # 5 does not count
+    figure(tmp_path / "p.png", ["image", "mask"], [[np.zeros((2, 2, 3)), mask]], ("ground", "dark", "light"))
+    figure(tmp_path / "p.png", ["mask"], [[np.ma.masked_array(np.arange(30).reshape(5, 6), False)]], None)
+    figure(tmp_path / "p.png", ["image"], [[np.zeros((2, 2, 3))]])
+    assert legends[0] == ["0 ground", "2 light"]
+    assert legends[1][:2] == ["class 0", "class 1"]
+    assert (len(legends[1]), legends[1][-1]) == (24, "+7 more")
+    assert len(legends) == 2

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from secateurs.artifact import Figures
-from secateurs.report.figures import number, percent
+from secateurs.report.figures import formatted, number, percent
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Measure:
         return f"{self.text(value)}{self.unit}" if value is not None else "-"
 
     def change(self, before: float, after: float) -> str:
-        changed = f"{after - before:+.2f}" if self.unit == "%" else f"{after - before:+.3g}"
-        return changed.replace("-", "−")
+        show = percent if self.unit == "%" else formatted([before, after])
+        return ("−" if after < before else "+") + show(abs(after - before))
 
     @property
     def label(self) -> str:

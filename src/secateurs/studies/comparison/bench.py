@@ -180,13 +180,13 @@ class Bench:
         narrowest = min((len(kept) / groups[name] for name, kept in result.plan.groups.items()), default=1.0)
         cut = next((i for i, line in enumerate(result.history) if line.get("event") == "calibrated"), None)
         steps = [line["step"] for line in result.history[:cut] if division.epochs and "train_loss" in line]
-        timed = getattr(result, "latency", None)  # where the budget limits it
+        timed = {} if result.latency is None else {"latency": asdict(result.latency)}
         return {
             "original": asdict(result.before), "cut": asdict(result.cut), "calibrated": asdict(result.calibrated),
             "recovered": asdict(result.after), "error": None if math.isnan(result.error) else result.error,
             "narrowest": narrowest, "passes": division.passes,
             "search": {"epoch": cost.epoch, "once": cost.once, "epochs": division.epochs, "steps": max(steps, default=0)},
-            "recovery": _recorded(division.recovery), **({} if timed is None else {"latency": asdict(timed)}), **_took(*clocks),
+            "recovery": _recorded(division.recovery), **timed, **_took(*clocks),
         }  # fmt: skip
 
     def _own(self, cell: Cell) -> Record:

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field, ValidationError
-
-from secateurs.artifact import TargetRecord
-from secateurs.artifact.fields import Number, Open, Seconds
+from secateurs.artifact import Latency
 from secateurs.report.page.panel import Panel
 from secateurs.report.page.run import Run
 
 
-class Kept(Open):
-    """How a budget of time was kept: the fraction of the original's time that it allows, and the one that was measured."""
-
-    target: TargetRecord
-    goal: Number
-    ratio: Number = Field(gt=0)
-    before: Seconds
-    after: Seconds
-
-
 def panel(run: Run) -> Panel | None:
-    timings, limit = run.timings, kept(run)
+    timings, limit = run.timings, run.card.latency
     if limit is None and (timings is None or not timings.rows):
         return None
     rows = [
@@ -39,7 +26,7 @@ def panel(run: Run) -> Panel | None:
     if limit is not None:
         times = f"{milliseconds(limit.before)} → {milliseconds(limit.after)}"
         told.append(
-            f"The budget allowed {limit.goal:.1%} of the original's time on {limit.target}; {limit.ratio:.1%} was measured "
+            f"The budget allowed {limit.goal:.1%} of the original's time on {runtime(limit)}; {limit.ratio:.1%} was measured "
             f"({times})."
         )
     if rows:
@@ -50,14 +37,9 @@ def panel(run: Run) -> Panel | None:
     return Panel("speed", "Speed", {"rows": rows, "skipped": timings.skipped if timings else []}, " ".join(told))
 
 
-def kept(run: Run) -> Kept | None:
-    """What was measured for a budget of time, if there was one."""
-    record = run.card.model_dump(mode="json", include={"latency"}).get("latency")
-    try:
-        return None if record is None else Kept.model_validate(record)
-    except ValidationError:
-        run.tell("The time that the budget limited is not shown: the card has another form than expected.")
-        return None
+def runtime(limit: Latency) -> str:
+    """Where the time was measured that a budget limits."""
+    return str(limit.target.get("runtime", "its target"))
 
 
 def milliseconds(seconds: float) -> str:

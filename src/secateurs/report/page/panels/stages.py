@@ -10,7 +10,7 @@ from secateurs.report.figures import share, short
 from secateurs.report.page.main import Measure, main_measure
 from secateurs.report.page.panel import Panel
 from secateurs.report.page.panels.error import short as short_error
-from secateurs.report.page.panels.speed import kept
+from secateurs.report.page.panels.speed import runtime
 from secateurs.report.page.run import Run
 from secateurs.report.tables import columns
 
@@ -41,8 +41,8 @@ def cards(run: Run) -> list[Card]:
         times = " → ".join(f"{1000 * t.median:.3g}" for t in (row.original, row.pruned))
         size = "" if row.batch is None else f", batch {row.batch:,}"
         found.append(Card("Speed-up", f"{row.ratio.median:.2f}×", f"{times} ms on {row.target}{size}"))
-    elif (limit := kept(run)) is not None:
-        times = f"{1000 * limit.before:.3g} → {1000 * limit.after:.3g} ms on {limit.target}"
+    elif (limit := run.card.latency) is not None:
+        times = f"{1000 * limit.before:.3g} → {1000 * limit.after:.3g} ms on {runtime(limit)}"
         found.append(Card("Time", f"{limit.ratio:.1%}", times, limit.ratio))
     verified = run.card.error is not None
     found.append(
