@@ -83,6 +83,19 @@ def test_where_data_and_weights_are_from(result: sc.Result, tmp_path: Path) -> N
         assert "datasets" not in parts(text)[0]
 
 
+def test_data_of_the_hub_and_of_this_machine(
+    result: sc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    card = card_of(result, tmp_path, data={"data": "hf:mine/cifar10?image=img&label=fine"})
+    assert parts(modelcard.text(card))[0]["datasets"] == ["mine/cifar10"]
+    (tmp_path / "mine" / "cifar10").mkdir(parents=True)  # now the name is that of a folder here
+    header, body = parts(modelcard.text(card))
+    assert "datasets" not in header
+    assert "Measured on cifar10." in body
+    assert "mine" not in body
+
+
 def test_other_tasks(result: sc.Result, tmp_path: Path) -> None:
     figures = {"macs": 10, "params": 10, "metrics": {"mIoU": 0.5, "strange": None}}
     task = {"name": "segmentation"}

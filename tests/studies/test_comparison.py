@@ -318,6 +318,17 @@ def test_one_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"data": "python:tests.studies.comparing:nothing"}, sc.SpecError, "has no 'nothing'"),
         ({"workers": "slurm"}, sc.ConfigError, "workers='slurm' is not valid"),
         ({"resources": {"num_cpus": 1}}, sc.ConfigError, "resources are for workers='ray'"),
+        (
+            {"workers": "ray", "resources": {"gpu": 1}},
+            sc.ConfigError,
+            "resources has no gpu: give num_cpus, num_gpus, memory",
+        ),
+        (
+            {"workers": "ray", "resources": {"num_cpus": "4"}},
+            sc.ConfigError,
+            "num_cpus='4' must be a number, 0 or more",
+        ),
+        ({"workers": "ray", "resources": {"num_cpus": 0}}, sc.ConfigError, "a cell needs CPUs or GPUs"),
         ({"recover": sc.Recover(epochs=5)}, sc.ConfigError, "leave epochs and steps out"),
         ({"recover": "finetun"}, sc.ConfigError, "There is no recovery 'finetun'. Did you mean finetune"),
         ({"minutes": 1e-6}, sc.ConfigError, "which is longer than minutes=1e-06"),

@@ -246,12 +246,14 @@ def test_a_killed_study_resumes_to_the_same(tmp_path: Path, monkeypatch: pytest.
         study(folder=tmp_path)
     half = json.loads((tmp_path / "sensitivity.json").read_text())
     assert (half["finished"], len(half["groups"])) == (False, 1)
-    with pytest.raises(sc.ArtifactError, match="is not finished: it has 1 groups"):
+    with pytest.raises(sc.ArtifactError, match=r"is not finished: it has 1 group\."):
         sc.Sensitivity.load(tmp_path / "sensitivity.json")
     with pytest.raises(sc.ConfigError, match="resume=True continues it, overwrite=True replaces it"):
         study(folder=tmp_path)
     with pytest.raises(sc.ConfigError, match="another study: it differs in seed"):
         study(folder=tmp_path, resume=True, seed=1)
+    with pytest.raises(sc.ConfigError, match="another study: it differs in functions"):
+        study(folder=tmp_path, resume=True, loss=F.cross_entropy)
     monkeypatch.setattr(measure._Study, "_group", original)
     monkeypatch.setattr(measure._Study, "base", None)  # it is in the file
     done = study(folder=tmp_path, resume=True)
@@ -300,6 +302,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, change: Any) -> None:
         ({"method": "epruner"}, r"method='epruner' does not score channels.* needs a criterion: .*l2"),
         ({"shares": [1.0]}, r"shares=1\.0 is not valid: give fractions"),
         ({"shares": []}, r"shares=\(\) is empty"),
+        ({"shares": None}, "shares=None is not valid: give fractions"),
         ({"images": 0}, "images=0 is not valid"),
         ({"source": sc.Data(data().train)}, "measures on validation data"),
         ({"only": "nothing"}, "nothing' matches no layer"),

@@ -105,7 +105,8 @@ class GroupTaylor(Watching):
     """First-order estimate of the change in loss, weight by weight: Σ |weight · gradient| (Molchanov et al., CVPR 2019) over
     all layers of a group, those that make the channels, those that read them, and norms, as `group-l2` counts them.
 
-    Biases do not count. The gradient is that of the mean loss of all examples.
+    The paper squares each product before it adds them up. Biases do not count. The gradient is that of the summed loss of all
+    examples.
     """
 
     reads_labels: ClassVar[bool] = True

@@ -67,5 +67,6 @@ def duration(seconds: float) -> str:
 
 
 def count(n: float, one: str) -> str:
-    """'1 epoch', '3 epochs', '0.5 epochs', '1,203 images'."""
-    return f"{n:,} {one}{'' if n == 1 else 's'}" if isinstance(n, int) else f"{n:g} {one}{'' if n == 1 else 's'}"
+    """'1 epoch', '3 epochs', '0.5 epochs', '1,203 images', '2 passes'."""
+    several = "es" if one.endswith("s") else "s"
+    return f"{n:{',' if isinstance(n, int) else 'g'}} {one}{'' if n == 1 else several}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -77,18 +78,27 @@ def _pipeline(card: Card) -> str | None:
 
 
 def _hub_data(card: Card) -> str | None:
-    """The name of the data on the hub, if it is from there."""
-    given = "" if card.data is None else str(card.data.data or "")
-    name = given.removeprefix("hf:")
-    return name if given.startswith("hf:") and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII) else None
+    """The name of the data on the hub, if it is from there. A folder or file of that name on this machine comes first, as it
+    does where the data is read."""
+    spec = _data_spec(card)
+    name = spec.removeprefix("hf:")
+    on_hub = (
+        spec.startswith("hf:") and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII) and not os.path.lexists(name)
+    )
+    return name if on_hub else None
+
+
+def _data_spec(card: Card) -> str:
+    """The spec without the options that say how it is read; empty for data that has none."""
+    return "" if card.data is None else str(card.data.data or "").partition("?")[0]
 
 
 def _data_name(card: Card) -> str:
     """What to call the data, without the path that it has on this machine."""
-    given = "" if card.data is None else str(card.data.data or "")
-    if given == DIGITS:
+    spec = _data_spec(card)
+    if spec == DIGITS:
         return "digits of scikit-learn"
-    _, _, place = given.partition(":")
+    _, _, place = spec.partition(":")
     return PurePath(place).name or "validation data"
 
 

@@ -47,8 +47,6 @@ class Cluster:
             self.ray.init(log_to_driver=work.progress, configure_logging=False)
         gpus = 1.0 if self.ray.cluster_resources().get("GPU") and device != "cpu" else 0.0
         self.needs = {"num_cpus": 1.0, "num_gpus": gpus, **(resources or {})}
-        if unknown := self.needs.keys() - {"num_cpus", "num_gpus", "memory"}:
-            raise ConfigError(f"resources has no {min(unknown)}: give num_cpus, num_gpus and memory.")
         self._device = "cpu" if not self.needs["num_gpus"] else device
         self._name, self._work = hashlib.sha256(packed).hexdigest(), self.ray.put(packed)
 

@@ -53,6 +53,7 @@ from secateurs.training.objective import Forward, Step
 from secateurs.version import __version__
 
 Workers = Literal["local", "ray"]
+NEEDS = ("num_cpus", "num_gpus", "memory")  # of a cell on a Ray cluster
 OUT_OF_TIME = "not run: out of time"
 
 
@@ -216,7 +217,7 @@ class _Run:
         parallel = min(self.crew.size, cells)
         seconds = each * math.ceil(cells / parallel)
         text = (
-            f"{count(cells, 'cell')} of {count(self.epochs, 'training pass').replace('passs', 'passes')} over "
+            f"{count(cells, 'cell')} of {count(self.epochs, 'training pass')} over "
             f"{count(probe.images, 'image')}: about {duration(seconds)}"
             f"{f', {parallel} at a time' if parallel > 1 else ''} (a step takes {duration(probe.step)})"
         )
@@ -349,6 +350,14 @@ def _check(epochs: Any, search: Any, unit: Any, processes: Any, minutes: Any, wo
         )
     if workers == "local" and resources is not None:
         raise ConfigError("resources are for workers='ray': local processes share this machine.")
+    given = dict(resources or {})
+    if unknown := given.keys() - set(NEEDS):
+        raise ConfigError(f"resources has no {min(unknown)}: give {', '.join(NEEDS)}.")
+    for name, need in given.items():
+        if isinstance(need, bool) or not (positive(need) or need == 0):
+            raise ConfigError(f"resources: {name}={need!r} must be a number, 0 or more.")
+    if given.get("num_cpus") == 0 and not given.get("num_gpus"):
+        raise ConfigError("resources: a cell needs CPUs or GPUs: give num_cpus or num_gpus above 0.")
 
 
 def _stderr(line: str) -> None:

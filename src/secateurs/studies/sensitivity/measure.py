@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
@@ -39,6 +39,7 @@ from secateurs.preflight import check
 from secateurs.recovery import IMAGES as CALIBRATE
 from secateurs.recovery.calibrate import after_cut_
 from secateurs.report import count
+from secateurs.runs.purpose import Purpose
 from secateurs.seeds import preserve_rng_state
 from secateurs.studies.sensitivity.record import Record, taken_over
 from secateurs.studies.sensitivity.result import Cut, Group, Sensitivity, primary
@@ -133,7 +134,8 @@ def sensitivity(
         {
             "weights": artifact.weights_digest(model), "method": _record(chosen), "shares": shares, "images": images,
             "calibrate": calibrate is not False, "scope": scope or chosen.default_scope, "limits": limits.record(),
-            "allow_inexact": allow_inexact, "metric": metric, "seed": seed, **(settings or {}),
+            "allow_inexact": allow_inexact, "metric": metric, "seed": seed,
+            **Purpose.of(None, loss, step, forward, metrics or None).record(), **(settings or {}),
         },
     )  # fmt: skip
     earlier = None if record is None else record.open(resume, overwrite)
@@ -367,7 +369,7 @@ def _record(method: Method) -> dict[str, Any]:
 
 
 def _shares(shares: Any) -> tuple[float, ...]:
-    given = (shares,) if isinstance(shares, Real) else tuple(shares)
+    given = (shares,) if isinstance(shares, Real) or not isinstance(shares, Iterable) else tuple(shares)
     for share in given:
         if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) < 1:
             raise ConfigError(

@@ -17,7 +17,7 @@ from secateurs.files import StrPath, check_format, dump_json, read_json, shown, 
 from secateurs.markup import html_table, join, tag
 from secateurs.methods.limits import Exactly
 from secateurs.report import table
-from secateurs.report.figures import number
+from secateurs.report.figures import count, number
 from secateurs.report.heatmap import heatmap
 
 FORMAT: Literal["secateurs-sensitivity"] = "secateurs-sensitivity"
@@ -257,7 +257,9 @@ class Sensitivity(_Frozen):
         """Read what `save` wrote. Raises ArtifactError for a file that is not valid, or of a study that is not finished."""
         found = read_json(path, cls, BYTES)
         if not found.finished:
-            raise ArtifactError(f"{shown(path)} is not finished: it has {len(found.groups)} groups. Resume the study.")
+            raise ArtifactError(
+                f"{shown(path)} is not finished: it has {count(len(found.groups), 'group')}. Resume the study."
+            )
         return found
 
 

@@ -42,11 +42,7 @@ def phases(history: Sequence[Entry], method: str) -> list[Phase]:
         epoch = entry.get("epoch")
         if not isinstance(epoch, int) or "event" in entry:
             continue
-        usual = (
-            method
-            if cut is not None and i < cut
-            else NAMES.get(str(entry.get("mode")), "training" if cut is None else "recovery")
-        )
+        usual = method if i < cut else NAMES.get(str(entry.get("mode")), "recovery")
         name = str(entry.get("phase") or usual)
         name = NAMES.get(name, name)
         if not found or last[0] != name or epoch <= last[1]:
