@@ -32,7 +32,8 @@ def piece(geometry: Geometry, widths: tuple[int, int]) -> float:
 
 class Watch:
     """In place of a stopwatch. truth: the fraction of the time that a network takes with such fractions of the MACs and
-    parameters. noise: by what each measurement is off, in turn."""
+    parameters. noise: by what each measurement is off, in turn. seconds: of the
+    original."""
 
     def __init__(
         self,
@@ -41,8 +42,9 @@ class Watch:
         truth: Callable[[float, float], float],
         noise: Sequence[float] = (0.0,),
         error: float = 0.001,
+        seconds: float = 0.01,
     ) -> None:
-        self.model, self.inputs, self.truth, self.error = model, inputs, truth, error
+        self.model, self.inputs, self.truth, self.error, self.seconds = model, inputs, truth, error, seconds
         self.noise = itertools.cycle(noise)
         self.whole = sc.count(model, inputs)
         self.measured: list[float] = []
@@ -55,7 +57,7 @@ class Watch:
         cost = sc.count(network, self.inputs)
         ratio = self.truth(cost.macs / self.whole.macs, cost.params / self.whole.params) * (1 + next(self.noise))
         self.measured.append(ratio)
-        return Measured(ratio, self.error, 0.01, 0.01 * ratio)
+        return Measured(ratio, self.error, self.seconds, self.seconds * ratio)
 
 
 def usual(macs: float, params: float) -> float:
@@ -72,7 +74,7 @@ class Fakes:
     def __init__(self) -> None:
         self.truth: Callable[[float, float], float] = usual
         self.noise: Sequence[float] = (0.0,)
-        self.error = 0.001
+        self.error, self.seconds = 0.001, 0.01
         self.watches: list[Watch] = []
         self.calls: list[tuple[Geometry, int]] = []
 
@@ -82,7 +84,7 @@ class Fakes:
 
     @contextmanager
     def stopwatch(self, model: nn.Module, inputs: Any, target: Target) -> Iterator[Watch]:
-        self.watches.append(Watch(model, inputs, self.truth, self.noise, self.error))
+        self.watches.append(Watch(model, inputs, self.truth, self.noise, self.error, self.seconds))
         yield self.watches[-1]
 
 

@@ -125,6 +125,31 @@ def test_noise_within_the_margin_is_corrected_for(fakes: Fakes) -> None:
     assert result.warnings == ()
 
 
+def test_a_cut_within_the_budget_by_luck_is_measured_again(fakes: Fakes) -> None:
+    prune(sc.Budget(latency=0.6), scope="all")  # fits the model
+    fakes.error, fakes.noise = 0.05, (0.0, -0.02, *[0.3] * 20)
+    result = prune(sc.Budget(latency=0.6), scope="all")
+    assert result.latency is not None
+    assert result.latency.ratio > 0.6
+    assert "too busy to hold the budget" in result.warnings[0]
+    fakes.noise = (0.0,)
+    result = prune(sc.Budget(latency=0.6), scope="all")
+    assert result.latency is not None
+    assert result.latency.ratio <= 0.6
+    assert len(fakes.watches[-1].measured) == result.latency.tries + 1
+
+
+def test_milliseconds_that_the_original_is_found_to_take(fakes: Fakes) -> None:
+    """The model says that something has to go, and the measurement that nothing has."""
+    fakes.seconds = 0.02
+    assert prune(sc.Budget(ms=12.0), scope="all").after.macs < sc.count(network(), X).macs
+    fakes.seconds = 0.01
+    result = prune(sc.Budget(ms=12.0), scope="all")
+    assert result.after.macs == result.before.macs
+    assert result.latency is not None
+    assert (result.latency.ratio, result.latency.noise) == (1.0, 0.0)
+
+
 def test_a_busy_machine_is_said(fakes: Fakes) -> None:
     fakes.error = 0.05
     result = prune(sc.Budget(latency=0.6), scope="all")
