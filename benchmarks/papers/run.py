@@ -124,7 +124,11 @@ def _spent(out: Path, seconds: float) -> float:
 def smaller(data: Path, out: Path) -> Path:
     """A folder of links to the first images of each class."""
     for split, count in IMAGES.items():
-        given = next(p for name in (split, "val") if (p := data / name).is_dir())
+        given = next((p for name in (split, "val") if (p := data / name).is_dir()), None)
+        if given is None:
+            raise SystemExit(
+                f"{data} has no folder {split}, nor val: pass --data folder:PATH, with train/<class> and test/<class>."
+            )
         classes = sorted(p.name for p in given.iterdir() if p.is_dir())
         for name in classes:
             place = out / split / name

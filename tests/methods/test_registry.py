@@ -175,3 +175,8 @@ def test_the_former_name_of_initialize_is_refused() -> None:
 
         class Mixed(Mixin, sc.L1):
             pass
+
+
+def test_a_name_with_settings_is_told_what_to_pass() -> None:
+    with pytest.raises(sc.ConfigError, match=r"'l2 ranking=layer' has settings: pass a configured method, sc\.L2\(…\)"):
+        resolve("l2 ranking=layer")

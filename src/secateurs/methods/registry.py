@@ -110,6 +110,8 @@ def _find(name: str) -> type[Method]:
     if name.startswith(MODULE):
         return _checked(import_object(name.removeprefix(MODULE), name), name, name)
     declared = _declared()
+    if (made := _METHODS.get(name.partition(" ")[0])) is not None:  # as on the command line of `compare`
+        raise ConfigError(f"{name!r} has settings: pass a configured method, sc.{made.__name__}(…), instead of a name.")
     if name not in declared:
         raise ConfigError(f"There is no method {name!r}. {_similar(name)}")
     entry = declared[name]

@@ -43,7 +43,7 @@ def table(runs: Sequence[Run]) -> dict[str, Any]:
     heads = [("run", False), ("method", False), ("MACs", True), ("", True), ("params", True), ("", True)]
     if measure is not None:
         heads += [(f"{measure.name} {name}", True) for name in ("before", "cut", "calibrated", "after")]
-    heads += [*[("speed-up", True)] * (key is not None), ("error", True), ("time", True)]
+    heads += [*[("speed-up", True)] * (key is not None), ("error", True), ("run time", True)]
     rows = []
     for i, run in enumerate(runs, start=1):
         before, after, card = run.networks[0][1], run.networks[-1][1], run.card

@@ -53,7 +53,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if card.seed is not None:
         yield "seed", f"{card.seed}"
     if card.seconds is not None:
-        yield "time", duration(card.seconds)
+        yield "run time", duration(card.seconds)
     if card.versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())
 
