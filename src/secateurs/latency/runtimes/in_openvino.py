@@ -86,30 +86,15 @@ class _Model:
         window = (list(g.stride), list(g.padding), list(g.padding), list(g.dilation))
         if groups == 1:
             weight = self.weight(*shape, *g.kernel)
-            if g.transposed:
-                x = ops.convolution_backprop_data(
-                    x,
-                    weight,
-                    list(g.stride),
-                    pads_begin=list(g.padding),
-                    pads_end=list(g.padding),
-                    dilations=list(g.dilation),
-                )
-            else:
-                x = ops.convolution(x, weight, *window)
+            forward, backward = ops.convolution, ops.convolution_backprop_data
         else:
             weight = self.weight(groups, *shape, *g.kernel)
-            if g.transposed:
-                x = ops.group_convolution_backprop_data(
-                    x,
-                    weight,
-                    list(g.stride),
-                    pads_begin=list(g.padding),
-                    pads_end=list(g.padding),
-                    dilations=list(g.dilation),
-                )
-            else:
-                x = ops.group_convolution(x, weight, *window)
+            forward, backward = ops.group_convolution, ops.group_convolution_backprop_data
+        if g.transposed:
+            stride, begin, end, dilation = window
+            x = backward(x, weight, stride, pads_begin=begin, pads_end=end, dilations=dilation)
+        else:
+            x = forward(x, weight, *window)
         return ops.add(self.named(x), self.weight(1, wide_out, *[1] * len(g.space)))
 
     def _pooling(self, ops: Any, width: int) -> Any:

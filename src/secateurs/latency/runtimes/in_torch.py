@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateurs.deploy.clock import Program
+from secateurs.deploy.clock import Program, per_run
 from secateurs.deploy.target import DTYPES, Target
 from secateurs.latency.geometry import DEPTHWISE, Geometry
 
@@ -37,21 +36,12 @@ def measure(geometry: Geometry, points: Sequence[tuple[int, int]], target: Targe
 
 def best(program: Program, device: str = "cpu") -> float:
     """Seconds of the fastest of several runs. What else the machine does only slows runs down."""
-
-    def timed(repeats: int) -> float:
-        program.wait()
-        began = time.perf_counter()
-        for _ in range(repeats):
-            program.run()
-        program.wait()
-        return (time.perf_counter() - began) / repeats
-
-    timed(1)  # allocates what it needs
-    once = timed(1)
+    per_run(program)  # allocates what it needs
+    once = per_run(program)
     repeats = max(1, round(BLOCK[device] / once)) if once > 0 else 1
     found, spent = [once], once
     while len(found) < LEAST or spent < SPAN:
-        found.append(timed(repeats))
+        found.append(per_run(program, repeats))
         spent += found[-1] * repeats
     return min(found)
 
