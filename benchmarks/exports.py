@@ -74,9 +74,9 @@ def main() -> None:
                 console.print(key, rows[key])
     for suffix in FORMATS:
         (folder / f"network.{suffix}").unlink(missing_ok=True)
-    table = Table("network", *methods)
-    for network in networks:
-        table.add_row(network, *(_worst(rows.get(f"{network} {method}")) for method in methods))
+    table = Table("method", *networks)
+    for method in methods:
+        table.add_row(method, *(_worst(rows.get(f"{network} {method}")) for network in networks))
     console.print(table)
     console.print(f"The larger relative difference of {' and '.join(FORMATS)}. PyTorch {torch.__version__}.")
 
