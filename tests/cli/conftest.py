@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+import secateurs as sc
 from secateurs.cli import main
 
 
@@ -48,6 +50,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = random.integers(level - 40, level + 40, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{i:02d}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of zoo:small_cnn with two classes, untrained."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_file(sc.build("zoo:small_cnn", num_classes=2).state_dict(), path)
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import secateurs as sc
 from secateurs.cli.compare_criteria import _criteria
@@ -14,14 +12,6 @@ from secateurs.report import curves
 
 studies = import_module("secateurs.studies")
 NET, LAYER = "zoo:small_cnn", "conv1"
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    save_file(sc.build(NET, num_classes=2).state_dict(), path)
-    return path
 
 
 @pytest.fixture

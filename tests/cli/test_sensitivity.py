@@ -4,20 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import secateurs as sc
 
 NET = "zoo:small_cnn"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    save_file(sc.build(NET, num_classes=2).state_dict(), path)
-    return path
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def runner(model: nn.Module, inputs: Any, target: Target) -> Iterator[Runner]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"model{format.suffix}")
         export(model, path, inputs, dynamic_batch=False)
-        file = format.open(path, target.threads or torch.get_num_threads(), target.precision)
+        file = format.open(path, target.used_threads, target.precision)
         yield Runner(Program(file.bound(inputs)))
 
 

@@ -95,6 +95,11 @@ class Target:
         return torch.device("cuda" if self.runtime == "torch-cuda" else "cpu")
 
     @property
+    def used_threads(self) -> int:
+        """How many threads of the CPU it uses: its own number, or what PyTorch uses now."""
+        return self.threads or torch.get_num_threads()
+
+    @property
     def missing(self) -> str | None:
         """Why this machine cannot run it, and what to do; None if it can."""
         if self.runtime == "torch-cuda" and not torch.cuda.is_available():

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from secateurs.deploy.clock import Program
@@ -51,7 +50,7 @@ def sliced(model: nn.Module, inputs: Any, target: Target) -> Iterator[tuple[Prog
 
 
 def _opened(format: Format, path: Path, target: Target, inputs: Any) -> Program:
-    file = format.open(path, target.threads or torch.get_num_threads(), target.precision)
+    file = format.open(path, target.used_threads, target.precision)
     run = file.bound(inputs)
     run()
     return Program(run)

@@ -74,7 +74,7 @@ class Store:
 def where(target: Target) -> dict[str, object]:
     """What times depend on beside the target's settings."""
     found: dict[str, object] = {
-        "machine": machine(target), "torch": torch.__version__, "threads": target.threads or torch.get_num_threads(),
+        "machine": machine(target), "torch": torch.__version__, "threads": target.used_threads,
     }  # fmt: skip
     if target.format is not None:
         # Not the version of a distribution: onnxruntime-gpu and others have the same module.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from secateurs.deploy.target import Target
 from secateurs.latency.geometry import DEPTHWISE, Geometry
@@ -33,7 +32,7 @@ def measure(geometry: Geometry, points: Sequence[tuple[int, int]], target: Targe
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads, options.inter_op_num_threads = target.threads or torch.get_num_threads(), 1
+        options.intra_op_num_threads, options.inter_op_num_threads = target.used_threads, 1
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder, "run"))
         session = ort.InferenceSession(model.bytes(), options, providers=["CPUExecutionProvider"])
         for _ in repeated():

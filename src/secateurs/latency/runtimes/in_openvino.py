@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from secateurs.deploy.target import Target
 from secateurs.latency.geometry import DEPTHWISE, Geometry
@@ -24,7 +23,7 @@ def measure(geometry: Geometry, points: Sequence[tuple[int, int]], target: Targe
         model.branch(at, *widths)
     options = {
         "PERF_COUNT": True, "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": target.threads or torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": target.used_threads,
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[target.precision],
     }  # fmt: skip
     made = ov.Model(model.results, model.parameters, "pieces")

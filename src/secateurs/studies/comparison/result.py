@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from rich.table import Table
 from secateurs import report
 from secateurs.artifact import Figures
 from secateurs.files import dump_json
+from secateurs.markup import Markup, join, tag
 from secateurs.runs.folder import write
 from secateurs.studies.comparison.frontier import frontier
 
@@ -213,15 +213,12 @@ class Comparison:
         """The table as a fragment of HTML, everything in it escaped."""
         headings, lines = self._lines()
 
-        def cells(kind: str, values: Sequence[str]) -> str:
-            return "".join(f"<{kind}>{html.escape(value)}</{kind}>" for value in values)
+        def row(kind: str, values: Sequence[str]) -> Markup:
+            return tag("tr", *(tag(kind, value) for value in values))
 
-        body = "".join(f"<tr>{cells('td', line)}</tr>" for line in lines)
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return (
-            f'<table class="secateurs-comparison"><thead><tr>{cells("th", headings)}</tr></thead><tbody>{body}</tbody></table>'
-            f"{notes}"
-        )
+        head, body = tag("thead", row("th", headings)), tag("tbody", *(row("td", line) for line in lines))
+        table = tag("table", head, body, class_="secateurs-comparison")
+        return join([table, *(tag("p", note) for note in self.notes)])
 
     def _repr_html_(self) -> str:
         return self.html()
