@@ -120,6 +120,14 @@ class OneStep(Taught):
             )
         find_layers(task.model, task.graph, scored(task.graph), task.example_inputs)
 
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        found: dict[str, tuple[object, ...]] = {}
+        if self.rate is not None and self.cost > 0:
+            found["cost"] = (Setting("rate", self.rate, OneStep), " keeps the same share of every layer")
+        if self.lam is not None:
+            found["strength"] = (Setting("lam", self.lam, OneStep), " is λ itself")
+        return found
+
     def recipe(self, task: Task) -> Recipe:
         # The network's own parameters are frozen: lr is that of none.
         return Recipe(
