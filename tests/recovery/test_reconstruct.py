@@ -383,6 +383,25 @@ def test_images_of_several_sizes() -> None:
     assert all(error(small, model, x) < 1e-5 for x in batches)
 
 
+def test_inputs_that_are_of_all_images() -> None:
+    """A temperature, a step of diffusion: tensors without an axis of images."""
+
+    class Scaled(Two):
+        def forward(self, scale: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x * scale)
+
+    torch.manual_seed(0)
+    model = Scaled(nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 3, 3, bias=False)).eval()
+    scale, images = torch.tensor(0.5), normal(64, 2, 7, 7)
+    graph = sc.trace(model, (scale, images[:2]))
+    small, losses = sc.apply(model, plan := graph.plan({graph.groups[0].name: [0, 1, 2, 4, 5]})), []
+    for _ in range(2):
+        with torch.no_grad():
+            losses.append(float(F.mse_loss(small(scale, images), model(scale, images))))
+        reconstruct_(small, model, plan, [(scale, images)], positions=8, ridge=1e-6, seed=0)
+    assert losses[1] < 0.5 * losses[0]
+
+
 class Keeps(Residual):
     """Holds activations: in variables, in an attribute, and as its output."""
 

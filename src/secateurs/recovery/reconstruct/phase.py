@@ -17,7 +17,7 @@ from secateurs.graph.channels import named_tensors
 from secateurs.plans import Plan
 from secateurs.recovery.reconstruct.recipe import Reconstruct
 from secateurs.recovery.reconstruct.run import reconstruct_
-from secateurs.recovery.reconstruct.walk import rows
+from secateurs.recovery.reconstruct.watch import rows
 from secateurs.seeds import preserve_rng_state
 from secateurs.training.batches import split_data, to_device, without_labels
 from secateurs.training.checks import Check

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateurs.data.structure import part
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import map_tensors
 from secateurs.graph.modes import evaluating
 from secateurs.plans import Plan
 from secateurs.recovery.reconstruct.solver import Solution
 from secateurs.recovery.reconstruct.structure import Step, Structure
-from secateurs.recovery.reconstruct.walk import Original, Sampler, Targets, Walk, rows
+from secateurs.recovery.reconstruct.walk import Original, Sampler, Targets, Walk
+from secateurs.recovery.reconstruct.watch import rows
 from secateurs.training.progress import Reporter
 
 CHUNK = 32  # images that run at a time
@@ -116,4 +117,4 @@ def _chunks(inputs: Any) -> Iterator[Any]:
 
 
 def _slice(inputs: Any, start: int, stop: int) -> Any:
-    return map_tensors(lambda x: x[start:stop], inputs)
+    return part(inputs, slice(start, stop), rows(inputs))

@@ -17,7 +17,7 @@ from secateurs.graph.flow import Flow, Op
 from secateurs.graph.inputs import call, tensors
 from secateurs.graph.recorder import Recorder
 from secateurs.recovery.reconstruct.layers import Geometry
-from secateurs.recovery.reconstruct.watch import Key, Watch
+from secateurs.recovery.reconstruct.watch import Key, Watch, rows
 
 _VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
 
@@ -51,7 +51,7 @@ class Structure:
     def of(cls, model: nn.Module, inputs: Any, names: Mapping[str, str]) -> Structure:
         """Run the model, in its mode, on the inputs of a few images. names: see `Watch`."""
         run = _Recording(model, names)
-        run.start(len(tensors(inputs)[0]))
+        run.start(rows(inputs))
         run.recorder.start(tensors(inputs))
         with torch.no_grad(), run:
             out = call(model, inputs)

@@ -23,7 +23,7 @@ from secateurs.recovery.reconstruct.layers import sampled
 from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.solver import Problem, Solution
 from secateurs.recovery.reconstruct.structure import Step, Structure, storage
-from secateurs.recovery.reconstruct.watch import Key, Layer, Watch
+from secateurs.recovery.reconstruct.watch import Key, Layer, Watch, rows
 from secateurs.seeds import mix
 
 SMALL = 1e-3  # a batch norm's factor, relative to its largest, that is too small to divide by
@@ -300,11 +300,6 @@ class Walk:
 
 def _larger(out: Tensor, layer: Layer) -> bool:
     return not layer.geometry.linear and out.numel() > layer.x.numel()
-
-
-def rows(inputs: Any) -> int:
-    """The number of images in these inputs."""
-    return len(tensors(inputs)[0])
 
 
 def by_other(targets: Sequence[Targets]) -> dict[Key, list[Targets]]:

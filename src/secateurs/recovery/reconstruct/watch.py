@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.graph.channels import named_tensors
+from secateurs.graph.inputs import tensors
 from secateurs.recovery.reconstruct.layers import LINEAR, Geometry
 
 aten = torch.ops.aten
@@ -34,6 +35,11 @@ class Layer(NamedTuple):
     geometry: Geometry
     x: Tensor  # (N, C, *in)
     kept: Tensor | None = None  # (O, *kernel), of a stripe convolution
+
+
+def rows(inputs: Any) -> int:
+    """The number of images in these inputs; a tensor without axes is of all of them."""
+    return next((len(x) for x in tensors(inputs) if x.ndim), 1)
 
 
 class Watch(TorchDispatchMode):
