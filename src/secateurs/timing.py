@@ -274,8 +274,8 @@ class Timing:
             measured = replace(measured, ratio=1.0, noise=0.0, after=measured.before)
         else:
             measured = self.watch.measure(entire, margin=NOISE)
-        if self.goal * (1 - BAND) <= measured.ratio <= self.goal and not self.watch.exact:
-            measured = self.watch.confirm(apply(self.watch.model, entire), margin=NOISE)  # in a file of its own
+            if self.goal * (1 - BAND) <= measured.ratio <= self.goal and not self.watch.exact:
+                measured = self.watch.confirm(apply(self.watch.model, entire), margin=NOISE)  # in a file of its own
         if not self.tries:
             self.goal = self.budget.goal(measured.before)  # milliseconds are those of today
         self.tries += 1

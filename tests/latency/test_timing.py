@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,9 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import speed, timing
-from secateurs.latency import LatencyModel, build, fits, stripes
+from secateurs.deploy import clock
+from secateurs.graph.counter import MacCounter
+from secateurs.latency import LatencyModel, build, fits, stopwatch, stripes
 from secateurs.latency.pieces import batched, pieces
 from secateurs.latency.store import where
 from secateurs.speed import alternated
@@ -148,6 +153,44 @@ def test_milliseconds_that_the_original_is_found_to_take(fakes: Fakes) -> None:
     assert result.after.macs == result.before.macs
     assert result.latency is not None
     assert (result.latency.ratio, result.latency.noise) == (1.0, 0.0)
+
+
+def test_a_network_that_stays_whole_is_not_measured_against_itself(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor in a file of its own, as a cut network of a runtime of files is."""
+    prune(sc.Budget(ms=20.0), scope="all")  # fits the model
+    whole = Fakes.stopwatch
+
+    @contextmanager
+    def of_files(self: Fakes, *args: Any) -> Iterator[Any]:
+        with whole(self, *args) as watch:
+            watch.exact, watch.noise = False, itertools.cycle([0.3])
+            yield watch
+
+    monkeypatch.setattr(timing, "stopwatch", lambda *args: of_files(fakes, *args))
+    result = prune(sc.Budget(ms=20.0), scope="all")
+    assert result.latency is not None
+    assert (result.latency.ratio, result.latency.noise) == (1.0, 0.0)
+    assert result.warnings == ()
+
+
+def test_what_is_timed_is_not_counted() -> None:
+    model, seen = nn.Sequential(nn.Conv2d(3, 8, 3)), []
+
+    def watched(module: nn.Module, args: Any, out: Any) -> None:
+        seen.append(torch.utils._python_dispatch._len_torch_dispatch_stack())
+
+    model[0].register_forward_hook(watched)
+    x = torch.randn(1, 3, 8, 8)
+    with MacCounter() as counter, stopwatch(model, x, sc.Target("torch-cpu")) as watch:
+        model(x)
+        once = counter.macs
+        watch.measure(sc.trace(model, x).plan({}), seconds=0.0)
+        watch.confirm(model, seconds=0.0)
+    assert once == sc.count(model, x).macs
+    assert seen.count(0) > 2 * clock.LEAST
+    assert counter.macs == once
 
 
 def test_a_busy_machine_is_said(fakes: Fakes) -> None:

@@ -15,6 +15,7 @@ from secateurs.deploy.inputs import batch_of
 from secateurs.deploy.target import Target, threaded
 from secateurs.errors import ConfigError
 from secateurs.graph import ChannelGroup
+from secateurs.graph.modes import unwatched
 from secateurs.latency import fits, table
 from secateurs.latency.model import Fit, LatencyModel
 from secateurs.latency.pieces import Form, Piece, batched, pieces
@@ -77,7 +78,8 @@ def tabulated(graph: PrunableGraph, inputs: Any, target: Target, report: Report)
             began = time.perf_counter()
             report(f"measuring {sum(len(missing[g]) for g in todo)} widths of {len(todo)} kinds of layers on {target}")
             for g in todo:
-                new = table.measured(g, missing[g], target)
+                with unwatched():
+                    new = table.measured(g, missing[g], target)
                 store.write(g, new)
                 known[g] = {**known[g], **new}
             report(f"measured in {time.perf_counter() - began:.0f} s; kept in {store.folder}")
