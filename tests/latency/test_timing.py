@@ -104,6 +104,52 @@ def test_a_model_of_a_network_is_made_once(fakes: Fakes) -> None:
     assert len(fakes.calls) > calls  # another batch size
 
 
+def test_channels_are_scored_once_for_all_tries(fakes: Fakes) -> None:
+    class Counted(sc.Criterion):
+        name = "counted"
+
+        def scores(self, task: Any) -> dict[str, torch.Tensor]:
+            calls.append(task)
+            return {g.name: g.filters(task.model).square().sum(1).sqrt() for g in task.groups}
+
+    calls: list[Any] = []
+    budget = sc.Budget(latency=0.6, align=1)
+    found = prune(budget, Counted(), scope="all")
+    assert found.latency is not None
+    assert found.latency.tries > 1
+    assert len(calls) == 1
+    assert found.plan == prune(budget, "l2", scope="all").plan
+
+
+def test_the_fit_of_a_busy_machine_is_used_for_a_while_only(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lines = 1e9, list[str]()
+    monkeypatch.setattr(fits.time, "time", lambda: now)
+
+    def fitted(noise: float) -> bool:
+        """Whether the model was fitted anew."""
+        fakes.error = noise
+        watches = len(fakes.watches)
+        lines.clear()
+        timing.clocked(network(), sc.trace(network(), X), X, sc.Budget(latency=0.6), "all", {}, report=lines.append)
+        return len(fakes.watches) > watches
+
+    assert fitted(0.05)
+    assert "is in doubt: the machine was busy, and times were only known to ±5.0%" in lines[-1]
+    assert not fitted(0.05)  # the command that made it goes on with it …
+    assert "is in doubt" in lines[-1]  # … and says so each time
+    now += fits.PASSING
+    assert fitted(0.001)
+    assert not any("doubt" in line for line in lines)
+    now += 1000 * fits.PASSING
+    assert not fitted(0.05)
+
+
+def test_a_fit_that_is_far_from_what_is_measured_is_in_doubt(fakes: Fakes) -> None:
+    fakes.noise = (0.4, -0.3, 0.2, -0.4, 0.0)
+    with pytest.raises(sc.BudgetError, match=r"This is in doubt: it is only within \d\d\.\d% of what was measured"):
+        prune(sc.Budget(latency=0.01), scope="all")
+
+
 def test_nothing_can_be_gained(fakes: Fakes) -> None:
     fakes.truth = launch_bound
     with pytest.raises(sc.BudgetError, match=r"latency=0\.6 .* cannot be met") as caught:
