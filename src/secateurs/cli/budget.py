@@ -48,7 +48,7 @@ class BudgetOptions:
                 raise ConfigError("--align rounds the widths that a budget leads to: give --macs or --params with it.")
             if target is not None:
                 raise ConfigError(
-                    "--target is where time is measured: give --latency or --ms with it, or --align auto and --macs or --params."
+                    "--target is where time is measured: give --latency or --ms with it, or --align auto and --macs."
                 )
             return None  # some methods have a knob of their own
         counts = {name: exact(given[name]) for name in ("macs", "params")}
