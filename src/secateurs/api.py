@@ -53,7 +53,7 @@ log = logging.getLogger("secateurs")
 def prune(
     model: nn.Module,
     example_inputs: Any,
-    method: str | Method | None = None,
+    method: str | Method = "epruner",
     budget: Budget | None = None,
     data: Any = None,
     recover: Phase | Sequence[Phase] | None = None,
@@ -94,8 +94,7 @@ def prune(
     computation runs on `device` (default: an available accelerator), otherwise on the model's device. The result is on
     the model's device, in its dtypes.
 
-    method: a name (see `methods()`) or a configured method, for example `EPruner(beta=0.7)`; by default
-        `L2(ranking="layer", cost=0.25)`, which needs no data.
+    method: a name (see `methods()`) or a configured method, for example `EPruner(beta=0.7)`.
     budget: the cost that the result may have at most. For a budget of time, a latency model of the network is made from
         measurements on this machine (kept on disk), and the cut network is measured until the budget holds: see `latency` of
         the result.

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import secateurs as sc
-from secateurs.cli.methods import configured
 from secateurs.methods import registry, resolve
 
 NEAREST = '''
@@ -181,13 +180,3 @@ def test_the_former_name_of_initialize_is_refused() -> None:
 def test_a_name_with_settings_is_told_what_to_pass() -> None:
     with pytest.raises(sc.ConfigError, match=r"'l2 ranking=layer' has settings: pass a configured method, sc\.L2\(…\)"):
         resolve("l2 ranking=layer")
-
-
-def test_the_default_is_l2_by_layer_and_its_settings_can_be_overridden() -> None:
-    assert resolve(None) == sc.L2(ranking="layer", cost=0.25)
-    assert resolve(None, cost=0.5) == sc.L2(ranking="layer", cost=0.5)
-    assert configured(None, ["cost=0"], ranking="global") == sc.L2()
-    model = sc.build("zoo:small_cnn").eval()
-    x = torch.randn(1, 3, 32, 32)
-    named = sc.prune(model, x, sc.L2(ranking="layer", cost=0.25), sc.Budget(macs=0.5), check_speed=False)
-    assert sc.prune(model, x, budget=sc.Budget(macs=0.5), check_speed=False).plan == named.plan

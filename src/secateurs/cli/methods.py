@@ -76,19 +76,14 @@ def _json(value: Any) -> str:
 
 
 def configured(
-    method: str | None,
-    settings: Sequence[str],
-    ranking: str | None = None,
-    preset: Sequence[str] = (),
-    prefix: str = "",
+    method: str, settings: Sequence[str], ranking: str | None = None, preset: Sequence[str] = (), prefix: str = ""
 ) -> Method:
     """The method with its settings; values are parsed as JSON if they are valid JSON (0.7, true, null).
 
     preset: the name of one of its presets, which the settings override, or nothing. prefix: what stood before each of them.
     """
     if len(preset) > 1:
-        whose = "" if method is None else f" for {method}"
-        raise ConfigError(f"--preset is given twice{whose}: {' and '.join(preset)}. Give one of them.")
+        raise ConfigError(f"--preset is given twice for {method}: {' and '.join(preset)}. Give one of them.")
     from secateurs.methods import resolve
 
     values: dict[str, Any] = {} if ranking is None else {"ranking": ranking}

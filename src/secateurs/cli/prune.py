@@ -28,7 +28,7 @@ Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 def prune(
     model: str,
     *,
-    method: str | None = None,
+    method: str = "epruner",
     budget_options: BudgetOptions | None = None,
     scope: Literal["internal", "all"] | None = None,
     ranking: Literal["global", "layer", "isomorphic"] | None = None,
@@ -86,8 +86,7 @@ def prune(
         zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory; or the folder of an artifact, whose
         network is pruned further
     method
-        how channels are chosen, by default l2 with --ranking layer and --set cost=0.25; `secateurs demo` runs every method
-        there is
+        how channels are chosen; `secateurs demo` runs every method there is
     scope
         internal keeps channels on a shortcut, all cuts them too; by default as the method's paper does
     ranking

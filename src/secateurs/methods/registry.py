@@ -26,8 +26,6 @@ ALIASES = {
     "lasso": ("onestep",), "grouplasso": ("onestep",), "importance": ("onestep",), "filtersearch": ("aofp",),
     "stripe": ("pff", "l2-stripes"), "stripes": ("pff", "l2-stripes"), "shapes": ("pff",), "pattern": ("pff", "l2-stripes"),
 }  # fmt: skip
-# What prunes where no method is named: at equal compute, the best that needs no data (docs/criteria.md).
-DEFAULT, DEFAULTS = "l2", {"ranking": "layer", "cost": 0.25}
 MODULE = "python:"  # begins the name of a class in a module
 
 M = TypeVar("M", bound=type[Method])
@@ -71,14 +69,12 @@ def registered(name: str) -> type[Method] | None:
     return _METHODS.get(name)
 
 
-def resolve(method: str | Method | None, **settings: Any) -> Method:
-    """A configured method from its name (or `python:package.module:Class`) and settings; from None, the default of `prune`.
+def resolve(method: str | Method, **settings: Any) -> Method:
+    """A configured method from its name (or `python:package.module:Class`) and settings.
 
     Raises ConfigError with the nearest names if there is none, or if a package's method cannot be used; SpecError for a
     module that cannot be imported.
     """
-    if method is None:
-        return resolve(DEFAULT, **{**DEFAULTS, **settings})
     if isinstance(method, Method):
         return type(method)(**{**method.model_dump(exclude_unset=True), **settings}) if settings else method
     if isinstance(method, type) and issubclass(method, Method):

@@ -77,7 +77,7 @@ class PruneRun:
     data: str | DataSpec | Data
     folder: str | Path
     _: KW_ONLY
-    method: str | Method | None = None
+    method: str | Method = "epruner"
     budget: Budget | None = None
     recover: Phase | Sequence[Phase] | None = None
     rounds: int = 1
