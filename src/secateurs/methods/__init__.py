@@ -8,6 +8,7 @@ from types import ModuleType
 
 from secateurs.methods.activations import APoZ, Variance
 from secateurs.methods.aofp import AOFP
+from secateurs.methods.coring import CORING
 from secateurs.methods.criteria import L1, L2, BNScale, Index, Random
 from secateurs.methods.damage import Damage
 from secateurs.methods.epruner import EPruner
@@ -26,9 +27,9 @@ from secateurs.methods.selection import Selection
 from secateurs.methods.stripes import L2Stripes
 
 __all__ = [
-    "AOFP", "FPGM", "L1", "L2", "LAMP", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "Damage", "EPruner", "Fisher", "GroupL1",
-    "GroupL2", "GroupTaylor", "Index", "L2Stripes", "Limits", "Method", "OneStep", "Oracle", "Pruner", "Random", "Selection",
-    "Task", "Taylor", "TrainingMethod", "Variance", "methods", "register", "resolve",
+    "AOFP", "CORING", "FPGM", "L1", "L2", "LAMP", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "Damage", "EPruner", "Fisher",
+    "GroupL1", "GroupL2", "GroupTaylor", "Index", "L2Stripes", "Limits", "Method", "OneStep", "Oracle", "Pruner", "Random",
+    "Selection", "Task", "Taylor", "TrainingMethod", "Variance", "methods", "register", "resolve",
 ]  # fmt: skip
 
 

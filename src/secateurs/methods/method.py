@@ -216,6 +216,11 @@ class Method(Presets):
         """Return what to keep: a Selection, or kept channels by group."""
         raise NotImplementedError
 
+    def selector(self, task: Task) -> Callable[[Task], Selection | Channels]:
+        """`select`, for tasks that differ from this one in their budget only: a budget of time tries several. A method may do
+        once what does not depend on the budget."""
+        return self.select
+
     def initialize(self, task: Task, selection: Selection, small: nn.Module) -> None:
         """Change the weights of the cut network before calibration and recovery. The default keeps them."""
 
@@ -242,7 +247,17 @@ class Criterion(Method):
         raise NotImplementedError
 
     def select(self, task: Task) -> Selection:
+        return self._within(task, self.scores(task))
+
+    def selector(self, task: Task) -> Callable[[Task], Selection | Channels]:
+        """With scores that are computed once."""
+        if type(self).select is not Criterion.select:
+            return self.select
         found = self.scores(task)
+        return lambda other: self._within(other, found)
+
+    def _within(self, task: Task, found: Mapping[str, torch.Tensor]) -> Selection:
+        """What these scores keep within the task's budget."""
         groups, widths = task.groups, task.widths
         values = [self._checked(found, group) for group in groups]
         values = ranked(self.ranking, groups, values, task.model, self.comparable)
