@@ -125,12 +125,12 @@ def after_cut_(
         return Calibration(0, 0, tuple(layers), tuple(name for name in means if name not in layers))
     examples, norms = calibrate_(small, batches(), objective, pooled=pooled)
     if layers:  # the layers before have changed as well, so that a mean may do more harm than good
-        missed = _missed(model, small, batches(), pooled, objective)
+        with_them = missed(model, small, batches(), objective, pooled=pooled)
         filled = _values(small)
         _put_back(small, bare)
         if norms:
             calibrate_(small, batches(), objective, pooled=pooled)
-        if missed <= _missed(model, small, batches(), pooled, objective):
+        if with_them <= missed(model, small, batches(), objective, pooled=pooled):
             _put_back(small, filled)
         else:
             layers = []
@@ -140,7 +140,9 @@ def after_cut_(
 
 
 @torch.no_grad()
-def _missed(model: nn.Module, small: nn.Module, batches: Iterable[Batch], pooled: bool, objective: Objective) -> float:
+def missed(
+    model: nn.Module, small: nn.Module, batches: Iterable[Batch], objective: Objective, *, pooled: bool = True
+) -> float:
     """How far the network's outputs are from the uncut network's, over all images: the divergence of the class probabilities,
     or if the outputs are not logits, the squared distance."""
     total = 0.0

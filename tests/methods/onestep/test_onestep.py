@@ -200,7 +200,7 @@ def test_a_scope_without_effect_is_told(name: str, scope: str, warned: bool, cap
     """ResNet-20's shortcuts are padded: the last layer's channels are those of all stages, and the last layer is crucial."""
     torch.manual_seed(0)
     model, x = sc.build(f"zoo:{name}").eval(), torch.zeros(1, 3, 32, 32)
-    plan = attached(model, x, sc.OneStep(crucial=1), sc.Budget(macs=0.5), scope=scope).plan()
+    plan = attached(model, x, sc.OneStep(crucial=1, cost=0), sc.Budget(macs=0.5), scope=scope).plan()
     graph = sc.trace(model, x)
     assert all(graph[name].internal for name in plan.groups)
     assert ("scope 'all' has no effect" in caplog.text) == warned

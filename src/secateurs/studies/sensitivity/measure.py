@@ -28,8 +28,9 @@ from secateurs.graph.inputs import tensors
 from secateurs.graph.modes import evaluating
 from secateurs.masking.gates import Gates
 from secateurs.methods.assess import reporter, spread
+from secateurs.methods.criterion import Criterion
 from secateurs.methods.limits import Layers, Limits
-from secateurs.methods.method import Criterion, Method, Scope, Task
+from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.oracle.ablation import readers
 from secateurs.methods.oracle.prefix import Prefix
 from secateurs.methods.registry import methods, resolve
