@@ -257,6 +257,17 @@ def test_what_is_lost_with_the_weights_that_a_method_gives_the_cut_network(init:
     assert missed[1] < missed[0]
 
 
+def test_a_method_that_replaces_layers_of_the_cut_network() -> None:
+    class Replaces(sc.L1):
+        def initialize(self, task: Any, selection: Any, small: nn.Module) -> None:
+            small.add_module("2", nn.Sequential(small[2]))  # type: ignore[index]
+
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    result = sc.prune(nn.Sequential(*layers).eval(), images(2), Replaces(), sc.Budget(macs=0.5), [images(8)])
+    assert not any(h["layers"] for h in result.history if h["event"] == "calibrated")
+    assert result.model(images(2)).isfinite().all()
+
+
 def test_means_that_do_harm_are_left_out() -> None:
     """After a deep cut at random the layers before have changed too, and what a channel carried may be far off."""
     kept = []

@@ -109,11 +109,11 @@ def after_cut_(
     if batches is None and not cuts_off(model):  # no channel is constant
         return Calibration(0, 0, (), ())
     changed = initialized and not _as_cut(model, plan, small)
-    names = [] if changed and (batches is None or plan.stripes) else consumers(model, plan)
+    unknown = batches is None or plan.stripes or named_tensors(small).keys() != named_tensors(model).keys()
+    names = [] if changed and unknown else consumers(model, plan)
     places = Places.of(small, names, example_inputs)
-    due = [
-        name for name in places.biased if name not in places.followed
-    ]  # norms compensate for what layers before them lose
+    # Norms compensate for what the layers before them lose.
+    due = [name for name in places.biased if name not in places.followed]
     masked = twin(model, plan, small if changed else None) if names and (batches is None or due) else model
     if batches is None:
         means = provably(model, masked, names, example_inputs)
