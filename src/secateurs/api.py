@@ -204,6 +204,8 @@ def prune(
     report(f"traced {len(graph.groups)} channel groups, {len(job.groups)} to cut")
     for line in (*job.describe(), *graph.warnings):
         report(line)
+    for line in job.unused(chosen):
+        log.warning(line)
     if source is not None:
         readers = [chosen.name] * chosen.reads_labels + [type(r).__name__ for _, r in steps if r.reads_labels]
         if not objective.whole:
@@ -300,6 +302,8 @@ def attach(
         model, example_inputs, chosen, budget, scope, limits, data=Data.of(data), seed=seed, allow_inexact=allow_inexact,
         log=history.append,
     )  # fmt: skip
+    for line in task.unused(chosen):
+        log.warning(line)
     pruner = chosen.attach(task)
     pruner.history = history
     pruner.join()

@@ -86,6 +86,16 @@ class Task:
         bounds = {g.name: self.bound(g) for g in self.graph.groups}
         return described({name: bound for name, bound in bounds.items() if name in scoped or bound.missed})
 
+    def unused(self, method: Method) -> list[Message]:
+        """A line for each setting of the method that is not the default, and has no effect on this task."""
+        kind, given = type(method), method.model_fields_set
+        values = {n: getattr(method, n) for n in given if getattr(method, n) != kind.model_fields[n].default}
+        return [
+            Message(f"{method.name}: ", Setting(name, values[name], kind), " has no effect: ", *why)
+            for name, why in method.unused(self).items()
+            if name in values
+        ]
+
     def bound(self, group: ChannelGroup) -> Bound:
         """What the user says about a group."""
         return self.bounds.get(group.name) or free(group)
@@ -196,6 +206,11 @@ class Method(Presets):
     def feasible(self, task: Task) -> None:
         """Raise BudgetError before any work for a budget that this method cannot meet."""
         task.widths.check()
+
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        """The settings that have no effect on this task, by name, each with why: parts of a `Message`. A user who has set one
+        of them is told."""
+        return {}
 
     def select(self, task: Task) -> Selection | Channels:
         """Return what to keep: a Selection, or kept channels by group."""

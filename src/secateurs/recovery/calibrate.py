@@ -25,7 +25,7 @@ from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
 from secateurs.graph.modes import evaluating
 from secateurs.plans import Plan
-from secateurs.recovery.carried import Places, consumers, cuts_off, on_average, provably, put_
+from secateurs.recovery.carried import Places, consumers, cuts_off, on_average, provably, put_, twin
 from secateurs.recovery.distil import soft_loss, unlike_logits
 from secateurs.report import count, listing
 from secateurs.seeds import preserve_rng_state
@@ -102,20 +102,25 @@ def after_cut_(
 
     model: the uncut network. batches: a fresh pass over the images. pooled: see `calibrate_`.
     objective: how the network meets a batch; with a loss or a step of the user's own, outputs are not taken for logits.
-    initialized: the method may have changed the weights; where it did, consumers are left alone.
+    initialized: the method may have changed the weights after the cut. Where it did, what consumers lose is what they lose with
+        the new weights, and without batches they are left alone.
     """
     objective = objective or Objective()
     if batches is None and not cuts_off(model):  # no channel is constant
         return Calibration(0, 0, (), ())
-    names = [] if initialized and not _as_cut(model, plan, small) else consumers(model, plan)
+    changed = initialized and not _as_cut(model, plan, small)
+    names = [] if changed and (batches is None or plan.stripes) else consumers(model, plan)
     places = Places.of(small, names, example_inputs)
+    due = [
+        name for name in places.biased if name not in places.followed
+    ]  # norms compensate for what layers before them lose
+    masked = twin(model, plan, small if changed else None) if names and (batches is None or due) else model
     if batches is None:
-        means = provably(model, plan, names, example_inputs)
-    else:  # norms compensate for what the layers before them lose
-        due = [name for name in places.biased if name not in places.followed]
-        means = on_average(model, plan, due, batches(), objective, pooled=pooled) if due else {}
+        means = provably(model, masked, names, example_inputs)
+    else:
+        means = on_average(model, masked, due, batches(), objective, pooled=pooled) if due else {}
     bare = _values(small)
-    layers = put_(model, small, plan, means, places, example_inputs)
+    layers = put_(model, masked, small, plan, means, places, example_inputs)
     if batches is None:
         return Calibration(0, 0, tuple(layers), tuple(name for name in means if name not in layers))
     examples, norms = calibrate_(small, batches(), objective, pooled=pooled)

@@ -24,6 +24,7 @@ from secateurs.methods.select import Widths
 from secateurs.recovery import recover
 from secateurs.recovery.features import by_name, feature_maps
 from secateurs.recovery.mimic import choose
+from secateurs.report import listing
 from secateurs.testing.networks import data, images, network, randomize
 
 
@@ -415,10 +416,13 @@ def test_crucial_layers_are_released_for_a_budget_that_could_not_be_met() -> Non
         again = vgg(crucial=4)
         betas(again, features_3=1.3, features_24=1.2, features_17=1.1)
         object.__setattr__(again.task, "budget", sc.Budget(macs=least(*order[:many])))
+        lines: list[str] = []
+        again.log = lines.append
         selection = again.finish()
         plan = selection.plan(again.task.graph)
         released = again.history[-1]["released"]
         assert released == order[many:][::-1]
+        assert [line.partition(", crucial")[0] for line in lines] == [f"onestep: {listing(released)}"] * bool(released)
         assert all(len(k) == (graph[n].size if n in order[:many] else floor[n]) for n, k in plan.groups.items())
         assert len(selection.nodes) == many
 

@@ -23,6 +23,7 @@ from secateurs.methods.pruner import Pruner, Taught, taught
 from secateurs.methods.registry import register
 from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Selection
+from secateurs.report import listing
 from secateurs.training import Recipe
 
 log = logging.getLogger("secateurs")
@@ -119,6 +120,14 @@ class OneStep(Taught):
                 " (each layer keeps 1/rate of its filters).",
             )
         find_layers(task.model, task.graph, scored(task.graph), task.example_inputs)
+
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        found: dict[str, tuple[object, ...]] = {}
+        if self.rate is not None and self.cost > 0:
+            found["cost"] = (Setting("rate", self.rate, OneStep), " keeps the same share of every layer")
+        if self.lam is not None:
+            found["strength"] = (Setting("lam", self.lam, OneStep), " is λ itself")
+        return found
 
     def recipe(self, task: Task) -> Recipe:
         # The network's own parameters are frozen: lr is that of none.
@@ -277,6 +286,12 @@ class OneStepPruner(Pruner):
             nodes=list(nodes), released=[layer.name for layer in released],
             scores={layer.name: round(layer.score(beta), 8) for layer in self.layers.all},
         )  # fmt: skip
+        if released:
+            names = listing([layer.name for layer in released])
+            self.log(
+                f"onestep: {names}, crucial by {'its' if len(released) == 1 else 'their'} scores, cannot stay whole within the "
+                "budget and the limits of the task"
+            )
         free = [g for g in self.task.groups if g.name not in whole]
         if any(not g.internal for g in self.task.groups) and all(g.internal for g in free):
             log.warning(

@@ -122,6 +122,23 @@ class Settings(Taught):
                 Setting("train", "skeleton", type(self)), " requires ", Setting("penalty", "skeleton", type(self)), "."
             )
 
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        found: dict[str, tuple[object, ...]] = {}
+        if not self.controlled(task):
+            alpha = (
+                ("there is no budget",)
+                if self.alpha is None
+                else (Setting("alpha", self.alpha, type(self)), " is constant")
+            )
+            own = {"cost": self.cost > 0, "limit": self.limit is not None, "arrive": True, "fixed": True}
+            found |= {name: alpha for name, sets in own.items() if sets}
+        if self.penalty == "group-lasso":
+            none: tuple[object, ...] = (Setting("penalty", "group-lasso", type(self)), " has no skeleton")
+            found |= dict.fromkeys(("skeleton_lr", "skeleton_decay", "prior"), none)
+        if self.schedule != "step":
+            found["gamma"] = ("it is the factor of ", Setting("schedule", "step", type(self)))
+        return found
+
     def feasible(self, task: Task) -> None:
         task.widths.check(self.stripes(task).lowest())
 

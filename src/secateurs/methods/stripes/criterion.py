@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, Setting
 from secateurs.graph.channels import parameter
 from secateurs.methods.method import Method, Task
 from secateurs.methods.registry import register
@@ -44,6 +45,10 @@ class L2Stripes(Method):
     def check(self, task: Task) -> None:
         super().check(task)
         check_kernels(task, self.name)
+
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        same = (Setting("ranking", "layer", type(self)), " keeps the same share of every layer")
+        return {"cost": same} if self.ranking == "layer" and self.cost > 0 else {}
 
     def feasible(self, task: Task) -> None:
         task.widths.check(self._stripes(task).lowest())
