@@ -47,7 +47,7 @@ class Context:
         self.out: Any = None  # and its output
         self.call = NO_CALL  # the call in the user's code that it came from
         self.reads_sizes = False  # whether that call has the sizes that the op depends on, and they are read from it
-        self.counting = True
+        self.counting = True  # not in training mode, where only shapes have to fit
         self._names, self._modules, self._choices, self._known = params, modules, choices, known
         self._depthwise = set() if depthwise is None else depthwise  # see `was_depthwise`
         self._params: dict[int, Labels] = {}
@@ -192,8 +192,10 @@ class Context:
             self.space.freeze(own, reason)
 
     def inexact(self, labels: Array, reason: str) -> None:
-        """Mark these channels as inexact: a cut changes more than the cut channels, and is only made on request."""
-        self.space.inexact(labels, Reason(Kind.INEXACT, reason))
+        """Mark these channels as inexact: a cut changes more than the cut channels, and is only made on request. What only
+        runs in training, such as a loss, may compute other numbers after a cut."""
+        if self.counting:
+            self.space.inexact(labels, Reason(Kind.INEXACT, reason))
 
     def shortcut(self, *tensors: Tensor) -> None:
         found = [labels for labels in map(self.labels, tensors) if labels]
@@ -300,17 +302,18 @@ class Context:
 
     # -- widths in the user's code -----------------------------------------------------------------------------
 
-    def size(self, x: Tensor) -> torch.Size:
-        """The shape of x, in which the numbers of channels are `Width`s."""
+    def size(self, x: Tensor, asked: bool = True) -> torch.Size:
+        """The shape of x, in which the numbers of channels are `Width`s. asked: whether the user's code gets it."""
         shape, labels = x.shape, self.labels(x)
         if not labels:
             return shape
-        where = self.where()
+        where = self.where() if asked else ""
         sizes: list[int] = []
         for axis, n in enumerate(shape):
             if axis in labels:
                 counted = width(n, labels[axis], self.log)
-                self.tape.reads.append(Seen(counted.expression, where))
+                if asked:
+                    self.tape.reads.append(Seen(counted.expression, where))
                 sizes.append(counted)
             else:
                 sizes.append(n)
@@ -325,9 +328,12 @@ class Context:
         )
 
     def counted(self, n: int) -> Array | None:
-        """The labels that a size counts, if it is the width of one axis and nothing else."""
+        """The labels that a size counts, if it is the width of one axis and nothing else; those of a number that a module
+        keeps are new ones, unless they are known: they become the channels that they are combined with."""
         leaf = n.expression.leaf if isinstance(n, Width) and n.log is self.log else None
         found = self.leaf(leaf) if leaf is not None else None
+        if found is None and isinstance(leaf, Figure) and isinstance(self.space, LabelSpace):
+            found = self.space.fresh(leaf.size)
         if found is None and isinstance(leaf, tuple) and self._known is None:  # of a layer that is about to run
             path, _, name = leaf[0].rpartition(".")
             weight = self._modules[path]._parameters.get(name) if path in self._modules else None
@@ -358,13 +364,14 @@ class Context:
 
     def uses(self, number: Traced) -> None:
         """The code computes with a number that it made from widths."""
-        if number.log is self.log:
+        if number.log is self.log and self.counting:
             self._computed(number.expression)
             self.computes(number.expression)
 
     def computes(self, expression: Expression) -> None:
         """The same of an expression, if an op computes with a width itself."""
-        self.tape.uses.append(Seen(expression, self.where()))
+        if self.counting:
+            self.tape.uses.append(Seen(expression, self.where()))
 
     @staticmethod
     def _computed(expression: Expression) -> None:
