@@ -94,3 +94,31 @@ def test_what_it_fills_may_be_no_channels() -> None:
     model = Net().eval()
     graph = sc.trace(model, inputs())
     assert not graph["a"].prunable
+
+
+@pytest.mark.parametrize("how", ["product", "linear", "convolution"])
+def test_what_sums_over_channels_without_a_weight_keeps_them(how: str) -> None:
+    """Values that are the same for all channels are no weight, in which a channel could be masked."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+            self.one = nn.Parameter(torch.rand(1, 1, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            if how == "product":
+                s = torch.einsum("qc,nchw->nqhw", torch.ones(1, y.shape[1], device=y.device), y)
+            elif how == "linear":
+                s = F.linear(y.movedim(1, -1), y.new_ones(1, y.shape[1])).movedim(-1, 1)
+            else:
+                s = F.conv2d(y, self.one.expand(1, y.shape[1], 1, 1))
+            return self.out(self.b(y) * s)
+
+    torch.manual_seed(0)
+    model = Net().eval()
+    graph = sc.trace(model, inputs())
+    assert "sums over it" in str(graph["a"].reason)
+    assert graph["b"].prunable
+    assert sc.verify(model, graph.plan(fraction(graph, 0.5)), inputs()) <= 1e-5

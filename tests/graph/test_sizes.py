@@ -190,6 +190,16 @@ def test_one_line_of_code_keeps_the_groups_that_it_must_and_no_other(name: str) 
     right_at(model, graph, (0.5, 0.01))
 
 
+def test_constants_that_are_broadcast_beside_channels() -> None:
+    """One value for each channel, and not one for all."""
+    values = torch.rand(8, 1, 1)
+    model = chain(lambda s, y: torch.mul(*torch.broadcast_tensors(y, values.to(y.device))), COMPUTED["zeros"])
+    graph = trace(model, image())
+    assert not graph["layers.0"].prunable
+    assert graph["layers.1"].prunable
+    right_at(model, graph)
+
+
 def test_an_op_that_computes_with_a_width_itself() -> None:
     """Attention is scaled by the width of the queries; here these are a parameter."""
 
@@ -214,6 +224,8 @@ def two(combine: Callable[[Any, Tensor, Tensor], Tensor], a: int = 8, b: int = 8
 
 OTHERS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "a view": lambda s, y, z: s.c(y) + s.d(z.view(2, y.shape[1], 12, 12)),
+    "the shape of another": lambda s, y, z: s.c(y) + s.d(z.flatten(1).view_as(y)),
+    "the shape of another, by name": lambda s, y, z: s.c(y) + s.d(z.flatten(2).reshape_as(other=y)),
     "a crop that changes nothing": lambda s, y, z: s.c(y) + s.d(z[:, : y.shape[1]]),
     "a split": lambda s, y, z: (
         s.c(y) + s.d(torch.cat(z.split([y.shape[1] // 2, z.shape[1] - y.shape[1] // 2], 1)[::-1], 1))

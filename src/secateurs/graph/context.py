@@ -56,6 +56,7 @@ class Context:
         # By id, tensors that depended on parameters only until the code wrote to them, or to a view of them, what depends on
         # the model's input. Kept, so that no id is reused.
         self._filled: dict[int, Tensor] = {}
+        self._fillers: list[Array] = []  # labels that stand for others, see `fill`
 
     def _look(self, x: Tensor) -> tuple[Labels, bool]:
         """Labels of a tensor, and whether it depends on the model's input."""
@@ -67,7 +68,7 @@ class Context:
         labels, live = (note[1], note[2]) if note is not None and note[0] is self else (_NONE, False)
         return labels, live or bool(self._filled and (key in self._filled or id(x._base) in self._filled))
 
-    def fill(self, x: Tensor) -> None:
+    def write(self, x: Tensor) -> None:
         """The code wrote to x what depends on the model's input: so do x, and all views of the same tensor, from now on."""
         for one in (x, x._base):
             if one is not None and not self.is_live(one):
@@ -218,7 +219,10 @@ class Context:
     def consume(self, w: Tensor, axis: int) -> None:
         """Mark w as a consumer of the channels on this axis: zeroing it there masks them."""
         if axis in self.labels(w):
-            self.space.mark(self.labels(w)[axis], CONSUMED)
+            own = self.labels(w)[axis]
+            if self._fillers and np.isin(own, np.concatenate(self._fillers)).any():
+                self.freeze(own, f"{self.op_name} sums over it with values that are the same for each, in no weight")
+            self.space.mark(own, CONSUMED)
 
     def cost(self, *factors: int | Array, kernel: Tensor | None = None, vanishing: int | Array = 0) -> None:
         """Add the product of these factors to the multiply-accumulates. kernel: the weight, if the op is a convolution.
@@ -361,6 +365,15 @@ class Context:
         """Give an axis of a new tensor these labels."""
         own, live = self._look(x)
         x._secateurs = (self, {**own, axis: labels}, live)  # type: ignore[attr-defined]
+
+    def fill(self, x: Tensor, axis: int, labels: Array) -> None:
+        """The same of a tensor with the same values for each channel: it is no weight, in which they could be masked."""
+        if isinstance(self.space, LabelSpace):
+            own = self.space.fresh(len(labels))
+            self.space.unify(own, labels, Reason(Kind.CONSTANT, "a constant beside channels"))
+            self._fillers.append(own)
+            labels = own
+        self.relabel(x, axis, labels)
 
     def uses(self, number: Traced) -> None:
         """The code computes with a number that it made from widths."""

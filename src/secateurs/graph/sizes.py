@@ -132,7 +132,7 @@ def _fill(t: Context, out: Tensor, axis: int, n: int, reason: str, each: int = 1
     if labels is None or len(labels) * each != out.shape[axis] or len(labels) < 2:
         return False
     t.freeze(t.labels(out).get(axis, labels[:0]), "repeated for each channel")
-    t.relabel(out, axis, labels.repeat(each))
+    t.fill(out, axis, labels.repeat(each))
     t.claim(n, labels, reason)
     return True
 
@@ -153,8 +153,8 @@ def _broadcast(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     """One value for as many channels as another of the tensors has: they are these channels."""
     for axis, labels in {a: own for x in out for a, own in t.labels(x).items()}.items():
         for x in out:
-            if axis not in t.labels(x):
-                t.relabel(x, axis, labels)
+            if axis not in t.labels(x) and x.stride(axis) == 0:
+                t.fill(x, axis, labels)
     return []
 
 
