@@ -161,6 +161,21 @@ def test_offline_and_not_in_the_cache(cache: Path, saved: Path) -> None:
         sc.card("hf:me/net")
 
 
+def test_without_a_network_it_fails_at_once(
+    cache: Path, saved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is tried again, or logged; what is in the cache is used."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing answers
+    for module in ("file_download", "utils._http"):
+        monkeypatch.setattr(import_module(f"huggingface_hub.{module}").time, "sleep", lambda s: pytest.fail("it waits"))
+    with pytest.raises(sc.ArtifactError, match=r"card\.json of hf:me/net is not in the local cache, and the hub"):
+        sc.load("hf:me/net")
+    put(cache, saved)
+    assert same(sc.load("hf:me/net"), sc.load(saved))
+    assert not caplog.records
+
+
 NAMES = ["hf:net", "hf:", "hf:../../etc/passwd", "hf:me/net@", "hf:me/net@a b", "hf:a/b/c", "hf:me/net\n"]
 
 

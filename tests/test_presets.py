@@ -13,6 +13,7 @@ import secateurs as sc
 from secateurs.cli import main
 from secateurs.cli.methods import configured, stages
 from secateurs.methods.registry import resolve
+from secateurs.studies.comparison.contestants import Contestant
 
 PLAIN: dict[str, Any] = {"ranking": "global", "prior": 0, "cost": 0, "distil": 0}  # of one-step: |β| alone, from labels
 
@@ -20,6 +21,19 @@ PLAIN: dict[str, Any] = {"ranking": "global", "prior": 0, "cost": 0, "distil": 0
 def test_a_preset_is_settings_that_others_override() -> None:
     found = sc.OneStep.preset("cifar", epochs=2)
     assert found == sc.OneStep(lam=1.0, lr=1e-5, epochs=2, **PLAIN)
+
+
+@pytest.mark.parametrize("kind", [sc.OneStep, sc.NPN, sc.EPruner, sc.PFF, sc.AOFP, sc.Mimic])
+def test_presets_are_arguments_as_well(kind: Any) -> None:
+    for name in kind.presets:
+        assert kind(preset=name) == kind.preset(name) != kind()
+    with pytest.raises(sc.ConfigError, match="'papr' is not a preset of"):
+        kind(preset="papr")
+
+
+def test_a_preset_as_an_argument_is_overridden_as_well() -> None:
+    assert sc.Mimic(epochs=2, preset="paper") == sc.Mimic.preset("paper", epochs=2)
+    assert Contestant.of("npn preset=paper lr=0.5").method == sc.NPN.preset("paper", lr=0.5)
 
 
 @pytest.mark.parametrize("name", sc.methods())

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from run import HERE, IMAGES, RESULTS, Row, rows
+from row import HERE, IMAGES, RESULTS, Row, rows
 
 PAGE = HERE.parents[1] / "docs" / "papers.md"
 HEAD = """# The papers' tables

@@ -21,60 +21,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from page import write
+from row import IMAGES, PROFILES, RESULTS, Row, rows
 
-HERE = Path(__file__).parent
-ROWS, RESULTS = HERE / "rows", HERE / "results"
 MORE = 75  # status: there is more to do
 PATIENCE = 120  # seconds that an interrupted run has for its checkpoint
-
-# The reduced profile: a smaller network of the same kind, fewer images, and what the method and recovery do in two epochs.
-IMAGES = {"train": 5000, "test": 2000}
-SMALLER = {"zoo:resnet56": "zoo:resnet20", "zoo:resnet110": "zoo:resnet20"}
-SHORT = {
-    "aofp": {"epochs": 1, "lr": 0.005},
-    "npn": {"epochs": 1},
-    "pff": {"epochs": 2},
-    "onestep": {"epochs": 0.5},
-}
-PROFILES = ("paper", "reduced")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a paper's table. figures: what the paper says. config: the options of `secateurs prune`."""
-
-    name: str
-    figures: Mapping[str, Any]
-    config: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, name: str) -> Row:
-        return rows()[name]
-
-    def settings(self, profile: str) -> dict[str, Any]:
-        """The options in a profile. Raises ValueError for a row that has none there."""
-        if profile == "paper":
-            return dict(self.config)
-        if self.figures["data"] != "CIFAR-10":
-            raise ValueError(f"{self.name} is on {self.figures['data']}: the reduced profile is for CIFAR-10.")
-        method, model = self.config["method"], self.config["model"]
-        kept = {k: self.config[k] for k in ("normalize", "method", "scope") if k in self.config}
-        return {
-            "model": SMALLER.get(model, model), **kept, "batch_size": 64,
-            **({"set": SHORT[method]} if method in SHORT else {}),
-            "macs": round(self.figures["macs"] / 100, 4), "recover": "none" if method == "pff" else "finetune:1",
-        }  # fmt: skip
-
-
-def rows() -> dict[str, Row]:
-    figures = yaml.safe_load((HERE / "figures.yaml").read_text())
-    return {name: Row(name, f, yaml.safe_load((ROWS / f"{name}.yaml").read_text())) for name, f in figures.items()}
-
 
 # -- running -----------------------------------------------------------------------------------------------------------
 
@@ -192,8 +147,6 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     args = parser().parse_args()
     if args.page:
-        from page import write
-
         write()
         return 0
     known = rows()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from secateurs.masking import mask
     from secateurs.methods import (
         AOFP,
+        CORING,
         FPGM,
         L1,
         L2,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AOFP",
+    "CORING",
     "FPGM",
     "L1",
     "L2",
@@ -171,8 +173,8 @@ _HOMES = {
     "secateurs.graph": "ChannelGraph ChannelGroup Cost count register_rule",
     "secateurs.masking": "mask",
     "secateurs.methods": (
-        "AOFP FPGM L1 L2 LAMP NPN PFF APoZ BNScale Criterion Damage EPruner Fisher GroupL1 GroupL2 GroupTaylor Index L2Stripes "
-        "Limits Method OneStep Oracle Random Taylor TrainingMethod Variance methods register"
+        "AOFP CORING FPGM L1 L2 LAMP NPN PFF APoZ BNScale Criterion Damage EPruner Fisher GroupL1 GroupL2 GroupTaylor Index "
+        "L2Stripes Limits Method OneStep Oracle Random Taylor TrainingMethod Variance methods register"
     ),
     "secateurs.models": "build card load",
     "secateurs.plans": "Plan trace",

@@ -197,12 +197,15 @@ def prune(
     job = _task(
         model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
         engine_options=phase(folder, "prune", options), resume=resume, graph=graph, report=report, device=placement.device,
+        folder=folder if resume else None,
     )  # fmt: skip
     division.check(chosen, job.budget)
     graph = job.graph
     report(f"traced {len(graph.groups)} channel groups, {len(job.groups)} to cut")
     for line in (*job.describe(), *graph.warnings):
         report(line)
+    for line in job.unused(chosen):
+        log.warning(line)
     if source is not None:
         readers = [chosen.name] * chosen.reads_labels + [type(r).__name__ for _, r in steps if r.reads_labels]
         if not objective.whole:
@@ -299,6 +302,8 @@ def attach(
         model, example_inputs, chosen, budget, scope, limits, data=Data.of(data), seed=seed, allow_inexact=allow_inexact,
         log=history.append,
     )  # fmt: skip
+    for line in task.unused(chosen):
+        log.warning(line)
     pruner = chosen.attach(task)
     pruner.history = history
     pruner.join()
@@ -339,7 +344,8 @@ def widen(
 def _task(
     model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, limits: Limits, *,
     allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None,
-    report: Callable[[str], None] = lambda line: None, device: torch.device | None = None, **rest: Any,
+    report: Callable[[str], None] = lambda line: None, device: torch.device | None = None, folder: Path | None = None,
+    **rest: Any,
 ) -> Task:  # fmt: skip
     """Trace, and refuse before any work what cannot be done."""
     if graph is None:
@@ -350,6 +356,6 @@ def _task(
     bounds = limits.on(graph, scope)
     graph = clocked(
         model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)), device=device,
-        stripes=method.cuts == "stripes",
+        stripes=method.cuts == "stripes", folder=folder,
     )  # fmt: skip
     return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)

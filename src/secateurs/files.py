@@ -193,13 +193,16 @@ def write_whole(path: StrPath, content: bytes | str) -> None:
 
 
 def check_writable(folder: StrPath) -> None:
-    """Raise ArtifactError if a folder takes no files. It is made if it is not there."""
+    """Raise ArtifactError if a folder takes no files, or cannot be made. One that is not there is not made: whatever ends
+    before there is something to write leaves no empty folder."""
     path = Path(folder)
     if os.path.lexists(path) and not path.is_dir():
         raise ArtifactError(f"{shown(path)} is a file: give a folder to write to.")
+    there = path.absolute()
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise ArtifactError(f"{shown(path)} cannot be written to: {error.strerror or error}.") from error
 

@@ -50,10 +50,15 @@ class Presets(BaseModel):
     >>> class Mine(sc.Method):
     ...     strength: float = 0.5
     ...     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"strength": 0.9}}
-    >>> Mine.preset("paper")        # on the command line: --preset paper
+    >>> Mine.preset("paper")        # or Mine(preset="paper"); on the command line: --preset paper
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __init__(self, **settings: Any) -> None:
+        if "preset" in settings and "preset" not in type(self).model_fields:
+            settings = {**self._settings_of(settings.pop("preset")), **settings}
+        super().__init__(**settings)
 
     @classmethod
     def preset(cls: type[P], name: str, /, **settings: Any) -> P:
@@ -61,8 +66,12 @@ class Presets(BaseModel):
 
         Raises ConfigError for an unknown name, and for invalid settings.
         """
+        return cls(**{**cls._settings_of(name), **settings})
+
+    @classmethod
+    def _settings_of(cls, name: str) -> Mapping[str, Any]:
         if name not in cls.presets:
             what = getattr(cls, "name", "") or cls.__name__
-            known = nearest(name, cls.presets) if cls.presets else f"{what} has no presets."
+            known = nearest(str(name), cls.presets) if cls.presets else f"{what} has no presets."
             raise ConfigError(Setting("preset", name), f" is not a preset of {what}. {known}")
-        return cls(**{**cls.presets[name], **settings})
+        return cls.presets[name]

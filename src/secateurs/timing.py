@@ -17,7 +17,7 @@ from secateurs.artifact.fields import Latency
 from secateurs.budget import Budget
 from secateurs.devices import device_of
 from secateurs.errors import BudgetError, ConfigError, Setting
-from secateurs.latency import LatencyModel, Measured, Stopwatch, curve, modelled, notes, stopwatch, tabulated
+from secateurs.latency import FitRecord, LatencyModel, Measured, Stopwatch, curve, modelled, notes, stopwatch, tabulated
 from secateurs.methods.criteria import norms
 from secateurs.methods.limits import Bounds, free
 from secateurs.methods.method import Method, Scope, Task
@@ -50,10 +50,12 @@ def clocked(
     seed: int = 0,
     device: torch.device | None = None,
     stripes: bool = False,
+    folder: Path | None = None,
 ) -> PrunableGraph:
     """The graph with the latency model that a budget needs, as measured on this machine; the graph itself if it needs none.
 
-    device: where the network runs in the end, if it is not where it is now. stripes: whether stripes are cut.
+    device: where the network runs in the end, if it is not where it is now. stripes: whether stripes are cut. folder: of a run
+        that is resumed, whose model is used.
 
     Raises ConfigError for a target that this machine cannot run, and ExportError for a network that cannot be exported to it.
     """
@@ -61,11 +63,14 @@ def clocked(
         return graph
     target = budget.on((device or device_of(model)).type)
     target.check()
+    fit = notes.fit_in(None if folder is None else folder / notes.FILE)
     if (
         isinstance(graph.clock, LatencyModel)
         and graph.clock.target == target
         and (graph.clock.fit.errors or not budget.is_timed)
     ):
+        if fit is not None:
+            graph = graph.timed(graph.clock.with_fit(fit))
         return _striped(graph) if stripes else graph
     if processes.world() > 1:
         raise ConfigError(
@@ -84,7 +89,7 @@ def clocked(
     ]  # fmt: skip
     if not groups:
         return plain.timed(tabulated(plain, inputs, target, report))
-    made = plain.timed(modelled(model, plain, inputs, target, groups=groups, report=report, seed=seed))
+    made = plain.timed(modelled(model, plain, inputs, target, groups=groups, report=report, seed=seed, fit=fit))
     return _striped(made) if stripes else made
 
 
@@ -139,14 +144,16 @@ class Timing:
         """
         note = self._noted(task, method)
         if method.quick:
-            kept = self._held(task, lambda t: Selection.of(method.select(t)), whole, note)
+            select = method.selector(task)
+            kept = self._held(task, lambda t: Selection.of(select(t)), whole, note)
             self._note(task, method, None, kept)
             return kept.selection, kept
         proxy = resolve("l2-stripes" if method.cuts == "stripes" else "l2")
         if note is not None and note.share is not None:
             share = note.share
         else:
-            share = self._share(task, self._search(task, lambda t: Selection.of(proxy.select(t)), whole).plan)
+            select = proxy.selector(task)
+            share = self._share(task, self._search(task, lambda t: Selection.of(select(t)), whole).plan)
             self._note(task, method, share)
         assert task.budget is not None
         tight = replace(task, budget=task.budget.tightened(share))
@@ -188,6 +195,7 @@ class Timing:
         note = notes.Note(
             settings=self._settings(task, method), share=share, limit=None if kept is None else kept.limit,
             measured=None if kept is None else astuple(kept.measured), goal=self.goal, tries=self.tries,
+            fit=FitRecord.of(self.model.fit),
         )  # fmt: skip
         notes.write(self.file, note)
 
@@ -274,8 +282,8 @@ class Timing:
             measured = replace(measured, ratio=1.0, noise=0.0, after=measured.before)
         else:
             measured = self.watch.measure(entire, margin=NOISE)
-        if self.goal * (1 - BAND) <= measured.ratio <= self.goal and not self.watch.exact:
-            measured = self.watch.confirm(apply(self.watch.model, entire), margin=NOISE)  # in a file of its own
+            if self.goal * (1 - BAND) <= measured.ratio <= self.goal and not self.watch.exact:
+                measured = self.watch.confirm(apply(self.watch.model, entire), margin=NOISE)  # in a file of its own
         if not self.tries:
             self.goal = self.budget.goal(measured.before)  # milliseconds are those of today
         self.tries += 1

@@ -44,7 +44,11 @@ HALF = ("--latency", 0.5, "--target", "torch-cpu")
         (("--ms", 0), "--ms 0 is not a valid budget"),
         (("--target", "torch-cpu"), "--target is where time is measured: give --latency or --ms"),
         (("--macs", 0.5, "--target", "torch-cpu"), "--target torch-cpu has no effect on this budget"),
-        (("--latency", 0.5, "--target-set", "threads=1"), "--target-set is for settings of a target: give --target"),
+        (
+            ("--latency", 0.5, "--target-set", "threads=1"),
+            "--target-set threads=1 is a setting of a target, and none is named: add --target torch-cpu, torch-cuda, "
+            "onnxruntime or openvino.",
+        ),
         (
             ("--latency", 0.5, "--target", "torch-cpu", "--target-set", "thread=1"),
             "has no setting thread. Did you mean threads",
@@ -88,4 +92,5 @@ def test_inspect_shows_what_time_can_be_reached(run: Any, fakes: Fakes) -> None:
     found = json.loads(run("inspect", "zoo:small_cnn", "--target", "torch-cpu", "--json").out)["latency"]
     assert found["liked"] == 4
     assert found["lowest"]["all"] < found["lowest"]["internal"] < found["seconds"]
-    assert "--target-set is for settings" in run("inspect", "zoo:small_cnn", "--target-set", "batch=4").err
+    refused = run("inspect", "zoo:small_cnn", "--target-set", "batch=4").err
+    assert "--target-set batch=4 is a setting of a target, and none is named: add --target" in refused

@@ -47,7 +47,10 @@ def test_several_runs_are_on_one_page(run, artifact, tmp_path, monkeypatch):
 def test_what_is_no_run_is_refused(run, artifact, tmp_path):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "run.json").write_text('{"finished": false, "settings": {}}')
+    (tmp_path / "compared").mkdir()
+    (tmp_path / "compared" / "comparison.json").write_text("{}")
     for folder, told in (
+        ("compared", "It is a comparison, whose table and plot are comparison.csv and frontier.png."),
         ("missing", "There is no folder"), ("begun", "The run is not finished: --resume continues it."),
         (".", "is not a complete artifact"),
     ):  # fmt: skip

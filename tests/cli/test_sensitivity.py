@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import secateurs as sc
+from secateurs.runs.sources import DataSpec
 
 NET = "zoo:small_cnn"
 
@@ -43,10 +44,12 @@ def test_the_table_and_the_file_that_prune_takes(run, job, images, weights, tmp_
     }
 
 
-def test_it_resumes_and_replaces(run, job, tmp_path):
+def test_it_resumes_and_replaces(run, job, tmp_path, monkeypatch):
     out = ("--out", tmp_path / "s")
     assert run(*job, *out, "--no-calibrate").status == 0
-    refused = run(*job, *out)
+    with monkeypatch.context() as patch:
+        patch.setattr(DataSpec, "load", lambda *_: pytest.fail("the data was loaded"))
+        refused = run(*job, *out)
     assert (refused.status, "--resume continues it, --force replaces it" in refused.err) == (2, True)
     assert "differs in calibrate" in run(*job, *out, "--resume").err
     ran = run(*job, *out, "--resume", "--no-calibrate")

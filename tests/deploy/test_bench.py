@@ -64,6 +64,23 @@ def test_short_runs_are_repeated_between_two_readings(monkeypatch: pytest.Monkey
     assert len(time.runs) >= 100 * len(found["a"])
 
 
+def test_a_run_that_the_machine_holds_up_at_first_does_not_say_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = _Clock(monkeypatch)
+    short = time.program("a", 1e-4)
+
+    def held_up() -> None:
+        time.load = 200.0 if len(time.runs) == 1 else 1.0  # the run after the one that compiles
+        short.run()
+
+    found = in_turn({"a": Program(held_up)}, 0.05)
+    assert len(time.runs) >= 100 * len(found["a"])
+
+
+def test_inputs_that_do_not_fit_are_said() -> None:
+    with pytest.raises(sc.TraceError, match=r"'0' \(Conv2d\) expects \(N, 3, H, W\) but gets \(1, 4, 12, 12\)"):
+        sc.bench(network(8), network(4), torch.randn(1, 4, 12, 12))
+
+
 def test_a_bench() -> None:
     model, small = network(8).train(), network(4)
     found = sc.bench(model, small, X, seconds=0.01, batches=[1, 3])

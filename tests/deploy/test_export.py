@@ -158,6 +158,19 @@ def test_inputs_without_a_batch(tmp_path: Path) -> None:
         sc.export(_Two(), tmp_path / "a.pt2", (X, torch.randn(3, 1, 12, 12)))
 
 
+def test_inputs_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(sc.TraceError, match=r"expects \(N, 3, H, W\) but gets \(2, 4, 12, 12\)") as caught:
+        sc.export(network(), tmp_path / "m.pt2", torch.randn(2, 4, 12, 12))
+    assert "batch" not in str(caught.value)  # its size is not what is wrong
+    assert not list(tmp_path.iterdir())
+
+
+def test_metadata_that_json_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(sc.ConfigError, match=r"metadata=… must be JSON-serializable: .*set"):
+        sc.export(network(), tmp_path / "m.pt2", X, metadata={"classes": {"cat", "dog"}})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))

@@ -170,6 +170,11 @@ def test_the_faster_memory_format_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
         assert found.b.weight.is_contiguous(memory_format=torch.channels_last) is (last < plain)
 
 
+def test_inputs_that_do_not_fit() -> None:
+    with pytest.raises(sc.TraceError, match=r"expects \(N, 3, H, W\)"):
+        deployed(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.randn(1, 4, 8, 8))
+
+
 def test_a_result_deploys_itself() -> None:
     model = _layers(a=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8), relu=nn.ReLU(), b=nn.Conv2d(8, 4, 3))
     x = torch.randn(1, 3, 12, 12)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from secateurs.errors import PlanError
+from secateurs.errors import PlanError, TraceError
 from secateurs.graph import Cost, count
 from secateurs.graph.cost import CostModel
 from secateurs.plans import trace
@@ -108,6 +108,11 @@ def test_counting_leaves_the_model_alone() -> None:
     assert model.training
     assert not model.a.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_inputs_that_do_not_fit() -> None:
+    with pytest.raises(TraceError, match=r"expects \(N, 3, H, W\) but gets \(1, 4, 8, 8\)"):
+        count(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(1, 4, 8, 8))
 
 
 def test_unknown_groups() -> None:

@@ -123,3 +123,26 @@ def test_a_number_that_only_a_cut_network_computes_with() -> None:
     assert graph["a"].reason is not None
     assert "number of channels" in str(graph["a"].reason)
     assert graph["b"].prunable
+
+
+class Shuffled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups = 2  # as many as `enter` has channels that can be cut
+        self.enter, self.grouped = conv(3, 8), conv(8, 8, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.grouped(self.enter(x).unflatten(1, (self.groups, -1)).swapaxes(1, 2).flatten(1, 2))
+
+
+def test_a_shuffle_is_not_blamed_for_a_condition_that_follows_it() -> None:
+    """The shuffle asks for its own width, and what it asks in the original it need not ask in a cut network."""
+
+    def asked(s: Any, x: Tensor) -> Tensor:
+        y = s.a(s.shuffled(x))
+        return s.h(s.b(y * min(y.shape[1], 6)))
+
+    model = Net(asked, shuffled=Shuffled(), a=conv(8, 8), b=conv(8, 6), h=head(6)).eval()
+    graph = trace(model, image())
+    assert [g.name for g in graph.groups if not g.prunable] == ["a", "h.2"]
+    assert "depends on the number of channels" in str(graph["a"].reason)

@@ -108,4 +108,4 @@ def test_a_fit_is_read_again(hasty: None) -> None:
     assert any("latency model of torch-cpu, 1 thread: within" in line for line in said)
     told = len(said)
     assert make(report=said.append).fit == first.fit
-    assert len(said) == told
+    assert all("is in doubt" in line for line in said[told:])  # on a busy machine

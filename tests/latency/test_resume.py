@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import secateurs as sc
+from secateurs.latency import fits
 from secateurs.testing.checks import quick
 from secateurs.testing.networks import data, images, network
 from tests.latency.fakes import Fakes, usual
@@ -47,3 +48,19 @@ def test_a_resumed_run_makes_the_same_cut(fakes: Fakes, tmp_path: Path, method: 
     assert found.plan == whole.plan
     one, other = whole.model.state_dict(), found.model.state_dict()
     assert all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_a_resumed_run_works_with_the_fit_that_it_was_begun_with(
+    fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if that was in doubt, and is no longer kept for others."""
+    fakes.error = 0.05
+    whole = prune(None, hooks=[Stop(10**9)])
+    with pytest.raises(KeyboardInterrupt):
+        prune(tmp_path / "run", hooks=[Stop(2)])
+    monkeypatch.setattr(fits, "PASSING", 0.0)
+    fakes.truth = lambda macs, params: 0.6 * usual(macs, params) + 0.3 * macs**2 + 0.1
+    watches = len(fakes.watches)
+    found = prune(tmp_path / "run", hooks=[Stop(10**9)], resume=True)
+    assert len(fakes.watches) == watches + 1  # nothing was fitted
+    assert (found.latency, found.plan) == (whole.latency, whole.plan)

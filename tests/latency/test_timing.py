@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,9 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import speed, timing
-from secateurs.latency import LatencyModel, build, fits, stripes
+from secateurs.deploy import clock
+from secateurs.graph.counter import MacCounter
+from secateurs.latency import LatencyModel, build, fits, stopwatch, stripes
 from secateurs.latency.pieces import batched, pieces
 from secateurs.latency.store import where
 from secateurs.speed import alternated
@@ -99,6 +104,52 @@ def test_a_model_of_a_network_is_made_once(fakes: Fakes) -> None:
     assert len(fakes.calls) > calls  # another batch size
 
 
+def test_channels_are_scored_once_for_all_tries(fakes: Fakes) -> None:
+    class Counted(sc.Criterion):
+        name = "counted"
+
+        def scores(self, task: Any) -> dict[str, torch.Tensor]:
+            calls.append(task)
+            return {g.name: g.filters(task.model).square().sum(1).sqrt() for g in task.groups}
+
+    calls: list[Any] = []
+    budget = sc.Budget(latency=0.6, align=1)
+    found = prune(budget, Counted(), scope="all")
+    assert found.latency is not None
+    assert found.latency.tries > 1
+    assert len(calls) == 1
+    assert found.plan == prune(budget, "l2", scope="all").plan
+
+
+def test_the_fit_of_a_busy_machine_is_used_for_a_while_only(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lines = 1e9, list[str]()
+    monkeypatch.setattr(fits.time, "time", lambda: now)
+
+    def fitted(noise: float) -> bool:
+        """Whether the model was fitted anew."""
+        fakes.error = noise
+        watches = len(fakes.watches)
+        lines.clear()
+        timing.clocked(network(), sc.trace(network(), X), X, sc.Budget(latency=0.6), "all", {}, report=lines.append)
+        return len(fakes.watches) > watches
+
+    assert fitted(0.05)
+    assert "is in doubt: the machine was busy, and times were only known to ±5.0%" in lines[-1]
+    assert not fitted(0.05)  # the command that made it goes on with it …
+    assert "is in doubt" in lines[-1]  # … and says so each time
+    now += fits.PASSING
+    assert fitted(0.001)
+    assert not any("doubt" in line for line in lines)
+    now += 1000 * fits.PASSING
+    assert not fitted(0.05)
+
+
+def test_a_fit_that_is_far_from_what_is_measured_is_in_doubt(fakes: Fakes) -> None:
+    fakes.noise = (0.4, -0.3, 0.2, -0.4, 0.0)
+    with pytest.raises(sc.BudgetError, match=r"This is in doubt: it is only within \d\d\.\d% of what was measured"):
+        prune(sc.Budget(latency=0.01), scope="all")
+
+
 def test_nothing_can_be_gained(fakes: Fakes) -> None:
     fakes.truth = launch_bound
     with pytest.raises(sc.BudgetError, match=r"latency=0\.6 .* cannot be met") as caught:
@@ -148,6 +199,44 @@ def test_milliseconds_that_the_original_is_found_to_take(fakes: Fakes) -> None:
     assert result.after.macs == result.before.macs
     assert result.latency is not None
     assert (result.latency.ratio, result.latency.noise) == (1.0, 0.0)
+
+
+def test_a_network_that_stays_whole_is_not_measured_against_itself(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor in a file of its own, as a cut network of a runtime of files is."""
+    prune(sc.Budget(ms=20.0), scope="all")  # fits the model
+    whole = Fakes.stopwatch
+
+    @contextmanager
+    def of_files(self: Fakes, *args: Any) -> Iterator[Any]:
+        with whole(self, *args) as watch:
+            watch.exact, watch.noise = False, itertools.cycle([0.3])
+            yield watch
+
+    monkeypatch.setattr(timing, "stopwatch", lambda *args: of_files(fakes, *args))
+    result = prune(sc.Budget(ms=20.0), scope="all")
+    assert result.latency is not None
+    assert (result.latency.ratio, result.latency.noise) == (1.0, 0.0)
+    assert result.warnings == ()
+
+
+def test_what_is_timed_is_not_counted() -> None:
+    model, seen = nn.Sequential(nn.Conv2d(3, 8, 3)), []
+
+    def watched(module: nn.Module, args: Any, out: Any) -> None:
+        seen.append(torch.utils._python_dispatch._len_torch_dispatch_stack())
+
+    model[0].register_forward_hook(watched)
+    x = torch.randn(1, 3, 8, 8)
+    with MacCounter() as counter, stopwatch(model, x, sc.Target("torch-cpu")) as watch:
+        model(x)
+        once = counter.macs
+        watch.measure(sc.trace(model, x).plan({}), seconds=0.0)
+        watch.confirm(model, seconds=0.0)
+    assert once == sc.count(model, x).macs
+    assert seen.count(0) > 2 * clock.LEAST
+    assert counter.macs == once
 
 
 def test_a_busy_machine_is_said(fakes: Fakes) -> None:

@@ -261,3 +261,27 @@ def test_nothing_is_folded_if_one_weight_does_not_scale() -> None:
         Gates(model, groups).fold_({g.name: torch.full((g.size,), 0.5) for g in groups})
     assert len(groups) == 2
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("write", ["item", "view"])
+def test_a_map_that_the_code_fills_is_not_taken_for_a_constant(write: str) -> None:
+    """Axes are followed through what is computed from constants and weights, until an activation is written there."""
+
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out = torch.zeros(len(x), 4, 14, 14)
+            if write == "item":
+                out[:, :, 1:-1, 1:-1] = x
+            else:
+                out.narrow(2, 1, 12).narrow(3, 1, 12).copy_(x)
+            return out
+
+    layers = nn.Conv2d(3, 4, 1), Padded(), nn.Conv2d(4, 8, 3), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+    model = nn.Sequential(*layers).eval()
+    parametrize.register_parametrization(model[4], "weight", Positive())
+    x = torch.randn(2, 3, 12, 12)
+    graph = sc.trace(model, x)
+    plan = graph.plan({"2": KEPT[:4], "3": [0, 2, 5]})
+    assert sc.verify(model, plan, x) <= 1e-5
+    with torch.inference_mode():
+        torch.testing.assert_close(sc.mask(model, plan)(x), sc.apply(model, plan)(x))

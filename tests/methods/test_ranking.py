@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.methods.method import Criterion, Task
+from secateurs.methods.criterion import Criterion
+from secateurs.methods.method import Task
 from secateurs.methods.ranking import per_cost, ranked, structure
 from secateurs.testing.networks import images, network
 

@@ -6,19 +6,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.methods.method import Criterion, Task
+from secateurs.methods.criterion import Criterion
+from secateurs.methods.method import Task
 from secateurs.methods.registry import resolve
 
 N, SIZE = 24, 6
-NEW = ("group-l1", "group-l2", "lamp", "fpgm", "variance", "fisher", "group-taylor", "damage")
+NEW = ("group-l1", "group-l2", "lamp", "fpgm", "coring", "variance", "fisher", "group-taylor", "damage")
 BY_DATA = ("variance", "fisher", "group-taylor", "damage")
-UNLABELED = ("group-l1", "group-l2", "lamp", "fpgm", "variance", "damage")
+UNLABELED = ("group-l1", "group-l2", "lamp", "fpgm", "coring", "variance", "damage")
 
 
 class Mixed(nn.Module):
@@ -163,6 +165,51 @@ def test_fpgm_of_duplicates() -> None:
     found = scores("fpgm", task(net))["fc"]
     assert found[:5].tolist() == [found[0]] * 5
     assert 0 < found[0] < found[5]
+
+
+def overlap(one: np.ndarray, other: np.ndarray, rank: int) -> float:
+    """The similarity of two filters, written out: their HOSVDs axis by axis."""
+    found = []
+    for axis in range(one.ndim):
+        u, v = (
+            np.linalg.svd(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1), full_matrices=False)[0][:, :rank]
+            for w in (one, other)
+        )
+        found.append(float(np.trace(u @ u.T @ v @ v.T)) / u.shape[1])
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_coring_is_how_unlike_a_filter_is_to_the_others(rank: int) -> None:
+    net = model()
+    found = scores(sc.CORING(rank=rank), task(net))
+
+    def wanted(*layers: Tensor) -> list[float]:
+        tensors = [[w.numpy() for w in layer.detach().double()] for layer in layers]
+        n = len(tensors[0])
+        pairs = [[float(np.mean([overlap(t[i], t[j], rank) for t in tensors])) for j in range(n)] for i in range(n)]
+        return [1 - (sum(row) - row[i]) / (n - 1) for i, row in enumerate(pairs)]
+
+    assert found["fc"].tolist() == pytest.approx(wanted(net.fc.weight))
+    assert found["up"].tolist() == pytest.approx(wanted(net.up.weight.movedim(1, 0)))
+    assert (found["fc"] > 0).all()
+    assert (found["fc"] <= 1).all()
+
+
+def test_coring_does_not_depend_on_norms_and_cuts_copies_first() -> None:
+    net = model()
+    before = scores("coring", task(net))["fc"]
+    with torch.no_grad():
+        net.fc.weight.mul_(torch.tensor([-3.0, 0.1, 1, -1, 7, 2])[:, None])
+    assert scores("coring", task(net))["fc"].tolist() == pytest.approx(before.tolist())
+    with torch.no_grad():
+        net.fc.weight[2] = -2 * net.fc.weight[4]
+    assert set(scores("coring", task(net))["fc"].argsort()[:2].tolist()) == {2, 4}
+    with torch.no_grad():
+        net.fc.weight[0] = 0
+    found = scores("coring", task(net))["fc"]
+    assert found.argmin() == 0
+    assert found[0] == 0
 
 
 # -- activations and gradients -----------------------------------------------------------------------------------------

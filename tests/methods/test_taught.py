@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs import recovery
 from secateurs.methods.pruner import Taught
 from secateurs.testing.networks import images, network
+from secateurs.testing.state import assert_equal_states
 
 METHODS = (sc.AOFP, sc.NPN, sc.PFF, sc.OneStep)
 HALF = sc.Budget(macs=0.5)
@@ -78,3 +79,58 @@ def test_a_loop_of_ones_own_has_its_own_loss(kind: type[Taught]) -> None:
     pruner = sc.attach(model, images(1), kind(), HALF, steps=4, epoch_steps=4, data=batches())
     x, y = batches(1)[0]
     assert torch.isfinite(F.cross_entropy(model.train()(x), y) + pruner.penalty())
+
+
+@pytest.mark.parametrize(
+    "settings", [(sc.AOFP, {}), (sc.NPN, {}), (sc.NPN, {"hold": False}), (sc.PFF, {}), (sc.OneStep, {})]
+)
+def test_what_the_original_alone_teaches_reads_no_labels(settings: tuple[type[Taught], dict[str, Any]]) -> None:
+    """Without labels, the network is the one that labels would give."""
+    kind, more = settings
+    found = [
+        sc.prune(
+            network("residual"),
+            images(1),
+            kind(epochs=1, distil=1, **more),
+            HALF,
+            sc.Data(train),
+            sc.Recover(steps=2, share=1),
+            progress="silent",
+        )
+        for train in (batches(), [x for x, _ in batches()])
+    ]
+    assert found[0].plan == found[1].plan
+    assert_equal_states(found[0].model, found[1].model, "with and without labels")
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_labels_are_asked_for_where_they_are_read(kind: type[Taught]) -> None:
+    inputs = [x for x, _ in batches()]
+    with pytest.raises(sc.DataError, match=f"{kind.name} reads labels"):
+        sc.prune(network("residual"), images(1), kind(epochs=1, distil=0.5), HALF, sc.Data(inputs), progress="silent")
+
+
+def test_without_labels_the_original_has_to_be_able_to_teach() -> None:
+    """The default gives way to the task loss, but there is none."""
+    model = nn.Sequential(network("residual"), nn.Linear(4, 1))
+    inputs = [x for x, _ in batches()]
+    for options in ({"method": "onestep"}, {"method": "l2", "recover": sc.Recover(steps=2, share=1)}):
+        with pytest.raises(sc.ConfigError, match=r"cannot teach class probabilities.*inputs and targets"):
+            sc.prune(model, images(1), budget=HALF, data=sc.Data(inputs), progress="silent", **options)
+
+
+def test_a_loss_of_ones_own_has_no_targets_where_there_are_no_labels() -> None:
+    """It is not called, so that what it takes does not matter."""
+    inputs = [x for x, _ in batches()]
+    pixels = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    result = sc.prune(
+        pixels,
+        images(1),
+        "l2",
+        HALF,
+        sc.Data(inputs),
+        sc.Recover(steps=2, share=1),
+        progress="silent",
+        loss=F.cross_entropy,
+    )
+    assert result.history[-1]["share"] == 1

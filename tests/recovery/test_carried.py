@@ -235,6 +235,39 @@ def test_networks_without_norms_hold_the_mean_over_images() -> None:
     assert torch.equal(model[2].bias, masked[2].bias)
 
 
+@pytest.mark.parametrize("init", ["merge", "exemplar"])
+def test_what_is_lost_with_the_weights_that_a_method_gives_the_cut_network(init: str) -> None:
+    """EPruner's exemplars stand in for the channels that they represent, but not for all that these carried."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 1))
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = images(32, seed=3)
+    method = sc.EPruner(init=init)  # type: ignore[arg-type]
+    plain, result = (sc.prune(model, x[:1], method, ratios={"0": 0.5}, calibrate=how, seed=1) for how in (False, [x]))
+    assert result.history[-1]["layers"] == ["2"]
+    kept = list(result.plan.groups["0"])
+    with torch.no_grad():
+        read = model[:2](x)
+        lost = (model[2](read) - plain.model[2](read[:, kept])).double().mean((0, 2, 3))
+        wanted, before, after = (m(x).log_softmax(1) for m in (model, plain.model, result.model))
+    assert torch.equal(result.model[2].weight, plain.model[2].weight)
+    assert torch.equal(plain.model[2].weight, model[2].weight[:, kept]) == (init == "exemplar")
+    torch.testing.assert_close((result.model[2].bias - plain.model[2].bias).double(), lost, rtol=1e-5, atol=1e-6)
+    missed = [float(F.kl_div(y, wanted, reduction="batchmean", log_target=True)) for y in (before, after)]
+    assert missed[1] < missed[0]
+
+
+def test_a_method_that_replaces_layers_of_the_cut_network() -> None:
+    class Replaces(sc.L1):
+        def initialize(self, task: Any, selection: Any, small: nn.Module) -> None:
+            small.add_module("2", nn.Sequential(small[2]))  # type: ignore[index]
+
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    result = sc.prune(nn.Sequential(*layers).eval(), images(2), Replaces(), sc.Budget(macs=0.5), [images(8)])
+    assert not any(h["layers"] for h in result.history if h["event"] == "calibrated")
+    assert result.model(images(2)).isfinite().all()
+
+
 def test_means_that_do_harm_are_left_out() -> None:
     """After a deep cut at random the layers before have changed too, and what a channel carried may be far off."""
     kept = []

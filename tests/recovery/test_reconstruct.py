@@ -383,6 +383,56 @@ def test_images_of_several_sizes() -> None:
     assert all(error(small, model, x) < 1e-5 for x in batches)
 
 
+def test_inputs_that_are_of_all_images() -> None:
+    """A temperature, a step of diffusion: tensors without an axis of images."""
+
+    class Scaled(Two):
+        def forward(self, scale: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x * scale)
+
+    torch.manual_seed(0)
+    model = Scaled(nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 3, 3, bias=False)).eval()
+    scale, images = torch.tensor(0.5), normal(64, 2, 7, 7)
+    graph = sc.trace(model, (scale, images[:2]))
+    small, losses = sc.apply(model, plan := graph.plan({graph.groups[0].name: [0, 1, 2, 4, 5]})), []
+    for _ in range(2):
+        with torch.no_grad():
+            losses.append(float(F.mse_loss(small(scale, images), model(scale, images))))
+        reconstruct_(small, model, plan, [(scale, images)], positions=8, ridge=1e-6, seed=0)
+    assert losses[1] < 0.5 * losses[0]
+
+
+class Picks(nn.Module):
+    """Takes four positions of each image by their scores, as detectors take boxes, in one of two ways."""
+
+    def __init__(self, sorts: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.score = nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        self.head, self.sorts = nn.Linear(8, 3), sorts
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        x = F.relu(self.norm(self.conv(torch.stack(images))))  # (N, 8, H, W)
+        score = self.score(x).flatten(2)  # (N, 4, positions)
+        order = score.sum(1).topk(4).indices if self.sorts else score.argmax(2)
+        rows = x.flatten(2).transpose(1, 2)  # (N, positions, 8)
+        return self.head(rows[torch.arange(len(rows))[:, None], order])
+
+
+@pytest.mark.parametrize("sorts", [True, False])
+def test_images_in_lists_and_rows_that_are_picked_by_values(sorts: bool) -> None:
+    """Other rows are picked in the cut network, so that the original's outputs are no targets."""
+    torch.manual_seed(0)
+    model = Picks(sorts).eval()
+    data = [(normal(9, 2, 7, 7, seed=i), torch.zeros(9)) for i in range(4)]
+    result = sc.prune(
+        model, ([*data[0][0][:2]],), "l2", recover=sc.Reconstruct(images=36), data=data, ratios={"conv": 0.5},
+        forward=lambda net, batch: (net([*batch[0]]), batch[1]), progress="silent",
+    )  # fmt: skip
+    (found,) = [h for h in result.history if h["event"] == "reconstructed"]
+    assert (found["images"], [layer["weight"] for layer in found["layers"]]) == (36, ["score.weight"])
+    assert found["layers"][0]["after"] < found["layers"][0]["before"]
+
+
 class Keeps(Residual):
     """Holds activations: in variables, in an attribute, and as its output."""
 

@@ -14,6 +14,7 @@ import secateurs as sc
 from secateurs.artifact import TIMINGS, save_timings
 from secateurs.calls import call
 from secateurs.report.page import Run, html
+from secateurs.report.page.several import table
 from tests.report.conftest import METHODS, X, network, pruned
 from tests.report.pages import Page
 
@@ -172,6 +173,12 @@ def test_a_budget_of_time_is_shown_as_it_was_kept(results: dict[str, sc.Result])
     page = Page(html([Run.of("x", result.plan, {**result.card(), "latency": limit})]))
     assert "allowed 60.0% of the original's time on onnxruntime; 58.2% was measured (10 ms → 5.82 ms)" in page.text
     assert "Time 58.2% 10 → 5.82 ms on onnxruntime" in page.text
+    beside = table(
+        [Run.of("x", result.plan, {**result.card(), "latency": limit}), Run.of("y", result.plan, result.card())]
+    )
+    at = [name for name, _ in beside["heads"]].index("time")
+    assert [row[at].text for row in beside["rows"]] == ["58.2%", "-"]
+    assert "time" not in [name for name, _ in table([Run.of("y", result.plan, result.card())])["heads"]]
     run = Run.of(
         "x", result.plan, {**result.card(), "budget": {"latency": 0.6, "align": "auto", "target": limit["target"]}}
     )

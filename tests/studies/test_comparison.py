@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.graph.counter import MacCounter
@@ -104,6 +106,45 @@ def test_the_frontier(eight: tuple[sc.Comparison, Path], tmp_path: Path) -> None
     assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
     text = found.plot(tmp_path / "f.svg").read_text()
     assert text.startswith("<?xml")
+
+
+def test_costs_are_those_of_one_image_whatever_the_example_inputs_hold() -> None:
+    model = tiny()
+    one, two = (
+        sc.compare(
+            model, torch.zeros(n, 3, 8, 8), methods=["l2"], budgets=[0.5], seeds=1, data=batches(), epochs=1,
+            report=lambda line: None,
+        )
+        for n in (1, 2)
+    )  # fmt: skip
+    assert one.original.macs == two.original.macs == sc.count(model, torch.zeros(1, 3, 8, 8)).macs
+    assert one.rows[0].macs == two.rows[0].macs
+    assert two.rows[0].macs.mean <= 0.5 * two.original.macs
+    assert width_of(sc.Budget(macs=50), Bench(
+        Work(Network(module=model), torch.zeros(2, 3, 8, 8), batches(), Purpose(), (), epochs=1.0)
+    ).whole, "macs") == pytest.approx(25 / one.original.macs)  # fmt: skip
+
+
+def test_what_a_forward_takes_in_training() -> None:
+    class Taught(nn.Sequential):
+        def forward(self, x: Tensor, targets: Tensor | None = None) -> Any:
+            return super().forward(x) if targets is None else F.cross_entropy(super().forward(x), targets)
+
+    found = sc.compare(
+        Taught(*tiny()), torch.zeros(1, 3, 8, 8), methods=["l2"], budgets=[0.5], seeds=1, data=batches(), epochs=1,
+        step=_taught, loss=F.cross_entropy, example_targets=(torch.zeros(1, dtype=torch.long),), report=lambda line: None,
+    )  # fmt: skip
+    assert found.rows[0].failed == ()
+    with pytest.raises(sc.TraceError, match="does not run in training mode"):
+        sc.compare(
+            Taught(*tiny()), torch.zeros(1, 3, 8, 8), methods=["l2"], budgets=[0.5], seeds=1, data=batches(), epochs=1,
+            step=_taught, loss=F.cross_entropy, example_targets=(torch.zeros(1, 7),), report=lambda line: None,
+        )  # fmt: skip
+
+
+def _taught(model: nn.Module, batch: Any) -> Tensor:
+    loss: Tensor = model(*batch)
+    return loss
 
 
 # -- compute -----------------------------------------------------------------------------------------------------------
@@ -313,6 +354,7 @@ def test_one_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"budgets": ["half"]}, sc.ConfigError, "budget"),
         ({"seeds": 0}, sc.ConfigError, "seeds=0"),
         ({"epochs": 0}, sc.ConfigError, "passes above 0"),
+        ({"inputs": torch.zeros(1, 4, 8, 8)}, sc.TraceError, "expects (N, 3, H, W) but gets (1, 4, 8, 8)"),
         ({"data": None}, sc.ConfigError, "A comparison needs data"),
         ({"data": sc.Data(batches().train)}, sc.DataError, "pass validation data"),
         ({"data": "python:tests.studies.comparing:nothing"}, sc.SpecError, "has no 'nothing'"),
@@ -346,12 +388,22 @@ def test_refused_before_any_work(
     with pytest.raises(error) as caught:
         run(tmp_path / "run", **{"methods": ["l2"], **options})
     assert message in str(caught.value)
-    assert not list(tmp_path.glob("run/*.json"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_spec_without_weights_is_refused() -> None:
     with pytest.raises(sc.ConfigError, match="zoo:small_cnn without weights=… is untrained"):
         sc.compare("zoo:small_cnn", data=DATA)
+
+
+def test_a_comparison_on_other_data_is_not_resumed(tmp_path: Path) -> None:
+    settings = {"methods": ["l2"], "budgets": [0.5], "seeds": 1, "epochs": 1, "report": lambda line: None}
+    given = batches()
+    sc.compare(tiny(), data=given, folder=tmp_path / "c", **settings)
+    sc.compare(tiny(), data=batches(), folder=tmp_path / "c", resume=True, **settings)
+    other = sc.Data([(inputs.flip(0), targets) for inputs, targets in given.train], given.val)
+    with pytest.raises(sc.ConfigError, match=r"is another comparison: it differs in data\.train\.sha256"):
+        sc.compare(tiny(), data=other, folder=tmp_path / "c", resume=True, **settings)
 
 
 def test_what_somebody_else_wrote_is_never_replaced(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import secateurs as sc
 from secateurs import training
 from secateurs.artifact import Figures
 from secateurs.methods.limits import Exactly, Limits
+from secateurs.studies.fingerprint import fingerprint
 from secateurs.studies.sensitivity.result import Cut, Group, _tolerated
 from secateurs.testing.networks import data, images, network
 
@@ -260,6 +261,79 @@ def test_a_killed_study_resumes_to_the_same(tmp_path: Path, monkeypatch: pytest.
     assert (done.groups, done.base) == (whole.groups, whole.base)
     monkeypatch.setattr(measure._Study, "groups", None)
     assert study(folder=tmp_path, resume=True) == done  # nothing is left to do
+
+
+def test_a_study_of_other_data_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(folder=tmp_path)
+    assert study(folder=tmp_path, resume=True).finished  # the same batches, made again
+    given = data()
+    changed = [(inputs + 1e-3, targets) for inputs, targets in given.val]
+    with pytest.raises(
+        sc.ConfigError, match=r"another study: it differs in data\.val\.sha256 .*overwrite=True starts over"
+    ):
+        study(source=sc.Data(given.train, changed), folder=tmp_path, resume=True)
+    with pytest.raises(sc.ConfigError, match=r"it differs in data\.val\.batches"):
+        study(source=sc.Data(given.train, 2 * list(given.val)), folder=tmp_path, resume=True)
+
+
+def test_data_that_is_drawn_is_the_same_data() -> None:
+    """Augmentation and order are not what tells data apart, and nobody's generator is moved on."""
+    generator = torch.Generator().manual_seed(0)
+
+    class Drawn(torch.utils.data.Dataset[Any]):
+        def __init__(self, own: bool = False) -> None:
+            self.own = own
+
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, i: int) -> Any:
+            return torch.full((3, 4, 4), float(i)) + torch.rand(1, generator=generator if self.own else None), i % 2
+
+    def loader(own: bool = False) -> Any:
+        return torch.utils.data.DataLoader(Drawn(own), batch_size=4, shuffle=True, generator=generator)
+
+    before, states = torch.get_rng_state(), generator.get_state()
+    one, two = fingerprint(sc.Data(loader(), loader())), fingerprint(sc.Data(loader(), loader()))
+    assert one == two
+    assert one["val"]["sha256"] is not None
+    assert (one["train"]["batches"], one["train"]["examples"], one["train"]["shapes"]) == (2, 8, [[1, 3, 4, 4], [1]])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(generator.get_state(), states)
+    assert fingerprint(sc.Data(loader(own=True)))["train"]["sha256"] is None  # drawn anew each time
+    assert fingerprint(sc.Data(iter(data().train))) == {}
+
+
+def test_calibrated_cuts_are_compared_with_the_calibrated_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics that are off, which calibration alone mends, are no gain of any cut."""
+    model, source = network("residual"), data()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.mul_(9.0)
+    found = study(model, source, images=10_000, metric="loss")
+    assert found.base_calibrated is not None
+    assert found.base.loss == pytest.approx(loss_of(model, source), rel=1e-5)
+    again = sc.calibrate(model, [inputs for inputs, _ in source.train])
+    assert found.whole_calibrated == pytest.approx(loss_of(again, source), rel=1e-4)
+    assert found.whole_calibrated != pytest.approx(found.whole, rel=0.01)
+    (name, drops), cut = next(iter(found.drops().items())), found.groups[0].cuts[0]
+    assert cut.calibrated is not None
+    assert drops[0] == pytest.approx(cut.calibrated.loss - found.whole_calibrated)
+    assert found.drops(calibrated=False)[name][0] == pytest.approx(cut.cut.loss - found.whole)
+    assert " → " in found.summary()[0]
+    older = found.model_copy(update={"base_calibrated": None})  # of a file without it
+    assert older.drops()[name][0] == pytest.approx(cut.calibrated.loss - found.whole)
+
+
+def test_an_early_end_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "trace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study(folder=tmp_path / "runs" / "s")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:

@@ -401,3 +401,18 @@ def test_the_masked_network_shares_nothing_that_is_masked() -> None:
     verify(model.double(), plan, image().double())
     assert all(torch.equal(v, state[k].double()) for k, v in model.state_dict().items())
     assert apply(model, plan)(image().double()).dtype is torch.float64
+
+
+def test_attention_that_runs_fused_only_after_the_cut_is_counted_alike() -> None:
+    """On CPUs attention is one fused op where the values are as wide as the queries, and products otherwise."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        t = self.stem(x).flatten(2).mT  # (N, tokens, C)
+        q, k, v = (layer(t).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return t + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    layers = {"stem": conv(3, 4), "q": nn.Linear(4, 6), "k": nn.Linear(4, 6), "v": nn.Linear(4, 12)}
+    model = Net(forward, **layers, out=nn.Linear(12, 4)).eval()
+    result = sc.prune(model, image(), "l1", only=["v"], ratios={"v": 0.5}, check_speed=False)
+    assert result.model.get_submodule("v").out_features == 6
+    assert sc.count(result.model, image()).macs == result.after.macs

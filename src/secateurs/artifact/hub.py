@@ -59,12 +59,14 @@ def _fetched(
 def _file(name: str, repository: str, revision: str | None, file: str) -> Path:
     """A file of a repository, in the cache."""
     try:
-        from huggingface_hub import errors, hf_hub_download
+        from huggingface_hub import constants, errors, hf_hub_download, hf_hub_url, try_to_load_from_cache
     except ImportError as error:
         raise ArtifactError(
             f"{name} needs huggingface_hub, which is not installed. Run: pip install 'secateurs[hub]'"
         ) from error
     try:
+        if not constants.HF_HUB_OFFLINE and try_to_load_from_cache(repository, file, revision=revision) is None:
+            _check_reachable(name, file, hf_hub_url(repository, file, revision=revision))
         return Path(hf_hub_download(repository, file, revision=revision))
     except errors.HFValidationError as error:
         raise ArtifactError(f"{name} is not a valid name: {shown(str(error))}") from error
@@ -77,10 +79,26 @@ def _file(name: str, repository: str, revision: str | None, file: str) -> Path:
     except errors.RevisionNotFoundError as error:
         raise ArtifactError(f"{repository} has no revision {revision}: give a branch, a tag or a commit.") from error
     except errors.LocalEntryNotFoundError as error:
-        raise ArtifactError(
-            f"{file} of {name} is not in the local cache, and the hub cannot be reached (or HF_HUB_OFFLINE is set)."
-        ) from error
+        raise _unreachable(name, file) from error
     except errors.EntryNotFoundError as error:
         raise ArtifactError(f"{name} is not a Secateurs artifact: it has no {file}.") from error
     except (OSError, ValueError, RuntimeError) as error:  # of the network, the disk or the hub
         raise ArtifactError(f"{file} of {name} could not be fetched: {shown(str(error))[:300]}") from error
+
+
+def _check_reachable(name: str, file: str, url: str) -> None:
+    """Raise ArtifactError at once if the hub does not answer: a download would be tried several times, for half a minute."""
+    from huggingface_hub import errors, get_hf_file_metadata
+
+    try:
+        get_hf_file_metadata(url)
+    except errors.HfHubHTTPError:  # it answers; what it says is for the download
+        return
+    except Exception as error:  # of whatever library sends its requests
+        raise _unreachable(name, file) from error
+
+
+def _unreachable(name: str, file: str) -> ArtifactError:
+    return ArtifactError(
+        f"{file} of {name} is not in the local cache, and the hub cannot be reached (or HF_HUB_OFFLINE is set)."
+    )

@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names of files hold bytes, and messages signs, that a terminal can't show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Spelled("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     try:
         status = _run(tokens)
         sys.stdout.flush()
@@ -92,6 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, SecateursError):
             return _fail(error.text(option), USAGE if _is_usage(error) else FAILED)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILED)
+
+
+class _Spelled(logging.Formatter):
+    """Settings that a message names are spelled as options."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.msg.text(option) if isinstance(record.msg, Message) else super().format(record)
 
 
 def _run(tokens: Sequence[str]) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from cyclopts import Parameter
 
@@ -47,15 +47,28 @@ class BudgetOptions:
             if self.align is not None:
                 raise ConfigError("--align rounds the widths that a budget leads to: give --macs or --params with it.")
             if target is not None:
-                raise ConfigError("--target is where time is measured: give --latency or --ms with it.")
+                raise ConfigError(
+                    "--target is where time is measured: give --latency or --ms with it, or --align auto and --macs."
+                )
             return None  # some methods have a knob of their own
         counts = {name: exact(given[name]) for name in ("macs", "params")}
         return Budget(**counts, align=self.align, latency=self.latency, ms=self.ms, target=target)
 
     def _target(self) -> Target:
         if self.target is None:
-            raise ConfigError("--target-set is for settings of a target: give --target.")
+            raise without_target(self.target_set)
         return target(self.target, self.target_set)
+
+
+def without_target(settings: Sequence[str]) -> ConfigError:
+    """The error for settings of a target that is not named."""
+    from secateurs.deploy import Target
+
+    known = get_args(get_type_hints(Target)["runtime"])
+    return ConfigError(
+        f"--target-set {settings[0]} is a setting of a target, and none is named: add --target {', '.join(known[:-1])} or "
+        f"{known[-1]}."
+    )
 
 
 def target(name: str, settings: Sequence[str]) -> Target:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.budget import target as targeted
+from secateurs.cli.budget import without_target
 from secateurs.cli.limits import LimitOptions
 from secateurs.cli.options import Count
 from secateurs.cli.spelling import option
@@ -106,6 +107,8 @@ def inspect(
     from secateurs.plans.stripes import summary
     from secateurs.timing import clocked
 
+    if target is None and target_set:
+        raise without_target(target_set)
     plan, spec, card = _artifact(model)
     task = (task_options or TaskOptions()).chosen() or recorded(card, model)
     network = sc.build(model, **task.options(model, num_classes, None), trust_code=trust_code)
@@ -143,8 +146,6 @@ def inspect(
     if target is not None:
         budget = sc.Budget(latency=0.5, target=targeted(target, target_set))
         graph = clocked(network, graph, inputs, budget, "all", bounds, report=options.log)
-    elif target_set:
-        raise ConfigError("--target-set is for settings of a target: give --target.")
     floors: dict[str, Cost] = {scope: lowest(graph, scope, bounds)}
     for other in {"internal", "all"} - {scope}:
         with suppress(ConfigError):  # these limits do not fit the other scope

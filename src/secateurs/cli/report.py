@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 PAGE = "report.html"
+OTHERS = {  # what else may be in a folder, by its file
+    "run.json": "The run is not finished: --resume continues it.",
+    "comparison.json": "It is a comparison, whose table and plot are comparison.csv and frontier.png.",
+    "sensitivity.json": "It is a sensitivity study, whose picture is sensitivity.png.",
+}
 
 
 def report(
@@ -73,7 +78,7 @@ def _read(folder: Path) -> Run:
     try:
         run = Run.read(folder)
     except ArtifactError as error:
-        unfinished = (folder / "run.json").is_file() and not (folder / "card.json").exists()
-        raise error.advised("The run is not finished: --resume continues it.") if unfinished else error from None
+        what = next((said for name, said in OTHERS.items() if (folder / name).is_file()), None)
+        raise error if what is None or (folder / "card.json").exists() else error.advised(what) from None
     run.command = command(folder) or call(run.card)
     return run

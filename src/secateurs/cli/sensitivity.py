@@ -112,12 +112,15 @@ def sensitivity(
     import secateurs as sc
     from secateurs.runs.cut import pick_device
     from secateurs.runs.purpose import Purpose
+    from secateurs.studies.sensitivity.record import Record
 
     model_options, task = model_options or ModelOptions(), (task_options or TaskOptions()).chosen()
     purpose = Purpose.of(task)
     spec = (data_options or DataOptions()).spec().complete(purpose.task)
     if out is None and (resume or force):
         raise ConfigError("--resume and --force are about what is in --out: give it.")
+    if out is not None:
+        Record(out).check(resume, force)  # before anything is loaded
     source = model_options.network(model)
     if not source.has_weights:
         raise ConfigError(f"Without --weights {model} is untrained: there is nothing to lose.")

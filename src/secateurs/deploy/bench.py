@@ -91,7 +91,7 @@ def bench(
     seconds: to measure each row for, at least seven rounds.
 
     Raises ConfigError for targets that do not exist or cannot be used here, unless there are others, ExportError likewise for a
-    network that cannot be exported to one.
+    network that cannot be exported to one. Raises TraceError for inputs that a network does not run on.
     """
     for network in (model, pruned):
         check_model(network)
@@ -101,6 +101,7 @@ def bench(
     targets = [Target.of(t) for t in given]
     if not targets:
         raise ConfigError("There is no target to measure on: name one, such as target='torch-cpu'.")
+    costs = count(model, example_inputs), count(pruned, example_inputs)
     rows, skipped = [], []
     for one in targets:
         each = [one] if batches is None else [replace(one, batch=batch) for batch in batches]
@@ -114,7 +115,7 @@ def bench(
                 break
     if not rows:
         raise ConfigError("None of the targets can be measured here. ", " ".join(skipped))
-    return Bench(tuple(rows), count(model, example_inputs), count(pruned, example_inputs), tuple(skipped))
+    return Bench(tuple(rows), *costs, tuple(skipped))
 
 
 def _timed(model: nn.Module, pruned: nn.Module, inputs: Any, target: Target, seconds: float) -> Timed:

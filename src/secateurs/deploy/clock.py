@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 BLOCK = 0.01  # seconds that runs are repeated for between two readings of the clock
+WARM = 5  # runs of a short program, to know how long one takes
 LEAST = 7  # rounds, however slow the programs are
 
 
@@ -41,9 +42,12 @@ def in_turn(programs: Mapping[str, Program], seconds: float = 2.0, least: int = 
     """
     repeats = {}
     for name, program in programs.items():
-        for _ in range(2):  # the second run has compiled and allocated what it needs
-            once = per_run(program)
-        repeats[name] = max(1, round(BLOCK / once))
+        per_run(program)  # compiles and allocates what it needs
+        # The fastest run says how many fit: one that the machine held up would leave the program with too few of them.
+        warm = [per_run(program)]
+        while len(warm) < WARM and sum(warm) < 10 * BLOCK:
+            warm.append(per_run(program))
+        repeats[name] = max(1, round(BLOCK / min(warm)))
         per_run(program, repeats[name])
     found: dict[str, list[float]] = {name: [] for name in programs}
     enabled = gc.isenabled()

@@ -26,6 +26,7 @@ from secateurs.deploy.int8 import quantize
 from secateurs.errors import ConfigError, ExportError, SecateursError, Setting, nearest, shown
 from secateurs.files import check_writable, dump_json
 from secateurs.graph.copies import copied
+from secateurs.graph.faults import running
 from secateurs.graph.inputs import call, check_inputs, check_model, map_tensors, tensors
 from secateurs.surgery.compare import disagreement
 
@@ -70,8 +71,8 @@ def export(
         integers, by ONNX Runtime's static quantization, calibrated on the first 512 images. The agreement is then reported
         and not required: measure the accuracy of the file.
 
-    Raises ConfigError for an unknown suffix and for packages that are not installed; ExportError for a network that the
-    exporter refuses, and for a file that does not agree.
+    Raises ConfigError for an unknown suffix and for packages that are not installed; TraceError for inputs that
+    the network does not run on; ExportError for a network that the exporter refuses, and for a file that does not agree.
     """
     check_model(model)
     check_inputs(example_inputs)
@@ -79,6 +80,10 @@ def export(
     format = _format(path, int8)
     if int8 is not None and not dynamic_batch:
         raise ConfigError(Setting("int8"), " is calibrated on batches: it needs ", Setting("dynamic_batch", True), ".")
+    try:
+        about = dump_json(dict(metadata or {}))
+    except (TypeError, ValueError) as wrong:
+        raise ConfigError(Setting("metadata"), f" must be JSON-serializable: {wrong}.") from None
     check_writable(path.parent)
     images = images_of(example_inputs)
     dynamic_batch = dynamic_batch and images is None
@@ -96,10 +101,13 @@ def export(
     if images is not None:
         check_exportable(network, format.suffix)
         checks.append(resized(inputs))
-    due = [_outputs(network, given) for given in checks]
+    with running(network, checks[0]):
+        due = [_run(network, checks[0])]
+    due += [_outputs(network, given) for given in checks[1:]]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
         made = Path(folder, path.name)
-        _write(format, network, made, inputs, dynamic_batch, dump_json(dict(metadata or {})))
+        _write(format, network, made, inputs, dynamic_batch, about)
         if int8 is not None:
             _quantize(made, int8)
         error = _disagreement(
@@ -131,10 +139,14 @@ def _format(path: Path, int8: Any) -> Format:
     return format
 
 
+@torch.no_grad()
+def _run(network: nn.Module, inputs: Any) -> list[Tensor]:
+    return [_plain(x) for x in tensors(call(network, inputs))]
+
+
 def _outputs(network: nn.Module, inputs: Any) -> list[Tensor]:
     try:
-        with torch.no_grad():
-            return [_plain(x) for x in tensors(call(network, inputs))]
+        return _run(network, inputs)
     except Exception as error:  # of the user's own code
         raise ExportError(
             f"{type(network).__name__} does not run on inputs with a batch of {batch_of(inputs)}: {_reason(error)}.",

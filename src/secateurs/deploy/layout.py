@@ -15,6 +15,7 @@ from secateurs.deploy.fold import folded_, merged_
 from secateurs.deploy.runners import program
 from secateurs.devices import channels_last_, full_precision
 from secateurs.graph.copies import copied
+from secateurs.graph.faults import running
 from secateurs.graph.inputs import call, tensors, to_model_device
 from secateurs.seeds import preserve_rng_state
 from secateurs.stripes import StripeConv, tune
@@ -32,10 +33,11 @@ def deployed(model: nn.Module, example_inputs: Any, *, seconds: float = 1.0) -> 
     layers before them, stripe convolutions get their fastest kernels, and images and kernels the memory format that is faster
     on the model's device, as measured on these inputs for `seconds`. Each step must agree with the given network to a relative
     1e-4 (four units of rounding in half precision); one that does not is left out, with a warning. The given model is not
-    modified.
+    modified. Raises TraceError if it does not run on these inputs.
     """
     model, inputs = copied(model).eval(), to_model_device(model, example_inputs)
-    due = _outputs(model, inputs)
+    with running(model, inputs):
+        due = _outputs(model, inputs)
     for name, step in (("merging branches", merged_), ("folding batch norms", lambda m: folded_(m, inputs))):
         changed = copied(model)
         why = _wrong(changed, step, inputs, due)

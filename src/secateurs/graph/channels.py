@@ -37,6 +37,10 @@ class Clock(Protocol):
     def steps(self) -> Array:
         """(groups,) the widths that the hardware likes are multiples of these."""
 
+    @property
+    def doubt(self) -> str:
+        """Why the model is not to be relied on, as a part of a sentence; empty if it is."""
+
 
 def has_stripes(module: Any) -> bool:
     """Whether stripes can be cut from a module: a convolution (not a subclass) with one group and zero padding."""

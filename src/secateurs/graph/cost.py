@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from secateurs.graph.counter import MacCounter
+from secateurs.graph.faults import running
 from secateurs.graph.inputs import call, check_model, fresh, to_model_device, untracked
 from secateurs.graph.modes import evaluating, unfused
 from secateurs.graph.state import State
@@ -33,12 +34,15 @@ class Cost:
 def count(model: nn.Module, example_inputs: Any) -> Cost:
     """The cost of a model: the multiply-accumulates of one forward pass in eval mode, and its parameters. The former are half
     the count of `FlopCounterMode`, plus what it does not know: recurrent and bilinear layers, and attention on CPUs. The model
-    is not modified."""
+    is not modified. Raises TraceError if it does not run on these inputs."""
     check_model(model)
     modules = dict(model.named_modules())
     state = State(modules, untracked(example_inputs))
     inputs = fresh(to_model_device(model, example_inputs), meta=False)
-    with unfused(), evaluating(model), swapped(state, modules, state.copies()), MacCounter() as counter:
+    with (
+        unfused(), evaluating(model), swapped(state, modules, state.copies()), MacCounter() as counter,
+        running(model, inputs),
+    ):  # fmt: skip
         call(model, inputs)
     return Cost(counter.macs, sum(p.numel() for p in model.parameters()))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,6 +62,12 @@ def _torchvision() -> dict[Any, Any]:
     """Its ops exist only once it has been imported."""
     found = getattr(torch.ops.torchvision, "deform_conv2d", None)
     return {} if found is None else {found: deformable}
+
+
+def formulas() -> Mapping[Any, Callable[..., int]]:
+    """By op (overload packet): `formula(*args, **kwargs, out_val=outputs)`, the floating-point operations of a call, two for
+    each multiply-accumulate."""
+    return cast("Mapping[Any, Callable[..., int]]", MacCounter().flop_registry)
 
 
 class _Everything(nullcontext[None]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from secateurs.errors import a_or_an
+from secateurs.errors import SecateursError, TraceError, a_or_an
 from secateurs.graph.leaves import tensors
 
 
@@ -95,6 +96,26 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[Any, dict[str, Any]]]
         values = trace.tb_frame.f_locals
         yield values.get("self"), values
         trace = trace.tb_next
+
+
+def refused(error: Exception, model: nn.Module, example_inputs: Any) -> TraceError:
+    """The error for a model that raised one on its example inputs."""
+    return TraceError(
+        f"The model does not run on these example inputs: {fault(error, model, example_inputs)} "
+        f"{advice(model, example_inputs)}"
+    )
+
+
+@contextmanager
+def running(model: nn.Module, example_inputs: Any) -> Iterator[None]:
+    """Context in which a model runs on its example inputs: whatever its code raises becomes a TraceError that says what does
+    not fit."""
+    try:
+        yield
+    except SecateursError:
+        raise
+    except Exception as error:
+        raise refused(error, model, example_inputs) from error
 
 
 def advice(model: nn.Module, example_inputs: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 @contextmanager
@@ -73,6 +74,14 @@ def _bare(module: nn.Module) -> bool:
 
 def _tensors_at_hand(frame: Any) -> int:
     return sum(isinstance(x, Tensor) for x in frame.f_locals.values())
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Context in which no dispatch mode sees the ops, such as a counter of MACs around it. It is for what is timed: that is not
+    part of the work that is counted, and must take its own time only."""
+    with _disable_current_modes():
+        yield
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from secateurs.graph import figures, reading
 from secateurs.graph.attributes import values, weightless
 from secateurs.graph.calls import Calls, Follow
 from secateurs.graph.channels import named_tensors
-from secateurs.graph.faults import advice, fault
+from secateurs.graph.faults import refused
 from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.inputs import check_inputs, fresh, tensors, to_model_device, untracked
@@ -86,10 +86,7 @@ class Runs:
                 "Pass example_targets as its forward takes them after the inputs: a tuple, or a dict of keyword arguments."
             ) from cause
         except Exception as error:
-            raise TraceError(
-                f"The model does not run on these example inputs: {fault(error, self.model, self.example_inputs)} "
-                f"{advice(self.model, self.example_inputs)}"
-            ) from error
+            raise refused(error, self.model, self.example_inputs) from error
 
     def _follow(self) -> Grouping:
         space = LabelSpace()

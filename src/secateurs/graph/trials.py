@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from secateurs.graph.grouping import Grouping
 from secateurs.graph.labels import CONSUMED, KnownLabels, Mismatch
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.runs import Runs
-from secateurs.graph.tape import Array, Called, Labels, Tape
+from secateurs.graph.tape import Array, Called, Labels, Seen, Tape
 from secateurs.graph.widths import Traced, plain
 
 FEW = 8  # groups to blame together
@@ -142,7 +143,7 @@ class Trial:
     def _blamed(self, error: Exception) -> Failure:
         """The first condition with another outcome; else what the call that failed works on; else what was asked for last."""
         tape, before = self._tape, self.grouping.tape
-        for old, new in zip(before.conditions, tape.conditions, strict=False):
+        for old, new in _matched(before.conditions, tape.conditions):
             if old.outcome != new.outcome:
                 groups = self.grouping.groups_of(old.expression) & self.cut
                 if groups:
@@ -206,6 +207,17 @@ class Trial:
                 w = masked.setdefault(axis.param, self.runs.named[axis.param].detach().clone())
                 w.index_fill_(axis.axis, torch.from_numpy(np.flatnonzero(gone)).to(w.device), 0)
         return masked
+
+
+def _matched(before: Iterable[Seen], after: Iterable[Seen]) -> Iterator[tuple[Seen, Seen]]:
+    """The conditions of a cut run with those that they were in the original: the first, second … of a line of code. Others may
+    be missing, because the size that they ask for is known now."""
+    lines: dict[str, deque[Seen]] = {}
+    for old in before:
+        lines.setdefault(old.where, deque()).append(old)
+    for new in after:
+        if olds := lines.get(new.where):
+            yield olds.popleft(), new
 
 
 def same(before: tuple[Any, ...], after: tuple[Any, ...], tolerance: float) -> bool:

@@ -15,6 +15,7 @@ from secateurs.deploy.inputs import batch_of
 from secateurs.deploy.target import Target, threaded
 from secateurs.errors import ConfigError
 from secateurs.graph import ChannelGroup
+from secateurs.graph.modes import unwatched
 from secateurs.latency import fits, table
 from secateurs.latency.model import Fit, LatencyModel
 from secateurs.latency.pieces import Form, Piece, batched, pieces
@@ -41,17 +42,21 @@ def modelled(
     groups: Sequence[ChannelGroup],
     report: Report = lambda line: None,
     seed: int = 0,
+    fit: Fit | None = None,
 ) -> LatencyModel:
     """The latency model of a network on a target, fitted to random cuts of these groups that are measured end to end.
 
-    What is measured of pieces is kept on disk, and the fit of a network as well.
+    What is measured of pieces is kept on disk, and the fit of a network as well; one that is in doubt only for a while.
+    fit: the one to use, of a run that is resumed.
     """
     target.check()
     made = tabulated(graph, inputs, target, report)
     store = Store(target)
     key = fits.key(made, groups)
-    if (found := fits.read(store, key)) is not None:
-        return made.with_fit(found)
+    known = fit or fits.read(store, key)
+    if known is not None:
+        _warn(known, target, report)
+        return made.with_fit(known)
     with stopwatch(model, inputs, target) as watch:
         made = made.with_fit(_fitted(made, graph, watch, groups, seed))
     fits.write(store, key, made.fit)
@@ -59,7 +64,17 @@ def modelled(
         f"latency model of {target}: {made.fit}; {made.fit.overhead:.0%} of {made.fit.seconds * 1000:.3g} ms do not depend on "
         f"widths; multiples of {made.liked} are fastest"
     )
+    _warn(made.fit, target, report)
     return made
+
+
+def _warn(fit: Fit, target: Target, report: Report) -> None:
+    """Say that a fit is in doubt, and what that means."""
+    if fit.doubt:
+        report(
+            f"the latency model of {target} is in doubt: {fit.doubt}. The cut itself is measured all the same. This model is "
+            "used for an hour, then it is made again"
+        )
 
 
 def tabulated(graph: PrunableGraph, inputs: Any, target: Target, report: Report) -> LatencyModel:
@@ -77,7 +92,8 @@ def tabulated(graph: PrunableGraph, inputs: Any, target: Target, report: Report)
             began = time.perf_counter()
             report(f"measuring {sum(len(missing[g]) for g in todo)} widths of {len(todo)} kinds of layers on {target}")
             for g in todo:
-                new = table.measured(g, missing[g], target)
+                with unwatched():
+                    new = table.measured(g, missing[g], target)
                 store.write(g, new)
                 known[g] = {**known[g], **new}
             report(f"measured in {time.perf_counter() - began:.0f} s; kept in {store.folder}")
@@ -115,6 +131,7 @@ def _fitted(
     seen: list[Array] = []
     ratios: list[float] = []
     seconds: list[float] = []
+    noise: list[float] = []
     began = time.perf_counter()
     for number, widths in enumerate(cuts(model, graph, groups, seed)):
         late = time.perf_counter() - began > PATIENCE and number >= sum(FEWEST)
@@ -125,12 +142,13 @@ def _fitted(
         seen.append(model.features(widths))
         ratios.append(measured.ratio)
         seconds.append(measured.before)
+        noise.append(measured.noise)
     few = min(FITTED, max(FEWEST[0], len(ratios) // 3))
     fit = Fit.to(np.array(seen[:few]), ratios[:few], Spread.of(seconds).median if len(seconds) > 1 else seconds[0])
     weights = np.array([fit.pieces, fit.params, fit.macs])
     errors = [abs(float(x @ weights) + fit.overhead - r) / r for x, r in zip(seen[few:], ratios[few:], strict=True)]
     whole = Fit.to(np.array(seen), ratios, fit.seconds)  # with all of them, once the error is known
-    return replace(whole, errors=tuple(round(e, 4) for e in errors))
+    return replace(whole, errors=tuple(round(e, 4) for e in errors), noise=round(float(np.median(noise)), 4))
 
 
 def cuts(model: LatencyModel, graph: PrunableGraph, groups: Sequence[ChannelGroup], seed: int) -> Iterator[Array]:

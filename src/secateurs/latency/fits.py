@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from secateurs.graph import ChannelGroup
 from secateurs.latency.model import Fit, LatencyModel
 from secateurs.latency.store import Store
 
+PASSING = 3600.0  # seconds for which a fit that is in doubt is used
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -23,13 +25,25 @@ class FitRecord(BaseModel):
     """The JSON form of a `Fit`."""
 
     format: Literal["secateurs-latency-fit"]
-    version: Literal[1]
+    version: Literal[2]
     pieces: Share
     params: Share
     macs: Share
     overhead: Share
     seconds: Annotated[float, Field(gt=0, lt=1e6)]
     errors: Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=1000)] = []
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    made: float  # seconds since 1970
+
+    @property
+    def fit(self) -> Fit:
+        return Fit(
+            self.pieces, self.params, self.macs, self.overhead, self.seconds, tuple(self.errors), self.noise
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, fit: Fit) -> FitRecord:
+        return cls(format="secateurs-latency-fit", version=2, made=time.time(), **asdict(fit))
 
 
 def key(model: LatencyModel, groups: Sequence[ChannelGroup]) -> str:
@@ -44,14 +58,14 @@ def key(model: LatencyModel, groups: Sequence[ChannelGroup]) -> str:
 
 
 def read(store: Store, key: str) -> Fit | None:
-    """None where there is none, or none that can be read."""
+    """None where there is none, or none that can be read. One that is in doubt is good for a while only: for the command that
+    made it, and those right after it."""
     try:
         found = read_json(store.folder / f"fit-{key}.json", FitRecord, limit=1 << 16)
     except ArtifactError:
         return None
-    return Fit(found.pieces, found.params, found.macs, found.overhead, found.seconds, tuple(found.errors))
+    return None if found.fit.doubt and not 0 <= time.time() - found.made < PASSING else found.fit
 
 
 def write(store: Store, key: str, fit: Fit) -> None:
-    body = {"format": "secateurs-latency-fit", "version": 1, **asdict(fit)}
-    store.keep(store.folder / f"fit-{key}.json", body)
+    store.keep(store.folder / f"fit-{key}.json", FitRecord.of(fit).model_dump(mode="json"))

@@ -16,6 +16,7 @@ from secateurs.latency.pieces import pieces as pieces_of
 from secateurs.latency.table import DIVISORS, Table, Tables
 
 Array = np.ndarray
+BUSY, ROUGH = 0.03, 0.15  # a fit with more noise, or a larger error, is not to be kept
 LIKED = 1.1  # widths that cost no more than this factor over the best ones are liked
 
 
@@ -24,7 +25,8 @@ class Fit:
     """time / original's time = pieces · (their share) + params · (share of the parameters) + macs · (of the MACs) + overhead.
     The four add up to 1.
 
-    seconds: of the original, as measured. errors: relative, on cuts that were not fitted.
+    seconds: of the original, as measured. errors: relative, on cuts that were not fitted. noise: the standard error of a
+    typical measurement, relative.
     """
 
     pieces: float = 1.0
@@ -33,6 +35,16 @@ class Fit:
     overhead: float = 0.0
     seconds: float = 0.0
     errors: tuple[float, ...] = ()
+    noise: float = 0.0
+
+    @property
+    def doubt(self) -> str:
+        """Why it is not to be relied on, as a part of a sentence; empty if it is."""
+        if self.noise > BUSY:
+            return f"the machine was busy, and times were only known to ±{self.noise:.1%}"
+        if self.error is not None and self.error > ROUGH:
+            return f"it is only within {self.error:.1%} of what was measured"
+        return ""
 
     @property
     def error(self) -> float | None:
@@ -88,10 +100,10 @@ class LatencyModel:
         self.fit = Fit(seconds=self.whole) if fit is None else fit
 
     def with_fit(self, fit: Fit) -> LatencyModel:
-        return LatencyModel(self.graph, self.pieces, self.tables, self.target, fit, self.curve)
+        return LatencyModel(self.graph, self.pieces, self.tables, self.target, fit, self.curve, (self.whole, self.base))
 
     def with_curve(self, curve: tuple[Sequence[float], Sequence[float]]) -> LatencyModel:
-        return LatencyModel(self.graph, self.pieces, self.tables, self.target, self.fit, curve)
+        return LatencyModel(self.graph, self.pieces, self.tables, self.target, self.fit, curve, (self.whole, self.base))
 
     def of(self, graph: ChannelGraph, inputs: Any) -> LatencyModel:
         """The same model for what a cut has left of the network. graph: without a latency model, traced on these inputs."""
@@ -120,6 +132,11 @@ class LatencyModel:
         f = self.fit
         share = float(self.features(widths, stripes) @ np.array([f.pieces, f.params, f.macs])) + f.overhead
         return share * f.seconds
+
+    @property
+    def doubt(self) -> str:
+        """Why predictions are not to be relied on; empty if they are."""
+        return self.fit.doubt
 
     # -- the staircase ------------------------------------------------------------------------------------------------
 

@@ -12,25 +12,29 @@ from pydantic import BaseModel, Field
 
 from secateurs.errors import ArtifactError
 from secateurs.files import dump_json, read_json, shown, write_whole
+from secateurs.latency.fits import FitRecord
+from secateurs.latency.model import Fit
 from secateurs.latency.stopwatch import Measured
 
 FILE = "latency.json"
+ADVICE = "Remove it to measure again."
 Positive = Annotated[float, Field(gt=0, lt=1e6)]
 
 
 class Note(BaseModel):
     """share: the fraction of the predicted time that a method which trains was given; None for other methods. limit: the one
     that the cut was selected with; None where the method's own cut holds. measured: ratio, noise and seconds of that cut; None
-    while the method trains."""
+    while the method trains. fit: of the latency model, which the limits refer to."""
 
     format: Literal["secateurs-latency-cut"] = "secateurs-latency-cut"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     settings: dict[str, Any]
     share: Positive | None = None
     limit: Positive | None = None
     measured: tuple[Positive, Annotated[float, Field(ge=0, lt=1e6)], Positive, Positive] | None = None
     goal: Positive
     tries: Annotated[int, Field(ge=0)]
+    fit: FitRecord
 
     @property
     def found(self) -> Measured | None:
@@ -41,8 +45,15 @@ def read(file: Path, settings: Mapping[str, Any]) -> Note | None:
     """None if there is none, or one of other settings. Raises ArtifactError for a damaged file."""
     if not file.exists():
         return None
-    found = read_json(file, Note, limit=1 << 16, advice="Remove it to measure again.")
+    found = read_json(file, Note, limit=1 << 16, advice=ADVICE)
     return found if found.settings == json.loads(json.dumps(settings)) else None
+
+
+def fit_in(file: Path | None) -> Fit | None:
+    """The fit that the run in a folder works with, if it has measured anything. Raises ArtifactError for a damaged file."""
+    if file is None or not file.exists():
+        return None
+    return read_json(file, Note, limit=1 << 16, advice=ADVICE).fit.fit
 
 
 def write(file: Path, note: Note) -> None:

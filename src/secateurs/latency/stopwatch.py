@@ -17,6 +17,7 @@ from secateurs.deploy.clock import LEAST, Program, in_turn
 from secateurs.deploy.inputs import batched
 from secateurs.deploy.runners import runner
 from secateurs.deploy.target import Target, threaded
+from secateurs.graph.modes import unwatched
 from secateurs.latency.slices import Cut, sliced
 from secateurs.plans import Plan
 from secateurs.surgery import apply
@@ -57,7 +58,8 @@ class Stopwatch:
 
         seconds: to measure for. margin: measure on, for `most` seconds, until the noise is no larger.
         """
-        program = self._cut(plan)
+        with unwatched():
+            program = self._cut(plan)
         self.exact = program is None
         if program is not None:
             return self._paired(program, seconds, margin, most)
@@ -67,7 +69,7 @@ class Stopwatch:
         self, network: nn.Module, *, seconds: float = 1.0, margin: float = math.inf, most: float = 4.0
     ) -> Measured:
         """A network as it is, in the target's own runtime."""
-        with runner(network, self.inputs, self.target) as run:
+        with unwatched(), runner(network, self.inputs, self.target) as run:
             return self._paired(run.program, seconds, margin, most)
 
     def _paired(self, cut: Program, seconds: float, margin: float, most: float) -> Measured:
@@ -75,7 +77,8 @@ class Stopwatch:
         after: list[float] = []
         end = time.perf_counter() + most
         while True:
-            found = in_turn({"original": self.original, "cut": cut}, seconds, FEW if self._slow else LEAST)
+            with unwatched():
+                found = in_turn({"original": self.original, "cut": cut}, seconds, FEW if self._slow else LEAST)
             before += found["original"]
             after += found["cut"]
             measured = Measured.of(before, after)
@@ -100,7 +103,8 @@ def stopwatch(model: nn.Module, inputs: Any, target: Target) -> Iterator[Stopwat
     with ExitStack() as stack:
         stack.enter_context(threaded(target))
         target.check()
-        original, cut = stack.enter_context(sliced(model, inputs, target))
-        if original is None:
-            original = stack.enter_context(runner(model, inputs, target)).program
+        with unwatched():
+            original, cut = stack.enter_context(sliced(model, inputs, target))
+            if original is None:
+                original = stack.enter_context(runner(model, inputs, target)).program
         yield Stopwatch(model, inputs, target, original, cut)

@@ -16,6 +16,7 @@ from torch import nn
 from secateurs.deploy.target import DTYPES, Target, threaded
 from secateurs.errors import ArtifactError
 from secateurs.files import read_json
+from secateurs.graph.modes import unwatched
 from secateurs.latency.fits import Share
 from secateurs.latency.model import LatencyModel
 from secateurs.latency.pieces import Piece
@@ -51,7 +52,7 @@ def curve(model: LatencyModel) -> tuple[Sequence[float], Sequence[float]]:
     own = [model.pieces[i] for i in order if _striped(model.pieces[i])][:LAYERS]
     if not target.in_torch or target.mode != "eager" or not own:
         return FLAT
-    with threaded(target):
+    with threaded(target), unwatched():
         found = np.array([[_fraction(piece, share, target) for share in SHARES] for piece in own]).mean(0)
     found = np.minimum(np.maximum.accumulate(found), 1.0)  # fewer stripes never take longer
     shares, fractions = (0.0, *SHARES, 1.0), (0.5 * float(found[0]), *found.tolist(), 1.0)

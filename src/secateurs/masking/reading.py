@@ -56,11 +56,13 @@ class Reading(TorchFunctionMode):
         given = list(_tensors(args[:1] if func in _ONE_OPERAND else args, kwargs))
         labeled = any(self._labels(x) for x in given)
         if not all(id(x) in self._still for x in given):
+            versions = [(x, _version(x)) for x in given if id(x) in self._still]
             if labeled:
                 args, kwargs = _mapped(args, kwargs, lambda x: self._read(x, self._labels(x)))
             out = func(*args, **kwargs)
-            for x in _tensors((out,), {}):  # a buffer that is written to
-                self._still.pop(id(x), None)
+            for x, before in versions:
+                if before is None or _version(x) != before:
+                    self._written(x)
             return out
         found: list[Labels] = []
         if labeled:
@@ -72,6 +74,12 @@ class Reading(TorchFunctionMode):
             if id(x) not in self._still:
                 self._still[id(x)] = x, found[i] if i < len(found) else {}
         return out
+
+    def _written(self, x: Tensor) -> None:
+        """From now on, x and what shares its memory depend on the model's input."""
+        place = _place(x)
+        for key in [k for k, (own, _) in self._still.items() if _place(own) == place]:
+            del self._still[key]
 
     def _labels(self, x: Tensor) -> Labels:
         found = self._still.get(id(x))
@@ -120,6 +128,16 @@ def _only(labels: Labels, wanted: set[int]) -> Labels:
     """The labels with 0 for all but these; axes without any are left out."""
     kept = {a: np.where(np.isin(own, list(wanted)), own, 0).astype(LABEL) for a, own in labels.items()}
     return {a: own for a, own in kept.items() if own.any()}
+
+
+def _version(x: Tensor) -> int | None:
+    """It grows with every write to the tensor's memory. None: not known."""
+    return None if x.is_inference() else x._version
+
+
+def _place(x: Tensor) -> int:
+    """Its memory; sparse tensors have none that others share."""
+    return int(x.untyped_storage()._cdata) if x.layout is torch.strided else id(x)
 
 
 def _tensors(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:

@@ -8,14 +8,16 @@ from types import ModuleType
 
 from secateurs.methods.activations import APoZ, Variance
 from secateurs.methods.aofp import AOFP
+from secateurs.methods.coring import CORING
 from secateurs.methods.criteria import L1, L2, BNScale, Index, Random
+from secateurs.methods.criterion import Criterion
 from secateurs.methods.damage import Damage
 from secateurs.methods.epruner import EPruner
 from secateurs.methods.fpgm import FPGM
 from secateurs.methods.gradients import Fisher, GroupTaylor, Taylor
 from secateurs.methods.group_norms import LAMP, GroupL1, GroupL2
 from secateurs.methods.limits import Limits
-from secateurs.methods.method import Criterion, Method, Task
+from secateurs.methods.method import Method, Task
 from secateurs.methods.npn import NPN
 from secateurs.methods.onestep import OneStep
 from secateurs.methods.oracle import Oracle
@@ -26,9 +28,9 @@ from secateurs.methods.selection import Selection
 from secateurs.methods.stripes import L2Stripes
 
 __all__ = [
-    "AOFP", "FPGM", "L1", "L2", "LAMP", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "Damage", "EPruner", "Fisher", "GroupL1",
-    "GroupL2", "GroupTaylor", "Index", "L2Stripes", "Limits", "Method", "OneStep", "Oracle", "Pruner", "Random", "Selection",
-    "Task", "Taylor", "TrainingMethod", "Variance", "methods", "register", "resolve",
+    "AOFP", "CORING", "FPGM", "L1", "L2", "LAMP", "NPN", "PFF", "APoZ", "BNScale", "Criterion", "Damage", "EPruner", "Fisher",
+    "GroupL1", "GroupL2", "GroupTaylor", "Index", "L2Stripes", "Limits", "Method", "OneStep", "Oracle", "Pruner", "Random",
+    "Selection", "Task", "Taylor", "TrainingMethod", "Variance", "methods", "register", "resolve",
 ]  # fmt: skip
 
 

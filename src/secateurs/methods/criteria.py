@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from secateurs.errors import ConfigError
 from secateurs.graph import ChannelGroup
 from secateurs.graph.channels import parameter
-from secateurs.methods.method import Criterion, Task
+from secateurs.methods.criterion import Criterion
+from secateurs.methods.method import Task
 from secateurs.methods.registry import register
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateurs.methods.method import Criterion, Task
+from secateurs.methods.criterion import Criterion
+from secateurs.methods.method import Task
 from secateurs.methods.registry import register
 
 

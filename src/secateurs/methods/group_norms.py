@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from secateurs.graph import ChannelGroup
 from secateurs.graph.channels import Slot, parameter
 from secateurs.methods.criteria import powers
-from secateurs.methods.method import Criterion, Task
+from secateurs.methods.criterion import Criterion
+from secateurs.methods.method import Task
 from secateurs.methods.registry import register
 
 

@@ -6,17 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
 import torch
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, ValidationError
 from torch import nn
 
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Message, Setting, complaint, nearest
 from secateurs.graph import ChannelGroup
 from secateurs.methods.limits import Bound, Bounds, described, free, held
-from secateurs.methods.ranking import Ranking, per_cost, ranked
-from secateurs.methods.select import Widths, select_within_budget
+from secateurs.methods.select import Widths
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan, PrunableGraph
 from secateurs.presets import Presets
@@ -85,6 +83,16 @@ class Task:
         scoped = {g.name for g in self._scoped}
         bounds = {g.name: self.bound(g) for g in self.graph.groups}
         return described({name: bound for name, bound in bounds.items() if name in scoped or bound.missed})
+
+    def unused(self, method: Method) -> list[Message]:
+        """A line for each setting of the method that is not the default, and has no effect on this task."""
+        kind, given = type(method), method.model_fields_set
+        values = {n: getattr(method, n) for n in given if getattr(method, n) != kind.model_fields[n].default}
+        return [
+            Message(f"{method.name}: ", Setting(name, values[name], kind), " has no effect: ", *why)
+            for name, why in method.unused(self).items()
+            if name in values
+        ]
 
     def bound(self, group: ChannelGroup) -> Bound:
         """What the user says about a group."""
@@ -197,55 +205,19 @@ class Method(Presets):
         """Raise BudgetError before any work for a budget that this method cannot meet."""
         task.widths.check()
 
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        """The settings that have no effect on this task, by name, each with why: parts of a `Message`. A user who has set one
+        of them is told."""
+        return {}
+
     def select(self, task: Task) -> Selection | Channels:
         """Return what to keep: a Selection, or kept channels by group."""
         raise NotImplementedError
 
+    def selector(self, task: Task) -> Callable[[Task], Selection | Channels]:
+        """`select`, for tasks that differ from this one in their budget only: a budget of time tries several. A method may do
+        once what does not depend on the budget."""
+        return self.select
+
     def initialize(self, task: Task, selection: Selection, small: nn.Module) -> None:
         """Change the weights of the cut network before calibration and recovery. The default keeps them."""
-
-
-class Criterion(Method):
-    """Base class of methods that score channels and keep those with the highest scores."""
-
-    ranking: Ranking = Field(
-        "global",
-        description="global: compare channels across the network, relative to their group's mean score; layer: keep the same "
-        "share of every group; isomorphic: keep the same share of all groups of like structure, compared among themselves",
-    )
-    cost: float = Field(
-        0.0,
-        ge=0,
-        le=2,
-        description="scores are divided by this power of what a channel costs under the budget: costly layers lose more",
-    )
-
-    comparable: ClassVar[bool] = False  # scores of different groups are already on one scale
-
-    def scores(self, task: Task) -> dict[str, torch.Tensor]:
-        """group name → (size,) scores, higher = more important."""
-        raise NotImplementedError
-
-    def select(self, task: Task) -> Selection:
-        found = self.scores(task)
-        groups, widths = task.groups, task.widths
-        values = [self._checked(found, group) for group in groups]
-        values = ranked(self.ranking, groups, values, task.model, self.comparable)
-        prices = widths.prices() if self.cost else np.ones(len(groups))
-        scores = {g.name: per_cost(v, p, self.cost) for g, v, p in zip(groups, values, prices, strict=True)}
-        return Selection(select_within_budget(widths, scores))
-
-    def _checked(self, found: Mapping[str, torch.Tensor], group: ChannelGroup) -> np.ndarray:
-        """The scores of a group: (size,), float64. Raises ConfigError if there are none, or they are not finite."""
-        name = group.name
-        if not isinstance(found.get(name), torch.Tensor) or found[name].shape != (group.size,):
-            given = "nothing" if name not in found else getattr(found[name], "shape", type(found[name]).__name__)
-            raise ConfigError(
-                f"{self.name} must give a tensor of {group.size} scores for {name}, one for each channel, not {given}."
-            )
-        values: np.ndarray = found[name].detach().cpu().double().numpy()  # not every device has float64
-        if not np.isfinite(values).all():
-            raise ConfigError(
-                f"{self.name} returned scores for {name} that are not finite: check the weights for NaN and infinities"
-            )
-        return values

@@ -246,7 +246,7 @@ class TrainingMethod(Method):
         recipe = self.recipe(task).model_copy(update={"steps_per_epoch": self.steps_per_epoch})
         engine = Engine(
             task.model, task.data, recipe, hooks=[*teachers, PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
-            **task.engine_options,
+            labels=self.reads_labels, **task.engine_options,
         )  # fmt: skip
         try:
             for line in engine.fit(resume=task.resume):
@@ -286,6 +286,11 @@ class Taught(TrainingMethod):
         description="epochs of pruning; default: a share of the epochs of pruning and recovery together, up to a maximum",
     )
     distil: float = taught(0.0)
+
+    @property
+    def reads_labels(self) -> bool:  # type: ignore[override]
+        """Whether the loss has a part that is not the original's."""
+        return self.distil < 1
 
     @property
     def length(self) -> float:

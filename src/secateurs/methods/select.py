@@ -147,6 +147,7 @@ class Widths:
                 said += [", mostly because: ", most]
             raise BudgetError(*said, ". See `secateurs inspect`.", hint=(ALL, " may help.") if narrow else ())
         if self.budget is not None:
+            doubt = "" if self.graph.clock is None else self.graph.clock.doubt
             limits = limiting([*limited, *(self.bounds[g.name] for g in self.groups if g.name in self.bounds)])
             hints = [
                 *([(*_listed(limits), f" limit{'s' * (len(limits) == 1)} what may be cut.")] if limits else []),
@@ -156,6 +157,7 @@ class Widths:
                     else []
                 ),
                 *([(ALL, " may allow less.")] if narrow else []),
+                *([(f"This is in doubt: {doubt}.",)] if doubt and self.budget.is_timed else []),
             ]
             hint = tuple(part for i, parts in enumerate(hints) for part in (" " * (i > 0), *parts))
             self.budget.check(self.base, lowest or self.cost(self.lowest), hint)

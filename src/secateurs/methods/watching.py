@@ -11,7 +11,8 @@ from secateurs.graph import ChannelGroup
 from secateurs.graph.channels import Slot
 from secateurs.masking.gates import input_axis
 from secateurs.methods.assess import require_data
-from secateurs.methods.method import Criterion, Task
+from secateurs.methods.criterion import Criterion
+from secateurs.methods.method import Task
 
 
 class Watching(Criterion):

@@ -25,7 +25,7 @@ from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
 from secateurs.graph.modes import evaluating
 from secateurs.plans import Plan
-from secateurs.recovery.carried import Places, consumers, cuts_off, on_average, provably, put_
+from secateurs.recovery.carried import Places, consumers, cuts_off, on_average, provably, put_, twin
 from secateurs.recovery.distil import soft_loss, unlike_logits
 from secateurs.report import count, listing
 from secateurs.seeds import preserve_rng_state
@@ -102,30 +102,35 @@ def after_cut_(
 
     model: the uncut network. batches: a fresh pass over the images. pooled: see `calibrate_`.
     objective: how the network meets a batch; with a loss or a step of the user's own, outputs are not taken for logits.
-    initialized: the method may have changed the weights; where it did, consumers are left alone.
+    initialized: the method may have changed the weights after the cut. Where it did, what consumers lose is what they lose with
+        the new weights, and without batches they are left alone.
     """
     objective = objective or Objective()
     if batches is None and not cuts_off(model):  # no channel is constant
         return Calibration(0, 0, (), ())
-    names = [] if initialized and not _as_cut(model, plan, small) else consumers(model, plan)
+    changed = initialized and not _as_cut(model, plan, small)
+    unknown = batches is None or plan.stripes or named_tensors(small).keys() != named_tensors(model).keys()
+    names = [] if changed and unknown else consumers(model, plan)
     places = Places.of(small, names, example_inputs)
+    # Norms compensate for what the layers before them lose.
+    due = [name for name in places.biased if name not in places.followed]
+    masked = twin(model, plan, small if changed else None) if names and (batches is None or due) else model
     if batches is None:
-        means = provably(model, plan, names, example_inputs)
-    else:  # norms compensate for what the layers before them lose
-        due = [name for name in places.biased if name not in places.followed]
-        means = on_average(model, plan, due, batches(), objective, pooled=pooled) if due else {}
+        means = provably(model, masked, names, example_inputs)
+    else:
+        means = on_average(model, masked, due, batches(), objective, pooled=pooled) if due else {}
     bare = _values(small)
-    layers = put_(model, small, plan, means, places, example_inputs)
+    layers = put_(model, masked, small, plan, means, places, example_inputs)
     if batches is None:
         return Calibration(0, 0, tuple(layers), tuple(name for name in means if name not in layers))
     examples, norms = calibrate_(small, batches(), objective, pooled=pooled)
     if layers:  # the layers before have changed as well, so that a mean may do more harm than good
-        missed = _missed(model, small, batches(), pooled, objective)
+        with_them = missed(model, small, batches(), objective, pooled=pooled)
         filled = _values(small)
         _put_back(small, bare)
         if norms:
             calibrate_(small, batches(), objective, pooled=pooled)
-        if missed <= _missed(model, small, batches(), pooled, objective):
+        if with_them <= missed(model, small, batches(), objective, pooled=pooled):
             _put_back(small, filled)
         else:
             layers = []
@@ -135,7 +140,9 @@ def after_cut_(
 
 
 @torch.no_grad()
-def _missed(model: nn.Module, small: nn.Module, batches: Iterable[Batch], pooled: bool, objective: Objective) -> float:
+def missed(
+    model: nn.Module, small: nn.Module, batches: Iterable[Batch], objective: Objective, *, pooled: bool = True
+) -> float:
     """How far the network's outputs are from the uncut network's, over all images: the divergence of the class probabilities,
     or if the outputs are not logits, the squared distance."""
     total = 0.0

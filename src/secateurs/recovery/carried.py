@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -22,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from secateurs.devices import full_precision
+from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import call, map_tensors, tensors, to_model_device
 from secateurs.graph.modes import evaluating
@@ -44,7 +46,7 @@ class Lost:
     """The mean loss of each consumer of cut channels or stripes, over everything that it is shown."""
 
     model: nn.Module  # the uncut network
-    plan: Plan
+    masked: nn.Module  # see `twin`
     names: Sequence[str]  # of the consumers
     select: Callable[[str, Tensor], Tensor] = lambda name, x: x  # what of a layer's input counts, the rest being zero
     found: Found = field(default_factory=dict)
@@ -52,10 +54,10 @@ class Lost:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Context in which runs of the model are recorded."""
-        whole, masked = copied(self.model, {id(p): p for p in self.model.parameters()}), mask(self.model, self.plan)
+        whole = copied(self.model, {id(p): p for p in self.model.parameters()})
         with ExitStack() as stack:
             for name in self.names:
-                hook = partial(self._see, name, whole.get_submodule(name), masked)
+                hook = partial(self._see, name, whole.get_submodule(name), self.masked)
                 module = self.model.get_submodule(name)
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             yield
@@ -92,12 +94,25 @@ def consumers(model: nn.Module, plan: Plan) -> list[str]:
 
 
 @torch.no_grad()
+def twin(model: nn.Module, plan: Plan, small: nn.Module | None = None) -> nn.Module:
+    """The masked network of a plan, with the weights of the sliced network, where a method has changed these."""
+    masked = mask(model, plan)
+    new = {} if small is None else named_tensors(small)
+    for name, full in named_tensors(masked).items() if small is not None else ():
+        axes = plan.kept.get(name, {})
+        at = [np.array(axes[a]) if a in axes else np.arange(n) for a, n in enumerate(full.shape)]
+        full[np.ix_(*at)] = new[name]
+    return masked
+
+
+@torch.no_grad()
 def on_average(
-    model: nn.Module, plan: Plan, names: Sequence[str], batches: Iterable[Batch], objective: Objective, *, pooled: bool
-) -> Means:
+    model: nn.Module, masked: nn.Module, names: Sequence[str], batches: Iterable[Batch], objective: Objective, *,
+    pooled: bool,
+) -> Means:  # fmt: skip
     """What these consumers lose on average over the images. pooled: over those of all processes, see `calibrate_`."""
     model = copied(model)  # a forward may change its state
-    lost = Lost(model, plan, names)
+    lost = Lost(model, masked, names)
     with preserve_rng_state(), full_precision(), evaluating(model), lost.watching():
         for _ in runs(batches, objective, model):
             pass
@@ -105,7 +120,7 @@ def on_average(
 
 
 @torch.no_grad()
-def provably(model: nn.Module, plan: Plan, names: Sequence[str], example_inputs: Any) -> Means:
+def provably(model: nn.Module, masked: nn.Module, names: Sequence[str], example_inputs: Any) -> Means:
     """What these consumers lose of channels that do not depend on the input: for example because their norm's γ is 0.
 
     Nothing is estimated: the network runs on inputs of NaN, which reach everything that depends on them. A channel that they
@@ -130,7 +145,10 @@ def provably(model: nn.Module, plan: Plan, names: Sequence[str], example_inputs:
             return {}
         constant = {name: _agree(x, [o.get(name) for o in others]) for name, x in blank.items()}
         lost = Lost(
-            model, plan, names, select=lambda name, x: torch.where(constant[name], x, 0) if name in constant else 0 * x
+            model,
+            masked,
+            names,
+            select=lambda name, x: torch.where(constant[name], x, 0) if name in constant else 0 * x,
         )
         with lost.watching():
             call(model, given)
@@ -235,10 +253,10 @@ class Places:
 
 @torch.no_grad()
 def put_(
-    model: nn.Module, small: nn.Module, plan: Plan, means: Means, places: Places, example_inputs: Any
+    model: nn.Module, masked: nn.Module, small: nn.Module, plan: Plan, means: Means, places: Places, example_inputs: Any
 ) -> list[str]:
     """Put what the consumers lost into the sliced network, in place: into a layer's bias, or else into the running mean of the
-    batch norm after it. Returns the layers whose loss was compensated.
+    batch norm after it. Returns the layers whose loss was compensated. model: the uncut network. masked: see `twin`.
 
     The result is checked: the network computes what the masked one does with these constants added to its layers' outputs.
     If it does not, for example because a layer's output goes to a norm and elsewhere too, norms are left alone.
@@ -254,7 +272,7 @@ def put_(
             constants += (due[name] * (-1 if isinstance(home, _BatchNorm) else 1)).to(constants)
         if not homes or not plan.exact:
             return list(homes)
-        if _as_due(model, small, plan, {name: means[name] for name in homes}, example_inputs):
+        if _as_due(masked, small, {name: means[name] for name in homes}, example_inputs):
             return list(homes)
         for name, old in before.items():
             _constants(homes[name]).copy_(old)
@@ -282,16 +300,18 @@ def _biased(module: nn.Module) -> nn.Module | None:
     return layer if layer._parameters.get("bias") is not None and not is_parametrized(layer, "bias") else None
 
 
-def _as_due(model: nn.Module, small: nn.Module, plan: Plan, means: Means, example_inputs: Any) -> bool:
+def _as_due(masked: nn.Module, small: nn.Module, means: Means, example_inputs: Any) -> bool:
     """Whether the sliced network computes what the masked one does with constants added to its layers' outputs."""
 
     def add(layer: nn.Module, args: Any, out: Tensor, mean: Tensor) -> Tensor:
         shape = [-1] if isinstance(layer, nn.Linear) else [-1, *[1] * (out.ndim - 2)]
         return out + mean.to(out).view(shape)
 
-    masked = mask(model, plan)
-    for name, mean in means.items():
-        masked.get_submodule(name).register_forward_hook(partial(add, mean=mean))
-    with full_precision(), evaluating(small), evaluating(masked):
+    with ExitStack() as stack:
+        for name, mean in means.items():
+            hook = masked.get_submodule(name).register_forward_hook(partial(add, mean=mean))
+            stack.callback(hook.remove)
+        for context in (full_precision(), evaluating(small), evaluating(masked)):
+            stack.enter_context(context)
         outs = [tensors(call(m, to_model_device(m, copy.copy(example_inputs)))) for m in (small, masked)]
     return disagreement(outs[0], outs[1], "masked") <= 10 * TOLERANCE

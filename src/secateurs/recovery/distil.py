@@ -49,7 +49,7 @@ class Distilling(TeacherHook):
     learning rates.
 
     What the network's outputs are is seen in the first batch: without logits of classes, the task loss alone is used. If
-    teaching is required, this raises ConfigError, which names the setting that turns teaching off.
+    teaching is required, or the batch has no labels, this raises ConfigError, which names the setting that turns teaching off.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class Distilling(TeacherHook):
         return share * soft + (1 - share) * loss if share < 1 else soft
 
     def _fits(self, engine: TrainingRun, outputs: Any, targets: Any) -> bool:
-        fault = unlike_logits(outputs, None if isinstance(engine.loss, CrossEntropy) else targets)
+        labeled = self._batch is None or self._batch.labeled
+        fault = unlike_logits(outputs, targets if labeled and not isinstance(engine.loss, CrossEntropy) else None)
         if fault is None and engine.objective.step is not None and not self.required:
             fault = "whether the network's outputs are logits of classes is not known of a step of your own"
         if fault is None:
             return True
-        if self.required:
-            raise ConfigError(
-                f"The original cannot teach class probabilities: {fault}.", hint=("Train on the task loss alone, with ",
-                self.off, "."),
-            )  # fmt: skip
+        if self.required or not labeled:
+            alone: tuple[object, ...] = ("Train on the task loss alone, with ", self.off)
+            alone = alone if labeled else (*alone, ", on batches of inputs and targets")
+            raise ConfigError(f"The original cannot teach class probabilities: {fault}.", hint=(*alone, "."))
         engine.report.line(
             f"{engine.report.title}: trains on the task loss alone, without the original as a teacher: {fault}"
         )

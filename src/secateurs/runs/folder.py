@@ -254,8 +254,10 @@ class RunFolder:
 
 
 def write(file: Path, content: bytes | str) -> None:
-    """Write a file of a run, whole or not at all. Raises ArtifactError where the disk does not take it."""
+    """Write a file of a run, whole or not at all, and the folder if need be. Raises ArtifactError where the disk does not take
+    it."""
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content)
     except OSError as error:
         raise unwritten(file, error) from error

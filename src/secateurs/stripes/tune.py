@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.graph.faults import running
 from secateurs.graph.inputs import call, tensors, to_model_device
 from secateurs.graph.modes import evaluating
 from secateurs.stripes.kernels import KERNELS
@@ -26,14 +27,14 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
     Times are from one stripe convolution to the next (or the end), since the ops between them take longer in one memory
     format than in another. Returns for each layer the time of each kernel relative to the dense convolution. Call it once for
     each input (and batch) size that the network will run on, on the target machine. The model runs
-    in eval mode during the measurement.
+    in eval mode during the measurement. Raises TraceError if it does not run on them.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv)}
     training = {m: m.training for m in layers.values()}
     before = {m: dict(m.kernels) for m in layers.values()}
     inputs = to_model_device(model, example_inputs)
     try:
-        with evaluating(model), torch.no_grad():
+        with running(model, inputs), evaluating(model), torch.no_grad():
             times = _measured(model, layers, inputs, rounds)
             found: list[dict[Key, str]] = [_fastest(times, keep) for keep in (True, False)]
             if found[0] != found[1]:

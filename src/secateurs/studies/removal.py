@@ -16,7 +16,8 @@ from secateurs.errors import ConfigError, nearest
 from secateurs.graph import ChannelGroup
 from secateurs.methods.aofp.search import BinaryFilterSearch
 from secateurs.methods.assess import Assessor, reporter, require_data, spread
-from secateurs.methods.method import Criterion, Task
+from secateurs.methods.criterion import Criterion
+from secateurs.methods.method import Task
 from secateurs.methods.oracle.ablation import Ablation, Judging
 from secateurs.methods.registry import methods, resolve
 from secateurs.training import Batch, Metrics

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from secateurs.devices import full_precision
 from secateurs.graph.channels import named_tensors
+from secateurs.graph.counter import formulas
 from secateurs.graph.families import argument, draws
 from secateurs.graph.frames import caller
 from secateurs.graph.inputs import call, map_tensors, to_model_device
@@ -124,7 +124,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self, own: Storages, foreign: Storages, leader: Run | None, witness: bool, double: bool) -> None:
         super().__init__()
         self.run, self._leader, self._witness, self._double = Run(), leader, witness, double
-        self._own, self._foreign = own, foreign
+        self._own, self._foreign, self._formulas = own, foreign, formulas()
         # For each choice, the difference of what feeds it, and whether it tells.
         self._fed: list[tuple[float, bool]] = []
         self._always = 0  # choices that every output stands for, as bits
@@ -152,8 +152,8 @@ class _Watch(TorchDispatchMode):
         if self._double and (not inputs or func is _LITERAL) and isinstance(out, Tensor) and out.dtype is torch.float32:
             out = out.double()
         packet = func.overloadpacket
-        if packet in flop_registry:
-            self.run.macs += flop_registry[packet](*args, **kwargs, out_val=out) // 2
+        if packet in self._formulas:
+            self.run.macs += self._formulas[packet](*args, **kwargs, out_val=out) // 2
             if self._witness and basis is not None and isinstance(out, Tensor):
                 self._always |= 1 << len(self.run.choices)
                 self._note(func, [out], _cloned((out,)), None)

@@ -18,6 +18,7 @@ from secateurs.data.load import OneOfEach, Statistics, checked_channels, default
 from secateurs.data.samples import SampleLoader, Samples, Transforms
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, Setting, SpecError, TrainingError
+from secateurs.graph.faults import running
 from secateurs.graph.inputs import call
 from secateurs.graph.modes import evaluating
 from secateurs.presets import Settings
@@ -101,8 +102,8 @@ class VisionTask(Settings):
 
     def fitted(self, objective: Objective, network: nn.Module, inputs: Any, measured: bool = True) -> Objective:
         """The objective with this task's metrics, if they are `measured`. inputs: of one example. Raises DataError for a
-        network of another task."""
-        with torch.no_grad(), evaluating(network), preserve_rng_state():
+        network of another task, TraceError for one that does not run on the inputs."""
+        with running(network, inputs), torch.no_grad(), evaluating(network), preserve_rng_state():
             outputs = call(network, inputs)
         self.check(outputs, inputs, 0, "The network", ())
         if not measured:

@@ -35,7 +35,8 @@ class Engine(TrainingRun):
     `loss(outputs, targets) -> scalar` gets the model's raw outputs (default: cross-entropy, auxiliary heads included); it is
     short for `objective=Objective(loss=…)`, with which batches may be anything: see `Objective`.
     `folder`: where `metrics.jsonl` is written. `checkpoints` are saved after every epoch, every `save_steps` steps and
-    `save_seconds` seconds if set. `track`: accelerate's trackers ("tensorboard", "wandb"…, or objects).
+    `save_seconds` seconds if set. `track`: accelerate's trackers ("tensorboard", "wandb"…, or objects). `labels=False`: a hook
+    gives the whole loss, so batches may be inputs only, as with a recipe that reads no labels.
 
     For the interface of hooks see `TrainingRun`.
     """
@@ -100,7 +101,7 @@ class Engine(TrainingRun):
         self._resumed = False
         for index, raw, last in B.walk(
             self.train_data, seed=self.seed, epoch=self.epoch, start=self.batch, limit=limit, replay=replay,
-            labels=self.recipe.reads_labels, whole=self.objective.whole,
+            labels=self.labels, whole=self.objective.whole,
         ):  # fmt: skip
             batch = self._check.fit(B.share(raw, *share), index)
             with self._check.running(batch, index):

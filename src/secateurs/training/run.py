@@ -52,6 +52,7 @@ class TrainingRun:
         progress: Mode | bool = "auto",
         track: Sequence[Any] = (),
         title: str = "training",
+        labels: bool = True,
     ):
         self.objective = objective or Objective(loss=loss)
         if (self.objective.loss is not None or self.objective.step is not None) and recipe.label_smoothing:
@@ -59,6 +60,7 @@ class TrainingRun:
         if save_steps is not None and save_steps < 1:
             raise ConfigError(f"save_steps={save_steps}: must be at least 1")
         self.model, self.recipe, self.hooks, self.seed = model, recipe, list(hooks), seed
+        self.labels = labels and recipe.reads_labels
         self.train_data, self.val_data = B.split_data(data)
         self.loss = self.objective.loss or CrossEntropy(recipe.label_smoothing)
         self.folder = Path(folder) if folder is not None else None

@@ -185,5 +185,6 @@ def test_the_pruner_sees_some_of_the_images() -> None:
     assert args[1][0].tolist() == [0, 4]
     assert args[1][1] is scale
     assert named == {"flag": True}
+    assert len(some_images(([*x],), {}, 0.25)[0][0]) == 8  # images or batches: nothing tells
     for rows, fraction, count in ((8, 0.75, 6), (8, 0.4, 4), (8, 1.0, 8), (4, 0.25, 2), (5, 0.25, 2), (1, 0.25, 1)):
         assert len(some_images((x[:rows],), {}, fraction)[0][0]) == count  # a batch norm needs two

@@ -24,6 +24,7 @@ from secateurs.methods.select import Widths
 from secateurs.recovery import recover
 from secateurs.recovery.features import by_name, feature_maps
 from secateurs.recovery.mimic import choose
+from secateurs.report import listing
 from secateurs.testing.networks import data, images, network, randomize
 
 
@@ -199,7 +200,7 @@ def test_a_scope_without_effect_is_told(name: str, scope: str, warned: bool, cap
     """ResNet-20's shortcuts are padded: the last layer's channels are those of all stages, and the last layer is crucial."""
     torch.manual_seed(0)
     model, x = sc.build(f"zoo:{name}").eval(), torch.zeros(1, 3, 32, 32)
-    plan = attached(model, x, sc.OneStep(crucial=1), sc.Budget(macs=0.5), scope=scope).plan()
+    plan = attached(model, x, sc.OneStep(crucial=1, cost=0), sc.Budget(macs=0.5), scope=scope).plan()
     graph = sc.trace(model, x)
     assert all(graph[name].internal for name in plan.groups)
     assert ("scope 'all' has no effect" in caplog.text) == warned
@@ -415,10 +416,13 @@ def test_crucial_layers_are_released_for_a_budget_that_could_not_be_met() -> Non
         again = vgg(crucial=4)
         betas(again, features_3=1.3, features_24=1.2, features_17=1.1)
         object.__setattr__(again.task, "budget", sc.Budget(macs=least(*order[:many])))
+        lines: list[str] = []
+        again.log = lines.append
         selection = again.finish()
         plan = selection.plan(again.task.graph)
         released = again.history[-1]["released"]
         assert released == order[many:][::-1]
+        assert [line.partition(", crucial")[0] for line in lines] == [f"onestep: {listing(released)}"] * bool(released)
         assert all(len(k) == (graph[n].size if n in order[:many] else floor[n]) for n, k in plan.groups.items())
         assert len(selection.nodes) == many
 

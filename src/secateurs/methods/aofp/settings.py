@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from secateurs.errors import Setting
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import Taught
 from secateurs.training import Recipe
@@ -50,6 +51,15 @@ class Settings(Taught):
         default=1, ge=1, description="stop after this many sweeps of restarts in which no layer can be pruned"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="as in a Recipe")
+
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        if task.budget is None:
+            return {"theta_growth": ("without a budget, θ is constant",)} if self.theta_growth > 1 else {}
+        why = (
+            "with a budget, θ grows until layers can be pruned again, unless ",
+            Setting("theta_growth", 1, type(self)),
+        )
+        return {"patience": why} if self.theta_growth > 1 else {}
 
     def recipe(self, task: Task) -> Recipe:
         return Recipe(

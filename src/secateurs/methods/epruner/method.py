@@ -102,6 +102,20 @@ class EPruner(Method):
     def feasible(self, task: Task) -> None:
         self._widths(task).check()
 
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        found: dict[str, tuple[object, ...]] = {}
+        if self.late == 1:
+            found["late_from"] = ("late layers have the same β, with ", Setting("late", 1, EPruner))
+        if self.beta is None and self.widths == "uniform":
+            found["late"] = found["late_from"] = (
+                Setting("widths", "uniform", EPruner),
+                " keeps the same share of every layer",
+            )
+            if self.init == "l1":
+                norms = ("the norms choose the filters, and ", Setting("widths", "uniform", EPruner), " how many")
+                found |= dict.fromkeys(("similarity", "damping", "iterations", "convergence", "diagonal"), norms)
+        return found
+
     def select(self, task: Task) -> Selection:
         widths = self._widths(task)
         filters = [g.filters(task.model, self.bias) for g in widths.groups]

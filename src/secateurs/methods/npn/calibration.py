@@ -23,7 +23,9 @@ def calibrate(pruner: Pruner, network: nn.Module, images: int, *, per_epoch: int
         check = Check(network, "train")
         task = pruner.task
         objective = task.objective
-        for index, raw, _ in walk(task.data.train, seed=task.seed, epoch=0, limit=per_epoch, whole=objective.whole):
+        for index, raw, _ in walk(
+            task.data.train, seed=task.seed, epoch=0, limit=per_epoch, labels=False, whole=objective.whole
+        ):
             batch = to_device(check.fit(share(raw, *pruner.share), index), device)
             rows.append(call(network, objective.arguments(task.model, batch)).double().cpu())
             seen += round(float(pruner.mean(torch.tensor([float(len(rows[-1]))]))) * pruner.processes)

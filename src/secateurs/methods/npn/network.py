@@ -145,10 +145,10 @@ def some_images(args: Any, kwargs: Any, fraction: float) -> tuple[Any, Any]:
 
 def _images(given: tuple[Any, Any]) -> int:
     """The number of images in a model's arguments: the first axis of the first tensor, or the length of a list of arguments, as
-    detectors take them with the targets of each image."""
+    detectors take them with the targets of each image. 0 if unknown: a list of tensors may hold images or batches."""
     args, kwargs = given
-    listed = [x for x in (*args, *kwargs.values()) if isinstance(x, list) and x and not isinstance(x[0], Tensor)]
-    if listed:
-        return examples(listed[-1])
-    found = [x for x in tensors(given) if x.ndim]
+    listed = [x for x in (*args, *kwargs.values()) if isinstance(x, list) and x]
+    if told := [x for x in listed if not isinstance(x[0], Tensor)]:
+        return examples(told[-1])
+    found = [x for x in tensors([x for x in (*args, *kwargs.values()) if not isinstance(x, list)]) if x.ndim]
     return len(found[0]) if found else 0

@@ -88,6 +88,23 @@ class Settings(Taught):
         if self.pruner is not None:
             self.base(task)
 
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        found: dict[str, tuple[object, ...]] = {}
+        if self.gates == "sample":
+            found["pruner_images"] = ("every image has gates of its own",)
+        if self.hold:
+            fixed = (
+                "the channels are fixed when the scale is raised; ",
+                Setting("hold", False, type(self)),
+                " trains gates on",
+            )
+            found |= {"schedule": fixed, "calibration": fixed}
+            if task.budget is not None:
+                found["threshold"] = ("the budget decides how many channels stay, and the order of the gates which",)
+            if task.budget is not None or self.threshold == 0.5:
+                found["scale"] = fixed
+        return found
+
     def base(self, task: Task) -> nn.Module:
         """The base network of the pruner: the main network, of which it is a copy, or the one from `pruner`."""
         if self.pruner is None:

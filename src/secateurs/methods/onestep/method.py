@@ -16,6 +16,7 @@ from secateurs.devices import device_of
 from secateurs.errors import ConfigError, Setting, TrainingError
 from secateurs.graph import ChannelGroup
 from secateurs.masking.gates import Gates
+from secateurs.methods.costs import measured
 from secateurs.methods.criteria import norms
 from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
@@ -23,6 +24,7 @@ from secateurs.methods.pruner import Pruner, Taught, taught
 from secateurs.methods.registry import register
 from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Selection
+from secateurs.report import listing
 from secateurs.training import Recipe
 
 log = logging.getLogger("secateurs")
@@ -93,11 +95,12 @@ class OneStep(Taught):
         default=None, ge=1, le=1e4, allow_inf_nan=False,
         description="instead of a budget: every layer that is not crucial keeps the fraction 1/rate (8 in sec. 4.1)",
     )  # fmt: skip
-    cost: float = Field(
-        default=0.25,
+    cost: float | None = Field(
+        default=None,
         ge=0,
         le=2,
-        description="scores are divided by this power of what a channel costs under the budget: costly layers lose more",
+        description="scores are divided by this power of what a channel costs under the budget: costly layers lose more; "
+        "None: the power that measures best",
     )
     fold: bool = Field(
         default=False, description="multiply |β| into the weights instead of discarding it after the cut"
@@ -119,6 +122,14 @@ class OneStep(Taught):
                 " (each layer keeps 1/rate of its filters).",
             )
         find_layers(task.model, task.graph, scored(task.graph), task.example_inputs)
+
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        found: dict[str, tuple[object, ...]] = {}
+        if self.rate is not None and self.cost:
+            found["cost"] = (Setting("rate", self.rate, OneStep), " keeps the same share of every layer")
+        if self.lam is not None:
+            found["strength"] = (Setting("lam", self.lam, OneStep), " is λ itself")
+        return found
 
     def recipe(self, task: Task) -> Recipe:
         # The network's own parameters are frozen: lr is that of none.
@@ -258,13 +269,14 @@ class OneStepPruner(Pruner):
 
     def _finish(self) -> Selection:
         try:
-            return self._selection(self.beta())
+            beta = self.beta()
         finally:
             for handle in self._handles:
                 handle.remove()
             self.gates.detach()
             for p in self.trainable:
                 p.requires_grad_(True)
+        return self._selection(beta)
 
     def _selection(self, beta: Mapping[str, np.ndarray]) -> Selection:
         """What the importance vectors keep. Folds them into the weights."""
@@ -277,25 +289,36 @@ class OneStepPruner(Pruner):
             nodes=list(nodes), released=[layer.name for layer in released],
             scores={layer.name: round(layer.score(beta), 8) for layer in self.layers.all},
         )  # fmt: skip
+        if released:
+            names = listing([layer.name for layer in released])
+            self.log(
+                f"onestep: {names}, crucial by {'its' if len(released) == 1 else 'their'} scores, cannot stay whole within the "
+                "budget and the limits of the task"
+            )
         free = [g for g in self.task.groups if g.name not in whole]
         if any(not g.internal for g in self.task.groups) and all(g.internal for g in free):
             log.warning(
                 "onestep: scope 'all' has no effect: all channels on a shortcut belong to crucial layers, which stay whole, as "
                 "the last layer always does"
             )
-        prices = self.task.widths_of(free).prices() ** self.config.cost
+        widths = self.task.widths_of(free)
         scores = [beta.get(g.name, np.ones(g.size)) * self._prior(g) for g in free]
-        ranks = {g.name: self._ranked(s) / price for g, s, price in zip(free, scores, prices, strict=True)}
+        ranks = {g.name: self._ranked(s) for g, s in zip(free, scores, strict=True)}
+
+        def within(cost: float) -> Selection:
+            prices = widths.prices() ** cost
+            each = {name: r / price for (name, r), price in zip(ranks.items(), prices, strict=True)}
+            return Selection(select_within_budget(widths, each) if free else {}, nodes=nodes)
+
         if self.config.rate is not None:
-            widths = self.task.widths_of(free)
             counts = widths.aligned(np.ceil(widths.sizes / self.config.rate).astype(np.int64))
             best = zip(ranks.items(), counts, strict=True)
-            selection = {name: np.sort(np.argsort(-r, kind="stable")[:k]) for (name, r), k in best}
+            found = Selection({n: np.sort(np.argsort(-r, kind="stable")[:k]) for (n, r), k in best}, nodes=nodes)
         else:
-            selection = select_within_budget(self.task.widths_of(free), ranks) if free else {}
+            found = within(measured(self.task, within) if self.config.cost is None else self.config.cost)
         if self.config.fold:
             self.gates.fold_({name: torch.from_numpy(b).float() for name, b in beta.items()})
-        return Selection(selection, nodes=nodes)
+        return found
 
     def _order(self, layer: Layer) -> int:
         return len(self.layers.all) if layer == self.layers.final else self.layers.all.index(layer)

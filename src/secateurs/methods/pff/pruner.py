@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.graph.channels import parameter
+from secateurs.methods.costs import measured
 from secateurs.methods.method import Task
 from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.outcome import report
@@ -18,6 +19,7 @@ from secateurs.methods.pff.sizes import restore_, squares
 from secateurs.methods.pff.skeleton import Measure, Norms, Skeleton
 from secateurs.methods.pruner import Pruner
 from secateurs.methods.selection import Selection
+from secateurs.methods.stripes.criterion import L2Stripes
 from secateurs.methods.stripes.select import Left, channel_scores
 
 ALPHA = 1e-5  # the paper's, for 160 epochs
@@ -41,7 +43,7 @@ class PFFPruner(Pruner):
         self.stripes = config.stripes(task)
         found, blocks = self.stripes.kernels, self.stripes.blocks
         self.sizes = squares(self.model, found)  # of the stripes, to be restored at the end
-        worth = self.stripes.worth(config.cost).tolist() if config.controlled(task) else None
+        worth = self.stripes.worth(self._cost()).tolist() if config.controlled(task) else None
         self.measure: Measure
         if config.penalty == "skeleton":
             norms = config.prior == "norm" or (config.prior is None and config.controlled(task))
@@ -68,6 +70,14 @@ class PFFPruner(Pruner):
             self.frozen = [w for name in found if (w := parameter(self.model, name)).requires_grad]  # type: ignore[misc]
             for w in self.frozen:
                 w.requires_grad_(False)
+
+    def _cost(self) -> float:
+        """The power of the costs by which values are divided. Before training, norms stand for the values."""
+        config = self.config
+        if config.cost is not None:
+            return config.cost
+        norms = L2Stripes(floor=config.floor, block=config.block)
+        return measured(self.task, lambda cost: norms.model_copy(update={"cost": cost}).select(self.task))
 
     def begin(self, total: int, epoch_steps: int) -> None:
         super().begin(total, epoch_steps)

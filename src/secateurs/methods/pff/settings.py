@@ -13,7 +13,7 @@ from secateurs.methods.method import Task
 from secateurs.methods.pff.phases import Held, faded
 from secateurs.methods.pruner import Taught, taught
 from secateurs.methods.stripes.blocks import blocks
-from secateurs.methods.stripes.select import COST, Stripes, check_kernels, kernels
+from secateurs.methods.stripes.select import Stripes, check_kernels, kernels
 
 
 class Settings(Taught):
@@ -67,11 +67,12 @@ class Settings(Taught):
         description="what values are multiplied by for comparison: their stripes' initial norms over the layer's mean, or 1; "
         "None: norm if α is controlled",
     )
-    cost: float = Field(
-        COST,
+    cost: float | None = Field(
+        None,
         ge=0,
         le=2,
-        description="under control, values are compared divided by this power of what their stripes cost",
+        description="under control, values are compared divided by this power of what their stripes cost; None: the power that "
+        "measures best for a cut by norms",
     )
     limit: float | None = Field(
         4.0,
@@ -121,6 +122,23 @@ class Settings(Taught):
             raise ConfigError(
                 Setting("train", "skeleton", type(self)), " requires ", Setting("penalty", "skeleton", type(self)), "."
             )
+
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        found: dict[str, tuple[object, ...]] = {}
+        if not self.controlled(task):
+            alpha = (
+                ("there is no budget",)
+                if self.alpha is None
+                else (Setting("alpha", self.alpha, type(self)), " is constant")
+            )
+            own = {"cost": bool(self.cost), "limit": self.limit is not None, "arrive": True, "fixed": True}
+            found |= {name: alpha for name, sets in own.items() if sets}
+        if self.penalty == "group-lasso":
+            none: tuple[object, ...] = (Setting("penalty", "group-lasso", type(self)), " has no skeleton")
+            found |= dict.fromkeys(("skeleton_lr", "skeleton_decay", "prior"), none)
+        if self.schedule != "step":
+            found["gamma"] = ("it is the factor of ", Setting("schedule", "step", type(self)))
+        return found
 
     def feasible(self, task: Task) -> None:
         task.widths.check(self.stripes(task).lowest())

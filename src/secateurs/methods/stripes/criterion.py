@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, Setting
 from secateurs.graph.channels import parameter
+from secateurs.methods.costs import measured
 from secateurs.methods.method import Method, Task
 from secateurs.methods.registry import register
 from secateurs.methods.selection import Selection
 from secateurs.methods.stripes.blocks import blocks
-from secateurs.methods.stripes.select import COST, Stripes, channel_scores, check_kernels, kernels
+from secateurs.methods.stripes.select import Stripes, channel_scores, check_kernels, kernels
 
 
 @register("l2-stripes")
@@ -28,15 +30,16 @@ class L2Stripes(Method):
     cuts = "stripes"
 
     ranking: Literal["global", "layer"] = Field(
-        "global",
+        default="global",
         description="global: compare stripes across layers, relative to their layer's mean norm and cost; layer: keep the same "
         "fraction of every layer",
     )
-    cost: float = Field(
-        COST,
+    cost: float | None = Field(
+        default=None,
         ge=0,
         le=2,
-        description="norms are compared between layers divided by this power of what their stripes cost",
+        description="norms are compared between layers divided by this power of what their stripes cost; None: with data the "
+        "power that measures best, without 0",
     )
     floor: float = Field(default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps")
     block: int = Field(default=1, ge=1, description="so many filters of similar shapes keep the same stripes")
@@ -45,16 +48,26 @@ class L2Stripes(Method):
         super().check(task)
         check_kernels(task, self.name)
 
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        same = (Setting("ranking", "layer", type(self)), " keeps the same share of every layer")
+        return {"cost": same} if self.ranking == "layer" and self.cost else {}
+
     def feasible(self, task: Task) -> None:
         task.widths.check(self._stripes(task).lowest())
 
     def select(self, task: Task) -> Selection:
         stripes = self._stripes(task)
-        worth = stripes.worth(0 if self.ranking == "layer" else self.cost)
-        each = np.concatenate([self._scores(task, n) * w for n, w in zip(stripes.kernels, worth, strict=True)])
-        scores = stripes.means(each)
-        left, _ = stripes.select_within_budget(scores, lambda: channel_scores(task))
-        return stripes.selection(left)
+        scores = [self._scores(task, name) for name in stripes.kernels]
+
+        def within(cost: float) -> Selection:
+            worth = stripes.worth(cost)
+            each = np.concatenate([s * w for s, w in zip(scores, worth, strict=True)])
+            left, _ = stripes.select_within_budget(stripes.means(each), lambda: channel_scores(task))
+            return stripes.selection(left)
+
+        if self.ranking == "layer":
+            return within(0)
+        return within(measured(task, within) if self.cost is None else self.cost)
 
     def _stripes(self, task: Task) -> Stripes:
         found = kernels(task)

@@ -20,7 +20,6 @@ from secateurs.methods.stripes.blocks import Blocks
 from secateurs.stripes import StripeConv
 
 Array = np.ndarray
-COST = 0.25  # scores are compared between layers divided by this power of the stripes' costs
 FEW = 0.05  # if a budget would leave a smaller fraction of the stripes than this, channels are cut as well
 
 

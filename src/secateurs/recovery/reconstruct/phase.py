@@ -17,7 +17,7 @@ from secateurs.graph.channels import named_tensors
 from secateurs.plans import Plan
 from secateurs.recovery.reconstruct.recipe import Reconstruct
 from secateurs.recovery.reconstruct.run import reconstruct_
-from secateurs.recovery.reconstruct.walk import rows
+from secateurs.recovery.reconstruct.watch import Chunk
 from secateurs.seeds import preserve_rng_state
 from secateurs.training.batches import split_data, to_device, without_labels
 from secateurs.training.checks import Check
@@ -71,7 +71,7 @@ def _reconstruct(
         {"weight": name, "before": _figure(s.before), "after": _figure(s.after), "solved": s.weight is not None}
         for name, s in solved.items()
     ]
-    images = sum(map(rows, inputs))
+    images = sum(chunk.images for chunk in inputs)
     return [{"event": "reconstructed", "images": images, "seconds": seconds, "layers": layers}]
 
 
@@ -81,11 +81,12 @@ def _figure(share: float) -> float | None:
 
 def _images(
     model: nn.Module, data: Any, images: int, seed: int, device: torch.device, objective: Objective
-) -> Iterator[Any]:
+) -> Iterator[Chunk]:
     """The inputs of the first training images, on the device."""
     check = Check(model, "train")
     for index, batch in enumerate(without_labels(split_data(data)[0], images, seed=seed, whole=objective.whole)):
-        yield objective.arguments(model, to_device(check.fit(batch, index), device))
+        batch = to_device(check.fit(batch, index), device)
+        yield Chunk(objective.arguments(model, batch), batch.rows)
 
 
 def _shared(model: nn.Module, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:

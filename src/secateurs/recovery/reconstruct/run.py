@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import map_tensors
 from secateurs.graph.modes import evaluating
 from secateurs.plans import Plan
 from secateurs.recovery.reconstruct.solver import Solution
 from secateurs.recovery.reconstruct.structure import Step, Structure
-from secateurs.recovery.reconstruct.walk import Original, Sampler, Targets, Walk, rows
+from secateurs.recovery.reconstruct.walk import Original, Sampler, Targets, Walk
+from secateurs.recovery.reconstruct.watch import Chunk
 from secateurs.training.progress import Reporter
 
 CHUNK = 32  # images that run at a time
@@ -36,17 +36,19 @@ def reconstruct_(
 ) -> dict[str, Solution]:
     """Solve a cut network's layers, in place. Returns the solutions by weight, in the order in which the layers run.
 
-    original: the network that `plan` was applied to; it is not modified. batches: inputs, on the device of both.
+    original: the network that `plan` was applied to; it is not modified. batches: inputs, on the device of both, or each
+    as a `Chunk`, where it takes more than the first axis of a tensor to tell how many images they are: lists of images.
 
     Memory: all chunks' activations that later layers read, float32; the targets, (images · positions) values for each output of
     each layer solved; and for the layer that is being solved about four times n² float64, n being its inputs times the
     positions of its kernel, at most as many as there are samples.
     """
-    chunks = [chunk for inputs in batches for chunk in _chunks(inputs)]
+    whole = [Chunk.of(given) for given in batches]
+    chunks = [each.part(i, i + CHUNK) for each in whole for i in range(0, each.images, CHUNK)]
     names = _names(model, original)
     original = copied(original).eval()
     with torch.no_grad(), evaluating(model):
-        found = Structure.of(model, _slice(chunks[0], 0, LOOK), names)
+        found = Structure.of(model, chunks[0].part(0, LOOK), names)
         targets = [_targets(step, original, plan) for step in found.steps if _reads_cut(step, plan)]
         if not targets:
             return {}
@@ -54,9 +56,9 @@ def reconstruct_(
         watched = Original(original, targets, sampler)
         report = report or Reporter("silent")
         report.start(len(chunks) + len(targets), 0)
-        for chunk, inputs in enumerate(chunks):
-            watched.run(chunk, inputs)
-            report.show(chunk + 1, "running the original")
+        for i, chunk in enumerate(chunks):
+            watched.run(i, chunk)
+            report.show(i + 1, "running the original")
         del watched, original  # a copy
         walk = Walk(model, names, found, targets, sampler, ridge)
         walk.solved = lambda done, name: report.show(len(chunks) + done, name)
@@ -108,12 +110,3 @@ def _names(model: nn.Module, original: nn.Module) -> dict[str, str]:
         old = ".".join([*path, leaf])
         found[name] = old if old in known else name
     return found
-
-
-def _chunks(inputs: Any) -> Iterator[Any]:
-    for start in range(0, rows(inputs), CHUNK):
-        yield _slice(inputs, start, start + CHUNK)
-
-
-def _slice(inputs: Any, start: int, stop: int) -> Any:
-    return map_tensors(lambda x: x[start:stop], inputs)

@@ -13,12 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.graph.context import NO_CALL
 from secateurs.graph.families import Family
-from secateurs.graph.flow import Flow, Op
+from secateurs.graph.flow import Flow, Op, Value
 from secateurs.graph.inputs import call, tensors
 from secateurs.graph.recorder import Recorder
 from secateurs.recovery.reconstruct.layers import Geometry
-from secateurs.recovery.reconstruct.watch import Key, Watch
+from secateurs.recovery.reconstruct.watch import Chunk, Key, Watch
 
+_ORDERS = ("topk", "sort", "argsort", "nonzero", "nonzero_numpy", "masked_select", "nms", "unique_dim", "_unique2")
+_TAKES = ("index", "gather", "index_select", "take", "take_along_dim", "roi_align", "roi_pool")  # by activations
 _VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
 
 
@@ -48,10 +50,10 @@ class Structure:
     spent: Mapping[Key, tuple[int, ...]]
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Any, names: Mapping[str, str]) -> Structure:
-        """Run the model, in its mode, on the inputs of a few images. names: see `Watch`."""
-        run = _Recording(model, names)
-        run.start(len(tensors(inputs)[0]))
+    def of(cls, model: nn.Module, chunk: Chunk, names: Mapping[str, str]) -> Structure:
+        """Run the model, in its mode, on a few images. names: see `Watch`."""
+        run, inputs = _Recording(model, names), chunk.inputs
+        run.start(chunk.images)
         run.recorder.start(tensors(inputs))
         with torch.no_grad(), run:
             out = call(model, inputs)
@@ -104,9 +106,10 @@ class _Recording(Watch):
     def steps(self) -> Iterator[Step]:
         flow = self.recorder.flow()
         keys = dict(zip((op for op in flow.ops if op.target is not None), self._keys, strict=True))
+        picked = _picked(flow)
         for op, key in keys.items():
             name, geometry = self._layers.get(key, ("", None))
-            if geometry is not None and self.ran[name] == 1:
+            if geometry is not None and self.ran[name] == 1 and picked.isdisjoint(op.outputs):
                 norm, other = self._following(flow, op, geometry, keys)
                 yield Step(key, name, geometry, norm, other)
 
@@ -129,6 +132,18 @@ class _Recording(Watch):
                 break
             value = op.outputs[0]
         return norm, None
+
+
+def _picked(flow: Flow) -> set[Value]:
+    """The values that are computed from rows which a network picks or orders by values, such as boxes that it finds. In the cut
+    network they are other rows, or in another order: outputs of the original are no targets there."""
+    found: set[Value] = set()
+    for op in flow.ops:
+        name = "" if op.target is None else op.target.overloadpacket.__name__
+        taken = name in _TAKES and bool(op.live) and op.live[0] is op.inputs[0] and len(op.live) > 1
+        if taken or (name in _ORDERS and op.live) or not found.isdisjoint(op.inputs):
+            found.update(op.outputs)
+    return found
 
 
 def storage(x: Tensor) -> torch.UntypedStorage | None:

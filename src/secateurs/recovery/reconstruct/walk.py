@@ -23,7 +23,7 @@ from secateurs.recovery.reconstruct.layers import sampled
 from secateurs.recovery.reconstruct.lockstep import Coroutine
 from secateurs.recovery.reconstruct.solver import Problem, Solution
 from secateurs.recovery.reconstruct.structure import Step, Structure, storage
-from secateurs.recovery.reconstruct.watch import Key, Layer, Watch
+from secateurs.recovery.reconstruct.watch import Chunk, Key, Layer, Watch
 from secateurs.seeds import mix
 
 SMALL = 1e-3  # a batch norm's factor, relative to its largest, that is too small to divide by
@@ -88,11 +88,11 @@ class Original(Watch):
         self._others = by_other(targets)
         self._chunk = 0
 
-    def run(self, chunk: int, inputs: Any) -> None:
-        self._chunk, self._summand = chunk, dict[Key, Tensor]()
-        self.start(rows(inputs))
+    def run(self, index: int, chunk: Chunk) -> None:
+        self._chunk, self._summand = index, dict[Key, Tensor]()
+        self.start(chunk.images)
         with torch.no_grad(), self:
-            call(self._model, inputs)
+            call(self._model, chunk.inputs)
 
     def op(self, key: Key, func: Any, args: Any, kwargs: Any) -> Any:
         targets = self._layers.get(key)
@@ -139,9 +139,12 @@ class Cut(Watch):
             pause(walk.count(norm, args[0]))
         step = walk.steps.get(key)
         layer = None if step is None else self.layer(func, args)
-        if layer is not None and (targets := walk.targets.get(key)) is not None:
+        targets = None if layer is None else walk.targets.get(key)
+        if layer is not None and targets is not None:
             pause(walk.collect(targets, layer, self._chunk, self._summand.pop(key, None)))
         out = func(*args, **kwargs)
+        if targets is not None and tuple(targets.step.laid(out, self.images).shape[2:]) != targets.size(self._chunk):
+            raise ConfigError(_VARIES)  # as many rows as boxes were found, for example
         if layer is not None and _larger(out, layer) and (norm := walk.after(walk.steps[key])) is not None:
             # The norm's statistics are counted here: while the other chunks arrive, the layer's input is held, not its
             # output, which is larger.
@@ -198,10 +201,10 @@ class Walk:
         self._pooled: Pooled | None = None  # … or the statistics of the norm
         self._images = 0
 
-    def run(self, chunks: Sequence[Any]) -> dict[str, Solution]:
-        """The solutions by weight. chunks: the inputs that the targets are of."""
-        self._images = sum(map(rows, chunks))
-        runs = [Coroutine(partial(self._run, i, inputs)) for i, inputs in enumerate(chunks)]
+    def run(self, chunks: Sequence[Chunk]) -> dict[str, Solution]:
+        """The solutions by weight. chunks: those that the targets are of."""
+        self._images = sum(chunk.images for chunk in chunks)
+        runs = [Coroutine(partial(self._run, i, chunk)) for i, chunk in enumerate(chunks)]
         try:
             while True:
                 points = [run.resume() for run in runs]
@@ -214,11 +217,11 @@ class Walk:
             for run in runs:
                 run.close()
 
-    def _run(self, chunk: int, inputs: Any, coroutine: Coroutine) -> None:
-        run = Cut(self, chunk, rows(inputs), coroutine)
+    def _run(self, index: int, chunk: Chunk, coroutine: Coroutine) -> None:
+        run = Cut(self, index, chunk.images, coroutine)
         try:
             with torch.no_grad(), run:
-                call(self.model, inputs)
+                call(self.model, chunk.inputs)
         finally:
             run.end()
 
@@ -300,11 +303,6 @@ class Walk:
 
 def _larger(out: Tensor, layer: Layer) -> bool:
     return not layer.geometry.linear and out.numel() > layer.x.numel()
-
-
-def rows(inputs: Any) -> int:
-    """The number of images in these inputs."""
-    return len(tensors(inputs)[0])
 
 
 def by_other(targets: Sequence[Targets]) -> dict[Key, list[Targets]]:

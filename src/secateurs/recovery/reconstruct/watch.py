@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateurs.data.structure import part
 from secateurs.graph.channels import named_tensors
+from secateurs.graph.inputs import tensors
 from secateurs.recovery.reconstruct.layers import LINEAR, Geometry
 
 aten = torch.ops.aten
@@ -34,6 +36,23 @@ class Layer(NamedTuple):
     geometry: Geometry
     x: Tensor  # (N, C, *in)
     kept: Tensor | None = None  # (O, *kernel), of a stripe convolution
+
+
+class Chunk(NamedTuple):
+    """Inputs of the network, and the number of images that they are."""
+
+    inputs: Any
+    images: int
+
+    @classmethod
+    def of(cls, inputs: Any) -> Chunk:
+        """As many images as the first axis of the first tensor says; a tensor without axes is of all of them."""
+        return inputs if isinstance(inputs, cls) else cls(inputs, next((len(x) for x in tensors(inputs) if x.ndim), 1))
+
+    def part(self, start: int, stop: int) -> Chunk:
+        """Some of the images."""
+        stop = min(stop, self.images)
+        return Chunk(part(self.inputs, slice(start, stop), self.images), stop - start)
 
 
 class Watch(TorchDispatchMode):

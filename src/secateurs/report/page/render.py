@@ -43,6 +43,7 @@ def write(runs: Sequence[Run], path: str | Path, *, overwrite: bool = False) -> 
     """Write the page of these runs. Raises what `check` does."""
     check(path, overwrite=overwrite)
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, html(runs))
     except OSError as error:
         raise ArtifactError(f"{shown(path)} cannot be written: {error.strerror or error}.") from error

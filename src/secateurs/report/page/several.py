@@ -37,13 +37,15 @@ class Frontier:
 
 
 def table(runs: Sequence[Run]) -> dict[str, Any]:
-    """The heads and rows of the table. number: whether a column is one of numbers."""
+    """The heads and rows of the table. number: whether a column is one of numbers. The time is the fraction of the original's
+    that was measured under a budget of time; speed-ups are those of `secateurs bench`."""
     measure, key = common_measure(runs), _key(runs)
     looks = appearance(runs)
     heads = [("run", False), ("method", False), ("MACs", True), ("", True), ("params", True), ("", True)]
     if measure is not None:
         heads += [(f"{measure.name} {name}", True) for name in ("before", "cut", "calibrated", "after")]
-    heads += [*[("speed-up", True)] * (key is not None), ("error", True), ("run time", True)]
+    timed = any(run.card.latency is not None for run in runs)
+    heads += [("time", True)] * timed + [("speed-up", True)] * (key is not None) + [("error", True), ("run time", True)]
     rows = []
     for i, run in enumerate(runs, start=1):
         before, after, card = run.networks[0][1], run.networks[-1][1], run.card
@@ -59,6 +61,9 @@ def table(runs: Sequence[Run]) -> dict[str, Any]:
         if measure is not None:
             values = [measure.of(figures) for figures in (before, card.cut, card.calibrated, after)]
             cells += [Cell(measure.text(value), value) for value in values]
+        if timed:
+            limit = card.latency
+            cells.append(Cell("-", None) if limit is None else Cell(f"{limit.ratio:.1%}", limit.ratio))
         if key is not None:
             row = _timing(run, key)
             cells.append(Cell("-", None) if row is None else Cell(f"{row.ratio.median:.2f}×", row.ratio.median))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -41,11 +41,13 @@ from secateurs.studies.comparison.compute import (
 from secateurs.studies.comparison.contestants import Cell, budget_text
 from secateurs.studies.comparison.peers import TorchPruning
 from secateurs.studies.comparison.work import Work
+from secateurs.studies.fingerprint import known_examples
 from secateurs.timing import clocked
 from secateurs.training import CrossEntropy, Objective, Phase
 from secateurs.training import batches as B
 
 Record = dict[str, Any]
+Costly = TypeVar("Costly", Cost, Figures)
 TIMED = 3  # training steps, after one that is not timed
 
 
@@ -72,23 +74,33 @@ class Bench:
             work.purpose.example(self.model, self.data) if given is None else to_model_device(self.model, given)
         )
         self.objective = work.purpose.objective(self.model, self.inputs)
-        self.targets = work.purpose.example_targets(self.model, self.data) if work.inputs is None else None
+        self.targets: Any = None
+        if work.targets is not None:
+            self.targets = to_model_device(self.model, work.targets)
+        elif given is None:
+            self.targets = work.purpose.example_targets(self.model, self.data)
 
     @cached_property
     def images(self) -> int:
         """Training images in an epoch."""
         train = self.data.train
-        if hasattr(train, "samples"):
-            return int(train.samples)
-        if hasattr(train, "dataset") and hasattr(train.dataset, "__len__"):
-            return len(train.dataset)
+        if (known := known_examples(train)) is not None:
+            return known
         return sum(examples(batch) for batch in B.bounded(train, "train", B.COUNT_SECONDS, B.COUNTING))
 
     @cached_property
     def cost(self) -> Cost:
         """Of one image through the uncut network."""
-        found = count(self.model, self.inputs)
-        return Cost(found.macs // examples(self.inputs), found.params)
+        return self.each(self.whole)
+
+    @cached_property
+    def whole(self) -> Cost:
+        """Of all example inputs through the uncut network: what absolute budgets limit."""
+        return count(self.model, self.inputs)
+
+    def each(self, cost: Costly) -> Costly:
+        """A cost of all example inputs as that of one image."""
+        return replace(cost, macs=cost.macs // examples(self.inputs))
 
     def at(self, seed: int) -> Data:
         """The data from the first epoch on, in the order of a seed."""
@@ -167,7 +179,7 @@ class Bench:
             return self._own(cell)
         method, work = cell.contestant.method, self.work
         cost = known or self.search_cost(cell)
-        width = width_of(cell.budget, self.cost, work.unit)
+        width = width_of(cell.budget, self.whole, work.unit)
         share = search_share(method, work.search if cell.contestant.search is None else cell.contestant.search)
         division = divided(method, share, work.epochs, cost, self.images, width, work.recover)
         clocks = time.perf_counter(), time.process_time()
@@ -180,11 +192,13 @@ class Bench:
         narrowest = min((len(kept) / groups[name] for name, kept in result.plan.groups.items()), default=1.0)
         cut = next((i for i, line in enumerate(result.history) if line.get("event") == "calibrated"), None)
         steps = [line["step"] for line in result.history[:cut] if division.epochs and "train_loss" in line]
+        stages = {
+            "original": result.before, "cut": result.cut, "calibrated": result.calibrated, "recovered": result.after
+        }  # fmt: skip
         timed = {} if result.latency is None else {"latency": asdict(result.latency)}
         return {
-            "original": asdict(result.before), "cut": asdict(result.cut), "calibrated": asdict(result.calibrated),
-            "recovered": asdict(result.after), "error": None if math.isnan(result.error) else result.error,
-            "narrowest": narrowest, "passes": division.passes,
+            **{stage: asdict(self.each(figures)) for stage, figures in stages.items()},
+            "error": None if math.isnan(result.error) else result.error, "narrowest": narrowest, "passes": division.passes,
             "search": {"epoch": cost.epoch, "once": cost.once, "epochs": division.epochs, "steps": max(steps, default=0)},
             "recovery": _recorded(division.recovery), **timed, **_took(*clocks),
         }  # fmt: skip
@@ -196,12 +210,13 @@ class Bench:
             raise ConfigError(f"{method.name} has no cut of its own.")
         data = self.at(cell.seed)
         original = measured(self.cost, self.model, data, self.objective)
+        graph = trace(self.model, self.inputs, example_targets=self.targets)
         with MacCounter() as counter:
-            small = method.cut(self._task(method, cell, trace(self.model, self.inputs), "all"))
+            small = method.cut(self._task(method, cell, graph, "all"))
         once = counter.macs / (3 * self.cost.macs)
-        cost = Cost(count(small, self.inputs).macs // examples(self.inputs), sum(p.numel() for p in small.parameters()))
+        cost = self.each(count(small, self.inputs))
         cut = measured(cost, small, data, self.objective)
-        width = width_of(cell.budget, self.cost, self.work.unit)
+        width = width_of(cell.budget, self.whole, self.work.unit)
         (recipe,) = phases = shared([Recover(share=0)], self.work.epochs - once / self.images, width, self.images)
         passes = once / self.images + recipe.epochs * recovery_cost(recipe, width, self.images)  # type: ignore[attr-defined]
         recover(

@@ -46,6 +46,7 @@ from secateurs.studies.comparison.crew import Crew, Here, Job, Processes, device
 from secateurs.studies.comparison.folder import ComparisonFolder
 from secateurs.studies.comparison.result import Comparison, Outcome
 from secateurs.studies.comparison.work import OWN, Network, Work
+from secateurs.studies.fingerprint import fingerprint
 from secateurs.tasks import VisionTask
 from secateurs.training import Phase
 from secateurs.training.losses import Loss
@@ -92,6 +93,7 @@ def compare(
     step: Step | None = None,
     forward: Forward | None = None,
     metrics: Mapping[str, Any] | None = None,
+    example_targets: Any = None,
     report: Callable[[str], None] | None = None,
     progress: bool = False,
 ) -> Comparison:
@@ -121,11 +123,12 @@ def compare(
         with its `resources` (num_cpus, num_gpus); this process collects and writes. The machines need the model and the data
         as specs, or a model that `build` made.
     folder: where cells are kept as they are done. resume: continue a comparison in it: cells that are done are not run again;
-        methods, budgets and seeds may be others. overwrite: replace it.
+        methods, budgets and seeds may be others, but not the network, the data (batches are told apart by how many there are
+        and by the first one), or any other setting. overwrite: replace it.
     minutes: the time that the comparison may take. If the estimate is longer, nothing is run. When the time is over, no
         further cell begins.
     scope, exclude, only, ratios, min_channels, max_cut, allow_inexact: as for `prune`. num_classes, trust_code: as for `build`.
-    task, loss, step, forward, metrics: as for `PruneRun`.
+    task, loss, step, forward, metrics: as for `PruneRun`. example_targets: as for `prune`.
     report: called with a line about each cell; by default lines are written to stderr. progress: also show training.
 
     A cell that fails is a row with its error, and the others are measured. Raises before any work: ConfigError for methods and
@@ -147,9 +150,9 @@ def compare(
     purpose = Purpose.of(task, loss, step, forward, metrics)
     work = Work(
         network, inputs, _data(data, purpose), purpose, tuple(recoveries(recover)), epochs, unit, search,
-        {"scope": scope, **limits.options(), "allow_inexact": allow_inexact}, progress,
+        {"scope": scope, **limits.options(), "allow_inexact": allow_inexact}, progress, example_targets,
     )  # fmt: skip
-    settings = _settings(work, limits, scope, allow_inexact)
+    settings = _settings(work, limits, scope, allow_inexact, kept=folder is not None)
     kept = None if folder is None else ComparisonFolder(Path(folder), settings)
     if kept is not None:
         kept.check(resume=resume, overwrite=overwrite)
@@ -312,10 +315,14 @@ def _data(given: Any, purpose: Purpose) -> DataSpec | Data | str:
     return Data.of(given)
 
 
-def _settings(work: Work, limits: Limits, scope: Scope | None, allow_inexact: bool) -> dict[str, Any]:
-    """What all cells' figures depend on, as JSON."""
+def _settings(work: Work, limits: Limits, scope: Scope | None, allow_inexact: bool, kept: bool) -> dict[str, Any]:
+    """What all cells' figures depend on, as JSON. kept: in a folder, from which the comparison may be resumed."""
     given = work.data
-    data = given.settings() if isinstance(given, DataSpec) else {"data": given if isinstance(given, str) else None}
+    data: dict[str, Any] = {"data": given if isinstance(given, str) else None}
+    if isinstance(given, DataSpec):
+        data = given.settings()
+    elif isinstance(given, Data) and kept:
+        data = {"data": fingerprint(given)}
     return {
         "model": work.network.name, "weights": work.network.digest(), **data, **work.purpose.record(),
         "primary": work.purpose.task.primary if work.purpose.metrics is None else next(iter(work.purpose.metrics), "top1"),

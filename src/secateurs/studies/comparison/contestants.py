@@ -45,15 +45,14 @@ class Contestant:
             raise ConfigError("A method has no name: write, for example, 'l2' or 'aofp theta=0.02'.")
         name, *rest = given.split()
         values = settings(rest)
-        share, preset = values.pop("search", None), values.pop("preset", None)
+        share = values.pop("search", None)
         if share is not None and (not isinstance(share, float) or not 0 < share < 1):
             raise ConfigError(f"{given!r}: search={share} must be a share of the compute above 0 and below 1.")
         label = " ".join([name, *rest])
         if name.partition(":")[0] == FAMILY:
-            method, own = peer(name, values if preset is None else {**values, "preset": preset})
+            method, own = peer(name, values)
             return cls(label, method, share, own)
-        method = resolve(name, **values) if preset is None else type(resolve(name)).preset(preset, **values)
-        return cls(label, method, share)
+        return cls(label, resolve(name, **values), share)
 
     def record(self) -> dict[str, Any]:
         """What its figures depend on, as JSON."""

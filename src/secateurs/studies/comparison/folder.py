@@ -106,7 +106,7 @@ class ComparisonFolder:
     def begin(self, cells: Sequence[Cell], original: Figures | None) -> None:
         """Record which cells there are: these, and those of an earlier call, which are removed if it is to be replaced."""
         check_writable(self.cells)
-        for path in self.cells.iterdir():
+        for path in self.cells.iterdir() if self.cells.exists() else ():
             if path.suffix == ".work" and self._replaces:
                 shutil.rmtree(path)
             elif LEFT_OVER.fullmatch(path.name) or (path.suffix == ".json" and self._replaces):

@@ -106,7 +106,8 @@ class Work:
     """What all cells share.
 
     epochs: the compute of a cell, in training passes of the uncut network. options: of `prune`. searched: the share of the
-    compute for a method's own training; None: the method's.
+    compute for a method's own training; None: the method's. targets: what the network's forward takes in training beside the
+    inputs; None: as the purpose has it.
     """
 
     network: Network
@@ -119,6 +120,7 @@ class Work:
     search: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
+    targets: Any = None
 
     def load(self, where: torch.device) -> Data:
         """The data. Raises DataError without validation data."""
@@ -152,7 +154,7 @@ class Work:
             ("model", network, "a spec, such as 'python:package.module:factory'"),
             ("data", self.data, "a spec, such as 'folder:PATH' or 'python:package.module:function'"),
             ("loss, step, forward or metrics", self.purpose, "functions of a module"),
-            ("options", (self.recover, self.options, self.inputs), "names in place of functions"),
+            ("options", (self.recover, self.options, self.inputs, self.targets), "names in place of functions"),
         ):
             try:
                 pickle.dumps(part)

@@ -28,8 +28,9 @@ from secateurs.graph.inputs import tensors
 from secateurs.graph.modes import evaluating
 from secateurs.masking.gates import Gates
 from secateurs.methods.assess import reporter, spread
+from secateurs.methods.criterion import Criterion
 from secateurs.methods.limits import Layers, Limits
-from secateurs.methods.method import Criterion, Method, Scope, Task
+from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.oracle.ablation import readers
 from secateurs.methods.oracle.prefix import Prefix
 from secateurs.methods.registry import methods, resolve
@@ -41,6 +42,7 @@ from secateurs.recovery.calibrate import after_cut_
 from secateurs.report import count
 from secateurs.runs.purpose import Purpose
 from secateurs.seeds import preserve_rng_state
+from secateurs.studies.fingerprint import fingerprint
 from secateurs.studies.sensitivity.record import Record, taken_over
 from secateurs.studies.sensitivity.result import Cut, Group, Sensitivity, primary
 from secateurs.surgery import apply
@@ -106,8 +108,8 @@ def sensitivity(
         else top1, or else the loss.
     loss, step, forward, metrics, graph, example_targets, device, seed: as for `prune`.
     folder: where `sensitivity.json` is written after each group, and in the end a picture. resume: continue from that file;
-        overwrite: replace it. settings: what else the result depends on, such as the name of the data: JSON-serializable. A
-        resumed call must have the same.
+        overwrite: replace it. settings: what else the result depends on, JSON-serializable; "data" takes the place of what is
+        recorded of the batches (how many there are, and the first one). A resumed call must have the same.
     report: called with a line of text about the study. progress: "auto", "bar", "lines" or "silent".
 
     Right after a cut, the network is measured with the group's channels masked, and the layers before them run once for all
@@ -135,7 +137,8 @@ def sensitivity(
             "weights": artifact.weights_digest(model), "method": _record(chosen), "shares": shares, "images": images,
             "calibrate": calibrate is not False, "scope": scope or chosen.default_scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "metric": metric, "seed": seed,
-            **Purpose.of(None, loss, step, forward, metrics or None).record(), **(settings or {}),
+            **Purpose.of(None, loss, step, forward, metrics or None).record(), "data": fingerprint(source),
+            **(settings or {}),
         },
     )  # fmt: skip
     earlier = None if record is None else record.open(resume, overwrite)
@@ -159,6 +162,7 @@ def sensitivity(
     done = taken_over(earlier, [g.name for g in task.groups])
     report(work.extent(len(done)))
     base = work.base() if earlier is None else earlier.base
+    calibrated = work.base_calibrated() if earlier is None or not earlier.finished else earlier.base_calibrated
     name = primary(metric, base, tuple(objective.metrics))
     higher = name != "loss" and higher_is_better(objective.metrics.get(name.partition(".")[0]))
 
@@ -166,7 +170,7 @@ def sensitivity(
         return Sensitivity(
             finished=finished, settings={} if record is None else record.plain, model=_named(model),
             method=_record(chosen), metric=name, higher_is_better=higher, shares=shares, images=work.examples,
-            calibrated_on=work.calibrated_on, base=base, groups=tuple(groups),
+            calibrated_on=work.calibrated_on, base=base, base_calibrated=calibrated, groups=tuple(groups),
             seconds=(0.0 if earlier is None else earlier.seconds) + time.perf_counter() - began,
         )  # fmt: skip
 
@@ -229,6 +233,12 @@ class _Study:
         cost = self.task.graph.cost()
         return _figures(cost, self._evaluated(self.task.model))
 
+    def base_calibrated(self) -> Figures | None:
+        """The whole network, calibrated as the cut ones are: cuts are then compared with it."""
+        if not self.held.calibrate:
+            return None
+        return _figures(self.task.graph.cost(), self._evaluated(self._calibrated({})))
+
     def groups(self, done: Mapping[str, Group]) -> Iterator[Group]:
         """All groups; those that are done as they are."""
         groups = self.task.groups
@@ -251,7 +261,7 @@ class _Study:
             cost = self.task.graph.cost({group.name: width})
             calibrated = None
             if self.held.calibrate:
-                small = self._calibrated({group.name: channels}) if width < group.size else self.task.model
+                small = self._calibrated({group.name: channels} if width < group.size else {})
                 calibrated = _figures(cost, self._evaluated(small))
             cuts[width] = Cut(kept=width, cut=_figures(cost, masked[width]), calibrated=calibrated)
         return Group(name=group.name, size=group.size, cuts=tuple(cuts[width] for width in kept))

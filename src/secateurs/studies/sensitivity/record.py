@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from secateurs.errors import ArtifactError, ConfigError, Message, Setting
 from secateurs.files import check_writable, read_json, shown, staged
 from secateurs.report.curves import can_plot
+from secateurs.runs.folder import differences
 from secateurs.studies.sensitivity.result import BYTES, Group, Sensitivity
 from secateurs.training.processes import first
 
@@ -23,7 +24,7 @@ class Record:
     """`sensitivity.json` in a folder, and its picture. settings: what the result depends on."""
 
     folder: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def file(self) -> Path:
@@ -36,8 +37,22 @@ class Record:
         return found
 
     def open(self, resume: bool, overwrite: bool) -> Sensitivity | None:
-        """What an earlier call left, if it is resumed. Raises ConfigError for what would be overwritten, and for a file of
-        another study; ArtifactError for one that is damaged, or not ours."""
+        """What an earlier call left, if it is resumed. Raises what `check` does, and ConfigError for another study's file."""
+        found = self.check(resume, overwrite)
+        if found is None:
+            return None
+        if changed := list(differences(found.settings, self.plain)):
+            raise ConfigError(
+                f"{shown(self.file)} belongs to another study: it differs in {', '.join(changed)}. ",
+                Setting("overwrite", True), " starts over.",
+            )  # fmt: skip
+        for name in (FILE, PICTURE):
+            staged(self.folder / name).unlink(missing_ok=True)
+        return found
+
+    def check(self, resume: bool, overwrite: bool) -> Sensitivity | None:
+        """What an earlier call left, if it is resumed, whatever its settings. Raises ConfigError for what would be overwritten,
+        ArtifactError for a file that is damaged, or not ours."""
         if resume and overwrite:
             raise ConfigError(
                 Setting("resume", True), " and ", Setting("overwrite", True), " are mutually exclusive: one continues a "
@@ -57,11 +72,6 @@ class Record:
                 f"{shown(self.file)} already exists: ", Setting("resume", True), " continues it, ",
                 Setting("overwrite", True), " replaces it.",
             )  # fmt: skip
-        now = self.plain
-        if changed := [k for k in {**found.settings, **now} if found.settings.get(k) != now.get(k)]:
-            raise ConfigError(f"{shown(self.file)} belongs to another study: it differs in {', '.join(changed)}.")
-        for name in (FILE, PICTURE):
-            staged(self.folder / name).unlink(missing_ok=True)
         return found
 
     def _read(self) -> Sensitivity | None:

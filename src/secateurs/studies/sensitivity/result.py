@@ -54,7 +54,8 @@ class Sensitivity(_Frozen):
     metric: the figure that drops are measured in: top1, top5, loss or a metric's name. higher_is_better: whether more of it is
         better. shares: the fractions of a group's channels that were cut. images: that each cut was measured on.
         calibrated_on: images for the statistics of batch norms, 0 without calibration. base: the whole network on the same
-        images. method: the criterion that chose the channels, and its settings.
+        images; base_calibrated: calibrated as the cut ones are, which drops after calibration are measured from. method: the
+        criterion that chose the channels, and its settings.
 
     Can be passed to `prune` as `ratios=`, which then keeps of each group what `ratios()` says.
     """
@@ -71,6 +72,7 @@ class Sensitivity(_Frozen):
     images: AtLeastOne
     calibrated_on: Annotated[int, Field(ge=0)] = 0
     base: Figures
+    base_calibrated: Figures | None = None
     groups: tuple[Group, ...]
     seconds: float = 0.0
 
@@ -101,8 +103,13 @@ class Sensitivity(_Frozen):
 
     @property
     def whole(self) -> float:
-        """The metric of the whole network."""
+        """The metric of the whole network as it is."""
         return self.value(self.base)
+
+    @property
+    def whole_calibrated(self) -> float:
+        """The metric of the whole network, calibrated as the cut ones are; as it is, if nothing was calibrated."""
+        return self.whole if self.base_calibrated is None else self.value(self.base_calibrated)
 
     def value(self, figures: Figures | None) -> float:
         """The metric among some figures; nan if it is not there or not finite."""
@@ -113,12 +120,14 @@ class Sensitivity(_Frozen):
 
     def drops(self, calibrated: bool | None = None) -> dict[str, tuple[float, ...]]:
         """By group, how much worse the metric is at each share, in its own units (points of a percentage for top1 and top5);
-        infinite where it cannot be computed. calibrated: as in `ratios`."""
+        infinite where it cannot be computed. calibrated: as in `ratios`; calibrated cuts are compared with the calibrated whole
+        network, so that what calibration alone does to it is no drop."""
         calibrated = self._calibrated(calibrated)
+        whole = self.whole_calibrated if calibrated else self.whole
 
         def lost(cut: Cut) -> float:
             value = self.value(cut.calibrated if calibrated else cut.cut)
-            drop = self.whole - value if self.higher_is_better else value - self.whole
+            drop = whole - value if self.higher_is_better else value - whole
             return math.inf if math.isnan(drop) else drop
 
         return {group.name: tuple(map(lost, group.cuts)) for group in self.groups}
@@ -193,10 +202,16 @@ class Sensitivity(_Frozen):
         most = self.usual if drop is None else drop
         on = f"calibrated on {self.calibrated_on:,} images" if self.calibrated_on else "not calibrated"
         return [
-            f"{self.model}: {self.label} {self._text(self.whole)}{'%' * self._percent} with all channels, on "
+            f"{self.model}: {self.label} {self._whole_text()} with all channels, on "
             f"{self.images:,} images; each group cut alone by {shown(str(self.method.get('name')))}, {on}",
             f"keep: the fraction of its channels with which a group cut alone loses at most {self._allowed(most)}",
         ]
+
+    def _whole_text(self) -> str:
+        found = f"{self._text(self.whole)}{'%' * self._percent}"
+        if self.base_calibrated is None:
+            return found
+        return f"{found} → {self._text(self.whole_calibrated)}{'%' * self._percent}"
 
     @property
     def label(self) -> str:
@@ -245,8 +260,10 @@ class Sensitivity(_Frozen):
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, path: StrPath) -> Path:
-        """Write it as JSON, whole or not at all. Raises ArtifactError if the file cannot be written."""
+        """Write it as JSON, whole or not at all, and make its folder if need be. Raises ArtifactError if it cannot be
+        written."""
         try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, dump_json(self.model_dump(mode="json"), indent=1) + "\n")
         except OSError as error:
             raise _unwritten(path, error) from error

@@ -1,0 +1,79 @@
+"""The base class of methods that score channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from secateurs.errors import ConfigError
+from secateurs.graph import ChannelGroup
+from secateurs.methods.costs import measured
+from secateurs.methods.method import Method, Task
+from secateurs.methods.ranking import Ranking, per_cost, ranked
+from secateurs.methods.select import select_within_budget
+from secateurs.methods.selection import Channels, Selection
+
+
+class Criterion(Method):
+    """Base class of methods that score channels and keep those with the highest scores."""
+
+    ranking: Ranking = Field(
+        "global",
+        description="global: compare channels across the network, relative to their group's mean score; layer: keep the same "
+        "share of every group; isomorphic: keep the same share of all groups of like structure, compared among themselves",
+    )
+    cost: float | None = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="scores are divided by this power of what a channel costs under the budget: costly layers lose more; "
+        "None: the power that measures best, see `measured`",
+    )
+
+    comparable: ClassVar[bool] = False  # scores of different groups are already on one scale
+
+    def scores(self, task: Task) -> dict[str, torch.Tensor]:
+        """group name → (size,) scores, higher = more important."""
+        raise NotImplementedError
+
+    def select(self, task: Task) -> Selection:
+        return self._within(task, self.scores(task))
+
+    def selector(self, task: Task) -> Callable[[Task], Selection | Channels]:
+        """With scores that are computed once."""
+        if type(self).select is not Criterion.select:
+            return self.select
+        found = self.scores(task)
+        return lambda other: self._within(other, found)
+
+    def _within(self, task: Task, found: Mapping[str, torch.Tensor]) -> Selection:
+        """What these scores keep within the task's budget."""
+        groups, widths = task.groups, task.widths
+        values = [self._checked(found, group) for group in groups]
+        values = ranked(self.ranking, groups, values, task.model, self.comparable)
+
+        def within(cost: float) -> Selection:
+            prices = widths.prices() if cost else np.ones(len(groups))
+            scores = {g.name: per_cost(v, p, cost) for g, v, p in zip(groups, values, prices, strict=True)}
+            return Selection(select_within_budget(widths, scores))
+
+        return within(measured(task, within) if self.cost is None else self.cost)
+
+    def _checked(self, found: Mapping[str, torch.Tensor], group: ChannelGroup) -> np.ndarray:
+        """The scores of a group: (size,), float64. Raises ConfigError if there are none, or they are not finite."""
+        name = group.name
+        if not isinstance(found.get(name), torch.Tensor) or found[name].shape != (group.size,):
+            given = "nothing" if name not in found else getattr(found[name], "shape", type(found[name]).__name__)
+            raise ConfigError(
+                f"{self.name} must give a tensor of {group.size} scores for {name}, one for each channel, not {given}."
+            )
+        values: np.ndarray = found[name].detach().cpu().double().numpy()  # not every device has float64
+        if not np.isfinite(values).all():
+            raise ConfigError(
+                f"{self.name} returned scores for {name} that are not finite: check the weights for NaN and infinities"
+            )
+        return values

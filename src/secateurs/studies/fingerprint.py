@@ -1,0 +1,68 @@
+"""What tells one data set from another, without reading all of it: for studies that are resumed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateurs.data import Data
+from secateurs.data.structure import examples, leaves
+from secateurs.seeds import preserve_rng_state, seed_all
+from secateurs.training import batches as B
+
+
+def fingerprint(data: Data) -> dict[str, Any]:
+    """Of training and validation data: how many batches and examples there are, where that is known; the shapes of the first
+    batch (of a PyTorch loader, of the first example); and a hash of it, if reading it again gives the same. JSON-serializable.
+
+    An iterator, which reading would use up, has none.
+    """
+    given = {"train": data.train, "val": data.val}
+    return {
+        split: _of(source, split) for split, source in given.items()
+        if source is not None and not isinstance(source, Iterator)
+    }  # fmt: skip
+
+
+def known_examples(source: Any) -> int | None:
+    """The number of examples in a pass, if it is known without one."""
+    if hasattr(source, "samples"):
+        return int(source.samples)
+    if hasattr(source, "dataset"):
+        return B.length(source.dataset)
+    return sum(map(examples, source)) if isinstance(source, list | tuple) else None
+
+
+def _of(source: Any, split: str) -> dict[str, Any]:
+    first, again = (_first(source, split) for _ in range(2))
+    digest = _digest(first)
+    return {
+        "batches": B.length(source), "examples": known_examples(source), "shapes": [list(x.shape) for x in first],
+        "sha256": digest if digest == _digest(again) else None,
+    }  # fmt: skip
+
+
+def _first(source: Any, split: str) -> list[Tensor]:
+    """The tensors of the first batch. Of a loader with a data set, those of its first example: an order that is drawn says
+    nothing, and a generator of the user's must not be moved on."""
+    with preserve_rng_state():
+        seed_all("fingerprint")
+        if not hasattr(source, "dataset"):
+            return leaves(B.first(source, split))
+        try:
+            return leaves(source.collate_fn([source.dataset[0]]))
+        except Exception:  # a data set that is read in another way
+            return []
+
+
+def _digest(tensors: list[Tensor]) -> str:
+    found = hashlib.sha256()
+    for x in tensors:
+        content = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found.update(f"{x.dtype} {tuple(x.shape)}\n".encode())
+        found.update(content.numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,100 @@
+"""How much costs count, measured: against the same by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.methods.costs import POWERS
+
+BUDGET = sc.Budget(macs=0.4)
+IMAGES = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def net() -> nn.Module:
+    """Layers of which a channel costs very different amounts."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for i, o in ((3, 8), (8, 8), (8, 16), (16, 16), (16, 24)):
+        layers += [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] * (o in (16, 24))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(24 * 4, 6))
+    with torch.no_grad():
+        model.train()(IMAGES)
+    return model.eval()
+
+
+def only_images() -> sc.Data:
+    return sc.Data(train=list(IMAGES.split(32)))
+
+
+def divergence(model: nn.Module, small: nn.Module) -> float:
+    with torch.no_grad():
+        p, q = (F.log_softmax(m(IMAGES), 1) for m in (model, small))
+    return float(F.kl_div(q, p, log_target=True, reduction="sum"))
+
+
+def prune(model: nn.Module, method: Any, data: Any = None) -> sc.Result:
+    return sc.prune(
+        model, IMAGES[:1], method, BUDGET, data, calibrate=False, check_speed=False, progress="silent"
+    )  # fmt: skip
+
+
+def noted(result: sc.Result) -> dict[str, Any]:
+    (event,) = [entry for entry in result.history if entry.get("event") == "cost"]
+    return event
+
+
+@pytest.mark.parametrize("method", [sc.L2(ranking="layer"), sc.L2Stripes()], ids=["l2", "l2-stripes"])
+def test_the_power_is_that_of_the_cut_nearest_to_the_original(method: Any) -> None:
+    model = net()
+    cuts = {p: prune(model, method.model_copy(update={"cost": p})) for p in POWERS}
+    assert len({str(cut.plan.groups) + str(cut.plan.stripes) for cut in cuts.values()}) > 1
+    missed = {p: divergence(model, sc.calibrate(cut.model, [IMAGES]).eval()) for p, cut in cuts.items()}
+    best = min(missed, key=lambda p: missed[p])
+    result = prune(model, method.model_copy(update={"cost": None}), only_images())
+    event = noted(result)
+    assert event["power"] == best
+    assert event["examples"] == len(IMAGES)
+    assert event["missed"] == {str(p): pytest.approx(m, rel=1e-3) for p, m in missed.items()}
+    assert result.plan == cuts[best].plan
+
+
+def test_without_data_costs_do_not_count() -> None:
+    model = net()
+    assert prune(model, sc.L2(cost=None)).plan == prune(model, sc.L2(cost=0)).plan
+    assert prune(model, "l2-stripes").plan == prune(model, sc.L2Stripes(cost=0)).plan
+
+
+@pytest.mark.parametrize("method", [sc.OneStep(epochs=1), sc.PFF(epochs=1)], ids=["onestep", "pff"])
+def test_methods_that_train_measure_it_on_the_network_as_it_was(method: Any) -> None:
+    """Gates and skeletons are not part of what is measured; and it is measured again in the same way."""
+    model = net()
+    labels = torch.arange(len(IMAGES)) % 6
+    data = sc.Data(train=list(zip(IMAGES.split(32), labels.split(32), strict=True)))
+    first, again = (prune(model, method, data) for _ in range(2))
+    assert noted(first) == noted(again)
+    assert set(noted(first)["missed"]) == {str(p) for p in POWERS}
+    assert first.plan == again.plan
+    if isinstance(method, sc.PFF):
+        stripes = prune(model, sc.L2Stripes(), data)
+        assert noted(first)["power"] == noted(stripes)["power"]
+
+
+def test_outputs_that_are_no_logits_are_compared_by_distance() -> None:
+    class Maps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = net()[:6]
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.body(x)
+            return {"a": y.flatten(1)[:, :1], "b": y.mean()}
+
+    result = prune(Maps().eval(), sc.L2(ranking="layer", cost=None), only_images())
+    assert noted(result)["power"] in POWERS
