@@ -193,8 +193,7 @@ class Context:
             self.space.freeze(own, reason)
 
     def inexact(self, labels: Array, reason: str) -> None:
-        """Mark these channels as inexact: a cut changes more than the cut channels, and is only made on request. What only
-        runs in training, such as a loss, may compute other numbers after a cut."""
+        """Mark these channels as inexact: a cut, made on request only, changes more than them. In training, numbers may change."""
         if self.counting:
             self.space.inexact(labels, Reason(Kind.INEXACT, reason))
 
@@ -219,10 +218,9 @@ class Context:
     def consume(self, w: Tensor, axis: int) -> None:
         """Mark w as a consumer of the channels on this axis: zeroing it there masks them."""
         if axis in self.labels(w):
-            own = self.labels(w)[axis]
-            if self._fillers and np.isin(own, np.concatenate(self._fillers)).any():
+            if self._fillers and np.isin(own := self.labels(w)[axis], np.concatenate(self._fillers)).any():
                 self.freeze(own, f"{self.op_name} sums over it with values that are the same for each, in no weight")
-            self.space.mark(own, CONSUMED)
+            self.space.mark(self.labels(w)[axis], CONSUMED)
 
     def cost(self, *factors: int | Array, kernel: Tensor | None = None, vanishing: int | Array = 0) -> None:
         """Add the product of these factors to the multiply-accumulates. kernel: the weight, if the op is a convolution.
@@ -332,8 +330,7 @@ class Context:
         )
 
     def counted(self, n: int) -> Array | None:
-        """The labels that a size counts, if it is the width of one axis and nothing else; those of a number that a module
-        keeps are new ones, unless they are known: they become the channels that they are combined with."""
+        """The labels that a size counts, if it is the width of one axis and nothing else. Those of a module's number may be new."""
         leaf = n.expression.leaf if isinstance(n, Width) and n.log is self.log else None
         found = self.leaf(leaf) if leaf is not None else None
         if found is None and isinstance(leaf, Figure) and isinstance(self.space, LabelSpace):
