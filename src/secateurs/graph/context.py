@@ -193,7 +193,7 @@ class Context:
             self.space.freeze(own, reason)
 
     def inexact(self, labels: Array, reason: str) -> None:
-        """Mark these channels as inexact: a cut, made on request only, changes more than them. In training, numbers may change."""
+        """Mark these channels as inexact: a cut changes more than them, and is only made on request. Not so in training."""
         if self.counting:
             self.space.inexact(labels, Reason(Kind.INEXACT, reason))
 
@@ -330,7 +330,7 @@ class Context:
         )
 
     def counted(self, n: int) -> Array | None:
-        """The labels that a size counts, if it is the width of one axis and nothing else. Those of a module's number may be new."""
+        """The labels that a size counts, if it is one width and nothing else. Those of a module's number may be new."""
         leaf = n.expression.leaf if isinstance(n, Width) and n.log is self.log else None
         found = self.leaf(leaf) if leaf is not None else None
         if found is None and isinstance(leaf, Figure) and isinstance(self.space, LabelSpace):
