@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +315,16 @@ def test_in_inference_mode() -> None:
     assert [g.reason for g in graph.groups] == [g.reason for g in sc.trace(model, inputs).groups]
     assert result.error < 1e-5
     assert not any(p.is_inference() for p in result.model.parameters())  # it can be trained
+
+
+def test_importing_a_part_leaves_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are imported at their first use, and libraries may draw random numbers then."""
+
+    def importing(name: str) -> Any:
+        random.random()
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(sc, "import_module", importing)
+    before = random.getstate()
+    assert sc.__getattr__("Budget") is sc.Budget
+    assert random.getstate() == before

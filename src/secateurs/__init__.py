@@ -1,5 +1,6 @@
 """Structured pruning of trained CNNs: remove filters, channels and stripes, and verify the result."""
 
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +197,11 @@ def __getattr__(name: str) -> Any:
     name = _FORMER.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = import_module(_HOME[name])
+    state = random.getstate()
+    try:
+        home = import_module(_HOME[name])  # libraries may draw random numbers when they are imported
+    finally:
+        random.setstate(state)
     found = home if name in _PACKAGES else getattr(home, name)
     globals()[name] = found
     return found

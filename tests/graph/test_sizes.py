@@ -49,11 +49,22 @@ COMPUTED: dict[str, Change] = {
     "the batch again": lambda s, y: (lambda z, c: z.view(z.shape[0] // c, c, 12, 12))(y.flatten(0, 1), y.shape[1]),
     "expand": lambda s, y: y * s.map.expand(2, y.shape[1], 12, 12),
     "repeat": lambda s, y: y * s.map.repeat(1, y.shape[1], 1, 1),
+    "expand as": lambda s, y: y * s.map.expand_as(y),
+    "broadcast": lambda s, y: torch.mul(*torch.broadcast_tensors(s.map, y)),
     "zeros": lambda s, y: y + torch.zeros(y.shape[0], y.shape[1], 1, 1, device=y.device),
     "new zeros": lambda s, y: y + y.new_zeros(y.shape[1], 1, 1),
     "full": lambda s, y: y * torch.full((y.shape[1], 1, 1), 0.5, device=y.device),
     "depthwise": lambda s, y: F.conv2d(
         y, torch.full((1, 1, 3, 3), 1 / 9, device=y.device).expand(y.shape[1], 1, 3, 3), groups=y.shape[1], padding=1
+    ),
+    "filters for each": lambda s, y: (
+        F.conv2d(y, s.filters.repeat(y.shape[1], 1, 1, 1), padding=1, groups=y.shape[1]).unflatten(1, (-1, 2)).sum(2)
+    ),
+    "unpooled": lambda s, y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2, output_size=y.size()),
+    "a grid": lambda s, y: F.grid_sample(
+        y,
+        F.affine_grid(torch.eye(2, 3, device=y.device).expand(2, 2, 3), y.size(), align_corners=False),
+        align_corners=False,
     ),
     "an attribute": lambda s, y: y.view(len(y), s.current.out_channels, -1).relu().view(y.shape),
     "a weight's shape": lambda s, y: y.view(len(y), s.current.weight.shape[0], -1).relu().view(y.shape),
@@ -120,6 +131,7 @@ def chain(*changes: Change, real: bool = False) -> nn.Module:
         "last": conv(8, 6),
         "h": head(6),
         "map": nn.Parameter(torch.rand(1, 1, 12, 12)),
+        "filters": nn.Parameter(torch.rand(2, 1, 3, 3)),
         "number": 8,
         "rows": nn.Parameter(torch.rand(1, 1, 8)),
     }
@@ -178,6 +190,16 @@ def test_one_line_of_code_keeps_the_groups_that_it_must_and_no_other(name: str) 
     right_at(model, graph, (0.5, 0.01))
 
 
+def test_constants_that_are_broadcast_beside_channels() -> None:
+    """One value for each channel, and not one for all."""
+    values = torch.rand(8, 1, 1)
+    model = chain(lambda s, y: torch.mul(*torch.broadcast_tensors(y, values.to(y.device))), COMPUTED["zeros"])
+    graph = trace(model, image())
+    assert not graph["layers.0"].prunable
+    assert graph["layers.1"].prunable
+    right_at(model, graph)
+
+
 def test_an_op_that_computes_with_a_width_itself() -> None:
     """Attention is scaled by the width of the queries; here these are a parameter."""
 
@@ -202,6 +224,8 @@ def two(combine: Callable[[Any, Tensor, Tensor], Tensor], a: int = 8, b: int = 8
 
 OTHERS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "a view": lambda s, y, z: s.c(y) + s.d(z.view(2, y.shape[1], 12, 12)),
+    "the shape of another": lambda s, y, z: s.c(y) + s.d(z.flatten(1).view_as(y)),
+    "the shape of another, by name": lambda s, y, z: s.c(y) + s.d(z.flatten(2).reshape_as(other=y)),
     "a crop that changes nothing": lambda s, y, z: s.c(y) + s.d(z[:, : y.shape[1]]),
     "a split": lambda s, y, z: (
         s.c(y) + s.d(torch.cat(z.split([y.shape[1] // 2, z.shape[1] - y.shape[1] // 2], 1)[::-1], 1))

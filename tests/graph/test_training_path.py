@@ -47,6 +47,28 @@ def test_layers_that_are_coupled_in_training_only() -> None:
         assert torch.allclose(a, b, atol=1e-5)
 
 
+def test_a_number_that_only_training_makes_from_a_width_keeps_nothing() -> None:
+    """As in DropBlock, whose scale is made from the size of a mask."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = conv(3, 8), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            if self.training:
+                mask = (torch.rand_like(y) < 0.9).float()
+                y = y * mask * mask.numel() / mask.sum()
+                return self.out(y).mean() + (F.normalize(y) * y.shape[1] ** -0.5).square().mean()
+            return self.out(y)
+
+    model = Scaled().eval()
+    group = sc.trace(model, image())["a"]
+    assert (group.prunable, group.exact) == (True, True)
+    cut(model)[0](image()).backward()
+
+
 class Targeted(nn.Module):
     """A head that needs targets."""
 

@@ -63,6 +63,35 @@ class Factors(nn.Module):
         return F.conv2d(x, (self.u @ self.v).exp()[:, :, None, None])
 
 
+class Hyper(nn.Module):
+    """A layer computes the weight, and PyTorch's own code reads that layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z, self.layer = nn.Parameter(torch.randn(5)), nn.Linear(5, 4 * 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.layer(self.z).view(4, x.shape[1], 1, 1))
+
+
+class Elsewhere(nn.Module):
+    """Other code computes with a layer's weight: a method, or a function of the module."""
+
+    def __init__(self, by_function: bool) -> None:
+        super().__init__()
+        self.layer, self.by_function = nn.Conv2d(16, 4, 1), by_function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, positive(self.layer) if self.by_function else self.positive(), self.layer.bias)
+
+    def positive(self) -> Tensor:
+        return F.softplus(self.layer.weight)
+
+
+def positive(layer: nn.Module) -> Tensor:
+    return F.softplus(layer.weight)
+
+
 def old(layer: nn.Module, dim: int = 0) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -87,6 +116,9 @@ READERS: dict[str, Callable[[], nn.Module]] = {
     "by hand, stacked": lambda: ByHand(lambda w: torch.stack([w.exp(), w.cos()]).mean(0)),
     "einsum": Einsum,
     "factors": Factors,
+    "hypernetwork": Hyper,
+    "elsewhere, by a method": lambda: Elsewhere(False),
+    "elsewhere, by a function": lambda: Elsewhere(True),
     "weight norm, dim 1": lambda: parametrizations.weight_norm(nn.Conv2d(16, 4, 3), dim=1),
     "weight norm, transposed": lambda: parametrizations.weight_norm(nn.ConvTranspose2d(16, 4, 3)),
     "old weight norm, dim 1": lambda: old(nn.Conv2d(16, 4, 3), 1),
@@ -188,7 +220,7 @@ def test_gates_scale_the_weight(name: str) -> None:
         gates.set({"0": rows})
         if name in LAYERS:
             torch.testing.assert_close(model(x).detach(), silenced_by_hand(name, rows))
-        else:
+        elif not name.startswith("elsewhere"):  # such a layer is never called: its hooks do not run
             with pytest.raises(sc.ConfigError, match="takes no per-sample gates"):
                 model(x)
     torch.testing.assert_close(model(x).detach(), whole)

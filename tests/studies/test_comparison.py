@@ -398,12 +398,12 @@ def test_a_spec_without_weights_is_refused() -> None:
 
 def test_a_comparison_on_other_data_is_not_resumed(tmp_path: Path) -> None:
     settings = {"methods": ["l2"], "budgets": [0.5], "seeds": 1, "epochs": 1, "report": lambda line: None}
-    given = batches()
-    sc.compare(tiny(), data=given, folder=tmp_path / "c", **settings)
-    sc.compare(tiny(), data=batches(), folder=tmp_path / "c", resume=True, **settings)
+    model, given = tiny(), batches()
+    sc.compare(model, data=given, folder=tmp_path / "c", **settings)
+    sc.compare(model, data=batches(), folder=tmp_path / "c", resume=True, **settings)
     other = sc.Data([(inputs.flip(0), targets) for inputs, targets in given.train], given.val)
     with pytest.raises(sc.ConfigError, match=r"is another comparison: it differs in data\.train\.sha256"):
-        sc.compare(tiny(), data=other, folder=tmp_path / "c", resume=True, **settings)
+        sc.compare(model, data=other, folder=tmp_path / "c", resume=True, **settings)
 
 
 def test_what_somebody_else_wrote_is_never_replaced(tmp_path: Path) -> None:

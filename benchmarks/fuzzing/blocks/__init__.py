@@ -2,6 +2,7 @@
 
 from fuzzing.blocks import (
     attention,
+    borrowed,
     combined,
     convolutions,
     gates,
@@ -19,6 +20,7 @@ from fuzzing.blocks import (
 
 __all__ = [
     "attention",
+    "borrowed",
     "combined",
     "convolutions",
     "gates",

@@ -53,9 +53,10 @@ class Cell(Block):
 
 @block(ALL)
 class ConvGru(Block):
-    """The gates read the map beside the state; two are split from one convolution."""
+    """The gates read the map beside the state; two are split from one convolution. The state starts as zeros, as wide as a
+    number of the module's own."""
 
-    gives, inside = ("leave",), ("plain",)
+    gives, inside = ("leave",), ("plain", "gates", "new")
 
     def __init__(self, c: int, o: int, dim: int) -> None:
         super().__init__(o)

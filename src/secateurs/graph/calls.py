@@ -46,6 +46,8 @@ class Calls(TorchFunctionMode):
             return self._attribute(func, args)
         if name in _READS:
             return _READS[name](t, func, *args, **kwargs)
+        if name in _LIKE:
+            name, func, args, kwargs = _shaped_like(t, name, *args, **kwargs)
         t.call, t.reads_sizes = (func, args, kwargs), sizes.takes_sizes(func)
         op = recurrent.whole(func, args)
         if name in _OVERWRITES:
@@ -114,6 +116,12 @@ def operands(t: Context, args: Any, kwargs: Any) -> list[Array]:
     return [*(live or weights), *(labels for labels in counted if labels is not None)]
 
 
+def _shaped_like(t: Context, name: str, x: Tensor, other: Tensor) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+    """`x.view_as(other)` as `x.view(other.shape)`, which is the same, and shows what its sizes count."""
+    plainly = _LIKE[name]
+    return plainly.__name__, plainly, (x, t.size(other, asked=False)), {}
+
+
 def _size(t: Context, func: Any, x: Tensor, dim: int | None = None) -> Any:
     shape = t.size(x)
     return shape if dim is None else shape[dim]
@@ -135,6 +143,7 @@ def _escaping(t: Context, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> An
     return func(x, *args, **kwargs)
 
 
+_LIKE = {"view_as": Tensor.view, "reshape_as": Tensor.reshape, "expand_as": Tensor.expand}
 _READS: dict[str, Callable[..., Any]] = {
     "size": _size, "numel": _numel, "nelement": _numel, "__len__": _escaping, "stride": _escaping,
 }  # fmt: skip

@@ -47,7 +47,7 @@ class Context:
         self.out: Any = None  # and its output
         self.call = NO_CALL  # the call in the user's code that it came from
         self.reads_sizes = False  # whether that call has the sizes that the op depends on, and they are read from it
-        self.counting = True
+        self.counting = True  # not in training mode, where only shapes have to fit
         self._names, self._modules, self._choices, self._known = params, modules, choices, known
         self._depthwise = set() if depthwise is None else depthwise  # see `was_depthwise`
         self._params: dict[int, Labels] = {}
@@ -56,6 +56,7 @@ class Context:
         # By id, tensors that depended on parameters only until the code wrote to them, or to a view of them, what depends on
         # the model's input. Kept, so that no id is reused.
         self._filled: dict[int, Tensor] = {}
+        self._fillers: list[Array] = []  # labels that stand for others, see `fill`
 
     def _look(self, x: Tensor) -> tuple[Labels, bool]:
         """Labels of a tensor, and whether it depends on the model's input."""
@@ -67,7 +68,7 @@ class Context:
         labels, live = (note[1], note[2]) if note is not None and note[0] is self else (_NONE, False)
         return labels, live or bool(self._filled and (key in self._filled or id(x._base) in self._filled))
 
-    def fill(self, x: Tensor) -> None:
+    def write(self, x: Tensor) -> None:
         """The code wrote to x what depends on the model's input: so do x, and all views of the same tensor, from now on."""
         for one in (x, x._base):
             if one is not None and not self.is_live(one):
@@ -192,8 +193,9 @@ class Context:
             self.space.freeze(own, reason)
 
     def inexact(self, labels: Array, reason: str) -> None:
-        """Mark these channels as inexact: a cut changes more than the cut channels, and is only made on request."""
-        self.space.inexact(labels, Reason(Kind.INEXACT, reason))
+        """Mark these channels as inexact: a cut changes more than them, and is only made on request. Not so in training."""
+        if self.counting:
+            self.space.inexact(labels, Reason(Kind.INEXACT, reason))
 
     def shortcut(self, *tensors: Tensor) -> None:
         found = [labels for labels in map(self.labels, tensors) if labels]
@@ -216,6 +218,8 @@ class Context:
     def consume(self, w: Tensor, axis: int) -> None:
         """Mark w as a consumer of the channels on this axis: zeroing it there masks them."""
         if axis in self.labels(w):
+            if self._fillers and np.isin(own := self.labels(w)[axis], np.concatenate(self._fillers)).any():
+                self.freeze(own, f"{self.op_name} sums over it with values that are the same for each, in no weight")
             self.space.mark(self.labels(w)[axis], CONSUMED)
 
     def cost(self, *factors: int | Array, kernel: Tensor | None = None, vanishing: int | Array = 0) -> None:
@@ -300,17 +304,18 @@ class Context:
 
     # -- widths in the user's code -----------------------------------------------------------------------------
 
-    def size(self, x: Tensor) -> torch.Size:
-        """The shape of x, in which the numbers of channels are `Width`s."""
+    def size(self, x: Tensor, asked: bool = True) -> torch.Size:
+        """The shape of x, in which the numbers of channels are `Width`s. asked: whether the user's code gets it."""
         shape, labels = x.shape, self.labels(x)
         if not labels:
             return shape
-        where = self.where()
+        where = self.where() if asked else ""
         sizes: list[int] = []
         for axis, n in enumerate(shape):
             if axis in labels:
                 counted = width(n, labels[axis], self.log)
-                self.tape.reads.append(Seen(counted.expression, where))
+                if asked:
+                    self.tape.reads.append(Seen(counted.expression, where))
                 sizes.append(counted)
             else:
                 sizes.append(n)
@@ -325,9 +330,11 @@ class Context:
         )
 
     def counted(self, n: int) -> Array | None:
-        """The labels that a size counts, if it is the width of one axis and nothing else."""
+        """The labels that a size counts, if it is one width and nothing else. Those of a module's number may be new."""
         leaf = n.expression.leaf if isinstance(n, Width) and n.log is self.log else None
         found = self.leaf(leaf) if leaf is not None else None
+        if found is None and isinstance(leaf, Figure) and isinstance(self.space, LabelSpace):
+            found = self.space.fresh(leaf.size)
         if found is None and isinstance(leaf, tuple) and self._known is None:  # of a layer that is about to run
             path, _, name = leaf[0].rpartition(".")
             weight = self._modules[path]._parameters.get(name) if path in self._modules else None
@@ -356,15 +363,25 @@ class Context:
         own, live = self._look(x)
         x._secateurs = (self, {**own, axis: labels}, live)  # type: ignore[attr-defined]
 
+    def fill(self, x: Tensor, axis: int, labels: Array) -> None:
+        """The same of a tensor with the same values for each channel: it is no weight, in which they could be masked."""
+        if isinstance(self.space, LabelSpace):
+            own = self.space.fresh(len(labels))
+            self.space.unify(own, labels, Reason(Kind.CONSTANT, "a constant beside channels"))
+            self._fillers.append(own)
+            labels = own
+        self.relabel(x, axis, labels)
+
     def uses(self, number: Traced) -> None:
         """The code computes with a number that it made from widths."""
-        if number.log is self.log:
+        if number.log is self.log and self.counting:
             self._computed(number.expression)
             self.computes(number.expression)
 
     def computes(self, expression: Expression) -> None:
         """The same of an expression, if an op computes with a width itself."""
-        self.tape.uses.append(Seen(expression, self.where()))
+        if self.counting:
+            self.tape.uses.append(Seen(expression, self.where()))
 
     @staticmethod
     def _computed(expression: Expression) -> None:

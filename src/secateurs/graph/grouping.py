@@ -55,8 +55,9 @@ class Grouping:
         number[np.flatnonzero(created)[np.argsort(first[created], kind="stable")]] = np.arange(self.groups)
         group_of_class = number[of_class]
         self.group = group_of_class[self.class_of]  # group of each label
-        self.of_label = np.full(n, -1, dtype=LABEL)  # the same by label
-        self.of_label[self.labels] = self.group
+        of_root = np.full(n, -1, dtype=LABEL)
+        of_root[classes.root[self.labels]] = self.group
+        self.of_label = of_root[classes.root]  # the same by label, of whatever it is a channel
         self.channel = self._number_channels(group_of_class)[self.class_of]  # channel of each label within its group
         self.sizes = np.bincount(group_of_class[group_of_class >= 0], minlength=self.groups)
         self._order = np.argsort(self.group, kind="stable")  # positions in `labels`, by group
@@ -166,11 +167,12 @@ class Grouping:
 
     def count(self, copies: Mapping[int, Array]) -> Callable[[Array], int]:
         """A function that counts labels, with so many copies of each channel of these groups: 0 if it is cut."""
-        number = np.ones(len(self.of_label), dtype=np.int64)
+        root = self.classes.root
+        number = np.ones(len(root), dtype=np.int64)
         for g, each in copies.items():
             at = self._order[self._starts[g] : self._starts[g + 1]]
-            number[self.labels[at]] = each[self.channel[at]]
-        return lambda labels: int(number[labels].sum())
+            number[root[self.labels[at]]] = each[self.channel[at]]
+        return lambda labels: int(number[root[labels]].sum())
 
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
         """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""

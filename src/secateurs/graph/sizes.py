@@ -117,7 +117,7 @@ def _shaped(reason: str) -> Reader:
         name = name_of(func)
         for axis, n in sizes.items():
             labels = t.labels(out).get(axis)
-            if n >= 0 and not (labels is None and name in _FILLS and _fill(t, out, axis, n)):
+            if n >= 0 and not (labels is None and name in _FILLS and _fill(t, out, axis, n, reason)):
                 t.claim(n, out.shape[axis] if labels is None else labels, reason)
         rest = args[2:] if name == "new_full" else args[1:] if name == "full" else ()
         return [rest, {k: v for k, v in kwargs.items() if k not in ("size", "shape", "sizes")}]
@@ -125,12 +125,15 @@ def _shaped(reason: str) -> Reader:
     return reader
 
 
-def _fill(t: Context, out: Tensor, axis: int, n: int) -> bool:
-    """One value for as many channels as another tensor has: they are these channels."""
+def _fill(t: Context, out: Tensor, axis: int, n: int, reason: str, each: int = 1) -> bool:
+    """The same values, `each` of them, for every channel that another tensor has, or that a number counts which a module
+    keeps: they are these channels."""
     labels = t.counted(n)
-    if labels is None or len(labels) != out.shape[axis] or len(labels) < 2:
+    if labels is None or len(labels) * each != out.shape[axis] or len(labels) < 2:
         return False
-    t.relabel(out, axis, labels)
+    t.freeze(t.labels(out).get(axis, labels[:0]), "repeated for each channel")
+    t.fill(out, axis, labels.repeat(each))
+    t.claim(n, labels, reason)
     return True
 
 
@@ -140,9 +143,24 @@ def _repeat(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     for i, n in enumerate(times):
         axis = out.ndim - len(times) + i
         before = axis - out.ndim + x.ndim
-        if not ((before < 0 or x.shape[before] == 1) and _fill(t, out, axis, n)):
+        each = x.shape[before] if before >= 0 else 1
+        if not ((each == 1 or not t.is_live(x)) and _fill(t, out, axis, n, SIZE, each)):
             t.claim(n, plain(n), SIZE)
     return []
+
+
+def _broadcast(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
+    """One value for as many channels as another of the tensors has: they are these channels."""
+    for axis, labels in {a: own for x in out for a, own in t.labels(x).items()}.items():
+        for x in out:
+            if axis not in t.labels(x) and x.stride(axis) == 0:
+                t.fill(x, axis, labels)
+    return []
+
+
+def _spatial(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
+    """Only the spatial axes count of the shape that it is given."""
+    return [x[-(out.ndim - 2) :] if isinstance(x, list | tuple) else x for x in (*args, *kwargs.values())]
 
 
 def _split(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
@@ -294,6 +312,8 @@ _READERS: dict[str, Reader] = {
     **dict.fromkeys([*_VIEWS, "unflatten", *_MAKES], _shaped(SIZE)),
     **dict.fromkeys(_EXPANDS, _shaped(EXPANDED)),
     **dict.fromkeys(["repeat", "tile"], _repeat),
+    **dict.fromkeys(["affine_grid", "max_unpool1d", "max_unpool2d", "max_unpool3d"], _spatial),
+    "broadcast_tensors": _broadcast,
     **dict.fromkeys(_SPLITS, _split),
     **dict.fromkeys(["__getitem__", "__setitem__"], _index),
     **dict.fromkeys([f"conv{'_transpose' * t}{d}d" for d in (1, 2, 3) for t in (False, True)], _convolution),

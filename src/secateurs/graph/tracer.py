@@ -73,7 +73,7 @@ class Tracer(Context, TorchDispatchMode):
                     )
         if live:
             for x in written(func, args, kwargs):
-                self.fill(x)
+                self.write(x)
         if labeled or live or labels:
             self._assign(out, labels or _NONE, live)
         return out

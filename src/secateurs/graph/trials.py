@@ -45,16 +45,18 @@ class Trial:
 
     def __init__(self, runs: Runs, grouping: Grouping, widths: Mapping[int, int], draw: np.random.Generator) -> None:
         self.runs, self.grouping, self.cut = runs, grouping, frozenset(widths)
-        self.dead = np.zeros(len(grouping.classes.root), dtype=bool)
+        root = grouping.classes.root
+        self.dead = np.zeros(len(root), dtype=bool)  # by label
         self._alone = np.zeros_like(self.dead)
         # The channel of each label. What no layer produces (positions, heads of a table) is none: which axes of it a view keeps
         # apart depends on how it is coupled, and so may differ between two runs.
-        self._channels = np.where(grouping.of_label >= 0, grouping.classes.root, 0)
+        self._channels = np.where(grouping.of_label >= 0, root, 0)
         for g, width in widths.items():
             gone = draw.permutation(int(grouping.sizes[g]))[width:]
             at = grouping.group == g
-            self.dead[grouping.labels[at][np.isin(grouping.channel[at], gone)]] = True
-            self._alone[grouping.labels[at]] = width == 1
+            self.dead[root[grouping.labels[at][np.isin(grouping.channel[at], gone)]]] = True
+            self._alone[root[grouping.labels[at]]] = width == 1
+        self.dead, self._alone = self.dead[root], self._alone[root]
         self._known: dict[int, Array] = {}
         self._tape = Tape()
         self._expected: list[Called] = []

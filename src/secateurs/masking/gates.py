@@ -22,7 +22,7 @@ from secateurs.graph.channels import ChannelGroup, parameter
 from secateurs.graph.labels import LABEL
 from secateurs.graph.tape import Labels
 from secateurs.masking.folding import scale_
-from secateurs.masking.holders import held_by, reads_directly
+from secateurs.masking.holders import read_as_stored
 from secateurs.masking.reading import Reading
 from secateurs.masking.swaps import Swaps
 
@@ -56,7 +56,7 @@ class Gates:
         ]
         self._places = self._find_places()
         names = {c.param for c in self._consumers}
-        self._followed = names - held_by(model, names, reads_directly)  # weights may be computed from these
+        self._followed = names - read_as_stored(model, self._sources())  # weights may be computed from these
         self._reading: Reading | None = None
         self._flat: Tensor | None = None  # (channels,) or (N, channels)
         self._parts: tuple[Tensor, ...] = ()  # the same by group

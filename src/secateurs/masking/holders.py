@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
+from types import FunctionType
+from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 from secateurs.graph.channels import named_tensors
+from secateurs.graph.packages import foreign, names_in
 
 
 def held_by(model: nn.Module, names: set[str], kind: Callable[[nn.Module], bool]) -> set[str]:
@@ -33,3 +38,52 @@ def reads_directly(module: nn.Module) -> bool:
 def computes(module: nn.Module) -> bool:
     """Whether weights may be computed from what a module holds before it runs: by parametrizations, or by a hook."""
     return isinstance(module, ParametrizationList) or bool(module._forward_pre_hooks)
+
+
+def read_as_stored(model: nn.Module, consumes: Iterable[tuple[str, int]]) -> set[str]:
+    """Those of the parameters that consume channels, given as (name, axis), that only PyTorch's layers read, which sum over
+    these axes: not, for example, those of a layer that computes the weight of another."""
+    by_axis: dict[int, set[str]] = {}
+    for name, axis in consumes:
+        by_axis.setdefault(axis, set()).add(name)
+    named = _named_in_code(model)
+    found: set[str] = set()
+    other: set[str] = set()
+    for axis, names in by_axis.items():
+        direct = held_by(model, names, lambda m, a=axis: reads_directly(m) and a in _sums_over(m))  # type: ignore[misc]
+        direct = {name for name in direct if name.rpartition(".")[2] not in named}
+        found |= direct
+        other |= names - direct
+    return found - other
+
+
+def _sums_over(module: nn.Module) -> tuple[int, ...]:
+    """The axes of its weights that a layer sums over."""
+    if isinstance(module, nn.Bilinear):
+        return 1, 2
+    return (0,) if isinstance(module, _ConvTransposeNd) else (1,)
+
+
+def _named_in_code(model: nn.Module) -> set[str]:
+    """What the code looks up, of itself or of other modules, that the user's modules run in a forward pass."""
+    return {name for kind in {type(module) for module in model.modules()} for name in _named_in(kind)}  # type: ignore[arg-type]
+
+
+@cache
+def _named_in(kind: type) -> frozenset[str]:
+    own: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if not foreign(base.__module__):
+            own.update(vars(base))
+    found = set[str]()
+    due: list[Any] = [own.get("forward"), own.get("__call__")]
+    seen: set[Any] = set()
+    while due:
+        function = due.pop()
+        function = function.fget if isinstance(function, property) else getattr(function, "__func__", function)
+        if isinstance(function, FunctionType) and function not in seen and not foreign(function.__module__):
+            seen.add(function)
+            names = names_in(function.__code__)
+            found.update(names)
+            due += [where.get(name) for name in names for where in (own, function.__globals__)]
+    return frozenset(found)

@@ -14,7 +14,7 @@ from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.graph.labels import LABEL
 from secateurs.graph.tape import Labels
-from secateurs.masking.holders import computes, held_by, reads_directly
+from secateurs.masking.holders import computes, held_by, read_as_stored
 from secateurs.masking.reading import Axis, Reading
 from secateurs.plans.plan import Plan
 from secateurs.plans.stripes import as_mask
@@ -52,7 +52,7 @@ def masked_twin(model: nn.Module, plan: Plan, shared: Mapping[int, Tensor], *, e
         old = params[name]
         memo[id(old)] = nn.Parameter(w, old.requires_grad) if isinstance(old, nn.Parameter) else w
     masked = copied(model, memo)
-    if names and (everywhere or held_by(model, names, reads_directly) != names):
+    if names and (everywhere or read_as_stored(model, plan.consumes) != names):
         _Masks(plan, frozenset(zeroed)).attach(masked)
     return masked
 

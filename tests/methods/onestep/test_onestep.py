@@ -325,7 +325,7 @@ def test_nodes_are_found_on_every_kind_of_network(spec: str, scope: Any) -> None
     size, usual, last = SPECS[spec]
     torch.manual_seed(0)
     model, x = sc.build(spec).eval(), torch.randn(1, 3, size, size)
-    pruner = attached(model, x, sc.OneStep(), sc.Budget(macs=0.5), scope=scope)
+    pruner = attached(model, x, sc.OneStep(cost=0), sc.Budget(macs=0.5), scope=scope)
     with torch.no_grad():
         pruner.importance.offset.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
     selection = pruner.finish()
@@ -544,7 +544,7 @@ def run(folder: Path, left: int = 10**9, resume: bool = False) -> sc.Result:
     source = loader()
     phases = [sc.Mimic(epochs=2, ema=0.5), sc.Distil(epochs=1, lr=0.01), sc.Recover(epochs=1, lr=0.01)]
     return sc.prune(
-        model, torch.zeros(1, 3, 32, 32), sc.OneStep(epochs=2), sc.Budget(macs=0.5),
+        model, torch.zeros(1, 3, 32, 32), sc.OneStep(epochs=2, cost=0), sc.Budget(macs=0.5),
         sc.Data(train=Fragile(source.train, left), val=source.val), phases, folder=folder, resume=resume, save_steps=2,
         progress="silent", calibrate=source.val,  # not of the batches that are counted
     )  # fmt: skip
