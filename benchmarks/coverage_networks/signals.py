@@ -110,7 +110,7 @@ SPANDREL: dict[str, dict[str, Any]] = {
     "OmniSR/__arch/OmniSR:OmniSR": {},
     "SCUNet/__arch/SCUNet:SCUNet": {},
     "SwinIR/__arch/SwinIR:SwinIR": {"img_size": 32, "window_size": 8, "embed_dim": 36, "depths": [2, 2], "num_heads": [3, 3]},
-    "SeemoRe/__arch/seemore_arch:SeemoRe": {},
+    "SeemoRe/__arch/seemore_arch:SeemoRe": {"topk": 6},  # all experts: they cost different amounts, and a cut may choose others
 }  # fmt: skip
 
 

@@ -10,8 +10,14 @@ import torch
 from coverage_networks.network import Built, Network, attribute, images, of
 from secateurs.zoo import vision
 
-# Nothing is suppressed: the number of boxes, and with it the cost, is that of the network and not of the boxes' values.
-ALL_BOXES = {"rpn_nms_thresh": 1.0, "box_nms_thresh": 1.0, "box_score_thresh": 0.0}
+# The number of boxes, and with it the cost, is that of the network and not of the boxes' values: none is suppressed, whatever
+# its score (which may round to 0), and none is moved out of the image, where it would be dropped: random weights give
+# offsets in the hundreds, which are divided by these.
+ALL_BOXES = {
+    "rpn_score_thresh": 0.0, "rpn_nms_thresh": 1.0, "box_score_thresh": -1.0, "box_nms_thresh": 1.0,
+    "bbox_reg_weights": (1e4, 1e4, 1e4, 1e4),
+}  # fmt: skip
+PROPOSAL_WEIGHTS = (1e3, 1e3, 1e3, 1e3)
 FEW_BOXES = {"rpn_post_nms_top_n_test": 50, "min_size": 224, "max_size": 320, **ALL_BOXES}
 ONE_STAGE = {"min_size": 224, "max_size": 320, "score_thresh": 0.0}
 DETECTORS = {
@@ -37,6 +43,8 @@ def torchvision() -> list[Network]:
     def detector(name: str) -> Built:
         options = next(o for kind, o in DETECTORS.items() if name.startswith(kind))
         network = models.get_model(name, weights=None, weights_backbone=None, **options)
+        if isinstance(network, modules["detection"].FasterRCNN):
+            network.rpn.box_coder.weights = PROPOSAL_WEIGHTS
         return network, ([torch.rand(3, 224, 224)],)
 
     def clip(name: str) -> Built:

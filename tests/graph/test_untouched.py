@@ -286,6 +286,49 @@ def test_a_stale_cache_is_as_good_as_none() -> None:
     assert [g.reason for g in sc.trace(model, image()).groups] == [g.reason for g in graph.groups]
 
 
+@functools.lru_cache
+def split(shape: tuple[int, ...]) -> tuple[int, ...]:
+    n, c, h, w = shape
+    return n, 2, c // 2, h // 4, 4, w // 4, 4
+
+
+@functools.lru_cache
+def merged(shape: tuple[int, ...]) -> tuple[int, ...]:
+    n, y, x, heads, h, w, c = shape
+    return n * y * x, heads, h * w, c
+
+
+class WindowAttention(nn.Module):
+    """Attention in windows of 4 × 4 pixels, whose sizes are cached, as einops does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.qkv, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 24, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (1, 3, 8, 8) → (1, 2, 8, 8)
+        q, k, v = map(self.windows, self.qkv(self.a(x)).chunk(3, 1))
+        z = (q @ k.transpose(-1, -2)).softmax(-1) @ v  # (windows, heads, pixels, channels)
+        z = z.reshape(1, 2, 2, 2, 4, 4, -1).permute(0, 3, 6, 1, 4, 2, 5)
+        return self.out(z.reshape(1, -1, 8, 8))
+
+    def windows(self, x: Tensor) -> Tensor:
+        x = x.reshape(split(tuple(x.shape))).permute(0, 3, 5, 1, 4, 6, 2)
+        return x.reshape(merged(tuple(x.shape)))
+
+
+def test_what_functions_have_cached_before_does_not_change_a_trace() -> None:
+    """A cached function returns plain numbers to a model that has run: which channels they count is not known then."""
+    model, x = WindowAttention().eval(), image(1, 8)
+    split.cache_clear()
+    merged.cache_clear()
+    found = []
+    for _ in range(3):
+        found.append([(g.name, g.size, g.prunable, str(g.reason)) for g in sc.trace(model, x).groups])
+        model(x)
+    assert found[0] == found[1] == found[2]
+    assert merged.cache_info().currsize == 1
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_script_module_is_refused_by_name() -> None:
     body = torch.jit.script(nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)))

@@ -51,6 +51,7 @@ class State:
         self._variables: list[tuple[Any, Any, Any]] = []  # of an object, a closure or a module: owner, name, value
         self._classes: list[tuple[type, dict[str, Any]]] = []
         self._contents: list[tuple[Tensor, Tensor, Tensor]] = []  # a tensor, its data, and a copy of these
+        self._caches: dict[Any, int] = {}  # of functions: calls that were not in there
         self._undo: list[Callable[[], Any]] = []  # of what is rare
         self._seen: dict[int, Any] = {}  # kept, so that no id is reused
         self._known: set[type] = set()
@@ -75,7 +76,12 @@ class State:
     # -- what runs do with it ------------------------------------------------------------------------------------------
 
     def replace(self, tensors: Mapping[int, Tensor]) -> None:
-        """Put these tensors in the place of the model's own, by id, wherever they are held."""
+        """Put these tensors in the place of the model's own, by id, wherever they are held. What functions have cached was
+        computed from the model's own, or from plain numbers: it is computed again, so that a run does not depend on whether
+        the model has run before."""
+        for function in self._caches:
+            function.cache_clear()
+            self._caches[function] = 0
         for own, key, value in self._held:
             _put(own, key, _mapped(value, tensors))
         for own, key, iterator in self._iterators:
@@ -109,6 +115,9 @@ class State:
             _restore_class(cls, namespace)
         for x, data, saved in self._contents:
             _restore_tensor(x, data, saved)
+        for function, misses in self._caches.items():
+            if function.cache_info().misses != misses:  # entries cannot be taken out one by one
+                function.cache_clear()
         for undo in self._undo:
             undo()
 
@@ -252,7 +261,7 @@ class State:
         elif isinstance(value, cached_property):
             follow = (value.func,)
         elif isinstance(value, _lru_cache_wrapper):
-            self._undo.append(partial(_restore_cache, value, value.cache_info()))
+            self._caches[value] = value.cache_info().misses
             follow = (value.__wrapped__,)
         elif isinstance(value, torch.Generator):
             self._undo.append(partial(value.set_state, value.get_state()))
@@ -378,9 +387,3 @@ def _restore_deque(own: deque[Any], before: list[Any]) -> None:
 
 def _restore_array(own: np.ndarray, before: np.ndarray) -> None:
     own[...] = before
-
-
-def _restore_cache(cache: Any, before: Any) -> None:
-    """Entries cannot be taken out one by one; what is left out is computed again."""
-    if cache.cache_info().misses != before.misses:
-        cache.cache_clear()
