@@ -64,6 +64,7 @@ class Grouping:
         self._starts = np.searchsorted(self.group[self._order], np.arange(self.groups + 1))
         self._axes = {(a.param, a.axis): a.labels for a in axes}
         self._affine: dict[int, tuple[Array, Affine]] = {}  # by the id of labels, which are kept
+        self._counted: dict[int, tuple[Figure, Array | int]] = {}  # what a figure counts, by its id
 
     @staticmethod
     def _number_channels(group: Array) -> Array:
@@ -152,8 +153,10 @@ class Grouping:
     def leaf(self, leaf: Leaf) -> Array | int:
         """The labels that a leaf of an expression counts; or their number, if they are of a parameter that did not run."""
         if isinstance(leaf, Figure):
-            counted = self.owners.counted(leaf, self.classes.root)
-            return leaf.size if counted is None else counted
+            if id(leaf) not in self._counted:
+                counted = self.owners.counted(leaf, self.classes.root)
+                self._counted[id(leaf)] = leaf, leaf.size if counted is None else counted
+            return self._counted[id(leaf)][1]
         return self._axes.get(leaf[:2], leaf[2]) if isinstance(leaf, tuple) else leaf
 
     def groups_at(self, labels: Array) -> frozenset[int]:
