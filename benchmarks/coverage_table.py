@@ -161,7 +161,13 @@ def below_half(rows: dict[str, list[Record]]) -> list[str]:
     lines = []
     for r in chain(*rows.values()):
         if r.get("reachable", 1) < 0.5:
-            found = [(n, text) for kind, texts in r["reasons"].items() if kind != "OUTPUT" for text, n in texts.items()]
+            kinds = sorted(r["reasons"], key=lambda kind: kind == "OUTPUT")
+            found = [
+                (n, text)
+                for kind in kinds
+                if kind != "OUTPUT" or len(kinds) == 1
+                for text, n in r["reasons"][kind].items()
+            ]
             why = "; ".join(f"{n} × {text}" for n, text in sorted(found, key=lambda x: -x[0])[:3])
             inexact = (
                 f" ({r['reachable_inexact']:.0%} with `allow_inexact`)"
