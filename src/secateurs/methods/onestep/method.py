@@ -315,7 +315,8 @@ class OneStepPruner(Pruner):
             best = zip(ranks.items(), counts, strict=True)
             found = Selection({n: np.sort(np.argsort(-r, kind="stable")[:k]) for (n, r), k in best}, nodes=nodes)
         else:
-            found = within(measured(self.task, within) if self.config.cost is None else self.config.cost)
+            cost = self.config.cost
+            found = within(measured(self.task, within, pooled=True) if cost is None else cost)
         if self.config.fold:
             self.gates.fold_({name: torch.from_numpy(b).float() for name, b in beta.items()})
         return found
