@@ -63,7 +63,7 @@ def clocked(
         return graph
     target = budget.on((device or device_of(model)).type)
     target.check()
-    fit = notes.fit_in(None if folder is None else folder / notes.FILE)
+    fit = notes.fit_in(None if folder is None else folder / notes.FILE, budget.record())
     if (
         isinstance(graph.clock, LatencyModel)
         and graph.clock.target == target

@@ -31,7 +31,7 @@ class Criterion(Method):
         ge=0,
         le=2,
         description="scores are divided by this power of what a channel costs under the budget: costly layers lose more; "
-        "None: the power that measures best, see `measured`",
+        "None: the power that measures best on training images, 0 without data",
     )
 
     comparable: ClassVar[bool] = False  # scores of different groups are already on one scale

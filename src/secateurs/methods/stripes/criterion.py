@@ -1,4 +1,4 @@
-"""One-shot stripe pruning: the stripes with the smallest norms are cut, without data or training."""
+"""One-shot stripe pruning: the stripes with the smallest norms are cut, without training."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class L2Stripes(Method):
         default=None,
         ge=0,
         le=2,
-        description="norms are compared between layers divided by this power of what their stripes cost; None: with data the "
-        "power that measures best, without 0",
+        description="norms are compared between layers divided by this power of what their stripes cost; None: the power that "
+        "measures best on training images, 0 without data",
     )
     floor: float = Field(default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps")
     block: int = Field(default=1, ge=1, description="so many filters of similar shapes keep the same stripes")
