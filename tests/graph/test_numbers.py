@@ -146,3 +146,20 @@ def test_a_shuffle_is_not_blamed_for_a_condition_that_follows_it() -> None:
     graph = trace(model, image())
     assert [g.name for g in graph.groups if not g.prunable] == ["a", "h.2"]
     assert "depends on the number of channels" in str(graph["a"].reason)
+
+
+@pytest.mark.parametrize(("of_a", "of_b"), [(4, 6), (5, 6), (7, 4), (8, 12)])
+def test_of_two_conditions_that_change_together_one_is_to_blame(of_a: int, of_b: int) -> None:
+    """The first has another outcome at some width, and makes no difference; the second does."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x)
+        if y.shape[1] == x.shape[1] and s.same:
+            y = y + x
+        z = s.b(y)
+        return s.h(z.relu() if z.shape[1] % 2 == 0 else z.tanh())
+
+    model = Net(forward, a=conv(3, of_a), b=conv(of_a, of_b), h=head(of_b)).eval()
+    model.same = False
+    graph = trace(model, image())
+    assert [g.name for g in graph.groups if not g.prunable] == ["b", "h.2"]

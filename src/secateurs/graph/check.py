@@ -100,19 +100,33 @@ class Trials:
         """Take the other path of each condition on widths."""
         left = [widths for _, widths in self.claims.flips()]
         for _ in range(_FLIPS):
-            cut: dict[int, int] = {}
             left = [w for w in left if w.keys() <= self._rest]
+            apart: list[Widths] = []  # flips that have no group in common
             for widths in [*left]:
-                if not widths.keys() & cut.keys():
-                    cut.update(widths)
+                if not any(widths.keys() & other.keys() for other in apart):
+                    apart.append(widths)
                     left.remove(widths)
-            if not cut:
+            if not apart:
                 return
-            while cut and (failure := self._try(cut)) is not None:
-                self._blame(failure, cut)
-                cut = {g: n for g, n in cut.items() if g in self._rest}
+            self._flipped(apart)
         for g in {g for widths in left for g in widths}:
             self._fail({g}, Reason(Kind.CODE, NOT_TRIED))
+
+    def _flipped(self, flips: list[Widths]) -> bool:
+        """Try these together, and if that fails, half of them at a time: of several conditions that are flipped, it cannot be
+        told which one is to blame. Returns whether it failed."""
+        flips = [w for w in flips if w.keys() <= self._rest]
+        cut = {g: n for widths in flips for g, n in widths.items()}
+        failure = self._try(cut) if cut else None
+        if failure is None:
+            return False
+        half = len(flips) // 2
+        failed = [self._flipped(part) for part in (flips[:half], flips[half:])] if half else []
+        while failure is not None and not any(failed):  # a single one, or only all of them together
+            self._blame(failure, cut)
+            cut = {g: n for g, n in cut.items() if g in self._rest}
+            failure = self._try(cut) if cut else None
+        return True
 
     def _try(self, widths: Widths) -> Failure | None:
         """What is wrong with a network that is cut to these widths, if anything."""
@@ -171,11 +185,9 @@ class Trials:
         """Of several groups that were blamed for one failure, those that it is not due to."""
         for groups in self._together if len(self._together) <= _FLIPS else ():
             for g in sorted(groups) if 1 < len(groups) <= FEW + 1 else ():
-                again = {
-                    **{r: int(self.grouping.sizes[r]) // 2 for r in self._rest},
-                    g: int(self.grouping.sizes[g]) // 2,
-                }
-                if self._try(again) is None and self._try(dict.fromkeys(again, 1)) is None:
+                half = {r: int(self.grouping.sizes[r]) // 2 for r in (*self._rest, g)}
+                flips = (w for _, w in self.claims.flips() if g in w and w.keys() <= half.keys())
+                if all(self._try(widths) is None for widths in (half, dict.fromkeys(half, 1), *flips)):
                     del self.failed[g]
                     self._rest.add(g)
 

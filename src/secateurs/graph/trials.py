@@ -141,14 +141,12 @@ class Trial:
     # -- whom to blame -------------------------------------------------------------------------------------------------
 
     def _blamed(self, error: Exception) -> Failure:
-        """The first condition with another outcome; else what the call that failed works on; else what was asked for last."""
+        """The conditions with another outcome; else what the call that failed works on; else what was asked for last."""
         tape, before = self._tape, self.grouping.tape
-        for old, new in _matched(before.conditions, tape.conditions):
-            if old.outcome != new.outcome:
-                groups = self.grouping.groups_of(old.expression) & self.cut
-                if groups:
-                    return Failure(groups, Reason(Kind.CODE, DEPENDS, old.where))
-                break
+        asked = [old for old, new in _matched(before.conditions, tape.conditions) if old.outcome != new.outcome]
+        told = [(self.grouping.groups_of(old.expression) & self.cut, old.where) for old in asked]
+        if told and told[0][0]:  # `Check` acquits those that are innocent
+            return Failure(frozenset().union(*(groups for groups, _ in told)), Reason(Kind.CODE, DEPENDS, told[0][1]))
         labels, where, reason = [], "", RUNS
         if isinstance(error, Divergence):
             labels, where, reason = error.labels, error.where, error.reason
