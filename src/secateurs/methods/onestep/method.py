@@ -100,7 +100,7 @@ class OneStep(Taught):
         ge=0,
         le=2,
         description="scores are divided by this power of what a channel costs under the budget: costly layers lose more; "
-        "None: the power that measures best",
+        "None: the power that measures best on training images, 0 without data",
     )
     fold: bool = Field(
         default=False, description="multiply |β| into the weights instead of discarding it after the cut"
