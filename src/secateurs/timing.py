@@ -23,7 +23,7 @@ from secateurs.methods.limits import Bounds, free
 from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.registry import resolve
 from secateurs.methods.select import Widths, select_within_budget
-from secateurs.methods.selection import Selection
+from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan, PrunableGraph
 from secateurs.surgery import apply
 from secateurs.training import processes
@@ -63,7 +63,7 @@ def clocked(
         return graph
     target = budget.on((device or device_of(model)).type)
     target.check()
-    fit = notes.fit_in(None if folder is None else folder / notes.FILE)
+    fit = notes.fit_in(None if folder is None else folder / notes.FILE, budget.record())
     if (
         isinstance(graph.clock, LatencyModel)
         and graph.clock.target == target
@@ -161,14 +161,14 @@ class Timing:
         if note is not None and note.found is not None and note.limit is None:
             kept = self._kept(tight, selection, note.found)
         elif note is not None and note.found is not None:
-            kept = self._held(tight, lambda t: trimmed(t, selection, proxy), whole, note)
+            kept = self._held(tight, _trimming(tight, selection, proxy), whole, note)
         else:
             kept = self._measured(tight, selection, selection.plan(task.graph, allow_inexact=True), whole)
             if kept.measured.ratio > self.goal:
                 self.report(
                     f"{method.name} leaves {kept.measured.ratio:.1%} of the time: cutting its weakest channels as well"
                 )
-                kept = self._search(tight, lambda t: trimmed(t, selection, proxy), whole, start=kept)
+                kept = self._search(tight, _trimming(tight, selection, proxy), whole, start=kept)
         self._note(task, method, share, kept)
         return kept.selection, kept
 
@@ -337,10 +337,16 @@ class Timing:
         )
 
 
-def trimmed(task: Task, selection: Selection, proxy: Method) -> Selection:
+def _trimming(task: Task, selection: Selection, proxy: Method) -> Callable[[Task], Selection]:
+    """`trimmed`, for tasks that differ from this one in their budget only."""
+    select = proxy.selector(task) if selection.stripes else proxy.select
+    return lambda tight: trimmed(tight, selection, select)
+
+
+def trimmed(task: Task, selection: Selection, proxy: Callable[[Task], Selection | Channels]) -> Selection:
     """A part of a selection that is within a tighter budget: its weakest channels go, and of stripes the weakest ones."""
     if selection.stripes:
-        more = Selection.of(proxy.select(task))
+        more = Selection.of(proxy(task))
         channels = dict(selection.channels)
         for group in task.groups:
             if group.name in more.channels:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import secateurs as sc
-from secateurs.latency import fits
+from secateurs.latency import FitRecord, fits, notes
+from secateurs.latency.model import Fit
 from secateurs.testing.checks import quick
 from secateurs.testing.networks import data, images, network
 from tests.latency.fakes import Fakes, usual
@@ -64,3 +65,12 @@ def test_a_resumed_run_works_with_the_fit_that_it_was_begun_with(
     found = prune(tmp_path / "run", hooks=[Stop(10**9)], resume=True)
     assert len(fakes.watches) == watches + 1  # nothing was fitted
     assert (found.latency, found.plan) == (whole.latency, whole.plan)
+
+
+def test_the_fit_of_a_run_under_another_budget_is_not_used(tmp_path: Path) -> None:
+    """Its target may be another."""
+    fit, budgets = Fit(seconds=0.1), [sc.Budget(latency=0.6, target=target) for target in ("torch-cpu", "torch-cuda")]
+    records = [budget.record() for budget in budgets]
+    file = tmp_path / notes.FILE
+    notes.write(file, notes.Note(settings={"budget": records[0]}, goal=0.6, tries=1, fit=FitRecord.of(fit)))
+    assert [notes.fit_in(file, record) for record in records] == [fit, None]

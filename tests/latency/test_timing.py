@@ -332,7 +332,7 @@ def test_trimming_brings_nothing_back(fakes: Fakes) -> None:
     task = Task(model, graph, sc.Budget(latency=0.6), "all", example_inputs=X)
     first = Selection({g.name: np.arange(g.size - 4) for g in task.groups})
     assert task.budget is not None
-    left = timing.trimmed(Task(model, graph, task.budget.tightened(0.4), "all"), first, resolve("l2"))
+    left = timing.trimmed(Task(model, graph, task.budget.tightened(0.4), "all"), first, resolve("l2").select)
     assert all(set(left.channels[n]) <= set(k) for n, k in first.channels.items())
     assert graph.cost_of(left.plan(graph)).latency <= 0.4 * graph.cost().latency
 
@@ -350,7 +350,7 @@ def test_trimmed_stripes_leave_every_group_what_it_needs(fakes: Fakes) -> None:
         def select(self, task: Task) -> Selection:
             return Selection({g.name: np.arange(g.size // 2, g.size) for g in task.groups})
 
-    left = timing.trimmed(task, first, Other())  # type: ignore[arg-type]
+    left = timing.trimmed(task, first, Other().select)
     assert {name: list(kept) for name, kept in left.channels.items()} == {g.name: [0] for g in task.groups}
     sc.apply(model, left.plan(graph))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.methods import Selection, Task, assess
 from secateurs.methods.costs import POWERS
+from secateurs.recovery import calibrate
 
 BUDGET = sc.Budget(macs=0.4)
 IMAGES = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -98,3 +101,58 @@ def test_outputs_that_are_no_logits_are_compared_by_distance() -> None:
 
     result = prune(Maps().eval(), sc.L2(ranking="layer", cost=None), only_images())
     assert noted(result)["power"] in POWERS
+
+
+def test_an_iterator_that_can_be_read_once_is_left_to_the_training() -> None:
+    model = net()
+    stream = iter(IMAGES.split(32))
+    result = prune(model, sc.L2Stripes(), sc.Data(train=stream))
+    assert result.plan == prune(model, sc.L2Stripes(cost=0)).plan
+    assert len(list(stream)) == 3
+
+
+@pytest.mark.parametrize("method", [sc.L2(ranking="layer", cost=None), sc.L2Stripes()], ids=["l2", "l2-stripes"])
+def test_it_is_measured_once_where_several_budgets_are_tried(method: Any) -> None:
+    model, notes = net(), list[dict[str, Any]]()
+    graph = sc.trace(model, IMAGES[:1])
+    task = Task(model, graph, BUDGET, data=only_images(), example_inputs=IMAGES[:1], log=notes.append)
+    select = method.selector(task)
+    for macs in (0.3, 0.4, 0.6):
+        select(replace(task, budget=sc.Budget(macs=macs)))
+    assert [entry["event"] for entry in notes] == ["cost"]
+    assert Selection.of(select(task)).plan(graph) == Selection.of(method.select(task)).plan(graph)
+
+
+def test_criteria_wait_for_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a script of several processes, one of them may prune alone."""
+
+    def gathered(value: Any) -> Any:
+        raise AssertionError("a collective")
+
+    monkeypatch.setattr(calibrate, "gathered", gathered)
+    assert noted(prune(net(), sc.L2Stripes(), only_images()))["power"] in POWERS
+
+
+def test_batches_that_only_the_loop_of_the_user_can_read(caplog: pytest.LogCaptureFixture) -> None:
+    """What training has learned is not lost."""
+    model = net()
+    data = [{"image": x} for x in IMAGES.split(32)]
+    pruner = sc.attach(model, IMAGES[:1], sc.OneStep(), BUDGET, steps=2, epoch_steps=2, data=data)
+    for _ in range(2):
+        (model(IMAGES[:32]).square().mean() + pruner.penalty()).backward()
+        pruner.step()
+    assert pruner.plan().groups
+    assert "costs do not count in the ranking" in caplog.text
+
+
+def test_distances_in_float16_do_not_overflow() -> None:
+    y = torch.full((4, 1), 300.0, dtype=torch.float16)
+    assert calibrate._apart(y, 0 * y) == 4 * 300.0**2
+
+
+def test_large_images_are_assessed_as_many_at_a_time_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    task = Task(model, sc.trace(model, IMAGES[:1]), BUDGET, data=only_images())
+    assert [b.rows for b in assess.Assessor(task, 80, labels=False).batches] == [80]
+    monkeypatch.setattr(assess, "VALUES", IMAGES[:8].numel())
+    assert [b.rows for b in assess.Assessor(task, 80, labels=False).batches] == [32, 32, 16]

@@ -49,11 +49,13 @@ def read(file: Path, settings: Mapping[str, Any]) -> Note | None:
     return found if found.settings == json.loads(json.dumps(settings)) else None
 
 
-def fit_in(file: Path | None) -> Fit | None:
-    """The fit that the run in a folder works with, if it has measured anything. Raises ArtifactError for a damaged file."""
+def fit_in(file: Path | None, budget: Mapping[str, Any]) -> Fit | None:
+    """The fit that the run in a folder works with, if it has measured anything under this budget, which names the target.
+    Raises ArtifactError for a damaged file."""
     if file is None or not file.exists():
         return None
-    return read_json(file, Note, limit=1 << 16, advice=ADVICE).fit.fit
+    found = read_json(file, Note, limit=1 << 16, advice=ADVICE)
+    return found.fit.fit if found.settings.get("budget") == json.loads(json.dumps(budget)) else None
 
 
 def write(file: Path, note: Note) -> None:

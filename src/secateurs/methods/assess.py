@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from secateurs.data.bundle import no_batch
+from secateurs.data.structure import leaves
 from secateurs.devices import channels_last_, device_of, usable
 from secateurs.errors import ConfigError, DataError
 from secateurs.graph.copies import copied
@@ -23,10 +24,13 @@ from secateurs.training.metrics import topk_correct
 from secateurs.training.objective import Judged
 from secateurs.training.progress import Reporter
 
+VALUES = 2**25  # of the inputs of a batch: 222 images of 224 × 224
+
 
 class Assessor:
     """`model` is a private copy of the task's model, in eval mode and without gradients; `batches` are the first `examples`
-    training examples (of epoch 0, augmented as training is), on the device, `rows` at a time.
+    training examples (of epoch 0, augmented as training is), on the device, `rows` at a time: by default many, but of large
+    images as many as the data has in a batch.
 
     Each of several processes evaluates all of them, so that all get the same result.
     """
@@ -42,7 +46,7 @@ class Assessor:
         if self.channels_last:
             channels_last_(self.model)
         self.objective, self.labels = task.objective, labels
-        self.rows = rows or (256 if self.device.type == "cpu" else 2048)
+        self.rows, self._most = rows or (256 if self.device.type == "cpu" else 2048), None if rows else VALUES
         whole = self.objective.whole
         self.batches = self.hold(_head(task.data.train, examples, task.seed, labels, whole))
         self.examples = sum(b.rows for b in self.batches)
@@ -60,6 +64,9 @@ class Assessor:
             if pieces and not B.fits(pieces[0], batch):
                 held += [B.joined(pieces)] if waiting else []
                 pieces, waiting = [], 0
+            if self._most is not None:  # known to fit into memory: what training takes at a time
+                each = max(1, sum(x.numel() for x in leaves(batch.inputs)) // batch.rows)
+                self.rows = min(self.rows, max(batch.rows, self._most // each))
             pieces.append(batch)
             waiting += batch.rows
             while waiting >= self.rows:

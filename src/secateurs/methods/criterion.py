@@ -31,7 +31,7 @@ class Criterion(Method):
         ge=0,
         le=2,
         description="scores are divided by this power of what a channel costs under the budget: costly layers lose more; "
-        "None: the power that measures best, see `measured`",
+        "None: the power that measures best on training images, 0 without data",
     )
 
     comparable: ClassVar[bool] = False  # scores of different groups are already on one scale
@@ -44,14 +44,22 @@ class Criterion(Method):
         return self._within(task, self.scores(task))
 
     def selector(self, task: Task) -> Callable[[Task], Selection | Channels]:
-        """With scores that are computed once."""
+        """With scores that are computed, and a power of the costs that is measured, once."""
         if type(self).select is not Criterion.select:
             return self.select
         found = self.scores(task)
-        return lambda other: self._within(other, found)
+        power = self._power(task, found)
+        return lambda other: self._ranked(other, found)(power)
 
     def _within(self, task: Task, found: Mapping[str, torch.Tensor]) -> Selection:
         """What these scores keep within the task's budget."""
+        return self._ranked(task, found)(self._power(task, found))
+
+    def _power(self, task: Task, found: Mapping[str, torch.Tensor]) -> float:
+        return measured(task, self._ranked(task, found)) if self.cost is None else self.cost
+
+    def _ranked(self, task: Task, found: Mapping[str, torch.Tensor]) -> Callable[[float], Selection]:
+        """What these scores keep within the task's budget, by the power of the costs."""
         groups, widths = task.groups, task.widths
         values = [self._checked(found, group) for group in groups]
         values = ranked(self.ranking, groups, values, task.model, self.comparable)
@@ -61,7 +69,7 @@ class Criterion(Method):
             scores = {g.name: per_cost(v, p, cost) for g, v, p in zip(groups, values, prices, strict=True)}
             return Selection(select_within_budget(widths, scores))
 
-        return within(measured(task, within) if self.cost is None else self.cost)
+        return within
 
     def _checked(self, found: Mapping[str, torch.Tensor], group: ChannelGroup) -> np.ndarray:
         """The scores of a group: (size,), float64. Raises ConfigError if there are none, or they are not finite."""

@@ -162,7 +162,7 @@ def _apart(wanted: Tensor, given: Tensor) -> float:
     """The squared distance. Rows that one has and the other lacks count as zeros: detectors find more or fewer boxes."""
     rows = max(len(wanted), len(given)) if wanted.ndim else 0
     y, z = (torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])]) if x.ndim else x for x in (wanted, given))
-    return float((y - z).square().sum())
+    return float((y.float() - z.float()).square().sum())  # float16 overflows
 
 
 def _as_cut(model: nn.Module, plan: Plan, small: nn.Module) -> bool:

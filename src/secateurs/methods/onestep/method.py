@@ -100,7 +100,7 @@ class OneStep(Taught):
         ge=0,
         le=2,
         description="scores are divided by this power of what a channel costs under the budget: costly layers lose more; "
-        "None: the power that measures best",
+        "None: the power that measures best on training images, 0 without data",
     )
     fold: bool = Field(
         default=False, description="multiply |β| into the weights instead of discarding it after the cut"
@@ -315,7 +315,8 @@ class OneStepPruner(Pruner):
             best = zip(ranks.items(), counts, strict=True)
             found = Selection({n: np.sort(np.argsort(-r, kind="stable")[:k]) for (n, r), k in best}, nodes=nodes)
         else:
-            found = within(measured(self.task, within) if self.config.cost is None else self.config.cost)
+            cost = self.config.cost
+            found = within(measured(self.task, within, pooled=True) if cost is None else cost)
         if self.config.fold:
             self.gates.fold_({name: torch.from_numpy(b).float() for name, b in beta.items()})
         return found

@@ -77,7 +77,8 @@ class PFFPruner(Pruner):
         if config.cost is not None:
             return config.cost
         norms = L2Stripes(floor=config.floor, block=config.block)
-        return measured(self.task, lambda cost: norms.model_copy(update={"cost": cost}).select(self.task))
+        select = lambda cost: norms.model_copy(update={"cost": cost}).select(self.task)  # noqa: E731
+        return measured(self.task, select, pooled=True)
 
     def begin(self, total: int, epoch_steps: int) -> None:
         super().begin(total, epoch_steps)

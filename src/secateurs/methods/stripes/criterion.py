@@ -1,8 +1,8 @@
-"""One-shot stripe pruning: the stripes with the smallest norms are cut, without data or training."""
+"""One-shot stripe pruning: the stripes with the smallest norms are cut, without training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from secateurs.graph.channels import parameter
 from secateurs.methods.costs import measured
 from secateurs.methods.method import Method, Task
 from secateurs.methods.registry import register
-from secateurs.methods.selection import Selection
+from secateurs.methods.selection import Channels, Selection
 from secateurs.methods.stripes.blocks import blocks
 from secateurs.methods.stripes.select import Stripes, channel_scores, check_kernels, kernels
 
@@ -38,8 +38,8 @@ class L2Stripes(Method):
         default=None,
         ge=0,
         le=2,
-        description="norms are compared between layers divided by this power of what their stripes cost; None: with data the "
-        "power that measures best, without 0",
+        description="norms are compared between layers divided by this power of what their stripes cost; None: the power that "
+        "measures best on training images, 0 without data",
     )
     floor: float = Field(default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps")
     block: int = Field(default=1, ge=1, description="so many filters of similar shapes keep the same stripes")
@@ -56,6 +56,20 @@ class L2Stripes(Method):
         task.widths.check(self._stripes(task).lowest())
 
     def select(self, task: Task) -> Selection:
+        return self._ranked(task)(self._power(task))
+
+    def selector(self, task: Task) -> Callable[[Task], Selection | Channels]:
+        """With a power of the costs that is measured once."""
+        power = self._power(task)
+        return lambda other: self._ranked(other)(power)
+
+    def _power(self, task: Task) -> float:
+        if self.ranking == "layer":
+            return 0.0
+        return measured(task, self._ranked(task)) if self.cost is None else self.cost
+
+    def _ranked(self, task: Task) -> Callable[[float], Selection]:
+        """What norms keep within the task's budget, by the power of the costs."""
         stripes = self._stripes(task)
         scores = [self._scores(task, name) for name in stripes.kernels]
 
@@ -65,9 +79,7 @@ class L2Stripes(Method):
             left, _ = stripes.select_within_budget(stripes.means(each), lambda: channel_scores(task))
             return stripes.selection(left)
 
-        if self.ranking == "layer":
-            return within(0)
-        return within(measured(task, within) if self.cost is None else self.cost)
+        return within
 
     def _stripes(self, task: Task) -> Stripes:
         found = kernels(task)
