@@ -536,7 +536,7 @@ def test_a_failed_tuning_leaves_the_choice() -> None:
     _, stripes = layer(padding=1)
     stripes.kernels["cpu float32 3x5x8x8"] = "gemm"
     model = nn.Sequential(stripes, nn.Linear(3, 2))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(sc.TraceError, match="expects 3 features"):
         tune(model, torch.randn(3, 5, 8, 8), rounds=2)
     assert stripes.kernels == {"cpu float32 3x5x8x8": "gemm"}
     assert model.training
