@@ -18,9 +18,8 @@ log = logging.getLogger("secateurs")
 
 POWERS = (0.0, 0.125, 0.25, 0.5)
 EXAMPLES = 256
-AS_GOOD = (
-    1.001  # a smaller power is taken if its cut misses no more than this times the least: rounding must not decide
-)
+# A smaller power is taken if its cut misses no more than this times the least: rounding must not decide.
+AS_GOOD = 1.001
 
 
 def measured(task: Task, select: Callable[[float], Selection], *, pooled: bool = False) -> float:

@@ -77,7 +77,10 @@ class PFFPruner(Pruner):
         if config.cost is not None:
             return config.cost
         norms = L2Stripes(floor=config.floor, block=config.block)
-        select = lambda cost: norms.model_copy(update={"cost": cost}).select(self.task)  # noqa: E731
+
+        def select(cost: float) -> Selection:
+            return norms.model_copy(update={"cost": cost}).select(self.task)
+
         return measured(self.task, select, pooled=True)
 
     def begin(self, total: int, epoch_steps: int) -> None:
