@@ -161,13 +161,8 @@ def below_half(rows: dict[str, list[Record]]) -> list[str]:
     lines = []
     for r in chain(*rows.values()):
         if r.get("reachable", 1) < 0.5:
-            kinds = sorted(r["reasons"], key=lambda kind: kind == "OUTPUT")
-            found = [
-                (n, text)
-                for kind in kinds
-                if kind != "OUTPUT" or len(kinds) == 1
-                for text, n in r["reasons"][kind].items()
-            ]
+            kinds = [kind for kind in r["reasons"] if kind != "OUTPUT"] or list(r["reasons"])
+            found = [(n, text) for kind in kinds for text, n in r["reasons"][kind].items()]
             why = "; ".join(f"{n} × {text}" for n, text in sorted(found, key=lambda x: -x[0])[:3])
             inexact = (
                 f" ({r['reachable_inexact']:.0%} with `allow_inexact`)"

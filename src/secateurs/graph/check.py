@@ -122,7 +122,9 @@ class Trials:
             return False
         half = len(flips) // 2
         failed = [self._flipped(part) for part in (flips[:half], flips[half:])] if half else []
-        while failure is not None and not any(failed):  # a single one, or only all of them together
+        if any(failed):
+            return True
+        while failure is not None:  # a single one, or only all of them together
             self._blame(failure, cut)
             cut = {g: n for g, n in cut.items() if g in self._rest}
             failure = self._try(cut) if cut else None
@@ -183,13 +185,16 @@ class Trials:
 
     def _clear(self) -> None:
         """Of several groups that were blamed for one failure, those that it is not due to."""
-        for groups in self._together if len(self._together) <= _FLIPS else ():
-            for g in sorted(groups) if 1 < len(groups) <= FEW + 1 else ():
-                half = {r: int(self.grouping.sizes[r]) // 2 for r in (*self._rest, g)}
-                flips = (w for _, w in self.claims.flips() if g in w and w.keys() <= half.keys())
-                if all(self._try(widths) is None for widths in (half, dict.fromkeys(half, 1), *flips)):
-                    del self.failed[g]
-                    self._rest.add(g)
+        several = [groups for groups in self._together if 1 < len(groups) <= FEW + 1]
+        if not several or len(self._together) > _FLIPS:
+            return
+        flips = [widths for _, widths in self.claims.flips()]
+        for g in (g for groups in several for g in sorted(groups)):
+            half = {r: int(self.grouping.sizes[r]) // 2 for r in (*self._rest, g)}
+            its = [w for w in flips if g in w and w.keys() <= half.keys()]
+            if all(self._try(widths) is None for widths in (half, dict.fromkeys(half, 1), *its)):
+                del self.failed[g]
+                self._rest.add(g)
 
 
 def _halves(groups: Iterable[int]) -> list[frozenset[int]]:

@@ -43,19 +43,24 @@ class Note(BaseModel):
 
 def read(file: Path, settings: Mapping[str, Any]) -> Note | None:
     """None if there is none, or one of other settings. Raises ArtifactError for a damaged file."""
-    if not file.exists():
-        return None
-    found = read_json(file, Note, limit=1 << 16, advice=ADVICE)
-    return found if found.settings == json.loads(json.dumps(settings)) else None
+    found = _kept(file)
+    return found if found is not None and found.settings == _plain(settings) else None
 
 
 def fit_in(file: Path | None, budget: Mapping[str, Any]) -> Fit | None:
     """The fit that the run in a folder works with, if it has measured anything under this budget, which names the target.
     Raises ArtifactError for a damaged file."""
-    if file is None or not file.exists():
-        return None
-    found = read_json(file, Note, limit=1 << 16, advice=ADVICE)
-    return found.fit.fit if found.settings.get("budget") == json.loads(json.dumps(budget)) else None
+    found = None if file is None else _kept(file)
+    return found.fit.fit if found is not None and found.settings.get("budget") == _plain(budget) else None
+
+
+def _kept(file: Path) -> Note | None:
+    return read_json(file, Note, limit=1 << 16, advice=ADVICE) if file.exists() else None
+
+
+def _plain(settings: Mapping[str, Any]) -> Any:
+    """As JSON gives them back."""
+    return json.loads(json.dumps(settings))
 
 
 def write(file: Path, note: Note) -> None:

@@ -22,16 +22,18 @@ EXAMPLES = 256
 AS_GOOD = 1.001
 
 
-def measured(task: Task, select: Callable[[float], Selection], *, pooled: bool = False) -> float:
-    """The power of a channel's or stripe's cost by which scores are divided: the one of `POWERS` whose cut network, once its
-    batch norms are re-estimated, has the outputs nearest to the original's on training examples, whose labels are not read.
-    EagleEye (Li et al., ECCV 2020) compares cuts in this way, and draws them at random.
+def power_of(cost: float | None, task: Task, select: Callable[[float], Selection], *, pooled: bool = False) -> float:
+    """The power of a channel's or stripe's cost by which scores are divided: the setting `cost`, or if None the measured one.
+
+    That is the one of `POWERS` whose cut network, once its batch norms are re-estimated, has the outputs nearest to the
+    original's on training examples, whose labels are not read. EagleEye (Li et al., ECCV 2020) compares cuts in this way, and
+    draws them at random. It is 0 without a budget that says what costs, and without data: an iterator that can be read once
+    only is left to the training, and batches that the network cannot be run on are named in a warning.
 
     select: the selection of a power. pooled: all processes call this, with data of their own, and come to one power.
-
-    It is 0 without a budget that says what costs, and without data: an iterator that can be read once only is left to the
-    training, and batches that the network cannot be run on are named in a warning.
     """
+    if cost is not None:
+        return cost
     if task.data is None or task.budget is None or isinstance(task.data.train, Iterator):
         return 0.0
     try:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from secateurs.errors import ConfigError
 from secateurs.graph import ChannelGroup
-from secateurs.methods.costs import measured
+from secateurs.methods.costs import power_of
 from secateurs.methods.method import Method, Task
 from secateurs.methods.ranking import Ranking, per_cost, ranked
 from secateurs.methods.select import select_within_budget
@@ -56,7 +56,7 @@ class Criterion(Method):
         return self._ranked(task, found)(self._power(task, found))
 
     def _power(self, task: Task, found: Mapping[str, torch.Tensor]) -> float:
-        return measured(task, self._ranked(task, found)) if self.cost is None else self.cost
+        return power_of(self.cost, task, self._ranked(task, found))
 
     def _ranked(self, task: Task, found: Mapping[str, torch.Tensor]) -> Callable[[float], Selection]:
         """What these scores keep within the task's budget, by the power of the costs."""

@@ -16,7 +16,7 @@ from secateurs.devices import device_of
 from secateurs.errors import ConfigError, Setting, TrainingError
 from secateurs.graph import ChannelGroup
 from secateurs.masking.gates import Gates
-from secateurs.methods.costs import measured
+from secateurs.methods.costs import power_of
 from secateurs.methods.criteria import norms
 from secateurs.methods.method import Task
 from secateurs.methods.onestep.layers import Layer, find_layers, scored
@@ -315,8 +315,7 @@ class OneStepPruner(Pruner):
             best = zip(ranks.items(), counts, strict=True)
             found = Selection({n: np.sort(np.argsort(-r, kind="stable")[:k]) for (n, r), k in best}, nodes=nodes)
         else:
-            cost = self.config.cost
-            found = within(measured(self.task, within, pooled=True) if cost is None else cost)
+            found = within(power_of(self.config.cost, self.task, within, pooled=True))
         if self.config.fold:
             self.gates.fold_({name: torch.from_numpy(b).float() for name, b in beta.items()})
         return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.graph.channels import parameter
-from secateurs.methods.costs import measured
+from secateurs.methods.costs import power_of
 from secateurs.methods.method import Task
 from secateurs.methods.pff.control import Controller
 from secateurs.methods.pff.outcome import report
@@ -74,14 +74,12 @@ class PFFPruner(Pruner):
     def _cost(self) -> float:
         """The power of the costs by which values are divided. Before training, norms stand for the values."""
         config = self.config
-        if config.cost is not None:
-            return config.cost
         norms = L2Stripes(floor=config.floor, block=config.block)
 
         def select(cost: float) -> Selection:
             return norms.model_copy(update={"cost": cost}).select(self.task)
 
-        return measured(self.task, select, pooled=True)
+        return power_of(config.cost, self.task, select, pooled=True)
 
     def begin(self, total: int, epoch_steps: int) -> None:
         super().begin(total, epoch_steps)

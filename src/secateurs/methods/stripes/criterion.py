@@ -10,7 +10,7 @@ from pydantic import Field
 
 from secateurs.errors import ConfigError, Setting
 from secateurs.graph.channels import parameter
-from secateurs.methods.costs import measured
+from secateurs.methods.costs import power_of
 from secateurs.methods.method import Method, Task
 from secateurs.methods.registry import register
 from secateurs.methods.selection import Channels, Selection
@@ -64,9 +64,7 @@ class L2Stripes(Method):
         return lambda other: self._ranked(other)(power)
 
     def _power(self, task: Task) -> float:
-        if self.ranking == "layer":
-            return 0.0
-        return measured(task, self._ranked(task)) if self.cost is None else self.cost
+        return 0.0 if self.ranking == "layer" else power_of(self.cost, task, self._ranked(task))
 
     def _ranked(self, task: Task) -> Callable[[float], Selection]:
         """What norms keep within the task's budget, by the power of the costs."""
