@@ -50,7 +50,7 @@ def evaluate(
     runs/digits: 359 images in 0.2 s
     digits, not normalized
     input 1x3x32x32 float32
-    10 classes: 0, 1, 2, 3, 4, 5, 6, 7 +2
+    10 classes: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more
     RGB images resized and cropped to 32x32, in [0, 1]
     ```
 

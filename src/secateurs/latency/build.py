@@ -73,7 +73,7 @@ def _warn(fit: Fit, target: Target, report: Report) -> None:
     if fit.doubt:
         report(
             f"the latency model of {target} is in doubt: {fit.doubt}. The cut itself is measured all the same. This model is "
-            "used for an hour, then it is made again"
+            "used for ten minutes, then it is made again"
         )
 
 

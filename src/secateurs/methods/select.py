@@ -17,6 +17,7 @@ from secateurs.methods.limits import Bounds, free, limiting
 Array = np.ndarray
 ALL = Setting("scope", "all")
 FLOOR = 0.1
+QUIETER = "Try again in ten minutes, when the machine is less busy, or measure a larger batch: sc.Target(…, batch=…)."
 LEAST = 1e-3  # a relative price is at least this
 
 
@@ -157,7 +158,7 @@ class Widths:
                     else []
                 ),
                 *([(ALL, " may allow less.")] if narrow else []),
-                *([(f"This is in doubt: {doubt}.",)] if doubt and self.budget.is_timed else []),
+                *([(f"This is in doubt: {doubt}. {QUIETER}",)] if doubt and self.budget.is_timed else []),
             ]
             hint = tuple(part for i, parts in enumerate(hints) for part in (" " * (i > 0), *parts))
             self.budget.check(self.base, lowest or self.cost(self.lowest), hint)
