@@ -66,6 +66,17 @@ def test_stripes_are_exported(suffix: str, tmp_path: Path) -> None:
     assert sc.export(small, tmp_path / f"s{suffix}", X).error < 1e-4
 
 
+@onnx
+def test_stripes_are_ordinary_convolutions_in_the_file(tmp_path: Path) -> None:
+    import onnx
+
+    small = sc.prune(network(), X, "l2-stripes", sc.Budget(macs=0.6), check_speed=False).model
+    path = tmp_path / "s.onnx"
+    sc.export(small, path, X)
+    assert {node.op_type for node in onnx.load(path).graph.node} <= {"Conv", "Relu", "ReduceMean", "Gemm", "Reshape"}
+    assert any(isinstance(m, sc.StripeConv2d) for m in small.modules())  # a copy was exported
+
+
 class _Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -117,10 +117,18 @@ class EPruner(Method):
         return found
 
     def select(self, task: Task) -> Selection:
-        widths = self._widths(task)
-        filters = [g.filters(task.model, self.bias) for g in widths.groups]
+        return self.selector(task)(task)
+
+    def selector(self, task: Task) -> Callable[[Task], Selection]:
+        """With similarities that are computed once."""
+        filters = [g.filters(task.model, self.bias) for g in self._widths(task).groups]
         measure = self.similarity or ("residual" if self.beta is None else "distance")
         affinities = Affinities(filters, diagonal=self.diagonal, measure=measure)
+        return lambda other: self._selected(other, filters, affinities)
+
+    def _selected(self, task: Task, filters: list[Tensor], affinities: Affinities) -> Selection:
+        """What is kept within the task's budget."""
+        widths = self._widths(task)
         if self.beta is not None:
             beta: float | None = self.beta
             found = _arrays(self._find(affinities, self._betas(self.beta, len(filters))))
