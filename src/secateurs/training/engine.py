@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import DataError, NonFiniteLossError, SecateursError, Setting
+from secateurs.errors import DataError, NonFiniteLossError, SecateursError, Setting, TrainingError
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
 from secateurs.training import resume as R
@@ -25,6 +25,14 @@ from secateurs.training.run import TrainingRun
 from secateurs.training.runtime import written
 from secateurs.training.syncnorm import synchronized
 
+FROZEN = (
+    "No parameter of the network requires gradients, so nothing can be trained: call model.requires_grad_(True) first, or do "
+    "not train."
+)
+DETACHED = (
+    "The loss does not depend on any parameter that requires gradients: it may be detached in the network, or in loss=… or "
+    "step=…."
+)
 LATE = 32  # batches after which the metrics are read from a GPU: it is waited for then, and not in between
 
 
@@ -122,6 +130,10 @@ class Engine(TrainingRun):
         self._seconds += time.perf_counter() - began
         self._end_epoch()
 
+    @property
+    def _frozen(self) -> bool:
+        return not any(p.requires_grad for p in self.model.parameters())
+
     def _train_batch(self, index: int, batch: B.Batch, last: bool) -> None:
         seed_all(self.seed, "step", self.epoch, index, self.rank)
         self._micro += 1
@@ -139,6 +151,8 @@ class Engine(TrainingRun):
                     outputs, targets, loss = self.objective.train(main.net, batch, self.loss, self.recipe.mixup)
                 for hook in self.hooks:
                     loss = hook.loss(self, loss, outputs, targets)
+            if not loss.requires_grad:
+                raise TrainingError(FROZEN if self._frozen else DETACHED)
             rows, right = batch.rows, self._right(batch, outputs, targets)
             lost = loss.detach().float()
             figures = torch.stack(
