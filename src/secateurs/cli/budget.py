@@ -36,7 +36,7 @@ class BudgetOptions:
     """a setting of the target, key=value: batch=32, threads=1, precision=bf16, channels_last=true or mode=compile; may be given
     several times"""
     align: Align | None = None
-    """keep widths that are multiples of this; auto: multiples that the target likes (the default with --latency or --ms)"""
+    """keep widths that are multiples of this; auto: those that are fast on the target (the default with --latency or --ms)"""
 
     def budget(self) -> Budget | None:
         from secateurs import Budget

@@ -171,7 +171,9 @@ def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> 
     import secateurs as sc
 
     if spec is None and (card.source is None or card.source.spec is None):
-        raise ConfigError(f"The card of {shown(artifact)} does not say how to build its network: give --model.")
+        raise ConfigError(
+            f"The card of {shown(artifact)} does not say how to build its network: give --model, such as --model python:package.module:Net."
+        )
     if spec is None:
         return sc.load(artifact, trust_code=model.trust_code)
     return sc.load(artifact, sc.build(spec, num_classes=model.num_classes, trust_code=model.trust_code))

@@ -238,7 +238,7 @@ def on_edges(widths: Widths, kept: Array, worth: Sequence[Array]) -> Array:
     """With a latency model, the best widths around these, over all groups jointly; others as they are.
 
     The order of the scores has led to `kept`, which has about the right cost in every layer. What is left is a knapsack of a
-    few steps: a width that the hardware likes is worth more than one that it does not.
+    few steps: a width that is fast on the hardware is worth more than one that is not.
     """
     budget = widths.budget
     if budget is None or not budget.needs_target or widths.graph.clock is None or not len(kept):
