@@ -55,7 +55,8 @@ class Opened:
             return Source(spec=self.options.model, num_classes=self.options.num_classes)
         if self.card.source is None or self.card.source.spec is None:
             raise ConfigError(
-                f"The card of {shown(self.folder)} does not say how to build its network: give --model, such as --model python:package.module:Net."
+                f"The card of {shown(self.folder)} does not say how to build its network: give --model, such as "
+                "--model python:package.module:Net."
             )
         return self.card.source
 

@@ -172,7 +172,8 @@ def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> 
 
     if spec is None and (card.source is None or card.source.spec is None):
         raise ConfigError(
-            f"The card of {shown(artifact)} does not say how to build its network: give --model, such as --model python:package.module:Net."
+            f"The card of {shown(artifact)} does not say how to build its network: give --model, such as "
+            "--model python:package.module:Net."
         )
     if spec is None:
         return sc.load(artifact, trust_code=model.trust_code)
