@@ -119,20 +119,17 @@ def after_cut_(
         means = provably(model, masked, names, example_inputs)
     else:
         means = on_average(model, masked, due, batches(), objective, pooled=pooled) if due else {}
-    bare = _values(small)
+    bare = copied(small)
     layers = put_(model, masked, small, plan, means, places, example_inputs)
     if batches is None:
         return Calibration(0, 0, tuple(layers), tuple(name for name in means if name not in layers))
     examples, norms = calibrate_(small, batches(), objective, pooled=pooled)
     if layers:  # the layers before have changed as well, so that a mean may do more harm than good
-        with_them = missed(model, small, batches(), objective, pooled=pooled)
-        filled = _values(small)
-        _put_back(small, bare)
         if norms:
-            calibrate_(small, batches(), objective, pooled=pooled)
-        if with_them <= missed(model, small, batches(), objective, pooled=pooled):
-            _put_back(small, filled)
-        else:
+            calibrate_(bare, batches(), objective, pooled=pooled)
+        with_them, without = missed(model, (small, bare), batches(), objective, pooled=pooled)
+        if not with_them <= without:
+            _take(small, bare)
             layers = []
     # Later norms compensate for what cannot be absorbed here.
     lost = [name for name in names if name in places.last and name not in places.biased]
@@ -141,21 +138,27 @@ def after_cut_(
 
 @torch.no_grad()
 def missed(
-    model: nn.Module, small: nn.Module, batches: Iterable[Batch], objective: Objective, *, pooled: bool = True
-) -> float:
-    """How far the network's outputs are from the uncut network's, over all images: the divergence of the class probabilities,
-    or if the outputs are not logits, the squared distance."""
-    total = 0.0
+    model: nn.Module, cuts: Sequence[nn.Module], batches: Iterable[Batch], objective: Objective, *, pooled: bool = True
+) -> list[float]:
+    """How far the outputs of each cut network are from the uncut network's, over all images: the divergence of the class
+    probabilities, or if the outputs are not logits, the squared distance. The uncut network runs once for all of them."""
+    totals = [0.0] * len(cuts)
     model = copied(model)  # a forward may change its state
-    with preserve_rng_state(), full_precision(), evaluating(model), evaluating(small):
-        for _, (wanted, given) in runs(batches, objective, model, small):
-            if objective.by_classes and unlike_logits(wanted, None) is None:
-                y, z = heads(wanted)[0], heads(given)[0]  # (N, classes, *)
-                total += float(soft_loss(y, z, temperature=1)) * len(y)
-            else:
-                pairs = zip(tensors(wanted), tensors(given), strict=True)
-                total += sum(_apart(y, z) for y, z in pairs if y.is_floating_point())
-    return sum(gathered(total)) if pooled else total
+    with ExitStack() as stack:
+        for context in (preserve_rng_state(), full_precision(), *map(evaluating, (model, *cuts))):
+            stack.enter_context(context)
+        for _, (wanted, *given) in runs(batches, objective, model, *cuts):
+            totals = [total + _missed(wanted, each, objective) for total, each in zip(totals, given, strict=True)]
+    return [sum(each) for each in zip(*gathered(totals), strict=True)] if pooled else totals
+
+
+def _missed(wanted: Any, given: Any, objective: Objective) -> float:
+    """The same for one batch's outputs."""
+    if objective.by_classes and unlike_logits(wanted, None) is None:
+        y, z = heads(wanted)[0], heads(given)[0]  # (N, classes, *)
+        return float(soft_loss(y, z, temperature=1)) * len(y)
+    pairs = zip(tensors(wanted), tensors(given), strict=True)
+    return sum(_apart(y, z) for y, z in pairs if y.is_floating_point())
 
 
 def _apart(wanted: Tensor, given: Tensor) -> float:
@@ -171,12 +174,10 @@ def _as_cut(model: nn.Module, plan: Plan, small: nn.Module) -> bool:
     return fresh.keys() == found.keys() and all(torch.equal(value, fresh[name]) for name, value in found.items())
 
 
-def _values(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in named_tensors(model).items()}
-
-
 @torch.no_grad()
-def _put_back(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+def _take(model: nn.Module, other: nn.Module) -> None:
+    """Give the model the values of its copy."""
+    values = named_tensors(other)
     for name, value in named_tensors(model).items():
         value.copy_(values[name])
 
