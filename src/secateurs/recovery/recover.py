@@ -51,6 +51,11 @@ def epochs(recipes: Sequence[Phase], train: Any) -> float:
 def check(recover: Phase | Sequence[Phase] | None, model: nn.Module) -> None:
     """Raise ConfigError before any work for recipes that are not valid for the uncut network."""
     for _, recipe in phases(recover):
+        if isinstance(recipe, Recipe) and not any(p.requires_grad for p in model.parameters()):
+            raise ConfigError(
+                f"{type(recipe).__name__} trains the network, and all of its parameters have requires_grad=False: call "
+                "requires_grad_(True) on the model, or on the parts of it that are to be trained."
+            )
         if isinstance(recipe, Mimic):
             check_names(model, recipe.nodes or ())
 

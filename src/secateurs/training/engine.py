@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import DataError, NonFiniteLossError, SecateursError, Setting
+from secateurs.errors import ConfigError, DataError, NonFiniteLossError, SecateursError, Setting
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
 from secateurs.training import resume as R
@@ -139,6 +139,11 @@ class Engine(TrainingRun):
                     outputs, targets, loss = self.objective.train(main.net, batch, self.loss, self.recipe.mixup)
                 for hook in self.hooks:
                     loss = hook.loss(self, loss, outputs, targets)
+            if not loss.requires_grad:
+                raise ConfigError(
+                    "The loss depends on no parameter that is trained: call requires_grad_(True) on what is to be trained, and "
+                    "compute a loss of your own without detach() and no_grad()."
+                )
             rows, right = batch.rows, self._right(batch, outputs, targets)
             lost = loss.detach().float()
             figures = torch.stack(
