@@ -25,6 +25,7 @@ from timing import on_processor_time
 import secateurs as sc
 from secateurs import data
 from secateurs.devices import processor
+from secateurs.errors import BudgetError
 
 KEY = ("network", "method", "target", "batch", "latency", "scope", "images", "epochs", "seed")
 NEAR = 0.01  # of the time: so much longer may the network with fewer MACs take
@@ -96,12 +97,17 @@ class Pair:
         timed = self._recovered(sc.Budget(latency=self.options.latency, target=self.target))
         low, high, found = 0.02, 1.0, sc.Budget(macs=1.0, align=8)
         for _ in range(HALVINGS):
-            budget = sc.Budget(macs=(low + high) / 2, align=8)
-            time = self._time(self._cut(budget))
-            if time < timed["time"]:
-                low = (low + high) / 2
+            middle = (low + high) / 2
+            budget = sc.Budget(macs=middle, align=8)
+            try:
+                time = self._time(self._cut(budget))
+            except BudgetError:  # below what multiples of eight allow
+                low = middle
                 continue
-            high, found = (low + high) / 2, budget
+            if time < timed["time"]:
+                low = middle
+                continue
+            high, found = middle, budget
             if time <= timed["time"] * (1 + NEAR):
                 break
         return [timed, self._recovered(found)]
