@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.cli import main
+from secateurs.training import Engine, Recipe
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(6) % 4
@@ -243,3 +244,87 @@ class TestTargets:
     def test_255_is_ignored_by_the_loss_that_is_named(self) -> None:
         masks = torch.where(MASKS == 3, 255, MASKS)
         assert prune(segmenter(), targets=masks, loss=nn.CrossEntropyLoss(ignore_index=255)).after.loss is not None
+
+
+class TestNetworks:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda r, _: sc.bench(r, r.model, X),
+            lambda r, _: sc.bench(r.model, r, X),
+            lambda r, p: sc.export(r, p / "a.pt2", X),
+            lambda r, _: sc.count(r, X),
+            lambda r, _: sc.trace(r, X),
+            lambda r, _: sc.prune(r, X, "l1", sc.Budget(macs=0.7)),
+            lambda r, _: sc.apply(r, r.plan),
+            lambda r, _: sc.calibrate(r, [X]),
+            lambda r, _: sc.sensitivity(r, X, data=sc.Data([(X, Y)], [(X, Y)])),
+            lambda r, _: sc.compare(r, X, ["l1"], data=sc.Data([(X, Y)], [(X, Y)])),
+            lambda r, _: sc.tune(r, X),
+            lambda r, _: sc.reinitialize(r),
+        ],
+    )
+    def test_what_prune_returns_is_not_a_network(self, call: Any, tmp_path: Path) -> None:
+        with pytest.raises(sc.TraceError, match=r"not a Result: pass its network, result\.model"):
+            call(prune(classifier()), tmp_path)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda m, p: sc.bench(m, m, X),
+            lambda m, p: sc.export(m, p / "a.pt2", X),
+            lambda m, p: sc.sensitivity(m, X, data=sc.Data([(X, Y)], [(X, Y)])),
+        ],
+    )
+    def test_without_values(self, call: Any, tmp_path: Path) -> None:
+        model = classifier()
+        model[4].to("meta")
+        with pytest.raises(sc.ConfigError, match="is on the meta device and has no values"):
+            call(model, tmp_path)
+
+    def test_frozen_networks_are_cut_and_not_trained(self) -> None:
+        model = classifier().requires_grad_(False)
+        assert not any(p.requires_grad for p in prune(model).model.parameters())
+        with pytest.raises(
+            sc.ConfigError, match=r"all of its parameters have requires_grad=False: call requires_grad_\(True\)"
+        ):
+            prune(model, recover=sc.Recover(epochs=1))
+        with pytest.raises(
+            sc.ConfigError, match=r"The loss depends on no parameter that is trained: call requires_grad_\(True\)"
+        ):
+            Engine(model, [(X, Y)], Recipe(epochs=1)).fit()
+
+    def test_a_detached_loss(self) -> None:
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(outputs.detach(), targets)
+
+        with pytest.raises(
+            sc.ConfigError, match=r"The loss depends on no parameter that is trained.*without detach\(\)"
+        ):
+            prune(classifier(), recover=sc.Recover(epochs=1, share=0), loss=loss)
+
+    def test_the_folder_of_an_artifact_as_a_path(self, tmp_path: Path) -> None:
+        sc.prune(sc.build("zoo:small_cnn"), torch.randn(1, 3, 32, 32), "l1", sc.Budget(macs=0.7)).save(tmp_path / "one")
+        assert sc.count(sc.build(tmp_path / "one"), torch.randn(1, 3, 32, 32)).macs
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sc.Target("torch-cpu", bach=3), "Target has no bach. Did you mean batch?"),  # type: ignore[call-arg]
+        (lambda: sc.bench(classifier(), classifier(), X, seconds="1"), "seconds='1' must be positive"),  # type: ignore[arg-type]
+        (
+            lambda: sc.bench(classifier(), classifier(), X, seconds=float("inf")),
+            "seconds=inf must be positive",
+        ),
+    ],
+)
+def test_settings_of_a_measurement(call: Any, message: str) -> None:
+    with pytest.raises(sc.ConfigError) as error:
+        call()
+    assert message in str(error.value)
+
+
+def test_one_batch_size() -> None:
+    found = sc.bench(classifier(), classifier(), X, batches=3, seconds=0.01)
+    assert [row.batch for row in found.rows] == [3]

@@ -77,13 +77,18 @@ def device_of(model: nn.Module) -> torch.device:
 
 def check_one_device(model: nn.Module) -> None:
     """Raise ConfigError for a model on several devices or on the meta device."""
+    check_values(model)
     found = list(dict.fromkeys(str(t.device) for t in (*model.parameters(), *model.buffers())))
     if len(found) > 1:
         raise ConfigError(
             f"The model is spread over {', '.join(found[:-1])} and {found[-1]}: move it to one device first, "
             f"model.to({found[0]!r})."
         )
-    if found == ["meta"]:
+
+
+def check_values(model: nn.Module) -> None:
+    """Raise ConfigError for a model on the meta device, if only in part."""
+    if any(t.is_meta for t in chain(model.parameters(), model.buffers())):
         raise ConfigError(
             "The model is on the meta device and has no values: materialize it and load its weights first."
         )

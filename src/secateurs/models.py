@@ -20,13 +20,15 @@ from secateurs.zoo.weights import load_into
 
 
 def build(
-    spec: str,
+    spec: str | os.PathLike[str],
     weights: str | Path | None = None,
     num_classes: int | None = None,
     *,
     trust_code: bool = False,
     **options: Any,
 ) -> nn.Module:
+    if isinstance(spec, os.PathLike):
+        spec = os.fspath(spec)
     if not isinstance(spec, str):
         raise SpecError(f"{spec!r} is not a valid model spec: write FAMILY:NAME, such as zoo:resnet56.")
     if is_artifact(spec):

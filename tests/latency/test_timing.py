@@ -22,6 +22,8 @@ from secateurs.graph.counter import MacCounter
 from secateurs.latency import LatencyModel, build, fits, stopwatch, stripes
 from secateurs.latency.pieces import batched, pieces
 from secateurs.latency.store import where
+from secateurs.methods.epruner import method as epruner
+from secateurs.methods.epruner.affinity import Affinities
 from secateurs.speed import alternated
 from secateurs.testing.checks import needs_data, quick
 from secateurs.testing.networks import data, images, network
@@ -119,6 +121,15 @@ def test_channels_are_scored_once_for_all_tries(fakes: Fakes) -> None:
     assert found.latency.tries > 1
     assert len(calls) == 1
     assert found.plan == prune(budget, "l2", scope="all").plan
+
+
+def test_filters_are_compared_once_for_all_tries(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(epruner, "Affinities", lambda *args, **named: calls.append(args) or Affinities(*args, **named))
+    found = prune(sc.Budget(latency=0.6, align=1), "epruner", scope="all")
+    assert found.latency is not None
+    assert found.latency.tries > 1
+    assert len(calls) == 1
 
 
 def test_the_fit_of_a_busy_machine_is_used_for_a_while_only(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.deploy.clock import Spread, in_turn, ratios
+from secateurs.deploy.clock import Spread, check_seconds, in_turn, ratios
 from secateurs.deploy.inputs import batch_of, batched
 from secateurs.deploy.runners import runner
 from secateurs.deploy.target import Target, machine, threaded
-from secateurs.errors import ConfigError, ExportError, Setting
+from secateurs.devices import check_values
+from secateurs.errors import ConfigError, ExportError
 from secateurs.graph import Cost
 from secateurs.graph.cost import count
 from secateurs.graph.inputs import check_model
@@ -78,7 +79,7 @@ def bench(
     example_inputs: Any,
     target: Target | str | Sequence[Target | str] = "torch-cpu",
     *,
-    batches: Sequence[int] | None = None,
+    batches: int | Sequence[int] | None = None,
     seconds: float = 2.0,
 ) -> Bench:
     """Measure how much faster `pruned` is than `model`: paired, in turn, warm, in eval mode. Neither is modified.
@@ -87,7 +88,7 @@ def bench(
     the median over rounds of the ratio of the two times. Stripe convolutions use the fastest kernel at each size.
 
     target: `torch-cpu`, `torch-cuda`, `onnxruntime`, `openvino`, or a `Target` with more settings; or several of them.
-    batches: numbers of examples, by default what the targets say, or else the example inputs'.
+    batches: the number of examples, or several; by default what the targets say, or else the example inputs'.
     seconds: to measure each row for, at least seven rounds.
 
     Raises ConfigError for targets that do not exist or cannot be used here, unless there are others, ExportError likewise for a
@@ -95,16 +96,17 @@ def bench(
     """
     for network in (model, pruned):
         check_model(network)
-    if not seconds > 0:
-        raise ConfigError(Setting("seconds", seconds), " must be positive.")
+        check_values(network)
+    check_seconds(seconds)
     given: Sequence[Any] = target if isinstance(target, list | tuple) else [target]
     targets = [Target.of(t) for t in given]
     if not targets:
         raise ConfigError("There is no target to measure on: name one, such as target='torch-cpu'.")
+    sizes = (batches,) if isinstance(batches, int) else batches
     costs = count(model, example_inputs), count(pruned, example_inputs)
     rows, skipped = [], []
     for one in targets:
-        each = [one] if batches is None else [replace(one, batch=batch) for batch in batches]
+        each = [one] if not sizes else [replace(one, batch=size) for size in sizes]
         for sized in each:
             try:
                 rows.append(_timed(model, pruned, batched(example_inputs, sized.batch), sized, seconds))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from secateurs.errors import ConfigError, Setting
 
 BLOCK = 0.01  # seconds that runs are repeated for between two readings of the clock
 WARM = 5  # runs of a short program, to know how long one takes
@@ -33,6 +38,12 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
+
+
+def check_seconds(seconds: Any) -> None:
+    """Raise ConfigError for anything but a time to measure for."""
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 < float(seconds) < math.inf:
+        raise ConfigError(Setting("seconds", seconds), " must be positive: a number of seconds.")
 
 
 def in_turn(programs: Mapping[str, Program], seconds: float = 2.0, least: int = LEAST) -> dict[str, list[float]]:

@@ -23,11 +23,13 @@ from secateurs.deploy.formats import FORMATS, Format, Shapes
 from secateurs.deploy.formats.format import called
 from secateurs.deploy.inputs import batch_of, batched, images_of
 from secateurs.deploy.int8 import quantize
+from secateurs.devices import check_values
 from secateurs.errors import ConfigError, ExportError, SecateursError, Setting, nearest, shown
 from secateurs.files import check_writable, dump_json
 from secateurs.graph.copies import copied
 from secateurs.graph.faults import running
 from secateurs.graph.inputs import call, check_inputs, check_model, map_tensors, tensors
+from secateurs.stripes import StripeConv
 from secateurs.surgery.compare import disagreement
 
 Order = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
@@ -75,6 +77,7 @@ def export(
     the network does not run on; ExportError for a network that the exporter refuses, and for a file that does not agree.
     """
     check_model(model)
+    check_values(model)
     check_inputs(example_inputs)
     path = Path(path)
     format = _format(path, int8)
@@ -88,7 +91,7 @@ def export(
     images = images_of(example_inputs)
     dynamic_batch = dynamic_batch and images is None
     size = batch_of(example_inputs) if images is None else None
-    if dynamic_batch and not size:
+    if dynamic_batch and not size and tensors(example_inputs):  # what has none does not run, and is named below
         raise ConfigError(
             "The example inputs have no common first axis that could be a batch: export with ",
             Setting("dynamic_batch", False), ".",
@@ -104,6 +107,8 @@ def export(
     with running(network, checks[0]):
         due = [_run(network, checks[0])]
     due += [_outputs(network, given) for given in checks[1:]]
+    # As constants: an exporter would have the runtime compute the dense weights in every run, and OpenVINO errs in that.
+    network = copied(network, {id(m): m.to_dense() for m in network.modules() if isinstance(m, StripeConv)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
         made = Path(folder, path.name)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.deploy.clock import in_turn, ratios
+from secateurs.deploy.clock import check_seconds, in_turn, ratios
 from secateurs.deploy.export import AGREEMENT
 from secateurs.deploy.fold import folded_, merged_
 from secateurs.deploy.runners import program
@@ -35,6 +35,7 @@ def deployed(model: nn.Module, example_inputs: Any, *, seconds: float = 1.0) -> 
     1e-4 (four units of rounding in half precision); one that does not is left out, with a warning. The given model is not
     modified. Raises TraceError if it does not run on these inputs.
     """
+    check_seconds(seconds)
     model, inputs = copied(model).eval(), to_model_device(model, example_inputs)
     with running(model, inputs):
         due = _outputs(model, inputs)

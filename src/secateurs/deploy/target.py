@@ -13,6 +13,7 @@ import torch
 from secateurs.deploy.formats import ONNX, OPENVINO, Format
 from secateurs.devices import processor
 from secateurs.errors import ConfigError, Setting, nearest
+from secateurs.keywords import explained
 
 Runtime = Literal["torch-cpu", "torch-cuda", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -21,6 +22,7 @@ Mode = Literal["eager", "compile", "cudagraphs"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+@explained(ConfigError)
 @dataclass(frozen=True)
 class Target:
     """Where and how a network runs.

@@ -24,8 +24,13 @@ def check_model(model: Any) -> None:
         return
     if isinstance(model, type):
         raise TraceError(f"The model is a class: pass an instance of it, {model.__name__}(…).")
-    hint = f"sc.build({model!r}) builds one from a spec" if isinstance(model, str) else "pass the network itself"
-    raise TraceError(f"The model must be a torch.nn.Module, not {a_or_an(type(model).__name__)}: {hint}.")
+    kind = type(model).__name__
+    hint = "pass the network itself"
+    if isinstance(model, str):
+        hint = f"sc.build({model!r}) builds one from a spec"
+    elif isinstance(getattr(model, "model", None), nn.Module):  # what `prune` returns
+        hint = f"pass its network, {kind.lower()}.model"
+    raise TraceError(f"The model must be a torch.nn.Module, not {a_or_an(kind)}: {hint}.")
 
 
 def check_inputs(example_inputs: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.graph.faults import running
-from secateurs.graph.inputs import call, tensors, to_model_device
+from secateurs.graph.inputs import call, check_model, tensors, to_model_device
 from secateurs.graph.modes import evaluating
 from secateurs.stripes.kernels import KERNELS
 from secateurs.stripes.module import StripeConv, size_of
@@ -29,6 +29,7 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
     each input (and batch) size that the network will run on, on the target machine. The model runs
     in eval mode during the measurement. Raises TraceError if it does not run on them.
     """
+    check_model(model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv)}
     training = {m: m.training for m in layers.values()}
     before = {m: dict(m.kernels) for m in layers.values()}

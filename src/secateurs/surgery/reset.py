@@ -8,6 +8,7 @@ from torch import nn
 from secateurs.errors import ConfigError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
+from secateurs.graph.inputs import check_model
 
 
 def reinitialize(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> nn.Module:
@@ -22,6 +23,7 @@ def reinitialize(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> 
 
     Raises ConfigError that names them.
     """
+    check_model(model)
     drawn = copied(model).cpu()
     own = named_tensors(drawn)
     before = {name: x.detach().clone() for name, x in own.items()}

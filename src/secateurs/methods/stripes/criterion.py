@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from secateurs.graph.channels import parameter
 from secateurs.methods.costs import power_of
 from secateurs.methods.method import Method, Task
 from secateurs.methods.registry import register
-from secateurs.methods.selection import Channels, Selection
+from secateurs.methods.selection import Selection
 from secateurs.methods.stripes.blocks import blocks
 from secateurs.methods.stripes.select import Stripes, channel_scores, check_kernels, kernels
 
@@ -56,20 +56,17 @@ class L2Stripes(Method):
         task.widths.check(self._stripes(task).lowest())
 
     def select(self, task: Task) -> Selection:
-        return self._ranked(task)(self._power(task))
+        return self.selector(task)(task)
 
-    def selector(self, task: Task) -> Callable[[Task], Selection | Channels]:
-        """With a power of the costs that is measured once."""
-        power = self._power(task)
-        return lambda other: self._ranked(other)(power)
+    def selector(self, task: Task) -> Callable[[Task], Selection]:
+        """With norms that are computed, and a power of the costs that is measured, once."""
+        scores = [self._scores(task, name) for name in kernels(task)]
+        power = 0.0 if self.ranking == "layer" else power_of(self.cost, task, self._ranked(task, scores))
+        return lambda other: self._ranked(other, scores)(power)
 
-    def _power(self, task: Task) -> float:
-        return 0.0 if self.ranking == "layer" else power_of(self.cost, task, self._ranked(task))
-
-    def _ranked(self, task: Task) -> Callable[[float], Selection]:
-        """What norms keep within the task's budget, by the power of the costs."""
+    def _ranked(self, task: Task, scores: Sequence[np.ndarray]) -> Callable[[float], Selection]:
+        """What these norms keep within the task's budget, by the power of the costs."""
         stripes = self._stripes(task)
-        scores = [self._scores(task, name) for name in stripes.kernels]
 
         def within(cost: float) -> Selection:
             worth = stripes.worth(cost)

@@ -20,6 +20,7 @@ from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting, nearest
 from secateurs.files import dump_json
+from secateurs.graph.inputs import check_model
 from secateurs.methods import Method
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_scope
@@ -59,7 +60,7 @@ OUT_OF_TIME = "not run: out of time"
 
 
 def compare(
-    model: nn.Module | str,
+    model: nn.Module | str | os.PathLike[str],
     inputs: Any = None,
     methods: Sequence[str | Method] = ("l2", "aofp", "npn", "pff", "onestep", "epruner"),
     budgets: Sequence[float | Budget] = (0.5, 0.3),
@@ -137,6 +138,10 @@ def compare(
     """
     if workers not in get_args(Workers):
         raise ConfigError(f"workers={workers!r} is not valid. {nearest(str(workers), get_args(Workers))}")
+    if isinstance(model, os.PathLike):
+        model = os.fspath(model)
+    if not isinstance(model, str):
+        check_model(model)
     _check(epochs, search, unit, processes, minutes, workers, resources)
     check_scope(scope)
     chosen = [
