@@ -27,14 +27,16 @@ def power_of(cost: float | None, task: Task, select: Callable[[float], Selection
 
     That is the one of `POWERS` whose cut network, once its batch norms are re-estimated, has the outputs nearest to the
     original's on training examples, whose labels are not read. EagleEye (Li et al., ECCV 2020) compares cuts in this way, and
-    draws them at random. It is 0 without a budget that says what costs, and without data: an iterator that can be read once
-    only is left to the training, and batches that the network cannot be run on are named in a warning.
+    draws them at random. It is 0 without a budget, or with one that the whole network meets, and without data: an iterator
+    that can be read once only is left to the training, and batches that the network cannot be run on are named in a warning.
 
     select: the selection of a power. pooled: all processes call this, with data of their own, and come to one power.
     """
     if cost is not None:
         return cost
     if task.data is None or task.budget is None or isinstance(task.data.train, Iterator):
+        return 0.0
+    if task.budget.allows(base := task.graph.cost(), base):  # what is cut, layer by layer, the user's limits say
         return 0.0
     try:
         return _measured(task, select, pooled)

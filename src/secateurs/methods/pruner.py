@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -110,10 +111,16 @@ class Pruner:
     def advance(self) -> None:
         """The method's work after step number `steps`."""
 
+    @cached_property
+    def met(self) -> bool:
+        """Whether the network is within the budget and the user's limits as it is: nothing is cut then, and nothing trained."""
+        widths = self.task.widths
+        return widths.budget is not None and bool((widths.most == widths.sizes).all()) and widths.fits(widths.sizes)
+
     @property
     def done(self) -> bool:
         """Whether the run is complete."""
-        return 0 < self.total <= self.steps
+        return self.met or 0 < self.total <= self.steps
 
     def finish(self) -> Selection:
         """Detach everything from the model, and return the channels to keep. The model's weights are
@@ -182,6 +189,8 @@ class PrunerHook(Hook):
         self.pruner.log = engine.report.line
         self.pruner.share = engine.runtime.share(engine.train_data)
         self.pruner.begin(engine.total, engine.per_epoch or 1)
+        if self.pruner.met:
+            self.pruner.log(f"{self.settings.get('method', 'The method')}: the budget is already met")
 
     def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
         return loss + self.pruner.penalty()

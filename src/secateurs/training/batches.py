@@ -108,8 +108,8 @@ def count(source: Any) -> int:
     if isinstance(source, Iterator):
         raise DataError(
             "The length of the training data is unknown, and a one-shot iterator cannot be counted first. "
-            "Set the recipe's steps_per_epoch=… or steps=…, or pass a list, a DataLoader or a function that returns a fresh "
-            "iterator."
+            "Set steps_per_epoch=… (of the method or the recipe) or a recipe's steps=…, or pass a list, a DataLoader or a "
+            "function that returns a fresh iterator."
         )
     if hasattr(source, "set_epoch"):
         source.set_epoch(0)

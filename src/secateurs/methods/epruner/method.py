@@ -45,6 +45,7 @@ class EPruner(Method):
     knob = "beta"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": PAPER,
+        "googlenet": PAPER,  # `inner` is for it
         "vgg16": _late(8, 13, 0.92 / 0.73),
         "resnet18": _late(6, 8, 0.86 / 0.73),
         "resnet34": _late(14, 16, 0.92 / 0.75),

@@ -268,16 +268,16 @@ class NPNPruner(Pruner):
         try:
             if self.found is None:  # training ended early
                 self._fix()
-            gates = torch.ones_like(policy.logits) if self.config.hold else self._calibrate()
+            hold = self.config.hold or self.met
+            gates = torch.ones_like(policy.logits) if hold else self._calibrate()
         finally:
             self._handle.remove()
             self.gates.detach()
             for p in self.trainable:
                 p.requires_grad_(True)
-        if self.config.hold:
-            channels = policy.channels()
-        else:  # a channel whose gate has closed since is dead: the budget does not bring it back
-            channels = policy.best(policy.split(policy.masked(gates)), self.config.threshold)
+        # A channel whose gate has closed since is dead: the budget does not bring it back.
+        last = policy.split(policy.masked(gates))
+        channels = policy.channels() if hold else policy.best(last, self.config.threshold)
         for entry in [*self.record, self.found]:
             assert entry is not None
             self.task.note(**entry)
