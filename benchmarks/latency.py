@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 import warnings
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import on_processor_time
 
 import secateurs as sc
-from secateurs.caching import cache_folder
 from secateurs.devices import processor
 from secateurs.errors import SecateursError
 
@@ -51,8 +50,7 @@ def main() -> None:
     if options.cpu_time:
         if options.threads != 1:
             parser.error("--cpu-time is for --threads 1: the time of several threads adds up")
-        time.perf_counter = time.process_time
-        os.environ["XDG_CACHE_HOME"] = str(cache_folder() / "cpu-time")  # apart from what was measured on the wall
+        on_processor_time()
     if options.quick:
         options.network, options.target, options.size, options.seconds = ["zoo:resnet20"], ["torch-cpu"], 32, 0.2
     done = (

@@ -60,7 +60,7 @@ def test_limits(figures: dict[str, Any], limits: tuple[int, int]) -> None:
     [
         (50.0, "an absolute figure is an integer, macs=50, and a fraction a float up to 1.0, macs=0.5"),
         (60e6, "an absolute figure is an integer, macs=60000000, and a fraction a float up to 1.0."),
-        (1, "all of them are macs=1.0"),
+        (1, "to keep all, write macs=1.0"),
     ],
 )
 def test_a_figure_that_may_mean_two_things_is_refused_with_both(value: float, message: str) -> None:

@@ -249,7 +249,7 @@ class TestCommands:
         shown = capsys.readouterr().out
         card = sc.card(digits_run)
         assert f"on 3x16x16: {card.after.macs:,} MACs" in shown
-        assert "input 1x3x16x16 float32\n10 classes: 0, 1, 2, 3, 4, 5, 6, 7 +2\n" in shown
+        assert "input 1x3x16x16 float32\n10 classes: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more\n" in shown
         assert (
             "RGB images resized and cropped to 16x16, in [0, 1], minus 0.4914, 0.4822, 0.4465, divided by 0.247,"
             in shown

@@ -160,9 +160,9 @@ def prune(
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
     source, purpose = None if data is None else Data.of(data), None if task is None else tasks.resolve(task)
-    own = {"loss": loss, "step": step, "forward": forward, "metrics": metrics}
-    usual = {} if purpose is None else purpose.functions()
-    objective = Objective(**{**usual, **{name: value for name, value in own.items() if value is not None}})
+    functions = {"loss": loss, "step": step, "forward": forward, "metrics": metrics}
+    own = {name: value for name, value in functions.items() if value is not None}
+    objective = Objective(**{**({} if purpose is None else purpose.functions()), **own})
     images = images_of(calibrate, source, seed, objective)
     folder = None if folder is None else Path(folder)
     phases = ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]
@@ -227,6 +227,7 @@ def prune(
             "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
             "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
             "weights": weights, **({} if purpose is None else {"task": purpose.card()}),
+            **({"functions": sorted(own)} if own else {}),
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip

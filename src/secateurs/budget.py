@@ -26,7 +26,7 @@ class Budget:
     `Budget(params=2_000_000)`, `Budget(latency=0.6, target="onnxruntime")`; with several figures, all of them hold.
 
     align: kept widths are multiples of this many channels. A group of a size that is none may also stay whole; one with
-        no more channels than that is never cut. "auto": the multiples that the target likes, for each group; the default
+        no more channels than that is never cut. "auto": the multiples that are fast on the target, for each group; the default
         with a limit of the latency, and otherwise 1.
     latency: the fraction of the original's time for one run, as measured on the target. ms: milliseconds of one run.
     target: where time is measured: `torch-cpu`, `torch-cuda`, `onnxruntime`, `openvino`, or a `Target` with a batch size,
@@ -80,7 +80,7 @@ class Budget:
             if not self.needs_target:
                 raise BudgetError(
                     Setting("target", str(self.target)), " has no effect on this budget: limit the time (",
-                    Setting("latency", 0.6), "), or round widths to what the target likes (", Setting("align", "auto"), ").",
+                    Setting("latency", 0.6), "), or round widths to what is fast there (", Setting("align", "auto"), ").",
                 )  # fmt: skip
 
     @property
@@ -190,7 +190,7 @@ def _is_fraction(value: Any) -> bool:
 def _readings(name: str, value: Any) -> tuple[object, ...]:
     """The readings of an invalid value, for the message."""
     if isinstance(value, Integral) and not isinstance(value, bool) and value == 1:
-        return "all of them are ", Setting(name, 1.0), ", and a network needs more than one"
+        return "an integer is an absolute figure; to keep all, write ", Setting(name, 1.0)
     if isinstance(value, Real) and not isinstance(value, bool) and 1 < (figure := float(value)) < math.inf:
         meant = ("an absolute figure is an integer, ", Setting(name, int(figure)), ", and a fraction a float up to 1.0")
         return (*meant, ", ", Setting(name, figure / 100)) if figure <= 100 else meant

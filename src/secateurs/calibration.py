@@ -12,7 +12,7 @@ from torch import nn
 from secateurs.artifact.provenance import remember, source_of
 from secateurs.data import Data
 from secateurs.devices import usable
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, SecateursError, Setting
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import check_model
 from secateurs.placement import Placement
@@ -42,8 +42,9 @@ def calibrate(
 
     The network runs once, in eval mode, each norm with the statistics of the batch at hand (batches of fewer than 32 images
     are joined). The statistics of the images are pooled exactly, in float64, whatever the norms' momentum.
-    Applies to `nn.BatchNorm1d` to `3d` and `nn.SyncBatchNorm` with running statistics, trainable or not, in any mode; other
-    norms keep theirs. In a process group, statistics are pooled over all processes, which must all call this.
+    Applies to `nn.BatchNorm1d` to `3d`, `nn.SyncBatchNorm` and `nn.InstanceNorm1d` to `3d` with running statistics, trainable
+    or not, in any mode; other norms keep theirs. In a process group, statistics are pooled over all processes, which must all
+    call this.
 
     Raises DataError for batches that do not fit the model, or if there is none.
     """
@@ -66,7 +67,10 @@ def images_of(calibrate: Any, data: Data | None, seed: int, objective: Objective
         return None
     if calibrate is True:  # a one-shot iterator is left to the training that it was passed for
         return None if data is None or isinstance(data.train, Iterator) else data.train
-    source = Data.of(calibrate).train
+    try:
+        source = Data.of(calibrate).train
+    except SecateursError as error:
+        raise error.within(Setting("calibrate"), ": ") from error
     if not isinstance(source, Iterator):
         return source
     found = without_labels(source, IMAGES, seed=seed, whole=objective.whole)

@@ -16,7 +16,9 @@ from secateurs.budget import stated
 from secateurs.deploy import Target
 from secateurs.methods.registry import registered
 from secateurs.recovery import MODES, Reconstruct
+from secateurs.tasks import TASKS
 
+FUNCTIONS = ("loss", "step", "forward", "metrics")
 WEIGHTS, DATA = "trained.safetensors", "data"
 
 
@@ -61,13 +63,29 @@ def _arguments(card: Card) -> Iterator[str]:
         yield f"recover={steps[0] if len(steps) == 1 else '[' + ', '.join(steps) + ']'}"
     if card.scope is not None:
         yield f"scope={literal(card.scope)}"
+    yield from _purpose(card)
     if card.limits is not None:
         limits = {k: v for k, v in card.limits.model_dump(mode="json", exclude_unset=True).items() if v}
         yield from filter(None, [_settings({k: v}) for k, v in limits.items()])
     if rounds := [entry for entry in card.history if isinstance(entry, Round)]:
         yield f"rounds={rounds[-1].rounds}"
+    if not card.calibrate:
+        yield "calibrate=False"
+    if card.error is None:
+        yield "allow_inexact=True"
     if card.seed is not None:
         yield f"seed={card.seed}"
+
+
+def _purpose(card: Card) -> Iterator[str]:
+    """The task, and `...` for functions of the user's own."""
+    made = None if card.task is None else TASKS.get(card.task.name)
+    if card.task is not None and made is not None:
+        changed = _settings(_changed(made, card.task.model_extra or {}))
+        yield f"task=sc.tasks.{made.__name__}({changed})" if changed else f"task={literal(card.task.name)}"
+    for name in FUNCTIONS:
+        if name in card.functions:
+            yield f"{name}=..."
 
 
 def _budget(record: Mapping[str, Any]) -> Iterator[str]:

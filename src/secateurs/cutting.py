@@ -38,6 +38,8 @@ from secateurs.training.processes import first
 from secateurs.training.resume import refuse_foreign_log
 from secateurs.training.runtime import wait_for_everyone
 
+ON_CARD = ("task", "functions", "budget", "scope", "recover", "calibrate", "seed")  # of the settings
+
 
 @dataclass
 class Pruned:
@@ -259,7 +261,7 @@ class Pruning:
         return Result(
             found.model, found.plan, self.before, found.cut, found.calibrated, found.after, found.error, self.method,
             found.history, self.source, self.limits, (*warnings, *self._told(found)), self.signature,
-            {name: self.settings[name] for name in ("task", "budget", "scope", "recover", "seed") if name in self.settings},
+            {name: self.settings[name] for name in ON_CARD if name in self.settings},
             None if self.timing is None or found.kept is None else self.timing.record(found.kept),
         )  # fmt: skip
 

@@ -56,9 +56,20 @@ class Presets(BaseModel):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, **settings: Any) -> None:
+        preset: Mapping[str, Any] = {}
         if "preset" in settings and "preset" not in type(self).model_fields:
-            settings = {**self._settings_of(settings.pop("preset")), **settings}
-        super().__init__(**settings)
+            preset = self._settings_of(settings.pop("preset"))
+        super().__init__(**{**preset, **settings})
+        self._remember(preset, settings)
+
+    @property
+    def fields_of_preset(self) -> frozenset[str]:
+        """The settings that a preset gave, and nobody overrode."""
+        return frozenset(vars(self).get("_of_preset", ()))
+
+    def _remember(self, preset: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        # Not a private attribute of pydantic's: these count when objects are compared.
+        vars(self)["_of_preset"] = preset.keys() - settings.keys()
 
     @classmethod
     def preset(cls: type[P], name: str, /, **settings: Any) -> P:
@@ -66,7 +77,10 @@ class Presets(BaseModel):
 
         Raises ConfigError for an unknown name, and for invalid settings.
         """
-        return cls(**{**cls._settings_of(name), **settings})
+        preset = cls._settings_of(name)
+        found = cls(**{**preset, **settings})
+        found._remember(preset, settings)
+        return found
 
     @classmethod
     def _settings_of(cls, name: str) -> Mapping[str, Any]:

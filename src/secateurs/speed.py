@@ -37,7 +37,7 @@ def slower(original: nn.Module, small: nn.Module, inputs: Any) -> str | None:
     measured = Measured.of(found[0] + again[0], found[1] + again[1])
     return (
         f"The cut network is not faster: {measured.before * 1000:.3g} → {measured.after * 1000:.3g} ms on {target.runtime}, "
-        f"{measured.ratio:.2f} of the time. Hardware likes some widths more than others: Budget(…, align='auto') keeps to "
+        f"{measured.ratio:.2f} of the time. Some widths are faster than others: Budget(…, align='auto') keeps to "
         "those, and Budget(latency=…) limits the time itself."
     )
 

@@ -98,7 +98,7 @@ def test_a_card_that_names_no_builder(run, artifact, tmp_path):
     folder = _changed(artifact, tmp_path / "r", source=None)
     ran = run("evaluate", folder)
     assert ran.status == 2
-    assert "does not say how to build its network: give --model." in ran.err
+    assert "does not say how to build its network: give --model, such as --model python:package.module:Net." in ran.err
     assert run("evaluate", folder, "--model", NET, "--num-classes", 2).status == 0
 
 

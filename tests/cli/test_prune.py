@@ -53,7 +53,7 @@ def test_without_calibration(run, job, tmp_path):
         assert ran.status == 0, ran.err
         card = json.loads((tmp_path / out / "card.json").read_text())
         assert (card["calibrated"] == card["cut"] == card["after"]) == bool(more)
-        assert bool(re.search(r"calibrated on \d+ images: 5 batch norms", ran.err)) != bool(more)
+        assert bool(re.search(r"calibrated on \d+ images: statistics of 5 norms", ran.err)) != bool(more)
 
 
 def test_recovers_in_several_steps(run, images, tmp_path):

@@ -139,7 +139,10 @@ def test_only_what_differs_is_named(run, job, tmp_path):
     assert run(*job, *out).status == 0
     ran = run(*job, "--lr", 0.5, *out, "--resume")
     assert ran.status == 2
-    assert ran.err == f"secateurs: {tmp_path / 'r'} is another run: it differs in recover.lr (none then, 0.5 now).\n"
+    assert ran.err == (
+        f"secateurs: {tmp_path / 'r'} is another run: it differs in recover.lr (none then, 0.5 now). "
+        "To resume, give what it had then; otherwise give another --out, or replace it (--force).\n"
+    )
     ran = run(*job[:-4], "--method", "l2", "--macs", 0.4, *out, "--resume")
     assert "method.name ('l1' then, 'l2' now), budget.macs (0.5 then, 0.4 now)." in ran.err
     ran = run(*job[:-6], *job[-4:], "--recover", "none", *out, "--resume")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -210,3 +211,10 @@ def test_int8_of_a_network_with_skips(tmp_path: Path) -> None:
 def test_int8_needs_batches(tmp_path: Path) -> None:
     with pytest.raises(sc.ConfigError, match="int8=… is calibrated on batches: it needs dynamic_batch=True"):
         sc.export(network(), tmp_path / "q.onnx", X, int8=[X], dynamic_batch=False)
+
+
+def test_arrays_as_inputs_are_told_what_to_pass(tmp_path: Path) -> None:
+    with pytest.raises(
+        sc.TraceError, match=r"tuple, int\)\. It is a numpy\.ndarray: pass a tensor, for example torch\.from_numpy"
+    ):
+        sc.export(sc.build("zoo:small_cnn"), tmp_path / "a.pt2", np.zeros((1, 3, 32, 32), np.float32))

@@ -53,7 +53,10 @@ def noted(result: sc.Result) -> dict[str, Any]:
     return event
 
 
-@pytest.mark.parametrize("method", [sc.L2(ranking="layer"), sc.L2Stripes()], ids=["l2", "l2-stripes"])
+CRITERIA = [sc.L2(ranking="layer"), sc.L2Stripes(), sc.EPruner(init="exemplar")]  # cuts of which no weights change
+
+
+@pytest.mark.parametrize("method", CRITERIA, ids=lambda method: method.name)
 def test_the_power_is_that_of_the_cut_nearest_to_the_original(method: Any) -> None:
     model = net()
     cuts = {p: prune(model, method.model_copy(update={"cost": p})) for p in POWERS}
@@ -72,6 +75,19 @@ def test_without_data_costs_do_not_count() -> None:
     model = net()
     assert prune(model, sc.L2(cost=None)).plan == prune(model, sc.L2(cost=0)).plan
     assert prune(model, "l2-stripes").plan == prune(model, sc.L2Stripes(cost=0)).plan
+    assert prune(model, "epruner").plan == prune(model, sc.EPruner(cost=0)).plan
+
+
+def test_groups_of_epruner_lose_as_much_more_as_their_channels_cost() -> None:
+    model = net()
+    sizes = {g.name: g.size for g in sc.trace(model, IMAGES[:1]).groups if g.prunable}
+    lost = {}
+    for power in (0, 0.5):
+        kept = prune(model, sc.EPruner(cost=power)).plan.groups
+        lost[power] = {name: 1 - len(kept.get(name, range(n))) / n for name, n in sizes.items()}
+    first, last = "3", "14"  # 8 channels of 16 × 16 pixels, 24 of 4 × 4
+    assert lost[0][first] == pytest.approx(lost[0][last], abs=1 / 8)
+    assert lost[0.5][first] > lost[0.5][last] + 1 / 4
 
 
 @pytest.mark.parametrize("method", [sc.OneStep(epochs=1), sc.PFF(epochs=1)], ids=["onestep", "pff"])

@@ -34,6 +34,7 @@ def pruned(kind: type[Method], settings: dict[str, Any], budget: sc.Budget | Non
         (sc.NPN, {"gates": "sample"}, {"pruner_images": 0.5}, HALF),
         (sc.NPN, {}, {"schedule": "ramp", "calibration": 8, "threshold": 0.9, "scale": 10.0}, HALF),
         (sc.PFF, {"alpha": 1e-3}, {"cost": 1.0, "limit": 1.0, "arrive": 0.5, "fixed": 0.1, "gamma": 0.5}, HALF),
+        (sc.PFF, {"prior": "none"}, {"cost": 1.0}, HALF),
         (sc.PFF, {"penalty": "group-lasso"}, {"skeleton_lr": 0.5, "skeleton_decay": 0.1, "prior": "none"}, HALF),
         (sc.EPruner, {}, {"late": 2.0, "late_from": 0.2}, HALF),
         (sc.EPruner, {"beta": 0.7}, {"late_from": 0.2}, None),
@@ -65,9 +66,18 @@ def test_nothing_is_said_of_defaults_and_presets(name: str) -> None:
     from secateurs.methods.registry import resolve
 
     kind, model = type(resolve(name)), network()
-    task = Task(model, sc.trace(model, images(1)), HALF)
-    for method in (kind(), *(kind.preset(p) for p in kind.presets)):
-        assert not task.unused(method)
+    graph = sc.trace(model, images(1))
+    for task in (Task(model, graph, HALF), Task(model, graph, None)):
+        for method in (kind(), *(kind.preset(p) for p in kind.presets), *(kind(preset=p) for p in kind.presets)):
+            assert not task.unused(method)
+
+
+def test_settings_beside_a_preset_are_the_users() -> None:
+    model = network()
+    task = Task(model, sc.trace(model, images(1)), None)
+    (line,) = task.unused(sc.PFF.preset("long", arrive=0.5))
+    assert "arrive=0.5" in str(line)
+    assert "arrive=0.5" in "".join(map(str, task.unused(sc.PFF(preset="long", arrive=0.5).before(3))))
 
 
 def test_in_a_loop_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:

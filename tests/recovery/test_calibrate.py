@@ -140,7 +140,7 @@ def test_norms_without_running_statistics_and_unused_norms_are_left_alone() -> N
         def __init__(self) -> None:
             super().__init__()
             self.used, self.plain = nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)
-            self.instance, self.idle = nn.InstanceNorm2d(3, track_running_stats=True), nn.BatchNorm2d(3)
+            self.instance, self.idle = nn.InstanceNorm2d(3), nn.BatchNorm2d(3)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.instance(self.plain(self.used(x)))
@@ -148,8 +148,28 @@ def test_norms_without_running_statistics_and_unused_norms_are_left_alone() -> N
     found = sc.calibrate(Net(), [X])
     assert found.plain.running_mean is None
     assert torch.equal(found.idle.running_var, torch.ones(3))
-    assert torch.equal(found.instance.running_mean, torch.zeros(3))
+    assert found.instance.running_mean is None
     assert not torch.equal(found.used.running_mean, torch.zeros(3))
+
+
+@pytest.mark.parametrize("sizes", [(32,), (20, 12), (1, 31)])
+def test_instance_norms_have_the_means_of_the_images_own_statistics(sizes: tuple[int, ...]) -> None:
+    conv, norm = nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True)
+    found = sc.calibrate(nn.Sequential(conv, norm), list(X.split(sizes)))
+    y = conv(X).detach().double()  # (N, C, H, W)
+    assert torch.allclose(found[1].running_mean.double(), y.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(found[1].running_var.double(), y.var((2, 3)).mean(0), rtol=1e-5)
+
+
+def test_a_batch_with_one_value_per_channel_counts_as_well() -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
+    x = torch.cat([X, X.flip(0) + 1, X[:1]])
+    found = sc.calibrate(model, list(x.split(32)), images=65)  # 32, 32 and 1
+    y = x.double().mean((2, 3))
+    assert torch.allclose(found[2].running_mean.double(), y.mean(0), atol=1e-6)
+    assert torch.allclose(found[2].running_var.double(), y.var(0), rtol=1e-5)
+    alone = sc.calibrate(model, [X[:1]])  # has no variance
+    assert torch.equal(alone[2].running_var, torch.ones(3))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -222,7 +242,7 @@ class TestPrune:
         assert result.cut != result.calibrated == result.after
         expected = sc.calibrate(plain.model, data)
         assert all(torch.equal(v, expected.state_dict()[k]) for k, v in result.model.state_dict().items())
-        assert "calibrated on 96 images: 5 batch norms" in told
+        assert "calibrated on 96 images: statistics of 5 norms" in told
         result.save(tmp_path / "a")
         assert sc.artifact.read(tmp_path / "a")[1].calibrated == result.calibrated
         loaded = sc.load(tmp_path / "a", model=model)

@@ -19,7 +19,7 @@ from secateurs.graph.families import Family
 from secateurs.recovery import mimic
 from secateurs.recovery.distil import soft_loss
 from secateurs.recovery.features import Capture, FeatureMap, feature_maps
-from tests.training.helpers import batches, data, same
+from tests.training.helpers import batches, data, net, same
 
 QUIET: dict[str, Any] = {"progress": "silent", "device": "cpu"}
 
@@ -490,3 +490,13 @@ def test_a_checkpoint_of_other_nodes_is_not_resumed(tmp_path: Any) -> None:
     recover(student, teacher, R.Mimic(epochs=1), checkpoints=store, nodes=["stem", "block2"])
     with pytest.raises(sc.ConfigError, match="was saved with other nodes"):
         recover(pair()[1], teacher, R.Mimic(epochs=1), checkpoints=store, resume=True, nodes=["down", "block2"])
+
+
+@pytest.mark.parametrize(
+    "recipe", [sc.Recover(epochs=1), sc.Mimic(epochs=1), [sc.Reconstruct(images=4), sc.Distil(epochs=1)]]
+)
+def test_a_network_without_trainable_parameters_is_not_trained(recipe: Any) -> None:
+    model, done = net().requires_grad_(False), list[str]()
+    with pytest.raises(sc.ConfigError, match=r"all of its parameters have requires_grad=False"):
+        sc.prune(model, torch.zeros(1, 3, 8, 8), "l1", sc.Budget(macs=0.5), batches(), recipe, report=done.append)
+    assert not done

@@ -120,3 +120,25 @@ def test_widths_of_layers_of_other_kinds() -> None:
     expected = {"0": (8, 3), "1": (6, 4), "2": (6, 4), "3": (2, 2)}
     assert layer_widths(sc.apply(model, plan), plan) == expected
     assert cut_widths(plan) == {k: v for k, v in expected.items() if k != "3"}
+
+
+def test_the_call_that_is_shown_names_what_is_not_on_record() -> None:
+    """Without the user's loss and metrics it would run all the same, and measure something else."""
+    model, inputs = network(), torch.zeros(1, 3, 16, 16)
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    result = sc.prune(
+        model, inputs, "l1", sc.Budget(macs=0.6), data(), loss=loss, metrics={"own": loss}, calibrate=False, progress="silent"
+    )  # fmt: skip
+    text = call(Run.of("x", result.plan, result.card()).card)
+    assert "    loss=...,\n    metrics=...,\n" in text
+    assert "step=" not in text
+    assert "forward=" not in text
+    assert "    calibrate=False,\n" in text
+
+
+def test_the_call_that_is_shown_names_the_task() -> None:
+    result = sc.prune(network(), torch.zeros(1, 3, 16, 16), "l1", sc.Budget(macs=0.6), task="classification")
+    assert '    task="classification",\n' in call(Run.of("x", result.plan, result.card()).card)

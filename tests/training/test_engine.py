@@ -426,3 +426,11 @@ def test_no_channels_last_where_pytorch_goes_wrong_with_it() -> None:
         T.Engine(each, train, recipe(lr=0.05, channels_last=layout, precision="fp32"), progress="silent").fit()
     for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_nothing_is_trained_by() -> None:
+    with pytest.raises(ConfigError, match="depends on no parameter that is trained"):
+        engine(net().requires_grad_(False), data(), recipe()).fit()
+    detached = T.Objective(step=lambda model, batch: model(batch[0]).detach().mean())
+    with pytest.raises(ConfigError, match=r"without detach\(\)"):
+        engine(net(), data(), recipe(), objective=detached).fit()

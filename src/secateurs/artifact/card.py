@@ -142,6 +142,7 @@ class Card(Open):
     scope: Line | None = None
     limits: LimitsRecord | None = None
     recover: Any = None
+    calibrate: Annotated[bool, Field(strict=True)] = True
     seed: Count | None = None
     rounds: dict[str, Any] | None = None  # the settings of the whole, where the network is what one of its rounds left
     earlier: list[Earlier] = []

@@ -54,7 +54,10 @@ class Opened:
         if self.options.model is not None:
             return Source(spec=self.options.model, num_classes=self.options.num_classes)
         if self.card.source is None or self.card.source.spec is None:
-            raise ConfigError(f"The card of {shown(self.folder)} does not say how to build its network: give --model.")
+            raise ConfigError(
+                f"The card of {shown(self.folder)} does not say how to build its network: give --model, such as "
+                "--model python:package.module:Net."
+            )
         return self.card.source
 
     @cached_property

@@ -23,20 +23,20 @@ Align = Count | Literal["auto"]
 @dataclass(frozen=True)
 class BudgetOptions:
     macs: Share | None = None
-    """MACs to keep at most: a fraction up to 1 (0.5), or an absolute number (60e6)"""
+    """the MACs that may stay: a fraction up to 1 (0.5), or an absolute number (60e6)"""
     params: Share | None = None
-    """parameters to keep at most, likewise"""
+    """the parameters that may stay: a fraction or an absolute number"""
     latency: float | None = None
     """the fraction of the original's time that may stay, as measured on the target of --target"""
     ms: float | None = None
-    """milliseconds of one run that may stay, likewise"""
+    """the milliseconds that one run may take, as measured on the target of --target"""
     target: str | None = None
     """where time is measured: torch-cpu, torch-cuda, onnxruntime or openvino; by default PyTorch on the model's device"""
     target_set: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     """a setting of the target, key=value: batch=32, threads=1, precision=bf16, channels_last=true or mode=compile; may be given
     several times"""
     align: Align | None = None
-    """keep widths that are multiples of this; auto: multiples that the target likes (the default with --latency or --ms)"""
+    """keep widths that are multiples of this; auto: those that are fast on the target (the default with --latency or --ms)"""
 
     def budget(self) -> Budget | None:
         from secateurs import Budget

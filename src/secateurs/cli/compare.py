@@ -88,10 +88,10 @@ def compare(
         be given several times. torch-pruning:group-l2 is torch-pruning's selection with our recovery,
         torch-pruning:group-l2:own its own cut, fine-tuned on the labels
     macs
-        MACs to keep at most: a fraction up to 1 (0.5), or an absolute number; may be given several times; 0.5 and 0.3 by
+        the MACs that may stay: a fraction up to 1 (0.5), or an absolute number; may be given several times; 0.5 and 0.3 by
         default
     params
-        parameters to keep at most, likewise; each is a budget of its own
+        the parameters that may stay, in the same way; each is a budget of its own
     budget
         a budget of several figures, KEY=VALUE,KEY=VALUE, such as macs=0.5,params=0.4; may be given several times
     seeds

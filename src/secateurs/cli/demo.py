@@ -13,7 +13,7 @@ from secateurs.errors import BudgetError, ConfigError, SecateursError, Setting
 if TYPE_CHECKING:
     from torch import nn
 
-    from secateurs import Budget, Data, Method
+    from secateurs import Budget, Data, Figures, Method, Result
 
 SPEC = "zoo:small_cnn"
 CHEAPER: dict[str, dict[str, Any]] = {"oracle": {"examples": 128}}  # by default it takes far longer than the others
@@ -29,7 +29,7 @@ def demo(
 ) -> None:
     """Train a small CNN on handwritten digits and prune it with every method, side by side.
 
-    Methods have their default settings, but for `oracle`, which measures the loss on 128 examples instead of 256.
+    Methods have their default settings, except `oracle`, which measures the loss on 128 examples instead of 256.
 
     ```
     $ secateurs demo
@@ -61,7 +61,7 @@ def demo(
     l2-stripes    1.49M (50.0%)   23.3k   99.16  20.61       93.59      98.33  0.0e+00  2.6 s
     pff           1.49M (50.0%)   23.3k   99.16  32.31       96.94      98.61  0.0e+00  2.8 s
 
-    before, cut, calibrated, recovered: top-1 %; error: sliced against masked network
+    cut, calibrated, recovered: top-1 %; error: sliced against masked network
     1:04 in all
     ```
 
@@ -76,7 +76,7 @@ def demo(
     recover_epochs
         how long to train each pruned network
     seed
-        of everything that is drawn
+        of training and pruning
     """
     began = time.perf_counter()
     import torch
@@ -108,21 +108,24 @@ def demo(
             raise error.within(f"{method.name}: ").advised() from error
     rewind(data)
     _train(network, data, epochs, seed)
-    rows = report.table("method", "MACs", "params", "before", "cut", "calibrated", "recovered", "error", "time")
+    rows = report.table("method", "MACs", "params", "cut", "calibrated", "recovered", "error", "time")
+    heading = f"{SPEC} on scikit-learn's digits"
     failures: list[tuple[str, Exception]] = []
     for i, method in enumerate(chosen, start=1):
         log(f"[{i}/{len(chosen)}] {method.name}")
         try:
-            rows.add_row(*_row(method, network, data, budget, recover_epochs, seed))
+            result, seconds = _pruned(method, network, data, budget, recover_epochs, seed)
+            rows.add_row(*_row(result), report.duration(seconds))
+            heading = f"{SPEC} on scikit-learn's digits: {_figures(result.before)}"
         except Exception as failure:  # the others still get their rows
             failures.append((method.name, failure))
-            rows.add_row(method.name, *["-"] * 7, "failed")
+            rows.add_row(method.name, *["-"] * 6, "failed")
     console = options.out()
-    console.print(f"{SPEC} on scikit-learn's digits")
+    console.print(heading)
     console.print()
     console.print(rows)
     console.print()
-    console.print("before, cut, calibrated, recovered: top-1 %; error: sliced against masked network")
+    console.print("cut, calibrated, recovered: top-1 %; error: sliced against masked network")
     console.print(f"{report.duration(time.perf_counter() - began)} in all")
     for name, cause in failures:
         log(f"secateurs: {name}: {cause.text(option) if isinstance(cause, SecateursError) else cause}")
@@ -148,9 +151,11 @@ def _train(network: nn.Module, data: Data, epochs: float, seed: int) -> None:
     Engine(network, data, Recipe(epochs=epochs, lr=0.1), seed=seed, device="cpu", title="train").fit()
 
 
-def _row(method: Method, network: nn.Module, data: Data, budget: Budget, epochs: float, seed: int) -> list[str]:
+def _pruned(
+    method: Method, network: nn.Module, data: Data, budget: Budget, epochs: float, seed: int
+) -> tuple[Result, float]:
+    """The result, and the seconds that it took."""
     import secateurs as sc
-    from secateurs import report
     from secateurs.runs.purpose import Purpose
     from secateurs.runs.sources import rewind
 
@@ -159,12 +164,24 @@ def _row(method: Method, network: nn.Module, data: Data, budget: Budget, epochs:
     quiet: dict[str, Any] = {"device": "cpu", "progress": "silent"}
     recover = sc.Recover(epochs=epochs) if epochs else None
     result = sc.prune(network, Purpose().example(network, data), method, budget, data, recover, seed=seed, **quiet)
+    return result, time.perf_counter() - began
+
+
+def _row(result: Result) -> list[str]:
+    from secateurs import report
+
     before, after = result.before, result.after
     return [
-        method.name,
-        f"{report.short(after.macs)} ({report.share(after.macs, before.macs)})",
-        report.short(after.params),
-        *(report.percent(stage.top1) for stage in (before, result.cut, result.calibrated, after)),
+        result.method.name,
+        report.share(after.macs, before.macs),
+        report.share(after.params, before.params),
+        *(report.percent(stage.top1) for stage in (result.cut, result.calibrated, after)),
         report.error(result.error),
-        report.duration(time.perf_counter() - began),
     ]
+
+
+def _figures(figures: Figures) -> str:
+    from secateurs import report
+
+    macs, params = report.short(figures.macs), report.short(figures.params)
+    return f"{macs} MACs, {params} parameters, {report.percent(figures.top1)}% top-1"

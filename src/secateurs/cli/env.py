@@ -42,6 +42,7 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
 
     Not installed:
     - matplotlib, for pictures: pip install 'secateurs[report]'
+    ...
     - lightning, for pruning in a Lightning trainer: pip install 'secateurs[lightning]'
     - transformers, for pruning in a transformers trainer: pip install 'secateurs[transformers]'
     ```

@@ -42,9 +42,17 @@ PACKAGES = {
     "jinja2": ("jinja2", "report", "reports"),
     "lightning": ("lightning", "lightning", "pruning in a Lightning trainer"),
     "transformers": ("transformers", "transformers", "pruning in a transformers trainer"),
-    "onnxruntime": ("onnxruntime", None, ""),
+    "onnx": ("onnx", "export", "export to ONNX"),
+    "onnxscript": ("onnxscript", "export", "export to ONNX"),
+    "onnxruntime": ("onnxruntime", "export", "ONNX files, and times in ONNX Runtime"),
+    "openvino": ("openvino", "openvino", "export to OpenVINO, and times there"),
+    "huggingface-hub": ("huggingface_hub", "hub", "artifacts hf:USER/NAME"),
+    "torchmetrics": ("torchmetrics", "metrics", "the mean average precision of detection"),
+    "faster-coco-eval": ("faster_coco_eval", "metrics", "the mean average precision of detection"),
+    "ultralytics": ("ultralytics", "ultralytics", "YOLO with Ultralytics"),
+    "ray": ("ray", "cluster", "comparisons on several machines"),
 }
-SLOW = ("lightning", "transformers")  # to import: their version has to do
+SLOW = ("lightning", "transformers", "ultralytics", "ray")  # to import: their version has to do
 
 
 @dataclass
@@ -71,7 +79,7 @@ def look() -> Environment:
     found.missing = [
         f"{name}, for {use}: pip install {'torch' if name == 'torch' else _extra(name, extra)}"
         for name, (_, extra, use) in PACKAGES.items()
-        if packages[name] is None and use
+        if packages[name] is None
     ]
     answers = probe([name for name, version in packages.items() if version and name not in SLOW])
     for name, answer in answers.items():

@@ -50,7 +50,7 @@ def evaluate(
     runs/digits: 359 images in 0.2 s
     digits, not normalized
     input 1x3x32x32 float32
-    10 classes: 0, 1, 2, 3, 4, 5, 6, 7 +2
+    10 classes: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more
     RGB images resized and cropped to 32x32, in [0, 1]
     ```
 
@@ -171,7 +171,10 @@ def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> 
     import secateurs as sc
 
     if spec is None and (card.source is None or card.source.spec is None):
-        raise ConfigError(f"The card of {shown(artifact)} does not say how to build its network: give --model.")
+        raise ConfigError(
+            f"The card of {shown(artifact)} does not say how to build its network: give --model, such as "
+            "--model python:package.module:Net."
+        )
     if spec is None:
         return sc.load(artifact, trust_code=model.trust_code)
     return sc.load(artifact, sc.build(spec, num_classes=model.num_classes, trust_code=model.trust_code))

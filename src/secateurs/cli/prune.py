@@ -66,7 +66,7 @@ def prune(
     traced 5 channel groups, 3 to cut
     l1 keeps 49.6% of the MACs and 50.1% of the parameters
     cut and verified: masked and sliced differ by 9.0e-08
-    calibrated on 1,024 images: 5 batch norms
+    calibrated on 1,024 images: statistics of 5 norms
     recover: peak learning rate 0.021
     ...
                      MACs          params          top-1 %  top-5 %    loss

@@ -91,7 +91,7 @@ def export(
     images = images_of(example_inputs)
     dynamic_batch = dynamic_batch and images is None
     size = batch_of(example_inputs) if images is None else None
-    if dynamic_batch and not size:
+    if dynamic_batch and not size and tensors(example_inputs):  # what has none does not run, and is named below
         raise ConfigError(
             "The example inputs have no common first axis that could be a batch: export with ",
             Setting("dynamic_batch", False), ".",

@@ -35,7 +35,7 @@ class Clock(Protocol):
 
     @property
     def steps(self) -> Array:
-        """(groups,) the widths that the hardware likes are multiples of these."""
+        """(groups,) the widths that are fast on the hardware are multiples of these."""
 
     @property
     def doubt(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -40,6 +41,7 @@ def dtypes(model: nn.Module) -> set[torch.dtype]:
 
 def reason(error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    reason = re.sub(r",? but expected one of:?$", "", reason)  # the lines that follow
     clear = reason and isinstance(error, RuntimeError | ValueError)  # other exceptions are not clear without their name
     return reason if clear else f"{type(error).__name__}: {reason}".rstrip(": ")
 

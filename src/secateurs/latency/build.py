@@ -73,7 +73,7 @@ def _warn(fit: Fit, target: Target, report: Report) -> None:
     if fit.doubt:
         report(
             f"the latency model of {target} is in doubt: {fit.doubt}. The cut itself is measured all the same. This model is "
-            "used for an hour, then it is made again"
+            "used for ten minutes, then it is made again"
         )
 
 
@@ -153,7 +153,7 @@ def _fitted(
 
 def cuts(model: LatencyModel, graph: PrunableGraph, groups: Sequence[ChannelGroup], seed: int) -> Iterator[Array]:
     """Widths of random cuts: the narrowest first, then cuts of all sizes in which groups differ by up to a half. On the steps
-    that the target likes."""
+    that are fast on the target."""
     generator = np.random.default_rng(mix(seed, "latency"))
     at = np.array([graph.index(g.name) for g in groups], dtype=np.int64)
     least = np.array([g.least for g in groups])

@@ -17,7 +17,7 @@ from secateurs.graph import ChannelGroup
 from secateurs.latency.model import Fit, LatencyModel
 from secateurs.latency.store import Store
 
-PASSING = 3600.0  # seconds for which a fit that is in doubt is used
+PASSING = 600.0  # seconds for which a fit that is in doubt is used
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

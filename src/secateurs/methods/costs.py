@@ -47,12 +47,12 @@ def power_of(cost: float | None, task: Task, select: Callable[[float], Selection
 
 def _measured(task: Task, select: Callable[[float], Selection], pooled: bool) -> float:
     assessor = Assessor(task, EXAMPLES, labels=False)
-    found: dict[float, float] = {}
+    cuts = []
     for power in POWERS:
-        small = apply(assessor.model, select(power).plan(task.graph, allow_inexact=True)).eval()
-        calibrate_(small, assessor.batches, assessor.objective, pooled=pooled)
-        apart = missed(assessor.model, small, assessor.batches, assessor.objective, pooled=pooled)
-        found[power] = apart if math.isfinite(apart) else math.inf
+        cuts.append(apply(assessor.model, select(power).plan(task.graph, allow_inexact=True)).eval())
+        calibrate_(cuts[-1], assessor.batches, assessor.objective, pooled=pooled)
+    apart = missed(assessor.model, cuts, assessor.batches, assessor.objective, pooled=pooled)
+    found = {power: each if math.isfinite(each) else math.inf for power, each in zip(POWERS, apart, strict=True)}
     best = next(power for power in POWERS if found[power] <= AS_GOOD * min(found.values()))
     task.note(
         event="cost", power=best, examples=assessor.examples, missed={str(p): round(m, 4) for p, m in found.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -16,7 +18,10 @@ from secateurs.methods.group_norms import weights
 from secateurs.methods.method import Task
 from secateurs.methods.registry import register
 from secateurs.methods.watching import Watching, readers
+from secateurs.report import listing
 from secateurs.training.batches import Batch
+
+log = logging.getLogger("secateurs")
 
 
 class _GateGradients(Watching):
@@ -50,7 +55,9 @@ class _GateGradients(Watching):
                         sums[i] += self.of(g).sum(0)
         if single is not None and not all(single):
             task.note(event=self.name, by_batch=[g.name for g, s in zip(groups, single, strict=True) if not s])
-        return {g.name: s for g, s in zip(groups, sums, strict=True)}
+        found = {g.name: s for g, s in zip(groups, sums, strict=True)}
+        _tell_unread(self.name, found)
+        return found
 
     def _single(self, assessor: Assessor, groups: list[ChannelGroup], batch: Batch) -> list[bool]:
         """The groups for which per-example gradients are available: those that sum to the whole batch's."""
@@ -125,10 +132,21 @@ class GroupTaylor(Watching):
         products = {
             name: (w.detach().cpu() * total).abs() for name, w, total in zip(names, tensors, totals, strict=True)
         }
-        return {
+        scores = {
             name: torch.stack([slot.taken(products[slot.param]).sum(1) for slot in found]).sum(0)
             for name, found in slots.items()
         }
+        _tell_unread(self.name, scores)
+        return scores
+
+
+def _tell_unread(method: str, scores: Mapping[str, Tensor]) -> None:
+    """Warn of groups that the loss does not depend on: in a network of several outputs it may read but one."""
+    if unread := [name for name, s in scores.items() if not s.any()]:
+        log.warning(
+            "%s: the loss does not depend on the channels of %s, so these are cut first. If an output that the loss does "
+            "not read matters, add it to the loss, or exclude them (exclude=…).", method, listing(unread),
+        )  # fmt: skip
 
 
 def _gradients(assessor: Assessor, groups: list[ChannelGroup], batch: Batch, each: bool) -> list[Tensor]:

@@ -85,8 +85,8 @@ class Task:
         return described({name: bound for name, bound in bounds.items() if name in scoped or bound.missed})
 
     def unused(self, method: Method) -> list[Message]:
-        """A line for each setting of the method that is not the default, and has no effect on this task."""
-        kind, given = type(method), method.model_fields_set
+        """A line for each setting that the user chose, that is not the method's default, and has no effect on this task."""
+        kind, given = type(method), method.model_fields_set - method.fields_of_preset
         values = {n: getattr(method, n) for n in given if getattr(method, n) != kind.model_fields[n].default}
         return [
             Message(f"{method.name}: ", Setting(name, values[name], kind), " has no effect: ", *why)

@@ -24,6 +24,7 @@ from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
 from secateurs.training import Engine, Hook, Part, Recipe, processes
 from secateurs.training.run import TrainingRun
+from secateurs.training.runtime import wait_for_everyone
 from secateurs.training.state import misfit
 
 
@@ -238,6 +239,8 @@ class TrainingMethod(Method):
             raise ConfigError(f"{self.name} prunes during training: pass data=….")
 
     def select(self, task: Task) -> Selection:
+        # All processes are there when the method is attached: what it measures then, they measure together.
+        wait_for_everyone(task.engine_options.get("device"))
         teachers = self.teachers(task)  # first: their copies of the network are those of the original, without masks
         pruner = self.attach(task)
         budget = None if task.budget is None else task.budget.record()

@@ -17,6 +17,7 @@ from secateurs.methods.limits import Bounds, free, limiting
 Array = np.ndarray
 ALL = Setting("scope", "all")
 FLOOR = 0.1
+QUIETER = "Try again in ten minutes, when the machine is less busy, or measure a larger batch: sc.Target(…, batch=…)."
 LEAST = 1e-3  # a relative price is at least this
 
 
@@ -157,7 +158,7 @@ class Widths:
                     else []
                 ),
                 *([(ALL, " may allow less.")] if narrow else []),
-                *([(f"This is in doubt: {doubt}.",)] if doubt and self.budget.is_timed else []),
+                *([(f"This is in doubt: {doubt}. {QUIETER}",)] if doubt and self.budget.is_timed else []),
             ]
             hint = tuple(part for i, parts in enumerate(hints) for part in (" " * (i > 0), *parts))
             self.budget.check(self.base, lowest or self.cost(self.lowest), hint)
@@ -237,7 +238,7 @@ def on_edges(widths: Widths, kept: Array, worth: Sequence[Array]) -> Array:
     """With a latency model, the best widths around these, over all groups jointly; others as they are.
 
     The order of the scores has led to `kept`, which has about the right cost in every layer. What is left is a knapsack of a
-    few steps: a width that the hardware likes is worth more than one that it does not.
+    few steps: a width that is fast on the hardware is worth more than one that is not.
     """
     budget = widths.budget
     if budget is None or not budget.needs_target or widths.graph.clock is None or not len(kept):

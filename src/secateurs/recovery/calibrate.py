@@ -1,4 +1,4 @@
-"""Calibration: batch-norm statistics re-estimated on training images, without labels.
+"""Calibration: the running statistics of norms re-estimated on training images, without labels.
 
 A batch norm that reads cut channels, or follows a layer that does, still normalizes by the statistics of the uncut network.
 The network runs over the images once, in eval mode, each norm with the statistics of the batch at hand: so every norm sees
@@ -8,6 +8,7 @@ pooled exactly (Chan et al., 1979), in float64; there is no moving average. See 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from secateurs.devices import full_precision
 from secateurs.errors import DataError
@@ -56,6 +58,31 @@ class Pooled:
             self.squares = self.squares + other.squares + apart.square() * (self.n * other.n / total)
         self.n = total
 
+    @property
+    def variance(self) -> Tensor:
+        """(C,), not finite of a single sample."""
+        return self.squares / (self.n - 1)
+
+
+@dataclass
+class Averaged:
+    """The mean over images of each image's own mean and variance per channel, in float64: what an instance norm keeps."""
+
+    n: int  # images
+    mean: Tensor  # (C,)
+    variance: Tensor  # (C,)
+
+    def add(self, other: Averaged) -> None:
+        """Merge with the statistics of other images."""
+        total = self.n + other.n
+        self.mean = self.mean + (other.mean - self.mean) * (other.n / total)
+        self.variance = self.variance + (other.variance - self.variance) * (other.n / total)
+        self.n = total
+
+
+Norm = _BatchNorm | _InstanceNorm
+Statistics = Pooled | Averaged
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -74,7 +101,7 @@ class Calibration:
         return {"event": "calibrated", **asdict(self), "layers": list(self.layers), "left": list(self.left)}
 
     def __str__(self) -> str:
-        parts = [count(self.norms, "batch norm")] * bool(self.norms)
+        parts = [f"statistics of {count(self.norms, 'norm')}"] * bool(self.norms)
         if self.layers:
             parts.append(f"constants that cut channels carried put into {count(len(self.layers), 'layer')}")
         if self.left:
@@ -119,20 +146,17 @@ def after_cut_(
         means = provably(model, masked, names, example_inputs)
     else:
         means = on_average(model, masked, due, batches(), objective, pooled=pooled) if due else {}
-    bare = _values(small)
+    bare = copied(small)
     layers = put_(model, masked, small, plan, means, places, example_inputs)
     if batches is None:
         return Calibration(0, 0, tuple(layers), tuple(name for name in means if name not in layers))
     examples, norms = calibrate_(small, batches(), objective, pooled=pooled)
     if layers:  # the layers before have changed as well, so that a mean may do more harm than good
-        with_them = missed(model, small, batches(), objective, pooled=pooled)
-        filled = _values(small)
-        _put_back(small, bare)
         if norms:
-            calibrate_(small, batches(), objective, pooled=pooled)
-        if with_them <= missed(model, small, batches(), objective, pooled=pooled):
-            _put_back(small, filled)
-        else:
+            calibrate_(bare, batches(), objective, pooled=pooled)
+        with_them, without = missed(model, (small, bare), batches(), objective, pooled=pooled)
+        if not with_them <= without:
+            _take(small, bare)
             layers = []
     # Later norms compensate for what cannot be absorbed here.
     lost = [name for name in names if name in places.last and name not in places.biased]
@@ -141,21 +165,27 @@ def after_cut_(
 
 @torch.no_grad()
 def missed(
-    model: nn.Module, small: nn.Module, batches: Iterable[Batch], objective: Objective, *, pooled: bool = True
-) -> float:
-    """How far the network's outputs are from the uncut network's, over all images: the divergence of the class probabilities,
-    or if the outputs are not logits, the squared distance."""
-    total = 0.0
+    model: nn.Module, cuts: Sequence[nn.Module], batches: Iterable[Batch], objective: Objective, *, pooled: bool = True
+) -> list[float]:
+    """How far the outputs of each cut network are from the uncut network's, over all images: the divergence of the class
+    probabilities, or if the outputs are not logits, the squared distance. The uncut network runs once for all of them."""
+    totals = [0.0] * len(cuts)
     model = copied(model)  # a forward may change its state
-    with preserve_rng_state(), full_precision(), evaluating(model), evaluating(small):
-        for _, (wanted, given) in runs(batches, objective, model, small):
-            if objective.by_classes and unlike_logits(wanted, None) is None:
-                y, z = heads(wanted)[0], heads(given)[0]  # (N, classes, *)
-                total += float(soft_loss(y, z, temperature=1)) * len(y)
-            else:
-                pairs = zip(tensors(wanted), tensors(given), strict=True)
-                total += sum(_apart(y, z) for y, z in pairs if y.is_floating_point())
-    return sum(gathered(total)) if pooled else total
+    with ExitStack() as stack:
+        for context in (preserve_rng_state(), full_precision(), *map(evaluating, (model, *cuts))):
+            stack.enter_context(context)
+        for _, (wanted, *given) in runs(batches, objective, model, *cuts):
+            totals = [total + _missed(wanted, each, objective) for total, each in zip(totals, given, strict=True)]
+    return [sum(each) for each in zip(*gathered(totals), strict=True)] if pooled else totals
+
+
+def _missed(wanted: Any, given: Any, objective: Objective) -> float:
+    """The same for one batch's outputs."""
+    if objective.by_classes and unlike_logits(wanted, None) is None:
+        y, z = heads(wanted)[0], heads(given)[0]  # (N, classes, *)
+        return float(soft_loss(y, z, temperature=1)) * len(y)
+    pairs = zip(tensors(wanted), tensors(given), strict=True)
+    return sum(_apart(y, z) for y, z in pairs if y.is_floating_point())
 
 
 def _apart(wanted: Tensor, given: Tensor) -> float:
@@ -171,30 +201,28 @@ def _as_cut(model: nn.Module, plan: Plan, small: nn.Module) -> bool:
     return fresh.keys() == found.keys() and all(torch.equal(value, fresh[name]) for name, value in found.items())
 
 
-def _values(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in named_tensors(model).items()}
-
-
 @torch.no_grad()
-def _put_back(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+def _take(model: nn.Module, other: nn.Module) -> None:
+    """Give the model the values of its copy."""
+    values = named_tensors(other)
     for name, value in named_tensors(model).items():
         value.copy_(values[name])
 
 
-def calibrated_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The batch norms with running statistics, by name. FrozenBatchNorm, instance norms and norms without running
+def calibrated_norms(model: nn.Module) -> dict[str, Norm]:
+    """The batch norms and instance norms with running statistics, by name. FrozenBatchNorm and norms without running
     statistics are not among them."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+        if isinstance(module, Norm) and module.running_mean is not None and module.running_var is not None
     }
 
 
 def calibrate_(
     model: nn.Module, batches: Iterable[Batch], objective: Objective | None = None, *, pooled: bool = True
 ) -> tuple[int, int]:
-    """Re-estimate the model's batch-norm statistics, in place. Returns the numbers of examples and of norms.
+    """Re-estimate the running statistics of the model's norms, in place. Returns the numbers of examples and of norms.
 
     batches: see `training.batches.without_labels`; their targets are not read.
     pooled: in a process group, pool the statistics of all processes: each must call this, with batches of its own.
@@ -202,7 +230,7 @@ def calibrate_(
     Norms that do not run, or whose statistics are not finite, keep theirs. Nothing else of the model changes.
     """
     norms = calibrated_norms(model)
-    found: dict[str, Pooled] = {}
+    found: dict[str, Statistics] = {}
     examples = 0
     with preserve_rng_state(), torch.no_grad(), full_precision(), evaluating(model), _batchwise(norms, found):
         for batch, _ in runs(batches, objective or Objective(), model):
@@ -211,7 +239,7 @@ def calibrate_(
         raise DataError("There is no image to calibrate on: the data has no batch.")
     changed = 0
     for name, total in _together(gathered(found) if pooled else [found]).items():
-        mean, variance = total.mean, total.squares / (total.n - 1)
+        mean, variance = total.mean, total.variance
         if bool(mean.isfinite().all() and variance.isfinite().all()):
             _set(norms[name], mean, variance)
             changed += 1
@@ -219,7 +247,7 @@ def calibrate_(
 
 
 @contextmanager
-def _batchwise(norms: Mapping[str, _BatchNorm], found: dict[str, Pooled]) -> Iterator[None]:
+def _batchwise(norms: Mapping[str, Norm], found: dict[str, Statistics]) -> Iterator[None]:
     """Context in which the norms, in eval mode, normalize by each batch's own statistics, which are added to `found`. On exit
     they are as before."""
     with ExitStack() as stack:
@@ -231,32 +259,51 @@ def _batchwise(norms: Mapping[str, _BatchNorm], found: dict[str, Pooled]) -> Ite
         yield
 
 
-def _see(name: str, found: dict[str, Pooled], norm: Any, args: Any, kwargs: Any) -> None:
-    x = args[0] if args else kwargs["input"]  # (N, C, *)
+def _see(name: str, found: dict[str, Statistics], norm: Any, args: Any, kwargs: Any) -> None:
+    x = args[0] if args else kwargs["input"]  # (N, C, *), or without N for an instance norm
+    own = _averaged(norm, x) if isinstance(norm, _InstanceNorm) else _pooled(x)
+    if own is None:
+        return
+    if bool(own.variance.isfinite().all()):
+        _set(norm, own.mean, own.variance)
+    _add(found, name, own)
+
+
+def _pooled(x: Tensor) -> Pooled | None:
+    """Statistics over all axes but the channels: x (N, C, *)."""
     n = x.numel() // x.shape[1] if x.ndim > 1 and x.shape[1] else 0
-    if n > 1:  # a single value has no variance
-        variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1])
-        _set(norm, mean, variance)
-        _add(found, name, Pooled(n, mean.cpu().double(), variance.cpu().double() * (n - 1)))
+    if not n:
+        return None
+    variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1], correction=0)
+    return Pooled(n, mean.cpu().double(), variance.cpu().double() * n)
 
 
-def _set(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+def _averaged(norm: Any, x: Tensor) -> Averaged | None:
+    """Statistics of each image, averaged over them: x (N, C, *) or (C, *)."""
+    x = (x[None] if x.ndim == norm._get_no_batch_dim() else x).flatten(2)  # (N, C, positions)
+    if x.shape[2] < 2 or not len(x):
+        return None
+    variance, mean = torch.var_mean(x, 2)  # (N, C)
+    return Averaged(len(x), mean.mean(0).cpu().double(), variance.mean(0).cpu().double())
+
+
+def _set(norm: Norm, mean: Tensor, variance: Tensor) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
 
 
-def _add(found: dict[str, Pooled], name: str, statistics: Pooled) -> None:
+def _add(found: dict[str, Any], name: str, statistics: Statistics) -> None:
     if name in found:
         found[name].add(statistics)
     else:
-        found[name] = statistics
+        found[name] = copy.copy(statistics)
 
 
-def _together(every: Sequence[dict[str, Pooled]]) -> dict[str, Pooled]:
+def _together(every: Sequence[dict[str, Statistics]]) -> dict[str, Statistics]:
     """The statistics of all processes."""
-    total: dict[str, Pooled] = {}
+    total: dict[str, Statistics] = {}
     for found in every:
         for name, statistics in found.items():
             _add(total, name, statistics)

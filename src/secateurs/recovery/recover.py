@@ -16,7 +16,6 @@ from secateurs.recovery.mimic import Mimicking
 from secateurs.recovery.recipes import Distil, Mimic, Recover
 from secateurs.recovery.reconstruct import Reconstruct, reconstruct
 from secateurs.recovery.teacher import TeacherHook
-from secateurs.training import FROZEN
 from secateurs.training.batches import length, measure, split_data
 from secateurs.training.engine import Engine
 from secateurs.training.recipe import Phase, Recipe
@@ -53,7 +52,10 @@ def check(recover: Phase | Sequence[Phase] | None, model: nn.Module) -> None:
     """Raise ConfigError before any work for recipes that are not valid for the uncut network."""
     for _, recipe in phases(recover):
         if isinstance(recipe, Recipe) and not any(p.requires_grad for p in model.parameters()):
-            raise ConfigError(FROZEN)
+            raise ConfigError(
+                f"{type(recipe).__name__} trains the network, and all of its parameters have requires_grad=False: call "
+                "requires_grad_(True) on the model, or on the parts of it that are to be trained."
+            )
         if isinstance(recipe, Mimic):
             check_names(model, recipe.nodes or ())
 

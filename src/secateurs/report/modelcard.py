@@ -131,10 +131,11 @@ def _network(card: Card) -> str:
 def _body(card: Card, call: str | None) -> Iterator[str]:
     before, after = card.networks()[0][1], card.after
     spec = None if card.source is None else card.source.spec
-    of = "A network" if spec is None else _code(spec)
+    of, whose = ("A network", "the original's") if spec is None else (_code(spec), "its")
     yield f"# {_escaped(_title(card))}"
     yield (
-        f"{of} with {share(after.macs, before.macs)} of its MACs and {share(after.params, before.params)} of its parameters. "
+        f"{of} with {share(after.macs, before.macs)} of {whose} MACs and {share(after.params, before.params)} of {whose} "
+        "parameters. "
         f"Whole channels{' and kernel stripes' if card.stripes else ''} were cut by Secateurs with the method "
         f"{_code(card.method.name)}; what is left is an ordinary PyTorch module."
     )
@@ -151,8 +152,8 @@ def _body(card: Card, call: str | None) -> Iterator[str]:
     yield "## How to load it"
     yield _fenced(_load(card), "python")
     if card.signature is not None and (lines := signature_lines(card.signature)):
+        yield "How it is called, with the exact values in `secateurs.card`:"
         yield "\n".join(f"- {_escaped(line)}" for line in lines)
-        yield "`secateurs.card` has the exact values: input shapes, class names and preprocessing."
     if call is not None:
         yield "## How it was made"
         yield _fenced(call, "python")
@@ -171,10 +172,15 @@ def _load(card: Card) -> str:
     if spec is None:
         return (
             "import secateurs as sc\n\n"
-            f'model = sc.load("hf:{PLACE}", model=original)  # original: a fresh network, as it was before pruning'
+            "# original: a fresh network, as it was before pruning. The path of this folder loads, too.\n"
+            f'model = sc.load("hf:{PLACE}", model=original)'
         )
+    lines = ["import secateurs as sc", ""]
+    if spec.startswith("python:"):
+        module, _, name = spec.removeprefix("python:").partition(":")
+        lines += [f"# Needs your copy of the module {module}, with {name}: trust_code=True imports it."]
     trust = ", trust_code=True" if spec.startswith("python:") else ""
-    lines = ["import secateurs as sc", "", f'model = sc.load("hf:{PLACE}"{trust})  # or the path of this folder']
+    lines += [f'model = sc.load("hf:{PLACE}"{trust})  # or the path of this folder']
     if card.signature is not None and card.signature.preprocess is not None:
         lines += [
             f'preprocess = sc.card("hf:{PLACE}").signature.preprocess',

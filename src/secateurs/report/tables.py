@@ -91,12 +91,19 @@ def listing(names: Sequence[str], most: int = 2) -> str:
     return ", ".join(names[:most]) + (f" +{more}" if more > 0 else "")
 
 
+CLASSES = 8  # that are named
+KINDS = {"L": "grayscale"}  # of images, as Pillow calls them
+
+
 def signature(called: Signature) -> list[str]:
     """How a network is called, a line for each of its inputs, classes and preprocessing: from an artifact's card."""
     lines = [f"input {' and '.join(map(str, called.inputs))}"] if called.inputs else []
     if called.classes is not None:
         number_of = f"{len(called.classes):,} class{'es' * (len(called.classes) != 1)}"
-        lines.append(f"{number_of}: {listing(called.classes, 8)}")
+        more = len(called.classes) - CLASSES
+        lines.append(
+            f"{number_of}: {', '.join(called.classes[:CLASSES])}" + (f" and {more:,} more" if more > 0 else "")
+        )
     if (how := called.preprocess) is not None:
         if how.size is None:
             resized = "of any size"
@@ -107,9 +114,8 @@ def signature(called: Signature) -> list[str]:
             resized = f"resized and cropped to {size}" if how.resize else f"of {size}"
         mean, std = (", ".join(f"{x:.4g}" for x in values) for values in (how.mean, how.std))
         plain = set(how.mean) == {0.0} and set(how.std) == {1.0}
-        lines.append(
-            f"{how.channels} images {resized}, in [0, 1]" + ("" if plain else f", minus {mean}, divided by {std}")
-        )
+        scaled = "" if plain else f", minus {mean}, divided by {std}"
+        lines.append(f"{KINDS.get(how.channels, how.channels)} images {resized}, in [0, 1]{scaled}")
     return lines
 
 

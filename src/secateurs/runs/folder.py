@@ -122,7 +122,10 @@ class RunFolder:
             return False
         if changed := list(differences(then, now)):
             if state.finished or self._recovering() or {**then, "recover": 0} != {**now, "recover": 0}:
-                raise ConfigError(f"{shown(self.folder)} is another run: it differs in {', '.join(changed)}.")
+                raise ConfigError(
+                    f"{shown(self.folder)} is another run: it differs in {', '.join(changed)}. To resume, give what it had "
+                    "then; otherwise give another ", FOLDER, ", or replace it (", OVERWRITE, ").",
+                )  # fmt: skip
             log(f"recovery has not begun, and its settings have changed: {', '.join(changed)}")
         return state.finished
 
@@ -298,5 +301,7 @@ def _brief(value: Any) -> str:
     """A value, shortened for a message."""
     if value is None or isinstance(value, Mapping):
         return "none" if value is None else "given"
-    text = repr(value) if isinstance(value, (str, int, float)) else reprlib.repr(value)
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    text = repr(value) if isinstance(value, str | int) else reprlib.repr(value)
     return text if len(text) <= 40 else f"{text[:12]}…"

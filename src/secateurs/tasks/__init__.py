@@ -10,14 +10,14 @@ from secateurs.tasks.detection import Detection
 from secateurs.tasks.segmentation import Segmentation
 from secateurs.tasks.task import Reading, VisionTask
 
-__all__ = ["Classification", "Detection", "Reading", "Segmentation", "VisionTask", "resolve", "tasks"]
+__all__ = ["TASKS", "Classification", "Detection", "Reading", "Segmentation", "VisionTask", "resolve", "tasks"]
 
-_TASKS: dict[str, type[VisionTask]] = {task.name: task for task in (Classification, Segmentation, Detection)}
+TASKS: dict[str, type[VisionTask]] = {task.name: task for task in (Classification, Segmentation, Detection)}
 
 
 def tasks() -> tuple[str, ...]:
     """The names of all tasks."""
-    return tuple(_TASKS)
+    return tuple(TASKS)
 
 
 def resolve(task: str | VisionTask | None, **settings: Any) -> VisionTask:
@@ -29,6 +29,6 @@ def resolve(task: str | VisionTask | None, **settings: Any) -> VisionTask:
         return Classification(**settings)
     if not isinstance(task, str):
         raise ConfigError(f"task={task!r:.60} is not a task: pass a name, one of {', '.join(tasks())}.")
-    if task not in _TASKS:
+    if task not in TASKS:
         raise ConfigError(f"There is no task {task!r}. {nearest(task, tasks())}")
-    return _TASKS[task](**settings)
+    return TASKS[task](**settings)

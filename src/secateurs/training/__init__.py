@@ -2,7 +2,7 @@
 
 from secateurs.training.batches import Batch, check_labels, without_labels
 from secateurs.training.checkpoint import CheckpointStore
-from secateurs.training.engine import FROZEN, Engine
+from secateurs.training.engine import Engine
 from secateurs.training.hooks import Hook
 from secateurs.training.losses import CrossEntropy
 from secateurs.training.metrics import Metrics, check_data, evaluate, higher_is_better
@@ -11,7 +11,6 @@ from secateurs.training.parts import Part
 from secateurs.training.recipe import Phase, Recipe
 
 __all__ = [
-    "FROZEN",
     "Batch",
     "CheckpointStore",
     "CrossEntropy",

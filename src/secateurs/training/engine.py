@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import DataError, NonFiniteLossError, SecateursError, Setting, TrainingError
+from secateurs.errors import ConfigError, DataError, NonFiniteLossError, SecateursError, Setting
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
 from secateurs.training import resume as R
@@ -25,14 +25,6 @@ from secateurs.training.run import TrainingRun
 from secateurs.training.runtime import written
 from secateurs.training.syncnorm import synchronized
 
-FROZEN = (
-    "No parameter of the network requires gradients, so nothing can be trained: call model.requires_grad_(True) first, or do "
-    "not train."
-)
-DETACHED = (
-    "The loss does not depend on any parameter that requires gradients: it may be detached in the network, or in loss=… or "
-    "step=…."
-)
 LATE = 32  # batches after which the metrics are read from a GPU: it is waited for then, and not in between
 
 
@@ -130,10 +122,6 @@ class Engine(TrainingRun):
         self._seconds += time.perf_counter() - began
         self._end_epoch()
 
-    @property
-    def _frozen(self) -> bool:
-        return not any(p.requires_grad for p in self.model.parameters())
-
     def _train_batch(self, index: int, batch: B.Batch, last: bool) -> None:
         seed_all(self.seed, "step", self.epoch, index, self.rank)
         self._micro += 1
@@ -152,7 +140,10 @@ class Engine(TrainingRun):
                 for hook in self.hooks:
                     loss = hook.loss(self, loss, outputs, targets)
             if not loss.requires_grad:
-                raise TrainingError(FROZEN if self._frozen else DETACHED)
+                raise ConfigError(
+                    "The loss depends on no parameter that is trained: call requires_grad_(True) on what is to be trained, and "
+                    "compute a loss of your own without detach() and no_grad()."
+                )
             rows, right = batch.rows, self._right(batch, outputs, targets)
             lost = loss.detach().float()
             figures = torch.stack(

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup
+from secateurs.methods.costs import power_of
 from secateurs.methods.epruner import weights
 from secateurs.methods.epruner.affinity import Affinities, Measure
 from secateurs.methods.epruner.counts import exemplars_of, represented_by
 from secateurs.methods.method import Method, Task
+from secateurs.methods.ranking import per_cost
 from secateurs.methods.registry import register
 from secateurs.methods.select import Widths, fill, select_within_budget
-from secateurs.methods.selection import Selection
+from secateurs.methods.selection import Channels, Selection
 
 Array = np.ndarray
 
@@ -67,6 +69,13 @@ class EPruner(Method):
         default="uniform",
         description="the groups' widths within a budget: the same fraction of each, or as one β for all gives (the paper's)",
     )
+    cost: float | None = Field(
+        default=None,
+        ge=0,
+        le=2,
+        description="with widths='uniform': a group loses the more, the higher this power of what its channels cost; "
+        "None: the power that measures best on training images, 0 without data",
+    )
     inner: bool = Field(
         default=False,
         description="prune only channels that one layer reads and that are not concatenated with others (the paper's choice "
@@ -106,7 +115,9 @@ class EPruner(Method):
         found: dict[str, tuple[object, ...]] = {}
         if self.late == 1:
             found["late_from"] = ("late layers have the same β, with ", Setting("late", 1, EPruner))
-        if self.beta is None and self.widths == "uniform":
+        if self.beta is not None or self.widths == "beta":
+            found["cost"] = ("β decides how much of each layer stays",)
+        elif self.widths == "uniform":
             found["late"] = found["late_from"] = (
                 Setting("widths", "uniform", EPruner),
                 " keeps the same share of every layer",
@@ -120,32 +131,42 @@ class EPruner(Method):
         return self.selector(task)(task)
 
     def selector(self, task: Task) -> Callable[[Task], Selection]:
-        """With similarities that are computed once."""
+        """With similarities that are computed, and a power of the costs that is measured, once."""
         filters = [g.filters(task.model, self.bias) for g in self._widths(task).groups]
         measure = self.similarity or ("residual" if self.beta is None else "distance")
         affinities = Affinities(filters, diagonal=self.diagonal, measure=measure)
-        return lambda other: self._selected(other, filters, affinities)
+        norms = [f.abs().sum(1).cpu().numpy() for f in filters] if self.init == "l1" else None
+        power = 0.0
+        if self.beta is None and self.widths == "uniform":
+            power = power_of(self.cost, task, lambda power: Selection(self._kept(task, affinities, norms, power)[0]))
 
-    def _selected(self, task: Task, filters: list[Tensor], affinities: Affinities) -> Selection:
-        """What is kept within the task's budget."""
-        widths = self._widths(task)
-        if self.beta is not None:
-            beta: float | None = self.beta
-            found = _arrays(self._find(affinities, self._betas(self.beta, len(filters))))
+        def select(other: Task) -> Selection:
+            kept, beta = self._kept(other, affinities, norms, power)
+            record: dict[str, Any] = {} if beta is None else {"beta": round(beta, 6)}
+            if norms is None:  # otherwise what is kept are no exemplars
+                clusters = enumerate(kept.items())
+                record["groups"] = {name: represented_by(affinities.similar(i), k) for i, (name, k) in clusters}
+            other.note(event="exemplars", **record, kept=sum(map(len, kept.values())), of=sum(map(len, filters)))
+            return Selection(kept)
+
+        return select
+
+    def _kept(
+        self, task: Task, affinities: Affinities, norms: list[Array] | None, power: float
+    ) -> tuple[Channels, float | None]:
+        """What stays within the task's budget, and the β of all groups if there is one. norms: of the filters, to choose by
+        instead."""
+        widths, beta = self._widths(task), self.beta
+        if beta is not None:
+            found = _arrays(self._find(affinities, self._betas(beta, len(affinities))))
             kept = self._as_many(affinities, found, widths.aligned(_count(found)))
         elif self.widths == "beta":
             beta, kept = self._common(affinities, widths)
         else:
-            beta, kept = None, self._of(affinities, _uniform(widths))
-        if self.init == "l1":
-            norms = [f.abs().sum(1).cpu().numpy() for f in filters]
+            kept = self._of(affinities, _uniform(widths, power))
+        if norms is not None:
             kept = [np.sort(np.argsort(-n, kind="stable")[: len(k)]) for n, k in zip(norms, kept, strict=True)]
-        record: dict[str, Any] = {} if beta is None else {"beta": round(beta, 6)}
-        if self.init != "l1":  # then what is kept are no exemplars
-            represented = (represented_by(affinities.similar(i), k) for i, k in enumerate(kept))
-            record["groups"] = {g.name: by for g, by in zip(widths.groups, represented, strict=True)}
-        task.note(event="exemplars", **record, kept=sum(map(len, kept)), of=int(widths.sizes.sum()))
-        return Selection({g.name: k for g, k in zip(widths.groups, kept, strict=True)})
+        return {g.name: k for g, k in zip(widths.groups, kept, strict=True)}, beta
 
     def initialize(self, task: Task, selection: Selection, small: nn.Module) -> None:
         if self.init == "merge":
@@ -218,9 +239,13 @@ def _worth(size: int, sure: int, likely: int) -> Array:
     return np.repeat([2.0, 1.0, 0.0], [sure, likely - sure, size - likely])
 
 
-def _uniform(widths: Widths) -> Array:
-    """The same fraction of each group, as much as the budget allows."""
-    ranks = {g.name: 1 - np.arange(g.size) / g.size for g in widths.groups}
+def _uniform(widths: Widths, power: float) -> Array:
+    """The same fraction of each group, as much as the budget allows; with a power, groups lose as much more as their channels
+    cost."""
+    ranks = {
+        g.name: per_cost(1 - np.arange(g.size) / g.size, price, power)
+        for g, price in zip(widths.groups, widths.prices(), strict=True)
+    }
     found = select_within_budget(widths, ranks)
     return np.array([len(found[g.name]) for g in widths.groups])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,11 @@ class PFFPruner(Pruner):
         self.stripes = config.stripes(task)
         found, blocks = self.stripes.kernels, self.stripes.blocks
         self.sizes = squares(self.model, found)  # of the stripes, to be restored at the end
-        worth = self.stripes.worth(self._cost()).tolist() if config.controlled(task) else None
+        self.measured: list[dict[str, Any]] = []  # entries of the history: the power of the costs, if it was measured
+        worth = self.stripes.worth(self._cost()).tolist() if config.weighs(task) else None
         self.measure: Measure
         if config.penalty == "skeleton":
-            norms = config.prior == "norm" or (config.prior is None and config.controlled(task))
-            prior = Norms(self.model, found, blocks, worth).strength().detach() if norms else None
+            prior = Norms(self.model, found, blocks, worth).strength().detach() if config.by_norms(task) else None
             self.measure = skeleton = Skeleton(self.model, found, blocks, prior)
             optimizer = torch.optim.SGD(
                 [skeleton.values], config.skeleton_lr, self.MOMENTUM, weight_decay=config.skeleton_decay
@@ -79,7 +80,7 @@ class PFFPruner(Pruner):
         def select(cost: float) -> Selection:
             return norms.model_copy(update={"cost": cost}).select(self.task)
 
-        return power_of(config.cost, self.task, select, pooled=True)
+        return power_of(config.cost, replace(self.task, log=self.measured.append), select, pooled=True)
 
     def begin(self, total: int, epoch_steps: int) -> None:
         super().begin(total, epoch_steps)
@@ -90,8 +91,12 @@ class PFFPruner(Pruner):
         self.start = self.measure.strength().detach().clone()
         if self.config.controlled(self.task):
             first = self._needed()
-            self.controller = Controller(self._guess(first), self.config.delta, self.config.arrive, first)
+            self.controller = self._controller(first)
             self.alpha = 0.0 if self._measuring() else self.controller.update(first, 0.0)
+
+    def _controller(self, first: float) -> Controller:
+        """first: the threshold that the budget needs before training."""
+        return Controller(self._guess(first), self.config.delta, self.config.arrive, first)
 
     @property
     def _rate(self) -> float:
@@ -250,33 +255,44 @@ class PFFPruner(Pruner):
         found = report(self.task, self.stripes, left, scores, self.config.delta, delta, self.alpha, fixed)
         for line in found.lines:
             self.log(line)
-        self.task.note(**found.record)
+        for record in (*self.measured, found.record):
+            self.task.note(**record)
         return selection
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        values = self.measure.values.detach().clone() if isinstance(self.measure, Skeleton) else None
+        # With what follows from the network as it was, and from figures that another machine might round in another way.
+        skeleton = self.measure if isinstance(self.measure, Skeleton) else None
+        values, prior = (None, None) if skeleton is None else (skeleton.values.detach().clone(), skeleton.prior.clone())
         first = (self.measure.first, self.measure.pull) if isinstance(self.measure, Norms) else None
-        control = None if self.controller is None else self.controller.base
+        base, needed = (None, None) if self.controller is None else (self.controller.base, self.controller.first)
         most = None if self.controller is None or self.controller.most == float("inf") else self.controller.most
         return {
-            **super().state(), "values": values, "first": first, "alive": self.alive.clone(), "stays": self.stays.clone(),
-            "channels": self.channels.clone(), "ceiling": self.ceiling, "alpha": self.alpha, "control": control, "most": most,
+            **super().state(), "measured": list(self.measured), "values": values, "prior": prior, "first": first,
+            "start": self.start.clone(), "alive": self.alive.clone(), "stays": self.stays.clone(),
+            "channels": self.channels.clone(), "ceiling": self.ceiling, "alpha": self.alpha, "needed": needed,
+            "control": base, "most": most,
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         super().load(state)
         if isinstance(self.measure, Skeleton):
             self.measure.values.data.copy_(state["values"])
+            self.measure.weigh_(state["prior"].to(self.measure.prior))
         elif isinstance(self.measure, Norms):
             self.measure.first, self.measure.pull = state["first"]
+        self.start = state["start"].to(self.start)
         self.alive, self.whole, self._doomed = state["alive"].to(self.alive.device), bool(state["alive"].all()), None
         self.stays, self.channels = state["stays"].cpu(), state["channels"].cpu()
         self.alpha, self.ceiling = state["alpha"], state["ceiling"]
         for key in ("ceiling", "most"):
             if not isinstance(state[key], float | None):
                 raise ValueError(f"{key!r} must be a number, not {state[key]!r}")
+        self.measured = state["measured"]
+        if not all(isinstance(record, dict) for record in self.measured):
+            raise ValueError("'measured' must be entries of the history")
         if self.controller is not None:
+            self.controller = self._controller(state["needed"])
             self.controller.base = state["control"]
             self.controller.most = float("inf") if state["most"] is None else state["most"]

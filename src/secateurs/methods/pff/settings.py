@@ -133,6 +133,8 @@ class Settings(Taught):
             )
             own = {"cost": bool(self.cost), "limit": self.limit is not None, "arrive": True, "fixed": True}
             found |= {name: alpha for name, sets in own.items() if sets}
+        elif not self.weighs(task) and self.cost:
+            found["cost"] = (Setting("prior", "none", type(self)), " compares values as they are")
         if self.penalty == "group-lasso":
             none: tuple[object, ...] = (Setting("penalty", "group-lasso", type(self)), " has no skeleton")
             found |= dict.fromkeys(("skeleton_lr", "skeleton_decay", "prior"), none)
@@ -153,6 +155,16 @@ class Settings(Taught):
     def controlled(self, task: Task) -> bool:
         """Whether α is controlled."""
         return self.alpha is None and task.budget is not None
+
+    def by_norms(self, task: Task) -> bool:
+        """Whether stripes are compared by their norms."""
+        if self.penalty == "group-lasso":
+            return True
+        return self.controlled(task) if self.prior is None else self.prior == "norm"
+
+    def weighs(self, task: Task) -> bool:
+        """Whether they are compared by what they cost as well."""
+        return self.controlled(task) and self.by_norms(task)
 
     def stripes(self, task: Task) -> Stripes:
         found, grouped = kernels(task), None

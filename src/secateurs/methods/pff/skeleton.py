@@ -61,8 +61,7 @@ class Skeleton:
         self.shapes = {name: (self.shared[name].rows, *kernel) for name, (_, *kernel) in kernels.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.values = nn.Parameter(torch.ones(sum(self.sizes), device=device))
-        self.prior = torch.ones(sum(self.sizes), device=device) if prior is None else prior.clamp_min(self.LEAST)
-        self.pull = self.prior**-2
+        self.weigh_(torch.ones(sum(self.sizes), device=device) if prior is None else prior.clamp_min(self.LEAST))
         self.merged = False
         self._handles: list[RemovableHandle] = []
         start = 0
@@ -72,6 +71,10 @@ class Skeleton:
             self._handles.append(conv.register_forward_pre_hook(swap.enter))
             self._handles.append(conv.register_forward_hook(swap.leave, always_call=True))
             start += size
+
+    def weigh_(self, prior: Tensor) -> None:
+        """prior: (units,)"""
+        self.prior, self.pull = prior, prior**-2
 
     def strength(self) -> Tensor:
         return self.values.abs() * self.prior.to(self.values.device)

@@ -41,11 +41,15 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "data", f"{card.data.data}{normalize}"
     if card.task is not None:
         yield "task", card.task.name
+    if card.functions:
+        yield "functions", f"{', '.join(card.functions)}: of the user's own"
     yield "method", card.method.name
     if card.budget:
         yield "budget", settings("", {k: v for k, v in card.budget.items() if v is not None})
     if card.latency is not None:
         yield "latency", timed(card.latency)
+    if card.scope is not None:
+        yield "scope", card.scope
     if card.limits is not None:
         yield "limits", settings("", {k: v for k, v in card.limits.model_dump(mode="json").items() if v})
     if steps := [settings(mode, {k: v for k, v in given.items() if k in MAIN}, " ") for mode, given in _steps(run)]:

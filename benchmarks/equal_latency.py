@@ -1,0 +1,182 @@
+"""Accuracy at equal measured time: a budget of time beside a budget of MACs in multiples of eight.
+
+    python benchmarks/equal_latency.py --network resnet56 --weights resnet56.safetensors --data folder:/data/cifar10 --threads 1
+    python benchmarks/equal_latency.py --quick                 # ResNet-20, random weights and images: only to see that it runs
+
+A method cuts the network to a fraction of its time on a target, and the network recovers. Then the MACs are searched at which
+the same method in multiples of eight (`align=8`) takes as long or a little longer, as `sc.bench` measures both, and
+that network recovers alike. Cells that are in `--out` already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy import NORMALIZATIONS, part
+from rich.console import Console
+from rich.table import Table
+from timing import on_processor_time
+
+import secateurs as sc
+from secateurs import data
+from secateurs.devices import processor
+from secateurs.errors import BudgetError
+
+KEY = ("network", "method", "target", "batch", "latency", "scope", "images", "epochs", "seed")
+NEAR = 0.01  # of the time: so much longer may the network with fewer MACs take
+HALVINGS = 8
+COLUMNS = (
+    "network",
+    "method",
+    "target",
+    "batch",
+    "seed",
+    "budget",
+    "time",
+    "MACs",
+    "params",
+    "calibrated",
+    "recovered",
+)
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    if options.cpu_time:
+        on_processor_time()
+    out: Path | None = options.out
+    done = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
+    table = Table(*COLUMNS)
+    for target in options.target or ["torch-cpu", "onnxruntime"]:
+        for seed in range(options.seeds):
+            cell = {name: {**vars(options), "target": target, "seed": seed}[name] for name in KEY}
+            found = next((line for line in done if all(line[name] == cell[name] for name in KEY)), None)
+            if found is None:
+                found = {**cell, "rows": Pair(options, target, seed).run()}
+                if out:
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    with out.open("a") as file:
+                        file.write(json.dumps(found) + "\n")
+            for row in found["rows"]:
+                figures = [f"{row[name]:.2f}" for name in ("time", "macs", "params")]
+                figures += [f"{row[name]:.1f}" for name in ("calibrated", "recovered")]
+                table.add_row(
+                    *(str(found[name]) for name in ("network", "method", "target", "batch", "seed")),
+                    row["budget"],
+                    *figures,
+                )
+    console = Console(width=140)
+    console.print(table)
+    clock = "time of the processor" if options.cpu_time else "wall time"
+    console.print(
+        f"Time, MACs and parameters over the original's; top-1. {processor()}, {options.threads} threads, PyTorch "
+        f"{torch.__version__}, {clock}; {options.images:,} training images, {options.epochs:g} epochs."
+    )
+
+
+class Pair:
+    """One network, method and target, cut in both ways."""
+
+    def __init__(self, options: argparse.Namespace, target: str, seed: int) -> None:
+        self.options, self.seed = options, seed
+        torch.manual_seed(seed)
+        weights = None if options.quick else options.weights
+        self.model = sc.build(f"zoo:{options.network}", weights, num_classes=10).eval()
+        self.data = random() if options.quick else loaded(options)
+        self.inputs = next(iter(self.data.val))[0][:1]
+        self.target = sc.Target(target, batch=options.batch, threads=options.threads)
+
+    def run(self) -> list[dict[str, Any]]:
+        """The figures of the network with the budget of time, and of that with the budget of MACs."""
+        timed = self._recovered(sc.Budget(latency=self.options.latency, target=self.target))
+        low, high, found = 0.02, 1.0, sc.Budget(macs=1.0, align=8)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            budget = sc.Budget(macs=middle, align=8)
+            try:
+                time = self._time(self._cut(budget))
+            except BudgetError:  # below what multiples of eight allow
+                low = middle
+                continue
+            if time < timed["time"]:
+                low = middle
+                continue
+            high, found = middle, budget
+            if time <= timed["time"] * (1 + NEAR):
+                break
+        return [timed, self._recovered(found)]
+
+    def _cut(self, budget: sc.Budget, recover: sc.Recover | None = None) -> sc.Result:
+        torch.manual_seed(self.seed)
+        return sc.prune(
+            self.model, self.inputs, self.options.method, budget, self.data, recover, seed=self.seed, scope=self.options.scope,
+            check_speed=False, progress="silent",
+        )  # fmt: skip
+
+    def _time(self, result: sc.Result) -> float:
+        """Over the original's."""
+        return 1 / sc.bench(self.model, result.model, self.inputs, self.target, seconds=self.options.seconds).speedup
+
+    def _recovered(self, budget: sc.Budget) -> dict[str, Any]:
+        result = self._cut(budget, sc.Recover(epochs=self.options.epochs))
+        assert result.calibrated is not None
+        return {
+            "budget": f"latency={budget.latency:g}" if budget.macs is None else f"macs={budget.macs:.3f}, align=8",
+            "time": self._time(result), "macs": result.after.macs / result.before.macs,
+            "params": result.after.params / result.before.params,
+            "calibrated": result.calibrated.top1, "recovered": result.after.top1,
+        }  # fmt: skip
+
+
+def loaded(options: argparse.Namespace) -> sc.Data:
+    normalize = NORMALIZATIONS.get(options.network, "imagenet")
+    found = data.load(options.data, normalize=normalize, batch_size=128)
+    found.train.source = part(found.train.source, options.images)
+    found.val.source = part(found.val.source, options.test)
+    return found
+
+
+def random() -> sc.Data:
+    images, targets = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+    return sc.Data(train=[(images, targets)], val=[(images, targets)])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--network", default="resnet56", help="of the zoo")
+    add("--weights", type=Path, help="of that network")
+    add("--data", help="folder:PATH with CIFAR-10")
+    add("--method", default="l2")
+    add("--latency", type=float, default=0.5)
+    add("--target", action="append")
+    add("--scope", choices=("internal", "all"), default="all")
+    add("--batch", type=int, default=32)
+    add("--images", type=int, default=10_000, help="training images, evenly from all classes")
+    add("--test", type=int, default=10_000, help="test images")
+    add("--epochs", type=float, default=1.0, help="of recovery")
+    add("--seeds", type=int, default=1)
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--seconds", type=float, default=2.0, help="for what sc.bench measures")
+    add("--cpu-time", action="store_true", help="time of the processor, on a machine that others use; one thread")
+    add("--out", type=Path, help="a file with a line of JSON for each cell")
+    add("--quick", action="store_true")
+    options = parser.parse_args()
+    if options.cpu_time and options.threads != 1:
+        parser.error("--cpu-time is for --threads 1: the time of several threads adds up")
+    if options.quick:
+        options.network, options.target, options.seconds, options.images = "resnet20", ["torch-cpu"], 0.2, 64
+    elif options.weights is None or options.data is None:
+        parser.error("--weights and --data are needed, or --quick")
+    return options
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main()
