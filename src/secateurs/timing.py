@@ -106,7 +106,7 @@ def _striped(graph: PrunableGraph) -> PrunableGraph:
 @dataclass
 class Kept:
     """A selection whose cut was measured. limit: the fraction of the predicted time that it was selected with; None for the
-    selection of a method that trains."""
+    selection of a method that trains. entries: what the method has recorded of it, for the history."""
 
     selection: Selection
     plan: Plan
@@ -114,6 +114,7 @@ class Kept:
     seconds: float  # as the model expects it
     measured: Measured
     limit: float | None = None
+    entries: tuple[dict[str, Any], ...] = ()
 
 
 class Timing:
@@ -146,13 +147,15 @@ class Timing:
         if method.quick:
             select = method.selector(task)
             kept = self._held(task, lambda t: Selection.of(select(t)), whole, note)
+            for entry in kept.entries:
+                task.log(entry)
             self._note(task, method, None, kept)
             return kept.selection, kept
         proxy = resolve("l2-stripes" if method.cuts == "stripes" else "l2")
         if note is not None and note.share is not None:
             share = note.share
         else:
-            select = proxy.selector(task)
+            select = proxy.selector(_silent(task))
             share = self._share(task, self._search(task, lambda t: Selection.of(select(t)), whole).plan)
             self._note(task, method, share)
         assert task.budget is not None
@@ -219,10 +222,11 @@ class Timing:
         while len(seen) < TRIES:
             share = min(1.0, max(share, low))
             limit = share * (1 + 1e-9)
-            selection = select(replace(task, budget=task.budget.tightened(limit)))
+            entries = list[dict[str, Any]]()
+            selection = select(replace(task, budget=task.budget.tightened(limit), log=entries.append))
             plan = selection.plan(task.graph, allow_inexact=True)
             if (kept := next((k for k in seen if k.plan == plan), None)) is None:
-                kept = replace(self._measured(task, selection, plan, whole), limit=limit)
+                kept = replace(self._measured(task, selection, plan, whole), limit=limit, entries=tuple(entries))
                 seen.append(kept)
             ratio, goal = kept.measured.ratio, self.goal
             if goal >= 1:  # nothing has to go
@@ -339,8 +343,13 @@ class Timing:
 
 def _trimming(task: Task, selection: Selection, proxy: Method) -> Callable[[Task], Selection]:
     """`trimmed`, for tasks that differ from this one in their budget only."""
-    select = proxy.selector(task) if selection.stripes else proxy.select
+    select = proxy.selector(_silent(task)) if selection.stripes else proxy.select
     return lambda tight: trimmed(tight, selection, select)
+
+
+def _silent(task: Task) -> Task:
+    """The same, for what is no part of the history."""
+    return replace(task, log=lambda entry: None)
 
 
 def trimmed(task: Task, selection: Selection, proxy: Callable[[Task], Selection | Channels]) -> Selection:

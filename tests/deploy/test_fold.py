@@ -101,6 +101,28 @@ def test_what_cannot_be_folded_stays(model: nn.Module) -> None:
     torch.testing.assert_close(_outputs(model, x), due)
 
 
+class _Heads(nn.Module):
+    """A head that runs once for each scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = _layers(conv=nn.Conv2d(4, 6, 3, padding=1), norm=nn.BatchNorm2d(6), relu=nn.ReLU())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        return self.head(x), self.head(nn.functional.avg_pool2d(x, 2))
+
+
+def test_a_layer_and_its_norm_that_run_several_times() -> None:
+    model, x = _Heads().eval(), torch.randn(2, 3, 8, 8)
+    due = model(x)
+    assert folded_(model, x) == 1
+    assert not _norms(model)
+    for found, one in zip(model(x), due, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-5, atol=1e-5)
+
+
 def test_a_linear_layer_whose_norm_is_over_another_axis_stays() -> None:
     model = _layers(layer=nn.Linear(4, 6), norm=nn.BatchNorm1d(6))
     assert folded_(model, torch.randn(2, 6, 4)) == 0

@@ -130,6 +130,19 @@ def test_filters_are_compared_once_for_all_tries(fakes: Fakes, monkeypatch: pyte
     assert found.latency is not None
     assert found.latency.tries > 1
     assert len(calls) == 1
+    (entry,) = found.history  # of the cut that was chosen
+    assert {name: len(set(by)) for name, by in entry["groups"].items()} == {
+        group.name: len(found.plan.groups.get(group.name, range(group.size)))
+        for group in sc.trace(network("small_cnn"), X).groups
+        if group.name in entry["groups"]
+    }
+
+
+def test_the_criterion_that_finds_what_a_budget_means_is_not_in_the_history(fakes: Fakes) -> None:
+    options = {"data": data(), "scope": "all", "calibrate": False}
+    alone = prune(sc.Budget(macs=0.6), quick("pff"), **options)
+    found = prune(sc.Budget(latency=0.6), quick("pff"), **options)
+    assert [e["event"] for e in found.history if "event" in e] == [e["event"] for e in alone.history if "event" in e]
 
 
 def test_the_fit_of_a_busy_machine_is_used_for_a_while_only(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:

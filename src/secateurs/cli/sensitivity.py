@@ -49,7 +49,8 @@ def sensitivity(
 ) -> None:
     """Cut each channel group alone, at several shares, without training: which layers can lose channels, and how many?
 
-    Each cell has the figure right after the cut, and after calibration. `keep` is the fraction of its channels with which a
+    Each cell has the figure right after the cut, and after calibration, with which the whole network, calibrated on the same
+    images, is compared. `keep` is the fraction of its channels with which a
     group, cut alone, loses at most `--drop`; `secateurs prune --ratios OUT/sensitivity.json` keeps so much of each group.
 
     ```
@@ -62,8 +63,8 @@ def sensitivity(
     plain.0        32  59.33 → 98.61  10.03 → 91.92  10.03 → 68.25  0.78
     conv1          40  75.77 → 99.16  55.15 → 98.61  20.89 → 88.02  0.57
 
-    zoo:small_cnn: top-1 99.72% with all channels, on 359 images; each group
-    cut alone by l2, calibrated on 1,000 images
+    zoo:small_cnn: top-1 99.72% → 99.72% with all channels, on 359 images;
+    each group cut alone by l2, calibrated on 1,000 images
     keep: the fraction of its channels with which a group cut alone loses at
     most 1 point
     saved to runs/sensitivity: sensitivity.json and sensitivity.png

@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from secateurs.graph import trace
-from secateurs.graph.flow import Flow
+from secateurs.graph.flow import Flow, Op
 from secateurs.stripes import StripeConv
 
 MERGES = ("reparameterize", "switch_to_deploy", "fuse")  # what blocks call the method that merges their branches
@@ -39,7 +39,8 @@ def merged_(model: nn.Module) -> int:
 def folded_(model: nn.Module, example_inputs: Any) -> int:
     """Fold batch norms into the convolution or linear layer before them, in place. Returns how many there were.
 
-    A norm is folded where it alone reads the layer's output, and both run once. What is left of it is an identity, or the
+    A norm is folded where it alone reads the layer's output, in every run of the two (a detector's head runs once for each
+    scale). What is left of it is an identity, or the
     modules inside it (timm's BatchNormAct2d has its activation there). Layers whose weights are shared, or computed (weight
     norm, pruning masks), stay as they are.
     """
@@ -54,18 +55,22 @@ def folded_(model: nn.Module, example_inputs: Any) -> int:
 
 
 def _pairs(flow: Flow, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:
-    """The names of a layer and the batch norm right after it."""
+    """The names of a layer and the batch norm right after it, in every run."""
+    found: dict[str, list[tuple[Op, str]]] = {}  # by layer, for each run: its op, and the norm after it
     for call in flow.calls:
         made = None if call.output is None else flow.maker(call.output)
         if made is None or made.call is not call:
             continue
         norms = flow.after(made).norm
-        if not norms or norms[0].call is call:
+        found.setdefault(call.module, []).append((made, norms[0].call.module if norms else call.module))
+    for layer, runs in found.items():
+        made, norm = runs[0]
+        readers = flow.readers(flow.parameters(made))
+        if norm == layer or any(other != norm for _, other in runs):
             continue
-        layer, norm = modules[call.module], modules[norms[0].call.module]
-        alone = all(len(flow.runs(c.module)) == 1 for c in (call, norms[0].call))
-        if alone and len(flow.readers(flow.parameters(made))) == 1 and _foldable(layer, norm, made.outputs[0].shape):
-            yield call.module, norms[0].call.module
+        alone = len(runs) == len(flow.runs(layer)) == len(flow.runs(norm)) == len(readers)
+        if alone and _foldable(modules[layer], modules[norm], made.outputs[0].shape):
+            yield layer, norm
 
 
 def _foldable(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -> bool:
