@@ -113,10 +113,11 @@ class Pair:
         return [timed, self._recovered(found)]
 
     def _cut(self, budget: sc.Budget, recover: sc.Recover | None = None) -> sc.Result:
-        torch.manual_seed(self.seed)
+        """Without recovery, nothing but the cut: its time is all that counts."""
+        data = sc.Data(train=self.data.train) if recover is None else self.data
         return sc.prune(
-            self.model, self.inputs, self.options.method, budget, self.data, recover, seed=self.seed, scope=self.options.scope,
-            check_speed=False, progress="silent",
+            self.model, self.inputs, self.options.method, budget, data, recover, seed=self.seed, scope=self.options.scope,
+            calibrate=recover is not None, check_speed=False, progress="silent",
         )  # fmt: skip
 
     def _time(self, result: sc.Result) -> float:
