@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +42,15 @@ def test_every_preset_of_every_method_is_valid(name: str) -> None:
     method = type(resolve(name))
     for preset, settings in method.presets.items():
         assert type(method.preset(preset)).model_fields.keys() >= settings.keys()
+
+
+def test_what_a_preset_gave_is_known_until_it_is_overridden() -> None:
+    given = sc.EPruner.preset("vgg16", cost=0)
+    assert given.fields_of_preset == {"similarity", "widths", "init", "inner", "late", "late_from"}
+    assert given.model_copy(update={"late": 3.0}).fields_of_preset == given.fields_of_preset - {"late"}
+    assert sc.EPruner(preset="vgg16", late=1.5).fields_of_preset == given.fields_of_preset - {"late"}
+    assert pickle.loads(pickle.dumps(given)).fields_of_preset == given.fields_of_preset
+    assert given == sc.EPruner(**given.model_dump())
 
 
 def test_a_method_of_your_own_has_presets_without_further_words() -> None:

@@ -227,7 +227,6 @@ def prune(
             "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
             "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
             "weights": weights, **({} if purpose is None else {"task": purpose.card()}),
-            **({"functions": sorted(own)} if own else {}),
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip
@@ -250,7 +249,8 @@ def prune(
     if check_speed and held is None and plan.kept and not plan.stripes and (slow := slower(given, small, given_inputs)):
         report(slow)
         told = (*told, slow)
-    return work.result(found, told)
+    result = work.result(found, told)
+    return replace(result, settings={**result.settings, "functions": sorted(own)}) if own else result
 
 
 def attach(

@@ -38,7 +38,7 @@ from secateurs.training.processes import first
 from secateurs.training.resume import refuse_foreign_log
 from secateurs.training.runtime import wait_for_everyone
 
-ON_CARD = ("task", "functions", "budget", "scope", "recover", "calibrate", "seed")  # of the settings
+ON_CARD = ("task", "budget", "scope", "recover", "calibrate", "seed")  # of the settings
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -67,9 +67,14 @@ class Presets(BaseModel):
         """The settings that a preset gave, and nobody overrode."""
         return frozenset(vars(self).get("_of_preset", ()))
 
-    def _remember(self, preset: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def model_copy(self: P, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> P:
+        copy = super().model_copy(update=update, deep=deep)
+        copy._remember(self.fields_of_preset, update or {})
+        return copy
+
+    def _remember(self, preset: Collection[str], settings: Mapping[str, Any]) -> None:
         # Not a private attribute of pydantic's: these count when objects are compared.
-        vars(self)["_of_preset"] = preset.keys() - settings.keys()
+        vars(self)["_of_preset"] = set(preset) - settings.keys()
 
     @classmethod
     def preset(cls: type[P], name: str, /, **settings: Any) -> P:
@@ -78,7 +83,7 @@ class Presets(BaseModel):
         Raises ConfigError for an unknown name, and for invalid settings.
         """
         preset = cls._settings_of(name)
-        found = cls(**{**preset, **settings})
+        found = cls(**{**preset, **settings})  # not cls(preset=name): a method may have a setting of that name
         found._remember(preset, settings)
         return found
 

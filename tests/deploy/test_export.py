@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.deploy import formats
 from secateurs.deploy.formats import FORMATS
+from secateurs.stripes import StripeConv
 from secateurs.surgery.compare import apart
 from tests.networks import conv, head
 
@@ -218,3 +219,22 @@ def test_arrays_as_inputs_are_told_what_to_pass(tmp_path: Path) -> None:
         sc.TraceError, match=r"tuple, int\)\. It is a numpy\.ndarray: pass a tensor, for example torch\.from_numpy"
     ):
         sc.export(sc.build("zoo:small_cnn"), tmp_path / "a.pt2", np.zeros((1, 3, 32, 32), np.float32))
+
+
+def test_stripes_whose_kernels_shrank_keep_what_the_code_reads(tmp_path: Path) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            conv = nn.Conv2d(3, 4, 3, padding=1)
+            kept = torch.ones(4, 3, 3, dtype=torch.bool)
+            kept[:, 0] = False  # the kernel loses a row, and its padding is uneven
+            self.layer = StripeConv.of(conv, kept)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert self.layer.bias is not None
+            return self.layer(x.to(self.layer.bias.dtype)) * self.layer.out_channels
+
+    network = Reads().eval()
+    assert sc.export(network, tmp_path / "a.pt2", torch.randn(2, 3, 8, 8)).error < 1e-6
+    assert set(network.state_dict()) == set(Reads().state_dict())

@@ -123,6 +123,35 @@ def test_a_layer_and_its_norm_that_run_several_times() -> None:
         torch.testing.assert_close(found, one, rtol=1e-5, atol=1e-5)
 
 
+class _OwnNorms(_Heads):
+    """A head that is shared by two scales, and a norm for each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(4, 6, 3, padding=1)
+        self.first, self.second = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        return self.first(self.head(x)), self.second(self.head(nn.functional.avg_pool2d(x, 2)))
+
+
+class _RawOnce(_Heads):
+    """A head whose norm is left out in one of its two runs."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        return self.head(x), self.head.conv(nn.functional.avg_pool2d(x, 2))
+
+
+@pytest.mark.parametrize("kind", [_OwnNorms, _RawOnce])
+def test_a_layer_that_another_norm_or_none_follows_in_some_run_stays(kind: type[_Heads]) -> None:
+    model, x = kind().eval(), torch.randn(2, 3, 8, 8)
+    before = _norms(model)
+    assert folded_(model, x) == 0
+    assert _norms(model) == before
+
+
 def test_a_linear_layer_whose_norm_is_over_another_axis_stays() -> None:
     model = _layers(layer=nn.Linear(4, 6), norm=nn.BatchNorm1d(6))
     assert folded_(model, torch.randn(2, 6, 4)) == 0

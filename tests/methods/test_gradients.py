@@ -48,7 +48,7 @@ def test_channels_that_the_loss_does_not_depend_on_are_named(method: str, caplog
         return [line for line in caplog.messages if "does not depend on" in line]
 
     assert told(by_classes) == [
-        f"{method}: the loss does not depend on the channels of branch, so these are cut first. If an output that the loss "
+        f"{method}: the loss does not depend on the channels of branch, so these may be cut first. If an output that the loss "
         "does not read matters, add it to the loss, or exclude them (exclude=…)."
     ]
     assert told(by_both) == []

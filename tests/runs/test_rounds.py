@@ -59,7 +59,9 @@ def test_a_run_in_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [e["round"] for e in card["history"] if e.get("event") == "round"] == [1, 2, 3]
     assert not list((tmp_path / "whole").rglob("step-*"))
     for number in (1, 2):
-        assert artifact.is_round(tmp_path / "whole" / f"round-{number}")
+        folder = tmp_path / "whole" / f"round-{number}"
+        assert artifact.is_round(folder)
+        assert not artifact.read(folder)[1].functions  # the task's are none of the user's own
 
     with monkeypatch.context() as patch:
         dying(patch, 1)

@@ -14,7 +14,7 @@ from secateurs.deploy.inputs import batch_of, batched
 from secateurs.deploy.runners import runner
 from secateurs.deploy.target import Target, machine, threaded
 from secateurs.devices import check_values
-from secateurs.errors import ConfigError, ExportError
+from secateurs.errors import ConfigError, ExportError, Setting
 from secateurs.graph import Cost
 from secateurs.graph.cost import count
 from secateurs.graph.inputs import check_model
@@ -103,10 +103,12 @@ def bench(
     if not targets:
         raise ConfigError("There is no target to measure on: name one, such as target='torch-cpu'.")
     sizes = (batches,) if isinstance(batches, int) else batches
+    if sizes is not None and not sizes:
+        raise ConfigError(Setting("batches", batches), " names no number of examples.")
     costs = count(model, example_inputs), count(pruned, example_inputs)
     rows, skipped = [], []
     for one in targets:
-        each = [one] if not sizes else [replace(one, batch=size) for size in sizes]
+        each = [one] if sizes is None else [replace(one, batch=size) for size in sizes]
         for sized in each:
             try:
                 rows.append(_timed(model, pruned, batched(example_inputs, sized.batch), sized, seconds))

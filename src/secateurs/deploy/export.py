@@ -107,8 +107,9 @@ def export(
     with running(network, checks[0]):
         due = [_run(network, checks[0])]
     due += [_outputs(network, given) for given in checks[1:]]
-    # As constants: an exporter would have the runtime compute the dense weights in every run, and OpenVINO errs in that.
-    network = copied(network, {id(m): m.to_dense() for m in network.modules() if isinstance(m, StripeConv)})
+    for layer in network.modules():
+        if isinstance(layer, StripeConv):
+            layer.hold_()  # OpenVINO errs in what computes the weights
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
         made = Path(folder, path.name)

@@ -29,7 +29,7 @@ def check_model(model: Any) -> None:
     if isinstance(model, str):
         hint = f"sc.build({model!r}) builds one from a spec"
     elif isinstance(getattr(model, "model", None), nn.Module):  # what `prune` returns
-        hint = f"pass its network, {kind.lower()}.model"
+        hint = "pass its network, result.model" if kind.endswith("Result") else "pass its attribute model"
     raise TraceError(f"The model must be a torch.nn.Module, not {a_or_an(kind)}: {hint}.")
 
 

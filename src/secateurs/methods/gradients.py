@@ -144,7 +144,7 @@ def _tell_unread(method: str, scores: Mapping[str, Tensor]) -> None:
     """Warn of groups that the loss does not depend on: in a network of several outputs it may read but one."""
     if unread := [name for name, s in scores.items() if not s.any()]:
         log.warning(
-            "%s: the loss does not depend on the channels of %s, so these are cut first. If an output that the loss does "
+            "%s: the loss does not depend on the channels of %s, so these may be cut first. If an output that the loss does "
             "not read matters, add it to the loss, or exclude them (exclude=…).", method, listing(unread),
         )  # fmt: skip
 

@@ -102,7 +102,12 @@ class StripeConv(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """(O, C, *kernel), with zeros for missing stripes; differentiable."""
-        return dense(self.kept, self.weight)
+        held = self._buffers.get("held")
+        return dense(self.kept, self.weight) if held is None else held
+
+    def hold_(self) -> None:
+        """Hold the dense weight as it is now, as a constant: an exporter would have the runtime compute it in every run."""
+        self.register_buffer("held", self.dense_weight().detach(), persistent=False)
 
     def to_dense(self) -> nn.Module:
         """The equivalent dense convolution, including its weights; after a padding with zeros if its sides differ."""

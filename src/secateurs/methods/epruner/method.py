@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -137,12 +138,19 @@ class EPruner(Method):
         measure = self.similarity or ("residual" if self.beta is None else "distance")
         affinities = Affinities(filters, diagonal=self.diagonal, measure=measure)
         norms = [f.abs().sum(1).cpu().numpy() for f in filters] if self.init == "l1" else None
+
+        @functools.cache  # several powers of the costs, and several budgets of time, come to the same widths
+        def chosen(counts: tuple[int, ...]) -> list[Array]:
+            if norms is None:
+                return self._of(affinities, np.array(counts))
+            return [np.sort(np.argsort(-n, kind="stable")[:k]) for n, k in zip(norms, counts, strict=True)]
+
         power = 0.0
         if self.beta is None and self.widths == "uniform":
-            power = power_of(self.cost, task, lambda power: Selection(self._kept(task, affinities, norms, power)[0]))
+            power = power_of(self.cost, task, lambda power: Selection(self._kept(task, affinities, chosen, power)[0]))
 
         def select(other: Task) -> Selection:
-            kept, beta = self._kept(other, affinities, norms, power)
+            kept, beta = self._kept(other, affinities, chosen, power)
             record: dict[str, Any] = {} if beta is None else {"beta": round(beta, 6)}
             if norms is None:  # otherwise what is kept are no exemplars
                 clusters = enumerate(kept.items())
@@ -153,10 +161,9 @@ class EPruner(Method):
         return select
 
     def _kept(
-        self, task: Task, affinities: Affinities, norms: list[Array] | None, power: float
+        self, task: Task, affinities: Affinities, chosen: Callable[[tuple[int, ...]], list[Array]], power: float
     ) -> tuple[Channels, float | None]:
-        """What stays within the task's budget, and the β of all groups if there is one. norms: of the filters, to choose by
-        instead."""
+        """What stays within the task's budget, and the β of all groups if there is one. chosen: so many filters of each."""
         widths, beta = self._widths(task), self.beta
         if beta is not None:
             found = _arrays(self._find(affinities, self._betas(beta, len(affinities))))
@@ -164,10 +171,10 @@ class EPruner(Method):
         elif self.widths == "beta":
             beta, kept = self._common(affinities, widths)
         else:
-            kept = self._of(affinities, _uniform(widths, power))
-        if norms is not None:
-            kept = [np.sort(np.argsort(-n, kind="stable")[: len(k)]) for n, k in zip(norms, kept, strict=True)]
-        return {g.name: k for g, k in zip(widths.groups, kept, strict=True)}, beta
+            return _channels(widths, chosen(tuple(_uniform(widths, power).tolist()))), None
+        if self.init == "l1":
+            kept = chosen(tuple(_count(kept).tolist()))
+        return _channels(widths, kept), beta
 
     def initialize(self, task: Task, selection: Selection, small: nn.Module) -> None:
         if self.init == "merge":
@@ -260,6 +267,10 @@ def _inner(group: ChannelGroup, graph: ChannelGraph) -> bool:
 
 def _arrays(found: list[Tensor]) -> list[Array]:
     return [k.cpu().numpy() for k in found]
+
+
+def _channels(widths: Widths, kept: list[Array]) -> Channels:
+    return {g.name: k for g, k in zip(widths.groups, kept, strict=True)}
 
 
 def _count(kept: list[Array]) -> Array:
