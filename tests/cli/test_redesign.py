@@ -122,7 +122,7 @@ def test_what_resume_does_with_a_finished_run_and_with_another_one(run, job, tmp
     assert "re-design-scratch" in ran.out
     ran = run(*job, "--widen", 2, *out, "--resume")
     assert ran.status == 2
-    assert "widen (1.5 then, 2.0 now)" in ran.err
+    assert "widen (1.5 then, 2 now)" in ran.err
     ran = run(*job, "--widen", 2, *out)
     assert ran.status == 2
     assert "holds an artifact" in ran.err

@@ -68,7 +68,7 @@ def test_a_run_from_a_folder(root: Path, tmp_path: Path) -> None:
     assert again.card()["task"] == card["task"]
     assert sc.card(again.save(tmp_path / "copy")).task == sc.card(tmp_path / "r").task
     other = {**SETTINGS, "task": Segmentation(dice=1)}
-    with pytest.raises(ConfigError, match=r"another run: it differs in task.dice \(0.0 then, 1.0 now\)"):
+    with pytest.raises(ConfigError, match=r"another run: it differs in task.dice \(0 then, 1 now\)"):
         sc.PruneRun(SPEC, data(root), tmp_path / "r", recover=recover, pretrain_epochs=3, **other).start(resume=True)
 
 

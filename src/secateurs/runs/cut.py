@@ -254,7 +254,7 @@ class Cut:
             earlier=earlier,
             seconds=round(time.perf_counter() - began, 1),
             settings={
-                **{name: value for name, value in result.settings.items() if name != "functions"},  # with the task's
+                **result.settings,
                 **self.purpose.card(),
                 "data": self.data.record(ready.data),
                 "budget": record["budget"],

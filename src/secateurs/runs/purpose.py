@@ -74,14 +74,14 @@ class Purpose:
         own = {
             name: sorted(value) if isinstance(value, Mapping) else _called(value) for name, value in self.given.items()
         }
-        return {**self.card(), **({"functions": own} if own else {})}
+        return {**self._task(), **({"functions": own} if own else {})}
 
     def card(self) -> dict[str, Any]:
-        """What an artifact's card says."""
-        found: dict[str, Any] = {}
-        if self.named:
-            found["task"] = self.task.card()
-        return {**found, **({"functions": sorted(self.given)} if self.given else {})}
+        """What an artifact's card says: of functions those of the user's own, also if there are none."""
+        return {**self._task(), "functions": sorted(self.given)}
+
+    def _task(self) -> dict[str, Any]:
+        return {"task": self.task.card()} if self.named else {}
 
     def example(self, network: nn.Module, data: Data) -> Any:
         """What the network is called with for one example, on its device: to trace with."""
