@@ -6,6 +6,7 @@ import functools
 import itertools
 import re
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import secateurs as sc
+from secateurs.methods import select
 from secateurs.methods.registry import resolve
 from secateurs.methods.select import Widths, fill, select_within_budget
 
@@ -235,3 +237,34 @@ def test_alignment_where_there_is_nothing_to_align() -> None:
     """A method that cuts stripes can meet a budget without a prunable group."""
     least = graph().cost(np.ones(len(graph().groups), dtype=np.int64))
     Widths(graph(), [], sc.Budget(macs=0.9, align=2)).check(lowest=least)
+
+
+class _Linear:
+    """Widths of two groups without a staircase: a channel of the first costs ten times as much as one of the second."""
+
+    step, sizes, least = np.array([4, 4]), np.array([32, 32]), np.array([4, 4])
+    most, price = sizes, np.array([10.0, 1.0])
+    base = 0.0
+    groups = ({}, {})  # without layers in which they meet
+
+    def __init__(self, limit: float) -> None:
+        self.graph = SimpleNamespace(clock=object())
+        self.budget = SimpleNamespace(
+            needs_target=True, limits=lambda base: limit, figures=lambda cost: np.array([float(cost)])
+        )
+
+    def cost(self, widths: np.ndarray) -> float:
+        return float((self.price * widths).sum())
+
+    def fits(self, widths: np.ndarray) -> bool:
+        return self.cost(widths) <= self.budget.limits(None)
+
+
+def test_without_a_staircase_the_knapsack_keeps_what_the_scores_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not trade costly channels for cheap ones: how much costs count is the ranking's business."""
+    monkeypatch.setattr(select, "_pairs", lambda widths: [])
+    worth = [np.linspace(1, 0, 32, endpoint=False), np.linspace(1, 0, 32, endpoint=False)]
+    kept = np.array([16, 16])
+    widths = _Linear(limit=176.0)
+    assert widths.fits(kept)
+    assert select.on_edges(widths, kept.copy(), worth).tolist() == kept.tolist()  # type: ignore[arg-type]

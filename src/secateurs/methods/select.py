@@ -238,14 +238,20 @@ def on_edges(widths: Widths, kept: Array, worth: Sequence[Array]) -> Array:
     """With a latency model, the best widths around these, over all groups jointly; others as they are.
 
     The order of the scores has led to `kept`, which has about the right cost in every layer. What is left is a knapsack of a
-    few steps: a width that is fast on the hardware is worth more than one that is not.
+    few steps: a width that is fast on the hardware is worth more than one that is not. A knapsack keeps what is worth most for
+    its cost, and the scores say already how much costs count: so a channel is worth its score times what it costs around
+    `kept`, with which the knapsack of a network without a staircase would keep what the scores do.
     """
     budget = widths.budget
     if budget is None or not budget.needs_target or widths.graph.clock is None or not len(kept):
         return kept
     lowest = min((float(w.min()) for w in worth if len(w)), default=0.0)
-    gains = [np.concatenate([[0.0], np.cumsum(np.asarray(w, dtype=np.float64) - lowest)]) for w in worth]
     candidates = [_around(widths, i, int(k)) for i, k in enumerate(kept)]
+    costs = [_cost_around(widths, kept, i, own) for i, own in enumerate(candidates)]
+    gains = [
+        np.concatenate([[0.0], np.cumsum((np.asarray(w, dtype=np.float64) - lowest) * cost)])
+        for w, cost in zip(worth, costs, strict=True)
+    ]
     limits, pairs = budget.figures(budget.limits(widths.base)), _pairs(widths)
     room = limits
     for _ in range(3):
@@ -268,6 +274,18 @@ def _around(widths: Widths, group: int, width: int) -> Array:
     step, least, most = int(widths.step[group]), int(widths.least[group]), int(widths.most[group])
     steps = (width // step + np.arange(-REACH, REACH + 1)) * step
     return np.unique(np.clip([*steps[steps > 0], width], least, most)).astype(np.int64)
+
+
+def _cost_around(widths: Widths, kept: Array, group: int, candidates: Array) -> float:
+    """What a channel of a group costs between its narrowest and its widest candidate, as a fraction of the limits."""
+    ends = []
+    for width in (candidates[0], candidates[-1]):
+        changed = kept.copy()
+        changed[group] = width
+        budget = widths.budget
+        assert budget is not None
+        ends.append(float((budget.figures(widths.cost(changed)) / budget.figures(budget.limits(widths.base))).sum()))
+    return max(ends[1] - ends[0], 0.0) / max(1, int(candidates[-1] - candidates[0]))
 
 
 def _pairs(widths: Widths) -> list[tuple[int, int]]:
