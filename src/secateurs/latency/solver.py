@@ -33,7 +33,7 @@ def best(
 
     whole = cost(start)
     scale = np.maximum(np.abs(limits), 1e-30)
-    alone = [np.array([cost(_with(start, (g, w))) - whole for w in own]) for g, own in enumerate(candidates)]
+    alone = [np.array([cost(replaced(start, (g, w))) - whole for w in own]) for g, own in enumerate(candidates)]
     first = np.cumsum([0, *map(len, candidates)])
     gains = np.concatenate([np.asarray(w, dtype=np.float64) for w in worth])
     prices = [np.concatenate(alone)]  # (choices, limits)
@@ -53,7 +53,7 @@ def best(
     total = chosen
     for g, h in pairs:
         a, b = candidates[g], candidates[h]
-        both = np.array([[cost(_with(start, (g, i), (h, j))) for j in b] for i in a]) - whole
+        both = np.array([[cost(replaced(start, (g, i), (h, j))) for j in b] for i in a]) - whole
         together = both - alone[g][:, None] - alone[h][None]
         if (np.abs(together) <= 1e-9 * scale).all():
             continue
@@ -85,7 +85,8 @@ def best(
     return np.array([own[k] for own, k in zip(candidates, picked, strict=True)], dtype=np.int64)
 
 
-def _with(widths: Array, *changes: tuple[int, int]) -> Array:
+def replaced(widths: Array, *changes: tuple[int, int]) -> Array:
+    """A copy in which some groups have other widths."""
     changed = widths.copy()
     for g, width in changes:
         changed[g] = width

@@ -13,7 +13,7 @@ from secateurs.errors import ConfigError
 from secateurs.graph import ChannelGroup
 from secateurs.methods.costs import power_of
 from secateurs.methods.method import Method, Task
-from secateurs.methods.ranking import Ranking, per_cost, ranked
+from secateurs.methods.ranking import Ranking, ranked
 from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Channels, Selection
 
@@ -64,12 +64,8 @@ class Criterion(Method):
         values = [self._checked(found, group) for group in groups]
         values = ranked(self.ranking, groups, values, task.model, self.comparable)
 
-        def within(cost: float) -> Selection:
-            prices = widths.prices() if cost else np.ones(len(groups))
-            scores = {g.name: per_cost(v, p, cost) for g, v, p in zip(groups, values, prices, strict=True)}
-            return Selection(select_within_budget(widths, scores))
-
-        return within
+        scores = {g.name: v for g, v in zip(groups, values, strict=True)}
+        return lambda cost: Selection(select_within_budget(widths, scores, cost))
 
     def _checked(self, found: Mapping[str, torch.Tensor], group: ChannelGroup) -> np.ndarray:
         """The scores of a group: (size,), float64. Raises ConfigError if there are none, or they are not finite."""

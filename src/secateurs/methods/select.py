@@ -13,6 +13,7 @@ from secateurs.errors import BudgetError, ConfigError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
 from secateurs.latency import solver
 from secateurs.methods.limits import Bounds, free, limiting
+from secateurs.methods.ranking import per_cost
 
 Array = np.ndarray
 ALL = Setting("scope", "all")
@@ -185,12 +186,16 @@ def _listed(settings: Sequence[Setting]) -> tuple[object, ...]:
     return tuple(part for pair in zip(settings, joints[-len(settings) :], strict=True) for part in pair)
 
 
-def select_within_budget(widths: Widths, scores: Mapping[str, Array]) -> dict[str, Array]:
-    """Cut the lowest scores over all groups until the budget is met; then restore what still fits.
+def select_within_budget(widths: Widths, scores: Mapping[str, Array], cost: float = 0.0) -> dict[str, Array]:
+    """Cut the lowest scores over all groups until the budget is met; then restore what still fits. cost: the power of what a
+    channel costs by which scores are divided, see `per_cost`.
 
     Within one channel (one alignment step) of the budget and never over it: no further channel of any group
     could be kept.
     """
+    if cost:
+        prices = widths.prices()
+        scores = {g.name: per_cost(scores[g.name], p, cost) for g, p in zip(widths.groups, prices, strict=True)}
     orders = [np.argsort(-scores[g.name], kind="stable") for g in widths.groups]  # best first
     sizes = widths.sizes
     group = np.repeat(np.arange(len(sizes)), sizes)
@@ -246,18 +251,22 @@ def on_edges(widths: Widths, kept: Array, worth: Sequence[Array]) -> Array:
     if budget is None or not budget.needs_target or widths.graph.clock is None or not len(kept):
         return kept
     lowest = min((float(w.min()) for w in worth if len(w)), default=0.0)
-    candidates = [_around(widths, i, int(k)) for i, k in enumerate(kept)]
-    costs = [_cost_around(widths, kept, i, own) for i, own in enumerate(candidates)]
-    gains = [
-        np.concatenate([[0.0], np.cumsum((np.asarray(w, dtype=np.float64) - lowest) * cost)])
-        for w, cost in zip(worth, costs, strict=True)
-    ]
     limits, pairs = budget.figures(budget.limits(widths.base)), _pairs(widths)
+
+    def cost(candidate: Array) -> Array:
+        return budget.figures(widths.cost(candidate))
+
+    candidates = [_around(widths, i, int(k)) for i, k in enumerate(kept)]
+    costs = [_cost_around(lambda w: float((cost(w) / limits).sum()), kept, i, own) for i, own in enumerate(candidates)]
+    gains = [
+        np.concatenate([[0.0], np.cumsum((np.asarray(w, dtype=np.float64) - lowest) * each)])
+        for w, each in zip(worth, costs, strict=True)
+    ]
     room = limits
     for _ in range(3):
         found = solver.best(
             candidates, [gain[own] for gain, own in zip(gains, candidates, strict=True)],
-            lambda w: budget.figures(widths.cost(w)), room, kept, pairs if len(pairs) <= PAIRS else (),
+            cost, room, kept, pairs if len(pairs) <= PAIRS else (),
         )  # fmt: skip
         if found is None:
             return kept
@@ -265,7 +274,7 @@ def on_edges(widths: Widths, kept: Array, worth: Sequence[Array]) -> Array:
             fill(widths, found, worth)
             total = [sum(gain[k] for gain, k in zip(gains, own, strict=True)) for own in (found, kept)]
             return found if total[0] > total[1] else kept
-        room = room * np.minimum(1.0, limits / budget.figures(widths.cost(found)))
+        room = room * np.minimum(1.0, limits / cost(found))
     return kept
 
 
@@ -276,16 +285,11 @@ def _around(widths: Widths, group: int, width: int) -> Array:
     return np.unique(np.clip([*steps[steps > 0], width], least, most)).astype(np.int64)
 
 
-def _cost_around(widths: Widths, kept: Array, group: int, candidates: Array) -> float:
-    """What a channel of a group costs between its narrowest and its widest candidate, as a fraction of the limits."""
-    ends = []
-    for width in (candidates[0], candidates[-1]):
-        changed = kept.copy()
-        changed[group] = width
-        budget = widths.budget
-        assert budget is not None
-        ends.append(float((budget.figures(widths.cost(changed)) / budget.figures(budget.limits(widths.base))).sum()))
-    return max(ends[1] - ends[0], 0.0) / max(1, int(candidates[-1] - candidates[0]))
+def _cost_around(cost: Callable[[Array], float], kept: Array, group: int, candidates: Array) -> float:
+    """What a channel of a group costs between its narrowest and its widest candidate. cost: of widths, as a fraction of the
+    limits."""
+    low, high = (cost(solver.replaced(kept, (group, int(width)))) for width in (candidates[0], candidates[-1]))
+    return max(high - low, 0.0) / max(1, int(candidates[-1] - candidates[0]))
 
 
 def _pairs(widths: Widths) -> list[tuple[int, int]]:

@@ -175,11 +175,11 @@ def _load(card: Card) -> str:
             "# original: a fresh network, as it was before pruning. The path of this folder loads, too.\n"
             f'model = sc.load("hf:{PLACE}", model=original)'
         )
-    lines = ["import secateurs as sc", ""]
+    lines, trust = ["import secateurs as sc", ""], ""
     if spec.startswith("python:"):
         module, _, name = spec.removeprefix("python:").partition(":")
         lines += [f"# Needs your copy of the module {module}, with {name}: trust_code=True imports it."]
-    trust = ", trust_code=True" if spec.startswith("python:") else ""
+        trust = ", trust_code=True"
     lines += [f'model = sc.load("hf:{PLACE}"{trust})  # or the path of this folder']
     if card.signature is not None and card.signature.preprocess is not None:
         lines += [

@@ -85,13 +85,12 @@ def columns(every: Sequence[Measured]) -> dict[str, Callable[[Measured], str]]:
     return found
 
 
-def listing(names: Sequence[str], most: int = 2) -> str:
+def listing(names: Sequence[str], most: int = 2, rest: str = " +{}") -> str:
     """'conv1, conv2 +3': the first names, and how many more there are."""
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" +{more}" if more > 0 else "")
+    return ", ".join(names[:most]) + (rest.format(more) if more > 0 else "")
 
 
-CLASSES = 8  # that are named
 KINDS = {"L": "grayscale"}  # of images, as Pillow calls them
 
 
@@ -100,10 +99,7 @@ def signature(called: Signature) -> list[str]:
     lines = [f"input {' and '.join(map(str, called.inputs))}"] if called.inputs else []
     if called.classes is not None:
         number_of = f"{len(called.classes):,} class{'es' * (len(called.classes) != 1)}"
-        more = len(called.classes) - CLASSES
-        lines.append(
-            f"{number_of}: {', '.join(called.classes[:CLASSES])}" + (f" and {more:,} more" if more > 0 else "")
-        )
+        lines.append(f"{number_of}: {listing(called.classes, 8, ' and {:,} more')}")
     if (how := called.preprocess) is not None:
         if how.size is None:
             resized = "of any size"

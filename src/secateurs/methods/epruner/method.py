@@ -18,7 +18,6 @@ from secateurs.methods.epruner import weights
 from secateurs.methods.epruner.affinity import Affinities, Measure
 from secateurs.methods.epruner.counts import exemplars_of, represented_by
 from secateurs.methods.method import Method, Task
-from secateurs.methods.ranking import per_cost
 from secateurs.methods.registry import register
 from secateurs.methods.select import Widths, fill, select_within_budget
 from secateurs.methods.selection import Channels, Selection
@@ -250,11 +249,8 @@ def _worth(size: int, sure: int, likely: int) -> Array:
 def _uniform(widths: Widths, power: float) -> Array:
     """The same fraction of each group, as much as the budget allows; with a power, groups lose as much more as their channels
     cost."""
-    ranks = {
-        g.name: per_cost(1 - np.arange(g.size) / g.size, price, power)
-        for g, price in zip(widths.groups, widths.prices(), strict=True)
-    }
-    found = select_within_budget(widths, ranks)
+    ranks = {g.name: 1 - np.arange(g.size) / g.size for g in widths.groups}
+    found = select_within_budget(widths, ranks, power)
     return np.array([len(found[g.name]) for g in widths.groups])
 
 

@@ -306,9 +306,7 @@ class OneStepPruner(Pruner):
         ranks = {g.name: self._ranked(s) for g, s in zip(free, scores, strict=True)}
 
         def within(cost: float) -> Selection:
-            prices = widths.prices() ** cost
-            each = {name: r / price for (name, r), price in zip(ranks.items(), prices, strict=True)}
-            return Selection(select_within_budget(widths, each) if free else {}, nodes=nodes)
+            return Selection(select_within_budget(widths, ranks, cost) if free else {}, nodes=nodes)
 
         if self.config.rate is not None:
             counts = widths.aligned(np.ceil(widths.sizes / self.config.rate).astype(np.int64))
