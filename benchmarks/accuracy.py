@@ -74,9 +74,7 @@ class Accuracy:
         args = self.args
         model = sc.build(f"zoo:{args.network}", args.weights, num_classes=10).eval()
         normalize = args.normalize or NORMALIZATIONS.get(args.network, "imagenet")
-        found = data.load(args.data, normalize=normalize, batch_size=args.batch_size)
-        found.train.source = part(found.train.source, args.images)
-        found.val.source = part(found.val.source, args.test)
+        found = loaded(args.data, normalize, args.batch_size, args.images, args.test)
         inputs = next(iter(found.val))[0][:1]
         work = Work(
             Network(module=model),
@@ -159,6 +157,14 @@ class Accuracy:
                 f"{a.network}, {a.images:,} training images, {a.test:,} test images, before the cut {before:.1f}; "
                 f"{a.epochs:g} passes each, epochs of the cut network counted by {a.unit}. top-1 %; narrowest: % of its width."
             )
+
+
+def loaded(spec: str, normalize: str, batch_size: int, images: int, test: int) -> sc.Data:
+    """So many training and test images of a folder."""
+    found = data.load(spec, normalize=normalize, batch_size=batch_size)
+    found.train.source = part(found.train.source, images)
+    found.val.source = part(found.val.source, test)
+    return found
 
 
 def part(source: ArraySource, count: int) -> ArraySource:

@@ -11,19 +11,17 @@ that network recovers alike. Cells that are in `--out` already are not run again
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy import NORMALIZATIONS, part
+from accuracy import NORMALIZATIONS, loaded
 from rich.console import Console
 from rich.table import Table
-from timing import on_processor_time
+from timing import Cells, add_clock, set_clock
 
 import secateurs as sc
-from secateurs import data
 from secateurs.devices import processor
 from secateurs.errors import BudgetError
 
@@ -46,23 +44,14 @@ COLUMNS = (
 
 
 def main() -> None:
-    options = arguments()
+    options, clock = arguments()
     torch.set_num_threads(options.threads)
-    if options.cpu_time:
-        on_processor_time()
-    out: Path | None = options.out
-    done = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
+    cells = Cells(options.out)
     table = Table(*COLUMNS)
     for target in options.target or ["torch-cpu", "onnxruntime"]:
         for seed in range(options.seeds):
             cell = {name: {**vars(options), "target": target, "seed": seed}[name] for name in KEY}
-            found = next((line for line in done if all(line[name] == cell[name] for name in KEY)), None)
-            if found is None:
-                found = {**cell, "rows": Pair(options, target, seed).run()}
-                if out:
-                    out.parent.mkdir(parents=True, exist_ok=True)
-                    with out.open("a") as file:
-                        file.write(json.dumps(found) + "\n")
+            found = cells.get(cell, lambda pair=(options, target, seed): {"rows": Pair(*pair).run()})
             for row in found["rows"]:
                 figures = [f"{row[name]:.2f}" for name in ("time", "macs", "params")]
                 figures += [f"{row[name]:.1f}" for name in ("calibrated", "recovered")]
@@ -73,7 +62,6 @@ def main() -> None:
                 )
     console = Console(width=140)
     console.print(table)
-    clock = "time of the processor" if options.cpu_time else "wall time"
     console.print(
         f"Time, MACs and parameters over the original's; top-1. {processor()}, {options.threads} threads, PyTorch "
         f"{torch.__version__}, {clock}; {options.images:,} training images, {options.epochs:g} epochs."
@@ -88,7 +76,8 @@ class Pair:
         torch.manual_seed(seed)
         weights = None if options.quick else options.weights
         self.model = sc.build(f"zoo:{options.network}", weights, num_classes=10).eval()
-        self.data = random() if options.quick else loaded(options)
+        normalize = NORMALIZATIONS.get(options.network, "imagenet")
+        self.data = random() if options.quick else loaded(options.data, normalize, 128, options.images, options.test)
         self.inputs = next(iter(self.data.val))[0][:1]
         self.target = sc.Target(target, batch=options.batch, threads=options.threads)
 
@@ -135,20 +124,13 @@ class Pair:
         }  # fmt: skip
 
 
-def loaded(options: argparse.Namespace) -> sc.Data:
-    normalize = NORMALIZATIONS.get(options.network, "imagenet")
-    found = data.load(options.data, normalize=normalize, batch_size=128)
-    found.train.source = part(found.train.source, options.images)
-    found.val.source = part(found.val.source, options.test)
-    return found
-
-
 def random() -> sc.Data:
     images, targets = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
     return sc.Data(train=[(images, targets)], val=[(images, targets)])
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> tuple[argparse.Namespace, str]:
+    """The options, and what to call the clock."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--network", default="resnet56", help="of the zoo")
@@ -165,17 +147,16 @@ def arguments() -> argparse.Namespace:
     add("--seeds", type=int, default=1)
     add("--threads", type=int, default=torch.get_num_threads())
     add("--seconds", type=float, default=2.0, help="for what sc.bench measures")
-    add("--cpu-time", action="store_true", help="time of the processor, on a machine that others use; one thread")
+    add_clock(parser)
     add("--out", type=Path, help="a file with a line of JSON for each cell")
     add("--quick", action="store_true")
     options = parser.parse_args()
-    if options.cpu_time and options.threads != 1:
-        parser.error("--cpu-time is for --threads 1: the time of several threads adds up")
+    clock = set_clock(parser, options)
     if options.quick:
         options.network, options.target, options.seconds, options.images = "resnet20", ["torch-cpu"], 0.2, 64
     elif options.weights is None or options.data is None:
         parser.error("--weights and --data are needed, or --quick")
-    return options
+    return options, clock
 
 
 if __name__ == "__main__":

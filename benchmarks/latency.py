@@ -11,16 +11,16 @@ cut to the same MACs without a latency model. Cells that are in `--out` already 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import on_processor_time
+from timing import Cells, add_clock, set_clock
 
 import secateurs as sc
 from secateurs.devices import processor
@@ -42,22 +42,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=160, help="pixels")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=3.0, help="for what sc.bench measures")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="time of the processor, on a machine that others use; one thread"
-    )
+    add_clock(parser)
     parser.add_argument("--out", type=Path, help="a file with a line of JSON for each cell")
     options = parser.parse_args()
-    if options.cpu_time:
-        if options.threads != 1:
-            parser.error("--cpu-time is for --threads 1: the time of several threads adds up")
-        on_processor_time()
+    clock = set_clock(parser, options)
     if options.quick:
         options.network, options.target, options.size, options.seconds = ["zoo:resnet20"], ["torch-cpu"], 32, 0.2
-    done = (
-        [json.loads(line) for line in options.out.read_text().splitlines()]
-        if options.out and options.out.exists()
-        else []
-    )
+    cells = Cells(options.out)
     console = Console(width=140)
     table = Table(
         "network", "target", "batch", "asked", "prune", "bench", "model", "liked", "MACs", "same MACs, align 1"
@@ -66,17 +57,10 @@ def main() -> None:
         for target in options.target or TARGETS:
             for batch in options.batch or [1]:
                 cell = dict(zip(KEY, (name, target, batch, options.latency, options.size, options.scope), strict=True))
-                found = next((line for line in done if all(line[k] == cell[k] for k in KEY)), None)
-                if found is None:
-                    found = {**cell, **run(cell, options.threads, options.seconds, console)}
-                    if options.out:
-                        options.out.parent.mkdir(parents=True, exist_ok=True)
-                        with options.out.open("a") as file:
-                            file.write(json.dumps(found) + "\n")
+                found = cells.get(cell, partial(run, cell, options.threads, options.seconds, console))
                 table.add_row(*row(found))
                 console.print(*row(found))
     console.print(table)
-    clock = "time of the processor" if options.cpu_time else "wall time"
     console.print(
         f"Time over the original's. {processor()}, {options.threads} threads, {options.size} pixels, PyTorch "
         f"{torch.__version__}, {clock}."

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from secateurs.cli.task import recorded
-from secateurs.errors import ArtifactError, ConfigError, shown
+from secateurs.cli.task import no_network, recorded
+from secateurs.errors import ArtifactError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,10 +54,7 @@ class Opened:
         if self.options.model is not None:
             return Source(spec=self.options.model, num_classes=self.options.num_classes)
         if self.card.source is None or self.card.source.spec is None:
-            raise ConfigError(
-                f"The card of {shown(self.folder)} does not say how to build its network: give --model, such as "
-                "--model python:package.module:Net."
-            )
+            raise no_network(self.folder)
         return self.card.source
 
     @cached_property

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import DataOptions, Folder, ModelOptions
-from secateurs.cli.task import TaskOptions, recorded
+from secateurs.cli.task import TaskOptions, no_network, recorded
 from secateurs.errors import ConfigError, DataError, SecateursError, shown
 
 if TYPE_CHECKING:
@@ -171,10 +171,7 @@ def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> 
     import secateurs as sc
 
     if spec is None and (card.source is None or card.source.spec is None):
-        raise ConfigError(
-            f"The card of {shown(artifact)} does not say how to build its network: give --model, such as "
-            "--model python:package.module:Net."
-        )
+        raise no_network(artifact)
     if spec is None:
         return sc.load(artifact, trust_code=model.trust_code)
     return sc.load(artifact, sc.build(spec, num_classes=model.num_classes, trust_code=model.trust_code))

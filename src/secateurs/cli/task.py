@@ -50,3 +50,11 @@ def recorded(card: Card | None, folder: StrPath) -> VisionTask:
         return resolve(settings.pop("name", None), **settings)
     except ConfigError as error:
         raise error.within(f"The card of {shown(folder)}: ") from None
+
+
+def no_network(artifact: StrPath) -> ConfigError:
+    """The error for a card of a network that no spec builds."""
+    return ConfigError(
+        f"The card of {shown(artifact)} does not say how to build its network: give --model, such as "
+        "--model python:package.module:Net."
+    )
