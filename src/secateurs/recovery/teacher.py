@@ -51,7 +51,7 @@ class TeacherHook(Hook):
         with torch.no_grad():
             if batch is not None and batch.whole and objective.step is None:
                 return objective.outputs(self.teacher, batch)
-            return self.teacher(*args, **kwargs)
+            return engine.beside(self.teacher)(*args, **kwargs)
 
     def forget(self) -> None:
         """Drop the last batch, which is not needed."""

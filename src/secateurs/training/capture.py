@@ -90,6 +90,7 @@ class Compiler:
         self._made: list[Captured] = []
         self._of: Any = None  # the networks and shapes for which they were made
         self._tried: set[tuple[bool, ...]] = set()  # with which of the parameters trained
+        self._beside: dict[nn.Module, Captured] = {}
         self._failed = False
 
     def compile_(self, run: TrainingRun, inputs: Any) -> None:
@@ -120,6 +121,14 @@ class Compiler:
             self._failed = True
             for part, net in zip(parts, nets, strict=True):
                 part.net = net
+
+    def beside(self, net: nn.Module, device: torch.device) -> nn.Module:
+        """What to call for a network that runs on the same inputs without gradients, once those that train are compiled."""
+        if self._failed or not self._made:
+            return net
+        if net not in self._beside:
+            self._beside[net] = Captured(net, device, guest=True)
+        return self._beside[net]
 
     def _try(self, run: TrainingRun, inputs: Any) -> None:
         modules = [m for part in run.parts.values() for m in part.module.modules()]

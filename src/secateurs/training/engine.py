@@ -175,6 +175,9 @@ class Engine(TrainingRun):
             self._compiler = self._compiler or Compiler()
             self._compiler.compile_(self, batch.inputs)
 
+    def beside(self, net: nn.Module) -> nn.Module:
+        return net if self._compiler is None else self._compiler.beside(net, self.device)
+
     def _clear(self) -> None:
         for part in self.parts.values():
             part.optimizer.zero_grad(set_to_none=True)

@@ -133,6 +133,10 @@ class TrainingRun:
             share=self.runtime.share(source),
         )
 
+    def beside(self, net: nn.Module) -> nn.Module:
+        """What to call for a network that runs beside the one that trains, without gradients: compiled if the other is."""
+        return net
+
     # -- for hooks that change what is trained -----------------------------------------------------------------------
 
     def add_parameters(self, params: Iterable[nn.Parameter], **options: Any) -> None:
