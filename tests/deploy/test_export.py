@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.data.structure import leaves
 from secateurs.deploy import formats
 from secateurs.deploy.formats import FORMATS
 from secateurs.stripes import StripeConv
@@ -95,6 +96,35 @@ def test_several_inputs_and_outputs(suffix: str, named: bool, tmp_path: Path) ->
     depth = torch.randn(1, 1, 12, 12)
     done = sc.export(_Two(), tmp_path / f"t{suffix}", {"image": X, "depth": depth} if named else (X, depth))
     assert done.error < 1e-4
+
+
+class _Again(nn.Module):
+    """Returns one tensor under several names, and in ways that converters see through."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.body, self.drop, self.how = network(), nn.Dropout(), how
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.body(x)
+        if self.how == "dict":
+            return {"out": y, "aux": y}
+        if self.how == "tuple":
+            return y, y > 0, (y, y > 0)
+        return y, self.drop(y), y.clone(), y.detach()
+
+
+@every
+@pytest.mark.parametrize("how", ["dict", "tuple", "copies"])
+def test_one_tensor_under_several_names(suffix: str, how: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    assert sc.export(_Again(how), path, X).error < 1e-4
+    model, x = _Again(how).eval(), torch.randn(3, 3, 12, 12)
+    with torch.no_grad():
+        due, found = leaves(model(x)), FORMATS[suffix].open(path).run(x)
+    assert len(found) == len(due)
+    assert max(map(apart, found, due)) < 1e-4
+    assert not model._forward_hooks
 
 
 @every

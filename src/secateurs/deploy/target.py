@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from secateurs.deploy.formats import ONNX, OPENVINO, Format
 from secateurs.devices import processor
@@ -30,7 +31,7 @@ class Target:
     runtime: `torch-cpu`, `torch-cuda`, `onnxruntime` or `openvino`; the last two on the CPU.
     batch: the number of images; None takes the example inputs as they are.
     threads: of the CPU; None uses what PyTorch uses, for all runtimes.
-    precision: what the network is converted to. ONNX Runtime computes in fp32 here; OpenVINO may use bf16 or fp16 where the
+    precision: what the network is converted to; in PyTorch a network that is in half precision stays so. ONNX Runtime computes in fp32 here; OpenVINO may use bf16 or fp16 where the
         processor has them.
     channels_last: the memory format of images and kernels, in PyTorch.
     mode: `eager`; `compile` for `torch.compile`; `cudagraphs` for its `reduce-overhead` mode, on a GPU.
@@ -82,6 +83,12 @@ class Target:
             with suppress(ConfigError):
                 found.append(cls(runtime, None, *settings))
         return [target for target in found if target.missing is None]
+
+    def suited(self, model: nn.Module) -> Target:
+        """The target for this network: in PyTorch one that is in half precision runs in it."""
+        kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        own = next((name for name, dtype in DTYPES.items() if kinds == {dtype}), "fp32")
+        return replace(self, precision=own) if self.in_torch and self.precision == "fp32" else self  # type: ignore[arg-type]
 
     @property
     def in_torch(self) -> bool:
