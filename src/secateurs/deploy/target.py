@@ -31,8 +31,8 @@ class Target:
     runtime: `torch-cpu`, `torch-cuda`, `onnxruntime` or `openvino`; the last two on the CPU.
     batch: the number of images; None takes the example inputs as they are.
     threads: of the CPU; None uses what PyTorch uses, for all runtimes.
-    precision: what the network is converted to; in PyTorch a network that is in half precision stays so. ONNX Runtime computes in fp32 here; OpenVINO may use bf16 or fp16 where the
-        processor has them.
+    precision: what the network is converted to; in PyTorch one that is in half precision stays so. ONNX Runtime computes in
+        fp32 here; OpenVINO may use bf16 or fp16 where the processor has them.
     channels_last: the memory format of images and kernels, in PyTorch.
     mode: `eager`; `compile` for `torch.compile`; `cudagraphs` for its `reduce-overhead` mode, on a GPU.
 
@@ -54,8 +54,13 @@ class Target:
                 raise ConfigError(setting, f" does not exist. {nearest(str(value), known)}")
         for name in ("batch", "threads"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ConfigError(Setting(name, value), " must be a whole number, 1 or more.")
+            object.__setattr__(self, name, int(value))  # NumPy's are no JSON
+        if not isinstance(self.channels_last, bool):
+            raise ConfigError(Setting("channels_last", self.channels_last), " must be True or False.")
         if self.runtime == "onnxruntime" and self.precision != "fp32":
             raise ConfigError(
                 Setting("precision", self.precision), " is not available in onnxruntime: it runs in fp32."

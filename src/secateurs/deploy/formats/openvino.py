@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export.graph_signature import ConstantArgument
 
 from secateurs.deploy.formats.format import METADATA, Format, Shapes, arrays, called
 from secateurs.graph.inputs import call, map_tensors
@@ -26,6 +27,10 @@ def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata
     with _distinct(network, inputs):
         program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
     model = ov.convert_model(program)
+    fixed = {x.arg.name for x in program.graph_signature.input_specs if isinstance(x.arg, ConstantArgument)}
+    for parameter in model.get_parameters():
+        if parameter.get_friendly_name() in fixed:  # an argument that is no tensor; the runtime would ask for its value
+            model.remove_parameter(parameter)
     model.set_rt_info(metadata, [METADATA])
     ov.save_model(model, path, compress_to_fp16=False)
 
