@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
+from torch import nn
 
 from secateurs.deploy.target import Target
 from secateurs.errors import BudgetError, ConfigError, Setting
@@ -102,6 +103,14 @@ class Budget:
                 f"The model is on {device}, where time cannot be measured: name a ", Setting("target", "torch-cpu"), "."
             )
         return Target("torch-cuda" if device == "cuda" else "torch-cpu")
+
+    def suited(self, model: nn.Module, device: str) -> Budget:
+        """The budget of this network, on a device of this type: time is measured in its precision; see `Target.suited`."""
+        if not self.needs_target:
+            return self
+        target = self.on(device)
+        own = target.suited(model)
+        return self if own == target else replace(self, target=own)
 
     def goal(self, seconds: float) -> float:
         """The fraction of the original's measured time, so many seconds, that may stay."""

@@ -135,10 +135,8 @@ def export(
         try:
             for name in names:
                 os.replace(Path(folder, name), path.parent / name)
-        except OSError as error:
-            raise ExportError(
-                f"{shown(error.filename2 or path)} cannot be written: {error.strerror or error}."
-            ) from error
+        except OSError as failed:
+            raise ExportError(f"{shown(path)} cannot be written: {failed.strerror or failed}.") from failed
     return Exported(path, error, bytes_, dynamic_batch)
 
 
