@@ -307,3 +307,15 @@ def test_a_reason_is_not_the_place_of_an_error() -> None:
     assert _reason(RuntimeError(text)) == "RuntimeError: Unexpected: no dynamic rank"
     assert _reason(RuntimeError("alone:")) == "RuntimeError: alone:"
     assert _reason(RuntimeError()) == "RuntimeError: no reason given"
+
+
+@pytest.mark.parametrize("suffix", [installed(".xml")])
+def test_a_file_of_the_users_beside_it_stays(suffix: str, tmp_path: Path) -> None:
+    weights, path = tmp_path / "model.bin", tmp_path / f"model{suffix}"
+    weights.write_bytes(b"mine")
+    with pytest.raises(sc.ConfigError, match=r"model\.bin would be replaced, and there is no model\.xml"):
+        sc.export(network(), path, X)
+    assert weights.read_bytes() == b"mine"
+    weights.unlink()
+    for _ in range(2):  # its own is replaced
+        sc.export(network(), path, X)

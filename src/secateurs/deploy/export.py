@@ -85,6 +85,11 @@ def export(
     format = _format(path, int8)
     if path.is_dir():
         raise ConfigError(f"{shown(path)} is a folder: give the path of a file.")
+    if format.beside and not os.path.lexists(path) and os.path.lexists(other := path.with_suffix(format.beside)):
+        raise ConfigError(
+            f"{shown(other)} would be replaced, and there is no {shown(path.name)} that it belongs to: move it, or choose "
+            "another path."
+        )
     if int8 is not None and not dynamic_batch:
         raise ConfigError(Setting("int8"), " is calibrated on batches: it needs ", Setting("dynamic_batch", True), ".")
     try:

@@ -85,4 +85,4 @@ class OpenVinoFile:
         return found
 
 
-OPENVINO = Format("OpenVINO", ".xml", ("openvino",), "openvino", _write, OpenVinoFile)
+OPENVINO = Format("OpenVINO", ".xml", ("openvino",), "openvino", _write, OpenVinoFile, ".bin")
