@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -125,3 +126,9 @@ def test_time_is_measured_in_the_networks_precision() -> None:
     files = Budget(latency=0.5, target="onnxruntime")
     for budget, model in ((files, half), (Budget(latency=0.5), whole), (Budget(macs=0.5), half)):
         assert budget.suited(model, "cpu") is budget
+
+
+def test_numbers_of_numpy_are_on_record() -> None:
+    found = Budget(np.float32(0.5), np.int64(60), np.int32(8), latency=np.float32(0.25), ms=np.int64(3))
+    assert json.loads(json.dumps(found.record())) == found.record()
+    assert found == Budget(0.5, 60, 8, latency=0.25, ms=3)

@@ -65,6 +65,10 @@ class Budget:
                 Setting("ms", self.ms), " is not a valid budget: it must be a positive number of milliseconds."
             )
         put = object.__setattr__
+        for name in (*COUNTS, "latency", "ms"):  # NumPy's numbers are no JSON
+            value = getattr(self, name)
+            if value is not None:
+                put(self, name, int(value) if isinstance(value, Integral) else float(value))
         if self.align is None:
             put(self, "align", "auto" if self.is_timed else 1)
         if self.align != "auto" and (
@@ -76,6 +80,8 @@ class Budget:
                 Setting("align", "auto"),
                 ".",
             )
+        if self.align != "auto":
+            put(self, "align", int(self.align))
         if self.target is not None:
             put(self, "target", Target.of(self.target))
             if not self.needs_target:
