@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from secateurs import Budget, BudgetError, Cost
+from secateurs import Budget, BudgetError, Cost, Target
 
 
 @pytest.mark.parametrize(
@@ -115,3 +117,18 @@ def named_figure_works(full: int, least: int) -> None:
 @given(st.floats(1e-6, 1.0), st.integers(1, 10**12))
 def test_a_fraction_is_never_exceeded(share: float, full: int) -> None:
     assert Budget(macs=share).limits(Cost(full, full)).macs <= share * full
+
+
+def test_time_is_measured_in_the_networks_precision() -> None:
+    half, whole = nn.Linear(2, 2).bfloat16(), nn.Linear(2, 2)
+    assert Budget(latency=0.5).suited(half, "cpu").on("cpu") == Target("torch-cpu", precision="bf16")
+    assert Budget(ms=3.0, target="torch-cpu").suited(half, "cuda").target == Target("torch-cpu", precision="bf16")
+    files = Budget(latency=0.5, target="onnxruntime")
+    for budget, model in ((files, half), (Budget(latency=0.5), whole), (Budget(macs=0.5), half)):
+        assert budget.suited(model, "cpu") is budget
+
+
+def test_numbers_of_numpy_are_on_record() -> None:
+    found = Budget(np.float32(0.5), np.int64(60), np.int32(8), latency=np.float32(0.25), ms=np.int64(3))
+    assert json.loads(json.dumps(found.record())) == found.record()
+    assert found == Budget(0.5, 60, 8, latency=0.25, ms=3)

@@ -178,6 +178,7 @@ def prune(
     origin, placement = source_of(model), Placement.of(model)
     where = placement.device if source is None and device is None else usable(device)
     given, given_inputs, original = model, example_inputs, placement.working_copy(model, where)
+    budget = None if budget is None else budget.suited(given, placement.device.type)
     example_inputs = placement.working_inputs(example_inputs, where)
     targets = None if example_targets is None else placement.working_inputs(example_targets, where)
     # Methods get a copy: some train it, and the given model has to be as it was whatever a method does.

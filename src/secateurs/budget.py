@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
+from torch import nn
 
 from secateurs.deploy.target import Target
 from secateurs.errors import BudgetError, ConfigError, Setting
@@ -64,6 +65,10 @@ class Budget:
                 Setting("ms", self.ms), " is not a valid budget: it must be a positive number of milliseconds."
             )
         put = object.__setattr__
+        for name in (*COUNTS, "latency", "ms"):  # NumPy's numbers are no JSON
+            value = getattr(self, name)
+            if value is not None:
+                put(self, name, int(value) if isinstance(value, Integral) else float(value))
         if self.align is None:
             put(self, "align", "auto" if self.is_timed else 1)
         if self.align != "auto" and (
@@ -75,6 +80,8 @@ class Budget:
                 Setting("align", "auto"),
                 ".",
             )
+        if self.align != "auto":
+            put(self, "align", int(self.align))
         if self.target is not None:
             put(self, "target", Target.of(self.target))
             if not self.needs_target:
@@ -102,6 +109,14 @@ class Budget:
                 f"The model is on {device}, where time cannot be measured: name a ", Setting("target", "torch-cpu"), "."
             )
         return Target("torch-cuda" if device == "cuda" else "torch-cpu")
+
+    def suited(self, model: nn.Module, device: str) -> Budget:
+        """The budget of this network, on a device of this type: time is measured in its precision; see `Target.suited`."""
+        if not self.needs_target:
+            return self
+        target = self.on(device)
+        own = target.suited(model)
+        return self if own == target else replace(self, target=own)
 
     def goal(self, seconds: float) -> float:
         """The fraction of the original's measured time, so many seconds, that may stay."""

@@ -61,7 +61,7 @@ def clocked(
     """
     if budget is None or not budget.needs_target:
         return graph
-    target = budget.on((device or device_of(model)).type)
+    target = budget.on((device or device_of(model)).type).suited(model)
     target.check()
     fit = notes.fit_in(None if folder is None else folder / notes.FILE, budget.record())
     if (

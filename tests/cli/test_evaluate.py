@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import secateurs as sc
@@ -45,6 +46,43 @@ def test_other_data_and_another_builder(run, artifact, images):
     assert "--num-classes requires --model" in ran.err
     ran = run("evaluate", artifact, "--model", NET, "--num-classes", 2, "--data", f"folder:{images}")
     assert ran.status == 0, ran.err
+
+
+def _smooth(outputs, targets):
+    return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+def test_a_loss_and_metrics_of_ones_own(run, images, tmp_path):
+    """They are not on the card; the accuracy can be measured all the same."""
+    spec = f"folder:{images}"
+    data = sc.data.load(spec, normalize="none")
+    for name, functions in (("loss", {"loss": _smooth}), ("metric", {"metrics": {"error": _smooth}})):
+        result = sc.prune(
+            sc.build(NET, num_classes=2),
+            torch.zeros(1, *data.input_shape),
+            "l1",
+            sc.Budget(macs=0.6),
+            data,
+            **functions,
+        )
+        result.save(tmp_path / name)
+        ran = run("evaluate", tmp_path / name, "--data", spec, "--normalize", "none", "--json")
+        assert ran.status == 0, ran.err
+        assert f"measured with functions of its own ({next(iter(functions))})" in ran.err
+        assert "now measured as classification does" in ran.err
+        found = json.loads(ran.out)
+        assert found["measured"]["top1"] == found["card"]["after"]["top1"] is not None
+        assert (found["measured"]["loss"] is None) == (name == "loss")
+    ran = run("evaluate", tmp_path / "loss", "--data", spec, "--normalize", "none")
+    assert "measured now" in ran.out
+    ran = run(
+        "evaluate", tmp_path / "loss", "--data", spec, "--normalize", "none", "--task", "classification", "--json"
+    )
+    assert json.loads(ran.out)["measured"]["loss"] is not None
+    ran = run("evaluate", tmp_path / "loss", "--data", "digits")
+    assert ran.status == 2
+    assert "as a classifier it cannot be measured: It has 2 outputs and the data 10 classes" in ran.err
+    assert "Measure it in Python, or give --task" in ran.err
 
 
 def test_any_network_with_its_weights(run, images, tmp_path):

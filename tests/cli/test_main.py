@@ -29,6 +29,12 @@ def test_help_does_not_wait_for_torch():
     subprocess.run([sys.executable, "-c", _ALONE], check=True, capture_output=True)
 
 
+def test_methods_do_not_wait_for_the_compiler():
+    code = "import torch, sys; before = 'torch._dynamo' in sys.modules; import secateurs.methods; "
+    code += "assert before or 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_help_lists_the_verbs(run):
     ran = run("--help")
     assert ran.status == 0

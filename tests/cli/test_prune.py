@@ -224,6 +224,7 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--recover-epochs", "-1"), "--recover-epochs -1: the number of epochs must be 0 or more"),
         (("--recover", "finetune:nan"), "--recover finetune:nan: the number of epochs must be 0 or more"),
         (("--pretrain-epochs", "-1"), "--pretrain-epochs -1: the number of epochs"),
+        (("--macs", "inf"), "--macs inf is not a valid budget"),
         (("--pretrain-epochs", "inf"), "--pretrain-epochs inf: the number of epochs"),
         (("--pretrain-lr", "-1"), "--pretrain-lr -1: must be greater than 0"),
         (("--track", "tensorbord"), "--track tensorbord is not available"),

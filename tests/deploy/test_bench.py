@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ import secateurs as sc
 from secateurs.deploy import Target, clock, memory
 from secateurs.deploy.clock import Program, Spread, in_turn, ratios
 from secateurs.deploy.inputs import batch_of, batched
+from secateurs.deploy.target import DTYPES
 from tests.networks import conv, head
 
 
@@ -112,6 +114,22 @@ def test_settings_of_pytorch(options: dict[str, Any]) -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_numbers_of_any_kind() -> None:
+    found = sc.bench(network(8), network(4), X, seconds=0.01, batches=np.arange(1, 3))
+    assert [row["batch"] for row in json.loads(json.dumps(found.record()))["rows"]] == [1, 2]
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, "bf16"), (torch.float64, "fp32")])
+def test_what_runs_is_what_the_target_says(dtype: torch.dtype, precision: str) -> None:
+    """A network in half precision stays so, and any other one is converted."""
+    seen = set[torch.dtype]()
+    model = network(8).to(dtype)
+    model[0].register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+    found = sc.bench(model, network(4).to(dtype), X.to(dtype), seconds=0.01)
+    assert found.rows[0].target.precision == precision
+    assert seen == {DTYPES[precision]}
+
+
 def test_a_target_that_is_not_there_is_skipped_if_there_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = sc.bench(network(8), network(4), X, ["torch-cuda", "torch-cpu"], seconds=0.01)
@@ -129,6 +147,7 @@ def test_a_target_that_is_not_there_is_skipped_if_there_are_others(monkeypatch: 
         ({"target": []}, "There is no target"),
         ({"seconds": 0}, "seconds=0 must be positive"),
         ({"batches": [0]}, "batch=0 must be a whole number"),
+        ({"batches": 2.5}, "batch=2.5 must be a whole number"),
     ],
 )
 def test_what_is_not_valid(options: dict[str, Any], message: str) -> None:
@@ -143,6 +162,7 @@ def test_what_is_not_valid(options: dict[str, Any], message: str) -> None:
         ({"runtime": "openvino", "channels_last": True}, "channels_last=True is a setting of PyTorch"),
         ({"mode": "cudagraphs"}, "needs a GPU"),
         ({"precision": "int4"}, "precision='int4' does not exist"),
+        ({"channels_last": "yes"}, "channels_last='yes' must be True or False"),
         ({"threads": 0}, "threads=0 must be a whole number"),
     ],
 )

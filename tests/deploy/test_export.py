@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.data.structure import leaves
 from secateurs.deploy import formats
+from secateurs.deploy.export import _reason
 from secateurs.deploy.formats import FORMATS
 from secateurs.stripes import StripeConv
 from secateurs.surgery.compare import apart
@@ -95,6 +97,56 @@ def test_several_inputs_and_outputs(suffix: str, named: bool, tmp_path: Path) ->
     depth = torch.randn(1, 1, 12, 12)
     done = sc.export(_Two(), tmp_path / f"t{suffix}", {"image": X, "depth": depth} if named else (X, depth))
     assert done.error < 1e-4
+
+
+class _Settings(nn.Module):
+    """Takes arguments that are no tensors, between and after those that are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor, flag: bool | None = None, offset: Tensor | None = None, k: float = 1.0) -> Tensor:
+        y = self.body(x) * k
+        return y if flag is None or offset is None else y + offset
+
+
+@every
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("flag", [None, True])
+def test_arguments_that_are_no_tensors(suffix: str, named: bool, flag: bool | None, tmp_path: Path) -> None:
+    offset = torch.randn(1, 1)
+    given: Any = {"x": X, "k": 3.0, "flag": flag, "offset": offset} if named else (X, flag, offset, 3.0)
+    assert sc.export(_Settings(), tmp_path / f"s{suffix}", given).error < 1e-4
+
+
+class _Again(nn.Module):
+    """Returns one tensor under several names, and in ways that converters see through."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.body, self.drop, self.how = network(), nn.Dropout(), how
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.body(x)
+        if self.how == "dict":
+            return {"out": y, "aux": y}
+        if self.how == "tuple":
+            return y, y > 0, (y, y > 0)
+        return y, self.drop(y), y.clone(), y.detach()
+
+
+@every
+@pytest.mark.parametrize("how", ["dict", "tuple", "copies"])
+def test_one_tensor_under_several_names(suffix: str, how: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    assert sc.export(_Again(how), path, X).error < 1e-4
+    model, x = _Again(how).eval(), torch.randn(3, 3, 12, 12)
+    with torch.no_grad():
+        due, found = leaves(model(x)), FORMATS[suffix].open(path).run(x)
+    assert len(found) == len(due)
+    assert max(map(apart, found, due)) < 1e-4
+    assert not model._forward_hooks
 
 
 @every
@@ -238,3 +290,32 @@ def test_stripes_whose_kernels_shrank_keep_what_the_code_reads(tmp_path: Path) -
     network = Reads().eval()
     assert sc.export(network, tmp_path / "a.pt2", torch.randn(2, 3, 8, 8)).error < 1e-6
     assert set(network.state_dict()) == set(Reads().state_dict())
+
+
+def test_what_is_no_place_for_a_file(tmp_path: Path) -> None:
+    (tmp_path / "net.pt2").mkdir()
+    with pytest.raises(sc.ConfigError, match=r"net\.pt2 is a folder: give the path of a file"):
+        sc.export(network(), tmp_path / "net.pt2", X)
+    with pytest.raises(sc.ConfigError, match="path=None is not the path of a file"):
+        sc.export(network(), None, X)  # type: ignore[arg-type]
+    with pytest.raises(sc.ConfigError, match="have no example"):
+        sc.export(network(), tmp_path / "a.pt2", X[:0])
+
+
+def test_a_reason_is_not_the_place_of_an_error() -> None:
+    text = "Exception from src/core.cpp:117:\nCheck 'x' failed at src/node.cpp:108:\nUnexpected: no dynamic rank\n"
+    assert _reason(RuntimeError(text)) == "RuntimeError: Unexpected: no dynamic rank"
+    assert _reason(RuntimeError("alone:")) == "RuntimeError: alone:"
+    assert _reason(RuntimeError()) == "RuntimeError: no reason given"
+
+
+@pytest.mark.parametrize("suffix", [installed(".xml")])
+def test_a_file_of_the_users_beside_it_stays(suffix: str, tmp_path: Path) -> None:
+    weights, path = tmp_path / "model.bin", tmp_path / f"model{suffix}"
+    weights.write_bytes(b"mine")
+    with pytest.raises(sc.ConfigError, match=r"model\.bin would be replaced, and there is no model\.xml"):
+        sc.export(network(), path, X)
+    assert weights.read_bytes() == b"mine"
+    weights.unlink()
+    for _ in range(2):  # its own is replaced
+        sc.export(network(), path, X)

@@ -227,17 +227,38 @@ OTHERS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "the shape of another": lambda s, y, z: s.c(y) + s.d(z.flatten(1).view_as(y)),
     "the shape of another, by name": lambda s, y, z: s.c(y) + s.d(z.flatten(2).reshape_as(other=y)),
     "a crop that changes nothing": lambda s, y, z: s.c(y) + s.d(z[:, : y.shape[1]]),
+    "an attribute": lambda s, y, z: s.c(y) + s.d(z.view(2, s.a.out_channels, 12, 12)),
+}
+KEEP_BOTH: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "a split": lambda s, y, z: (
         s.c(y) + s.d(torch.cat(z.split([y.shape[1] // 2, z.shape[1] - y.shape[1] // 2], 1)[::-1], 1))
     ),
-    "an attribute": lambda s, y, z: s.c(y) + s.d(z.view(2, s.a.out_channels, 12, 12)),
     "the next layer's": lambda s, y, z: s.c(y) + s.d(z.view(2, s.c.in_channels, 12, 12)),
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_size_of_other_channels_keeps_both(name: str) -> None:
+def test_a_size_of_other_channels_ties_them(name: str) -> None:
     model = two(OTHERS[name])
+    graph = trace(model, image())
+    assert {"a", "b"} == set(graph["a"].producers)
+    assert graph["a"].prunable
+    right_at(model, graph)
+
+
+def test_a_size_of_other_channels_that_stay_whole() -> None:
+    """Of an image, which nothing cuts, and of channels that a constant keeps."""
+    model = Net(lambda s, x: s.h(s.a(x).view(2, x.shape[1], 12, 12)), a=conv(3, 3), h=head(3)).eval()
+    assert not trace(model, image())["a"].prunable
+    model = two(lambda s, y, z: s.c(y.view(2, 8, 12, 12)) + s.d(z.view(2, y.shape[1], 12, 12)))
+    graph = trace(model, image())
+    assert not graph["a"].prunable
+    assert "b" in graph["a"].producers or not graph["b"].prunable
+
+
+@pytest.mark.parametrize("name", KEEP_BOTH)
+def test_a_size_that_is_computed_from_other_channels_keeps_both(name: str) -> None:
+    model = two(KEEP_BOTH[name])
     graph = trace(model, image())
     for group in ("a", "b"):
         assert str(graph[group].reason).startswith(claims.COMPUTED)

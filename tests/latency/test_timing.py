@@ -81,6 +81,13 @@ def test_milliseconds(fakes: Fakes) -> None:
     assert whole.after.macs == whole.before.macs
 
 
+def test_a_network_in_half_precision_is_measured_in_it(fakes: Fakes) -> None:
+    result = sc.prune(network("small_cnn").bfloat16(), X.bfloat16(), "l1", sc.Budget(latency=0.6), scope="all")
+    assert result.latency is not None
+    assert result.latency.target == {"runtime": "torch-cpu", "precision": "bf16"}
+    assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
+
+
 def test_widths_are_those_that_the_target_likes(fakes: Fakes) -> None:
     graph = sc.trace(network(), X)
     task = timing.clocked(network(), graph, X, sc.Budget(latency=0.6), "all", {})

@@ -206,6 +206,9 @@ def test_the_table_and_the_notebook_show_names_as_they_are() -> None:
     table = found.table()
     assert [column.header for column in table.columns] == ["group", "channels", "50% cut", "keep"]
     assert list(table.columns[2].cells) == ["50.00"]
+    assert "\n<b>[red]conv" in str(found)
+    assert "keep: the fraction" in str(found)
+    assert "\n" not in repr(found)
 
 
 def test_the_picture(tmp_path: Path) -> None:
@@ -217,6 +220,8 @@ def test_the_picture(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a.svg"]
     with pytest.raises(sc.ArtifactError, match="could not be written"):
         found.plot(tmp_path / "no" / "a.png")
+    with pytest.raises(sc.ConfigError, match=r"a\.mov: \.mov is not a format of pictures"):
+        found.plot(tmp_path / "a.mov")
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------

@@ -154,6 +154,11 @@ class Card(Open):
         check_format(body, "secateurs", VERSION, "the card of a Secateurs artifact")
         return {**body, "calibrated": body["cut"]} if "cut" in body and "calibrated" not in body else body
 
+    @property
+    def comparable(self) -> bool:
+        """Whether the loss of another measurement may be compared with the one here: it is not of the user's own."""
+        return not {"loss", "step"} & set(self.functions)
+
     def networks(self) -> list[tuple[str, Figures]]:
         """What each network on the way to this artifact is called, and its figures: the original first, the last cut,
         and what calibration and recovery made of it where that is another."""

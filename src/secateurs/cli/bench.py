@@ -80,7 +80,8 @@ def bench(
     from secateurs.artifact import on_hub, save_timings
     from secateurs.deploy import Target
     from secateurs.deploy import bench as measure
-    from secateurs.report.curves import can_plot
+    from secateurs.files import check_writable
+    from secateurs.report.curves import can_plot, check_picture
 
     if save and on_hub(artifact):
         raise ConfigError(
@@ -88,6 +89,9 @@ def bench(
         )
     if plot is not None and not can_plot():
         raise ConfigError("--plot needs matplotlib: pip install 'secateurs[report]'.")
+    if plot is not None:
+        check_picture(plot)
+        check_writable(plot.parent)
     given = [Target(name, None, threads, precision, channels_last, mode) for name in target]  # type: ignore[arg-type]
     opened = Opened(artifact, artifact_options or ArtifactOptions())
     found = measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
@@ -87,4 +88,4 @@ def target(name: str, settings: Sequence[str]) -> Target:
 
 def exact(figure: Share | None) -> float | int | None:
     """An absolute number (60e6, for example) as the integer that a budget requires."""
-    return int(figure) if figure is not None and figure > 1 else figure
+    return int(figure) if figure is not None and 1 < figure < math.inf else figure

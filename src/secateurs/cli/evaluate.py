@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from secateurs.cli import options
 from secateurs.cli.options import DataOptions, Folder, ModelOptions
 from secateurs.cli.task import TaskOptions, no_network, recorded
-from secateurs.errors import ConfigError, DataError, SecateursError, shown
+from secateurs.errors import ConfigError, DataError, SecateursError, TrainingError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,7 @@ def evaluate(
     """Evaluate a saved artifact next to the figures on its card, or any network with its weights.
 
     An artifact is measured on the data that it was made with, unless `--data` names other data. It is measured in float32.
+    The accuracy of a classifier that was pruned with a loss or metrics of your own is measured; they are not on the card.
 
     ```
     $ secateurs evaluate runs/digits
@@ -84,13 +85,17 @@ def evaluate(
     where = pick_device(device)
     card: Card | None = None
     purpose = Purpose.of((task_options or TaskOptions()).chosen())
+    asked = purpose.named
     if artifact is not None:
         card = read(artifact)[1]
         purpose = purpose if purpose.named else recorded_purpose(artifact, card)
         network = _load(artifact, card, model, model_options).to(where)  # reading data may take a while
         trust, classes = model_options.trust_code, model_options.num_classes
         spec, data = recorded_data(artifact, card, spec, where, trust, purpose.task, classes)
-        purpose.check_fits(network, data, shown(artifact), ("give the data that it was pruned for.",))
+        if purpose.named or not card.functions:
+            purpose.check_fits(network, data, shown(artifact), ("give the data that it was pruned for.",))
+        else:
+            _check_classifies(network, data, purpose, artifact, card)
     else:
         build = model_options.network(str(model)).open(purpose)
         spec = spec.complete(purpose.task)
@@ -99,8 +104,15 @@ def evaluate(
     if data.val is None:
         raise DataError(f"{spec.name} has no images to validate on, and so nothing to measure with.")
     found = {"data": spec.name, "normalize": spec.normalize, **_measure(network, data, purpose)}
+    if card is not None and not card.comparable and not asked:
+        found["loss"] = None
     if not options.first():  # of several processes each has measured the whole
         return
+    if card is not None and card.functions and not asked:
+        options.log(
+            f"the network was measured with functions of its own ({', '.join(card.functions)}), which its card does not have: "
+            f"now measured as {purpose.task.name} does"
+        )
     if card is not None and (doubt := _other_classes(card, data)) is not None:
         options.log(f"warning: {doubt}")
     if as_json:
@@ -112,15 +124,36 @@ def evaluate(
 
 
 def recorded_purpose(artifact: Path, card: Card) -> Purpose:
-    """What the network is for, as its card says."""
+    """What the network is for, as its card says: without functions of the user's own, which it does not have."""
     from secateurs.runs.purpose import Purpose
 
-    if card.functions:
-        raise ConfigError(
-            f"{shown(artifact)} was measured with functions of its own ({', '.join(card.functions)}), which its card does not "
-            "have: measure it in Python, or give --task to measure it as a task does."
-        )
     return Purpose(recorded(card, artifact), card.task is not None)
+
+
+def _check_classifies(network: nn.Module, data: Data, purpose: Purpose, artifact: Path, card: Card) -> None:
+    """Raise ConfigError for a network of functions of the user's own that does not return a logit for each class of the data:
+    only they can measure it."""
+    import torch
+
+    from secateurs.graph.inputs import call
+    from secateurs.graph.modes import evaluating
+    from secateurs.training.losses import heads
+
+    names = ", ".join(card.functions)
+    own = f"{shown(artifact)} was measured with functions of its own ({names}), which its card does not have"
+    hint = "Measure it in Python, or give --task to measure it as a task does."
+    try:
+        purpose.check_fits(network, data, "It", ("give the data that it was pruned for.",))
+        with torch.no_grad(), evaluating(network):
+            logits = heads(call(network, purpose.example(network, data)))[0]
+    except (DataError, TrainingError) as error:
+        raise ConfigError(own, ", and as a classifier it cannot be measured: ", error, hint=hint) from error
+    classes = len(data.classes or ())
+    if logits.ndim != 2 or logits.shape[1] != classes:
+        raise ConfigError(
+            f"{own}, and its outputs {tuple(logits.shape)} are not logits of the {classes} classes of this data.",
+            hint=hint,
+        )
 
 
 def recorded_data(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -99,10 +99,10 @@ def bench(
         check_values(network)
     check_seconds(seconds)
     given: Sequence[Any] = target if isinstance(target, list | tuple) else [target]
-    targets = [Target.of(t) for t in given]
+    targets = [Target.of(t).suited(model) for t in given]
     if not targets:
         raise ConfigError("There is no target to measure on: name one, such as target='torch-cpu'.")
-    sizes = (batches,) if isinstance(batches, int) else batches
+    sizes = None if batches is None else tuple(batches) if isinstance(batches, Iterable) else (batches,)
     if sizes is not None and not sizes:
         raise ConfigError(Setting("batches", batches), " names no number of examples.")
     costs = count(model, example_inputs), count(pruned, example_inputs)

@@ -79,8 +79,17 @@ def export(
     check_model(model)
     check_values(model)
     check_inputs(example_inputs)
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"path={path!r:.60} is not the path of a file, such as 'small.onnx'.")
     path = Path(path)
     format = _format(path, int8)
+    if path.is_dir():
+        raise ConfigError(f"{shown(path)} is a folder: give the path of a file.")
+    if format.beside and not os.path.lexists(path) and os.path.lexists(other := path.with_suffix(format.beside)):
+        raise ConfigError(
+            f"{shown(other)} would be replaced, and there is no {shown(path.name)} that it belongs to: move it, or choose "
+            "another path."
+        )
     if int8 is not None and not dynamic_batch:
         raise ConfigError(Setting("int8"), " is calibrated on batches: it needs ", Setting("dynamic_batch", True), ".")
     try:
@@ -91,6 +100,8 @@ def export(
     images = images_of(example_inputs)
     dynamic_batch = dynamic_batch and images is None
     size = batch_of(example_inputs) if images is None else None
+    if size == 0:
+        raise ConfigError("The example inputs have no example: their first axis, the batch, has length 0.")
     if dynamic_batch and not size and tensors(example_inputs):  # what has none does not run, and is named below
         raise ConfigError(
             "The example inputs have no common first axis that could be a batch: export with ",
@@ -126,8 +137,11 @@ def export(
             )
         names = sorted(os.listdir(folder), key=lambda name: name == path.name)  # what belongs to the file comes first
         bytes_ = sum(os.path.getsize(Path(folder, name)) for name in names)
-        for name in names:
-            os.replace(Path(folder, name), path.parent / name)
+        try:
+            for name in names:
+                os.replace(Path(folder, name), path.parent / name)
+        except OSError as failed:
+            raise ExportError(f"{shown(path)} cannot be written: {failed.strerror or failed}.") from failed
     return Exported(path, error, bytes_, dynamic_batch)
 
 
@@ -204,10 +218,11 @@ def _disagreement(
 
 
 def _reason(error: Exception) -> str:
-    """'RuntimeError: the first line of its message'."""
+    """'RuntimeError: the first line of its message', but for lines that only introduce the next one."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colors
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    return f"{type(error).__name__}: {(lines or ['no reason given'])[0][:300].rstrip('.')}"
+    told = next((line for line in lines if not line.endswith(":")), (lines or ["no reason given"])[0])
+    return f"{type(error).__name__}: {told[:300].rstrip('.')}"
 
 
 def _shapes(network: nn.Module, inputs: Any) -> Shapes:

@@ -39,6 +39,7 @@ def runner(model: nn.Module, inputs: Any, target: Target) -> Iterator[Runner]:
     Raises ConfigError if the target cannot be used on this machine, ExportError if the network cannot be exported to it.
     """
     target.check()
+    target = target.suited(model)
     format = target.format
     if format is None:
         yield _in_torch(model, inputs, target)
@@ -62,10 +63,9 @@ def program(model: nn.Module, inputs: Any) -> Program:
 
 def _in_torch(model: nn.Module, inputs: Any, target: Target) -> Runner:
     dtype, device = DTYPES[target.precision], target.device
-    model, inputs = copied(model).to(device).eval(), map_tensors(lambda x: x.to(device), inputs)
-    if dtype is not torch.float32:
-        model = model.to(dtype)
-        inputs = map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
+    model = copied(model).to(device).eval()
+    {"fp32": model.float, "fp16": model.half, "bf16": model.bfloat16}[target.precision]()
+    inputs = map_tensors(lambda x: x.to(device, dtype if x.is_floating_point() else None), inputs)
     if target.channels_last:
         channels_last_(model)
         inputs = map_tensors(_laid_out, inputs)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from secateurs.deploy.formats import ONNX, OPENVINO, Format
 from secateurs.devices import processor
@@ -30,8 +31,8 @@ class Target:
     runtime: `torch-cpu`, `torch-cuda`, `onnxruntime` or `openvino`; the last two on the CPU.
     batch: the number of images; None takes the example inputs as they are.
     threads: of the CPU; None uses what PyTorch uses, for all runtimes.
-    precision: what the network is converted to. ONNX Runtime computes in fp32 here; OpenVINO may use bf16 or fp16 where the
-        processor has them.
+    precision: what the network is converted to; in PyTorch one that is in half precision stays so. ONNX Runtime computes in
+        fp32 here; OpenVINO may use bf16 or fp16 where the processor has them.
     channels_last: the memory format of images and kernels, in PyTorch.
     mode: `eager`; `compile` for `torch.compile`; `cudagraphs` for its `reduce-overhead` mode, on a GPU.
 
@@ -53,8 +54,13 @@ class Target:
                 raise ConfigError(setting, f" does not exist. {nearest(str(value), known)}")
         for name in ("batch", "threads"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ConfigError(Setting(name, value), " must be a whole number, 1 or more.")
+            object.__setattr__(self, name, int(value))  # NumPy's are no JSON
+        if not isinstance(self.channels_last, bool):
+            raise ConfigError(Setting("channels_last", self.channels_last), " must be True or False.")
         if self.runtime == "onnxruntime" and self.precision != "fp32":
             raise ConfigError(
                 Setting("precision", self.precision), " is not available in onnxruntime: it runs in fp32."
@@ -82,6 +88,12 @@ class Target:
             with suppress(ConfigError):
                 found.append(cls(runtime, None, *settings))
         return [target for target in found if target.missing is None]
+
+    def suited(self, model: nn.Module) -> Target:
+        """The target for this network: in PyTorch one that is in half precision runs in it."""
+        kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        own = next((name for name, dtype in DTYPES.items() if kinds == {dtype}), "fp32")
+        return replace(self, precision=own) if self.in_torch and self.precision == "fp32" else self  # type: ignore[arg-type]
 
     @property
     def in_torch(self) -> bool:

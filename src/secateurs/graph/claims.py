@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from secateurs.graph.figures import Figure
 from secateurs.graph.grouping import Grouping
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.tape import Claim, Seen
@@ -18,8 +19,27 @@ NUMBER = "the code computes with the number of channels"
 DEPENDS = "the code depends on the number of channels"
 RUNS = "a network with fewer of these channels does not run or computes different outputs"
 ALONE = "the code does not work with a single channel"
+Array = np.ndarray
 Widths = Mapping[int, int]  # by group; those left out are whole
 _ROWS = 12  # random widths to evaluate claims at
+
+
+def tied(grouping: Grouping) -> Iterator[tuple[Array, Array, Reason]]:
+    """Channels that the code gives the same number of, by the size of the ones in a call for the others, though nothing else
+    couples them: `z.view(n, y.shape[1], h, w)`. One channel for each pair of them keeps the sizes equal at any widths."""
+    escaped = frozenset().union(*(grouping.groups_of(seen.expression) for seen in grouping.tape.escapes))
+    for claim in grouping.tape.claims:
+        leaf = claim.size.leaf if isinstance(claim.size, Expression) else None
+        if leaf is None or isinstance(leaf, Figure) or isinstance(claim.counts, int):
+            continue
+        labels = grouping.leaf(leaf)
+        if isinstance(labels, int) or len(labels) != len(claim.counts):
+            continue
+        if any((grouping.classes.frozen[each] >= 0).any() for each in (labels, claim.counts)):
+            continue
+        one, other = grouping.groups_at(labels), grouping.groups_at(claim.counts)
+        if one and other and not one & other and not one | other <= escaped:  # a cache may have returned that of others
+            yield labels, claim.counts, Reason(Kind.CODE, COMPUTED, claim.where)
 
 
 class Claims:

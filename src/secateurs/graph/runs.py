@@ -17,6 +17,7 @@ from secateurs.graph import figures, reading
 from secateurs.graph.attributes import values, weightless
 from secateurs.graph.calls import Calls, Follow
 from secateurs.graph.channels import named_tensors
+from secateurs.graph.claims import tied
 from secateurs.graph.faults import refused
 from secateurs.graph.flow import Flow
 from secateurs.graph.grouping import Grouping
@@ -93,6 +94,11 @@ class Runs:
         tape = self.run(space, {}, record=True)
         for figure in tape.figures:
             figure.couple(space)
+        grouping = Grouping(tape, space.solve(), self.modules)
+        if not (equal := list(tied(grouping))):
+            return grouping
+        for one, other, why in equal:
+            space.unify(one, other, why)
         return Grouping(tape, space.solve(), self.modules)
 
     def _flow(self) -> Flow:

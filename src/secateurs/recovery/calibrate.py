@@ -146,7 +146,7 @@ def after_cut_(
         means = provably(model, masked, names, example_inputs)
     else:
         means = on_average(model, masked, due, batches(), objective, pooled=pooled) if due else {}
-    bare = copied(small)
+    bare = copied(small) if means and batches is not None else small  # to compare with, once there is something in it
     layers = put_(model, masked, small, plan, means, places, example_inputs)
     if batches is None:
         return Calibration(0, 0, tuple(layers), tuple(name for name in means if name not in layers))

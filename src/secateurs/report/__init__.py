@@ -2,9 +2,10 @@
 
 from secateurs.report import modelcard
 from secateurs.report.figures import count, duration, error, formatted, heading, percent, share, short
-from secateurs.report.tables import columns, listing, outcome, signature, stripes, stripes_line, table, timed
+from secateurs.report.tables import as_text, columns, listing, outcome, signature, stripes, stripes_line, table, timed
 
 __all__ = [
+    "as_text",
     "columns",
     "count",
     "duration",

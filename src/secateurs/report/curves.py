@@ -6,9 +6,13 @@ import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secateurs.errors import ConfigError
-from secateurs.files import write_whole
+from secateurs.files import shown, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # A colorblind-safe palette (Okabe and Ito).
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -17,6 +21,28 @@ COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56
 def can_plot() -> bool:
     """Whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
+
+
+def check_picture(path: Path) -> None:
+    """Raise ConfigError if matplotlib is not installed, or has no format of this suffix."""
+    if not can_plot():
+        raise ConfigError("Plots need matplotlib: pip install 'secateurs[report]'.")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if _format(path) not in FigureCanvasBase.get_supported_filetypes():
+        raise ConfigError(f"{shown(path)}: {path.suffix} is not a format of pictures. Use .png, .svg or .pdf.")
+
+
+def write_picture(path: Path, figure: Figure) -> Path:
+    """Write a figure whole or not at all, to a file whose suffix sets the format. Raises OSError if it cannot be written."""
+    image = io.BytesIO()
+    figure.savefig(image, format=_format(path), dpi=110)
+    write_whole(path, image.getvalue())
+    return path
+
+
+def _format(path: Path) -> str:
+    return path.suffix[1:].lower() or "png"
 
 
 def plot(
@@ -31,10 +57,9 @@ def plot(
     """Plot curves by name, each (xs, ys), to a file whose suffix sets the format (.png, .svg, .pdf). marked: show the
     points, too.
 
-    Raises ConfigError if matplotlib is not installed, OSError if the file cannot be written.
+    Raises ConfigError if matplotlib is not installed or for another suffix, OSError if the file cannot be written.
     """
-    if not can_plot():
-        raise ConfigError("Plots need matplotlib: pip install 'secateurs[report]'.")
+    check_picture(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
@@ -46,7 +71,4 @@ def plot(
     axes.grid(alpha=0.3)
     axes.margins(x=0.01)
     axes.legend(fontsize="small", ncols=2)
-    image = io.BytesIO()
-    figure.savefig(image, format=path.suffix[1:] or "png", dpi=110)
-    write_whole(path, image.getvalue())
-    return path
+    return write_picture(path, figure)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from secateurs.errors import ConfigError
-from secateurs.files import write_whole
-from secateurs.report.curves import can_plot
+from secateurs.report.curves import check_picture, write_picture
 
 TEXT_ROWS = 60  # with more of them, numbers are too small to read
 BAD = "#d9d9d9"
@@ -32,10 +29,9 @@ def heatmap(
 
     panels: by title, for each row its numbers. scale: what the colors say.
 
-    Raises ConfigError if matplotlib is not installed, OSError if the file cannot be written.
+    Raises ConfigError if matplotlib is not installed or for another suffix, OSError if the file cannot be written.
     """
-    if not can_plot():
-        raise ConfigError("Pictures need matplotlib: pip install 'secateurs[report]'.")
+    check_picture(path)
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -64,7 +60,4 @@ def heatmap(
                 )  # fmt: skip
     figure.colorbar(image, ax=list(places), label=scale, extend="both" if min(finite, default=0) < 0 else "max")
     figure.suptitle(title, fontsize=11)
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:] or "png", dpi=110)
-    write_whole(path, content.getvalue())
-    return path
+    return write_picture(path, figure)

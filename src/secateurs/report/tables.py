@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from secateurs.artifact import Figures, Latency, Signature
@@ -23,6 +25,13 @@ def table(*columns: str, left: int = 1) -> Table:
         justify: Justify = "left" if i < left else "right"
         made.add_column(name, justify=justify, no_wrap=i >= left, overflow="fold")
     return made
+
+
+def as_text(made: Table) -> str:
+    """A table as lines of text, however wide it is."""
+    file = io.StringIO()
+    Console(file=file, width=1000, highlight=False, markup=False).print(made, markup=False)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
 class Measured(Protocol):

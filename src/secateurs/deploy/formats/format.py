@@ -42,7 +42,7 @@ class Opener(Protocol):
 @dataclass(frozen=True)
 class Format:
     """suffix: of its files. packages: that it needs, and the extra that brings them. write: exports a network in eval mode, on
-    the CPU. open: the file in its own runtime."""
+    the CPU. open: the file in its own runtime. beside: the suffix of a second file, with the weights."""
 
     name: str
     suffix: str
@@ -50,6 +50,7 @@ class Format:
     extra: str
     write: Writer
     open: Opener
+    beside: str = ""
 
     @property
     def missing(self) -> str | None:

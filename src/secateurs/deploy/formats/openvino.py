@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export.graph_signature import ConstantArgument
 
 from secateurs.deploy.formats.format import METADATA, Format, Shapes, arrays, called
+from secateurs.graph.inputs import call, map_tensors
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -20,9 +24,36 @@ def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata
     import openvino as ov
 
     args, kwargs = called(network, inputs)
-    model = ov.convert_model(torch.export.export(network, args, kwargs, dynamic_shapes=shapes))
+    with _distinct(network, inputs):
+        program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
+    model = ov.convert_model(program)
+    fixed = {x.arg.name for x in program.graph_signature.input_specs if isinstance(x.arg, ConstantArgument)}
+    for parameter in model.get_parameters():
+        if parameter.get_friendly_name() in fixed:  # an argument that is no tensor; the runtime would ask for its value
+            model.remove_parameter(parameter)
     model.set_rt_info(metadata, [METADATA])
     ov.save_model(model, path, compress_to_fp16=False)
+
+
+@contextmanager
+def _distinct(network: nn.Module, inputs: Any) -> Iterator[None]:
+    """Context in which outputs that equal an earlier one are views of their own: the converter fails on one tensor under two
+    names, and takes copies of a tensor for that tensor."""
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        map_tensors(lambda x: seen.append(x) or x, call(network, inputs))  # type: ignore[func-returns-value]
+    again = {i for i, x in enumerate(seen) if any(x.dtype == y.dtype and torch.equal(x, y) for y in seen[:i])}
+
+    def apart(module: nn.Module, args: Any, outputs: Any) -> Any:
+        position = count()
+        return map_tensors(lambda x: x.view(x.shape) if next(position) in again else x, outputs)
+
+    handle = network.register_forward_hook(apart) if again else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 class OpenVinoFile:
@@ -54,4 +85,4 @@ class OpenVinoFile:
         return found
 
 
-OPENVINO = Format("OpenVINO", ".xml", ("openvino",), "openvino", _write, OpenVinoFile)
+OPENVINO = Format("OpenVINO", ".xml", ("openvino",), "openvino", _write, OpenVinoFile, ".bin")

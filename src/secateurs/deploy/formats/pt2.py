@@ -32,7 +32,7 @@ class ProgramFile:
 
     def run(self, inputs: Any) -> list[Tensor]:
         with torch.no_grad():
-            return tensors(call(self.module, inputs))
+            return [x.detach() for x in tensors(call(self.module, inputs))]  # an output may be a parameter
 
     def bound(self, inputs: Any) -> Callable[[], object]:
         return lambda: self.run(inputs)

@@ -59,12 +59,17 @@ class Watch:
         self.module, self.follows, self.readers = module, follows, readers
         self.ablated, self.found = ablated, found
         self.waiting: tuple[Tensor, Tensor] | None = None  # input and output, until the norm has run
+        self._uncompiled = torch.compiler.disable(
+            self._see
+        )  # not a decorator: it would import the compiler for everybody
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
         return self  # on a copy of the model (for example its EMA) it does nothing
 
-    @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
+        self._uncompiled(module, args, kwargs, y)
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
         self.waiting = None
         if module is not self.module or not isinstance(y, Tensor):
             return
@@ -141,12 +146,15 @@ class AfterNorm:
 
     def __init__(self, watch: Watch, norm: nn.Module) -> None:
         self.watch, self.norm = watch, norm
+        self._uncompiled = torch.compiler.disable(self._see)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AfterNorm:
         return self
 
-    @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: Any) -> None:
+        self._uncompiled(module, args, kwargs, z)
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: Any) -> None:
         waiting, self.watch.waiting = self.watch.waiting, None
         y = args[0] if args else kwargs.get("input")
         if waiting is None or module is not self.norm or y is not waiting[1]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from secateurs.errors import ConfigError
-from secateurs.files import write_whole
-from secateurs.report.curves import COLORS, can_plot
+from secateurs.report.curves import COLORS, check_picture, write_picture
 
 SHOWN = COLORS[1:7]  # without black, and yellow, which a thin line does not show
 Point = tuple[float, float, float]  # x, y, standard deviation of y
@@ -18,10 +15,9 @@ def frontier(path: Path, lines: Mapping[str, Sequence[Point]], original: float |
     """Plot each line's points with their standard deviations, and the original as a level, to a file whose suffix sets the
     format.
 
-    Raises ConfigError if matplotlib is not installed, OSError if the file cannot be written.
+    Raises ConfigError if matplotlib is not installed or for a suffix that is no format, OSError if the file cannot be written.
     """
-    if not can_plot():
-        raise ConfigError("Plots need matplotlib: pip install 'secateurs[report]'.")
+    check_picture(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
@@ -38,7 +34,4 @@ def frontier(path: Path, lines: Mapping[str, Sequence[Point]], original: float |
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=1 + len(lines) // 8)
-    image = io.BytesIO()
-    figure.savefig(image, format=path.suffix[1:] or "png", dpi=110)
-    write_whole(path, image.getvalue())
-    return path
+    return write_picture(path, figure)

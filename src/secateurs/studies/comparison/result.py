@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from secateurs import report
@@ -200,12 +199,7 @@ class Comparison:
 
     def table(self) -> str:
         """The table as text: the original, then a row for each method and budget; below it what failed."""
-        console = Console(file=io.StringIO(), width=1000, highlight=False, markup=False)
-        console.print(self.rich(), markup=False)
-        file = console.file
-        assert isinstance(file, io.StringIO)
-        text = "\n".join(line.rstrip() for line in file.getvalue().splitlines())
-        return "\n".join([text, "", *self.notes])
+        return "\n".join([report.as_text(self.rich()), "", *self.notes])
 
     __str__ = __repr__ = table
 

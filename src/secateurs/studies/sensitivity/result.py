@@ -16,7 +16,7 @@ from secateurs.errors import ArtifactError, ConfigError, Setting, nearest
 from secateurs.files import StrPath, check_format, dump_json, read_json, shown, write_whole
 from secateurs.markup import html_table, join, tag
 from secateurs.methods.limits import Exactly
-from secateurs.report import table
+from secateurs.report import as_text, table
 from secateurs.report.figures import count, number
 from secateurs.report.heatmap import heatmap
 
@@ -97,7 +97,9 @@ class Sensitivity(_Frozen):
         shares = ", ".join(f"{share:.0%}" for share in self.shares)
         return f"Sensitivity({self.model}: {len(self.groups)} groups cut by {shares}, {self.metric} {self.whole:.4g} whole)"
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        """The table, and below it what it is of."""
+        return "\n".join([as_text(self.table()), "", *self.summary()])
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
