@@ -156,7 +156,7 @@ class Timing:
             share = note.share
         else:
             select = proxy.selector(_silent(task))
-            share = self._share(task, self._search(task, lambda t: Selection.of(select(t)), whole).plan)
+            share = self._allowed(self._search(task, lambda t: Selection.of(select(t)), whole))
             self._note(task, method, share)
         assert task.budget is not None
         tight = replace(task, budget=task.budget.tightened(share))
@@ -167,11 +167,14 @@ class Timing:
             kept = self._held(tight, _trimming(tight, selection, proxy), whole, note)
         else:
             kept = self._measured(tight, selection, selection.plan(task.graph, allow_inexact=True), whole)
-            if kept.measured.ratio > self.goal:
+            if kept.measured.ratio > self.goal and not self._free:
                 self.report(
                     f"{method.name} leaves {kept.measured.ratio:.1%} of the time: cutting its weakest channels as well"
                 )
                 kept = self._search(tight, _trimming(tight, selection, proxy), whole, start=kept)
+        if kept.limit is not None:
+            left, before = (sum(map(len, own.channels.values())) for own in (kept.selection, selection))
+            task.note(event="trimmed", limit=kept.limit, kept=left, of=before)
         self._note(task, method, share, kept)
         return kept.selection, kept
 
@@ -229,7 +232,7 @@ class Timing:
                 kept = replace(self._measured(task, selection, plan, whole), limit=limit, entries=tuple(entries))
                 seen.append(kept)
             ratio, goal = kept.measured.ratio, self.goal
-            if goal >= 1:  # nothing has to go
+            if self._free:
                 if share >= 1:
                     return kept
                 share = 1.0
@@ -271,6 +274,16 @@ class Timing:
         assert cost.latency is not None
         assert base.latency is not None
         return cost.latency / base.latency * (1 + 1e-9)
+
+    @property
+    def _free(self) -> bool:
+        """Whether the original itself takes no more milliseconds than the budget allows: then nothing has to go."""
+        return self.goal >= 1 and self.budget.latency is None
+
+    def _allowed(self, kept: Kept) -> float:
+        """The fraction of the predicted time that the budget allows, by a cut that holds it: more than the cut has, if another
+        limit or wide steps have left it far below."""
+        return max(kept.share, min(1.0, kept.share * self.goal * AIM / kept.measured.ratio))
 
     def _lowest(self, task: Task) -> float:
         widths = task.widths
@@ -328,7 +341,12 @@ class Timing:
     def told(self, kept: Kept) -> tuple[str, ...]:
         """What the user must know of a measurement."""
         m = kept.measured
-        if m.ratio > self.goal:
+        if self._free and m.ratio > 1 + BAND:
+            return (
+                f"The cut network is not faster: {m.before * 1000:.3g} → {m.after * 1000:.3g} ms on {self.model.target}, "
+                f"{m.ratio:.2f} of the time. Budget(…, latency=1.0) allows no network that is slower than the original.",
+            )
+        if m.ratio > self.goal and not self._free:
             return (
                 f"The machine is too busy to hold the budget: the cut network took less than {self.goal:.1%} of the original's "
                 f"time, and measured again {m.ratio:.1%} (±{m.noise:.1%}). Prune again when nothing else runs.",

@@ -1,0 +1,130 @@
+"""What a budget of time means for methods that train, for stripes, and beside other limits. With made-up runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import secateurs as sc
+from secateurs import timing
+from secateurs.latency import LatencyModel
+from secateurs.latency.stripes import FLAT
+from secateurs.methods import Selection, Task, resolve
+from secateurs.testing.checks import quick
+from secateurs.testing.networks import data, images, network
+from tests.latency.fakes import Fakes, usual
+
+X = images(1)
+
+
+def prune(budget: sc.Budget, method: Any = "l2", **options: Any) -> sc.Result:
+    return sc.prune(network(), X, method, budget, progress="silent", scope="all", **options)
+
+
+class Slow(sc.Method):
+    """A method that selects once, as those do that train. share: of each group's channels; None: what the budget allows."""
+
+    name = "slow"
+    quick = False
+    share: float | None = None
+
+    def select(self, task: Task) -> Selection:
+        assert task.budget is not None
+        base = task.graph.cost()
+        limit = task.budget.limits(base).latency
+        task.note(event="allowed", share=limit / base.latency)  # type: ignore[operator]
+        if self.share is None:
+            return Selection.of(resolve("l2").select(task))
+        return Selection({g.name: np.arange(round(g.size * self.share)) for g in task.groups})
+
+
+def test_a_method_that_trains_may_take_the_time_that_another_limit_leaves(fakes: Fakes) -> None:
+    """The criterion that finds what the budget means is cut by the MACs: its time is not the limit."""
+    result = prune(sc.Budget(macs=0.3, latency=0.9), Slow())
+    assert result.latency is not None
+    assert result.latency.ratio < 0.6
+    (entry,) = (line for line in result.history if line["event"] == "allowed")
+    assert entry["share"] > 0.8
+    (entry,) = (line for line in prune(sc.Budget(latency=0.6), Slow()).history if line["event"] == "allowed")
+    assert entry["share"] == pytest.approx(0.6, abs=0.05)
+
+
+def test_what_was_trimmed_is_in_the_history(fakes: Fakes) -> None:
+    result = prune(sc.Budget(latency=0.6), Slow(share=1.0))
+    (entry,) = (line for line in result.history if line["event"] == "trimmed")
+    assert entry["kept"] == sum(map(len, result.plan.groups.values()))
+    assert entry["of"] > entry["kept"]
+    assert not any(line["event"] == "trimmed" for line in prune(sc.Budget(latency=0.6), Slow(share=0.25)).history)
+
+
+def test_stripes_that_a_runtime_does_not_skip_save_no_time(fakes: Fakes) -> None:
+    """Whatever share of the time the fit gives to parameters and MACs."""
+    graph = sc.trace(network(), X)
+    clock = timing.clocked(network(), graph, X, sc.Budget(latency=0.6), "all", {}).clock
+    assert isinstance(clock, LatencyModel)
+    assert clock.fit.macs + clock.fit.params > 0.01
+    half = {name: int(np.prod(shape)) // 2 for name, shape in graph.kernels.items()}
+    whole = clock(graph.sizes)
+    assert clock(graph.sizes, half) == pytest.approx(whole, rel=1e-9)
+    assert clock.with_curve(FLAT)(graph.sizes, half) == pytest.approx(whole, rel=1e-9)
+    assert clock.with_curve(([0.0, 1.0], [0.0, 1.0]))(graph.sizes, half) < 0.9 * whole
+
+
+@pytest.mark.parametrize("method", ["pff", "l2-stripes"])
+def test_all_stripes_stay_where_they_cost_no_time(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr(timing, "curve", lambda model: FLAT)
+    result = prune(sc.Budget(latency=0.6), quick(method), data=data())
+    assert result.latency is not None
+    assert result.latency.ratio <= 0.6
+    kept, of = (sum(layer[key] for layer in result.card()["stripes"]) for key in ("stripes", "of_stripes"))
+    assert kept == of
+
+
+def slower(macs: float, params: float) -> float:
+    """Cuts of less than a half are slower than the original."""
+    return 1.2 if 0.3 < macs < 0.999 else usual(macs, params)
+
+
+def test_no_cut_is_slower_than_the_original(fakes: Fakes) -> None:
+    prune(sc.Budget(latency=0.6))  # fits the model
+    fakes.truth = slower
+    result = prune(sc.Budget(macs=0.5, latency=1.0))
+    assert result.latency is not None
+    assert result.latency.ratio <= 1.0
+    assert result.after.macs <= 0.3 * result.before.macs
+
+
+def test_a_cut_within_the_milliseconds_that_is_slower_than_the_original_is_said(fakes: Fakes) -> None:
+    prune(sc.Budget(latency=0.6))  # fits the model
+    fakes.truth = slower
+    for method in ("l2", Slow()):
+        result = prune(sc.Budget(macs=0.5, ms=20.0), method)  # of 10
+        assert 0.4 * result.before.macs < result.after.macs
+        (told,) = result.warnings
+        assert "not faster: 10 → 12 ms on torch-cpu, 1.20 of the time" in told
+
+
+def test_a_resumed_run_is_checked_with_the_model_that_it_began_with(
+    fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if that was in doubt, and is no longer kept for others."""
+    from secateurs.latency import fits
+    from tests.latency.test_resume import Stop
+    from tests.runs.test_rounds import DIGITS
+
+    fakes.error = 0.05
+    monkeypatch.setattr(fits, "PASSING", 0.0)
+    run = sc.PruneRun(
+        "zoo:small_cnn", DIGITS, tmp_path / "run", method="l2", budget=sc.Budget(latency=0.6), pretrain_epochs=0,
+        recover=sc.Recover(epochs=1, lr=0.01), device="cpu",
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("secateurs.recovery.recover", lambda *args, **named: Stop(0).after_step(type("", (), {"step": 1})))
+        with pytest.raises(KeyboardInterrupt):
+            run.start()
+    watches = len(fakes.watches)
+    run.check(resume=True)
+    assert len(fakes.watches) == watches  # nothing was fitted
