@@ -69,9 +69,8 @@ def clocked(
         and graph.clock.target == target
         and (graph.clock.fit.errors or not budget.is_timed)
     ):
-        if fit is not None:
-            graph = graph.timed(graph.clock.with_fit(fit))
-        return _striped(graph) if stripes else graph
+        made = graph if fit is None else graph.timed(graph.clock.with_fit(fit))
+        return _striped(made, model, inputs) if stripes and budget.is_timed else made
     if processes.world() > 1:
         raise ConfigError(
             "Time is measured by one process, and this is one of several: limit ",
@@ -88,19 +87,19 @@ def clocked(
         if g.prunable and (scope == "all" or g.internal) and (bounds.get(g.name) or free(g)).least < g.size
     ]  # fmt: skip
     if not groups:
-        return plain.timed(tabulated(plain, inputs, target, report))
-    made = plain.timed(modelled(model, plain, inputs, target, groups=groups, report=report, seed=seed, fit=fit))
-    return _striped(made) if stripes else made
+        made = plain.timed(tabulated(plain, inputs, target, report))
+    else:
+        made = plain.timed(modelled(model, plain, inputs, target, groups=groups, report=report, seed=seed, fit=fit))
+    return _striped(made, model, inputs) if stripes else made
 
 
-def _striped(graph: PrunableGraph) -> PrunableGraph:
+def _striped(graph: PrunableGraph, model: nn.Module, inputs: Any) -> PrunableGraph:
     """The same, with what is gained from stripes in the latency model."""
     clock = graph.clock
     if not isinstance(clock, LatencyModel) or clock.curve is not None:
         return graph
-    return graph.timed(
-        clock.with_curve(curve(clock))
-    )  # measured once for a network: a resumed run needs the same costs
+    # Measured once for a network: a resumed run needs the same costs.
+    return graph.timed(clock.with_curve(curve(clock, graph, lambda: stopwatch(model, inputs, clock.target))))
 
 
 @dataclass
@@ -222,6 +221,7 @@ class Timing:
         if start is not None:
             fails, share = start.share, start.share * self.goal * AIM / start.measured.ratio
         seen: list[Kept] = []
+        over, steps = start is not None, int(start is not None)  # the side of the budget, and the steps on it in a row
         while len(seen) < TRIES:
             share = min(1.0, max(share, low))
             limit = share * (1 + 1e-9)
@@ -244,7 +244,9 @@ class Timing:
             within = goal * (1 - BAND) <= ratio <= goal
             if within or (share >= 1.0 and ratio <= goal) or fails - holds < FINEST * fails:
                 break
-            aimed = share * goal * AIM / ratio
+            steps = steps + 1 if over == (ratio > goal) else 1
+            over = ratio > goal
+            aimed = share * (goal * AIM / ratio) ** min(steps, 3)  # steps that are too short get longer
             share = aimed if holds < aimed < fails else (holds + fails) / 2
         return self._confirmed(seen, whole)
 

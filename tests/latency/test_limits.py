@@ -11,7 +11,7 @@ import pytest
 import secateurs as sc
 from secateurs import timing
 from secateurs.latency import LatencyModel
-from secateurs.latency.stripes import FLAT
+from secateurs.latency.stripes import FLAT, SHARES
 from secateurs.methods import Selection, Task, resolve
 from secateurs.testing.checks import quick
 from secateurs.testing.networks import data, images, network
@@ -75,12 +75,36 @@ def test_stripes_that_a_runtime_does_not_skip_save_no_time(fakes: Fakes) -> None
 
 @pytest.mark.parametrize("method", ["pff", "l2-stripes"])
 def test_all_stripes_stay_where_they_cost_no_time(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    monkeypatch.setattr(timing, "curve", lambda model: FLAT)
+    monkeypatch.setattr(timing, "curve", lambda *_: FLAT)
     result = prune(sc.Budget(latency=0.6), quick(method), data=data())
     assert result.latency is not None
     assert result.latency.ratio <= 0.6
     kept, of = (sum(layer[key] for layer in result.card()["stripes"]) for key in ("stripes", "of_stripes"))
     assert kept == of
+
+
+def test_what_stripes_gain_is_measured_once_with_the_network(fakes: Fakes) -> None:
+    """Another day's measurements make no other model; and a network that takes as long without them gains nothing."""
+    found = []
+    for truth in (usual, lambda macs, params: 0.5 + 0.5 * usual(macs, params)):
+        fakes.truth = truth
+        graph = timing.clocked(network(), sc.trace(network(), X), X, sc.Budget(latency=0.6), "internal", {}, stripes=True)
+        assert isinstance(graph.clock, LatencyModel)
+        found.append(graph.clock)
+    assert found[0].curve == found[1].curve
+    for share in SHARES:
+        half = {name: max(1, round(share * int(np.prod(shape)))) for name, shape in graph.kernels.items()}
+        cost, whole = graph.cost(graph.sizes, half), graph.cost()
+        truth = usual(cost.macs / whole.macs, cost.params / whole.params)
+        assert found[0](graph.sizes, half) / whole.latency == pytest.approx(truth, rel=0.02)
+
+
+def test_a_model_that_promises_too_much_is_corrected_in_a_few_tries(fakes: Fakes) -> None:
+    prune(sc.Budget(latency=0.6))  # fits the model
+    fakes.truth = lambda macs, params: 0.5 + 0.5 * usual(macs, params)
+    result = prune(sc.Budget(latency=0.62, align=1))
+    assert result.latency is not None
+    assert 0.6 < result.latency.ratio <= 0.62
 
 
 def slower(macs: float, params: float) -> float:
