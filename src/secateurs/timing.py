@@ -172,8 +172,8 @@ class Timing:
                 )
                 kept = self._search(tight, _trimming(tight, selection, proxy), whole, start=kept)
         if kept.limit is not None:
-            left, before = (sum(map(len, own.channels.values())) for own in (kept.selection, selection))
-            task.note(event="trimmed", limit=kept.limit, kept=left, of=before)
+            left, before = ({name: len(list(k)) for name, k in s.channels.items()} for s in (kept.selection, selection))
+            task.note(event="trimmed", limit=kept.limit, kept=sum(left.values()), of=sum(before.values()))
         self._note(task, method, share, kept)
         return kept.selection, kept
 
@@ -223,7 +223,8 @@ class Timing:
         seen: list[Kept] = []
         over, steps = start is not None, int(start is not None)  # the side of the budget, and the steps on it in a row
         while len(seen) < TRIES:
-            share = min(1.0, max(share, low))
+            last = len(seen) == TRIES - 1 and not any(k.measured.ratio <= self.goal for k in seen)
+            share = low if last else min(1.0, max(share, low))
             limit = share * (1 + 1e-9)
             entries = list[dict[str, Any]]()
             selection = select(replace(task, budget=task.budget.tightened(limit), log=entries.append))

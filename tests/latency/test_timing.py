@@ -454,5 +454,7 @@ def test_a_comparison_under_a_budget_of_time(fakes: Fakes) -> None:
     from secateurs.studies.comparison.contestants import budget_text
 
     assert budget_text(sc.Budget(latency=0.6, target="onnxruntime")) == "latency=0.6 target=onnxruntime"
+    large = sc.Target("onnxruntime", batch=32, threads=1)
+    assert budget_text(sc.Budget(latency=0.6, target=large)) == "latency=0.6 target=onnxruntime, 1 thread, batch 32"
     assert budget_text(sc.Budget(macs=0.5)) == "macs=0.5"
     assert budget_text(sc.Budget(macs=0.5, align="auto")) == "macs=0.5 align=auto"

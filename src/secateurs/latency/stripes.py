@@ -32,12 +32,12 @@ class CurveRecord(BaseModel):
 
     format: Literal["secateurs-latency-stripes"]
     version: Literal[2]
-    ratios: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], Field(min_length=len(SHARES), max_length=len(SHARES))]
+    ratios: Annotated[
+        list[Annotated[float, Field(gt=0, lt=100)]], Field(min_length=len(SHARES), max_length=len(SHARES))
+    ]
 
 
-def curve(
-    model: LatencyModel, graph: PrunableGraph, watch: Callable[[], AbstractContextManager[Stopwatch]]
-) -> Curve:
+def curve(model: LatencyModel, graph: PrunableGraph, watch: Callable[[], AbstractContextManager[Stopwatch]]) -> Curve:
     """Shares of stripes, and the fractions of its time that a convolution takes with them, each with the fastest kernel: such
     that the model predicts what the network takes with these shares, end to end. What follows a convolution does not get
     faster. Files have the dense convolution, as have compiled networks: nothing is gained there.
@@ -57,7 +57,9 @@ def curve(
             ratios = [measuring.measure(plan, margin=MARGIN).ratio for plan in plans]
         store.keep(file, {"format": "secateurs-latency-stripes", "version": 2, "ratios": ratios})
     none = {piece.kernel: 0 for piece in own}
-    least = model.with_curve(((0.0, 1.0), (0.0, 1.0)))(model.sizes, none) / model(model.sizes)  # if all of it were gained
+    least = model.with_curve(((0.0, 1.0), (0.0, 1.0)))(model.sizes, none) / model(
+        model.sizes
+    )  # if all of it were gained
     if least > 1 - 1e-6:
         return FLAT
     gained = (np.array(ratios) - least) / (1 - least)
