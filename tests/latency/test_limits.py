@@ -174,3 +174,17 @@ def test_a_later_cut_keeps_to_the_widths_of_the_same_target() -> None:
     budget = stage.budget(1000)
     assert budget is not None
     assert (budget.macs, budget.align, budget.target) == (300, "auto", sc.Target("onnxruntime"))
+
+
+def test_a_comparison_has_the_times_and_what_was_said_of_them() -> None:
+    from secateurs.studies.comparison.result import Comparison, Outcome
+
+    one = {"macs": 5, "params": 5, "top1": 50.0, "top5": None, "loss": 1.0, "metrics": {}}
+    figures = {
+        "cut": one, "calibrated": one, "recovered": one, "passes": 1.0, "seconds": 2.0, "latency": {"ratio": 0.62},
+        "warnings": ["The machine is too busy to hold the budget"],
+    }  # fmt: skip
+    found = Comparison((Outcome(method="npn", budget="latency=0.6", seed=0, figures=figures),))
+    assert "npn, latency=0.6, seed 0: The machine is too busy to hold the budget" in found.table()
+    names, line = (row.split(",") for row in found.to_csv().splitlines())
+    assert line[names.index("latency")] == "0.62"
