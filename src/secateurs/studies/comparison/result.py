@@ -65,8 +65,8 @@ class Row:
 
     cut, calibrated, recovered: of the figure that is compared, in the table's unit; None where it was not measured. macs,
     params: of the pruned network. passes: the compute, in training passes. latency: the fraction of the original's time that
-    was measured, where the budget limits it. seeds: those that are done. failed: what went wrong. warnings: what was said of the
-    results.
+    was measured, where the budget limits it. seeds: those that are done. failed: what went wrong. warnings: what was
+    said of the results.
     """
 
     method: str
