@@ -402,6 +402,23 @@ def test_compiled(per_sample: bool) -> None:
     torch._dynamo.reset()
 
 
+class Standardized(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight / self.weight.std(), self.bias)
+
+
+def test_computed_weights_are_not_compiled() -> None:
+    """Scaling what they are computed from would gate something else."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Standardized(8, 4, 3))
+    x = torch.randn(1, 3, 8, 8)
+    torch._dynamo.reset()
+    with Gates(model, free(sc.trace(model, x))) as gates:
+        gates.flat(torch.rand(8))
+        with pytest.raises(sc.ConfigError, match=r"may compute weights from 2\.weight: its gates do not work under"):
+            torch.compile(model, backend="eager")(x)
+    torch._dynamo.reset()
+
+
 CHILD = """
 import os
 import sys

@@ -86,6 +86,55 @@ def test_a_recovery_with_a_teacher(compiler: Compiler) -> None:
     assert compiler.calls == 6
 
 
+def gradually(method: Any, recover: Any = None) -> tuple[Any, dict[str, Tensor]]:
+    """Pruned by a method that trains."""
+    batches = data(40)
+    result = sc.prune(
+        network(), torch.randn(1, 3, 8, 8), method, sc.Budget(macs=0.6), batches, recover=recover, calibrate=False,
+        progress=False, device="cpu", check_speed=False,
+    )  # fmt: skip
+    history = [{k: v for k, v in line.items() if "second" not in k} for line in result.history]
+    return history, result.model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("method", "graphs", "calls"),
+    [
+        (sc.PFF(epochs=4, precision="fp32"), 1, 21),  # a trial, and every step
+        (sc.OneStep(epochs=4, precision="fp32"), 2, 2 * 21),  # β, and the network
+        # The pruner network runs in ten steps of the search, the network in all: while the pruner alone is trained, while both
+        # are, and with its channels fixed. There are two trials; the last batch of an epoch is never the first to be compiled.
+        (sc.NPN(epochs=4, precision="fp32"), 4, 10 + 20 + 2 * 2 - 2),
+    ],
+)
+def test_methods_that_train(compiler: Compiler, method: Any, graphs: int, calls: int) -> None:
+    """Gates, masks and what methods measure: to the bit as in a run that is not compiled."""
+    compiled = gradually(method.model_copy(update={"compile": True}))
+    assert (compiler.graphs, compiler.calls) == (graphs, calls)
+    assert_same(compiled, gradually(method))
+
+
+def test_mimicked_features(compiler: Compiler) -> None:
+    found = []
+    for compiled in (True, False):
+        mimic = sc.Mimic(epochs=1, precision="fp32", compile=compiled, nodes=("6", ":output"))
+        found.append(gradually("l2", mimic))
+    assert_same(*found)
+    assert (compiler.graphs, compiler.calls) == (1, 6)
+
+
+def test_a_method_that_is_not_compiled(compiler: Compiler, caplog: pytest.LogCaptureFixture) -> None:
+    gradually(sc.AOFP(epochs=1, precision="fp32", compile=True))
+    assert compiler.graphs == 0
+    assert "AOFP(compile=True) has no effect" in caplog.text
+
+
+def test_more_networks_than_pytorch_compiles_of_one_class(compiler: Compiler) -> None:
+    for _ in range(10):
+        trained(True)
+    assert (compiler.graphs, compiler.calls) == (10, 110)
+
+
 def test_again_after_a_cut(compiler: Compiler) -> None:
     class Cut(Hook):
         def after_step(self, engine: Any) -> None:

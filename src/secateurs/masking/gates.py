@@ -40,7 +40,7 @@ class Gates:
     EMA) uses the same gates as the model, until they are detached.
 
     A weight that is computed (by a parametrization, weight norm, or the model's own code) is gated where it meets the
-    activations: its parameters would not do. torch.compile does not support this where a parametrization or a hook computes it.
+    activations: its parameters would not do. torch.compile does not support this: a ConfigError says so.
 
     Per-sample gates apply to consumers that are called as modules, not to weights that code reads directly. Recomputation of
     activations in the backward pass (torch.utils.checkpoint) supports per-sample gates, but not per-batch gates.
@@ -59,7 +59,6 @@ class Gates:
         self._followed = names - read_as_stored(model, self._sources())  # weights may be computed from these
         self._reading: Reading | None = None
         self._flat: Tensor | None = None  # (channels,) or (N, channels)
-        self._parts: tuple[Tensor, ...] = ()  # the same by group
         self._handles: list[RemovableHandle] = []
         self._swaps = Swaps()
 
@@ -127,7 +126,7 @@ class Gates:
     def detach(self) -> None:
         """Stop gating and remove all hooks."""
         self._leave()
-        self._flat, self._parts = None, ()
+        self._flat = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -174,7 +173,6 @@ class Gates:
                 f"not {tuple(flat.shape)}."
             )
         self._flat = flat
-        self._parts = () if flat is None else flat.split(self.sizes, dim=-1)
 
     def fold_(self, factors: Mapping[str, Tensor]) -> None:
         """Fold per-batch factors into the consumers' weights: the plain network then computes the same as the
@@ -201,38 +199,35 @@ class Gates:
                 self.set(None)
 
     def _fold(self, weights: Mapping[tuple[str, str, int], _Consumer]) -> None:
+        assert self._flat is not None
         done = set()
         for (path, leaf, axis), consumer in weights.items():
             module, w = self.model.get_submodule(path), parameter(self.model, consumer.param)
+            v = consumer.factors(self._flat).to(w)
             if (path, leaf) not in self._places[consumer.param]:
-                scale_(module, leaf, self._factors(consumer, w).flatten(), axis)
+                scale_(module, leaf, v, axis)
             elif (id(w), axis) not in done:  # a tied one is in several places
                 done.add((id(w), axis))
-                w.mul_(self._factors(consumer, w))
+                w.mul_(consumer.along(w, v))
 
     # -- in the forward pass ------------------------------------------------------------------------------------------
-
-    def _factors(self, consumer: _Consumer, w: Tensor) -> Tensor:
-        """Per-batch factors shaped to multiply w along the axis that reads them."""
-        assert self._flat is not None
-        v = consumer.factors(self._flat, self._parts).to(w)
-        return v.view([-1 if a == consumer.axis else 1 for a in range(w.ndim)])
 
     def _enter(self, model: nn.Module) -> None:
         if self._flat is None or self._flat.ndim != 1:
             return
         followed = self._followed
         if torch.compiler.is_compiling() and followed:
-            for (path, leaf, _), consumer in self._weights().items():
-                if (path, leaf) not in self._places[consumer.param]:
-                    raise ConfigError(f"{path}.{leaf} is computed: gates of it do not work under torch.compile.")
-            followed = set()
+            raise ConfigError(
+                f"The network may compute weights from {sorted(followed)[0]}: its gates do not work under torch.compile."
+            )
+        parts = self._flat.split(self.sizes)  # here, so that a compiled network gets the factors as one tensor
         gated: dict[str, Tensor] = {}
         for consumer in self._consumers:
             if consumer.param not in followed:
                 w = gated.get(consumer.param)
                 w = parameter(model, consumer.param) if w is None else w
-                gated[consumer.param] = w * self._factors(consumer, w)
+                v = consumer.factors(self._flat) if consumer.part is None else parts[consumer.part]
+                gated[consumer.param] = w * consumer.along(w, v.to(w))
         for param, w in gated.items():
             for path, leaf in self._places[param]:
                 self._swaps.put(model.get_submodule(path), leaf, w)
@@ -261,7 +256,7 @@ class Gates:
                 f"batch, or leave its group out."
             )
         at %= x.ndim
-        v = consumer.factors(self._flat, self._parts)
+        v = consumer.factors(self._flat)
         if x.ndim < 2 or x.shape[0] != v.shape[0]:
             raise ConfigError(
                 f"Gates of {v.shape[0]} samples do not match inputs of shape {tuple(x.shape)} at {consumer.param}: per-sample "
@@ -303,19 +298,26 @@ class _Consumer:
             part >= 0 and len(source) == sizes[part] and bool((source == starts[part] + np.arange(sizes[part])).all())
         )
         self.part = part if whole else None
+        self.at = (
+            (int(starts[part]), sizes[part]) if whole else (0, 0)
+        )  # where its factors start, and how many there are
         self.open = bool((source < 0).any())  # some indices have no gate
         self.source = torch.from_numpy(np.where(source < 0, starts[-1], source))
         self.labels = (source + 1).astype(LABEL)  # 0 where there is no gate
 
-    def factors(self, flat: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+    def factors(self, flat: Tensor) -> Tensor:
         """Its factors, (n,) or (N, n), from those of all channels."""
         if self.part is not None:
-            return parts[self.part]
+            return flat.narrow(-1, *self.at)
         if self.source.device != flat.device:
             self.source = self.source.to(flat.device)
         if self.open:
             flat = torch.cat([flat, torch.ones_like(flat[..., :1])], dim=-1)
         return flat.index_select(-1, self.source)
+
+    def along(self, w: Tensor, v: Tensor) -> Tensor:
+        """Factors (n,), shaped to multiply its axis of w."""
+        return v.view([-1 if a == self.axis else 1 for a in range(w.ndim)])
 
 
 class _Scaled(torch.autograd.Function):

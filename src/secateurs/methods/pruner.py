@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class Pruner:
     """
 
     networks: Mapping[str, tuple[nn.Module, Optimizer]] = {}
+    captures = False  # whether the model can be compiled while it is pruned
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -170,10 +171,9 @@ class _Stays:
 class PrunerHook(Hook):
     """Runs a pruner in the engine's loop."""
 
-    captures = False  # gates and masks change with each step
-
     def __init__(self, pruner: Pruner, settings: Mapping[str, Any]) -> None:
         self.pruner, self.settings = pruner, settings
+        self.captures = pruner.captures
 
     def start(self, engine: TrainingRun) -> None:
         if engine.total is None:
@@ -226,6 +226,7 @@ class TrainingMethod(Method):
     steps_per_epoch: int | None = Field(
         None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"
     )
+    compile: Literal["auto"] | bool = Field("auto", description="as in a Recipe")
 
     def before(self, epochs: float) -> TrainingMethod:
         """The method with the settings that it has before so many epochs of recovery."""
@@ -255,7 +256,8 @@ class TrainingMethod(Method):
         budget = None if task.budget is None else task.budget.record()
         settings = {**self.model_dump(mode="json"), "method": self.name, "budget": budget, "scope": task.scope}
         settings["limits"] = {n: [b.least, b.most, b.held] for n, b in task.bounds.items()} or None
-        recipe = self.recipe(task).model_copy(update={"steps_per_epoch": self.steps_per_epoch})
+        compiled = self.compile if pruner.captures else False
+        recipe = self.recipe(task).model_copy(update={"steps_per_epoch": self.steps_per_epoch, "compile": compiled})
         engine = Engine(
             task.model, task.data, recipe, hooks=[*teachers, PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
             labels=self.reads_labels, **task.engine_options,

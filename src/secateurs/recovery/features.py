@@ -88,36 +88,34 @@ class Capture:
 
     def __init__(self, model: nn.Module, nodes: Iterable[str]) -> None:
         self.nodes = tuple(nodes)
-        self._maps: dict[str, Tensor] = {}
+        self._maps: list[Any] = []  # in the order of the nodes: a compiler would compile again for other keys of a dict
         self._watching = False
         self._handles: list[RemovableHandle] = []
-        for node in self.nodes:
+        for i, node in enumerate(self.nodes):
             name, _, end = node.partition(":")
             module = model.get_submodule(name)
             if end == "input":
-                self._handles.append(
-                    module.register_forward_pre_hook(lambda _, args, node=node: self._see(node, args[0]))
-                )
+                self._handles.append(module.register_forward_pre_hook(lambda _, args, i=i: self._see(i, args[0])))
             else:
-                self._handles.append(module.register_forward_hook(lambda _, __, out, node=node: self._see(node, out)))
+                self._handles.append(module.register_forward_hook(lambda _, __, out, i=i: self._see(i, out)))
 
-    def _see(self, node: str, x: Any) -> None:
+    def _see(self, i: int, x: Any) -> None:
         if self._watching:
-            self._maps[node] = heads(x)[0] if node == OUTPUT else x
+            self._maps[i] = heads(x)[0] if self.nodes[i] == OUTPUT else x
 
     def watch(self) -> None:
-        self._maps, self._watching = {}, True
+        self._maps, self._watching = [None] * len(self.nodes), True
 
     def take(self) -> list[Tensor]:
         """Return the maps of the run since `watch`, in the order of the nodes, and release them."""
-        maps, self._maps, self._watching = self._maps, {}, False
-        return [maps[node] for node in self.nodes]
+        maps, self._maps, self._watching = self._maps, [None] * len(self.nodes), False
+        return maps
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._maps = {}
+        self._maps.clear()
 
     def __enter__(self) -> Capture:
         self.watch()

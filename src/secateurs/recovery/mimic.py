@@ -150,8 +150,6 @@ class Mimicking(TeacherHook):
     Layers that the nodes do not depend on (the classifier) are frozen, including batch-norm statistics.
     """
 
-    captures = False  # hooks inside the network keep its feature maps
-
     def __init__(
         self, student: nn.Module, teacher: nn.Module, recipe: Mimic, example_inputs: Any, wanted: Sequence[str] = ()
     ) -> None:

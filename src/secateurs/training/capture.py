@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 
 from secateurs.graph.inputs import call, tensors
 from secateurs.seeds import preserve_rng_state
+from secateurs.training.eager import eager_hooks
 from secateurs.training.run import TrainingRun
 
 log = logging.getLogger("secateurs")
@@ -44,58 +47,107 @@ def wanted(run: TrainingRun) -> bool:
 
 
 class Captured(nn.Module):
-    """The compiled network for inputs of one form, and the network itself for all others, such as an incomplete last batch:
-    each form would be compiled anew."""
+    """The compiled network for inputs of one form, the first, and the network itself for all others, such as an incomplete last
+    batch: each form would be compiled again.
 
-    def __init__(self, net: nn.Module, compiled: Callable[..., Any], inputs: Any) -> None:
+    guest: whether it runs within another network's pass.
+    """
+
+    def __init__(self, net: nn.Module, device: torch.device, guest: bool = False) -> None:
         super().__init__()
-        self._both = net, compiled  # a tuple, so that it is not registered: parameters have one owner
-        self._form = _form(inputs)
-        self._graphs = any(x.device.type == "cuda" for x in tensors(inputs))
+        self.runs = net, torch.compile(_frame(net), **options(device))  # a tuple: parameters have one owner
+        self._marks = device.type == "cuda" and not guest
+        self._form: list[Any] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        net, compiled = self._both
-        if _form((args, kwargs)) != self._form:
+        net, compiled = self.runs
+        form = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors((args, kwargs))]
+        self._form = self._form or form
+        if form != self._form:
             return net(*args, **kwargs)
-        if self._graphs:
+        if self._marks:
             torch.compiler.cudagraph_mark_step_begin()
-        return compiled(*args, **kwargs)
+        with ExitStack() as stack:
+            for hook in eager_hooks(net):
+                stack.enter_context(hook.called(net, args, kwargs))
+            return compiled(*args, **kwargs)
 
 
-def _form(inputs: Any) -> list[Any]:
-    return [(x.shape, x.stride(), x.dtype, x.device) for x in tensors(inputs)]
+def _frame(net: nn.Module) -> Callable[..., Any]:
+    """A function that calls the network, with code of its own: PyTorch compiles the same code for eight networks at most, and
+    runs the ninth as it is."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return net(*args, **kwargs)
+
+    return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
 
 
-def captured(
-    net: nn.Module, inputs: Any, autocast: Callable[[], AbstractContextManager[Any]], clear: Callable[[], None]
-) -> nn.Module:
-    """The network, compiled and tried forward and backward on these inputs; the network itself, and a warning, if that fails.
-    Neither its state nor the generators change. clear: sets all gradients to None."""
-    device = next((x.device for x in tensors(inputs)), torch.device("cpu"))
-    buffers = [(m, dict(m._buffers)) for m in net.modules()]
-    values = [(x, x.detach().clone()) for x in net.buffers()]
-    try:
-        with preserve_rng_state():
-            compiled = torch.compile(net, **options(device))
-            made = Captured(net, compiled, inputs)
-            for _ in range(RUNS if device.type == "cuda" else 1):
-                with autocast():
-                    out = call(made, inputs)
-                if sums := [x.float().sum() for x in tensors(out) if x.requires_grad]:
-                    torch.stack(sums).sum().backward()
-                clear()
-    except (
-        Exception
-    ) as error:  # a compiler's errors are of many types; those of the network itself come again without it
-        reason = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
-        log.warning("The training step is not compiled (compile=False silences this): %s", reason)
-        return net
-    finally:
-        clear()
-        with torch.no_grad():
-            for module, own in buffers:
-                module._buffers.clear()
-                module._buffers.update(own)
-            for x, before in values:
-                x.copy_(before)
-    return made
+class Compiler:
+    """Compiles the networks of a run at its first batch, and when one was cut or frozen since."""
+
+    def __init__(self) -> None:
+        self._made: list[Captured] = []
+        self._of: Any = None  # the networks and shapes for which they were made
+        self._tried: set[tuple[bool, ...]] = set()  # with which of the parameters trained
+        self._failed = False
+
+    def compile_(self, run: TrainingRun, inputs: Any) -> None:
+        """Compile the networks of all parts, and try them on these inputs, forward and backward; if that fails, warn, and leave
+        them as they are. Neither their state nor the generators change."""
+        if self._failed:
+            return
+        parts = list(run.parts.values())
+        nets = [part.net for part in parts]
+        parameters = [p for part in parts for p in part.module.parameters()]
+        of, trained = (nets, [p.shape for p in parameters]), tuple(p.requires_grad for p in parameters)
+        if of != self._of:
+            self._made = [Captured(part.net, run.device, guest=part.name != "main") for part in parts]
+            self._of = of
+            self._tried.clear()
+        for part, made in zip(parts, self._made, strict=True):
+            part.net = made
+        if trained in self._tried:
+            return
+        self._tried.add(trained)
+        try:
+            self._try(run, inputs)
+        except (
+            Exception
+        ) as error:  # a compiler's errors are of many types; those of the network itself come again without it
+            reason = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
+            log.warning("The training step is not compiled (compile=False silences this): %s", reason)
+            self._failed = True
+            for part, net in zip(parts, nets, strict=True):
+                part.net = net
+
+    def _try(self, run: TrainingRun, inputs: Any) -> None:
+        modules = [m for part in run.parts.values() for m in part.module.modules()]
+        buffers = [(m, dict(m._buffers)) for m in modules]
+        values = [(x, x.detach().clone()) for _, own in buffers for x in own.values() if x is not None]
+        main = run.parts["main"]
+        try:
+            with preserve_rng_state(), warnings.catch_warnings():
+                # PyTorch's compiler looks at the gradients of gates.
+                warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
+                for _ in range(RUNS if run.device.type == "cuda" else 1):
+                    with run.runtime.autocast():
+                        out = call(main.net, inputs)
+                    if sums := [x.float().sum() for x in tensors(out) if x.requires_grad]:
+                        torch.stack(sums).sum().backward()
+                    _clear(run)
+        finally:
+            _clear(run)
+            for hook in eager_hooks(main.module):
+                hook.forget()
+            with torch.no_grad():
+                for module, own in buffers:
+                    module._buffers.clear()
+                    module._buffers.update(own)
+                for x, before in values:
+                    x.copy_(before)
+
+
+def _clear(run: TrainingRun) -> None:
+    for part in run.parts.values():
+        part.optimizer.zero_grad(set_to_none=True)

@@ -14,11 +14,10 @@ from secateurs.errors import ConfigError, DataError, NonFiniteLossError, Secateu
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
 from secateurs.training import resume as R
-from secateurs.training.capture import captured, wanted
+from secateurs.training.capture import Compiler, wanted
 from secateurs.training.ema import average_, decay_at
 from secateurs.training.losses import CrossEntropy, to_device
 from secateurs.training.metrics import topk_correct
-from secateurs.training.parts import Part
 from secateurs.training.processes import LostError
 from secateurs.training.progress import summary
 from secateurs.training.run import TrainingRun
@@ -40,6 +39,8 @@ class Engine(TrainingRun):
 
     For the interface of hooks see `TrainingRun`.
     """
+
+    _compiler: Compiler | None = None  # at the first batch, if the networks are compiled
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class Engine(TrainingRun):
                 for hook in self.hooks:
                     batch = hook.before_batch(self, batch) or batch
                 if self._uncaptured and (index == 0 or not last):  # not for an incomplete batch
-                    self._capture(main, batch)
+                    self._capture(batch)
                 with self._check.running(batch, index):
                     outputs, targets, loss = self.objective.train(main.net, batch, self.loss, self.recipe.mixup)
                 for hook in self.hooks:
@@ -167,11 +168,12 @@ class Engine(TrainingRun):
         if self.syncing:
             self._step()
 
-    def _capture(self, main: Part, batch: B.Batch) -> None:
-        """Compile the network, if that is wanted."""
+    def _capture(self, batch: B.Batch) -> None:
+        """Compile the networks, if that is wanted."""
         self._uncaptured = False
         if self.world == 1 and not batch.whole and wanted(self):
-            main.net = captured(main.net, batch.inputs, self.runtime.autocast, self._clear)
+            self._compiler = self._compiler or Compiler()
+            self._compiler.compile_(self, batch.inputs)
 
     def _clear(self) -> None:
         for part in self.parts.values():

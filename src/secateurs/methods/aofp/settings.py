@@ -53,13 +53,15 @@ class Settings(Taught):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="as in a Recipe")
 
     def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        found: dict[str, tuple[object, ...]] = {}
+        if self.compile is True:
+            found["compile"] = ("the layers that are measured change with each step",)
+        if self.theta_growth == 1:
+            return found
         if task.budget is None:
-            return {"theta_growth": ("without a budget, θ is constant",)} if self.theta_growth > 1 else {}
-        why = (
-            "with a budget, θ grows until layers can be pruned again, unless ",
-            Setting("theta_growth", 1, type(self)),
-        )
-        return {"patience": why} if self.theta_growth > 1 else {}
+            return {**found, "theta_growth": ("without a budget, θ is constant",)}
+        one = Setting("theta_growth", 1, type(self))
+        return {**found, "patience": ("with a budget, θ grows until layers can be pruned again, unless ", one)}
 
     def recipe(self, task: Task) -> Recipe:
         return Recipe(

@@ -20,6 +20,7 @@ from secateurs.methods.npn.policy import Policy, initial
 from secateurs.methods.npn.settings import Settings
 from secateurs.methods.pruner import Pruner
 from secateurs.methods.selection import Selection
+from secateurs.training.eager import EagerHook
 from secateurs.training.syncnorm import all_sum
 
 
@@ -29,6 +30,7 @@ class NPNPruner(Pruner):
     In the search, until `sharpen`, gates are soft, and λ leads them to the budget. Then the channels that stay are fixed.
     """
 
+    captures = True
     TURNS = 4  # in the search, at least: the pruner alone, both, …
     TRAVEL = 12.0  # how far the heads' learning rate moves a logit in the search if its gradient keeps its sign
     LINES = 20  # of the history, with the open share and the budget
@@ -64,7 +66,7 @@ class NPNPruner(Pruner):
         self._pulls = Pulls(self.weights)
         self.gates = Gates(self.model, self.groups).attach()
         # Before the gates' own hook, so that they are set when it runs.
-        self._handle = self.model.register_forward_pre_hook(self._set_gates, with_kwargs=True, prepend=True)
+        self._hook = EagerHook(self.model, self._set_gates, forget=self._forget)
         self._phase()
 
     # -- phases -------------------------------------------------------------------------------------------------------
@@ -108,9 +110,6 @@ class NPNPruner(Pruner):
 
     # -- the forward pass ---------------------------------------------------------------------------------------------
 
-    def __deepcopy__(self, memo: Any) -> NPNPruner:
-        return self  # a copy of the model (for example its EMA) uses the same pruner
-
     def _set_gates(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.gates.attached:
             return
@@ -125,6 +124,10 @@ class NPNPruner(Pruner):
         else:  # one policy, whatever the images
             logits = self.policy.logits.to(self.weights)
             self.gates.flat(self.policy.masked(torch.sigmoid(self.sharpness * logits)))
+
+    def _forget(self) -> None:
+        self._latest = self._gate = None
+        self._pulls.sums.zero_()
 
     def _gates_of(self, training: bool, args: Any, kwargs: Any) -> Tensor:
         """The gates for these images: (channels,), or (N, channels) per sample."""
@@ -271,7 +274,7 @@ class NPNPruner(Pruner):
             hold = self.config.hold or self.met
             gates = torch.ones_like(policy.logits) if hold else self._calibrate()
         finally:
-            self._handle.remove()
+            self._hook.remove()
             self.gates.detach()
             for p in self.trainable:
                 p.requires_grad_(True)

@@ -26,6 +26,7 @@ from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.report import listing
 from secateurs.training import Recipe
+from secateurs.training.eager import EagerHook
 
 log = logging.getLogger("secateurs")
 
@@ -159,6 +160,8 @@ class Importance(nn.Module):
 class OneStepPruner(Pruner):
     """The pruner. Only the importance vectors train; the network runs in eval mode and does not change."""
 
+    captures = True
+
     def __init__(self, task: Task, config: OneStep) -> None:
         super().__init__(task)
         self.config, self.model = config, task.model
@@ -178,16 +181,10 @@ class OneStepPruner(Pruner):
         self._slope: Tensor | None = None  # (channels,) ∂loss/∂|β| of the last backward, times the scale of the loss
         self._scale = 0.0  # that scale: not 1 in float16
         self._modes: list[tuple[nn.Module, bool]] = []
-        self._handles = [
-            # Before the gates' own hook, so that they are set when it runs.
-            self.model.register_forward_pre_hook(self._enter, prepend=True),
-            self.model.register_forward_hook(self._leave, always_call=True),
-        ]
+        # Before the gates' own hook, so that they are set when it runs.
+        self._hook = EagerHook(self.model, self._enter, self._leave, self._forget)
 
-    def __deepcopy__(self, memo: Any) -> OneStepPruner:
-        return self  # a copy of the model uses the same pruner
-
-    def _enter(self, model: nn.Module, args: Any) -> None:
+    def _enter(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         # Eval mode inside, so that no state of the network changes: statistics, the power iterations of a spectral norm. A
         # step of the user's own may need what the network returns in train mode, for example its losses: then only the layers.
         whole = self.task.objective.step is None
@@ -203,10 +200,13 @@ class OneStepPruner(Pruner):
     def _measure(self, grad: Tensor) -> None:
         self._slope = grad.detach().clone()
 
-    def _leave(self, model: nn.Module, args: Any, out: Any) -> None:
+    def _leave(self) -> None:
         for module, mode in self._modes:
             module.training = mode
         self._modes = []
+
+    def _forget(self) -> None:
+        self._slope = None
 
     def begin(self, total: int, epoch_steps: int) -> None:
         super().begin(total, epoch_steps)
@@ -271,8 +271,7 @@ class OneStepPruner(Pruner):
         try:
             beta = self.beta()
         finally:
-            for handle in self._handles:
-                handle.remove()
+            self._hook.remove()
             self.gates.detach()
             for p in self.trainable:
                 p.requires_grad_(True)

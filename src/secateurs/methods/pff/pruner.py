@@ -36,6 +36,7 @@ class PFFPruner(Pruner):
     are chosen; those are faded out; and the network trains in its final shape.
     """
 
+    captures = True
     MOMENTUM = 0.9
 
     def __init__(self, task: Task, config: Settings) -> None:

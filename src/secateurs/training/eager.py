@@ -1,0 +1,72 @@
+"""What is done in Python before and after a network's forward pass, also where the network is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+class EagerHook:
+    """What is done in Python before and after each forward pass of a network, for example to set its gates: forward hooks that
+    are not compiled with the network (`Captured` calls them). Copies of the network share it.
+
+    forget: drops what `before` has kept of a pass that is not a step of training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        before: Callable[[nn.Module, Any, Any], None],
+        after: Callable[[], None] = lambda: None,
+        forget: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.before, self.after, self.forget = before, after, forget
+        self.around = False  # whether `before` has been called for this pass, and `after` will be
+        self._handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(_Before(self), with_kwargs=True, prepend=True),
+            model.register_forward_hook(_After(self), always_call=True),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def called(self, model: nn.Module, args: Any, kwargs: Any) -> Iterator[None]:
+        """A context in which the model's passes are a part of this one."""
+        self.before(model, args, kwargs)
+        self.around = True
+        try:
+            yield
+        finally:
+            self.around = False
+            self.after()
+
+
+class _Shared:
+    def __init__(self, hook: EagerHook) -> None:
+        self.hook = hook
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+
+class _Before(_Shared):
+    def __call__(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self.hook.around:
+            self.hook.before(model, args, kwargs)
+
+
+class _After(_Shared):
+    def __call__(self, model: nn.Module, args: Any, out: Any) -> None:
+        if not self.hook.around:
+            self.hook.after()
+
+
+def eager_hooks(net: nn.Module) -> list[EagerHook]:
+    return [h.hook for h in net._forward_pre_hooks.values() if isinstance(h, _Before)]
