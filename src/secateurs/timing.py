@@ -69,9 +69,8 @@ def clocked(
         and graph.clock.target == target
         and (graph.clock.fit.errors or not budget.is_timed)
     ):
-        if fit is not None:
-            graph = graph.timed(graph.clock.with_fit(fit))
-        return _striped(graph) if stripes else graph
+        made = graph if fit is None else graph.timed(graph.clock.with_fit(fit))
+        return _striped(made, model, inputs) if stripes and budget.is_timed else made
     if processes.world() > 1:
         raise ConfigError(
             "Time is measured by one process, and this is one of several: limit ",
@@ -88,19 +87,19 @@ def clocked(
         if g.prunable and (scope == "all" or g.internal) and (bounds.get(g.name) or free(g)).least < g.size
     ]  # fmt: skip
     if not groups:
-        return plain.timed(tabulated(plain, inputs, target, report))
-    made = plain.timed(modelled(model, plain, inputs, target, groups=groups, report=report, seed=seed, fit=fit))
-    return _striped(made) if stripes else made
+        made = plain.timed(tabulated(plain, inputs, target, report))
+    else:
+        made = plain.timed(modelled(model, plain, inputs, target, groups=groups, report=report, seed=seed, fit=fit))
+    return _striped(made, model, inputs) if stripes else made
 
 
-def _striped(graph: PrunableGraph) -> PrunableGraph:
+def _striped(graph: PrunableGraph, model: nn.Module, inputs: Any) -> PrunableGraph:
     """The same, with what is gained from stripes in the latency model."""
     clock = graph.clock
     if not isinstance(clock, LatencyModel) or clock.curve is not None:
         return graph
-    return graph.timed(
-        clock.with_curve(curve(clock))
-    )  # measured once for a network: a resumed run needs the same costs
+    # Measured once for a network: a resumed run needs the same costs.
+    return graph.timed(clock.with_curve(curve(clock, graph, lambda: stopwatch(model, inputs, clock.target))))
 
 
 @dataclass
@@ -156,7 +155,7 @@ class Timing:
             share = note.share
         else:
             select = proxy.selector(_silent(task))
-            share = self._share(task, self._search(task, lambda t: Selection.of(select(t)), whole).plan)
+            share = self._allowed(self._search(task, lambda t: Selection.of(select(t)), whole))
             self._note(task, method, share)
         assert task.budget is not None
         tight = replace(task, budget=task.budget.tightened(share))
@@ -167,11 +166,14 @@ class Timing:
             kept = self._held(tight, _trimming(tight, selection, proxy), whole, note)
         else:
             kept = self._measured(tight, selection, selection.plan(task.graph, allow_inexact=True), whole)
-            if kept.measured.ratio > self.goal:
+            if kept.measured.ratio > self.goal and not self._free:
                 self.report(
                     f"{method.name} leaves {kept.measured.ratio:.1%} of the time: cutting its weakest channels as well"
                 )
                 kept = self._search(tight, _trimming(tight, selection, proxy), whole, start=kept)
+        if kept.limit is not None:
+            left, before = ({name: len(list(k)) for name, k in s.channels.items()} for s in (kept.selection, selection))
+            task.note(event="trimmed", limit=kept.limit, kept=sum(left.values()), of=sum(before.values()))
         self._note(task, method, share, kept)
         return kept.selection, kept
 
@@ -219,8 +221,10 @@ class Timing:
         if start is not None:
             fails, share = start.share, start.share * self.goal * AIM / start.measured.ratio
         seen: list[Kept] = []
+        over, steps = start is not None, int(start is not None)  # the side of the budget, and the steps on it in a row
         while len(seen) < TRIES:
-            share = min(1.0, max(share, low))
+            last = len(seen) == TRIES - 1 and not any(k.measured.ratio <= self.goal for k in seen)
+            share = low if last else min(1.0, max(share, low))
             limit = share * (1 + 1e-9)
             entries = list[dict[str, Any]]()
             selection = select(replace(task, budget=task.budget.tightened(limit), log=entries.append))
@@ -229,7 +233,7 @@ class Timing:
                 kept = replace(self._measured(task, selection, plan, whole), limit=limit, entries=tuple(entries))
                 seen.append(kept)
             ratio, goal = kept.measured.ratio, self.goal
-            if goal >= 1:  # nothing has to go
+            if self._free:
                 if share >= 1:
                     return kept
                 share = 1.0
@@ -241,7 +245,9 @@ class Timing:
             within = goal * (1 - BAND) <= ratio <= goal
             if within or (share >= 1.0 and ratio <= goal) or fails - holds < FINEST * fails:
                 break
-            aimed = share * goal * AIM / ratio
+            steps = steps + 1 if over == (ratio > goal) else 1
+            over = ratio > goal
+            aimed = share * (goal * AIM / ratio) ** min(steps, 3)  # steps that are too short get longer
             share = aimed if holds < aimed < fails else (holds + fails) / 2
         return self._confirmed(seen, whole)
 
@@ -271,6 +277,16 @@ class Timing:
         assert cost.latency is not None
         assert base.latency is not None
         return cost.latency / base.latency * (1 + 1e-9)
+
+    @property
+    def _free(self) -> bool:
+        """Whether the original itself takes no more milliseconds than the budget allows: then nothing has to go."""
+        return self.goal >= 1 and self.budget.latency is None
+
+    def _allowed(self, kept: Kept) -> float:
+        """The fraction of the predicted time that the budget allows, by a cut that holds it: more than the cut has, if another
+        limit or wide steps have left it far below."""
+        return max(kept.share, min(1.0, kept.share * self.goal * AIM / kept.measured.ratio))
 
     def _lowest(self, task: Task) -> float:
         widths = task.widths
@@ -328,7 +344,12 @@ class Timing:
     def told(self, kept: Kept) -> tuple[str, ...]:
         """What the user must know of a measurement."""
         m = kept.measured
-        if m.ratio > self.goal:
+        if self._free and m.ratio > 1 + BAND:
+            return (
+                f"The cut network is not faster: {m.before * 1000:.3g} → {m.after * 1000:.3g} ms on {self.model.target}, "
+                f"{m.ratio:.2f} of the time. Budget(…, latency=1.0) allows no network that is slower than the original.",
+            )
+        if m.ratio > self.goal and not self._free:
             return (
                 f"The machine is too busy to hold the budget: the cut network took less than {self.goal:.1%} of the original's "
                 f"time, and measured again {m.ratio:.1%} (±{m.noise:.1%}). Prune again when nothing else runs.",

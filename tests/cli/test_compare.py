@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 import secateurs as sc
+from secateurs.cli.compare import _budgets
 from secateurs.methods import registry
 from secateurs.studies.comparison import read_comparison
 
@@ -66,6 +67,10 @@ def test_a_cell_that_fails_is_told_in_the_end(run, tmp_path):
         (("--macs", 0.001), "The lowest budget that can be met is --macs "),
         (("--budget", "macs"), "--budget macs: write key=value"),
         (("--budget", "mac=0.5"), "Budget has no mac. Did you mean macs"),
+        (
+            ("--budget", "latency=0.6,batch=32"),
+            "batch is a setting of a target, and none is named: add target=torch-cpu",
+        ),
         (("--cpus", 2), "--cpus and --gpus are what a cell needs of a Ray cluster"),
         (("--seeds", 0), "--seeds"),
         (("--search", 2), "--search 2 must be a share of the compute"),
@@ -79,6 +84,13 @@ def test_refused_before_any_work(run, tmp_path, monkeypatch, tokens, message):
     assert message in ran.err
     assert len(ran.err.splitlines()) == 1
     assert not (tmp_path / "r" / "comparison.json").exists()
+
+
+def test_budgets_of_time_have_a_target_with_settings():
+    text = "latency=0.6,macs=0.5,target=onnxruntime,batch=32,threads=1", "latency=0.6,target=onnxruntime"
+    one, other = _budgets((), (), text)
+    assert one == sc.Budget(latency=0.6, macs=0.5, target=sc.Target("onnxruntime", batch=32, threads=1))
+    assert other == sc.Budget(latency=0.6, target="onnxruntime")
 
 
 def test_without_ray_that_is_said(run, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from secateurs.caching import replacing
 from secateurs.deploy.target import Target
 from secateurs.latency.geometry import DEPTHWISE, Geometry
 from secateurs.latency.store import Store
@@ -91,3 +92,18 @@ def test_a_cache_that_cannot_be_written(fakes: Fakes, tmp_path: Path, monkeypatc
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     Store(Target()).write(CONV, {(8, 8): 1e-3})
+
+
+def test_processes_that_write_a_table_at_a_time_leave_a_whole_one(tmp_path: Path) -> None:
+    file = tmp_path / "cache" / "table.json"
+    with replacing(file) as one:
+        one.write(b"[1, 2")
+        one.flush()
+        with replacing(file) as other:
+            other.write(b"[3]")
+        assert file.read_bytes() == b"[3]"
+        one.write(b", 4]")
+    assert file.read_bytes() == b"[1, 2, 4]"
+    with pytest.raises(TypeError), replacing(file) as one:
+        one.write(None)  # type: ignore[call-overload]
+    assert [path.read_bytes() for path in file.parent.iterdir()] == [b"[1, 2, 4]"]

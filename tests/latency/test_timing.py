@@ -19,7 +19,7 @@ import secateurs as sc
 from secateurs import speed, timing
 from secateurs.deploy import clock
 from secateurs.graph.counter import MacCounter
-from secateurs.latency import LatencyModel, build, fits, stopwatch, stripes
+from secateurs.latency import LatencyModel, build, fits, stopwatch
 from secateurs.latency.pieces import batched, pieces
 from secateurs.latency.store import where
 from secateurs.methods.epruner import method as epruner
@@ -321,18 +321,6 @@ def test_the_version_of_a_runtime_is_that_of_its_module(monkeypatch: pytest.Monk
     assert where(sc.Target("onnxruntime"))["onnxruntime"] == "1.2.3"
 
 
-def test_what_stripes_gain_is_measured_once(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, graph = network(), sc.trace(network(), X)
-    found = []
-    for seconds in (0.5e-4, 0.1e-4):  # another day
-        monkeypatch.setattr(stripes, "_fraction", lambda piece, share, target, s=seconds: s * 1e4 * share)
-        made = timing.clocked(model, graph, X, sc.Budget(latency=0.6), "internal", {}, stripes=True)
-        assert isinstance(made.clock, LatencyModel)
-        found.append([list(map(float, part)) for part in made.clock.curve or ()])
-    assert found[0] == found[1]
-    assert found[0][1][-2] == pytest.approx(0.375)
-
-
 def test_rounds(fakes: Fakes) -> None:
     result = prune(sc.Budget(latency=0.6), scope="all", rounds=3)
     assert result.latency is not None
@@ -473,5 +461,7 @@ def test_a_comparison_under_a_budget_of_time(fakes: Fakes) -> None:
     from secateurs.studies.comparison.contestants import budget_text
 
     assert budget_text(sc.Budget(latency=0.6, target="onnxruntime")) == "latency=0.6 target=onnxruntime"
+    large = sc.Target("onnxruntime", batch=32, threads=1)
+    assert budget_text(sc.Budget(latency=0.6, target=large)) == "latency=0.6 target=onnxruntime, 1 thread, batch 32"
     assert budget_text(sc.Budget(macs=0.5)) == "macs=0.5"
     assert budget_text(sc.Budget(macs=0.5, align="auto")) == "macs=0.5 align=auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -93,7 +94,8 @@ def compare(
     params
         the parameters that may stay, in the same way; each is a budget of its own
     budget
-        a budget of several figures, KEY=VALUE,KEY=VALUE, such as macs=0.5,params=0.4; may be given several times
+        a budget of several figures, KEY=VALUE,KEY=VALUE, such as macs=0.5,params=0.4, or of time, with settings of the target:
+        latency=0.6,target=onnxruntime,batch=32; may be given several times
     seeds
         how many times each method is run under each budget
     epochs
@@ -170,11 +172,21 @@ def compare(
 
 def _budgets(macs: Shares, params: Shares, budget: Many) -> list[Budget]:
     from secateurs import Budget
+    from secateurs.deploy import Target
 
     found = [Budget(macs=exact(figure)) for figure in macs] + [Budget(params=exact(figure)) for figure in params]
+    known = {f.name for f in fields(Target)} - {"runtime"}
     for text in budget:
         given = dict(pair("budget", item.strip(), "macs=0.5,params=0.4") for item in text.split(","))
         figures: dict[str, Any] = {k: exact(v) if k in ("macs", "params") else v for k, v in given.items()}
+        own = {k: figures.pop(k) for k in known & figures.keys()}
+        if own and "target" not in figures:
+            raise ConfigError(
+                f"--budget {text}: {min(own)} is a setting of a target, and none is named: add target=torch-cpu, torch-cuda, "
+                "onnxruntime or openvino."
+            )
+        if own:
+            figures["target"] = Target(figures["target"], **own)
         found.append(Budget(**figures))
     return found
 

@@ -12,6 +12,7 @@ from secateurs.cli.options import pair
 from secateurs.errors import ConfigError, Setting
 
 if TYPE_CHECKING:
+    from secateurs.deploy import Target
     from secateurs.methods import Method
     from secateurs.runs import Stage
 
@@ -113,7 +114,11 @@ def _prefixed(prefix: str) -> Callable[[Setting], Setting]:
 
 
 def stages(
-    then: Sequence[str], settings: Sequence[str], preset: Sequence[str], align: int | Literal["auto"]
+    then: Sequence[str],
+    settings: Sequence[str],
+    preset: Sequence[str],
+    align: int | Literal["auto"],
+    target: Target | str | None = None,
 ) -> list[Stage]:
     """The stages that `--then METHOD:MACS` names, with those of the settings that say `METHOD.key=value` and of the presets
     that say `METHOD.NAME`. Raises ConfigError for invalid settings."""
@@ -128,7 +133,7 @@ def stages(
             [item.removeprefix(f"{name}.") for item in given if item.startswith(f"{name}.")]
             for given in (settings, preset)
         )
-        found.append(Stage(configured(name, its, preset=named, prefix=f"{name}."), macs, align, text))
+        found.append(Stage(configured(name, its, preset=named, prefix=f"{name}."), macs, align, text, target))
     return found
 
 

@@ -127,16 +127,23 @@ def prune(
 
     limits = budget_options or BudgetOptions()
     model_options, pretrain = model_options or ModelOptions(), pretrain_options or PretrainOptions()
+    budget = limits.budget()
     run = PruneRun(
         model,
         (data_options or DataOptions()).spec(),
         out,
         method=configured(method, own(settings, then), ranking, own(preset, then)),
-        budget=limits.budget(),
+        budget=budget,
         recover=(recover_options or RecoverOptions()).recipes(),
         rounds=rounds,
         schedule=schedule,
-        then=stages(then, settings, preset, limits.align or 1),
+        then=stages(
+            then,
+            settings,
+            preset,
+            limits.align or 1,
+            budget.target if limits.align == "auto" and budget is not None else None,
+        ),
         weights=model_options.weights,
         num_classes=model_options.num_classes,
         trust_code=model_options.trust_code,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from secateurs.caching import cache_folder
+from secateurs.caching import cache_folder, replacing
 from secateurs.data.folder import FolderSplit
 from secateurs.data.images import Size, decode
 from secateurs.data.unreadable import Unreadable
@@ -74,17 +73,10 @@ def _read(images_at: Path, kept_at: Path, split: FolderSplit, size: Size, resize
 
 
 def _write(images_at: Path, kept_at: Path, images: np.ndarray, kept: np.ndarray) -> None:
-    images_at.parent.mkdir(parents=True, exist_ok=True)
     stale = set(images_at.parent.glob(f"{images_at.name[:16]}-*.npy"))
     for path, array in ((kept_at, kept), (images_at, images)):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, array, allow_pickle=False)
-            os.replace(temporary, path)  # atomic
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path) as file:
+            np.save(file, array, allow_pickle=False)
     for path in stale - {images_at, kept_at}:
         path.unlink(missing_ok=True)
 

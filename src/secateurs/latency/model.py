@@ -111,22 +111,26 @@ class LatencyModel:
         known = [p for p in found if p.geometry.key in self.tables]
         return LatencyModel(graph, known, self.tables, self.target, self.fit, self.curve, (self.whole, self.base))
 
-    def each(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Array:
-        """Seconds of each piece: (pieces,)."""
-        wide_in, wide_out = self._in(widths), self._out(widths)
-        found = self._read(self._at, wide_in, wide_out) * self._count
-        for kernel, left in (stripes or {}).items():
-            if (i := self._kernels.get(kernel)) is not None:
-                positions = np.prod(self.graph.kernels[kernel][1:])
-                share = left / max(1.0, float(wide_out[i]) * positions)
-                found[i] *= 1.0 if self.curve is None else np.interp(share, *self.curve)
-        return np.asarray(found)
+    def each(self, widths: Array) -> Array:
+        """Seconds of each piece, with all of its stripes: (pieces,)."""
+        return np.asarray(self._read(self._at, self._in(widths), self._out(widths)) * self._count)
 
     def features(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Array:
-        """The shares that the fit combines: (3,)."""
-        cost = self.graph.cost(widths, stripes)
-        pieces = self.each(widths, stripes).sum() / self.whole
-        return np.array([pieces, cost.params / self.base.params, cost.macs / max(1, self.base.macs)])
+        """The shares that the fit combines: (3,). Of a convolution that has lost stripes, parameters and MACs count as its time
+        does: a runtime that computes the dense convolution has all of them."""
+        seconds, counted = self.each(widths), dict[str, int]()
+        if stripes and self.curve is not None:
+            filters = self._out(widths)
+            for kernel, left in stripes.items():
+                if (i := self._kernels.get(kernel)) is not None:
+                    most = max(1.0, float(filters[i] * np.prod(self.graph.kernels[kernel][1:])))
+                    share = float(np.interp(left / most, *self.curve))
+                    seconds[i] *= share
+                    counted[kernel] = round(share * most)
+        cost = self.graph.cost(widths, counted)
+        return np.array([
+            seconds.sum() / self.whole, cost.params / self.base.params, cost.macs / max(1, self.base.macs)
+        ])  # fmt: skip
 
     def __call__(self, widths: Array, stripes: Mapping[str, int] | None = None) -> float:
         f = self.fit

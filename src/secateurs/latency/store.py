@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, Field
 
-from secateurs.caching import cache_folder
+from secateurs.caching import cache_folder, replacing
 from secateurs.deploy.target import Target, machine
 from secateurs.errors import ArtifactError
-from secateurs.files import dump_json, read_json, write_whole
+from secateurs.files import dump_json, read_json
 from secateurs.latency.geometry import Geometry
 
 VERSION = 1
@@ -60,12 +60,13 @@ class Store:
         self.keep(self._path(geometry), body)
 
     def keep(self, file: Path, body: Mapping[str, object]) -> None:
-        """Write one of the files."""
+        """Write one of the files, which other processes may write as well."""
         with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
             if not (about := self.folder / "about.json").exists():
-                write_whole(about, dump_json(self.about, 1))
-            write_whole(file, dump_json(body))
+                with replacing(about) as new:
+                    new.write(dump_json(self.about, 1).encode())
+            with replacing(file) as new:
+                new.write(dump_json(body).encode())
 
     def _path(self, geometry: Geometry) -> Path:
         return self.folder / f"{geometry.key}.json"

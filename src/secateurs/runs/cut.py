@@ -140,7 +140,7 @@ class Cut:
         elif resume and not self.folder.resumable():
             self.log(f"{out} holds nothing to resume from: the run starts from the beginning.")
         try:
-            return self._run(self.prepare(build), record, resume=resume, began=began)
+            return self._run(self.prepare(build, resume=resume), record, resume=resume, began=began)
         except KeyboardInterrupt:
             if self.stage is not None or self.folder.can_resume(record):
                 raise self.folder.interrupted() from None
@@ -161,8 +161,9 @@ class Cut:
         model = load(out, None if isinstance(given, str) else given, trust_code=self._trusted)
         return RunResult.read(out, model, self.method)
 
-    def prepare(self, build: Builder) -> Ready:
-        """Check, before any work, whatever would make the run fail later."""
+    def prepare(self, build: Builder, *, resume: bool = False) -> Ready:
+        """Check, before any work, whatever would make the run fail later. resume: with the latency model of the run that is
+        resumed."""
         where = pick_device(self.device)
         data = self.data.load(self.seed, where, self.purpose.task, self.network.num_classes)
         network = build(data, where, self.seed)
@@ -187,6 +188,7 @@ class Cut:
                 report=self.log,
                 seed=self.seed,
                 stripes=method.cuts == "stripes",
+                folder=self.folder.folder if resume else None,
             )
             return Task(network, graph, budget, scope, data, self.seed, inputs, bounds=bounds).for_method(method)
 

@@ -112,7 +112,7 @@ class PruneRun:
         cut = self._cut()
         build = self._open(cut, resume, overwrite)
         if not cut.folder.check(cut.record(), resume=resume, overwrite=overwrite, log=self.log):
-            cut.prepare(build)
+            cut.prepare(build, resume=resume)
 
     def start(self, *, resume: bool = False, overwrite: bool = False, began: float | None = None) -> RunResult:
         """Run, or resume, and save the result as an artifact.

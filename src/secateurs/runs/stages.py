@@ -9,6 +9,7 @@ from typing import Literal
 
 from secateurs.artifact import Card, Earlier
 from secateurs.budget import Budget
+from secateurs.deploy.target import Target
 from secateurs.errors import ConfigError, Setting
 from secateurs.keywords import explained
 from secateurs.methods import Method
@@ -21,13 +22,14 @@ class Stage:
     """A method, and the MACs that may stay after it: a fraction of the network that the run was given, or a figure. None
     leaves it to the method's own setting.
 
-    text: how messages call it, by default METHOD:MACS.
+    text: how messages call it, by default METHOD:MACS. target: of `align="auto"`, as in a `Budget`.
     """
 
     method: Method
     macs: float | None = None
     align: int | Literal["auto"] = 1
     text: str = ""
+    target: Target | str | None = None
 
     @property
     def setting(self) -> Setting:
@@ -49,7 +51,7 @@ class Stage:
     def budget(self, original: int) -> Budget | None:
         """The same as a budget for what is left of that network."""
         limit = self.limit(original)
-        return None if limit is None else Budget(limit, align=self.align)
+        return None if limit is None else Budget(limit, align=self.align, target=self.target)
 
 
 def check_order(first: Method, stages: Sequence[Stage]) -> None:

@@ -200,7 +200,7 @@ class Bench:
             **{stage: asdict(self.each(figures)) for stage, figures in stages.items()},
             "error": None if math.isnan(result.error) else result.error, "narrowest": narrowest, "passes": division.passes,
             "search": {"epoch": cost.epoch, "once": cost.once, "epochs": division.epochs, "steps": max(steps, default=0)},
-            "recovery": _recorded(division.recovery), **timed, **_took(*clocks),
+            "recovery": _recorded(division.recovery), **timed, "warnings": list(result.warnings), **_took(*clocks),
         }  # fmt: skip
 
     def _own(self, cell: Cell) -> Record:

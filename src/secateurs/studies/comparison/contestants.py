@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateurs.budget import Budget, stated
+from secateurs.deploy.target import Target
 from secateurs.errors import ConfigError, nearest
 from secateurs.methods import Method, resolve
 from secateurs.methods.method import check_budget
@@ -155,7 +156,9 @@ def settings(words: Sequence[str]) -> dict[str, Any]:
 
 def budget_text(budget: Budget) -> str:
     """`macs=0.5`: what differs from the defaults."""
-    found = stated(budget.record()) | ({} if budget.target is None else {"target": str(budget.target)})
+    found = stated(budget.record())
+    if isinstance(target := budget.target, Target):
+        found["target"] = f"{target}, batch {target.batch}" if target.batch else str(target)
     return " ".join(f"{name}={_text(value)}" for name, value in found.items())
 
 

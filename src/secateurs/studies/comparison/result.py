@@ -64,7 +64,8 @@ class Row:
 
     cut, calibrated, recovered: of the figure that is compared, in the table's unit; None where it was not measured. macs,
     params: of the pruned network. passes: the compute, in training passes. latency: the fraction of the original's time that
-    was measured, where the budget limits it. seeds: those that are done. failed: what went wrong.
+    was measured, where the budget limits it. seeds: those that are done. failed: what went wrong. warnings: what was
+    said of the results.
     """
 
     method: str
@@ -79,6 +80,7 @@ class Row:
     seconds: Spread | None
     latency: Spread | None = None
     failed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,11 +128,12 @@ class Comparison:
             return Spread.of([value(figures) for figures in done])
 
         failed = tuple(f"seed {c.seed}: {c.failed}" for c in cells if c.failed is not None)
+        told = tuple(f"seed {c.seed}: {line}" for c in cells for line in (c.figures or {}).get("warnings", ()))
         return Row(
             method, budget, len(done), of("cut"), of("calibrated"), of("recovered"),
             plain(lambda f: f["recovered"]["macs"]), plain(lambda f: f["recovered"]["params"]),
             plain(lambda f: f["passes"]), plain(lambda f: f["seconds"]),
-            plain(lambda f: f["latency"]["ratio"] if "latency" in f else None), failed,
+            plain(lambda f: f["latency"]["ratio"] if "latency" in f else None), failed, told,
         )  # fmt: skip
 
     def value(self, figures: Mapping[str, Any] | None) -> float | None:
@@ -181,12 +184,12 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the table's figures are, and what failed, a line each."""
+        """What the table's figures are, what failed, and what was said of the results, a line each."""
         several = any(row.seeds > 1 for row in self.rows)
         spread = "mean ± standard deviation over seeds; " if several else ""
         found = [f"{', '.join(STAGES.values())}: {self.heading}; {spread}passes: training passes of the original"]
         for row in self.rows:
-            found += [f"{row.method}, {row.budget}, {line}" for line in row.failed]
+            found += [f"{row.method}, {row.budget}, {line}" for line in (*row.failed, *row.warnings)]
         return tuple(found)
 
     def rich(self) -> Table:
@@ -243,7 +246,7 @@ class Comparison:
     def to_csv(self, path: str | Path | None = None) -> str:
         """A line for each cell, as CSV; also written to a file, if one is named."""
         file = io.StringIO()
-        names = ["method", "budget", "seed", *STAGES, "macs", "params", "passes", "seconds", "failed"]
+        names = ["method", "budget", "seed", *STAGES, "macs", "params", "latency", "passes", "seconds", "failed"]
         lines = csv.DictWriter(file, names, lineterminator="\n")
         lines.writeheader()
         for cell in self.cells:
@@ -256,6 +259,7 @@ class Comparison:
             if (figures := cell.figures) is not None:
                 line |= {stage: self.value(figures.get(stage)) for stage in STAGES}
                 line |= {name: figures["recovered"][name] for name in ("macs", "params")}
+                line["latency"] = figures["latency"]["ratio"] if "latency" in figures else None
                 line |= {name: figures[name] for name in ("passes", "seconds")}
             lines.writerow(line)
         text = file.getvalue()
