@@ -9,7 +9,6 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -18,12 +17,11 @@ from secateurs.budget import Budget
 from secateurs.devices import device_of
 from secateurs.errors import BudgetError, ConfigError, Setting
 from secateurs.latency import FitRecord, LatencyModel, Measured, Stopwatch, curve, modelled, notes, stopwatch, tabulated
-from secateurs.methods.criteria import norms
 from secateurs.methods.limits import Bounds, free
 from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.registry import resolve
-from secateurs.methods.select import Widths, select_within_budget
-from secateurs.methods.selection import Channels, Selection
+from secateurs.methods.selection import Selection
+from secateurs.methods.trimming import silent, trimming
 from secateurs.plans import Plan, PrunableGraph
 from secateurs.surgery import apply
 from secateurs.training import processes
@@ -154,7 +152,7 @@ class Timing:
         if note is not None and note.share is not None:
             share = note.share
         else:
-            select = proxy.selector(_silent(task))
+            select = proxy.selector(silent(task))
             share = self._allowed(self._search(task, lambda t: Selection.of(select(t)), whole))
             self._note(task, method, share)
         assert task.budget is not None
@@ -163,14 +161,14 @@ class Timing:
         if note is not None and note.found is not None and note.limit is None:
             kept = self._kept(tight, selection, note.found)
         elif note is not None and note.found is not None:
-            kept = self._held(tight, _trimming(tight, selection, proxy), whole, note)
+            kept = self._held(tight, trimming(tight, selection, proxy), whole, note)
         else:
             kept = self._measured(tight, selection, selection.plan(task.graph, allow_inexact=True), whole)
             if kept.measured.ratio > self.goal and not self._free:
                 self.report(
                     f"{method.name} leaves {kept.measured.ratio:.1%} of the time: cutting its weakest channels as well"
                 )
-                kept = self._search(tight, _trimming(tight, selection, proxy), whole, start=kept)
+                kept = self._search(tight, trimming(tight, selection, proxy), whole, start=kept)
         if kept.limit is not None:
             left, before = ({name: len(list(k)) for name, k in s.channels.items()} for s in (kept.selection, selection))
             task.note(event="trimmed", limit=kept.limit, kept=sum(left.values()), of=sum(before.values()))
@@ -360,45 +358,6 @@ class Timing:
             f"The machine is busy: the measured time, {m.ratio:.1%} of the original's, is only known to ±{m.noise:.1%}, and "
             f"the margin is {BAND:.0%}. Measure again with `secateurs bench` when nothing else runs.",
         )
-
-
-def _trimming(task: Task, selection: Selection, proxy: Method) -> Callable[[Task], Selection]:
-    """`trimmed`, for tasks that differ from this one in their budget only."""
-    select = proxy.selector(_silent(task)) if selection.stripes else proxy.select
-    return lambda tight: trimmed(tight, selection, select)
-
-
-def _silent(task: Task) -> Task:
-    """The same, for what is no part of the history."""
-    return replace(task, log=lambda entry: None)
-
-
-def trimmed(task: Task, selection: Selection, proxy: Callable[[Task], Selection | Channels]) -> Selection:
-    """A part of a selection that is within a tighter budget: its weakest channels go, and of stripes the weakest ones."""
-    if selection.stripes:
-        more = Selection.of(proxy(task))
-        channels = dict(selection.channels)
-        for group in task.groups:
-            if group.name in more.channels:
-                own = np.array(list(channels.get(group.name, range(group.size))), dtype=np.int64)
-                both = np.isin(own, np.array(list(more.channels[group.name])))
-                both[np.flatnonzero(~both)[: max(0, task.bound(group).least - int(both.sum()))]] = True
-                channels[group.name] = own[both]
-        stripes = {name: more.stripes.get(name, True) & kept for name, kept in selection.stripes.items()}
-        return Selection(channels, stripes, selection.nodes)
-    kept = {name: np.array(sorted(own), dtype=np.int64) for name, own in selection.channels.items()}
-    groups = [g for g in task.groups if g.name in kept]
-    bounds = dict(task.bounds)
-    scores = {}
-    for group in groups:
-        bound = task.bound(group)
-        most = min(bound.most, len(kept[group.name]))
-        bounds[group.name] = replace(bound, most=most, least=min(bound.least, most))
-        size = norms(group, task.model, 2).detach().double().cpu().numpy()
-        scores[group.name] = np.full(group.size, -1.0)
-        scores[group.name][kept[group.name]] = (size / max(size.mean(), 1e-12))[kept[group.name]]
-    found = select_within_budget(Widths(task.graph, groups, task.budget, bounds=bounds), scores)
-    return Selection({**selection.channels, **found}, selection.stripes, selection.nodes)
 
 
 @contextmanager

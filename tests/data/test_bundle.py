@@ -107,6 +107,15 @@ def test_lists_of_images_are_one_argument(count: int) -> None:
         list(Data([images]).batches()) if count != 2 else list(Data([[*images, images[0]]]).batches())
 
 
+def test_a_list_of_two_is_inputs_and_targets() -> None:
+    """Such as a loader's last batch of four signals, each with a signal as its target."""
+    x, y = torch.randn(2, 4, 8, 16)
+    (inputs,) = Data([[x, y]]).inputs()
+    assert inputs is x
+    (inputs,) = Data([([x, y],)]).inputs()
+    assert inputs[0][0] is x
+
+
 def test_arguments_in_lists_are_several() -> None:
     x, y = torch.randn(2, 8, 5, 16)
     (inputs,) = Data([([x, y], torch.zeros(8))]).inputs()

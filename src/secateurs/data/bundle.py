@@ -123,7 +123,9 @@ def checked(batch: Any, index: int, split: str) -> tuple[Any, Tensor | None]:
     them, or of a tuple of several tensors. Raises DataError for anything else, and for an empty batch."""
     alone = isinstance(batch, (tuple, list)) and len(batch) == 1
     single = batch[0] if alone else batch
-    if (listed := images(batch) or images(single)) is not None:
+    listed = images(single) or images(batch)
+    # A list of two is inputs and targets, as loaders stack them, but for images in color.
+    if listed is not None and (alone or len(listed) != 2 or len(listed[0]) == 3):
         return (listed,), None  # one argument
     if not isinstance(single, Tensor | Mapping) and not (alone and isinstance(single, (tuple, list))):
         return paired(batch, index, split)
