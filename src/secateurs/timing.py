@@ -30,6 +30,7 @@ BAND = 0.03  # the measured time is within so much below the budget …
 AIM = 0.985  # … in whose middle the next try aims
 NOISE = 0.01  # the standard error that measurements should have
 TRIES = 9  # measured cuts
+MORE = 4  # after them, if only the smallest one holds
 FINEST = 2e-3  # between fractions of the predicted time, the search ends
 
 Report = Callable[[str], None]
@@ -170,8 +171,7 @@ class Timing:
                 )
                 kept = self._search(tight, trimming(tight, selection, proxy), whole, start=kept)
         if kept.limit is not None:
-            left, before = ({name: len(list(k)) for name, k in s.channels.items()} for s in (kept.selection, selection))
-            task.note(event="trimmed", limit=kept.limit, kept=sum(left.values()), of=sum(before.values()))
+            task.note(event="trimmed", limit=kept.limit, kept=_size(kept.selection), of=_size(selection))
         self._note(task, method, share, kept)
         return kept.selection, kept
 
@@ -220,7 +220,8 @@ class Timing:
             fails, share = start.share, start.share * self.goal * AIM / start.measured.ratio
         seen: list[Kept] = []
         over, steps = start is not None, int(start is not None)  # the side of the budget, and the steps on it in a row
-        while len(seen) < TRIES:
+        tries = TRIES
+        while len(seen) < tries:
             last = len(seen) == TRIES - 1 and not any(k.measured.ratio <= self.goal for k in seen)
             share = low if last else min(1.0, max(share, low))
             limit = share * (1 + 1e-9)
@@ -247,6 +248,8 @@ class Timing:
             over = ratio > goal
             aimed = share * (goal * AIM / ratio) ** min(steps, 3)  # steps that are too short get longer
             share = aimed if holds < aimed < fails else (holds + fails) / 2
+            if last:  # it holds, and may be far below the budget
+                tries += MORE
         return self._confirmed(seen, whole)
 
     def _confirmed(self, seen: Sequence[Kept], whole: Whole) -> Kept:
@@ -324,7 +327,7 @@ class Timing:
             else Setting("ms", self.budget.ms)
         )
         return BudgetError(
-            "The budget ", asked, f" cannot be met on {self.model.target}: the smallest cut network that was found takes "
+            "The budget ", asked, f" cannot be met on {self.model.target}: the fastest cut network that was found takes "
             f"{m.after * 1000:.3g} ms of {m.before * 1000:.3g} ms, {m.ratio:.1%}, measured in turn. {fit.overhead:.0%} of the "
             "original's time does not depend on widths.",
             hint=("A larger batch, ", Setting("scope", "all"), " or a runtime with less overhead may allow less."),
@@ -358,6 +361,13 @@ class Timing:
             f"The machine is busy: the measured time, {m.ratio:.1%} of the original's, is only known to ±{m.noise:.1%}, and "
             f"the margin is {BAND:.0%}. Measure again with `secateurs bench` when nothing else runs.",
         )
+
+
+def _size(selection: Selection) -> int:
+    """The number of channels and stripes."""
+    return sum(len(list(k)) for k in selection.channels.values()) + sum(
+        int(k.sum()) for k in selection.stripes.values()
+    )
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def test_int8_is_measured(run, artifact, images, tmp_path):
         (("export", "--int8", "--fixed-batch", "--out", "a.onnx"), "omit --fixed-batch"),
         (("bench", "--target", "tensorrt"), "--target tensorrt does not exist. Known: onnxruntime"),
         (("bench", "--target", "onnxruntime", "--channels-last"), "--channels-last is a setting of PyTorch"),
-        (("bench", "--plot", "a.mov"), "a.mov: .mov is not a format of pictures. Use .png, .svg or .pdf."),
+        (("bench", "--plot", "a.mov"), "a.mov: a picture cannot be saved as .mov. Use .png, .svg or .pdf."),
         (("bench", "--input", "a"), "--input a: write the shape of one input"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_loss_and_metrics_of_ones_own(run, images, tmp_path):
         ran = run("evaluate", tmp_path / name, "--data", spec, "--normalize", "none", "--json")
         assert ran.status == 0, ran.err
         assert f"measured with functions of its own ({next(iter(functions))})" in ran.err
-        assert "now measured as classification does" in ran.err
+        assert "measured here as the task classification is" in ran.err
         found = json.loads(ran.out)
         assert found["measured"]["top1"] == found["card"]["after"]["top1"] is not None
         assert (found["measured"]["loss"] is None) == (name == "loss")

@@ -90,35 +90,3 @@ def test_training_batches_may_be_inputs_only(batch: Any) -> None:
 def test_inputs_without_an_example(batch: Any) -> None:
     with pytest.raises(DataError, match="Batch 0 of train"):
         list(Data([batch]).inputs())
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_lists_of_images_are_one_argument(count: int) -> None:
-    """Also two of them, which are not inputs and targets."""
-    images = [torch.randn(3, 8 + i, 9) for i in range(count)]
-    for batch in (images, (images,)):
-        (inputs,) = Data([batch]).inputs()
-        assert inputs == (images,)
-    for targets in ([{"boxes": torch.rand(5, 4)} for _ in images], torch.zeros(count)):
-        ((inputs, found),) = Data([(images, targets)]).batches()
-        assert inputs == (images,)
-        assert found is targets
-    with pytest.raises(DataError, match="a list of"):
-        list(Data([images]).batches()) if count != 2 else list(Data([[*images, images[0]]]).batches())
-
-
-def test_a_list_of_two_is_inputs_and_targets() -> None:
-    """Such as a loader's last batch of four signals, each with a signal as its target."""
-    x, y = torch.randn(2, 4, 8, 16)
-    (inputs,) = Data([[x, y]]).inputs()
-    assert inputs is x
-    (inputs,) = Data([([x, y],)]).inputs()
-    assert inputs[0][0] is x
-
-
-def test_arguments_in_lists_are_several() -> None:
-    x, y = torch.randn(2, 8, 5, 16)
-    (inputs,) = Data([([x, y], torch.zeros(8))]).inputs()
-    assert len(inputs) == 2
-    (one,) = Data([[x, y]]).inputs()
-    assert one is x

@@ -26,24 +26,6 @@ def test_lists_of_images_are_divided_by_image(count: int) -> None:
         assert labels[1] is targets[1]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_lists_of_images_without_targets_are_divided_by_image(count: int) -> None:
-    images: list[Any] = [torch.randn(3, 6 + i, 8) for i in range(count)]
-    assert examples(images) == examples({"images": images}) == count
-    assert part(images, slice(0, 1), count)[0] is images[0]
-    ((one,),) = part((images,), slice(count - 1, count), count)
-    assert one is images[-1]
-
-
-def test_signals_are_no_images() -> None:
-    for pair in (
-        [torch.randn(16, 8, 64)] * 2,
-        [torch.randn(3, 1, 64)] * 2,
-        [torch.randn(3, 6, 8), torch.randn(4, 6, 8)],
-    ):
-        assert examples(pair) == len(pair[1])
-
-
 def test_pairs_in_lists_are_divided_by_row() -> None:
     first, second = part([torch.arange(2), torch.arange(2)], slice(0, 1), 2)
     assert first.tolist() == second.tolist() == [0]

@@ -130,6 +130,18 @@ def test_what_runs_is_what_the_target_says(dtype: torch.dtype, precision: str) -
     assert seen == {DTYPES[precision]}
 
 
+def test_a_network_of_several_precisions_runs_as_it_is() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 4, 3).bfloat16(), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x.bfloat16()).mean((2, 3)).float())
+
+    assert sc.bench(Mixed(), Mixed(), torch.randn(1, 3, 8, 8), seconds=0.01).rows
+
+
 def test_a_target_that_is_not_there_is_skipped_if_there_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = sc.bench(network(8), network(4), X, ["torch-cuda", "torch-cpu"], seconds=0.01)

@@ -298,7 +298,7 @@ def test_what_is_no_place_for_a_file(tmp_path: Path) -> None:
         sc.export(network(), tmp_path / "net.pt2", X)
     with pytest.raises(sc.ConfigError, match="path=None is not the path of a file"):
         sc.export(network(), None, X)  # type: ignore[arg-type]
-    with pytest.raises(sc.ConfigError, match="have no example"):
+    with pytest.raises(sc.ConfigError, match="example inputs are empty"):
         sc.export(network(), tmp_path / "a.pt2", X[:0])
 
 
@@ -313,7 +313,7 @@ def test_a_reason_is_not_the_place_of_an_error() -> None:
 def test_a_file_of_the_users_beside_it_stays(suffix: str, tmp_path: Path) -> None:
     weights, path = tmp_path / "model.bin", tmp_path / f"model{suffix}"
     weights.write_bytes(b"mine")
-    with pytest.raises(sc.ConfigError, match=r"model\.bin would be replaced, and there is no model\.xml"):
+    with pytest.raises(sc.ConfigError, match=r"model\.bin exists, without its model\.xml, and would be overwritten"):
         sc.export(network(), path, X)
     assert weights.read_bytes() == b"mine"
     weights.unlink()

@@ -202,43 +202,6 @@ def test_images_of_different_size_are_not_joined() -> None:
     assert bool(found[10].running_var.isfinite().all())
 
 
-class Lists(nn.Module):
-    """Takes a list of images of any sizes, as detectors do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = small()[:7]
-
-    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        return [{"scores": self.body(image[None]).mean((2, 3))[0]} for image in images]
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_lists_of_images(count: int) -> None:
-    sizes = [(12 + i, 16) for i in range(count)]
-    batches = [[torch.randn(3, *size) * 2 for size in sizes] for _ in range(2)]
-    found = sc.calibrate(Lists(), batches)
-    again = sc.calibrate(Lists(), [(batch,) for batch in batches], images=2 * count)
-    values = [found.body[0](image[None]).movedim(1, 0).flatten(1) for batch in batches for image in batch]
-    torch.testing.assert_close(found.body[1].running_mean, torch.cat(values, 1).mean(1))
-    assert all(torch.equal(v, again.state_dict()[k]) for k, v in found.state_dict().items())
-    part = sc.calibrate(Lists(), batches, images=max(2, count - 1))  # some images of a batch
-    assert count < 3 or not torch.equal(part.body[1].running_mean, found.body[1].running_mean)
-
-
-@pytest.mark.parametrize("recover", [None, sc.Reconstruct(images=6)])
-def test_a_network_of_lists_is_pruned_without_labels(recover: Any) -> None:
-    batches = [[torch.randn(3, 12 + i, 16) for i in range(3)] for _ in range(2)]
-    model, budget = Lists(), sc.Budget(macs=0.5)
-    results = [
-        sc.prune(model, (batches[0][:1],), "l1", budget, given, recover, calibrate=calibrate, progress="silent")
-        for given, calibrate in ((batches, True), (batches, iter(batches)))
-    ]
-    assert results[0].history[0]["images"] == 6
-    for one, other in zip(*(result.model.state_dict().values() for result in results), strict=True):
-        torch.testing.assert_close(one, other)
-
-
 def test_a_norm_with_a_single_value_keeps_its_statistics() -> None:
     found = sc.calibrate(small(), [X[:1]])
     assert torch.equal(found[10].running_var, torch.ones(4))
@@ -297,19 +260,6 @@ class TestPrune:
         result = sc.prune(model, torch.zeros(1, 3, 16, 16), "l1", sc.Budget(macs=1.0), self.data())
         assert all(torch.equal(v, model.state_dict()[k]) for k, v in result.model.state_dict().items())
         assert result.calibrated == result.cut
-
-    def test_nothing_is_copied_where_nothing_is_filled(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Every consumer of cut channels is followed by a norm, which compensates for them."""
-        copies: list[nn.Module] = []
-        from secateurs.recovery import calibrate
-
-        monkeypatch.setattr(calibrate, "copied", lambda model: copies.append(model) or copy.deepcopy(model))
-        budget, model = sc.Budget(macs=0.7), small()
-        kept = sc.prune(model, X[:1], "l1", budget, [X], only=["0"])
-        assert kept.history[0]["layers"] == []
-        assert not copies
-        assert sc.prune(Extra(), torch.zeros(1, 3, 16, 16), "l1", sc.Budget(macs=0.5), [X]).history[0]["layers"]
-        assert copies
 
     def test_one_shot_iterators_are_left_to_training(self) -> None:
         batches = iter(self.data().train)

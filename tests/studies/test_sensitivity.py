@@ -220,7 +220,7 @@ def test_the_picture(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a.svg"]
     with pytest.raises(sc.ArtifactError, match="could not be written"):
         found.plot(tmp_path / "no" / "a.png")
-    with pytest.raises(sc.ConfigError, match=r"a\.mov: \.mov is not a format of pictures"):
+    with pytest.raises(sc.ConfigError, match=r"a\.mov: a picture cannot be saved as \.mov"):
         found.plot(tmp_path / "a.mov")
 
 

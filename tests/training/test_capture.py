@@ -86,6 +86,21 @@ def test_a_recovery_with_a_teacher(compiler: Compiler) -> None:
     assert compiler.calls == 6 + 5  # the teacher has no trial
 
 
+def test_a_teacher_that_cannot_be_compiled(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def first_only(graph: Any, inputs: Any) -> Any:
+        if compiler.graphs:
+            raise RuntimeError("no kernel for this one")
+        return compiler(graph, inputs)
+
+    monkeypatch.setattr(capture, "options", lambda device: {"backend": first_only})
+    found = [gradually("l2", sc.Recover(epochs=1, precision="fp32", compile=compiled)) for compiled in (True, False)]
+    assert_same(*found)
+    assert caplog.text.count("no kernel for this one") == 1
+    assert compiler.calls == 6
+
+
 def gradually(method: Any, recover: Any = None) -> tuple[Any, dict[str, Tensor]]:
     """Pruned by a method that trains."""
     batches = data(40)

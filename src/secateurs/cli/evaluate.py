@@ -111,7 +111,7 @@ def evaluate(
     if card is not None and card.functions and not asked:
         options.log(
             f"the network was measured with functions of its own ({', '.join(card.functions)}), which its card does not have: "
-            f"now measured as {purpose.task.name} does"
+            f"measured here as the task {purpose.task.name} is"
         )
     if card is not None and (doubt := _other_classes(card, data)) is not None:
         options.log(f"warning: {doubt}")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.data.preprocess import Preprocess
-from secateurs.data.structure import examples, images, kind_of, leaves
+from secateurs.data.structure import examples, kind_of, leaves
 from secateurs.errors import DataError, a_or_an
 from secateurs.keywords import explained
 
@@ -23,9 +23,9 @@ class Data:
     """Training batches, and optionally validation batches, class names, the shape of one input, and how images become inputs.
 
     train, val: any iterable of `(inputs, targets)` batches that can be iterated repeatedly, or a function that returns
-    one. Training batches may also be inputs only, wherever labels are not read: a tensor, a tuple of one, a dict of
-    keyword arguments, or a list of images (C, H, W) of any sizes, which is passed on as one argument. With functions of your
-    own that read a batch (`step`, `forward`), batches may be anything that holds tensors. `batches()` checks each batch.
+    one. Training batches may also be inputs only, wherever labels are not read: a tensor, a tuple of one, or a dict of
+    keyword arguments. With functions of your own that read a batch (`step`, `forward`), batches may be anything that holds
+    tensors. `batches()` checks each batch.
     classes, preprocess: are recorded on the card of what is pruned with the data, see `secateurs.card`.
 
     Raises DataError for what cannot be batches; each batch is checked when it is used.
@@ -119,14 +119,10 @@ def held(batch: Any, index: int, split: str) -> Any:
 
 
 def checked(batch: Any, index: int, split: str) -> tuple[Any, Tensor | None]:
-    """The batch as inputs and targets, None where it is inputs only: a tensor, a dict, a list of images, or a tuple of one of
-    them, or of a tuple of several tensors. Raises DataError for anything else, and for an empty batch."""
+    """The batch as inputs and targets, None where it is inputs only: a tensor, a dict, or a tuple of one of them, or of a
+    tuple of several tensors. Raises DataError for anything else, and for an empty batch."""
     alone = isinstance(batch, (tuple, list)) and len(batch) == 1
     single = batch[0] if alone else batch
-    listed = images(single) or images(batch)
-    # A list of two is inputs and targets, as loaders stack them, but for images in color.
-    if listed is not None and (alone or len(listed) != 2 or len(listed[0]) == 3):
-        return (listed,), None  # one argument
     if not isinstance(single, Tensor | Mapping) and not (alone and isinstance(single, (tuple, list))):
         return paired(batch, index, split)
     where, found = f"Batch {index} of {split}", leaves(single)
@@ -153,18 +149,14 @@ def paired(batch: Any, index: int, split: str) -> Batch:
     found = leaves(inputs) if isinstance(inputs, Tensor | tuple | list | Mapping) else []
     if not found:
         raise DataError(f"{where}: inputs must be a tensor, or a tuple or dict of tensors, not {kind_of(inputs)}.")
-    rows = len(found[0]) if found[0].ndim else None
-    listed = images(inputs)
-    if listed is not None and examples(targets) == len(listed):
-        inputs, rows = (listed,), len(listed)  # one argument
     if not isinstance(targets, Tensor) and leaves(targets):  # for a loss of the user's own
         return inputs, targets
     if not isinstance(targets, Tensor) or targets.ndim == 0:
         kind = f"a tensor of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else kind_of(targets)
         raise DataError(f"{where}: targets must be a tensor of N classes, not {kind}.")
     shapes = f"{tuple(found[0].shape)} and {tuple(targets.shape)}"
-    if rows is not None and rows != len(targets):
-        raise DataError(f"{where} has {rows} inputs and {len(targets)} targets: their shapes are {shapes}.")
+    if found[0].ndim and len(found[0]) != len(targets):
+        raise DataError(f"{where} has {len(found[0])} inputs and {len(targets)} targets: their shapes are {shapes}.")
     if not len(targets):
         raise DataError(f"{where} is empty: the shapes of its inputs and targets are {shapes}. Remove it.")
     return inputs, targets

@@ -11,38 +11,17 @@ from torch import Tensor
 from secateurs.errors import a_or_an
 from secateurs.graph.structures import Done, map_tensors, mapped
 
-CHANNELS = 4  # of an image, at most
-
-
-def images(value: Any) -> list[Tensor] | None:
-    """The images of a list of them, (C, H, W) of any sizes, as detectors take it, or of a tuple with such a list as the only
-    argument; None for anything else.
-
-    An image has up to four channels and is larger than that in both directions. Batches of signals, which have three axes too,
-    are no images where they have more examples or fewer channels than that.
-    """
-    if isinstance(value, tuple) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, list) or not value:
-        return None
-    alike = all(isinstance(x, Tensor) and x.ndim == 3 and len(x) == len(value[0]) for x in value)
-    return value if alike and all(0 < len(x) <= CHANNELS < min(x.shape[1:]) for x in value) else None
-
 
 def part(value: Any, rows: Any, n: int) -> Any:
     """Some rows of a batch of n examples: of each tensor whose first axis, and of each list whose length, is n.
 
     A list of n tensors of n rows may be either; it holds the examples where another list has one item for each, as the targets
-    of a detector's images, and where it is a list of images. rows: a slice, or a tensor of indices.
+    of a detector's images. rows: a slice, or a tensor of indices.
     """
     listed = _listed(value, n)
 
     def of_sequence(sequence: Any) -> Any:
-        rows_of_their_own = (
-            not listed
-            and images(sequence) is None
-            and any(isinstance(x, Tensor) and x.ndim and len(x) == n for x in sequence)
-        )
+        rows_of_their_own = not listed and any(isinstance(x, Tensor) and x.ndim and len(x) == n for x in sequence)
         if not isinstance(sequence, list) or len(sequence) != n or rows_of_their_own:
             return sequence
         return Done(sequence[rows] if isinstance(rows, slice) else [sequence[i] for i in rows.tolist()])
@@ -72,7 +51,7 @@ def leaves(value: Any) -> list[Tensor]:
 
 def examples(batch: Any) -> int:
     """The number of examples in a batch of any structure, as its last part tells (targets come last): the first axis of a
-    tensor, or the length of a list of images, or of dicts, pairs or dataclasses, one for each example. 1 if nothing tells."""
+    tensor, or the length of a list of dicts, pairs or dataclasses, one for each example. 1 if nothing tells."""
     if isinstance(batch, Tensor):
         return int(batch.shape[0]) if batch.ndim else 1
     if isinstance(batch, Mapping):
@@ -81,7 +60,7 @@ def examples(batch: Any) -> int:
         parts = [getattr(batch, f.name) for f in fields(batch)]
     elif isinstance(batch, tuple | list):
         parts = list(batch)
-        if isinstance(batch, list) and parts and (all(_is_example(x) for x in parts) or images(batch)):
+        if isinstance(batch, list) and parts and all(_is_example(x) for x in parts):
             return len(parts)
     else:
         return 1

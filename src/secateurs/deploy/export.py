@@ -87,8 +87,7 @@ def export(
         raise ConfigError(f"{shown(path)} is a folder: give the path of a file.")
     if format.beside and not os.path.lexists(path) and os.path.lexists(other := path.with_suffix(format.beside)):
         raise ConfigError(
-            f"{shown(other)} would be replaced, and there is no {shown(path.name)} that it belongs to: move it, or choose "
-            "another path."
+            f"{shown(other)} exists, without its {shown(path.name)}, and would be overwritten: move it, or choose another path."
         )
     if int8 is not None and not dynamic_batch:
         raise ConfigError(Setting("int8"), " is calibrated on batches: it needs ", Setting("dynamic_batch", True), ".")
@@ -101,7 +100,7 @@ def export(
     dynamic_batch = dynamic_batch and images is None
     size = batch_of(example_inputs) if images is None else None
     if size == 0:
-        raise ConfigError("The example inputs have no example: their first axis, the batch, has length 0.")
+        raise ConfigError("The example inputs are empty: their first axis, the batch, has length 0.")
     if dynamic_batch and not size and tensors(example_inputs):  # what has none does not run, and is named below
         raise ConfigError(
             "The example inputs have no common first axis that could be a batch: export with ",

@@ -64,8 +64,11 @@ def program(model: nn.Module, inputs: Any) -> Program:
 def _in_torch(model: nn.Module, inputs: Any, target: Target) -> Runner:
     dtype, device = DTYPES[target.precision], target.device
     model = copied(model).to(device).eval()
-    {"fp32": model.float, "fp16": model.half, "bf16": model.bfloat16}[target.precision]()
-    inputs = map_tensors(lambda x: x.to(device, dtype if x.is_floating_point() else None), inputs)
+    inputs = map_tensors(lambda x: x.to(device), inputs)
+    mixed = len({p.dtype for p in model.parameters() if p.is_floating_point()}) > 1
+    if not mixed or dtype is not torch.float32:  # a network of several precisions runs as it is
+        {"fp32": model.float, "fp16": model.half, "bf16": model.bfloat16}[target.precision]()
+        inputs = map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
     if target.channels_last:
         channels_last_(model)
         inputs = map_tensors(_laid_out, inputs)

@@ -19,6 +19,7 @@ NUMBER = "the code computes with the number of channels"
 DEPENDS = "the code depends on the number of channels"
 RUNS = "a network with fewer of these channels does not run or computes different outputs"
 ALONE = "the code does not work with a single channel"
+
 Array = np.ndarray
 Widths = Mapping[int, int]  # by group; those left out are whole
 _ROWS = 12  # random widths to evaluate claims at

@@ -218,7 +218,8 @@ class Gates:
         followed = self._followed
         if torch.compiler.is_compiling() and followed:
             raise ConfigError(
-                f"The network may compute weights from {sorted(followed)[0]}: its gates do not work under torch.compile."
+                f"The network's code reads attributes of the name of {sorted(followed)[0]}, and may compute weights from it: "
+                "its gates do not work under torch.compile. Run the network as it is."
             )
         parts = self._flat.split(self.sizes)  # here, so that a compiled network gets the factors as one tensor
         gated: dict[str, Tensor] = {}
@@ -298,9 +299,7 @@ class _Consumer:
             part >= 0 and len(source) == sizes[part] and bool((source == starts[part] + np.arange(sizes[part])).all())
         )
         self.part = part if whole else None
-        self.at = (
-            (int(starts[part]), sizes[part]) if whole else (0, 0)
-        )  # where its factors start, and how many there are
+        self.start, self.size = (int(starts[part]), sizes[part]) if whole else (0, 0)  # of its part
         self.open = bool((source < 0).any())  # some indices have no gate
         self.source = torch.from_numpy(np.where(source < 0, starts[-1], source))
         self.labels = (source + 1).astype(LABEL)  # 0 where there is no gate
@@ -308,7 +307,7 @@ class _Consumer:
     def factors(self, flat: Tensor) -> Tensor:
         """Its factors, (n,) or (N, n), from those of all channels."""
         if self.part is not None:
-            return flat.narrow(-1, *self.at)
+            return flat.narrow(-1, self.start, self.size)
         if self.source.device != flat.device:
             self.source = self.source.to(flat.device)
         if self.open:

@@ -254,10 +254,12 @@ class TrainingMethod(Method):
         teachers = self.teachers(task)  # first: their copies of the network are those of the original, without masks
         pruner = self.attach(task)
         budget = None if task.budget is None else task.budget.record()
-        settings = {**self.model_dump(mode="json"), "method": self.name, "budget": budget, "scope": task.scope}
+        own = self.model_dump(mode="json", exclude={"compile"})  # with which the run is the same
+        settings = {**own, "method": self.name, "budget": budget, "scope": task.scope}
         settings["limits"] = {n: [b.least, b.most, b.held] for n, b in task.bounds.items()} or None
-        compiled = self.compile if pruner.captures else False
-        recipe = self.recipe(task).model_copy(update={"steps_per_epoch": self.steps_per_epoch, "compile": compiled})
+        recipe = self.recipe(task).model_copy(update={"steps_per_epoch": self.steps_per_epoch})
+        if self.compile != "auto":
+            recipe = recipe.model_copy(update={"compile": self.compile and pruner.captures})
         engine = Engine(
             task.model, task.data, recipe, hooks=[*teachers, PrunerHook(pruner, settings)], seed=task.seed, title=self.name,
             labels=self.reads_labels, **task.engine_options,

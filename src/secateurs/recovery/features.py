@@ -108,7 +108,9 @@ class Capture:
 
     def take(self) -> list[Tensor]:
         """Return the maps of the run since `watch`, in the order of the nodes, and release them."""
-        maps, self._maps, self._watching = self._maps, [None] * len(self.nodes), False
+        maps, self._maps, self._watching = self._maps, [], False
+        if missing := [node for node, x in zip(self.nodes, maps, strict=True) if x is None]:
+            raise KeyError(f"{missing[0]} did not run")
         return maps
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ def check_picture(path: Path) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
     if _format(path) not in FigureCanvasBase.get_supported_filetypes():
-        raise ConfigError(f"{shown(path)}: {path.suffix} is not a format of pictures. Use .png, .svg or .pdf.")
+        raise ConfigError(f"{shown(path)}: a picture cannot be saved as {path.suffix}. Use .png, .svg or .pdf.")
 
 
 def write_picture(path: Path, figure: Figure) -> Path:

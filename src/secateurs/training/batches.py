@@ -13,7 +13,7 @@ import torch
 
 from secateurs.data.bundle import checked, fresh_pass, held, no_batch, paired
 from secateurs.data.loader import Loader
-from secateurs.data.structure import examples, images, leaves, part
+from secateurs.data.structure import examples, leaves, part
 from secateurs.errors import DataError, a_or_an
 from secateurs.graph.structures import map_tensors
 from secateurs.seeds import preserve_rng_state, seed_all
@@ -216,8 +216,7 @@ def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True,
     if targets is not None:
         return Batch(inputs, targets)
     one = leaves(inputs)[0]
-    rows = len(images(inputs) or one)
-    return Batch(inputs, one.new_full((rows,), IGNORED, dtype=torch.long), labeled=False)
+    return Batch(inputs, one.new_full((len(one),), IGNORED, dtype=torch.long), labeled=False)
 
 
 def check_labels(source: Any, readers: Sequence[str]) -> None:
@@ -319,7 +318,7 @@ def _plain(source: Any, examples: int, whole: bool) -> Any:
 
 def fits(one: Batch, other: Batch) -> bool:
     """Whether the two can be joined."""
-    if one.whole or images(one.inputs) is not None:
+    if one.whole:
         return False
     rows = [[(x.shape[1:], x.dtype, x.device) for x in leaves((b.inputs, b.targets))] for b in (one, other)]
     return rows[0] == rows[1] and type(one.inputs) is type(other.inputs)

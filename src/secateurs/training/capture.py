@@ -83,6 +83,25 @@ def _frame(net: nn.Module) -> Callable[..., Any]:
     return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
 
 
+class Beside(Captured):
+    """The same for a network that runs without gradients: if its first pass fails, the network itself."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._form is not None:
+            return super().forward(*args, **kwargs)
+        try:
+            return super().forward(*args, **kwargs)
+        except Exception as error:
+            warn(error)
+            self.runs = self.runs[0], self.runs[0]
+            return self.runs[0](*args, **kwargs)
+
+
+def warn(error: Exception) -> None:
+    reason = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
+    log.warning("The training step is not compiled (compile=False silences this): %s", reason)
+
+
 class Compiler:
     """Compiles the networks of a run at its first batch, and when one was cut or frozen since."""
 
@@ -116,8 +135,7 @@ class Compiler:
         except (
             Exception
         ) as error:  # a compiler's errors are of many types; those of the network itself come again without it
-            reason = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
-            log.warning("The training step is not compiled (compile=False silences this): %s", reason)
+            warn(error)
             self._failed = True
             for part, net in zip(parts, nets, strict=True):
                 part.net = net
@@ -127,7 +145,7 @@ class Compiler:
         if self._failed or not self._made:
             return net
         if net not in self._beside:
-            self._beside[net] = Captured(net, device, guest=True)
+            self._beside[net] = Beside(net, device, guest=True)
         return self._beside[net]
 
     def _try(self, run: TrainingRun, inputs: Any) -> None:

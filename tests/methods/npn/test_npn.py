@@ -548,7 +548,7 @@ def test_copies_go_by_the_same_pruner() -> None:
 )  # fmt: skip
 def test_settings_out_of_range(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(
-        sc.ConfigError, match=rf"NPN\({named}=.*npn's settings are: steps_per_epoch, epochs, distil, lam"
+        sc.ConfigError, match=rf"NPN\({named}=.*npn's settings are: steps_per_epoch, compile, epochs, distil, lam"
     ):
         sc.NPN(**settings)
 
