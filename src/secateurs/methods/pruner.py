@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, Setting
@@ -24,6 +23,7 @@ from secateurs.recovery.distil import Distilling
 from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
 from secateurs.training import Engine, Hook, Part, Recipe, processes
+from secateurs.training.eager import EagerHook
 from secateurs.training.run import TrainingRun
 from secateurs.training.runtime import wait_for_everyone
 from secateurs.training.state import misfit
@@ -63,14 +63,13 @@ class Pruner:
         self.history: list[dict[str, Any]] = []  # the method's history, if nothing else records it
         self._averaged = False  # whether the gradients of `networks` are those of all processes
         self._plan: Plan | None = None
-        self._guard: RemovableHandle | None = None
+        self._guard: EagerHook | None = None
 
     def begin(self, total: int, epoch_steps: int) -> None:
         """Set the length of the run in optimizer steps, and the steps per epoch."""
         self.total, self.epoch_steps = total, max(1, epoch_steps)
         if self._guard is None:
-            stays = _Stays(device_of(self.task.model))
-            self._guard = self.task.model.register_forward_pre_hook(stays, prepend=True)
+            self._guard = EagerHook(self.task.model, _Stays(device_of(self.task.model)))
 
     def penalty(self) -> Tensor | float:
         """The penalty to add to the loss of the last batch."""
@@ -160,7 +159,7 @@ class _Stays:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def __call__(self, model: nn.Module, args: Any) -> None:
+    def __call__(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if (now := device_of(model)) != self.device:
             raise ConfigError(
                 f"The model was on {self.device} when the pruner was attached, and is now on {now}: move it first, then "
