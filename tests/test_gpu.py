@@ -88,6 +88,22 @@ def test_the_result_compiles(image: Tensor) -> None:
         torch.testing.assert_close(torch.compile(result.model)(x), result.model(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["npn", "onestep", "pff"])
+def test_steps_in_cuda_graphs_are_the_steps(name: str, image: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    method, recover = configured(name).model_copy(update={"precision": "fp32"}), sc.Recover(epochs=2, precision="fp32")
+    compiled, plain = (
+        sc.prune(
+            network().cuda(), image, method.model_copy(update={"compile": whether}), sc.Budget(macs=0.6), batches(),
+            recover=recover.model_copy(update={"compile": whether}), progress=False,
+        )
+        for whether in (True, False)
+    )  # fmt: skip
+    assert "not compiled" not in caplog.text
+    assert compiled.plan == plain.plan
+    for a, b in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
 def test_stripes_compute_what_the_masked_network_does() -> None:
     model, x = sc.build("zoo:resnet20").cuda().eval(), torch.randn(8, 3, 32, 32, device="cuda")
     graph = sc.trace(model, x)
