@@ -419,6 +419,28 @@ def test_computed_weights_are_not_compiled() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_code_that_asks_for_the_dtype_of_a_weight_computes_nothing_from_it() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = (lambda: self.b.weight.shape[0])()
+            return self.b(self.a(x.to(self.a.weight.dtype)).relu())[:, :n]
+
+    model, x = Asks(), torch.randn(1, 3, 8, 8)
+    torch._dynamo.reset()
+    weight = model.b.weight
+    with Gates(model, free(sc.trace(model, x))) as gates:
+        gates.flat(torch.rand(gates.channels))
+        y = torch.compile(model, backend="eager")(x)
+        assert model.b.weight is weight  # restored
+        torch.testing.assert_close(y, model(x))
+    torch._dynamo.reset()
+
+
 CHILD = """
 import os
 import sys

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable, Iterable
 from functools import cache
-from types import FunctionType
+from itertools import zip_longest
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -13,6 +15,18 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.packages import foreign, names_in
+
+_READS = ("LOAD_ATTR", "LOAD_METHOD")
+_ABOUT = (
+    "dtype",
+    "device",
+    "shape",
+    "size",
+    "dim",
+    "ndim",
+    "numel",
+    "requires_grad",
+)  # of a tensor, without its values
 
 
 def held_by(model: nn.Module, names: set[str], kind: Callable[[nn.Module], bool]) -> set[str]:
@@ -84,6 +98,23 @@ def _named_in(kind: type) -> frozenset[str]:
         if isinstance(function, FunctionType) and function not in seen and not foreign(function.__module__):
             seen.add(function)
             names = names_in(function.__code__)
-            found.update(names)
+            found.update(set(names) - _only_asked(function.__code__))
             due += [where.get(name) for name in names for where in (own, function.__globals__)]
     return frozenset(found)
+
+
+def _only_asked(code: CodeType) -> set[str]:
+    """The attributes that a function's code, and that of functions inside of it, reads for their dtype, shape or device alone,
+    as in `x.to(self.weight.dtype)`."""
+    asked, used = set[str](), set[str]()
+    steps = list(dis.get_instructions(code))
+    for step, after in zip_longest(steps, steps[1:]):
+        if step.opcode in dis.hasname:
+            about = step.opname in _READS and after is not None and after.opname in _READS and after.argval in _ABOUT
+            (asked if about else used).add(step.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            inner = _only_asked(constant)
+            asked |= inner
+            used |= set(names_in(constant)) - inner
+    return asked - used

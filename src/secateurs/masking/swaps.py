@@ -12,19 +12,23 @@ class Swaps:
     """
 
     def __init__(self) -> None:
-        self._saved: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
+        # By module, not by its dict of parameters: a compiler may keep a copy of that.
+        self._saved: list[tuple[nn.Module, str, Tensor | None]] = []
 
     def put(self, module: nn.Module, leaf: str, tensor: Tensor) -> None:
         """Have this tensor stand in for a parameter or buffer of the module."""
-        own: dict[str, Tensor | None] = module._parameters if leaf in module._parameters else module._buffers  # type: ignore[assignment]
-        self._saved.append((own, leaf, own[leaf]))
-        own[leaf] = tensor
+        self._saved.append((module, leaf, _holder(module, leaf)[leaf]))
+        _holder(module, leaf)[leaf] = tensor
 
     def restore(self) -> None:
         """Restore them all."""
         while self._saved:
-            own, leaf, tensor = self._saved.pop()
-            own[leaf] = tensor
+            module, leaf, tensor = self._saved.pop()
+            _holder(module, leaf)[leaf] = tensor
 
     def __bool__(self) -> bool:
         return bool(self._saved)
+
+
+def _holder(module: nn.Module, leaf: str) -> dict[str, Tensor | None]:
+    return module._parameters if leaf in module._parameters else module._buffers  # type: ignore[return-value]
