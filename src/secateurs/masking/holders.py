@@ -17,16 +17,8 @@ from secateurs.graph.channels import named_tensors
 from secateurs.graph.packages import foreign, names_in
 
 _READS = ("LOAD_ATTR", "LOAD_METHOD")
-_ABOUT = (
-    "dtype",
-    "device",
-    "shape",
-    "size",
-    "dim",
-    "ndim",
-    "numel",
-    "requires_grad",
-)  # of a tensor, without its values
+# Of a tensor, without its values.
+_ABOUT = ("dtype", "device", "shape", "size", "dim", "ndim", "numel", "requires_grad")
 
 
 def held_by(model: nn.Module, names: set[str], kind: Callable[[nn.Module], bool]) -> set[str]:

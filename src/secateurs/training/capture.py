@@ -132,9 +132,8 @@ class Compiler:
         self._tried.add(trained)
         try:
             self._try(run, inputs)
-        except (
-            Exception
-        ) as error:  # a compiler's errors are of many types; those of the network itself come again without it
+        except Exception as error:
+            # A compiler's errors are of many types; those of the network itself come again without it.
             warn(error)
             self._failed = True
             for part, net in zip(parts, nets, strict=True):
@@ -162,9 +161,9 @@ class Compiler:
                         out = call(main.net, inputs)
                     if sums := [x.float().sum() for x in tensors(out) if x.requires_grad]:
                         torch.stack(sums).sum().backward()
-                    _clear(run)
+                    run.clear_gradients()
         finally:
-            _clear(run)
+            run.clear_gradients()
             for hook in eager_hooks(main.module):
                 hook.forget()
             with torch.no_grad():
@@ -173,8 +172,3 @@ class Compiler:
                     module._buffers.update(own)
                 for x, before in values:
                     x.copy_(before)
-
-
-def _clear(run: TrainingRun) -> None:
-    for part in run.parts.values():
-        part.optimizer.zero_grad(set_to_none=True)

@@ -27,9 +27,20 @@ class EagerHook:
         self.before, self.after, self.forget = before, after, forget
         self.around = False  # whether `before` has been called for this pass, and `after` will be
         self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(_Before(self), with_kwargs=True, prepend=True),
-            model.register_forward_hook(_After(self), always_call=True),
+            model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
+            model.register_forward_hook(self._leave, always_call=True),
         ]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EagerHook:
+        return self
+
+    def _enter(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self.around:
+            self.before(model, args, kwargs)
+
+    def _leave(self, model: nn.Module, args: Any, out: Any) -> None:
+        if not self.around:
+            self.after()
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -48,25 +59,6 @@ class EagerHook:
             self.after()
 
 
-class _Shared:
-    def __init__(self, hook: EagerHook) -> None:
-        self.hook = hook
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self
-
-
-class _Before(_Shared):
-    def __call__(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if not self.hook.around:
-            self.hook.before(model, args, kwargs)
-
-
-class _After(_Shared):
-    def __call__(self, model: nn.Module, args: Any, out: Any) -> None:
-        if not self.hook.around:
-            self.hook.after()
-
-
 def eager_hooks(net: nn.Module) -> list[EagerHook]:
-    return [h.hook for h in net._forward_pre_hooks.values() if isinstance(h, _Before)]
+    found = [getattr(hook, "__self__", None) for hook in net._forward_pre_hooks.values()]
+    return [hook for hook in found if isinstance(hook, EagerHook)]

@@ -178,10 +178,6 @@ class Engine(TrainingRun):
     def beside(self, net: nn.Module) -> nn.Module:
         return net if self._compiler is None else self._compiler.beside(net, self.device)
 
-    def _clear(self) -> None:
-        for part in self.parts.values():
-            part.optimizer.zero_grad(set_to_none=True)
-
     def _right(self, batch: B.Batch, outputs: Any, targets: Any) -> torch.Tensor | None:
         """The number of examples that are classified correctly; None for what is not classification."""
         # Whether it is may depend on values, which are read from a GPU once.
@@ -219,7 +215,7 @@ class Engine(TrainingRun):
                 part.optimizer.step()
         if self.runtime.scaler:
             self.runtime.scaler.update()
-        self._clear()
+        self.clear_gradients()
         self._micro = 0
         self.step += 1
         if self.ema is not None and self.parts["main"].active:

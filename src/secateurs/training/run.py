@@ -137,6 +137,11 @@ class TrainingRun:
         """What to call for a network that runs beside the one that trains, without gradients: compiled if the other is."""
         return net
 
+    def clear_gradients(self) -> None:
+        """Set the gradients of all networks to None."""
+        for part in self.parts.values():
+            part.optimizer.zero_grad(set_to_none=True)
+
     # -- for hooks that change what is trained -----------------------------------------------------------------------
 
     def add_parameters(self, params: Iterable[nn.Parameter], **options: Any) -> None:

@@ -59,9 +59,8 @@ class Watch:
         self.module, self.follows, self.readers = module, follows, readers
         self.ablated, self.found = ablated, found
         self.waiting: tuple[Tensor, Tensor] | None = None  # input and output, until the norm has run
-        self._uncompiled = torch.compiler.disable(
-            self._see
-        )  # not a decorator: it would import the compiler for everybody
+        # Not a decorator, which would import the compiler for everybody.
+        self._uncompiled = torch.compiler.disable(self._see)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
         return self  # on a copy of the model (for example its EMA) it does nothing
