@@ -138,7 +138,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, list[float]]:
         kinds["engine, compiled"] = engine(name, batch, options, True)
     for of in METHODS:
         kinds[of] = method(name, of, batch, options, False)
-        if options.compiled and of != "aofp":  # which runs as it is
+        if options.compiled:
             kinds[f"{of}, compiled"] = method(name, of, batch, options, True)
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(-1, options.turns):

@@ -88,7 +88,7 @@ def test_the_result_compiles(image: Tensor) -> None:
         torch.testing.assert_close(torch.compile(result.model)(x), result.model(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["npn", "onestep", "pff"])
+@pytest.mark.parametrize("name", ["aofp", "npn", "onestep", "pff"])
 def test_steps_in_cuda_graphs_are_the_steps(name: str, image: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     method, recover = configured(name).model_copy(update={"precision": "fp32"}), sc.Recover(epochs=2, precision="fp32")
     compiled, plain = (

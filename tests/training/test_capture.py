@@ -139,8 +139,21 @@ def test_mimicked_features(compiler: Compiler) -> None:
     assert (compiler.graphs, compiler.calls) == (2, 6 + 5)
 
 
+def test_aofp(compiler: Compiler) -> None:
+    """Damage is measured over whole layers, filters that are not ablated times zero: the same moves, and the same network."""
+    method = sc.AOFP(epochs=8, precision="fp32", search_cost=2, theta=0.3)
+    (compiled, network), (plain, same) = gradually(method.model_copy(update={"compile": True})), gradually(method)
+    (end,) = [line for line in compiled if line.get("event") == "end"]
+    assert (compiler.graphs, compiler.calls) == (1, 1 + end["step"])
+    assert all(torch.equal(x, same[name]) for name, x in network.items())
+    assert "move" in {line.get("event") for line in compiled}
+    assert compiled == [
+        {**line, "damage": pytest.approx(line["damage"], rel=1e-5)} if "damage" in line else line for line in plain
+    ]
+
+
 def test_a_method_that_is_not_compiled(compiler: Compiler, caplog: pytest.LogCaptureFixture) -> None:
-    gradually(sc.AOFP(epochs=1, precision="fp32", compile=True))
+    gradually(sc.AOFP(epochs=1, precision="fp32", halves="batch", compile=True))
     assert compiler.graphs == 0
     assert "AOFP(compile=True) has no effect" in caplog.text
 

@@ -174,6 +174,11 @@ class Gates:
             )
         self._flat = flat
 
+    @property
+    def gated(self) -> bool:
+        """Whether any factors are set."""
+        return self._flat is not None
+
     def fold_(self, factors: Mapping[str, Tensor]) -> None:
         """Fold per-batch factors into the consumers' weights: the plain network then computes the same as the
         gated one, and a channel with factor zero can be cut exactly.

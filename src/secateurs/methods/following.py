@@ -38,13 +38,18 @@ class Following:
 
 
 def following(model: nn.Module, layers: Iterable[str], example_inputs: Any) -> dict[str, Following]:
-    """The ops that follow each of these modules in its first run: at most a norm, then a non-linearity. A module that does not
-    run on these inputs (in eval mode), or does not return a tensor, is left out. The model is not modified.
+    """The ops that follow each of these modules in its first run: at most a norm, then a non-linearity; in the order in which
+    the modules run. A module that does not run on these inputs (in eval mode), or does not return a tensor, is left out. The
+    model is not modified.
 
     Raises TraceError if the model does not run.
     """
     found = flow(model, example_inputs)
-    starts = {name: call.output for name in layers for call in found.runs(name)[:1]}
+    wanted = set(layers)
+    starts: dict[str, Value | None] = {}
+    for call in found.calls:
+        if call.module in wanted:
+            starts.setdefault(call.module, call.output)
     return {name: _read(model, found, value) for name, value in starts.items() if value is not None}
 
 

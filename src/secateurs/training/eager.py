@@ -25,7 +25,7 @@ class EagerHook:
         forget: Callable[[], None] = lambda: None,
     ) -> None:
         self.before, self.after, self.forget = before, after, forget
-        self.around = False  # whether `before` has been called for this pass, and `after` will be
+        self.compiled = False  # whether the pass is compiled: `before` and `after` are called around it
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
             model.register_forward_hook(self._leave, always_call=True),
@@ -35,11 +35,11 @@ class EagerHook:
         return self
 
     def _enter(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if not self.around:
+        if not self.compiled:
             self.before(model, args, kwargs)
 
     def _leave(self, model: nn.Module, args: Any, out: Any) -> None:
-        if not self.around:
+        if not self.compiled:
             self.after()
 
     def remove(self) -> None:
@@ -50,12 +50,12 @@ class EagerHook:
     @contextmanager
     def called(self, model: nn.Module, args: Any, kwargs: Any) -> Iterator[None]:
         """A context in which the model's passes are a part of this one."""
-        self.before(model, args, kwargs)
-        self.around = True
+        self.compiled = True
         try:
+            self.before(model, args, kwargs)
             yield
         finally:
-            self.around = False
+            self.compiled = False
             self.after()
 
 

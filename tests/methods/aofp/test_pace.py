@@ -96,7 +96,7 @@ def test_a_sweep_in_which_nothing_can_be_pruned_ends_the_run(budget: sc.Budget |
 def test_patience() -> None:
     found = []
     for patience in (1, 3):
-        model, pruner = attached(None, steps=1000, theta=1e-5, search_cost=1, patience=patience)
+        model, pruner = attached(None, steps=1000, theta=0, search_cost=1, patience=patience)
         train(model, pruner, 1000)
         assert len(events(pruner.record, "stall")) == patience
         found.append(pruner.steps)

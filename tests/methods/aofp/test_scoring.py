@@ -233,6 +233,37 @@ def test_each_example_with_a_half_of_its_own(name: str, layout: str, ratio: Any)
         assert found[g.name][1] == pytest.approx(below.sum(0)), g.name
 
 
+@pytest.mark.parametrize("ratio", ["example", "batch"])
+@pytest.mark.parametrize("name", list(CASES))
+def test_halves_drawn_before_a_compiled_pass(name: str, ratio: Any) -> None:
+    """One graph for whatever is ablated, and the same samples."""
+    torch.manual_seed(0)
+    case = CASES[name]()
+    groups = [g for g in sc.trace(case.model, case.x[:2], **case.graph_options).groups if g.reason is None]
+    case.model.train()
+    torch._dynamo.reset()
+    compiled = torch.compile(case.model, backend="eager", fullgraph=True)
+    with Damage(case.model, groups, case.x[:2], ratio) as damage:
+        for step in range(3):
+            some = [g for i, g in enumerate(groups) if len(groups) == 1 or i % 3 != step]
+            for network in (case.model, compiled):
+                spaces = {g.name: np.arange(0, g.size, 1 + step) for g in some}
+                damage.ablate({name: Halves(s, max(1, len(s) // 2), seed=7) for name, s in spaces.items()})
+                if network is compiled:
+                    damage.ablation.draw(len(case.x), case.x.device)
+                with torch.compiler.set_stance("fail_on_recompile" if network is compiled and step else "default"):
+                    network(case.x)
+                found = damage.samples()
+                damage.ablation.undraw()
+                if network is case.model:
+                    plain = found
+            assert set(found) == set(plain) == set(spaces)
+            for group, (sums, counts) in plain.items():
+                assert found[group][0] == pytest.approx(sums, rel=1e-4), group
+                assert found[group][1] == pytest.approx(counts), group
+    torch._dynamo.reset()
+
+
 def rows(case: Case, group: sc.ChannelGroup, ablated: np.ndarray, reader: int) -> tuple[np.ndarray, np.ndarray]:
     """‖M − M′‖² and ‖M‖² of each example, with the same channels ablated in all of them."""
     seen: list[tuple[np.ndarray, np.ndarray]] = []

@@ -22,13 +22,16 @@ class Halves:
     seed: int
     rank: int = 0
     world: int = 1
-    _generator: torch.Generator = field(init=False, repr=False)
+    _generator: np.random.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(self.seed)
+        self._generator = np.random.default_rng(self.seed)
 
     def draw(self, rows: int) -> Tensor:
         """(rows, n) bool: True for the `size` filters that each example ablates."""
         own = slice(rows * self.rank, rows * (self.rank + 1))
-        order = torch.rand(rows * self.world, len(self.space), generator=self._generator)[own].argsort(dim=1)
-        return order < self.size
+        keys = self._generator.random((rows * self.world, len(self.space)), dtype=np.float32)[own]
+        masks = np.zeros(keys.shape, dtype=bool)
+        # A partial sort: on a CPU a tenth of the time of a full one, which would take as long as a step on a GPU.
+        np.put_along_axis(masks, np.argpartition(keys, self.size - 1, axis=1)[:, : self.size], True, axis=1)
+        return torch.from_numpy(masks)

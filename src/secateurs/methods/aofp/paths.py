@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateurs.graph.modes import evaluating
-from secateurs.methods.aofp.halves import Halves
+from secateurs.methods.aofp.ablation import EVERY, Ablation, Columns, Reader
 from secateurs.methods.following import Following, batch_norm
 
 _CACHED = 1 << 19  # values of an activation that are processed at a time on a CPU
-# One example in so many is scored if each has a half of its own: all filters of the search space, on half of the examples,
-# are as much work as half of the filters on all of them.
-EVERY = 2
 
-
-@dataclass(frozen=True, eq=False)
-class Reader:
-    """A layer that consumes a group's channels on an axis of its weight."""
-
-    group: str
-    layer: str
-    index: np.ndarray  # (size, m): indices on the weight's axis
-    inputs: np.ndarray  # (size, m'): indices on the input's channel axis
-    linear: bool  # its forward is linear in its input, and it can be called on fewer channels
-
-    @property
-    def key(self) -> str:
-        return f"{self.group}\n{self.layer}"
-
-    @property
-    def size(self) -> int:
-        return len(self.index)
-
-
-Ablated = np.ndarray | Halves  # the same channels for all examples, or a half for each example
 Found = Callable[[Reader, Tensor, Tensor, Tensor | None], None]
 """(reader, ‖M − M′‖² (rows,), ‖M‖² (rows,), which channels each row ablated (rows, size) or None if all the same)."""
 
@@ -49,15 +23,10 @@ class Watch:
     """Forward hook of a layer: scores the groups that it consumes, now or after its batch norm has run."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        follows: Following,
-        readers: list[Reader],
-        ablated: Callable[[str], Ablated | None],
-        found: Found,
+        self, module: nn.Module, follows: Following, readers: list[Reader], ablation: Ablation, found: Found
     ) -> None:
         self.module, self.follows, self.readers = module, follows, readers
-        self.ablated, self.found = ablated, found
+        self.ablation, self.found = ablation, found
         self.waiting: tuple[Tensor, Tensor] | None = None  # input and output, until the norm has run
         # Not a decorator, which would import the compiler for everybody.
         self._uncompiled = torch.compiler.disable(self._see)
@@ -66,14 +35,18 @@ class Watch:
         return self  # on a copy of the model (for example its EMA) it does nothing
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
-        self._uncompiled(module, args, kwargs, y)
-
-    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
-        self.waiting = None
-        if module is not self.module or not isinstance(y, Tensor):
-            return
         x = args[0] if args else kwargs.get("input")
-        if all(self.ablated(r.group) is None for r in self.readers) or not isinstance(x, Tensor):
+        (self._see if self.compiles(x) else self._uncompiled)(module, x, y)
+
+    def compiles(self, x: Any) -> bool:
+        """Whether all that is done for this input can be compiled."""
+        return isinstance(x, Tensor) and all(self.ablation.drawn(r, x) for r in self.readers)
+
+    def _see(self, module: nn.Module, x: Any, y: Any) -> None:
+        self.waiting = None
+        if module is not self.module or not isinstance(y, Tensor) or not isinstance(x, Tensor):
+            return
+        if not any(self.ablation.wants(r, x) for r in self.readers):
             return
         if self.follows.hooked:
             self.waiting = (x, y)
@@ -86,25 +59,24 @@ class Watch:
 
     def score(self, x: Tensor, y: Tensor, z: Tensor, factor: Tensor | None) -> None:
         """x: the layer's input (N, C, *). y: its output. z: that after batch norm. factor: (O,) of batch norm."""
-        x, y, z = x.detach(), y.detach(), z.detach()
+        whole = x.detach(), y.detach(), z.detach()
+        some: tuple[Tensor, ...] | None = None  # the examples that are scored if each has a half of its own
         for reader in self.readers:
-            ablated = self.ablated(reader.group)
-            if isinstance(ablated, Halves):
-                some = [_every(t) for t in (x, y, z)]
-                masks = _there(ablated.draw(len(some[0])), x)
-                part = _Contribution(self.module, reader, ablated.space, masks, factor, some[0], some[1])
-                above, below = self._compare(part, some[0], some[2])
-                whole = masks.new_zeros(len(masks), reader.size)
-                whole[:, _there(torch.from_numpy(ablated.space), x)] = masks
-                self.found(reader, above, below, whole)
-            elif ablated is not None:
-                part = _Contribution(self.module, reader, ablated, None, factor, x, y)
-                self.found(reader, *self._compare(part, x, z), None)
+            if not self.ablation.wants(reader, x):
+                continue
+            columns, masks = self.ablation.of(reader, x)
+            if masks is not None and some is None:
+                some = tuple(map(_every, whole))
+            seen = whole if masks is None or some is None else some
+            part = _Contribution(self.module, reader.linear, columns, masks, factor, seen[0], seen[1])
+            above, below = self._compare(part, seen[0], seen[2])
+            self.found(reader, above, below, None if masks is None else columns.whole(masks))
 
     def _compare(self, part: _Contribution, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances of each row, and squared norms: (rows,), float64."""
         n = len(x)
-        rows = max(1, _CACHED * n // max(x.numel(), z.numel(), 1)) if z.device.type == "cpu" else n
+        sliced = z.device.type == "cpu" and not torch.compiler.is_compiling()
+        rows = max(1, _CACHED * n // max(x.numel(), z.numel(), 1)) if sliced else n
         wide = {"dtype": torch.float32} if z.dtype == torch.float16 else {}  # float16's range is too small
         above, below = [], []
         for i in range(0, n, rows):
@@ -119,11 +91,6 @@ class Watch:
 
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def _there(t: Tensor, x: Tensor) -> Tensor:
-    """On the device of x, without waiting for it."""
-    return t.to(x.device, non_blocking=True)
 
 
 def _every(x: Tensor) -> Tensor:
@@ -151,11 +118,12 @@ class AfterNorm:
         return self
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: Any) -> None:
-        self._uncompiled(module, args, kwargs, z)
+        if self.watch.waiting is not None:
+            y = args[0] if args else kwargs.get("input")
+            (self._see if self.watch.compiles(self.watch.waiting[0]) else self._uncompiled)(module, y, z)
 
-    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: Any) -> None:
+    def _see(self, module: nn.Module, y: Any, z: Any) -> None:
         waiting, self.watch.waiting = self.watch.waiting, None
-        y = args[0] if args else kwargs.get("input")
         if waiting is None or module is not self.norm or y is not waiting[1]:
             return
         with torch.no_grad():
@@ -170,7 +138,8 @@ def _factor(norm: nn.Module, y: Tensor, z: Tensor) -> Tensor:
         return scale if norm.weight is None else scale * norm.weight
     axes = [0, *range(2, y.ndim)]
     if "forward" not in vars(norm) and not isinstance(norm, nn.SyncBatchNorm):
-        saved = getattr(z.grad_fn, "_saved_result2", None)  # 1 / standard deviation, kept for the backward pass
+        # 1 / standard deviation, kept for the backward pass
+        saved = None if torch.compiler.is_compiling() else getattr(z.grad_fn, "_saved_result2", None)
         if not isinstance(saved, Tensor) or saved.shape != (y.shape[1],):
             saved = torch.rsqrt(y.float().var(axes, unbiased=False) + norm.eps)
         return saved if norm.weight is None else saved * norm.weight
@@ -188,33 +157,27 @@ class _Contribution:
     """The contribution of the ablated channels to a layer's output z, for any rows of the batch."""
 
     def __init__(
-        self, module: nn.Module, reader: Reader, ablated: np.ndarray, masks: Tensor | None, factor: Tensor | None,
+        self, module: nn.Module, linear: bool, columns: Columns, masks: Tensor | None, factor: Tensor | None,
         x: Tensor, y: Tensor,
     ) -> None:  # fmt: skip
-        """ablated: (n,) channels of the group. masks: (rows, n), those of them that each row ablates; None: all of them."""
-        self.module, self.x, self.y = module, x, y
+        """linear: see `Reader`. masks: (rows, n), which of the columns' filters each row ablates; None: all of them."""
+        self.module, self.linear, self.x, self.y = module, linear, x, y
         self.axis = (-1 if isinstance(module, nn.Linear) else 1) % x.ndim
-        at = reader.inputs[ablated]
-        order = np.argsort(at.reshape(-1), kind="stable")
-        inputs = _there(torch.from_numpy(at.reshape(-1)[order]), x)
+        self.inputs = columns.inputs
         gone: Tensor | None = None  # (rows, inputs, 1, …): 1 for those that a row ablates
         if masks is not None:
-            column = _there(torch.from_numpy(np.repeat(np.arange(len(at)), at.shape[1])[order]), x)
-            gone = masks[:, column].to(x.dtype)
-        self.linear = reader.linear
+            gone = masks[:, columns.owners].to(x.dtype)
         self.scale: Tensor | None = None  # of batch norm, where it is not in the weights
         if not self.linear:
             if factor is not None:
                 self.scale = _along(factor.to(y.dtype), y)
             keep = torch.ones(1 if gone is None else len(gone), x.shape[self.axis], dtype=x.dtype, device=x.device)
-            keep[:, inputs] = 0 if gone is None else 1 - gone
+            keep[:, self.inputs] = 0 if gone is None else 1 - gone
             self.rows: Tensor | None = _rowwise(keep, x, self.axis)
             return
-        self.inputs = inputs
         self.rows = None if gone is None else _rowwise(gone, x, self.axis)
         transposed = isinstance(module, _ConvTransposeNd)
-        index = _there(torch.from_numpy(np.sort(reader.index[ablated].reshape(-1))), x)
-        w = _select(module.weight.detach(), 0 if transposed else 1, index)  # type: ignore[operator]
+        w = _select(module.weight.detach(), 0 if transposed else 1, columns.weights)  # type: ignore[operator]
         if factor is not None:
             other_axis = self.axis > 1  # a batch norm over the positions that a linear layer is applied to
             if other_axis or (w.numel() > y.numel() and not transposed and x.ndim > 2):

@@ -12,6 +12,7 @@ from torch import nn
 
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError
+from secateurs.graph.inputs import tensors
 from secateurs.masking.gates import Gates
 from secateurs.methods.aofp.halves import Halves
 from secateurs.methods.aofp.pace import Pace
@@ -24,6 +25,7 @@ from secateurs.methods.pruner import Pruner
 from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.seeds import mix
+from secateurs.training.eager import EagerHook
 
 SAMPLES = 128  # halves in a search step, at least: each filter of the search space is ablated in 64 of them
 
@@ -57,7 +59,8 @@ class AOFPPruner(Pruner):
         ] = []  # sums of steps, on the device
         self.gates = Gates(self.model, self.groups).attach()
         self.damage.attach()
-        self._handle = self.model.register_forward_pre_hook(_Look(self.damage), with_kwargs=True)
+        self.captures = config.halves == "example"  # the halves of a batch are of different widths
+        self._hook = EagerHook(self.model, self._look, forget=self._forget)
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
@@ -109,10 +112,27 @@ class AOFPPruner(Pruner):
                         self._drawn[name] = Halves(search.space, search.half, seed, self.rank, self.processes)
         self.damage.ablate(self._drawn)
 
-    def _mask(self) -> None:
-        """Set the base masks. There are no masks until something is pruned."""
+    def _mask(self, *, always: bool = False) -> None:
+        """Set the base masks. There are no masks until something is pruned, unless always."""
         alive = np.concatenate([s.alive for s in self.searches.values()])
-        self.gates.flat(None if alive.all() else torch.from_numpy(alive).to(device_of(self.model), torch.float32))
+        masks = torch.from_numpy(alive).to(device_of(self.model), torch.float32) if always or not alive.all() else None
+        self.gates.flat(masks)
+
+    def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        """Damage is measured in training passes only, not in evaluations during training."""
+        ablation = self.damage.ablation
+        ablation.active = model.training and torch.is_grad_enabled()
+        if not self._hook.compiled:
+            ablation.undraw()
+            return
+        # All that changes from step to step is in tensors of the same shapes.
+        ablation.draw(len(tensors((args, kwargs))[0]), device_of(self.model))
+        if not self.gates.gated:
+            self._mask(always=True)
+
+    def _forget(self) -> None:
+        self._mask()
+        self._draw()
 
     # -- after each step ----------------------------------------------------------------------------------------------
 
@@ -278,7 +298,7 @@ class AOFPPruner(Pruner):
 
     def _finish(self) -> Selection:
         self._settle()
-        self._handle.remove()
+        self._hook.remove()
         self.damage.detach()
         self.gates.detach()
         alive = {g.name: np.ones(g.size, dtype=bool) for g in self.widths.groups}
@@ -363,16 +383,3 @@ def limits(task: Task, least: int) -> Widths:
     filters = widths.rounded(np.full_like(widths.sizes, least))
     widths.lowest = np.minimum(np.maximum(widths.lowest, filters), widths.most)
     return widths
-
-
-class _Look:
-    """Damage is measured in training passes only, not in evaluations during training."""
-
-    def __init__(self, damage: Damage) -> None:
-        self.damage = damage
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Look:
-        return self
-
-    def __call__(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        self.damage.active = model.training and torch.is_grad_enabled()

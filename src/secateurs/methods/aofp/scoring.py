@@ -17,8 +17,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.graph.channels import ChannelGroup, parameter
+from secateurs.methods.aofp.ablation import Ablated, Ablation, Reader
 from secateurs.methods.aofp.halves import Halves
-from secateurs.methods.aofp.paths import Ablated, AfterNorm, Reader, Watch
+from secateurs.methods.aofp.paths import AfterNorm, Watch
 from secateurs.methods.following import Following, following
 
 Array = np.ndarray
@@ -50,21 +51,22 @@ class Damage:
         self.ratio = ratio
         self.reasons: dict[str, str] = {}
         self.names: list[str] = []
-        self._readers: list[Reader] = []
+        readers: list[Reader] = []
         owners = _owners(model)
         for group in groups:
             found, reason = _readers(model, group, owners)
             if found:
                 self.names.append(group.name)
-                self._readers += found
+                readers += found
             else:
                 self.reasons[group.name] = reason
-        self._follows = following(model, [r.layer for r in self._readers], example_inputs)
+        self._follows = following(model, [r.layer for r in readers], example_inputs)
+        order = {layer: i for i, layer in enumerate(self._follows)}
+        self._readers = sorted(readers, key=lambda r: order.get(r.layer, len(order)))
+        self.ablation = Ablation(self._readers)
         self._model = model
         self._sums: dict[str, list[Tensor]] = {}
-        self._ablated: dict[str, Ablated] = {}
         self._handles: list[RemovableHandle] = []
-        self.active = True  # whether forward passes are measured
 
     def attach(self) -> Damage:
         """Start measuring forward passes; `with` calls this."""
@@ -76,7 +78,7 @@ class Damage:
         for layer, readers in by_layer.items():
             module = self._model.get_submodule(layer)
             follows = self._follows.get(layer, Following())
-            watch = Watch(module, follows, readers, self._ablation, self._add)
+            watch = Watch(module, follows, readers, self.ablation, self._add)
             self._handles.append(module.register_forward_hook(watch, with_kwargs=True))
             if follows.hooked:
                 assert follows.norm is not None
@@ -101,15 +103,14 @@ class Damage:
     def ablate(self, channels: Mapping[str, Ablated | Iterable[int]]) -> None:
         """Set the channels of each group to ablate from now on, the same for all examples or `Halves`; groups left out are
         not scored."""
-        found = {n: c if isinstance(c, Halves) else np.asarray(c, dtype=np.int64) for n, c in channels.items()}
-        self._ablated = {n: c for n, c in found.items() if isinstance(c, Halves) or len(c)}
+        self.ablation.set(channels)
         self._sums.clear()
 
     def sums(self) -> Tensor:
         """The sums over the passes since the last `ablate` (or `sums`), flat, float64: for each consumer of each group that
         is scored (2, 1), or (2, size) with halves. The damage is the first row over the second; both may be summed over
         processes before `take` and `samples`."""
-        scored = self._scored(self._ablated)
+        scored = self._scored(self.ablation.channels)
         rows = [torch.stack(self._sums[r.key]).sum(0) if r.key in self._sums else None for r, _ in scored]
         self._sums.clear()
         device = next((r.device for r in rows if r is not None), torch.device("cpu"))
@@ -121,7 +122,7 @@ class Damage:
         """The damage of each group that was ablated by indices and measured: {name: t}. sums: as `sums` returned them, while
         `ablated` was, by default what is now."""
         found: dict[str, list[float]] = {}
-        ablated = self._ablated if ablated is None else ablated
+        ablated = self.ablation.channels if ablated is None else ablated
         for reader, (above, below) in self._split(sums, ablated):
             if not isinstance(ablated[reader.group], Halves) and below[0] != 0:
                 found.setdefault(reader.group, []).append(float(above[0] / below[0]))
@@ -134,7 +135,7 @@ class Damage:
         {name: ((size,), (size,))}. With the ratio of a batch's sums, a channel has one sample for each consumer. sums, ablated:
         see `take`."""
         found: dict[str, tuple[Array, Array]] = {}
-        ablated = self._ablated if ablated is None else ablated
+        ablated = self.ablation.channels if ablated is None else ablated
         for reader, (above, below) in self._split(sums, ablated):
             if isinstance(ablated[reader.group], Halves) and below.any():
                 if self.ratio == "batch":
@@ -154,9 +155,6 @@ class Damage:
         for reader, columns in self._scored(ablated):
             yield reader, flat[at : at + 2 * columns].reshape(2, columns)
             at += 2 * columns
-
-    def _ablation(self, name: str) -> Ablated | None:
-        return self._ablated.get(name) if self.active else None
 
     def _add(self, reader: Reader, above: Tensor, below: Tensor, masks: Tensor | None) -> None:
         """above, below: (rows,). masks: (rows, size) bool, or None if all rows ablate the same channels."""

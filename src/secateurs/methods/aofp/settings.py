@@ -54,8 +54,11 @@ class Settings(Taught):
 
     def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
         found: dict[str, tuple[object, ...]] = {}
-        if self.compile is True:
-            found["compile"] = ("the layers that are measured change with each step",)
+        if self.compile is True and self.halves == "batch":
+            found["compile"] = (
+                "the work of a step changes with its halves, unless ",
+                Setting("halves", "example", type(self)),
+            )
         if self.theta_growth == 1:
             return found
         if task.budget is None:
