@@ -42,7 +42,7 @@ from secateurs.timing import clocked, timing
 from secateurs.training import Hook, Objective, Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
-from secateurs.training.progress import Mode
+from secateurs.training.progress import Mode, Reporter
 from secateurs.widening.grow import widened
 
 log = logging.getLogger("secateurs")
@@ -67,7 +67,7 @@ def prune(
     max_cut: float | Fractions | None = None,
     calibrate: Any = True,
     allow_inexact: bool = False,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     graph: PrunableGraph | None = None,
@@ -111,7 +111,8 @@ def prune(
         modules, functions; see `Limits`. The budget is met by what they leave.
     allow_inexact: also cut channels that a normalization computes statistics over. Such a cut is not verified, and
         `error` in the result is nan.
-    report: called with one line of text about each stage.
+    report: called with one line of text about each stage. By default nothing is said, unless the budget limits the time: its
+        measurements can take minutes, and what they do is printed to stderr, as far as `progress` allows.
     folder: where training writes its log and checkpoints, one subfolder per phase, and where rounds keep their networks. An
         existing log that was not written by Secateurs is not overwritten.
     resume: resume from the last whole checkpoint in `folder`, if there is one.
@@ -148,6 +149,8 @@ def prune(
     chosen = resolve(method)
     check(model, budget, scope)
     check_unknown(unknown, chosen, prune)
+    if report is None:
+        report = Reporter(progress).line if budget is not None and budget.is_timed else lambda line: None
     limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
     division = Rounds(rounds, schedule)
     if recover is not None and not isinstance(recover, Phase | list | tuple):

@@ -79,7 +79,7 @@ def test_what_is_missing_and_what_for(run: Run, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(environment, "probe", lambda names: {"timm": {"problem": "cannot be imported: Oops."}})
     out = run("env").out
     assert "- timm 1.0 cannot be imported: Oops." in out
-    assert "- torchvision, for models torchvision:NAME: pip install 'secateurs[vision]'" in out
+    assert "- torchvision, for models torchvision:NAME: pip install 'secateurs[vision]' torch==1.0\n" in out
     assert "- scikit-learn, for the digits" in out
     assert "- numpy" not in out
 

@@ -19,7 +19,7 @@ import secateurs as sc
 from secateurs import speed, timing
 from secateurs.deploy import clock
 from secateurs.graph.counter import MacCounter
-from secateurs.latency import LatencyModel, build, fits, stopwatch
+from secateurs.latency import LatencyModel, Measured, build, fits, stopwatch
 from secateurs.latency.pieces import batched, pieces
 from secateurs.latency.store import where
 from secateurs.methods.epruner import method as epruner
@@ -80,6 +80,22 @@ def test_milliseconds(fakes: Fakes) -> None:
     assert "ms 10 → " in repr(result)
     whole = prune(sc.Budget(ms=20.0), scope="all")  # met already
     assert whole.after.macs == whole.before.macs
+
+
+def test_what_is_measured_is_said(fakes: Fakes, capsys: pytest.CaptureFixture[str]) -> None:
+    """It takes minutes. Other budgets are met in silence, and so is this one if that is asked for."""
+    sc.prune(network(), X, "l2", sc.Budget(macs=0.6), check_speed=False)
+    prune(sc.Budget(latency=0.6))
+    assert capsys.readouterr().err == ""
+    sc.prune(network(), X, "l2", sc.Budget(latency=0.6))
+    assert "% of the original's time" in capsys.readouterr().err
+
+
+def test_the_ratio_and_the_times_say_the_same() -> None:
+    """Their medians would not: the machine was slow in one round, and in the next only for the cut network."""
+    measured = Measured.of([10.0, 10.0, 30.0, 10.0, 30.0], [6.0, 6.0, 20.0, 12.0, 18.0])
+    assert (measured.ratio, measured.before) == (0.6, 10.0)
+    assert measured.after == pytest.approx(6.0)
 
 
 def test_a_network_in_half_precision_is_measured_in_it(fakes: Fakes) -> None:

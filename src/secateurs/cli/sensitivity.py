@@ -65,6 +65,7 @@ def sensitivity(
 
     zoo:small_cnn: top-1 99.72% → 99.72% with all channels, on 359 images;
     each group cut alone by l2, calibrated on 1,000 images
+    →: right after the cut, and calibrated
     keep: the fraction of its channels with which a group cut alone loses at
     most 1 point
     saved to runs/sensitivity: sensitivity.json and sensitivity.png

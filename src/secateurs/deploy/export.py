@@ -63,7 +63,7 @@ def export(
     model is not modified: a copy is exported in float32, in eval mode. Stripe convolutions become the dense convolutions that
     they equal.
 
-    A detector of torchvision, which takes a list of images, is exported to ONNX for so many images as there are in the example
+    A detector of torchvision, which takes a list of images, is exported to ONNX for as many images as there are in the example
     inputs, each of any size; its C++ operators must be loadable. The other formats cannot hold it.
 
     example_inputs: as for `trace`. dynamic_batch: the first axis of all inputs may then have any size; without effect on a

@@ -29,7 +29,7 @@ FEW = 4  # rounds of those
 @dataclass(frozen=True)
 class Measured:
     """A cut network's time. ratio: over the original's within a round, the median. noise: the standard error of that median,
-    as a fraction of it. before, after: seconds of one run of the original and of the cut network."""
+    as a fraction of it. before, after: seconds of one run of the original, the median, and of the cut network by that ratio."""
 
     ratio: float
     noise: float
@@ -42,7 +42,8 @@ class Measured:
         ratios = [b / a for a, b in zip(before, after, strict=True)]
         low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
         noise = 1.2533 * (high - low) / 1.349 / math.sqrt(len(ratios)) / median  # of a median of normal values
-        return cls(median, noise, statistics.median(before), statistics.median(after))
+        typical = statistics.median(before)
+        return cls(median, noise, typical, typical * median)
 
 
 class Stopwatch:

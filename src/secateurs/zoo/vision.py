@@ -78,7 +78,10 @@ def timm() -> ModuleType:
 
 
 def _missing(package: str) -> SpecError:
-    return SpecError(f"This model needs {package}, which is not installed. Run: pip install 'secateurs[vision]'")
+    kept = torch.__version__.partition("+")[0]  # which pip would replace, to match the newest torchvision
+    return SpecError(
+        f"This model needs {package}, which is not installed. Run: pip install 'secateurs[vision]' torch=={kept}"
+    )
 
 
 def _broken(package: str, error: Exception) -> SpecError:

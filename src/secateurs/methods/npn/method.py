@@ -13,7 +13,7 @@ class NPN(Settings):
     """A pruner network gates the main network's channels (Verma et al., WACV 2020).
 
     The pruner gets the same images and outputs a gate in [0, 1] for every channel by a scaled sigmoid; λ‖gates‖₁ closes
-    them. The pruner alone (the main network frozen) and both are trained by turns. Then the channels whose gates are open
+    them. The pruner alone (the main network frozen) and both are trained in turns. Then the channels whose gates are open
     are fixed, and the network alone is trained with them.
     """
 

@@ -202,10 +202,12 @@ class Sensitivity(_Frozen):
     def summary(self, drop: float | None = None) -> list[str]:
         """What the table is of, a sentence a line."""
         most = self.usual if drop is None else drop
+        arrow = ["→: right after the cut, and calibrated"] * bool(self.calibrated_on)
         on = f"calibrated on {self.calibrated_on:,} images" if self.calibrated_on else "not calibrated"
         return [
             f"{self.model}: {self.label} {self._whole_text()} with all channels, on "
             f"{self.images:,} images; each group cut alone by {shown(str(self.method.get('name')))}, {on}",
+            *arrow,
             f"keep: the fraction of its channels with which a group cut alone loses at most {self._allowed(most)}",
         ]
 
