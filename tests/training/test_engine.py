@@ -125,6 +125,16 @@ def test_reduced_precision_learns_and_leaves_a_plain_model(precision: str) -> No
     assert "forward" not in vars(model)
 
 
+@pytest.mark.parametrize(("precision", "fast", "said"), [("bf16", False, 1), ("bf16", True, 0), ("auto", False, 0)])
+def test_a_cpu_without_bfloat16(
+    precision: str, fast: bool, said: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("secateurs.training.precision.bf16_is_fast", lambda device: fast)
+    e = engine(net(), data(), recipe(precision=precision))
+    assert e.runtime.precision == ("fp32" if precision == "auto" else "bf16")
+    assert caplog.text.count("trains several times as slowly as 'fp32'") == said
+
+
 def test_metrics_file_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     history = engine(net(), data(), folder=tmp_path, progress="lines", title="tune").fit()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import nn
+
+log = logging.getLogger("secateurs")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,6 +26,11 @@ def resolve(precision: str, device: torch.device, model: nn.Module, launched: st
     """Resolve 'auto': the setting of `accelerate launch --mixed_precision`, else bf16 if it is fast. A float64
     model is not converted ('fp32' means no autocast)."""
     if precision != "auto":
+        if precision == "bf16" and device.type == "cpu" and not bf16_is_fast(device):
+            log.warning(
+                "This CPU has no instructions for bfloat16: precision='bf16' trains several times as slowly as 'fp32', which "
+                "'auto' chooses here."
+            )
         return precision
     if any(p.dtype == torch.float64 for p in model.parameters()):
         return "fp32"
