@@ -102,7 +102,7 @@ def _replay(model: nn.Module, op: Op) -> Function | None:
         return None
 
     def function(y: Tensor) -> Tensor:
-        now = given | tensors | {first: y}
+        now = {**given, **tensors, first: y}  # PyTorch 2.6 does not compile `|`
         args = [now[i] for i in range(len(call.args))]
         out: Tensor = call.function(*args, **{k: v for k, v in now.items() if isinstance(k, str)})
         return out

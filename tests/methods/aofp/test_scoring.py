@@ -237,6 +237,8 @@ def test_each_example_with_a_half_of_its_own(name: str, layout: str, ratio: Any)
 @pytest.mark.parametrize("name", list(CASES))
 def test_halves_drawn_before_a_compiled_pass(name: str, ratio: Any) -> None:
     """One graph for whatever is ablated, and the same samples."""
+    if name == "unusual" and torch.__version__ < "2.13":
+        pytest.skip("a layer that is run again; PyTorch 2.6 splits the graph there")
     torch.manual_seed(0)
     case = CASES[name]()
     groups = [g for g in sc.trace(case.model, case.x[:2], **case.graph_options).groups if g.reason is None]
