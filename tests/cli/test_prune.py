@@ -192,6 +192,14 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--method", "eprunr"), "Did you mean epruner"),
         (("--macs", "0.001"), "The lowest budget that can be met is --macs 0.0"),
         (("--macs", "-1"), "--macs -1 is not a valid budget"),
+        (
+            ("--macs", "1.5"),
+            "--macs 1.5 is not a valid budget: an absolute figure is an integer, --macs 2, and a fraction is at most 1.0, "
+            "--macs 0.015.",
+        ),
+        (("--params", "1.5"), "--params 1.5 is not a valid budget: an absolute figure is an integer, --params 2"),
+        (("--then", "pff:1.5"), "--then pff:1.5: --macs 1.5 is not a valid budget"),
+        (("--macs", "50"), "50 percent are --macs 0.5."),
         (("--weights", "nowhere.safetensors"), "there is no such file"),
         (("--num-classes", "7"), "7 outputs and the data 2 classes"),
         (("--data", "folder:/nowhere"), "no folder /nowhere"),
