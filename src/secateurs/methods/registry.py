@@ -81,7 +81,7 @@ def resolve(method: str | Method, **settings: Any) -> Method:
         raise ConfigError(f"method={method.__name__} is a class: pass an object of it, {method.__name__}(…).")
     if not isinstance(method, str):
         raise ConfigError(f"method={method!r:.100} is not a method: {_meant(method)}.")
-    found = _find(method)
+    found = find(method)
     try:
         return found(**settings)
     except TypeError as error:  # an `__init__` of its own, with arguments that it must have
@@ -104,7 +104,8 @@ def _meant(value: Any) -> str:
     return f"pass a name, one of {', '.join(methods())}"
 
 
-def _find(name: str) -> type[Method]:
+def find(name: str) -> type[Method]:
+    """The class of this name. Raises as `resolve` does."""
     if name in _METHODS:
         return _METHODS[name]
     if name.startswith(MODULE):
