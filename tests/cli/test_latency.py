@@ -54,7 +54,10 @@ HALF = ("--latency", 0.5, "--target", "torch-cpu")
             ("--latency", 0.5, "--target", "torch-cpu", "--target-set", "thread=1"),
             "has no setting thread. Did you mean threads",
         ),
-        (("--latency", 0.5, "--target", "torch-cpu", "--target-set", "threads=x"), "threads x must be a whole number"),
+        (
+            ("--latency", 0.5, "--target", "torch-cpu", "--target-set", "threads=x"),
+            "--target-set threads=x must be a whole number",
+        ),
         (("--align", "auto"), "--align rounds the widths"),
         (("--latency", 0.01), "cannot be met: with everything cut that may be cut, about"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from cyclopts import Parameter
@@ -83,4 +83,7 @@ def target(name: str, settings: Sequence[str]) -> Target:
         if key not in known:
             raise ConfigError(f"--target-set {item}: a target has no setting {key}. {nearest(key, known)}")
         found[key] = value
-    return Target(name, **found)  # type: ignore[arg-type]  # checked
+    try:
+        return Target(name, **found)  # type: ignore[arg-type]  # checked
+    except ConfigError as error:
+        raise error.renamed(lambda s: s if s.name == "target" else replace(s, of=Target)) from None
