@@ -290,6 +290,21 @@ def test_a_network_that_cannot_train_is_found_first(run, images, tmp_path):
     assert run("prune", spec, *args, "--weights", tmp_path / "w.safetensors", "--recover", "none").status == 0
 
 
+def four(n: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n))
+
+
+@pytest.mark.parametrize("options", [(), ("--num-classes", 2)])
+def test_a_factory_that_takes_no_number_of_classes(run, images, tmp_path, options):
+    args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--out", tmp_path / "r")
+    ran = run("prune", f"python:{__name__}:four", *args, *options)
+    assert ran.err.endswith(
+        "four has 4 outputs and the data 2 classes: the factory has no parameter num_classes, so that --num-classes does not "
+        "reach it. Give it one, or give the data that the network is for.\n"
+    )
+    assert ran.status == 1
+
+
 def test_the_try_leaves_the_network_and_the_random_draws_as_they_were():
     model = nn.Sequential(sc.build(NET), nn.Dropout(0.5)).train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
