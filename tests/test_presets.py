@@ -13,6 +13,7 @@ import pytest
 
 import secateurs as sc
 from secateurs.cli import main
+from secateurs.cli.budget import target
 from secateurs.cli.methods import configured, stages
 from secateurs.cli.spelling import option
 from secateurs.methods.registry import resolve
@@ -156,6 +157,9 @@ class TestFaults:
         assert configured("npn", [f"hold={text}"]) == sc.NPN(hold=True)
         assert Contestant.of(f"pff compile={text}").method == sc.PFF(compile=True)
         assert recipes(f"finetune compile={text}") == [sc.Recover(compile=True)]
+
+    def test_flags_as_messages_spell_them(self) -> None:
+        assert target("torch-cpu", ["channels_last=True"]) == sc.Target("torch-cpu", channels_last=True)
 
     def test_other_words_of_the_command_line(self) -> None:
         assert configured("pff", ["compile=off"]) == sc.PFF(compile=False)
