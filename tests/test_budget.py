@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateurs import Budget, BudgetError, Cost, Target
+from secateurs.budget import exact
 
 
 @pytest.mark.parametrize(
@@ -60,8 +61,9 @@ def test_limits(figures: dict[str, Any], limits: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (50.0, "an absolute figure is an integer, macs=50, and a fraction a float up to 1.0, macs=0.5"),
-        (60e6, "an absolute figure is an integer, macs=60000000, and a fraction a float up to 1.0."),
+        (50.0, "an absolute figure is an integer, macs=50, and a fraction is at most 1.0, macs=0.5"),
+        (60e6, "an absolute figure is an integer, macs=60000000, and a fraction is at most 1.0."),
+        (1.5, "an absolute figure is an integer, macs=2, and a fraction is at most 1.0, macs=0.015."),
         (1, "to keep all, write macs=1.0"),
     ],
 )
@@ -69,6 +71,30 @@ def test_a_figure_that_may_mean_two_things_is_refused_with_both(value: float, me
     with pytest.raises(BudgetError) as caught:
         Budget(macs=value)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(1, "to keep all of it, write latency=1.0."), (60, "60 percent are latency=0.6, 60 milliseconds ms=60.0.")],
+)
+def test_a_time_that_is_no_fraction(value: int, message: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget(latency=value)
+    assert str(caught.value).endswith(message)
+
+
+def test_a_percentage_that_was_read_as_an_absolute_figure() -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget(macs=50).check(Cost(40_000, 900), Cost(2_000, 50), ("Also this.",))
+    assert str(caught.value).endswith("is macs=0.05. 50 percent are macs=0.5. Also this.")
+    with pytest.raises(BudgetError) as caught:
+        Budget(macs=101).check(Cost(40_000, 900), Cost(2_000, 50))
+    assert "percent" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("written", "taken"), [(60e6, 60_000_000), (1, 1.0), (0.5, 0.5), (1.5, 1.5), (2, 2)])
+def test_figures_that_are_written_without_types(written: float, taken: float) -> None:
+    assert (exact(written), type(exact(written))) == (taken, type(taken))
 
 
 def test_allows_what_is_at_the_limit_and_nothing_above() -> None:
@@ -108,7 +134,7 @@ def named_figure_works(full: int, least: int) -> None:
             continue
         with pytest.raises(BudgetError) as caught:
             Budget(macs=limit).check(base, lowest)
-        named = float(re.search(r"is macs=([\d.]+)\.$", str(caught.value))[1])
+        named = float(re.search(r"is macs=([\d.]+)\.( |$)", str(caught.value))[1])
         assert named <= 1
         Budget(macs=named).check(base, lowest)
         assert named - least / full <= 2e-4

@@ -14,6 +14,7 @@ import secateurs as sc
 import secateurs.cli
 from secateurs.budget import Budget
 from secateurs.cli.spelling import option
+from secateurs.deploy import Target
 from secateurs.errors import (
     ArtifactError,
     BudgetError,
@@ -25,7 +26,7 @@ from secateurs.errors import (
     a_or_an,
     as_setting,
 )
-from secateurs.methods import EPruner
+from secateurs.methods import EPruner, OneStep
 from secateurs.recovery import Distil, Mimic, Recover
 
 SPELLED = [
@@ -46,6 +47,8 @@ SPELLED = [
     (Setting("beta", 0.5, EPruner), "EPruner(beta=0.5)", "--set beta=0.5"),
     (Setting("lr", of=EPruner), "EPruner(lr=…)", "--set lr=…"),
     (Setting("ranking", "best", EPruner), "EPruner(ranking='best')", "--ranking best"),
+    (Setting("fold", True, OneStep), "OneStep(fold=True)", "--set fold=true"),
+    (Setting("batch", 32, Target), "Target(batch=32)", "--target-set batch=32"),
     (Setting("pff.lr", 0.1), "pff.lr=0.1", "--set pff.lr=0.1"),
     (Setting("clip_norm", 1.0), "clip_norm=1.0", "clip_norm=1.0"),  # no option of the command line
 ]

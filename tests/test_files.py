@@ -53,11 +53,12 @@ def test_only_regular_files_are_opened(kind, reader, tmp_path):
     read = {
         "bytes": files.read_bytes,
         "json": lambda p: files.read_json(p, Settings, advice="Copy it again."),
-        "tensors": files.read_tensors,
+        "tensors": lambda p: files.read_tensors(p, "Copy it again."),
     }[reader]
     with pytest.raises(ArtifactError, match=reason) as caught:
         read(path)
     assert str(path) in str(caught.value)
+    assert str(caught.value).endswith("Copy it again.") == (reader != "bytes" and kind != "nothing")
 
 
 def test_a_link_to_a_file_is_followed(tmp_path):

@@ -72,6 +72,12 @@ class TestSpecs:
             ("mine:make", "Did you mean python:mine:make?"),
             ("data4", "If it is data, it is called folder:data4."),
             ("runs", "It holds an artifact: runs/one."),
+            (
+                "runs/nope",
+                "There is no folder runs/nope: a model is FAMILY:NAME, such as zoo:resnet56, or an artifact's folder.",
+            ),
+            ("./nope", "There is no folder ./nope"),
+            ("nope/net.pt", "pass the file as --weights nope/net.pt."),
         ],
     )
     def test_models(self, folder: Path, spec: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,9 +13,11 @@ import pytest
 
 import secateurs as sc
 from secateurs.cli import main
+from secateurs.cli.budget import target
 from secateurs.cli.methods import configured, stages
+from secateurs.cli.spelling import option
 from secateurs.methods.registry import resolve
-from secateurs.studies.comparison.contestants import Contestant
+from secateurs.studies.comparison.contestants import Contestant, recipes
 
 PLAIN: dict[str, Any] = {"ranking": "global", "prior": 0, "cost": 0, "distil": 0}  # of one-step: |β| alone, from labels
 
@@ -108,3 +111,84 @@ def test_the_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert (row[0], *map(json.loads, row[1:])) == ("lam", None, 1.0, 1.0)
     assert main(["methods", "onestpe"]) == 2
     assert "Did you mean onestep" in capsys.readouterr().err
+
+
+class TestFaults:
+    @pytest.mark.parametrize("value", ["nope", "yes", 1, None, ""])
+    @pytest.mark.parametrize(
+        ("kind", "name"), [(sc.Recover, "compile"), (sc.Mimic, "channels_last"), (sc.PFF, "compile")]
+    )
+    def test_a_union_is_refused_once_with_all_that_is_valid(self, kind: Any, name: str, value: Any) -> None:
+        with pytest.raises(sc.ConfigError) as error:
+            kind(**{name: value})
+        text = str(error.value)
+        assert text.startswith(f"{kind.__name__}({name}={value!r}): must be 'auto', True or False")
+        assert text.count("must be") == 1
+
+    @pytest.mark.parametrize("value", ["auto", True, False])
+    def test_what_a_union_takes(self, value: Any) -> None:
+        assert sc.Recover(compile=value, channels_last=value).compile is value
+        assert sc.PFF(compile=value).compile is value
+
+    @pytest.mark.parametrize(
+        ("value", "valid"),
+        [("x", "a valid integer or a valid tuple"), ((1, 2), r"a valid integer or a tuple\[str, \.\.\.\]")],
+    )
+    def test_a_union_of_a_number_and_names(self, value: Any, valid: str) -> None:
+        with pytest.raises(
+            sc.ConfigError, match=rf"^OneStep\(crucial={re.escape(repr(value))}\): must be {valid}\. onestep's"
+        ):
+            sc.OneStep(crucial=value)
+
+    def test_one_of_several_values(self) -> None:
+        with pytest.raises(
+            sc.ConfigError, match=r"^Recover\(milestones=\(1, 'a', 'b'\)\): 'a' must be a valid number"
+        ) as error:
+            sc.Recover(schedule="step", milestones=(1, "a", "b"))  # type: ignore[arg-type]
+        assert str(error.value).count("must be") == 1
+
+    def test_of_all_settings_together(self) -> None:
+        with pytest.raises(sc.ConfigError, match=r"^onestep: crucial must be at least 1"):
+            sc.OneStep(crucial=-1)
+
+    @pytest.mark.parametrize("text", ["true", "True", "yes", "on"])
+    def test_words_of_the_command_line(self, text: str) -> None:
+        assert configured("pff", [f"compile={text}"]) == sc.PFF(compile=True)
+        assert configured("npn", [f"hold={text}"]) == sc.NPN(hold=True)
+        assert Contestant.of(f"pff compile={text}").method == sc.PFF(compile=True)
+        assert recipes(f"finetune compile={text}") == [sc.Recover(compile=True)]
+
+    def test_flags_as_messages_spell_them(self) -> None:
+        assert target("torch-cpu", ["channels_last=True"]) == sc.Target("torch-cpu", channels_last=True)
+
+    def test_other_words_of_the_command_line(self) -> None:
+        assert configured("pff", ["compile=off"]) == sc.PFF(compile=False)
+        assert configured("pff", ["compile=auto"]) == sc.PFF()
+        with pytest.raises(sc.ConfigError) as error:
+            configured("pff", ["compile=maybe"])
+        assert error.value.text(option).startswith("--set compile=maybe: must be 'auto', True or False. pff's settings")
+
+
+class TestRepr:
+    @pytest.mark.parametrize(
+        ("settings", "text"),
+        [
+            (sc.L1(), "L1()"),
+            (sc.PFF(epochs=2), "PFF(epochs=2.0)"),
+            (sc.PFF(compile=True, train="skeleton"), "PFF(compile=True, train='skeleton')"),
+            (sc.Mimic(epochs=1, nodes=("a", "b")), "Mimic(epochs=1.0, nodes=('a', 'b'))"),
+            (sc.Reconstruct(images=64), "Reconstruct(images=64)"),
+            (sc.tasks.Segmentation(dice=1), "Segmentation(dice=1.0)"),
+        ],
+        ids=str,
+    )
+    def test_it_is_the_call_with_what_is_not_usual(self, settings: Any, text: str) -> None:
+        assert (repr(settings), str(settings), f"{settings}") == (text, text, text)
+        assert eval(text, {**vars(sc), **vars(sc.tasks)}) == settings
+
+
+@pytest.mark.parametrize("name", sc.methods())
+def test_every_setting_is_described_where_it_is_listed(name: str) -> None:
+    for key, field in type(resolve(name)).model_fields.items():
+        assert field.description, key
+        assert "Recipe" not in field.description

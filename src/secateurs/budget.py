@@ -58,7 +58,7 @@ class Budget:
         if self.latency is not None and not _is_fraction(self.latency):
             raise BudgetError(
                 Setting("latency", self.latency), " is not a valid budget: it is the fraction of the original's time, a float "
-                "up to 1.0; ", Setting("ms", 3.0), " are milliseconds.",
+                "up to 1.0; ", *_meant_time(self.latency), ".",
             )  # fmt: skip
         if self.ms is not None and not (_is_number(self.ms) and 0 < float(self.ms) < math.inf):
             raise BudgetError(
@@ -164,14 +164,18 @@ class Budget:
             limit, least, full = getattr(limits, name), getattr(lowest, name), getattr(base, name)
             if least <= limit:
                 continue
+            given = getattr(self, name)
             if name == "latency":
                 share, of = math.ceil(least / full * 1e4) / 1e4, f"{limit * 1000:.3g} of {full * 1000:.3g} ms"
                 remain = f"about {least * 1000:.3g} ms"
             else:
                 share, of, remain = fraction(least, full), f"{limit:,} of {full:,}", f"{least:,}"
-            asked, possible = Setting(name, getattr(self, name)), Setting(name, share)
+            asked, possible = Setting(name, given), Setting(name, share)
             if name == "latency" and self.latency is None:
                 asked, possible = Setting("ms", self.ms), Setting("ms", float(f"{least * 1005:.3g}"))
+            if isinstance(given, int) and given <= 100 < full:
+                percent = (f"{given} percent are ", Setting(name, given / 100), ".")
+                hint = (*percent, " ", *hint) if hint else percent
             raise BudgetError(
                 "The budget ", asked, f" ({of}) cannot be met: with everything cut that may be cut, {remain} remain. The "
                 "lowest budget that can be met is ", possible, ".", hint=hint, lowest={name: share},
@@ -207,9 +211,32 @@ def _readings(name: str, value: Any) -> tuple[object, ...]:
     if isinstance(value, Integral) and not isinstance(value, bool) and value == 1:
         return "an integer is an absolute figure; to keep all, write ", Setting(name, 1.0)
     if isinstance(value, Real) and not isinstance(value, bool) and 1 < (figure := float(value)) < math.inf:
-        meant = ("an absolute figure is an integer, ", Setting(name, int(figure)), ", and a fraction a float up to 1.0")
+        meant = (
+            "an absolute figure is an integer, ",
+            Setting(name, max(2, int(figure))),
+            ", and a fraction is at most 1.0",
+        )
         return (*meant, ", ", Setting(name, figure / 100)) if figure <= 100 else meant
     return ("give a fraction, a float up to 1.0, or an absolute figure, an integer",)
+
+
+def _meant_time(latency: Any) -> tuple[object, ...]:
+    """What an invalid fraction of the time may be meant as, for the message."""
+    if _is_number(latency) and latency == 1:
+        return "to keep all of it, write ", Setting("latency", 1.0)
+    if _is_number(latency) and 1 < latency <= 100:
+        figure = float(latency)
+        percent, time = Setting("latency", figure / 100), Setting("ms", figure)
+        return f"{figure:g} percent are ", percent, f", {figure:g} milliseconds ", time
+    return Setting("ms", 3.0), " are milliseconds"
+
+
+def exact(figure: float) -> float | int:
+    """A figure that was written without Python's types, as a budget takes it: 60e6 is an integer, and 1 the whole.
+    Others are left for the budget to refuse."""
+    if isinstance(figure, float) and figure > 1 and figure.is_integer():
+        return int(figure)
+    return 1.0 if type(figure) is int and figure == 1 else figure
 
 
 def _absolute(value: float | int | None, full: int) -> int:

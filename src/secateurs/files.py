@@ -52,11 +52,13 @@ def opened(path: StrPath) -> BinaryIO:
 
 
 def open_regular(path: StrPath, advice: object = "") -> BinaryIO:
-    """`opened`, but raises ArtifactError, which names the file and the reason, and ends with the advice."""
+    """`opened`, but raises ArtifactError, which names the file and the reason, and ends with the advice, which is about a file
+    that is there."""
     try:
         return opened(path)
     except OSError as error:
-        raise ArtifactError(f"{shown(path)} cannot be read: {error}.", hint=advice) from None
+        hint = advice if os.path.lexists(path) else ""
+        raise ArtifactError(f"{shown(path)} cannot be read: {error}.", hint=hint) from None
 
 
 def read_bytes(path: StrPath, limit: int | None = None, advice: object = "") -> bytes:

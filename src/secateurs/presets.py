@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Collection, Iterator, Mapping
+from types import UnionType
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
+from pydantic.fields import FieldInfo
 
 from secateurs.errors import ConfigError, Setting, complaint, nearest
 
 P = TypeVar("P", bound="Presets")
+Auto = Literal["auto"] | StrictBool  # strict: 'yes' and 1 are neither
+WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-class Settings(BaseModel):
+class Called(BaseModel):
+    """Base class of settings that are shown as the call that makes them, with those that are not the usual ones."""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        usual = {name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()}
+        return ((name, value) for name, value in super().__repr_args__() if name not in usual or value != usual[name])
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+class Settings(Called):
     """Base class of frozen settings. Raises ConfigError for invalid ones, with every setting that is wrong."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -21,28 +36,92 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(*_explained(type(self), error)) from None
+            raise ConfigError(*_explained(type(self), faults(type(self), error, values))) from None
 
 
-def _explained(cls: type[BaseModel], error: ValidationError) -> list[object]:
-    """What is wrong with each setting, as the parts of a message."""
-    found: list[list[object]] = []
+class Fault(NamedTuple):
+    """What is wrong with a setting, or, without a name, with all of them together. unknown: there is no such setting."""
+
+    name: str
+    value: Any
+    text: str
+    unknown: bool
+
+
+def faults(kind: type[BaseModel], error: ValidationError, given: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong with each setting that was given: one text, which names all that is valid."""
+    found: dict[str, list[Any]] = {}
     for item in error.errors(include_url=False):
-        name = str(item["loc"][0]) if item["loc"] else ""
-        if not name:
-            parts: list[object] = [f"{cls.__name__}: ", complaint(item)]
-        elif item["type"] == "extra_forbidden":
-            parts = [f"{cls.__name__}: '{name}' is not a valid setting. {nearest(name, cls.model_fields)}"]
+        found.setdefault(str(item["loc"][0]) if item["loc"] else "", []).append(item)
+    return [
+        Fault(
+            name, given.get(name, items[0]["input"]), _text(kind.model_fields.get(name), items),
+            items[0]["type"] == "extra_forbidden",
+        )
+        for name, items in found.items()
+    ]  # fmt: skip
+
+
+def _text(field: FieldInfo | None, items: list[Any]) -> str:
+    first = items[0]
+    if field is not None and _is_union(field.annotation):
+        kinds = {item["loc"][1]: item for item in reversed(items) if len(item["loc"]) > 1}
+        valid = [noun for kind in reversed(kinds) for noun in _nouns(kinds[kind])]
+        if valid:
+            return f"must be {' or '.join(filter(None, [', '.join(valid[:-1]), valid[-1]]))}"
+    return complaint(first) if len(first["loc"]) < 2 else f"{first['input']!r} {complaint(first)}"
+
+
+def _nouns(item: Mapping[str, Any]) -> list[str]:
+    """What one of the types of a union takes."""
+    if len(item["loc"]) > 2:  # it is wrong inside
+        return [f"a {item['loc'][1]}"]
+    if item["type"].startswith("bool"):
+        return ["True", "False"]
+    noun = complaint(item).removeprefix("must be ")
+    return [noun if item["type"] == "literal_error" else noun.partition(", ")[0]]  # without why it is none
+
+
+def _is_union(annotation: Any) -> bool:
+    """Whether a value may have several types beside None."""
+    members = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return get_origin(annotation) in (Union, UnionType) and len(members) > 1
+
+
+def typed(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were read from text, with the words for true and false as these where a setting may be either."""
+    fields = kind.model_fields
+    return {
+        name: WORDS.get(value.lower(), value)
+        if isinstance(value, str) and name in fields and _takes_flags(fields[name].annotation)
+        else value
+        for name, value in values.items()
+    }
+
+
+def _takes_flags(annotation: Any) -> bool:
+    return annotation is bool or any(map(_takes_flags, get_args(annotation)))
+
+
+def _explained(kind: type[BaseModel], found: list[Fault]) -> list[object]:
+    """What is wrong with each setting, as the parts of a message."""
+    parts: list[object] = []
+    for fault in found:
+        field = kind.model_fields.get(fault.name)
+        what = f" ({field.description})" if field is not None and field.description else ""
+        parts += ["; "] if parts else []
+        if not fault.name:
+            parts += [f"{kind.__name__}: {fault.text}"]
+        elif fault.unknown:
+            parts += [
+                f"{kind.__name__}: '{fault.name}' is not a valid setting. {nearest(fault.name, kind.model_fields)}"
+            ]
         else:
-            field = cls.model_fields.get(name)
-            what = f" ({field.description})" if field and field.description else ""
-            parts = [Setting(name, item["input"], cls), f": {complaint(item)}{what}"]
-        if parts not in found:
-            found.append(parts)
-    return [part for i, parts in enumerate(found) for part in ("; " if i else "", *parts)]
+            parts += [Setting(fault.name, fault.value, kind), f": {fault.text}{what}"]
+    return parts
 
 
-class Presets(BaseModel):
+class Presets(Called):
     """Base class of settings objects that have presets.
 
     presets: name → the settings that it stands for; the others keep their defaults.

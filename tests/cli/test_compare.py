@@ -65,6 +65,13 @@ def test_a_cell_that_fails_is_told_in_the_end(run, tmp_path):
         (("--method", "l3"), "There is no method 'l3'. Did you mean l2"),
         (("--time-limit", 1e-5), "which is longer than --time-limit 1e-05. Take fewer methods, budgets or seeds"),
         (("--macs", 0.001), "The lowest budget that can be met is --macs "),
+        (("--macs", 1.5), "--macs 1.5 is not a valid budget: an absolute figure is an integer, --macs 2"),
+        (("--params", 1.5), "--params 1.5 is not a valid budget: an absolute figure is an integer, --params 2"),
+        (
+            ("--budget", "macs=1.5"),
+            "--budget macs=1.5: macs=1.5 is not a valid budget: an absolute figure is an integer",
+        ),
+        (("--budget", "macs=half"), "--budget macs=half: macs='half' is not a valid budget"),
         (("--budget", "macs"), "--budget macs: write key=value"),
         (("--budget", "mac=0.5"), "Budget has no mac. Did you mean macs"),
         (

@@ -41,6 +41,7 @@ HALF = ("--latency", 0.5, "--target", "torch-cpu")
     [
         (("--latency", 0.6, "--target", "tensorrt"), "--target tensorrt does not exist. Known: onnxruntime"),
         (("--latency", 1.5), "--latency 1.5 is not a valid budget: it is the fraction of the original's time"),
+        (("--latency", 60), "60 percent are --latency 0.6, 60 milliseconds --ms 60."),
         (("--ms", 0), "--ms 0 is not a valid budget"),
         (("--target", "torch-cpu"), "--target is where time is measured: give --latency or --ms"),
         (("--macs", 0.5, "--target", "torch-cpu"), "--target torch-cpu has no effect on this budget"),
@@ -53,7 +54,10 @@ HALF = ("--latency", 0.5, "--target", "torch-cpu")
             ("--latency", 0.5, "--target", "torch-cpu", "--target-set", "thread=1"),
             "has no setting thread. Did you mean threads",
         ),
-        (("--latency", 0.5, "--target", "torch-cpu", "--target-set", "threads=x"), "threads x must be a whole number"),
+        (
+            ("--latency", 0.5, "--target", "torch-cpu", "--target-set", "threads=x"),
+            "--target-set threads=x must be a whole number",
+        ),
         (("--align", "auto"), "--align rounds the widths"),
         (("--latency", 0.01), "cannot be met: with everything cut that may be cut, about"),
     ],

@@ -66,6 +66,22 @@ def test_every_help_shows_a_real_example(run, verb):
         (("prune", "zoo:resnet20", "--scope", "most", "--out", "x"), "internal"),
         (("prune", "zoo:resnet20", "--macs", "0.5", "--out", ""), "name a folder"),
         (("evaluate", ""), "name a folder"),
+        (
+            ("methods", "show", "pff"),
+            'Command "methods" takes one argument, NAME, and not pff as well. Did you mean secateurs methods pff? '
+            "See secateurs methods --help.",
+        ),
+        (
+            ("inspect", "zoo:resnet20", "a b", "--json"),
+            "takes one argument, MODEL, and not 'a b' as well. See secateurs inspect --help.",
+        ),
+        (("env", "x"), 'Command "env" takes options only, not x as well. See secateurs env --help.'),
+        (("export", "runs/x", "--to", "onx"), 'Did you mean "onnx"? See secateurs export --help.'),
+        (
+            ("prune", "zoo:resnet20", "--maks", "0.5", "--out", "x"),
+            "Unknown option: --maks. Did you mean --macs? See secateurs prune --help.",
+        ),
+        (("inspekt",), "See secateurs --help."),
     ],
 )
 def test_wrong_usage(run, tokens, message):

@@ -192,6 +192,14 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--method", "eprunr"), "Did you mean epruner"),
         (("--macs", "0.001"), "The lowest budget that can be met is --macs 0.0"),
         (("--macs", "-1"), "--macs -1 is not a valid budget"),
+        (
+            ("--macs", "1.5"),
+            "--macs 1.5 is not a valid budget: an absolute figure is an integer, --macs 2, and a fraction is at most 1.0, "
+            "--macs 0.015.",
+        ),
+        (("--params", "1.5"), "--params 1.5 is not a valid budget: an absolute figure is an integer, --params 2"),
+        (("--then", "pff:1.5"), "--then pff:1.5: --macs 1.5 is not a valid budget"),
+        (("--macs", "50"), "50 percent are --macs 0.5."),
         (("--weights", "nowhere.safetensors"), "there is no such file"),
         (("--num-classes", "7"), "7 outputs and the data 2 classes"),
         (("--data", "folder:/nowhere"), "no folder /nowhere"),
@@ -280,6 +288,21 @@ def test_a_network_that_cannot_train_is_found_first(run, images, tmp_path):
     assert not (tmp_path / "r").exists()
     save_file(Untrainable().state_dict(), tmp_path / "w.safetensors")
     assert run("prune", spec, *args, "--weights", tmp_path / "w.safetensors", "--recover", "none").status == 0
+
+
+def four(n: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n))
+
+
+@pytest.mark.parametrize("options", [(), ("--num-classes", 2)])
+def test_a_factory_that_takes_no_number_of_classes(run, images, tmp_path, options):
+    args = ("--data", f"folder:{images}", "--method", "l1", "--macs", 0.5, "--out", tmp_path / "r")
+    ran = run("prune", f"python:{__name__}:four", *args, *options)
+    assert ran.err.endswith(
+        "four has 4 outputs and the data 2 classes: the factory has no parameter num_classes, so that --num-classes does not "
+        "reach it. Give it one, or give the data that the network is for.\n"
+    )
+    assert ran.status == 1
 
 
 def test_the_try_leaves_the_network_and_the_random_draws_as_they_were():

@@ -179,6 +179,7 @@ NETWORK = ("there is no such file", "The widened network does not run", "A large
         (("--macs", "0.001"), "The lowest figure that can be met is --macs 0.0"),
         (("--macs", "3"), "(--macs is a fraction of the base's MACs up to 1, and an absolute number above.)"),
         (("--macs", "-1"), "is not a valid budget"),
+        (("--macs", "1.5"), "--macs 1.5 is not a valid budget"),
         (("--macs", "1e12"), "there is nothing to prune"),
         (("--method", "eprunr"), "Did you mean epruner"),
         (("--set", "foo=1"), "no such setting"),

@@ -17,6 +17,7 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import speed, timing
+from secateurs.cli.spelling import option
 from secateurs.deploy import clock
 from secateurs.graph.counter import MacCounter
 from secateurs.latency import LatencyModel, Measured, build, fits, stopwatch
@@ -194,8 +195,12 @@ def test_the_fit_of_a_busy_machine_is_used_for_a_while_only(fakes: Fakes, monkey
 
 def test_a_fit_that_is_far_from_what_is_measured_is_in_doubt(fakes: Fakes) -> None:
     fakes.noise = (0.4, -0.3, 0.2, -0.4, 0.0)
-    with pytest.raises(sc.BudgetError, match=r"This is in doubt: it is only within \d\d\.\d% of what was measured"):
+    with pytest.raises(
+        sc.BudgetError, match=r"This is in doubt: it is only within \d\d\.\d% of what was measured"
+    ) as caught:
         prune(sc.Budget(latency=0.01), scope="all")
+    assert str(caught.value).endswith("or measure a larger batch, Target(batch=…).")
+    assert caught.value.text(option).endswith("or measure a larger batch, --target-set batch=….")
 
 
 def test_nothing_can_be_gained(fakes: Fakes) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
+from secateurs.cli.spelling import option
 from secateurs.methods import registry, resolve
 
 NEAREST = '''
@@ -178,5 +179,13 @@ def test_the_former_name_of_initialize_is_refused() -> None:
 
 
 def test_a_name_with_settings_is_told_what_to_pass() -> None:
-    with pytest.raises(sc.ConfigError, match=r"'l2 ranking=layer' has settings: pass a configured method, sc\.L2\(…\)"):
+    with pytest.raises(sc.ConfigError) as error:
         resolve("l2 ranking=layer")
+    assert str(error.value).endswith("is 'l2', and its settings are written L2(ranking='layer').")
+    with pytest.raises(sc.ConfigError) as error:
+        resolve("pff epochs=0.1 preset=paper delta")
+    assert str(error.value) == (
+        "'pff epochs=0.1 preset=paper delta' has settings: the name of the method is 'pff', and its settings are written "
+        "PFF(epochs=0.1), preset='paper', PFF(delta=…)."
+    )
+    assert error.value.text(option).endswith("written --set epochs=0.1, --preset paper, --set delta=….")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 
 from cyclopts import App
-from cyclopts.exceptions import CycloptsError, MissingArgumentError
+from cyclopts.exceptions import CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from secateurs.cli import config
 from secateurs.cli.bench import bench
@@ -32,6 +33,7 @@ from secateurs.version import __version__
 __all__ = ["app", "main"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+VERBS = ("show", "list", "info", "get", "describe")
 
 app = App(
     name="secateurs",
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except CycloptsError as error:
-        return _fail(f"{_usage(error)} See secateurs COMMAND --help.", USAGE)
+        return _fail(_usage(error), USAGE)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -126,10 +128,26 @@ def _is_usage(error: SecateursError) -> bool:
 
 
 def _usage(error: CycloptsError) -> str:
+    """What is wrong with the command line, and where to read what is right."""
+    command = " ".join(error.command_chain or ())
     missing = error.argument if isinstance(error, MissingArgumentError) else None
     if missing is not None and "--model" in missing.names:  # it is a positional one, too
-        return f'Command "{" ".join(error.command_chain or ())}" needs a MODEL, such as zoo:resnet56.'
-    return str(error).rstrip()
+        said = f'Command "{command}" needs a MODEL, such as zoo:resnet56.'
+    elif isinstance(error, UnusedCliTokensError) and command in app:
+        said = _unused(command, error.unused_tokens or [], error.root_input_tokens or [])
+    else:
+        said = str(error).rstrip()
+    return f"{said} See {f'secateurs {command}'.rstrip()} --help."
+
+
+def _unused(command: str, unused: Sequence[str], tokens: Sequence[str]) -> str:
+    """What to write for a command with more words than it takes."""
+    words = [a.name.lstrip("-").upper() for a in app[command].assemble_argument_collection() if a.index is not None]
+    takes = f"takes one argument, {words[0]}, and" if words else "takes options only,"
+    said = f'Command "{command}" {takes} not {shlex.join(unused)} as well.'
+    if tokens[1:] and tokens[1] in VERBS:  # as in tools whose commands have commands
+        said += f" Did you mean {shlex.join(['secateurs', command, *tokens[2:]])}?"
+    return said
 
 
 def _fail(message: str, status: int) -> int:

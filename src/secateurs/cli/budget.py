@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from cyclopts import Parameter
@@ -41,6 +40,7 @@ class BudgetOptions:
 
     def budget(self) -> Budget | None:
         from secateurs import Budget
+        from secateurs.budget import exact
 
         given = {name: getattr(self, name) for name in ("macs", "params", "latency", "ms")}
         target = None if self.target is None and not self.target_set else self._target()
@@ -52,7 +52,7 @@ class BudgetOptions:
                     "--target is where time is measured: give --latency or --ms with it, or --align auto and --macs."
                 )
             return None  # some methods have a knob of their own
-        counts = {name: exact(given[name]) for name in ("macs", "params")}
+        counts = {name: None if given[name] is None else exact(given[name]) for name in ("macs", "params")}
         return Budget(**counts, align=self.align, latency=self.latency, ms=self.ms, target=target)
 
     def _target(self) -> Target:
@@ -83,9 +83,7 @@ def target(name: str, settings: Sequence[str]) -> Target:
         if key not in known:
             raise ConfigError(f"--target-set {item}: a target has no setting {key}. {nearest(key, known)}")
         found[key] = value
-    return Target(name, **found)  # type: ignore[arg-type]  # checked
-
-
-def exact(figure: Share | None) -> float | int | None:
-    """An absolute number (60e6, for example) as the integer that a budget requires."""
-    return int(figure) if figure is not None and 1 < figure < math.inf else figure
+    try:
+        return Target(name, **found)  # type: ignore[arg-type]  # checked
+    except ConfigError as error:
+        raise error.renamed(lambda s: s if s.name == "target" else replace(s, of=Target)) from None

@@ -11,7 +11,6 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from secateurs.cli import options
-from secateurs.cli.budget import exact
 from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, log, pair
@@ -172,22 +171,26 @@ def compare(
 
 def _budgets(macs: Shares, params: Shares, budget: Many) -> list[Budget]:
     from secateurs import Budget
+    from secateurs.budget import exact
     from secateurs.deploy import Target
 
     found = [Budget(macs=exact(figure)) for figure in macs] + [Budget(params=exact(figure)) for figure in params]
     known = {f.name for f in fields(Target)} - {"runtime"}
     for text in budget:
         given = dict(pair("budget", item.strip(), "macs=0.5,params=0.4") for item in text.split(","))
-        figures: dict[str, Any] = {k: exact(v) if k in ("macs", "params") else v for k, v in given.items()}
+        figures: dict[str, Any] = {k: exact(v) if k in ("macs", "params", "latency") else v for k, v in given.items()}
         own = {k: figures.pop(k) for k in known & figures.keys()}
         if own and "target" not in figures:
             raise ConfigError(
                 f"--budget {text}: {min(own)} is a setting of a target, and none is named: add target=torch-cpu, torch-cuda, "
                 "onnxruntime or openvino."
             )
-        if own:
-            figures["target"] = Target(figures["target"], **own)
-        found.append(Budget(**figures))
+        try:
+            if own:
+                figures["target"] = Target(figures["target"], **own)
+            found.append(Budget(**figures))
+        except SecateursError as error:  # settings are written as in Python there
+            raise type(error)(f"--budget {text}: {error}") from None
     return found
 
 

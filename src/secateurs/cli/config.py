@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from cyclopts import App, Parameter
 from cyclopts.config import Dict
 
-from secateurs.errors import ConfigError, a_or_an, complaint, nearest, shown
+from secateurs.errors import ConfigError, a_or_an, nearest, shown
 
 if TYPE_CHECKING:
     from cyclopts.argument import Argument
     from pydantic import BaseModel
+
+    from secateurs.presets import Fault
 
 # What a command is to do now, and that its user trusts somebody's code: neither is a setting that a file may have.
 ACTIONS = ("config", "print_config", "resume", "force", "json", "trust_code")
@@ -86,6 +88,8 @@ def read(app: App, command: str, file: Path) -> dict[str, Any]:
     """The options in a file by name, validated; null stands for the default."""
     from pydantic import ValidationError
 
+    from secateurs.presets import faults
+
     body = _parsed(file)
     if not isinstance(body, Mapping):
         raise ConfigError(
@@ -96,20 +100,19 @@ def read(app: App, command: str, file: Path) -> dict[str, Any]:
     try:
         return model.model_validate(given).model_dump(exclude_unset=True)
     except ValidationError as error:
-        faults = [_fault(fault, command, model.model_fields) for fault in error.errors(include_url=False)]
-        raise ConfigError(f"{shown(file)}: {' '.join(dict.fromkeys(faults))}") from None
+        wrong = (_sentence(fault, command, model.model_fields) for fault in faults(model, error, given))
+        raise ConfigError(f"{shown(file)}: {' '.join(wrong)}") from None
 
 
-def _fault(fault: Mapping[str, Any], command: str, known: Iterable[str]) -> str:
+def _sentence(fault: Fault, command: str, known: Iterable[str]) -> str:
     """What is wrong with an option, as a sentence."""
     from secateurs.files import brief
 
-    name = str(fault["loc"][0])
-    if fault["type"] != "extra_forbidden":
-        return f"{shown(name)} {complaint(fault)}, not {brief(fault['input'])}."
-    if name in ACTIONS:
-        return f"{name} is given on the command line only."
-    return f"{shown(name)} is not an option of {command}. {nearest(name, known)}"
+    if not fault.unknown:
+        return f"{shown(fault.name)} {fault.text}, not {brief(fault.value)}."
+    if fault.name in ACTIONS:
+        return f"{fault.name} is given on the command line only."
+    return f"{shown(fault.name)} is not an option of {command}. {nearest(fault.name, known)}"
 
 
 def schema(app: App, command: str) -> type[BaseModel]:

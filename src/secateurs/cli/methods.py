@@ -86,6 +86,7 @@ def configured(
     if len(preset) > 1:
         raise ConfigError(f"--preset is given twice for {method}: {' and '.join(preset)}. Give one of them.")
     from secateurs.methods import resolve
+    from secateurs.presets import typed
 
     values: dict[str, Any] = {} if ranking is None else {"ranking": ranking}
     for item in settings:
@@ -98,6 +99,7 @@ def configured(
             raise ConfigError(f"--set {prefix}{key} is given twice: give one of them.")
         values[key] = value
     found = resolve(method)
+    values = typed(type(found), values)
     try:
         return type(found).preset(preset[0], **values) if preset else resolve(found, **values)
     except ConfigError as error:

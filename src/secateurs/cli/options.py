@@ -71,14 +71,14 @@ class ModelOptions:
 
 
 def pair(option: str, item: str, such_as: str) -> tuple[str, Any]:
-    """KEY=VALUE as the two; values are parsed as JSON if they are valid JSON (0.7, true, null)."""
+    """KEY=VALUE as the two; values are parsed as JSON if they are valid JSON (0.7, true, null), and True and False as well."""
     key, equals, text = item.partition("=")
     if not equals or not key:
         raise ConfigError(f"--{option} {item}: write key=value, such as --{option} {such_as}.")
     try:
         return key, json.loads(text)
     except ValueError:
-        return key, text
+        return key, {"True": True, "False": False}.get(text, text)
 
 
 class _Plain(Console):

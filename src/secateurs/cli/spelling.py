@@ -30,10 +30,13 @@ MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}
 def option(setting: Setting) -> str:
     """`scope='all'` → `--scope all`, `EPruner(beta=0.5)` → `--set beta=0.5`; settings without an option as in Python."""
     name = setting.name
+    pair = f"{name}={'…' if setting.value is ... else _value(setting.value)}"
     if _is_task(setting.of):
-        return f"--task-set {name}={'…' if setting.value is ... else _value(setting.value)}"
+        return f"--task-set {pair}"
+    if _is_target(setting.of):
+        return f"--target-set {pair}"
     if "." in name or (_is_method(setting.of) and name != "ranking"):
-        return f"--set {name}={'…' if setting.value is ... else _value(setting.value)}"
+        return f"--set {pair}"
     if name == "dynamic_batch" and setting.value is False:
         return "--fixed-batch"
     if name in MIMIC and _is_mimic(setting.of):
@@ -66,6 +69,14 @@ def _is_task(of: type | None) -> bool:
     return issubclass(of, VisionTask)
 
 
+def _is_target(of: type | None) -> bool:
+    if of is None:
+        return False
+    from secateurs.deploy import Target
+
+    return issubclass(of, Target)
+
+
 def _is_mimic(of: type | None) -> bool:
     if of is None:
         return False
@@ -86,6 +97,8 @@ def _value(value: Any) -> str:
     """The value as it is typed."""
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     if isinstance(value, tuple | list):

@@ -11,13 +11,13 @@ from pydantic import ConfigDict, ValidationError
 from torch import nn
 
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, Message, Setting, complaint, nearest
+from secateurs.errors import ConfigError, Message, Setting, nearest
 from secateurs.graph import ChannelGroup
 from secateurs.methods.limits import Bound, Bounds, described, free, held
 from secateurs.methods.select import Widths
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan, PrunableGraph
-from secateurs.presets import Presets
+from secateurs.presets import Presets, faults
 from secateurs.training.objective import Objective
 
 Scope = Literal["internal", "all"]
@@ -185,11 +185,10 @@ class Method(Presets):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            first = error.errors()[0]
-            setting = Setting(".".join(map(str, first["loc"])), first.get("input"), type(self))
-            known = ", ".join(type(self).model_fields) or "none"
-            hint = f"{self.name or type(self).__name__}'s settings are: {known}."
-            raise ConfigError(setting, f": {complaint(first)}.", hint=hint) from None
+            what, (first, *_) = self.name or type(self).__name__, faults(type(self), error, settings)
+            wrong = Setting(first.name, first.value, type(self)) if first.name else what
+            hint = f"{what}'s settings are: {', '.join(type(self).model_fields) or 'none'}."
+            raise ConfigError(wrong, f": {first.text}.", hint=hint) from None
 
     @property
     def decides(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Method, Task
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan
+from secateurs.presets import Auto
 from secateurs.recovery.distil import Distilling
 from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
@@ -225,7 +226,11 @@ class TrainingMethod(Method):
     steps_per_epoch: int | None = Field(
         None, ge=1, description="batches per epoch, for data without an end or to shorten an epoch"
     )
-    compile: Literal["auto"] | bool = Field("auto", description="as in a Recipe")
+    compile: Auto = Field(
+        "auto",
+        description="whether to torch.compile the network, where the method allows it, on a GPU with CUDA graphs: true, false, "
+        "or auto, on a GPU in one process for long training",
+    )
 
     def before(self, epochs: float) -> TrainingMethod:
         """The method with the settings that it has before so many epochs of recovery."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, nearest
+from secateurs.errors import ConfigError, Setting, nearest
 from secateurs.importing import import_object
 from secateurs.methods.method import Method
 
@@ -81,7 +82,7 @@ def resolve(method: str | Method, **settings: Any) -> Method:
         raise ConfigError(f"method={method.__name__} is a class: pass an object of it, {method.__name__}(…).")
     if not isinstance(method, str):
         raise ConfigError(f"method={method!r:.100} is not a method: {_meant(method)}.")
-    found = _find(method)
+    found = find(method)
     try:
         return found(**settings)
     except TypeError as error:  # an `__init__` of its own, with arguments that it must have
@@ -104,14 +105,19 @@ def _meant(value: Any) -> str:
     return f"pass a name, one of {', '.join(methods())}"
 
 
-def _find(name: str) -> type[Method]:
+def find(name: str) -> type[Method]:
+    """The class of this name. Raises as `resolve` does."""
     if name in _METHODS:
         return _METHODS[name]
     if name.startswith(MODULE):
         return _checked(import_object(name.removeprefix(MODULE), name), name, name)
     declared = _declared()
-    if (made := _METHODS.get(name.partition(" ")[0])) is not None:  # as on the command line of `compare`
-        raise ConfigError(f"{name!r} has settings: pass a configured method, sc.{made.__name__}(…), instead of a name.")
+    first, *words = name.split() or [name]
+    if (made := _METHODS.get(first)) is not None:  # as on the command line of `compare`
+        written = [part for word in words for part in (", ", _setting(word, made))][1:]
+        raise ConfigError(
+            f"{name!r} has settings: the name of the method is {first!r}, and its settings are written ", *written, "."
+        )
     if name not in declared:
         raise ConfigError(f"There is no method {name!r}. {_similar(name)}")
     entry = declared[name]
@@ -123,6 +129,16 @@ def _find(name: str) -> type[Method]:
             f"The method {name!r} of {where} cannot be loaded: {type(error).__name__}: {error}."
         ) from error
     return _checked(found, name, f"{name!r}, {entry.value}")
+
+
+def _setting(word: str, method: type[Method]) -> Setting:
+    """`key=value` as a setting of a method."""
+    key, equals, text = word.partition("=")
+    try:
+        value = json.loads(text) if equals else ...
+    except ValueError:
+        value = text
+    return Setting(key, value, None if key == "preset" else method)
 
 
 def _similar(name: str) -> str:

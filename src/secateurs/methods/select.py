@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from secateurs.budget import Budget, fraction
+from secateurs.deploy.target import Target
 from secateurs.errors import BudgetError, ConfigError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
 from secateurs.latency import solver
@@ -18,7 +19,8 @@ from secateurs.methods.ranking import per_cost
 Array = np.ndarray
 ALL = Setting("scope", "all")
 FLOOR = 0.1
-QUIETER = "Try again in ten minutes, when the machine is less busy, or measure a larger batch: sc.Target(…, batch=…)."
+LARGER = Setting("batch", of=Target)
+QUIETER = ("Try again in ten minutes, when the machine is less busy, or measure a larger batch, ", LARGER, ".")
 LEAST = 1e-3  # a relative price is at least this
 
 
@@ -159,7 +161,7 @@ class Widths:
                     else []
                 ),
                 *([(ALL, " may allow less.")] if narrow else []),
-                *([(f"This is in doubt: {doubt}. {QUIETER}",)] if doubt and self.budget.is_timed else []),
+                *([(f"This is in doubt: {doubt}. ", *QUIETER)] if doubt and self.budget.is_timed else []),
             ]
             hint = tuple(part for i, parts in enumerate(hints) for part in (" " * (i > 0), *parts))
             self.budget.check(self.base, lowest or self.cost(self.lowest), hint)

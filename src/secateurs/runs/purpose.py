@@ -29,6 +29,8 @@ from secateurs.training.losses import Loss
 from secateurs.training.metrics import higher_is_better
 from secateurs.training.objective import Forward, Objective, Step
 
+OTHER = ("give the data that the network is for, or a network that is made for so many classes.",)
+
 
 @dataclass(frozen=True)
 class Purpose:
@@ -91,10 +93,10 @@ class Purpose:
         """What the network is called with in training beside that: to trace what runs in training only."""
         return of_example(network, data, self.base, self.base.targets)
 
-    def check_fits(self, network: nn.Module, data: Data, name: str, advice: tuple[object, ...] | None = None) -> None:
+    def check_fits(self, network: nn.Module, data: Data, name: str, advice: tuple[object, ...] = OTHER) -> None:
         """Raise DataError if the network does not run on the data, or is not the task's or not for its classes.
 
-        advice: what to do about another number of classes; by default to pass `num_classes`.
+        advice: what to do about another number of classes.
         """
         inputs, classes = self.example(network, data), len(data.classes or ())
         try:
@@ -105,8 +107,7 @@ class Purpose:
         except Exception as error:  # of the network's own code
             raise _misfit(network, name, "run", inputs, error, self.task.misfit(network, inputs)) from error
         if not (self.base.whole or self.base.loss is not None) or self.named:
-            usual = ("pass ", Setting("num_classes", classes), ", or the data that the network is for.")
-            self.task.check(outputs, inputs, classes, name, usual if advice is None else advice)
+            self.task.check(outputs, inputs, classes, name, advice)
 
     def check_trains(self, network: nn.Module, data: Data, name: str) -> None:
         """Raise DataError if the network, which runs on the data, cannot be trained on it: one step of a copy, with two

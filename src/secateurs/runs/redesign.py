@@ -16,7 +16,7 @@ from secateurs import artifact
 from secateurs.api import prune
 from secateurs.artifact import Figures
 from secateurs.artifact.provenance import remember_widened
-from secateurs.budget import Budget
+from secateurs.budget import Budget, exact
 from secateurs.cutting import figures
 from secateurs.data import Data
 from secateurs.errors import BudgetError, ConfigError, Message, Setting
@@ -310,7 +310,7 @@ class _Stages:
 
     def _budget(self, base: Cost, scaled: Cost) -> Budget:
         """The base's MACs, or that part of them, as a figure."""
-        asked = Budget(int(self.macs) if self.macs > 1 else self.macs, align=self.align)  # refuses what is not valid
+        asked = Budget(exact(self.macs), align=self.align)  # refuses what is not valid
         budget = Budget(asked.limits(base).macs, align=self.align)
         if asked.limits(base).macs >= scaled.macs:
             raise BudgetError(

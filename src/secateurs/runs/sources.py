@@ -21,9 +21,9 @@ from secateurs.files import shown
 from secateurs.keywords import explained
 from secateurs.models import build, is_artifact
 from secateurs.placement import Placement
-from secateurs.runs.purpose import Purpose
+from secateurs.runs.purpose import OTHER, Purpose
 from secateurs.tasks import Classification, Reading, VisionTask
-from secateurs.zoo import find, load_state
+from secateurs.zoo import load_state, takes_classes
 from secateurs.zoo.weights import put
 
 Builder = Callable[[Data, torch.device, int], nn.Module]  # data, where, seed of initial weights
@@ -208,11 +208,15 @@ class NetworkSpec:
             if network is None:
                 network = build(self.model, self.weights, self.num_classes, trust_code=self.trust_code)
             return partial(_placed, purpose, network, name=self.name)
-        find(self.model)
+        advice: tuple[object, ...] = OTHER
+        if not takes_classes(self.model):  # a factory of the user's own
+            own = (
+                "the factory has no parameter num_classes, so that ",
+                Setting("num_classes"),
+                " does not reach it. Give it one",
+            )
+            advice = (*own, ", or give the data that the network is for.")
         state = None if self.weights is None else load_state(self.weights)
-        advice: tuple[object, ...] | None = None
-        if self.num_classes is not None:  # a factory of the user's own need not take it
-            advice = ("give the data that the network is for, or a network that is made for so many classes.",)
 
         def made(data: Data, where: torch.device, seed: int) -> nn.Module:
             torch.manual_seed(seed)  # of initial weights
@@ -231,7 +235,7 @@ class NetworkSpec:
 
 def _placed(
     purpose: Purpose, model: nn.Module, data: Data, where: torch.device, seed: int, name: str = "",
-    advice: tuple[object, ...] | None = None,
+    advice: tuple[object, ...] = OTHER,
 ) -> nn.Module:  # fmt: skip
     network = Placement.of(model).working_copy(model, where)
     purpose.check_fits(network, data, name or type(model).__qualname__, advice)

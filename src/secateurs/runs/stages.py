@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from secateurs.artifact import Card, Earlier
-from secateurs.budget import Budget
+from secateurs.budget import Budget, exact
 from secateurs.deploy.target import Target
 from secateurs.errors import ConfigError, Setting
 from secateurs.keywords import explained
@@ -50,8 +50,10 @@ class Stage:
 
     def budget(self, original: int) -> Budget | None:
         """The same as a budget for what is left of that network."""
-        limit = self.limit(original)
-        return None if limit is None else Budget(limit, align=self.align, target=self.target)
+        if self.macs is None:
+            return None
+        macs = exact(self.macs) if self.macs > 1 else self.limit(original)
+        return Budget(macs, align=self.align, target=self.target)
 
 
 def check_order(first: Method, stages: Sequence[Stage]) -> None:

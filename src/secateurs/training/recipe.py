@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from secateurs.presets import Presets, Settings
+from secateurs.presets import Auto, Presets, Settings
+
+PRECISION = "of training: fp32, bf16, fp16, or auto, bf16 where the hardware multiplies it natively and otherwise fp32"
 
 
 class Phase(Settings, Presets):
@@ -57,12 +59,15 @@ class Recipe(Phase):
     )
     clip_norm: float | None = Field(default=None, gt=0, description="maximum norm of the gradient")
     accumulate: int = Field(default=1, ge=1, description="batches to accumulate gradients over per step")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    channels_last: Literal["auto"] | bool = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description=PRECISION)
+    channels_last: Auto = Field(
+        default="auto",
+        description="the memory format of images and kernels; auto: where convolutions are faster with it",
+    )
     sync_norm: bool = Field(
         default=True, description="on several processes, batch norm over the whole batch, not over each process's part"
     )
-    compile: Literal["auto"] | bool = Field(
+    compile: Auto = Field(
         default="auto",
         description="torch.compile the network, on a GPU with CUDA graphs; auto: on a GPU, in one process, for long training",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from secateurs.importing import import_object
 from secateurs.zoo import cifar, cifar_resnet, vision
 from secateurs.zoo.weights import WEIGHTS, load_into, load_state
 
-__all__ = ["FAMILIES", "build", "find", "load_state", "names"]
+__all__ = ["FAMILIES", "build", "find", "load_state", "names", "takes_classes"]
 
 Factory = Callable[..., nn.Module]
 
@@ -55,6 +56,10 @@ def find(spec: str) -> Factory:
     """What makes the network of a spec, given the options of its constructor. SpecError for a spec that names nothing."""
     family, colon, name = spec.partition(":")
     if not colon or not name:
+        if "/" in spec and not os.path.lexists(spec) and Path(spec).suffix not in (*WEIGHTS, ".py"):
+            raise SpecError(
+                f"There is no folder {shown(spec)}: a model is FAMILY:NAME, such as zoo:resnet56, or an artifact's folder."
+            )
         raise SpecError(
             f"{shown(spec)!r} is not a valid model spec: write FAMILY:NAME, such as zoo:resnet56, or an artifact's folder.",
             hint=_suggest(spec),
@@ -65,6 +70,13 @@ def find(spec: str) -> Factory:
             hint = f"Did you mean python:{spec}?"
         raise SpecError(f"{spec!r}: {family!r} is not a valid model family. {hint}")
     return _python(name) if family == "python" else _named(family, name)
+
+
+def takes_classes(spec: str) -> bool:
+    """Whether what makes the network of a spec is passed `num_classes`. Raises as `find` does."""
+    find(spec)
+    family, _, name = spec.partition(":")
+    return family != "python" or _accepts(import_object(name, spec), "num_classes")
 
 
 def names(family: str) -> list[str]:

@@ -11,6 +11,7 @@ from secateurs.errors import Setting
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import Taught
 from secateurs.training import Recipe
+from secateurs.training.recipe import PRECISION
 
 
 class Settings(Taught):
@@ -50,7 +51,7 @@ class Settings(Taught):
     patience: int = Field(
         default=1, ge=1, description="stop after this many sweeps of restarts in which no layer can be pruned"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="as in a Recipe")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description=PRECISION)
 
     def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
         found: dict[str, tuple[object, ...]] = {}

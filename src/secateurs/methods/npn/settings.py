@@ -17,6 +17,7 @@ from secateurs.methods.npn.network import deepest
 from secateurs.methods.pruner import Taught, taught
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import Recipe
+from secateurs.training.recipe import PRECISION
 
 
 class Settings(Taught):
@@ -73,7 +74,7 @@ class Settings(Taught):
     pruner: str | None = Field(
         default=None, description="spec of another network to use as the pruner, for example zoo:resnet20"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description=PRECISION)
     calibration: int = Field(
         default=2048, ge=1, description="with hold=False, images over which the final gates are averaged"
     )

@@ -27,6 +27,7 @@ from secateurs.methods.selection import Selection
 from secateurs.report import listing
 from secateurs.training import Recipe
 from secateurs.training.eager import EagerHook
+from secateurs.training.recipe import PRECISION
 
 log = logging.getLogger("secateurs")
 
@@ -106,7 +107,7 @@ class OneStep(Taught):
     fold: bool = Field(
         default=False, description="multiply |β| into the weights instead of discarding it after the cut"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description=PRECISION)
 
     @model_validator(mode="after")
     def _enough(self) -> OneStep:

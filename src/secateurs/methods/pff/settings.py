@@ -14,6 +14,7 @@ from secateurs.methods.pff.phases import Held, faded
 from secateurs.methods.pruner import Taught, taught
 from secateurs.methods.stripes.blocks import blocks
 from secateurs.methods.stripes.select import Stripes, check_kernels, kernels
+from secateurs.training.recipe import PRECISION
 
 
 class Settings(Taught):
@@ -45,7 +46,7 @@ class Settings(Taught):
     delta: float = Field(default=0.05, gt=0, lt=1, description="δ: stripes with a smaller value are cut")
     lr: float = Field(default=0.05, gt=0, le=10, description="learning rate of the network")
     schedule: Literal["onecycle", "cosine", "step", "constant"] = Field(
-        "cosine", description="of both learning rates, as in a Recipe"
+        "cosine", description="of both learning rates: onecycle, cosine, constant, or step, with milestones and gamma"
     )
     milestones: tuple[float, ...] = Field(
         (), description="when 'step' multiplies both learning rates by gamma, in epochs"
@@ -108,7 +109,7 @@ class Settings(Taught):
     train: Literal["both", "skeleton"] = Field(
         default="both", description="train both, or only the skeleton with the convolutions' weights frozen (fig. 4)"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="as in a Recipe")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description=PRECISION)
 
     def check(self, task: Task) -> None:
         super().check(task)

@@ -12,6 +12,8 @@ from secateurs.deploy.target import Target
 from secateurs.errors import ConfigError, nearest
 from secateurs.methods import Method, resolve
 from secateurs.methods.method import check_budget
+from secateurs.methods.registry import find
+from secateurs.presets import typed
 from secateurs.recovery import MODES, Reconstruct, Recover
 from secateurs.recovery import phases as checked_phases
 from secateurs.studies.comparison.peers import FAMILY, peer
@@ -53,7 +55,7 @@ class Contestant:
         if name.partition(":")[0] == FAMILY:
             method, own = peer(name, values)
             return cls(label, method, share, own)
-        return cls(label, resolve(name, **values), share)
+        return cls(label, resolve(name, **typed(find(name), values)), share)
 
     def record(self) -> dict[str, Any]:
         """What its figures depend on, as JSON."""
@@ -134,7 +136,7 @@ def recipes(text: str) -> list[Phase]:
         kinds: Mapping[str, type[Phase]] = {**MODES, Reconstruct.mode: Reconstruct}
         if mode not in kinds:
             raise ConfigError(f"There is no recovery {mode!r}. {nearest(mode, [*kinds, 'none'])}")
-        found.append(kinds[mode](**settings(words)))
+        found.append(kinds[mode](**typed(kinds[mode], settings(words))))
     return found
 
 
