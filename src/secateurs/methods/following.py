@@ -92,7 +92,7 @@ def _replay(model: nn.Module, op: Op) -> Function | None:
         return None
     if call.name == "relu":
         return torch.relu
-    given = dict(enumerate(call.args)) | dict(call.kwargs)
+    given = {k: _plainly(v) for k, v in (*enumerate(call.args), *call.kwargs.items())}
     first = 0 if call.args else "input"
     fixed = {k: v for k, v in given.items() if isinstance(v, Value) and k != first}
     if not isinstance(given.get(first), Value) or any(not v.name for v in fixed.values()):
@@ -108,6 +108,13 @@ def _replay(model: nn.Module, op: Op) -> Function | None:
         return out
 
     return function
+
+
+def _plainly(value: Any) -> Any:
+    """Sizes as ordinary integers: the traced ones know where they come from, and do not compile with PyTorch 2.6."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plainly, value)) if type(value) in (tuple, list) else value
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _plain(norm: _BatchNorm) -> bool:
