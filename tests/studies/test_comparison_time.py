@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from secateurs.methods import Method, resolve
 from secateurs.methods.pruner import TrainingMethod
 from secateurs.runs.purpose import Purpose
 from secateurs.studies.comparison.bench import Bench, Foreseen, Job, Probe, Record
-from secateurs.studies.comparison.compute import Division, SearchCost, divided, recovery_cost, search_cost
+from secateurs.studies.comparison.compute import SearchCost, divided, recovery_cost, search_cost
 from secateurs.studies.comparison.contestants import Cell, Contestant
 from secateurs.studies.comparison.folder import ComparisonFolder
 from secateurs.studies.comparison.running import Running
@@ -70,8 +71,7 @@ class Timed:
         if job.foresee:
             once = 10.0 if method.name == "l2" else 77.0
             warnings = () if method.name == "l2" else ("too little",)
-            division = Division(method, 0.0, [sc.Recover(epochs=2)], 3.0, warnings)
-            return {"foreseen": Foreseen(SearchCost(0.0, 100.0, once), division)}
+            return {"foreseen": Foreseen(SearchCost(0.0, 100.0, once), 3.0, 6, warnings)}
         if job.cell.seed == self.fails:
             return {"failed": "broken", "seconds": 0.0}
         stages = dict.fromkeys(("original", "cut", "calibrated", "recovered"), asdict(ORIGINAL))
@@ -213,10 +213,20 @@ def test_it_is_said_where_the_run_starts_in_the_cells_and_below_the_table() -> N
     assert found.notes[1:] == (f"l2, macs=0.5, all seeds: {line}",)
 
 
+def test_what_is_foreseen() -> None:
+    """Nothing of the user's is in it: a class of the main module has another name in another process."""
+    found = bench(10.0).foresee(Cell(Contestant.of("l2"), sc.Budget(macs=0.5), 0))
+    assert found.passes == pytest.approx(10)
+    epochs = (10 - found.cost.once / 32) / (0.5 + 1 / 3)
+    assert found.evaluations == 4 + math.ceil(epochs)
+    assert found.cost.seconds > 0
+    assert {type(value) for value in vars(found).values()} == {SearchCost, float, int, tuple}
+
+
 def test_of_no_recovery_nothing_is_said() -> None:
     cell = Cell(Contestant.of("l2"), sc.Budget(macs=0.5), 0)
     there = bench(0.1, ())
-    assert there.foresee(cell).division.warnings == ()
+    assert there.foresee(cell).warnings == ()
 
 
 def test_a_search_of_less_than_a_step() -> None:

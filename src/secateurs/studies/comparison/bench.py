@@ -63,21 +63,21 @@ class Probe:
 
     def seconds(self, foreseen: Foreseen) -> float:
         """How long a cell takes."""
-        training = foreseen.division.passes - foreseen.cost.once / self.images
+        training = foreseen.passes - foreseen.cost.once / self.images
         return foreseen.cost.seconds + training * self.steps * self.step + foreseen.evaluations * self.evaluation
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What is known about a cell before it is measured, whatever its seed."""
+    """What is known about a cell before it is measured, whatever its seed; nothing that a process could not send back.
+
+    passes: what it takes. evaluations: how many. warnings: what there is too little compute for.
+    """
 
     cost: SearchCost
-    division: Division
-
-    @property
-    def evaluations(self) -> int:
-        """The original, the cut, the calibrated and the recovered network, and after each epoch."""
-        return 4 + sum(math.ceil(n) for n in (self.division.epochs, *_epochs(self.division.recovery)))
+    passes: float
+    evaluations: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,10 @@ class Bench:
 
     def foresee(self, cell: Cell) -> Foreseen:
         cost = self._cut(cell)[1] if cell.contestant.own else self.search_cost(cell)
-        return Foreseen(cost, self.division(cell, cost))
+        division = self.division(cell, cost)
+        epochs = [division.epochs, *(getattr(phase, "epochs", 0.0) for phase in division.recovery)]
+        stages = 4  # the original, the cut, the calibrated and the recovered network
+        return Foreseen(cost, division.passes, stages + sum(map(math.ceil, epochs)), division.warnings)
 
     def search_cost(self, cell: Cell) -> SearchCost:
         """Of a method's own training, and what it does once; it does not depend on the seed."""
@@ -303,10 +306,6 @@ def _step(model: nn.Module, batch: B.Batch, objective: Objective) -> None:
     for parameter in model.parameters():
         parameter.grad = None
     loss.item()  # waits for the device
-
-
-def _epochs(phases: Sequence[Phase]) -> list[float]:
-    return [getattr(phase, "epochs", 0.0) for phase in phases]
 
 
 def _recorded(phases: Sequence[Phase]) -> list[Record]:

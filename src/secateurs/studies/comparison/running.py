@@ -103,7 +103,7 @@ class Running:
             if found is not None:
                 kind = job.cell.kind
                 self.costs[kind], seconds[kind] = found.cost, probe.seconds(found)
-                warnings += [f"{kind}: {line}" for line in found.division.warnings]
+                warnings += [f"{kind}: {line}" for line in found.warnings]
         self.expected = {i: seconds.get(self.cells[i].kind, 0.0) for i in missing}
         return warnings
 
