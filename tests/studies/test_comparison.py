@@ -208,8 +208,8 @@ def test_what_is_reported_is_what_runs(method: str) -> None:
 def test_a_method_that_takes_more_than_there_is() -> None:
     cost = search_cost(tiny(), torch.randn(1, 3, 8, 8), resolve("aofp"), sc.Budget(macs=0.5), batches().train, 0)
     with pytest.raises(sc.ConfigError, match="aofp with 5 epochs takes"):
-        divided(sc.AOFP(epochs=5), 0.3, 3, cost, 32, 0.5, [sc.Recover()])
-    kept = divided(sc.AOFP(epochs=1), 0.3, 3, cost, 32, 0.5, [sc.Recover()])
+        divided(sc.AOFP(epochs=5), 0.3, 3, cost, 32, 2, 0.5, [sc.Recover()])
+    kept = divided(sc.AOFP(epochs=1), 0.3, 3, cost, 32, 2, 0.5, [sc.Recover()])
     assert kept.epochs == 1
 
 
@@ -416,20 +416,6 @@ def test_what_somebody_else_wrote_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(sc.ArtifactError, match="not valid JSON"):
         run(tmp_path, overwrite=True)
     assert (tmp_path / "comparison.json").read_text() == "mine"
-
-
-def test_how_long_it_takes_is_said_first_and_when_time_is_over_no_cell_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines: list[str] = []
-    clock = iter([0.0, *[1.0] * 2, *[1e9] * 100])
-    monkeypatch.setattr("secateurs.studies.comparison.comparing.time.monotonic", lambda: next(clock))
-    options: dict[str, Any] = {"methods": ["l2"], "budgets": [0.5], "seeds": 2, "epochs": 0.2}
-    found = run(tmp_path, minutes=60, report=lines.append, **options)
-    assert lines[0].startswith("2 cells of 0.2 training passes over 1,438 images: about ")
-    assert [cell.failed for cell in found.cells] == [None, "not run: out of time"]
-    assert "seed 1: not run: out of time" in found.table()
-    assert run(tmp_path, resume=True, **options).rows[0].seeds == 2
 
 
 def test_recoveries_as_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,15 +31,14 @@ from secateurs.methods.limits import Limits
 from secateurs.plans import trace
 from secateurs.recovery import Recover, recover
 from secateurs.studies.comparison.compute import (
+    Division,
     SearchCost,
     divided,
-    recovery_cost,
     search_cost,
     search_share,
-    shared,
     width_of,
 )
-from secateurs.studies.comparison.contestants import Cell, budget_text
+from secateurs.studies.comparison.contestants import Cell
 from secateurs.studies.comparison.peers import TorchPruning
 from secateurs.studies.comparison.work import Work
 from secateurs.studies.fingerprint import known_examples
@@ -60,6 +60,34 @@ class Probe:
     evaluation: float  # seconds, of all validation data
     steps: int  # per epoch
     images: int
+
+    def seconds(self, foreseen: Foreseen) -> float:
+        """How long a cell takes."""
+        training = foreseen.passes - foreseen.cost.once / self.images
+        return foreseen.cost.seconds + training * self.steps * self.step + foreseen.evaluations * self.evaluation
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What is known about a cell before it is measured, whatever its seed; nothing that a process could not send back.
+
+    passes: what it takes. evaluations: how many. warnings: what there is too little compute for.
+    """
+
+    cost: SearchCost
+    passes: float
+    evaluations: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to measure, or only to foresee. known: the cost of its method's search. folder: for checkpoints."""
+
+    cell: Cell
+    known: SearchCost | None = None
+    folder: Path | None = None
+    foresee: bool = False
 
 
 class Bench:
@@ -87,6 +115,11 @@ class Bench:
         if (known := known_examples(train)) is not None:
             return known
         return sum(examples(batch) for batch in B.bounded(train, "train", B.COUNT_SECONDS, B.COUNTING))
+
+    @cached_property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return B.length(self.data.train) or B.count(self.data.train)
 
     @cached_property
     def cost(self) -> Cost:
@@ -126,13 +159,13 @@ class Bench:
         tried = set()
         for cell in cells:
             method, scope = cell.contestant.method, self.work.options.get("scope")
-            if (key := (cell.contestant.label, str(cell.budget))) in tried:
+            if cell.kind in tried:
                 continue
-            tried.add(key)
+            tried.add(cell.kind)
             try:
                 self._task(method, cell, graph, scope)
             except SecateursError as error:
-                raise error.within(f"{cell.contestant.label}, {budget_text(cell.budget)}: ") from error
+                raise error.within(f"{cell.kind}: ") from error
 
     def _task(self, method: Method, cell: Cell, graph: Any, scope: Any) -> Task:
         limits = Limits(**{name: self.work.options[name] for name in LIMITS if name in self.work.options})
@@ -159,10 +192,16 @@ class Bench:
             began = time.perf_counter()
             _step(model, B.to_device(batch, device_of(model)), self.objective)
             steps.append(time.perf_counter() - began)
-        per_epoch = B.length(self.data.train) or B.count(self.data.train)
-        return Probe(original, min(steps[1:] or steps), evaluation, per_epoch, self.images)
+        return Probe(original, statistics.median(steps[1:] or steps), evaluation, self.steps, self.images)
 
     # -- a cell --------------------------------------------------------------------------------------------------------
+
+    def foresee(self, cell: Cell) -> Foreseen:
+        cost = self._cut(cell)[1] if cell.contestant.own else self.search_cost(cell)
+        division = self.division(cell, cost)
+        epochs = [division.epochs, *(getattr(phase, "epochs", 0.0) for phase in division.recovery)]
+        stages = 4  # the original, the cut, the calibrated and the recovered network
+        return Foreseen(cost, division.passes, stages + sum(map(math.ceil, epochs)), division.warnings)
 
     def search_cost(self, cell: Cell) -> SearchCost:
         """Of a method's own training, and what it does once; it does not depend on the seed."""
@@ -171,17 +210,22 @@ class Bench:
             self.model, self.inputs, cell.contestant.method, cell.budget, self.at(0).train, 0, **options
         )  # fmt: skip
 
+    def division(self, cell: Cell, cost: SearchCost) -> Division:
+        """How the compute of a cell is divided. A peer's own cut is fine-tuned on the labels with all that is left."""
+        contestant, work = cell.contestant, self.work
+        share = search_share(contestant.method, work.search if contestant.search is None else contestant.search)
+        width = width_of(cell.budget, self.whole, work.unit)
+        recovery = [Recover(share=0)] if contestant.own else work.recover
+        return divided(contestant.method, share, work.epochs, cost, self.images, self.steps, width, recovery)
+
     def measure(self, cell: Cell, known: SearchCost | None = None, folder: Path | None = None) -> Record:
         """Everything that is known about a cell, as JSON. known: the cost of its method's search. folder: for checkpoints,
         from which it continues."""
         torch.manual_seed(cell.seed)
         if cell.contestant.own:
             return self._own(cell)
-        method, work = cell.contestant.method, self.work
-        cost = known or self.search_cost(cell)
-        width = width_of(cell.budget, self.whole, work.unit)
-        share = search_share(method, work.search if cell.contestant.search is None else cell.contestant.search)
-        division = divided(method, share, work.epochs, cost, self.images, width, work.recover)
+        work, cost = self.work, known or self.search_cost(cell)
+        division = self.division(cell, cost)
         clocks = time.perf_counter(), time.process_time()
         checkpoints: Record = {} if folder is None else {"folder": folder, "resume": True, "save_seconds": 60}
         result = prune(
@@ -200,25 +244,20 @@ class Bench:
             **{stage: asdict(self.each(figures)) for stage, figures in stages.items()},
             "error": None if math.isnan(result.error) else result.error, "narrowest": narrowest, "passes": division.passes,
             "search": {"epoch": cost.epoch, "once": cost.once, "epochs": division.epochs, "steps": max(steps, default=0)},
-            "recovery": _recorded(division.recovery), **timed, "warnings": list(result.warnings), **_took(*clocks),
+            "recovery": _recorded(division.recovery), **timed,
+            "warnings": [*division.warnings, *result.warnings], **_took(*clocks),
         }  # fmt: skip
 
     def _own(self, cell: Cell) -> Record:
         """A peer's own cut, fine-tuned on the labels with all of the compute."""
-        clocks, method = (time.perf_counter(), time.process_time()), cell.contestant.method
-        if not isinstance(method, TorchPruning):
-            raise ConfigError(f"{method.name} has no cut of its own.")
+        clocks = time.perf_counter(), time.process_time()
         data = self.at(cell.seed)
         original = measured(self.cost, self.model, data, self.objective)
-        graph = trace(self.model, self.inputs, example_targets=self.targets)
-        with MacCounter() as counter:
-            small = method.cut(self._task(method, cell, graph, "all"))
-        once = counter.macs / (3 * self.cost.macs)
+        small, once = self._cut(cell)
         cost = self.each(count(small, self.inputs))
         cut = measured(cost, small, data, self.objective)
-        width = width_of(cell.budget, self.whole, self.work.unit)
-        (recipe,) = phases = shared([Recover(share=0)], self.work.epochs - once / self.images, width, self.images)
-        passes = once / self.images + recipe.epochs * recovery_cost(recipe, width, self.images)  # type: ignore[attr-defined]
+        division = self.division(cell, once)
+        (recipe,) = division.recovery
         recover(
             small, data, recipe, seed=cell.seed, device=self.where, objective=self.objective,
             progress="lines" if self.work.progress else "silent",
@@ -226,16 +265,29 @@ class Bench:
         after = measured(cost, small, data, self.objective)
         return {
             "original": asdict(original), "cut": asdict(cut), "calibrated": None, "recovered": asdict(after), "error": None,
-            "narrowest": None, "passes": passes,
-            "search": {"epoch": 0.0, "once": once, "epochs": 0.0, "steps": 0}, "recovery": _recorded(phases), **_took(*clocks),
+            "narrowest": None,
+            "passes": division.passes, "search": {"epoch": 0.0, "once": once.once, "epochs": 0.0, "steps": 0},
+            "recovery": _recorded(division.recovery), "warnings": list(division.warnings), **_took(*clocks),
         }  # fmt: skip
 
+    def _cut(self, cell: Cell) -> tuple[nn.Module, SearchCost]:
+        """A peer's own cut, and what it costs."""
+        began, method = time.perf_counter(), cell.contestant.method
+        if not isinstance(method, TorchPruning):
+            raise ConfigError(f"{method.name} has no cut of its own.")
+        graph = trace(self.model, self.inputs, example_targets=self.targets)
+        with MacCounter() as counter:
+            small = method.cut(self._task(method, cell, graph, "all"))
+        return small, SearchCost(0.0, counter.macs / (3 * self.cost.macs), time.perf_counter() - began)
 
-def outcome(bench: Callable[[], Bench], cell: Cell, known: SearchCost | None, folder: Path | None = None) -> Record:
-    """The figures of a cell, or its error: whatever it raises, the other cells are measured."""
+
+def outcome(bench: Callable[[], Bench], job: Job) -> Record:
+    """What is foreseen of a cell, its figures, or its error: whatever it raises, the other cells are measured."""
     began = time.perf_counter()
     try:
-        return {"figures": bench().measure(cell, known, folder)}
+        if job.foresee:
+            return {"foreseen": bench().foresee(job.cell)}
+        return {"figures": bench().measure(job.cell, job.known, job.folder)}
     except Exception as error:
         name = "" if isinstance(error, SecateursError) else f"{type(error).__name__}: "
         return {"failed": f"{name}{error}", "seconds": time.perf_counter() - began}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
@@ -11,10 +12,9 @@ from typing import Any
 import torch
 
 from secateurs.errors import ConfigError, TrainingError
-from secateurs.studies.comparison.bench import Bench, Probe, Record, outcome
-from secateurs.studies.comparison.compute import SearchCost
+from secateurs.studies.comparison.bench import Bench, Job, Probe, Record, outcome
 from secateurs.studies.comparison.contestants import Cell
-from secateurs.studies.comparison.crew import Job, Jobs, Results, probed
+from secateurs.studies.comparison.crew import Jobs, Results, probed
 from secateurs.studies.comparison.work import Work
 
 RETRIES = 3  # of a cell whose worker is lost
@@ -94,8 +94,8 @@ class Cluster:
         try:
             while True:
                 while len(running) < self.size and (job := next(jobs, None)) is not None:
-                    sent = task.remote(self._work, self._name, self._device, self._threads, job.cell, job.known)
-                    running[sent] = job
+                    away = replace(job, folder=None)  # whose machine may not have it
+                    running[task.remote(self._work, self._name, self._device, self._threads, away)] = job
                 if not running:
                     return
                 ready, _ = self.ray.wait(list(running), num_returns=1, timeout=POLL)
@@ -130,10 +130,8 @@ def _probe(packed: bytes, name: str, device: str | None, threads: int, cells: Se
     return probed(lambda: _bench(packed, name, device, threads), cells)
 
 
-def _measure(
-    packed: bytes, name: str, device: str | None, threads: int, cell: Cell, known: SearchCost | None
-) -> Record:
-    return outcome(lambda: _bench(packed, name, device, threads), cell, known)
+def _measure(packed: bytes, name: str, device: str | None, threads: int, job: Job) -> Record:
+    return outcome(lambda: _bench(packed, name, device, threads), job)
 
 
 def _first_line(error: Exception) -> str:

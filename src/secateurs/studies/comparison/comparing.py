@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from secateurs.artifact import Figures
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting, nearest
-from secateurs.files import dump_json
 from secateurs.graph.inputs import check_model
 from secateurs.methods import Method
 from secateurs.methods.limits import Counts, Fractions, Layers, Limits
 from secateurs.methods.method import Scope, check_scope
-from secateurs.report import count, duration
-from secateurs.report.curves import can_plot
 from secateurs.runs.purpose import Purpose
 from secateurs.runs.sources import DataSpec
-from secateurs.studies.comparison.bench import Probe, Record
-from secateurs.studies.comparison.compute import SearchCost, Unit
+from secateurs.studies.comparison.compute import Unit
 from secateurs.studies.comparison.contestants import (
     USUAL,
     Cell,
-    budget_text,
     contestants,
     recoveries,
 )
@@ -43,20 +34,19 @@ from secateurs.studies.comparison.contestants import (
 from secateurs.studies.comparison.contestants import (
     seeds as checked_seeds,
 )
-from secateurs.studies.comparison.crew import Crew, Here, Job, Processes, devices
+from secateurs.studies.comparison.crew import Crew, Here, Processes, devices
 from secateurs.studies.comparison.folder import ComparisonFolder
-from secateurs.studies.comparison.result import Comparison, Outcome
+from secateurs.studies.comparison.result import Comparison
+from secateurs.studies.comparison.running import Running
 from secateurs.studies.comparison.work import OWN, Network, Work
 from secateurs.studies.fingerprint import fingerprint
 from secateurs.tasks import VisionTask
 from secateurs.training import Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
-from secateurs.version import __version__
 
 Workers = Literal["local", "ray"]
 NEEDS = ("num_cpus", "num_gpus", "memory")  # of a cell on a Ray cluster
-OUT_OF_TIME = "not run: out of time"
 
 
 def compare(
@@ -163,138 +153,7 @@ def compare(
         kept.check(resume=resume, overwrite=overwrite)
     say = _stderr if report is None else report
     crew = _crew(work, workers, processes, device, resources)
-    return _Run(crew, chosen, kept, settings, epochs, None if minutes is None else 60 * minutes, say).run()
-
-
-@dataclass
-class _Run:
-    """A comparison while it runs. limit: in seconds."""
-
-    crew: Crew
-    cells: Sequence[Cell]
-    folder: ComparisonFolder | None
-    settings: Mapping[str, Any]
-    epochs: float
-    limit: float | None
-    say: Callable[[str], None]
-    began: float = field(default_factory=time.monotonic)
-    outcomes: dict[int, Outcome] = field(default_factory=dict)  # by the cell's number
-    took: list[float] = field(default_factory=list)  # seconds of the cells of this call
-
-    def run(self) -> Comparison:
-        try:
-            return self._run()
-        except KeyboardInterrupt:
-            if self.folder is not None and self.outcomes:
-                raise self.folder.interrupted(len(self.outcomes), len(self.cells)) from None
-            raise
-        finally:
-            self.crew.close()
-
-    def _run(self) -> Comparison:
-        if self.folder is not None:
-            done = [(i, self.folder.done(cell)) for i, cell in enumerate(self.cells)]
-            self.outcomes = {i: found for i, found in done if found is not None}
-        missing = [i for i in range(len(self.cells)) if i not in self.outcomes]
-        original = self._known_original()
-        if missing or original is None:
-            probe = self.crew.prepare(self.cells)
-            original = probe.original
-            self._estimate(probe, len(missing))
-        if self.folder is not None:
-            self.folder.begin(self.cells, original)
-        if self.outcomes:
-            self.say(f"{len(self.outcomes)} of {len(self.cells)} cells are done already")
-        numbers = {self.cells[i].label: i for i in missing}
-        for job, record in self.crew.run(self._jobs(missing)):
-            self._finish(numbers[job.cell.label], record)
-        return self._result(original)
-
-    def _known_original(self) -> Figures | None:
-        """The original's figures, of a cell that is done."""
-        for found in self.outcomes.values():
-            if found.figures is not None:
-                return Figures(**found.figures["original"])
-        return None
-
-    def _estimate(self, probe: Probe, cells: int) -> None:
-        """Say how long the cells will take. Raises ConfigError if that is longer than the limit."""
-        if not cells:
-            return
-        each = self.epochs * probe.steps * probe.step + (4 + math.ceil(self.epochs)) * probe.evaluation
-        parallel = min(self.crew.size, cells)
-        seconds = each * math.ceil(cells / parallel)
-        text = (
-            f"{count(cells, 'cell')} of {count(self.epochs, 'training pass')} over "
-            f"{count(probe.images, 'image')}: about {duration(seconds)}"
-            f"{f', {parallel} at a time' if parallel > 1 else ''} (a step takes {duration(probe.step)})"
-        )
-        if self.limit is not None and seconds > self.limit:
-            raise ConfigError(
-                f"{text}, which is longer than ", Setting("minutes", self.limit / 60), ". Take fewer methods, budgets or "
-                "seeds, less compute for each (", Setting("epochs"), "), or more time.",
-            )  # fmt: skip
-        self.say(text)
-
-    def _jobs(self, missing: Sequence[int]) -> Iterator[Job]:
-        for i in missing:
-            if self.limit is not None and time.monotonic() - self.began > self.limit:
-                return
-            cell = self.cells[i]
-            yield Job(cell, self._search_cost(cell), None if self.folder is None else self.folder.work(cell))
-
-    def _search_cost(self, cell: Cell) -> SearchCost | None:
-        """What the search costs, if another seed has measured it."""
-        for i, found in self.outcomes.items():
-            other = self.cells[i]
-            if (other.contestant, other.budget) == (cell.contestant, cell.budget) and found.figures is not None:
-                return SearchCost(found.figures["search"]["epoch"], found.figures["search"]["once"])
-        return None
-
-    def _finish(self, i: int, record: Record) -> None:
-        cell = self.cells[i]
-        record = json.loads(dump_json(record))  # as it is read from a file, numbers that are not finite included
-        figures = record.get("figures")
-        seconds = record.get("seconds") if figures is None else figures["seconds"]
-        found = Outcome(
-            method=cell.contestant.label, budget=budget_text(cell.budget), seed=cell.seed, figures=figures,
-            failed=record.get("failed"), seconds=seconds,
-        )  # fmt: skip
-        self.outcomes[i] = found
-        if self.folder is not None:
-            self.folder.keep(cell, found, {"secateurs": __version__, "torch": torch.__version__})
-        self.took.append(seconds or 0.0)
-        self.say(f"[{len(self.outcomes)}/{len(self.cells)}] {cell.label}: {self._said(found)}{self._left()}")
-
-    def _said(self, found: Outcome) -> str:
-        if found.figures is None:
-            return f"failed: {found.failed}"
-        one = Comparison((found,), Figures(**found.figures["original"]), self.settings)
-        stages = [one.value(found.figures[stage]) for stage in ("cut", "calibrated", "recovered")]
-        shown = " → ".join("-" if v is None else f"{v:.4g}" for v in stages)
-        return f"{one.heading} {shown}, {duration(found.figures['seconds'])}"
-
-    def _left(self) -> str:
-        """How long the other cells will take, by those that are done."""
-        left = len(self.cells) - len(self.outcomes)
-        if not left:
-            return ""
-        rate = (time.monotonic() - self.began) / len(self.took)
-        return f" · about {duration(rate * left)} left"
-
-    def _result(self, original: Figures | None) -> Comparison:
-        found = []
-        for i, cell in enumerate(self.cells):
-            missing = Outcome(
-                method=cell.contestant.label, budget=budget_text(cell.budget), seed=cell.seed, failed=OUT_OF_TIME
-            )
-            found.append(self.outcomes.get(i, missing))
-        result = Comparison(tuple(found), original, self.settings)
-        if self.folder is not None:
-            result.to_csv(self.folder.folder / "comparison.csv")
-            if can_plot() and any(row.recovered is not None for row in result.rows):
-                result.plot(self.folder.folder / "frontier.png")
-        return result
+    return Running(crew, chosen, kept, settings, epochs, None if minutes is None else 60 * minutes, say).run()
 
 
 def _crew(

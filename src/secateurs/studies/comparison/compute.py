@@ -7,6 +7,8 @@ what the method does once, before and after it.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +25,7 @@ from secateurs.graph.counter import MacCounter
 from secateurs.methods import Method, TrainingMethod
 from secateurs.methods.pruner import Taught
 from secateurs.recovery import Reconstruct, Recover
+from secateurs.report import count as counted
 from secateurs.training import Phase, Recipe
 
 STEPS = 3  # steps per epoch of the short searches
@@ -35,21 +38,23 @@ Unit = Literal["macs", "steps"]
 @dataclass(frozen=True)
 class SearchCost:
     """epoch: of one epoch of the method's own training, in training passes over the same images. once: of everything else, in
-    training passes of one image."""
+    training passes of one image. seconds: of everything else, as it took here."""
 
     epoch: float
     once: float
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Division:
     """How a cell's compute is divided: `epochs` of the method's own training (0 if it does not train), and recovery. passes:
-    what both of them take, and whatever the method does once."""
+    what both of them take, and whatever the method does once. warnings: what there is too little compute for."""
 
     method: Method
     epochs: float
     recovery: list[Phase]
     passes: float
+    warnings: tuple[str, ...] = ()
 
 
 def search_cost(
@@ -59,17 +64,21 @@ def search_cost(
     `prune`."""
     image = 3 * count(model, inputs).macs / examples(inputs)
 
-    def run(chosen: Method) -> float:
+    def run(chosen: Method) -> tuple[float, float]:
+        began = time.perf_counter()
         with MacCounter() as counter:
             prune(model, inputs, chosen, budget, Data(train), seed=seed, progress=False, check_speed=False, **options)
-        return counter.macs / image
+        return counter.macs / image, time.perf_counter() - began
 
     if not isinstance(method, TrainingMethod):
-        return SearchCost(0.0, run(method))
+        return SearchCost(0.0, *run(method))
     rows = sum(examples(batch) for batch, _ in zip(train, range(STEPS), strict=False))
-    short, long = (run(lasting(method, epochs, steps_per_epoch=STEPS)) for epochs in (EPOCHS, 2 * EPOCHS))
+    (short, began), (long, ended) = (
+        run(lasting(method, epochs, steps_per_epoch=STEPS)) for epochs in (EPOCHS, 2 * EPOCHS)
+    )
     epoch = (long - short) / (EPOCHS * rows)
-    return SearchCost(epoch, max(0.0, short - EPOCHS * rows * epoch))
+    trained = max(0.0, ended - began)  # seconds, in which a busy machine may be slower at first
+    return SearchCost(epoch, max(0.0, short - EPOCHS * rows * epoch), max(0.0, began - trained))
 
 
 def lasting(method: Method, epochs: float, **settings: Any) -> Method:
@@ -117,15 +126,23 @@ def search_share(method: Method, search: float | None) -> float:
 
 
 def divided(
-    method: Method, share: float, total: float, cost: SearchCost, images: int, width: float, recover: Sequence[Phase]
-) -> Division:
-    """The division of `total` passes. share: of the method's own training, unless it has `epochs` set. width: what an epoch of
-    the cut network costs, in passes. Raises ConfigError where the method's own training is all that there is, or more."""
-    once, epochs = cost.once / images, 0.0
+    method: Method, share: float, total: float, cost: SearchCost, images: int, steps: int, width: float,
+    recover: Sequence[Phase],
+) -> Division:  # fmt: skip
+    """The division of `total` passes. share: of the method's own training, unless it has `epochs` set. images, steps: of an
+    epoch. width: what an epoch of the cut network costs, in passes. Raises ConfigError where the method's own training is all
+    that there is, or more."""
+    once, epochs, warnings = cost.once / images, 0.0, []
     if isinstance(method, TrainingMethod):
         given = getattr(method, "epochs", None) if "epochs" in method.model_fields_set else None
         epochs = share * total / cost.epoch if given is None else float(given)
+        share = share if given is None else 0.0
         method = lasting(method, epochs)
+        if share and (taken := epochs * steps) < 1:
+            warnings.append(
+                f"its search gets {taken:.2g} of a training step, and takes one. With {_up(total / taken)} epochs it would get "
+                "one."
+            )
     left = total - once - epochs * cost.epoch
     if epochs * cost.epoch > total * (1 + 1e-6):
         raise ConfigError(
@@ -133,8 +150,26 @@ def divided(
             "give fewer epochs to the method, or more passes to the cells."
         )
     recovery = shared(recover, left, width, images)
-    spent = sum(getattr(phase, "epochs", 1) * recovery_cost(phase, width, images) for phase in recovery)
-    return Division(method, epochs, recovery, once + epochs * cost.epoch + spent)
+    trained = [phase for phase in recovery if isinstance(phase, Recipe)]
+    others = sum(recovery_cost(phase, width, images) for phase in recovery if not isinstance(phase, Recipe))
+    if any((phase.epochs or 0.0) * steps < 1 for phase in trained):
+        before = once + epochs * cost.epoch + others
+        fixed = before - share * total  # what does not grow with the compute
+        enough = max(fixed, len(trained) * max(recovery_cost(phase, width, images) for phase in trained) / steps)
+        warnings.append(
+            f"its search, cut and calibration{' and the reconstruction' if others else ''} take {before:.3g} of "
+            f"{counted(total, 'pass')}, which leaves {'less than a training step' if before < total else 'nothing'} for "
+            f"{'the rest of ' if others else ''}recovery. With "
+            f"{_up((fixed + enough) / (1 - share))} epochs, it would get {enough:.2g} passes."
+        )
+    spent = others + sum((phase.epochs or 0.0) * recovery_cost(phase, width, images) for phase in trained)
+    return Division(method, epochs, recovery, once + epochs * cost.epoch + spent, tuple(warnings))
+
+
+def _up(value: float) -> str:
+    """Rounded up to two digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{math.ceil(value / unit) * unit:g}"
 
 
 def width_of(budget: Budget, cost: Cost, unit: Unit) -> float:

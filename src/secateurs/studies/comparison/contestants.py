@@ -75,7 +75,12 @@ class Cell:
     @property
     def label(self) -> str:
         """`l2, macs=0.5, seed 0`."""
-        return f"{self.contestant.label}, {budget_text(self.budget)}, seed {self.seed}"
+        return f"{self.kind}, seed {self.seed}"
+
+    @property
+    def kind(self) -> str:
+        """`l2, macs=0.5`: what all seeds share."""
+        return f"{self.contestant.label}, {budget_text(self.budget)}"
 
     def record(self) -> dict[str, Any]:
         """What its figures depend on beside what all cells share, as JSON."""

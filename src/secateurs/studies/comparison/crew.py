@@ -11,28 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from secateurs.devices import VARIABLE, accelerator
 from secateurs.errors import SecateursError, TrainingError
-from secateurs.studies.comparison.bench import Bench, Probe, Record, outcome
-from secateurs.studies.comparison.compute import SearchCost
+from secateurs.studies.comparison.bench import Bench, Job, Probe, Record, outcome
 from secateurs.studies.comparison.contestants import Cell
 from secateurs.studies.comparison.work import Work
 
 ATTEMPTS = 3  # at a cell whose process is lost
-
-
-@dataclass(frozen=True)
-class Job:
-    """A cell to measure. known: the cost of its method's search, if another cell has measured it. folder: for checkpoints."""
-
-    cell: Cell
-    known: SearchCost | None = None
-    folder: Path | None = None
 
 
 Jobs = Iterator[Job]
@@ -74,7 +63,7 @@ class Here:
 
     def run(self, jobs: Jobs) -> Results:
         for job in jobs:
-            yield job, outcome(lambda: self.bench, job.cell, job.known, job.folder)
+            yield job, outcome(lambda: self.bench, job)
 
     def close(self) -> None:
         pass
@@ -211,7 +200,7 @@ def _serve(pipe: Connection, packed: bytes, device: str | None, threads: int) ->
         except (EOFError, OSError):
             return
         if isinstance(job, Job):
-            pipe.send(outcome(bench, job.cell, job.known, job.folder))
+            pipe.send(outcome(bench, job))
         else:
             pipe.send(probed(bench, job))
 

@@ -128,7 +128,14 @@ class Comparison:
             return Spread.of([value(figures) for figures in done])
 
         failed = tuple(f"seed {c.seed}: {c.failed}" for c in cells if c.failed is not None)
-        told = tuple(f"seed {c.seed}: {line}" for c in cells for line in (c.figures or {}).get("warnings", ()))
+        said: dict[str, list[int]] = {}
+        for c in cells:
+            for line in (c.figures or {}).get("warnings", ()):
+                said.setdefault(line, []).append(c.seed)
+        told = tuple(
+            f"{'all seeds' if 1 < len(done) == len(seeds) else 'seed ' + ', '.join(map(str, seeds))}: {line}"
+            for line, seeds in said.items()
+        )
         return Row(
             method, budget, len(done), of("cut"), of("calibrated"), of("recovered"),
             plain(lambda f: f["recovered"]["macs"]), plain(lambda f: f["recovered"]["params"]),
