@@ -139,17 +139,36 @@ def test_mimicked_features(compiler: Compiler) -> None:
     assert (compiler.graphs, compiler.calls) == (2, 6 + 5)
 
 
-def test_aofp(compiler: Compiler) -> None:
+@pytest.mark.parametrize("trials", [1, 3])
+def test_aofp(compiler: Compiler, trials: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage is measured over whole layers, filters that are not ablated times zero: the same moves, and the same network."""
+    monkeypatch.setattr(capture, "trials", lambda device: trials)
     method = sc.AOFP(epochs=8, precision="fp32", search_cost=2, theta=0.3)
     (compiled, network), (plain, same) = gradually(method.model_copy(update={"compile": True})), gradually(method)
     (end,) = [line for line in compiled if line.get("event") == "end"]
-    assert (compiler.graphs, compiler.calls) == (1, 1 + end["step"])
+    assert (compiler.graphs, compiler.calls) == (1, trials + end["step"])
     assert all(torch.equal(x, same[name]) for name, x in network.items())
     assert "move" in {line.get("event") for line in compiled}
     assert compiled == [
         {**line, "damage": pytest.approx(line["damage"], rel=1e-5)} if "damage" in line else line for line in plain
     ]
+
+
+@pytest.mark.parametrize("why", ["runs", "rows"])
+def test_aofp_where_halves_cannot_be_drawn_before(
+    why: str, compiler: Compiler, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Irregular(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self[1](self[0](x))
+            x = self[2](self[2](x)) if why == "runs" else self[2](x.repeat_interleave(2, 0))[::2]
+            return self[4](self[3](x).mean((2, 3)))
+
+    model = Irregular(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Linear(8, 4))
+    method, budget = sc.AOFP(epochs=1, precision="fp32", compile=True), sc.Budget(macs=0.8)
+    sc.prune(model, torch.randn(1, 3, 8, 8), method, budget, data(), scope="all", progress=False, check_speed=False)
+    assert compiler.graphs == 0
+    assert "aofp's steps are not compiled: 2 runs several times in a pass, or on other rows" in caplog.text
 
 
 def test_a_method_that_is_not_compiled(compiler: Compiler, caplog: pytest.LogCaptureFixture) -> None:
@@ -177,7 +196,10 @@ def test_again_after_a_cut(compiler: Compiler) -> None:
     assert compiler.graphs == 2
 
 
-def test_resumed(compiler: Compiler, tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [True, False])
+def test_resumed(again: bool, compiler: Compiler, tmp_path: Path) -> None:
+    """Compiled or not, as before or not: it is the same run."""
+
     class Stop(Exception):
         pass
 
@@ -190,7 +212,7 @@ def test_resumed(compiler: Compiler, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         trained(True, hooks=[Killed()], checkpoints=store, save_steps=5)
     model = network()
-    recipe = Recipe(epochs=2, precision="fp32", ema=0.9, compile=True)
+    recipe = Recipe(epochs=2, precision="fp32", ema=0.9, compile=again)
     engine = Engine(model, data(), recipe, progress=False, device="cpu", checkpoints=store, hooks=[Hook()])
     engine.fit(resume=True)
     _, whole = trained(False, hooks=[Hook()])

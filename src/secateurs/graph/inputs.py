@@ -61,6 +61,11 @@ def to_model_device(model: nn.Module, example_inputs: Any) -> Any:
     return map_tensors(lambda x: x.to(device), example_inputs)
 
 
+def examples(inputs: Any) -> int:
+    """How many examples there are, by the first tensor that has an axis for them; 0 without one."""
+    return next((len(x) for x in tensors(inputs) if x.ndim), 0)
+
+
 def fresh(tree: Any, meta: bool) -> Any:
     """The same structure with new tensors: on meta, or copies, so that nothing of the caller's is written to."""
     return map_tensors(lambda x: x.to("meta").detach() if meta else x.detach().clone(), tree)

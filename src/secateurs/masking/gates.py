@@ -173,6 +173,9 @@ class Gates:
                 f"not {tuple(flat.shape)}."
             )
         self._flat = flat
+        if flat is not None:  # here, and not in a pass, which may be compiled
+            for consumer in self._consumers:
+                consumer.to(flat.device)
 
     @property
     def gated(self) -> bool:
@@ -309,12 +312,14 @@ class _Consumer:
         self.source = torch.from_numpy(np.where(source < 0, starts[-1], source))
         self.labels = (source + 1).astype(LABEL)  # 0 where there is no gate
 
+    def to(self, device: torch.device) -> None:
+        if self.part is None and self.source.device != device:
+            self.source = self.source.to(device)
+
     def factors(self, flat: Tensor) -> Tensor:
         """Its factors, (n,) or (N, n), from those of all channels."""
         if self.part is not None:
             return flat.narrow(-1, self.start, self.size)
-        if self.source.device != flat.device:
-            self.source = self.source.to(flat.device)
         if self.open:
             flat = torch.cat([flat, torch.ones_like(flat[..., :1])], dim=-1)
         return flat.index_select(-1, self.source)

@@ -7,7 +7,7 @@ part of that layer: the last convolution of a residual block is compared before 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.graph.channels import parameter
-from secateurs.graph.flow import Flow, Op, Value
+from secateurs.graph.flow import Call, Flow, Op, Value
+from secateurs.graph.inputs import examples
 from secateurs.graph.trace import flow
 
 Function = Callable[[Tensor], Tensor]
@@ -29,6 +30,7 @@ class Following:
     norm: _BatchNorm | None = None  # a batch norm
     hooked: bool = False  # its module's output is exactly the normalized y
     then: tuple[Function, ...] = ()  # other norms, the non-linearity; each may work in place
+    regular: bool = True  # the layer runs once, on as many rows as there are examples
 
     def finish(self, z: Tensor) -> Tensor:
         """Compute M from z, which may be overwritten."""
@@ -44,13 +46,20 @@ def following(model: nn.Module, layers: Iterable[str], example_inputs: Any) -> d
 
     Raises TraceError if the model does not run.
     """
-    found = flow(model, example_inputs)
-    wanted = set(layers)
-    starts: dict[str, Value | None] = {}
+    found, wanted, rows = flow(model, example_inputs), set(layers), examples(example_inputs)
+    runs: dict[str, list[Call]] = {}
     for call in found.calls:
         if call.module in wanted:
-            starts.setdefault(call.module, call.output)
-    return {name: _read(model, found, value) for name, value in starts.items() if value is not None}
+            runs.setdefault(call.module, []).append(call)
+    return {
+        name: replace(_read(model, found, calls[0].output), regular=len(calls) == 1 and _rows(calls[0]) in (None, rows))
+        for name, calls in runs.items()
+        if calls[0].output is not None
+    }
+
+
+def _rows(call: Call) -> int | None:
+    return call.inputs[0].shape[0] if call.inputs and call.inputs[0].shape else None
 
 
 def _read(model: nn.Module, found: Flow, value: Value) -> Following:

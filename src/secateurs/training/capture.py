@@ -22,7 +22,11 @@ log = logging.getLogger("secateurs")
 
 # Steps that are worth it: compiling takes a minute or so, and saves some milliseconds a step. Not measured on a GPU.
 STEPS = 5000
-RUNS = 3  # on a GPU, before a graph replays: to warm up, to record, to replay
+
+
+def trials(device: torch.device) -> int:
+    """How often a compiled network is tried: on a GPU until a graph replays, to warm up, to record, to replay."""
+    return 3 if device.type == "cuda" else 1
 
 
 def options(device: torch.device) -> dict[str, Any]:
@@ -156,19 +160,24 @@ class Compiler:
             with preserve_rng_state(), warnings.catch_warnings():
                 # PyTorch's compiler looks at the gradients of gates.
                 warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
-                for _ in range(RUNS if run.device.type == "cuda" else 1):
+                for _ in range(trials(run.device)):
                     with run.runtime.autocast():
                         out = call(main.net, inputs)
                     if sums := [x.float().sum() for x in tensors(out) if x.requires_grad]:
                         torch.stack(sums).sum().backward()
-                    run.clear_gradients()
+                    self._clear(run)
         finally:
-            run.clear_gradients()
-            for hook in eager_hooks(main.module):
-                hook.forget()
+            self._clear(run)
             with torch.no_grad():
                 for module, own in buffers:
                     module._buffers.clear()
                     module._buffers.update(own)
                 for x, before in values:
                     x.copy_(before)
+
+    @staticmethod
+    def _clear(run: TrainingRun) -> None:
+        """As before the pass, so that the next one, or the first step, runs the same graph."""
+        run.clear_gradients()
+        for hook in eager_hooks(run.parts["main"].module):
+            hook.forget()

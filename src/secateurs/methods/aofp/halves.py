@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Halves:
-    """A half of the search space for each example, drawn in the forward pass, when the number of examples is known.
+    """A half of the search space for each example, drawn once the number of examples is known.
 
     space: (n,) the filters of the search space, sorted. size: number of filters to ablate. rank, world: this process and the
     number of processes, which draw for consecutive rows of one global batch.

@@ -35,8 +35,9 @@ class Watch:
         return self  # on a copy of the model (for example its EMA) it does nothing
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
-        x = args[0] if args else kwargs.get("input")
-        (self._see if self.compiles(x) else self._uncompiled)(module, x, y)
+        if self.ablation.active:
+            x = args[0] if args else kwargs.get("input")
+            (self._see if self.compiles(x) else self._uncompiled)(module, x, y)
 
     def compiles(self, x: Any) -> bool:
         """Whether all that is done for this input can be compiled."""
@@ -119,7 +120,7 @@ class AfterNorm:
         return self
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: Any) -> None:
-        if self.watch.waiting is not None:
+        if self.watch.ablation.active and self.watch.waiting is not None:
             y = args[0] if args else kwargs.get("input")
             (self._see if self.watch.compiles(self.watch.waiting[0]) else self._uncompiled)(module, y, z)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError
-from secateurs.graph.inputs import tensors
+from secateurs.graph.inputs import examples
 from secateurs.masking.gates import Gates
 from secateurs.methods.aofp.halves import Halves
 from secateurs.methods.aofp.pace import Pace
@@ -26,6 +27,8 @@ from secateurs.methods.select import Widths, select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.seeds import mix
 from secateurs.training.eager import EagerHook
+
+log = logging.getLogger("secateurs")
 
 SAMPLES = 128  # halves in a search step, at least: each filter of the search space is ablated in 64 of them
 
@@ -59,7 +62,13 @@ class AOFPPruner(Pruner):
         ] = []  # sums of steps, on the device
         self.gates = Gates(self.model, self.groups).attach()
         self.damage.attach()
-        self.captures = config.halves == "example"  # the halves of a batch are of different widths
+        # The halves of a batch are of different widths.
+        self.captures = config.halves == "example" and not self.damage.irregular
+        if config.compile is True and self.damage.irregular:
+            log.warning(
+                "aofp's steps are not compiled: %s runs several times in a pass, or on other rows than the batch's",
+                self.damage.irregular[0],
+            )
         self._hook = EagerHook(self.model, self._look, forget=self._forget)
 
     # -- set-up -------------------------------------------------------------------------------------------------
@@ -126,7 +135,7 @@ class AOFPPruner(Pruner):
             ablation.undraw()
             return
         # All that changes from step to step is in tensors of the same shapes.
-        ablation.draw(len(tensors((args, kwargs))[0]), device_of(self.model))
+        ablation.draw(examples((args, kwargs)), device_of(self.model))
         if not self.gates.gated:
             self._mask(always=True)
 

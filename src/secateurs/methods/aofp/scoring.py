@@ -68,6 +68,12 @@ class Damage:
         self._sums: dict[str, list[Tensor]] = {}
         self._handles: list[RemovableHandle] = []
 
+    @property
+    def irregular(self) -> list[str]:
+        """The layers that run several times in a pass, or on other rows than the batch's: for them no halves can be drawn
+        before a pass."""
+        return [name for name, follows in self._follows.items() if not follows.regular]
+
     def attach(self) -> Damage:
         """Start measuring forward passes; `with` calls this."""
         if self._handles:
