@@ -61,8 +61,8 @@ def to_model_device(model: nn.Module, example_inputs: Any) -> Any:
     return map_tensors(lambda x: x.to(device), example_inputs)
 
 
-def examples(inputs: Any) -> int:
-    """How many examples there are, by the first tensor that has an axis for them; 0 without one."""
+def rows(inputs: Any) -> int:
+    """The length of the first axis of the first tensor that has one; 0 if none has."""
     return next((len(x) for x in tensors(inputs) if x.ndim), 0)
 
 

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.graph.channels import parameter
 from secateurs.graph.flow import Call, Flow, Op, Value
-from secateurs.graph.inputs import examples
+from secateurs.graph.inputs import rows
 from secateurs.graph.trace import flow
 
 Function = Callable[[Tensor], Tensor]
@@ -46,13 +46,13 @@ def following(model: nn.Module, layers: Iterable[str], example_inputs: Any) -> d
 
     Raises TraceError if the model does not run.
     """
-    found, wanted, rows = flow(model, example_inputs), set(layers), examples(example_inputs)
+    found, wanted, batch = flow(model, example_inputs), set(layers), rows(example_inputs)
     runs: dict[str, list[Call]] = {}
     for call in found.calls:
         if call.module in wanted:
             runs.setdefault(call.module, []).append(call)
     return {
-        name: replace(_read(model, found, calls[0].output), regular=len(calls) == 1 and _rows(calls[0]) in (None, rows))
+        name: replace(_read(model, found, calls[0].output), regular=len(calls) == 1 and _rows(calls[0]) in (None, batch))
         for name, calls in runs.items()
         if calls[0].output is not None
     }

@@ -13,7 +13,7 @@ from torch import nn
 
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError
-from secateurs.graph.inputs import examples
+from secateurs.graph.inputs import rows
 from secateurs.masking.gates import Gates
 from secateurs.methods.aofp.halves import Halves
 from secateurs.methods.aofp.pace import Pace
@@ -135,7 +135,7 @@ class AOFPPruner(Pruner):
             ablation.undraw()
             return
         # All that changes from step to step is in tensors of the same shapes.
-        ablation.draw(examples((args, kwargs)), device_of(self.model))
+        ablation.draw(rows((args, kwargs)), device_of(self.model))
         if not self.gates.gated:
             self._mask(always=True)
 
