@@ -14,7 +14,7 @@ import secateurs as sc
 
 X = torch.zeros(1, 3, 8, 8)
 METHODS: dict[str, Any] = {
-    "aofp": lambda: sc.AOFP(epochs=2, search_cost=2),
+    "aofp": lambda: sc.AOFP(epochs=2, search_cost=2, theta=0.2),
     "npn": lambda: sc.NPN(epochs=2),
     "pff": lambda: sc.PFF(epochs=2),
     "onestep": lambda: sc.OneStep(epochs=1),

@@ -52,7 +52,9 @@ def following(model: nn.Module, layers: Iterable[str], example_inputs: Any) -> d
         if call.module in wanted:
             runs.setdefault(call.module, []).append(call)
     return {
-        name: replace(_read(model, found, calls[0].output), regular=len(calls) == 1 and _rows(calls[0]) in (None, batch))
+        name: replace(
+            _read(model, found, calls[0].output), regular=len(calls) == 1 and _rows(calls[0]) in (None, batch)
+        )
         for name, calls in runs.items()
         if calls[0].output is not None
     }

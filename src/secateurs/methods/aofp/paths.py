@@ -113,7 +113,6 @@ class AfterNorm:
 
     def __init__(self, watch: Watch, norm: nn.Module) -> None:
         self.watch, self.norm = watch, norm
-        self.own = "forward" in vars(norm) or isinstance(norm, nn.SyncBatchNorm)  # whether it has statistics of its own
         self._uncompiled = torch.compiler.disable(self._see)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AfterNorm:
@@ -129,20 +128,20 @@ class AfterNorm:
         if waiting is None or module is not self.norm or y is not waiting[1]:
             return
         with torch.no_grad():
-            self.watch.score(*waiting, z.detach(), _factor(self.norm, waiting[1].detach(), z, self.own))
+            self.watch.score(*waiting, z.detach(), _factor(self.norm, waiting[1].detach(), z))
 
 
-def _factor(norm: nn.Module, y: Tensor, z: Tensor, own: bool) -> Tensor:
-    """The factor by which the batch norm from y to z multiplied each channel: (C,). own: whether its statistics may be others
-    than the batch's."""
+def _factor(norm: nn.Module, y: Tensor, z: Tensor) -> Tensor:
+    """The factor by which the batch norm from y to z multiplied each channel: (C,)."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     if not norm.training and norm.running_var is not None:
         scale = torch.rsqrt(norm.running_var + norm.eps)
         return scale if norm.weight is None else scale * norm.weight
     axes = [0, *range(2, y.ndim)]
-    if not own:
+    compiled = torch.compiler.is_compiling()  # in one process; and PyTorch 2.6 does not compile `vars`
+    if (compiled or "forward" not in vars(norm)) and not isinstance(norm, nn.SyncBatchNorm):
         # 1 / standard deviation, kept for the backward pass
-        saved = None if torch.compiler.is_compiling() else getattr(z.grad_fn, "_saved_result2", None)
+        saved = None if compiled else getattr(z.grad_fn, "_saved_result2", None)
         if not isinstance(saved, Tensor) or saved.shape != (y.shape[1],):
             saved = torch.rsqrt(y.float().var(axes, unbiased=False) + norm.eps)
         return saved if norm.weight is None else saved * norm.weight
