@@ -153,10 +153,8 @@ def _name(index: int, hook: Any) -> str:
 
 
 def _same_run(engine: TrainingRun, state: State, where: str) -> None:
-    now = {
-        **engine.recipe.model_dump(mode="json", exclude={"compile"}),
-        "seed": engine.seed,
-    }  # compiled, it is the same run
+    recipe = engine.recipe.model_dump(mode="json", exclude={"compile"})  # compiled or not, it is the same run
+    now = {**recipe, "seed": engine.seed}
     then = {**state.recipe, "seed": state.seed}
     changed = [f"{k} ({then.get(k)!r} then, {now.get(k)!r} now)" for k in now if now.get(k) != then.get(k)]
     names = [_name(i, hook) for i, hook in enumerate(engine.hooks)]

@@ -73,7 +73,8 @@ class Ablation:
         self.channels: dict[str, Ablated] = {}
         self.active = True
         self._masks: Tensor | None = None  # (rows, columns of all readers), if drawn before the pass
-        self._at: dict[str, slice] = {}
+        ends = np.cumsum([r.size for r in self.readers])
+        self._at = {r.key: slice(int(e) - r.size, int(e)) for r, e in zip(self.readers, ends, strict=True)}
         self._columns: dict[str, Columns] = {}
 
     def set(self, channels: Mapping[str, Ablated | Iterable[int]]) -> None:
@@ -83,9 +84,6 @@ class Ablation:
     def draw(self, examples: int, device: torch.device) -> None:
         """Draw the halves of the next passes, of so many examples, before them: the layers' work is then the same in every
         pass, so that it can be compiled. Groups that are not ablated have empty halves."""
-        if not self._at:
-            ends = np.cumsum([r.size for r in self.readers])
-            self._at = {r.key: slice(int(e) - r.size, int(e)) for r, e in zip(self.readers, ends, strict=True)}
         if not self._columns or next(iter(self._columns.values())).inputs.device != device:
             self._columns = {r.key: Columns(r, np.arange(r.size), device) for r in self.readers}
         masks = torch.zeros(_scored(examples), sum(r.size for r in self.readers), dtype=torch.bool)

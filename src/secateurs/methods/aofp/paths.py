@@ -60,18 +60,19 @@ class Watch:
 
     def score(self, x: Tensor, y: Tensor, z: Tensor, factor: Tensor | None) -> None:
         """x: the layer's input (N, C, *). y: its output. z: that after batch norm. factor: (O,) of batch norm."""
-        whole = x.detach(), y.detach(), z.detach()
-        some: tuple[Tensor, ...] | None = None  # the examples that are scored if each has a half of its own
+        whole: tuple[Tensor, ...] = x.detach(), y.detach(), z.detach()
+        some: tuple[Tensor, ...] = ()  # the examples that are scored if each has a half of its own
         for reader in self.readers:
             if not self.ablation.wants(reader, x):
                 continue
             columns, masks = self.ablation.of(reader, x)
-            if masks is not None and some is None:
-                some = tuple(map(_every, whole))
-            seen = whole if masks is None or some is None else some
+            if masks is None:
+                seen, ablated = whole, None
+            else:
+                some = some or tuple(map(_every, whole))
+                seen, ablated = some, columns.whole(masks)
             part = _Contribution(self.module, reader.linear, columns, masks, factor, seen[0], seen[1])
-            above, below = self._compare(part, seen[0], seen[2])
-            self.found(reader, above, below, None if masks is None else columns.whole(masks))
+            self.found(reader, *self._compare(part, seen[0], seen[2]), ablated)
 
     def _compare(self, part: _Contribution, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances of each row, and squared norms: (rows,), float64."""
