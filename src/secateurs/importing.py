@@ -1,4 +1,4 @@
-"""Import objects by name: `package.module:attribute`."""
+"""Import objects by name, `package.module:attribute`; install what is missing."""
 
 from __future__ import annotations
 
@@ -41,3 +41,9 @@ def import_object(name: str, spec: str) -> Any:
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise SpecError(f"{spec!r}: {module_name} has no {attribute!r}. {nearest(attribute, public)}")
     return found
+
+
+def installing(extra: str, torch: str) -> str:
+    """The command that installs an extra with torchvision in it, and keeps PyTorch, which has this version. Each torchvision
+    requires one release of it, and the newest would replace it."""
+    return f"pip install 'secateurs[{extra}]' torch=={torch.partition('+')[0]}"

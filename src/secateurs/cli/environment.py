@@ -22,6 +22,7 @@ from typing import Any
 
 from secateurs.devices import first_line, processor
 from secateurs.errors import SecateursError
+from secateurs.importing import installing
 from secateurs.version import __version__
 
 PATIENCE = 120.0  # seconds that a package may take to import
@@ -77,7 +78,7 @@ def look() -> Environment:
     packages = {name: _version(name) for name in PACKAGES}
     found = Environment(__version__, _python(), packages)
     found.missing = [
-        f"{name}, for {use}: pip install {'torch' if name == 'torch' else _extra(name, extra, packages['torch'])}"
+        f"{name}, for {use}: {_command(name, extra, packages['torch'])}"
         for name, (_, extra, use) in PACKAGES.items()
         if packages[name] is None
     ]
@@ -104,10 +105,10 @@ def _kinds(found: Environment) -> set[str]:
     return {"cpu", *(str(a["device"]).partition(":")[0] for a in found.accelerators)}
 
 
-def _extra(name: str, extra: str | None, torch: str | None) -> str:
-    # torchvision requires one release of PyTorch, and its newest would replace the one that is installed.
-    kept = f" torch=={torch.partition('+')[0]}" if torch and extra in ("vision", "ultralytics") else ""
-    return name if extra is None else f"'secateurs[{extra}]'{kept}"
+def _command(name: str, extra: str | None, torch: str | None) -> str:
+    if torch and extra in ("vision", "ultralytics"):
+        return installing(extra, torch)
+    return f"pip install {name if extra is None else repr(f'secateurs[{extra}]')}"
 
 
 def _version(name: str) -> str | None:

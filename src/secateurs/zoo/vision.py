@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from secateurs.errors import SpecError
+from secateurs.importing import installing
 from secateurs.zoo import regions
 
 _ROI = "Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width"
@@ -78,9 +79,8 @@ def timm() -> ModuleType:
 
 
 def _missing(package: str) -> SpecError:
-    kept = torch.__version__.partition("+")[0]  # which pip would replace, to match the newest torchvision
     return SpecError(
-        f"This model needs {package}, which is not installed. Run: pip install 'secateurs[vision]' torch=={kept}"
+        f"This model needs {package}, which is not installed. Run: {installing('vision', torch.__version__)}"
     )
 
 
