@@ -13,7 +13,7 @@ from torch import nn
 import secateurs as sc
 from secateurs import artifact
 from secateurs.artifact import Card
-from secateurs.artifact.history import Calibrated, Epoch, Event, Reconstructed, Record, records
+from secateurs.artifact.history import Calibrated, Epoch, Event, Reconstructed, Record, Warned, records
 
 HISTORY: list[dict[str, Any]] = [
     {"event": "search", "groups": ["a"], "macs": 3},
@@ -71,3 +71,25 @@ def test_an_entry_that_does_not_fit_is_refused(tmp_path: Path, entry: Any) -> No
 
 def test_the_schema_has_the_entries() -> None:
     assert {"Epoch", "Event", "Calibrated", "Reconstructed"} <= Card.model_json_schema()["$defs"].keys()
+
+
+class Doubtful(sc.Method):
+    """Keeps every other channel, and has its doubts, at length."""
+
+    name = "doubtful"
+
+    def select(self, task: sc.Task) -> dict[str, Any]:
+        task.warn("This cut\nis doubtful" + ", very" * 1000 + ".")
+        return {group.name: list(range(0, group.size, 2)) for group in task.groups}
+
+
+def test_what_a_method_warns_of_is_in_the_result_and_on_its_card(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    result = sc.prune(model, torch.randn(1, 3, 8, 8), Doubtful(), sc.Budget(macs=0.6), check_speed=False)
+    (line,) = result.warnings
+    assert line.startswith("This cut is doubtful, very, very")
+    assert len(line) <= 1000
+    result.save(tmp_path)
+    _, card = artifact.read(tmp_path)
+    assert card.warnings == [line]
+    assert [type(entry) for entry in card.history] == [Warned]

@@ -254,7 +254,9 @@ class Pruning:
         return done, Pruned(model, plan, card.cut, card.calibrated, card.after, error, records(card.history))
 
     def _told(self, found: Pruned) -> tuple[str, ...]:
-        return () if self.timing is None or found.kept is None else self.timing.told(found.kept)
+        """What the method and the clock say of it."""
+        told = tuple(entry["text"] for entry in found.history if entry.get("event") == "warning")
+        return told if self.timing is None or found.kept is None else told + self.timing.told(found.kept)
 
     def result(self, found: Pruned, warnings: tuple[str, ...] = ()) -> Result:
         """What `prune` returns of the rounds so far."""

@@ -49,7 +49,7 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)  # the method's record, then one entry per epoch
     source: dict[str, Any] | None = None  # how to rebuild the unpruned model, if it came from `build`
     limits: dict[str, Any] | None = None  # what the user excluded, and how far groups could be cut; see `Limits`
-    warnings: tuple[str, ...] = ()  # sentences: what a cut did not follow, and you must know before you use the network
+    warnings: tuple[str, ...] = ()  # sentences: what you must know before you use the network
     signature: Signature | None = None  # how the network is called: its inputs, classes and preprocessing
     settings: dict[str, Any] = field(default_factory=dict)  # what else its card says: budget, scope, recovery, seed
     latency: Latency | None = None  # what was measured, where the budget limits it

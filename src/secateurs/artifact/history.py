@@ -82,8 +82,18 @@ class Round(Open):
     error: Number | None = None  # relative difference between the sliced and the masked network
 
 
+class Warned(Open):
+    """What a method says that the user must know."""
+
+    event: Literal["warning"]
+    text: Line
+
+
 class Record(Open):
     """What a method has on record, which is neither."""
+
+
+OWN = ("calibrated", "reconstructed", "round", "warning")  # events whose fields are known
 
 
 def _kind(entry: Any) -> str | None:
@@ -91,7 +101,7 @@ def _kind(entry: Any) -> str | None:
     if not isinstance(fields, Mapping):
         return None
     if "event" in fields:
-        return str(fields["event"]) if fields["event"] in ("calibrated", "reconstructed", "round") else "event"
+        return str(fields["event"]) if fields["event"] in OWN else "event"
     return "epoch" if "epoch" in fields else "record"
 
 
@@ -100,6 +110,7 @@ Entry = Annotated[
     | Annotated[Calibrated, Tag("calibrated")]
     | Annotated[Reconstructed, Tag("reconstructed")]
     | Annotated[Round, Tag("round")]
+    | Annotated[Warned, Tag("warning")]
     | Annotated[Event, Tag("event")]
     | Annotated[Record, Tag("record")],
     Discriminator(_kind),

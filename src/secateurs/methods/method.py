@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from textwrap import shorten
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -152,6 +153,10 @@ class Task:
     def note(self, **record: Any) -> None:
         """Add an entry to the history."""
         self.log(record)
+
+    def warn(self, line: str) -> None:
+        """Add a sentence to the result's warnings: what the user must know before the network is used."""
+        self.note(event="warning", text=shorten(line, 1000, placeholder=" …"))  # as long as a card takes
 
     def generator(self, device: str = "cpu") -> torch.Generator:
         """A new generator with the task's seed."""

@@ -109,6 +109,11 @@ class Pruner:
                 p.grad = self.mean(torch.zeros_like(p) if p.grad is None else p.grad)  # some may have one, others none
         self._averaged = True
 
+    def warn(self, line: str) -> None:
+        """Report a sentence now, and in the result's warnings."""
+        self.log(line)
+        self.task.warn(line)
+
     def advance(self) -> None:
         """The method's work after step number `steps`."""
 

@@ -167,6 +167,7 @@ def test_a_short_run_goes_through_all_phases_and_says_what_it_is() -> None:
     assert gates["step"] == 8
     assert gates["short"] == (not 0.2 <= gates["macs"] <= 0.35)
     assert gates["short"] == bool(lines)
+    assert list(result.warnings) == lines
     if lines:
         assert "npn: after its search of 8 steps, the open gates cost" in lines[0]
         assert "(budget 30.0%)" in lines[0]
@@ -178,7 +179,7 @@ def test_a_search_of_one_step_cuts_by_the_norms_and_says_so() -> None:
     pruner.log = lines.append
     train(model, pruner, 1)
     (line,) = lines
-    assert line.startswith("npn: after its search of 1 steps, the open gates cost 100.0% of the macs (budget 50.0%).")
+    assert line.startswith("npn: after its search of 1 step, the open gates cost 100.0% of the macs (budget 50.0%).")
     assert pruner.found is not None
     assert pruner.found["short"]
     norm = network()

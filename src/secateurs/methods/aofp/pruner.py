@@ -331,9 +331,9 @@ class AOFPPruner(Pruner):
         )  # fmt: skip
         if trimmed and self.task.budget is not None:
             left = max(self._shares(self._widths()).values())
-            self.log(
-                f"aofp: the search left {left:.1%} of the budgeted cost; {trimmed} more filters were cut by their last "
-                f"measured damage to meet the budget (train longer or raise theta to search them, too)"
+            self.warn(
+                f"aofp: the search left {left:.1%} of the budgeted cost. {trimmed} more filters were cut by their last "
+                "measured damage to meet the budget: train longer or raise theta to search them, too."
             )
         for entry in self.record:
             self.task.note(**entry)

@@ -20,6 +20,7 @@ from secateurs.methods.npn.policy import Policy, initial
 from secateurs.methods.npn.settings import Settings
 from secateurs.methods.pruner import Pruner
 from secateurs.methods.selection import Selection
+from secateurs.report import count
 from secateurs.training.eager import EagerHook
 from secateurs.training.syncnorm import all_sum
 
@@ -245,9 +246,9 @@ class NPNPruner(Pruner):
         if not -0.1 <= excess <= 0.05:
             costs = [f"{s:.1%} of the {n} (budget {g:.1%})" for n, s, g in zip(names, shares, goals, strict=True)]
             self.found["short"] = True
-            self.log(
-                f"npn: after its search of {self.steps} steps, the open gates cost {' and '.join(costs)}. The order of the "
-                "gates decides which channels stay; in a longer run (epochs=…) the gates do."
+            self.warn(
+                f"npn: after its search of {count(self.steps, 'step')}, the open gates cost {' and '.join(costs)}. The order "
+                "of the gates decides which channels stay; in a longer run (epochs=…) the gates do."
             )
 
     def _event(

@@ -73,7 +73,7 @@ def report(
     if constants > TOLERANCE:
         lines.append(
             f"pff: channels without stripes still had constant outputs; removing them changes the output by {constants:.1e} of "
-            "its range"
+            "its range."
         )
     return Outcome(lines, record)
 

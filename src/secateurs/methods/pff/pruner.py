@@ -255,7 +255,7 @@ class PFFPruner(Pruner):
         fixed = self.config.alpha is not None
         found = report(self.task, self.stripes, left, scores, self.config.delta, delta, self.alpha, fixed)
         for line in found.lines:
-            self.log(line)
+            self.warn(line)
         for record in (*self.measured, found.record):
             self.task.note(**record)
         return selection
