@@ -155,5 +155,5 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise SpecError("Reading images needs Pillow. Run: pip install 'secateurs[vision]'") from error
+        raise SpecError("Reading images needs Pillow. Run: pip install 'secateurs[data]'") from error
     return Image
