@@ -29,9 +29,9 @@ This page is written from the results by `benchmarks/papers/run.py --page`.
 """
 REDUCED = f"""## Reduced
 
-`--profile reduced` runs a row of CIFAR-10 on two CPU cores: {IMAGES["train"]:,} training images, {IMAGES["test"]:,} for
-validation, ResNet-20 in place of ResNet-56 and -110, an epoch or two of the method, one of fine-tuning, default settings
-otherwise. It shows that a row runs from end to end, and no more than that: its accuracies are not comparable to the papers'.
+`--profile reduced` runs any row on CIFAR-10 and two CPU cores: {IMAGES["train"]:,} training images, {IMAGES["test"]:,} for
+validation, CIFAR's VGG-16 and GoogLeNet, ResNet-20 in place of all ResNets, an epoch or two of the method, one of each phase of recovery,
+default settings otherwise. It shows that a row runs from end to end, and no more than that: its accuracies are not comparable to the papers'.
 """
 
 

@@ -13,9 +13,10 @@ HERE = Path(__file__).parent
 ROWS, RESULTS = HERE / "rows", HERE / "results"
 PROFILES = ("paper", "reduced")
 
-# The reduced profile: a smaller network of the same kind, fewer images, and what the method and recovery do in two epochs.
+# The reduced profile: a smaller network of the same kind on CIFAR-10, fewer images, an epoch or two of the method, and one of
+# each phase of recovery.
 IMAGES = {"train": 5000, "test": 2000}
-SMALLER = {"zoo:resnet56": "zoo:resnet20", "zoo:resnet110": "zoo:resnet20"}
+SMALLER = {"vgg16": "vgg16", "googlenet": "googlenet"}  # of the zoo; a ResNet is a ResNet-20
 SHORT = {
     "aofp": {"epochs": 1, "lr": 0.005},
     "npn": {"epochs": 1},
@@ -37,17 +38,16 @@ class Row:
         return rows()[name]
 
     def settings(self, profile: str) -> dict[str, Any]:
-        """The options in a profile. Raises ValueError for a row that has none there."""
+        """The options in a profile."""
         if profile == "paper":
             return dict(self.config)
-        if self.figures["data"] != "CIFAR-10":
-            raise ValueError(f"{self.name} is on {self.figures['data']}: the reduced profile is for CIFAR-10.")
-        method, model = self.config["method"], self.config["model"]
-        kept = {k: self.config[k] for k in ("normalize", "method", "scope") if k in self.config}
+        method, network = self.config["method"], SMALLER.get(self.config["model"].rpartition(":")[2], "resnet20")
+        phases = [phase.partition(":")[0] for phase in self.config["recover"].split(",")]
         return {
-            "model": SMALLER.get(model, model), **kept, "batch_size": 64,
-            **({"set": SHORT[method]} if method in SHORT else {}),
-            "macs": round(self.figures["macs"] / 100, 4), "recover": "none" if method == "pff" else "finetune:1",
+            "model": f"zoo:{network}", "normalize": "cifar10", "method": method,
+            **({"scope": self.config["scope"]} if "scope" in self.config else {}), "batch_size": 64,
+            **({"set": SHORT[method]} if method in SHORT else {}), "macs": round(self.figures["macs"] / 100, 4),
+            "recover": ",".join(phase if phase == "none" else f"{phase}:1" for phase in phases),
         }  # fmt: skip
 
 

@@ -162,10 +162,6 @@ def main() -> int:
             raise SystemExit(f"There is no row {name!r}: --list shows them.")
         if not args.data:
             raise SystemExit("Name the images: --data folder:PATH.")
-        try:
-            known[name].settings(args.profile)
-        except ValueError as error:
-            raise SystemExit(str(error)) from None
         if status := run(known[name], args):
             return status
     return 0
