@@ -30,8 +30,9 @@ This page is written from the results by `benchmarks/papers/run.py --page`.
 REDUCED = f"""## Reduced
 
 `--profile reduced` runs any row on CIFAR-10 and two CPU cores: {IMAGES["train"]:,} training images, {IMAGES["test"]:,} for
-validation, CIFAR's VGG-16 and GoogLeNet, ResNet-20 in place of all ResNets, an epoch or two of the method, one of each phase of recovery,
-default settings otherwise. It shows that a row runs from end to end, and no more than that: its accuracies are not comparable to the papers'.
+validation, CIFAR's VGG-16 and GoogLeNet, ResNet-20 in place of all ResNets, an epoch or two of the method, one of each phase
+of recovery, default settings otherwise. It shows that a row runs from end to end, and no more than that: its accuracies are
+not comparable to the papers'.
 """
 
 
