@@ -79,9 +79,10 @@ class Result:
         """What each network on the way is called, and its figures, the original first; see `Card.networks`."""
         return artifact.networks((), self.before, rounds(self.history), self.cut, self.calibrated, self.after)
 
-    def report(self, path: str | Path, *, bench: Bench | None = None, overwrite: bool = False) -> Path:
+    def report(self, path: str | Path = page.NAME, *, bench: Bench | None = None, overwrite: bool = False) -> Path:
         """Write a report: one HTML page that needs no other file and no network, with the figures at each stage, the verified
-        error, the widths, what the method has on record, and the training. Returns its path.
+        error, the widths, what the method has on record, and the training. Returns its path, by default in the working
+        directory.
 
         bench: what `secateurs.bench` measured of the original and this network, to show it, too. overwrite: replace a file.
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,15 @@ def test_help_lists_the_verbs(run):
     assert ran.status == 0
     assert all(verb in ran.out for verb in VERBS)
     assert run("--version").out.strip() == secateurs.__version__
+
+
+def test_methods_are_listed_with_their_sources(run):
+    from secateurs.methods.registry import methods
+
+    lines = {line.split()[0]: line for line in run("methods").out.splitlines()[2:]}
+    assert lines.keys() == set(methods())
+    for name in lines.keys() - {"random", "index"}:  # baselines
+        assert re.search(r"\(.*\b(19|20)\d\d\b.*\)$", lines[name].rstrip()), lines[name]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -26,6 +26,12 @@ def test_it_returns_the_path(results: dict[str, sc.Result], tmp_path: Path) -> N
     assert Page(path.read_text()).panels
 
 
+def test_it_has_a_name(results: dict[str, sc.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert results["l1"].report() == Path("report.html")
+    assert (tmp_path / "report.html").exists()
+
+
 def test_a_bench_is_shown(results: dict[str, sc.Result], tmp_path: Path) -> None:
     result = results["l1"]
     bench = sc.bench(network().eval(), result.model.eval(), X, seconds=0.01)

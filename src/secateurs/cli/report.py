@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from secateurs.report.page import Run
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-PAGE = "report.html"
 OTHERS = {  # what else may be in a folder, by its file
     "run.json": "The run is not finished: --resume continues it.",
     "comparison.json": "It is a comparison, whose table and plot are comparison.csv and frontier.png.",
@@ -57,7 +56,7 @@ def report(
     from secateurs.artifact import on_hub
     from secateurs.report import count, page
 
-    path = out or (runs[0] / PAGE if len(runs) == 1 and not on_hub(runs[0]) else Path(PAGE))
+    path = out or (runs[0] / page.NAME if len(runs) == 1 and not on_hub(runs[0]) else Path(page.NAME))
     if len(runs) > 1 or out is not None:
         page.check(path, overwrite=force)
     found = [_read(folder) for folder in runs]

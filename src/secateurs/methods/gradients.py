@@ -75,7 +75,8 @@ class _GateGradients(Watching):
 
 @register("taylor")
 class Taylor(_GateGradients):
-    """First-order estimate of the change in loss from cutting a channel: |Σ activation · gradient| (Molchanov et al., 2017).
+    """First-order estimate of the change in loss from cutting a channel (Molchanov et al., ICLR 2017): |Σ activation ·
+    gradient|.
 
     The sum over positions is the gradient of the loss with respect to a gate on the channel. It is computed per example, its
     absolute value is averaged over examples, and scores are divided by their group's ℓ2 norm, so that they are comparable
@@ -92,8 +93,8 @@ class Taylor(_GateGradients):
 
 @register("fisher")
 class Fisher(_GateGradients):
-    """Second-order estimate of the change in loss from cutting a channel: the mean square of Σ activation · gradient over
-    examples, the Fisher information of a gate on it (Theis et al., 2018; Group Fisher, Liu et al., ICML 2021).
+    """Second-order estimate of the change in loss from cutting a channel (Theis et al., 2018; Group Fisher, Liu et al., ICML
+    2021): the mean square of Σ activation · gradient over examples, the Fisher information of a gate on it.
 
     Scores are comparable between groups. `cost=1` divides them by what a channel costs, as Group Fisher does.
     If a channel is consumed by code rather than by a module, gradients of whole batches are used instead of per-example
@@ -109,7 +110,7 @@ class Fisher(_GateGradients):
 
 @register("group-taylor")
 class GroupTaylor(Watching):
-    """First-order estimate of the change in loss, weight by weight: Σ |weight · gradient| (Molchanov et al., CVPR 2019) over
+    """First-order estimate of the change in loss, weight by weight (Molchanov et al., CVPR 2019): Σ |weight · gradient| over
     all layers of a group, those that make the channels, those that read them, and norms, as `group-l2` counts them.
 
     The paper squares each product before it adds them up. Biases do not count. The gradient is that of the summed loss of all

@@ -20,7 +20,8 @@ from secateurs.methods.stripes.select import Stripes, channel_scores, check_kern
 
 @register("l2-stripes")
 class L2Stripes(Method):
-    """Euclidean norm of each stripe: a filter's weights at one kernel position, over all input channels.
+    """Euclidean norm of each stripe (stripes are those of Meng et al., NeurIPS 2020): a filter's weights at one kernel
+    position, over all input channels.
 
     One budget covers stripes and channels: a filter that loses all of its stripes takes its channel along, and where stripes
     alone do not suffice, channels with small weights are cut as well. Cutting stripes affects no other layer, so stripes

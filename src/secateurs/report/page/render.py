@@ -24,6 +24,8 @@ from secateurs.version import __version__
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+NAME = "report.html"  # of a report, if no other is given
+
 
 def check(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise before any work for a page that could not be written. ConfigError without jinja2, and for a file that exists;
