@@ -113,8 +113,8 @@ class GroupTaylor(Watching):
     """First-order estimate of the change in loss, weight by weight (Molchanov et al., CVPR 2019): Σ |weight · gradient| over
     all layers of a group, those that make the channels, those that read them, and norms, as `group-l2` counts them.
 
-    The paper squares each product before it adds them up. Biases do not count. The gradient is that of the summed loss of all
-    examples.
+    The gradient is that of the summed loss of all examples, so scores do not depend on the size of batches. The paper squares
+    the products of each minibatch, and averages them over minibatches. Biases do not count.
     """
 
     reads_labels: ClassVar[bool] = True
