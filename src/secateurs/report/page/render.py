@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from secateurs.errors import ArtifactError, ConfigError, Setting
 from secateurs.files import check_writable, shown, write_whole
@@ -44,9 +44,14 @@ def check(path: str | Path, *, overwrite: bool = False) -> None:
 def write(runs: Sequence[Run], path: str | Path, *, overwrite: bool = False) -> Path:
     """Write the page of these runs. Raises what `check` does."""
     check(path, overwrite=overwrite)
+    return save(html(runs), path)
+
+
+def save(page: str, path: str | Path) -> Path:
+    """Raises ArtifactError if the page cannot be written."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, html(runs))
+        write_whole(path, page)
     except OSError as error:
         raise ArtifactError(f"{shown(path)} cannot be written: {error.strerror or error}.") from error
     return Path(path)
@@ -55,21 +60,31 @@ def write(runs: Sequence[Run], path: str | Path, *, overwrite: bool = False) -> 
 def html(runs: Sequence[Run]) -> str:
     """The page of these runs: one file that needs no other."""
     several = len(runs) > 1
-    shown_runs = [{"run": run, "cards": cards(run), "panels": panels(run)} for run in runs]
-    script, style = _source("page.js"), _source("page.css")
-    return _environment().get_template("page.html").render(
-        title=f"{len(runs)} pruned networks" if several else title(runs[0]),
-        runs=shown_runs,
+    return rendered(
+        "runs.html",
+        f"{len(runs)} pruned networks" if several else title(runs[0]),
+        "the artifacts" if several else "the artifact",
+        runs=[{"run": run, "cards": cards(run), "panels": panels(run)} for run in runs],
         titles=[title(run) for run in runs],
         table=table(runs) if several else None,
         frontiers=frontiers(runs) if several else [],
         measure=measure.name if (measure := common_measure(runs)) else "",
         looks={name: symbol(*look) for name, look in appearance(runs).items()},
+    )
+
+
+def rendered(template: str, title: str, made_from: str, **context: Any) -> str:
+    """A page, complete with the style and the script."""
+    script = _source("page.js")
+    return _environment().get_template(template).render(
+        title=title,
+        made_from=made_from,
+        style=_source("page.css"),
         script=script,
-        style=style,
         # Nothing but this very script runs, whatever else is on the page.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=__version__,
+        **context,
     )  # fmt: skip
 
 
