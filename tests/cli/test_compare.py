@@ -35,7 +35,11 @@ def test_a_table_its_files_and_progress(run, tmp_path):
         ("l2", "macs=0.7 params=0.6"), ("aofp theta=0.02 search=0.5", "macs=0.7 params=0.6"),
     ]  # fmt: skip
     assert ran.out.startswith(found.table())
-    assert f"saved to {out}: comparison.json, comparison.csv" in ran.out
+    assert f"saved to {out}: comparison.json, comparison.csv, comparison.html" in ran.out
+    assert "2 methods compared" in (out / "comparison.html").read_text()
+    again = run("report", out, "--out", tmp_path / "page.html")
+    assert again.out.startswith(f"{tmp_path / 'page.html'}: 4 cells, ")
+    assert (tmp_path / "page.html").read_text() == (out / "comparison.html").read_text()
     lines = ran.err.splitlines()
     assert lines[0] == "measuring what the cells take: 4 short runs"
     assert lines[1].startswith("4 cells of 0.2 training passes over 1,438 images: about ")

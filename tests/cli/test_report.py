@@ -50,13 +50,16 @@ def test_what_is_no_run_is_refused(run, artifact, tmp_path):
     (tmp_path / "compared").mkdir()
     (tmp_path / "compared" / "comparison.json").write_text("{}")
     for folder, told in (
-        ("compared", "It is a comparison, whose table and plot are comparison.csv and frontier.png."),
+        ("compared", "it is not the record of a comparison"),
         ("missing", "There is no folder"), ("begun", "The run is not finished: --resume continues it."),
         (".", "is not a complete artifact"),
     ):  # fmt: skip
         ran = run("report", tmp_path / folder, "--out", tmp_path / "page.html")
         assert ran.status == 1
         assert told in ran.err
+    ran = run("report", artifact, tmp_path / "compared")
+    assert ran.status == 1
+    assert "It is a comparison: secateurs report makes a page of it alone." in ran.err
     assert run("report").status == 2
     assert not (tmp_path / "page.html").exists()
 

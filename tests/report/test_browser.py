@@ -15,6 +15,7 @@ import secateurs as sc
 from secateurs.artifact import save_timings
 from secateurs.report.page import Run, write
 from tests.report.conftest import METHODS, X, network, pruned
+from tests.studies.comparing import made_up
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
 
@@ -67,13 +68,17 @@ def files(
     save_timings(folder, bench.record())
     runs = {name: Run.read(folder if name == "l1" else folders[name]) for name in METHODS}
     made = {name: write([run], at / f"{name}.html") for name, run in runs.items()}
-    return {**made, "all": write(list(runs.values()), at / "all.html")}
+    everything = write(list(runs.values()), at / "all.html")
+    return {**made, "all": everything, "comparison": made_up().report(at / "comparison.html")}
 
 
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_fits(viewport: Any, scheme: str, files: dict[str, Path], opened: Callable[..., Any]) -> None:
-    page = opened(files["all"], viewport=viewport, color_scheme=scheme)
+@pytest.mark.parametrize("name", ["all", "comparison"])
+def test_every_page_fits(
+    viewport: Any, scheme: str, name: str, files: dict[str, Path], opened: Callable[..., Any]
+) -> None:
+    page = opened(files[name], viewport=viewport, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     shade = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -1,4 +1,5 @@
-"""A tiny comparison on the digits, for this process and others: the network, the data, and a method that dies."""
+"""A tiny comparison on the digits, for this process and others: the network, the data, and a method that dies; and one whose
+figures are made up."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.artifact import Figures
 from secateurs.methods import Criterion
 from secateurs.methods.method import Task
+from secateurs.studies.comparison.result import Outcome
 
 MODEL = "python:tests.studies.comparing:tiny"
 DATA = sc.DataSpec("digits", normalize="none", image_size=8, batch_size=64)
@@ -98,3 +101,27 @@ class Fails(Criterion):
 
     def scores(self, task: Task) -> dict[str, Tensor]:
         raise RuntimeError("no <b>scores</b> here")
+
+
+WHOLE = Figures(macs=1000, params=100, loss=0.5, top1=90.0)
+
+
+def outcome(method: str, budget: str, seed: int, macs: int, top1: float) -> Outcome:
+    def at(value: float) -> dict[str, Any]:
+        return {"macs": macs, "params": macs // 20, "loss": 1.0, "top1": value, "metrics": {}}
+
+    stages = {"original": vars(WHOLE), "cut": at(10.0), "calibrated": at(top1 / 2), "recovered": at(top1)}
+    return Outcome(method=method, budget=budget, seed=seed, figures={**stages, "passes": 3.0, "seconds": 9.0})
+
+
+def made_up() -> sc.Comparison:
+    """A comparison that nobody ran: two methods, two budgets, two seeds, and a cell that failed."""
+    cells = [
+        outcome(method, f"macs={share}", seed, int(1000 * share), 80.0 + seed + 10 * share)
+        for method in ("l2", "<b>mine</b>")
+        for share in (0.5, 0.3)
+        for seed in (0, 1)
+    ]
+    lost = Outcome(method="aofp", budget="macs=0.3", seed=0, failed="<script>alert(1)</script>")
+    settings = {"model": "zoo:resnet20", "data": "folder:images", "epochs": 3.0, "recover": [{"mode": "finetune"}]}
+    return sc.Comparison((*cells, lost), WHOLE, settings)

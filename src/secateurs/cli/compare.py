@@ -122,7 +122,7 @@ def compare(
         minutes that the comparison may take: if the estimate is longer, nothing is run; when they are over, no further cell
         begins
     out
-        folder for the cells, the table (comparison.json, comparison.csv) and a plot of the frontier
+        folder for the cells, the table (comparison.json, .csv and .html) and a plot of the frontier
     resume
         continue the comparison in --out: cells that are done are not run again; --method, --macs and --seeds may be others
     force
@@ -203,8 +203,8 @@ def _show(found: Comparison, out: Path, seconds: float) -> None:
     console.print()
     for note in found.notes:
         console.print(note, soft_wrap=True)
-    picture = " and frontier.png" if (out / "frontier.png").exists() else ""
-    console.print(f"{duration(seconds)} · saved to {shown(out)}: comparison.json, comparison.csv{picture}")
+    also = "".join(f", {name}" for name in ("comparison.html", "frontier.png") if (out / name).exists())
+    console.print(f"{duration(seconds)} · saved to {shown(out)}: comparison.json, comparison.csv{also}")
     if failed := sum(cell.failed is not None for cell in found.cells):
         raise SecateursError(
             f"{failed} of {count(len(found.cells), 'cell')} failed or were not run: --resume runs them again."

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 OTHERS = {  # what else may be in a folder, by its file
     "run.json": "The run is not finished: --resume continues it.",
-    "comparison.json": "It is a comparison, whose table and plot are comparison.csv and frontier.png.",
+    "comparison.json": "It is a comparison: secateurs report makes a page of it alone.",
     "sensitivity.json": "It is a sensitivity study, whose picture is sensitivity.png.",
 }
 
@@ -45,9 +45,11 @@ def report(
     Parameters
     ----------
     runs
-        folders of pruned networks, or hf:USER/NAME on the hub; `secateurs bench --save` adds their times
+        folders of pruned networks, or hf:USER/NAME on the hub; `secateurs bench --save` adds their times. Or the folder of a
+        comparison, alone
     out
-        the file to write; by default report.html, of one run in its folder, of several in the working directory
+        the file to write; by default report.html, of one run in its folder, of several in the working directory; of a
+        comparison comparison.html in its folder
     force
         replace an existing file
     """
@@ -56,6 +58,9 @@ def report(
     from secateurs.artifact import on_hub
     from secateurs.report import count, page
 
+    if len(runs) == 1 and (runs[0] / "comparison.json").is_file():
+        _compared(runs[0], out, force)
+        return
     path = out or (runs[0] / page.NAME if len(runs) == 1 and not on_hub(runs[0]) else Path(page.NAME))
     if len(runs) > 1 or out is not None:
         page.check(path, overwrite=force)
@@ -64,10 +69,21 @@ def report(
     for run in found:
         for note in run.notes:
             options.log(f"{run.name}: {note}")
+    _say(written, count(len(found), "run"))
+
+
+def _compared(folder: Path, out: Path | None, force: bool) -> None:
+    from secateurs.report import count
+    from secateurs.studies import read_comparison
+    from secateurs.studies.comparison import page
+
+    found = read_comparison(folder)
+    _say(found.report(out or folder / page.NAME, overwrite=force), count(len(found.cells), "cell"))
+
+
+def _say(written: Path, what: str) -> None:
     size = written.stat().st_size
-    options.out().print(
-        f"{shown(written)}: {count(len(found), 'run')}, {max(1, round(size / 1000)):,} kB", soft_wrap=True
-    )
+    options.out().print(f"{shown(written)}: {what}, {max(1, round(size / 1000)):,} kB", soft_wrap=True)
 
 
 def _read(folder: Path) -> Run:

@@ -27,13 +27,18 @@ if TYPE_CHECKING:
 NAME = "report.html"  # of a report, if no other is given
 
 
+def can_render() -> bool:
+    """Whether jinja2 is installed."""
+    return find_spec("jinja2") is not None
+
+
 def check(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise before any work for a page that could not be written. ConfigError without jinja2, and for a file that exists;
     ArtifactError for a folder that takes no files."""
-    if find_spec("jinja2") is None:
+    if not can_render():
         raise ConfigError("Reports need jinja2: pip install 'secateurs[report]'.")
     if os.path.isdir(path):
-        raise ConfigError(f"{shown(path)} is a folder: name a file, such as {shown(Path(path, 'report.html'))}.")
+        raise ConfigError(f"{shown(path)} is a folder: name a file, such as {shown(Path(path, NAME))}.")
     if os.path.lexists(path) and not overwrite:
         raise ConfigError(
             f"{shown(path)} already exists: ", Setting("overwrite", True), " replaces it; or name another file."

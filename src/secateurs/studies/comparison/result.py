@@ -17,7 +17,9 @@ from secateurs import report
 from secateurs.artifact import Figures
 from secateurs.files import dump_json
 from secateurs.markup import Markup, join, tag
+from secateurs.report.page import check, save
 from secateurs.runs.folder import write
+from secateurs.studies.comparison import page
 from secateurs.studies.comparison.frontier import frontier
 
 STAGES = {"cut": "after the cut", "calibrated": "calibrated", "recovered": "recovered"}
@@ -158,17 +160,17 @@ class Comparison:
 
     # -- as text -------------------------------------------------------------------------------------------------------
 
-    def _lines(self) -> tuple[list[str], list[list[str]]]:
+    def lines(self) -> tuple[list[str], list[list[str]]]:
         """The headings and the rows of the table."""
         timed = any(row.latency is not None for row in self.rows)
         headings = ["method", "budget", "seeds", *STAGES.values(), "MACs", "params", *["time"] * timed, "passes"]
         original, lines = self.original, []
         if original is not None:
-            whole = self._figure(Spread.of([self.value(vars(original))]))
+            whole = self.text(Spread.of([self.value(vars(original))]))
             sizes = [report.short(original.macs), report.short(original.params)]
             lines.append(["original", "", "", "", "", whole, *sizes, *[""] * timed, ""])
         for row in self.rows:
-            stages = [self._figure(getattr(row, stage)) for stage in STAGES]
+            stages = [self.text(getattr(row, stage)) for stage in STAGES]
             if not row.seeds:
                 stages = ["", "", "failed"]
             sizes = [self._share(getattr(row, name), name) for name in ("macs", "params")]
@@ -177,7 +179,8 @@ class Comparison:
             lines.append([row.method, row.budget, str(row.seeds), *stages, *sizes, *took * timed, passes])
         return headings, lines
 
-    def _figure(self, spread: Spread | None) -> str:
+    def text(self, spread: Spread | None) -> str:
+        """A figure that is compared, as the table shows it."""
         if spread is None:
             return "-"
         return spread.text(2 if self.figure == "top1" else 3)
@@ -201,7 +204,7 @@ class Comparison:
 
     def rich(self) -> Table:
         """The table, for a console of rich."""
-        headings, lines = self._lines()
+        headings, lines = self.lines()
         made = report.table(*headings, left=2)
         for line in lines:
             made.add_row(*line)
@@ -215,7 +218,7 @@ class Comparison:
 
     def html(self) -> str:
         """The table as a fragment of HTML, everything in it escaped."""
-        headings, lines = self._lines()
+        headings, lines = self.lines()
 
         def row(kind: str, values: Sequence[str]) -> Markup:
             return tag("tr", *(tag(kind, value) for value in values))
@@ -273,6 +276,15 @@ class Comparison:
         if path is not None:
             write(Path(path), text)
         return text
+
+    def report(self, path: str | Path = page.NAME, *, overwrite: bool = False) -> Path:
+        """Write the comparison as an HTML page that needs no other file and no network: the table, which can be sorted, and the
+        figure after recovery against each cost. Returns its path, by default in the working directory.
+
+        Raises ConfigError without jinja2 and for a file that exists, ArtifactError if it cannot be written.
+        """
+        check(path, overwrite=overwrite)
+        return save(page.html(self), path)
 
     def plot(self, path: str | Path) -> Path:
         """The frontier: the figure after recovery over the MACs that are left, a line for each method, as a picture whose

@@ -16,6 +16,8 @@ from secateurs.errors import ConfigError, Setting
 from secateurs.files import dump_json
 from secateurs.report import count, duration
 from secateurs.report.curves import can_plot
+from secateurs.report.page import can_render
+from secateurs.studies.comparison import page
 from secateurs.studies.comparison.bench import Foreseen, Job, Probe, Record
 from secateurs.studies.comparison.compute import SearchCost
 from secateurs.studies.comparison.contestants import Cell, budget_text
@@ -194,4 +196,6 @@ class Running:
             result.to_csv(self.folder.folder / "comparison.csv")
             if can_plot() and any(row.recovered is not None for row in result.rows):
                 result.plot(self.folder.folder / "frontier.png")
+            if can_render():
+                result.report(self.folder.folder / page.NAME, overwrite=True)
         return result

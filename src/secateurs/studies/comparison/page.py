@@ -1,0 +1,94 @@
+"""A comparison as an HTML page: the table, and what is left of the figure at each cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from secateurs import report
+from secateurs.report.page.render import rendered
+from secateurs.report.page.several import Cell, Frontier
+from secateurs.report.page.svg import Axis, Curve, Mark, chart, symbol
+
+if TYPE_CHECKING:
+    from secateurs.studies.comparison.result import Comparison, Row, Spread
+
+NAME = "comparison.html"
+Look = tuple[int, int]  # color and shape, which tells methods apart without color, too
+
+
+def html(comparison: Comparison) -> str:
+    """The page: one file that needs no other."""
+    methods = list(dict.fromkeys(row.method for row in comparison.rows))
+    looks = {method: (i % 6, (i + i // 6) % 5) for i, method in enumerate(methods)}
+    return rendered(
+        "comparison.html",
+        f"{report.count(len(methods), 'method')} compared",
+        "the cells of the comparison",
+        facts=list(_facts(comparison.settings)),
+        table=_table(comparison, looks),
+        frontiers=list(_frontiers(comparison, looks)),
+        figure=comparison.heading,
+        looks={method: symbol(*look) for method, look in looks.items()},
+        notes=comparison.notes,
+    )
+
+
+def _facts(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What all cells share."""
+    for name in ("model", "data", "task", "scope"):
+        if isinstance(value := settings.get(name), str):
+            yield name, value
+    if "epochs" in settings:
+        yield "compute", f"{report.count(settings['epochs'], 'training pass')} of the original for each cell"
+    if "recover" in settings:
+        yield "recovery", ", then ".join(phase["mode"] for phase in settings["recover"]) or "none"
+
+
+def _table(comparison: Comparison, looks: Mapping[str, Look]) -> dict[str, Any]:
+    """The heads and rows of the table, as `report.page.several.table` has them."""
+    headings, lines = comparison.lines()
+    timed = "time" in headings
+    keys = [_keys(row, timed) for row in comparison.rows]
+    if (original := comparison.original) is not None:
+        figure = comparison.value(vars(original))
+        keys.insert(0, ["", None, None, None, None, figure, original.macs, original.params, *[None] * timed, None])
+    rows = []
+    for texts, line in zip(lines, keys, strict=True):
+        first, *others = (Cell(text, key) for text, key in zip(texts, line, strict=True))
+        look = looks.get(first.text)
+        rows.append([Cell(first.text, first.key, symbol=look and symbol(*look)), *others])
+    return {"heads": [(name, i > 1) for i, name in enumerate(headings)], "rows": rows}
+
+
+def _keys(row: Row, timed: bool) -> list[Any]:
+    """What the columns are sorted by."""
+    spreads = [row.cut, row.calibrated, row.recovered, row.macs, row.params, *[row.latency] * timed, row.passes]
+    return [row.method.lower(), row.budget, row.seeds, *(spread and spread.mean for spread in spreads)]
+
+
+def _frontiers(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Frontier]:
+    """The figure after recovery against the MACs, the parameters, and the time where that was measured."""
+    original = comparison.original
+    costs: list[tuple[str, Callable[[Row], Spread | None], float | None, Callable[[float], str]]] = [
+        ("MACs", lambda row: row.macs, None if original is None else original.macs, report.short),
+        ("parameters", lambda row: row.params, None if original is None else original.params, report.short),
+        ("share of the original's time", lambda row: row.latency, 1.0, lambda share: f"{share:.0%}"),
+    ]
+    for name, of, whole, form in costs:
+        marks: dict[str, list[Mark]] = {}
+        for row in comparison.rows:
+            if (cost := of(row)) is not None and row.recovered is not None:
+                told = f"{row.method}, {row.budget}: {comparison.text(row.recovered)}, {name} {form(cost.mean)}"
+                marks.setdefault(row.method, []).append(Mark(cost.mean, row.recovered.mean, told, *looks[row.method]))
+        if not marks:
+            continue
+        curves = [Curve(method, sorted((m.x, m.y) for m in found), looks[method][0]) for method, found in marks.items()]
+        value = None if original is None else comparison.value(vars(original))
+        rings = [] if value is None or whole is None else [Mark(whole, value, "original", 6, 0, hollow=True)]
+        across = Axis(name, form, zero=True)
+        drawn = chart(
+            across, Axis(comparison.heading), curves, [*rings, *(m for found in marks.values() for m in found)],
+            title=f"{comparison.heading} against {name}",
+        )  # fmt: skip
+        yield Frontier(name, drawn)

@@ -1,0 +1,59 @@
+"""A comparison as an HTML page, from cells that are made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import secateurs as sc
+from secateurs.report.page import render
+from tests.report.pages import Page
+from tests.studies.comparing import made_up
+
+
+@pytest.fixture
+def comparison() -> sc.Comparison:
+    return made_up()
+
+
+def test_the_page_has_the_table_and_the_frontiers(comparison: sc.Comparison, tmp_path: Path) -> None:
+    page = Page(comparison.report(tmp_path / "page.html").read_text())
+    headings, lines = comparison.lines()
+    assert [e.text for e in page.of("th")] == headings
+    assert [e.text.strip() for e in page.of("td")] == [text for line in lines for text in line]
+    assert len(page.of("figure")) == 2  # against the MACs and the parameters: no time was measured
+    assert "zoo:resnet20" in page.text
+    assert "finetune" in page.text
+    assert all(note in page.text for note in comparison.notes)
+
+
+def test_columns_are_sorted_by_values(comparison: sc.Comparison, tmp_path: Path) -> None:
+    page = Page(comparison.report(tmp_path / "page.html").read_text())
+    headings, lines = comparison.lines()
+    keys = [e.attributes.get("data-key") for e in page.of("td")]
+    rows = [dict(zip(headings, keys[i : i + len(headings)], strict=True)) for i in range(0, len(keys), len(headings))]
+    assert len(rows) == len(lines)
+    assert (rows[0]["method"], rows[0]["recovered"], rows[0]["MACs"]) == ("", "90.0", "1000")
+    (row,) = [row for row in rows if (row["method"], row["budget"]) == ("l2", "macs=0.3")]
+    assert (row["recovered"], row["MACs"], row["seeds"]) == ("83.5", "300.0", "2")
+
+
+def test_what_comes_from_outside_is_escaped(comparison: sc.Comparison, tmp_path: Path) -> None:
+    page = Page(comparison.report(tmp_path / "page.html").read_text())
+    assert not page.of("b")
+    assert len(page.of("script")) == 1  # the page's own
+    assert "<b>mine</b>" in page.text
+
+
+def test_it_has_a_name_and_replaces_nothing(
+    comparison: sc.Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert comparison.report() == Path("comparison.html")
+    with pytest.raises(sc.ConfigError, match=r"comparison\.html already exists"):
+        comparison.report()
+    comparison.report(overwrite=True)
+    monkeypatch.setattr(render, "find_spec", lambda name: None)
+    with pytest.raises(sc.ConfigError, match="need jinja2"):
+        comparison.report("other.html")
