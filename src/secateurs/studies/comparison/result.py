@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
 from secateurs import report
@@ -20,13 +21,19 @@ from secateurs.markup import Markup, join, tag
 from secateurs.runs.folder import write
 from secateurs.studies.comparison.frontier import frontier
 
+Held = Literal["no", "unsure", "yes"]
+MARKS: Mapping[Held | None, tuple[str, str]] = {  # in the column of the time, and what they say
+    "no": ("*", "over the budget of time by more than the noise of the measurement"),
+    "unsure": ("?", "measured over the budget of time by no more than the noise"),
+}
+COSTS = {"macs": "MACs", "params": "parameters", "latency": "time"}
 STAGES = {"cut": "after the cut", "calibrated": "calibrated", "recovered": "recovered"}
 
 
 class Outcome(BaseModel):
     """What is known about a cell: its figures, or why it has none.
 
-    method, budget, seed: as the table names them. figures: see `Bench.measure`.
+    method, budget, seed: as the table names them. limits: the figures of the budget. figures: see `Bench.measure`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,9 +41,33 @@ class Outcome(BaseModel):
     method: str
     budget: str
     seed: int
+    limits: dict[str, float] = Field(default_factory=dict)
     figures: dict[str, Any] | None = None
     failed: str | None = None
     seconds: float | None = None
+
+    @property
+    def latency(self) -> dict[str, Any] | None:
+        """What was measured under a budget of time, as a `Latency`."""
+        return None if self.figures is None else self.figures.get("latency")
+
+    @property
+    def limited(self) -> frozenset[str]:
+        """What the budget limits: macs, params, latency."""
+        return frozenset("latency" if name == "ms" else name for name in self.limits)
+
+    @property
+    def held(self) -> Held | None:
+        """Whether the cut network is within its budget of time; unsure if it was measured over it, by no more than the noise of
+        the measurement."""
+        if (took := self.latency) is None:
+            return None
+        goal = took["goal"]
+        if goal >= 1 and "latency" not in self.limits:  # the original itself is within the milliseconds
+            goal = self.limits.get("ms", math.inf) / 1000 / took["before"]
+        if took["ratio"] <= goal:
+            return "yes"
+        return "no" if took["ratio"] * (1 - took["noise"]) > goal else "unsure"
 
 
 @dataclass(frozen=True)
@@ -57,15 +88,22 @@ class Spread:
         mean = f"{self.mean:.{digits}f}"
         return mean if self.sd is None else f"{mean} ± {self.sd:.{digits}f}"
 
+    def percent(self) -> str:
+        """Of fractions: '55.0% ± 1.2%'."""
+        return f"{self.mean:.1%}" if self.sd is None else f"{self.mean:.1%} ± {self.sd:.1%}"
+
 
 @dataclass(frozen=True)
 class Row:
     """A method under a budget, over all seeds.
 
     cut, calibrated, recovered: of the figure that is compared, in the table's unit; None where it was not measured. macs,
-    params: of the pruned network. passes: the compute, in training passes. latency: the fraction of the original's time that
-    was measured, where the budget limits it. seeds: those that are done. failed: what went wrong. warnings: what was
-    said of the results.
+    params: of the pruned network. passes: the compute, in training passes. seeds: how many are done. failed: what went wrong.
+    warnings: what was said of the results.
+
+    Where the budget limits the time: latency: the fraction of the original's that was measured. ms_before, ms_after:
+    milliseconds of one run, of the original and of the pruned network. held: whether the budget holds with all seeds; see
+    `Outcome`.
     """
 
     method: str
@@ -79,6 +117,9 @@ class Row:
     passes: Spread | None
     seconds: Spread | None
     latency: Spread | None = None
+    ms_before: Spread | None = None
+    ms_after: Spread | None = None
+    held: Held | None = None
     failed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -127,11 +168,15 @@ class Comparison:
         def plain(value: Callable[[dict[str, Any]], float | None]) -> Spread | None:
             return Spread.of([value(figures) for figures in done])
 
+        def timed(name: str, factor: float = 1.0) -> Spread | None:
+            return plain(lambda f: factor * f["latency"][name] if "latency" in f else None)
+
         failed = tuple(f"seed {c.seed}: {c.failed}" for c in cells if c.failed is not None)
         said: dict[str, list[int]] = {}
         for c in cells:
             for line in (c.figures or {}).get("warnings", ()):
                 said.setdefault(line, []).append(c.seed)
+        held = {c.held for c in cells}
         told = tuple(
             f"{'all seeds' if 1 < len(done) == len(seeds) else 'seed ' + ', '.join(map(str, seeds))}: {line}"
             for line, seeds in said.items()
@@ -140,7 +185,8 @@ class Comparison:
             method, budget, len(done), of("cut"), of("calibrated"), of("recovered"),
             plain(lambda f: f["recovered"]["macs"]), plain(lambda f: f["recovered"]["params"]),
             plain(lambda f: f["passes"]), plain(lambda f: f["seconds"]),
-            plain(lambda f: f["latency"]["ratio"] if "latency" in f else None), failed, told,
+            timed("ratio"), timed("before", 1000), timed("after", 1000), next((h for h in get_args(Held) if h in held), None),
+            failed, told,
         )  # fmt: skip
 
     def value(self, figures: Mapping[str, Any] | None) -> float | None:
@@ -172,7 +218,8 @@ class Comparison:
             if not row.seeds:
                 stages = ["", "", "failed"]
             sizes = [self._share(getattr(row, name), name) for name in ("macs", "params")]
-            took = [""] if row.latency is None else [f"{100 * row.latency.mean:.1f}%"]
+            mark = f"{MARKS[row.held][0]} " if row.held in MARKS else ""
+            took = [""] if row.latency is None else [mark + row.latency.percent()]
             passes = "" if row.passes is None else row.passes.text()
             lines.append([row.method, row.budget, str(row.seeds), *stages, *sizes, *took * timed, passes])
         return headings, lines
@@ -195,6 +242,9 @@ class Comparison:
         several = any(row.seeds > 1 for row in self.rows)
         spread = "mean ± standard deviation over seeds; " if several else ""
         found = [f"{', '.join(STAGES.values())}: {self.heading}; {spread}passes: training passes of the original"]
+        one = ", with one seed or more" if several else ""
+        held = {row.held for row in self.rows}
+        found += [f"{mark} {told}{one}" for name, (mark, told) in MARKS.items() if name in held]
         for row in self.rows:
             found += [f"{row.method}, {row.budget}, {line}" for line in (*row.failed, *row.warnings)]
         return tuple(found)
@@ -253,7 +303,8 @@ class Comparison:
     def to_csv(self, path: str | Path | None = None) -> str:
         """A line for each cell, as CSV; also written to a file, if one is named."""
         file = io.StringIO()
-        names = ["method", "budget", "seed", *STAGES, "macs", "params", "latency", "passes", "seconds", "failed"]
+        times = ["latency", "latency_goal", "latency_noise", "ms_before", "ms_after", "held"]
+        names = ["method", "budget", "seed", *STAGES, "macs", "params", *times, "passes", "seconds", "failed"]
         lines = csv.DictWriter(file, names, lineterminator="\n")
         lines.writeheader()
         for cell in self.cells:
@@ -266,23 +317,37 @@ class Comparison:
             if (figures := cell.figures) is not None:
                 line |= {stage: self.value(figures.get(stage)) for stage in STAGES}
                 line |= {name: figures["recovered"][name] for name in ("macs", "params")}
-                line["latency"] = figures["latency"]["ratio"] if "latency" in figures else None
                 line |= {name: figures[name] for name in ("passes", "seconds")}
+            if (took := cell.latency) is not None:
+                ms = (1000 * took[name] for name in ("before", "after"))
+                line |= zip(times, [took["ratio"], took["goal"], took["noise"], *ms, cell.held], strict=True)
             lines.writerow(line)
         text = file.getvalue()
         if path is not None:
             write(Path(path), text)
         return text
 
+    @property
+    def limited(self) -> str:
+        """What all budgets limit: macs, params, or latency, the time on one target. Where that is not one of them, macs."""
+        done = [cell for cell in self.cells if cell.figures is not None]
+        limited = {cell.limited for cell in done}
+        targets = {dump_json(cell.latency["target"]) for cell in done if cell.latency is not None}
+        names = next(iter(limited)) if len(limited) == 1 and len(targets) < 2 else ()
+        return next(iter(names)) if len(names) == 1 else "macs"
+
     def plot(self, path: str | Path) -> Path:
-        """The frontier: the figure after recovery over the MACs that are left, a line for each method, as a picture whose
-        format is that of the suffix (.png, .svg, .pdf). Raises ConfigError if matplotlib is not installed."""
-        whole = None if self.original is None else self.original.macs
+        """The frontier: the figure after recovery over what is left of the cost that the budgets limit (the MACs, where they
+        limit several), a line for each method, as a picture whose format is that of the suffix (.png, .svg, .pdf). Raises
+        ConfigError if matplotlib is not installed."""
+        cost, known = self.limited, self.original
+        whole = 1.0 if cost == "latency" else None if known is None else getattr(known, cost)
         lines: dict[str, list[tuple[float, float, float]]] = {}
         for row in self.rows:
-            if row.recovered is not None and row.macs is not None:
-                share = 100 * row.macs.mean / whole if whole else row.macs.mean
+            left: Spread | None = getattr(row, cost)
+            if row.recovered is not None and left is not None:
+                share = 100 * left.mean / whole if whole else left.mean
                 lines.setdefault(row.method, []).append((share, row.recovered.mean, row.recovered.sd or 0.0))
-        original = None if self.original is None else self.value(vars(self.original))
-        unit = "MACs kept, %" if whole else "MACs"
+        original = None if known is None else self.value(vars(known))
+        unit = f"{COSTS[cost]} kept, %" if whole else COSTS[cost]
         return frontier(Path(path), lines, original, x=unit, y=f"{self.heading} after recovery")
