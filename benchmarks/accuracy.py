@@ -39,7 +39,7 @@ from secateurs.runs.purpose import Purpose
 from secateurs.studies.comparison.bench import Bench
 from secateurs.studies.comparison.compute import SearchCost
 from secateurs.studies.comparison.contestants import Cell, Contestant, recipes
-from secateurs.studies.comparison.result import Spread
+from secateurs.studies.comparison.outcomes import Spread
 from secateurs.studies.comparison.work import Network, Work
 
 METHODS = ("l2", "aofp", "npn", "pff", "onestep", "epruner")

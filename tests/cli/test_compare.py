@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -88,7 +89,7 @@ def test_a_cell_that_fails_is_told_in_the_end(run, tmp_path):
         (("--cpus", 2), "--cpus and --gpus are what a cell needs of a Ray cluster"),
         (("--seeds", 0), "--seeds"),
         (("--search", 2), "--search 2 must be a share of the compute"),
-        (("--processes", 2, "--workers", "ray"), "--processes 2 is for workers='local'"),
+        (("--processes", 2, "--workers", "ray"), "--processes 2 is for --workers local: Ray measures"),
     ],
 )
 def test_refused_before_any_work(run, tmp_path, monkeypatch, tokens, message):
@@ -111,7 +112,18 @@ def test_without_ray_that_is_said(run, tmp_path, monkeypatch):
     monkeypatch.setattr("secateurs.studies.comparison.cluster.find_spec", lambda name: None)
     ran = run(*JOB, "--workers", "ray", "--out", tmp_path / "r")
     assert ran.status == 2
-    assert "workers='ray' needs Ray: pip install 'secateurs[cluster]'" in ran.err
+    assert "--workers ray needs Ray: pip install 'secateurs[cluster]'" in ran.err
+
+
+def test_a_cluster_whose_machines_are_too_small(run, tmp_path, monkeypatch):
+    ray = SimpleNamespace(
+        is_initialized=lambda: True, cluster_resources=dict, put=lambda packed: packed,
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}],
+    )  # fmt: skip
+    monkeypatch.setattr("secateurs.studies.comparison.cluster.library", lambda: ray)
+    ran = run(*JOB, "--workers", "ray", "--cpus", 64, "--gpus", 1, "--out", tmp_path / "r")
+    assert ran.status == 2
+    assert "what a cell needs (--cpus 64, --gpus 1): ask for less, or add a node." in ran.err
 
 
 def test_without_torch_pruning_that_is_said(run, tmp_path, monkeypatch):

@@ -177,11 +177,13 @@ def test_a_later_cut_keeps_to_the_widths_of_the_same_target() -> None:
 
 
 def test_a_comparison_has_the_times_and_what_was_said_of_them() -> None:
-    from secateurs.studies.comparison.result import Comparison, Outcome
+    from secateurs.studies.comparison.outcomes import Outcome
+    from secateurs.studies.comparison.result import Comparison
 
     one = {"macs": 5, "params": 5, "top1": 50.0, "top5": None, "loss": 1.0, "metrics": {}}
     figures = {
-        "cut": one, "calibrated": one, "recovered": one, "passes": 1.0, "seconds": 2.0, "latency": {"ratio": 0.62},
+        "cut": one, "calibrated": one, "recovered": one, "passes": 1.0, "seconds": 2.0,
+        "latency": {"target": {}, "goal": 0.6, "ratio": 0.62, "noise": 0.02, "before": 0.002, "after": 0.00124},
         "warnings": ["The machine is too busy to hold the budget"],
     }  # fmt: skip
     found = Comparison((Outcome(method="npn", budget="latency=0.6", seed=0, figures=figures),))

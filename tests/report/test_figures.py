@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from secateurs.report import count
+from secateurs.report import count, duration
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,24 @@ from secateurs.report import count
 )
 def test_count(n: float, one: str, text: str) -> None:
     assert count(n, one) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 ms"),
+        (0.00031, "0.31 ms"),
+        (0.0042, "4.2 ms"),
+        (0.00996, "10 ms"),
+        (0.0417, "42 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1:00"),
+        (185, "3:05"),
+        (3765, "1:02:45"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -16,7 +16,7 @@ import secateurs as sc
 from secateurs.artifact import Figures
 from secateurs.methods import Criterion
 from secateurs.methods.method import Task
-from secateurs.studies.comparison.result import Outcome
+from secateurs.studies.comparison.outcomes import Outcome
 
 MODEL = "python:tests.studies.comparing:tiny"
 DATA = sc.DataSpec("digits", normalize="none", image_size=8, batch_size=64)

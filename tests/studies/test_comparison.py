@@ -24,7 +24,7 @@ from secateurs.studies.comparison.bench import Bench
 from secateurs.studies.comparison.compute import divided, recovery_cost, search_cost, shared, width_of
 from secateurs.studies.comparison.contestants import Cell, Contestant, recipes
 from secateurs.studies.comparison.crew import devices
-from secateurs.studies.comparison.result import Spread
+from secateurs.studies.comparison.outcomes import Spread
 from secateurs.studies.comparison.work import Network, Work
 from tests.studies.comparing import DATA, DEAD, MODEL, batches, run, tiny
 
@@ -75,7 +75,7 @@ def test_the_table(eight: tuple[sc.Comparison, Path], tmp_path: Path) -> None:
     lines = found.table().splitlines()
     assert lines[0].split("  ")[0] == "method"
     assert lines[2].startswith("original")
-    assert len(lines) == 2 + 1 + 4 + 1 + 1
+    assert len(lines) == 2 + 1 + 4 + 1 + len(found.notes)
     assert f"{found.rows[0].recovered.mean:.2f} ± {found.rows[0].recovered.sd:.2f}" in lines[3]
     assert str(found) == found.table()
     rows = list(csv.DictReader(io.StringIO(found.to_csv())))
@@ -88,16 +88,9 @@ def test_the_table(eight: tuple[sc.Comparison, Path], tmp_path: Path) -> None:
     assert found._repr_html_().count("<tr>") == 6
 
 
-def test_measured_latencies_have_a_column(eight: tuple[sc.Comparison, Path]) -> None:
-    cells = eight[0].cells
-    timed = [
-        c.model_copy(update={"figures": {**c.figures, "latency": {"ratio": 0.5 + c.seed / 10}}}) for c in cells[:6]
-    ]
-    found = sc.Comparison((*timed, *cells[6:]), eight[0].original)
-    lines = found.table().splitlines()
-    assert lines[0].split()[-3:] == ["params", "time", "passes"]
-    assert lines[3].split()[-4:] == ["55.0%", "2.00", "±", "0.00"]
+def test_only_measured_latencies_have_a_column(eight: tuple[sc.Comparison, Path]) -> None:
     assert "time" not in eight[0].table().splitlines()[0]
+    assert [cell.limits for cell in read_comparison(eight[1]).cells[:3:2]] == [{"macs": 0.6}, {"macs": 0.4}]
 
 
 def test_the_frontier(eight: tuple[sc.Comparison, Path], tmp_path: Path) -> None:
@@ -370,6 +363,7 @@ def test_one_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
             sc.ConfigError,
             "num_cpus='4' must be a number, 0 or more",
         ),
+        ({"workers": "ray", "processes": 2}, sc.ConfigError, "processes=2 is for workers='local'"),
         ({"workers": "ray", "resources": {"num_cpus": 0}}, sc.ConfigError, "a cell needs CPUs or GPUs"),
         ({"recover": sc.Recover(epochs=5)}, sc.ConfigError, "leave epochs and steps out"),
         ({"recover": "finetun"}, sc.ConfigError, "There is no recovery 'finetun'. Did you mean finetune"),

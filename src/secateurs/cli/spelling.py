@@ -14,12 +14,14 @@ SAME = frozenset({
     "preset",
     "pretrain_epochs", "pretrain_lr", "processes", "ranking", "recover", "recover_epochs", "recover_lr", "resume",
     "rounds", "schedule", "scope", "scratch_epochs", "search", "seconds", "seed", "share", "skip_unreadable", "target",
-    "task", "temperature", "then", "threads", "track", "trust_code", "unit", "weight_decay", "weights", "widen",
+    "task", "temperature", "then", "threads", "track", "trust_code", "unit", "weight_decay", "weights", "widen", "workers",
 })  # fmt: skip
 OTHER = {
     "overwrite": "force",
     "folder": "out",
     "minutes": "time-limit",
+    "num_cpus": "cpus",
+    "num_gpus": "gpus",
     "ratios": "ratio",
     "shares": "share",
 }  # … and of another one

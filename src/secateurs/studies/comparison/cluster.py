@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from secateurs.errors import ConfigError, TrainingError
+from secateurs.errors import ConfigError, Setting, TrainingError
 from secateurs.studies.comparison.bench import Bench, Job, Probe, Record, outcome
 from secateurs.studies.comparison.contestants import Cell
 from secateurs.studies.comparison.crew import Jobs, Results, probed
@@ -26,7 +26,9 @@ _benches: dict[str, Bench] = {}  # in a worker: its bench, which later cells use
 def library() -> Any:
     """Ray. Raises ConfigError if it is not installed."""
     if find_spec("ray") is None:
-        raise ConfigError("workers='ray' needs Ray: pip install 'secateurs[cluster]', on every machine of the cluster.")
+        raise ConfigError(
+            Setting("workers", "ray"), " needs Ray: pip install 'secateurs[cluster]', on every machine of the cluster."
+        )
     import ray
 
     return ray
@@ -70,9 +72,9 @@ class Cluster:
 
     def prepare(self, cells: Sequence[Cell]) -> Probe:
         if not self.fits:
-            wanted = ", ".join(f"{name}={need:g}" for name, need in self.needs.items() if need)
+            wanted = [part for name, need in self.needs.items() if need for part in (", ", Setting(name, need))]
             raise ConfigError(
-                f"No node of the Ray cluster has what a cell needs ({wanted}): pass other resources=…, or add a node."
+                "No node of the Ray cluster has what a cell needs (", *wanted[1:], "): ask for less, or add a node."
             )
         task = self.ray.remote(**self._options)(_probe)
         try:

@@ -127,7 +127,7 @@ def compare(
     budget that a method cannot meet; DataError without validation data.
     """
     if workers not in get_args(Workers):
-        raise ConfigError(f"workers={workers!r} is not valid. {nearest(str(workers), get_args(Workers))}")
+        raise ConfigError(Setting("workers", workers), f" is not valid. {nearest(str(workers), get_args(Workers))}")
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
     if not isinstance(model, str):
@@ -203,7 +203,9 @@ def _check(epochs: Any, search: Any, unit: Any, processes: Any, minutes: Any, wo
         return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("A comparison starts its own processes: run it in one, without torchrun, with processes=…")
+        raise ConfigError(
+            "A comparison starts its own processes: run it in one, without torchrun, with ", Setting("processes"), "."
+        )
     if not positive(epochs):
         raise ConfigError(Setting("epochs", epochs), ": the compute of a cell must be a number of passes above 0.")
     if search is not None and not (positive(search) and search < 1):
@@ -216,11 +218,11 @@ def _check(epochs: Any, search: Any, unit: Any, processes: Any, minutes: Any, wo
         raise ConfigError(Setting("processes", processes), " must be a number of processes, 1 or more.")
     if workers == "ray" and processes is not None:
         raise ConfigError(
-            Setting("processes", processes),
-            " is for workers='local': Ray measures as many cells as their resources allow.",
-        )
+            Setting("processes", processes), " is for ", Setting("workers", "local"),
+            ": Ray measures as many cells as their resources allow.",
+        )  # fmt: skip
     if workers == "local" and resources is not None:
-        raise ConfigError("resources are for workers='ray': local processes share this machine.")
+        raise ConfigError("resources are for ", Setting("workers", "ray"), ": local processes share this machine.")
     given = dict(resources or {})
     if unknown := given.keys() - set(NEEDS):
         raise ConfigError(f"resources has no {min(unknown)}: give {', '.join(NEEDS)}.")

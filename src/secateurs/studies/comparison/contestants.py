@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateurs.budget import Budget, stated
+from secateurs.budget import COUNTS, Budget, stated
 from secateurs.deploy.target import Target
 from secateurs.errors import ConfigError, nearest
 from secateurs.methods import Method, resolve
@@ -81,6 +81,12 @@ class Cell:
     def kind(self) -> str:
         """`l2, macs=0.5`: what all seeds share."""
         return f"{self.contestant.label}, {budget_text(self.budget)}"
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The figures of its budget: macs, params, latency, ms."""
+        record = self.budget.record()
+        return {name: record[name] for name in (*COUNTS, "latency", "ms") if record.get(name) is not None}
 
     def record(self) -> dict[str, Any]:
         """What its figures depend on beside what all cells share, as JSON."""

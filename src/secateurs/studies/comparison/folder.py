@@ -21,7 +21,8 @@ from secateurs.errors import ConfigError, Message
 from secateurs.files import check_format, check_writable, dump_json, read_json, shown
 from secateurs.runs.folder import FOLDER, OVERWRITE, RESUME, differences, write
 from secateurs.studies.comparison.contestants import Cell, budget_text
-from secateurs.studies.comparison.result import Comparison, Outcome
+from secateurs.studies.comparison.outcomes import Outcome
+from secateurs.studies.comparison.result import Comparison
 
 FORMAT, VERSION = "secateurs-comparison", 1
 LEFT_OVER = re.compile(r"\..*\.json\.tmp")

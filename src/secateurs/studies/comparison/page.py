@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from secateurs import report
 from secateurs.report.page.render import rendered
 from secateurs.report.page.several import Cell, Frontier
 from secateurs.report.page.svg import Axis, Curve, Mark, chart, symbol
-
-if TYPE_CHECKING:
-    from secateurs.studies.comparison.result import Comparison, Row, Spread
+from secateurs.studies.comparison.outcomes import Row, Spread
+from secateurs.studies.comparison.table import ComparisonTable
 
 NAME = "comparison.html"
 Look = tuple[int, int]  # color and shape, which tells methods apart without color, too
 
 
-def html(comparison: Comparison) -> str:
+def html(comparison: ComparisonTable) -> str:
     """The page: one file that needs no other."""
     methods = list(dict.fromkeys(row.method for row in comparison.rows))
     looks = {method: (i % 6, (i + i // 6) % 5) for i, method in enumerate(methods)}
@@ -45,7 +44,7 @@ def _facts(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "recovery", ", then ".join(phase["mode"] for phase in settings["recover"]) or "none"
 
 
-def _table(comparison: Comparison, looks: Mapping[str, Look]) -> dict[str, Any]:
+def _table(comparison: ComparisonTable, looks: Mapping[str, Look]) -> dict[str, Any]:
     """The heads and rows of the table, as `report.page.several.table` has them."""
     headings, lines = comparison.lines()
     timed = "time" in headings
@@ -67,7 +66,7 @@ def _keys(row: Row, timed: bool) -> list[Any]:
     return [row.method.lower(), row.budget, row.seeds, *(spread and spread.mean for spread in spreads)]
 
 
-def _frontiers(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Frontier]:
+def _frontiers(comparison: ComparisonTable, looks: Mapping[str, Look]) -> Iterator[Frontier]:
     """The figure after recovery against the MACs, the parameters, and the time where that was measured."""
     original = comparison.original
     costs: list[tuple[str, Callable[[Row], Spread | None], float | None, Callable[[float], str]]] = [

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -23,7 +24,8 @@ from secateurs.studies.comparison.compute import SearchCost
 from secateurs.studies.comparison.contestants import Cell, budget_text
 from secateurs.studies.comparison.crew import Crew
 from secateurs.studies.comparison.folder import ComparisonFolder
-from secateurs.studies.comparison.result import Comparison, Outcome
+from secateurs.studies.comparison.outcomes import Outcome
+from secateurs.studies.comparison.result import Comparison
 from secateurs.version import __version__
 
 OUT_OF_TIME = "not run: out of time"
@@ -154,10 +156,7 @@ class Running:
         record = json.loads(dump_json(record))  # as it is read from a file, numbers that are not finite included
         figures = record.get("figures")
         seconds = record.get("seconds") if figures is None else figures["seconds"]
-        found = Outcome(
-            method=cell.contestant.label, budget=budget_text(cell.budget), seed=cell.seed, figures=figures,
-            failed=record.get("failed"), seconds=seconds,
-        )  # fmt: skip
+        found = _outcome(cell, figures=figures, failed=record.get("failed"), seconds=seconds)
         self.outcomes[i] = found
         if self.folder is not None:
             self.folder.keep(cell, found, {"secateurs": __version__, "torch": torch.__version__})
@@ -185,13 +184,8 @@ class Running:
         return f" · about {duration(self._together(left))} left"
 
     def _result(self, original: Figures | None) -> Comparison:
-        found = []
-        for i, cell in enumerate(self.cells):
-            missing = Outcome(
-                method=cell.contestant.label, budget=budget_text(cell.budget), seed=cell.seed, failed=OUT_OF_TIME
-            )
-            found.append(self.outcomes.get(i, missing))
-        result = Comparison(tuple(found), original, self.settings)
+        found = tuple(self.outcomes.get(i, _outcome(cell, failed=OUT_OF_TIME)) for i, cell in enumerate(self.cells))
+        result = Comparison(found, original, self.settings)
         if self.folder is not None:
             result.to_csv(self.folder.folder / "comparison.csv")
             if can_plot() and any(row.recovered is not None for row in result.rows):
@@ -199,3 +193,8 @@ class Running:
             if can_render():
                 result.report(self.folder.folder / page.NAME, overwrite=True)
         return result
+
+
+def _outcome(cell: Cell, **known: Any) -> Outcome:
+    label, budget = cell.contestant.label, budget_text(cell.budget)
+    return Outcome(method=label, budget=budget, limits=cell.limits, seed=cell.seed, **known)

@@ -141,13 +141,15 @@ class Work:
         network = self.network.travelling()
         if away and network.module is not None:
             raise ConfigError(
-                f"workers='ray': other machines cannot be sent {network.name}, a module that was not made by sc.build. "
-                "Pass a spec as the model, such as 'zoo:resnet20' or 'python:package.module:factory', with weights='FILE'."
+                Setting("workers", "ray"),
+                f": other machines cannot be sent {network.name}, a module that was not made by sc.build. Pass a spec as the "
+                "model, such as 'zoo:resnet20' or 'python:package.module:factory', with weights='FILE'.",
             )
         if away and isinstance(self.data, Data):
             raise ConfigError(
-                "workers='ray': other machines cannot be sent batches. Pass a spec as the data, such as 'folder:PATH', a "
-                "sc.DataSpec, or 'python:package.module:function', which returns sc.Data."
+                Setting("workers", "ray"),
+                ": other machines cannot be sent batches. Pass a spec as the data, such as 'folder:PATH', a sc.DataSpec, or "
+                "'python:package.module:function', which returns sc.Data.",
             )
         whole = replace(self, network=network)
         for what, part, instead in (
@@ -161,8 +163,8 @@ class Work:
             except Exception as error:  # whatever the objects' own code raises
                 raise ConfigError(
                     f"The {what} cannot be sent to other processes ({type(error).__name__}: {error}). Pass {instead}, or "
-                    "run all cells in this process (processes=1)."
-                ) from error
+                    "run all cells in this process (", Setting("processes", 1), ").",
+                ) from error  # fmt: skip
         return pickle.dumps(whole)
 
     @staticmethod

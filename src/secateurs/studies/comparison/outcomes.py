@@ -1,0 +1,107 @@
+"""What was measured in cells, and over the seeds of a method and a budget."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Held = Literal["no", "unsure", "yes"]
+
+
+class Outcome(BaseModel):
+    """What is known about a cell: its figures, or why it has none.
+
+    method, budget, seed: as the table names them. limits: the figures of the budget. figures: see `Bench.measure`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    method: str
+    budget: str
+    seed: int
+    limits: dict[str, float] = Field(default_factory=dict)
+    figures: dict[str, Any] | None = None
+    failed: str | None = None
+    seconds: float | None = None
+
+    @property
+    def latency(self) -> dict[str, Any] | None:
+        """What was measured under a budget of time, as a `Latency`."""
+        return None if self.figures is None else self.figures.get("latency")
+
+    @property
+    def limited(self) -> frozenset[str]:
+        """What the budget limits: macs, params, latency."""
+        return frozenset("latency" if name == "ms" else name for name in self.limits)
+
+    @property
+    def held(self) -> Held | None:
+        """Whether the cut network is within its budget of time; unsure if it was measured over it, by no more than the noise of
+        the measurement."""
+        if (took := self.latency) is None:
+            return None
+        goal = took["goal"]
+        if goal >= 1 and "latency" not in self.limits:  # the original itself is within the milliseconds
+            goal = self.limits.get("ms", math.inf) / 1000 / took["before"]
+        if took["ratio"] <= goal:
+            return "yes"
+        return "no" if took["ratio"] * (1 - took["noise"]) > goal else "unsure"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """mean ± sd of several values; sd is None for one."""
+
+    mean: float
+    sd: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Spread | None:
+        known = [v for v in values if v is not None]
+        if not known:
+            return None
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
+
+    def text(self, digits: int = 2) -> str:
+        mean = f"{self.mean:.{digits}f}"
+        return mean if self.sd is None else f"{mean} ± {self.sd:.{digits}f}"
+
+    def percent(self) -> str:
+        """Of fractions: '55.0% ± 1.2%'."""
+        return f"{self.mean:.1%}" if self.sd is None else f"{self.mean:.1%} ± {self.sd:.1%}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method under a budget, over all seeds.
+
+    cut, calibrated, recovered: of the figure that is compared, in the table's unit; None where it was not measured. macs,
+    params: of the pruned network. passes: the compute, in training passes. seeds: how many are done. failed: what went wrong.
+    warnings: what was said of the results.
+
+    Where the budget limits the time: latency: the fraction of the original's that was measured. ms_before, ms_after:
+    milliseconds of one run, of the original and of the pruned network. held: whether the budget holds with all seeds; see
+    `Outcome`.
+    """
+
+    method: str
+    budget: str
+    seeds: int
+    cut: Spread | None
+    calibrated: Spread | None
+    recovered: Spread | None
+    macs: Spread | None
+    params: Spread | None
+    passes: Spread | None
+    seconds: Spread | None
+    latency: Spread | None = None
+    ms_before: Spread | None = None
+    ms_after: Spread | None = None
+    held: Held | None = None
+    failed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
