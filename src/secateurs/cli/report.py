@@ -72,7 +72,7 @@ def report(
 
 
 def _read(folder: Path) -> Run:
-    from secateurs.calls import call
+    from secateurs.calls import call, label
     from secateurs.report.page import Run
 
     try:
@@ -80,5 +80,5 @@ def _read(folder: Path) -> Run:
     except ArtifactError as error:
         what = next((said for name, said in OTHERS.items() if (folder / name).is_file()), None)
         raise error if what is None or (folder / "card.json").exists() else error.advised(what) from None
-    run.command = command(folder) or call(run.card)
+    run.command, run.label = command(folder) or call(run.card), label(run.card)
     return run

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from secateurs.errors import ArtifactError, ConfigError, Setting
 from secateurs.files import check_writable, shown, write_whole
 from secateurs.markup import Markup
+from secateurs.report.page.originals import caution
 from secateurs.report.page.panels import cards, panels
 from secateurs.report.page.run import Run
 from secateurs.report.page.several import appearance, common_measure, frontiers, table
@@ -60,6 +61,7 @@ def html(runs: Sequence[Run]) -> str:
         runs=shown_runs,
         titles=[title(run) for run in runs],
         table=table(runs) if several else None,
+        caution=caution(runs),
         frontiers=frontiers(runs) if several else [],
         measure=measure.name if (measure := common_measure(runs)) else "",
         looks={name: symbol(*look) for name, look in appearance(runs).items()},
@@ -77,8 +79,7 @@ def title(run: Run) -> str:
     networks = run.networks
     before, after = networks[0][1].macs, networks[-1][1].macs
     left = f" to {after / before:.1%} of its MACs" if before else ""
-    earlier = "".join(f"{cut.method}, then " for cut in run.card.earlier)
-    return f"{spec or 'Network'} pruned by {earlier}{run.card.method.name}{left}"
+    return f"{spec or 'Network'} pruned by {run.methods}{left}"
 
 
 def _source(name: str) -> Markup:
