@@ -11,7 +11,7 @@ import pytest
 
 import secateurs as sc
 from secateurs.calls import call, label
-from secateurs.report.page import Run, html
+from secateurs.report.page import Run, html, write
 from tests.report.conftest import network, pruned
 from tests.report.pages import Page
 
@@ -111,3 +111,9 @@ def test_a_folder_with_such_a_name(folders: dict[str, Path], tmp_path: Path) -> 
     name = "<img src=x onerror=hit=1>'\""
     folder = shutil.copytree(folders["l1"], tmp_path / name)
     check(html([Run.read(folder)]), name)
+
+
+def test_data_with_a_path_that_is_not_utf8(results: dict[str, sc.Result], tmp_path: Path) -> None:
+    card = {**json.loads(json.dumps(results["l1"].card())), "data": {"data": "folder:/d/\udcff"}}
+    runs = [Run.of("x", results["l1"].plan, each) for each in (card, results["l1"].card())]
+    check(write(runs, tmp_path / "page.html").read_text(encoding="utf-8"), "folder:/d/\\xff")

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateurs.errors import ArtifactError, ConfigError, Setting
+from secateurs.errors import ArtifactError, ConfigError, Setting, printable
 from secateurs.files import check_writable, shown, write_whole
 from secateurs.markup import Markup
 from secateurs.report.page.originals import caution
@@ -56,7 +56,7 @@ def html(runs: Sequence[Run]) -> str:
     several = len(runs) > 1
     shown_runs = [{"run": run, "cards": cards(run), "panels": panels(run)} for run in runs]
     script, style = _source("page.js"), _source("page.css")
-    return _environment().get_template("page.html").render(
+    page = _environment().get_template("page.html").render(
         title=f"{len(runs)} pruned networks" if several else title(runs[0]),
         runs=shown_runs,
         titles=[title(run) for run in runs],
@@ -71,6 +71,7 @@ def html(runs: Sequence[Run]) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=__version__,
     )  # fmt: skip
+    return printable(page)  # paths may not be UTF-8
 
 
 def title(run: Run) -> str:
