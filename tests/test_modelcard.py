@@ -15,7 +15,9 @@ from torch import nn
 import secateurs as sc
 from secateurs import artifact
 from secateurs.artifact import README, Card
+from secateurs.methods import registry
 from secateurs.report import modelcard
+from secateurs.result import described
 from secateurs.testing.networks import data, images
 
 
@@ -109,6 +111,46 @@ def test_other_tasks(result: sc.Result, tmp_path: Path) -> None:
     assert "top-1" not in page
 
 
+def test_what_the_method_is(result: sc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (result.save(tmp_path / "r") / README).read_text()
+    assert "The method `l1`: Sum of absolute weights over a channel's filters (Li et al., ICLR 2017)." in page
+    assert "The method" not in described(card_of(result, tmp_path, method={"name": "python:theirs:Method"}))
+
+    class Bare(sc.Criterion):
+        pass
+
+    monkeypatch.setitem(registry._METHODS, "bare", Bare)
+    assert "The method" not in described(card_of(result, tmp_path, method={"name": "bare"}))
+
+
+def test_top5_is_left_out_where_it_is_always_100(result: sc.Result, tmp_path: Path) -> None:
+    assert result.after.top5 == 100
+    unknown = json.loads(result.signature.model_dump_json()) | {"classes": None}  # type: ignore[union-attr]
+    ten = unknown | {"classes": [str(i) for i in range(10)]}
+    for changes, shown in (
+        ({}, False), ({"signature": unknown}, False), ({"signature": ten}, True),
+        ({"signature": unknown, "source": None}, False),
+        ({"signature": unknown, "source": None, "cut": {**vars(result.cut), "top5": 90.0}}, True),
+        ({"signature": unknown, "source": {"spec": "zoo:small_cnn", "num_classes": 6}}, True),
+    ):  # fmt: skip
+        header, page = parts(modelcard.text(card_of(result, tmp_path, **changes)))
+        assert ("top-5" in page) is shown
+        kinds = [metric["name"] for metric in header["model-index"][0]["results"][0]["metrics"]]
+        assert kinds == ["top-1 accuracy, %", *["top-5 accuracy, %"] * shown]
+
+
+def test_the_hub_reads_the_figures(result: sc.Result, tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    source = {"spec": "zoo:small_cnn", "num_classes": 10}
+    signature = json.loads(result.signature.model_dump_json()) | {"classes": None}  # type: ignore[union-attr]
+    text = modelcard.text(card_of(result, tmp_path, source=source, signature=signature))
+    read = hub.ModelCard(text, ignore_metadata_errors=False).data
+    assert [(one.metric_type, one.metric_args) for one in read.eval_results] == [
+        ("accuracy", None), ("accuracy", {"top_k": 5})
+    ]  # fmt: skip
+    assert yaml.safe_load(read.to_yaml())["model-index"] == parts(text)[0]["model-index"]
+
+
 def test_a_network_of_ones_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -128,7 +170,9 @@ def test_whatever_a_card_holds_is_text(result: sc.Result, tmp_path: Path, evil: 
         versions={line: line}, data={"data": f"folder:{evil}"},
     )  # fmt: skip
     signature = card.signature.model_copy(update={"classes": [line]})  # type: ignore[union-attr]
-    text = modelcard.text(card.model_copy(update={"signature": signature}), call=f"prune({line!r})\n{evil}")
+    text = modelcard.text(
+        card.model_copy(update={"signature": signature}), call=f"prune({line!r})\n{evil}", method=line
+    )
     header, page = parts(text)
     assert header["tags"][-1] == line
     fenced = re.compile(r"^(`{3,})python\n.*?\n\1$", re.DOTALL | re.MULTILINE)

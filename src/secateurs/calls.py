@@ -8,13 +8,13 @@ from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from secateurs.artifact import Card
 from secateurs.artifact.history import Round
 from secateurs.budget import stated
 from secateurs.deploy import Target
 from secateurs.methods.registry import registered
+from secateurs.presets import changed, spelled, written
 from secateurs.recovery import MODES, Reconstruct
 from secateurs.tasks import TASKS
 
@@ -38,6 +38,14 @@ def call(card: Card) -> str:
     data = "data = sc.Data(train=..., val=...)\n" if _has_data(card) else ""
     head = "import torch\nimport secateurs as sc\n" if "torch." in body else "import secateurs as sc\n"
     return f"{head}\n{first}\n{data}result = sc.prune(\n{body})"
+
+
+def label(card: Card) -> str:
+    """`l2 ranking=layer`: the method, and its settings that are not the default ones. Of a method that is not known here, whose
+    defaults are not either, all settings."""
+    name, settings = card.method.name, card.method.model_extra or {}
+    made = registered(name)  # a name in a file is not followed
+    return " ".join([name, *(written(settings) if made is None else spelled(made, settings))])
 
 
 def _inputs(card: Card) -> str:
@@ -81,8 +89,8 @@ def _purpose(card: Card) -> Iterator[str]:
     """The task, and `...` for functions of the user's own."""
     made = None if card.task is None else TASKS.get(card.task.name)
     if card.task is not None and made is not None:
-        changed = _settings(_changed(made, card.task.model_extra or {}))
-        yield f"task=sc.tasks.{made.__name__}({changed})" if changed else f"task={literal(card.task.name)}"
+        own = _settings(changed(made, card.task.model_extra or {}))
+        yield f"task=sc.tasks.{made.__name__}({own})" if own else f"task={literal(card.task.name)}"
     for name in FUNCTIONS:
         if name in card.functions:
             yield f"{name}=..."
@@ -92,19 +100,19 @@ def _budget(record: Mapping[str, Any]) -> Iterator[str]:
     yield from filter(None, [_settings({k: v}) for k, v in stated(record).items() if k != "target"])
     if isinstance(target := record.get("target"), Mapping):
         usual = {f.name: f.default for f in fields(Target)}
-        changed = {k: v for k, v in target.items() if k != "runtime" and v != usual.get(k)}
-        own = ", ".join([literal(target.get("runtime")), *([_settings(changed)] if changed else [])])
+        others = {k: v for k, v in target.items() if k != "runtime" and v != usual.get(k)}
+        own = ", ".join([literal(target.get("runtime")), *([_settings(others)] if others else [])])
         yield f"target=sc.Target({own})"
 
 
 def _method(name: str, settings: Mapping[str, Any]) -> str:
     """`sc.AOFP(epochs=2.0)`, or its name alone with the usual settings."""
     made = registered(name)  # a name in a file is not followed
-    changed = {} if made is None else _changed(made, settings)
-    if made is None or not changed:
+    own = {} if made is None else changed(made, settings)
+    if made is None or not own:
         return literal(name)
     prefix = "sc." if made.__module__.startswith("secateurs.") else ""
-    return f"{prefix}{made.__name__}({_settings(changed)})"
+    return f"{prefix}{made.__name__}({_settings(own)})"
 
 
 def _step(step: Any) -> str:
@@ -113,19 +121,7 @@ def _step(step: Any) -> str:
         return "..."
     kinds: dict[str, type[BaseModel]] = {**MODES, Reconstruct.mode: Reconstruct}
     kind = kinds.get(str(step.get("mode")))
-    return "..." if kind is None else f"sc.{kind.__name__}({_settings(_changed(kind, step))})"
-
-
-def _changed(kind: type[BaseModel], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are not the usual ones."""
-    found = {}
-    for key, field in kind.model_fields.items():
-        usual = field.get_default(call_default_factory=True)
-        value = settings.get(key, usual)
-        value = tuple(value) if isinstance(value, list) else value
-        if (value != usual and usual is not PydanticUndefined) or (usual is PydanticUndefined and key in settings):
-            found[key] = value
-    return found
+    return "..." if kind is None else f"sc.{kind.__name__}({_settings(changed(kind, step))})"
 
 
 def _settings(values: Mapping[str, Any]) -> str:

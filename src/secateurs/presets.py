@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from types import UnionType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from secateurs.errors import ConfigError, Setting, complaint, nearest
 
@@ -97,6 +99,41 @@ def typed(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for name, value in values.items()
     }
+
+
+def written(values: Mapping[str, Any]) -> list[str]:
+    """Settings as text, `key=value` each."""
+    return [f"{key}={_word(value)}" for key, value in values.items()]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str).replace(" ", "")
+
+
+def changed(
+    kind: type[BaseModel], settings: Mapping[str, Any], usual: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The settings, given as JSON types, that are not the default ones. usual: values that take the place of defaults."""
+    found = {}
+    for key, field in kind.model_fields.items():
+        default = (usual or {}).get(key, field.get_default(call_default_factory=True))
+        value = settings.get(key, default)
+        value = tuple(value) if isinstance(value, list) else value
+        if (value != default and default is not PydanticUndefined) or (
+            default is PydanticUndefined and key in settings
+        ):
+            found[key] = value
+    return found
+
+
+def spelled(kind: type[Presets], settings: Mapping[str, Any]) -> list[str]:
+    """The settings that are not the default ones as text, by the preset that leaves the fewest to say, or by none:
+    `preset=paper`, `epochs=40`."""
+    forms = [changed(kind, settings)]
+    forms += [{"preset": name, **changed(kind, settings, usual)} for name, usual in kind.presets.items()]
+    return written(min(forms, key=len))
 
 
 def _takes_flags(annotation: Any) -> bool:

@@ -13,11 +13,12 @@ from torch import nn
 from secateurs import artifact
 from secateurs.artifact import Figures, Latency, Signature
 from secateurs.artifact.history import rounds
-from secateurs.calls import call
+from secateurs.calls import call, label
 from secateurs.deploy import Bench, deployed
 from secateurs.deploy.inputs import noise
 from secateurs.errors import ArtifactError
 from secateurs.methods.method import Method
+from secateurs.methods.registry import first_sentence, registered
 from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
 from secateurs.plans.widths import layer_widths
@@ -31,7 +32,8 @@ __all__ = ["Figures", "Latency", "Result"]
 
 def described(card: artifact.Card) -> str:
     """The text of an artifact's README.md."""
-    return modelcard.text(card, call(card))
+    method = registered(card.method.name)
+    return modelcard.text(card, call(card), "" if method is None else first_sentence(method))
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +92,7 @@ class Result:
         """
         page.check(path, overwrite=overwrite)
         run = page.Run.of(type(self.model).__name__, self.plan, self.card(), None if bench is None else bench.record())
-        run.command = call(run.card)
+        run.command, run.label = call(run.card), label(run.card)
         return page.write([run], path, overwrite=overwrite)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:

@@ -44,6 +44,17 @@ def test_several_runs_are_on_one_page(run, artifact, tmp_path, monkeypatch):
     assert run("report", artifact, artifact, "--out", tmp_path / "new" / "b.html").status == 0
 
 
+def test_the_settings_of_a_method_are_its_label(run, artifact, tmp_path):
+    layer = sc.prune(
+        sc.build(NET, num_classes=2), torch.randn(1, 3, 32, 32), sc.L1(ranking="layer"), sc.Budget(macs=0.5)
+    )
+    layer.save(tmp_path / "layer")
+    page = tmp_path / "page.html"
+    assert run("report", artifact, tmp_path / "layer", "--out", page).status == 0
+    assert "pruned by l1 ranking=layer to" in page.read_text()
+    assert "pruned by l1 to" in page.read_text()
+
+
 def test_what_is_no_run_is_refused(run, artifact, tmp_path):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "run.json").write_text('{"finished": false, "settings": {}}')

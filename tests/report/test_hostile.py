@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import secateurs as sc
-from secateurs.calls import call
-from secateurs.report.page import Run, html
+from secateurs.calls import call, label
+from secateurs.report.page import Run, html, write
 from tests.report.conftest import network, pruned
 from tests.report.pages import Page
 
@@ -55,18 +55,19 @@ def test_names_of_layers(method: str) -> None:
 def test_texts_of_a_card(hostile: str, results: dict[str, sc.Result]) -> None:
     printable = hostile if hostile.isprintable() else "x"
     runs = []
-    for result in results.values():
+    for name, result in results.items():
         card = json.loads(json.dumps(result.card()))
         card |= {
-            "warnings": [printable], "versions": {printable: printable}, "data": {"data": printable, "normalize": printable},
+            "warnings": [printable], "versions": {printable: printable},
+            "data": {"data": name + printable, "normalize": printable},
             "method": {"name": printable, printable: printable}, "task": {"name": printable},
             "source": {"spec": printable}, "recover": [{"mode": printable, "epochs": printable}],
             "limits": {"exclude": [printable]}, "budget": {printable: printable},
             "earlier": [{"method": printable, "before": card["before"]}],
         }  # fmt: skip
         card["signature"]["classes"] = [printable]
-        for name in ("before", "cut", "calibrated", "after"):
-            card[name]["metrics"] = {printable: 0.5}
+        for stage in ("before", "cut", "calibrated", "after"):
+            card[stage]["metrics"] = {printable: 0.5}
         for entry in card["history"]:
             entry |= {k: printable for k in ("group", "reason", "phase", "mode") if k in entry}
             if "epoch" in entry:
@@ -77,10 +78,16 @@ def test_texts_of_a_card(hostile: str, results: dict[str, sc.Result]) -> None:
                 elif entry.get("event") == "search" and field in entry:
                     entry[field] = [f"{k}{printable}" for k in entry[field]]
         run = Run.of(hostile, result.plan, card)
-        run.command, run.notes = hostile, [hostile]
+        run.command, run.notes, run.label = hostile, [hostile], label(run.card)
         runs.append(run)
     check(html(runs[:1]), hostile)
-    check(html(runs), hostile, f"second{printable}")
+    check(
+        html(runs),
+        hostile,
+        f"second{printable}",
+        f"{printable} {printable}={printable}",
+        f"{printable} on l1{printable}",
+    )
 
 
 def test_the_call_holds_no_code_of_a_card(
@@ -104,3 +111,9 @@ def test_a_folder_with_such_a_name(folders: dict[str, Path], tmp_path: Path) -> 
     name = "<img src=x onerror=hit=1>'\""
     folder = shutil.copytree(folders["l1"], tmp_path / name)
     check(html([Run.read(folder)]), name)
+
+
+def test_data_with_a_path_that_is_not_utf8(results: dict[str, sc.Result], tmp_path: Path) -> None:
+    card = {**json.loads(json.dumps(results["l1"].card())), "data": {"data": "folder:/d/\udcff"}}
+    runs = [Run.of("x", results["l1"].plan, each) for each in (card, results["l1"].card())]
+    check(write(runs, tmp_path / "page.html").read_text(encoding="utf-8"), "folder:/d/\\xff")

@@ -12,9 +12,10 @@ import pytest
 
 import secateurs as sc
 from secateurs.artifact import TIMINGS, save_timings
-from secateurs.calls import call
+from secateurs.calls import call, label
 from secateurs.report.page import Run, html
-from secateurs.report.page.several import table
+from secateurs.report.page.originals import caution, originals
+from secateurs.report.page.several import appearance, legend, table
 from tests.report.conftest import METHODS, X, network, pruned
 from tests.report.pages import Page
 
@@ -197,6 +198,101 @@ def test_several_runs_are_compared(folders: dict[str, Path]) -> None:
     ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
     assert len(ids) == len(set(ids))
     assert all(f"#{one}" in {e.attributes.get("href") for e in page.of("a")} for one in ("run-1", "run-2", "run-3"))
+
+
+def begun(result: sc.Result, **changes: Any) -> Run:
+    """A run whose card is changed: `before` and `method` are merged, the rest is replaced."""
+    card = json.loads(json.dumps(result.card()))
+    for name in ("before", "method"):
+        card[name] |= changes.pop(name, {})
+    run = Run.of("x", result.plan, {**card, **changes})
+    run.label = label(run.card)
+    return run
+
+
+def test_settings_and_seeds_tell_runs_of_one_method_apart(results: dict[str, sc.Result]) -> None:
+    of = results["l1"]
+    runs = [begun(of, seed=0), begun(of, method={"ranking": "layer"}, seed=0), begun(of, seed=7)]
+    found = table(runs)
+    heads = [head for head, _ in found["heads"]]
+    assert heads[:3] == ["run", "method", "seed"]
+    assert not {"network", "data"} & set(heads)
+    rows = [[cell.text for cell in row[1:3]] for row in found["rows"]]
+    assert rows == [["l1", "0"], ["l1 ranking=layer", "0"], ["l1", "7"]]
+    looks = appearance(runs)
+    assert list(looks) == ["l1", "l1 ranking=layer"]
+    assert len(set(looks.values())) == 2
+    assert "seed" not in [head for head, _ in table(runs[:2])["heads"]]
+    assert len(Page(html(runs)).of("details", class_="run")) == 3
+    twice = begun(of, earlier=[{"method": "l2", "before": vars(of.before)}])
+    assert table([twice, runs[0]])["rows"][0][1].text == "l2, then l1"
+
+
+def lines(page: Page) -> list[str]:
+    """The frontiers of all charts."""
+    return [e.text for e in page.of("title") if e.text.startswith("the best at each cost")]
+
+
+def test_runs_of_other_networks_and_data_are_not_compared(results: dict[str, sc.Result]) -> None:
+    of = results["l1"]
+    small, digits = {"spec": "zoo:small_cnn"}, {"data": "digits"}
+    same = [begun(of, source=small, data=digits), begun(of, source=small, data=digits, seed=1)]
+    assert caution(same) == ""
+    assert lines(Page(html(same))) == ["the best at each cost"] * 2
+    other = [
+        begun(of, source={"spec": "zoo:resnet20"}, data={"data": "folder:/d"}, seed=seed, before={"macs": 10**8})
+        for seed in (0, 1)
+    ]
+    runs = [*same, *other]
+    assert caution(runs) == "Not all of these runs can be compared: their networks and their data differ."
+    found = table(runs)
+    assert [head for head, _ in found["heads"]][2:5] == ["seed", "network", "data"]
+    assert [cell.text for cell in found["rows"][3][3:5]] == ["zoo:resnet20", "folder:/d"]
+    page = Page(html(runs))
+    assert caution(runs) in page.text
+    assert lines(page) == [f"the best at each cost: {name}" for name in dict.fromkeys(map(str, originals(runs)))] * 2
+    assert set(legend(runs)) == {"l1, zoo:small_cnn on digits", "l1, zoo:resnet20 on folder:/d"}
+    assert lines(Page(html([same[0], other[0]]))) == []  # one of each: there is nothing to join
+
+
+def test_originals_of_one_name_with_other_figures_are_told_apart(results: dict[str, sc.Result]) -> None:
+    of = results["l1"]
+    loss = of.before.loss
+    assert loss is not None
+    runs = [
+        begun(of), begun(of, before={"loss": loss * 1.0001}), begun(of, before={"loss": loss * 1.1}),
+        begun(of, before={"macs": of.before.macs + 1}),
+        begun(of, before={"loss": loss * 1.1}, functions=["loss"]),  # its own, so that it says nothing
+        begun(of, before={"top1": None, "top5": None, "loss": None}),  # nothing was measured
+    ]  # fmt: skip
+    assert [one.network.removeprefix("custom network, original ") for one in originals(runs)] == list("112311")
+    assert caution(runs) == "Not all of these runs can be compared: the figures of their originals differ."
+    assert caution([runs[0], runs[1]]) == ""
+    assert "network" in [head for head, _ in table(runs)["heads"]]
+
+
+def test_a_method_that_is_not_known_shows_all_of_its_settings(results: dict[str, sc.Result]) -> None:
+    assert (
+        label(begun(results["l1"], method={"name": "theirs", "size": [1, 2]}).card)
+        == "theirs ranking=global cost=0 size=[1,2]"
+    )
+    paper = sc.AOFP.preset("paper", epochs=40)
+    assert label(begun(results["l1"], method={"name": "aofp", **paper.model_dump(mode="json")}).card) == (
+        "aofp preset=paper epochs=40"
+    )
+
+
+def test_times_of_several_machines_are_not_in_one_plot(results: dict[str, sc.Result]) -> None:
+    times = sc.bench(network().eval(), results["l1"].model.eval(), X, seconds=0.01).record()
+    runs = []
+    for machine in ("this", "this", "that"):
+        record = json.loads(json.dumps(times))
+        for row in record["rows"]:
+            row["machine"] = machine
+        runs.append(Run.of(machine, results["l1"].plan, results["l1"].card(), record))
+    told = [e.text for e in Page(html(runs)).of("title") if "time on" in e.text]
+    assert sum(text.startswith("this") for text in told) == 2
+    assert not any(text.startswith("that") for text in told)
 
 
 def test_measured_times_are_shown_if_they_are_of_this_network(

@@ -46,6 +46,7 @@ def methods(name: str | None = None) -> None:
         show the settings and presets of this method
     """
     from secateurs.methods import methods, resolve
+    from secateurs.methods.registry import first_sentence
     from secateurs.report import table
 
     console = options.out()
@@ -53,7 +54,7 @@ def methods(name: str | None = None) -> None:
         rows = table("method", "presets", "", left=3)
         for known in methods():
             found = type(resolve(known))
-            rows.add_row(known, ", ".join(found.presets) or "-", _summary(found))
+            rows.add_row(known, ", ".join(found.presets) or "-", first_sentence(found))
         console.print(rows)
         return
     found = type(resolve(name))
@@ -61,14 +62,9 @@ def methods(name: str | None = None) -> None:
     for key, setting in found.model_fields.items():
         values = [_json(preset[key]) if key in preset else "" for preset in found.presets.values()]
         rows.add_row(key, _json(setting.get_default(call_default_factory=True)), *values, setting.description or "")
-    console.print(_summary(found))
+    console.print(first_sentence(found))
     console.print()
     console.print(rows)
-
-
-def _summary(method: type[Method]) -> str:
-    """The first sentence of its docstring."""
-    return " ".join((method.__doc__ or "").split("\n\n")[0].split(": ")[0].split()).removesuffix(".")
 
 
 def _json(value: Any) -> str:

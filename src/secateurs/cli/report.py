@@ -87,7 +87,7 @@ def _say(written: Path, what: str) -> None:
 
 
 def _read(folder: Path) -> Run:
-    from secateurs.calls import call
+    from secateurs.calls import call, label
     from secateurs.report.page import Run
 
     try:
@@ -95,5 +95,5 @@ def _read(folder: Path) -> Run:
     except ArtifactError as error:
         what = next((said for name, said in OTHERS.items() if (folder / name).is_file()), None)
         raise error if what is None or (folder / "card.json").exists() else error.advised(what) from None
-    run.command = command(folder) or call(run.card)
+    run.command, run.label = command(folder) or call(run.card), label(run.card)
     return run

@@ -70,6 +70,11 @@ def registered(name: str) -> type[Method] | None:
     return _METHODS.get(name)
 
 
+def first_sentence(method: type[Method]) -> str:
+    """Of its docstring, without the full stop; empty for a class that has none."""
+    return " ".join((method.__doc__ or "").split("\n\n")[0].split(": ")[0].split()).removesuffix(".")
+
+
 def resolve(method: str | Method, **settings: Any) -> Method:
     """A configured method from its name (or `python:package.module:Class`) and settings.
 

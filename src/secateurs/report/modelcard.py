@@ -6,6 +6,7 @@ import html
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -31,10 +32,11 @@ VERIFIED = (
 )
 
 
-def text(card: Card, call: str | None = None) -> str:
-    """The file's text. call: the Python that repeats the pruning. Whatever the card holds is escaped."""
+def text(card: Card, call: str | None = None, method: str = "") -> str:
+    """The file's text. call: the Python that repeats the pruning. method: what the method is, without the full stop. Whatever
+    they and the card hold is escaped."""
     header = yaml.safe_dump(_header(card), sort_keys=False, allow_unicode=False, width=1000)
-    return printable(f"---\n{header}---\n\n{_join(_body(card, call))}")
+    return printable(f"---\n{header}---\n\n{_join(_body(card, call, method))}")
 
 
 def _join(blocks: Iterator[str]) -> str:
@@ -58,7 +60,7 @@ def _header(card: Card) -> dict[str, Any]:
         found["base_model"] = f"timm/{name}"  # its weights are from there; a name without a tag does not say which
     if hub is not None:
         found["datasets"] = [hub]
-    measured = list(_metrics(card.after))
+    measured = list(_metrics(_networks(card)[-1][1]))
     if measured:
         found["metrics"] = list(dict.fromkeys(metric["type"] for metric in measured))
     if measured and pipeline is not None:
@@ -110,10 +112,25 @@ def _metrics(figures: Figures) -> Iterator[dict[str, Any]]:
     if figures.top1 is not None:
         yield {"type": "accuracy", "name": "top-1 accuracy, %", "value": round(figures.top1, 4)}
     if figures.top5 is not None:
-        yield {"type": "accuracy", "name": "top-5 accuracy, %", "value": round(figures.top5, 4)}
+        top5 = {"type": "accuracy", "name": "top-5 accuracy, %", "value": round(figures.top5, 4)}
+        yield {**top5, "args": {"top_k": 5}}  # tells it from the other accuracy
     for name, value in figures.metrics.items():
         if value is not None:
             yield {"type": _slug(name), "name": name, "value": round(value, 6)}
+
+
+def _networks(card: Card) -> list[tuple[str, Figures]]:
+    """The networks on the way, without the top-5 accuracy where that is 100% whatever the network computes."""
+    networks, classes = card.networks(), _classes(card)
+    always = classes <= 5 if classes is not None else all(figures.top5 in (None, 100) for _, figures in networks)
+    return [(name, replace(figures, top5=None) if always else figures) for name, figures in networks]
+
+
+def _classes(card: Card) -> int | None:
+    """How many there are; None if it is not on record."""
+    if card.signature is not None and card.signature.classes is not None:
+        return len(card.signature.classes)
+    return None if card.source is None else card.source.num_classes
 
 
 def _title(card: Card) -> str:
@@ -128,7 +145,7 @@ def _network(card: Card) -> str:
 # -- the page ------------------------------------------------------------------------------------------------------------
 
 
-def _body(card: Card, call: str | None) -> Iterator[str]:
+def _body(card: Card, call: str | None, method: str) -> Iterator[str]:
     before, after = card.networks()[0][1], card.after
     spec = None if card.source is None else card.source.spec
     of, whose = ("A network", "the original's") if spec is None else (_code(spec), "its")
@@ -139,6 +156,8 @@ def _body(card: Card, call: str | None) -> Iterator[str]:
         f"Whole channels{' and kernel stripes' if card.stripes else ''} were cut by Secateurs with the method "
         f"{_code(card.method.name)}; what is left is an ordinary PyTorch module."
     )
+    if method:
+        yield f"The method {_code(card.method.name)}: {_escaped(method)}."
     yield _table(card)
     if card.data is not None and after.loss is not None:
         yield f"Measured on {_escaped(_hub_data(card) or _data_name(card))}."
@@ -190,7 +209,7 @@ def _load(card: Card) -> str:
 
 
 def _table(card: Card) -> str:
-    networks = card.networks()
+    networks = _networks(card)
     measured = columns([figures for _, figures in networks])
     measured = measured if any(f.loss is not None or f.top1 is not None or f.metrics for _, f in networks) else {}
     rows = [["", "MACs", "", "parameters", "", *map(_escaped, measured)]]

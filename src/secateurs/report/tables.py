@@ -85,7 +85,9 @@ def columns(every: Sequence[Measured]) -> dict[str, Callable[[Measured], str]]:
     nothing = not own and all(f.top1 is None and f.loss is None for f in every)
     found: dict[str, Callable[[Measured], str]] = {}
     if nothing or any(f.top1 is not None for f in every):
-        found |= {"top-1 %": lambda f: percent(f.top1), "top-5 %": lambda f: percent(f.top5)}
+        found["top-1 %"] = lambda f: percent(f.top1)
+    if nothing or any(f.top5 is not None for f in every):
+        found["top-5 %"] = lambda f: percent(f.top5)
     for name in own:
         show = formatted([figures.metrics.get(name) for figures in every])
         found[heading(name)] = lambda f, name=name, show=show: show(f.metrics.get(name))  # type: ignore[misc]

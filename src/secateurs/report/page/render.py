@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateurs.errors import ArtifactError, ConfigError, Setting
+from secateurs.errors import ArtifactError, ConfigError, Setting, printable
 from secateurs.files import check_writable, shown, write_whole
 from secateurs.markup import Markup
+from secateurs.report.page.originals import caution
 from secateurs.report.page.panels import cards, panels
 from secateurs.report.page.run import Run
 from secateurs.report.page.several import appearance, common_measure, frontiers, table
@@ -72,6 +73,7 @@ def html(runs: Sequence[Run]) -> str:
         runs=[{"run": run, "cards": cards(run), "panels": panels(run)} for run in runs],
         titles=[title(run) for run in runs],
         table=table(runs) if several else None,
+        caution=caution(runs),
         frontiers=frontiers(runs) if several else [],
         measure=measure.name if (measure := common_measure(runs)) else "",
         looks={name: symbol(*look) for name, look in appearance(runs).items()},
@@ -81,7 +83,7 @@ def html(runs: Sequence[Run]) -> str:
 def rendered(template: str, title: str, made_from: str, **context: Any) -> str:
     """A page, complete with the style and the script."""
     script = _source("page.js")
-    return _environment().get_template(template).render(
+    page = _environment().get_template(template).render(
         title=title,
         made_from=made_from,
         style=_source("page.css"),
@@ -91,6 +93,7 @@ def rendered(template: str, title: str, made_from: str, **context: Any) -> str:
         version=__version__,
         **context,
     )  # fmt: skip
+    return printable(page)  # paths may not be UTF-8
 
 
 def title(run: Run) -> str:
@@ -99,8 +102,7 @@ def title(run: Run) -> str:
     networks = run.networks
     before, after = networks[0][1].macs, networks[-1][1].macs
     left = f" to {after / before:.1%} of its MACs" if before else ""
-    earlier = "".join(f"{cut.method}, then " for cut in run.card.earlier)
-    return f"{spec or 'Network'} pruned by {earlier}{run.card.method.name}{left}"
+    return f"{spec or 'Network'} pruned by {run.methods}{left}"
 
 
 def _source(name: str) -> Markup:

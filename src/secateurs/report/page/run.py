@@ -28,7 +28,8 @@ UNSAVED = {"plan.json": "", "model.safetensors": ""}
 class Run:
     """A run to show.
 
-    name: what the page calls it. command: what repeats it. notes: what could not be shown, in sentences; panels add to them.
+    name: what the page calls it. command: what repeats it. label: its method as it is told from those of other runs, see
+    `secateurs.calls.label`; by default the method's name. notes: what could not be shown, in sentences; panels add to them.
     """
 
     name: str
@@ -36,7 +37,11 @@ class Run:
     card: Card
     timings: Timings | None = None
     command: str = ""
+    label: str = ""
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.label = self.label or self.card.method.name
 
     @classmethod
     def read(cls, folder: str | Path) -> Run:
@@ -61,6 +66,11 @@ class Run:
         return cls(
             name, plan, Card.model_validate(body), None if timings is None else Timings.model_validate(plain(timings))
         )
+
+    @property
+    def methods(self) -> str:
+        """'l1, then pff preset=paper': the earlier cuts, and the label."""
+        return "".join(f"{cut.method}, then " for cut in self.card.earlier) + self.label
 
     @property
     def networks(self) -> list[tuple[str, Figures]]:

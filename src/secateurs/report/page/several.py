@@ -12,6 +12,7 @@ from secateurs.artifact.timings import Timing
 from secateurs.markup import Markup
 from secateurs.report.figures import duration, share, short
 from secateurs.report.page.main import Measure, main_measure
+from secateurs.report.page.originals import Original, originals
 from secateurs.report.page.panels.error import short as short_error
 from secateurs.report.page.panels.speed import milliseconds
 from secateurs.report.page.run import Run
@@ -30,28 +31,32 @@ class Cell:
 
 @dataclass(frozen=True)
 class Frontier:
-    """A cost and what was measured: the runs, and the best of them at each cost."""
+    """A cost and what was measured: the runs, and the best at each cost of those that begin with one network and data."""
 
     title: str
     drawn: Markup
 
 
 def table(runs: Sequence[Run]) -> dict[str, Any]:
-    """The heads and rows of the table. number: whether a column is one of numbers. The time is the fraction of the original's
-    that was measured under a budget of time; speed-ups are those of `secateurs bench`."""
+    """The heads and rows of the table. number: whether a column is one of numbers. The seed, the network and the data are shown
+    where they differ. The time is the fraction of the original's that was measured under a budget of time; speed-ups are those
+    of `secateurs bench`."""
     measure, key = common_measure(runs), _key(runs)
     looks = appearance(runs)
-    heads = [("run", False), ("method", False), ("MACs", True), ("", True), ("params", True), ("", True)]
+    differing = _differing(runs)
+    heads = [("run", False), ("method", False), *((head, number) for head, number, _ in differing)]
+    heads += [("MACs", True), ("", True), ("params", True), ("", True)]
     if measure is not None:
         heads += [(f"{measure.name} {name}", True) for name in ("before", "cut", "calibrated", "after")]
     timed = any(run.card.latency is not None for run in runs)
     heads += [("time", True)] * timed + [("speed-up", True)] * (key is not None) + [("error", True), ("run time", True)]
     rows = []
-    for i, run in enumerate(runs, start=1):
+    for i, (run, name) in enumerate(zip(runs, legend(runs), strict=True), start=1):
         before, after, card = run.networks[0][1], run.networks[-1][1], run.card
         cells = [
             Cell(run.name, run.name.lower(), f"#run-{i}"),
-            Cell(card.method.name, card.method.name.lower(), symbol=symbol(*looks[card.method.name])),
+            Cell(run.methods, run.methods.lower(), symbol=symbol(*looks[name])),
+            *(column[i - 1] for _, _, column in differing),
             *(
                 Cell(text, key)
                 for a, b in ((before.macs, after.macs), (before.params, after.params))
@@ -73,10 +78,27 @@ def table(runs: Sequence[Run]) -> dict[str, Any]:
     return {"heads": heads, "rows": rows}
 
 
+def _differing(runs: Sequence[Run]) -> list[tuple[str, bool, list[Cell]]]:
+    """The columns of what runs begin with, where that differs: the head, whether it is of numbers, a cell for each run."""
+    begun = originals(runs)
+    columns = [
+        ("seed", True, [Cell("-" if (seed := run.card.seed) is None else str(seed), seed) for run in runs]),
+        ("network", False, [Cell(one.network, one.network.lower()) for one in begun]),
+        ("data", False, [Cell(one.data, one.data.lower()) for one in begun]),
+    ]
+    return [(head, number, cells) for head, number, cells in columns if len({cell.text for cell in cells}) > 1]
+
+
+def legend(runs: Sequence[Run]) -> list[str]:
+    """For each run its method and, where they differ, its network and data."""
+    names = originals(runs)
+    several = len(set(names)) > 1
+    return [f"{run.methods}, {name}" if several else run.methods for run, name in zip(runs, names, strict=True)]
+
+
 def appearance(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
-    """method → its color and shape, which tell it apart without color, too."""
-    names = dict.fromkeys(run.card.method.name for run in runs)
-    return {name: (i % 6, (i + i // 6) % 5) for i, name in enumerate(names)}
+    """What the legend names → its color and shape, which tell it apart without color, too."""
+    return {name: (i % 6, (i + i // 6) % 5) for i, name in enumerate(dict.fromkeys(legend(runs)))}
 
 
 def frontiers(runs: Sequence[Run]) -> list[Frontier]:
@@ -90,7 +112,8 @@ def frontiers(runs: Sequence[Run]) -> list[Frontier]:
     ]
     if key is not None:
         runtime = key[0] if key[1] is None else f"{key[0]}, batch {key[1]}"
-        costs.append((f"time on {runtime}", lambda run, figures, first: _time(run, key, first), milliseconds))
+        machine = Counter(row.machine for run in runs if (row := _timing(run, key))).most_common(1)[0][0]
+        costs.append((f"time on {runtime}", lambda run, figures, first: _time(run, key, machine, first), milliseconds))
     return [
         Frontier(name, drawn) for name, cost, form in costs if (drawn := _frontier(runs, measure, name, cost, form))
     ]
@@ -103,24 +126,32 @@ def _frontier(
     cost: Callable[[Run, Figures, bool], float | None],
     form: Callable[[float], str],
 ) -> Markup | None:
-    looks, marks, origins = appearance(runs), [], {}
-    for i, run in enumerate(runs, start=1):
+    looks, names = appearance(runs), originals(runs)
+    marks: dict[Original, list[Mark]] = {name: [] for name in names}
+    origins: dict[tuple[float, float], Mark] = {}
+    for i, (run, named, own) in enumerate(zip(runs, legend(runs), names, strict=True), start=1):
         for figures, first in ((run.networks[0][1], True), (run.networks[-1][1], False)):
             x, y = cost(run, figures, first), measure.of(figures)
             if x is None or y is None:
                 continue
-            told = f"{'original' if first else run.name}: {measure.label} {measure.text(y)}, {name} {form(x)}"
+            what = run.name if not first else "original" if len(marks) == 1 else own
+            told = f"{what}: {measure.label} {measure.text(y)}, {name} {form(x)}"
             if first:
                 origins[round(x, 9), y] = Mark(x, y, told, 6, 0, hollow=True)
             else:
-                marks.append(Mark(x, y, told, *looks[run.card.method.name], link=f"#run-{i}"))
-    if len(marks) < 2:
+                marks[own].append(Mark(x, y, told, *looks[named], link=f"#run-{i}"))
+    shown = [mark for several in marks.values() for mark in several]
+    if len(shown) < 2:
         return None
-    best = _best(marks, measure.higher)
-    frontier = Curve("the best at each cost", [(m.x, m.y) for m in best], 6, dashed=True)
+    curves = [
+        Curve(f"the best at each cost{f': {own}' * (len(marks) > 1)}", [(m.x, m.y) for m in _best(several, measure.higher)],
+              6, dashed=True)
+        for own, several in marks.items()
+        if len(several) > 1
+    ]  # fmt: skip
     across = Axis(name, form, zero=True)
     return chart(
-        across, Axis(measure.label), [frontier], [*origins.values(), *marks], title=f"{measure.name} against {name}"
+        across, Axis(measure.label), curves, [*origins.values(), *shown], title=f"{measure.name} against {name}"
     )
 
 
@@ -148,6 +179,7 @@ def _timing(run: Run, key: tuple[str, int | None]) -> Timing | None:
     return next((row for row in rows if (str(row.target), row.batch) == key), None)
 
 
-def _time(run: Run, key: tuple[str, int | None], first: bool) -> float | None:
+def _time(run: Run, key: tuple[str, int | None], machine: str, first: bool) -> float | None:
+    """On that machine: times of another cannot be compared with it."""
     row = _timing(run, key)
-    return None if row is None else (row.original if first else row.pruned).median
+    return None if row is None or row.machine != machine else (row.original if first else row.pruned).median

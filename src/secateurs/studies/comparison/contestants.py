@@ -13,7 +13,7 @@ from secateurs.errors import ConfigError, nearest
 from secateurs.methods import Method, resolve
 from secateurs.methods.method import check_budget
 from secateurs.methods.registry import find
-from secateurs.presets import typed
+from secateurs.presets import typed, written
 from secateurs.recovery import MODES, Reconstruct, Recover
 from secateurs.recovery import phases as checked_phases
 from secateurs.studies.comparison.peers import FAMILY, peer
@@ -39,9 +39,7 @@ class Contestant:
         are a preset, and the share of the compute for the search. Raises ConfigError for what is not valid."""
         if isinstance(given, Method):
             chosen = resolve(given)
-            words = [
-                f"{key}={_text(value)}" for key, value in chosen.model_dump(mode="json", exclude_unset=True).items()
-            ]
+            words = written(chosen.model_dump(mode="json", exclude_unset=True))
             return cls(" ".join([chosen.name, *words]), chosen)
         if not isinstance(given, str) or not given.split():
             resolve(given)  # whose errors say what to pass instead
@@ -172,16 +170,10 @@ def budget_text(budget: Budget) -> str:
     found = stated(budget.record())
     if isinstance(target := budget.target, Target):
         found["target"] = f"{target}, batch {target.batch}" if target.batch else str(target)
-    return " ".join(f"{name}={_text(value)}" for name, value in found.items())
+    return " ".join(written(found))
 
 
 USUAL = (Recover(),)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str).replace(" ", "")
 
 
 def _several(given: Any, what: str, one: tuple[type, ...], such_as: str) -> list[Any]:

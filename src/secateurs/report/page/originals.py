@@ -1,0 +1,67 @@
+"""The networks and data that runs begin with: only runs that share them can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from secateurs.report.page.run import Run
+
+CLOSE = 1e-3  # relative: another device measures the same network a little differently
+
+
+class Original(NamedTuple):
+    """What runs begin with. network: its spec; originals with the same spec and data, but other figures, are numbered. data: as
+    the card names it, or '-'."""
+
+    network: str
+    data: str
+
+    def __str__(self) -> str:
+        return self.network if self.data == "-" else f"{self.network} on {self.data}"
+
+
+def originals(runs: Sequence[Run]) -> list[Original]:
+    """What each run begins with, the same for those that can be compared."""
+    known: dict[Original, list[list[Run]]] = {}  # the runs of a name, by their figures
+    places = []
+    for run in runs:
+        groups = known.setdefault(_named(run), [])
+        at = next((i for i, group in enumerate(groups) if all(_same(run, other) for other in group)), len(groups))
+        if at == len(groups):
+            groups.append([])
+        groups[at].append(run)
+        places.append((_named(run), at))
+    return [
+        Original(f"{name.network}, original {at + 1}" if len(known[name]) > 1 else name.network, name.data)
+        for name, at in places
+    ]
+
+
+def caution(runs: Sequence[Run]) -> str:
+    """What keeps these runs from being compared with each other, in a sentence; empty if nothing does."""
+    names = {_named(run) for run in runs}
+    unlike = ["their networks"] * (len({name.network for name in names}) > 1)
+    unlike += ["their data"] * (len({name.data for name in names}) > 1)
+    unlike += ["the figures of their originals"] * (len(names) < len(set(originals(runs))))
+    if not unlike:
+        return ""
+    *first, last = unlike
+    return f"Not all of these runs can be compared: {', '.join(first)}{' and ' * bool(first)}{last} differ."
+
+
+def _named(run: Run) -> Original:
+    source, data = run.card.source, run.card.data
+    network = None if source is None else source.spec
+    return Original(network or "custom network", str((None if data is None else data.data) or "-"))
+
+
+def _same(a: Run, b: Run) -> bool:
+    """Whether originals of one name can be one network, measured on the same examples."""
+    x, y = a.networks[0][1], b.networks[0][1]
+    pairs = [(x.top1, y.top1), (x.top5, y.top5), *((value, y.metrics.get(name)) for name, value in x.metrics.items())]
+    known = [(p, q) for p, q in pairs if p is not None and q is not None]
+    if x.loss is not None and y.loss is not None and (not known or (a.card.comparable and b.card.comparable)):
+        known.append((x.loss, y.loss))
+    return (x.macs, x.params) == (y.macs, y.params) and all(math.isclose(p, q, rel_tol=CLOSE) for p, q in known)
