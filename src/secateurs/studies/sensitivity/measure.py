@@ -168,7 +168,7 @@ def sensitivity(
 
     def result(groups: Sequence[Group], finished: bool = True) -> Sensitivity:
         return Sensitivity(
-            finished=finished, settings={} if record is None else record.plain, model=_named(model),
+            finished=finished, settings={"scope": scope} if record is None else record.plain, model=_named(model),
             method=_record(chosen), metric=name, higher_is_better=higher, shares=shares, images=work.examples,
             calibrated_on=work.calibrated_on, base=base, base_calibrated=calibrated, groups=tuple(groups),
             seconds=(0.0 if earlier is None else earlier.seconds) + time.perf_counter() - began,
