@@ -1,10 +1,11 @@
-"""What a study is for: limits of `prune`, with errors that name the study."""
+"""What a study is for: limits of `prune`, with errors that name the study, and what it says of its own chance and time."""
 
 from __future__ import annotations
 
 import copy
 import math
 import pickle
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from secateurs.methods.limits import Limits
 from secateurs.proposed import Exactly, Study
 from secateurs.testing.networks import data, images, network
 from tests.studies.test_sensitivity import made, study
+
+measure = import_module("secateurs.studies.sensitivity.measure")
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +120,86 @@ def test_a_study_of_another_network() -> None:
         sc.ConfigError, match=r"ratios=<study of net, drop=1> is of another network: .* no channel group conv\."
     ):
         prune(ratios=made(0.5, 2.5, 10.0))
+
+
+# -- chance ------------------------------------------------------------------------------------------------------------
+
+
+def test_how_much_chance_there_is_in_an_accuracy() -> None:
+    few = made(0.5, 2.5, 10.0, images=100)  # 90% of 100 images
+    assert few.summary()[2:4] == [
+        "noise: one standard error of top-1 is 3.00 points, one image is 1.00",
+        "warning: a drop of 1 point is less than that: raise images=… or drop=…, or take metric='loss'.",
+    ]
+    assert few.summary()[2] in str(few)
+    assert not [line for line in few.summary(3.5) if "warning" in line]
+    many = made(0.5, 2.5, 10.0, images=10_000)
+    assert "standard error of top-1 is 0.30 points" in many.summary()[2]
+    assert not [line for line in many.summary() if "warning" in line]
+
+
+def test_an_accuracy_without_errors_is_known_to_an_image() -> None:
+    found = made(0.5, 2.5, 10.0, images=64)
+    right = found.model_copy(update={"base": replace(found.base, top1=100.0)})
+    assert "one standard error of top-1 is 0.00 points, one image is 1.56" in right.summary()[2]
+    assert "a drop of 1 point is less than that" in right.summary()[3]
+
+
+def test_no_other_figure_has_a_standard_error() -> None:
+    assert not [line for line in made(0.5, 2.5, 10.0, metric="loss").summary() if "noise" in line or "warning" in line]
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, base: float, calibrated: float, group: float = 0.0) -> None:
+    """Let these parts of a study take so many seconds."""
+    now = [0.0]
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def slower(original: Any, seconds: float) -> Any:
+        def slow(self: Any, *given: Any) -> Any:
+            now[0] += seconds
+            return original(self, *given)
+
+        return slow
+
+    for name, seconds in (("base", base), ("base_calibrated", calibrated), ("_group", group)):
+        monkeypatch.setattr(measure._Study, name, slower(getattr(measure._Study, name), seconds))
+
+
+@pytest.mark.parametrize(
+    ("base", "calibrated", "options", "said"),
+    [
+        (3.0, 5.0, {}, "about 32 s for 2 groups"),
+        (60.0, 5.0, {}, "about 40 s for 2 groups"),  # its first run waited for the device
+        (60.0, 5.0, {"calibrate": False}, "about 4:00 for 2 groups"),
+        (0.5, 1.0, {}, None),
+    ],
+)
+def test_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, base: float, calibrated: float, options: dict[str, Any], said: str | None
+) -> None:
+    lines: list[str] = []
+    timed(monkeypatch, base, calibrated)
+    study(report=lines.append, **options)
+    assert [line for line in lines if line.startswith("about")] == ([] if said is None else [said])
+
+
+def test_how_long_a_resumed_study_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    timed(monkeypatch, 1.0, 1.0, 50.0)
+    with monkeypatch.context() as patch:
+        slow, seen = measure._Study._group, []
+
+        def once(self: Any, *given: Any) -> Any:
+            if seen:
+                raise KeyboardInterrupt
+            seen.append(given)
+            return slow(self, *given)
+
+        patch.setattr(measure._Study, "_group", once)
+        with pytest.raises(KeyboardInterrupt):
+            study(folder=tmp_path)
+    lines: list[str] = []
+    study(folder=tmp_path, resume=True, report=lines.append)
+    assert "about 52 s for 1 group" in lines

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from secateurs.artifact import Figures
 from secateurs.artifact.fields import AtLeastOne, Line
-from secateurs.errors import ArtifactError, ConfigError, Setting, nearest
+from secateurs.errors import ArtifactError, ConfigError, Message, Setting, nearest
 from secateurs.files import StrPath, check_format, dump_json, read_json, shown, write_whole
 from secateurs.markup import html_table, join, tag
 from secateurs.proposed import Exactly, Study, from_file, largest_cuts
@@ -220,8 +220,22 @@ class Sensitivity(_Frozen):
             f"{self.model}: {self.label} {self._whole_text()} with all channels, on "
             f"{self.images:,} images; each group cut alone by {shown(str(self.method.get('name')))}, {on}",
             *arrow,
+            *self._noise(most),
             f"keep: the fraction of its channels with which a group cut alone loses at most {self._allowed(most)}",
         ]
+
+    def _noise(self, drop: float) -> list[str]:
+        """How much chance there is in an accuracy, and whether it hides the drop."""
+        part = self.whole / 100
+        if not self._percent or not 0 <= part <= 1:
+            return []
+        error, image = 100 * math.sqrt(part * (1 - part) / self.images), 100 / self.images
+        said = f"noise: one standard error of {self.label} is {error:.2f} points, one image is {image:.2f}"
+        if drop >= max(error, image):
+            return [said]
+        figure = (", or take ", Setting("metric", "loss")) * (self.base.loss is not None)
+        advice = ("raise ", Setting("images"), " or ", Setting("drop"), *figure, ".")
+        return [said, Message(f"warning: a drop of {self._allowed(drop)} is less than that: ", *advice)]
 
     def _whole_text(self) -> str:
         found = f"{self._text(self.whole)}{'%' * self._percent}"
