@@ -24,7 +24,7 @@ from secateurs.errors import ConfigError, Setting
 from secateurs.files import check_writable
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
-from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
+from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
 from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
 from secateurs.methods.registry import resolve
@@ -64,7 +64,7 @@ def prune(
     only: Layers | None = None,
     ratios: Ratios | None = None,
     min_channels: int | Counts | None = None,
-    max_cut: float | Fractions | None = None,
+    max_cut: Cuts | None = None,
     calibrate: Any = True,
     allow_inexact: bool = False,
     report: Callable[[str], None] | None = None,
@@ -272,7 +272,7 @@ def attach(
     only: Layers | None = None,
     ratios: Ratios | None = None,
     min_channels: int | Counts | None = None,
-    max_cut: float | Fractions | None = None,
+    max_cut: Cuts | None = None,
     allow_inexact: bool = False,
 ) -> Pruner:
     """Attach a pruner to a model in your own training loop. Modifies the model in place; see `Pruner` for the loop.

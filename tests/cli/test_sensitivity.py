@@ -30,7 +30,7 @@ def test_the_table_and_the_file_that_prune_takes(run, job, images, weights, tmp_
     assert (out / "sensitivity.png").exists()
     net = ("inspect", NET, "--num-classes", 2)
     ran = run(*net, "--ratios", out / "sensitivity.json", "--ratios-drop", 100, "--ratio", "conv1=1")
-    assert "keeps 8 by --ratio stem.0=0.5" in ran.out
+    assert f"keeps 8 by --ratios {out}/sensitivity.json" in ran.out
     assert "kept whole by --ratio conv1=1" in ran.out
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"plain.0": 0.25}))
@@ -42,6 +42,45 @@ def test_the_table_and_the_file_that_prune_takes(run, job, images, weights, tmp_
     assert {n: len(k) for n, k in sc.Plan.from_json((tmp_path / "p/plan.json").read_bytes()).groups.items()} == {
         "plain.0": 8
     }
+
+
+def test_a_study_bounds_what_a_budget_decides(run, job, images, weights, tmp_path):
+    out = tmp_path / "s"
+    ran = run(*job, "--share", 0.5, "--no-calibrate", "--out", out, "--scope", "all")
+    assert ran.status == 0, ran.err
+    file, net = out / "sensitivity.json", ("inspect", NET, "--num-classes", 2)
+    ran = run(*net, "--max-cut", file, "--max-cut-drop", 100, "--max-cut", "conv1=0.25", "--max-cut", 0.9)
+    assert "keeps at least 2 by --max-cut 0.9" in ran.out  # the last of several counts
+    ran = run(*net, "--max-cut", 0.9, "--max-cut", file, "--max-cut-drop", 100, "--max-cut", "conv1=0.25")
+    assert f"keeps at least 8 by --max-cut {file}" in ran.out
+    assert "keeps at least 30 by --max-cut conv1=0.25" in ran.out
+    prune = ("prune", NET, "--weights", weights, "--data", f"folder:{images}", "--method", "l1", "--recover", "none")
+    ran = run(*prune, "--macs", 0.6, "--max-cut", file, "--max-cut-drop", 100, "--out", tmp_path / "p")
+    assert ran.status == 0, ran.err
+    card = json.loads((tmp_path / "p" / "card.json").read_text())
+    assert 0.5 < card["after"]["macs"] / card["before"]["macs"] <= 0.6
+    assert set(card["limits"]["max_cut"].values()) == {0.5}
+    drop = ("--ratios", file, "--ratios-drop", 100, "--out", tmp_path / "q")
+    said = " ".join(run(*prune, *drop).err.split())
+    assert f"--ratios {file} cuts plain.3, but it is on a shortcut, and only --scope all cuts those" in said
+    assert "The study was measured with --scope all: add it here, too." in said
+    said = " ".join(run(*prune, *drop, "--scope", "all", "--macs", 0.1).err.split())
+    assert f"Ratios fix how much is kept: with --max-cut {file} --max-cut-drop … the budget decides" in said
+    assert "a drop above 100 allows more" in said
+    assert "give --max-cut FILE.json" in run(*net, "--max-cut", 0.5, "--max-cut-drop", 1).err
+    (tmp_path / "r.json").write_text('{"conv1": 0.5}')
+    said = " ".join(run(*net, "--max-cut", tmp_path / "r.json").err.split())
+    assert (
+        "r.json is not what a sensitivity study wrote. Bounds of your own are given as --max-cut layer4.*=0.5." in said
+    )
+
+
+def test_few_images_are_warned_of(run, job):
+    ran = run(*job, "--share", 0.5, "--no-calibrate")
+    assert "points, one image is 12.50" in ran.out
+    said = "warning: a drop of 1 point is less than that: raise --images or --drop, or take --metric loss."
+    assert said in ran.out
+    assert "warning" not in run(*job, "--share", 0.5, "--no-calibrate", "--drop", 60).out
 
 
 def test_it_resumes_and_replaces(run, job, tmp_path, monkeypatch):

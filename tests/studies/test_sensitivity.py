@@ -17,7 +17,8 @@ from torch import nn
 import secateurs as sc
 from secateurs import training
 from secateurs.artifact import Figures
-from secateurs.methods.limits import Exactly, Limits
+from secateurs.methods.limits import Limits
+from secateurs.proposed import Exactly
 from secateurs.studies.fingerprint import fingerprint
 from secateurs.studies.sensitivity.result import Cut, Group, _tolerated
 from secateurs.testing.networks import data, images, network

@@ -33,12 +33,15 @@ class LimitOptions:
     """N, or PATTERN=N: the least number of channels that layers keep"""
     max_cut: Many = ()
     """X, or PATTERN=X: the largest fraction of their channels that layers may lose; by default 0.9, where the budget
-    allows it"""
+    allows it; or the sensitivity.json of a study: no layer is cut further than lets the network, with this layer cut alone,
+    lose at most --max-cut-drop"""
     ratios: Path | None = None
     """a JSON file of ratios, {"PATTERN": KEEP}, or the sensitivity.json of a study, of whose layers is kept what lets each
     of them alone lose at most --ratios-drop; --ratio overrides it"""
     ratios_drop: Annotated[float | None, Parameter(validator=Number(gte=0))] = None
     """of --ratios, in units of the study's metric: by default one point of accuracy"""
+    max_cut_drop: Annotated[float | None, Parameter(validator=Number(gte=0))] = None
+    """of the study that --max-cut names, as --ratios-drop"""
 
     def limits(self) -> Limits:
         from secateurs.methods import Limits
@@ -46,12 +49,12 @@ class LimitOptions:
         return Limits(
             exclude=self.exclude,
             only=self.only or None,
-            ratios={**self._from_file(), **_pairs("ratio", self.ratio, float)} or None,
+            ratios=_over(self._ratios(), _pairs("ratio", self.ratio, float)) or None,
             min_channels=_pairs("min-channels", self.min_channels, int) or None,
-            max_cut=_pairs("max-cut", self.max_cut, float) or None,
+            max_cut=self._max_cut() or None,
         )
 
-    def _from_file(self) -> Mapping[str, float]:
+    def _ratios(self) -> Mapping[str, float]:
         from secateurs.studies.sensitivity.result import read_ratios
 
         if self.ratios is None:
@@ -60,9 +63,29 @@ class LimitOptions:
             return {}
         return read_ratios(self.ratios, self.ratios_drop)
 
+    def _max_cut(self) -> Mapping[str, float]:
+        from secateurs.studies.sensitivity.result import read_max_cut
+
+        if self.max_cut_drop is not None and not any(map(_is_file, self.max_cut)):
+            raise ConfigError("--max-cut-drop is for the study that --max-cut names: give --max-cut FILE.json.")
+        found: Mapping[str, float] = {}
+        for item in self.max_cut:
+            own = read_max_cut(item, self.max_cut_drop) if _is_file(item) else _pairs("max-cut", [item], float)
+            found = _over(found, own)
+        return found
+
     def options(self) -> dict[str, Any]:
         """The arguments of `sc.prune` and of a run."""
         return self.limits().options()
+
+
+def _is_file(item: str) -> bool:
+    return item.endswith(".json")
+
+
+def _over(found: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    """Both, in which the others count: not as the name of a study's group, which a dict would keep."""
+    return {**{which: x for which, x in found.items() if which not in others}, **others}
 
 
 def _pairs(option: str, given: Sequence[str], number: Callable[[str], Any]) -> dict[str, Any]:
@@ -77,5 +100,6 @@ def _pairs(option: str, given: Sequence[str], number: Callable[[str], Any]) -> d
         except ValueError:
             example, whole = ("layer4.*=16", ", or 8") if number is int else ("layer4.*=0.5", ", or 0.5")
             whole = "" if option == "ratio" else f"{whole} for all layers"
+            whole += ", or the sensitivity.json of a study" * (option == "max-cut")
             raise ConfigError(f"--{option} {item}: write PATTERN=NUMBER, such as {example}{whole}.") from None
     return found

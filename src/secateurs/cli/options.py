@@ -109,8 +109,12 @@ def first() -> bool:
     return processes.first()
 
 
+def spelled(line: str) -> str:
+    """A line with the settings in it as the command line spells them."""
+    return line.text(option) if isinstance(line, Message) else line
+
+
 def log(line: str) -> None:
     """For progress, and everything else that is not a result."""
     if first():
-        text = line.text(option) if isinstance(line, Message) else line
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text, markup=False)
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(spelled(line), markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateurs.errors import Setting, python
+from secateurs.proposed import Study
 
 # Settings that are options of the same name …
 SAME = frozenset({
@@ -32,6 +33,9 @@ MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}
 def option(setting: Setting) -> str:
     """`scope='all'` → `--scope all`, `EPruner(beta=0.5)` → `--set beta=0.5`; settings without an option as in Python."""
     name = setting.name
+    if isinstance(setting.value, Study):  # its file, which --ratios takes, and not --ratio
+        flag = name.replace("_", "-")
+        return f"--{flag} {setting.value.name}" + f" --{flag}-drop …" * (setting.value.drop is None)
     pair = f"{name}={'…' if setting.value is ... else _value(setting.value)}"
     if _is_task(setting.of):
         return f"--task-set {pair}"

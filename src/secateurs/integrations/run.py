@@ -16,7 +16,7 @@ from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ArtifactError, ConfigError, SpecError
 from secateurs.graph.structures import map_tensors
-from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
+from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
 from secateurs.methods.method import Method, Scope, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve
@@ -62,7 +62,7 @@ class PruningRun:
         only: Layers | None = None,
         ratios: Ratios | None = None,
         min_channels: int | Counts | None = None,
-        max_cut: float | Fractions | None = None,
+        max_cut: Cuts | None = None,
         seed: int = 0,
         allow_inexact: bool = False,
         cut: bool = True,

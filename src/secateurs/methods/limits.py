@@ -8,33 +8,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import nn
 
 from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup
 from secateurs.keywords import explained
-
-
-class Exactly(str):
-    """The name of a channel group in place of a pattern: it matches this group only, and not another one that the same layer
-    makes."""
-
-    __slots__ = ()
-
-
-@runtime_checkable
-class Proposes(Protocol):
-    """What can be given as `ratios`, such as the result of `sc.sensitivity`."""
-
-    def ratios(self) -> Mapping[str, float]: ...
-
+from secateurs.proposed import Exactly, Proposes, largest_cuts, study_of
 
 Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
 Layers = Which | Iterable[Which]
 Fractions = Mapping[Any, float]  # by `Which`
 Ratios = Fractions | Proposes
+Cuts = float | Fractions | Proposes
+ALL = Setting("scope", "all")
 Counts = Mapping[Any, int]
 
 
@@ -82,8 +70,8 @@ class Limits:
         budget; or what `sc.sensitivity` returns, which proposes them. The others meet the budget. Without a budget, and without
         a setting of the method that says how much to cut, only the groups with a ratio are cut.
     min_channels: the least number of channels that a group keeps, or `{pattern: number}`.
-    max_cut: the largest fraction of a group's channels that may be cut, or `{pattern: fraction}`. It replaces the default
-        floor of a tenth, which gives way where a budget needs it; this doesn't.
+    max_cut: the largest fraction of a group's channels that may be cut, or `{pattern: fraction}`, or what `sc.sensitivity`
+        returns. It replaces the default floor of a tenth, which gives way where a budget needs it; this doesn't.
 
     Where several patterns match a group, the last one counts.
 
@@ -102,10 +90,11 @@ class Limits:
         only: Layers | None = None,
         ratios: Ratios | None = None,
         min_channels: int | Counts | None = None,
-        max_cut: float | Fractions | None = None,
+        max_cut: Cuts | None = None,
     ) -> None:
         put = object.__setattr__
         ratios = ratios.ratios() if isinstance(ratios, Proposes) else ratios
+        max_cut = largest_cuts(max_cut.ratios()) if isinstance(max_cut, Proposes) else max_cut
         put(self, "exclude", _several("exclude", exclude))
         put(self, "only", None if only is None else _several("only", only))
         put(self, "ratios", _pairs("ratios", ratios, lambda x: _fraction(x) and x > 0, "a fraction above 0, up to 1"))
@@ -182,10 +171,10 @@ class Limits:
             for which, x in getattr(self, name):
                 setting = _setting(name, which, x)
                 found = match(which, setting)
-                if name == "ratios" and x < 1 and all(_stays(g, bounds, scope) is not None for g in found):
-                    raise ConfigError(
-                        setting, " has no effect: ", found[0].name, " ", _stays(found[0], bounds, scope), "."
-                    )
+                # Of the many groups of a study, the user may hold some.
+                asked = found if study_of(which) is None else [g for g in found if not bounds[g.name].held]
+                if name == "ratios" and x < 1 and asked and all(_stays(g, bounds, scope) for g in asked):
+                    raise _no_effect(which, setting, asked[0], _stays(asked[0], bounds, scope), scope)
                 own.update({g.name: (g, setting, x) for g in found})
             for g, setting, x in own.values():  # a least width holds out of scope, too: another scope would not help
                 why = _stays(g, bounds, scope if name == "ratios" else "all")
@@ -252,6 +241,8 @@ class Matcher:
         """What to say about a pattern that matches no group."""
         if not isinstance(which, str):
             return (" matches no layer of the network.",)
+        if study_of(which) is not None:
+            return (f" is of another network: this one has no channel group {which}.",)
         touched = {s.module for g in self.graph.groups for s in g.slots}
         others = [n for n in self.graph.modules if n and (n == which or fnmatchcase(n, which))]
         if made := next((n for n in others if n in touched), None):
@@ -309,6 +300,14 @@ def _missed(group: ChannelGroup, bound: Bound, setting: Setting, why: Message) -
     return replace(bound, missed=True, message=Message("not reached by ", setting, ": it ", why))
 
 
+def _no_effect(which: Which, setting: Setting, group: ChannelGroup, why: Message | None, scope: str) -> ConfigError:
+    if (study := study_of(which)) is None:
+        return ConfigError(setting, " has no effect: ", group.name, " ", why, ".")
+    other = group.prunable and scope != "all" and study.scope == "all"
+    hint = ("The study was measured with ", ALL, ": add it here, too.") if other else ()
+    return ConfigError(setting, " cuts ", group.name, ", but it ", why, ".", hint=hint)
+
+
 def _stays(group: ChannelGroup, bounds: Bounds, scope: str) -> Message | None:
     """Why a group stays whole whatever its ratio, or None."""
     if group.reason is not None:
@@ -316,7 +315,7 @@ def _stays(group: ChannelGroup, bounds: Bounds, scope: str) -> Message | None:
     if bounds[group.name].held:
         return Message("is ", bounds[group.name].message)
     if scope != "all" and not group.internal:
-        return Message("is on a shortcut, and only ", Setting("scope", "all"), " cuts those")
+        return Message("is on a shortcut, and only ", ALL, " cuts those")
     return None
 
 
@@ -375,7 +374,9 @@ def _count(x: Any) -> bool:
 
 
 def _setting(name: str, which: Which, x: Any) -> Setting:
-    """As the user gives it: `min_channels=8`, `ratios={'layer3.*': 0.5}`."""
+    """As the user gives it: `min_channels=8`, `ratios={'layer3.*': 0.5}`, or a study."""
+    if (study := study_of(which)) is not None:
+        return Setting(name, study)
     return Setting(name, x if which == "*" and name != "ratios" else {_shown(which): x})
 
 

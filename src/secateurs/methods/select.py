@@ -13,11 +13,11 @@ from secateurs.deploy.target import Target
 from secateurs.errors import BudgetError, ConfigError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
 from secateurs.latency import solver
-from secateurs.methods.limits import Bounds, free, limiting
+from secateurs.methods.limits import ALL, Bounds, free, limiting
 from secateurs.methods.ranking import per_cost
+from secateurs.proposed import looser
 
 Array = np.ndarray
-ALL = Setting("scope", "all")
 FLOOR = 0.1
 LARGER = Setting("batch", of=Target)
 QUIETER = ("Try again in ten minutes, when the machine is less busy, or measure a larger batch, ", LARGER, ".")
@@ -155,6 +155,7 @@ class Widths:
             limits = limiting([*limited, *(self.bounds[g.name] for g in self.groups if g.name in self.bounds)])
             hints = [
                 *([(*_listed(limits), f" limit{'s' * (len(limits) == 1)} what may be cut.")] if limits else []),
+                *looser(limits),
                 *(
                     [self._coarse(self.budget)]
                     if self.groups and (self.step > 1).any() and not self.budget.is_timed

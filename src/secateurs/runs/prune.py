@@ -17,7 +17,7 @@ from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting
 from secateurs.keywords import explained
 from secateurs.methods import Method, resolve
-from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
+from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_budget, check_scope
 from secateurs.methods.rounds import Rounds, Schedule
 from secateurs.recovery import phases
@@ -93,7 +93,7 @@ class PruneRun:
     only: Layers | None = None
     ratios: Ratios | None = None
     min_channels: int | Counts | None = None
-    max_cut: float | Fractions | None = None
+    max_cut: Cuts | None = None
     allow_inexact: bool = False
     calibrate: bool = True
     task: str | VisionTask | None = None

@@ -25,7 +25,7 @@ from secateurs.graph import Cost
 from secateurs.graph import count as counted
 from secateurs.keywords import explained
 from secateurs.methods import Method, Task, resolve
-from secateurs.methods.limits import Counts, Fractions, Layers, Limits, Ratios
+from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
 from secateurs.plans import PrunableGraph, trace
 from secateurs.report import count
@@ -101,7 +101,7 @@ class RedesignRun:
     only: Layers | None = None
     ratios: Ratios | None = None
     min_channels: int | Counts | None = None
-    max_cut: float | Fractions | None = None
+    max_cut: Cuts | None = None
     from_base: bool = False
     task: str | VisionTask | None = None
     loss: Loss | None = None

@@ -17,7 +17,7 @@ from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting, nearest
 from secateurs.graph.inputs import check_model
 from secateurs.methods import Method
-from secateurs.methods.limits import Counts, Fractions, Layers, Limits
+from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
 from secateurs.runs.purpose import Purpose
 from secateurs.runs.sources import DataSpec
@@ -75,9 +75,9 @@ def compare(
     scope: Scope | None = None,
     exclude: Layers = (),
     only: Layers | None = None,
-    ratios: Fractions | None = None,
+    ratios: Ratios | None = None,
     min_channels: int | Counts | None = None,
-    max_cut: float | Fractions | None = None,
+    max_cut: Cuts | None = None,
     allow_inexact: bool = False,
     task: str | VisionTask | None = None,
     loss: Loss | None = None,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,16 +33,16 @@ from secateurs.methods.limits import Layers, Limits
 from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.oracle.ablation import readers
 from secateurs.methods.oracle.prefix import Prefix
-from secateurs.methods.registry import methods, resolve
 from secateurs.placement import Placement
 from secateurs.plans import PrunableGraph, trace
 from secateurs.preflight import check
 from secateurs.recovery import IMAGES as CALIBRATE
 from secateurs.recovery.calibrate import after_cut_
-from secateurs.report import count
+from secateurs.report import count, duration
 from secateurs.runs.purpose import Purpose
 from secateurs.seeds import preserve_rng_state
 from secateurs.studies.fingerprint import fingerprint
+from secateurs.studies.sensitivity.asked import criterion, fractions, recorded
 from secateurs.studies.sensitivity.record import Record, taken_over
 from secateurs.studies.sensitivity.result import Cut, Group, Sensitivity, primary
 from secateurs.surgery import apply
@@ -58,6 +58,8 @@ from secateurs.training.progress import Mode
 SHARES = (0.25, 0.5, 0.75)
 IMAGES = 1000
 ROWS = 128  # examples at a time
+LONG = 10.0  # seconds; of a study that takes less, it is not said how long
+T = TypeVar("T")
 
 
 @torch.inference_mode(False)
@@ -119,9 +121,9 @@ def sensitivity(
     group can be cut.
     """
     began = time.perf_counter()
-    chosen = _criterion(method)
+    chosen = criterion(method)
     check(model, None, scope)
-    shares = _shares(shares)
+    shares = fractions(shares)
     if isinstance(images, bool) or not isinstance(images, Integral) or images < 1:
         raise ConfigError(Setting("images", images), " is not valid: it must be an integer of at least 1.")
     if data is None:
@@ -134,7 +136,7 @@ def sensitivity(
     record = None if folder is None else Record(
         Path(folder),
         {
-            "weights": artifact.weights_digest(model), "method": _record(chosen), "shares": shares, "images": images,
+            "weights": artifact.weights_digest(model), "method": recorded(chosen), "shares": shares, "images": images,
             "calibrate": calibrate is not False, "scope": scope or chosen.default_scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "metric": metric, "seed": seed,
             **Purpose.of(None, loss, step, forward, metrics or None).record(), "data": fingerprint(source),
@@ -161,21 +163,27 @@ def sensitivity(
     work = _Study(task, chosen, objective, where, shares, allow_inexact, images, calibrate)
     done = taken_over(earlier, [g.name for g in task.groups])
     report(work.extent(len(done)))
-    base = work.base() if earlier is None else earlier.base
-    calibrated = work.base_calibrated() if earlier is None or not earlier.finished else earlier.base_calibrated
+    base, once = _timed(work.base) if earlier is None else (earlier.base, 0.0)
+    calibrated, again = (
+        _timed(work.base_calibrated) if earlier is None or not earlier.finished else (earlier.base_calibrated, 0.0)
+    )
     name = primary(metric, base, tuple(objective.metrics))
     higher = name != "loss" and higher_is_better(objective.metrics.get(name.partition(".")[0]))
 
     def result(groups: Sequence[Group], finished: bool = True) -> Sensitivity:
         return Sensitivity(
-            finished=finished, settings={} if record is None else record.plain, model=_named(model),
-            method=_record(chosen), metric=name, higher_is_better=higher, shares=shares, images=work.examples,
+            finished=finished, settings={"scope": scope} if record is None else record.plain, model=_named(model),
+            method=recorded(chosen), metric=name, higher_is_better=higher, shares=shares, images=work.examples,
             calibrated_on=work.calibrated_on, base=base, base_calibrated=calibrated, groups=tuple(groups),
             seconds=(0.0 if earlier is None else earlier.seconds) + time.perf_counter() - began,
         )  # fmt: skip
 
     if earlier is not None and earlier.finished:
         return earlier
+    each = earlier.seconds / len(done) if earlier is not None and done else work.expected(once, again)
+    left = len(task.groups) - len(done)
+    if each * left >= LONG:
+        report(f"about {duration(each * left)} for {count(left, 'group')}")
     groups: list[Group] = []
     try:
         for group in work.groups(done):
@@ -238,6 +246,11 @@ class _Study:
         if not self.held.calibrate:
             return None
         return _figures(self.task.graph.cost(), self._evaluated(self._calibrated({})))
+
+    def expected(self, whole: float, calibrated: float) -> float:
+        """About how many seconds a group takes, by what the whole network took as it is and calibrated. Masked ones take no
+        longer than the former, whose first run may wait for the device, and the latter includes a run."""
+        return len(self.shares) * (calibrated + min(whole, calibrated) if self.held.calibrate else whole)
 
     def groups(self, done: Mapping[str, Group]) -> Iterator[Group]:
         """All groups; those that are done as they are."""
@@ -320,6 +333,12 @@ class _Study:
         return [f for f in found if f is not None]
 
 
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What it returns, and the seconds that it takes."""
+    began = time.perf_counter()
+    return work(), time.perf_counter() - began
+
+
 def _figures(cost: Any, found: Metrics) -> Figures:
     own = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
     loss = found.loss if found.loss is not None and math.isfinite(found.loss) else None
@@ -362,32 +381,6 @@ def _order(method: Criterion, group: ChannelGroup, scores: Mapping[str, Tensor])
             f"{method.name} returned scores for {group.name} that are not finite: check the weights for NaN and infinities."
         )
     return np.argsort(-values, kind="stable")
-
-
-def _criterion(method: str | Method) -> Criterion:
-    found = resolve(method)
-    if isinstance(found, Criterion):
-        return found
-    known = ", ".join(name for name in methods() if isinstance(resolve(name), Criterion))
-    raise ConfigError(
-        Setting("method", found.name), f" does not score channels, and a sensitivity study needs a criterion: {known}."
-    )  # fmt: skip
-
-
-def _record(method: Method) -> dict[str, Any]:
-    return {"name": method.name, **method.model_dump(mode="json")}
-
-
-def _shares(shares: Any) -> tuple[float, ...]:
-    given = (shares,) if isinstance(shares, Real) or not isinstance(shares, Iterable) else tuple(shares)
-    for share in given:
-        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) < 1:
-            raise ConfigError(
-                Setting("shares", share), " is not valid: give fractions of a group's channels to cut, between 0 and 1."
-            )
-    if not given:
-        raise ConfigError(Setting("shares", ()), " is empty: give fractions of a group's channels to cut.")
-    return tuple(sorted({float(share) for share in given}))
 
 
 def _named(model: nn.Module) -> str:

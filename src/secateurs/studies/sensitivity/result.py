@@ -12,10 +12,10 @@ from rich.table import Table
 
 from secateurs.artifact import Figures
 from secateurs.artifact.fields import AtLeastOne, Line
-from secateurs.errors import ArtifactError, ConfigError, Setting, nearest
+from secateurs.errors import ArtifactError, ConfigError, Message, Setting, nearest
 from secateurs.files import StrPath, check_format, dump_json, read_json, shown, write_whole
 from secateurs.markup import html_table, join, tag
-from secateurs.methods.limits import Exactly
+from secateurs.proposed import Exactly, Study, from_file, largest_cuts
 from secateurs.report import as_text, table
 from secateurs.report.figures import count, number
 from secateurs.report.heatmap import heatmap
@@ -57,7 +57,8 @@ class Sensitivity(_Frozen):
         images; base_calibrated: calibrated as the cut ones are, which drops after calibration are measured from. method: the
         criterion that chose the channels, and its settings.
 
-    Can be passed to `prune` as `ratios=`, which then keeps of each group what `ratios()` says.
+    Can be passed to `prune` as `ratios=`, which then keeps of each group what `ratios()` says; or as `max_cut=`, with a budget,
+    which then cuts none further than that.
     """
 
     format: Literal["secateurs-sensitivity"] = FORMAT
@@ -143,8 +144,7 @@ class Sensitivity(_Frozen):
             measured.
         calibrated: whether figures after calibration count; by default if there are any.
 
-        Several groups cut together lose more than each alone: with a budget, use these as bounds,
-        `max_cut={name: 1 - keep for name, keep in found.ratios(2.0).items()}`.
+        Several groups cut together lose more than each alone: with a budget, use `max_cut` instead.
 
         Raises ConfigError for a drop that is negative, or for calibrated figures that were not measured.
         """
@@ -152,11 +152,23 @@ class Sensitivity(_Frozen):
         if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop < math.inf:
             raise ConfigError(Setting("drop", drop), " is not valid: it must be a number of 0 or more.")
         found: dict[str, float] = {}
+        study = Study(self.model, self.scope, float(drop))
         for group, drops in zip(self.groups, self.drops(calibrated).values(), strict=True):
             keep = 1 - _tolerated(self._reached(group), drops, float(drop))
-            found[Exactly(group.name)] = _short(math.ceil(group.size * keep - 1e-9), group.size)
+            found[Exactly(group.name, study)] = _short(math.ceil(group.size * keep - 1e-9), group.size)
         # A pattern of a card has the name only: then what is within a module counts after the module.
         return dict(sorted(found.items(), key=lambda item: item[0].count(".")))
+
+    def max_cut(self, drop: float | None = None, *, calibrated: bool | None = None) -> dict[str, float]:
+        """How far each group may be cut so that the network, with this group cut alone, is worse by at most `drop`: fractions
+        for `max_cut` of `prune`, within which its budget decides. The arguments are those of `ratios`."""
+        return largest_cuts(self.ratios(drop, calibrated=calibrated))
+
+    @property
+    def scope(self) -> str | None:
+        """The scope that the study was measured with; None for a file that does not have it."""
+        found = self.settings.get("scope")
+        return found if found in ("internal", "all") else None
 
     @property
     def usual(self) -> float:
@@ -208,8 +220,22 @@ class Sensitivity(_Frozen):
             f"{self.model}: {self.label} {self._whole_text()} with all channels, on "
             f"{self.images:,} images; each group cut alone by {shown(str(self.method.get('name')))}, {on}",
             *arrow,
+            *self._noise(most),
             f"keep: the fraction of its channels with which a group cut alone loses at most {self._allowed(most)}",
         ]
+
+    def _noise(self, drop: float) -> list[str]:
+        """How much chance there is in an accuracy, and whether it hides the drop."""
+        part = self.whole / 100
+        if not self._percent or not 0 <= part <= 1:
+            return []
+        error, image = 100 * math.sqrt(part * (1 - part) / self.images), 100 / self.images
+        said = f"noise: one standard error of {self.label} is {error:.2f} points, one image is {image:.2f}"
+        if drop >= max(error, image):
+            return [said]
+        figure = (", or take ", Setting("metric", "loss")) * (self.base.loss is not None)
+        advice = ("raise ", Setting("images"), " or ", Setting("drop"), *figure, ".")
+        return [said, Message(f"warning: a drop of {self._allowed(drop)} is less than that: ", *advice)]
 
     def _whole_text(self) -> str:
         found = f"{self._text(self.whole)}{'%' * self._percent}"
@@ -336,6 +362,17 @@ class _File(RootModel[dict[str, Any]]):
     """Any JSON object."""
 
 
+def read_max_cut(path: StrPath, drop: float | None = None) -> dict[str, float]:
+    """How far each group may be cut by the study in a file, see `Sensitivity.max_cut`. Raises ArtifactError for other files."""
+    if "format" not in read_json(path, _File, BYTES).root:
+        raise ArtifactError(
+            f"{shown(path)} is not {_WHAT}. Bounds of your own are given as ",
+            Setting("max_cut", {"layer4.*": 0.5}),
+            ".",
+        )
+    return from_file(Sensitivity.load(path).max_cut(drop), shown(path))
+
+
 def read_ratios(path: StrPath, drop: float | None = None) -> dict[str, float]:
     """The ratios in a JSON file: `{pattern: fraction to keep}`, or those of a study, see `Sensitivity.ratios`.
 
@@ -343,7 +380,7 @@ def read_ratios(path: StrPath, drop: float | None = None) -> dict[str, float]:
     """
     body = read_json(path, _File, BYTES).root
     if "format" in body:
-        return Sensitivity.load(path).ratios(drop)
+        return from_file(Sensitivity.load(path).ratios(drop), shown(path))
     if drop is not None:
         raise ConfigError(f"{shown(path)} holds ratios, which no drop changes: give the sensitivity.json of a study.")
     for pattern, keep in body.items():

@@ -1,0 +1,75 @@
+"""Limits that a sensitivity study proposes, and how messages name the study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from secateurs.errors import Setting
+
+
+@dataclass(frozen=True)
+class Study:
+    """The value of a setting that a study proposes: messages name the study in place of what it says of each group.
+
+    name: the network, or the file that the command line was given. scope: which groups were measured, None if that is not
+        known. drop: how much worse a group cut alone may make the network; None in a message about another drop.
+    """
+
+    name: str
+    scope: str | None = None
+    drop: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<study of {self.name}, drop={'…' if self.drop is None else format(self.drop, 'g')}>"
+
+
+class Exactly(str):
+    """The name of a channel group in place of a pattern: it matches this group only, and not another one that the same layer
+    makes. study: that measured the group, if one did."""
+
+    __slots__ = ("study",)
+    study: Study | None
+
+    def __new__(cls, name: str, study: Study | None = None) -> Exactly:
+        made = super().__new__(cls, name)
+        made.study = study
+        return made
+
+
+@runtime_checkable
+class Proposes(Protocol):
+    """What can be given as `ratios` and as `max_cut`, such as the result of `sc.sensitivity`."""
+
+    def ratios(self) -> Mapping[str, float]: ...
+
+
+def study_of(which: object) -> Study | None:
+    """The study that a limit is from, if it is from one."""
+    return which.study if isinstance(which, Exactly) else None
+
+
+def largest_cuts(ratios: Mapping[str, float]) -> dict[str, float]:
+    """What `max_cut` is where ratios say how far each group may be cut: what goes, in as few digits as what stays."""
+    return {name: round(1 - keep, 6) for name, keep in ratios.items()}
+
+
+def from_file(proposed: Mapping[str, float], file: str) -> dict[str, float]:
+    """The same, of a study that messages name by its file."""
+    return {
+        name if (study := study_of(name)) is None else Exactly(name, replace(study, name=file)): x
+        for name, x in proposed.items()
+    }
+
+
+def looser(settings: Iterable[Setting]) -> Iterator[tuple[object, ...]]:
+    """What allows more than the settings among these that a study proposes: sentences, as the parts of a message."""
+    for setting in settings:
+        if isinstance(study := setting.value, Study):
+            other = Setting("max_cut", replace(study, drop=None))
+            more = f"a drop above {study.drop:g} allows more, up to the largest share that was measured"
+            if setting.name == "ratios":
+                yield "Ratios fix how much is kept: with ", other, f" the budget decides, and {more}."
+            else:
+                yield other, f": {more}."
