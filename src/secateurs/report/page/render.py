@@ -18,7 +18,7 @@ from secateurs.markup import Markup
 from secateurs.report.page.originals import caution
 from secateurs.report.page.panels import cards, panels
 from secateurs.report.page.run import Run
-from secateurs.report.page.several import appearance, common_measure, frontiers, table
+from secateurs.report.page.several import appearance, common_measure, frontiers, legend, table
 from secateurs.report.page.svg import symbol
 from secateurs.version import __version__
 
@@ -76,7 +76,7 @@ def html(runs: Sequence[Run]) -> str:
         caution=caution(runs),
         frontiers=frontiers(runs) if several else [],
         measure=measure.name if (measure := common_measure(runs)) else "",
-        looks={name: symbol(*look) for name, look in appearance(runs).items()},
+        looks={name: symbol(*look) for name, look in appearance(legend(runs)).items()},
     )
 
 

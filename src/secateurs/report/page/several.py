@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ def table(runs: Sequence[Run]) -> dict[str, Any]:
     where they differ. The time is the fraction of the original's that was measured under a budget of time; speed-ups are those
     of `secateurs bench`."""
     measure, key = common_measure(runs), _key(runs)
-    looks = appearance(runs)
+    looks = appearance(legend(runs))
     differing = _differing(runs)
     heads = [("run", False), ("method", False), *((head, number) for head, number, _ in differing)]
     heads += [("MACs", True), ("", True), ("params", True), ("", True)]
@@ -96,9 +96,9 @@ def legend(runs: Sequence[Run]) -> list[str]:
     return [f"{run.methods}, {name}" if several else run.methods for run, name in zip(runs, names, strict=True)]
 
 
-def appearance(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
-    """What the legend names → its color and shape, which tell it apart without color, too."""
-    return {name: (i % 6, (i + i // 6) % 5) for i, name in enumerate(dict.fromkeys(legend(runs)))}
+def appearance(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """What a legend names → its color and shape, which tell it apart without color, too."""
+    return {name: (i % 6, (i + i // 6) % 5) for i, name in enumerate(dict.fromkeys(names))}
 
 
 def frontiers(runs: Sequence[Run]) -> list[Frontier]:
@@ -126,7 +126,7 @@ def _frontier(
     cost: Callable[[Run, Figures, bool], float | None],
     form: Callable[[float], str],
 ) -> Markup | None:
-    looks, names = appearance(runs), originals(runs)
+    looks, names = appearance(legend(runs)), originals(runs)
     marks: dict[Original, list[Mark]] = {name: [] for name in names}
     origins: dict[tuple[float, float], Mark] = {}
     for i, (run, named, own) in enumerate(zip(runs, legend(runs), names, strict=True), start=1):

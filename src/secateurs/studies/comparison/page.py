@@ -7,22 +7,21 @@ from typing import Any
 
 from secateurs import report
 from secateurs.report.page.render import rendered
-from secateurs.report.page.several import Cell, Frontier
+from secateurs.report.page.several import Cell, Frontier, appearance
 from secateurs.report.page.svg import Axis, Curve, Mark, chart, symbol
 from secateurs.studies.comparison.outcomes import Row, Spread
 from secateurs.studies.comparison.table import ComparisonTable
 
 NAME = "comparison.html"
-Look = tuple[int, int]  # color and shape, which tells methods apart without color, too
+Look = tuple[int, int]  # color and shape
 
 
 def html(comparison: ComparisonTable) -> str:
     """The page: one file that needs no other."""
-    methods = list(dict.fromkeys(row.method for row in comparison.rows))
-    looks = {method: (i % 6, (i + i // 6) % 5) for i, method in enumerate(methods)}
+    looks = appearance(row.method for row in comparison.rows)
     return rendered(
         "comparison.html",
-        f"{report.count(len(methods), 'method')} compared",
+        f"{report.count(len(looks), 'method')} compared",
         "the cells of the comparison",
         facts=list(_facts(comparison.settings)),
         table=_table(comparison, looks),
