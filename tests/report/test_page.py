@@ -219,7 +219,7 @@ def test_settings_and_seeds_tell_runs_of_one_method_apart(results: dict[str, sc.
     assert not {"network", "data"} & set(heads)
     rows = [[cell.text for cell in row[1:3]] for row in found["rows"]]
     assert rows == [["l1", "0"], ["l1 ranking=layer", "0"], ["l1", "7"]]
-    looks = appearance(runs)
+    looks = appearance(legend(runs))
     assert list(looks) == ["l1", "l1 ranking=layer"]
     assert len(set(looks.values())) == 2
     assert "seed" not in [head for head, _ in table(runs[:2])["heads"]]
