@@ -80,16 +80,18 @@ class Doubtful(sc.Method):
 
     def select(self, task: sc.Task) -> dict[str, Any]:
         task.warn("This cut\nis doubtful" + ", very" * 1000 + ".")
+        task.warn("x\x1b" * 1000)
+        task.note(event="warning", layer="conv")  # an event of its own, which has the same name
         return {group.name: list(range(0, group.size, 2)) for group in task.groups}
 
 
 def test_what_a_method_warns_of_is_in_the_result_and_on_its_card(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     result = sc.prune(model, torch.randn(1, 3, 8, 8), Doubtful(), sc.Budget(macs=0.6), check_speed=False)
-    (line,) = result.warnings
+    line, other = result.warnings
     assert line.startswith("This cut is doubtful, very, very")
-    assert len(line) <= 1000
+    assert (len(line), len(other)) == (1000, 1000)
     result.save(tmp_path)
     _, card = artifact.read(tmp_path)
-    assert card.warnings == [line]
-    assert [type(entry) for entry in card.history] == [Warned]
+    assert card.warnings == [line, other]
+    assert [type(entry) for entry in card.history] == [Warned, Warned, Event]

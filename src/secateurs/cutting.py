@@ -14,7 +14,7 @@ from torch import nn
 
 from secateurs import artifact, recovery, training
 from secateurs.artifact import Signature
-from secateurs.artifact.history import records
+from secateurs.artifact.history import is_warning, records
 from secateurs.data import Data
 from secateurs.data.loader import Loader
 from secateurs.errors import BudgetError, ConfigError, SecateursError, Setting, VerificationError
@@ -255,7 +255,8 @@ class Pruning:
 
     def _told(self, found: Pruned) -> tuple[str, ...]:
         """What the method and the clock say of it."""
-        told = tuple(entry["text"] for entry in found.history if entry.get("event") == "warning")
+        warned = [entry for entry in found.history if is_warning(entry)]
+        told = tuple(f"round {e['round']}: {e['text']}" if "round" in e else str(e["text"]) for e in warned)
         return told if self.timing is None or found.kept is None else told + self.timing.told(found.kept)
 
     def result(self, found: Pruned, warnings: tuple[str, ...] = ()) -> Result:

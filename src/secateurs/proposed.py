@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from secateurs.errors import Setting
 
@@ -27,14 +27,15 @@ class Study:
 
 class Exactly(str):
     """The name of a channel group in place of a pattern: it matches this group only, and not another one that the same layer
-    makes. study: that measured the group, if one did."""
+    makes. study: that measured the group, if one did. value: what the study proposes for it."""
 
-    __slots__ = ("study",)
+    __slots__ = ("study", "value")
     study: Study | None
+    value: float | None
 
-    def __new__(cls, name: str, study: Study | None = None) -> Exactly:
+    def __new__(cls, name: str, study: Study | None = None, value: float | None = None) -> Exactly:
         made = super().__new__(cls, name)
-        made.study = study
+        made.study, made.value = study, value
         return made
 
 
@@ -50,16 +51,25 @@ def study_of(which: object) -> Study | None:
     return which.study if isinstance(which, Exactly) else None
 
 
+def whose(which: Any, value: float) -> Any:
+    """The name of a limit of this value: without the study where the user has set another value, under a name that a dict
+    has kept."""
+    return Exactly(which) if study_of(which) is not None and which.value != value else which
+
+
 def largest_cuts(ratios: Mapping[str, float]) -> dict[str, float]:
     """What `max_cut` is where ratios say how far each group may be cut: what goes, in as few digits as what stays."""
-    return {name: round(1 - keep, 6) for name, keep in ratios.items()}
+    return _restated({name: round(1 - keep, 6) for name, keep in ratios.items()}, lambda study: study)
 
 
 def from_file(proposed: Mapping[str, float], file: str) -> dict[str, float]:
     """The same, of a study that messages name by its file."""
+    return _restated(proposed, lambda study: replace(study, name=file))
+
+
+def _restated(proposed: Mapping[str, float], of: Callable[[Study], Study]) -> dict[str, float]:
     return {
-        name if (study := study_of(name)) is None else Exactly(name, replace(study, name=file)): x
-        for name, x in proposed.items()
+        name if (study := study_of(name)) is None else Exactly(name, of(study), x): x for name, x in proposed.items()
     }
 
 

@@ -18,7 +18,7 @@ from secateurs.deploy import Bench, deployed
 from secateurs.deploy.inputs import noise
 from secateurs.errors import ArtifactError
 from secateurs.methods.method import Method
-from secateurs.methods.registry import first_sentence, registered
+from secateurs.methods.registry import about, registered
 from secateurs.plans import Plan
 from secateurs.plans.stripes import summary
 from secateurs.plans.widths import layer_widths
@@ -33,7 +33,7 @@ __all__ = ["Figures", "Latency", "Result"]
 def described(card: artifact.Card) -> str:
     """The text of an artifact's README.md."""
     method = registered(card.method.name)
-    return modelcard.text(card, call(card), "" if method is None else first_sentence(method))
+    return modelcard.text(card, call(card), "" if method is None else about(method))
 
 
 @dataclass(frozen=True, repr=False)

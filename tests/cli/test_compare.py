@@ -38,6 +38,7 @@ def test_a_table_its_files_and_progress(run, tmp_path):
     assert ran.out.startswith(found.table())
     assert f"saved to {out}: comparison.json, comparison.csv, comparison.html" in ran.out
     assert "2 methods compared" in (out / "comparison.html").read_text()
+    assert run("report", out).out.startswith(f"{out / 'comparison.html'}: 4 cells, ")
     again = run("report", out, "--out", tmp_path / "page.html")
     assert again.out.startswith(f"{tmp_path / 'page.html'}: 4 cells, ")
     assert (tmp_path / "page.html").read_text() == (out / "comparison.html").read_text()

@@ -78,7 +78,7 @@ def test_a_study_bounds_what_a_budget_decides(run, job, images, weights, tmp_pat
 def test_few_images_are_warned_of(run, job):
     ran = run(*job, "--share", 0.5, "--no-calibrate")
     assert "points, one image is 12.50" in ran.out
-    said = "warning: a drop of 1 point is less than that: raise --images or --drop, or take --metric loss."
+    said = "warning: a drop of 1 point is within the noise: raise --images or --drop, or take --metric loss."
     assert said in ran.out
     assert "warning" not in run(*job, "--share", 0.5, "--no-calibrate", "--drop", 60).out
 

@@ -136,12 +136,12 @@ def test_the_plot_is_over_what_the_budgets_limit(monkeypatch: pytest.MonkeyPatch
     macs, params, both = sc.Budget(macs=0.5), sc.Budget(params=0.75), sc.Budget(macs=0.5, params=0.75)
     timed, ms = cell("l2", 0.8), cell("l2", 0.6, budget=sc.Budget(ms=2.4))
     for cells, label, points in (
-        ([cell("l2", None, budget=macs)], "MACs kept, %", [50.0]),
-        ([cell("l2", None, budget=params)], "parameters kept, %", [75.0]),
-        ([timed, ms], "time kept, %", [80.0, 60.0]),
-        ([cell("l2", None, budget=both)], "MACs kept, %", [50.0]),
-        ([timed, cell("l2", None, budget=macs)], "MACs kept, %", [50.0, 50.0]),
-        ([timed, cell("l1", 0.8, target={"runtime": "onnxruntime"})], "MACs kept, %", [50.0, 50.0]),
+        ([cell("l2", None, budget=macs)], "MACs, % of the original's", [50.0]),
+        ([cell("l2", None, budget=params)], "parameters, % of the original's", [75.0]),
+        ([timed, ms], "time, % of the original's", [80.0, 60.0]),
+        ([cell("l2", None, budget=both)], "MACs, % of the original's", [50.0]),
+        ([timed, cell("l2", None, budget=macs)], "MACs, % of the original's", [50.0, 50.0]),
+        ([timed, cell("l1", 0.8, target={"runtime": "onnxruntime"})], "MACs, % of the original's", [50.0, 50.0]),
     ):
         x, at = axis(comparison(*cells), monkeypatch)
         assert (x, at) == (label, pytest.approx(points))
@@ -150,10 +150,10 @@ def test_the_plot_is_over_what_the_budgets_limit(monkeypatch: pytest.MonkeyPatch
 def test_without_the_original_the_plot_has_absolute_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     found = sc.Comparison((cell("l2", None, budget=sc.Budget(params=0.75)),))
     assert axis(found, monkeypatch) == ("parameters", [150.0])
-    assert axis(sc.Comparison((cell("l2", 0.75),)), monkeypatch) == ("time kept, %", [75.0])
+    assert axis(sc.Comparison((cell("l2", 0.75),)), monkeypatch) == ("time, % of the original's", [75.0])
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     text = comparison(cell("l2", 0.8), cell("l1", 0.7)).plot(tmp_path / "f.svg").read_text()
-    assert "time kept, %" in text
+    assert "time, % of the original's" in text

@@ -14,7 +14,7 @@ import pytest
 
 import secateurs as sc
 from secateurs.methods.limits import Limits
-from secateurs.proposed import Exactly, Study
+from secateurs.proposed import Exactly, Study, study_of
 from secateurs.testing.networks import data, images, network
 from tests.studies.test_sensitivity import made, study
 
@@ -84,9 +84,17 @@ def test_a_budget_that_a_study_does_not_allow(setting: str, said: str) -> None:
 
 
 def test_what_names_the_study_survives_copies() -> None:
-    name = Exactly("conv", Study("net", "all", 1.0))
+    name = Exactly("conv", Study("net", "all", 1.0), 0.5)
     for other in (copy.deepcopy(name), pickle.loads(pickle.dumps(name))):
-        assert (other, other.study) == (name, name.study)
+        assert (other, other.study, other.value) == (name, name.study, name.value)
+
+
+@pytest.mark.parametrize("setting", ["ratios", "max_cut"])
+def test_a_value_of_the_users_own_is_not_the_studys(setting: str) -> None:
+    proposed = getattr(study(), setting)(2.0)
+    name = str(next(iter(proposed)))
+    own = dict(Limits(**{setting: {**proposed, name: 0.123}}).__dict__[setting])
+    assert [study_of(which) is None for which in own] == [which == name for which in own]
 
 
 # -- a study of another scope, or network ------------------------------------------------------------------------------
@@ -129,7 +137,7 @@ def test_how_much_chance_there_is_in_an_accuracy() -> None:
     few = made(0.5, 2.5, 10.0, images=100)  # 90% of 100 images
     assert few.summary()[2:4] == [
         "noise: one standard error of top-1 is 3.00 points, one image is 1.00",
-        "warning: a drop of 1 point is less than that: raise images=… or drop=…, or take metric='loss'.",
+        "warning: a drop of 1 point is within the noise: raise images=… or drop=…, or take metric='loss'.",
     ]
     assert few.summary()[2] in str(few)
     assert not [line for line in few.summary(3.5) if "warning" in line]
@@ -142,7 +150,7 @@ def test_an_accuracy_without_errors_is_known_to_an_image() -> None:
     found = made(0.5, 2.5, 10.0, images=64)
     right = found.model_copy(update={"base": replace(found.base, top1=100.0)})
     assert "one standard error of top-1 is 0.00 points, one image is 1.56" in right.summary()[2]
-    assert "a drop of 1 point is less than that" in right.summary()[3]
+    assert "a drop of 1 point is within the noise" in right.summary()[3]
 
 
 def test_no_other_figure_has_a_standard_error() -> None:

@@ -123,7 +123,7 @@ class Card(Open):
     calibrated: Figures  # the cut's, where nothing was calibrated
     after: Figures
     error: Number | None  # relative error between the sliced and the masked network; None if not verified
-    warnings: list[Line] = []  # what the cut did not follow
+    warnings: list[Line] = []  # what you must know before you use the network
     stripes: list[StripesRecord] = []
     widths: dict[
         Line, tuple[Count, Count]

@@ -93,15 +93,22 @@ class Record(Open):
     """What a method has on record, which is neither."""
 
 
-OWN = ("calibrated", "reconstructed", "round", "warning")  # events whose fields are known
+OWN = ("calibrated", "reconstructed", "round")  # events whose fields are known
+
+
+def is_warning(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is one of `Task.warn`, and not an event that a method of one's own calls so."""
+    return entry.get("event") == "warning" and isinstance(entry.get("text"), str)
 
 
 def _kind(entry: Any) -> str | None:
     fields = vars(entry) if isinstance(entry, Open) else entry
     if not isinstance(fields, Mapping):
         return None
+    if is_warning(fields) or fields.get("event") in OWN:
+        return str(fields["event"])
     if "event" in fields:
-        return str(fields["event"]) if fields["event"] in OWN else "event"
+        return "event"
     return "epoch" if "epoch" in fields else "record"
 
 

@@ -33,11 +33,11 @@ class LimitOptions:
     """N, or PATTERN=N: the least number of channels that layers keep"""
     max_cut: Many = ()
     """X, or PATTERN=X: the largest fraction of their channels that layers may lose; by default 0.9, where the budget
-    allows it; or the sensitivity.json of a study: no layer is cut further than lets the network, with this layer cut alone,
-    lose at most --max-cut-drop"""
+    allows it; or the sensitivity.json of a study: no layer is cut so far that the network, with only this
+    layer cut, loses more than --max-cut-drop"""
     ratios: Path | None = None
-    """a JSON file of ratios, {"PATTERN": KEEP}, or the sensitivity.json of a study, of whose layers is kept what lets each
-    of them alone lose at most --ratios-drop; --ratio overrides it"""
+    """a JSON file of ratios, {"PATTERN": KEEP}, or the sensitivity.json of a study, which keeps so much of each
+    layer that the network, with only this layer cut, loses at most --ratios-drop; --ratio overrides it"""
     ratios_drop: Annotated[float | None, Parameter(validator=Number(gte=0))] = None
     """of --ratios, in units of the study's metric: by default one point of accuracy"""
     max_cut_drop: Annotated[float | None, Parameter(validator=Number(gte=0))] = None
@@ -49,7 +49,7 @@ class LimitOptions:
         return Limits(
             exclude=self.exclude,
             only=self.only or None,
-            ratios=_over(self._ratios(), _pairs("ratio", self.ratio, float)) or None,
+            ratios={**self._ratios(), **_pairs("ratio", self.ratio, float)} or None,
             min_channels=_pairs("min-channels", self.min_channels, int) or None,
             max_cut=self._max_cut() or None,
         )
@@ -71,7 +71,7 @@ class LimitOptions:
         found: Mapping[str, float] = {}
         for item in self.max_cut:
             own = read_max_cut(item, self.max_cut_drop) if _is_file(item) else _pairs("max-cut", [item], float)
-            found = _over(found, own)
+            found = {**found, **own}
         return found
 
     def options(self) -> dict[str, Any]:
@@ -81,11 +81,6 @@ class LimitOptions:
 
 def _is_file(item: str) -> bool:
     return item.endswith(".json")
-
-
-def _over(found: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
-    """Both, in which the others count: not as the name of a study's group, which a dict would keep."""
-    return {**{which: x for which, x in found.items() if which not in others}, **others}
 
 
 def _pairs(option: str, given: Sequence[str], number: Callable[[str], Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def methods(name: str | None = None) -> None:
         show the settings and presets of this method
     """
     from secateurs.methods import methods, resolve
-    from secateurs.methods.registry import first_sentence
+    from secateurs.methods.registry import about
     from secateurs.report import table
 
     console = options.out()
@@ -54,7 +54,7 @@ def methods(name: str | None = None) -> None:
         rows = table("method", "presets", "", left=3)
         for known in methods():
             found = type(resolve(known))
-            rows.add_row(known, ", ".join(found.presets) or "-", first_sentence(found))
+            rows.add_row(known, ", ".join(found.presets) or "-", about(found))
         console.print(rows)
         return
     found = type(resolve(name))
@@ -62,7 +62,7 @@ def methods(name: str | None = None) -> None:
     for key, setting in found.model_fields.items():
         values = [_json(preset[key]) if key in preset else "" for preset in found.presets.values()]
         rows.add_row(key, _json(setting.get_default(call_default_factory=True)), *values, setting.description or "")
-    console.print(first_sentence(found))
+    console.print(about(found))
     console.print()
     console.print(rows)
 

@@ -78,7 +78,8 @@ def _compared(folder: Path, out: Path | None, force: bool) -> None:
     from secateurs.studies.comparison import page
 
     found = read_comparison(folder)
-    _say(found.report(out or folder / page.NAME, overwrite=force), count(len(found.cells), "cell"))
+    # The comparison has written the page in its folder.
+    _say(found.report(out or folder / page.NAME, overwrite=force or out is None), count(len(found.cells), "cell"))
 
 
 def _say(written: Path, what: str) -> None:

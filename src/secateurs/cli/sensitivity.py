@@ -51,7 +51,7 @@ def sensitivity(
 
     Each cell has the figure right after the cut, and after calibration, with which the whole network, calibrated on the same
     images, is compared. `keep` is the fraction of its channels with which a
-    group, cut alone, loses at most `--drop`; `secateurs prune --ratios OUT/sensitivity.json` keeps so much of each group, and
+    group, cut alone, loses at most `--drop`; `secateurs prune --ratios OUT/sensitivity.json` keeps that much of each group, and
     `--max-cut OUT/sensitivity.json` at least so much, within which a budget decides.
 
     ```

@@ -15,7 +15,7 @@ from torch import nn
 from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup
 from secateurs.keywords import explained
-from secateurs.proposed import Exactly, Proposes, largest_cuts, study_of
+from secateurs.proposed import Exactly, Proposes, largest_cuts, study_of, whose
 
 Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
 Layers = Which | Iterable[Which]
@@ -362,7 +362,7 @@ def _pairs(name: str, given: Any, valid: Callable[[Any], bool], what: str) -> tu
         _check_which(name, which)
         if isinstance(x, bool) or not valid(x):
             raise ConfigError(_setting(name, which, x), f" is not valid: it must be {what}.")
-    return tuple((which, int(x) if name == "min_channels" else float(x)) for which, x in given.items())
+    return tuple((whose(which, x), int(x) if name == "min_channels" else float(x)) for which, x in given.items())
 
 
 def _fraction(x: Any) -> bool:

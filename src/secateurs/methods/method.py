@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from textwrap import shorten
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -12,7 +11,7 @@ from pydantic import ConfigDict, ValidationError
 from torch import nn
 
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, Message, Setting, nearest
+from secateurs.errors import ConfigError, Message, Setting, nearest, shown
 from secateurs.graph import ChannelGroup
 from secateurs.methods.limits import Bound, Bounds, described, free, held
 from secateurs.methods.select import Widths
@@ -22,6 +21,7 @@ from secateurs.presets import Presets, faults
 from secateurs.training.objective import Objective
 
 Scope = Literal["internal", "all"]
+LONGEST = 1000  # characters of a warning, as a card takes it
 
 
 def check_scope(scope: Any) -> None:
@@ -156,7 +156,8 @@ class Task:
 
     def warn(self, line: str) -> None:
         """Add a sentence to the result's warnings: what the user must know before the network is used."""
-        self.note(event="warning", text=shorten(line, 1000, placeholder=" …"))  # as long as a card takes
+        text = shown(" ".join(line.split()))
+        self.note(event="warning", text=text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …")
 
     def generator(self, device: str = "cpu") -> torch.Generator:
         """A new generator with the task's seed."""

@@ -70,8 +70,8 @@ def registered(name: str) -> type[Method] | None:
     return _METHODS.get(name)
 
 
-def first_sentence(method: type[Method]) -> str:
-    """Of its docstring, without the full stop; empty for a class that has none."""
+def about(method: type[Method]) -> str:
+    """What its docstring says first: the first paragraph up to a colon, without the period; empty for a class that has none."""
     return " ".join((method.__doc__ or "").split("\n\n")[0].split(": ")[0].split()).removesuffix(".")
 
 
@@ -95,7 +95,7 @@ def resolve(method: str | Method, **settings: Any) -> Method:
 
 
 def _meant(value: Any) -> str:
-    """What to write for something that is not a method, without the full stop."""
+    """What to write for something that is not a method, without the period."""
     if isinstance(value, Mapping) and value.keys() <= {"macs", "params"} and value:
         return "pass the budget by name, budget=sc.Budget(macs=0.5)"
     if isinstance(value, Mapping):

@@ -62,7 +62,7 @@ def duration(seconds: float) -> str:
     """'0.31 ms', '42 ms', '1.4 s', '12 s', '3:05', '1:02:45'."""
     if seconds < 0.9995:
         ms = 1000 * seconds
-        return f"{ms:.2g} ms" if ms < 9.95 else f"{ms:.0f} ms"
+        return f"{round(ms, 2):.2g} ms" if ms < 9.95 else f"{ms:.0f} ms"
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

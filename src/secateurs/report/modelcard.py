@@ -33,7 +33,7 @@ VERIFIED = (
 
 
 def text(card: Card, call: str | None = None, method: str = "") -> str:
-    """The file's text. call: the Python that repeats the pruning. method: what the method is, without the full stop. Whatever
+    """The file's text. call: the Python that repeats the pruning. method: what the method is, without the period. Whatever
     they and the card hold is escaped."""
     header = yaml.safe_dump(_header(card), sort_keys=False, allow_unicode=False, width=1000)
     return printable(f"---\n{header}---\n\n{_join(_body(card, call, method))}")

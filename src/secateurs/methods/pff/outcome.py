@@ -20,7 +20,8 @@ COLD = 0.01  # a cut that changes the output by more than this, relative to its 
 
 @dataclass(frozen=True)
 class Outcome:
-    lines: list[str]
+    lines: list[str]  # what was cut, where that changes much
+    warnings: list[str]
     record: dict[str, Any]
 
 
@@ -53,14 +54,14 @@ def report(
         "below": int((values < delta).sum()), "largest": largest, "macs": round(share, 4), "change": constants,
         "cut": whole,
     }  # fmt: skip
-    lines = []
+    lines, warnings = [], []
     if not len(gone) and task.budget is None:
-        lines.append(
+        warnings.append(
             f"pff removed no stripes: every value is at least delta={delta:g}. Raise alpha={alpha:g}, train longer, or set a "
             "budget."
         )
     elif fixed and task.budget is not None and largest > delta:
-        lines.append(
+        warnings.append(
             f"pff: alpha={alpha:g} left {(values >= delta).mean():.1%} of the stripes at or above delta={delta:g}. The budget "
             f"was met by cutting stripes with values up to {largest:.4f}: raise alpha, train longer, or leave alpha out."
         )
@@ -71,11 +72,11 @@ def report(
             f"leaves {share:.1%} of the MACs. This changes the output by {whole:.1%} of its range."
         )
     if constants > TOLERANCE:
-        lines.append(
+        warnings.append(
             f"pff: channels without stripes still had constant outputs; removing them changes the output by {constants:.1e} of "
             "its range."
         )
-    return Outcome(lines, record)
+    return Outcome(lines, warnings, record)
 
 
 def changes(task: Task, stripes: Stripes, selection: Selection) -> tuple[float, float]:

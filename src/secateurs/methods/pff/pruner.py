@@ -254,8 +254,10 @@ class PFFPruner(Pruner):
         restore_(self.model, self.sizes, kept, self.task.example_inputs)
         fixed = self.config.alpha is not None
         found = report(self.task, self.stripes, left, scores, self.config.delta, delta, self.alpha, fixed)
-        for line in found.lines:
+        for line in found.warnings:
             self.warn(line)
+        for line in found.lines:
+            self.log(line)
         for record in (*self.measured, found.record):
             self.task.note(**record)
         return selection

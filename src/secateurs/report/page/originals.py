@@ -43,10 +43,14 @@ def caution(runs: Sequence[Run]) -> str:
     """What keeps these runs from being compared with each other, in a sentence; empty if nothing does."""
     names = {_named(run) for run in runs}
     unlike = ["their networks"] * (len({name.network for name in names}) > 1)
-    unlike += ["their data"] * (len({name.data for name in names}) > 1)
+    data = {name.data for name in names}
+    unlike += ["their data"] * (len(data - {"-"}) > 1)
     unlike += ["the figures of their originals"] * (len(names) < len(set(originals(runs))))
     if not unlike:
-        return ""
+        unknown = "-" in data and len(data) > 1
+        return (
+            "Not all of these runs can be compared: some do not say what data they were measured on." if unknown else ""
+        )
     *first, last = unlike
     return f"Not all of these runs can be compared: {', '.join(first)}{' and ' * bool(first)}{last} differ."
 

@@ -66,13 +66,14 @@ def _keys(row: Row, timed: bool) -> list[Any]:
 
 
 def _frontiers(comparison: ComparisonTable, looks: Mapping[str, Look]) -> Iterator[Frontier]:
-    """The figure after recovery against the MACs, the parameters, and the time where that was measured."""
+    """The figure after recovery against the MACs, the parameters, and the time where that was measured on one target."""
     original = comparison.original
     costs: list[tuple[str, Callable[[Row], Spread | None], float | None, Callable[[float], str]]] = [
         ("MACs", lambda row: row.macs, None if original is None else original.macs, report.short),
         ("parameters", lambda row: row.params, None if original is None else original.params, report.short),
-        ("share of the original's time", lambda row: row.latency, 1.0, lambda share: f"{share:.0%}"),
     ]
+    if len(comparison.targets) == 1:
+        costs.append(("share of the original's time", lambda row: row.latency, 1.0, lambda share: f"{share:.0%}"))
     for name, of, whole, form in costs:
         marks: dict[str, list[Mark]] = {}
         for row in comparison.rows:

@@ -119,20 +119,19 @@ class Comparison(ComparisonTable):
         check(path, overwrite=overwrite)
         return save(page.html(self), path)
 
-    @property
-    def limited(self) -> str:
+    def _plotted(self) -> str:
         """What all budgets limit: macs, params, or latency, the time on one target. Where that is not one of them, macs."""
-        done = [cell for cell in self.cells if cell.figures is not None]
-        limited = {cell.limited for cell in done}
-        targets = {dump_json(cell.latency["target"]) for cell in done if cell.latency is not None}
-        names = next(iter(limited)) if len(limited) == 1 and len(targets) < 2 else ()
-        return next(iter(names)) if len(names) == 1 else "macs"
+        every = {cell.limited for cell in self.cells if cell.figures is not None}
+        if len(every) != 1 or len(self.targets) > 1:
+            return "macs"
+        names: list[str] = list(*every)
+        return names[0] if len(names) == 1 else "macs"
 
     def plot(self, path: str | Path) -> Path:
         """The frontier: the figure after recovery over what is left of the cost that the budgets limit (the MACs, where they
         limit several), a line for each method, as a picture whose format is that of the suffix (.png, .svg, .pdf). Raises
         ConfigError if matplotlib is not installed."""
-        cost, known = self.limited, self.original
+        cost, known = self._plotted(), self.original
         whole = 1.0 if cost == "latency" else None if known is None else getattr(known, cost)
         lines: dict[str, list[tuple[float, float, float]]] = {}
         for row in self.rows:
@@ -141,5 +140,5 @@ class Comparison(ComparisonTable):
                 share = 100 * left.mean / whole if whole else left.mean
                 lines.setdefault(row.method, []).append((share, row.recovered.mean, row.recovered.sd or 0.0))
         original = None if known is None else self.value(vars(known))
-        unit = f"{COSTS[cost]} kept, %" if whole else COSTS[cost]
+        unit = f"{COSTS[cost]}, % of the original's" if whole else COSTS[cost]
         return frontier(Path(path), lines, original, x=unit, y=f"{self.heading} after recovery")

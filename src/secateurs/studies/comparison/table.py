@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from secateurs import report
 from secateurs.artifact import Figures
+from secateurs.files import dump_json
 from secateurs.studies.comparison.outcomes import Held, Outcome, Row, Spread
 
 MARKS: Mapping[Held | None, tuple[str, str]] = {  # in the column of the time, and what they say
@@ -89,6 +90,11 @@ class ComparisonTable:
         name = self.figure
         found = figures.get(name) if name in ("top1", "loss") else figures["metrics"].get(name)
         return None if found is None else float(found)
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """On what times were measured, as JSON."""
+        return frozenset(dump_json(cell.latency["target"]) for cell in self.cells if cell.latency is not None)
 
     @property
     def heading(self) -> str:

@@ -29,7 +29,7 @@ def recorded(method: Method) -> dict[str, Any]:
 
 
 def fractions(shares: Any) -> tuple[float, ...]:
-    """The shares in ascending order. Raises ConfigError for what are none."""
+    """The shares in ascending order. Raises ConfigError for values that are not fractions."""
     given = (shares,) if isinstance(shares, Real) or not isinstance(shares, Iterable) else tuple(shares)
     for share in given:
         if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) < 1:

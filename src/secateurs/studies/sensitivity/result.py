@@ -58,7 +58,7 @@ class Sensitivity(_Frozen):
         criterion that chose the channels, and its settings.
 
     Can be passed to `prune` as `ratios=`, which then keeps of each group what `ratios()` says; or as `max_cut=`, with a budget,
-    which then cuts none further than that.
+    which then cuts no group further.
     """
 
     format: Literal["secateurs-sensitivity"] = FORMAT
@@ -155,7 +155,8 @@ class Sensitivity(_Frozen):
         study = Study(self.model, self.scope, float(drop))
         for group, drops in zip(self.groups, self.drops(calibrated).values(), strict=True):
             keep = 1 - _tolerated(self._reached(group), drops, float(drop))
-            found[Exactly(group.name, study)] = _short(math.ceil(group.size * keep - 1e-9), group.size)
+            kept = _short(math.ceil(group.size * keep - 1e-9), group.size)
+            found[Exactly(group.name, study, kept)] = kept
         # A pattern of a card has the name only: then what is within a module counts after the module.
         return dict(sorted(found.items(), key=lambda item: item[0].count(".")))
 
@@ -235,7 +236,7 @@ class Sensitivity(_Frozen):
             return [said]
         figure = (", or take ", Setting("metric", "loss")) * (self.base.loss is not None)
         advice = ("raise ", Setting("images"), " or ", Setting("drop"), *figure, ".")
-        return [said, Message(f"warning: a drop of {self._allowed(drop)} is less than that: ", *advice)]
+        return [said, Message(f"warning: a drop of {self._allowed(drop)} is within the noise: ", *advice)]
 
     def _whole_text(self) -> str:
         found = f"{self._text(self.whole)}{'%' * self._percent}"
