@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import secateurs as sc
 from secateurs.report.page import render
+from secateurs.studies.comparison.outcomes import NOT_RUN, Outcome
 from tests.report.pages import Page
 from tests.studies.comparing import made_up
 
@@ -57,3 +59,23 @@ def test_it_has_a_name_and_replaces_nothing(
     monkeypatch.setattr(render, "find_spec", lambda name: None)
     with pytest.raises(sc.ConfigError, match="need jinja2"):
         comparison.report("other.html")
+
+
+def test_what_was_not_run_is_no_failure(comparison: sc.Comparison) -> None:
+    left = Outcome(method="pff", budget="macs=0.3", seed=0, failed=NOT_RUN)
+    found = replace(comparison, cells=(*comparison.cells, left))
+    last = {line[0]: line for line in found.lines()[1]}
+    assert (last["aofp"][5], last["pff"][5]) == ("failed", "not run")
+    assert "9 of 10 cells are done" in found.notes
+    assert not any("cells are done" in note for note in comparison.notes)
+
+
+def test_a_recovery_that_made_it_worse(comparison: sc.Comparison) -> None:
+    assert not any("recovery ended below" in note for note in comparison.notes)
+    cell = comparison.cells[0]
+    assert cell.figures is not None
+    worse = cell.model_copy(update={"figures": {**cell.figures, "recovered": cell.figures["cut"]}})
+    assert any(
+        note.startswith("l2, macs=0.5: recovery ended below the calibrated network")
+        for note in sc.Comparison((worse,)).notes
+    )

@@ -330,10 +330,13 @@ class AOFPPruner(Pruner):
             }
         )  # fmt: skip
         if trimmed and self.task.budget is not None:
-            left = max(self._shares(self._widths()).values())
+            left = " and ".join(
+                f"{share:.1%} of the {name} (budget {self.pace.goal[name]:.1%})"
+                for name, share in self._shares(self._widths()).items()
+            )
             self.warn(
-                f"aofp: the search left {left:.1%} of the budgeted cost. {trimmed} more filters were cut by their last "
-                "measured damage to meet the budget: train longer or raise theta to search them, too."
+                f"aofp: the search left {left}. {trimmed} more filters were cut by their last measured damage to meet the "
+                "budget: train longer or raise theta to search them, too."
             )
         for entry in self.record:
             self.task.note(**entry)

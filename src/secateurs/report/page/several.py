@@ -64,7 +64,8 @@ def table(runs: Sequence[Run]) -> dict[str, Any]:
             ),
         ]
         if measure is not None:
-            values = [measure.of(figures) for figures in (before, card.cut, card.calibrated, after)]
+            calibrated = dict(run.networks).get("calibrated")  # not of a run that was not
+            values = [None if f is None else measure.of(f) for f in (before, card.cut, calibrated, after)]
             cells += [Cell(measure.text(value), value) for value in values]
         if timed:
             limit = card.latency

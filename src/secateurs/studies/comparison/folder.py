@@ -21,7 +21,7 @@ from secateurs.errors import ConfigError, Message
 from secateurs.files import check_format, check_writable, dump_json, read_json, shown
 from secateurs.runs.folder import FOLDER, OVERWRITE, RESUME, differences, write
 from secateurs.studies.comparison.contestants import Cell, budget_text
-from secateurs.studies.comparison.outcomes import Outcome
+from secateurs.studies.comparison.outcomes import NOT_RUN, Outcome
 from secateurs.studies.comparison.result import Comparison
 
 FORMAT, VERSION = "secateurs-comparison", 1
@@ -150,7 +150,7 @@ def read_comparison(folder: str | Path) -> Comparison:
         if os.path.lexists(file):
             found.append(read_json(file, CellRecord, 1 << 24, "").outcome)
         else:
-            found.append(Outcome(method=names.method, budget=names.budget, seed=names.seed, failed="not run"))
+            found.append(Outcome(method=names.method, budget=names.budget, seed=names.seed, failed=NOT_RUN))
     return Comparison(tuple(found), index.original, index.settings)
 
 

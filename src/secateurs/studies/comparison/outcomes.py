@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+NOT_RUN = "not run"  # begins the reason where a cell has no figures since it was not measured
 Held = Literal["no", "unsure", "yes"]
 
 
@@ -82,7 +83,7 @@ class Row:
 
     cut, calibrated, recovered: of the figure that is compared, in the table's unit; None where it was not measured. macs,
     params: of the pruned network. passes: the compute, in training passes. seeds: how many are done. failed: what went wrong.
-    warnings: what was said of the results.
+    warnings: what was said of the results. ran: whether any of its cells was measured, or failed.
 
     Where the budget limits the time: latency: the fraction of the original's that was measured. ms_before, ms_after:
     milliseconds of one run, of the original and of the pruned network. held: whether the budget holds with all seeds; see
@@ -105,3 +106,4 @@ class Row:
     held: Held | None = None
     failed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    ran: bool = True

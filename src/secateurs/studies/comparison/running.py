@@ -24,11 +24,11 @@ from secateurs.studies.comparison.compute import SearchCost
 from secateurs.studies.comparison.contestants import Cell, budget_text
 from secateurs.studies.comparison.crew import Crew
 from secateurs.studies.comparison.folder import ComparisonFolder
-from secateurs.studies.comparison.outcomes import Outcome
+from secateurs.studies.comparison.outcomes import NOT_RUN, Outcome
 from secateurs.studies.comparison.result import Comparison
 from secateurs.version import __version__
 
-OUT_OF_TIME = "not run: out of time"
+OUT_OF_TIME = f"{NOT_RUN}: out of time"
 
 
 @dataclass
