@@ -116,6 +116,17 @@ class Pruning:
             else "cut (inexact: not verified)"
         )
         cut = calibrated = figures(cost, small, task.data, task.objective)
+        # A task without a budget gets one that its ratios meet.
+        if (
+            number == self.rounds.count
+            and task.fixed
+            and self.settings.get("budget")
+            and self.method.cuts == "channels"
+        ):
+            task.warn(
+                "The ratios fix how much of each group is kept, so the budget had nothing to decide: "
+                f"{cut.macs / self.before.macs:.1%} of the MACs are left. Limits (max_cut, min_channels) leave it room."
+            )
         if self.calibrate and (step.groups or step.stripes) and (done := self._calibrated(task, step, small)):
             history.append(done.record())
             self.report(str(done))

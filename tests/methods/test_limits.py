@@ -423,3 +423,14 @@ def test_in_a_loop_of_ones_own() -> None:
         left = pruner.plan().groups
         assert "stem.0" not in left
         assert len(left["conv1"]) == 20
+
+
+def test_a_budget_that_has_nothing_to_decide_is_told() -> None:
+    model, x = sc.build("zoo:small_cnn").eval(), torch.zeros(1, 3, 32, 32)
+    groups = [g.name for g in sc.trace(model, x).groups if g.prunable and g.internal]
+    options = {"check_speed": False, "progress": "silent"}
+    every, one = dict.fromkeys(groups, 0.5), {groups[0]: 0.5}
+    (line,) = sc.prune(model, x, "l2", sc.Budget(macs=0.8), ratios=every, **options).warnings
+    assert line.startswith("The ratios fix how much of each group is kept, so the budget had nothing to decide: ")
+    assert sc.prune(model, x, "l2", sc.Budget(macs=0.6), ratios=one, **options).warnings == ()
+    assert sc.prune(model, x, "l2", ratios=every, **options).warnings == ()

@@ -100,6 +100,12 @@ class Task:
         return self.bounds.get(group.name) or free(group)
 
     @property
+    def fixed(self) -> bool:
+        """Whether ratios say how much is kept of every group that may be cut."""
+        bounds = [self.bound(g) for g in self.groups]
+        return bool(bounds) and all(bound.least == bound.most for bound in bounds)
+
+    @property
     def widths(self) -> Widths:
         """The widths of those groups under the budget and the user's limits."""
         return self.widths_of(self.groups)
