@@ -62,7 +62,8 @@ def compare(
     them will take is said first.
 
     ```
-    $ secateurs compare zoo:small_cnn --weights w.safetensors \\
+    $ secateurs compare zoo:small_cnn \\
+          --weights runs/digits/pretrained.safetensors \\
           --data digits --normalize none --batch-size 64 \\
           --method l2 --method onestep --macs 0.2 --macs 0.1 \\
           --seeds 2 --epochs 2 --out runs/compare
@@ -86,8 +87,8 @@ def compare(
         zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory; or the folder of an artifact
     method
         a method, with settings if any ("pff preset=paper", "aofp search=0.1": the share of the compute for its search); may
-        be given several times. torch-pruning:group-l2 is torch-pruning's selection with our recovery,
-        torch-pruning:group-l2:own its own cut, fine-tuned on the labels
+        be given several times; by default l2 and the five published methods. torch-pruning:group-l2 is torch-pruning's
+        selection with our recovery, torch-pruning:group-l2:own its own cut, fine-tuned on the labels
     macs
         the MACs that may stay: a fraction up to 1 (0.5), or an absolute number; may be given several times; 0.5 and 0.3 by
         default

@@ -53,7 +53,8 @@ class Network:
             raise ConfigError(
                 f"{given} without ",
                 Setting("weights"),
-                " is untrained: its channels are all as good as another. Train it first.",
+                " is untrained: its channels are all as good as another. Train it first: `secateurs prune` does, and keeps the "
+                "trained network in its --out as pretrained.safetensors.",
             )
         return cls(spec=spec)
 
