@@ -246,10 +246,12 @@ class NPNPruner(Pruner):
         if not -0.1 <= excess <= 0.05:
             costs = [f"{s:.1%} of the {n} (budget {g:.1%})" for n, s, g in zip(names, shares, goals, strict=True)]
             self.found["short"] = True
-            self.warn(
+            line = (
                 f"npn: after its search of {count(self.steps, 'step')}, the open gates cost {' and '.join(costs)}. The order "
                 "of the gates decides which channels stay; in a longer run (epochs=…) the gates do."
             )
+            self.log(line)
+            self.record.append({"event": "warning", "text": line})  # noted at the end: checkpoints have the record
 
     def _event(
         self, widths: np.ndarray, undecided: Tensor, disagree: Tensor, closed: Tensor, gates: Tensor
