@@ -16,7 +16,7 @@ PROFILES = ("paper", "reduced")
 # The reduced profile: a smaller network of the same kind on CIFAR-10, fewer images, an epoch or two of the method, and one of
 # each phase of recovery.
 IMAGES = {"train": 5000, "test": 2000}
-SMALLER = {"vgg16": "vgg16", "googlenet": "googlenet"}  # of the zoo; a ResNet is a ResNet-20
+KEPT = ("vgg16", "googlenet")  # as they are in the zoo; a ResNet is a ResNet-20
 SHORT = {
     "aofp": {"epochs": 1, "lr": 0.005},
     "npn": {"epochs": 1},
@@ -41,7 +41,8 @@ class Row:
         """The options in a profile."""
         if profile == "paper":
             return dict(self.config)
-        method, network = self.config["method"], SMALLER.get(self.config["model"].rpartition(":")[2], "resnet20")
+        method, network = self.config["method"], self.config["model"].rpartition(":")[2]
+        network = network if network in KEPT else "resnet20"
         phases = [phase.partition(":")[0] for phase in self.config["recover"].split(",")]
         return {
             "model": f"zoo:{network}", "normalize": "cifar10", "method": method,

@@ -27,7 +27,8 @@ def _printable(text: str) -> str:
     return text
 
 
-Line = Annotated[str, Field(strict=True, max_length=1000), AfterValidator(_printable)]
+LONGEST = 1000  # characters of a line
+Line = Annotated[str, Field(strict=True, max_length=LONGEST), AfterValidator(_printable)]
 PathText = Annotated[Any, BeforeValidator(_path)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 AtLeastOne = Annotated[int, Field(strict=True, ge=1, lt=2**31)]

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
-from secateurs.artifact.fields import AtLeastOne, Count, Figures, Line, Number, Open, Percent, Seconds, plain
+from secateurs.artifact.fields import LONGEST, AtLeastOne, Count, Figures, Line, Number, Open, Percent, Seconds, plain
+from secateurs.errors import shown
 
 VERSION = 1  # of the entries: raised where a field changes its meaning
 
@@ -96,8 +97,14 @@ class Record(Open):
 OWN = ("calibrated", "reconstructed", "round")  # events whose fields are known
 
 
+def warning(line: str) -> dict[str, str]:
+    """The entry of a sentence that the user must know: in one line, and no longer than a card takes it."""
+    text = shown(" ".join(line.split()))
+    return {"event": "warning", "text": text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …"}
+
+
 def is_warning(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry is one of `Task.warn`, and not an event that a method of one's own calls so."""
+    """Whether an entry is one of `warning`, and not an event that a method of one's own calls so."""
     return entry.get("event") == "warning" and isinstance(entry.get("text"), str)
 
 

@@ -10,8 +10,9 @@ import torch
 from pydantic import ConfigDict, ValidationError
 from torch import nn
 
+from secateurs.artifact.history import warning
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, Message, Setting, nearest, shown
+from secateurs.errors import ConfigError, Message, Setting, nearest
 from secateurs.graph import ChannelGroup
 from secateurs.methods.limits import Bound, Bounds, described, free, held
 from secateurs.methods.select import Widths
@@ -21,7 +22,6 @@ from secateurs.presets import Presets, faults
 from secateurs.training.objective import Objective
 
 Scope = Literal["internal", "all"]
-LONGEST = 1000  # characters of a warning, as a card takes it
 
 
 def check_scope(scope: Any) -> None:
@@ -162,8 +162,7 @@ class Task:
 
     def warn(self, line: str) -> None:
         """Add a sentence to the result's warnings: what the user must know before the network is used."""
-        text = shown(" ".join(line.split()))
-        self.note(event="warning", text=text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …")
+        self.note(**warning(line))
 
     def generator(self, device: str = "cpu") -> torch.Generator:
         """A new generator with the task's seed."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateurs.artifact.history import warning
 from secateurs.devices import device_of
 from secateurs.masking.gates import Gates
 from secateurs.methods.method import Task
@@ -251,7 +252,7 @@ class NPNPruner(Pruner):
                 "of the gates decides which channels stay; in a longer run (epochs=…) the gates do."
             )
             self.log(line)
-            self.record.append({"event": "warning", "text": line})  # noted at the end: checkpoints have the record
+            self.record.append(warning(line))  # noted at the end: checkpoints have the record
 
     def _event(
         self, widths: np.ndarray, undecided: Tensor, disagree: Tensor, closed: Tensor, gates: Tensor

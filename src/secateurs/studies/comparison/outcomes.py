@@ -31,6 +31,11 @@ class Outcome(BaseModel):
     seconds: float | None = None
 
     @property
+    def ran(self) -> bool:
+        """Whether it was measured, or failed."""
+        return not (self.failed or "").startswith(NOT_RUN)
+
+    @property
     def latency(self) -> dict[str, Any] | None:
         """What was measured under a budget of time, as a `Latency`."""
         return None if self.figures is None else self.figures.get("latency")

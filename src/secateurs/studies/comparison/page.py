@@ -67,7 +67,8 @@ def _keys(row: Row, timed: bool) -> list[Any]:
 
 def _frontiers(comparison: ComparisonTable, looks: Mapping[str, Look]) -> Iterator[Frontier]:
     """The figure after recovery against the MACs, the parameters, and the time where that was measured on one target."""
-    original = comparison.original
+    rows, original = comparison.rows, comparison.original
+    value = None if original is None else comparison.value(vars(original))
     costs: list[tuple[str, Callable[[Row], Spread | None], float | None, Callable[[float], str]]] = [
         ("MACs", lambda row: row.macs, None if original is None else original.macs, report.short),
         ("parameters", lambda row: row.params, None if original is None else original.params, report.short),
@@ -76,14 +77,13 @@ def _frontiers(comparison: ComparisonTable, looks: Mapping[str, Look]) -> Iterat
         costs.append(("share of the original's time", lambda row: row.latency, 1.0, lambda share: f"{share:.0%}"))
     for name, of, whole, form in costs:
         marks: dict[str, list[Mark]] = {}
-        for row in comparison.rows:
+        for row in rows:
             if (cost := of(row)) is not None and row.recovered is not None:
                 told = f"{row.method}, {row.budget}: {comparison.text(row.recovered)}, {name} {form(cost.mean)}"
                 marks.setdefault(row.method, []).append(Mark(cost.mean, row.recovered.mean, told, *looks[row.method]))
         if not marks:
             continue
         curves = [Curve(method, sorted((m.x, m.y) for m in found), looks[method][0]) for method, found in marks.items()]
-        value = None if original is None else comparison.value(vars(original))
         rings = [] if value is None or whole is None else [Mark(whole, value, "original", 6, 0, hollow=True)]
         across = Axis(name, form, zero=True)
         drawn = chart(

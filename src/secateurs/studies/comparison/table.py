@@ -80,7 +80,7 @@ class ComparisonTable:
             plain(lambda f: f["recovered"]["macs"]), plain(lambda f: f["recovered"]["params"]),
             plain(lambda f: f["passes"]), plain(lambda f: f["seconds"]),
             timed("ratio"), timed("before", 1000), timed("after", 1000), next((h for h in get_args(Held) if h in held), None),
-            failed, told, any(not (c.failed or "").startswith(NOT_RUN) for c in cells),
+            failed, told, any(c.ran for c in cells),
         )  # fmt: skip
 
     def value(self, figures: Mapping[str, Any] | None) -> float | None:
@@ -113,7 +113,7 @@ class ComparisonTable:
         for row in self.rows:
             stages = [self.text(getattr(row, stage)) for stage in STAGES]
             if not row.seeds:
-                stages = ["", "", "failed" if row.ran else "not run"]
+                stages = ["", "", "failed" if row.ran else NOT_RUN]
             sizes = [self._share(getattr(row, name), name) for name in ("macs", "params")]
             mark = f"{MARKS[row.held][0]} " if row.held in MARKS else ""
             took = [""] if row.latency is None else [mark + row.latency.percent()]
@@ -140,8 +140,8 @@ class ComparisonTable:
         several = any(row.seeds > 1 for row in self.rows)
         spread = "mean ± standard deviation over seeds; " if several else ""
         found = [f"{', '.join(STAGES.values())}: {self.heading}; {spread}passes: training passes of the original"]
-        if lacking := sum((cell.failed or "").startswith(NOT_RUN) for cell in self.cells):
-            found.append(f"{len(self.cells) - lacking} of {report.count(len(self.cells), 'cell')} are done")
+        if (done := sum(cell.ran for cell in self.cells)) < len(self.cells):
+            found.append(f"{done} of {report.count(len(self.cells), 'cell')} are done")
         one = ", with one seed or more" if several else ""
         held = {row.held for row in self.rows}
         found += [f"{mark} {told}{one}" for name, (mark, told) in MARKS.items() if name in held]
