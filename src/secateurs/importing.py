@@ -43,6 +43,20 @@ def import_object(name: str, spec: str) -> Any:
     return found
 
 
+def openvino() -> Any:
+    """OpenVINO, without the part that reports over the network that it was imported, and what it converts: what the user does
+    here is nobody else's business. An OpenVINO that the user has imported already is left as it is."""
+    reporter = "openvino_telemetry"  # optional for OpenVINO
+    apart = "openvino" not in sys.modules and reporter not in sys.modules
+    if apart:
+        sys.modules[reporter] = None  # type: ignore[assignment]  # an ImportError for who imports it
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if apart:
+            del sys.modules[reporter]
+
+
 def installing(extra: str, torch: str) -> str:
     """The command that installs an extra with torchvision in it, and keeps PyTorch, which has this version. Each torchvision
     requires one release of it, and the newest would replace it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from secateurs.data.structure import leaves
 from secateurs.deploy import formats
 from secateurs.deploy.export import _reason
 from secateurs.deploy.formats import FORMATS
+from secateurs.importing import openvino
 from secateurs.stripes import StripeConv
 from secateurs.surgery.compare import apart
 from tests.networks import conv, head
@@ -97,6 +99,77 @@ def test_several_inputs_and_outputs(suffix: str, named: bool, tmp_path: Path) ->
     depth = torch.randn(1, 1, 12, 12)
     done = sc.export(_Two(), tmp_path / f"t{suffix}", {"image": X, "depth": depth} if named else (X, depth))
     assert done.error < 1e-4
+
+
+class _Graded(nn.Module):
+    """A mask and a grade; an inner value has the name of an output, an output that of an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep, self.out = conv(3, 6), conv(6, 6), conv(12, 2)
+        self.grade = nn.Linear(6, 3)
+
+    def forward(self, image: Tensor) -> dict[str, Any]:
+        a = self.down(image).relu()
+        b = self.deep(nn.functional.max_pool2d(a, 2)).relu()
+        up = nn.functional.interpolate(b, size=a.shape[-2:])
+        pooled = b.mean((2, 3))
+        return {"image": self.out(torch.cat([a, up], 1)), "relu": {"grade": self.grade(pooled)}, "mean": [pooled * 2]}
+
+
+@every
+def test_images_of_any_size(suffix: str, tmp_path: Path) -> None:
+    path, model = tmp_path / f"u{suffix}", _Graded().eval()
+    done = sc.export(model, path, X, dynamic_size=True)
+    assert done.dynamic_batch
+    assert done.dynamic_size
+    file = FORMATS[suffix].open(path)
+    for shape in ((1, 3, 12, 12), (3, 3, 20, 32), (2, 3, 48, 10)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            assert max(map(apart, file.run(x), leaves(model(x)))) < 1e-4
+    assert not sc.export(model, path, X).dynamic_size
+
+
+@onnx
+def test_axes_and_outputs_have_names(tmp_path: Path) -> None:
+    import onnx
+
+    path, model = tmp_path / "u.onnx", _Graded().eval()
+    sc.export(model, path, X, dynamic_size=True)
+    onnx.checker.check_model(path, full_check=True)
+    file: Any = FORMATS[".onnx"].open(path)
+    assert [(i.name, i.shape) for i in file.session.get_inputs()] == [("image", ["batch", 3, "height", "width"])]
+    assert [o.name for o in file.session.get_outputs()] == ["image_out", "relu.grade", "mean.0"]
+    sc.export(network(), path, X)
+    assert [o.name for o in FORMATS[".onnx"].open(path).session.get_outputs()] == ["output"]  # type: ignore[attr-defined]
+
+
+@onnx
+def test_an_inner_value_with_the_name_of_an_output_makes_way(tmp_path: Path) -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"mean": x.mean((2, 3)) * 2, "relu": x.relu()}
+
+    path = tmp_path / "m.onnx"
+    assert sc.export(Mean(), path, X).error < 1e-4
+    assert [o.name for o in FORMATS[".onnx"].open(path).session.get_outputs()] == ["mean", "relu"]  # type: ignore[attr-defined]
+
+
+def test_a_network_for_one_size_only(tmp_path: Path) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = conv(3, 4), nn.Linear(4 * 12 * 12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x).flatten(1))
+
+    with pytest.raises(sc.ExportError, match=r"does not run on inputs of 24×36: .*export without dynamic_size=True"):
+        sc.export(Flat(), tmp_path / "f.pt2", X, dynamic_size=True)
+    with pytest.raises(sc.ConfigError, match=r"dynamic_size=True is for images .* have none"):
+        sc.export(nn.Linear(4, 2), tmp_path / "f.pt2", torch.randn(1, 4), dynamic_size=True)
+    assert not list(tmp_path.iterdir())
 
 
 class _Settings(nn.Module):
@@ -234,6 +307,12 @@ def test_metadata_that_json_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(sc.ConfigError, match=r"metadata=… must be JSON-serializable: .*set"):
         sc.export(network(), tmp_path / "m.pt2", X, metadata={"classes": {"cat", "dog"}})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(FORMATS[".xml"].missing is not None, reason="OpenVINO is not installed")
+def test_openvino_reports_nothing_over_the_network() -> None:
+    assert openvino().Core().available_devices
+    assert "openvino_telemetry" not in sys.modules
 
 
 def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

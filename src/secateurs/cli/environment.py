@@ -22,7 +22,7 @@ from typing import Any
 
 from secateurs.devices import first_line, processor
 from secateurs.errors import SecateursError
-from secateurs.importing import installing
+from secateurs.importing import installing, openvino
 from secateurs.version import __version__
 
 PATIENCE = 120.0  # seconds that a package may take to import
@@ -308,4 +308,6 @@ def _timm(_: str) -> dict[str, Any]:
     return {}
 
 
-_LOOKS: dict[str, Any] = {"torch": _torch, "torchvision": _torchvision, "timm": _timm}
+_LOOKS: dict[str, Any] = {
+    "torch": _torch, "torchvision": _torchvision, "timm": _timm, "openvino": lambda module: openvino(),
+}  # fmt: skip

@@ -29,6 +29,7 @@ def export(
     to: Literal["onnx", "pt2", "openvino"] = "onnx",
     out: Path | None = None,
     fixed_batch: Flag = False,
+    any_size: Flag = False,
     int8: Flag = False,
     artifact_options: ArtifactOptions | None = None,
     data_options: DataOptions | None = None,
@@ -55,6 +56,8 @@ def export(
         directory
     fixed_batch
         take one image at a time: for networks whose code depends on the batch size
+    any_size
+        take images of any height and width that the network runs on; the file is checked in another size, too
     int8
         quantize weights and activations of the ONNX file to 8-bit integers, calibrated on 512 training images, and
         measure its accuracy
@@ -74,8 +77,9 @@ def export(
     opened = Opened(artifact, artifact_options or ArtifactOptions())
     data = opened.data((data_options or DataOptions()).spec()) if int8 else None
     done = sc.export(
-        opened.network, path, opened.inputs(), dynamic_batch=not fixed_batch, metadata=_metadata(opened.card), int8=data
-    )
+        opened.network, path, opened.inputs(), dynamic_batch=not fixed_batch, dynamic_size=any_size,
+        metadata=_metadata(opened.card), int8=data,
+    )  # fmt: skip
     _show(done, int8)
     if data is not None and data.val is not None:
         _measure(opened, done, data)
@@ -95,6 +99,7 @@ def _metadata(card: Card) -> dict[str, Any]:
 
 def _show(done: Exported, int8: bool) -> None:
     batch = "any batch size" if done.dynamic_batch else "one image at a time"
+    batch += ", any image size" * done.dynamic_size
     told = f"agrees with the network to {done.error:.1e}"
     if int8:  # of noise, which is not what it was calibrated on
         told = (

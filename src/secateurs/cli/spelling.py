@@ -26,6 +26,7 @@ OTHER = {
     "ratios": "ratio",
     "shares": "share",
 }  # … and of another one
+FLAGS = {"dynamic_batch": (False, "--fixed-batch"), "dynamic_size": (True, "--any-size")}
 LIMITS = frozenset({"exclude", "only", "ratios", "min_channels", "max_cut"})  # that may be given several times
 MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}
 
@@ -43,8 +44,8 @@ def option(setting: Setting) -> str:
         return f"--target-set {pair}"
     if "." in name or (_is_method(setting.of) and name != "ranking"):
         return f"--set {pair}"
-    if name == "dynamic_batch" and setting.value is False:
-        return "--fixed-batch"
+    if name in FLAGS and setting.value is FLAGS[name][0]:
+        return FLAGS[name][1]
     if name in MIMIC and _is_mimic(setting.of):
         flag = MIMIC[name]
     elif name == "schedule" and _is_recipe(setting.of):

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.deploy.detectors import check_exportable, matched, resized
-from secateurs.deploy.formats import FORMATS, Format, Shapes
-from secateurs.deploy.formats.format import called
+from secateurs.deploy.dynamic import Dynamic, larger, output_names, sides
+from secateurs.deploy.formats import FORMATS, Format
 from secateurs.deploy.inputs import batch_of, batched, images_of
 from secateurs.deploy.int8 import quantize
 from secateurs.devices import check_values
@@ -39,12 +39,13 @@ AGREEMENT = 1e-4  # relative difference of a file's outputs from the network's
 @dataclass(frozen=True)
 class Exported:
     """path: of the file. error: the largest relative difference of its outputs from the network's. size: bytes on disk.
-    dynamic_batch: whether it takes any number of examples."""
+    dynamic_batch: whether it takes any number of examples. dynamic_size: whether it takes images of any size."""
 
     path: Path
     error: float
     size: int
     dynamic_batch: bool
+    dynamic_size: bool = False
 
 
 def export(
@@ -53,21 +54,24 @@ def export(
     example_inputs: Any,
     *,
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
     metadata: Mapping[str, Any] | None = None,
     int8: Any = None,
 ) -> Exported:
     """Export a network to ONNX (`.onnx`), torch.export (`.pt2`) or OpenVINO (`.xml`, with a `.bin` beside it).
 
-    The file is run in its own runtime, on the example inputs and, if its batch is dynamic, on another number of them, and its
+    The file is run in its own runtime, on the example inputs and, where its batch or size is dynamic, on others, and its
     outputs must agree with the network's to a relative 1e-4. Only then it is moved to `path`, in place of what was there. The
     model is not modified: a copy is exported in float32, in eval mode. Stripe convolutions become the dense convolutions that
-    they equal.
+    they equal. Outputs are called as in what the network returns: the keys of a dict, else output, or output0, output1 …
 
     A detector of torchvision, which takes a list of images, is exported to ONNX for as many images as there are in the example
     inputs, each of any size; its C++ operators must be loadable. The other formats cannot hold it.
 
     example_inputs: as for `trace`. dynamic_batch: the first axis of all inputs may then have any size; without effect on a
         detector.
+    dynamic_size: height and width of images (N, C, H, W), and all three of volumes, may then have any size that the network
+        takes. The file is also run on inputs of twice the height and three times the width.
     metadata: JSON-serializable; it is stored in the file, under the key "secateurs".
     int8: batches of inputs or of pairs (inputs, targets), or a `Data`: weights and activations of the ONNX file are then 8-bit
         integers, by ONNX Runtime's static quantization, calibrated on the first 512 images. The agreement is then reported
@@ -97,33 +101,40 @@ def export(
         raise ConfigError(Setting("metadata"), f" must be JSON-serializable: {wrong}.") from None
     check_writable(path.parent)
     images = images_of(example_inputs)
-    dynamic_batch = dynamic_batch and images is None
+    dynamic = Dynamic(dynamic_batch and images is None, dynamic_size and images is None)
     size = batch_of(example_inputs) if images is None else None
     if size == 0:
         raise ConfigError("The example inputs are empty: their first axis, the batch, has length 0.")
-    if dynamic_batch and not size and tensors(example_inputs):  # what has none does not run, and is named below
+    if dynamic.batch and not size and tensors(example_inputs):  # what has none does not run, and is named below
         raise ConfigError(
             "The example inputs have no common first axis that could be a batch: export with ",
             Setting("dynamic_batch", False), ".",
         )  # fmt: skip
+    if dynamic.size and not any(sides(x) for x in tensors(example_inputs)):
+        raise ConfigError(
+            Setting("dynamic_size", True), " is for images (N, C, H, W) and volumes: the example inputs have none."
+        )
     network, inputs = copied(model).cpu().float().eval(), map_tensors(_plain, example_inputs)
     checks = [inputs]
-    if dynamic_batch and size:
+    if dynamic.batch and size:
         inputs = batched(inputs, max(size, 2))  # exporters take an axis of size 1 for a constant
         checks += [inputs, batched(inputs, size + 2)]
     if images is not None:
         check_exportable(network, format.suffix)
         checks.append(resized(inputs))
+    elif dynamic.size:
+        checks.append(larger(checks[0]))
     with running(network, checks[0]):
-        due = [_run(network, checks[0])]
-    due += [_outputs(network, given) for given in checks[1:]]
+        returned = _returned(network, checks[0])
+    due = [_due(returned)]
+    due += [_outputs(network, given, checks[0]) for given in checks[1:]]
     for layer in network.modules():
         if isinstance(layer, StripeConv):
             layer.hold_()  # OpenVINO errs in what computes the weights
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
         made = Path(folder, path.name)
-        _write(format, network, made, inputs, dynamic_batch, about)
+        _write(format, network, made, inputs, dynamic, output_names(returned), about)
         if int8 is not None:
             _quantize(made, int8)
         error = _disagreement(
@@ -141,7 +152,7 @@ def export(
                 os.replace(Path(folder, name), path.parent / name)
         except OSError as failed:
             raise ExportError(f"{shown(path)} cannot be written: {failed.strerror or failed}.") from failed
-    return Exported(path, error, bytes_, dynamic_batch)
+    return Exported(path, error, bytes_, dynamic.batch, dynamic.size or images is not None)
 
 
 def _format(path: Path, int8: Any) -> Format:
@@ -159,35 +170,39 @@ def _format(path: Path, int8: Any) -> Format:
 
 
 @torch.no_grad()
-def _run(network: nn.Module, inputs: Any) -> list[Tensor]:
-    return [_plain(x) for x in tensors(call(network, inputs))]
+def _returned(network: nn.Module, inputs: Any) -> Any:
+    return call(network, inputs)
 
 
-def _outputs(network: nn.Module, inputs: Any) -> list[Tensor]:
+def _due(returned: Any) -> list[Tensor]:
+    return [_plain(x) for x in tensors(returned)]
+
+
+def _outputs(network: nn.Module, inputs: Any, given: Any) -> list[Tensor]:
+    """The outputs on more examples, or larger ones, than those that were given."""
     try:
-        return _run(network, inputs)
+        return _due(_returned(network, inputs))
     except Exception as error:  # of the user's own code
+        resized = [sides(x) for x, y in zip(tensors(inputs), tensors(given), strict=True) if sides(x) != sides(y)]
+        size = f"of {'×'.join(map(str, resized[0]))}" if resized else f"with a batch of {batch_of(inputs)}"
         raise ExportError(
-            f"{type(network).__name__} does not run on inputs with a batch of {batch_of(inputs)}: {_reason(error)}.",
-            hint=""
-            if images_of(inputs)
-            else ("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), "."),
+            f"{type(network).__name__} does not run on inputs {size}: {_reason(error)}.",
+            hint=() if images_of(inputs) else Dynamic(not resized, bool(resized)).hint,
         ) from error
 
 
-def _write(format: Format, network: nn.Module, path: Path, inputs: Any, dynamic: bool, metadata: str) -> None:
-    shapes = _shapes(network, inputs) if dynamic else None
+def _write(
+    format: Format, network: nn.Module, path: Path, inputs: Any, dynamic: Dynamic, names: Sequence[str], metadata: str
+) -> None:
     try:
         with _quiet():
-            format.write(network, path, inputs, shapes, metadata)
+            format.write(network, path, inputs, dynamic.shapes(network, inputs), names, metadata)
     except ExportError:
         raise
     except Exception as error:  # whatever exporters raise
         raise ExportError(
-            f"{type(network).__name__} cannot be exported to {format.name}: {_reason(error)}.",
-            hint=("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), ".")
-            if dynamic else "",
-        ) from error  # fmt: skip
+            f"{type(network).__name__} cannot be exported to {format.name}: {_reason(error)}.", hint=dynamic.hint
+        ) from error
 
 
 def _quantize(path: Path, data: Any) -> None:
@@ -222,23 +237,6 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     told = next((line for line in lines if not line.endswith(":")), (lines or ["no reason given"])[0])
     return f"{type(error).__name__}: {told[:300].rstrip('.')}"
-
-
-def _shapes(network: nn.Module, inputs: Any) -> Shapes:
-    """The first axis of every input is the same dynamic one."""
-    batch = torch.export.Dim("batch")
-    args, kwargs = called(network, inputs)
-    if kwargs:
-        return {name: _each(value, batch) for name, value in kwargs.items()}
-    return tuple(_each(value, batch) for value in args)
-
-
-def _each(tree: Any, batch: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _each(value, batch) for key, value in tree.items()}
-    if isinstance(tree, tuple | list):
-        return type(tree)(_each(value, batch) for value in tree)
-    return {0: batch} if isinstance(tree, Tensor) else None
 
 
 def _plain(x: Tensor) -> Tensor:

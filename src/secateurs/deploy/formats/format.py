@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from secateurs.graph.inputs import tensors
 
 METADATA = "secateurs"  # the key under which a file holds what is known of the network, as JSON
 
-Shapes = dict[str, Any] | tuple[Any, ...] | None  # torch.export's dynamic shapes
+Shapes = dict[str, Any] | tuple[Any, ...] | None  # of the inputs: {axis: its name, or a Dim} in place of tensors
 
 
 class ExportedFile(Protocol):
@@ -32,7 +33,9 @@ class ExportedFile(Protocol):
 
 
 class Writer(Protocol):
-    def __call__(self, network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata: str) -> None: ...
+    def __call__(
+        self, network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs: Sequence[str], metadata: str
+    ) -> None: ...
 
 
 class Opener(Protocol):
@@ -42,7 +45,8 @@ class Opener(Protocol):
 @dataclass(frozen=True)
 class Format:
     """suffix: of its files. packages: that it needs, and the extra that brings them. write: exports a network in eval mode, on
-    the CPU. open: the file in its own runtime. beside: the suffix of a second file, with the weights."""
+    the CPU, with names for its outputs. open: the file in its own runtime. beside: the suffix of a second file, with the
+    weights."""
 
     name: str
     suffix: str
@@ -71,3 +75,12 @@ def called(network: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, 
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def dims(shapes: Any) -> Any:
+    """The shapes for `torch.export`, which has no names for axes whose relations it finds out."""
+    if isinstance(shapes, Mapping):
+        return {key: dims(value) for key, value in shapes.items()}
+    if isinstance(shapes, tuple | list):
+        return type(shapes)(dims(value) for value in shapes)
+    return torch.export.Dim.DYNAMIC if isinstance(shapes, str) else shapes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from secateurs.files import shown
 LARGEST = 2**31 - 1  # bytes of one protobuf message
 
 
-def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata: str) -> None:
+def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs: Sequence[str], metadata: str) -> None:
     args, kwargs = called(network, inputs)
     if (images := images_of(inputs)) is not None:
         _write_detector(network, path, images, metadata)
@@ -28,9 +29,37 @@ def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata
     proto = program.model_proto  # type: ignore[union-attr]
     if proto.ByteSize() > LARGEST:
         raise ExportError(f"{shown(path.name)} would have more than 2 GiB, which an ONNX file cannot hold.")
+    _name_outputs(proto.graph, outputs)
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA, metadata
     path.write_bytes(proto.SerializeToString())
+
+
+def _name_outputs(graph: Any, names: Sequence[str]) -> None:
+    """Call the outputs of a graph so, instead of by the ops that compute them. What has such a name already makes way, but for
+    inputs and weights, whose names mean something, too."""
+    kept = {value.name for value in (*graph.input, *graph.initializer)}
+    inner = {name for node in graph.node for name in node.output}
+    if len(graph.output) != len(names) or any(value.name in kept for value in graph.output):
+        return  # values that are no tensors, or an input that is returned
+    renamed = {}
+    for value, name in zip(graph.output, names, strict=True):
+        renamed[value.name] = f"{name}_out" if name in kept else name
+    for name in inner & (set(renamed.values()) - renamed.keys()):
+        renamed[name] = next(free for i in count() if (free := f"{name}_{i}") not in inner | kept | set(names))
+    _rename(graph, renamed)
+
+
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
+    """Rename values, in the graphs of branches and loops as well."""
+    for value in (*graph.output, *graph.value_info):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for used in (node.input, node.output):
+            used[:] = [names.get(name, name) for name in used]
+        for attribute in node.attribute:
+            for inside in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _rename(inside, names)
 
 
 def _write_detector(network: nn.Module, path: Path, images: list[Tensor], metadata: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -14,23 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import ConstantArgument
 
-from secateurs.deploy.formats.format import METADATA, Format, Shapes, arrays, called
+from secateurs.deploy.formats.format import METADATA, Format, Shapes, arrays, called, dims
 from secateurs.graph.inputs import call, map_tensors
+from secateurs.importing import openvino
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata: str) -> None:
-    import openvino as ov
-
+def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs: Sequence[str], metadata: str) -> None:
+    ov = openvino()
     args, kwargs = called(network, inputs)
     with _distinct(network, inputs):
-        program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
+        program = torch.export.export(network, args, kwargs, dynamic_shapes=dims(shapes))
     model = ov.convert_model(program)
     fixed = {x.arg.name for x in program.graph_signature.input_specs if isinstance(x.arg, ConstantArgument)}
     for parameter in model.get_parameters():
         if parameter.get_friendly_name() in fixed:  # an argument that is no tensor; the runtime would ask for its value
             model.remove_parameter(parameter)
+    if len(model.outputs) == len(outputs):
+        for output, name in zip(model.outputs, outputs, strict=True):
+            output.get_tensor().set_names({name})
     model.set_rt_info(metadata, [METADATA])
     ov.save_model(model, path, compress_to_fp16=False)
 
@@ -60,9 +63,7 @@ class OpenVinoFile:
     """A model on the CPU."""
 
     def __init__(self, path: Path, threads: int | None = None, precision: str = "fp32") -> None:
-        import openvino as ov
-
-        core = ov.Core()
+        core = openvino().Core()
         # by default it would compute in bfloat16 where the processor can
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if threads:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.deploy.formats.format import METADATA, Format, Shapes, called
+from secateurs.deploy.formats.format import METADATA, Format, Shapes, called, dims
 from secateurs.graph.inputs import call, tensors
 
 _EXTRA = f"{METADATA}.json"
 
 
-def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, metadata: str) -> None:
+def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs: Sequence[str], metadata: str) -> None:
     args, kwargs = called(network, inputs)
-    program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
+    program = torch.export.export(network, args, kwargs, dynamic_shapes=dims(shapes))
     torch.export.save(program, path, extra_files={_EXTRA: metadata})
 
 

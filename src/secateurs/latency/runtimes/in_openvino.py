@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from secateurs.deploy.target import Target
+from secateurs.importing import openvino
 from secateurs.latency.geometry import DEPTHWISE, Geometry
 from secateurs.latency.runtimes.repeats import repeated
 
@@ -16,8 +17,7 @@ MOVES = ("Reorder", "Parameter", "Result", "Convert")  # at the edges of the bra
 
 
 def measure(geometry: Geometry, points: Sequence[tuple[int, int]], target: Target) -> list[float]:
-    import openvino as ov
-
+    ov = openvino()
     model = _Model(geometry)
     for at, widths in enumerate(points):
         model.branch(at, *widths)

@@ -1,0 +1,91 @@
+"""Which axes of an exported file's inputs may have any length, and what its outputs are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateurs.deploy.formats.format import Shapes, called
+from secateurs.errors import Setting
+from secateurs.graph.inputs import map_tensors, tensors
+
+SIDES = {4: ("height", "width"), 5: ("depth", "height", "width")}  # by the number of axes: (N, C, *sides)
+
+
+def sides(x: Tensor) -> tuple[int, ...]:
+    """Height and width of images (N, C, H, W), all three of volumes; nothing of other tensors."""
+    return tuple(x.shape[2:]) if x.ndim in SIDES else ()
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """batch: the first axis of all inputs, which is the same one. size: the sides of images and volumes."""
+
+    batch: bool
+    size: bool
+
+    def shapes(self, network: nn.Module, inputs: Any) -> Shapes:
+        """For `torch.onnx.export`; `format.dims` has them for `torch.export`."""
+        if not self.batch and not self.size:
+            return None
+        batch = torch.export.Dim("batch")
+        several = sum(bool(sides(x)) for x in tensors(inputs)) > 1
+        images = 0
+
+        def each(tree: Any) -> Any:
+            nonlocal images
+            if isinstance(tree, Mapping):
+                return {key: each(value) for key, value in tree.items()}
+            if isinstance(tree, tuple | list):
+                return type(tree)(each(value) for value in tree)
+            if not isinstance(tree, Tensor):
+                return None
+            axes: dict[int, Any] = {0: batch} if self.batch else {}
+            if self.size and sides(tree):
+                axes |= {2 + i: f"{side}{images}" if several else side for i, side in enumerate(SIDES[tree.ndim])}
+                images += 1
+            return axes
+
+        args, kwargs = called(network, inputs)
+        return each(kwargs) if kwargs else tuple(each(value) for value in args)
+
+    @property
+    def hint(self) -> tuple[str | Setting, ...]:
+        """What to try where a network cannot be exported so."""
+        if self.size:
+            return ("If its code depends on the size of images, export without ", Setting("dynamic_size", True), ".")
+        if self.batch:
+            return ("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), ".")
+        return ()
+
+
+def larger(inputs: Any) -> Any:
+    """The same inputs with images of twice the height and three times the width, and volumes alike: what a network takes in
+    one size it mostly takes in multiples of it."""
+
+    def grown(x: Tensor) -> Tensor:
+        for axis in range(len(sides(x))):
+            x = x.repeat_interleave(2 + axis % 2, dim=2 + axis)
+        return x
+
+    return map_tensors(grown, inputs)
+
+
+def output_names(returned: Any) -> list[str]:
+    """A name for each tensor in what a network returns, by its place there: the keys of a dict, joined by dots; output, or
+    output0, output1 …, where it is no dict."""
+    places = [path for path, leaf in pytree.tree_flatten_with_path(returned)[0] if isinstance(leaf, Tensor)]
+    return [".".join(map(_part, path)) if _named(path) else "output" + ".".join(map(_part, path)) for path in places]
+
+
+def _named(path: tuple[Any, ...]) -> bool:
+    return bool(path) and not isinstance(path[0], pytree.SequenceKey)
+
+
+def _part(key: Any) -> str:
+    return str(next((getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)), key))
