@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from types import UnionType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -12,10 +11,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from secateurs.errors import ConfigError, Setting, complaint, nearest
+from secateurs.grammar import written
 
 P = TypeVar("P", bound="Presets")
 Auto = Literal["auto"] | StrictBool  # strict: 'yes' and 1 are neither
-WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class Called(BaseModel):
@@ -90,28 +89,6 @@ def _is_union(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, UnionType) and len(members) > 1
 
 
-def typed(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that were read from text, with the words for true and false as these where a setting may be either."""
-    fields = kind.model_fields
-    return {
-        name: WORDS.get(value.lower(), value)
-        if isinstance(value, str) and name in fields and _takes_flags(fields[name].annotation)
-        else value
-        for name, value in values.items()
-    }
-
-
-def written(values: Mapping[str, Any]) -> list[str]:
-    """Settings as text, `key=value` each."""
-    return [f"{key}={_word(value)}" for key, value in values.items()]
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str).replace(" ", "")
-
-
 def changed(
     kind: type[BaseModel], settings: Mapping[str, Any], usual: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -134,10 +111,6 @@ def spelled(kind: type[Presets], settings: Mapping[str, Any]) -> list[str]:
     forms = [changed(kind, settings)]
     forms += [{"preset": name, **changed(kind, settings, usual)} for name, usual in kind.presets.items()]
     return written(min(forms, key=len))
-
-
-def _takes_flags(annotation: Any) -> bool:
-    return annotation is bool or any(map(_takes_flags, get_args(annotation)))
 
 
 def _explained(kind: type[BaseModel], found: list[Fault]) -> list[object]:

@@ -12,9 +12,9 @@ from cyclopts import Parameter
 from secateurs.cli import options
 from secateurs.cli.budget import BudgetOptions
 from secateurs.cli.config import ConfigOptions
-from secateurs.cli.limits import LimitOptions, Many
+from secateurs.cli.limits import LimitOptions
 from secateurs.cli.methods import configured, own, stages
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
+from secateurs.cli.options import Count, DataOptions, Folder, Many, ModelOptions, Names, Seed
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import shown
@@ -32,7 +32,7 @@ def prune(
     budget_options: BudgetOptions | None = None,
     scope: Literal["internal", "all"] | None = None,
     ranking: Literal["global", "layer", "isomorphic"] | None = None,
-    preset: Many = (),
+    preset: Names = (),
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     rounds: Count = 1,
     schedule: Literal["linear", "cubic"] = "linear",
@@ -50,7 +50,7 @@ def prune(
     force: Flag = False,
     seed: Seed = 0,
     device: str | None = None,
-    track: Many = (),
+    track: Names = (),
     config_options: ConfigOptions | None = None,
 ) -> None:
     """Prune a network to a budget, verify the cut, recover the accuracy, save the result.

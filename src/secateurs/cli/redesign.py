@@ -10,9 +10,9 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
-from secateurs.cli.limits import LimitOptions, Many
+from secateurs.cli.limits import LimitOptions
 from secateurs.cli.methods import configured
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
+from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Names, Seed
 from secateurs.cli.prune import Flag
 from secateurs.cli.recipes import RedesignOptions
 from secateurs.cli.task import TaskOptions
@@ -44,7 +44,7 @@ def redesign(
     force: Flag = False,
     seed: Seed = 0,
     device: str | None = None,
-    track: Many = (),
+    track: Names = (),
     config_options: ConfigOptions | None = None,
 ) -> None:
     """Find better widths at the same cost: widen a network, train it, prune it back, and train what was found from scratch.
