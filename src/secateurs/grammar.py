@@ -75,8 +75,11 @@ def typed(kind: type[BaseModel], settings: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _typed(field: FieldInfo | None, text: str) -> Any:
-    found = value(text)
-    if field is not None and _takes_several(field.annotation) and not isinstance(found, list | None):
+    found, kinds = value(text), [] if field is None else _kinds(field.annotation)
+    several = [get_origin(kind) in (tuple, list) for kind in kinds]
+    if (isinstance(found, str) and any(several)) or (
+        isinstance(found, bool | int | float) and several and all(several)
+    ):
         whole = found if isinstance(found, str) else text  # a module's name may look like a number
         return [part.strip() for part in whole.split(",") if part.strip()]
     if field is not None and isinstance(found, str) and _takes_flags(field.annotation):
@@ -84,10 +87,10 @@ def _typed(field: FieldInfo | None, text: str) -> Any:
     return found
 
 
-def _takes_several(annotation: Any) -> bool:
+def _kinds(annotation: Any) -> list[Any]:
+    """The types that a value may have beside None."""
     union = get_origin(annotation) in (Union, UnionType)
-    kinds = [kind for kind in (get_args(annotation) if union else (annotation,)) if kind is not type(None)]
-    return all(get_origin(kind) in (tuple, list) for kind in kinds)
+    return [kind for kind in (get_args(annotation) if union else (annotation,)) if kind is not type(None)]
 
 
 def _takes_flags(annotation: Any) -> bool:

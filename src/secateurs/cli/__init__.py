@@ -161,7 +161,7 @@ def _meant(error: CoercionError) -> str | None:
     """What to write for 50%, and for several values in one."""
     if error.token is None or error.argument is None:
         return None
-    name, value = error.token.keyword or error.argument.name, error.token.value
+    name, value = error.argument.name, error.token.value
     if (number := fraction(value)) is not None:
         return f"{name} {value}: write {number}."
     if "," not in value:

@@ -74,7 +74,7 @@ class ModelOptions:
 
 def _names(_type: type, tokens: Sequence[Token]) -> tuple[str, ...]:
     """Names that an option has, one each time that it is given."""
-    values = tuple(token.value for token in tokens)
+    values = tuple(token.value for token in tokens if token.implicit_value != [])  # an empty list, in a file
     if any("," in item and "[" not in item and not item.endswith(".json") for item in values):  # a pattern, a file
         raise ValueError("it has a comma")
     return values
