@@ -75,8 +75,8 @@ def typed(kind: type[BaseModel], settings: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _typed(field: FieldInfo | None, text: str) -> Any:
-    found, kinds = value(text), [] if field is None else _kinds(field.annotation)
-    several = [get_origin(kind) in (tuple, list) for kind in kinds]
+    found, types = value(text), [] if field is None else kinds(field.annotation)
+    several = [get_origin(kind) in (tuple, list) for kind in types]
     if (isinstance(found, str) and any(several)) or (
         isinstance(found, bool | int | float) and several and all(several)
     ):
@@ -87,7 +87,7 @@ def _typed(field: FieldInfo | None, text: str) -> Any:
     return found
 
 
-def _kinds(annotation: Any) -> list[Any]:
+def kinds(annotation: Any) -> list[Any]:
     """The types that a value may have beside None."""
     union = get_origin(annotation) in (Union, UnionType)
     return [kind for kind in (get_args(annotation) if union else (annotation,)) if kind is not type(None)]

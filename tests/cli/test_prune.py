@@ -251,7 +251,7 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--normalize", "0,0,0/1,0,1"), "three deviations above 0"),
         (
             ("--set", "ranking=layer", "--set", "ranking=global"),
-            "--set ranking=layer and --set ranking=global both set ranking",
+            "--set ranking=layer and --set ranking=global both set",
         ),
         (
             ("--set", "ranking=layer", "--ranking", "global"),
@@ -278,7 +278,7 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--macs", "0.5,0.3"), "--macs 0.5,0.3: give one value."),
         (
             ("--exclude", "conv1,stem.0"),
-            "--exclude conv1,stem.0: give the option several times, --exclude conv1 --exclude stem.0.",
+            "give the option several times, --exclude conv1 --exclude stem.0.",
         ),
         (("--ratio", "conv1=50%"), "--ratio conv1=50%: write conv1=0.5."),
         (("--track", "a,b"), "give the option several times, --track a --track b."),

@@ -191,5 +191,5 @@ def test_a_name_with_settings_is_told_what_to_pass() -> None:
     assert error.value.text(option).endswith("written --set epochs=0.1, --preset paper.")
     with pytest.raises(sc.ConfigError, match="'l2 layer': a setting of l2 is written key=value"):
         resolve("l2 layer")
-    with pytest.raises(sc.ConfigError, match="There is no method 'network slimming'. Did you mean bn-scale"):
+    with pytest.raises(sc.ConfigError, match=r"There is no method 'network slimming'\. Did you mean bn-scale"):
         resolve("network slimming")

@@ -102,7 +102,8 @@ def compare(
     epochs
         the compute of a cell: training passes of the uncut network over the training images
     recover
-        phases of recovery, "reconstruct + finetune lr=0.05", or none; they get the compute that the method leaves
+        phases of recovery as for prune, "reconstruct, finetune lr=0.05", or none; without a length, since they get the compute
+        that the method leaves
     search
         share of the compute for the own training of methods that train; by default each method's own share
     unit

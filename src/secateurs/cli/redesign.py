@@ -97,7 +97,7 @@ def redesign(
     align
         keep widths that are multiples of this
     method
-        how channels are chosen; `secateurs demo` runs every method there is
+        how channels are chosen: a name, with settings if any ("aofp theta=0.02"); `secateurs demo` runs every method there is
     scope
         internal leaves channels on a shortcut as they are, all widens and cuts them too; by default as the method's
         paper does
@@ -121,7 +121,7 @@ def redesign(
     device
         cpu, cuda, cuda:1 …; an accelerator if there is one
     track
-        a tracker that accelerate knows (tensorboard, wandb …)
+        a tracker that accelerate knows (tensorboard, wandb …); may be given several times
     """
     began = time.perf_counter()
     from secateurs.runs import RedesignRun
