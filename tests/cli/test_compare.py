@@ -90,7 +90,6 @@ def test_a_cell_that_fails_is_told_in_the_end(run, tmp_path):
         (("--budget", "macs=50%"), "--budget macs=50%: write macs=0.5."),
         (("--macs", "0.5,0.3"), "--macs 0.5,0.3: give the option several times, --macs 0.5 --macs 0.3."),
         (("--macs", "50%"), "--macs 50%: write 0.5."),
-        (("--seeds", "0,1"), "--seeds 0,1: give one value."),
         (("--method", "l2,npn"), "'l2,npn' names several methods: give --method l2 --method npn."),
         (
             ("--method", "l2 cost=1, pff preset=paper"),
@@ -102,7 +101,7 @@ def test_a_cell_that_fails_is_told_in_the_end(run, tmp_path):
         (("--recover", "finetune:10"), "recover: finetune has its length set, and in a comparison the compute"),
         (("--recover", "finetune steps=10"), "recover: finetune has its length set"),
         (("--recover", "reconstruct,finetune lr=-1"), "secateurs: lr=-1: must be greater than 0"),
-        (("--recover", "tune"), "There is no recovery 'tune'. Did you mean finetune?"),
+        (("--recover", "finetun"), "There is no recovery 'finetun'. Did you mean finetune?"),
         (("--cpus", 2), "--cpus and --gpus are what a cell needs of a Ray cluster"),
         (("--seeds", 0), "--seeds"),
         (("--search", 2), "--search 2 must be a share of the compute"),

@@ -273,7 +273,7 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--recover", "mimic:1 ema=0.9, finetune:1", "--ema", 0.8), "and --ema 0.8 both set ema: give one of them."),
         (("--recover", "finetune:1 lr=-1"), "secateurs: lr=-1: must be greater than 0"),
         (("--recover", "finetune:1 epochs=2"), "finetune:1 epochs=2: epochs is given twice"),
-        (("--recover", "finetune:1 lr 0.1"), "There is no recovery 'finetune:1 lr 0.1'. Did you mean finetune?"),
+        (("--recover", "finetune:1 lr 0.1"), "'finetune:1 lr 0.1': a setting of finetune is written key=value."),
         (("--macs", "50%"), "--macs 50%: write 0.5."),
         (("--macs", "0.5,0.3"), "--macs 0.5,0.3: give one value."),
         (

@@ -23,15 +23,18 @@ def read(text: str) -> list[tuple[type[Phase], dict[str, Any]]]:
     `reconstruct:512` reads 512 images. Raises ConfigError for what is not written so."""
     found = []
     for term in terms(text, KINDS) if text.strip() != NONE else []:
-        mode, colon, _ = term.name.partition(":")
+        name, *words = term.name.split() or [""]
+        mode, colon, _ = name.partition(":")
         if mode not in KINDS:
             raise ConfigError(f"There is no recovery {mode!r}. {nearest(mode, [*KINDS, NONE])}")
+        if words:
+            raise ConfigError(f"{term.name!r}: a setting of {mode} is written key=value.")
         settings = typed(KINDS[mode], term.settings)
         if colon:
             length = _length(mode)
             if length in settings:
                 raise ConfigError(f"{term}: {length} is given twice: give one of them.")
-            settings = {length: _amount(term.name), **settings}
+            settings = {length: _amount(name), **settings}
         found.append((KINDS[mode], settings))
     return found
 
