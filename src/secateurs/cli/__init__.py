@@ -108,7 +108,7 @@ def _told(tokens: Sequence[str], debug: bool) -> int:
 
 def _flags(tokens: Sequence[str]) -> frozenset[str] | None:
     """The options of the command."""
-    if not tokens or tokens[0] not in app:
+    if not tokens or tokens[0].startswith("-") or tokens[0] not in app:  # --help is a command of cyclopts'
         return None
     return frozenset(name for argument in app[tokens[0]].assemble_argument_collection() for name in argument.names)
 
