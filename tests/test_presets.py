@@ -89,7 +89,10 @@ def test_on_the_command_line() -> None:
     [
         (("--preset", "cifra"), "--preset cifra is not a preset of onestep. Did you mean cifar?"),
         (("--then", "pff:0.3", "--preset", "pff.nothing"), "--preset pff.nothing is not a preset of pff."),
-        (("--preset", "cifar", "--preset", "imagenet"), "--preset is given twice for onestep: cifar and imagenet."),
+        (
+            ("--preset", "cifar", "--preset", "imagenet"),
+            "--preset cifar and --preset imagenet both set preset: give one",
+        ),
         (("--preset", "cifar", "--set", "lam=-1"), "--set lam=-1: must be greater than 0"),
     ],
 )

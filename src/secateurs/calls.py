@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from pydantic import BaseModel
-
 from secateurs.artifact import Card
 from secateurs.artifact.history import Round
 from secateurs.budget import stated
 from secateurs.deploy import Target
+from secateurs.grammar import written
 from secateurs.methods.registry import registered
-from secateurs.presets import changed, spelled, written
-from secateurs.recovery import MODES, Reconstruct
+from secateurs.presets import changed, spelled
+from secateurs.recovery import KINDS
 from secateurs.tasks import TASKS
 
 FUNCTIONS = ("loss", "step", "forward", "metrics")
@@ -119,8 +118,7 @@ def _step(step: Any) -> str:
     """A recipe of recovery."""
     if not isinstance(step, Mapping):
         return "..."
-    kinds: dict[str, type[BaseModel]] = {**MODES, Reconstruct.mode: Reconstruct}
-    kind = kinds.get(str(step.get("mode")))
+    kind = KINDS.get(str(step.get("mode")))
     return "..." if kind is None else f"sc.{kind.__name__}({_settings(changed(kind, step))})"
 
 

@@ -78,8 +78,8 @@ class SecateursError(Exception):
         """The same error with another hint; without any if none is given."""
         return self._changed(self.args, hint)
 
-    def renamed(self: E, rename: Callable[[Setting], Setting]) -> E:
-        """The same error with its settings put in terms of the caller's."""
+    def renamed(self: E, rename: Callable[[Setting], Setting | str]) -> E:
+        """The same error with its settings put in terms of the caller's, or as text."""
         message, hint = (
             tuple(rename(part) if isinstance(part, Setting) else part for part in parts)
             for parts in (self.args, self.hint)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
-from types import UnionType
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from secateurs.errors import ConfigError, Setting, complaint, nearest
+from secateurs.grammar import kinds, written
 
 P = TypeVar("P", bound="Presets")
 Auto = Literal["auto"] | StrictBool  # strict: 'yes' and 1 are neither
-WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class Called(BaseModel):
@@ -66,9 +64,9 @@ def faults(kind: type[BaseModel], error: ValidationError, given: Mapping[str, An
 
 def _text(field: FieldInfo | None, items: list[Any]) -> str:
     first = items[0]
-    if field is not None and _is_union(field.annotation):
-        kinds = {item["loc"][1]: item for item in reversed(items) if len(item["loc"]) > 1}
-        valid = [noun for kind in reversed(kinds) for noun in _nouns(kinds[kind])]
+    if field is not None and len(kinds(field.annotation)) > 1:
+        wrong = {item["loc"][1]: item for item in reversed(items) if len(item["loc"]) > 1}
+        valid = [noun for kind in reversed(wrong) for noun in _nouns(wrong[kind])]
         if valid:
             return f"must be {' or '.join(filter(None, [', '.join(valid[:-1]), valid[-1]]))}"
     return complaint(first) if len(first["loc"]) < 2 else f"{first['input']!r} {complaint(first)}"
@@ -82,34 +80,6 @@ def _nouns(item: Mapping[str, Any]) -> list[str]:
         return ["True", "False"]
     noun = complaint(item).removeprefix("must be ")
     return [noun if item["type"] == "literal_error" else noun.partition(", ")[0]]  # without why it is none
-
-
-def _is_union(annotation: Any) -> bool:
-    """Whether a value may have several types beside None."""
-    members = [kind for kind in get_args(annotation) if kind is not type(None)]
-    return get_origin(annotation) in (Union, UnionType) and len(members) > 1
-
-
-def typed(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that were read from text, with the words for true and false as these where a setting may be either."""
-    fields = kind.model_fields
-    return {
-        name: WORDS.get(value.lower(), value)
-        if isinstance(value, str) and name in fields and _takes_flags(fields[name].annotation)
-        else value
-        for name, value in values.items()
-    }
-
-
-def written(values: Mapping[str, Any]) -> list[str]:
-    """Settings as text, `key=value` each."""
-    return [f"{key}={_word(value)}" for key, value in values.items()]
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str).replace(" ", "")
 
 
 def changed(
@@ -134,10 +104,6 @@ def spelled(kind: type[Presets], settings: Mapping[str, Any]) -> list[str]:
     forms = [changed(kind, settings)]
     forms += [{"preset": name, **changed(kind, settings, usual)} for name, usual in kind.presets.items()]
     return written(min(forms, key=len))
-
-
-def _takes_flags(annotation: Any) -> bool:
-    return annotation is bool or any(map(_takes_flags, get_args(annotation)))
 
 
 def _explained(kind: type[BaseModel], found: list[Fault]) -> list[object]:

@@ -137,10 +137,6 @@ def test_the_command_makes_the_same_run(name, run, images, tmp_path, monkeypatch
     record = record_of(PruneRun(NET, data, folder, **settings))
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"finished": True, "settings": record}))
-    if name == "recipes":  # what the options cannot say of several recipes is no command
-        mixed = command(folder)
-        assert mixed is None
-        return
     found = command(folder)
     assert found is not None
     note, line = found.split("\n", 1) if found.startswith("#") else ("", found)

@@ -183,9 +183,13 @@ def test_a_name_with_settings_is_told_what_to_pass() -> None:
         resolve("l2 ranking=layer")
     assert str(error.value).endswith("is 'l2', and its settings are written L2(ranking='layer').")
     with pytest.raises(sc.ConfigError) as error:
-        resolve("pff epochs=0.1 preset=paper delta")
+        resolve("pff epochs=0.1 preset=paper")
     assert str(error.value) == (
-        "'pff epochs=0.1 preset=paper delta' has settings: the name of the method is 'pff', and its settings are written "
-        "PFF(epochs=0.1), preset='paper', PFF(delta=…)."
+        "'pff epochs=0.1 preset=paper' has settings: the name of the method is 'pff', and its settings are written "
+        "PFF(epochs=0.1), preset='paper'."
     )
-    assert error.value.text(option).endswith("written --set epochs=0.1, --preset paper, --set delta=….")
+    assert error.value.text(option).endswith("written --set epochs=0.1, --preset paper.")
+    with pytest.raises(sc.ConfigError, match="'l2 layer': a setting of l2 is written key=value"):
+        resolve("l2 layer")
+    with pytest.raises(sc.ConfigError, match=r"There is no method 'network slimming'\. Did you mean bn-scale"):
+        resolve("network slimming")

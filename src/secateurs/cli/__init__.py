@@ -8,9 +8,10 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import get_origin
 
 from cyclopts import App
-from cyclopts.exceptions import CycloptsError, MissingArgumentError, UnusedCliTokensError
+from cyclopts.exceptions import CoercionError, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from secateurs.cli import config
 from secateurs.cli.bench import bench
@@ -22,11 +23,12 @@ from secateurs.cli.evaluate import evaluate
 from secateurs.cli.export import export
 from secateurs.cli.inspect import inspect
 from secateurs.cli.methods import methods
+from secateurs.cli.options import again, fraction
 from secateurs.cli.prune import prune
 from secateurs.cli.redesign import redesign
 from secateurs.cli.report import report
 from secateurs.cli.sensitivity import sensitivity
-from secateurs.cli.spelling import option
+from secateurs.cli.spelling import option, speaking
 from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError
 from secateurs.version import __version__
 
@@ -76,6 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Spelled("%(message)s"))
     logging.basicConfig(handlers=[handler])
+    with speaking(_flags(tokens)):
+        return _told(tokens, debug)
+
+
+def _told(tokens: Sequence[str], debug: bool) -> int:
+    """Run one command, and say what failed."""
     try:
         status = _run(tokens)
         sys.stdout.flush()
@@ -96,6 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, SecateursError):
             return _fail(error.text(option), USAGE if _is_usage(error) else FAILED)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILED)
+
+
+def _flags(tokens: Sequence[str]) -> frozenset[str] | None:
+    """The options of the command."""
+    if not tokens or tokens[0].startswith("-") or tokens[0] not in app:  # --help is a command of cyclopts'
+        return None
+    return frozenset(name for argument in app[tokens[0]].assemble_argument_collection() for name in argument.names)
 
 
 class _Spelled(logging.Formatter):
@@ -133,11 +148,26 @@ def _usage(error: CycloptsError) -> str:
     missing = error.argument if isinstance(error, MissingArgumentError) else None
     if missing is not None and "--model" in missing.names:  # it is a positional one, too
         said = f'Command "{command}" needs a MODEL, such as zoo:resnet56.'
+    elif isinstance(error, CoercionError) and (advice := _meant(error)):
+        said = advice
     elif isinstance(error, UnusedCliTokensError) and command in app:
         said = _unused(command, error.unused_tokens or [], error.root_input_tokens or [])
     else:
         said = str(error).rstrip()
     return f"{said} See {f'secateurs {command}'.rstrip()} --help."
+
+
+def _meant(error: CoercionError) -> str | None:
+    """What to write for 50%, and for several values in one."""
+    if error.token is None or error.argument is None:
+        return None
+    name, value = error.argument.name, error.token.value
+    if (number := fraction(value)) is not None:
+        return f"{name} {value}: write {number}."
+    if "," not in value:
+        return None
+    several = get_origin(error.argument.hint) is tuple
+    return f"{name} {value}: {again(name, value.split(',')) if several else 'give one value'}."
 
 
 def _unused(command: str, unused: Sequence[str], tokens: Sequence[str]) -> str:

@@ -10,8 +10,7 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.artifacts import ArtifactOptions, Opened
-from secateurs.cli.limits import Many
-from secateurs.cli.options import Count, Folder
+from secateurs.cli.options import Count, Folder, Names
 from secateurs.errors import ConfigError, shown
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 def bench(
     artifact: Folder,
     *,
-    target: Many = (),
+    target: Names = (),
     batch: Annotated[tuple[Count, ...], Parameter(negative="", show_default=False)] = (),
     threads: Count | None = None,
     precision: Literal["fp32", "fp16", "bf16"] = "fp32",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
 
 from cyclopts import Parameter
 
-from secateurs.cli.options import Count, pair
+from secateurs.cli.options import Count, pairs
 from secateurs.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -77,12 +77,10 @@ def target(name: str, settings: Sequence[str]) -> Target:
     from secateurs.deploy import Target
 
     known = {f.name for f in fields(Target)} - {"runtime"}
-    found: dict[str, Any] = {}
-    for item in settings:
-        key, value = pair("target-set", item, "threads=1")
+    found = pairs("target-set", settings, "threads=1")
+    for key, value in found.items():
         if key not in known:
-            raise ConfigError(f"--target-set {item}: a target has no setting {key}. {nearest(key, known)}")
-        found[key] = value
+            raise ConfigError(f"--target-set {key}={value}: a target has no setting {key}. {nearest(key, known)}")
     try:
         return Target(name, **found)  # type: ignore[arg-type]  # checked
     except ConfigError as error:

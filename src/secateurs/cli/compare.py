@@ -12,8 +12,8 @@ from cyclopts.validators import Number
 
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
-from secateurs.cli.limits import LimitOptions, Many
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, log, pair
+from secateurs.cli.limits import LimitOptions
+from secateurs.cli.options import Count, DataOptions, Folder, Many, ModelOptions, log, pairs
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import ConfigError, SecateursError, shown
 
@@ -102,7 +102,8 @@ def compare(
     epochs
         the compute of a cell: training passes of the uncut network over the training images
     recover
-        phases of recovery, "reconstruct + finetune lr=0.05", or none; they get the compute that the method leaves
+        phases of recovery as for prune, "reconstruct, finetune lr=0.05", or none; without a length, since they get the compute
+        that the method leaves
     search
         share of the compute for the own training of methods that train; by default each method's own share
     unit
@@ -179,7 +180,7 @@ def _budgets(macs: Shares, params: Shares, budget: Many) -> list[Budget]:
     found = [Budget(macs=exact(figure)) for figure in macs] + [Budget(params=exact(figure)) for figure in params]
     known = {f.name for f in fields(Target)} - {"runtime"}
     for text in budget:
-        given = dict(pair("budget", item.strip(), "macs=0.5,params=0.4") for item in text.split(","))
+        given = pairs("budget", map(str.strip, text.split(",")), "macs=0.5,params=0.4")
         figures: dict[str, Any] = {k: exact(v) if k in ("macs", "params", "latency") else v for k, v in given.items()}
         own = {k: figures.pop(k) for k in known & figures.keys()}
         if own and "target" not in figures:

@@ -273,15 +273,14 @@ def _pairs(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A value as `--set` reads it: JSON, or text that is not JSON."""
+    """A value as `--set` reads it."""
+    from secateurs.grammar import word
+
     try:
-        if isinstance(value, str):
-            json.loads(value)  # a text that looks like another value keeps its quotes
-        return json.dumps(value)
-    except ValueError:
-        return str(value)
+        json.dumps(value)
     except TypeError:
         raise ValueError("must have values that JSON has, too") from None
+    return word(value)
 
 
 def _joined(value: Any) -> Any:

@@ -68,7 +68,7 @@ def demo(
     Parameters
     ----------
     methods
-        only these, separated by commas
+        only these, separated by commas, with settings if any: "l2, aofp theta=0.02"
     macs
         the MACs that may stay
     epochs
@@ -99,27 +99,27 @@ def demo(
     network = sc.build(SPEC, num_classes=10)
     inputs = Purpose().example(network, data)
     graph = sc.trace(network, inputs)
-    for method in chosen:
+    for name, method in chosen.items():
         try:
             task = Task(network, graph, budget, method.default_scope, data, seed, inputs)
             method.check(task)
             method.feasible(task)
         except BudgetError as error:  # without advice on a scope, which is not to be had here
-            raise error.within(f"{method.name}: ").advised() from error
+            raise error.within(f"{name}: ").advised() from error
     rewind(data)
     _train(network, data, epochs, seed)
     rows = report.table("method", "MACs", "params", "cut", "calibrated", "recovered", "error", "time")
     heading = f"{SPEC} on scikit-learn's digits"
     failures: list[tuple[str, Exception]] = []
-    for i, method in enumerate(chosen, start=1):
-        log(f"[{i}/{len(chosen)}] {method.name}")
+    for i, (name, method) in enumerate(chosen.items(), start=1):
+        log(f"[{i}/{len(chosen)}] {name}")
         try:
             result, seconds = _pruned(method, network, data, budget, recover_epochs, seed)
-            rows.add_row(*_row(result), report.duration(seconds))
+            rows.add_row(name, *_row(result), report.duration(seconds))
             heading = f"{SPEC} on scikit-learn's digits: {_figures(result.before)}"
         except Exception as failure:  # the others still get their rows
-            failures.append((method.name, failure))
-            rows.add_row(method.name, *["-"] * 6, "failed")
+            failures.append((name, failure))
+            rows.add_row(name, *["-"] * 6, "failed")
     console = options.out()
     console.print(heading)
     console.print()
@@ -133,14 +133,16 @@ def demo(
         raise SecateursError(f"{len(failures)} of {len(chosen)} methods failed.") from failures[0][1]
 
 
-def _methods(names: str | None) -> list[Method]:
+def _methods(names: str | None) -> dict[str, Method]:
+    """By the text that names them."""
     import secateurs as sc
-    from secateurs.methods import resolve
+    from secateurs.grammar import terms
+    from secateurs.methods.text import made
 
     if names is not None and not names.strip(" ,"):
         raise ConfigError(f"--methods names none. Known: {', '.join(sc.methods())}.")
-    chosen = [name.strip() for name in (names.strip(" ,").split(",") if names else sc.methods())]
-    return [resolve(name, **CHEAPER.get(name, {})) for name in chosen]
+    chosen = terms((names or ",".join(sc.methods())).strip(" ,"), sc.methods())
+    return {str(term): made(term, **CHEAPER.get(term.name, {})) for term in chosen}
 
 
 def _train(network: nn.Module, data: Data, epochs: float, seed: int) -> None:
@@ -172,7 +174,6 @@ def _row(result: Result) -> list[str]:
 
     before, after = result.before, result.after
     return [
-        result.method.name,
         report.share(after.macs, before.macs),
         report.share(after.params, before.params),
         *(report.percent(stage.top1) for stage in (result.cut, result.calibrated, after)),

@@ -10,28 +10,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from secateurs.cli.options import Names, fraction
 from secateurs.errors import ConfigError
 
 if TYPE_CHECKING:
     from secateurs.methods import Limits
 
-Many = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
-
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class LimitOptions:
-    exclude: Many = ()
+    exclude: Names = ()
     """keep what these layers put out whole: a layer, a module for all layers in it, or a pattern ('layer4.*'); may be
     given several times, as may the following"""
-    only: Many = ()
+    only: Names = ()
     """cut only what these layers put out"""
-    ratio: Many = ()
+    ratio: Names = ()
     """PATTERN=KEEP, the fraction of their channels that these layers keep; the budget is met by the others, and
     without a budget only these layers are cut"""
-    min_channels: Many = ()
+    min_channels: Names = ()
     """N, or PATTERN=N: the least number of channels that layers keep"""
-    max_cut: Many = ()
+    max_cut: Names = ()
     """X, or PATTERN=X: the largest fraction of their channels that layers may lose; by default 0.9, where the budget
     allows it; or the sensitivity.json of a study: no layer is cut so far that the network, with only this
     layer cut, loses more than --max-cut-drop"""
@@ -96,5 +95,7 @@ def _pairs(option: str, given: Sequence[str], number: Callable[[str], Any]) -> d
             example, whole = ("layer4.*=16", ", or 8") if number is int else ("layer4.*=0.5", ", or 0.5")
             whole = "" if option == "ratio" else f"{whole} for all layers"
             whole += ", or the sensitivity.json of a study" * (option == "max-cut")
+            if (share := fraction(text)) is not None:
+                raise ConfigError(f"--{option} {item}: write {pattern}{equals}{share}.") from None
             raise ConfigError(f"--{option} {item}: write PATTERN=NUMBER, such as {example}{whole}.") from None
     return found

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
+import shlex
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from secateurs.cli import options
-from secateurs.cli.options import pair
+from secateurs.cli.options import once, pair
+from secateurs.cli.spelling import as_text
 from secateurs.errors import ConfigError, Setting
 
 if TYPE_CHECKING:
     from secateurs.deploy import Target
+    from secateurs.grammar import Term
     from secateurs.methods import Method
     from secateurs.runs import Stage
 
@@ -45,6 +48,7 @@ def methods(name: str | None = None) -> None:
     name
         show the settings and presets of this method
     """
+    from secateurs.grammar import word
     from secateurs.methods import methods, resolve
     from secateurs.methods.registry import about
     from secateurs.report import table
@@ -60,50 +64,42 @@ def methods(name: str | None = None) -> None:
     found = type(resolve(name))
     rows = table("setting", "default", *found.presets, "", left=3 + len(found.presets))
     for key, setting in found.model_fields.items():
-        values = [_json(preset[key]) if key in preset else "" for preset in found.presets.values()]
-        rows.add_row(key, _json(setting.get_default(call_default_factory=True)), *values, setting.description or "")
+        values = [word(preset[key]) if key in preset else "" for preset in found.presets.values()]
+        rows.add_row(key, word(setting.get_default(call_default_factory=True)), *values, setting.description or "")
     console.print(about(found))
     console.print()
     console.print(rows)
 
 
-def _json(value: Any) -> str:
-    """A value as `--set` reads it."""
-    return value if isinstance(value, str) else json.dumps(value)
+def configured(method: str, settings: Sequence[str], ranking: str | None = None, preset: Sequence[str] = ()) -> Method:
+    """The method that a text names, with the settings of the text and those of options. Raises ConfigError for settings that
+    are not valid, and for one that is given twice."""
+    from secateurs.methods.text import read
+
+    return _made(read(method), f"--method {shlex.quote(method)}", settings, ranking, preset)
 
 
-def configured(
-    method: str, settings: Sequence[str], ranking: str | None = None, preset: Sequence[str] = (), prefix: str = ""
+def _made(
+    term: Term, text: str, settings: Sequence[str], ranking: str | None, preset: Sequence[str], prefix: str = ""
 ) -> Method:
-    """The method with its settings; values are parsed as JSON if they are valid JSON (0.7, true, null).
+    """text: where the term was given. prefix: what stood before the settings and presets of options."""
+    from secateurs.methods.text import made
 
-    preset: the name of one of its presets, which the settings override, or nothing. prefix: what stood before each of them.
-    """
-    if len(preset) > 1:
-        raise ConfigError(f"--preset is given twice for {method}: {' and '.join(preset)}. Give one of them.")
-    from secateurs.methods import resolve
-    from secateurs.presets import typed
-
-    values: dict[str, Any] = {} if ranking is None else {"ranking": ranking}
-    for item in settings:
-        key, value = pair("set", item, "beta=0.7")
-        if key in values and key == "ranking" and ranking is not None:
-            if value == ranking:
-                continue
-            raise ConfigError(f"--ranking {ranking} and --set {item} contradict each other: give one of them.")
-        if key in values:
-            raise ConfigError(f"--set {prefix}{key} is given twice: give one of them.")
-        values[key] = value
-    found = resolve(method)
-    values = typed(type(found), values)
+    given = [(text, key, own) for key, own in term.settings.items()]
+    given += [] if ranking is None else [(f"--ranking {ranking}", "ranking", ranking)]
+    given += [(f"--preset {prefix}{name}", "preset", name) for name in preset]
+    given += [(f"--set {prefix}{item}", *pair("set", item, "beta=0.7")) for item in settings]
+    values = once(given)
     try:
-        return type(found).preset(preset[0], **values) if preset else resolve(found, **values)
+        return made(replace(term, settings=values))
     except ConfigError as error:
-        raise error.renamed(_prefixed(prefix)) from None
+        raise error.renamed(_as_given(term, prefix)) from None
 
 
-def _prefixed(prefix: str) -> Callable[[Setting], Setting]:
-    def rename(setting: Setting) -> Setting:
+def _as_given(term: Term, prefix: str) -> Callable[[Setting], Setting | str]:
+    def rename(setting: Setting) -> Setting | str:
+        if setting.name in term.settings:
+            return as_text(setting)
         if setting.name == "preset":
             return Setting("preset", f"{prefix}{setting.value}")
         return Setting(f"{prefix}{setting.name}", setting.value, setting.of)
@@ -124,32 +120,42 @@ def stages(
 
     found = []
     for text in then:
-        name, _, figure = text.partition(":")
-        name = name.strip()
-        macs = _figure(text, figure)
+        term, macs = _stage(text)
+        prefix = f"{term.name}."
         its, named = (
-            [item.removeprefix(f"{name}.") for item in given if item.startswith(f"{name}.")]
-            for given in (settings, preset)
+            [item.removeprefix(prefix) for item in given if item.startswith(prefix)] for given in (settings, preset)
         )
-        found.append(Stage(configured(name, its, preset=named, prefix=f"{name}."), macs, align, text, target))
+        method = _made(term, f"--then {shlex.quote(text)}", its, None, named, prefix)
+        found.append(Stage(method, macs, align, text, target))
     return found
 
 
 def own(settings: Sequence[str], then: Sequence[str]) -> list[str]:
     """The settings or presets of the first method: those without a method's name."""
-    others = tuple(f"{text.partition(':')[0].strip()}." for text in then)
+    others = tuple(f"{_stage(text)[0].name}." for text in then)
     return [item for item in settings if not (others and item.startswith(others))]
 
 
-def _figure(text: str, figure: str) -> float | None:
-    if not figure and ":" not in text:
-        return None  # a method with a knob of its own
-    try:
-        value = float(figure)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
+def _stage(text: str) -> tuple[Term, float | None]:
+    """`pff:0.3 cost=0.25` as the method with its settings, and the MACs."""
+    from secateurs.methods.text import read
+
+    term = read(text, several="then")
+    name, colon, figure = term.name.partition(":")
+    misplaced = [own for own in term.settings.values() if ":" in own and _number(own.rpartition(":")[2]) is not None]
+    if not colon and not misplaced:
+        return term, None  # a method with a knob of its own
+    macs = _number(figure)
+    if macs is None or not 0 < macs < math.inf:
         raise ConfigError(
-            f"--then {text}: write METHOD:MACS (pff:0.3), with the MACs to keep: a fraction up to 1 or an absolute number."
-        )
-    return value
+            Setting("then", text), ": write METHOD:MACS (pff:0.3), with the MACs to keep: a fraction up to 1 or an absolute "
+            "number, and settings after it (pff:0.3 epochs=2).",
+        )  # fmt: skip
+    return replace(term, name=name), macs
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
@@ -17,6 +16,9 @@ from secateurs.errors import ConfigError, Message
 
 if TYPE_CHECKING:
     from secateurs.runs import DataSpec, NetworkSpec
+
+
+T = TypeVar("T")
 
 
 def _folder(_type: type, tokens: Sequence[Token]) -> Path:
@@ -70,15 +72,61 @@ class ModelOptions:
         return NetworkSpec(spec, self.weights, self.num_classes, self.trust_code)
 
 
-def pair(option: str, item: str, such_as: str) -> tuple[str, Any]:
-    """KEY=VALUE as the two; values are parsed as JSON if they are valid JSON (0.7, true, null), and True and False as well."""
+def _names(_type: type, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Names that an option has, one each time that it is given."""
+    values = tuple(token.value for token in tokens if token.implicit_value != [])  # an empty list, in a file
+    if any("," in item and "[" not in item and not item.endswith(".json") for item in values):  # a pattern, a file
+        raise ValueError("it has a comma")
+    return values
+
+
+Many = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]  # texts that may have commas
+Names = Annotated[tuple[str, ...], Parameter(negative="", show_default=False, converter=_names)]
+
+
+def again(option: str, items: Sequence[str]) -> str:
+    """What to write where several values were given as one."""
+    return f"give the option several times, {' '.join(f'{option} {item.strip()}' for item in items)}"
+
+
+def fraction(percent: str) -> str | None:
+    """`50%` as `0.5`; None for what is no percentage."""
+    try:
+        return f"{float(percent[:-1]) / 100:g}" if percent.endswith("%") else None
+    except ValueError:
+        return None
+
+
+def pair(option: str, item: str, such_as: str) -> tuple[str, str]:
+    """KEY=VALUE as the two."""
     key, equals, text = item.partition("=")
     if not equals or not key:
         raise ConfigError(f"--{option} {item}: write key=value, such as --{option} {such_as}.")
-    try:
-        return key, json.loads(text)
-    except ValueError:
-        return key, {"True": True, "False": False}.get(text, text)
+    if (number := fraction(text)) is not None:
+        raise ConfigError(f"--{option} {item}: write {key}={number}.")
+    further = text.partition(",")[2].partition("=")
+    if further[1] and further[0].strip().isidentifier() and text[0] not in '[{"':
+        raise ConfigError(f"--{option} {item} has a comma: {again(f'--{option}', item.split(','))}.")
+    return key, text
+
+
+def once(given: Iterable[tuple[str, str, T]]) -> dict[str, T]:
+    """Values by the settings that they are for. given: (where it was given, setting, value) of each. Raises ConfigError for a
+    setting that is given twice."""
+    found: dict[str, tuple[str, T]] = {}
+    for where, key, item in given:
+        if key in found:
+            raise ConfigError(f"{found[key][0]} and {where} both set {key}: give one of them.")
+        found[key] = where, item
+    return {key: item for key, (_, item) in found.items()}
+
+
+def pairs(option: str, items: Iterable[str], such_as: str) -> dict[str, Any]:
+    """Several KEY=VALUE by key, values as they are read. Raises ConfigError for a key that is given twice."""
+    from secateurs.grammar import value
+
+    given = once((f"--{option} {item}", *pair(option, item, such_as)) for item in items)
+    return {key: value(text) for key, text in given.items()}
 
 
 class _Plain(Console):

@@ -12,9 +12,9 @@ from cyclopts import Parameter
 from secateurs.cli import options
 from secateurs.cli.budget import BudgetOptions
 from secateurs.cli.config import ConfigOptions
-from secateurs.cli.limits import LimitOptions, Many
+from secateurs.cli.limits import LimitOptions
 from secateurs.cli.methods import configured, own, stages
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
+from secateurs.cli.options import Count, DataOptions, Folder, Many, ModelOptions, Names, Seed
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import shown
@@ -32,7 +32,7 @@ def prune(
     budget_options: BudgetOptions | None = None,
     scope: Literal["internal", "all"] | None = None,
     ranking: Literal["global", "layer", "isomorphic"] | None = None,
-    preset: Many = (),
+    preset: Names = (),
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     rounds: Count = 1,
     schedule: Literal["linear", "cubic"] = "linear",
@@ -50,7 +50,7 @@ def prune(
     force: Flag = False,
     seed: Seed = 0,
     device: str | None = None,
-    track: Many = (),
+    track: Names = (),
     config_options: ConfigOptions | None = None,
 ) -> None:
     """Prune a network to a budget, verify the cut, recover the accuracy, save the result.
@@ -86,7 +86,8 @@ def prune(
         zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory; or the folder of an artifact, whose
         network is pruned further
     method
-        how channels are chosen; `secateurs demo` runs every method there is
+        how channels are chosen: a name, with settings if any ("aofp theta=0.02", "pff preset=paper"); `secateurs methods` lists
+        both, `secateurs demo` runs every method there is
     scope
         internal keeps channels on a shortcut, all cuts them too; by default as the method's paper does
     ranking
@@ -96,14 +97,15 @@ def prune(
         named settings of the method, which --set overrides (`secateurs methods` lists them); pff.NAME for a method of
         --then
     settings
-        a setting of the method, key=value, or pff.key=value for a method of --then; may be given several times
+        a setting of the method, key=value, as within --method, or pff.key=value for a method of --then; may be given several
+        times
     rounds
         prune iteratively: so many rounds of cutting a little and recovering, each with the whole method and recovery
     schedule
         of the rounds: the same share in each (linear), or most at first (cubic); --lr-schedule is the learning rate's
     then
-        METHOD:MACS, a further method that prunes the result (pff:0.3), and the MACs of the original network to keep at
-        most; may be given several times. Each cut is followed by the same recovery
+        METHOD:MACS, a further method that prunes the result (pff:0.3, with settings "pff:0.3 epochs=2"), and the MACs of the
+        original network to keep at most; may be given several times. Each cut is followed by the same recovery
     allow_inexact
         also cut channels over which a layer or group norm computes its statistics; the cut is then not verified
     calibrate
@@ -120,7 +122,7 @@ def prune(
     device
         cpu, cuda, cuda:1 …; an accelerator if there is one
     track
-        a tracker that accelerate knows (tensorboard, wandb …)
+        a tracker that accelerate knows (tensorboard, wandb …); may be given several times
     """
     began = time.perf_counter()
     from secateurs.runs import PruneRun

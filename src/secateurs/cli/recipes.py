@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
-from secateurs.errors import ConfigError, Setting, as_setting
+from secateurs.cli.options import once
+from secateurs.cli.spelling import MIMIC, RECOVERY, TRAINED, as_text
+from secateurs.errors import ConfigError, Setting
 
 if TYPE_CHECKING:
     from secateurs.runs import RedesignTraining
@@ -18,9 +22,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RecoverOptions:
     recover: str | None = None
-    """none, or steps in order: finetune:EPOCHS (on labels and the original's class probabilities),
-    mimic:EPOCHS (its feature maps, without labels), reconstruct:IMAGES (least squares, without labels or training); for
-    example reconstruct,finetune:10; by default 3 epochs, 1,024 images"""
+    """none, or phases in order: finetune:EPOCHS (on labels and the original's class probabilities),
+    mimic:EPOCHS (its feature maps, without labels), reconstruct:IMAGES (least squares, without labels or training), each
+    with settings if any: "reconstruct, finetune:10 lr=0.05"; by default 3 epochs, 1,024 images"""
     recover_epochs: float | None = None
     """short for finetune:EPOCHS; 3 by default, 0 for none"""
     share: float | None = None
@@ -54,97 +58,74 @@ class RecoverOptions:
     """factor of the learning rate at each milestone, 0.1 by default"""
 
     def recipes(self) -> list[Phase]:
-        """The phases of recovery, in order; ConfigError for invalid options and for those that would be ignored."""
-        phases = self._phases()
-        kinds = {kind for kind, _ in phases}
-        tuned = kinds & {"finetune", "distil"}
-        for option, used, kind in (
-            ("mimic_lr", "mimic" in kinds, "mimic"),
-            ("mimic_function", "mimic" in kinds, "mimic"),
-            ("nodes", "mimic" in kinds, "mimic"),
-            ("share", tuned, "finetune"),
-            ("temperature", tuned and self.share != 0, "finetune"),
-            ("lr", tuned, "finetune"),
-            ("ema", bool(kinds & {"finetune", "distil", "mimic"}), "finetune"),
-        ):
-            if getattr(self, option) is not None and not used:
-                why = " with a share above 0" if option == "temperature" and tuned else ""
-                raise ConfigError(
-                    f"--{option.replace('_', '-')} is an option of {kind}: it requires --recover {kind}:EPOCHS{why}."
-                )
-        return [
-            self._stepped(self._recipe(kind, amount)) for kind, amount in phases if amount != 0 or kind == "reconstruct"
-        ]
-
-    def _stepped(self, phase: Phase) -> Phase:
-        """The phase with the optimizer and the milestones, if it trains."""
+        """The phases of recovery, in order; ConfigError for invalid options, for those that would be ignored, and for a setting
+        that is given twice."""
         from secateurs.training import Recipe
 
-        given: dict[str, Any] = {n: v for n in ("optimizer", "ema") if (v := getattr(self, n)) is not None}
-        if self.milestones is not None:
-            if self.lr_schedule != "onecycle":
-                raise ConfigError(f"--lr-schedule {self.lr_schedule} and --milestones are mutually exclusive.")
-            try:
-                points = tuple(float(part) for part in self.milestones.split(","))
-            except ValueError:
-                raise ConfigError(f"--milestones {self.milestones}: write epochs with commas, such as 5,10.") from None
-            given |= {"schedule": "step", "milestones": points}
-        if self.gamma is not None:
-            if self.milestones is None:
-                raise ConfigError("--gamma requires --milestones.")
-            given["gamma"] = self.gamma
-        if not given or not isinstance(phase, Recipe):
-            return phase
-        return type(phase)(**{**phase.model_dump(exclude_unset=True), **given})
+        if self.milestones is not None and self.lr_schedule != "onecycle":
+            raise ConfigError(f"--lr-schedule {self.lr_schedule} and --milestones are mutually exclusive.")
+        text = f"--recover {shlex.quote(self.recover or '')}"
+        phases = [
+            (kind, settings, once([*((text, key, value) for key, value in settings.items()), *self._options(kind)]))
+            for kind, settings in self._phases()
+        ]
+        self._check_used([(kind.mode, settings) for kind, _, settings in phases])
+        found = [_made(*phase) for phase in phases]
+        return [phase for phase in found if not (isinstance(phase, Recipe) and 0 in (phase.epochs, phase.steps))]
 
-    def _recipe(self, kind: str, amount: float | None) -> Phase:
-        from secateurs.recovery import MODES, Reconstruct
-
-        if kind == Reconstruct.mode:
-            try:
-                return Reconstruct() if amount is None else Reconstruct(images=int(amount))
-            except ConfigError as error:
-                raise error.renamed(as_setting("recover")) from None
-        epochs = 3 if amount is None else amount
-        if kind != "mimic":
-            names = ("lr", "share", "temperature", "weight_decay", "label_smoothing", "precision")
-            given = {name: value for name in names if (value := getattr(self, name)) is not None}
-            return MODES[kind](epochs=epochs, schedule=self.lr_schedule, **given)
-        nodes = None if self.nodes is None else tuple(name.strip() for name in self.nodes.split(",") if name.strip())
-        given = {"lr": self.mimic_lr, "function": self.mimic_function, "nodes": nodes}
-        given = {name: value for name, value in given.items() if value is not None}
-        return MODES[kind](epochs=epochs, schedule=self.lr_schedule, precision=self.precision, **given)
-
-    def _phases(self) -> list[tuple[str, float | None]]:
-        """Of each: (kind, epochs or images), None by default."""
+    def _phases(self) -> list[tuple[type[Phase], dict[str, Any]]]:
+        """The phases with the settings of the text."""
+        from secateurs.recovery import KINDS
+        from secateurs.recovery.text import read
         from secateurs.runs.training import check_epochs
 
-        if self.recover is None:
-            given = self.recover_epochs
-            return [("finetune", 3 if given is None else check_epochs(given, Setting("recover_epochs", given)))]
-        if self.recover_epochs is not None:
+        if self.recover is not None and self.recover_epochs is not None:
             raise ConfigError("--recover and --recover-epochs are mutually exclusive.")
-        if self.recover == "none":
-            return []
-        from secateurs.recovery import MODES, Reconstruct
+        if self.recover is not None:
+            found = read(self.recover)
+        else:
+            given = self.recover_epochs
+            epochs = 3 if given is None else check_epochs(given, Setting("recover_epochs", given))
+            found = [(KINDS["finetune"], {"epochs": epochs})]
+        step = {} if self.milestones is None else {"schedule": "step"}
+        return [(kind, {**step, **settings} if kind.mode in TRAINED else settings) for kind, settings in found]
 
-        phases: list[tuple[str, float | None]] = []
-        for part in self.recover.split(","):
-            kind, _, amount = part.strip().partition(":")
-            try:
-                if kind == Reconstruct.mode:
-                    phases.append((kind, int(amount) if amount else None))
-                    continue
-                if kind in MODES:
-                    phases.append((kind, check_epochs(float(amount or 3), Setting("recover", part.strip()))))
-                    continue
-            except ValueError:
-                pass
-            raise ConfigError(
-                f"--recover {self.recover}: write finetune:EPOCHS, mimic:EPOCHS or reconstruct:IMAGES, several "
-                "with commas (reconstruct,finetune:10), or none."
-            )
-        return phases
+    def _given(self) -> dict[str, Any]:
+        """The options that say something: files that `--print-config` writes have all of them."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name in RECOVERY}
+        usual = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in given.items() if value != usual[name]}
+
+    def _options(self, kind: type[Phase]) -> Iterator[tuple[str, str, Any]]:
+        """Of each option that sets something of these phases: the option, the setting, the value."""
+        from secateurs.grammar import typed
+
+        for option, value in self._given().items():
+            setting, modes = RECOVERY[option]
+            if kind.mode in modes:
+                own = typed(kind, {setting: value})[setting] if isinstance(value, str) else value
+                yield f"--{option.replace('_', '-')} {value}", setting, own
+
+    def _check_used(self, phases: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Raise ConfigError for an option that none of these phases has."""
+        for option in self._given():
+            has = [settings for mode, settings in phases if mode in RECOVERY[option][1]]
+            kind = "mimic" if RECOVERY[option][1] == MIMIC else "finetune"
+            requires = f"--{option.replace('_', '-')} is an option of {kind}: it requires --recover {kind}:EPOCHS"
+            if option == "temperature" and has and all(settings.get("share") == 0 for settings in has):
+                raise ConfigError(f"{requires} with a share above 0.")
+            if not has:
+                raise ConfigError(f"{requires}.")
+            if option == "gamma" and not any("milestones" in settings for settings in has):
+                raise ConfigError("--gamma requires --milestones.")
+
+
+def _made(kind: type[Phase], text: Mapping[str, Any], settings: Mapping[str, Any]) -> Phase:
+    """The phase; an error spells the settings of the text as in text."""
+    try:
+        return kind(**settings)
+    except ConfigError as error:
+        raise error.renamed(lambda setting: as_text(setting) if setting.name in text else setting) from None
 
 
 @Parameter(name="*")

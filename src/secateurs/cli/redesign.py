@@ -10,9 +10,9 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
-from secateurs.cli.limits import LimitOptions, Many
+from secateurs.cli.limits import LimitOptions
 from secateurs.cli.methods import configured
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
+from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Names, Seed
 from secateurs.cli.prune import Flag
 from secateurs.cli.recipes import RedesignOptions
 from secateurs.cli.task import TaskOptions
@@ -44,7 +44,7 @@ def redesign(
     force: Flag = False,
     seed: Seed = 0,
     device: str | None = None,
-    track: Many = (),
+    track: Names = (),
     config_options: ConfigOptions | None = None,
 ) -> None:
     """Find better widths at the same cost: widen a network, train it, prune it back, and train what was found from scratch.
@@ -97,7 +97,7 @@ def redesign(
     align
         keep widths that are multiples of this
     method
-        how channels are chosen; `secateurs demo` runs every method there is
+        how channels are chosen: a name, with settings if any ("aofp theta=0.02"); `secateurs demo` runs every method there is
     scope
         internal leaves channels on a shortcut as they are, all widens and cuts them too; by default as the method's
         paper does
@@ -121,7 +121,7 @@ def redesign(
     device
         cpu, cuda, cuda:1 …; an accelerator if there is one
     track
-        a tracker that accelerate knows (tensorboard, wandb …)
+        a tracker that accelerate knows (tensorboard, wandb …); may be given several times
     """
     began = time.perf_counter()
     from secateurs.runs import RedesignRun

@@ -84,27 +84,30 @@ def _check_data(settings: Settings) -> None:
 
 
 def _task(task: Any) -> Words:
+    from secateurs.grammar import word
     from secateurs.tasks import resolve
 
     if task is None:
         return
     usual = resolve(task["name"]).model_dump(mode="json")
     yield ["--task", task["name"]]
-    yield from (["--task-set", f"{k}={_json(v)}"] for k, v in task.items() if k != "name" and usual.get(k, v) != v)
+    yield from (["--task-set", f"{k}={word(v)}"] for k, v in task.items() if k != "name" and usual.get(k, v) != v)
 
 
 def _method(method: Settings) -> Words:
+    from secateurs.grammar import word
     from secateurs.methods.registry import registered
 
     yield ["--method", method["name"]]
     made = registered(method["name"])  # a name in a file is not followed
     usual = {} if made is None else made().model_dump(mode="json")
     changed = {k: v for k, v in method.items() if k != "name" and usual.get(k) != v}
-    yield from (["--set", f"{k}={_json(v)}"] for k, v in changed.items())
+    yield from (["--set", f"{k}={word(v)}"] for k, v in changed.items())
 
 
 def _budget(budget: Settings) -> Words:
     from secateurs.deploy import Target
+    from secateurs.grammar import word
 
     yield from _given(budget, *(name for name in budget if name not in ("align", "target")))
     timed = any(budget.get(name) is not None for name in ("latency", "ms"))
@@ -113,17 +116,7 @@ def _budget(budget: Settings) -> Words:
     if target := budget.get("target"):
         usual = {f.name: f.default for f in fields(Target)}
         yield ["--target", target["runtime"]]
-        yield from (["--target-set", f"{k}={_json(v)}"] for k, v in target.items() if k != "runtime" and v != usual[k])
-
-
-def _json(value: Any) -> str:
-    """A value as `--set` reads it: JSON, or text that is not JSON."""
-    if isinstance(value, str):
-        try:
-            json.loads(value)
-        except ValueError:
-            return value
-    return json.dumps(value)
+        yield from (["--target-set", f"{k}={word(v)}"] for k, v in target.items() if k != "runtime" and v != usual[k])
 
 
 def _limits(limits: Settings) -> Words:
@@ -133,58 +126,13 @@ def _limits(limits: Settings) -> Words:
         yield from ([f"--{option}", f"{pattern}={_number(n)}"] for pattern, n in (limits.get(name) or {}).items())
 
 
-SHARED = ("optimizer", "ema")  # by all recipes that train
-TRAINED = ("lr", "weight_decay", "label_smoothing", "precision", "share", "temperature")
-
-
 def _recovery(recorded: Any) -> Words:
-    """The options that make these recipes. Raises ValueError if no options do."""
+    """The phases as text. Raises ValueError if no text makes them."""
+    from secateurs.recovery.text import NONE, written
     from secateurs.runs.cut import recorded as as_recorded
 
-    steps = recorded if isinstance(recorded, list) else [recorded] if recorded else []
-    found: dict[str, Any] = {"recover": ",".join(map(_step, steps)) or "none"}
-    for step in steps:
-        usual = RecoverOptions()
-        if step["mode"] == "reconstruct":
-            continue
-        mimics = step["mode"] == "mimic"
-        names = (
-            {"lr": "mimic_lr", "function": "mimic_function", "precision": "precision"}
-            if mimics
-            else {n: n for n in TRAINED}
-        )
-        for name, option in names.items():
-            if step.get(name) is not None and not (name == "lr" and step[name] is None):
-                found[option] = step[name]
-        if mimics and step.get("nodes"):
-            found["nodes"] = ",".join(step["nodes"])
-        if step.get("schedule") == "step":
-            found |= {"milestones": ",".join(f"{n:g}" for n in step["milestones"]), "gamma": step["gamma"]}
-        elif step.get("schedule") != usual.lr_schedule:
-            found["lr_schedule"] = step["schedule"]
-        found |= {"ema": step["ema"]} if step.get("ema") else {}
-        if step.get("optimizer") != ("adam" if mimics else "sgd"):
-            found["optimizer"] = step["optimizer"]
-    found = {k: v for k, v in found.items() if not _redundant(found, k, recorded)}
-    if json.loads(json.dumps(as_recorded(RecoverOptions(**found).recipes()))) != json.loads(json.dumps(recorded)):
-        raise ValueError("no options make this recovery")
-    yield from ([f"--{name.replace('_', '-')}", _number(value)] for name, value in found.items())
-
-
-def _redundant(options: Settings, name: str, recorded: Any) -> bool:
-    """Whether the recipes are the same without an option."""
-    from secateurs.runs.cut import recorded as as_recorded
-
-    if name == "recover":
-        return False
-    try:
-        without = RecoverOptions(**{k: v for k, v in options.items() if k != name}).recipes()
-    except SecateursError:
-        return False
-    return bool(json.loads(json.dumps(as_recorded(without))) == json.loads(json.dumps(recorded)))
-
-
-def _step(step: Settings) -> str:
-    """'finetune:10'."""
-    amount = step["images"] if step["mode"] == "reconstruct" else step["epochs"]
-    return f"{step['mode']}:{_number(amount)}"
+    phases = recorded if isinstance(recorded, list) else [recorded] if recorded else []
+    text = ", ".join(written(phase["mode"], phase) for phase in phases) or NONE
+    if json.loads(json.dumps(as_recorded(RecoverOptions(recover=text).recipes()))) != json.loads(json.dumps(recorded)):
+        raise ValueError("no text makes this recovery")
+    yield ["--recover", text]

@@ -10,9 +10,8 @@ from cyclopts.validators import Number
 
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
-from secateurs.cli.limits import Many
 from secateurs.cli.methods import configured
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
+from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Names, Seed, log
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import ConfigError, shown
 
@@ -34,8 +33,8 @@ def sensitivity(
     metric: str | None = None,
     drop: Annotated[float | None, Parameter(validator=Number(gte=0))] = None,
     scope: Literal["internal", "all"] | None = None,
-    exclude: Many = (),
-    only: Many = (),
+    exclude: Names = (),
+    only: Names = (),
     allow_inexact: Flag = False,
     model_options: ModelOptions | None = None,
     task_options: TaskOptions | None = None,
@@ -78,7 +77,7 @@ def sensitivity(
     model
         zoo:NAME, torchvision:NAME, timm:NAME, python:package.module:factory, or the folder of an artifact
     method
-        the criterion that says which channels of a group go first
+        the criterion that says which channels of a group go first: a name, with settings if any ("l2 cost=0.5")
     settings
         a setting of the criterion, key=value; may be given several times
     share

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
 from typing import Any
 
 from secateurs.errors import Setting, python
@@ -20,6 +25,7 @@ SAME = frozenset({
 OTHER = {
     "overwrite": "force",
     "folder": "out",
+    "methods": "method",
     "minutes": "time-limit",
     "num_cpus": "cpus",
     "num_gpus": "gpus",
@@ -27,77 +33,84 @@ OTHER = {
     "shares": "share",
 }  # … and of another one
 FLAGS = {"dynamic_batch": (False, "--fixed-batch"), "dynamic_size": (True, "--any-size")}
-LIMITS = frozenset({"exclude", "only", "ratios", "min_channels", "max_cut"})  # that may be given several times
-MIMIC = {"lr": "mimic-lr", "function": "mimic-function"}
+SEVERAL = frozenset(
+    {"exclude", "only", "ratios", "min_channels", "max_cut", "methods", "then"}
+)  # may be given several times
+TUNED, MIMIC = frozenset({"finetune", "distil"}), frozenset({"mimic"})
+TRAINED = TUNED | MIMIC
+# Of an option of recovery: the setting that it gives, and to which phases.
+RECOVERY = {
+    "share": ("share", TUNED), "temperature": ("temperature", TUNED), "lr": ("lr", TUNED),
+    "weight_decay": ("weight_decay", TUNED), "label_smoothing": ("label_smoothing", TUNED), "mimic_lr": ("lr", MIMIC),
+    "mimic_function": ("function", MIMIC), "nodes": ("nodes", MIMIC), "lr_schedule": ("schedule", TRAINED),
+    "precision": ("precision", TRAINED), "ema": ("ema", TRAINED), "optimizer": ("optimizer", TRAINED),
+    "milestones": ("milestones", TRAINED), "gamma": ("gamma", TRAINED),
+}  # fmt: skip
+
+
+_flags: ContextVar[frozenset[str] | None] = ContextVar("flags", default=None)
+
+
+@contextmanager
+def speaking(flags: Iterable[str] | None) -> Iterator[None]:
+    """Within it, settings are spelled for a command with these options; None for any."""
+    token = _flags.set(None if flags is None else frozenset(flags))
+    try:
+        yield
+    finally:
+        _flags.reset(token)
 
 
 def option(setting: Setting) -> str:
-    """`scope='all'` → `--scope all`, `EPruner(beta=0.5)` → `--set beta=0.5`; settings without an option as in Python."""
-    name = setting.name
-    if isinstance(setting.value, Study):  # its file, which --ratios takes, and not --ratio
+    """`scope='all'` → `--scope all`, `EPruner(beta=0.5)` → `--set beta=0.5`. One for which the command has no option is spelled
+    as in the text of a method, a recovery or a budget, `beta=0.5`; one for which no command has any, as in Python."""
+    words, flags = _options(setting), _flags.get()
+    if words is None:
+        return python(setting)
+    if words and (flags is None or all(word.partition(" ")[0] in flags for word in words)):
+        return " ".join(words)
+    return as_text(setting)
+
+
+def _options(setting: Setting) -> list[str] | None:
+    """The options that give the setting, none if it is written in text only; None if it is not of the command line."""
+    name, value = setting.name, setting.value
+    if isinstance(value, Study):  # its file, which --ratios takes, and not --ratio
         flag = name.replace("_", "-")
-        return f"--{flag} {setting.value.name}" + f" --{flag}-drop …" * (setting.value.drop is None)
-    pair = f"{name}={'…' if setting.value is ... else _value(setting.value)}"
-    if _is_task(setting.of):
-        return f"--task-set {pair}"
-    if _is_target(setting.of):
-        return f"--target-set {pair}"
-    if "." in name or (_is_method(setting.of) and name != "ranking"):
-        return f"--set {pair}"
-    if name in FLAGS and setting.value is FLAGS[name][0]:
-        return FLAGS[name][1]
-    if name in MIMIC and _is_mimic(setting.of):
-        flag = MIMIC[name]
-    elif name == "schedule" and _is_recipe(setting.of):
-        flag = "lr-schedule"
-    elif name in SAME or name in OTHER or name in LIMITS:
+        return [f"--{flag} {value.name}", *[f"--{flag}-drop …"] * (value.drop is None)]
+    if _is("secateurs.tasks.VisionTask", setting.of):
+        return [f"--task-set {as_text(setting)}"]
+    if _is("secateurs.deploy.Target", setting.of):
+        return [f"--target-set {as_text(setting)}"]
+    if "." in name or (_is("secateurs.methods.Method", setting.of) and name != "ranking"):
+        return [f"--set {as_text(setting)}"]
+    if name in FLAGS and value is FLAGS[name][0]:
+        return [FLAGS[name][1]]
+    if _is("secateurs.training.Phase", setting.of):
+        mode = getattr(setting.of, "mode", None)
+        found = [option for option, (own, modes) in RECOVERY.items() if own == name and mode in modes]
+        if not found:
+            return []
+        flag = found[0].replace("_", "-")
+    elif name in SAME or name in OTHER or name in SEVERAL:
         flag = OTHER.get(name, name.replace("_", "-"))
     else:
-        return python(setting)
-    if name in LIMITS:
-        values = setting.value if isinstance(setting.value, tuple) else (setting.value,)
-        return " ".join(f"--{flag}" if value is ... else f"--{flag} {_value(value)}" for value in values)
-    return f"--{flag}" if setting.value is ... or setting.value is True else f"--{flag} {_value(setting.value)}"
+        return None
+    if value is ... or value is True:
+        return [f"--{flag}"]
+    values = value if name in SEVERAL and isinstance(value, tuple) else (value,)
+    return [f"--{flag}" if one is ... else f"--{flag} {_value(one)}" for one in values]
 
 
-def _is_method(of: type | None) -> bool:
-    if of is None:
-        return False
-    from secateurs.methods import Method
-
-    return issubclass(of, Method)
+def as_text(setting: Setting) -> str:
+    """As in the text of a method or a recovery: `beta=0.5`."""
+    return f"{setting.name}={'…' if setting.value is ... else _value(setting.value)}"
 
 
-def _is_task(of: type | None) -> bool:
-    if of is None:
-        return False
-    from secateurs.tasks import VisionTask
-
-    return issubclass(of, VisionTask)
-
-
-def _is_target(of: type | None) -> bool:
-    if of is None:
-        return False
-    from secateurs.deploy import Target
-
-    return issubclass(of, Target)
-
-
-def _is_mimic(of: type | None) -> bool:
-    if of is None:
-        return False
-    from secateurs.recovery import Mimic
-
-    return issubclass(of, Mimic)
-
-
-def _is_recipe(of: type | None) -> bool:
-    if of is None:
-        return False
-    from secateurs.training import Recipe
-
-    return issubclass(of, Recipe)
+def _is(kind: str, of: type | None) -> bool:
+    """Whether a class is of this kind, which is imported now: not before a message names a setting."""
+    module, _, name = kind.rpartition(".")
+    return of is not None and issubclass(of, getattr(import_module(module), name))
 
 
 def _value(value: Any) -> str:
@@ -112,4 +125,5 @@ def _value(value: Any) -> str:
         return ",".join(map(_value, value))
     if isinstance(value, dict):
         return ",".join(f"{key}={_value(item)}" for key, item in value.items())
-    return str(value)
+    text = str(value)
+    return shlex.quote(text) if " " in text else text

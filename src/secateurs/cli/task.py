@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from secateurs.cli.options import pair
+from secateurs.cli.options import pairs
 from secateurs.errors import ConfigError, shown
 
 if TYPE_CHECKING:
@@ -30,12 +30,7 @@ class TaskOptions:
         """The task, if one was named. Raises ConfigError for one that there is not, and for settings that are not its."""
         from secateurs.tasks import resolve
 
-        settings = {}
-        for item in self.task_set:
-            key, value = pair("task-set", item, "dice=1")
-            if key in settings:
-                raise ConfigError(f"--task-set {key} is given twice: give one of them.")
-            settings[key] = value
+        settings = pairs("task-set", self.task_set, "dice=1")
         if settings and self.task is None:
             raise ConfigError("--task-set is for settings of a task: give --task.")
         return None if self.task is None else resolve(self.task, **settings)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Setting, nearest
+from secateurs.grammar import terms, value
 from secateurs.importing import import_object
 from secateurs.methods.method import Method
 
@@ -118,8 +118,12 @@ def find(name: str) -> type[Method]:
         return _checked(import_object(name.removeprefix(MODULE), name), name, name)
     declared = _declared()
     first, *words = name.split() or [name]
-    if (made := _METHODS.get(first)) is not None:  # as on the command line of `compare`
-        written = [part for word in words for part in (", ", _setting(word, made))][1:]
+    if words and (made := _METHODS.get(first)) is not None:  # text, which the command line and `compare` take
+        given = terms(name, ())[0].settings
+        if not given:
+            raise ConfigError(f"{name!r}: a setting of {first} is written key=value.")
+        settings = [Setting(key, value(text), None if key == "preset" else made) for key, text in given.items()]
+        written = [part for setting in settings for part in (", ", setting)][1:]
         raise ConfigError(
             f"{name!r} has settings: the name of the method is {first!r}, and its settings are written ", *written, "."
         )
@@ -134,16 +138,6 @@ def find(name: str) -> type[Method]:
             f"The method {name!r} of {where} cannot be loaded: {type(error).__name__}: {error}."
         ) from error
     return _checked(found, name, f"{name!r}, {entry.value}")
-
-
-def _setting(word: str, method: type[Method]) -> Setting:
-    """`key=value` as a setting of a method."""
-    key, equals, text = word.partition("=")
-    try:
-        value = json.loads(text) if equals else ...
-    except ValueError:
-        value = text
-    return Setting(key, value, None if key == "preset" else method)
 
 
 def _similar(name: str) -> str:

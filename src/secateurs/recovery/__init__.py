@@ -4,9 +4,11 @@ from secateurs.recovery.calibrate import IMAGES, after_cut_, calibrate_
 from secateurs.recovery.recipes import MODES, Distil, Mimic, Recover
 from secateurs.recovery.reconstruct import Reconstruct
 from secateurs.recovery.recover import check, epochs, phases, recover
+from secateurs.recovery.text import KINDS
 
 __all__ = [
     "IMAGES",
+    "KINDS",
     "MODES",
     "Distil",
     "Mimic",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from secateurs.budget import COUNTS, Budget, stated
 from secateurs.deploy.target import Target
-from secateurs.errors import ConfigError, nearest
+from secateurs.errors import ConfigError
+from secateurs.grammar import typed, value, written
 from secateurs.methods import Method, resolve
 from secateurs.methods.method import check_budget
-from secateurs.methods.registry import find
-from secateurs.presets import typed, written
-from secateurs.recovery import MODES, Reconstruct, Recover
+from secateurs.methods.text import made, read
+from secateurs.recovery import Recover
 from secateurs.recovery import phases as checked_phases
-from secateurs.studies.comparison.peers import FAMILY, peer
+from secateurs.recovery import text as recovery_text
+from secateurs.studies.comparison.peers import FAMILY, TorchPruning, peer
 from secateurs.training import Phase, Recipe
 
 
@@ -41,19 +42,17 @@ class Contestant:
             chosen = resolve(given)
             words = written(chosen.model_dump(mode="json", exclude_unset=True))
             return cls(" ".join([chosen.name, *words]), chosen)
-        if not isinstance(given, str) or not given.split():
+        if not isinstance(given, str):
             resolve(given)  # whose errors say what to pass instead
-            raise ConfigError("A method has no name: write, for example, 'l2' or 'aofp theta=0.02'.")
-        name, *rest = given.split()
-        values = settings(rest)
-        share = values.pop("search", None)
+        term = read(given, several="methods")
+        settings = dict(term.settings)
+        share = None if (text := settings.pop("search", None)) is None else value(text)
         if share is not None and (not isinstance(share, float) or not 0 < share < 1):
-            raise ConfigError(f"{given!r}: search={share} must be a share of the compute above 0 and below 1.")
-        label = " ".join([name, *rest])
-        if name.partition(":")[0] == FAMILY:
-            method, own = peer(name, values)
-            return cls(label, method, share, own)
-        return cls(label, resolve(name, **typed(find(name), values)), share)
+            raise ConfigError(f"{given!r}: search={text} must be a share of the compute above 0 and below 1.")
+        if term.name.partition(":")[0] == FAMILY:
+            method, own = peer(term.name, typed(TorchPruning, settings))
+            return cls(str(term), method, share, own)
+        return cls(str(term), made(replace(term, settings=settings)), share)
 
     def record(self) -> dict[str, Any]:
         """What its figures depend on, as JSON."""
@@ -126,43 +125,31 @@ def seeds(given: Any) -> list[int]:
 def recoveries(given: Phase | Sequence[Phase] | str | None) -> list[Phase]:
     """The phases of recovery: recipes, or text, `reconstruct + finetune lr=0.05`. Their lengths are set by the compute that a
     cell has left. Raises ConfigError for what is not valid."""
-    phases = recipes(given) if isinstance(given, str) else [phase for _, phase in checked_phases(given)]
+    if isinstance(given, str):
+        return recipes(given)
+    phases = [phase for _, phase in checked_phases(given)]
     for phase in phases:
         # a recipe of no given length has the default one
         if isinstance(phase, Recipe) and (phase.steps, phase.epochs) != (None, type(phase)().epochs):
-            raise ConfigError(
-                f"recover: {type(phase).__name__} has its length set, and in a comparison the compute that a cell has left "
-                "decides it: leave epochs and steps out."
-            )
+            raise _long(type(phase).__name__)
     return phases
 
 
 def recipes(text: str) -> list[Phase]:
-    """`reconstruct + finetune lr=0.05` as phases; `none` as no phase."""
-    found: list[Phase] = []
-    for part in text.split("+") if text.strip() != "none" else []:
-        mode, *words = part.split() or [""]
-        kinds: Mapping[str, type[Phase]] = {**MODES, Reconstruct.mode: Reconstruct}
-        if mode not in kinds:
-            raise ConfigError(f"There is no recovery {mode!r}. {nearest(mode, [*kinds, 'none'])}")
-        found.append(kinds[mode](**typed(kinds[mode], settings(words))))
+    """The phases that a text names, without lengths; `none` as no phase."""
+    found = []
+    for kind, settings in recovery_text.read(text):
+        if issubclass(kind, Recipe) and settings.keys() & {"epochs", "steps"}:
+            raise _long(kind.mode)
+        found.append(kind(**settings))
     return found
 
 
-def settings(words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` each; values are JSON where they can be."""
-    found: dict[str, Any] = {}
-    for word in words:
-        key, mark, value = word.partition("=")
-        if not mark or not key:
-            raise ConfigError(f"{word!r} is not a setting: write key=value.")
-        if key in found:
-            raise ConfigError(f"{key} is given twice: give one of them.")
-        try:
-            found[key] = json.loads(value)
-        except json.JSONDecodeError:
-            found[key] = value
-    return found
+def _long(phase: str) -> ConfigError:
+    return ConfigError(
+        f"recover: {phase} has its length set, and in a comparison the compute that a cell has left decides it: leave its "
+        "epochs and steps out."
+    )
 
 
 def budget_text(budget: Budget) -> str:
