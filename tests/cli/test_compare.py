@@ -44,8 +44,10 @@ def test_a_table_its_files_and_progress(run, tmp_path):
     assert (tmp_path / "page.html").read_text() == (out / "comparison.html").read_text()
     lines = ran.err.splitlines()
     assert lines[0] == "measuring what the cells take: 4 short runs"
-    assert lines[1].startswith("4 cells of 0.2 training passes over 1,438 images: about ")
-    assert lines[2].startswith("l2, macs=0.5: its search, cut and calibration take 0.926 of 0.2 passes")
+    assert lines[1].startswith("short run 1/4: l2, macs=0.5, about ")
+    assert [line.partition(":")[0] for line in lines[1:5]] == [f"short run {i}/4" for i in (1, 2, 3, 4)]
+    assert lines[5].startswith("4 cells of 0.2 training passes over 1,438 images: about ")
+    assert lines[6].startswith("l2, macs=0.5: its search, cut and calibration take 0.926 of 0.2 passes")
     (first,) = [line for line in lines if line.startswith("[1/4]")]
     assert first.startswith("[1/4] l2, macs=0.5, seed 0: top-1 % ")
     assert first.endswith("left")

@@ -115,7 +115,8 @@ def left(lines: Sequence[str]) -> list[str]:
 def test_what_is_done_once_is_in_the_estimate(clock: Clock) -> None:
     lines = lines_of(Timed(clock, lambda job: 11.0), "l2")
     assert lines[0] == "measuring what the cells take: 1 short run"
-    assert lines[1].startswith("4 cells of 3 training passes over 100 images: about 2:12 (")  # 4 · 33 s
+    assert lines[1] == "short run 1/1: l2, macs=0.5, about 33 s for a cell"
+    assert lines[2].startswith("4 cells of 3 training passes over 100 images: about 2:12 (")  # 4 · 33 s
     assert L2 == 33
 
 

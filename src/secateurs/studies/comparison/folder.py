@@ -96,7 +96,10 @@ class ComparisonFolder:
                     f"{where} holds a comparison: ", RESUME, " continues it, ", OVERWRITE, " replaces it."
                 )
             if resume and (changed := list(differences(then, self.settings))):
-                raise ConfigError(f"{where} is another comparison: it differs in {', '.join(changed)}.")
+                raise ConfigError(
+                    f"{where} is another comparison: it differs in {', '.join(changed)}. To resume, give what it had then; "
+                    "otherwise give another ", FOLDER, ", or replace it (", OVERWRITE, ").",
+                )  # fmt: skip
         self._replaces = overwrite
         check_writable(self.folder)
 

@@ -114,7 +114,8 @@ class Comparison(ComparisonTable):
         """Write the comparison as an HTML page that needs no other file and no network: the table, which can be sorted, and the
         figure after recovery against each cost. Returns its path, by default in the working directory.
 
-        Raises ConfigError without jinja2 and for a file that exists, ArtifactError if it cannot be written.
+        Raises ConfigError without jinja2 and for a file that exists or does not end in .html, ArtifactError if it cannot be
+        written.
         """
         check(path, overwrite=overwrite)
         return save(page.html(self), path)

@@ -105,12 +105,15 @@ class Running:
         new = [self.cells[several[0]] for kind, several in kinds.items() if kind not in self.costs]
         if new:
             self.say(f"measuring what the cells take: {count(len(new), 'short run')}")
-        for job, record in self.crew.run(Job(cell, foresee=True) for cell in new):
+        results = self.crew.run(Job(cell, foresee=True) for cell in new)
+        for number, (job, record) in enumerate(results, start=1):
             found: Foreseen | None = record.get("foreseen")
+            kind, told = job.cell.kind, f"without an estimate: {record.get('failed')}"
             if found is not None:
-                kind = job.cell.kind
                 self.costs[kind], seconds[kind] = found.cost, probe.seconds(found)
                 warnings += [f"{kind}: {line}" for line in found.warnings]
+                told = f"about {duration(seconds[kind])} for a cell"
+            self.say(f"short run {number}/{len(new)}: {kind}, {told}")
         self.expected = {i: seconds.get(self.cells[i].kind, 0.0) for i in missing}
         return warnings
 
