@@ -14,6 +14,7 @@ from secateurs.artifact.history import Round
 from secateurs.budget import stated
 from secateurs.deploy import Target
 from secateurs.methods.registry import registered
+from secateurs.methods.rounds import ONE_ROUND
 from secateurs.presets import changed, spelled, written
 from secateurs.recovery import MODES, Reconstruct
 from secateurs.tasks import TASKS
@@ -77,6 +78,8 @@ def _arguments(card: Card) -> Iterator[str]:
         yield from filter(None, [_settings({k: v}) for k, v in limits.items()])
     if rounds := [entry for entry in card.history if isinstance(entry, Round)]:
         yield f"rounds={rounds[-1].rounds}"
+        if card.schedule not in (None, ONE_ROUND.schedule):
+            yield f"schedule={literal(card.schedule)}"
     if not card.calibrate:
         yield "calibrate=False"
     if card.error is None:

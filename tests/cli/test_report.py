@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,69 @@ def test_one_run_has_its_page_in_its_folder(run, artifact):
     assert run("report", artifact, "--force").status == 0
 
 
-def test_several_runs_are_on_one_page(run, artifact, tmp_path, monkeypatch):
+@pytest.fixture
+def other(artifact: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(artifact, tmp_path / artifact.parent.name / artifact.name)
+
+
+def test_several_runs_are_on_one_page(run, artifact, other, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ran = run("report", artifact, artifact)
+    ran = run("report", artifact, other)
     assert ran.out.startswith("report.html: 2 runs, ")
-    assert "2 pruned networks" in (tmp_path / "report.html").read_text()
-    assert run("report", artifact, artifact, "--out", tmp_path / "new" / "b.html").status == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "2 pruned networks" in page
+    names = re.findall(r'<span class="name">(.*?)</span>', page)  # the last two parts of both paths are the same
+    assert len(set(names)) == 2
+    assert all(name.endswith(f"{artifact.parent.name}/a") for name in names)
+    assert run("report", artifact, other, "--out", tmp_path / "new" / "b.html").status == 0
+
+
+def test_a_run_that_is_given_twice_is_shown_once(run, artifact, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(artifact)
+    ran = run("report", artifact, other, f"{artifact}/", tmp_path / "link", artifact / "card.json")
+    assert ran.out.startswith("report.html: 2 runs, ")
+    told = "5 runs were given, some of them more than once: each is shown once."
+    assert told in ran.err
+    assert told in (tmp_path / "report.html").read_text()
+    (other / "report.html").unlink(missing_ok=True)
+    ran = run("report", other, other)  # one run, whose page is in its folder
+    assert ran.out.startswith(f"{other / 'report.html'}: 1 run, ")
+
+
+def test_a_comparison_by_its_file_and_among_runs(run, artifact, tmp_path):
+    settings = {"model": NET, "data": "digits", "epochs": 1.0, "recover": []}
+    body = {"format": "secateurs-comparison", "version": 1, "settings": settings, "original": {"macs": 1, "params": 1}}
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "comparison.json").write_text(json.dumps(body))
+    assert run("report", tmp_path / "c" / "comparison.json").out.startswith(
+        f"{tmp_path / 'c' / 'comparison.html'}: 0 cells"
+    )
+    for given in (tmp_path / "c", tmp_path / "c" / "comparison.json"):
+        ran = run("report", artifact, given, "--out", tmp_path / "page.html")
+        assert (ran.status, ran.out) == (2, "")
+        assert (
+            f"{tmp_path / 'c'} is a comparison, which has a page of its own: `secateurs report {tmp_path / 'c'}`"
+            in ran.err
+        )
+
+
+def test_runs_and_results_in_python(artifact, other, tmp_path, monkeypatch):
+    result = sc.prune(sc.build(NET, num_classes=2), torch.randn(1, 3, 32, 32), "l1", sc.Budget(macs=0.4))
+    monkeypatch.chdir(tmp_path)
+    assert sc.report([artifact, str(other), result]) == Path("report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "3 pruned networks" in page
+    assert "SmallCNN, 3" in page
+    assert "result = sc.prune(" in page
+    assert sc.report(artifact, "one.html").read_text().count('<details class="run"') == 0
+    for wrong, told in (
+        ([], "There is no run to report on"), ([3], "3 is no run: pass the folder"), ({}, "There is no run"),
+    ):  # fmt: skip
+        with pytest.raises(sc.ConfigError, match=told):
+            sc.report(wrong, "two.html")
+    with pytest.raises(sc.ConfigError, match="already exists: overwrite=True replaces it"):
+        sc.report([artifact])
 
 
 def test_the_settings_of_a_method_are_its_label(run, artifact, tmp_path):
@@ -68,9 +127,6 @@ def test_what_is_no_run_is_refused(run, artifact, tmp_path):
         ran = run("report", tmp_path / folder, "--out", tmp_path / "page.html")
         assert ran.status == 1
         assert told in ran.err
-    ran = run("report", artifact, tmp_path / "compared")
-    assert ran.status == 1
-    assert "It is a comparison: secateurs report makes a page of it alone." in ran.err
     assert run("report").status == 2
     assert not (tmp_path / "page.html").exists()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from secateurs import report
+import secateurs.report as report
+from secateurs.report.page.differences import Cell
 from secateurs.report.page.render import rendered
-from secateurs.report.page.several import Cell, Frontier, appearance
+from secateurs.report.page.several import Frontier, appearance
 from secateurs.report.page.svg import Axis, Curve, Mark, chart, symbol
 from secateurs.studies.comparison.outcomes import Row, Spread
 from secateurs.studies.comparison.table import ComparisonTable

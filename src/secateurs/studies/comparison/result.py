@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from secateurs import report
+import secateurs.report as report
 from secateurs.files import dump_json
 from secateurs.markup import Markup, join, tag
 from secateurs.report.page import check, save

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from secateurs import report
+import secateurs.report as report
 from secateurs.artifact import Figures
 from secateurs.files import dump_json
 from secateurs.studies.comparison.outcomes import NOT_RUN, Held, Outcome, Row, Spread
