@@ -30,10 +30,11 @@ from secateurs.version import __version__
 __all__ = ["Figures", "Latency", "Result"]
 
 
-def described(card: artifact.Card) -> str:
-    """The text of an artifact's README.md."""
+def described(card: artifact.Card, command: str | None = None) -> str:
+    """The text of an artifact's README.md. command: that made it; by default the call in Python is in its place."""
     method = registered(card.method.name)
-    return modelcard.text(card, call(card), "" if method is None else about(method))
+    told = "" if method is None else about(method)
+    return modelcard.text(card, command or call(card), told, "python" if command is None else "sh")
 
 
 @dataclass(frozen=True, repr=False)

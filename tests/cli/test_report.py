@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import secateurs as sc
-from secateurs.cli.reproduce import _budget, command
+from secateurs.artifact import digest
+from secateurs.cli.reproduce import _budget, command, shareable
 from secateurs.runs import PruneRun
 
 NET = "zoo:small_cnn"
@@ -212,6 +213,53 @@ def test_the_command_makes_the_same_run(name, run, images, tmp_path, monkeypatch
     monkeypatch.setattr(PruneRun, "start", start)
     assert run(*words[1:]).err == "secateurs: not run\n"
     assert captured == [record]
+
+
+def test_the_model_card_of_a_run_has_its_command(run, images, weights, tmp_path):
+    out, again = tmp_path / "run", tmp_path / "again"
+    given = ("--data", f"folder:{images}", "--batch-size", 16, "--method", "l1", "--macs", 0.5, "--recover", "none")
+    assert run("prune", NET, "--weights", weights, *given, "--then", "l2:0.4", "--out", out).status == 0
+    for folder, first in ((out / "1-l1", NET), (out, "PATH/1-l1")):
+        page = (folder / "README.md").read_text()
+        (code,) = re.findall(r"## How it was made\n\n```sh\n(.*?)\n```", page, re.DOTALL)
+        assert f"secateurs prune {first}" in code
+        assert f"--data folder:PATH/{images.name}" in code
+        assert str(tmp_path) not in page
+        assert str(images.parent) not in page
+        assert (f"# WEIGHTS.safetensors: SHA-256 {digest(weights)}" in code) == (first == NET)
+    PruneRun(NET, sc.DataSpec(f"folder:{images}", batch_size=16), again, method="l1", budget=sc.Budget(macs=0.5),
+             weights=weights).start()  # fmt: skip
+    page = (again / "README.md").read_text()
+    assert "result = sc.prune(" in page
+    assert "secateurs prune" not in page
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("digits", "digits"), ("hf:uoft-cs/cifar10?image=img", "hf:uoft-cs/cifar10?image=img"),
+        ("folder:/home/me/cifar10", "folder:PATH/cifar10"), ("hf:/home/me/cifar10?image=img", "hf:PATH/cifar10?image=img"),
+        ("coco:/home/me/coco?val=/home/me/val.json&train=train.json", "coco:PATH/coco?train=train.json&val=PATH/val.json"),
+        ("wds:https://host/a-{0..9}.tar?token=1", None),
+        ("wds:https://me:secret@host/x/a-{0..9}.tar,/data/b.tar?val=https://host/v.tar&classes=5",
+         "wds:PATH/a-{0..9}.tar,PATH/b.tar?val=PATH/v.tar&classes=5"),
+    ],
+)  # fmt: skip
+def test_what_others_see_of_a_data_spec(spec, shown):
+    record = {
+        "model": NET,
+        "data": spec,
+        "normalize": None,
+        "batch_size": None,
+        "image_size": None,
+        "method": {"name": "l1"},
+    }
+    record |= {"budget": {"macs": 0.5}, "scope": None, "recover": None, "seed": 0}
+    if shown is None:  # no spec
+        assert shareable(record) is None
+        return
+    words = shlex.split(shareable(record).replace("\\\n", ""))
+    assert words[words.index("--data") + 1] == shown
 
 
 def test_a_file_puts_no_code_into_the_command(images, tmp_path, monkeypatch):

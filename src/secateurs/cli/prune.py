@@ -16,6 +16,7 @@ from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured, own, stages
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
+from secateurs.cli.reproduce import shareable
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import shown
 
@@ -158,6 +159,7 @@ def prune(
         device=device,
         track=track,
         log=options.log,
+        command=shareable,
     )
     result = run.start(resume=resume, overwrite=force, began=began)
     if options.first():

@@ -24,7 +24,29 @@ def command(folder: Path) -> str | None:
     from secateurs.runs.folder import State
 
     try:
-        settings = read_json(folder / "run.json", State).settings
+        return spelled(read_json(folder / "run.json", State).settings)
+    except SecateursError:  # another version's, or damaged
+        return None
+
+
+def shareable(settings: Settings) -> str | None:
+    """The same from its settings, for others: without paths of this machine."""
+    from secateurs.data.spec import shareable as without_path
+    from secateurs.zoo import FAMILIES
+
+    model, data = str(settings.get("model")), settings.get("data")
+    if model.partition(":")[0] not in FAMILIES:  # the folder of an artifact
+        model = f"PATH/{Path(model).name}"
+    try:
+        own = {} if data is None else {"data": without_path(str(data))}
+    except SecateursError:  # another version's spec
+        return None
+    return spelled({**settings, "model": model, **own})
+
+
+def spelled(settings: Settings) -> str | None:
+    """The `secateurs prune` command with these settings, as `run.json` has them; None if no command can say them."""
+    try:
         parts = list(_parts(settings))
     except (SecateursError, LookupError, TypeError, ValueError, AttributeError):  # another version's, or damaged
         return None
