@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 import secateurs as sc
 from secateurs.cli.compare import _budgets
 from secateurs.methods import registry
-from secateurs.studies.comparison import read_comparison
+from secateurs.studies.comparison import comparing, read_comparison
+from secateurs.studies.comparison.command import command
+from secateurs.studies.comparison.outcomes import Outcome
+from tests.studies.comparing import tiny
 
 pytest.importorskip("sklearn")
 
@@ -59,6 +65,54 @@ def test_a_table_its_files_and_progress(run, tmp_path):
     again = run(*JOB, *methods, "--budget", "macs=0.7,params=0.6", "--out", out, "--resume")
     assert again.out.splitlines()[:-1] == ran.out.splitlines()[:-1]
     assert again.err.splitlines() == ["4 of 4 cells are done already"]
+
+
+def test_the_page_has_the_command_that_makes_the_same_comparison(run, tmp_path, monkeypatch):
+    captured = []
+
+    class Captured:
+        def __init__(self, crew: Any, cells: Any, folder: Any, settings: Any, *_: Any) -> None:
+            captured.append(([cell.record() for cell in cells], json.loads(json.dumps(settings))))
+            self.cells = cells
+
+        def run(self) -> None:
+            raise sc.SecateursError("not run")
+
+    monkeypatch.setattr(comparing, "Running", Captured)
+    weights = tmp_path / "w.safetensors"
+    save_file(tiny().state_dict(), weights)
+    more = (
+        "--budget",
+        "macs=0.7,params=0.6",
+        "--exclude",
+        "0",
+        "--min-channels",
+        "4=3",
+        "--scope",
+        "all",
+        "--unit",
+        "steps",
+    )
+    more += ("--recover", "reconstruct images=64 + finetune lr=0.05 share=0", "--search", 0.4, "--num-classes", 10)
+    for extra in ((), (*more, "--weights", weights), ("--recover", "none", "--task", "classification")):
+        methods = ("--method", "l2", "--method", "aofp theta=0.02 search=0.5")
+        assert run(*JOB, *methods, *extra, "--out", tmp_path / "r").err == "secateurs: not run\n"
+        cells, settings = captured.pop()
+        budgets = ["macs=0.5", *["macs=0.7 params=0.6"] * ("--budget" in extra)]
+        named = [Outcome(method=m, budget=b, seed=0) for b in budgets for m in methods[1::2]]
+        text = command(settings, named)
+        note, _, line = text.rpartition("secateurs compare")
+        assert (settings["weights"] or "") in note
+        words = [
+            str(weights) if word == "WEIGHTS.safetensors" else word for word in shlex.split(line.replace("\\\n", ""))
+        ]
+        assert run("compare", *words).err == "secateurs: not run\n"
+        assert captured.pop() == (cells, settings)
+    assert command(settings, [Outcome(method="l2", budget="macs=0.5", seed=3)]) == ""
+    assert command({**settings, "module": True}, named) == command({}, ()) == ""
+    latency = {"target": {"runtime": "torch-cpu", "threads": 2, "mode": "eager"}}
+    timed = Outcome(method="l2", budget="latency=0.6 target=torch-cpu, 2 threads", seed=0, figures={"latency": latency})
+    assert "--budget latency=0.6,target=torch-cpu,threads=2" in command(settings, [timed])
 
 
 def test_a_cell_that_fails_is_told_in_the_end(run, tmp_path):

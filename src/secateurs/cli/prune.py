@@ -16,7 +16,6 @@ from secateurs.cli.limits import LimitOptions, Many
 from secateurs.cli.methods import configured, own, stages
 from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
-from secateurs.cli.reproduce import shareable
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import shown
 
@@ -124,6 +123,7 @@ def prune(
         a tracker that accelerate knows (tensorboard, wandb …)
     """
     began = time.perf_counter()
+    from secateurs.cli.reproduce import shareable
     from secateurs.runs import PruneRun
 
     limits = budget_options or BudgetOptions()

@@ -9,7 +9,6 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import Folder
-from secateurs.cli.reproduce import command
 from secateurs.errors import ConfigError, shown
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
@@ -48,6 +47,7 @@ def report(
     if not runs:
         raise ConfigError("Name the folder of a run, or of several: secateurs report RUN….")
     from secateurs.artifact import on_hub
+    from secateurs.cli.reproduce import command
     from secateurs.report import count, page
     from secateurs.runs import pages
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from secateurs.cli.recipes import RecoverOptions
 from secateurs.errors import SecateursError
-
-WEIGHTS = "WEIGHTS.safetensors"
-Settings = Mapping[str, Any]
-Words = Iterator[list[str]]
+from secateurs.runs import words
 
 
 def command(folder: Path) -> str | None:
@@ -29,7 +24,7 @@ def command(folder: Path) -> str | None:
         return None
 
 
-def shareable(settings: Settings) -> str | None:
+def shareable(settings: words.Settings) -> str | None:
     """The same from its settings, for others: without paths of this machine."""
     from secateurs.data.spec import shareable as without_path
     from secateurs.zoo import FAMILIES
@@ -44,7 +39,7 @@ def shareable(settings: Settings) -> str | None:
     return spelled({**settings, "model": model, **own})
 
 
-def spelled(settings: Settings) -> str | None:
+def spelled(settings: words.Settings) -> str | None:
     """The `secateurs prune` command with these settings, as `run.json` has them; None if no command can say them."""
     try:
         parts = list(_parts(settings))
@@ -52,114 +47,63 @@ def spelled(settings: Settings) -> str | None:
         return None
     if settings.get("command", "prune") != "prune" or settings.get("functions"):
         return None
-    digest = str(settings.get("weights") or "0" * 64)
-    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        return None
-    note = f"# {WEIGHTS}: SHA-256 {settings['weights']}\n" if any(WEIGHTS in words for words in parts) else ""
-    return note + " \\\n    ".join(" ".join(map(shlex.quote, words)) for words in parts)
+    return words.line(parts, settings.get("weights"))
 
 
-def _parts(settings: Settings) -> Words:
+def _parts(settings: words.Settings) -> words.Words:
     """The words of the command, line by line."""
-    from secateurs.zoo import FAMILIES
 
     method = settings["method"]
+    words.check_model(settings)
     yield ["secateurs", "prune", settings["model"]]
-    yield from _given(settings, "num_classes")
-    if settings.get("weights") and settings["model"].partition(":")[0] in FAMILIES:  # else it is an artifact
-        yield ["--weights", WEIGHTS]
-    yield from _task(settings.get("task"))
-    _check_data(settings)
-    yield from _given(settings, "data", "normalize", "batch_size", "image_size", "channels", "skip_unreadable")
+    yield from words.given(settings, "num_classes")
+    yield from words.weights(settings)
+    yield from words.task(settings.get("task"))
+    words.check_data(settings)
+    yield from words.given(settings, "data", "normalize", "batch_size", "image_size", "channels", "skip_unreadable")
     yield from _method(method)
     yield from _budget(settings["budget"] or {})
-    yield from _given(settings, "scope", "rounds", "schedule")
-    yield from _limits(settings.get("limits") or {})
-    yield from _given(settings, "allow_inexact")
+    yield from words.given(settings, "scope", "rounds", "schedule")
+    yield from words.limits(settings.get("limits") or {})
+    yield from words.given(settings, "allow_inexact")
     if not settings.get("calibrate", False):
         yield ["--no-calibrate"]
     yield from _recovery(settings["recover"])
-    yield from _given(settings.get("pretrain") or {}, "pretrain_epochs", "pretrain_lr")
+    yield from words.given(settings.get("pretrain") or {}, "pretrain_epochs", "pretrain_lr")
     yield ["--seed", str(settings["seed"])]
     yield ["--out", "RUN"]
 
 
-def _given(settings: Settings, *names: str) -> Words:
-    """Options of the same name as these settings, where they have a value."""
-    for name in names:
-        value = settings.get(name)
-        if value is not None and value is not False:
-            yield [f"--{name.replace('_', '-')}", *([] if value is True else [_number(value)])]
-
-
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
-
-
-def _check_data(settings: Settings) -> None:
-    """Raise ValueError for data that is no spec."""
-    from secateurs.runs import DataSpec
-
-    known = DataSpec(settings["data"]).settings()
-    if not known.keys() <= settings.keys():
-        raise ValueError("the data is an object of the user's")
-
-
-def _task(task: Any) -> Words:
-    from secateurs.tasks import resolve
-
-    if task is None:
-        return
-    usual = resolve(task["name"]).model_dump(mode="json")
-    yield ["--task", task["name"]]
-    yield from (["--task-set", f"{k}={_json(v)}"] for k, v in task.items() if k != "name" and usual.get(k, v) != v)
-
-
-def _method(method: Settings) -> Words:
+def _method(method: words.Settings) -> words.Words:
     from secateurs.methods.registry import registered
 
     yield ["--method", method["name"]]
     made = registered(method["name"])  # a name in a file is not followed
     usual = {} if made is None else made().model_dump(mode="json")
     changed = {k: v for k, v in method.items() if k != "name" and usual.get(k) != v}
-    yield from (["--set", f"{k}={_json(v)}"] for k, v in changed.items())
+    yield from (["--set", f"{k}={words.as_json(v)}"] for k, v in changed.items())
 
 
-def _budget(budget: Settings) -> Words:
+def _budget(budget: words.Settings) -> words.Words:
     from secateurs.deploy import Target
 
-    yield from _given(budget, *(name for name in budget if name not in ("align", "target")))
+    yield from words.given(budget, *(name for name in budget if name not in ("align", "target")))
     timed = any(budget.get(name) is not None for name in ("latency", "ms"))
     if (align := budget.get("align")) not in (None, "auto" if timed else 1):
         yield ["--align", str(align)]
     if target := budget.get("target"):
         usual = {f.name: f.default for f in fields(Target)}
         yield ["--target", target["runtime"]]
-        yield from (["--target-set", f"{k}={_json(v)}"] for k, v in target.items() if k != "runtime" and v != usual[k])
-
-
-def _json(value: Any) -> str:
-    """A value as `--set` reads it: JSON, or text that is not JSON."""
-    if isinstance(value, str):
-        try:
-            json.loads(value)
-        except ValueError:
-            return value
-    return json.dumps(value)
-
-
-def _limits(limits: Settings) -> Words:
-    for name in ("exclude", "only"):
-        yield from ([f"--{name}", str(pattern)] for pattern in limits.get(name) or ())
-    for name, option in (("ratios", "ratio"), ("min_channels", "min-channels"), ("max_cut", "max-cut")):
-        yield from ([f"--{option}", f"{pattern}={_number(n)}"] for pattern, n in (limits.get(name) or {}).items())
+        yield from (
+            ["--target-set", f"{k}={words.as_json(v)}"] for k, v in target.items() if k != "runtime" and v != usual[k]
+        )
 
 
 SHARED = ("optimizer", "ema")  # by all recipes that train
 TRAINED = ("lr", "weight_decay", "label_smoothing", "precision", "share", "temperature")
 
 
-def _recovery(recorded: Any) -> Words:
+def _recovery(recorded: Any) -> words.Words:
     """The options that make these recipes. Raises ValueError if no options do."""
     from secateurs.runs.cut import recorded as as_recorded
 
@@ -190,10 +134,10 @@ def _recovery(recorded: Any) -> Words:
     found = {k: v for k, v in found.items() if not _redundant(found, k, recorded)}
     if json.loads(json.dumps(as_recorded(RecoverOptions(**found).recipes()))) != json.loads(json.dumps(recorded)):
         raise ValueError("no options make this recovery")
-    yield from ([f"--{name.replace('_', '-')}", _number(value)] for name, value in found.items())
+    yield from ([f"--{name.replace('_', '-')}", words.number(value)] for name, value in found.items())
 
 
-def _redundant(options: Settings, name: str, recorded: Any) -> bool:
+def _redundant(options: words.Settings, name: str, recorded: Any) -> bool:
     """Whether the recipes are the same without an option."""
     from secateurs.runs.cut import recorded as as_recorded
 
@@ -206,7 +150,7 @@ def _redundant(options: Settings, name: str, recorded: Any) -> bool:
     return bool(json.loads(json.dumps(as_recorded(without))) == json.loads(json.dumps(recorded)))
 
 
-def _step(step: Settings) -> str:
+def _step(step: words.Settings) -> str:
     """'finetune:10'."""
     amount = step["images"] if step["mode"] == "reconstruct" else step["epochs"]
-    return f"{step['mode']}:{_number(amount)}"
+    return f"{step['mode']}:{words.number(amount)}"

@@ -29,7 +29,8 @@ class Comparison(ComparisonTable):
     """What `compare` returns. `print(comparison)` shows the table.
 
     cells: one for each method, budget and seed. original: the figures of the network before any cut. settings: what all cells
-    share. figure: what is compared, a name of `Figures`: top1, loss, or a metric.
+    share. examples: how many the data has, by split, as far as it is known. figure: what is compared, a name of `Figures`:
+    top1, loss, or a metric.
     """
 
     def rich(self) -> Table:
@@ -70,6 +71,7 @@ class Comparison(ComparisonTable):
         ]
         return {
             "settings": dict(self.settings),
+            "examples": dict(self.examples),
             "figure": self.figure,
             "original": None if self.original is None else vars(self.original),
             "rows": rows,
