@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from secateurs.recovery import Distil, Mimic, Reconstruct, Recover
     from secateurs.result import Figures, Latency, Result
     from secateurs.runs import DataSpec, PruneRun, RedesignRun, RedesignTraining, Stage
+    from secateurs.runs.pages import report
     from secateurs.stripes import StripeConv, StripeConv1d, StripeConv2d, StripeConv3d, tune
     from secateurs.studies.comparison import Comparison, compare
     from secateurs.studies.sensitivity import Sensitivity, sensitivity
@@ -155,6 +156,7 @@ __all__ = [
     "register",
     "register_rule",
     "reinitialize",
+    "report",
     "sensitivity",
     "tasks",
     "trace",
@@ -179,6 +181,7 @@ _HOMES = {
     "secateurs.models": "build card load",
     "secateurs.plans": "Plan trace",
     "secateurs.recovery": "Distil Mimic Reconstruct Recover",
+    "secateurs.report": "report",
     "secateurs.result": "Figures Latency Result",
     "secateurs.runs": "DataSpec PruneRun RedesignRun RedesignTraining Stage",
     "secateurs.stripes": "StripeConv StripeConv1d StripeConv2d StripeConv3d tune",
@@ -187,7 +190,7 @@ _HOMES = {
     "secateurs.surgery": "apply cut_ reinitialize verify",
     "secateurs.tasks": "tasks",
 }
-_PACKAGES = ("adapters", "methods", "tasks")  # that of methods is called for their names
+_PACKAGES = ("adapters", "methods", "report", "tasks")  # those of methods and reports can be called
 _FORMER = {"reinitialise": "reinitialize"}  # earlier names
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -13,6 +13,7 @@ from secateurs.budget import stated
 from secateurs.deploy import Target
 from secateurs.grammar import written
 from secateurs.methods.registry import registered
+from secateurs.methods.rounds import ONE_ROUND
 from secateurs.presets import changed, spelled
 from secateurs.recovery import KINDS
 from secateurs.tasks import TASKS
@@ -76,6 +77,8 @@ def _arguments(card: Card) -> Iterator[str]:
         yield from filter(None, [_settings({k: v}) for k, v in limits.items()])
     if rounds := [entry for entry in card.history if isinstance(entry, Round)]:
         yield f"rounds={rounds[-1].rounds}"
+        if card.schedule not in (None, ONE_ROUND.schedule):
+            yield f"schedule={literal(card.schedule)}"
     if not card.calibrate:
         yield "calibrate=False"
     if card.error is None:

@@ -38,7 +38,7 @@ from secateurs.training.processes import first
 from secateurs.training.resume import refuse_foreign_log
 from secateurs.training.runtime import wait_for_everyone
 
-ON_CARD = ("task", "budget", "scope", "recover", "calibrate", "seed")  # of the settings
+ON_CARD = ("task", "budget", "scope", "recover", "calibrate", "seed", "schedule")  # of the settings
 
 
 @dataclass
@@ -259,7 +259,10 @@ class Pruning:
                 "that the run began with, or choose another folder."
             )
         if changed := [f"{k} ({then.get(k)!r} then, {now[k]!r} now)" for k in now if then.get(k) != now[k]]:
-            raise ConfigError(f"{shown(folder)} is a round of another run, which differs in {', '.join(changed)}.")
+            raise ConfigError(
+                f"{shown(folder)} is a round of another run, which differs in {', '.join(changed)}. To resume, give what it "
+                "had then; otherwise choose another folder."
+            )
         model = artifact.restored(folder, plan, card, self.original)
         error = float("nan") if card.error is None else card.error
         return done, Pruned(model, plan, card.cut, card.calibrated, card.after, error, records(card.history))

@@ -130,6 +130,11 @@ def full_precision() -> Iterator[None]:
         yield
 
 
+def device_name(device: torch.device) -> str:
+    """A device in words: the GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+
+
 def processor() -> str:
     """The name of the CPU."""
     try:

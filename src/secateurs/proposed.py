@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from secateurs.errors import Setting
+from secateurs.errors import ConfigError, Setting
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,16 @@ def _restated(proposed: Mapping[str, float], of: Callable[[Study], Study]) -> di
     return {
         name if (study := study_of(name)) is None else Exactly(name, of(study), x): x for name, x in proposed.items()
     }
+
+
+def check_no_file(name: str, given: Any) -> None:
+    """Raise ConfigError for a path, which the command line takes, as the value of a limit."""
+    if isinstance(given, str | os.PathLike):
+        path = os.fspath(given)
+        raise ConfigError(
+            Setting(name, path), f" is not valid: pass what is in the file. Of a study, that is {name}="
+            f"sc.Sensitivity.load({path!r}).",
+        )  # fmt: skip
 
 
 def looser(settings: Iterable[Setting]) -> Iterator[tuple[object, ...]]:

@@ -16,7 +16,7 @@ from secateurs.artifact.history import rounds
 from secateurs.calls import call, label
 from secateurs.deploy import Bench, deployed
 from secateurs.deploy.inputs import noise
-from secateurs.errors import ArtifactError
+from secateurs.errors import ArtifactError, ConfigError, a_or_an
 from secateurs.methods.method import Method
 from secateurs.methods.registry import about, registered
 from secateurs.plans import Plan
@@ -30,10 +30,11 @@ from secateurs.version import __version__
 __all__ = ["Figures", "Latency", "Result"]
 
 
-def described(card: artifact.Card) -> str:
-    """The text of an artifact's README.md."""
+def described(card: artifact.Card, command: str | None = None) -> str:
+    """The text of an artifact's README.md. command: that made it; by default the call in Python is in its place."""
     method = registered(card.method.name)
-    return modelcard.text(card, call(card), "" if method is None else about(method))
+    told = "" if method is None else about(method)
+    return modelcard.text(card, command or call(card), told, "python" if command is None else "sh")
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,9 +89,15 @@ class Result:
 
         bench: what `secateurs.bench` measured of the original and this network, to show it, too. overwrite: replace a file.
 
-        Raises ConfigError without jinja2 and for a file that exists, ArtifactError if it cannot be written.
+        Raises ConfigError without jinja2, for a file that exists or does not end in .html, and for a `bench` that is none;
+        ArtifactError if it cannot be written.
         """
         page.check(path, overwrite=overwrite)
+        if bench is not None and not isinstance(bench, Bench):
+            raise ConfigError(
+                f"bench is {a_or_an(type(bench).__name__)}: pass what sc.bench(model, result.model, inputs) returned, or leave "
+                "it out."
+            )
         run = page.Run.of(type(self.model).__name__, self.plan, self.card(), None if bench is None else bench.record())
         run.command, run.label = call(run.card), label(run.card)
         return page.write([run], path, overwrite=overwrite)

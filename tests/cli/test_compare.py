@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 import secateurs as sc
 from secateurs.cli.compare import _budgets
 from secateurs.methods import registry
-from secateurs.studies.comparison import read_comparison
+from secateurs.studies.comparison import comparing, read_comparison
+from secateurs.studies.comparison.command import command
+from secateurs.studies.comparison.outcomes import Outcome
+from tests.studies.comparing import tiny
 
 pytest.importorskip("sklearn")
 
@@ -44,8 +50,10 @@ def test_a_table_its_files_and_progress(run, tmp_path):
     assert (tmp_path / "page.html").read_text() == (out / "comparison.html").read_text()
     lines = ran.err.splitlines()
     assert lines[0] == "measuring what the cells take: 4 short runs"
-    assert lines[1].startswith("4 cells of 0.2 training passes over 1,438 images: about ")
-    assert lines[2].startswith("l2, macs=0.5: its search, cut and calibration take 0.926 of 0.2 passes")
+    assert lines[1].startswith("short run 1/4: l2, macs=0.5, about ")
+    assert [line.partition(":")[0] for line in lines[1:5]] == [f"short run {i}/4" for i in (1, 2, 3, 4)]
+    assert lines[5].startswith("4 cells of 0.2 training passes over 1,438 images: about ")
+    assert lines[6].startswith("l2, macs=0.5: its search, cut and calibration take 0.926 of 0.2 passes")
     (first,) = [line for line in lines if line.startswith("[1/4]")]
     assert first.startswith("[1/4] l2, macs=0.5, seed 0: top-1 % ")
     assert first.endswith("left")
@@ -57,6 +65,54 @@ def test_a_table_its_files_and_progress(run, tmp_path):
     again = run(*JOB, *methods, "--budget", "macs=0.7,params=0.6", "--out", out, "--resume")
     assert again.out.splitlines()[:-1] == ran.out.splitlines()[:-1]
     assert again.err.splitlines() == ["4 of 4 cells are done already"]
+
+
+def test_the_page_has_the_command_that_makes_the_same_comparison(run, tmp_path, monkeypatch):
+    captured = []
+
+    class Captured:
+        def __init__(self, crew: Any, cells: Any, folder: Any, settings: Any, *_: Any) -> None:
+            captured.append(([cell.record() for cell in cells], json.loads(json.dumps(settings))))
+            self.cells = cells
+
+        def run(self) -> None:
+            raise sc.SecateursError("not run")
+
+    monkeypatch.setattr(comparing, "Running", Captured)
+    weights = tmp_path / "w.safetensors"
+    save_file(tiny().state_dict(), weights)
+    more = (
+        "--budget",
+        "macs=0.7,params=0.6",
+        "--exclude",
+        "0",
+        "--min-channels",
+        "4=3",
+        "--scope",
+        "all",
+        "--unit",
+        "steps",
+    )
+    more += ("--recover", "reconstruct images=64 + finetune lr=0.05 share=0", "--search", 0.4, "--num-classes", 10)
+    for extra in ((), (*more, "--weights", weights), ("--recover", "none", "--task", "classification")):
+        methods = ("--method", "l2", "--method", "aofp theta=0.02 search=0.5")
+        assert run(*JOB, *methods, *extra, "--out", tmp_path / "r").err == "secateurs: not run\n"
+        cells, settings = captured.pop()
+        budgets = ["macs=0.5", *["macs=0.7 params=0.6"] * ("--budget" in extra)]
+        named = [Outcome(method=m, budget=b, seed=0) for b in budgets for m in methods[1::2]]
+        text = command(settings, named)
+        note, _, line = text.rpartition("secateurs compare")
+        assert (settings["weights"] or "") in note
+        words = [
+            str(weights) if word == "WEIGHTS.safetensors" else word for word in shlex.split(line.replace("\\\n", ""))
+        ]
+        assert run("compare", *words).err == "secateurs: not run\n"
+        assert captured.pop() == (cells, settings)
+    assert command(settings, [Outcome(method="l2", budget="macs=0.5", seed=3)]) == ""
+    assert command({**settings, "module": True}, named) == command({}, ()) == ""
+    latency = {"target": {"runtime": "torch-cpu", "threads": 2, "mode": "eager"}}
+    timed = Outcome(method="l2", budget="latency=0.6 target=torch-cpu, 2 threads", seed=0, figures={"latency": latency})
+    assert "--budget latency=0.6,target=torch-cpu,threads=2" in command(settings, [timed])
 
 
 def test_a_cell_that_fails_is_told_in_the_end(run, tmp_path):
@@ -113,7 +169,7 @@ def test_refused_before_any_work(run, tmp_path, monkeypatch, tokens, message):
     ran = run(*JOB, "--method", "l2", *tokens, "--out", tmp_path / "r")
     assert ran.status in (1, 2)
     assert message in ran.err
-    assert len([line for line in ran.err.splitlines() if not line.startswith("measuring what")]) == 1
+    assert len([line for line in ran.err.splitlines() if not line.startswith(("measuring what", "short run"))]) == 1
     assert not (tmp_path / "r" / "comparison.json").exists()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 import secateurs as sc
-from secateurs.cli.reproduce import _budget, command
+from secateurs.artifact import digest
+from secateurs.cli.reproduce import _budget, command, shareable
 from secateurs.runs import PruneRun
 
 NET = "zoo:small_cnn"
@@ -36,12 +39,69 @@ def test_one_run_has_its_page_in_its_folder(run, artifact):
     assert run("report", artifact, "--force").status == 0
 
 
-def test_several_runs_are_on_one_page(run, artifact, tmp_path, monkeypatch):
+@pytest.fixture
+def other(artifact: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(artifact, tmp_path / artifact.parent.name / artifact.name)
+
+
+def test_several_runs_are_on_one_page(run, artifact, other, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ran = run("report", artifact, artifact)
+    ran = run("report", artifact, other)
     assert ran.out.startswith("report.html: 2 runs, ")
-    assert "2 pruned networks" in (tmp_path / "report.html").read_text()
-    assert run("report", artifact, artifact, "--out", tmp_path / "new" / "b.html").status == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "2 pruned networks" in page
+    names = re.findall(r'<span class="name">(.*?)</span>', page)  # the last two parts of both paths are the same
+    assert len(set(names)) == 2
+    assert all(name.endswith(f"{artifact.parent.name}/a") for name in names)
+    assert run("report", artifact, other, "--out", tmp_path / "new" / "b.html").status == 0
+
+
+def test_a_run_that_is_given_twice_is_shown_once(run, artifact, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(artifact)
+    ran = run("report", artifact, other, f"{artifact}/", tmp_path / "link", artifact / "card.json")
+    assert ran.out.startswith("report.html: 2 runs, ")
+    told = "5 runs were given, some of them more than once: each is shown once."
+    assert told in ran.err
+    assert told in (tmp_path / "report.html").read_text()
+    (other / "report.html").unlink(missing_ok=True)
+    ran = run("report", other, other)  # one run, whose page is in its folder
+    assert ran.out.startswith(f"{other / 'report.html'}: 1 run, ")
+
+
+def test_a_comparison_by_its_file_and_among_runs(run, artifact, tmp_path):
+    settings = {"model": NET, "data": "digits", "epochs": 1.0, "recover": []}
+    body = {"format": "secateurs-comparison", "version": 1, "settings": settings, "original": {"macs": 1, "params": 1}}
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "comparison.json").write_text(json.dumps(body))
+    assert run("report", tmp_path / "c" / "comparison.json").out.startswith(
+        f"{tmp_path / 'c' / 'comparison.html'}: 0 cells"
+    )
+    for given in (tmp_path / "c", tmp_path / "c" / "comparison.json"):
+        ran = run("report", artifact, given, "--out", tmp_path / "page.html")
+        assert (ran.status, ran.out) == (2, "")
+        assert (
+            f"{tmp_path / 'c'} is a comparison, which has a page of its own: `secateurs report {tmp_path / 'c'}`"
+            in ran.err
+        )
+
+
+def test_runs_and_results_in_python(artifact, other, tmp_path, monkeypatch):
+    result = sc.prune(sc.build(NET, num_classes=2), torch.randn(1, 3, 32, 32), "l1", sc.Budget(macs=0.4))
+    monkeypatch.chdir(tmp_path)
+    assert sc.report([artifact, str(other), result]) == Path("report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "3 pruned networks" in page
+    assert "SmallCNN, 3" in page
+    assert "result = sc.prune(" in page
+    assert sc.report(artifact, "one.html").read_text().count('<details class="run"') == 0
+    for wrong, told in (
+        ([], "There is no run to report on"), ([3], "3 is no run: pass the folder"), ({}, "There is no run"),
+    ):  # fmt: skip
+        with pytest.raises(sc.ConfigError, match=told):
+            sc.report(wrong, "two.html")
+    with pytest.raises(sc.ConfigError, match="already exists: overwrite=True replaces it"):
+        sc.report([artifact])
 
 
 def test_the_settings_of_a_method_are_its_label(run, artifact, tmp_path):
@@ -68,9 +128,6 @@ def test_what_is_no_run_is_refused(run, artifact, tmp_path):
         ran = run("report", tmp_path / folder, "--out", tmp_path / "page.html")
         assert ran.status == 1
         assert told in ran.err
-    ran = run("report", artifact, tmp_path / "compared")
-    assert ran.status == 1
-    assert "It is a comparison: secateurs report makes a page of it alone." in ran.err
     assert run("report").status == 2
     assert not (tmp_path / "page.html").exists()
 
@@ -152,6 +209,53 @@ def test_the_command_makes_the_same_run(name, run, images, tmp_path, monkeypatch
     monkeypatch.setattr(PruneRun, "start", start)
     assert run(*words[1:]).err == "secateurs: not run\n"
     assert captured == [record]
+
+
+def test_the_model_card_of_a_run_has_its_command(run, images, weights, tmp_path):
+    out, again = tmp_path / "run", tmp_path / "again"
+    given = ("--data", f"folder:{images}", "--batch-size", 16, "--method", "l1", "--macs", 0.5, "--recover", "none")
+    assert run("prune", NET, "--weights", weights, *given, "--then", "l2:0.4", "--out", out).status == 0
+    for folder, first in ((out / "1-l1", NET), (out, "PATH/1-l1")):
+        page = (folder / "README.md").read_text()
+        (code,) = re.findall(r"## How it was made\n\n```sh\n(.*?)\n```", page, re.DOTALL)
+        assert f"secateurs prune {first}" in code
+        assert f"--data folder:PATH/{images.name}" in code
+        assert str(tmp_path) not in page
+        assert str(images.parent) not in page
+        assert (f"# WEIGHTS.safetensors: SHA-256 {digest(weights)}" in code) == (first == NET)
+    PruneRun(NET, sc.DataSpec(f"folder:{images}", batch_size=16), again, method="l1", budget=sc.Budget(macs=0.5),
+             weights=weights).start()  # fmt: skip
+    page = (again / "README.md").read_text()
+    assert "result = sc.prune(" in page
+    assert "secateurs prune" not in page
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("digits", "digits"), ("hf:uoft-cs/cifar10?image=img", "hf:uoft-cs/cifar10?image=img"),
+        ("folder:/home/me/cifar10", "folder:PATH/cifar10"), ("hf:/home/me/cifar10?image=img", "hf:PATH/cifar10?image=img"),
+        ("coco:/home/me/coco?val=/home/me/val.json&train=train.json", "coco:PATH/coco?train=train.json&val=PATH/val.json"),
+        ("wds:https://host/a-{0..9}.tar?token=1", None),
+        ("wds:https://me:secret@host/x/a-{0..9}.tar,/data/b.tar?val=https://host/v.tar&classes=5",
+         "wds:PATH/a-{0..9}.tar,PATH/b.tar?val=PATH/v.tar&classes=5"),
+    ],
+)  # fmt: skip
+def test_what_others_see_of_a_data_spec(spec, shown):
+    record = {
+        "model": NET,
+        "data": spec,
+        "normalize": None,
+        "batch_size": None,
+        "image_size": None,
+        "method": {"name": "l1"},
+    }
+    record |= {"budget": {"macs": 0.5}, "scope": None, "recover": None, "seed": 0}
+    if shown is None:  # no spec
+        assert shareable(record) is None
+        return
+    words = shlex.split(shareable(record).replace("\\\n", ""))
+    assert words[words.index("--data") + 1] == shown
 
 
 def test_a_file_puts_no_code_into_the_command(images, tmp_path, monkeypatch):

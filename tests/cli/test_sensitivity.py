@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import secateurs as sc
+from secateurs import artifact
 from secateurs.runs.sources import DataSpec
 
 NET = "zoo:small_cnn"
@@ -28,6 +29,7 @@ def test_the_table_and_the_file_that_prune_takes(run, job, images, weights, tmp_
     assert "3 groups at 2 shares, each measured on 8 images, and again after calibration on 8" in ran.err
     assert "cut alone by l1, calibrated on 8 images" in ran.out
     assert (out / "sensitivity.png").exists()
+    assert json.loads((out / "sensitivity.json").read_text())["settings"]["weights"] == artifact.digest(weights)
     net = ("inspect", NET, "--num-classes", 2)
     ran = run(*net, "--ratios", out / "sensitivity.json", "--ratios-drop", 100, "--ratio", "conv1=1")
     assert f"keeps 8 by --ratios {out}/sensitivity.json" in ran.out
@@ -39,6 +41,7 @@ def test_the_table_and_the_file_that_prune_takes(run, job, images, weights, tmp_
         "none", "--out", tmp_path / "p",
     )  # fmt: skip
     assert pruned.status == 0, pruned.err
+    assert json.loads((tmp_path / "p/run.json").read_text())["settings"]["weights"] == artifact.digest(weights)
     assert {n: len(k) for n, k in sc.Plan.from_json((tmp_path / "p/plan.json").read_bytes()).groups.items()} == {
         "plain.0": 8
     }

@@ -188,6 +188,11 @@ def test_a_ratio_on_a_shortcut_needs_the_scope() -> None:
         ({"exclude": int}, "is not valid"),
         ({"exclude": {"fc": 0.5}}, "is not valid"),
         ({"only": []}, r"only=\(\) leaves nothing to cut"),
+        (
+            {"max_cut": "s.json"},
+            r"max_cut='s\.json' is not valid: pass what is in the file\. Of a study, that is max_cut=sc\.Sens",
+        ),
+        ({"ratios": Path("s.json")}, r"ratios='s\.json' is not valid: .* ratios=sc\.Sensitivity\.load\('s\.json'\)\."),
         ({"ratios": 0.5}, r"ratios=0.5 is not valid: write \{pattern: fraction to keep\}"),
         ({"ratios": {"a": 0}}, r"ratios=\{'a': 0\} is not valid: it must be a fraction above 0, up to 1"),
         ({"ratios": {"a": 1.5}}, "must be a fraction above 0"),

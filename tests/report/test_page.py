@@ -228,6 +228,68 @@ def test_settings_and_seeds_tell_runs_of_one_method_apart(results: dict[str, sc.
     assert table([twice, runs[0]])["rows"][0][1].text == "l2, then l1"
 
 
+ASKED: dict[str, tuple[str, list[dict[str, Any]], list[str]]] = {
+    "budgets": ("budget", [{"budget": {"macs": macs, "align": 1}} for macs in (0.5, 0.3)], ["macs 0.5", "macs 0.3"]),
+    "alignment": (
+        "budget", [{"budget": {"macs": 0.5, "align": 1}}, {"budget": {"macs": 0.5, "align": 8}}],
+        ["macs 0.5, align 1", "macs 0.5, align 8"],
+    ),
+    "whether it recovered": (
+        "recovery", [{"recover": []}, {"recover": {"mode": "finetune", "epochs": 2.0, "momentum": 0.9}}],
+        ["none", "finetune epochs 2"],
+    ),
+    "how it recovered": (
+        "recovery",
+        [{"recover": [{"mode": "finetune", "epochs": 2.0, "ema": x, "momentum": 0.9}, {"mode": "mimic"}]} for x in (0.0, 0.9)],
+        ["finetune epochs 2, ema 0, then mimic", "finetune epochs 2, ema 0.9, then mimic"],
+    ),
+    "limits": ("max cut", [{}, {"limits": {"exclude": ["a"], "max_cut": {"*": 0.5}}}], ["-", "*=0.5"]),
+    "excluded": ("exclude", [{}, {"limits": {"exclude": ["a", "b.*"], "max_cut": {"*": 0.5}}}], ["-", "a b.*"]),
+    "calibration": ("calibrate", [{"calibrate": False}, {}], ["no", "yes"]),
+    "scope": ("scope", [{"scope": "all"}, {"scope": "internal"}], ["all", "internal"]),
+    "batches": ("batch size", [{"data": {"data": "d", "batch_size": n}} for n in (128, 64)], ["128", "64"]),
+    "a task": (
+        "task", [{"task": {"name": "segmentation", "dice": dice, "ignore": 255}} for dice in (0.0, 1.0)],
+        ["segmentation dice 0", "segmentation dice 1"],
+    ),
+    "versions": ("torch", [{"versions": {"torch": "2.1"}}, {"versions": {"torch": "2.13"}}], ["2.1", "2.13"]),
+    "functions": ("functions", [{"functions": ["loss"]}, {}], ["loss", "-"]),
+    "a schedule": ("schedule", [{"schedule": "cubic"}, {"schedule": "linear"}], ["cubic", "linear"]),
+    "what a later version has": ("new setting", [{"new_setting": 1}, {"new_setting": 2}], ["1", "2"]),
+    "of many parts": ("new: x", [{"new": {"x": 1, "y": 1}}, {"new": {"x": 2, "y": 1}}], ["1", "2"]),
+    "long ones": ("only", [{"limits": {"only": ["ab" * 40, x]}} for x in "ab"], [f"{'ab' * 29}a… ({i})" for i in (1, 2)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_whatever_runs_were_asked_for_and_differs_has_a_column(what: str, results: dict[str, sc.Result]) -> None:
+    head, changes, texts = ASKED[what]
+    runs = [begun(results["l1"], **{"data": {"data": "d"}, **change}) for change in changes]
+    found = table(runs)
+    heads = [name for name, _ in found["heads"]]
+    assert [row[heads.index(head)].text for row in found["rows"]] == texts
+    others = {"exclude", "max cut"} - {head} if head in ("exclude", "max cut") else set()
+    fixed = {name for name, _ in table([begun(results["l1"]), begun(results["l1"])])["heads"]}
+    assert set(heads) - fixed == {head} | others
+    assert head in [e.text for e in Page(html(runs)).of("th")]
+
+
+def test_rounds_and_their_number_are_shown(results: dict[str, sc.Result]) -> None:
+    rounds = pruned("l1", rounds=2, schedule="cubic", recover=None)
+    assert 'schedule="cubic"' in call(begun(rounds).card)
+    found = table([begun(rounds), begun(pruned("l1", recover=None))])
+    at = [name for name, _ in found["heads"]].index("rounds")
+    assert [[cell.text for cell in row[at : at + 2]] for row in found["rows"]] == [["2", "cubic"], ["1", "-"]]
+
+
+def test_numbers_are_sorted_as_numbers(results: dict[str, sc.Result]) -> None:
+    runs = [begun(results["l1"], data={"data": "d", "batch_size": n}) for n in (128, 64, None)]
+    found = table(runs)
+    at = [name for name, _ in found["heads"]].index("batch size")
+    assert found["heads"][at] == ("batch size", True)
+    assert [row[at].key for row in found["rows"]] == [128, 64, None]
+
+
 def lines(page: Page) -> list[str]:
     """The frontiers of all charts."""
     return [e.text for e in page.of("title") if e.text.startswith("the best at each cost")]

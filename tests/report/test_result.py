@@ -56,6 +56,14 @@ def test_what_exists_is_not_replaced(results: dict[str, sc.Result], tmp_path: Pa
     assert path.read_text().startswith("<!doctype html>")
     with pytest.raises(sc.ConfigError, match="is a folder: name a file"):
         results["l1"].report(tmp_path)
+    with pytest.raises(sc.ConfigError, match=r"a report is: name a file that ends in \.html, such as .*x\.html"):
+        results["l1"].report(tmp_path / "x.pdf")
+    assert not (tmp_path / "x.pdf").exists()
+    for wrong in (True, {"speedup": 2}, results["l1"]):
+        with pytest.raises(
+            sc.ConfigError, match=r"bench is an? .*: pass what sc\.bench\(model, result\.model, inputs\) returned"
+        ):
+            results["l1"].report(tmp_path / "y.html", bench=wrong)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("")
     with pytest.raises(sc.ArtifactError, match="is a file: give a folder"):
         results["l1"].report(tmp_path / "file" / "page.html")

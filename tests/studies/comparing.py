@@ -124,4 +124,4 @@ def made_up() -> sc.Comparison:
     ]
     lost = Outcome(method="aofp", budget="macs=0.3", seed=0, failed="<script>alert(1)</script>")
     settings = {"model": "zoo:resnet20", "data": "folder:images", "epochs": 3.0, "recover": [{"mode": "finetune"}]}
-    return sc.Comparison((*cells, lost), WHOLE, settings)
+    return sc.Comparison((*cells, lost), WHOLE, settings, {"train": 1438, "val": 359})

@@ -30,6 +30,31 @@ def test_the_page_has_the_table_and_the_frontiers(comparison: sc.Comparison, tmp
     assert all(note in page.text for note in comparison.notes)
 
 
+def test_the_spread_over_seeds_is_drawn(comparison: sc.Comparison, tmp_path: Path) -> None:
+    page = Page(comparison.report(tmp_path / "page.html").read_text())
+    bars = [e.attributes["d"] for e in page.of("path") if (e.attributes.get("class") or "").startswith("spread")]
+    assert len(bars) == 2 * 4  # methods × budgets, in both charts
+    assert "Bars are ± one standard deviation over the seeds." in page.text
+    one = replace(comparison, cells=tuple(cell for cell in comparison.cells if cell.seed == 0))
+    page = Page(one.report(tmp_path / "one.html").read_text())
+    assert "standard deviation" not in page.text
+    assert not [e for e in page.of("path") if (e.attributes.get("class") or "").startswith("spread")]
+
+
+def test_it_says_what_the_cells_were_measured_with(comparison: sc.Comparison, tmp_path: Path) -> None:
+    first, second, *others = comparison.cells
+    assert first.figures is not None
+    measured = first.model_copy(
+        update={"figures": {**first.figures, "machine": "this machine"}, "versions": {"secateurs": "1", "torch": "2"}}
+    )
+    cells = (measured, second.model_copy(update={"versions": {"secateurs": "1", "torch": "3"}}), *others)
+    page = Page(replace(comparison, cells=cells).report(tmp_path / "page.html").read_text())
+    facts = dict(zip([e.text for e in page.of("dt")], [e.text for e in page.of("dd")], strict=True))
+    assert facts["images"] == "1,438 to train on, 359 to validate on"
+    assert (facts["machine"], facts["versions"]) == ("this machine", "secateurs 1, torch 2 and 3")
+    assert "To reproduce" not in page.text  # these settings are no record of a run
+
+
 def test_columns_are_sorted_by_values(comparison: sc.Comparison, tmp_path: Path) -> None:
     page = Page(comparison.report(tmp_path / "page.html").read_text())
     headings, lines = comparison.lines()

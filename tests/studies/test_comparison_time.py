@@ -115,7 +115,8 @@ def left(lines: Sequence[str]) -> list[str]:
 def test_what_is_done_once_is_in_the_estimate(clock: Clock) -> None:
     lines = lines_of(Timed(clock, lambda job: 11.0), "l2")
     assert lines[0] == "measuring what the cells take: 1 short run"
-    assert lines[1].startswith("4 cells of 3 training passes over 100 images: about 2:12 (")  # 4 · 33 s
+    assert lines[1] == "short run 1/1: l2, macs=0.5, about 33 s for a cell"
+    assert lines[2].startswith("4 cells of 3 training passes over 100 images: about 2:12 (")  # 4 · 33 s
     assert L2 == 33
 
 
@@ -131,7 +132,7 @@ def test_what_is_left_of_slower_methods(clock: Clock) -> None:
 
 def test_what_is_left_with_several_at_a_time(clock: Clock) -> None:
     lines = lines_of(Timed(clock, lambda job: 12.0 + job.cell.seed, size=2), "l2", seeds=5)
-    assert lines[1].startswith("5 cells of 3 training passes over 100 images: about 1:39, 2 at a time")
+    assert lines[2].startswith("5 cells of 3 training passes over 100 images: about 1:39, 2 at a time")
     assert left(lines) == ["24 s left", "24 s left", "13 s left", "12 s left"]
 
 
@@ -152,7 +153,7 @@ def test_nothing_is_run_that_is_expected_to_take_longer_than_the_limit(clock: Cl
 
 def test_when_time_is_over_no_cell_begins(clock: Clock, tmp_path: Path) -> None:
     lines = lines_of(Timed(clock, lambda job: 70.0), "l2", limit=1500 + 133, folder=tmp_path)
-    assert [line[:5] for line in lines[2:]] == ["[1/4]", "[2/4]"]
+    assert [line[:5] for line in lines[3:]] == ["[1/4]", "[2/4]"]
     again = Timed(clock, lambda job: 70.0)
     lines = lines_of(again, "l2", folder=tmp_path, resume=True)
     assert [(job.foresee, job.cell.seed) for job in again.jobs] == [(False, 2), (False, 3)]

@@ -275,7 +275,8 @@ def test_a_study_of_other_data_is_not_resumed(tmp_path: Path, monkeypatch: pytes
     given = data()
     changed = [(inputs + 1e-3, targets) for inputs, targets in given.val]
     with pytest.raises(
-        sc.ConfigError, match=r"another study: it differs in data\.val\.sha256 .*overwrite=True starts over"
+        sc.ConfigError,
+        match=r"another study: it differs in data\.val\.sha256 .*otherwise give another folder=…, or replace it",
     ):
         study(source=sc.Data(given.train, changed), folder=tmp_path, resume=True)
     with pytest.raises(sc.ConfigError, match=r"it differs in data\.val\.batches"):

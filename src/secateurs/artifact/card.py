@@ -144,6 +144,7 @@ class Card(Open):
     recover: Any = None
     calibrate: Annotated[bool, Field(strict=True)] = True
     seed: Count | None = None
+    schedule: Line | None = None  # of the rounds, where there were several; not on earlier cards
     rounds: dict[str, Any] | None = None  # the settings of the whole, where the network is what one of its rounds left
     earlier: list[Earlier] = []
     seconds: Seconds | None = None

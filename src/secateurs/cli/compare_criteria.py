@@ -181,7 +181,7 @@ def _group(graph: ChannelGraph, layer: str, model: str) -> str:
 
 
 def _show(model: str, group: str, size: int, curves: Mapping[str, Mapping[str, Any]], out: Path | None) -> None:
-    from secateurs import report
+    import secateurs.report as report
     from secateurs.runs.curves import values
 
     figure = next(iter(curves.values()))["figure"]

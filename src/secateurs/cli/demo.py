@@ -82,7 +82,7 @@ def demo(
     import torch
 
     import secateurs as sc
-    from secateurs import report
+    import secateurs.report as report
     from secateurs.methods import Task
     from secateurs.runs.purpose import Purpose
     from secateurs.runs.sources import DataSpec, rewind
@@ -170,7 +170,7 @@ def _pruned(
 
 
 def _row(result: Result) -> list[str]:
-    from secateurs import report
+    import secateurs.report as report
 
     before, after = result.before, result.after
     return [
@@ -182,7 +182,7 @@ def _row(result: Result) -> list[str]:
 
 
 def _figures(figures: Figures) -> str:
-    from secateurs import report
+    import secateurs.report as report
 
     macs, params = report.short(figures.macs), report.short(figures.params)
     return f"{macs} MACs, {params} parameters, {report.percent(figures.top1)}% top-1"

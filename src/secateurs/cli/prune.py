@@ -125,6 +125,7 @@ def prune(
         a tracker that accelerate knows (tensorboard, wandb …); may be given several times
     """
     began = time.perf_counter()
+    from secateurs.cli.reproduce import shareable
     from secateurs.runs import PruneRun
 
     limits = budget_options or BudgetOptions()
@@ -160,6 +161,7 @@ def prune(
         device=device,
         track=track,
         log=options.log,
+        command=shareable,
     )
     result = run.start(resume=resume, overwrite=force, began=began)
     if options.first():

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.options import Folder
-from secateurs.cli.reproduce import command
-from secateurs.errors import ArtifactError, ConfigError, shown
-
-if TYPE_CHECKING:
-    from secateurs.report.page import Run
+from secateurs.errors import ConfigError, shown
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-OTHERS = {  # what else may be in a folder, by its file
-    "run.json": "The run is not finished: --resume continues it.",
-    "comparison.json": "It is a comparison: secateurs report makes a page of it alone.",
-    "sensitivity.json": "It is a sensitivity study, whose picture is sensitivity.png.",
-}
 
 
 def report(
@@ -56,15 +47,19 @@ def report(
     if not runs:
         raise ConfigError("Name the folder of a run, or of several: secateurs report RUN….")
     from secateurs.artifact import on_hub
+    from secateurs.cli.reproduce import command
     from secateurs.report import count, page
+    from secateurs.runs import pages
 
-    if len(runs) == 1 and (runs[0] / "comparison.json").is_file():
-        _compared(runs[0], out, force)
+    if len(runs) == 1 and pages.is_comparison(folder := pages.folder_of(runs[0])):
+        _compared(folder, out, force)
         return
-    path = out or (runs[0] / page.NAME if len(runs) == 1 and not on_hub(runs[0]) else Path(page.NAME))
-    if len(runs) > 1 or out is not None:
+    kept = pages.distinct(runs)
+    one = kept[0] if len(kept) == 1 and not on_hub(runs[0]) else None
+    path = out or (one / page.NAME if isinstance(one, Path) else Path(page.NAME))
+    if one is None or out is not None:
         page.check(path, overwrite=force)
-    found = [_read(folder) for folder in runs]
+    found = pages.read(runs, command)
     written = page.write(found, path, overwrite=force)
     for run in found:
         for note in run.notes:
@@ -85,16 +80,3 @@ def _compared(folder: Path, out: Path | None, force: bool) -> None:
 def _say(written: Path, what: str) -> None:
     size = written.stat().st_size
     options.out().print(f"{shown(written)}: {what}, {max(1, round(size / 1000)):,} kB", soft_wrap=True)
-
-
-def _read(folder: Path) -> Run:
-    from secateurs.calls import call, label
-    from secateurs.report.page import Run
-
-    try:
-        run = Run.read(folder)
-    except ArtifactError as error:
-        what = next((said for name, said in OTHERS.items() if (folder / name).is_file()), None)
-        raise error if what is None or (folder / "card.json").exists() else error.advised(what) from None
-    run.command, run.label = command(folder) or call(run.card), label(run.card)
-    return run

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from secateurs.cli.recipes import RecoverOptions
 from secateurs.errors import SecateursError
-
-WEIGHTS = "WEIGHTS.safetensors"
-Settings = Mapping[str, Any]
-Words = Iterator[list[str]]
+from secateurs.grammar import word
+from secateurs.recovery.text import as_text as phases_as_text
+from secateurs.runs import words
 
 
 def command(folder: Path) -> str | None:
@@ -24,78 +21,62 @@ def command(folder: Path) -> str | None:
     from secateurs.runs.folder import State
 
     try:
-        settings = read_json(folder / "run.json", State).settings
+        return spelled(read_json(folder / "run.json", State).settings)
+    except SecateursError:  # another version's, or damaged
+        return None
+
+
+def shareable(settings: words.Settings) -> str | None:
+    """The same from its settings, for others: without paths of this machine."""
+    from secateurs.data.spec import shareable as without_path
+    from secateurs.zoo import FAMILIES
+
+    model, data = str(settings.get("model")), settings.get("data")
+    if model.partition(":")[0] not in FAMILIES:  # the folder of an artifact
+        model = f"PATH/{Path(model).name}"
+    try:
+        own = {} if data is None else {"data": without_path(str(data))}
+    except SecateursError:  # another version's spec
+        return None
+    return spelled({**settings, "model": model, **own})
+
+
+def spelled(settings: words.Settings) -> str | None:
+    """The `secateurs prune` command with these settings, as `run.json` has them; None if no command can say them."""
+    try:
         parts = list(_parts(settings))
     except (SecateursError, LookupError, TypeError, ValueError, AttributeError):  # another version's, or damaged
         return None
     if settings.get("command", "prune") != "prune" or settings.get("functions"):
         return None
-    digest = str(settings.get("weights") or "0" * 64)
-    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        return None
-    note = f"# {WEIGHTS}: SHA-256 {settings['weights']}\n" if any(WEIGHTS in words for words in parts) else ""
-    return note + " \\\n    ".join(" ".join(map(shlex.quote, words)) for words in parts)
+    return words.line(parts, settings.get("weights"))
 
 
-def _parts(settings: Settings) -> Words:
+def _parts(settings: words.Settings) -> words.Words:
     """The words of the command, line by line."""
-    from secateurs.zoo import FAMILIES
 
     method = settings["method"]
+    words.check_model(settings)
     yield ["secateurs", "prune", settings["model"]]
-    yield from _given(settings, "num_classes")
-    if settings.get("weights") and settings["model"].partition(":")[0] in FAMILIES:  # else it is an artifact
-        yield ["--weights", WEIGHTS]
-    yield from _task(settings.get("task"))
-    _check_data(settings)
-    yield from _given(settings, "data", "normalize", "batch_size", "image_size", "channels", "skip_unreadable")
+    yield from words.given(settings, "num_classes")
+    yield from words.weights(settings)
+    yield from words.task(settings.get("task"))
+    words.check_data(settings)
+    yield from words.given(settings, "data", "normalize", "batch_size", "image_size", "channels", "skip_unreadable")
     yield from _method(method)
     yield from _budget(settings["budget"] or {})
-    yield from _given(settings, "scope", "rounds", "schedule")
-    yield from _limits(settings.get("limits") or {})
-    yield from _given(settings, "allow_inexact")
+    yield from words.given(settings, "scope", "rounds", "schedule")
+    yield from words.limits(settings.get("limits") or {})
+    yield from words.given(settings, "allow_inexact")
     if not settings.get("calibrate", False):
         yield ["--no-calibrate"]
     yield from _recovery(settings["recover"])
-    yield from _given(settings.get("pretrain") or {}, "pretrain_epochs", "pretrain_lr")
+    yield from words.given(settings.get("pretrain") or {}, "pretrain_epochs", "pretrain_lr")
     yield ["--seed", str(settings["seed"])]
     yield ["--out", "RUN"]
 
 
-def _given(settings: Settings, *names: str) -> Words:
-    """Options of the same name as these settings, where they have a value."""
-    for name in names:
-        value = settings.get(name)
-        if value is not None and value is not False:
-            yield [f"--{name.replace('_', '-')}", *([] if value is True else [_number(value)])]
-
-
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
-
-
-def _check_data(settings: Settings) -> None:
-    """Raise ValueError for data that is no spec."""
-    from secateurs.runs import DataSpec
-
-    known = DataSpec(settings["data"]).settings()
-    if not known.keys() <= settings.keys():
-        raise ValueError("the data is an object of the user's")
-
-
-def _task(task: Any) -> Words:
-    from secateurs.grammar import word
-    from secateurs.tasks import resolve
-
-    if task is None:
-        return
-    usual = resolve(task["name"]).model_dump(mode="json")
-    yield ["--task", task["name"]]
-    yield from (["--task-set", f"{k}={word(v)}"] for k, v in task.items() if k != "name" and usual.get(k, v) != v)
-
-
-def _method(method: Settings) -> Words:
-    from secateurs.grammar import word
+def _method(method: words.Settings) -> words.Words:
     from secateurs.methods.registry import registered
 
     yield ["--method", method["name"]]
@@ -105,11 +86,10 @@ def _method(method: Settings) -> Words:
     yield from (["--set", f"{k}={word(v)}"] for k, v in changed.items())
 
 
-def _budget(budget: Settings) -> Words:
+def _budget(budget: words.Settings) -> words.Words:
     from secateurs.deploy import Target
-    from secateurs.grammar import word
 
-    yield from _given(budget, *(name for name in budget if name not in ("align", "target")))
+    yield from words.given(budget, *(name for name in budget if name not in ("align", "target")))
     timed = any(budget.get(name) is not None for name in ("latency", "ms"))
     if (align := budget.get("align")) not in (None, "auto" if timed else 1):
         yield ["--align", str(align)]
@@ -119,20 +99,11 @@ def _budget(budget: Settings) -> Words:
         yield from (["--target-set", f"{k}={word(v)}"] for k, v in target.items() if k != "runtime" and v != usual[k])
 
 
-def _limits(limits: Settings) -> Words:
-    for name in ("exclude", "only"):
-        yield from ([f"--{name}", str(pattern)] for pattern in limits.get(name) or ())
-    for name, option in (("ratios", "ratio"), ("min_channels", "min-channels"), ("max_cut", "max-cut")):
-        yield from ([f"--{option}", f"{pattern}={_number(n)}"] for pattern, n in (limits.get(name) or {}).items())
-
-
-def _recovery(recorded: Any) -> Words:
+def _recovery(recorded: Any) -> words.Words:
     """The phases as text. Raises ValueError if no text makes them."""
-    from secateurs.recovery.text import NONE, written
     from secateurs.runs.cut import recorded as as_recorded
 
-    phases = recorded if isinstance(recorded, list) else [recorded] if recorded else []
-    text = ", ".join(written(phase["mode"], phase) for phase in phases) or NONE
+    text = phases_as_text(recorded if isinstance(recorded, list) else [recorded] if recorded else [])
     if json.loads(json.dumps(as_recorded(RecoverOptions(recover=text).recipes()))) != json.loads(json.dumps(recorded)):
         raise ValueError("no text makes this recovery")
     yield ["--recover", text]

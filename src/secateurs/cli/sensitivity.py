@@ -136,7 +136,8 @@ def sensitivity(
         network, inputs, chosen, data, share, images=images, calibrate=calibrate, scope=scope, exclude=exclude,
         only=only or None, metric=metric or purpose.task.primary, allow_inexact=allow_inexact, loss=objective.loss,
         step=objective.step, forward=objective.forward, metrics=objective.metrics, folder=out, resume=resume,
-        overwrite=force, settings={"model": model, **spec.settings(), **purpose.record()}, seed=seed, device=where,
+        overwrite=force, settings={"model": model, "weights": source.digest(), **spec.settings(), **purpose.record()},
+        seed=seed, device=where,
         example_targets=purpose.example_targets(network, data), report=log,
     )  # fmt: skip
     if options.first():

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import quote, unquote_plus
 
 from secateurs.errors import DataError, SpecError, nearest
@@ -88,6 +88,37 @@ def absolute(spec: str) -> str:
     if options.val not in (None, "none"):  # shards, too
         query = re.sub(r"(?<=[?&])val=[^&]*", lambda _: f"val={quote(_absolute(str(options.val)), safe='/:')}", query)
     return f"wds:{','.join(map(_absolute, parts(name)))}{query}"
+
+
+def shareable(spec: str) -> str:
+    """A data spec for others: of paths and URLs, which are of this machine and may hold secrets, only the last part is left.
+
+    `folder:/home/me/cifar10` → `folder:PATH/cifar10`; names on the Hub are unchanged.
+    """
+    family, _, rest = spec.partition(":")
+    name, options = parse(rest)
+    if not rest or on_hub(spec) or family not in ("folder", "coco", "hf", "wds"):
+        return spec
+    given = {f.name: value for f in fields(Options) if (value := getattr(options, f.name)) is not None}
+    if "/" in str(options.val):
+        given["val"] = _last(str(options.val))
+    if "/" in str(options.train):
+        given["train"] = _last(str(options.train))
+    query = "&".join(f"{key}={quote(value, safe='/:,{}')}" for key, value in given.items())
+    return f"{family}:{','.join(map(_last, parts(name)))}{'?' * bool(query)}{query}"
+
+
+def on_hub(spec: str) -> bool:
+    """Whether this names data on the hub. A folder or file of that name on this machine comes first, as it does where the data
+    is read."""
+    family, _, rest = spec.partition(":")
+    name = rest.partition("?")[0]
+    plain = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII)
+    return family == "hf" and plain is not None and not os.path.lexists(name)
+
+
+def _last(path: str) -> str:
+    return f"PATH/{PurePath(path.partition('?')[0]).name}"
 
 
 def remote(spec: str) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup
 from secateurs.keywords import explained
-from secateurs.proposed import Exactly, Proposes, largest_cuts, study_of, whose
+from secateurs.proposed import Exactly, Proposes, check_no_file, largest_cuts, study_of, whose
 
 Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
 Layers = Which | Iterable[Which]
@@ -352,6 +352,7 @@ def _check_which(name: str, which: Any) -> None:
 def _pairs(name: str, given: Any, valid: Callable[[Any], bool], what: str) -> tuple[tuple[Which, Any], ...]:
     if given is None:
         return ()
+    check_no_file(name, given)
     if not isinstance(given, Mapping):
         if name == "ratios":
             raise ConfigError(

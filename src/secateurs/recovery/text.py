@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateurs.errors import ConfigError, nearest
@@ -44,6 +44,11 @@ def written(mode: str, settings: Mapping[str, Any]) -> str:
     given = changed(KINDS[mode], settings)
     amount = given.pop(_length(mode), None)
     return " ".join([mode if amount is None else f"{mode}:{word(amount)}", *settings_written(given)])
+
+
+def as_text(phases: Sequence[Mapping[str, Any]]) -> str:
+    """The text of phases, each with its mode and its settings as JSON has them."""
+    return ", ".join(written(phase["mode"], phase) for phase in phases) or NONE
 
 
 def _length(mode: str) -> str:

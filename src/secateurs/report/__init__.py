@@ -1,5 +1,11 @@
 """Output for people: formatted numbers, and the tables that the commands share."""
 
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
 from secateurs.report import modelcard
 from secateurs.report.figures import count, duration, error, formatted, heading, percent, share, short
 from secateurs.report.tables import as_text, columns, listing, outcome, signature, stripes, stripes_line, table, timed
@@ -24,3 +30,15 @@ __all__ = [
     "table",
     "timed",
 ]
+
+
+class _Callable(ModuleType):
+    """A package that can be called, as `secateurs.methods` is and for the same reason: `sc.report` is bound to it once it is
+    imported. What is called is above it, and imported by its name, as all that `secateurs` has."""
+
+    def __call__(self, runs: Any, path: str | Path = "report.html", *, overwrite: bool = False) -> Path:
+        written: Path = import_module("secateurs.runs.pages").report(runs, path, overwrite=overwrite)
+        return written
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from secateurs.artifact import Card, Figures
+from secateurs.data.spec import on_hub
 from secateurs.errors import printable
 from secateurs.report.figures import error, share, short
 from secateurs.report.tables import columns
@@ -32,11 +32,12 @@ VERIFIED = (
 )
 
 
-def text(card: Card, call: str | None = None, method: str = "") -> str:
-    """The file's text. call: the Python that repeats the pruning. method: what the method is, without the period. Whatever
-    they and the card hold is escaped."""
+def text(card: Card, call: str | None = None, method: str = "", language: str = "python") -> str:
+    """The file's text. call: what repeats the pruning, Python or (language: sh) a command. method: what the method is, without
+    the period. Whatever they and the card hold is escaped."""
     header = yaml.safe_dump(_header(card), sort_keys=False, allow_unicode=False, width=1000)
-    return printable(f"---\n{header}---\n\n{_join(_body(card, call, method))}")
+    made = "" if call is None else _fenced(call, language)
+    return printable(f"---\n{header}---\n\n{_join(_body(card, made, method))}")
 
 
 def _join(blocks: Iterator[str]) -> str:
@@ -80,14 +81,9 @@ def _pipeline(card: Card) -> str | None:
 
 
 def _hub_data(card: Card) -> str | None:
-    """The name of the data on the hub, if it is from there. A folder or file of that name on this machine comes first, as it
-    does where the data is read."""
-    spec = _data_spec(card)
-    name = spec.removeprefix("hf:")
-    on_hub = (
-        spec.startswith("hf:") and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII) and not os.path.lexists(name)
-    )
-    return name if on_hub else None
+    """The name of the data on the hub, if it is from there."""
+    spec = "" if card.data is None else str(card.data.data or "")
+    return spec.removeprefix("hf:").partition("?")[0] if on_hub(spec) else None
 
 
 def _data_spec(card: Card) -> str:
@@ -145,7 +141,7 @@ def _network(card: Card) -> str:
 # -- the page ------------------------------------------------------------------------------------------------------------
 
 
-def _body(card: Card, call: str | None, method: str) -> Iterator[str]:
+def _body(card: Card, made: str, method: str) -> Iterator[str]:
     before, after = card.networks()[0][1], card.after
     spec = None if card.source is None else card.source.spec
     of, whose = ("A network", "the original's") if spec is None else (_code(spec), "its")
@@ -173,9 +169,9 @@ def _body(card: Card, call: str | None, method: str) -> Iterator[str]:
     if card.signature is not None and (lines := signature_lines(card.signature)):
         yield "How it is called, with the exact values in `secateurs.card`:"
         yield "\n".join(f"- {_escaped(line)}" for line in lines)
-    if call is not None:
+    if made:
         yield "## How it was made"
-        yield _fenced(call, "python")
+        yield made
         yield f"With {', '.join(f'{_escaped(name)} {_escaped(v)}' for name, v in card.versions.items()) or 'Secateurs'}."
     yield "## Files"
     yield (

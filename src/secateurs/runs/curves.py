@@ -89,7 +89,10 @@ class CurveRecord:
                 raise ConfigError(f"{self.file} already exists: --resume adds to it, --force replaces it.")
             now = json.loads(json.dumps(self.settings))
             if changed := [k for k in now if then.get(k) != now[k]]:
-                raise ConfigError(f"{self.file} belongs to another comparison: it differs in {', '.join(changed)}.")
+                raise ConfigError(
+                    f"{self.file} belongs to another comparison: it differs in {', '.join(changed)}. To resume, give what it "
+                    "had then; otherwise give another --out, or replace it (--force)."
+                )
         check_writable(self.folder)
         if not can_plot():
             self.log("no picture will be drawn: that needs matplotlib, pip install 'secateurs[report]'")

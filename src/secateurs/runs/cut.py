@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,8 @@ from secateurs.training import Objective, Phase, Recipe
 from secateurs.training.processes import check as check_processes
 from secateurs.training.processes import first
 from secateurs.training.runtime import check_trackers, wait_for_everyone, written
+
+Command = Callable[[Mapping[str, Any]], str | None]  # settings of a run → the command that makes it, if one does
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -82,6 +85,7 @@ class Cut:
     device: str | torch.device | None
     track: Sequence[Any]
     log: Callable[[str], None]
+    command: Command
     rounds: Rounds = ONE_ROUND
     later: Sequence[Stage] = ()  # that prune its result
     ahead: Sequence[RunFolder] = ()  # the folders of these, if none of them has begun
@@ -265,7 +269,8 @@ class Cut:
             },
         )
         if first():
-            artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True, describe=described)
+            describe = partial(described, command=self.command(record))
+            artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True, describe=describe)
             self._draw(network, done.model, ready.data)
             self.folder.finish(record)
             self._judge(done, ready.objective)

@@ -16,7 +16,7 @@ from secateurs.artifact.history import records, rounds
 from secateurs.methods import Method
 from secateurs.result import Result
 
-_SETTINGS = {"task", "functions", "data", "budget", "scope", "recover", "calibrate", "seed"}
+_SETTINGS = {"task", "functions", "data", "budget", "scope", "recover", "calibrate", "seed", "schedule"}
 
 
 @dataclass(frozen=True, repr=False)

@@ -164,7 +164,10 @@ def _same_run(engine: TrainingRun, state: State, where: str) -> None:
     if scaled[0] != scaled[1] and engine.recipe.precision == "auto":  # as set by `accelerate launch`
         changed.append(f"precision ({scaled[0]} then, {scaled[1]} now)")
     if changed:
-        raise ConfigError(f"{where} belongs to another run, which differs in {'; '.join(changed)}.")
+        raise ConfigError(
+            f"{where} belongs to another run, which differs in {'; '.join(changed)}. To resume, give what it had then; "
+            "otherwise use another folder."
+        )
 
 
 def _restore(engine: TrainingRun, state: State) -> None:

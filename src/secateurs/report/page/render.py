@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 NAME = "report.html"  # of a report, if no other is given
+SUFFIXES = (".html", ".htm")
 
 
 def can_render() -> bool:
@@ -34,12 +35,18 @@ def can_render() -> bool:
 
 
 def check(path: str | Path, *, overwrite: bool = False) -> None:
-    """Raise before any work for a page that could not be written. ConfigError without jinja2, and for a file that exists;
-    ArtifactError for a folder that takes no files."""
+    """Raise before any work for a page that could not be written. ConfigError without jinja2, for a file that exists, and for
+    one of another kind; ArtifactError for a folder that takes no files."""
     if not can_render():
         raise ConfigError("Reports need jinja2: pip install 'secateurs[report]'.")
     if os.path.isdir(path):
         raise ConfigError(f"{shown(path)} is a folder: name a file, such as {shown(Path(path, NAME))}.")
+    if Path(path).suffix.lower() not in SUFFIXES:
+        page = Path(path).with_suffix(SUFFIXES[0])
+        raise ConfigError(
+            f"{shown(path)} is not the name of an HTML page, which a report is: name a file that ends in .html, such as "
+            f"{shown(page)}. A browser prints it to PDF."
+        )
     if os.path.lexists(path) and not overwrite:
         raise ConfigError(
             f"{shown(path)} already exists: ", Setting("overwrite", True), " replaces it; or name another file."

@@ -44,10 +44,13 @@ class Run:
         self.label = self.label or self.card.method.name
 
     @classmethod
-    def read(cls, folder: str | Path) -> Run:
-        """A saved artifact. Raises ArtifactError or PlanError for a folder that is none, or is damaged."""
+    def read(cls, folder: str | Path, name: str | None = None) -> Run:
+        """A saved artifact. name: by default the last two parts of its path.
+
+        Raises ArtifactError or PlanError for a folder that is none, or is damaged.
+        """
         plan, card = artifact.read(folder)
-        run = cls(_name(folder), plan, card)
+        run = cls(name or names([folder])[0], plan, card)
         try:
             run.timings = read_timings(folder)
         except ArtifactError as error:
@@ -113,7 +116,12 @@ class Run:
         return found
 
 
-def _name(folder: str | Path) -> str:
-    """The last two parts of a path."""
-    parts = Path(os.path.abspath(folder)).parts
-    return shown("/".join(part for part in parts[-2:] if part != os.sep))
+def names(folders: Sequence[str | Path]) -> list[str]:
+    """The last two parts of each path, or more where it takes more to tell them apart."""
+    every = [[part for part in Path(os.path.abspath(folder)).parts if part != os.sep] for folder in folders]
+    longest = max(map(len, every), default=0)
+    for n in range(2, longest + 1):
+        found = ["/".join(parts[-n:]) for parts in every]
+        if len(set(found)) == len(found):
+            break
+    return [shown(name) for name in found]

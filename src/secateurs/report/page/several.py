@@ -11,22 +11,13 @@ from secateurs.artifact import Figures
 from secateurs.artifact.timings import Timing
 from secateurs.markup import Markup
 from secateurs.report.figures import duration, share, short
+from secateurs.report.page.differences import Cell, Column, asked, column, differing
 from secateurs.report.page.main import Measure, main_measure
 from secateurs.report.page.originals import Original, originals
 from secateurs.report.page.panels.error import short as short_error
 from secateurs.report.page.panels.speed import milliseconds
 from secateurs.report.page.run import Run
 from secateurs.report.page.svg import Axis, Curve, Mark, chart, symbol
-
-
-@dataclass(frozen=True)
-class Cell:
-    """key: what the table is sorted by; None is last, whatever the direction."""
-
-    text: str
-    key: float | str | None
-    href: str | None = None
-    symbol: Markup | None = None
 
 
 @dataclass(frozen=True)
@@ -38,9 +29,9 @@ class Frontier:
 
 
 def table(runs: Sequence[Run]) -> dict[str, Any]:
-    """The heads and rows of the table. number: whether a column is one of numbers. The seed, the network and the data are shown
-    where they differ. The time is the fraction of the original's that was measured under a budget of time; speed-ups are those
-    of `secateurs bench`."""
+    """The heads and rows of the table. number: whether a column is one of numbers. What the runs were asked for is shown where
+    it differs: the seed, the network, the data, and whatever else is on their cards. The time is the fraction of the original's
+    that was measured under a budget of time; speed-ups are those of `secateurs bench`."""
     measure, key = common_measure(runs), _key(runs)
     looks = appearance(legend(runs))
     differing = _differing(runs)
@@ -79,15 +70,16 @@ def table(runs: Sequence[Run]) -> dict[str, Any]:
     return {"heads": heads, "rows": rows}
 
 
-def _differing(runs: Sequence[Run]) -> list[tuple[str, bool, list[Cell]]]:
-    """The columns of what runs begin with, where that differs: the head, whether it is of numbers, a cell for each run."""
+def _differing(runs: Sequence[Run]) -> list[Column]:
+    """What tells the runs apart beside their methods."""
     begun = originals(runs)
     columns = [
-        ("seed", True, [Cell("-" if (seed := run.card.seed) is None else str(seed), seed) for run in runs]),
-        ("network", False, [Cell(one.network, one.network.lower()) for one in begun]),
-        ("data", False, [Cell(one.data, one.data.lower()) for one in begun]),
+        column("seed", [run.card.seed for run in runs]),
+        column("network", [one.network for one in begun]),
+        column("data", [one.data for one in begun]),
+        *asked(runs),
     ]
-    return [(head, number, cells) for head, number, cells in columns if len({cell.text for cell in cells}) > 1]
+    return differing(columns)
 
 
 def legend(runs: Sequence[Run]) -> list[str]:

@@ -28,7 +28,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of its own. shape: the number of a form that tells it from others without color. text: what it stands for."""
+    """A point of its own. shape: the number of a form that tells it from others without color. text: what it stands for.
+    spread: how far a bar reaches above and below it."""
 
     x: float
     y: float
@@ -37,6 +38,7 @@ class Mark:
     shape: int = 0
     link: str | None = None
     hollow: bool = False
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def chart(
     """A chart of curves and marks. levels: horizontal dotted lines; rules: vertical ones that begin a labeled part. cursor: a
     vertical line that the page's script moves; `data-…` attributes of the chart say where."""
     xs = [p[0] for c in curves for p in c.points] + [m.x for m in marks] + [at for at, _ in rules]
-    ys = [p[1] for c in curves for p in c.points] + [m.y for m in marks] + [at for at, _ in levels]
+    ends = [end for m in marks for end in (m.y - m.spread, m.y + m.spread)]
+    ys = [p[1] for c in curves for p in c.points] + ends + [at for at, _ in levels]
     across = _scale(x, xs, LEFT, WIDTH - RIGHT, 0.05 if marks else 0.0)
     up = _scale(y, ys, HEIGHT - BOTTOM, TOP, 0.06)
     parts = [
@@ -175,11 +178,19 @@ def _line(curve: Curve) -> str:
 
 
 def _marked(mark: Mark, across: Scale, up: Scale) -> Markup:
+    x, y = across(mark.x), up(mark.y)
     drawn = tag(
-        "g", tag("title", mark.text), _form(across(mark.x), up(mark.y), mark.color, mark.shape, mark.hollow),
-        class_="mark",
+        "g", tag("title", mark.text), *_spread(mark, x, up), _form(x, y, mark.color, mark.shape, mark.hollow), class_="mark"
     )  # fmt: skip
     return drawn if mark.link is None else tag("a", drawn, href=mark.link)
+
+
+def _spread(mark: Mark, x: float, up: Scale) -> Iterator[Markup]:
+    """A bar with a cap at each end."""
+    if mark.spread:
+        low, high = up(mark.y - mark.spread), up(mark.y + mark.spread)
+        path = f"M{x - 3:.1f} {low:.1f}h6M{x - 3:.1f} {high:.1f}h6M{x:.1f} {low:.1f}V{high:.1f}"
+        yield tag("path", d=path, class_=f"spread c{mark.color % COLORS}")
 
 
 def _form(x: float, y: float, color: int, shape: int, hollow: bool) -> Markup:

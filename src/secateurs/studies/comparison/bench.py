@@ -20,7 +20,7 @@ from secateurs.cutting import figures as measured
 from secateurs.data import Data
 from secateurs.data.loader import Loader
 from secateurs.data.structure import examples, leaves
-from secateurs.devices import device_of, usable
+from secateurs.devices import device_name, device_of, usable
 from secateurs.errors import ConfigError, SecateursError
 from secateurs.graph import Cost, count
 from secateurs.graph.copies import copied
@@ -60,6 +60,7 @@ class Probe:
     evaluation: float  # seconds, of all validation data
     steps: int  # per epoch
     images: int
+    validation: int | None = None  # images to validate on, where that is known
 
     def seconds(self, foreseen: Foreseen) -> float:
         """How long a cell takes."""
@@ -192,7 +193,8 @@ class Bench:
             began = time.perf_counter()
             _step(model, B.to_device(batch, device_of(model)), self.objective)
             steps.append(time.perf_counter() - began)
-        return Probe(original, statistics.median(steps[1:] or steps), evaluation, self.steps, self.images)
+        step, validation = statistics.median(steps[1:] or steps), known_examples(self.data.val)
+        return Probe(original, step, evaluation, self.steps, self.images, validation)
 
     # -- a cell --------------------------------------------------------------------------------------------------------
 
@@ -245,7 +247,7 @@ class Bench:
             "error": None if math.isnan(result.error) else result.error, "narrowest": narrowest, "passes": division.passes,
             "search": {"epoch": cost.epoch, "once": cost.once, "epochs": division.epochs, "steps": max(steps, default=0)},
             "recovery": _recorded(division.recovery), **timed,
-            "warnings": [*division.warnings, *result.warnings], **_took(*clocks),
+            "warnings": [*division.warnings, *result.warnings], **_took(*clocks), "machine": device_name(self.where),
         }  # fmt: skip
 
     def _own(self, cell: Cell) -> Record:
@@ -268,6 +270,7 @@ class Bench:
             "narrowest": None,
             "passes": division.passes, "search": {"epoch": 0.0, "once": once.once, "epochs": 0.0, "steps": 0},
             "recovery": _recorded(division.recovery), "warnings": list(division.warnings), **_took(*clocks),
+            "machine": device_name(self.where),
         }  # fmt: skip
 
     def _cut(self, cell: Cell) -> tuple[nn.Module, SearchCost]:

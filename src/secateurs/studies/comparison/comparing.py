@@ -187,8 +187,10 @@ def _settings(work: Work, limits: Limits, scope: Scope | None, allow_inexact: bo
         data = given.settings()
     elif isinstance(given, Data) and kept:
         data = {"data": fingerprint(given)}
+    spec = work.network.spec
+    given_as = {"module": True} if spec is None else {"num_classes": spec.num_classes} if spec.num_classes else {}
     return {
-        "model": work.network.name, "weights": work.network.digest(), **data, **work.purpose.record(),
+        "model": work.network.name, "weights": work.network.digest(), **given_as, **data, **work.purpose.record(),
         "primary": work.purpose.task.primary if work.purpose.metrics is None else next(iter(work.purpose.metrics), "top1"),
         "epochs": float(work.epochs), "unit": work.unit, "search": work.search, "scope": scope, "limits": limits.record(),
         "allow_inexact": allow_inexact,

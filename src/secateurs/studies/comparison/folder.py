@@ -33,7 +33,11 @@ class CellRecord(BaseModel):
 
     settings: dict[str, Any]
     outcome: Outcome
-    versions: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def whole(self) -> Outcome:
+        """The outcome, with the versions that are beside it in the file."""
+        return self.outcome.model_copy(update={"versions": self.versions})
 
 
 class Names(BaseModel):
@@ -46,12 +50,13 @@ class Names(BaseModel):
 
 
 class Index(BaseModel):
-    """`comparison.json`: what all cells share, and which cells there are."""
+    """`comparison.json`: what all cells share, and which cells there are. examples: how many the data has, by split."""
 
     format: str
     version: int
     settings: dict[str, Any]
     original: Figures | None = None
+    examples: dict[str, int] = Field(default_factory=dict)
     cells: list[Names] = Field(default_factory=list)
 
     @model_validator(mode="before")
@@ -96,7 +101,10 @@ class ComparisonFolder:
                     f"{where} holds a comparison: ", RESUME, " continues it, ", OVERWRITE, " replaces it."
                 )
             if resume and (changed := list(differences(then, self.settings))):
-                raise ConfigError(f"{where} is another comparison: it differs in {', '.join(changed)}.")
+                raise ConfigError(
+                    f"{where} is another comparison: it differs in {', '.join(changed)}. To resume, give what it had then; "
+                    "otherwise give another ", FOLDER, ", or replace it (", OVERWRITE, ").",
+                )  # fmt: skip
         self._replaces = overwrite
         check_writable(self.folder)
 
@@ -104,8 +112,9 @@ class ComparisonFolder:
         advice = Message("If a comparison wrote it, it is damaged: move it, or give another ", FOLDER, ".")
         return read_json(self.file, Index, 1 << 26, advice)
 
-    def begin(self, cells: Sequence[Cell], original: Figures | None) -> None:
-        """Record which cells there are: these, and those of an earlier call, which are removed if it is to be replaced."""
+    def begin(self, cells: Sequence[Cell], original: Figures | None, examples: Mapping[str, int]) -> Mapping[str, int]:
+        """Record which cells there are: these, and those of an earlier call, which are removed if it is to be replaced.
+        examples: see `Index`; if they are not known now, those of an earlier call stay. Returns them."""
         check_writable(self.cells)
         for path in self.cells.iterdir() if self.cells.exists() else ():
             if path.suffix == ".work" and self._replaces:
@@ -113,11 +122,16 @@ class ComparisonFolder:
             elif LEFT_OVER.fullmatch(path.name) or (path.suffix == ".json" and self._replaces):
                 path.unlink()
         names = [_named(cell) for cell in cells]
-        earlier = self.read().cells if os.path.lexists(self.file) else []
+        before = self.read() if os.path.lexists(self.file) else None
+        earlier = [] if before is None else before.cells
+        examples = examples or ({} if before is None else before.examples)
         now = {one.file for one in names}
         names += [one for one in earlier if one.file not in now and (self.cells / one.file).exists()]
-        body = Index(format=FORMAT, version=VERSION, settings=self.settings, original=original, cells=names)
+        body = Index(
+            format=FORMAT, version=VERSION, settings=self.settings, original=original, examples=dict(examples), cells=names
+        )  # fmt: skip
         write(self.file, dump_json(body.model_dump(mode="json"), indent=1))
+        return examples
 
     def done(self, cell: Cell) -> Outcome | None:
         """The figures of a cell that is done; one that failed is run again. Raises ArtifactError for a file that is damaged."""
@@ -125,11 +139,12 @@ class ComparisonFolder:
         if self._replaces or not os.path.lexists(file):
             return None
         record = read_json(file, CellRecord, 1 << 24, "Remove it, and the cell is measured again.")
-        return record.outcome if record.outcome.failed is None else None
+        return record.whole() if record.outcome.failed is None else None
 
-    def keep(self, cell: Cell, outcome: Outcome, versions: Mapping[str, Any]) -> None:
-        record = CellRecord(settings=cell.record(), outcome=outcome, versions=dict(versions))
-        write(self.cells / file_name(cell), dump_json(record.model_dump(mode="json"), indent=1))
+    def keep(self, cell: Cell, outcome: Outcome) -> None:
+        record = CellRecord(settings=cell.record(), outcome=outcome, versions=outcome.versions)
+        body = record.model_dump(mode="json", exclude={"outcome": {"versions"}})
+        write(self.cells / file_name(cell), dump_json(body, indent=1))
         shutil.rmtree(self.work(cell), ignore_errors=True)
 
     def work(self, cell: Cell) -> Path:
@@ -148,10 +163,10 @@ def read_comparison(folder: str | Path) -> Comparison:
     for names in index.cells:
         file = Path(folder) / "cells" / Path(names.file).name
         if os.path.lexists(file):
-            found.append(read_json(file, CellRecord, 1 << 24, "").outcome)
+            found.append(read_json(file, CellRecord, 1 << 24, "").whole())
         else:
             found.append(Outcome(method=names.method, budget=names.budget, seed=names.seed, failed=NOT_RUN))
-    return Comparison(tuple(found), index.original, index.settings)
+    return Comparison(tuple(found), index.original, index.settings, index.examples)
 
 
 def file_name(cell: Cell) -> str:

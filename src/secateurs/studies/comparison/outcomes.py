@@ -17,7 +17,8 @@ Held = Literal["no", "unsure", "yes"]
 class Outcome(BaseModel):
     """What is known about a cell: its figures, or why it has none.
 
-    method, budget, seed: as the table names them. limits: the figures of the budget. figures: see `Bench.measure`.
+    method, budget, seed: as the table names them. limits: the figures of the budget. figures: see `Bench.measure`. versions: of
+    the packages that measured it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -29,6 +30,7 @@ class Outcome(BaseModel):
     figures: dict[str, Any] | None = None
     failed: str | None = None
     seconds: float | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
 
     @property
     def ran(self) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from secateurs import report
+import secateurs.report as report
+from secateurs.report.page.differences import Cell
+from secateurs.report.page.panels.record import settings as written_out
 from secateurs.report.page.render import rendered
-from secateurs.report.page.several import Cell, Frontier, appearance
+from secateurs.report.page.several import Frontier, appearance
 from secateurs.report.page.svg import Axis, Curve, Mark, chart, symbol
+from secateurs.studies.comparison.command import command, recovery
 from secateurs.studies.comparison.outcomes import Row, Spread
 from secateurs.studies.comparison.table import ComparisonTable
 
@@ -23,24 +26,45 @@ def html(comparison: ComparisonTable) -> str:
         "comparison.html",
         f"{report.count(len(looks), 'method')} compared",
         "the cells of the comparison",
-        facts=list(_facts(comparison.settings)),
+        facts=list(_facts(comparison)),
         table=_table(comparison, looks),
         frontiers=list(_frontiers(comparison, looks)),
         figure=comparison.heading,
         looks={method: symbol(*look) for method, look in looks.items()},
         notes=comparison.notes,
+        spread=any(row.recovered is not None and row.recovered.sd for row in comparison.rows),
+        command=command(comparison.settings, comparison.cells),
     )
 
 
-def _facts(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What all cells share."""
-    for name in ("model", "data", "task", "scope"):
+def _facts(comparison: ComparisonTable) -> Iterator[tuple[str, str]]:
+    """What all cells share, and what they were measured with."""
+    settings, examples = comparison.settings, comparison.examples
+    for name in ("model", "data"):
         if isinstance(value := settings.get(name), str):
             yield name, value
+    if examples:
+        names = {"train": "to train on", "val": "to validate on"}
+        yield "images", ", ".join(f"{size:,} {names.get(split, split)}" for split, size in examples.items())
+    if settings.get("task") is not None:
+        yield "task", settings["task"]["name"]
+    if isinstance(value := settings.get("scope"), str):
+        yield "scope", value
+    if settings.get("limits"):
+        yield "limits", written_out("", settings["limits"])
     if "epochs" in settings:
         yield "compute", f"{report.count(settings['epochs'], 'training pass')} of the original for each cell"
     if "recover" in settings:
-        yield "recovery", ", then ".join(phase["mode"] for phase in settings["recover"]) or "none"
+        yield "recovery", recovery(settings["recover"])
+    machines = dict.fromkeys(str(where) for cell in comparison.cells if (where := (cell.figures or {}).get("machine")))
+    if machines:
+        yield "machine", ", ".join(machines)
+    versions: dict[str, dict[str, None]] = {}
+    for cell in comparison.cells:
+        for name, version in cell.versions.items():
+            versions.setdefault(name, {})[version] = None
+    if versions:
+        yield "versions", ", ".join(f"{name} {' and '.join(several)}" for name, several in versions.items())
 
 
 def _table(comparison: ComparisonTable, looks: Mapping[str, Look]) -> dict[str, Any]:
@@ -80,7 +104,8 @@ def _frontiers(comparison: ComparisonTable, looks: Mapping[str, Look]) -> Iterat
         for row in rows:
             if (cost := of(row)) is not None and row.recovered is not None:
                 told = f"{row.method}, {row.budget}: {comparison.text(row.recovered)}, {name} {form(cost.mean)}"
-                marks.setdefault(row.method, []).append(Mark(cost.mean, row.recovered.mean, told, *looks[row.method]))
+                mark = Mark(cost.mean, row.recovered.mean, told, *looks[row.method], spread=row.recovered.sd or 0.0)
+                marks.setdefault(row.method, []).append(mark)
         if not marks:
             continue
         curves = [Curve(method, sorted((m.x, m.y) for m in found), looks[method][0]) for method, found in marks.items()]

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from secateurs import report
+import secateurs.report as report
 from secateurs.files import dump_json
 from secateurs.markup import Markup, join, tag
 from secateurs.report.page import check, save
@@ -29,7 +29,8 @@ class Comparison(ComparisonTable):
     """What `compare` returns. `print(comparison)` shows the table.
 
     cells: one for each method, budget and seed. original: the figures of the network before any cut. settings: what all cells
-    share. figure: what is compared, a name of `Figures`: top1, loss, or a metric.
+    share. examples: how many the data has, by split, as far as it is known. figure: what is compared, a name of `Figures`:
+    top1, loss, or a metric.
     """
 
     def rich(self) -> Table:
@@ -70,6 +71,7 @@ class Comparison(ComparisonTable):
         ]
         return {
             "settings": dict(self.settings),
+            "examples": dict(self.examples),
             "figure": self.figure,
             "original": None if self.original is None else vars(self.original),
             "rows": rows,
@@ -114,7 +116,8 @@ class Comparison(ComparisonTable):
         """Write the comparison as an HTML page that needs no other file and no network: the table, which can be sorted, and the
         figure after recovery against each cost. Returns its path, by default in the working directory.
 
-        Raises ConfigError without jinja2 and for a file that exists, ArtifactError if it cannot be written.
+        Raises ConfigError without jinja2 and for a file that exists or does not end in .html, ArtifactError if it cannot be
+        written.
         """
         check(path, overwrite=overwrite)
         return save(page.html(self), path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from secateurs.studies.comparison.outcomes import NOT_RUN, Outcome
 from secateurs.studies.comparison.result import Comparison
 from secateurs.version import __version__
 
+VERSIONS = {"secateurs": __version__, "torch": torch.__version__, "python": platform.python_version()}
 OUT_OF_TIME = f"{NOT_RUN}: out of time"
 
 
@@ -67,22 +69,24 @@ class Running:
             }
         missing = [i for i in range(len(self.cells)) if i not in self.outcomes]
         original = self._known_original()
+        examples: Mapping[str, int] = {}
         if missing or original is None:
             probe = self.crew.prepare(self.cells)
-            original = probe.original
+            original, sizes = probe.original, {"train": probe.images, "val": probe.validation}
+            examples = {split: size for split, size in sizes.items() if size is not None}
             if missing:
                 warnings = self._foresee(probe, missing)
                 self._estimate(probe)
                 for line in warnings:
                     self.say(line)
         if self.folder is not None:
-            self.folder.begin(self.cells, original)
+            examples = self.folder.begin(self.cells, original, examples)
         if self.outcomes:
             self.say(f"{len(self.outcomes)} of {len(self.cells)} cells are done already")
         numbers = {self.cells[i].label: i for i in missing}
         for job, record in self.crew.run(self._jobs(missing)):
             self._finish(numbers[job.cell.label], record)
-        return self._result(original)
+        return self._result(original, examples)
 
     def _known_original(self) -> Figures | None:
         """The original's figures, of a cell that is done."""
@@ -105,12 +109,15 @@ class Running:
         new = [self.cells[several[0]] for kind, several in kinds.items() if kind not in self.costs]
         if new:
             self.say(f"measuring what the cells take: {count(len(new), 'short run')}")
-        for job, record in self.crew.run(Job(cell, foresee=True) for cell in new):
+        results = self.crew.run(Job(cell, foresee=True) for cell in new)
+        for number, (job, record) in enumerate(results, start=1):
             found: Foreseen | None = record.get("foreseen")
+            kind, told = job.cell.kind, f"without an estimate: {record.get('failed')}"
             if found is not None:
-                kind = job.cell.kind
                 self.costs[kind], seconds[kind] = found.cost, probe.seconds(found)
                 warnings += [f"{kind}: {line}" for line in found.warnings]
+                told = f"about {duration(seconds[kind])} for a cell"
+            self.say(f"short run {number}/{len(new)}: {kind}, {told}")
         self.expected = {i: seconds.get(self.cells[i].kind, 0.0) for i in missing}
         return warnings
 
@@ -159,10 +166,10 @@ class Running:
         record = json.loads(dump_json(record))  # as it is read from a file, numbers that are not finite included
         figures = record.get("figures")
         seconds = record.get("seconds") if figures is None else figures["seconds"]
-        found = _outcome(cell, figures=figures, failed=record.get("failed"), seconds=seconds)
+        found = _outcome(cell, figures=figures, failed=record.get("failed"), seconds=seconds, versions=VERSIONS)
         self.outcomes[i] = found
         if self.folder is not None:
-            self.folder.keep(cell, found, {"secateurs": __version__, "torch": torch.__version__})
+            self.folder.keep(cell, found)
         self.say(f"[{len(self.outcomes)}/{len(self.cells)}] {cell.label}: {self._said(found)}{self._left()}")
 
     def _said(self, found: Outcome) -> str:
@@ -186,9 +193,9 @@ class Running:
         ]  # fmt: skip
         return f" · about {duration(self._together(left))} left"
 
-    def _result(self, original: Figures | None) -> Comparison:
+    def _result(self, original: Figures | None, examples: Mapping[str, int]) -> Comparison:
         found = tuple(self.outcomes.get(i, _outcome(cell, failed=OUT_OF_TIME)) for i, cell in enumerate(self.cells))
-        result = Comparison(found, original, self.settings)
+        result = Comparison(found, original, self.settings, examples)
         if self.folder is not None:
             result.to_csv(self.folder.folder / "comparison.csv")
             if can_plot() and any(row.recovered is not None for row in result.rows):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from secateurs import report
+import secateurs.report as report
 from secateurs.artifact import Figures
 from secateurs.files import dump_json
 from secateurs.studies.comparison.outcomes import NOT_RUN, Held, Outcome, Row, Spread
@@ -23,12 +23,14 @@ class ComparisonTable:
     """The figures of a comparison as rows and lines of text.
 
     cells: one for each method, budget and seed. original: the figures of the network before any cut. settings: what all cells
-    share. figure: what is compared, a name of `Figures`: top1, loss, or a metric.
+    share. examples: how many the data has, by split, as far as it is known. figure: what is compared, a name of `Figures`:
+    top1, loss, or a metric.
     """
 
     cells: tuple[Outcome, ...]
     original: Figures | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    examples: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def figure(self) -> str:

@@ -111,7 +111,8 @@ def sensitivity(
     loss, step, forward, metrics, graph, example_targets, device, seed: as for `prune`.
     folder: where `sensitivity.json` is written after each group, and in the end a picture. resume: continue from that file;
         overwrite: replace it. settings: what else the result depends on, JSON-serializable; "data" takes the place of what is
-        recorded of the batches (how many there are, and the first one). A resumed call must have the same.
+        recorded of the batches (how many there are, and the first one), "weights" that of a digest of the network's tensors. A
+        resumed call must have the same.
     report: called with a line of text about the study. progress: "auto", "bar", "lines" or "silent".
 
     Right after a cut, the network is measured with the group's channels masked, and the layers before them run once for all

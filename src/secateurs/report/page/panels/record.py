@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from secateurs.artifact import Card
 from secateurs.report.figures import duration
 from secateurs.report.page.panel import Panel
 from secateurs.report.page.run import Run
@@ -16,14 +17,14 @@ MAIN = ("epochs", "steps", "images", "lr", "share", "nodes")  # settings of reco
 def panel(run: Run) -> Panel:
     files = {name: value for name, value in run.card.files.model_dump(by_alias=True).items() if value}
     every = [("method", settings(run.card.method.name, run.card.method.model_extra or {}))]
-    every += [("recovery", settings(mode, given)) for mode, given in _steps(run)]
+    every += [("recovery", settings(mode, given)) for mode, given in steps(run.card)]
     facts = {"facts": list(_facts(run)), "settings": every, "command": run.command, "files": files}
     return Panel("record", "Record", facts)
 
 
-def _steps(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+def steps(card: Card) -> Iterator[tuple[str, dict[str, Any]]]:
     """The recipes of recovery: what they are called, and their settings."""
-    recover = run.card.recover
+    recover = card.recover
     for step in recover if isinstance(recover, list) else [recover]:
         if isinstance(step, Mapping):
             yield str(step.get("mode", "")), {k: v for k, v in step.items() if k != "mode"}
@@ -52,8 +53,9 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "scope", card.scope
     if card.limits is not None:
         yield "limits", settings("", {k: v for k, v in card.limits.model_dump(mode="json").items() if v})
-    if steps := [settings(mode, {k: v for k, v in given.items() if k in MAIN}, " ") for mode, given in _steps(run)]:
-        yield "recovery", ", then ".join(steps)
+    main = [settings(mode, {k: v for k, v in given.items() if k in MAIN}, " ") for mode, given in steps(card)]
+    if main:
+        yield "recovery", ", then ".join(main)
     if card.seed is not None:
         yield "seed", f"{card.seed}"
     if card.seconds is not None:
@@ -64,15 +66,16 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
 
 def settings(name: str, given: Mapping[str, Any], after: str = ": ") -> str:
     """'npn: epochs 2, open 2': without those that are not set."""
-    shown = ", ".join(f"{key} {_text(value)}" for key, value in given.items() if value not in (None, [], {}, ""))
+    shown = ", ".join(f"{key} {as_text(value)}" for key, value in given.items() if value not in (None, [], {}, ""))
     return after.join(part for part in (name, shown) if part)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A setting as a reader has it."""
     if isinstance(value, list | tuple):
-        return " ".join(map(_text, value))
+        return " ".join(map(as_text, value))
     if isinstance(value, Mapping):
-        return " ".join(f"{key}={_text(item)}" for key, item in value.items())
+        return " ".join(f"{key}={as_text(item)}" for key, item in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,74 @@
+"""The command that repeats a comparison, from its record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from secateurs.deploy import Target
+from secateurs.errors import SecateursError
+from secateurs.grammar import written
+from secateurs.recovery.text import as_text
+from secateurs.runs import words
+from secateurs.studies.comparison.contestants import recoveries
+from secateurs.studies.comparison.outcomes import Outcome
+
+
+def command(settings: Mapping[str, Any], cells: Sequence[Outcome]) -> str:
+    """The `secateurs compare` command; empty if no command says it: of functions, data or a network of the user's own, and of
+    other seeds than the first ones."""
+    try:
+        parts = list(_parts(settings, cells))
+    except (SecateursError, LookupError, TypeError, ValueError, AttributeError):  # another version's, or damaged
+        return ""
+    return "" if settings.get("functions") else words.line(parts, settings.get("weights")) or ""
+
+
+def _parts(settings: Mapping[str, Any], cells: Sequence[Outcome]) -> words.Words:
+    """Its words, line by line."""
+    words.check_model(settings)
+    yield ["secateurs", "compare", settings["model"]]
+    yield from words.given(settings, "num_classes")
+    yield from words.weights(settings)
+    yield from words.task(settings.get("task"))
+    words.check_data(settings)
+    yield from words.given(settings, "data", "normalize", "batch_size", "image_size", "channels")
+    yield from (["--method", one] for one in dict.fromkeys(cell.method for cell in cells))
+    yield from (["--budget", _budget(one, cells)] for one in dict.fromkeys(cell.budget for cell in cells))
+    seeds = sorted({cell.seed for cell in cells})
+    if seeds != list(range(len(seeds))):
+        raise ValueError("the command counts its seeds from 0")
+    yield ["--seeds", str(len(seeds))]
+    yield from words.given(settings, "epochs")
+    yield ["--recover", _said(settings["recover"])]
+    yield from words.given(settings, "search", *["unit"] * (settings["unit"] != "macs"), "scope")
+    yield from words.limits(settings.get("limits") or {})
+    yield from words.given(settings, "allow_inexact")
+    yield ["--out", "FOLDER"]
+
+
+def _budget(text: str, cells: Sequence[Outcome]) -> str:
+    """`macs=0.5 params=0.4` as `--budget` has it. The settings of a target are those that its times were measured with."""
+    figures, target, _ = text.partition(" target=")
+    parts = figures.split()
+    if target:
+        found = next(cell.latency["target"] for cell in cells if cell.budget == text and cell.latency is not None)
+        usual = {f.name: f.default for f in fields(Target)}
+        own = {k: v for k, v in found.items() if k != "runtime" and v != usual.get(k)}
+        parts += [f"target={found['runtime']}", *written(own)]
+    return ",".join(parts)
+
+
+def recovery(recorded: Sequence[Mapping[str, Any]]) -> str:
+    """`reconstruct, finetune lr=0.05`: with the settings that are not the default ones. Their length, the compute decides."""
+    return as_text([{k: v for k, v in phase.items() if k != "epochs"} for phase in recorded])
+
+
+def _said(recorded: Sequence[Mapping[str, Any]]) -> str:
+    """The same. Raises ValueError for recipes that text does not say, such as names with spaces."""
+    again = [{"mode": phase.mode, **phase.model_dump(mode="json")} for phase in recoveries(recovery(recorded))]
+    if json.loads(json.dumps(again)) != json.loads(json.dumps(list(recorded))):
+        raise ValueError("the text is not all of this recovery")
+    return recovery(recorded)
