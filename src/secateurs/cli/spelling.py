@@ -67,7 +67,8 @@ def option(setting: Setting) -> str:
     words, flags = _options(setting), _flags.get()
     if words is None:
         return python(setting)
-    if words and (flags is None or all(word.partition(" ")[0] in flags for word in words)):
+    switch = setting.of is None and setting.value is True  # of another command, such as --resume: no text has it
+    if words and (flags is None or switch or all(word.partition(" ")[0] in flags for word in words)):
         return " ".join(words)
     return as_text(setting)
 
