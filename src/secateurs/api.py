@@ -215,6 +215,7 @@ def prune(
         if not objective.whole:
             training.check_labels(source.train, readers)
         training.check_data(model, source, objective)
+        recovery.check_data([recipe for _, recipe in steps], original, source, objective)
     before = figures(graph.cost(), original, source, objective)
     guessed = purpose is None and objective.by_classes and not objective.metrics
     if guessed and before.top1 is None and before.loss is not None:

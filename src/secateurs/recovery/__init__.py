@@ -4,6 +4,7 @@ from secateurs.recovery.calibrate import IMAGES, after_cut_, calibrate_
 from secateurs.recovery.recipes import MODES, Distil, Mimic, Recover
 from secateurs.recovery.reconstruct import Reconstruct
 from secateurs.recovery.recover import check, epochs, phases, recover
+from secateurs.recovery.trial import check_data
 
 __all__ = [
     "IMAGES",
@@ -15,6 +16,7 @@ __all__ = [
     "after_cut_",
     "calibrate_",
     "check",
+    "check_data",
     "epochs",
     "phases",
     "recover",
