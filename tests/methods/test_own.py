@@ -141,3 +141,10 @@ def test_messages_show_what_is_set_of_a_budget() -> None:
     assert repr(sc.Budget(params=9, latency=0.6, align=8)) == "Budget(params=9, align=8, latency=0.6)"
     with pytest.raises(sc.BudgetError, match=r"over its Budget\(macs=0\.5\): a method"):
         pruned(Whole())
+
+
+def test_a_function_is_no_method() -> None:
+    with pytest.raises(
+        sc.ConfigError, match=r"is not a method: write a class, sc.Criterion with a function scores\(task\)"
+    ):
+        pruned(torch.norm)

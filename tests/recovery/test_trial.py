@@ -129,3 +129,14 @@ def test_a_single_channel_is_compared_by_its_values(function: Any) -> None:
     hook = mimic.Mimicking(TwoHeads(), TwoHeads(), sc.Mimic(nodes=("seg", "grade"), function=function), X)
     assert float(hook._distance(one, other)) == 1
     hook.close()
+
+
+def test_a_step_that_computes_gradients_is_left_to_the_training() -> None:
+    def penalized(model: nn.Module, batch: Any) -> Tensor:
+        x = batch["x"].clone().requires_grad_()
+        lost = model(x)["seg"].square().mean()
+        return lost + torch.autograd.grad(lost, x, create_graph=True)[0].square().mean()
+
+    assert (
+        "train_loss" in pruned(TwoHeads(), sc.L1(), sc.Recover(epochs=1), step=penalized, forward=forward).history[-1]
+    )

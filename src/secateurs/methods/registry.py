@@ -114,6 +114,8 @@ def _meant(value: Any) -> str:
         return f"pass it by name, budget={value!r}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"for a budget pass budget=sc.Budget(macs={value!r})"
+    if callable(value):
+        return "write a class, sc.Criterion with a function scores(task) that calls it, and pass an object of it"
     return f"pass a name, one of {', '.join(methods())}"
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateurs.devices import device_of
-from secateurs.errors import ConfigError, TrainingError
+from secateurs.errors import ConfigError, DataError, TrainingError
 from secateurs.graph.copies import copied
 from secateurs.recovery.distil import Distilling
 from secateurs.recovery.features import OUTPUT, Capture
@@ -34,10 +35,13 @@ def check_data(recipes: Sequence[Phase], model: nn.Module, data: Any, objective:
     batch = to_device(check.fit(batch, 0), device_of(model))
     for recipe in trains:
         try:
-            with preserve_rng_state(), check.running(batch, 0):
+            with preserve_rng_state(), torch.no_grad(), check.running(batch, 0):
                 _try(recipe, model, batch, objective)
         except TrainingError as error:
             raise ConfigError(error) from error
+        except DataError:
+            if objective.step is None:
+                raise  # a step may compute gradients, which there are none of here
 
 
 def _try(recipe: Recipe, model: nn.Module, batch: Batch, objective: Objective) -> None:
