@@ -20,7 +20,7 @@ from secateurs.calibration import images_of
 from secateurs.cutting import Pruning, check_folder, figures, phase
 from secateurs.data import Data
 from secateurs.devices import usable
-from secateurs.errors import ConfigError, Setting
+from secateurs.errors import ConfigError, DataError, Setting
 from secateurs.files import check_writable
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
@@ -128,8 +128,8 @@ def prune(
     step: `step(model, batch) -> loss`, for training on batches of any kind; the model is in train mode.
     forward: `forward(model, batch) -> (outputs, targets)`, for evaluation on batches of any kind, and for whatever runs the
         network on examples; the model is in eval mode. Without `step`, `loss` is computed from it for training, too.
-    metrics: what to measure on validation data, by name: torchmetrics metrics, or functions `(outputs, targets) -> scalar` that
-        are averaged over examples. They are in `Figures.metrics` of the result and in the history.
+    metrics: what to measure on validation data, by name: torchmetrics metrics, or functions `(outputs, targets) -> scalar`, the
+        mean over the examples of a batch. They are in `Figures.metrics` of the result and in the history.
     rounds: prune iteratively: cut a little, calibrate, recover, and again, so many times. Every round runs the whole method and
         all of `recover` on what the last one left, within a budget between the original's cost and `budget`; the teacher is
         always the original, and the limits hold for the whole. `plan` is one plan of the original, and `history` has the
@@ -215,6 +215,7 @@ def prune(
         if not objective.whole:
             training.check_labels(source.train, readers)
         training.check_data(model, source, objective)
+        recovery.check_data([recipe for _, recipe in steps], original, source, objective)
     before = figures(graph.cost(), original, source, objective)
     guessed = purpose is None and objective.by_classes and not objective.metrics
     if guessed and before.top1 is None and before.loss is not None:
@@ -274,6 +275,9 @@ def attach(
     min_channels: int | Counts | None = None,
     max_cut: Cuts | None = None,
     allow_inexact: bool = False,
+    loss: Loss | None = None,
+    step: Step | None = None,
+    forward: Forward | None = None,
 ) -> Pruner:
     """Attach a pruner to a model in your own training loop. Modifies the model in place; see `Pruner` for the loop.
 
@@ -282,10 +286,11 @@ def attach(
 
     steps, epoch_steps: number of optimizer steps that the loop will take, in total and per epoch.
     data: the training batches, for methods that measure on data before or after training; of several processes, each one's own.
+    loss, step, forward: as for `prune`, for data of any kind. The method measures with them; the loop trains with its own.
     exclude, only, ratios, min_channels, max_cut: which channel groups may be cut, and how far; see `Limits`.
 
-    Raises ConfigError for invalid settings, or if a pruner is already attached; BudgetError and VerificationError
-    as `prune` does.
+    Raises ConfigError for invalid settings, or if a pruner is already attached; DataError if the method measures on data that
+    the model does not run on; BudgetError and VerificationError as `prune` does.
     """
     chosen = resolve(method)
     check(model, budget, scope)
@@ -302,10 +307,20 @@ def attach(
             "class probabilities to your loss, or call prune(…) instead.",
         )  # fmt: skip
     history: list[dict[str, Any]] = []
+    source, objective = Data.of(data), Objective(loss, step, forward)
+    if chosen.measures:
+        try:
+            training.check_runs(model, source, objective)
+        except DataError as error:
+            if objective.whole:
+                raise
+            raise DataError(
+                error, hint="What a batch holds is said by forward=lambda model, batch: (outputs, targets)."
+            ) from error
     limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
     task = _task(
-        model, example_inputs, chosen, budget, scope, limits, data=Data.of(data), seed=seed, allow_inexact=allow_inexact,
-        log=history.append,
+        model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
+        engine_options={"objective": objective}, log=history.append,
     )  # fmt: skip
     for line in task.unused(chosen):
         log.warning(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ COUNTS = ("macs", "params")
 
 
 @explained(BudgetError, {"flops": FLOPS, "FLOPs": FLOPS})
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Budget:
     """What may stay: a float up to 1.0 is a fraction, an integer an absolute figure. `Budget(macs=0.5)`,
     `Budget(params=2_000_000)`, `Budget(latency=0.6, target="onnxruntime")`; with several figures, all of them hold.
@@ -89,6 +89,11 @@ class Budget:
                     Setting("target", str(self.target)), " has no effect on this budget: limit the time (",
                     Setting("latency", 0.6), "), or round widths to what is fast there (", Setting("align", "auto"), ").",
                 )  # fmt: skip
+
+    def __repr__(self) -> str:
+        """The call that makes it: what is set, beside the defaults."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        return f"Budget({', '.join(f'{name}={value!r}' for name, value in stated(given).items())})"
 
     @property
     def is_timed(self) -> bool:

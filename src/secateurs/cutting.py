@@ -153,7 +153,7 @@ class Pruning:
         if self.timing is not None and final:
             selection, kept = self.timing.select(task, self.method, last.plan.then if last else lambda plan: plan)
         else:
-            selection = Selection.of(self.method.select(task))
+            selection = Selection.of(self.method.select(task), f"{name}.select")
         step = selection.plan(graph, allow_inexact=self.allow_inexact)
         cost = graph.cost_of(step)
         if kept is None and task.budget is not None and not task.budget.allows(cost, graph.cost()):

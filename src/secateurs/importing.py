@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
+from types import ModuleType
 from typing import Any
 
 from secateurs.errors import SecateursError, SpecError, nearest
@@ -24,7 +26,7 @@ def import_object(name: str, spec: str) -> Any:
     if working not in sys.path and "" not in sys.path:
         sys.path.insert(0, working)
     try:
-        module = importlib.import_module(module_name)
+        module = _running(module_name) or importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise SpecError(f"{spec!r}: {module_name} needs {error.name}, which is not installed.") from error
@@ -41,6 +43,17 @@ def import_object(name: str, spec: str) -> Any:
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise SpecError(f"{spec!r}: {module_name} has no {attribute!r}. {nearest(attribute, public)}")
     return found
+
+
+def _running(name: str) -> ModuleType | None:
+    """The script that runs, if this is its name as a module: it would be run once more."""
+    if name in sys.modules:
+        return None
+    main, found = sys.modules["__main__"], importlib.util.find_spec(name)
+    file, origin = getattr(main, "__file__", None), None if found is None else found.origin
+    if file is None or origin is None or not (os.path.isfile(file) and os.path.isfile(origin)):
+        return None
+    return main if os.path.samefile(file, origin) else None
 
 
 def openvino() -> Any:

@@ -92,7 +92,9 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
             raise PlanError(f"{path} does not fit this model: {shown(str(error))}") from error
     elif card.source is None or card.source.spec is None:
         raise ArtifactError(
-            f"{shown(folder)} does not record how to build its network: pass load({shown(folder)!r}, model=…)."
+            f"{shown(folder)} does not record how to build its network.",
+            hint=f"In Python pass a fresh one, secateurs.load({shown(folder)!r}, model=…); the command line takes artifacts of "
+            "networks that were built from a spec, such as python:package.module:factory.",
         )
     else:
         try:

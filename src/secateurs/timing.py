@@ -144,7 +144,7 @@ class Timing:
         note = self._noted(task, method)
         if method.quick:
             select = method.selector(task)
-            kept = self._held(task, lambda t: Selection.of(select(t)), whole, note)
+            kept = self._held(task, lambda t: Selection.of(select(t), f"{method.name}.select"), whole, note)
             for entry in kept.entries:
                 task.log(entry)
             self._note(task, method, None, kept)
@@ -158,7 +158,7 @@ class Timing:
             self._note(task, method, share)
         assert task.budget is not None
         tight = replace(task, budget=task.budget.tightened(share))
-        selection = Selection.of(method.select(tight))
+        selection = Selection.of(method.select(tight), f"{method.name}.select")
         if note is not None and note.found is not None and note.limit is None:
             kept = self._kept(tight, selection, note.found)
         elif note is not None and note.found is not None:

@@ -101,3 +101,12 @@ def test_the_example_in_help_is_the_real_output(run):
     assert [line.split() for line in shown.splitlines() if line.strip("─ ")] == [
         line.split() for line in real.splitlines() if line.strip("─ ")
     ]
+
+
+def test_an_artifact_of_a_network_without_a_spec(run, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+    sc.prune(model, torch.randn(1, 3, 8, 8), "l2", sc.Budget(macs=0.5), progress="silent").save(tmp_path / "own")
+    ran = run("inspect", tmp_path / "own")
+    assert ran.status != 0
+    assert "does not record how to build its network. In Python pass a fresh one, secateurs.load(" in ran.err
+    assert "the command line takes artifacts of networks that were built from a spec" in ran.err

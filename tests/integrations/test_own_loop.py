@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -103,3 +105,34 @@ def test_an_average_made_before_the_pruner_is_cut_along(method: str) -> None:
     sc.cut_(model, plan, optimizer)
     sc.cut_(ema.module, plan)
     assert torch.equal(ema.eval()(x), model.eval()(x))
+
+
+# -- data of any kind ---------------------------------------------------------------------------------------------------
+
+NAMED = [
+    {"image": torch.randn(8, 3, 16, 16), "mask": torch.zeros(8), "id": [str(i) for i in range(8)]} for _ in range(2)
+]
+
+
+@pytest.mark.parametrize("method", [sc.OneStep(), sc.PFF()], ids=lambda m: m.name)
+def test_batches_that_the_model_does_not_take_need_a_function(method: Any) -> None:
+    def attached(data: Any, **functions: Any) -> Any:
+        model = sc.build("zoo:small_cnn", num_classes=4)
+        options = {"steps": 2, "epoch_steps": 2, "data": data, **functions}
+        return sc.attach(model, torch.randn(1, 3, 16, 16), method, sc.Budget(macs=0.6), **options)
+
+    unnamed = [{"image": b["image"], "mask": b["mask"]} for b in NAMED]
+    for data in (NAMED, unnamed):
+        with pytest.raises(sc.DataError, match=r"Batch 0 of train does not fit the model.* forward=lambda"):
+            attached(data)
+    pruner = attached(NAMED, forward=lambda model, batch: (model(batch["image"]), batch["mask"]))
+    for batch in NAMED:
+        (pruner.task.model(batch["image"]).square().mean() + pruner.penalty()).backward()
+        pruner.step()
+    pruner.plan()
+    assert any(entry.get("event") == "cost" for entry in pruner.history + getattr(pruner, "measured", []))
+
+
+def test_what_does_not_measure_takes_any_data() -> None:
+    model = sc.build("zoo:small_cnn", num_classes=4)
+    sc.attach(model, torch.randn(1, 3, 16, 16), "npn", sc.Budget(macs=0.6), steps=2, epoch_steps=2, data=NAMED).plan()

@@ -193,3 +193,21 @@ def test_a_name_with_settings_is_told_what_to_pass() -> None:
         resolve("l2 layer")
     with pytest.raises(sc.ConfigError, match=r"There is no method 'network slimming'\. Did you mean bn-scale"):
         resolve("network slimming")
+
+
+def test_a_class_of_the_script_that_runs_is_found_by_its_address(tmp_path: Path) -> None:
+    script = tmp_path / "own_script.py"
+    script.write_text(
+        "import secateurs as sc\n"
+        "from secateurs.methods import resolve\n"
+        "print('runs')\n"
+        '@sc.register("mine")\n'
+        "class Mine(sc.Criterion):\n"
+        "    def scores(self, task): return {}\n"
+        "assert type(resolve('python:own_script:Mine')) is Mine\n"
+        "import own_script\n"  # as a module of its own, it registers the same class once more
+        "assert sc.methods().count('mine') == 1\n"
+    )
+    ran = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == ["runs", "runs"]

@@ -307,6 +307,16 @@ def test_all_or_nothing(make: Callable[[Any], Optimizer], message: str) -> None:
     optimizer.step(closure)
 
 
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    model, other = (Net(lambda s, x: s.h(F.relu(s.a(x))), a=conv(3, 8, bias=False), h=head(8)) for _ in range(2))
+    plan, before = trace(model, image()).plan({"a": [0, 1, 2]}), fingerprint(model)
+    mine, foreign = (torch.optim.SGD(m.parameters(), 0.1) for m in (model, other))
+    for given in (foreign, [mine, foreign]):
+        with pytest.raises(PlanError, match=r"The optimizer \(SGD\) has none of this model's parameters"):
+            cut_(model, plan, given)
+    assert same(fingerprint(model), before)
+
+
 def test_modules_without_tensors_know_how_many_channels_they_get() -> None:
     """PyTorch warns at every forward pass if `num_features` is another number. Warnings are errors in tests."""
     torch.manual_seed(0)

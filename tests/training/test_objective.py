@@ -6,6 +6,7 @@ from collections import UserDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -348,3 +349,24 @@ def test_rows_of_several_processes() -> None:
     parts = [B.share(batch, rank, 2) for rank in range(2)]
     assert [p.rows for p in parts] == [2, 2]
     assert [p.inputs.names for p in parts] == [["a", "b"], ["c", "d"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda o, t: {"a": 1.0}, "a dict of 1. For several figures pass several functions"),
+        (lambda o, t: (1.0, 2.0), "a tuple of 2. For several figures"),
+        (lambda o, t: None, "a NoneType"),
+        (lambda o, t: torch.ones(len(o)), r"a tensor of shape \(4,\)"),
+    ],
+)
+def test_a_metric_returns_one_number(given: Any, says: str) -> None:
+    with pytest.raises(DataError, match=rf"The metric 'dice' must return a scalar, the mean over .*, not {says}"):
+        T.evaluate(net(0.0), [(X, torch.zeros(4, dtype=torch.long))], objective=T.Objective(metrics={"dice": given}))
+
+
+@pytest.mark.parametrize("value", [1, 1.0, True, torch.ones(1, 1), np.float32(1), np.ones(1)])
+def test_numbers_of_any_kind_are_figures(value: Any) -> None:
+    data = [(X, torch.zeros(4, dtype=torch.long))]
+    found = T.evaluate(net(0.0), data, objective=T.Objective(metrics={"one": lambda o, t: value}))
+    assert found.metrics == {"one": 1.0}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from secateurs.errors import a_or_an
@@ -38,6 +39,8 @@ def kind_of(value: Any) -> str:
     """What a value is, in a message: `a list of 3`, `an OrderedDict of 2`, `a tensor of shape (4,)`."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"a numpy.ndarray of shape {value.shape}"
     size = f" of {len(value)}" if isinstance(value, tuple | list | dict) else ""
     return a_or_an(type(value).__name__) + size
 

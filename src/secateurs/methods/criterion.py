@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from secateurs.errors import ConfigError
+from secateurs.data.structure import kind_of
+from secateurs.errors import ConfigError, nearest
 from secateurs.graph import ChannelGroup
 from secateurs.methods.costs import power_of
-from secateurs.methods.method import Method, Task
+from secateurs.methods.method import Method, Task, undefined
 from secateurs.methods.ranking import Ranking, ranked
 from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Channels, Selection
@@ -38,7 +39,7 @@ class Criterion(Method):
 
     def scores(self, task: Task) -> dict[str, torch.Tensor]:
         """group name → (size,) scores, higher = more important."""
-        raise NotImplementedError
+        raise undefined(self, "scores(task)", "{group name: tensor of a score for each channel}")
 
     def select(self, task: Task) -> Selection:
         return self._within(task, self.scores(task))
@@ -61,19 +62,35 @@ class Criterion(Method):
     def _ranked(self, task: Task, found: Mapping[str, torch.Tensor]) -> Callable[[float], Selection]:
         """What these scores keep within the task's budget, by the power of the costs."""
         groups, widths = task.groups, task.widths
-        values = [self._checked(found, group) for group in groups]
-        values = ranked(self.ranking, groups, values, task.model, self.comparable)
+        values = ranked(self.ranking, groups, list(self.checked(task, found).values()), task.model, self.comparable)
 
         scores = {g.name: v for g, v in zip(groups, values, strict=True)}
         return lambda cost: Selection(select_within_budget(widths, scores, cost))
+
+    def checked(self, task: Task, found: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """The scores of each group that may be cut: (size,), float64. Raises ConfigError for what are no scores of groups."""
+        if not isinstance(found, Mapping):
+            raise ConfigError(
+                f"{self.name}.scores must return {{group name: tensor of a score for each channel}}, not {kind_of(found)}."
+            )
+        names = {g.name for g in task.graph.groups}
+        if unknown := [name for name in found if name not in names]:
+            raise ConfigError(
+                f"{self.name} returned scores for {unknown[0]!r}, which is no group. {nearest(str(unknown[0]), names)}"
+            )
+        return {group.name: self._checked(found, group) for group in task.groups}
 
     def _checked(self, found: Mapping[str, torch.Tensor], group: ChannelGroup) -> np.ndarray:
         """The scores of a group: (size,), float64. Raises ConfigError if there are none, or they are not finite."""
         name = group.name
         if not isinstance(found.get(name), torch.Tensor) or found[name].shape != (group.size,):
-            given = "nothing" if name not in found else getattr(found[name], "shape", type(found[name]).__name__)
+            given = "nothing" if name not in found else kind_of(found[name])
+            hint = (
+                "Pass a tensor, torch.as_tensor(…)." if isinstance(found.get(name), np.ndarray | list | tuple) else ()
+            )
             raise ConfigError(
-                f"{self.name} must give a tensor of {group.size} scores for {name}, one for each channel, not {given}."
+                f"{self.name} must give a tensor of {group.size} scores for {name}, one for each channel, not {given}.",
+                hint=hint,
             )
         values: np.ndarray = found[name].detach().cpu().double().numpy()  # not every device has float64
         if not np.isfinite(values).all():

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 from torch import nn
 
 from secateurs.artifact.history import warning
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, Message, Setting, nearest
+from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGroup
 from secateurs.methods.limits import Bound, Bounds, described, free, held
 from secateurs.methods.select import Widths
@@ -46,6 +47,12 @@ def check_budget(budget: Any) -> None:
             "keep of single layers are ratios={layer: share}."
         )
     raise ConfigError(f"budget must be a Budget, got {got}; did you mean Budget({given})?")
+
+
+def undefined(method: Method, function: str, returns: str) -> ConfigError:
+    """The error for a class without a function that it has to define."""
+    name = function.partition("(")[0]
+    return ConfigError(f"{type(method).__name__} has no {name}: define {function}, which returns {returns}.")
 
 
 def _unlogged(record: dict[str, Any]) -> None:
@@ -191,15 +198,34 @@ class Method(Presets):
             raise ConfigError(
                 f"{cls.__name__} defines initialise, which is called initialize now: rename the method initialize."
             )
+        if cls.name in ("", *(base.__name__ for base in cls.__mro__)):  # nobody gave it a name
+            cls.name = cls.__name__
 
     def __init__(self, **settings: Any) -> None:
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            what, (first, *_) = self.name or type(self).__name__, faults(type(self), error, settings)
+            what, (first, *_) = self.name, faults(type(self), error, settings)
             wrong = Setting(first.name, first.value, type(self)) if first.name else what
             hint = f"{what}'s settings are: {', '.join(type(self).model_fields) or 'none'}."
             raise ConfigError(wrong, f": {first.text}.", hint=hint) from None
+        try:
+            self.model_dump(mode="json", warnings=False)
+        except PydanticSerializationError:
+            wrong = next(name for name in type(self).model_fields if not self._is_json(name))
+            kind = a_or_an(type(getattr(self, wrong)).__name__)
+            raise ConfigError(
+                f"The setting {wrong!r} of {self.name} is {kind}, and settings are JSON: they are saved with the result.",
+                hint="Call a function from the class itself, or let a setting name it, and look it up in the class.",
+            ) from None
+
+    def _is_json(self, name: str) -> bool:
+        """Whether this setting can be saved."""
+        try:
+            self.model_dump(mode="json", include={name}, warnings=False)
+        except PydanticSerializationError:
+            return False
+        return True
 
     @property
     def decides(self) -> bool:
@@ -222,7 +248,7 @@ class Method(Presets):
 
     def select(self, task: Task) -> Selection | Channels:
         """Return what to keep: a Selection, or kept channels by group."""
-        raise NotImplementedError
+        raise undefined(self, "select(task)", "the channels to keep, {group name: indices}, or a Selection")
 
     def selector(self, task: Task) -> Callable[[Task], Selection | Channels]:
         """`select`, for tasks that differ from this one in their budget only: a budget of time tries several. A method may do

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, Setting
-from secateurs.methods.method import Method, Task
+from secateurs.methods.method import Method, Task, undefined
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan
 from secateurs.presets import Auto
@@ -143,7 +143,8 @@ class Pruner:
         """`finish`, as a plan: apply it to the model, or cut the model in place with its optimizer. Ends the run;
         a second call returns the same plan."""
         if self._plan is None:
-            self._plan = self.finish().plan(self.task.graph, allow_inexact=True)
+            selection = Selection.of(self.finish(), f"{type(self).__name__}._finish")
+            self._plan = selection.plan(self.task.graph, allow_inexact=True)
             self.task.check_kept(self._plan, type(self).__name__)
         return self._plan
 
@@ -237,17 +238,22 @@ class TrainingMethod(Method):
         "or auto, on a GPU in one process for long training",
     )
 
+    @property
+    def measures(self) -> bool:
+        """Whether the pruner itself runs the network on training batches, before or after the training."""
+        return False
+
     def before(self, epochs: float) -> TrainingMethod:
         """The method with the settings that it has before so many epochs of recovery."""
         return self
 
     def recipe(self, task: Task) -> Recipe:
         """The recipe that the network trains with while it is pruned."""
-        raise NotImplementedError
+        raise undefined(self, "recipe(task)", "secateurs.training.Recipe(…), how the network trains while it is pruned")
 
     def attach(self, task: Task) -> Pruner:
         """Start pruning `task.model`, in place."""
-        raise NotImplementedError
+        raise undefined(self, "attach(task)", "a Pruner of task.model")
 
     def teachers(self, task: Task) -> list[TeacherHook]:
         """Hooks through which the original teaches the network while it is pruned. Called before `attach`."""
@@ -279,7 +285,7 @@ class TrainingMethod(Method):
         finally:
             for teacher in teachers:
                 teacher.close()
-        return pruner.finish()
+        return Selection.of(pruner.finish(), f"{type(pruner).__name__}._finish")
 
 
 def taught(share: float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -51,13 +52,19 @@ def register(name: str) -> Callable[[M], M]:
 
     def decorate(cls: M) -> M:
         known = _METHODS.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        if known is not None and _place(known) != _place(cls):
             raise ValueError(f"a method named {name!r} is registered already: {known.__qualname__}")
         cls.name = name
         _METHODS[name] = cls
         return cls
 
     return decorate
+
+
+def _place(cls: type) -> tuple[str, str]:
+    """Where a class is defined: that of a script that runs and is imported, too, is one."""
+    module = sys.modules.get(cls.__module__)
+    return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
 
 
 def methods() -> tuple[str, ...]:
@@ -107,6 +114,8 @@ def _meant(value: Any) -> str:
         return f"pass it by name, budget={value!r}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"for a budget pass budget=sc.Budget(macs={value!r})"
+    if callable(value):
+        return "write a class, sc.Criterion with a function scores(task) that calls it, and pass an object of it"
     return f"pass a name, one of {', '.join(methods())}"
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from secateurs.data.structure import kind_of
+from secateurs.errors import ConfigError
 from secateurs.plans import Plan, PrunableGraph
 
 Channels = dict[str, np.ndarray]  # group name → kept channels, sorted; groups left out stay whole
@@ -27,9 +29,18 @@ class Selection:
     nodes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, found: Selection | Mapping[str, Any]) -> Selection:
-        """Convert kept channels by group to a selection; a selection is returned as is."""
-        return found if isinstance(found, cls) else cls(found)  # type: ignore[arg-type]
+    def of(cls, found: Selection | Mapping[str, Any], whose: str = "select") -> Selection:
+        """Convert kept channels by group to a selection; a selection is returned as is. whose: the function that returned it.
+
+        Raises ConfigError for anything else.
+        """
+        if isinstance(found, cls):
+            return found
+        if not isinstance(found, Mapping):
+            raise ConfigError(
+                f"{whose} must return the channels to keep, {{group name: indices}}, or a Selection, not {kind_of(found)}."
+            )
+        return cls(found)
 
     def plan(self, graph: PrunableGraph, *, allow_inexact: bool = False) -> Plan:
         """The plan of this selection for the network of the graph. Raises PlanError as `graph.plan` does."""

@@ -5,6 +5,7 @@ from secateurs.recovery.recipes import MODES, Distil, Mimic, Recover
 from secateurs.recovery.reconstruct import Reconstruct
 from secateurs.recovery.recover import check, epochs, phases, recover
 from secateurs.recovery.text import KINDS
+from secateurs.recovery.trial import check_data
 
 __all__ = [
     "IMAGES",
@@ -17,6 +18,7 @@ __all__ = [
     "after_cut_",
     "calibrate_",
     "check",
+    "check_data",
     "epochs",
     "phases",
     "recover",

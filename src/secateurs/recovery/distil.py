@@ -13,6 +13,7 @@ from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
 from secateurs.training.batches import IGNORED
 from secateurs.training.losses import CrossEntropy, heads, shares
+from secateurs.training.objective import Objective
 from secateurs.training.run import TrainingRun
 
 
@@ -76,19 +77,25 @@ class Distilling(TeacherHook):
 
     def _fits(self, engine: TrainingRun, outputs: Any, targets: Any) -> bool:
         labeled = self._batch is None or self._batch.labeled
-        fault = unlike_logits(outputs, targets if labeled and not isinstance(engine.loss, CrossEntropy) else None)
-        if fault is None and engine.objective.step is not None and not self.required:
-            fault = "whether the network's outputs are logits of classes is not known of a step of your own"
+        fault = self.unfit(engine.objective, outputs, targets, labeled)
         if fault is None:
             return True
-        if self.required or not labeled:
-            alone: tuple[object, ...] = ("Train on the task loss alone, with ", self.off)
-            alone = alone if labeled else (*alone, ", on batches of inputs and targets")
-            raise ConfigError(f"The original cannot teach class probabilities: {fault}.", hint=(*alone, "."))
         engine.report.line(
             f"{engine.report.title}: trains on the task loss alone, without the original as a teacher: {fault}"
         )
         return False
+
+    def unfit(self, objective: Objective, outputs: Any, targets: Any, labeled: bool) -> str | None:
+        """Why the original cannot teach these outputs; None if it can. Raises ConfigError if it has to."""
+        own = objective.loss is not None and not isinstance(objective.loss, CrossEntropy)
+        fault = unlike_logits(outputs, targets if labeled and own else None)
+        if fault is None and objective.step is not None and not self.required:
+            fault = "whether the network's outputs are logits of classes is not known of a step of your own"
+        if fault is not None and (self.required or not labeled):
+            alone: tuple[object, ...] = ("Train on the task loss alone, with ", self.off)
+            alone = alone if labeled else (*alone, ", on batches of inputs and targets")
+            raise ConfigError(f"The original cannot teach class probabilities: {fault}.", hint=(*alone, "."))
+        return fault
 
     def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:
         if self.recipe.mode == "distil":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
@@ -17,7 +17,6 @@ from secateurs.graph.channels import named_tensors
 from secateurs.graph.families import Family
 from secateurs.graph.flow import Flow, Value
 from secateurs.graph.trace import flow
-from secateurs.training.losses import heads
 
 OUTPUT = ":output"  # the network's output
 
@@ -101,13 +100,14 @@ class Capture:
 
     def _see(self, i: int, x: Any) -> None:
         if self._watching:
-            self._maps[i] = heads(x)[0] if self.nodes[i] == OUTPUT else x
+            self._maps[i] = x
 
     def watch(self) -> None:
         self._maps, self._watching = [None] * len(self.nodes), True
 
-    def take(self) -> list[Tensor]:
-        """Return the maps of the run since `watch`, in the order of the nodes, and release them."""
+    def take(self) -> list[Any]:
+        """Return the maps of the run since `watch`, in the order of the nodes, and release them. Of the network's output,
+        whatever it returned."""
         maps, self._maps, self._watching = self._maps, [], False
         if missing := [node for node, x in zip(self.nodes, maps, strict=True) if x is None]:
             raise KeyError(f"{missing[0]} did not run")

@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from secateurs.errors import ConfigError
+from secateurs.data.structure import kind_of
+from secateurs.errors import ConfigError, Setting, TrainingError
+from secateurs.graph.inputs import tensors
 from secateurs.recovery.features import OUTPUT, Capture, FeatureMap, by_name, check_names, feature_maps, made_of
 from secateurs.recovery.recipes import Mimic
 from secateurs.recovery.teacher import TeacherHook
 from secateurs.training.batches import Batch
+from secateurs.training.losses import heads
 from secateurs.training.run import TrainingRun
 
 log = logging.getLogger("secateurs")
@@ -55,7 +58,27 @@ def _log_softmax(x: Tensor) -> Tensor:
     return F.log_softmax(x.movedim(1, -1).float(), dim=-1)
 
 
+def pairs_of(teacher: Any, student: Any) -> list[tuple[Tensor, Tensor]]:
+    """The tensors that two networks return, in pairs: all of them, or where they do not return the same ones, such as
+    auxiliary classifiers in training only, the logits. Raises ConfigError if they have nothing in common."""
+    theirs, ours = ([x for x in tensors(y) if x.ndim and x.is_floating_point()] for y in (teacher, student))
+    if ours and [x.shape for x in ours] == [x.shape for x in theirs]:
+        return list(zip(theirs, ours, strict=True))
+    try:
+        logits = heads(teacher)[0], heads(student)[0]
+    except TrainingError:
+        logits = None
+    if logits is None or logits[0].shape != logits[1].shape:
+        raise ConfigError(
+            f"The network's output cannot be mimicked: in training it is {kind_of(student)}, and in evaluation "
+            f"{kind_of(teacher)}, with other tensors.",
+            hint=("Name the feature maps to mimic, ", Setting("nodes", of=Mimic), "."),
+        )
+    return [logits]
+
+
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "js": js, "mse": mse, "l1": l1}
+DIVERGENCES = ("kl", "js")
 
 
 # -- which nodes --------------------------------------------------------------------------------------------------------
@@ -81,7 +104,7 @@ def choose(
     found = tuple(node for node in wanted if node in known)
     if len(found) < 2:
         found = tuple(m.name for m in _spread(_stage_ends(same), recipe.count))
-    few = len(found) < (2 if recipe.function in ("kl", "js") else 1)
+    few = len(found) < (2 if recipe.function in DIVERGENCES else 1)
     if few or _cut_behind(student, teacher, found, example_inputs):
         log.warning("few feature maps kept their shape in the cut: mimicking the network's output, too")
         found = (*found, OUTPUT)
@@ -156,6 +179,7 @@ class Mimicking(TeacherHook):
         nodes = choose(recipe, student, teacher, example_inputs, wanted)
         super().__init__(student, teacher)
         self.nodes, self.function = nodes, FUNCTIONS[recipe.function]
+        self.divergence = recipe.function in DIVERGENCES
         needed = {id(p) for p in made_of(student, nodes, example_inputs)}
         self.frozen = [p for p in student.parameters() if p.requires_grad and id(p) not in needed]
         for p in self.frozen:
@@ -177,8 +201,14 @@ class Mimicking(TeacherHook):
     def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
         self._theirs.watch()
         self.teacher_outputs(engine)
-        pairs = zip(self._theirs.take(), self._ours.take(), strict=True)
-        return torch.stack([self.function(t, s) for t, s in pairs]).mean()
+        maps = zip(self.nodes, self._theirs.take(), self._ours.take(), strict=True)
+        pairs = [pair for node, t, s in maps for pair in (pairs_of(t, s) if node == OUTPUT else [(t, s)])]
+        return torch.stack([self._distance(t, s) for t, s in pairs]).mean()
+
+    def _distance(self, teacher: Tensor, student: Tensor) -> Tensor:
+        # the softmax of a single channel is constant
+        alone = self.divergence and (teacher.ndim < 2 or teacher.shape[1] < 2)
+        return (mse if alone else self.function)(teacher, student)
 
     def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:
         metrics |= {"mode": "mimic", "nodes": list(self.nodes)}

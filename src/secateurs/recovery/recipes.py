@@ -36,6 +36,11 @@ class Recover(Recipe):
     def reads_labels(self) -> bool:
         return self.share < 1
 
+    @property
+    def teaches(self) -> bool:
+        """Whether the original has to teach, so that outputs that it cannot teach are an error."""
+        return self.share == 1 or self.mode == "distil" or bool(self.model_fields_set & {"share", "temperature"})
+
     def settled(self, steps: int | None) -> Recipe:
         if self.lr is not None:
             return self
@@ -58,6 +63,10 @@ def peak_lr(steps: int | None) -> float:
 class Mimic(Recipe):
     """Trains the cut network to reproduce the original's feature maps, at several nodes and without labels (Wang et al.,
     2019, sec. 3.3). Layers after the last node, usually the classifier, are frozen. Fine-tune afterward with `Recover`.
+
+    Where the network's output is mimicked, too, each floating-point tensor in it counts as a feature map: of a tuple or a dict
+    all of them. Of a network that returns others in training than in evaluation, it is the logits. Maps of a single channel,
+    whose softmax is constant, are compared by their values.
 
     The paper trains 15 epochs of Adam from 1e-3, divided by 10 every 5: `Mimic.preset("paper")`. A few hundred steps need
     a larger lr.

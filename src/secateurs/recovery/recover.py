@@ -124,10 +124,7 @@ def _taught(
             raise ConfigError(f"{type(recipe).__name__} needs the original network: pass teacher=….")
         return None
     if isinstance(recipe, Recover):
-        required = (
-            recipe.share == 1 or bool(recipe.model_fields_set & {"share", "temperature"}) or recipe.mode == "distil"
-        )
-        return Distilling(model, teacher, recipe, required=required)
+        return Distilling(model, teacher, recipe, required=recipe.teaches)
     if example_inputs is None:
         raise ConfigError("Mimic needs example_inputs=… to find the feature maps that kept their shape.")
     return Mimicking(model, teacher, recipe, example_inputs, nodes)

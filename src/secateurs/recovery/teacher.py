@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from secateurs.devices import channels_last_
+from secateurs.errors import ConfigError
 from secateurs.graph.copies import copied
 from secateurs.training.batches import Batch
 from secateurs.training.hooks import Hook
+from secateurs.training.objective import Objective
 from secateurs.training.run import TrainingRun
 
 
@@ -34,6 +36,10 @@ class TeacherHook(Hook):
             channels_last_(self.teacher)
 
     def before_batch(self, engine: TrainingRun, batch: Batch) -> None:
+        self.listen(batch)
+
+    def listen(self, batch: Batch) -> None:
+        """Keep what the student is called with for this batch."""
         self._open, self._batch = True, batch
 
     def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -45,13 +51,21 @@ class TeacherHook(Hook):
 
     def teacher_outputs(self, engine: TrainingRun) -> Any:
         """The teacher's outputs for the student's last batch: what the user's `forward` makes of them, if it trains."""
-        assert self._given is not None
+        return self.outputs(engine.objective, engine.beside(self.teacher))
+
+    def outputs(self, objective: Objective, called: nn.Module) -> Any:
+        """The same. called: the teacher, as it is to be called. Raises ConfigError if the student itself did not run."""
+        if self._given is None:
+            raise ConfigError(
+                "The original cannot teach: the step calls parts of the model, not the model itself, whose inputs the original "
+                "needs."
+            )
         (args, kwargs), self._given, self._open = self._given, None, False
-        objective, batch = engine.objective, self._batch
+        batch = self._batch
         with torch.no_grad():
             if batch is not None and batch.whole and objective.step is None:
                 return objective.outputs(self.teacher, batch)
-            return engine.beside(self.teacher)(*args, **kwargs)
+            return called(*args, **kwargs)
 
     def forget(self) -> None:
         """Drop the last batch, which is not needed."""

@@ -223,8 +223,7 @@ def _by_score(task: Task, group: ChannelGroup, criterion: str | Criterion, examp
         method = resolve(method, examples=examples)
     assert isinstance(method, Criterion)
     only = _OneGroup(**{f.name: getattr(task, f.name) for f in fields(task)}, only=group)
-    scores = method.scores(only)[group.name].detach().double().cpu().numpy()
-    _finite(scores, group)
+    scores = method.checked(only, method.scores(only))[group.name]
     return np.argsort(scores, kind="stable")[:-1].tolist(), getattr(method, "examples", 0)
 
 

@@ -157,6 +157,12 @@ def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor
             f"{kind} spreads its state over the processes, so that it cannot be cut: cut without the optimizer and create a "
             "new one."
         )
+    own = {id(p) for p in params.values()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise PlanError(
+            f"The optimizer ({type(optimizer).__name__}) has none of this model's parameters: pass the one that trains it, or "
+            "create one from model.parameters() after the cut."
+        )
     if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
         raise PlanError(
             "LBFGS keeps one history for all parameters, which cannot be cut: cut without the optimizer and create a new one."

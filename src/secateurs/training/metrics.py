@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateurs.data.bundle import no_batch
-from secateurs.data.structure import leaves
+from secateurs.data.structure import kind_of, leaves
 from secateurs.devices import device_of, usable
 from secateurs.errors import DataError, SecateursError, TrainingError
 from secateurs.graph.copies import copied
@@ -68,7 +70,7 @@ class Meter:
         self.sums = torch.zeros(4, device=device)  # loss, top-1, top-5, examples
         self.total = torch.zeros(4, dtype=torch.float64)
         self.has_loss = self.by_class = True
-        self.own = {name: _own(metric, device, together) for name, metric in metrics.items()}
+        self.own = {name: _own(name, metric, device, together) for name, metric in metrics.items()}
         self._batches = 0
 
     def add(self, found: Judged, rows: int) -> None:
@@ -121,15 +123,26 @@ def _computing(name: str) -> Iterator[None]:
 
 
 class _Function:
-    """A function of outputs and targets, averaged over examples."""
+    """A function of outputs and targets, which returns the mean over the examples of a batch."""
 
-    def __init__(self, function: Callable[[Any, Any], Any], device: torch.device) -> None:
-        self.function, self.device = function, device
+    def __init__(self, name: str, function: Callable[[Any, Any], Any], device: torch.device) -> None:
+        self.name, self.function, self.device = name, function, device
         self.sums = [0.0, 0.0]
 
     def add(self, outputs: Any, targets: Any, rows: int) -> None:
-        self.sums[0] += float(self.function(outputs, targets)) * rows
+        self.sums[0] += self._number(self.function(outputs, targets)) * rows
         self.sums[1] += rows
+
+    def _number(self, value: Any) -> float:
+        if isinstance(value, Real | np.generic):
+            return float(value)
+        if (isinstance(value, Tensor) and value.numel() == 1) or (isinstance(value, np.ndarray) and value.size == 1):
+            return float(value.item())
+        several = isinstance(value, Mapping | tuple | list)
+        raise DataError(
+            f"The metric {self.name!r} must return a scalar, the mean over the batch's examples, not {kind_of(value)}.",
+            hint="For several figures pass several functions." if several else (),
+        )
 
     def value(self, reduce: Callable[[Tensor], Tensor] | None) -> float:
         sums = torch.tensor(self.sums, dtype=torch.float32, device=self.device)
@@ -154,10 +167,10 @@ class _Torchmetric:
         return self.metric.compute()
 
 
-def _own(metric: Any, device: torch.device, together: bool) -> _Function | _Torchmetric:
+def _own(name: str, metric: Any, device: torch.device, together: bool) -> _Function | _Torchmetric:
     if all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset", "to")):
         return _Torchmetric(metric, device, together)
-    return _Function(metric, device)
+    return _Function(name, metric, device)
 
 
 def _logits(outputs: Any) -> Any:
@@ -207,6 +220,18 @@ def check_data(model: nn.Module, data: Any, objective: Objective | None = None) 
         elif not objective.whole or objective.forward is not None:
             with torch.no_grad(), evaluating(model):
                 list(runs([batch], objective, model, split=split))
+
+
+def check_runs(model: nn.Module, data: Any, objective: Objective) -> None:
+    """Raise DataError before any work if a copy of the model does not run on the first batch of `data.train`, whose labels are
+    not read. A one-shot iterator is skipped."""
+    train, _ = B.split_data(data)
+    if isinstance(train, Iterator):
+        return
+    batch = B.as_batch(B.first(train, "train"), 0, labels=False, whole=objective.whole)
+    probe = copied(model)
+    with torch.no_grad(), evaluating(probe):
+        list(runs([batch], objective, probe))
 
 
 def runs(

@@ -44,8 +44,8 @@ class Objective:
     step: `step(model, batch) -> scalar loss`, for training, with the model in train mode.
     forward: `forward(model, batch) -> (outputs, targets)`, for evaluation, with the model in eval mode; without `step`, for
         training too.
-    metrics: by name, a torchmetrics metric, or a function `(outputs, targets) -> scalar`, averaged over examples. An attribute
-        `higher_is_better = False` says that less is better.
+    metrics: by name, a torchmetrics metric, or a function `(outputs, targets) -> scalar`, the mean over the examples
+        of a batch; the figure is the mean over all examples. An attribute `higher_is_better = False` says that less is better.
 
     With `step` or `forward` a batch may be anything: it is passed on as the data yields it, its tensors on the model's device.
 

@@ -106,6 +106,10 @@ class Settings(Taught):
                 found["scale"] = fixed
         return found
 
+    @property
+    def measures(self) -> bool:
+        return not self.hold
+
     def base(self, task: Task) -> nn.Module:
         """The base network of the pruner: the main network, of which it is a copy, or the one from `pruner`."""
         if self.pruner is None:

@@ -133,6 +133,10 @@ class OneStep(Taught):
             found["strength"] = (Setting("lam", self.lam, OneStep), " is λ itself")
         return found
 
+    @property
+    def measures(self) -> bool:
+        return self.cost is None
+
     def recipe(self, task: Task) -> Recipe:
         # The network's own parameters are frozen: lr is that of none.
         return Recipe(

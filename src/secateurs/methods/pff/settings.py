@@ -111,6 +111,10 @@ class Settings(Taught):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description=PRECISION)
 
+    @property
+    def measures(self) -> bool:
+        return self.cost is None
+
     def check(self, task: Task) -> None:
         super().check(task)
         check_kernels(task, self.name)

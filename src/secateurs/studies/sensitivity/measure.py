@@ -256,14 +256,16 @@ class _Study:
     def groups(self, done: Mapping[str, Group]) -> Iterator[Group]:
         """All groups; those that are done as they are."""
         groups = self.task.groups
-        scores = self.method.scores(self.task) if len(done) < len(groups) else {}
+        scores: Mapping[str, np.ndarray] = {}
+        if len(done) < len(groups):
+            scores = self.method.checked(self.task, self.method.scores(self.task))
         with reporter(self.task, "sensitivity") as progress:
             progress.start(len(groups), len(done))
             for i, group in enumerate(groups):
                 if group.name in done:
                     yield done[group.name]
                     continue
-                yield self._group(group, _order(self.method, group, scores))
+                yield self._group(group, np.argsort(-scores[group.name], kind="stable"))  # best first
                 progress.show(i + 1, group.name)
 
     def _group(self, group: ChannelGroup, order: np.ndarray) -> Group:
@@ -372,16 +374,6 @@ def _mask(group: ChannelGroup, kept: np.ndarray, where: torch.device) -> Tensor:
 
 def _width(group: ChannelGroup, share: float) -> int:
     return max(group.least, math.ceil(group.size * (1 - share) - 1e-9))
-
-
-def _order(method: Criterion, group: ChannelGroup, scores: Mapping[str, Tensor]) -> np.ndarray:
-    """The group's channels, best first."""
-    values = scores[group.name].detach().double().cpu().numpy()
-    if not np.isfinite(values).all():
-        raise ConfigError(
-            f"{method.name} returned scores for {group.name} that are not finite: check the weights for NaN and infinities."
-        )
-    return np.argsort(-values, kind="stable")
 
 
 def _named(model: nn.Module) -> str:
