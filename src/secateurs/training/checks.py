@@ -38,12 +38,7 @@ class Check:
         if not self._looked:
             self._looked = True
             for name, found in (("inputs", leaves(inputs)), ("targets", leaves(batch.targets))):
-                bad = sum(int((~x.isfinite()).sum()) for x in found if x.is_floating_point())
-                if bad:
-                    total = sum(x.numel() for x in found)
-                    raise DataError(
-                        f"{self.where(index)}: {bad:,} of {total:,} values of its {name} are NaN or infinite."
-                    )
+                B.check_finite(found, f"{self.where(index)}: ", f"its {name}")
         return batch._replace(inputs=inputs)
 
     def alike(self, batch: B.Batch, index: int) -> B.Batch:
