@@ -30,8 +30,8 @@ def sizes(found: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, 
 
 def restore_(model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, Tensor], inputs: Any) -> list[str]:
     """Scale filters so that the kept part of each has the norm that it had, if a batch norm follows and nothing else uses
-    their output; if they are not frozen. Returns the weights that were scaled. The network's function does not change: in eval mode, and in training
-    up to the difference between batch and running statistics.
+    their output, and neither is frozen. Returns the weights that were scaled. The network's function does not change: in eval
+    mode, and in training up to the difference between batch and running statistics.
 
     A batch norm cancels any factor k, so the gradient of a filter k times as large is 1/k of what it was, and a
     step of the same learning rate rotates the filter k² times less. Filters that the skeleton made small would change far

@@ -97,8 +97,8 @@ class Skeleton:
 
     @torch.no_grad()
     def finish_(self) -> None:
-        """Merge: fold the values into the weights (step 2), but into those that the user has frozen. Copies of the network cannot
-        follow, and raise an error when they run."""
+        """Merge: fold the values into the weights (step 2), except for those that the user has frozen. Copies of the network
+        cannot follow, and raise an error when they run."""
         self.merged = True
         for handle in self._handles:
             handle.remove()
