@@ -238,8 +238,8 @@ class PrunerHook(Hook):
         if self.pruner.met:
             self.pruner.log(f"{self.settings.get('method', 'The method')}: the budget is already met")
 
-    def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
-        return loss + self.pruner.penalty()
+    def penalty(self, engine: TrainingRun) -> Tensor | float:
+        return self.pruner.penalty()
 
     def after_step(self, engine: TrainingRun) -> None:
         trainable = [p.requires_grad for p in engine.model.parameters()]
