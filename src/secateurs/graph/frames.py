@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Container
 from pathlib import Path
-from types import CodeType
+from types import CodeType, TracebackType
 from typing import Any
 
 import torch
@@ -36,6 +36,17 @@ def running(code: CodeType, known: Container[int], within: bool = False) -> Any:
             return me
         frame = frame.f_back
     return None
+
+
+def raised_at(trace: TracebackType | None) -> str:
+    """The line of the user's code that raised an error, or that called what did: the innermost on the traceback. Empty if
+    there is none."""
+    found = ""
+    while trace is not None:
+        if short := _users(trace.tb_frame):
+            found = f"{short}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
 
 
 def of_the_user(depth: int) -> bool:

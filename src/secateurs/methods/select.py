@@ -184,7 +184,7 @@ class Widths:
         widths = self.graph.sizes.copy()
         widths[self._at] = self.lowest
         least, base = getattr(self.graph.cost(widths), name), getattr(self.base, name)
-        found: list[tuple[float, list[ChannelGroup]]] = []
+        found: list[tuple[int, list[ChannelGroup]]] = []
         for groups in why.values():
             fewer = widths.copy()
             for g in groups:
