@@ -283,7 +283,9 @@ def test_a_network_that_cannot_train_is_found_first(run, images, tmp_path):
     spec = f"python:{__name__}:Untrainable"
     ran = run("prune", spec, *args)
     assert ran.status == 1
-    assert "does not train on images of 3x32x32: output size is too small. --image-size resizes them." in ran.err
+    line = "does not train on images of 3x32x32: output size is too small (test_prune.py:"
+    assert line in ran.err
+    assert "). --image-size resizes them." in ran.err
     assert not (tmp_path / "r").exists()
     save_file(Untrainable().state_dict(), tmp_path / "w.safetensors")
     assert run("prune", spec, *args, "--weights", tmp_path / "w.safetensors", "--recover", "none").status == 0

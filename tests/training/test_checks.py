@@ -274,7 +274,7 @@ def test_memory_and_our_own_errors_stay_what_they_are() -> None:
     for error in (torch.OutOfMemoryError("too much"), MemoryError("too much"), sc.ConfigError("too much")):
         with pytest.raises(type(error), match=r"^too much$"):
             T.evaluate(Broken(error), [(X, Y)])
-    with pytest.raises(DataError, match=r"does not fit the model.*: KeyError: 'x'\.$") as found:
+    with pytest.raises(DataError, match=r"does not fit the model.*: KeyError: 'x' \(test_checks\.py:\d+\)\.$") as found:
         T.evaluate(Broken(KeyError("x")), [(X, Y)])
     assert isinstance(found.value.__cause__, KeyError)
 
