@@ -14,6 +14,7 @@ from torch import nn
 
 from secateurs import artifact, recovery, tasks, training
 from secateurs.artifact import Signature
+from secateurs.artifact.history import is_warning
 from secateurs.artifact.provenance import remember_cut, remember_widened, source_of
 from secateurs.budget import Budget
 from secateurs.calibration import images_of
@@ -284,6 +285,9 @@ def attach(
     Several processes: call it in each of them, on the network inside `DistributedDataParallel`. They find the same plan, and
     `step` averages the gradients of the pruner's own networks.
 
+    What the method says of its search is in the pruner's `history` after `plan`; warnings are logged, too: for example if the
+    loop has taken fewer steps, or never asked for the penalty.
+
     steps, epoch_steps: number of optimizer steps that the loop will take, in total and per epoch.
     data: the training batches, for methods that measure on data before or after training; of several processes, each one's own.
     loss, step, forward: as for `prune`, for data of any kind. The method measures with them; the loop trains with its own.
@@ -307,6 +311,12 @@ def attach(
             "class probabilities to your loss, or call prune(…) instead.",
         )  # fmt: skip
     history: list[dict[str, Any]] = []
+
+    def note(entry: dict[str, Any]) -> None:
+        history.append(entry)
+        if is_warning(entry):  # there is no result to have it
+            log.warning(entry["text"])
+
     source, objective = Data.of(data), Objective(loss, step, forward)
     if chosen.measures:
         try:
@@ -320,7 +330,7 @@ def attach(
     limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
     task = _task(
         model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options={"objective": objective}, log=history.append,
+        engine_options={"objective": objective}, log=note,
     )  # fmt: skip
     for line in task.unused(chosen):
         log.warning(line)

@@ -28,6 +28,7 @@ from secateurs.methods.rounds import Rounds, carried, folder_of
 from secateurs.methods.selection import Selection
 from secateurs.plans import Plan, PrunableGraph, trace
 from secateurs.recovery.calibrate import Calibration
+from secateurs.recovery.outcome import worse
 from secateurs.result import Figures, Result
 from secateurs.seeds import mix
 from secateurs.surgery import apply
@@ -138,6 +139,9 @@ class Pruning:
                 **phase(self._folder(number), name, self.options),
             )  # fmt: skip
         after = figures(cost, small, task.data, task.objective) if self.recover else calibrated
+        if harmed := worse(after, calibrated, task.objective.metrics):
+            task.warn(harmed)
+            self.report(harmed)
         if several:
             end = {
                 "event": "round", "rounds": self.rounds.count, "budget": {n: _limit(task, n) for n in limits},

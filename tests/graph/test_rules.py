@@ -174,6 +174,28 @@ def test_the_reason_names_the_line() -> None:
     )
 
 
+def test_the_reason_names_the_layer_of_pytorch_that_has_the_constant() -> None:
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    model = Net(lambda s, x: s.h(s.t(*[s.a(x).flatten(2).mT] * 3)[0].mean(1)), a=conv(3, 8), t=layer, h=nn.Linear(8, 4))
+    found = str(trace(model, image())["a"].reason)
+    assert found.startswith("a size is a constant in the code of layer t, MultiheadAttention (test_rules.py:")
+    own = Net(lambda s, x: s.h(s.a(x).view(len(x), 8, -1).mean(2)), a=conv(3, 8), h=nn.Linear(8, 4))
+    assert str(trace(own, image())["a"].reason).startswith("a size is a constant in the code (test_rules.py:")
+
+
+@pytest.mark.parametrize("reduce", [torch.mean, torch.sum, torch.amax])
+def test_a_reduction_before_a_layer_reads_the_channels_is_the_reason(reduce: Any) -> None:
+    model = Net(lambda s, x: s.h(reduce(s.b(s.a(x)).unflatten(1, (4, -1)), 2)), a=conv(3, 8), b=conv(8, 8), h=head(4))
+    for inexact in (False, True):
+        group = trace(model, image(), allow_inexact=inexact)["b"]
+        name = f"aten.{reduce.__name__}"
+        assert str(group.reason).startswith(
+            f"no layer reads its channels one by one: {name} over channels changes with"
+        )
+    dead = Net(lambda s, x: (s.b(s.a(x)), s.h(s.a(x)))[1], a=conv(3, 8), b=conv(8, 8), h=head(8))
+    assert str(trace(dead, image())["b"].reason) == "no layer reads it"
+
+
 def test_channels_that_are_shuffled_again_and_again_become_one() -> None:
     """ShuffleNet's stages: the halves are mixed after each block."""
 

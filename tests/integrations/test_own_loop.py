@@ -47,6 +47,31 @@ def test_a_callback_takes_limits() -> None:
     assert run.plan.groups
 
 
+@pytest.mark.parametrize("method", ["npn", "aofp", "onestep", "pff"])
+def test_a_loop_that_leaves_the_search_out_is_warned(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    def said(steps: int, *, penalty: bool = True) -> list[str]:
+        """What is logged of a loop that takes so many of two steps. It is in the history, too."""
+        caplog.clear()
+        model, (x, y) = cnn(), images(8)
+        pruner = sc.attach(model, x[:1], method, sc.Budget(macs=0.6), steps=2, epoch_steps=1, data=[(x, y)])
+        for _ in range(steps):
+            loss = F.cross_entropy(model(x), y)
+            (loss + pruner.penalty() if penalty else loss).backward()
+            pruner.step()
+        pruner.plan()
+        logged = [record.message for record in caplog.records]
+        assert all(line in [entry.get("text") for entry in pruner.history] for line in logged)
+        return [line for line in logged if "Pruner: " in line]
+
+    for steps, wanted in ((0, "step() was never called"), (1, "the search ended after 1 of 2 steps")):
+        (line,) = said(steps)
+        assert wanted in line
+    assert not said(2)
+    if method != "aofp":  # which has none
+        (line,) = said(2, penalty=False)
+        assert "penalty() was never called" in line
+
+
 def test_asked_twice_it_is_the_same_plan() -> None:
     for method in ("npn", "aofp", "onestep", "pff"):
         model, (x, y) = cnn(), images(8)

@@ -141,6 +141,26 @@ def test_the_floor_leaves_the_lowest_budget_as_it_is() -> None:
         widest(sc.Budget(macs=lowest - 1)).check()
 
 
+@pytest.mark.parametrize("figure", ["macs", "params"])
+def test_what_keeps_a_budget_from_being_met_is_named(figure: str) -> None:
+    """And the lowest without it, which is what there is then."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3),
+        nn.GroupNorm(2, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    ).eval()  # fmt: skip
+    x, budget = torch.randn(1, 3, 12, 12), sc.Budget(**{figure: 0.05})
+    with pytest.raises(sc.BudgetError) as caught:
+        sc.prune(net, x, "l2", budget)
+    said = "0, 5 cannot be cut: inexact: group norm computes its statistics over channels (allow_inexact=True allows the cut). "
+    said += f"Without that, the lowest would be about {figure}="
+    assert said in str(caught.value)
+    without = float(str(caught.value).rpartition("=")[2].rstrip("."))
+    with pytest.raises(sc.BudgetError) as caught:
+        sc.prune(net, x, "l2", sc.Budget(**{figure: 0.01}), allow_inexact=True)
+    assert caught.value.lowest == {figure: without}
+    assert "cannot be cut" not in str(caught.value)
+
+
 @pytest.mark.parametrize("method", ["l2", "bn-scale", "epruner", "oracle", "aofp", "npn", "onestep"])
 def test_every_method_keeps_the_floor(method: str) -> None:
     """Even for a layer whose channels all look useless to it."""

@@ -217,6 +217,29 @@ def test_what_does_not_fit() -> None:
         sc.calibrate(small(), lambda: iter([]))
 
 
+def test_a_batch_that_is_not_finite_is_named() -> None:
+    """By its place in the data, also where batches are joined or left out, and before any mean of it is put into a bias."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    batches = [images(8, seed) for seed in range(6)]
+    batches[3][0, 0, 0, 0] = float("nan")
+    said = "Batch 3 of train: 1 of 1,536 values of .* are NaN"
+    half, y = sc.Budget(macs=0.5), torch.zeros(8, dtype=torch.long)
+    missing = [torch.full((8,), torch.nan if i else 0.0) for i in range(6)]  # what the functions do not use
+    pairs, dicts = [(x, y) for x in batches], [{"x": x, "y": y, "z": z} for x, z in zip(batches, missing, strict=True)]
+    with pytest.raises(sc.DataError, match=said):
+        sc.prune(model, batches[0], "l2", half, pairs, check_speed=False)
+    forward = lambda model, batch: (model(batch["x"]), batch["y"])  # noqa: E731
+    with pytest.raises(sc.DataError, match=said):
+        sc.prune(model, batches[0], "l2", half, dicts, forward=forward, check_speed=False)
+    with pytest.raises(sc.DataError, match="Batch 300 of train"):
+        sc.calibrate(small(), [batches[i // 100] for i in range(600)], images=48)
+    parts = lambda model, batch: (model[1:](model[0](batch["x"])), batch["y"])  # noqa: E731
+    found = sc.prune(model, batches[0], "l2", half, dicts, forward=parts, check_speed=False)
+    assert all(bool(p.isfinite().all()) for p in found.model.parameters())
+
+
 def test_a_failure_leaves_the_model_as_it_was() -> None:
     model = small()
     before = copy.deepcopy(model.state_dict())

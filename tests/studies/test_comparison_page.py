@@ -93,14 +93,3 @@ def test_what_was_not_run_is_no_failure(comparison: sc.Comparison) -> None:
     assert (last["aofp"][5], last["pff"][5]) == ("failed", "not run")
     assert "9 of 10 cells are done" in found.notes
     assert not any("cells are done" in note for note in comparison.notes)
-
-
-def test_a_recovery_that_made_it_worse(comparison: sc.Comparison) -> None:
-    assert not any("recovery ended below" in note for note in comparison.notes)
-    cell = comparison.cells[0]
-    assert cell.figures is not None
-    worse = cell.model_copy(update={"figures": {**cell.figures, "recovered": cell.figures["cut"]}})
-    assert any(
-        note.startswith("l2, macs=0.5: recovery ended below the calibrated network")
-        for note in sc.Comparison((worse,)).notes
-    )

@@ -16,6 +16,7 @@ from secateurs.graph import register_rule, rules
 from secateurs.plans import Plan, trace
 from secateurs.surgery import apply, verify
 from secateurs.surgery.verify import check_deterministic, verified
+from secateurs.widening import widened
 from tests.networks import CASES, Net, conv, half, head, image
 
 
@@ -259,6 +260,17 @@ def test_infinite_outputs_prove_nothing() -> None:
     plan = planned(model, image())
     with pytest.raises(VerificationError, match="not finite"):
         verify(model, plan, image() * float("inf"))
+
+
+def test_example_inputs_of_nan_are_named() -> None:
+    model, nan = CASES["chain"].make(), image() * float("nan")
+    plan, said = planned(model, image()), "The example inputs contain NaN"
+    with pytest.raises(VerificationError, match=said):
+        verify(model, plan, nan)
+    with pytest.raises(VerificationError, match=said):
+        check_deterministic(model, nan)
+    with pytest.raises(VerificationError, match=said):
+        widened(model, nan, 1.5)
 
 
 WRONG: list[Callable[[Tensor], Tensor]] = [torch.log, torch.reciprocal, torch.tanh, lambda x: x.half().float()]

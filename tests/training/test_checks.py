@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +113,39 @@ def test_methods_that_look_at_examples(method: sc.Method, kind: str) -> None:
         message = r"examples of different shapes and dtypes cannot be evaluated together"
     with pytest.raises(DataError, match=rf"^Batch 1 of train.*{message}"):  # the first one is looked at beforehand
         sc.prune(linear(), X[:1], method, HALF, [(X, Y), batch], progress="silent", device="cpu")
+
+
+class Joins(nn.Module):
+    """Joins maps whose sizes agree for some inputs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, 2, padding=1), nn.Linear(8, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        twice = self.b(image).repeat(1, 1, 2, 2)
+        return self.h(torch.cat([self.a(image), twice], 1).mean((2, 3)))
+
+
+def test_the_line_of_the_users_code_that_fails_is_named() -> None:
+    code, start = inspect.getsourcelines(Joins.forward)
+    line = next(start + i for i, text in enumerate(code) if "torch.cat" in text)
+    odd, place = torch.randn(4, 3, 7, 7), rf"Sizes of tensors must match.*\(test_checks\.py:{line}\)"
+    with pytest.raises(sc.TraceError, match=rf"does not run on these example inputs: {place}\. Pass inputs"):
+        sc.trace(Joins(), odd)
+    with pytest.raises(DataError, match=rf"Batch 0 of train does not fit the model, .* {place}\.$"):
+        sc.prune(Joins(), X, "l2", HALF, [(odd, Y)])
+
+
+def test_a_dict_that_is_a_whole_batch_is_told_of_forward_and_step() -> None:
+    told = (
+        r"unexpected keyword argument 'mask'.* the whole batch, .*: forward=…, .* or step=…, \(model, batch\) -> loss"
+    )
+    with pytest.raises(DataError, match=told):
+        sc.prune(Joins(), X, "l2", HALF, [{"image": X, "mask": Y}])
+    with pytest.raises(DataError) as caught:
+        sc.prune(Joins(), X, "l2", HALF, [{"image": torch.randn(4, 3, 7, 7)}])
+    assert "forward=" not in str(caught.value)
 
 
 def test_what_is_converted() -> None:
@@ -240,7 +274,7 @@ def test_memory_and_our_own_errors_stay_what_they_are() -> None:
     for error in (torch.OutOfMemoryError("too much"), MemoryError("too much"), sc.ConfigError("too much")):
         with pytest.raises(type(error), match=r"^too much$"):
             T.evaluate(Broken(error), [(X, Y)])
-    with pytest.raises(DataError, match=r"does not fit the model.*: KeyError: 'x'\.$") as found:
+    with pytest.raises(DataError, match=r"does not fit the model.*: KeyError: 'x' \(test_checks\.py:\d+\)\.$") as found:
         T.evaluate(Broken(KeyError("x")), [(X, Y)])
     assert isinstance(found.value.__cause__, KeyError)
 

@@ -444,3 +444,25 @@ def test_a_loss_that_nothing_is_trained_by() -> None:
     detached = T.Objective(step=lambda model, batch: model(batch[0]).detach().mean())
     with pytest.raises(ConfigError, match=r"without detach\(\)"):
         engine(net(), data(), recipe(), objective=detached).fit()
+
+
+def test_a_penalty_is_minimized_but_not_reported() -> None:
+    """But for one that is not finite, which ends training."""
+
+    class Penalty(T.Hook):
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def penalty(self, engine: T.Engine) -> torch.Tensor:
+            return self.factor * engine.model[9].weight.square().sum()
+
+    found = []
+    for factor in (0.0, 1000.0):
+        model = net()
+        (line,) = engine(model, batches(), recipe(epochs=1, lr=1e-4), hooks=[Penalty(factor)]).fit()
+        found.append((line["train_loss"], float(model[9].weight.detach().norm())))
+    (plain, whole), (penalized, less) = found
+    assert abs(penalized - plain) < 1
+    assert less < 0.9 * whole
+    with pytest.raises(TrainingError, match="The loss is nan in epoch 1, batch 0"):
+        engine(net(), batches(), recipe(epochs=1), hooks=[Penalty(float("nan"))]).fit()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from secateurs.graph import attributes
 from secateurs.graph.figures import Figure
-from secateurs.graph.frames import caller, of_the_user
+from secateurs.graph.frames import caller, of_the_user, running
 from secateurs.graph.labels import CONSUMED, LABEL, PRODUCED, SHORTCUT, KnownLabels, LabelSpace
 from secateurs.graph.reasons import EXPANDED, GROUPS, Kind, Reason
 from secateurs.graph.tape import Array, Axis, Claim, Labels, Place, Seen, Tape
@@ -249,12 +248,12 @@ class Context:
                 figure = claimed.leaf if computed else None
                 if isinstance(figure, Figure) and not isinstance(counts, int) and len(counts) == figure.size:
                     figure.passed.append(counts)
-                self.tape.claims.append(Claim(claimed, counts, reason, self.where(), least))
+                self.tape.claims.append(Claim(claimed, counts, self._told(reason), self.where(), least))
 
     def assume(self, labels: Array, reason: str) -> None:
         """Assume that the code computes a number from the shape; a trial of a cut network will verify it."""
         if self._known is None:
-            self.tape.claims.append(Claim(None, labels, reason, self.where()))
+            self.tape.claims.append(Claim(None, labels, self._told(reason), self.where()))
 
     def choose(self, options: int, labels: Array, reason: str) -> int | None:
         """Choose one of several interpretations of the code: the next one that no trial has refuted, None after the last."""
@@ -286,14 +285,12 @@ class Context:
 
     def _path(self) -> str:
         """Path of the module whose forward is running."""
-        frame: Any = sys._getframe(2)
-        while frame is not None:
-            if frame.f_code is _CALL:
-                path = self._paths.get(id(frame.f_locals.get("self")))
-                if path is not None:
-                    return path
-            frame = frame.f_back
-        return ""
+        return self._paths.get(id(running(_CALL, self._paths)), "")
+
+    def _told(self, reason: str) -> str:
+        """The reason; with the layer, if it is the code of PyTorch's own layers that has the constant."""
+        layer = running(_CALL, self._paths, within=True) if reason.endswith("in the code") and caller() else None
+        return reason if layer is None else f"{reason} of layer {self._paths[id(layer)]}, {type(layer).__name__}"
 
     def where(self) -> str:
         """The line of the user's code that is running; if that only lines up layers, as nn.Sequential does, the layer."""

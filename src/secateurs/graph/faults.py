@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from secateurs.errors import SecateursError, TraceError, a_or_an
+from secateurs.graph.frames import raised_at
 from secateurs.graph.leaves import tensors
 
 
@@ -32,7 +33,8 @@ def fault(error: Exception, model: nn.Module, inputs: Any) -> str:
             f"{what} expects {layer.in_features} features but gets {tuple(got.shape)}. The usual cause is images of another "
             "size than the model expects."
         )
-    return f"{'' if layer is model else f'{what} raised '}{reason(error)}."
+    line = raised_at(error.__traceback__)
+    return f"{'' if layer is model else f'{what} raised '}{reason(error)}{f' ({line})' if line else ''}."
 
 
 def dtypes(model: nn.Module) -> set[torch.dtype]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Container
 from pathlib import Path
+from types import CodeType, TracebackType
 from typing import Any
 
 import torch
@@ -23,6 +25,28 @@ def caller() -> str:
             return f"{short}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def running(code: CodeType, known: Container[int], within: bool = False) -> Any:
+    """`self` of the innermost call of this function that runs, if its id is known; None if there is none. within: only of
+    those that the user's line, as `caller` has it, has called."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and not (within and _users(frame)):
+        if frame.f_code is code and id(me := frame.f_locals.get("self")) in known:
+            return me
+        frame = frame.f_back
+    return None
+
+
+def raised_at(trace: TracebackType | None) -> str:
+    """The line of the user's code that raised an error, or that called what did: the innermost on the traceback. Empty if
+    there is none."""
+    found = ""
+    while trace is not None:
+        if short := _users(trace.tb_frame):
+            found = f"{short}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
 
 
 def of_the_user(depth: int) -> bool:

@@ -127,7 +127,10 @@ class Grouping:
         if self.sizes[g] == 1:
             return self._single(max(s.index.shape[1] for s in slots if s.produces), label)
         if not any(s.consumes for s in slots):
-            return Reason(Kind.UNREAD, "no layer reads it")
+            if inexact < 0:
+                return Reason(Kind.UNREAD, "no layer reads it")
+            over = self.classes.reasons[inexact]  # a reduction, and layers may read what it makes of them
+            return Reason(Kind.UNREAD, f"no layer reads its channels one by one: {over.detail}", over.place)
         if inexact >= 0 and not allow_inexact:
             return self.classes.reasons[inexact]
         return None

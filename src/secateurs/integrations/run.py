@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,8 +23,6 @@ from secateurs.plans import Plan
 from secateurs.surgery import cut_
 from secateurs.training.state import misfit
 from secateurs.zoo import vision
-
-log = logging.getLogger("secateurs")
 
 with contextlib.suppress(SpecError):
     vision.torchvision()  # trainers import torchvision if it is installed, and not every build can be imported directly
@@ -142,11 +139,6 @@ class PruningRun:
             raise ConfigError(
                 f"The network is trained by {len(optimizers)} optimizers: pass cut=False, and cut it with .plan afterward."
             )
-        if not self.pruner.done:
-            log.warning(
-                "training ended after %d of the pruner's %d steps: the cut may lose more accuracy than after all steps",
-                self.pruner.steps, self.pruner.total,
-            )  # fmt: skip
         self.plan = self.pruner.plan()
         if self.cut:
             cut_(self.model, self.plan, *optimizers)

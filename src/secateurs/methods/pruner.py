@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from secateurs.presets import Auto
 from secateurs.recovery.distil import Distilling
 from secateurs.recovery.recipes import Recover
 from secateurs.recovery.teacher import TeacherHook
+from secateurs.report import count
 from secateurs.training import Engine, Hook, Part, Recipe, processes
 from secateurs.training.eager import EagerHook
 from secateurs.training.run import TrainingRun
@@ -48,6 +49,13 @@ class Pruner:
 
     networks: Mapping[str, tuple[nn.Module, Optimizer]] = {}
     captures = False  # whether the model can be compiled while it is pruned
+    _taken = 0  # steps in this process …
+    _asked = False  # … and whether any of their losses had the penalty
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "penalty" in vars(cls):
+            cls.penalty = _asking(cls.penalty)  # type: ignore[assignment, method-assign]
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -91,6 +99,7 @@ class Pruner:
                 optimizer.zero_grad()
             self._averaged = False
         self.steps += 1
+        self._taken += 1
         self.advance()
 
     def join(self) -> None:
@@ -110,7 +119,7 @@ class Pruner:
         self._averaged = True
 
     def warn(self, line: str) -> None:
-        """Report a sentence now, and in the result's warnings."""
+        """Report a sentence now, and in the result's warnings; of a loop of the user's own, in `history`."""
         self.log(line)
         self.task.warn(line)
 
@@ -133,7 +142,28 @@ class Pruner:
         then those that the plan applies to."""
         if self._guard is not None:
             self._guard.remove()
+        if missed := self._missed():
+            self.warn(f"{type(self).__name__}: {missed}")
         return self._finish()
+
+    def _missed(self) -> str:
+        """What a loop has left out, so that the search did not take place as it should; empty if nothing."""
+        if self.met:
+            return ""
+        steps = count(self.total, "step")
+        if not self.steps:
+            return f"step() was never called, so nothing was searched. Call it after each of the optimizer's {steps}."
+        if self._taken and not self._asked and type(self).penalty is not Pruner.penalty:
+            return (
+                "penalty() was never called, so nothing drove the search to the budget. Add pruner.penalty() to the loss of "
+                "each batch."
+            )
+        if not self.done:
+            return (
+                f"the search ended after {self.steps} of {steps}, and the cut may lose more accuracy than after all of them. "
+                "Let the loop end when pruner.done says so, or attach the pruner for fewer steps."
+            )
+        return ""
 
     @abstractmethod
     def _finish(self) -> Selection:
@@ -158,6 +188,17 @@ class Pruner:
 
     def load(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
+
+
+def _asking(penalty: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The method that also notes that it was called."""
+
+    @wraps(penalty)
+    def asked(self: Pruner) -> Any:
+        self._asked = True
+        return penalty(self)
+
+    return asked
 
 
 class _Stays:
@@ -198,8 +239,8 @@ class PrunerHook(Hook):
         if self.pruner.met:
             self.pruner.log(f"{self.settings.get('method', 'The method')}: the budget is already met")
 
-    def loss(self, engine: TrainingRun, loss: Tensor, outputs: Any, targets: Tensor) -> Tensor:
-        return loss + self.pruner.penalty()
+    def penalty(self, engine: TrainingRun) -> Tensor | float:
+        return self.pruner.penalty()
 
     def after_step(self, engine: TrainingRun) -> None:
         trainable = [p.requires_grad for p in engine.model.parameters()]

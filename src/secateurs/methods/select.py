@@ -12,6 +12,7 @@ from secateurs.budget import Budget, fraction
 from secateurs.deploy.target import Target
 from secateurs.errors import BudgetError, ConfigError, Setting
 from secateurs.graph import ChannelGraph, ChannelGroup, Cost
+from secateurs.graph.reasons import Kind
 from secateurs.latency import solver
 from secateurs.methods.limits import ALL, Bounds, free, limiting
 from secateurs.methods.ranking import per_cost
@@ -21,6 +22,8 @@ Array = np.ndarray
 FLOOR = 0.1
 LARGER = Setting("batch", of=Target)
 QUIETER = ("Try again in ten minutes, when the machine is less busy, or measure a larger batch, ", LARGER, ".")
+REASONS = 2  # that are named of a budget that cannot be met …
+TELLING = 0.02  # … if they hold this much of the cost
 LEAST = 1e-3  # a relative price is at least this
 
 
@@ -156,6 +159,7 @@ class Widths:
             hints = [
                 *([(*_listed(limits), f" limit{'s' * (len(limits) == 1)} what may be cut.")] if limits else []),
                 *looser(limits),
+                *(self._held(self.budget) if lowest is None else ()),
                 *(
                     [self._coarse(self.budget)]
                     if self.groups and (self.step > 1).any() and not self.budget.is_timed
@@ -166,6 +170,35 @@ class Widths:
             ]
             hint = tuple(part for i, parts in enumerate(hints) for part in (" " * (i > 0), *parts))
             self.budget.check(self.base, lowest or self.cost(self.lowest), hint)
+
+    def _held(self, budget: Budget) -> list[tuple[object, ...]]:
+        """What keeps most of the cost from being cut, by what it costs, and the lowest cost without it: sentences."""
+        if budget.is_timed:
+            return []
+        name = "macs" if budget.macs is not None else "params"
+        shortcuts = any(not g.internal for g in self.groups)  # whether they are in scope
+        why: dict[str, list[ChannelGroup]] = {}
+        for g in self.graph.groups:
+            if g.reason is not None and g.reason.kind is not Kind.OUTPUT and (g.internal or shortcuts):
+                why.setdefault(g.reason.detail, []).append(g)
+        widths = self.graph.sizes.copy()
+        widths[self._at] = self.lowest
+        least, base = getattr(self.graph.cost(widths), name), getattr(self.base, name)
+        found: list[tuple[int, list[ChannelGroup]]] = []
+        for groups in why.values():
+            fewer = widths.copy()
+            for g in groups:
+                fewer[self.graph.index(g.name)] = (self.bounds.get(g.name) or free(g)).least
+            found.append((getattr(self.graph.cost(fewer), name), groups))
+        return [
+            (
+                f"{', '.join(g.name for g in groups[:2])}{f' and {len(groups) - 2} more' * (len(groups) > 2)} cannot be cut: ",
+                groups[0].reason.message, ". Without that, the lowest would be about ",
+                Setting(name, fraction(cost, base)), ".",
+            )
+            for cost, groups in sorted(found, key=lambda one: one[0])[:REASONS]
+            if least - cost >= TELLING * base and groups[0].reason is not None
+        ]  # fmt: skip
 
     def _coarse(self, budget: Budget) -> tuple[object, ...]:
         """What the alignment does to the lowest cost."""

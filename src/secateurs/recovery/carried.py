@@ -110,13 +110,15 @@ def on_average(
     model: nn.Module, masked: nn.Module, names: Sequence[str], batches: Iterable[Batch], objective: Objective, *,
     pooled: bool,
 ) -> Means:  # fmt: skip
-    """What these consumers lose on average over the images. pooled: over those of all processes, see `calibrate_`."""
+    """What these consumers lose on average over the images, where that is finite. pooled: over those of all processes, see
+    `calibrate_`."""
     model = copied(model)  # a forward may change its state
     lost = Lost(model, masked, names)
     with preserve_rng_state(), full_precision(), evaluating(model), lost.watching():
         for _ in runs(batches, objective, model):
             pass
-    return lost.means(gathered(lost.found) if pooled else [lost.found])
+    means = lost.means(gathered(lost.found) if pooled else [lost.found])
+    return {name: mean for name, mean in means.items() if bool(mean.isfinite().all())}
 
 
 @torch.no_grad()

@@ -274,7 +274,6 @@ class Cut:
             artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True, describe=describe)
             self._draw(network, done.model, ready.data)
             self.folder.finish(record)
-            self._judge(done, ready.objective)
         return done
 
     def _draw(self, before: nn.Module, after: nn.Module, data: Data) -> None:
@@ -285,14 +284,6 @@ class Cut:
                 self.purpose.task.draw(self.folder.folder / PICTURE, {"before": before, "after": after}, data)
         else:
             self.log("no predictions will be drawn: that needs matplotlib, pip install 'secateurs[report]'")
-
-    def _judge(self, result: Result, objective: Objective) -> None:
-        if self.recover and (text := self.purpose.worse(result.after, result.calibrated, objective)):
-            trained = [recipe for recipe in self.recover if isinstance(recipe, Recipe)]
-            mimics = all(recipe.mode == "mimic" for recipe in trained)
-            knob = Setting("lr", of=type(trained[0])) if trained and mimics else Setting("lr")
-            advice = ("a lower ", knob, ", or ") if trained else ("more images, or ",)
-            self.log(Message(text, *advice, Setting("recover", None)))
 
     def _advice(self) -> tuple[object, ...]:
         """What to do about a loss that is not finite, in terms of the run's settings."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.artifact import Figures
 from secateurs.data import Data
 from secateurs.data.structure import leaves
 from secateurs.devices import device_of
@@ -18,7 +17,6 @@ from secateurs.graph.copies import copied
 from secateurs.graph.faults import described, fault
 from secateurs.graph.inputs import call
 from secateurs.graph.modes import evaluating
-from secateurs.report.figures import number
 from secateurs.seeds import preserve_rng_state
 from secateurs.tasks import Classification, VisionTask, resolve
 from secateurs.tasks.task import of_example
@@ -26,7 +24,6 @@ from secateurs.training import CrossEntropy
 from secateurs.training import batches as B
 from secateurs.training.checks import Check
 from secateurs.training.losses import Loss
-from secateurs.training.metrics import higher_is_better
 from secateurs.training.objective import Forward, Objective, Step
 
 OTHER = ("give the data that the network is for, or a network that is made for so many classes.",)
@@ -129,23 +126,6 @@ class Purpose:
             raise
         except Exception as error:  # of the network's own code
             raise _misfit(probe, name, "train", batch.inputs, error) from error
-
-    def worse(self, after: Figures, before: Figures, objective: Objective) -> str | None:
-        """A text if the figure that matters became worse."""
-        name = self.task.primary if self.metrics is None else next(iter(self.metrics), "top1")
-        start, end = _figure(before, name), _figure(after, name)
-        if start is None or end is None:
-            return None
-        metric = objective.metrics.get(name.partition(".")[0])
-        if (end >= start) if metric is None or higher_is_better(metric) else (end <= start):
-            return None
-        if name == "top1":
-            return f"recovery left top-1 at {end:.2f}%, below the {start:.2f}% that it began with: try "
-        return f"recovery left {name} at {number(end)}; it began with {number(start)}: try "
-
-
-def _figure(figures: Figures, name: str) -> float | None:
-    return figures.top1 if name == "top1" else figures.metrics.get(name)
 
 
 def _called(function: Any) -> str:

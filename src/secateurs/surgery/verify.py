@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -62,7 +62,8 @@ def verified(
     """The sliced network, and what `verify` says about it: it is the one that was compared, sliced once. graph: also check that
     the sliced network takes the multiply-accumulates that this graph expects of the plan."""
     small = _sliced(model, plan)
-    error, wrong = _judged(model, plan, example_inputs, tolerance, small, graph)
+    with explained(model, example_inputs):
+        error, wrong = _judged(model, plan, example_inputs, tolerance, small, graph)
     if not wrong:
         return small, error
     if plan.exact:
@@ -85,12 +86,33 @@ def check_deterministic(model: nn.Module, example_inputs: Any) -> None:
         raise VerificationError(
             f"The model does not run on these example inputs: {type(error).__name__}: {error}"
         ) from error
-    if not disagreement(runs[0], runs[1], "given") <= TOLERANCE:
+    with explained(model, example_inputs):
+        apart = disagreement(runs[0], runs[1], "given")
+    if not apart <= TOLERANCE:
         raise VerificationError(
             "The model is nondeterministic in eval mode, so a cut cannot be verified: its outputs differ between two runs on "
             "the same inputs, with the same seeds of torch, NumPy and Python. It depends on something else that changes, for "
             "example a counter outside of the model, the time, or a generator that seeds itself."
         )
+
+
+@contextlib.contextmanager
+def explained(model: nn.Module, example_inputs: Any) -> Iterator[None]:
+    """Context of a comparison: says why outputs are not finite, where the model or its inputs are not."""
+    try:
+        yield
+    except NotFiniteError as failure:
+        if any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors(example_inputs)):
+            raise NotFiniteError(
+                "The example inputs contain NaN, and so does all that the model returns: nothing can be verified. Pass inputs "
+                "without NaN."
+            ) from failure
+        bad = next((n for n, t in named_tensors(model).items() if not t.isfinite().all()), None)
+        if bad is None:
+            raise
+        raise NotFiniteError(
+            f"{bad} of the model has values that are NaN or infinite: nothing can be verified."
+        ) from failure
 
 
 def outputs(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[Tensor]:
@@ -130,13 +152,6 @@ def _judged(
             error, masked, sliced = twins.difference(torch.float32, witness)
         except SlicedError as failure:
             return float("inf"), str(failure)
-        except NotFiniteError as failure:
-            bad = next((n for n, t in named_tensors(model).items() if not t.isfinite().all()), None)
-            if bad is None:
-                raise
-            raise NotFiniteError(
-                f"{bad} of the model has values that are NaN or infinite: nothing can be verified."
-            ) from failure
         allowed = tolerance
         if tolerance < error < math.inf:
             try:

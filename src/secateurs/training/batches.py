@@ -40,6 +40,7 @@ class Batch(NamedTuple):
     targets: Any
     labeled: bool = True  # False: the data has inputs only, and all targets are IGNORED
     whole: bool = False  # True: it is passed on to the user's functions as the data yields it
+    number: int | None = None  # of the data's batch that it begins with, if it is not known from the order
 
     @property
     def rows(self) -> int:
@@ -268,7 +269,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         return batches[0]
     first = batches[0]
     targets = None if first.whole else _cat([b.targets for b in batches])
-    return Batch(_cat([b.inputs for b in batches]), targets, all(b.labeled for b in batches), first.whole)
+    return Batch(_cat([b.inputs for b in batches]), targets, all(b.labeled for b in batches), first.whole, first.number)
 
 
 def _cat(parts: list[Any]) -> Any:
@@ -286,13 +287,18 @@ def without_labels(source: Any, examples: int, *, seed: int, rows: int = 32, who
 
     examples: how many at most; fewer if the pass has no more. A list is read at even distances, since it may be sorted.
     rows: smaller batches are joined until they have this many examples, if their shapes allow; whole ones never are.
+
+    Raises DataError for inputs that are not finite. Of whole batches that is for whoever runs the network to check: targets
+    may have values that the user's functions leave out.
     """
     left, waiting = examples, list[Batch]()
     with preserve_rng_state():
         # A batch has at least one example, so that data without an end is read no further.
-        plain = _plain(source, examples, whole)
-        for _, batch, last in walk(plain, seed=seed, epoch=0, limit=examples, labels=False, whole=whole):
-            piece = rows_of(batch, 0, min(left, batch.rows))
+        plain, numbers = _plain(source, examples, whole)
+        for index, batch, last in walk(plain, seed=seed, epoch=0, limit=examples, labels=False, whole=whole):
+            piece = rows_of(batch, 0, min(left, batch.rows))._replace(number=numbers[index] if numbers else index)
+            if not whole:
+                check_finite(leaves(piece.inputs), f"Batch {piece.number} of train: ", "its inputs")
             left -= min(left, batch.rows)
             if waiting and not fits(waiting[0], piece):
                 yield joined(waiting)
@@ -305,15 +311,24 @@ def without_labels(source: Any, examples: int, *, seed: int, rows: int = 32, who
                 return
 
 
-def _plain(source: Any, examples: int, whole: bool) -> Any:
-    """The batches to read them from."""
+def _plain(source: Any, examples: int, whole: bool) -> tuple[Any, list[int]]:
+    """The batches to read them from, and the indices of those of a list."""
     if isinstance(source, Loader):
-        return source.plain()
+        return source.plain(), []
     if isinstance(source, (list, tuple)) and source:
         each = as_batch(source[0], 0, labels=False, whole=whole).rows
         count = min(len(source), -(-examples // each))
-        return [source[i * len(source) // count] for i in range(count)]
-    return source
+        numbers = [i * len(source) // count for i in range(count)]
+        return [source[i] for i in numbers], numbers
+    return source, []
+
+
+def check_finite(found: Sequence[torch.Tensor], where: str, what: str) -> None:
+    """Raise DataError if some of the values are NaN or infinite."""
+    floats = [x for x in found if x.is_floating_point()]
+    if bad := sum(int((~x.isfinite()).sum()) for x in floats):
+        total = sum(x.numel() for x in found)
+        raise DataError(f"{where}{bad:,} of {total:,} values of {what} are NaN or infinite.")
 
 
 def fits(one: Batch, other: Batch) -> bool:

@@ -7,7 +7,7 @@ to scale them depends on the model's training, so they are passed unchanged, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.data.structure import leaves
-from secateurs.errors import DataError, SecateursError
+from secateurs.errors import DataError, SecateursError, Setting
 from secateurs.graph.faults import called, culprit, described, dtypes, fault, reason
 from secateurs.graph.structures import map_tensors
 from secateurs.training import batches as B
@@ -38,12 +38,7 @@ class Check:
         if not self._looked:
             self._looked = True
             for name, found in (("inputs", leaves(inputs)), ("targets", leaves(batch.targets))):
-                bad = sum(int((~x.isfinite()).sum()) for x in found if x.is_floating_point())
-                if bad:
-                    total = sum(x.numel() for x in found)
-                    raise DataError(
-                        f"{self.where(index)}: {bad:,} of {total:,} values of its {name} are NaN or infinite."
-                    )
+                B.check_finite(found, f"{self.where(index)}: ", f"its {name}")
         return batch._replace(inputs=inputs)
 
     def alike(self, batch: B.Batch, index: int) -> B.Batch:
@@ -75,7 +70,7 @@ class Check:
         except (SecateursError, torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # of the user's code, and of PyTorch's on its behalf
-            raise DataError(f"{self.where(index)} {self._explained(error, batch)}") from error
+            raise DataError(f"{self.where(index)} {self._explained(error, batch)}", hint=_hint(error, batch)) from error
 
     def _explained(self, error: Exception, batch: B.Batch) -> str:
         """The description of what does not fit, after the name of the batch."""
@@ -93,6 +88,17 @@ class Check:
                 "value per channel. Use another batch size, or drop the last, incomplete batch (drop_last=True)."
             )
         return f"does not fit the model, with inputs {given}: {fault(error, self.model, batch.inputs)}"
+
+
+def _hint(error: Exception, batch: B.Batch) -> tuple[object, ...]:
+    """What to do about a dict whose keys are not those that the model takes."""
+    if batch.whole or not isinstance(batch.inputs, Mapping) or not isinstance(error, TypeError):
+        return ()
+    return (
+        "A dict is passed to the model by keyword. If it is the whole batch, with the targets, say what becomes of it: ",
+        Setting("forward"), ", a function (model, batch) -> (outputs, targets), or ", Setting("step"),
+        ", (model, batch) -> loss.",
+    )  # fmt: skip
 
 
 def _kind(batch: B.Batch) -> list[Any]:

@@ -140,6 +140,9 @@ class Engine(TrainingRun):
                     outputs, targets, loss = self.objective.train(main.net, batch, self.loss, self.recipe.mixup)
                 for hook in self.hooks:
                     loss = hook.loss(self, loss, outputs, targets)
+                told = loss.detach().float()
+                for hook in self.hooks:
+                    loss = loss + hook.penalty(self)
             if not loss.requires_grad:
                 raise ConfigError(
                     "The loss depends on no parameter that is trained: call requires_grad_(True) on what is to be trained, and "
@@ -147,6 +150,7 @@ class Engine(TrainingRun):
                 )
             rows, right = batch.rows, self._right(batch, outputs, targets)
             lost = loss.detach().float()
+            lost = torch.where(lost.isfinite(), told, lost)
             figures = torch.stack(
                 [lost * rows, lost.new_zeros(()) if right is None else right, lost.new_full((), rows)]
             )

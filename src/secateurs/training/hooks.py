@@ -34,6 +34,10 @@ class Hook:
         """Return the scalar to minimize, given the loss so far and the model's raw outputs."""
         return loss
 
+    def penalty(self, engine: TrainingRun) -> torch.Tensor | float:
+        """What is added to the loss that is minimized, but not to the one that is reported."""
+        return 0.0
+
     def after_backward(self, engine: TrainingRun) -> None:
         """Called after each batch's backward. If `engine.syncing`, the gradients are final (averaged, not yet clipped)."""
 

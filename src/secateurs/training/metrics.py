@@ -238,12 +238,21 @@ def runs(
     batches: Iterable[B.Batch], objective: Objective, *models: nn.Module, split: str = "train"
 ) -> Iterator[tuple[B.Batch, list[Any]]]:
     """Each batch, in the models' dtype and on their device, with what each model returns for it. Raises DataError
-    for a batch that does not fit a model."""
+    for a batch that does not fit a model, or with which the first is called with values that are not finite."""
     check, device = Check(models[0], split), device_of(models[0])
-    for index, raw in enumerate(batches):
+
+    def refuse(model: nn.Module, args: Any, kwargs: Any) -> None:
+        B.check_finite(leaves([*args, *kwargs.values()]), "", "the model's inputs")
+
+    for at, raw in enumerate(batches):
+        index = at if raw.number is None else raw.number
         batch = B.to_device(check.fit(raw, index), device)
-        with check.running(batch, index):
-            outputs = [objective.outputs(model, batch) for model in models]
+        handle = models[0].register_forward_pre_hook(refuse, with_kwargs=True)
+        try:
+            with check.running(batch, index):
+                outputs = [objective.outputs(model, batch) for model in models]
+        finally:
+            handle.remove()
         yield batch, outputs
 
 

@@ -24,7 +24,7 @@ from secateurs.plans.plan import Attribute, Kept, PrunableGraph, Size, Sizes, re
 from secateurs.surgery.compare import disagreement
 from secateurs.surgery.culprits import blamed
 from secateurs.surgery.slice import remade, take
-from secateurs.surgery.verify import TOLERANCE, check_deterministic, outputs
+from secateurs.surgery.verify import TOLERANCE, check_deterministic, explained, outputs
 
 Array = np.ndarray
 Shape = tuple[int, ...]
@@ -376,4 +376,5 @@ def _difference(model: nn.Module, wide: nn.Module, example_inputs: Any, dtype: t
         after = outputs(copied(wide), example_inputs, dtype)
     except Exception as error:
         raise _WideError(f"The widened network does not run: {type(error).__name__}: {error}.") from error
-    return disagreement(after, before, "given")
+    with explained(model, example_inputs):
+        return disagreement(after, before, "given")

@@ -128,3 +128,29 @@ def test_pruned_filters_are_as_large_as_before(penalty: str) -> None:
         assert stays.any()
         torch.testing.assert_close(masked[name][stays], then[name][stays], rtol=1e-4, atol=0)
     assert bool((masked["c.weight"] < then["c.weight"]).any())
+
+
+@pytest.mark.parametrize("penalty", ["skeleton", "group-lasso"])
+@pytest.mark.parametrize("budget", [sc.Budget(macs=0.6), None])
+def test_what_the_user_has_frozen_stays_as_it_is(penalty: str, budget: sc.Budget | None) -> None:
+    """Beyond what is cut; the rest learns."""
+    torch.manual_seed(0)
+    model = randomize(Net(), 0).train()
+    for layer in (model.a, model.bn1, model.c):
+        layer.requires_grad_(False)
+    model.bn1.eval()
+    before, x, y = copy.deepcopy(model), images(), torch.arange(8) % 4
+    method = PFF(penalty=penalty, **({} if budget else {"alpha": 0.03, "delta": 0.3}))
+    pruner = sc.attach(model, x[:1], method, budget, steps=20, epoch_steps=5, data=[(x, y)])
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(20):
+        (F.cross_entropy(model(x), y) + pruner.penalty()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+    plan = pruner.plan()
+    found, wanted = (sc.apply(m, plan).state_dict() for m in (model, before))
+    frozen = [name for name in found if name.startswith(("a.", "bn1.", "c.", "a/", "c/"))]
+    assert len(frozen) >= 9
+    assert all(torch.equal(found[name], wanted[name]) for name in frozen)
+    assert not torch.equal(found["fc.weight"], wanted["fc.weight"])

@@ -30,8 +30,8 @@ def sizes(found: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, 
 
 def restore_(model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, Tensor], inputs: Any) -> list[str]:
     """Scale filters so that the kept part of each has the norm that it had, if a batch norm follows and nothing else uses
-    their output. Returns the weights that were scaled. The network's function does not change: in eval mode, and in training
-    up to the difference between batch and running statistics.
+    their output, and neither is frozen. Returns the weights that were scaled. The network's function does not change: in eval
+    mode, and in training up to the difference between batch and running statistics.
 
     A batch norm cancels any factor k, so the gradient of a filter k times as large is 1/k of what it was, and a
     step of the same learning rate rotates the filter k² times less. Filters that the skeleton made small would change far
@@ -43,6 +43,8 @@ def restore_(model: nn.Module, first: Mapping[str, Tensor], kept: Mapping[str, T
     layers = {name.rpartition(".")[0]: name for name in first}
     norms = {layers[layer]: f.norm for layer, f in following(model, layers, inputs).items() if f.norm is not None}
     norms = {name: norm for name, norm in norms.items() if norm.weight is not None and norm.running_var is not None}
+    own = {name: model.get_submodule(name.rpartition(".")[0]).parameters(recurse=False) for name in norms}
+    norms = {name: n for name, n in norms.items() if all(p.requires_grad for p in (*own[name], n.weight))}
     then, now = sizes({name: first[name] for name in norms}, kept), sizes(squares(model, norms), kept)
     before = outputs(copied(model), inputs, torch.float32)
     state = {k: v.clone() for k, v in model.state_dict().items()}

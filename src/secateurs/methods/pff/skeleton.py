@@ -63,6 +63,7 @@ class Skeleton:
         self.values = nn.Parameter(torch.ones(sum(self.sizes), device=device))
         self.weigh_(torch.ones(sum(self.sizes), device=device) if prior is None else prior.clamp_min(self.LEAST))
         self.merged = False
+        self._fixed = {name for name in kernels if not parameter(model, name).requires_grad}  # by the user
         self._handles: list[RemovableHandle] = []
         start = 0
         for (name, shape), size in zip(self.shapes.items(), self.sizes, strict=True):
@@ -96,15 +97,16 @@ class Skeleton:
 
     @torch.no_grad()
     def finish_(self) -> None:
-        """Merge: fold the values into the weights (step 2). Copies of the network cannot follow, and raise an error when they
-        run."""
+        """Merge: fold the values into the weights (step 2), except for those that the user has frozen. Copies of the network
+        cannot follow, and raise an error when they run."""
         self.merged = True
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         for (name, shape), part in zip(self.shapes.items(), self.values.split(self.sizes), strict=True):
             w = parameter(self.model, name)
-            w.mul_(self.shared[name].spread(part.view(shape))[:, None].to(w))
+            if name not in self._fixed:
+                w.mul_(self.shared[name].spread(part.view(shape))[:, None].to(w))
 
 
 class Shared:

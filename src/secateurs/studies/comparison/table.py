@@ -149,9 +149,4 @@ class ComparisonTable:
         found += [f"{mark} {told}{one}" for name, (mark, told) in MARKS.items() if name in held]
         for row in self.rows:
             found += [f"{row.method}, {row.budget}, {line}" for line in (*row.failed, *row.warnings)]
-            if self.figure == "top1" and row.recovered and row.calibrated and row.recovered.mean < row.calibrated.mean:
-                found.append(
-                    f"{row.method}, {row.budget}: recovery ended below the calibrated network. It may have had too few steps: "
-                    "see what more epochs give."
-                )
         return tuple(found)
