@@ -40,7 +40,7 @@ from secateurs.stripes import tune
 from secateurs.surgery.verify import check_copy, check_deterministic
 from secateurs.tasks import VisionTask
 from secateurs.timing import clocked, timing
-from secateurs.training import Hook, Objective, Phase
+from secateurs.training import Hook, Objective, Phase, processes
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
 from secateurs.training.progress import Mode, Reporter
@@ -216,7 +216,8 @@ def prune(
         if not objective.whole:
             training.check_labels(source.train, readers)
         training.check_data(model, source, objective)
-        recovery.check_data([recipe for _, recipe in steps], original, source, objective)
+        if not hooks:  # they may change batches
+            recovery.check_data([recipe for _, recipe in steps], original, source, objective)
     before = figures(graph.cost(), original, source, objective)
     guessed = purpose is None and objective.by_classes and not objective.metrics
     if guessed and before.top1 is None and before.loss is not None:
@@ -285,16 +286,16 @@ def attach(
     Several processes: call it in each of them, on the network inside `DistributedDataParallel`. They find the same plan, and
     `step` averages the gradients of the pruner's own networks.
 
-    What the method says of its search is in the pruner's `history` after `plan`; warnings are logged, too: for example if the
-    loop has taken fewer steps, or never asked for the penalty.
+    What the method says of its search is in the pruner's `history` after `plan`; warnings are logged, too, for example if the
+    loop took fewer steps than `steps`, or never called `penalty()`.
 
     steps, epoch_steps: number of optimizer steps that the loop will take, in total and per epoch.
     data: the training batches, for methods that measure on data before or after training; of several processes, each one's own.
     loss, step, forward: as for `prune`, for data of any kind. The method measures with them; the loop trains with its own.
     exclude, only, ratios, min_channels, max_cut: which channel groups may be cut, and how far; see `Limits`.
 
-    Raises ConfigError for invalid settings, or if a pruner is already attached; DataError if the method measures on data that
-    the model does not run on; BudgetError and VerificationError as `prune` does.
+    Raises ConfigError for invalid settings, or if a pruner is already attached; DataError if the method needs to run the
+    model on `data` and cannot; BudgetError and VerificationError as `prune` does.
     """
     chosen = resolve(method)
     check(model, budget, scope)
@@ -314,7 +315,7 @@ def attach(
 
     def note(entry: dict[str, Any]) -> None:
         history.append(entry)
-        if is_warning(entry):  # there is no result to have it
+        if is_warning(entry) and processes.first():  # there is no result to have it
             log.warning(entry["text"])
 
     source, objective = Data.of(data), Objective(loss, step, forward)
@@ -322,10 +323,10 @@ def attach(
         try:
             training.check_runs(model, source, objective)
         except DataError as error:
-            if objective.whole:
+            if objective.whole or any(error.hint):
                 raise
-            raise DataError(
-                error, hint="What a batch holds is said by forward=lambda model, batch: (outputs, targets)."
+            raise error.advised(
+                "Pass forward=lambda model, batch: (outputs, targets) to run the model on batches of another form."
             ) from error
     limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
     task = _task(

@@ -139,7 +139,7 @@ class Pruning:
                 **phase(self._folder(number), name, self.options),
             )  # fmt: skip
         after = figures(cost, small, task.data, task.objective) if self.recover else calibrated
-        if harmed := worse(after, calibrated, task.objective.metrics):
+        if self.recover and (harmed := worse(after, calibrated, task.objective.metrics)):
             task.warn(harmed)
             self.report(harmed)
         if several:

@@ -57,12 +57,12 @@ def _running(name: str) -> ModuleType | None:
 
 
 def openvino() -> Any:
-    """OpenVINO, without the part that reports over the network that it was imported, and what it converts: what the user does
-    here is nobody else's business. An OpenVINO that the user has imported already is left as it is."""
+    """OpenVINO, without the part that sends usage statistics over the network. An OpenVINO that the user has imported already
+    is left as it is."""
     reporter = "openvino_telemetry"  # optional for OpenVINO
     apart = "openvino" not in sys.modules and reporter not in sys.modules
     if apart:
-        sys.modules[reporter] = None  # type: ignore[assignment]  # an ImportError for who imports it
+        sys.modules[reporter] = None  # type: ignore[assignment]  # importing it raises ImportError
     try:
         return importlib.import_module("openvino")
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.data.structure import leaves
 from secateurs.deploy import formats
+from secateurs.deploy.dynamic import output_names
 from secateurs.deploy.export import _reason
 from secateurs.deploy.formats import FORMATS
-from secateurs.importing import openvino
+from secateurs.deploy.formats.onnx import _name_outputs
 from secateurs.stripes import StripeConv
 from secateurs.surgery.compare import apart
 from tests.networks import conv, head
@@ -310,9 +312,52 @@ def test_metadata_that_json_cannot_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(FORMATS[".xml"].missing is not None, reason="OpenVINO is not installed")
-def test_openvino_reports_nothing_over_the_network() -> None:
-    assert openvino().Core().available_devices
-    assert "openvino_telemetry" not in sys.modules
+def test_openvino_reports_nothing_over_the_network(tmp_path: Path) -> None:
+    """In a process of its own, which nothing has imported OpenVINO in."""
+    (tmp_path / "openvino_telemetry.py").write_text("import sys; sys.exit('it reports')")
+    code = (
+        "import sys, torch, secateurs as sc; sys.path.insert(0, sys.argv[1]);"
+        "sc.export(torch.nn.Conv2d(3, 4, 3), sys.argv[1] + '/c.xml', torch.randn(1, 3, 8, 8));"
+        "assert 'openvino' in sys.modules"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def node(kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> Any:
+    import onnx
+
+    return onnx.helper.make_node(kind, inputs, outputs, **attributes)
+
+
+@onnx
+def test_names_that_are_taken() -> None:
+    """Inner values make way, also where a branch reads them; inputs do not, and no two outputs have one name."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    def value(name: str, kind: Any = TensorProto.FLOAT) -> Any:
+        return helper.make_tensor_value_info(name, kind, [1])
+
+    branches = [helper.make_graph([node("Neg", ["seg"], [f"b{i}"])], f"g{i}", [], [value(f"b{i}")]) for i in range(2)]
+    nodes = [
+        node("Relu", ["x"], ["seg"]), node("Abs", ["seg"], ["one"]), node("Exp", ["x"], ["two"]),
+        node("If", ["flag"], ["three"], then_branch=branches[0], else_branch=branches[1]),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", [value("x"), value("flag", TensorProto.BOOL)], [value("one"), value("two"), value("three")]
+    )
+    _name_outputs(graph, ["seg", "x", "x_out"])
+    assert [output.name for output in graph.output] == ["seg", "x_out", "x_out_out"]
+    onnx.checker.check_model(helper.make_model(graph), full_check=True)
+    assert graph.node[3].attribute[0].g.node[0].input[0] == graph.node[0].output[0] != "seg"
+
+
+def test_outputs_are_named_by_their_place() -> None:
+    x = torch.zeros(1)
+    assert output_names(x) == ["output"]
+    assert output_names((x, None, [x, {"a": x}])) == ["output0", "output2.0", "output2.1.a"]
+    assert output_names({"a": {"b": x}, "a.b": x, "c": 3}) == ["a.b", "a.b_1"]
 
 
 def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

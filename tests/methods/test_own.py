@@ -36,7 +36,7 @@ def test_a_class_that_is_not_registered_has_its_own_name() -> None:
 
     assert (Own.name, Other.name) == ("Own", "Other")
     assert repr(pruned(Other())).startswith("Result(Other: macs")
-    assert type("Mine", (L1,), {}).name == "l1"  # type: ignore[attr-defined]
+    assert type("Mine", (L1,), {}).name == "Mine"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import gc
+import weakref
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 import secateurs as sc
 import secateurs.recovery as R
 from secateurs.recovery import mimic
+from secateurs.training.objective import Objective
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -82,7 +85,7 @@ def test_a_loss_that_does_not_take_the_outputs_is_an_error_before_any_work(recov
 def test_outputs_that_cannot_be_mimicked_are_an_error_before_any_work() -> None:
     says = r"in training it is a dict of 2, and in evaluation a list of 2, .* Name the feature maps to mimic, Mimic\(nodes=…\)"
     with pytest.raises(sc.ConfigError, match=says):
-        pruned(Losses(), Never(), sc.Mimic(epochs=1), step=step, forward=forward)
+        pruned(Losses(), Never(), sc.Mimic(epochs=1, nodes=("seg", ":output")), step=step, forward=forward)
     recover = sc.Mimic(epochs=1, nodes=("seg", "grade"), function="mse")
     found = pruned(Losses(), sc.L1(), recover, step=step, forward=forward)
     assert found.history[-1]["nodes"] == ["seg", "grade"]
@@ -108,6 +111,50 @@ def test_all_of_a_structured_output_is_mimicked() -> None:
     one, other = (y["grade"].detach() for y in (teacher(X), student(X)))
     before = sc.apply(teacher, graph.plan({"a": range(4), "b": range(4)}))(X)["grade"]
     assert (one - other).abs().sum() < 0.5 * (one - before).abs().sum()  # a single output, too
+
+
+def test_the_output_is_tried_only_if_it_is_named() -> None:
+    """Without names, the cut decides whether it is mimicked."""
+
+    class Other(TwoHeads):
+        def forward(self, x: Tensor) -> Any:
+            found = super().forward(x)
+            return {"seg": found["seg"]} if self.training else found["grade"]
+
+    data = sc.Data([(X, torch.zeros(2))])
+    objective = Objective(lambda outputs, targets: outputs["seg"].mean())
+    R.check_data([sc.Mimic(epochs=1)], Other(), data, objective)
+    with pytest.raises(sc.ConfigError, match="cannot be mimicked"):
+        R.check_data([sc.Mimic(epochs=1, nodes=("seg", ":output"))], Other(), data, objective)
+
+
+def test_what_only_training_can_do_is_left_to_it() -> None:
+    class Hooked(TwoHeads):
+        def forward(self, x: Tensor) -> Any:
+            found = super().forward(x)
+            if self.training:
+                found["seg"].register_hook(lambda gradient: None)
+            return found
+
+    R.check_data([sc.Recover(epochs=1)], Hooked(), sc.Data([BATCH]), Objective(loss, None, forward))
+
+
+def test_no_copy_of_the_network_is_left() -> None:
+    class Counted(TwoHeads):
+        alive: ClassVar[weakref.WeakSet[nn.Module]] = weakref.WeakSet()
+
+        def forward(self, x: Tensor) -> Any:
+            self.alive.add(self)
+            return super().forward(x)
+
+    model = Counted()
+    gc.disable()
+    try:
+        for recipe in (sc.Recover(epochs=1), sc.Mimic(epochs=1, nodes=("seg", ":output"))):
+            R.check_data([recipe], model, sc.Data([BATCH]), Objective(loss, None, forward))
+            assert not set(Counted.alive) - {model}
+    finally:
+        gc.enable()
 
 
 def test_outputs_in_pairs() -> None:

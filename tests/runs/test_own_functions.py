@@ -131,10 +131,10 @@ def test_what_became_worse(tmp_path: Path) -> None:
         return -0.01 * loss(outputs, targets)
 
     run(tmp_path / "a", step=None, loss=away, log=lines.append).start()
-    assert any("recovery left distance at" in str(line) for line in lines)
+    assert any("Recovery ended at" in str(line) for line in lines)
     lines.clear()
     run(tmp_path / "b", log=lines.append).start()
-    assert not any("recovery left" in str(line) for line in lines)
+    assert not any("Recovery ended" in str(line) for line in lines)
 
 
 def test_functions_that_are_none(tmp_path: Path) -> None:

@@ -28,12 +28,15 @@ def command(folder: Path) -> str | None:
 
 def shareable(settings: words.Settings) -> str | None:
     """The same from its settings, for others: without paths of this machine."""
+    from secateurs.artifact import on_hub
     from secateurs.data.spec import shareable as without_path
     from secateurs.zoo import FAMILIES
 
     model, data = str(settings.get("model")), settings.get("data")
-    if model.partition(":")[0] not in FAMILIES:  # the folder of an artifact
+    if model.partition(":")[0] not in FAMILIES and not on_hub(model):  # the folder of an artifact
         model = f"PATH/{Path(model).name}"
+    elif "/" in model and not on_hub(model):  # timm:local-dir:/home/me/network
+        model = f"{model[: model.index('/')]}PATH/{Path(model).name}"
     try:
         own = {} if data is None else {"data": without_path(str(data))}
     except SecateursError:  # another version's spec
@@ -43,13 +46,12 @@ def shareable(settings: words.Settings) -> str | None:
 
 def spelled(settings: words.Settings) -> str | None:
     """The `secateurs prune` command with these settings, as `run.json` has them; None if no command can say them."""
-    try:
-        parts = list(_parts(settings))
-    except (SecateursError, LookupError, TypeError, ValueError, AttributeError):  # another version's, or damaged
-        return None
     if settings.get("command", "prune") != "prune" or settings.get("functions"):
         return None
-    return words.line(parts, settings.get("weights"))
+    try:
+        return words.line(list(_parts(settings)), settings.get("weights"))
+    except (SecateursError, LookupError, TypeError, ValueError, AttributeError):  # another version's, or damaged
+        return None
 
 
 def _parts(settings: words.Settings) -> words.Words:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -57,16 +58,18 @@ class Dynamic:
     @property
     def hint(self) -> tuple[str | Setting, ...]:
         """What to try where a network cannot be exported so."""
-        if self.size:
-            return ("If its code depends on the size of images, export without ", Setting("dynamic_size", True), ".")
-        if self.batch:
-            return ("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), ".")
-        return ()
+        size = ("If its code depends on the size of images, export without ", Setting("dynamic_size", True), ".")
+        batch = ("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), ".")
+        return (
+            *(size if self.size else ()),
+            *([" "] if self.size and self.batch else []),
+            *(batch if self.batch else ()),
+        )
 
 
 def larger(inputs: Any) -> Any:
-    """The same inputs with images of twice the height and three times the width, and volumes alike: what a network takes in
-    one size it mostly takes in multiples of it."""
+    """The same inputs with images of twice the height and three times the width, and volumes alike: a network that accepts
+    one size usually accepts its multiples."""
 
     def grown(x: Tensor) -> Tensor:
         for axis in range(len(sides(x))):
@@ -80,7 +83,13 @@ def output_names(returned: Any) -> list[str]:
     """A name for each tensor in what a network returns, by its place there: the keys of a dict, joined by dots; output, or
     output0, output1 …, where it is no dict."""
     places = [path for path, leaf in pytree.tree_flatten_with_path(returned)[0] if isinstance(leaf, Tensor)]
-    return [".".join(map(_part, path)) if _named(path) else "output" + ".".join(map(_part, path)) for path in places]
+    found: list[str] = []
+    for path in places:
+        name = ("" if _named(path) else "output") + ".".join(map(_part, path))
+        found.append(
+            name if name not in found else next(free for i in count(1) if (free := f"{name}_{i}") not in found)
+        )
+    return found
 
 
 def _named(path: tuple[Any, ...]) -> bool:

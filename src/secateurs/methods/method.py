@@ -198,7 +198,7 @@ class Method(Presets):
             raise ConfigError(
                 f"{cls.__name__} defines initialise, which is called initialize now: rename the method initialize."
             )
-        if cls.name in ("", *(base.__name__ for base in cls.__mro__)):  # nobody gave it a name
+        if "name" not in vars(cls):  # `register` gives it another one
             cls.name = cls.__name__
 
     def __init__(self, **settings: Any) -> None:
@@ -212,7 +212,8 @@ class Method(Presets):
         try:
             self.model_dump(mode="json", warnings=False)
         except PydanticSerializationError:
-            wrong = next(name for name in type(self).model_fields if not self._is_json(name))
+            names = [*type(self).model_fields, *(self.model_extra or {})]
+            wrong = next(name for name in names if not self._is_json(name))
             kind = a_or_an(type(getattr(self, wrong)).__name__)
             raise ConfigError(
                 f"The setting {wrong!r} of {self.name} is {kind}, and settings are JSON: they are saved with the result.",

@@ -54,7 +54,7 @@ class Pruner:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "penalty" in vars(cls):
+        if cls.penalty is not Pruner.penalty and not hasattr(cls.penalty, "asking"):  # its own, or a mixin's
             cls.penalty = _asking(cls.penalty)  # type: ignore[assignment, method-assign]
 
     def __init__(self, task: Task) -> None:
@@ -98,8 +98,8 @@ class Pruner:
                     scaler.step(optimizer)
                 optimizer.zero_grad()
             self._averaged = False
+        self._taken += not self.done
         self.steps += 1
-        self._taken += 1
         self.advance()
 
     def join(self) -> None:
@@ -147,7 +147,7 @@ class Pruner:
         return self._finish()
 
     def _missed(self) -> str:
-        """What a loop has left out, so that the search did not take place as it should; empty if nothing."""
+        """What the training loop omitted, if that kept the search from working; empty if nothing."""
         if self.met:
             return ""
         steps = count(self.total, "step")
@@ -161,7 +161,7 @@ class Pruner:
         if not self.done:
             return (
                 f"the search ended after {self.steps} of {steps}, and the cut may lose more accuracy than after all of them. "
-                "Let the loop end when pruner.done says so, or attach the pruner for fewer steps."
+                "Run the loop until pruner.done is True, or attach the pruner for fewer steps."
             )
         return ""
 
@@ -198,6 +198,7 @@ def _asking(penalty: Callable[[Any], Any]) -> Callable[[Any], Any]:
         self._asked = True
         return penalty(self)
 
+    asked.asking = True  # type: ignore[attr-defined]
     return asked
 
 

@@ -211,7 +211,8 @@ class Cut:
         pretrains = not self.network.has_weights and self.pretrain.recipe(data).epochs
         if pretrains or any(isinstance(r, Recipe) for r in self.recover) or isinstance(self.method, TrainingMethod):
             self.purpose.check_trains(network, data, self.network.name)
-        recovery.check_data(self.recover, network, data, objective)
+        if pretrains:  # otherwise `prune` comes first
+            recovery.check_data(self.recover, network, data, objective)
         if self.budget is not None and self.budget.allows(cost, cost):
             self.log(
                 f"the budget is met already, nothing will be cut: {self.network.name} has {cost.macs:,} MACs and "

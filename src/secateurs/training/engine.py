@@ -16,6 +16,7 @@ from secateurs.training import batches as B
 from secateurs.training import resume as R
 from secateurs.training.capture import Compiler, wanted
 from secateurs.training.ema import average_, decay_at
+from secateurs.training.hooks import Hook
 from secateurs.training.losses import CrossEntropy, to_device
 from secateurs.training.metrics import topk_correct
 from secateurs.training.processes import LostError
@@ -142,7 +143,8 @@ class Engine(TrainingRun):
                     loss = hook.loss(self, loss, outputs, targets)
                 told = loss.detach().float()
                 for hook in self.hooks:
-                    loss = loss + hook.penalty(self)
+                    if getattr(type(hook), "penalty", Hook.penalty) is not Hook.penalty:
+                        loss = loss + hook.penalty(self)
             if not loss.requires_grad:
                 raise ConfigError(
                     "The loss depends on no parameter that is trained: call requires_grad_(True) on what is to be trained, and "

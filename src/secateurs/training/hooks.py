@@ -35,7 +35,7 @@ class Hook:
         return loss
 
     def penalty(self, engine: TrainingRun) -> torch.Tensor | float:
-        """What is added to the loss that is minimized, but not to the one that is reported."""
+        """Return a term to add to the loss that is minimized; the reported loss excludes it."""
         return 0.0
 
     def after_backward(self, engine: TrainingRun) -> None:

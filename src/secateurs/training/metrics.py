@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from typing import Any
@@ -138,6 +138,8 @@ class _Function:
             return float(value)
         if (isinstance(value, Tensor) and value.numel() == 1) or (isinstance(value, np.ndarray) and value.size == 1):
             return float(value.item())
+        if not isinstance(value, Tensor | np.ndarray) and hasattr(value, "__float__"):  # a Decimal
+            return float(value)
         several = isinstance(value, Mapping | tuple | list)
         raise DataError(
             f"The metric {self.name!r} must return a scalar, the mean over the batch's examples, not {kind_of(value)}.",
@@ -242,17 +244,17 @@ def runs(
     check, device = Check(models[0], split), device_of(models[0])
 
     def refuse(model: nn.Module, args: Any, kwargs: Any) -> None:
-        B.check_finite(leaves([*args, *kwargs.values()]), "", "the model's inputs")
+        given = [x for x in leaves([*args, *kwargs.values()]) if x.is_floating_point() and x.isnan().any()]
+        B.check_finite(given, "", "the model's inputs")  # infinite ones may be a mask
 
     for at, raw in enumerate(batches):
         index = at if raw.number is None else raw.number
         batch = B.to_device(check.fit(raw, index), device)
-        handle = models[0].register_forward_pre_hook(refuse, with_kwargs=True)
-        try:
+        with ExitStack() as stack:
+            if batch.whole:  # others are checked as they are read
+                stack.callback(models[0].register_forward_pre_hook(refuse, with_kwargs=True).remove)
             with check.running(batch, index):
                 outputs = [objective.outputs(model, batch) for model in models]
-        finally:
-            handle.remove()
         yield batch, outputs
 
 

@@ -78,7 +78,7 @@ def called(network: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, 
 
 
 def dims(shapes: Any) -> Any:
-    """The shapes for `torch.export`, which has no names for axes whose relations it finds out."""
+    """The shapes for `torch.export`, which infers how dynamic axes are related and takes no names for them."""
     if isinstance(shapes, Mapping):
         return {key: dims(value) for key, value in shapes.items()}
     if isinstance(shapes, tuple | list):

@@ -36,15 +36,17 @@ def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs:
 
 
 def _name_outputs(graph: Any, names: Sequence[str]) -> None:
-    """Call the outputs of a graph so, instead of by the ops that compute them. What has such a name already makes way, but for
-    inputs and weights, whose names mean something, too."""
+    """Rename the graph's outputs. Intermediate values that already have such a name are renamed; inputs and weights keep
+    theirs, and the output gets the suffix `_out`."""
     kept = {value.name for value in (*graph.input, *graph.initializer)}
     inner = {name for node in graph.node for name in node.output}
     if len(graph.output) != len(names) or any(value.name in kept for value in graph.output):
         return  # values that are no tensors, or an input that is returned
-    renamed = {}
+    renamed: dict[str, str] = {}
     for value, name in zip(graph.output, names, strict=True):
-        renamed[value.name] = f"{name}_out" if name in kept else name
+        while name in kept or name in renamed.values():
+            name = f"{name}_out"
+        renamed[value.name] = name
     for name in inner & (set(renamed.values()) - renamed.keys()):
         renamed[name] = next(free for i in count() if (free := f"{name}_{i}") not in inner | kept | set(names))
     _rename(graph, renamed)

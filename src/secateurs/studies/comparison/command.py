@@ -19,11 +19,12 @@ from secateurs.studies.comparison.outcomes import Outcome
 def command(settings: Mapping[str, Any], cells: Sequence[Outcome]) -> str:
     """The `secateurs compare` command; empty if no command says it: of functions, data or a network of the user's own, and of
     other seeds than the first ones."""
+    if settings.get("functions"):
+        return ""
     try:
-        parts = list(_parts(settings, cells))
+        return words.line(list(_parts(settings, cells)), settings.get("weights")) or ""
     except (SecateursError, LookupError, TypeError, ValueError, AttributeError):  # another version's, or damaged
         return ""
-    return "" if settings.get("functions") else words.line(parts, settings.get("weights")) or ""
 
 
 def _parts(settings: Mapping[str, Any], cells: Sequence[Outcome]) -> words.Words:
@@ -61,14 +62,22 @@ def _budget(text: str, cells: Sequence[Outcome]) -> str:
     return ",".join(parts)
 
 
-def recovery(recorded: Sequence[Mapping[str, Any]]) -> str:
-    """`reconstruct, finetune lr=0.05`: with the settings that are not the default ones. Their length, the compute decides."""
-    return as_text([{k: v for k, v in phase.items() if k != "epochs"} for phase in recorded])
+def recovery(recorded: Any) -> str | None:
+    """`reconstruct, finetune lr=0.05`: with the settings that are not the default ones. The compute decides their length. None
+    for a record of another version, or a damaged one."""
+    try:
+        return as_text([{k: v for k, v in phase.items() if k != "epochs"} for phase in recorded])
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _said(recorded: Sequence[Mapping[str, Any]]) -> str:
     """The same. Raises ValueError for recipes that text does not say, such as names with spaces."""
-    again = [{"mode": phase.mode, **phase.model_dump(mode="json")} for phase in recoveries(recovery(recorded))]
-    if json.loads(json.dumps(again)) != json.loads(json.dumps(list(recorded))):
+    text = recovery(recorded) or ""
+    again = [{"mode": phase.mode, **phase.model_dump(mode="json")} for phase in recoveries(text)]
+    ours, theirs = (
+        [{k: v for k, v in phase.items() if k != "epochs"} for phase in phases] for phases in (again, recorded)
+    )
+    if json.loads(json.dumps(ours)) != json.loads(json.dumps(theirs)):
         raise ValueError("the text is not all of this recovery")
-    return recovery(recorded)
+    return text

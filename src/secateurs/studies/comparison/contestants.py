@@ -10,7 +10,7 @@ from typing import Any
 from secateurs.budget import COUNTS, Budget, stated
 from secateurs.deploy.target import Target
 from secateurs.errors import ConfigError
-from secateurs.grammar import typed, value, written
+from secateurs.grammar import typed, value, word, written
 from secateurs.methods import Method, resolve
 from secateurs.methods.method import check_budget
 from secateurs.methods.text import made, read
@@ -157,7 +157,7 @@ def budget_text(budget: Budget) -> str:
     found = stated(budget.record())
     if isinstance(target := budget.target, Target):
         found["target"] = f"{target}, batch {target.batch}" if target.batch else str(target)
-    return " ".join(written(found))
+    return " ".join(f"{name}={item if isinstance(item, str) else word(item)}" for name, item in found.items())
 
 
 USUAL = (Recover(),)

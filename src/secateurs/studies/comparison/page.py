@@ -46,16 +46,16 @@ def _facts(comparison: ComparisonTable) -> Iterator[tuple[str, str]]:
     if examples:
         names = {"train": "to train on", "val": "to validate on"}
         yield "images", ", ".join(f"{size:,} {names.get(split, split)}" for split, size in examples.items())
-    if settings.get("task") is not None:
-        yield "task", settings["task"]["name"]
+    if isinstance(task := settings.get("task"), Mapping) and isinstance(task.get("name"), str):
+        yield "task", task["name"]
     if isinstance(value := settings.get("scope"), str):
         yield "scope", value
     if settings.get("limits"):
         yield "limits", written_out("", settings["limits"])
     if "epochs" in settings:
         yield "compute", f"{report.count(settings['epochs'], 'training pass')} of the original for each cell"
-    if "recover" in settings:
-        yield "recovery", recovery(settings["recover"])
+    if (phases := recovery(settings.get("recover"))) is not None:
+        yield "recovery", phases
     machines = dict.fromkeys(str(where) for cell in comparison.cells if (where := (cell.figures or {}).get("machine")))
     if machines:
         yield "machine", ", ".join(machines)
