@@ -198,6 +198,14 @@ def a_or_an(name: str) -> str:
     return f"{'an' if spelled or vowel else 'a'} {name}"
 
 
+def fraction(percent: str) -> str | None:
+    """What to write for a percentage: `50%` as `0.5`; None for what is no percentage."""
+    try:
+        return f"{float(percent[:-1]) / 100:g}" if percent.endswith("%") else None
+    except ValueError:
+        return None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The last sentence of an error message about an unknown name: similar names, or all names if there are few."""
     names = sorted(known)

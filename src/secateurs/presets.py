@@ -171,7 +171,7 @@ class Presets(Called):
 
     @classmethod
     def _settings_of(cls, name: str) -> Mapping[str, Any]:
-        if name not in cls.presets:
+        if not isinstance(name, str) or name not in cls.presets:
             what = getattr(cls, "name", "") or cls.__name__
             known = nearest(str(name), cls.presets) if cls.presets else f"{what} has no presets."
             raise ConfigError(Setting("preset", name), f" is not a preset of {what}. {known}")

@@ -145,7 +145,10 @@ def test_a_cell_that_fails_is_told_in_the_end(run, tmp_path):
         ),
         (("--budget", "macs=50%"), "--budget macs=50%: write macs=0.5."),
         (("--macs", "0.5,0.3"), "--macs 0.5,0.3: give the option several times, --macs 0.5 --macs 0.3."),
-        (("--macs", "50%"), "--macs 50%: write 0.5."),
+        (("--macs", "50%"), "--macs 50%: write it as a fraction, --macs 0.5."),
+        (("--macs", "0,5"), "--macs 0,5: write --macs 0.5."),
+        (("--ratio", "a=0,5"), "--ratio a=0,5: write --ratio a=0.5."),
+        (("--set", "theta=0.02"), 'settings follow the method, --method "pff preset=paper lr=0.01".'),
         (("--method", "l2,npn"), "'l2,npn' names several methods: give --method l2 --method npn."),
         (
             ("--method", "l2 cost=1, pff preset=paper"),

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import secateurs as sc
-from secateurs.cli.demo import CHEAPER
+from secateurs.cli.demo import CHEAPER, _methods
 from secateurs.data.digits import digits
 from secateurs.methods.criteria import L1
 
@@ -51,6 +51,7 @@ def test_an_unknown_method(run):
     ("tokens", "message"),
     [
         (("--methods", ""), "--methods names none. Known: "),
+        (("--methods", "l2,,npn"), "'l2,,npn' has a comma or a + too many: write 'l2, npn'."),
         (("--methods", " ,"), "--methods names none. Known: "),
         (("--macs", 0), "--macs 0 is not a valid budget"),
         (("--macs", 0.0001), "The lowest budget that can be met is --macs 0.0"),
@@ -65,6 +66,12 @@ def test_refused_before_any_work(run, tokens, message):
     assert "training" not in ran.err
     assert len(ran.err.splitlines()) == 1
     assert "--scope" not in ran.err
+
+
+def test_a_preset_takes_the_place_of_what_is_cheaper(monkeypatch):
+    monkeypatch.setitem(CHEAPER, "npn", {"epochs": 1})
+    found = _methods("npn, npn preset=paper")
+    assert list(found.values()) == [sc.NPN(epochs=1), sc.NPN(preset="paper")]
 
 
 def test_a_method_that_fails_does_not_stop_the_others(run, monkeypatch):

@@ -211,7 +211,7 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--recover", "reconstruct:x"), "write reconstruct:IMAGES"),
         (("--recover", "reconstruct:1"), "images=1: must be greater than or equal to 2"),
         (("--ema", 1), "--ema 1: must be less than 1 (decay of the moving average"),
-        (("--recover", "reconstruct:20", "--ema", 0.9), "--ema is an option of finetune"),
+        (("--recover", "reconstruct:20", "--ema", 0.9), "--ema is an option of phases that train"),
         (("--recover", "mimic:-1"), "mimic:-1: write mimic:EPOCHS, with a number of epochs, 0 or more"),
         (
             ("--recover", "finetune:3", "--nodes", "stem"),
@@ -273,7 +273,9 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--recover", "finetune:1 lr=-1"), "secateurs: lr=-1: must be greater than 0"),
         (("--recover", "finetune:1 epochs=2"), "finetune:1 epochs=2: epochs is given twice"),
         (("--recover", "finetune:1 lr 0.1"), "'finetune:1 lr 0.1': a setting of finetune is written key=value."),
-        (("--macs", "50%"), "--macs 50%: write 0.5."),
+        (("--macs", "50%"), "--macs 50%: write it as a fraction, --macs 0.5."),
+        (("--batch-size", "50%"), 'unable to convert "50%" into int'),
+        (("--method", "l2 cost=50%"), "secateurs: cost=50%: write cost=0.5."),
         (("--macs", "0.5,0.3"), "--macs 0.5,0.3: give one value."),
         (
             ("--exclude", "conv1,stem.0"),

@@ -28,6 +28,17 @@ def test_every_phase_that_trains_has_the_optimizer_and_the_milestones() -> None:
     assert (plain.optimizer, plain.schedule) == ("sgd", "onecycle")
 
 
+def test_a_preset_has_milestones() -> None:
+    (found,) = RecoverOptions(recover="mimic preset=paper", gamma=0.5).recipes()
+    assert found == sc.Mimic(preset="paper", gamma=0.5)
+
+
+def test_names_with_commas_are_quoted() -> None:
+    (found,) = RecoverOptions(recover='mimic:2 nodes="a b",c', mimic_lr=0.1).recipes()
+    (same,) = RecoverOptions(recover="mimic:2", nodes='"a b",c', mimic_lr=0.1).recipes()
+    assert found == same == sc.Mimic(epochs=2, nodes=("a b", "c"), lr=0.1)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -35,6 +46,14 @@ def test_every_phase_that_trains_has_the_optimizer_and_the_milestones() -> None:
         ({"milestones": "9,5"}, "milestones must be positive and ascending"),
         ({"milestones": "5", "lr_schedule": "cosine"}, "--lr-schedule cosine and --milestones are mutually exclusive"),
         ({"gamma": 0.5}, "--gamma requires --milestones"),
+        ({"milestones": " "}, "--milestones names none: give epochs, such as --milestones 5,10"),
+        (
+            {"recover": "reconstruct", "precision": "bf16"},
+            "--precision is an option of phases that train, and --recover names none",
+        ),
+        ({"recover": ""}, "A recovery has no name: write, for example, 'finetune:10 lr=0.05'"),
+        ({"recover": "finetune share=50%"}, "^share=50%: write share=0.5"),
+        ({"recover": "mimic preset=[1]"}, r"preset=1 is not a preset of Mimic"),
     ],
 )
 def test_what_makes_no_sense(options: dict[str, object], says: str) -> None:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import get_origin
+from typing import get_args, get_origin
 
 from cyclopts import App
-from cyclopts.exceptions import CoercionError, CycloptsError, MissingArgumentError, UnusedCliTokensError
+from cyclopts.exceptions import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from secateurs.cli import config
 from secateurs.cli.bench import bench
@@ -23,18 +30,19 @@ from secateurs.cli.evaluate import evaluate
 from secateurs.cli.export import export
 from secateurs.cli.inspect import inspect
 from secateurs.cli.methods import methods
-from secateurs.cli.options import again, fraction
+from secateurs.cli.options import again
 from secateurs.cli.prune import prune
 from secateurs.cli.redesign import redesign
 from secateurs.cli.report import report
 from secateurs.cli.sensitivity import sensitivity
 from secateurs.cli.spelling import option, speaking
-from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError
+from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError, fraction
 from secateurs.version import __version__
 
 __all__ = ["app", "main"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+OF_METHODS = ("--set", "--preset", "--ranking")
 VERBS = ("show", "list", "info", "get", "describe")
 
 app = App(
@@ -145,11 +153,16 @@ def _is_usage(error: SecateursError) -> bool:
 def _usage(error: CycloptsError) -> str:
     """What is wrong with the command line, and where to read what is right."""
     command = " ".join(error.command_chain or ())
+    flags = _flags([command]) or ()
     missing = error.argument if isinstance(error, MissingArgumentError) else None
     if missing is not None and "--model" in missing.names:  # it is a positional one, too
         said = f'Command "{command}" needs a MODEL, such as zoo:resnet56.'
     elif isinstance(error, CoercionError) and (advice := _meant(error)):
         said = advice
+    elif isinstance(error, UnknownOptionError) and error.token.keyword in OF_METHODS and "--method" in flags:
+        said = (
+            f'{error.token.keyword} is no option here: settings follow the method, --method "pff preset=paper lr=0.01".'
+        )
     elif isinstance(error, UnusedCliTokensError) and command in app:
         said = _unused(command, error.unused_tokens or [], error.root_input_tokens or [])
     else:
@@ -161,12 +174,15 @@ def _meant(error: CoercionError) -> str | None:
     """What to write for 50%, and for several values in one."""
     if error.token is None or error.argument is None:
         return None
-    name, value = error.argument.name, error.token.value
-    if (number := fraction(value)) is not None:
-        return f"{name} {value}: write {number}."
+    name, value, hint = error.argument.name, error.token.value, error.argument.hint
+    decimal = float in (hint, *get_args(hint))
+    if decimal and (number := fraction(value)) is not None:
+        return f"{name} {value}: write it as a fraction, {name} {number}."
     if "," not in value:
         return None
-    several = get_origin(error.argument.hint) is tuple
+    if re.fullmatch(r"0,\d+" if decimal else r".*=0,\d+", value):
+        return f"{name} {value}: write {name} {value.replace(',', '.')}."
+    several = get_origin(hint) is tuple
     return f"{name} {value}: {again(name, value.split(',')) if several else 'give one value'}."
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from secateurs.cli.options import Names, fraction
-from secateurs.errors import ConfigError
+from secateurs.cli.options import Names
+from secateurs.errors import ConfigError, fraction
 
 if TYPE_CHECKING:
     from secateurs.methods import Limits

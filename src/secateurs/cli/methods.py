@@ -88,7 +88,9 @@ def _made(
     given = [(text, key, own) for key, own in term.settings.items()]
     given += [] if ranking is None else [(f"--ranking {ranking}", "ranking", ranking)]
     given += [(f"--preset {prefix}{name}", "preset", name) for name in preset]
-    given += [(f"--set {prefix}{item}", *pair("set", item, "beta=0.7")) for item in settings]
+    for item in settings:
+        key, own = pair("set", f"{prefix}{item}", f"{prefix}beta=0.7")
+        given.append((f"--set {prefix}{item}", key.removeprefix(prefix), own))
     values = once(given)
     try:
         return made(replace(term, settings=values))
@@ -141,17 +143,25 @@ def _stage(text: str) -> tuple[Term, float | None]:
     from secateurs.methods.text import read
 
     term = read(text, several="then")
-    name, colon, figure = term.name.partition(":")
-    misplaced = [own for own in term.settings.values() if ":" in own and _number(own.rpartition(":")[2]) is not None]
-    if not colon and not misplaced:
+    name, colon, figure = term.name.rpartition(":")
+    macs = _number(figure) if colon else None
+    if macs is None and not _misplaced(term):
         return term, None  # a method with a knob of its own
-    macs = _number(figure)
-    if macs is None or not 0 < macs < math.inf:
+    if macs is None or not name.strip() or not 0 < macs < math.inf:
         raise ConfigError(
             Setting("then", text), ": write METHOD:MACS (pff:0.3), with the MACs to keep: a fraction up to 1 or an absolute "
             "number, and settings after it (pff:0.3 epochs=2).",
         )  # fmt: skip
-    return replace(term, name=name), macs
+    return replace(term, name=name.strip()), macs
+
+
+def _misplaced(term: Term) -> bool:
+    """Whether the MACs stand elsewhere than after the method's name and a colon, or are no number."""
+    from secateurs.methods.registry import MODULE
+
+    figures = [term.name.split()[-1], *(own.rpartition(":")[2] for own in term.settings.values() if ":" in own)]
+    cut_off = ":" in term.name and not term.name.startswith(MODULE)  # the name of a class has colons
+    return cut_off or any(_number(figure) is not None for figure in figures)
 
 
 def _number(text: str) -> float | None:

@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from secateurs.cli.spelling import option
-from secateurs.errors import ConfigError, Message
+from secateurs.errors import ConfigError, Message, fraction
 
 if TYPE_CHECKING:
     from secateurs.runs import DataSpec, NetworkSpec
@@ -89,24 +89,15 @@ def again(option: str, items: Sequence[str]) -> str:
     return f"give the option several times, {' '.join(f'{option} {item.strip()}' for item in items)}"
 
 
-def fraction(percent: str) -> str | None:
-    """`50%` as `0.5`; None for what is no percentage."""
-    try:
-        return f"{float(percent[:-1]) / 100:g}" if percent.endswith("%") else None
-    except ValueError:
-        return None
-
-
 def pair(option: str, item: str, such_as: str) -> tuple[str, str]:
     """KEY=VALUE as the two."""
+    from secateurs.grammar import joined
+
     key, equals, text = item.partition("=")
     if not equals or not key:
         raise ConfigError(f"--{option} {item}: write key=value, such as --{option} {such_as}.")
-    if (number := fraction(text)) is not None:
-        raise ConfigError(f"--{option} {item}: write {key}={number}.")
-    further = text.partition(",")[2].partition("=")
-    if further[1] and further[0].strip().isidentifier() and text[0] not in '[{"':
-        raise ConfigError(f"--{option} {item} has a comma: {again(f'--{option}', item.split(','))}.")
+    if len(several := joined(item)) > 1:
+        raise ConfigError(f"--{option} {item} has a comma: {again(f'--{option}', several)}.")
     return key, text
 
 
@@ -126,6 +117,9 @@ def pairs(option: str, items: Iterable[str], such_as: str) -> dict[str, Any]:
     from secateurs.grammar import value
 
     given = once((f"--{option} {item}", *pair(option, item, such_as)) for item in items)
+    for key, text in given.items():
+        if (number := fraction(text)) is not None:
+            raise ConfigError(f"--{option} {key}={text}: write {key}={number}.")
     return {key: value(text) for key, text in given.items()}
 
 

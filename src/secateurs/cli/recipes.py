@@ -62,6 +62,8 @@ class RecoverOptions:
         that is given twice."""
         from secateurs.training import Recipe
 
+        if self.milestones is not None and not self.milestones.strip(" ,"):
+            raise ConfigError("--milestones names none: give epochs, such as --milestones 5,10.")
         if self.milestones is not None and self.lr_schedule != "onecycle":
             raise ConfigError(f"--lr-schedule {self.lr_schedule} and --milestones are mutually exclusive.")
         text = f"--recover {shlex.quote(self.recover or '')}"
@@ -69,7 +71,7 @@ class RecoverOptions:
             (kind, settings, once([*((text, key, value) for key, value in settings.items()), *self._options(kind)]))
             for kind, settings in self._phases()
         ]
-        self._check_used([(kind.mode, settings) for kind, _, settings in phases])
+        self._check_used([(kind, settings) for kind, _, settings in phases])
         found = [_made(*phase) for phase in phases]
         return [phase for phase in found if not (isinstance(phase, Recipe) and 0 in (phase.epochs, phase.steps))]
 
@@ -82,7 +84,10 @@ class RecoverOptions:
         if self.recover is not None and self.recover_epochs is not None:
             raise ConfigError("--recover and --recover-epochs are mutually exclusive.")
         if self.recover is not None:
-            found = read(self.recover)
+            try:
+                found = read(self.recover)
+            except ConfigError as error:
+                raise error.renamed(as_text) from None
         else:
             given = self.recover_epochs
             epochs = 3 if given is None else check_epochs(given, Setting("recover_epochs", given))
@@ -106,12 +111,19 @@ class RecoverOptions:
                 own = typed(kind, {setting: value})[setting] if isinstance(value, str) else value
                 yield f"--{option.replace('_', '-')} {value}", setting, own
 
-    def _check_used(self, phases: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    def _check_used(self, phases: Sequence[tuple[type[Phase], Mapping[str, Any]]]) -> None:
         """Raise ConfigError for an option that none of these phases has."""
         for option in self._given():
-            has = [settings for mode, settings in phases if mode in RECOVERY[option][1]]
-            kind = "mimic" if RECOVERY[option][1] == MIMIC else "finetune"
-            requires = f"--{option.replace('_', '-')} is an option of {kind}: it requires --recover {kind}:EPOCHS"
+            flag, modes = f"--{option.replace('_', '-')}", RECOVERY[option][1]
+            has = [
+                {**kind.presets.get(str(settings.get("preset")), {}), **settings}
+                for kind, settings in phases
+                if kind.mode in modes
+            ]
+            if not has and modes == TRAINED:
+                raise ConfigError(f"{flag} is an option of phases that train, and --recover names none.")
+            kind = "mimic" if modes == MIMIC else "finetune"
+            requires = f"{flag} is an option of {kind}: it requires --recover {kind}:EPOCHS"
             if option == "temperature" and has and all(settings.get("share") == 0 for settings in has):
                 raise ConfigError(f"{requires} with a share above 0.")
             if not has:

@@ -23,5 +23,7 @@ def read(text: str, several: str | None = None) -> Term:
 
 
 def made(term: Term, **usual: Any) -> Method:
-    """The method that a text names. usual: settings that those of the text override. Raises as `resolve` does."""
-    return resolve(term.name, **{**usual, **typed(find(term.name), term.settings)})
+    """The method that a text names. usual: settings in the place of the defaults, where the text names no preset; those of the
+    text override them. Raises as `resolve` does."""
+    given = typed(find(term.name), term.settings)
+    return resolve(term.name, **(given if "preset" in given else {**usual, **given}))

@@ -25,6 +25,8 @@ def read(text: str) -> list[tuple[type[Phase], dict[str, Any]]]:
     for term in terms(text, KINDS) if text.strip() != NONE else []:
         name, *words = term.name.split() or [""]
         mode, colon, _ = name.partition(":")
+        if not mode:
+            raise ConfigError("A recovery has no name: write, for example, 'finetune:10 lr=0.05', or 'none'.")
         if mode not in KINDS:
             raise ConfigError(f"There is no recovery {mode!r}. {nearest(mode, [*KINDS, NONE])}")
         if words:
