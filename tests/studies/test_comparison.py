@@ -341,7 +341,7 @@ def test_one_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"methods": ["l3"]}, sc.ConfigError, "There is no method 'l3'. Did you mean l2"),
         ({"methods": []}, sc.ConfigError, "must be a list that is not empty"),
         ({"methods": ["l2", "l2"]}, sc.ConfigError, "The method l2 is given twice"),
-        ({"methods": ["aofp theta"]}, sc.ConfigError, "'theta' is not a setting: write key=value"),
+        ({"methods": ["aofp theta"]}, sc.ConfigError, "'aofp theta': a setting of aofp is written key=value"),
         ({"methods": ["aofp search=2"]}, sc.ConfigError, "search=2 must be a share"),
         ({"methods": ["torch-pruning:group-l3"]}, sc.ConfigError, "There is no method 'torch-pruning:group-l3'"),
         ({"budgets": [0.001]}, sc.BudgetError, "The lowest budget that can be met is"),
@@ -366,7 +366,7 @@ def test_one_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"workers": "ray", "processes": 2}, sc.ConfigError, "processes=2 is for workers='local'"),
         ({"workers": "ray", "resources": {"num_cpus": 0}}, sc.ConfigError, "a cell needs CPUs or GPUs"),
-        ({"recover": sc.Recover(epochs=5)}, sc.ConfigError, "leave epochs and steps out"),
+        ({"recover": sc.Recover(epochs=5)}, sc.ConfigError, "leave its epochs and steps out"),
         ({"recover": "finetun"}, sc.ConfigError, "There is no recovery 'finetun'. Did you mean finetune"),
         ({"minutes": 1e-6}, sc.ConfigError, "which is longer than minutes=1e-06"),
         (

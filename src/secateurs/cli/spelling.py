@@ -36,6 +36,7 @@ FLAGS = {"dynamic_batch": (False, "--fixed-batch"), "dynamic_size": (True, "--an
 SEVERAL = frozenset(
     {"exclude", "only", "ratios", "min_channels", "max_cut", "methods", "then"}
 )  # may be given several times
+TEXT = frozenset({"align", "latency", "macs", "ms", "params", "preset", "ranking", "target"})  # of a budget or a method
 TUNED, MIMIC = frozenset({"finetune", "distil"}), frozenset({"mimic"})
 TRAINED = TUNED | MIMIC
 # Of an option of recovery: the setting that it gives, and to which phases.
@@ -67,8 +68,8 @@ def option(setting: Setting) -> str:
     words, flags = _options(setting), _flags.get()
     if words is None:
         return python(setting)
-    switch = setting.of is None and setting.value is True  # of another command, such as --resume: no text has it
-    if words and (flags is None or switch or all(word.partition(" ")[0] in flags for word in words)):
+    other = setting.of is None and setting.name not in TEXT  # of another command, such as --resume: no text has it
+    if words and (flags is None or other or all(word.partition(" ")[0] in flags for word in words)):
         return " ".join(words)
     return as_text(setting)
 
