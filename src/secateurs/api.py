@@ -325,7 +325,7 @@ def attach(
             if objective.whole:
                 raise
             raise DataError(
-                error, hint="What a batch holds is said by forward=lambda model, batch: (outputs, targets)."
+                error, hint="Pass forward=lambda model, batch: (outputs, targets) to say what a batch holds."
             ) from error
     limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
     task = _task(

@@ -35,8 +35,8 @@ class Term:
 
 def terms(text: str, names: Iterable[str]) -> list[Term]:
     """The terms of a text, which `,` or `+` separates. One within a value separates only before a space, at the end, or before
-    one of these names: `nodes=a,b` is one setting. In quotes and brackets none does. Raises ConfigError for words that are no
-    settings, and for settings that are given twice."""
+    one of these names: `nodes=a,b` is one setting. In quotes and brackets none does. Raises ConfigError for words that are
+    not settings, and for settings that are given twice."""
     known = "|".join(map(re.escape, names))
     mark = rf"[{MARKS}](?=\s|$|(?:{known})(?:[\s:{MARKS}]|$))"
     words: list[list[str]] = [[]]

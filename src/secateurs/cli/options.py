@@ -90,7 +90,7 @@ def again(option: str, items: Sequence[str]) -> str:
 
 
 def fraction(percent: str) -> str | None:
-    """`50%` as `0.5`; None for what is no percentage."""
+    """`50%` as `0.5`; None for text that is not a percentage."""
     try:
         return f"{float(percent[:-1]) / 100:g}" if percent.endswith("%") else None
     except ValueError:
