@@ -264,8 +264,8 @@ class Pruning:
             )
         if changed := [f"{k} ({then.get(k)!r} then, {now[k]!r} now)" for k in now if then.get(k) != now[k]]:
             raise ConfigError(
-                f"{shown(folder)} is a round of another run, which differs in {', '.join(changed)}. To resume, give what it "
-                "had then; otherwise choose another folder."
+                f"{shown(folder)} is a round of another run, which differs in {', '.join(changed)}. To resume it, use the "
+                "same settings as before. Otherwise, choose another folder."
             )
         model = artifact.restored(folder, plan, card, self.original)
         error = float("nan") if card.error is None else card.error

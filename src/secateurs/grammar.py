@@ -35,7 +35,7 @@ class Term:
 
 def terms(text: str, names: Iterable[str]) -> list[Term]:
     """The terms of a text, which `,` or `+` separates. One within a value separates only before a space, at the end, or before
-    one of these names: `nodes=a,b` is one setting. In quotes and brackets none does. Raises ConfigError for words that are no
+    one of these names: `nodes=a,b` is one setting. In quotes and brackets none does. Raises ConfigError for words that are not
     settings, for settings that are given twice, and for separators where none belongs."""
     known = "|".join(map(re.escape, names))
     mark = rf"[{MARKS}](?=\s|$|(?:{known})(?:[\s:{MARKS}]|$))"

@@ -89,7 +89,7 @@ class Result:
 
         bench: what `secateurs.bench` measured of the original and this network, to show it, too. overwrite: replace a file.
 
-        Raises ConfigError without jinja2, for a file that exists or does not end in .html, and for a `bench` that is none;
+        Raises ConfigError without jinja2, for a file that exists or does not end in .html, and for a `bench` of another type;
         ArtifactError if it cannot be written.
         """
         page.check(path, overwrite=overwrite)

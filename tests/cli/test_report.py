@@ -96,7 +96,7 @@ def test_runs_and_results_in_python(artifact, other, tmp_path, monkeypatch):
     assert "result = sc.prune(" in page
     assert sc.report(artifact, "one.html").read_text().count('<details class="run"') == 0
     for wrong, told in (
-        ([], "There is no run to report on"), ([3], "3 is no run: pass the folder"), ({}, "There is no run"),
+        ([], "There is no run to report on"), ([3], "3 is not a run: pass the folder"), ({}, "There is no run"),
     ):  # fmt: skip
         with pytest.raises(sc.ConfigError, match=told):
             sc.report(wrong, "two.html")
@@ -115,7 +115,7 @@ def test_the_settings_of_a_method_are_its_label(run, artifact, tmp_path):
     assert "pruned by l1 to" in page.read_text()
 
 
-def test_what_is_no_run_is_refused(run, artifact, tmp_path):
+def test_what_is_not_a_run_is_refused(run, artifact, tmp_path):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "run.json").write_text('{"finished": false, "settings": {}}')
     (tmp_path / "compared").mkdir()

@@ -141,7 +141,7 @@ def test_only_what_differs_is_named(run, job, tmp_path):
     assert ran.status == 2
     assert ran.err == (
         f"secateurs: {tmp_path / 'r'} is another run: it differs in recover.lr (none then, 0.5 now). "
-        "To resume, give what it had then; otherwise give another --out, or replace it (--force).\n"
+        "To resume it, use the same settings as before. Otherwise, choose another --out, or replace it with --force.\n"
     )
     ran = run(*job[:-4], "--method", "l2", "--macs", 0.4, *out, "--resume")
     assert "method.name ('l1' then, 'l2' now), budget.macs (0.5 then, 0.4 now)." in ran.err

@@ -46,7 +46,7 @@ def test_inputs_may_be_tuples_and_dicts() -> None:
         ((torch.zeros(4), 3), "targets must be a tensor"),
         (([1, 2], torch.zeros(2)), "inputs must be a tensor"),
         ((torch.zeros(4, 3), torch.zeros(5)), "4 inputs and 5 targets"),
-        ({"x": 1}, "a dict of 1"),
+        ({"x": 1}, "a dict with 1 entry"),
     ],
 )
 def test_bad_batches(batch: Any, message: str) -> None:

@@ -44,10 +44,10 @@ def test_a_class_that_is_not_registered_has_its_own_name() -> None:
     [
         (
             lambda g: np.ones(g.size),
-            r"Bad must give a tensor of \d+ scores .* not a numpy.ndarray of shape .*torch.as_tensor",
+            r"Bad returned a numpy.ndarray of shape .*: it must return a tensor of \d+ scores, .*torch.as_tensor",
         ),
-        (lambda g: None, r"Bad must give a tensor of \d+ scores for \S+, one for each channel, not a NoneType"),
-        (lambda g: torch.ones(g.size, 2), r"not a tensor of shape \(\d+, 2\)"),
+        (lambda g: None, r"Bad returned no scores for \S+: it must return a tensor of \d+ scores, one per channel\."),
+        (lambda g: torch.ones(g.size, 2), r"Bad returned a tensor of shape \(\d+, 2\) for"),
     ],
 )
 def test_scores_that_cannot_be_used(given: Any, says: str) -> None:
@@ -73,7 +73,9 @@ def test_scores_that_are_not_by_group() -> None:
     batches = [(images(4), torch.zeros(4, dtype=torch.long))]
     with pytest.raises(sc.ConfigError, match=r"Nothing.scores must return"):
         sc.sensitivity(network(), images(1), Nothing(), sc.Data(batches, batches))
-    with pytest.raises(sc.ConfigError, match=r"Misnamed returned scores for '\S+x', which is no group. Did you mean"):
+    with pytest.raises(
+        sc.ConfigError, match=r"Misnamed returned scores for '\S+x', which is not a group. Did you mean"
+    ):
         pruned(Misnamed())
 
 
@@ -122,7 +124,7 @@ def test_a_class_without_what_it_must_define(base: Any, says: str) -> None:
         pruned(method, data=[(images(4), torch.zeros(4, dtype=torch.long))])
 
 
-def test_a_function_is_no_setting() -> None:
+def test_a_function_is_not_a_setting() -> None:
     class Holds(Own):
         power: float = 1.0
         fn: object = None
@@ -143,8 +145,8 @@ def test_messages_show_what_is_set_of_a_budget() -> None:
         pruned(Whole())
 
 
-def test_a_function_is_no_method() -> None:
+def test_a_function_is_not_a_method() -> None:
     with pytest.raises(
-        sc.ConfigError, match=r"is not a method: write a class, sc.Criterion with a function scores\(task\)"
+        sc.ConfigError, match=r"is not a method: subclass sc.Criterion, call the function in scores\(task\), and pass"
     ):
         pruned(torch.norm)

@@ -106,7 +106,7 @@ def test_what_is_not_a_method_is_said_so() -> None:
         resolve("gone")
     with pytest.raises(sc.ConfigError, match=r"no method 'neares'. Did you mean .*nearest"):
         resolve("neares")
-    with pytest.raises(sc.ConfigError, match=r"method=L1 is a class: pass an object of it, L1\(…\)"):
+    with pytest.raises(sc.ConfigError, match=r"method=L1 is a class: pass an instance, L1\(…\)"):
         sc.prune(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4), sc.L1, sc.Budget(macs=0.5))
     with pytest.raises(sc.ConfigError, match="method=7 is not a method"):
         resolve(7)

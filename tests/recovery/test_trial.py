@@ -83,7 +83,7 @@ def test_a_loss_that_does_not_take_the_outputs_is_an_error_before_any_work(recov
 
 
 def test_outputs_that_cannot_be_mimicked_are_an_error_before_any_work() -> None:
-    says = r"in training it is a dict of 2, and in evaluation a list of 2, .* Name the feature maps to mimic, Mimic\(nodes=…\)"
+    says = r"returns a dict with 2 entries in training and a list of 2 in evaluation, .* Name the .*, Mimic\(nodes=…\)"
     with pytest.raises(sc.ConfigError, match=says):
         pruned(Losses(), Never(), sc.Mimic(epochs=1, nodes=("seg", ":output")), step=step, forward=forward)
     recover = sc.Mimic(epochs=1, nodes=("seg", "grade"), function="mse")

@@ -219,8 +219,13 @@ def test_killed_and_resumed_it_is_the_same_table(eight: tuple[sc.Comparison, Pat
     assert len([cell for cell in read_comparison(folder).cells if cell.failed == "not run"]) == 4
     with pytest.raises(sc.ConfigError, match=r"holds a comparison: resume=True continues it"):
         run(folder)
-    told = r"another comparison: it differs in epochs \(2 then, 3 now\)\. To resume, give what it had then; otherwise"
-    with pytest.raises(sc.ConfigError, match=told + r" give another folder=…, or replace it \(overwrite=True\)"):
+    told = (
+        r"another comparison: it differs in epochs \(2 then, 3 now\)\. To resume it, use the same settings as before\. "
+    )
+    with pytest.raises(
+        sc.ConfigError,
+        match=told + r"Otherwise, choose another folder=…, or replace it with overwrite=True\.",
+    ):
         run(folder, epochs=3.0, resume=True)
     lines: list[str] = []
     found = run(folder, resume=True, report=lines.append)

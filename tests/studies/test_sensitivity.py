@@ -276,7 +276,7 @@ def test_a_study_of_other_data_is_not_resumed(tmp_path: Path, monkeypatch: pytes
     changed = [(inputs + 1e-3, targets) for inputs, targets in given.val]
     with pytest.raises(
         sc.ConfigError,
-        match=r"another study: it differs in data\.val\.sha256 .*otherwise give another folder=…, or replace it",
+        match=r"another study: it differs in data\.val\.sha256 .*Otherwise, choose another folder=…, or replace it with",
     ):
         study(source=sc.Data(given.train, changed), folder=tmp_path, resume=True)
     with pytest.raises(sc.ConfigError, match=r"it differs in data\.val\.batches"):

@@ -354,7 +354,7 @@ def test_rows_of_several_processes() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (lambda o, t: {"a": 1.0}, "a dict of 1. For several figures pass several functions"),
+        (lambda o, t: {"a": 1.0}, "a dict with 1 entry. For several figures pass several functions"),
         (lambda o, t: (1.0, 2.0), "a tuple of 2. For several figures"),
         (lambda o, t: None, "a NoneType"),
         (lambda o, t: torch.ones(len(o)), r"a tensor of shape \(4,\)"),

@@ -88,9 +88,9 @@ def compare(
     model
         zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory; or the folder of an artifact
     method
-        a method, with settings if any ("pff preset=paper", "aofp search=0.1": the share of the compute for its search); may
-        be given several times; by default l2 and the five published methods. torch-pruning:group-l2 is torch-pruning's
-        selection with our recovery, torch-pruning:group-l2:own its own cut, fine-tuned on the labels
+        a method name, optionally followed by settings ("pff preset=paper", "aofp search=0.1": the share of the compute for its
+        search); may be given several times; by default l2 and the five published methods. torch-pruning:group-l2 is
+        torch-pruning's selection with our recovery, torch-pruning:group-l2:own its own cut, fine-tuned on the labels
     macs
         the MACs that may stay: a fraction up to 1 (0.5), or an absolute number; may be given several times; 0.5 and 0.3 by
         default

@@ -68,7 +68,7 @@ def demo(
     Parameters
     ----------
     methods
-        only these, separated by commas, with settings if any: "l2, aofp theta=0.02"
+        only these, separated by commas, each optionally followed by settings: "l2, aofp theta=0.02"
     macs
         the MACs that may stay
     epochs

@@ -86,8 +86,8 @@ def prune(
         zoo:NAME, torchvision:NAME, timm:NAME or python:package.module:factory; or the folder of an artifact, whose
         network is pruned further
     method
-        how channels are chosen: a name, with settings if any ("aofp theta=0.02", "pff preset=paper"); `secateurs methods` lists
-        both, `secateurs demo` runs every method there is
+        how channels are chosen: a method name, optionally followed by settings ("aofp theta=0.02", "pff preset=paper");
+        `secateurs methods` lists both, `secateurs demo` runs every method there is
     scope
         internal keeps channels on a shortcut, all cuts them too; by default as the method's paper does
     ranking

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RecoverOptions:
     recover: str | None = None
-    """none, or phases in order: finetune:EPOCHS (on labels and the original's class probabilities),
-    mimic:EPOCHS (its feature maps, without labels), reconstruct:IMAGES (least squares, without labels or training), each
-    with settings if any: "reconstruct, finetune:10 lr=0.05"; by default 3 epochs, 1,024 images"""
+    """none, or the phases in order, each optionally followed by settings: finetune:EPOCHS (on labels and the original's class
+    probabilities), mimic:EPOCHS (its feature maps, without labels), reconstruct:IMAGES (least squares, without labels or
+    training): "reconstruct, finetune:10 lr=0.05"; by default 3 epochs, 1,024 images"""
     recover_epochs: float | None = None
     """short for finetune:EPOCHS; 3 by default, 0 for none"""
     share: float | None = None

@@ -97,7 +97,8 @@ def redesign(
     align
         keep widths that are multiples of this
     method
-        how channels are chosen: a name, with settings if any ("aofp theta=0.02"); `secateurs demo` runs every method there is
+        how channels are chosen: a method name, optionally followed by settings ("aofp theta=0.02"); `secateurs demo` runs every
+        method there is
     scope
         internal leaves channels on a shortcut as they are, all widens and cuts them too; by default as the method's
         paper does

@@ -77,7 +77,7 @@ def sensitivity(
     model
         zoo:NAME, torchvision:NAME, timm:NAME, python:package.module:factory, or the folder of an artifact
     method
-        the criterion that says which channels of a group go first: a name, with settings if any ("l2 cost=0.5")
+        the criterion that says which channels of a group go first: a name, optionally followed by settings ("l2 cost=0.5")
     settings
         a setting of the criterion, key=value; may be given several times
     share

@@ -36,12 +36,14 @@ def part(value: Any, rows: Any, n: int) -> Any:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in a message: `a list of 3`, `an OrderedDict of 2`, `a tensor of shape (4,)`."""
+    """What a value is, in a message: `a list of 3`, `a dict with 1 entry`, `a tensor of shape (4,)`."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
         return f"a numpy.ndarray of shape {value.shape}"
-    size = f" of {len(value)}" if isinstance(value, tuple | list | dict) else ""
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    if isinstance(value, dict):
+        size = " with 1 entry" if len(value) == 1 else f" with {len(value)} entries"
     return a_or_an(type(value).__name__) + size
 
 

@@ -81,7 +81,7 @@ def larger(inputs: Any) -> Any:
 
 def output_names(returned: Any) -> list[str]:
     """A name for each tensor in what a network returns, by its place there: the keys of a dict, joined by dots; output, or
-    output0, output1 …, where it is no dict."""
+    output0, output1 …, where it is not a dict."""
     places = [path for path, leaf in pytree.tree_flatten_with_path(returned)[0] if isinstance(leaf, Tensor)]
     found: list[str] = []
     for path in places:

@@ -68,7 +68,7 @@ class Criterion(Method):
         return lambda cost: Selection(select_within_budget(widths, scores, cost))
 
     def checked(self, task: Task, found: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """The scores of each group that may be cut: (size,), float64. Raises ConfigError for what are no scores of groups."""
+        """The scores of each group that may be cut: (size,), float64. Raises ConfigError for anything else."""
         if not isinstance(found, Mapping):
             raise ConfigError(
                 f"{self.name}.scores must return {{group name: tensor of a score for each channel}}, not {kind_of(found)}."
@@ -76,7 +76,7 @@ class Criterion(Method):
         names = {g.name for g in task.graph.groups}
         if unknown := [name for name in found if name not in names]:
             raise ConfigError(
-                f"{self.name} returned scores for {unknown[0]!r}, which is no group. {nearest(str(unknown[0]), names)}"
+                f"{self.name} returned scores for {unknown[0]!r}, which is not a group. {nearest(str(unknown[0]), names)}"
             )
         return {group.name: self._checked(found, group) for group in task.groups}
 
@@ -84,12 +84,12 @@ class Criterion(Method):
         """The scores of a group: (size,), float64. Raises ConfigError if there are none, or they are not finite."""
         name = group.name
         if not isinstance(found.get(name), torch.Tensor) or found[name].shape != (group.size,):
-            given = "nothing" if name not in found else kind_of(found[name])
+            given = "no scores" if found.get(name) is None else kind_of(found[name])
             hint = (
                 "Pass a tensor, torch.as_tensor(…)." if isinstance(found.get(name), np.ndarray | list | tuple) else ()
             )
             raise ConfigError(
-                f"{self.name} must give a tensor of {group.size} scores for {name}, one for each channel, not {given}.",
+                f"{self.name} returned {given} for {name}: it must return a tensor of {group.size} scores, one per channel.",
                 hint=hint,
             )
         values: np.ndarray = found[name].detach().cpu().double().numpy()  # not every device has float64

@@ -217,7 +217,7 @@ class Method(Presets):
             kind = a_or_an(type(getattr(self, wrong)).__name__)
             raise ConfigError(
                 f"The setting {wrong!r} of {self.name} is {kind}, and settings are JSON: they are saved with the result.",
-                hint="Call a function from the class itself, or let a setting name it, and look it up in the class.",
+                hint="Call the function inside the class, or make the setting its name and look it up there.",
             ) from None
 
     def _is_json(self, name: str) -> bool:

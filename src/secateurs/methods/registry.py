@@ -91,7 +91,7 @@ def resolve(method: str | Method, **settings: Any) -> Method:
     if isinstance(method, Method):
         return type(method)(**{**method.model_dump(exclude_unset=True), **settings}) if settings else method
     if isinstance(method, type) and issubclass(method, Method):
-        raise ConfigError(f"method={method.__name__} is a class: pass an object of it, {method.__name__}(…).")
+        raise ConfigError(f"method={method.__name__} is a class: pass an instance, {method.__name__}(…).")
     if not isinstance(method, str):
         raise ConfigError(f"method={method!r:.100} is not a method: {_meant(method)}.")
     found = find(method)
@@ -115,7 +115,7 @@ def _meant(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"for a budget pass budget=sc.Budget(macs={value!r})"
     if callable(value):
-        return "write a class, sc.Criterion with a function scores(task) that calls it, and pass an object of it"
+        return "subclass sc.Criterion, call the function in scores(task), and pass an instance"
     return f"pass a name, one of {', '.join(methods())}"
 
 

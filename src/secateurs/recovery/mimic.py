@@ -70,8 +70,8 @@ def pairs_of(teacher: Any, student: Any) -> list[tuple[Tensor, Tensor]]:
         logits = None
     if logits is None or logits[0].shape != logits[1].shape:
         raise ConfigError(
-            f"The network's output cannot be mimicked: in training it is {kind_of(student)}, and in evaluation "
-            f"{kind_of(teacher)}, with other tensors.",
+            f"The network's output cannot be mimicked: it returns {kind_of(student)} in training and "
+            f"{kind_of(teacher)} in evaluation, and their tensors differ.",
             hint=("Name the feature maps to mimic, ", Setting("nodes", of=Mimic), "."),
         )
     return [logits]

@@ -90,8 +90,8 @@ class CurveRecord:
             now = json.loads(json.dumps(self.settings))
             if changed := [k for k in now if then.get(k) != now[k]]:
                 raise ConfigError(
-                    f"{self.file} belongs to another comparison: it differs in {', '.join(changed)}. To resume, give what it "
-                    "had then; otherwise give another --out, or replace it (--force)."
+                    f"{self.file} belongs to another comparison: it differs in {', '.join(changed)}. To resume it, use the "
+                    "same settings as before. Otherwise, choose another --out, or replace it with --force."
                 )
         check_writable(self.folder)
         if not can_plot():

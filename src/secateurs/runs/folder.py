@@ -123,8 +123,8 @@ class RunFolder:
         if changed := list(differences(then, now)):
             if state.finished or self._recovering() or {**then, "recover": 0} != {**now, "recover": 0}:
                 raise ConfigError(
-                    f"{shown(self.folder)} is another run: it differs in {', '.join(changed)}. To resume, give what it had "
-                    "then; otherwise give another ", FOLDER, ", or replace it (", OVERWRITE, ").",
+                    f"{shown(self.folder)} is another run: it differs in {', '.join(changed)}. To resume it, use the same "
+                    "settings as before. Otherwise, choose another ", FOLDER, ", or replace it with ", OVERWRITE, ".",
                 )  # fmt: skip
             log(f"recovery has not begun, and its settings have changed: {', '.join(changed)}")
         return state.finished

@@ -31,8 +31,8 @@ def report(runs: Given | Sequence[Given], path: str | Path = page.NAME, *, overw
     runs: folders of saved networks, `hf:USER/NAME` on the hub, and results. path: by default report.html in the working
         directory. overwrite: replace a file.
 
-    Raises ConfigError without jinja2, for a file that exists or does not end in .html, and for what is no run; ArtifactError
-    for a folder that holds none, or a damaged one, and for a page that cannot be written.
+    Raises ConfigError without jinja2, for a file that exists or does not end in .html, and for anything that is not a run;
+    ArtifactError for a folder that holds none, or a damaged one, and for a page that cannot be written.
     """
     page.check(path, overwrite=overwrite)
     one = isinstance(runs, str | os.PathLike | Result)
@@ -70,7 +70,9 @@ def distinct(runs: Sequence[Given]) -> list[Path | Result]:
             kept.setdefault(id(one), one)
             continue
         if not isinstance(one, str | os.PathLike):
-            raise ConfigError(f"{one!r:.100} is no run: pass the folder of a saved network, or what sc.prune returned.")
+            raise ConfigError(
+                f"{one!r:.100} is not a run: pass the folder of a saved network, or what sc.prune returned."
+            )
         folder = folder_of(one)
         if is_comparison(folder):
             raise ConfigError(

@@ -19,7 +19,7 @@ Words = Iterator[list[str]]
 
 def line(parts: Sequence[Sequence[str]], weights: Any) -> str | None:
     """The command of these words, each list of them on a line of its own, and which weights it is about; None for weights that
-    are no digest."""
+    are not a digest."""
     digest = str(weights or "0" * 64)
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         return None
@@ -47,14 +47,14 @@ def weights(settings: Settings) -> Words:
 
 
 def check_model(settings: Settings) -> None:
-    """Raise ValueError for a network that is no spec and no folder."""
+    """Raise ValueError for a network that is neither a spec nor a folder."""
     name = settings["model"]
     if settings.get("module") or not (":" in name or "/" in name or Path(name).is_dir()):
         raise ValueError("the network is an object of the user's")
 
 
 def check_data(settings: Settings) -> None:
-    """Raise ValueError for data that is no spec."""
+    """Raise ValueError for data that is not a spec."""
     known = DataSpec(settings["data"]).settings()
     if not known.keys() <= settings.keys():
         raise ValueError("the data is an object of the user's")

@@ -165,8 +165,8 @@ def _same_run(engine: TrainingRun, state: State, where: str) -> None:
         changed.append(f"precision ({scaled[0]} then, {scaled[1]} now)")
     if changed:
         raise ConfigError(
-            f"{where} belongs to another run, which differs in {'; '.join(changed)}. To resume, give what it had then; "
-            "otherwise use another folder."
+            f"{where} belongs to another run, which differs in {'; '.join(changed)}. To resume it, use the same settings "
+            "as before. Otherwise, choose another folder."
         )
 
 

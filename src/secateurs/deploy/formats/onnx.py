@@ -41,7 +41,7 @@ def _name_outputs(graph: Any, names: Sequence[str]) -> None:
     kept = {value.name for value in (*graph.input, *graph.initializer)}
     inner = {name for node in graph.node for name in node.output}
     if len(graph.output) != len(names) or any(value.name in kept for value in graph.output):
-        return  # values that are no tensors, or an input that is returned
+        return  # values that are not tensors, or an input that is returned
     renamed: dict[str, str] = {}
     for value, name in zip(graph.output, names, strict=True):
         while name in kept or name in renamed.values():

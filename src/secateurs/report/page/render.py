@@ -45,7 +45,7 @@ def check(path: str | Path, *, overwrite: bool = False) -> None:
         page = Path(path).with_suffix(SUFFIXES[0])
         raise ConfigError(
             f"{shown(path)} is not the name of an HTML page, which a report is: name a file that ends in .html, such as "
-            f"{shown(page)}. A browser prints it to PDF."
+            f"{shown(page)}. To get a PDF, print the page from a browser."
         )
     if os.path.lexists(path) and not overwrite:
         raise ConfigError(

@@ -47,7 +47,7 @@ class Run:
     def read(cls, folder: str | Path, name: str | None = None) -> Run:
         """A saved artifact. name: by default the last two parts of its path.
 
-        Raises ArtifactError or PlanError for a folder that is none, or is damaged.
+        Raises ArtifactError or PlanError for a folder that is not an artifact, or is damaged.
         """
         plan, card = artifact.read(folder)
         run = cls(name or names([folder])[0], plan, card)

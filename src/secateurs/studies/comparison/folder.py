@@ -102,8 +102,8 @@ class ComparisonFolder:
                 )
             if resume and (changed := list(differences(then, self.settings))):
                 raise ConfigError(
-                    f"{where} is another comparison: it differs in {', '.join(changed)}. To resume, give what it had then; "
-                    "otherwise give another ", FOLDER, ", or replace it (", OVERWRITE, ").",
+                    f"{where} is another comparison: it differs in {', '.join(changed)}. To resume it, use the same "
+                    "settings as before. Otherwise, choose another ", FOLDER, ", or replace it with ", OVERWRITE, ".",
                 )  # fmt: skip
         self._replaces = overwrite
         check_writable(self.folder)

@@ -43,9 +43,9 @@ class Record:
             return None
         if changed := list(differences(found.settings, self.plain)):
             raise ConfigError(
-                f"{shown(self.file)} belongs to another study: it differs in {', '.join(changed)}. To resume, give "
-                "what it had then; otherwise give another ", Setting("folder"), ", or replace it (", Setting("overwrite", True),
-                ").",
+                f"{shown(self.file)} belongs to another study: it differs in {', '.join(changed)}. To resume it, use "
+                "the same settings as before. Otherwise, choose another ", Setting("folder"), ", or replace it with ",
+                Setting("overwrite", True), ".",
             )  # fmt: skip
         for name in (FILE, PICTURE):
             staged(self.folder / name).unlink(missing_ok=True)
