@@ -257,7 +257,7 @@ class TestDamage:
         plain = copy.deepcopy(model)
         del plain.secateurs_source
         path = sc.prune(plain, image(), "l1", sc.Budget(macs=0.5)).save(tmp_path / "run")
-        with pytest.raises(sc.ArtifactError, match=r"pass load.*model="):
+        with pytest.raises(sc.ArtifactError, match=r"pass a fresh one, secateurs.load\(.*model="):
             sc.load(path)
 
     def test_file_in_the_place_of_the_folder(self, result: sc.Result, tmp_path: Path) -> None:

@@ -392,7 +392,8 @@ def test_int8_needs_batches(tmp_path: Path) -> None:
 
 def test_arrays_as_inputs_are_told_what_to_pass(tmp_path: Path) -> None:
     with pytest.raises(
-        sc.TraceError, match=r"tuple, int\)\. It is a numpy\.ndarray: pass a tensor, for example torch\.from_numpy"
+        sc.TraceError,
+        match=r"tuple, int\) \(cifar\.py:\d+\)\. It is a numpy\.ndarray: pass a tensor, for example torch\.from_numpy",
     ):
         sc.export(sc.build("zoo:small_cnn"), tmp_path / "a.pt2", np.zeros((1, 3, 32, 32), np.float32))
 

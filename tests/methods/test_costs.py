@@ -149,18 +149,6 @@ def test_criteria_wait_for_no_other_process(monkeypatch: pytest.MonkeyPatch) -> 
     assert noted(prune(net(), sc.L2Stripes(), only_images()))["power"] in POWERS
 
 
-def test_batches_that_only_the_loop_of_the_user_can_read(caplog: pytest.LogCaptureFixture) -> None:
-    """What training has learned is not lost."""
-    model = net()
-    data = [{"image": x} for x in IMAGES.split(32)]
-    pruner = sc.attach(model, IMAGES[:1], sc.OneStep(), BUDGET, steps=2, epoch_steps=2, data=data)
-    for _ in range(2):
-        (model(IMAGES[:32]).square().mean() + pruner.penalty()).backward()
-        pruner.step()
-    assert pruner.plan().groups
-    assert "costs do not count in the ranking" in caplog.text
-
-
 def test_distances_in_float16_do_not_overflow() -> None:
     y = torch.full((4, 1), 300.0, dtype=torch.float16)
     assert calibrate._apart(y, 0 * y) == 4 * 300.0**2

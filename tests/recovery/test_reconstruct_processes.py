@@ -49,4 +49,5 @@ def test_two_processes_have_the_network_of_one(tmp_path: Path) -> None:
     for name, value in one.model.state_dict().items():
         assert torch.equal(a.weights[name], b.weights[name])
         torch.testing.assert_close(a.weights[name], value, rtol=1e-4, atol=1e-5)
-    assert a.history[-1]["layers"] == b.history[-1]["layers"]
+    ours, theirs = ([entry["layers"] for entry in x.history if "layers" in entry] for x in (a, b))
+    assert ours == theirs != []

@@ -11,6 +11,7 @@ import pytest
 
 import secateurs as sc
 from secateurs.calls import call, label
+from secateurs.grammar import written
 from secateurs.report.page import Run, html, write
 from tests.report.conftest import network, pruned
 from tests.report.pages import Page
@@ -85,7 +86,7 @@ def test_texts_of_a_card(hostile: str, results: dict[str, sc.Result]) -> None:
         html(runs),
         hostile,
         f"second{printable}",
-        f"{printable} {printable}={printable}",
+        " ".join([printable, *written({printable: printable})]),
         f"{printable} on l1{printable}",
     )
 

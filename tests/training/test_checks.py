@@ -64,7 +64,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "int64": ((IMAGES.long(), Y), r"inputs \(4, 3, 8, 8\) int64: it computes in float32.*with x\.float\(\)\."),
     "NaN": ((with_nan(), Y), r"2 of 768 values of its inputs are NaN or infinite"),
     "NaN targets": ((X, torch.full((4, 4), torch.nan)), r"16 of 16 values of its targets are NaN or infinite"),
-    "numpy": ((X.numpy(), Y), r"inputs must be a tensor, or a tuple or dict of tensors, not an ndarray"),
+    "numpy": ((X.numpy(), Y), r"inputs must be a tensor, or a tuple or dict of tensors, not a numpy\.ndarray"),
     "two inputs": (((X, X), Y), r"does not fit the model, with inputs \(4, 3, 8, 8\) float32 and \(4, 3, 8, 8\) float32: "
                    r"TypeError"),
 }  # fmt: skip

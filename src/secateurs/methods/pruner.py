@@ -148,7 +148,7 @@ class Pruner:
 
     def _missed(self) -> str:
         """What the training loop omitted, if that kept the search from working; empty if nothing."""
-        if self.met:
+        if self.met or not self.total:
             return ""
         steps = count(self.total, "step")
         if not self.steps:
