@@ -198,6 +198,11 @@ def a_or_an(name: str) -> str:
     return f"{'an' if spelled or vowel else 'a'} {name}"
 
 
+def with_point(text: str) -> str | None:
+    """`0,5` as `0.5`, also after a name (`layer1=0,5`); None for text that is not a number with a decimal comma."""
+    return text.replace(",", ".") if re.fullmatch(r"(.*=)?0,\d+", text) else None
+
+
 def fraction(percent: str) -> str | None:
     """What to write for a percentage: `50%` as `0.5`; None for what is no percentage."""
     try:

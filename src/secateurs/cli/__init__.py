@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -36,7 +35,7 @@ from secateurs.cli.redesign import redesign
 from secateurs.cli.report import report
 from secateurs.cli.sensitivity import sensitivity
 from secateurs.cli.spelling import option, speaking
-from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError, fraction
+from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError, fraction, with_point
 from secateurs.version import __version__
 
 __all__ = ["app", "main"]
@@ -160,9 +159,7 @@ def _usage(error: CycloptsError) -> str:
     elif isinstance(error, CoercionError) and (advice := _meant(error)):
         said = advice
     elif isinstance(error, UnknownOptionError) and error.token.keyword in OF_METHODS and "--method" in flags:
-        said = (
-            f'{error.token.keyword} is no option here: settings follow the method, --method "pff preset=paper lr=0.01".'
-        )
+        said = f'{error.token.keyword} is not an option here: settings follow the method, --method "pff preset=paper lr=0.01".'
     elif isinstance(error, UnusedCliTokensError) and command in app:
         said = _unused(command, error.unused_tokens or [], error.root_input_tokens or [])
     else:
@@ -180,8 +177,8 @@ def _meant(error: CoercionError) -> str | None:
         return f"{name} {value}: write it as a fraction, {name} {number}."
     if "," not in value:
         return None
-    if re.fullmatch(r"0,\d+" if decimal else r".*=0,\d+", value):
-        return f"{name} {value}: write {name} {value.replace(',', '.')}."
+    if (point := with_point(value)) is not None and (decimal or "=" in value):
+        return f"{name} {value}: write {name} {point}."
     several = get_origin(hint) is tuple
     return f"{name} {value}: {again(name, value.split(',')) if several else 'give one value'}."
 
