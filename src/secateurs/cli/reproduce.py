@@ -56,16 +56,8 @@ def spelled(settings: words.Settings) -> str | None:
 
 def _parts(settings: words.Settings) -> words.Words:
     """The words of the command, line by line."""
-
-    method = settings["method"]
-    words.check_model(settings)
-    yield ["secateurs", "prune", settings["model"]]
-    yield from words.given(settings, "num_classes")
-    yield from words.weights(settings)
-    yield from words.task(settings.get("task"))
-    words.check_data(settings)
-    yield from words.given(settings, "data", "normalize", "batch_size", "image_size", "channels", "skip_unreadable")
-    yield from _method(method)
+    yield from words.begun("prune", settings)
+    yield from _method(settings["method"])
     yield from _budget(settings["budget"] or {})
     yield from words.given(settings, "scope", "rounds", "schedule")
     yield from words.limits(settings.get("limits") or {})

@@ -40,6 +40,18 @@ def number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
+def begun(command: str, settings: Settings) -> Words:
+    """A command with the network, its weights, the task and the data. Raises ValueError for a network or data that no command
+    can name."""
+    check_model(settings)
+    yield ["secateurs", command, settings["model"]]
+    yield from given(settings, "num_classes")
+    yield from weights(settings)
+    yield from task(settings.get("task"))
+    check_data(settings)
+    yield from given(settings, "data", "normalize", "batch_size", "image_size", "channels", "skip_unreadable")
+
+
 def weights(settings: Settings) -> Words:
     """A file of weights, but for an artifact, which has its own."""
     if settings.get("weights") and settings["model"].partition(":")[0] in FAMILIES:

@@ -29,13 +29,7 @@ def command(settings: Mapping[str, Any], cells: Sequence[Outcome]) -> str:
 
 def _parts(settings: Mapping[str, Any], cells: Sequence[Outcome]) -> words.Words:
     """Its words, line by line."""
-    words.check_model(settings)
-    yield ["secateurs", "compare", settings["model"]]
-    yield from words.given(settings, "num_classes")
-    yield from words.weights(settings)
-    yield from words.task(settings.get("task"))
-    words.check_data(settings)
-    yield from words.given(settings, "data", "normalize", "batch_size", "image_size", "channels")
+    yield from words.begun("compare", settings)
     yield from (["--method", one] for one in dict.fromkeys(cell.method for cell in cells))
     yield from (["--budget", _budget(one, cells)] for one in dict.fromkeys(cell.budget for cell in cells))
     seeds = sorted({cell.seed for cell in cells})
