@@ -58,13 +58,16 @@ class Dynamic:
     @property
     def hint(self) -> tuple[str | Setting, ...]:
         """What to try where a network cannot be exported so."""
-        size = ("If its code depends on the size of images, export without ", Setting("dynamic_size", True), ".")
-        batch = ("If its code depends on the batch size, export with ", Setting("dynamic_batch", False), ".")
-        return (
-            *(size if self.size else ()),
-            *([" "] if self.size and self.batch else []),
-            *(batch if self.batch else ()),
-        )
+        found: list[str | Setting] = []
+        if self.size:
+            found += ["If its code depends on the size of images, export without ", Setting("dynamic_size", True), "."]
+        if self.batch:
+            found += [
+                " " * bool(found) + "If its code depends on the batch size, export with ",
+                Setting("dynamic_batch", False),
+                ".",
+            ]
+        return tuple(found)
 
 
 def larger(inputs: Any) -> Any:

@@ -43,36 +43,36 @@ def number(value: Any) -> str:
 def begun(command: str, settings: Settings) -> Words:
     """A command with the network, its weights, the task and the data. Raises ValueError for a network or data that no command
     can name."""
-    check_model(settings)
+    _check_model(settings)
     yield ["secateurs", command, settings["model"]]
     yield from given(settings, "num_classes")
-    yield from weights(settings)
-    yield from task(settings.get("task"))
-    check_data(settings)
+    yield from _weights(settings)
+    yield from _task(settings.get("task"))
+    _check_data(settings)
     yield from given(settings, "data", "normalize", "batch_size", "image_size", "channels", "skip_unreadable")
 
 
-def weights(settings: Settings) -> Words:
+def _weights(settings: Settings) -> Words:
     """A file of weights, but for an artifact, which has its own."""
     if settings.get("weights") and settings["model"].partition(":")[0] in FAMILIES:
         yield ["--weights", WEIGHTS]
 
 
-def check_model(settings: Settings) -> None:
+def _check_model(settings: Settings) -> None:
     """Raise ValueError for a network that is neither a spec nor a folder."""
     name = settings["model"]
     if settings.get("module") or not (":" in name or "/" in name or Path(name).is_dir()):
         raise ValueError("the network is an object of the user's")
 
 
-def check_data(settings: Settings) -> None:
+def _check_data(settings: Settings) -> None:
     """Raise ValueError for data that is not a spec."""
     known = DataSpec(settings["data"]).settings()
     if not known.keys() <= settings.keys():
         raise ValueError("the data is an object of the user's")
 
 
-def task(record: Any) -> Words:
+def _task(record: Any) -> Words:
     """A task, and its settings that are not the default ones."""
     if record is None:
         return
