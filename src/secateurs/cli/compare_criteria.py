@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any, Literal
 
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
+from secateurs.cli.options import Count, DataOptions, Flag, Folder, ModelOptions, Seed, log
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import ArtifactError, ConfigError, PlanError, nearest, shown
 
 if TYPE_CHECKING:
     from secateurs import ChannelGraph
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 COSTLY = "oracle-10x"
 
 
