@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateurs.graph.dispatch import DispatchMode
 
 aten = torch.ops.aten
 _SUMMED = {  # where the two factors of a product are among its arguments, and the axes of them that it sums over
@@ -18,7 +19,7 @@ _SUMMED = {  # where the two factors of a product are among its arguments, and t
 _TRANSPOSED, _GROUPS = 6, 8  # arguments of a convolution
 
 
-class Reordered(TorchDispatchMode):
+class Reordered(DispatchMode):
     """Convolutions and matrix products sum over their channels in an order that is drawn: the same numbers, rounded in
     another way."""
 
