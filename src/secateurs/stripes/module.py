@@ -128,7 +128,7 @@ class StripeConv(nn.Module):
         return conv if even else nn.Sequential(pad([p for pair in reversed(pairs(self.padding)) for p in pair]), conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *in) → (N, O, *out)."""
+        """Apply the convolution: (N, C, *in) → (N, O, *out)."""
         # is_compiling is also true while exporting. PyTorch 2.6 has no is_exporting.
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return convolved(x, self.dense_weight(), self.bias, self.layout)

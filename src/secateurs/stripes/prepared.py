@@ -21,7 +21,7 @@ class Prepared:
     """
 
     def __init__(self, weight: Tensor, kept: Tensor, layout: Layout, dtype: torch.dtype) -> None:
-        """weight: (S, C). kept: (O, *kernel) bool. dtype: the dtype to compute in, under autocast not the weight's."""
+        """weight: (S, C). kept: (O, *kernel) bool. dtype: to compute in; under autocast it differs from the weight's."""
         self.of, self.layout, self.dtype = (weight, kept), layout, dtype
         self.weight = weight.detach().to(dtype)
         self.cached: dict[str, Any] = {}  # by kernel

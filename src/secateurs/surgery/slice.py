@@ -129,7 +129,7 @@ _MANY = 4096  # length of an axis from which looking for blocks pays off
 
 
 def _select(w: Tensor, axis: int, index: np.ndarray) -> Tensor:
-    """`index_select`, by whole blocks if the indices come in blocks (a channel's H·W inputs of a linear layer)."""
+    """Do an `index_select`, by whole blocks if the indices come in blocks (a channel's H·W inputs of a linear layer)."""
     if w.shape[axis] < _MANY:
         return w.index_select(axis, torch.from_numpy(index).to(w.device))
     breaks = np.flatnonzero(np.diff(index) != 1) + 1
