@@ -44,7 +44,7 @@ def tied(grouping: Grouping) -> Iterator[tuple[Array, Array, Reason]]:
 
 
 class Claims:
-    """The claims of a trace, and the groups that they allow to cut."""
+    """The claims of a trace, and the groups that they leave free to be cut."""
 
     def __init__(self, grouping: Grouping, free: Iterable[int]) -> None:
         self.grouping = grouping

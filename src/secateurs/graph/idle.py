@@ -19,9 +19,8 @@ _SHOWN = 4  # names in a sentence
 
 
 def kept_whole(runs: Runs, grouping: Grouping, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    """Return the groups, and mark those as not prunable that a part of the network that no run used may read. A group is marked
-    if the training path stopped before that part, and no other prunable group has the number of channels that the part reads.
-    """
+    """Return the groups. A group becomes not prunable if a part of the network that no run used may read it: the training path
+    stopped before that part, and no other prunable group has the number of channels that the part reads."""
     found = list(groups)
     for head in () if runs.training.failure is None else _heads(runs):
         fitting = [g for g in _fitting(runs, grouping, head) if groups[g].prunable]

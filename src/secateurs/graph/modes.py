@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Context in which the model is in eval mode. Afterward each of its modules is in its old mode, even after an exception."""
+    """Context in which the model is in eval mode. Each module then returns to its previous mode, even after an exception."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield model.eval()

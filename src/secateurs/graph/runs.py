@@ -176,8 +176,8 @@ class Runs:
         return tuple(n for n in self.params if n not in used and max(self.shapes[n], default=1) > 1)
 
     def _standins(self, cut: Mapping[str, Tensor], meta: bool) -> tuple[dict[int, str], dict[int, Tensor]]:
-        """Return what replaces the parameters and buffers in a run: its names by id, and the tensors by the id of the
-        original. They are copies, since a forward may write to any of them."""
+        """Return the tensors that replace the parameters and buffers in a run: their names by id, and they themselves by the id
+        of the original. They are copies, since a forward may write to any of them."""
         standins = {
             n: cut[n] if n in cut else p.to("meta") if meta else copied_tensor(p) for n, p in self.named.items()
         }

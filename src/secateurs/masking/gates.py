@@ -40,7 +40,7 @@ class Gates:
     EMA) uses the same gates as the model, until they are detached.
 
     A weight that is computed (by a parametrization, weight norm, or the model's own code) is gated where it meets the
-    activations, since gating its parameters would give another result. Under torch.compile this raises ConfigError.
+    activations, since gating its parameters would give another result. Such a weight raises ConfigError under torch.compile.
 
     Per-sample gates apply to consumers that are called as modules, not to weights that code reads directly. Recomputation of
     activations in the backward pass (torch.utils.checkpoint) supports per-sample gates, but not per-batch gates.

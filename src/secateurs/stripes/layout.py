@@ -58,8 +58,8 @@ class Layout:
 def dense(kept: Tensor, weight: Tensor) -> Tensor:
     """Return the weight of the equivalent dense convolution: (S, C) → (O, C, *kernel), differentiable.
 
-    The ops in it have shapes that do not depend on values, forward and backward. So they do not synchronize with a GPU, and a
-    training step can be captured.
+    No shape in it depends on values, in the forward or the backward pass. So it does not synchronize with a GPU, and a training
+    step can be captured.
     """
     row = (kept.flatten().cumsum(0) - 1).clamp_min(0)  # (O · positions,): where a stripe is missing, any row
     rows = torch.cat([weight, weight.new_zeros(1, weight.shape[1])])  # so that there is at least one row

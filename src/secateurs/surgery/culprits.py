@@ -43,8 +43,8 @@ def culprits(graph: PrunableGraph, plan: Plan, fails: Callable[[Plan], bool]) ->
 
 
 def blamed(groups: list[str], fails: Callable[[list[str]], bool]) -> str | None:
-    """Return 'group a' or 'groups a, b', the groups that fail on their own. All must fail together. None if the failure needs
-    several of them."""
+    """Return 'group a' or 'groups a, b', the groups that fail on their own. All groups together must fail. None if the failure
+    needs several of them."""
     trials = 0
     found: list[list[str]] = []
 

@@ -286,7 +286,7 @@ def gather_(t: Context, x: Tensor, dim: int, index: Tensor, **_: Any) -> Labels:
 
 @rule(aten.select, aten.unbind, aten.index, aten.index_select, aten.embedding)
 def pick(t: Context, x: Tensor, *args: Any, **_: Any) -> Any:
-    """Pick elements by position. On an axis of channels, the position is a constant in the user's code: they are frozen."""
+    """Pick elements by position. On an axis of channels, the position is a constant in the code, so the channels are frozen."""
     if t.op.overloadpacket in (aten.select, aten.unbind):
         dim = (args[0] if args else 0) % x.ndim
         one = _without(t, x, {dim})
