@@ -31,24 +31,24 @@ NAMES = frozenset({
 
 
 def rewritten(module: nn.Module | None) -> bool:
-    """Whether a constant in a module of this kind follows a cut: its groups, or its normalized shape."""
+    """Whether a cut rewrites the constants in a module of this kind: its groups, or its normalized shape."""
     return isinstance(module, _ConvNd | nn.Linear | _NormBase | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
 
 
 def leaves(module: nn.Module) -> tuple[str, ...]:
-    """The names of the tensors whose shapes a module's attributes repeat. Empty for modules that are not PyTorch's."""
+    """Return the names of the tensors whose shapes a module's attributes repeat. Empty for modules that are not PyTorch's."""
     return next((names for kinds, names in _LEAVES if isinstance(module, kinds)), ())
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Those tensors that exist, as the module holds them: a parameter, a buffer, or what a hook computed from others."""
+    """Return those tensors of `leaves` that exist, as the module holds them: a parameter, a buffer, or what a hook computed."""
     places: Iterable[Mapping[str, Any]] = (module._parameters, module._buffers, module.__dict__)
     found = {leaf: next((p[leaf] for p in places if leaf in p), None) for leaf in leaves(module)}
     return {leaf: x for leaf, x in found.items() if isinstance(x, Tensor)}
 
 
 def parametrized(module: nn.Module) -> list[str]:
-    """The names of those tensors that a parametrization computes when they are read."""
+    """Return the names of those tensors of `leaves` that a parametrization computes when they are read."""
     found = module._modules.get("parametrizations")
     return [] if found is None else [leaf for leaf in leaves(module) if leaf in found._modules]
 
@@ -61,8 +61,8 @@ def weightless(module: nn.Module) -> bool:
 
 
 def weight_axes(module: nn.Module, shape: Shape, labeled: Container[int]) -> tuple[int, ...]:
-    """For a `weightless` module that gets a tensor of this shape, with channels on the `labeled` axes: the axes that a weight
-    of it would have. Empty if none fits its attributes."""
+    """Return the axes of its input that a `weightless` module would have a weight for. Empty if none fits its attributes.
+    shape: of the input. labeled: the axes of the input that carry channels."""
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return tuple(range(len(shape) - len(module.normalized_shape), len(shape)))
     size = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
@@ -70,7 +70,7 @@ def weight_axes(module: nn.Module, shape: Shape, labeled: Container[int]) -> tup
 
 
 def figures(module: nn.Module, old: Shapes, new: Shapes) -> dict[str, Any]:
-    """`{attribute: value}` of a module whose tensors (see `leaves`) change shape from `old` to `new`."""
+    """Return `{attribute: value}` of a module whose tensors (see `leaves`) change shape from `old` to `new`."""
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return _recurrent(module, new)
     leaf = next((leaf for leaf in leaves(module) if leaf in new), None)
@@ -78,8 +78,9 @@ def figures(module: nn.Module, old: Shapes, new: Shapes) -> dict[str, Any]:
 
 
 def values(modules: Mapping[str, nn.Module], old: Shapes, new: Shapes) -> dict[tuple[str, str], Any]:
-    """`{(module, attribute): value}` where tensors change shape from `old` to `new`, by name; also of what stays as it is. Only
-    what can be told without a run: not for weights of another shape than the tensors that they are computed from."""
+    """Return `{(module, attribute): value}` for tensors that change shape from `old` to `new`, by name. Values that do not
+    change are included. Only values that are known without a run: a weight that is computed from tensors of another shape has
+    none."""
     first = {id(x.tensor): x.name for x in held(modules)}
     found: dict[tuple[str, str], Any] = {}
     for path, module in modules.items():
@@ -92,7 +93,7 @@ def values(modules: Mapping[str, nn.Module], old: Shapes, new: Shapes) -> dict[t
 
 
 def _stored(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters or buffers that those tensors (see `leaves`) are, or are computed from channel by channel."""
+    """Return the parameters or buffers that the tensors of `leaves` are, or are computed from channel by channel."""
     places: list[tuple[str, Mapping[str, Any]]] = [("", module._parameters), ("", module._buffers)]
     places += [("_orig", module._parameters), ("_v", module._parameters)]  # masks, spectral norm, weight norm
     found = {leaf: next((p[leaf + end] for end, p in places if leaf + end in p), None) for leaf in leaves(module)}
@@ -140,8 +141,8 @@ def _recurrent(module: nn.Module, new: Shapes) -> dict[str, Any]:
 
 
 def disagreements(model: nn.Module) -> list[str]:
-    """Where an attribute of one of PyTorch's modules disagrees with the shape of its tensor: `conv1.in_channels is 16, weight
-    has shape (16, 8, 3, 3)`."""
+    """List where an attribute of a PyTorch module disagrees with the shape of its tensor: `conv1.in_channels is 16, weight has
+    shape (16, 8, 3, 3)`."""
     found = []
     for path, module in model.named_modules():
         held = own_tensors(module) | {leaf: getattr(module, leaf) for leaf in parametrized(module)}

@@ -1,4 +1,4 @@
-"""The calls of PyTorch's functions in the user's code: sizes as written, widths that are asked for, and the record of them."""
+"""Record the calls of PyTorch functions in the user's code, with their sizes as written and the widths that the code reads."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from secateurs.graph.tape import Array, Called
 from secateurs.graph.tracer import Tracer
 from secateurs.graph.widths import Traced
 
-Follow = Callable[[Called, list[Array]], None]  # is told of each call, and the labels of its operands
+Follow = Callable[[Called, list[Array]], None]  # receives each call, and the labels of its operands
 
-# Calls that compute nothing, whether and how often they are made: of the same values in the same places.
+# Calls that change no values. Whether and how often they are made does not matter.
 _SILENT = frozenset({
     "__set__", "_set_grad_enabled", "clone", "contiguous", "cpu", "cuda", "data_ptr", "detach", "device", "dim", "double",
     "element_size", "float", "get_device", "half", "is_complex", "is_contiguous", "is_floating_point", "requires_grad_",
@@ -32,8 +32,8 @@ _LOOKS = frozenset(
 
 
 class Calls(TorchFunctionMode):
-    """Sees each call with its arguments as the user wrote them: `flatten(1)` or `view(n, -1)` show that a size is computed,
-    which the resulting op no longer shows."""
+    """A mode that sees each call with its arguments as the user wrote them. `flatten(1)` or `view(n, -1)` shows that a size is
+    computed; the resulting op does not."""
 
     def __init__(self, tracer: Tracer, follow: Follow | None = None) -> None:
         super().__init__()
@@ -89,8 +89,8 @@ class Calls(TorchFunctionMode):
         return out
 
     def _overwritten(self, func: Any, target: Tensor, value: Any = None) -> None:
-        """A forward that overwrites a weight with what it computes from others: what a cut or a mask made of the weight does
-        not last. A weight that is only scaled or normalized is still itself."""
+        """Freeze the channels of a weight that the forward overwrites with a value computed from others, which undoes a cut or
+        a mask of the weight. A weight that is only scaled or normalized keeps its channels."""
         t = self.tracer
         if (
             getattr(func, "__self__", Tensor.data) is not Tensor.data
@@ -107,7 +107,8 @@ class Calls(TorchFunctionMode):
 
 
 def operands(t: Context, args: Any, kwargs: Any) -> list[Array]:
-    """The labels that a call works on: those of activations or, if they have none, of weights; and those of widths."""
+    """Return the labels that a call works on: those of its activations or, if they have none, of its weights; and those that
+    its widths count."""
     live: list[Array] = []
     weights: list[Array] = []
     for x in sizes.among((args, kwargs), Tensor):
@@ -117,7 +118,7 @@ def operands(t: Context, args: Any, kwargs: Any) -> list[Array]:
 
 
 def _shaped_like(t: Context, name: str, x: Tensor, other: Tensor) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
-    """`x.view_as(other)` as `x.view(other.shape)`, which is the same, and shows what its sizes count."""
+    """Rewrite `x.view_as(other)` as the equivalent `x.view(other.shape)`, which shows what its sizes count."""
     plainly = _LIKE[name]
     return plainly.__name__, plainly, (x, t.size(other, asked=False)), {}
 
@@ -135,7 +136,7 @@ def _numel(t: Context, func: Any, x: Tensor) -> Any:
 
 
 def _escaping(t: Context, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`len` and strides are plain numbers."""
+    """Note that `len` and strides use widths as plain numbers."""
     shape = t.size(x)
     for n in shape[:1] if func is Tensor.__len__ else shape:
         if isinstance(n, Traced):

@@ -31,15 +31,15 @@ class Clock(Protocol):
     """A latency model of a network."""
 
     def __call__(self, widths: Array, stripes: Mapping[str, int] | None = None) -> float:
-        """Seconds of one forward pass at these widths, (groups,), with these numbers of stripes left in these kernels."""
+        """Return the seconds of one forward pass at these widths, (groups,). stripes: kernel → number of stripes left in it."""
 
     @property
     def steps(self) -> Array:
-        """(groups,) the widths that are fast on the hardware are multiples of these."""
+        """The step of each group's width, (groups,): its multiples are fast on the hardware."""
 
     @property
     def doubt(self) -> str:
-        """Why the model is not to be relied on, as a part of a sentence; empty if it is."""
+        """Why the model is not reliable, as part of a sentence; empty if it is."""
 
 
 def has_stripes(module: Any) -> bool:
@@ -61,22 +61,23 @@ class Slot:
 
     @property
     def module(self) -> str:
-        """The module that owns the parameter, or the parameter itself where the model holds it directly."""
+        """The module that owns the parameter, or the parameter itself if the model holds it directly."""
         return self.owners[0]
 
     def taken(self, w: Tensor) -> Tensor:
-        """The values of a tensor of the parameter's shape by channel: (size, values per channel). A view if possible."""
+        """Return the values of a tensor of the parameter's shape by channel: (size, values per channel). A view if possible."""
         if not _whole(self.index, w.shape[self.axis]):
             w = w.index_select(self.axis, torch.from_numpy(self.index).to(w.device).reshape(-1))
         return w.movedim(self.axis, 0).reshape(len(self.index), -1)
 
     def rows(self, model: nn.Module) -> Tensor:
-        """The parameter's values by channel, detached: (size, values per channel). A view if possible."""
+        """Return the parameter's values by channel, detached: (size, values per channel). A view if possible."""
         return self.taken(parameter(model, self.param).detach())
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """All modules that own the parameter: several if it is shared. A parametrization's belongs to the module under it."""
+        """All modules that own the parameter, several if it is shared. A parametrization's parameters belong to the module that
+        it parametrizes."""
         holders = self.holders or (self.param.rpartition(".")[0],)
         return tuple(dict.fromkeys(_parametrized(path) or self.param for path in holders))
 
@@ -106,7 +107,7 @@ class ChannelGroup:
 
     @cached_property
     def coupled(self) -> int:
-        """How many channels of one layer form one channel: in a grouped convolution, for example, the k-th of each group."""
+        """How many channels of one layer form one channel: for example, in a grouped convolution, the k-th of each group."""
         return max((s.index.shape[1] for s in self.slots if s.produces), default=1)
 
     @cached_property
@@ -120,8 +121,8 @@ class ChannelGroup:
         return tuple(dict.fromkeys(owner for s in self.slots if s.consumes for owner in s.owners))
 
     def weights(self, model: nn.Module, bias: bool = False) -> list[Tensor]:
-        """For each layer that produces these channels, its weights by channel: (size, weights per channel). Views if
-        possible. With `bias`, followed by the layer's bias as a separate (size, 1)."""
+        """Return the weights of each layer that produces these channels, by channel: (size, weights per channel). Views if
+        possible. With `bias`, the layer's bias follows as a separate (size, 1)."""
         found = []
         for slot in self.slots:
             if slot.produces:
@@ -131,7 +132,7 @@ class ChannelGroup:
         return found
 
     def filters(self, model: nn.Module, bias: bool = True) -> Tensor:
-        """All weights that produce each channel, as one data point: (size, weights per channel), float32.
+        """Return all weights that produce each channel, as one data point: (size, weights per channel), float32.
 
         A channel with several coupled producers is one row of all its filters; with `bias`, a producing
         layer's bias is appended to its weights (EPruner, sec. III-A).
@@ -145,12 +146,12 @@ def _names(layers: Sequence[str], most: int = 3) -> str:
 
 
 def _parametrized(path: str) -> str:
-    """The module whose parametrization this module is a part of, or the module itself."""
+    """Return the module whose parametrization this module is a part of, or the module itself."""
     return "" if path.startswith("parametrizations.") else path.partition(".parametrizations.")[0]
 
 
 def parameter(model: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its full name."""
+    """Return a parameter or buffer by its full name."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     found = module._parameters.get(leaf)
@@ -182,7 +183,7 @@ class ChannelGraph:
         self.groups = tuple(groups)
         self.shapes = dict(shapes)  # of all parameters and buffers used in the trace
         self.random = tuple(dict.fromkeys(random))  # lines of code that drew random numbers in eval mode
-        self.warnings = tuple(warnings)  # what was not followed, in sentences
+        self.warnings = tuple(warnings)  # sentences about what was not followed
         self._modules = modules
         self._owners, self._count = owners, count
         self._make_cost, self._make_flow = cost_model, flow  # built lazily
@@ -191,19 +192,19 @@ class ChannelGraph:
         self.clock: Clock | None = None
 
     def timed(self: G, clock: Clock | None) -> G:
-        """The same graph with a latency model, by which its costs have a latency; with None, without one."""
+        """Return a copy of the graph with this latency model, which gives its costs a latency. None: without one."""
         made = copy.copy(self)
         made.clock = clock
         return made
 
     def __getitem__(self, name: str) -> ChannelGroup:
-        """The group with this name, or the only group that a layer of this name produces. Raises PlanError with similar names
-        if there is none, and with the names of the groups if the layer produces several."""
+        """Return the group with this name, or the only group that a layer of this name produces. Raises PlanError with similar
+        names if there is none, and with the names of the groups if the layer produces several."""
         return self.groups[self.index(name)]
 
     @cached_property
     def flow(self) -> Flow:
-        """What follows what in the network: its ops in execution order, and the values that they pass on."""
+        """The data flow of the network: its ops in execution order, and the values that they pass on."""
         return self._make_flow()
 
     @cached_property
@@ -215,7 +216,7 @@ class ChannelGraph:
         return f"ChannelGraph({len(self.groups)} groups, {prunable} prunable, {self.cost().macs:,} MACs)"
 
     def _repr_html_(self) -> str:
-        """The groups in a notebook: what can be cut, and why the rest cannot."""
+        """Show the groups in a notebook: what can be cut, and why the rest cannot."""
         rows = [
             (
                 g.name,
@@ -233,7 +234,7 @@ class ChannelGraph:
         return html_table(heads, rows, caption=repr(self), right=(1,))
 
     def index(self, name: str) -> int:
-        """Position of a group in `groups` and in width vectors. name: the group's, or that of a layer that produces it."""
+        """Return the position of a group in `groups` and in width vectors. name: of the group, or of a layer producing it."""
         found = self._at.get(name)
         if found is not None:
             return found
@@ -246,17 +247,17 @@ class ChannelGraph:
         return self._at[names[0]]
 
     def _first_name(self, name: str) -> str | None:
-        """A module's first name, if it has several."""
+        """Return a module's first name, if it has several."""
         model = self._modules.get("")
         module = dict(model.named_modules(remove_duplicate=False)).get(name) if model is not None else None
         return next((path for path, m in self._modules.items() if m is module), None)
 
     def cost(self, widths: Mapping[str, int] | Array | None = None, stripes: Mapping[str, int] | None = None) -> Cost:
-        """MACs and parameters at these widths, from the graph only: `{group name: channels}` (groups left out stay
-        whole), or a vector with one width per group, which is not checked. Takes microseconds. A group may also be given by a
-        layer that produces it.
+        """Return the MACs and parameters at these widths, from the graph alone. This takes microseconds.
 
-        stripes: for a convolution's weight (see `kernels`) the total number of stripes left in its filters.
+        widths: `{group name: channels}`, or a vector with one width per group, which is not checked. Groups that are left out
+            stay whole. A group may also be named by a layer that produces it.
+        stripes: `{weight of a convolution: total number of stripes left in its filters}`, see `kernels`.
         """
         if unknown := (stripes or {}).keys() - self.kernels.keys():
             name = min(unknown)
@@ -303,13 +304,13 @@ class ChannelGraph:
         return found
 
     def rewrites(self, copies: Mapping[str, Array]) -> dict[tuple[str, str], Any]:
-        """The attributes of modules that change, `{(module, attribute): value}`, with so many copies of each channel of these
-        groups: 0 if it is cut."""
+        """Return the module attributes that change, `{(module, attribute): value}`. copies: for each group, the number of
+        copies of each channel, 0 if it is cut."""
         return {} if self._owners is None else self._owners.rewrites(self._count(self._by_index(copies)))
 
     def stale(self, kept: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-        """Sentences: which numbers that modules keep of their own are not rewritten although they may count what is cut, if
-        these channels of these groups are kept."""
+        """Return sentences about numbers that modules keep and that are not rewritten, although they may count channels that
+        are cut. kept: the kept channels of each group."""
         copies = {name: np.zeros(self[name].size, dtype=np.int64) for name in kept}
         for name, index in kept.items():
             copies[name][list(index)] = 1

@@ -22,8 +22,8 @@ NOT_TRIED = "not tried: too much of the code depends on the number of channels"
 
 @dataclass(frozen=True)
 class Broken:
-    """The groups that cannot be cut, by what the code says and by trials of cut networks; those of which two channels must
-    stay; and why."""
+    """The groups that cannot be cut, because of what the code says or because a trial of a cut network failed; the groups that
+    need two channels; and why."""
 
     said: dict[int, Reason]
     tried: dict[int, Reason]
@@ -38,9 +38,9 @@ class Check:
         self.trials = 0
 
     def broken(self, grouping: Grouping) -> Broken:
-        """These groups and why.
+        """Find the groups that cannot be cut, and why.
 
-        Without widths in the code, or values that it reads, nothing is tried: the labels are then sufficient.
+        If the code reads no widths and no values, nothing is tried: the labels are then sufficient.
         """
         claims = Claims(grouping, [g for g in range(grouping.groups) if self._may_be_cut(grouping, g)])
         claims.settle()
@@ -64,8 +64,8 @@ class Check:
 
 
 class Trials:
-    """Trials of cut networks, each without the groups that an earlier one failed for. Of a group that fails with a single
-    channel, two are tried next."""
+    """Trials of cut networks, each without the groups that an earlier trial failed for. If a group fails with a single channel,
+    two channels are tried next."""
 
     def __init__(self, check: Check, grouping: Grouping, claims: Claims, groups: Iterable[int]) -> None:
         self.check, self.grouping, self.claims = check, grouping, claims
@@ -77,7 +77,7 @@ class Trials:
         for alone in _halves(self._rest):  # each group has a single channel once, while others have several
             self._hold(partial(_alone, alone, grouping.sizes))
         self._flip()
-        for n in (2, 3, int(grouping.sizes.max())) if self._pairs() else ():  # what failed with one channel, any more?
+        for n in (2, 3, int(grouping.sizes.max())) if self._pairs() else ():  # do these pass with more channels?
             self._hold(partial(_constant, n), self._pairs)
         self._clear()
 
@@ -87,7 +87,7 @@ class Trials:
     def _hold(
         self, width: Callable[[int, np.random.Generator], float], which: Callable[[], set[int]] | None = None
     ) -> None:
-        """Cut these groups, or all, to such widths, until a network holds."""
+        """Cut these groups, or all, to the widths that `width` returns, until a network passes."""
         draw = np.random.default_rng(len(self._rest))
         while groups := sorted(self._rest if which is None else which()):
             widths = {g: int(width(g, draw)) for g in groups}
@@ -113,8 +113,8 @@ class Trials:
             self._fail({g}, Reason(Kind.CODE, NOT_TRIED))
 
     def _flipped(self, flips: list[Widths]) -> bool:
-        """Try these together, and if that fails, half of them at a time: of several conditions that are flipped, it cannot be
-        told which one is to blame. Returns whether it failed."""
+        """Try these flips together and, if that fails, half of them at a time: a failure does not show which of several flipped
+        conditions is to blame. Returns whether it failed."""
         flips = [w for w in flips if w.keys() <= self._rest]
         cut = {g: n for widths in flips for g, n in widths.items()}
         failure = self._try(cut) if cut else None
@@ -131,7 +131,7 @@ class Trials:
         return True
 
     def _try(self, widths: Widths) -> Failure | None:
-        """What is wrong with a network that is cut to these widths, if anything."""
+        """Run a network that is cut to these widths. Returns what is wrong with it, if anything."""
         if self.check.trials >= MOST:
             return Failure(frozenset(self._rest), Reason(Kind.CODE, NOT_TRIED))
         self.check.trials += 1
@@ -144,7 +144,7 @@ class Trials:
         return self._searched(widths, failure)
 
     def _searched(self, widths: Widths, failure: Failure) -> Failure:
-        """The same, with the groups that it is due to, found by bisection."""
+        """Find the groups that cause a failure, by bisection."""
         half = len(widths) // 2
         names = list(widths)
         for part in (names[:half], names[half:]) if half else ():
@@ -160,7 +160,7 @@ class Trials:
         if line:
             key = line, bool(single)
             self._lines[key] = self._lines.get(key, 0) + 1
-            if self._lines[key] == _ALIKE:  # it is likely to fail wherever it runs
+            if self._lines[key] == _ALIKE:  # the line is likely to fail wherever it runs
                 (single if single else groups).update(self._at(line))
         if self.claims.pair(single, line):
             return
@@ -173,7 +173,7 @@ class Trials:
             self._rest.discard(g)
 
     def _at(self, line: str) -> set[int]:
-        """The groups whose widths a line of code handles."""
+        """Return the groups whose widths a line of code handles."""
         tape, found = self.grouping.tape, set[int]()
         for seen in (*tape.reads, *tape.hidden, *tape.escapes, *tape.conditions):
             if seen.where == line:
@@ -184,7 +184,7 @@ class Trials:
         return found & self._rest
 
     def _clear(self) -> None:
-        """Of several groups that were blamed for one failure, those that it is not due to."""
+        """Clear groups that were blamed for one failure together with others, but do not cause it."""
         several = [groups for groups in self._together if 1 < len(groups) <= FEW + 1]
         if not several or len(self._together) > _FLIPS:
             return
@@ -198,7 +198,7 @@ class Trials:
 
 
 def _halves(groups: Iterable[int]) -> list[frozenset[int]]:
-    """The groups in two parts, drawn at random; one part if there is one group."""
+    """Split the groups into two random parts; one part if there is one group."""
     drawn = np.random.default_rng(0).permutation(sorted(groups)).tolist()
     return [half for half in (frozenset(drawn[::2]), frozenset(drawn[1::2])) if half]
 

@@ -1,4 +1,4 @@
-"""What the sizes in the user's code say about cuts: claims are evaluated at other widths, without a run."""
+"""Evaluate what the sizes in the user's code say about cuts: claims are checked at other widths, without a run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _ROWS = 12  # random widths to evaluate claims at
 
 
 def tied(grouping: Grouping) -> Iterator[tuple[Array, Array, Reason]]:
-    """Channels that the code gives the same number of, by the size of the ones in a call for the others, though nothing else
-    couples them: `z.view(n, y.shape[1], h, w)`. One channel for each pair of them keeps the sizes equal at any widths."""
+    """Yield pairs of channels that only a size in the code ties together: `z.view(n, y.shape[1], h, w)` gives z as many
+    channels as y. If the k-th channels of both are one channel, the sizes stay equal at any widths."""
     escaped = frozenset().union(*(grouping.groups_of(seen.expression) for seen in grouping.tape.escapes))
     for claim in grouping.tape.claims:
         leaf = claim.size.leaf if isinstance(claim.size, Expression) else None
@@ -39,19 +39,19 @@ def tied(grouping: Grouping) -> Iterator[tuple[Array, Array, Reason]]:
         if any((grouping.classes.frozen[each] >= 0).any() for each in (labels, claim.counts)):
             continue
         one, other = grouping.groups_at(labels), grouping.groups_at(claim.counts)
-        if one and other and not one & other and not one | other <= escaped:  # a cache may have returned that of others
+        if one and other and not one & other and not one | other <= escaped:  # a cache may have returned another size
             yield labels, claim.counts, Reason(Kind.CODE, COMPUTED, claim.where)
 
 
 class Claims:
-    """The claims of a trace, and what they leave to be cut."""
+    """The claims of a trace, and the groups that they leave free to be cut."""
 
     def __init__(self, grouping: Grouping, free: Iterable[int]) -> None:
         self.grouping = grouping
-        self.free = set(free)  # groups that nothing keeps so far
+        self.free = set(free)  # groups that nothing keeps whole so far
         self.refuted: dict[int, Reason] = {}
-        self.pairs: dict[int, Reason] = {}  # groups of which two channels must stay, and why
-        self.doubted: set[int] = set()  # groups whose sizes may be constants or not
+        self.pairs: dict[int, Reason] = {}  # groups that need two channels, and why
+        self.doubted: set[int] = set()  # groups whose sizes may or may not be constants
         self._rows: list[dict[int, int]] = []
 
     def settle(self) -> None:
@@ -63,7 +63,7 @@ class Claims:
             if isinstance(claim.size, Expression) or isinstance(claim.counts, int):
                 continue
             groups = self.grouping.groups_at(claim.counts) & self.free
-            if claim.size is None or groups & (escaped | hidden):  # it may have been computed from them, out of sight
+            if claim.size is None or groups & (escaped | hidden):  # it may have been computed from them unseen
                 self.doubted |= groups
             else:
                 self._refute(groups, claim.reason, claim.where)
@@ -88,7 +88,7 @@ class Claims:
             changed = len(self.refuted) + len(self.pairs) > before
 
     def flips(self) -> Iterator[tuple[Seen, Widths]]:
-        """The conditions with another outcome at some width, and the first and the last such widths."""
+        """Yield the conditions that have another outcome at some width, with the first and the last such widths."""
         known: set[object] = set()
         for seen in self.grouping.tape.conditions:
             groups = sorted(self.grouping.groups_of(seen.expression) & self.free)
@@ -101,11 +101,11 @@ class Claims:
                 yield seen, {g: widths[g] for g in groups if g in widths}
 
     def least(self, g: int) -> int:
-        """The number of channels of a group that must stay."""
+        """Return the number of channels of a group that must stay."""
         return 2 if g in self.pairs else 1
 
     def pair(self, groups: Iterable[int], where: str) -> set[int]:
-        """Have two channels of these groups stay, because of this line: those where it may help."""
+        """Require two channels of these groups, because of this line of code. Returns the groups for which this may help."""
         found = {g for g in groups if g not in self.pairs and self.grouping.sizes[g] > 2}
         self.pairs |= dict.fromkeys(found, Reason(Kind.CODE, ALONE, where))
         return found
@@ -113,7 +113,7 @@ class Claims:
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def _settle(self, groups: Iterable[int], reason: str, where: str, holds: Callable[[], bool]) -> None:
-        """Refute groups, or only their single channels, if what the code says holds for two and more."""
+        """Refute groups, or only single channels of them if what the code says holds for two or more."""
         paired = self.pair(groups, where)
         if paired:
             self._draw()
@@ -131,7 +131,7 @@ class Claims:
                 self.free.discard(g)
 
     def _draw(self) -> None:
-        """Widths to evaluate at: random ones, one channel less, and a single channel."""
+        """Draw the widths to evaluate at: random ones, one channel less, and the fewest channels."""
         sizes, draw = self.grouping.sizes, np.random.default_rng(0)
         free = sorted(self.free)
         least = np.array([self.least(g) for g in free], dtype=np.int64)
@@ -140,7 +140,7 @@ class Claims:
         self._rows = [dict(zip(free, np.maximum(row, least).tolist(), strict=True)) for row in rows]
 
     def _holds(self, claim: Claim) -> bool:
-        """Whether a size that is computed from widths equals what it counts at all of them."""
+        """Whether a size that is computed from widths equals what it counts, at all widths that were drawn."""
         counts = claim.counts
         for widths in self._rows:
             n = self._value(claim.size, widths)
@@ -153,7 +153,7 @@ class Claims:
         return not self._moving(expression)
 
     def _moving(self, expression: Expression) -> frozenset[int]:
-        """The free groups whose width changes a number."""
+        """Return the free groups whose width changes a number."""
         groups = self.grouping.groups_of(expression) & self.free
         if len({repr(self._value(expression, widths)) for widths in self._rows}) <= 1:
             return frozenset()
@@ -161,7 +161,7 @@ class Claims:
         return frozenset(alone) or groups
 
     def _value(self, expression: Any, widths: Widths) -> object:
-        """The number at these widths by group, the others whole."""
+        """Evaluate an expression at these widths by group, with the other groups whole."""
         try:
             return expression.value(lambda leaf: self._count(leaf, widths))
         except (ArithmeticError, ValueError) as error:
@@ -175,14 +175,14 @@ class Claims:
         return constant + round(sum(m * widths.get(g, int(self.grouping.sizes[g])) for g, m in multiples.items()))
 
     def _sweep(self, groups: Sequence[int]) -> Iterator[Widths]:
-        """Every width of one group; of several, every width of each alone, and random ones together."""
+        """Yield every width of each group alone and, if there are several groups, random widths of all together."""
         for g in groups:
             yield from ({g: n} for n in range(int(self.grouping.sizes[g]) - 1, self.least(g) - 1, -1))
         if len(groups) > 1:
             yield from self._rows
 
     def _spelled(self, expression: Expression) -> object:
-        """A key that equal expressions of the same widths share."""
+        """Return a key that equal expressions of the same widths share."""
         if expression.leaf is not None:
             labels = self.grouping.leaf(expression.leaf)
             if isinstance(labels, int):

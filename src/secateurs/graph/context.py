@@ -45,20 +45,20 @@ class Context:
         self.op: Any = None  # the op that a rule is called for
         self.out: Any = None  # and its output
         self.call = NO_CALL  # the call in the user's code that it came from
-        self.reads_sizes = False  # whether that call has the sizes that the op depends on, and they are read from it
-        self.counting = True  # not in training mode, where only shapes have to fit
+        self.reads_sizes = False  # whether the sizes that the op depends on are read from that call
+        self.counting = True  # False in training mode, where only shapes have to fit
         self._names, self._modules, self._choices, self._known = params, modules, choices, known
         self._depthwise = set() if depthwise is None else depthwise  # see `was_depthwise`
         self._params: dict[int, Labels] = {}
         self._visits: dict[tuple[str, str], int] = {}
         self._paths = {id(m): path for path, m in modules.items()}
-        # By id, tensors that depended on parameters only until the code wrote to them, or to a view of them, what depends on
-        # the model's input. Kept, so that no id is reused.
+        # By id: tensors that depended only on parameters until the code wrote a value that depends on the model's input to them
+        # or to a view of them. They are kept so that no id is reused.
         self._filled: dict[int, Tensor] = {}
         self._fillers: list[Array] = []  # labels that stand for others, see `fill`
 
     def _look(self, x: Tensor) -> tuple[Labels, bool]:
-        """Labels of a tensor, and whether it depends on the model's input."""
+        """Return the labels of a tensor, and whether it depends on the model's input."""
         key = id(x)
         if key in self._names:
             own = self._params.get(key)
@@ -68,13 +68,13 @@ class Context:
         return labels, live or bool(self._filled and (key in self._filled or id(x._base) in self._filled))
 
     def write(self, x: Tensor) -> None:
-        """The code wrote to x what depends on the model's input: so do x, and all views of the same tensor, from now on."""
+        """Note that the code wrote a value that depends on the model's input to x. So x and its views depend on it, too."""
         for one in (x, x._base):
             if one is not None and not self.is_live(one):
                 self._filled[id(one)] = one
 
     def _register(self, x: Tensor) -> Labels:
-        """New labels for a parameter at its first use."""
+        """Create labels for a parameter at its first use."""
         name = self._names[id(x)]
         own: Labels = {}
         for axis, n in enumerate(x.shape):
@@ -89,7 +89,7 @@ class Context:
         return own
 
     def again(self, names: Mapping[int, str]) -> None:
-        """The model runs again, in training, with these tensors for its parameters and buffers, which keep their labels."""
+        """Prepare for another run, in training mode, with these tensors as parameters and buffers. They keep their labels."""
         known = {self._names[key]: own for key, own in self._params.items()}
         self._names, self._params = names, {key: known[n] for key, n in names.items() if n in known}
         self._visits, self._filled = {}, {}
@@ -107,11 +107,11 @@ class Context:
         return self._known is not None
 
     def labels(self, x: Tensor) -> Labels:
-        """`{axis: labels}` for the axes of x that carry channels."""
+        """Return `{axis: labels}` for the axes of x that carry channels."""
         return self._look(x)[0]
 
     def axis(self, x: Tensor, axis: int) -> Array:
-        """One label per index of this axis; zeros if it carries no channels."""
+        """Return one label per index of this axis; zeros if it carries no channels."""
         found = self._look(x)[0].get(axis)
         return found if found is not None else self.zeros(x.shape[axis])
 
@@ -124,8 +124,8 @@ class Context:
         return np.tile(labels, times)
 
     def was_depthwise(self, w: Tensor, now: bool) -> bool:
-        """Whether the convolution with this weight is a depthwise one, or was before a cut, which may leave one group or one
-        channel per group. now: whether it looks like one; a computed weight has no other sign."""
+        """Whether the convolution with this weight is depthwise, or was before a cut, which may leave one group or one channel
+        per group. now: whether it looks depthwise now, which decides for a computed weight."""
         name = self._names.get(id(w))
         if name is None:
             return now
@@ -142,19 +142,19 @@ class Context:
         return bool(labels) and not live
 
     def width(self, x: Tensor, axis: int) -> int | Array:
-        """The size of an axis, as a factor for `cost`: its labels if it can shrink."""
+        """Return the size of an axis as a factor for `cost`: its labels if it can shrink."""
         found = self._look(x)[0].get(axis)
         return found if found is not None else x.shape[axis]
 
     def unify(self, *operands: Array | Tensor | None) -> None:
-        """The i-th channels of all operands (labels, or parameters of shape (C,)) are one channel."""
+        """Declare that the i-th channels of all operands (labels, or parameters of shape (C,)) are one channel."""
         present = [self.axis(o, 0) if isinstance(o, Tensor) else o for o in operands if o is not None]
         reason = Reason(Kind.CONSTANT, f"combined elementwise with the model's input or a constant in {self.op_name}")
         for other in present[1:]:
             self.space.unify(present[0], other, reason)
 
     def couple(self, pieces: Array) -> None:
-        """The k-th channels of all pieces are one channel.  pieces: (pieces, channels)"""
+        """Declare that the k-th channels of all pieces are one channel. pieces: (pieces, channels)."""
         if pieces.shape[0] > 1:
             self.tape.couplings.append((pieces, f"{self.op_name} ({self.where()})"))
             self.space.unify(
@@ -164,7 +164,7 @@ class Context:
             )
 
     def join(self, operands: list[tuple[Labels, Tensor]]) -> Labels:
-        """Operands with these labels are combined element by element, with broadcasting: unify the corresponding labels."""
+        """Unify the labels of operands that are combined elementwise, with broadcasting. Returns the labels of the result."""
         ndim = max(x.ndim for _, x in operands)
         out: Labels = {}
         for labels, x in operands:
@@ -192,7 +192,7 @@ class Context:
             self.space.freeze(own, reason)
 
     def inexact(self, labels: Array, reason: str) -> None:
-        """Mark these channels as inexact: a cut changes more than them, and is only made on request. Not so in training."""
+        """Mark these channels as inexact: a cut changes other channels, too, and needs `allow_inexact`. Ignored in training."""
         if self.counting:
             self.space.inexact(labels, Reason(Kind.INEXACT, reason))
 
@@ -204,7 +204,7 @@ class Context:
                     self.space.mark(own, SHORTCUT)
 
     def sum_of_weights(self, v: Tensor, w: Tensor) -> None:
-        """v + w produces or consumes channels: mark both operands alike."""
+        """Mark v and w alike, since their sum produces or consumes channels."""
         if v.ndim == w.ndim:
             for axis in self.labels(v).keys() & self.labels(w).keys():
                 self.space.share_marks(self.labels(v)[axis], self.labels(w)[axis])
@@ -223,7 +223,7 @@ class Context:
 
     def cost(self, *factors: int | Array, kernel: Tensor | None = None, vanishing: int | Array = 0) -> None:
         """Add the product of these factors to the multiply-accumulates. kernel: the weight, if the op is a convolution.
-        vanishing: the factor of them without which there is no product: where it is 1, the op multiplies elementwise."""
+        vanishing: the factor that the op sums over. If it is 1, the op multiplies elementwise, and the product counts as 0."""
         if self.counting:
             if isinstance(vanishing, np.ndarray):
                 self.tape.vanishing[len(self.tape.costs)] = vanishing
@@ -237,8 +237,8 @@ class Context:
     # -- sizes in the user's code ------------------------------------------------------------------------------
 
     def claim(self, size: int, counts: Array | int, reason: str, least: bool = False) -> None:
-        """This size, as written in the code, must equal what it counts at any widths: labels, or a number that no cut
-        changes. If it is a constant, its channels are kept whole for this reason. least: it may also be greater."""
+        """Require that a size, as written in the code, equals what it counts at any widths: labels, or a number that no cut
+        changes. If the size is a constant, its channels are kept whole for this reason. least: it may also be greater."""
         if self._known is None:
             computed = isinstance(size, Width) and size.log is self.log
             if isinstance(size, Width) and computed and isinstance(counts, int):
@@ -256,7 +256,7 @@ class Context:
             self.tape.claims.append(Claim(None, labels, self._told(reason), self.where()))
 
     def choose(self, options: int, labels: Array, reason: str) -> int | None:
-        """Choose one of several interpretations of the code: the next one that no trial has refuted, None after the last."""
+        """Choose one of several interpretations of the code: the next that no trial has refuted; None after the last."""
         key = self._key()
         self.tape.places.append(Place(key, labels.ravel(), options))
         self.assume(labels.ravel(), reason)
@@ -264,13 +264,13 @@ class Context:
         return choice if choice < options else None
 
     def depends_on(self, param: Tensor | None, labels: Array, reason: str) -> None:
-        """Depend on a size in the call or, if the call has none, on an attribute that surgery rewrites if a known module owns
-        `param`; else it is a constant in the code."""
+        """Declare that the op depends on the number of these channels: by a size in the call, or by an attribute that surgery
+        rewrites if a known module owns `param`. Otherwise the number is a constant in the code."""
         if not self.reads_sizes and (param is None or not self._owned(param)):
             self.assume(labels, reason)
 
     def depends_on_groups(self, w: Tensor) -> None:
-        """The same for the `groups` of a convolution."""
+        """Declare that the op depends on the `groups` of the convolution with this weight."""
         for own in self.labels(w).values():
             self.depends_on(w, own, GROUPS)
 
@@ -284,16 +284,16 @@ class Context:
         return *at, visit
 
     def _path(self) -> str:
-        """Path of the module whose forward is running."""
+        """Return the path of the module whose forward is running."""
         return self._paths.get(id(running(_CALL, self._paths)), "")
 
     def _told(self, reason: str) -> str:
-        """The reason; with the layer, if it is the code of PyTorch's own layers that has the constant."""
+        """Return the reason. If the constant is in the code of one of PyTorch's layers, the reason names the layer."""
         layer = running(_CALL, self._paths, within=True) if reason.endswith("in the code") and caller() else None
         return reason if layer is None else f"{reason} of layer {self._paths[id(layer)]}, {type(layer).__name__}"
 
     def where(self) -> str:
-        """The line of the user's code that is running; if that only lines up layers, as nn.Sequential does, the layer."""
+        """Return the line of the user's code that is running; the layer if there is none, as in nn.Sequential."""
         if line := caller():
             return line
         path = self._path()
@@ -302,7 +302,7 @@ class Context:
     # -- widths in the user's code -----------------------------------------------------------------------------
 
     def size(self, x: Tensor, asked: bool = True) -> torch.Size:
-        """The shape of x, in which the numbers of channels are `Width`s. asked: whether the user's code gets it."""
+        """Return the shape of x, with `Width`s as the numbers of channels. asked: whether the user's code gets it."""
         shape, labels = x.shape, self.labels(x)
         if not labels:
             return shape
@@ -319,7 +319,7 @@ class Context:
         return torch.Size(sizes)
 
     def sized(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same of a parameter that may not have run yet."""
+        """Return the shape of a parameter that may not have run yet, with `Width`s as the numbers of channels."""
         known = self._known
         return tuple(
             width(n, (name, a, n), self.log) if (n > 1 if known is None else (name, a) in known) else n
@@ -327,7 +327,7 @@ class Context:
         )
 
     def counted(self, n: int) -> Array | None:
-        """The labels that a size counts, if it is one width and nothing else. Those of a module's number may be new."""
+        """Return the labels that a size counts, if it is a single width. For a number that a module keeps, they may be new."""
         leaf = n.expression.leaf if isinstance(n, Width) and n.log is self.log else None
         found = self.leaf(leaf) if leaf is not None else None
         if found is None and isinstance(leaf, Figure) and isinstance(self.space, LabelSpace):
@@ -339,7 +339,7 @@ class Context:
         return found
 
     def leaf(self, leaf: Leaf) -> Array | None:
-        """Its labels."""
+        """Return the labels that a leaf counts, if they are known."""
         if isinstance(leaf, Figure):
             return leaf.passed[0] if leaf.passed else None
         if not isinstance(leaf, tuple):
@@ -350,7 +350,7 @@ class Context:
         return next((a.labels for a in self.tape.axes if a.param == name and a.axis == axis), None)
 
     def escaping(self, labels: Array) -> bool:
-        """Whether a width of these channels goes on as a plain number."""
+        """Whether the code uses a width of these channels as a plain number."""
         leaves = (leaf for seen in self.tape.escapes for leaf in seen.expression.leaves())
         counted = (self.leaf(leaf) for leaf in leaves)
         return any(own is not None and bool(np.isin(labels, own[own > 0]).any()) for own in counted)
@@ -361,7 +361,7 @@ class Context:
         x._secateurs = (self, {**own, axis: labels}, live)  # type: ignore[attr-defined]
 
     def fill(self, x: Tensor, axis: int, labels: Array) -> None:
-        """The same of a tensor with the same values for each channel: it is no weight, in which they could be masked."""
+        """Label an axis of a tensor that has the same values for each channel. It is not a weight to mask channels in."""
         if isinstance(self.space, LabelSpace):
             own = self.space.fresh(len(labels))
             self.space.unify(own, labels, Reason(Kind.CONSTANT, "a constant beside channels"))
@@ -370,19 +370,19 @@ class Context:
         self.relabel(x, axis, labels)
 
     def uses(self, number: Traced) -> None:
-        """The code computes with a number that it made from widths."""
+        """Note that the code computes with a number that it made from widths."""
         if number.log is self.log and self.counting:
             self._computed(number.expression)
             self.computes(number.expression)
 
     def computes(self, expression: Expression) -> None:
-        """The same of an expression, if an op computes with a width itself."""
+        """Note that the code, or an op itself, computes with this expression of widths."""
         if self.counting:
             self.tape.uses.append(Seen(expression, self.where()))
 
     @staticmethod
     def _computed(expression: Expression) -> None:
-        """A number that a module keeps is used for more than sizes: it stays as it is, as in the masked network."""
+        """Note that a number that a module keeps is used for more than sizes. It is not rewritten, as in the masked network."""
         for leaf in expression.leaves():
             if isinstance(leaf, Figure):
                 leaf.computed = True

@@ -32,9 +32,9 @@ class Cost:
 
 
 def count(model: nn.Module, example_inputs: Any) -> Cost:
-    """The cost of a model: the multiply-accumulates of one forward pass in eval mode, and its parameters. The former are half
-    the count of `FlopCounterMode`, plus what it does not know: recurrent and bilinear layers, and attention on CPUs. The model
-    is not modified. Raises TraceError if it does not run on these inputs."""
+    """Return the cost of a model: the multiply-accumulates of one forward pass in eval mode, and the parameters. The
+    multiply-accumulates are half the count of `FlopCounterMode`, plus those of ops that it does not know: recurrent and
+    bilinear layers, and attention on CPUs. The model is not modified. Raises TraceError if it does not run on these inputs."""
     check_model(model)
     modules = dict(model.named_modules())
     state = State(modules, untracked(example_inputs))
@@ -50,7 +50,7 @@ def count(model: nn.Module, example_inputs: Any) -> Cost:
 class CostModel:
     """Sums of products of widths. Every factor is an affine form of the group widths, `constant + Σ multiplicity·width`.
 
-    Evaluating it at one candidate takes microseconds, and grows with the number of places where a width appears.
+    To evaluate one candidate takes microseconds. The time grows with the number of places where a width appears.
     """
 
     def __init__(self, groups: int) -> None:
@@ -62,7 +62,7 @@ class CostModel:
         self._packed: dict[str, tuple[Array, Array]] = {}
 
     def form(self, constant: int, multiplicities: Mapping[int, int], zero_at_one: bool = False) -> int:
-        """The index of the affine form `constant + Σ multiplicities[g]·width[g]`. zero_at_one: it counts as 0 where it is 1."""
+        """Return the index of the form `constant + Σ multiplicities[g]·width[g]`. zero_at_one: a value of 1 counts as 0."""
         key = (constant, tuple(sorted(multiplicities.items())), zero_at_one)
         if key not in self._forms:
             self._forms[key] = len(self._rows)
@@ -70,7 +70,7 @@ class CostModel:
         return self._forms[key]
 
     def stripes(self, kernel: str, constant: int, multiplicities: Mapping[int, int]) -> int:
-        """The index of the form that counts this kernel's stripes; `cost` can override the number."""
+        """Return the index of the form that counts this kernel's stripes. A call of the cost model can override the number."""
         if kernel not in self.kernels:
             self.kernels[kernel] = len(self._rows)
             self._rows.append((constant, tuple(sorted(multiplicities.items()))))
@@ -100,8 +100,8 @@ class CostModel:
         return self
 
     def __call__(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Cost:
-        """The cost at these widths, (groups,), with these numbers of stripes left in these kernels; other kernels keep all that
-        the widths allow. Widths may be fractional, as those of channels that are partly open."""
+        """Return the cost at these widths, (groups,). Widths may be fractional, as for channels that are partly open.
+        stripes: kernel → number of stripes left in it; other kernels keep all that the widths allow."""
         weights = self._multiplicity * np.asarray(widths)[self._group]
         values = self._constants + np.bincount(self._row, weights=weights, minlength=len(self._constants))
         if np.asarray(widths).dtype.kind != "f":

@@ -59,19 +59,19 @@ def deformable(x: Shape, w: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
 
 
 def _torchvision() -> dict[Any, Any]:
-    """Its ops exist only once it has been imported."""
+    """Return the formulas of torchvision's ops, which exist only once it has been imported."""
     found = getattr(torch.ops.torchvision, "deform_conv2d", None)
     return {} if found is None else {found: deformable}
 
 
 def formulas() -> Mapping[Any, Callable[..., int]]:
-    """By op (overload packet): `formula(*args, **kwargs, out_val=outputs)`, the floating-point operations of a call, two for
-    each multiply-accumulate."""
+    """Return a formula for each op (overload packet): `formula(*args, **kwargs, out_val=outputs)` gives the floating-point
+    operations of a call, two for each multiply-accumulate."""
     return cast("Mapping[Any, Callable[..., int]]", MacCounter().flop_registry)
 
 
 class _Everything(nullcontext[None]):
-    """In place of the module tracker: everything counts as one. The tracker hooks into gradients, which fails for
+    """Stands in for the module tracker: everything counts as one module. The tracker hooks into gradients, which fails for
     parameters that are expanded or reshaped without gradients."""
 
     parents = frozenset({"Global"})

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class DispatchMode(TorchDispatchMode):
-    """A mode whose code is not compiled. PyTorch imports the compiler for every mode to exclude it, which takes seconds. This one
-    is excluded only if the compiler has been imported, as it has for a network with compiled parts."""
+    """A mode whose code is not compiled. PyTorch imports the compiler to exclude a mode from compilation, which takes seconds.
+    This one is excluded only if the compiler has been imported, as it has for a network with compiled parts."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -50,7 +50,7 @@ _FAMILIES = {f"aten.{name}": family for family, names in _NAMES.items() for name
 
 
 def family(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Family:
-    """The family of an op, called with these arguments."""
+    """Return the family of an op that is called with these arguments."""
     found = _FAMILIES.get(str(op.overloadpacket), Family.OTHER)
     if found is Family.ADDITION and argument(op, args, kwargs, "alpha", 1) != 1:
         return Family.OTHER
@@ -60,7 +60,7 @@ def family(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Family:
 
 
 def argument(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, default: Any = None) -> Any:
-    """The argument of this name in a call of an op; `default` if it was not passed or the op has none."""
+    """Return the argument of this name in a call of an op; `default` if it was not passed or the op has none."""
     if name in kwargs:
         return kwargs[name]
     at = next((i for i, a in enumerate(op._schema.arguments) if a.name == name), len(args))
@@ -68,7 +68,7 @@ def argument(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, 
 
 
 def draws(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an op draws random numbers in this call: dropout does not in eval mode."""
+    """Whether an op draws random numbers in this call. Dropout in eval mode does not."""
     return torch.Tag.nondeterministic_seeded in op.tags and not any(
         a.name in ("training", "train", "dropout_p") and not argument(op, args, kwargs, a.name, a.default_value)
         for a in op._schema.arguments
@@ -76,7 +76,7 @@ def draws(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def sized_by_values(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the shape of an op's output depends on values in this call: an index by integers has a shape of its own."""
+    """Whether the shape of an op's output depends on values in this call. For an index by integers, it does not."""
     if torch.Tag.dynamic_output_shape not in op.tags:
         return False
     return op.overloadpacket is not aten.index or any(

@@ -1,4 +1,4 @@
-"""What is wrong when a network does not run on its inputs, in terms of its layers and of their shapes."""
+"""Explain why a network does not run on its inputs, in terms of its layers and their shapes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from secateurs.graph.leaves import tensors
 
 
 def fault(error: Exception, model: nn.Module, inputs: Any) -> str:
-    """What a model that raised an error on these inputs expects and got, if that can be determined; else the
-    error itself. A sentence or two."""
+    """Return a sentence or two: what a model that raised an error on these inputs expects and got, if that can be
+    determined; else the error itself."""
     name, layer, got = culprit(error.__traceback__, model) or ("", model, None)
     first = next(iter(tensors(inputs)), None)
     what, seen, own = called(name, layer), first if got is None else got, dtypes(model)
@@ -69,7 +69,7 @@ def _conv(what: str, layer: _ConvNd, got: Tensor, given: Tensor) -> str:
 
 
 def described(x: Tensor) -> str:
-    """`(8, 3, 32, 32) float32`"""
+    """Describe a tensor, as in `(8, 3, 32, 32) float32`."""
     return f"{tuple(x.shape)} {_short(x.dtype)}"
 
 
@@ -78,8 +78,8 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def culprit(trace: TracebackType | None, model: nn.Module) -> tuple[str, nn.Module, Tensor | None] | None:
-    """The innermost module of the model whose forward raised the error: its name, the module, and its input. None if the
-    model was not running."""
+    """Return the innermost module of the model whose forward raised the error: its name, the module, and its input. None if
+    the model was not running."""
     names = {id(module): name for name, module in model.named_modules()}
     found: tuple[str, nn.Module, Tensor | None] | None = None
     for me, values in _frames(trace):
@@ -95,7 +95,7 @@ def culprit(trace: TracebackType | None, model: nn.Module) -> tuple[str, nn.Modu
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """For each function on the traceback: its `self`, and its variables."""
+    """Yield the `self` and the variables of each function on the traceback."""
     while trace is not None:
         values = trace.tb_frame.f_locals
         yield values.get("self"), values
@@ -103,7 +103,7 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[Any, dict[str, Any]]]
 
 
 def refused(error: Exception, model: nn.Module, example_inputs: Any) -> TraceError:
-    """The error for a model that raised one on its example inputs."""
+    """Return the TraceError for a model that raised this error on its example inputs."""
     return TraceError(
         f"The model does not run on these example inputs: {fault(error, model, example_inputs)} "
         f"{advice(model, example_inputs)}"
@@ -112,8 +112,8 @@ def refused(error: Exception, model: nn.Module, example_inputs: Any) -> TraceErr
 
 @contextmanager
 def running(model: nn.Module, example_inputs: Any) -> Iterator[None]:
-    """Context in which a model runs on its example inputs: whatever its code raises becomes a TraceError that says what does
-    not fit."""
+    """Context in which a model runs on its example inputs. An exception that its code raises becomes a TraceError that says
+    what does not fit."""
     try:
         yield
     except SecateursError:
@@ -123,7 +123,7 @@ def running(model: nn.Module, example_inputs: Any) -> Iterator[None]:
 
 
 def advice(model: nn.Module, example_inputs: Any) -> str:
-    """What to pass instead of example inputs that a model does not run on: a sentence."""
+    """Return a sentence that says what to pass instead of example inputs that a model does not run on."""
     x, kind = example_inputs, type(example_inputs).__name__
     if isinstance(x, tuple | list) and x and all(isinstance(n, int) for n in x):
         return f"{tuple(x)} is a shape: pass a tensor, such as torch.randn{tuple(x)}."

@@ -1,8 +1,8 @@
-"""Figures that modules keep of their own: numbers beside their tensors that repeat a width, such as `self.channels = 64`.
+"""Figures: numbers that modules keep in addition to their tensors and that repeat a width, such as `self.channels = 64`.
 
-Which channels such a number counts is nowhere written down. If the forward reads it, the call that it is the size in shows it:
-`x.view(n, self.channels, -1)`, `x.split((self.c, self.c), 1)`, `x[:, : self.out_chs]`. If the forward does not (code that
-fuses a block's branches does, later), it counts what is that wide in the module: its inputs for `in_chs`, its outputs for
+Nothing states which channels such a number counts. If the forward reads it, a call that has it as a size shows them:
+`x.view(n, self.channels, -1)`, `x.split((self.c, self.c), 1)`, `x[:, : self.out_chs]`. If only other code reads it (code that
+fuses a block's branches, for example), it counts what has this width in the module: its inputs for `in_chs`, its outputs for
 `out_chs`, the groups of its convolutions for `groups`. It is rewritten if all of these change to the same width.
 """
 
@@ -51,30 +51,30 @@ def certain(attribute: str) -> bool:
 
 @cache
 def words(attribute: str) -> frozenset[str]:
-    """The words of an attribute's name: `in`, `chs` of `in_chs` and of `inChs1`."""
+    """Return the words of an attribute's name: `in` and `chs` for `in_chs` and for `inChs1`."""
     return frozenset(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", attribute).lower()))
 
 
 @dataclass(eq=False)
 class Figure:
-    """A number of a module's own: an attribute, or an item of one that is a tuple or a list."""
+    """A number that a module keeps: an attribute, or an item of one that is a tuple or a list."""
 
     module: str
     attribute: str
     size: int
     item: int | None = None
-    passed: list[Array] = field(default_factory=list)  # the channels that it counts where it is the size in a call
-    computed: bool = False  # the forward computes with it, and not only sizes
+    passed: list[Array] = field(default_factory=list)  # the channels that it counts where it is a size in a call
+    computed: bool = False  # the forward uses it for more than sizes
 
     def couple(self, space: LabelSpace) -> None:
-        """Channels that the same number counts in several places, such as the values of every head, stay equally many: the
-        k-th of all are one channel."""
+        """Couple the channels that the number counts in several places, such as the values of every head. The k-th channels of
+        all are one channel, so that their numbers stay equal."""
         for other in self.passed[1:] if not self.computed else ():
             space.unify(self.passed[0], other, Reason(Kind.CODE, f"{self.attribute} counts constants, too"))
 
 
 def of(modules: Mapping[str, nn.Module]) -> list[Figure]:
-    """The figures of these modules that may be widths."""
+    """Return the figures of these modules that may be widths."""
     found = []
     for path, module in modules.items():
         if not type(module).__module__.startswith("torch.nn."):
@@ -85,7 +85,7 @@ def of(modules: Mapping[str, nn.Module]) -> list[Figure]:
 
 
 def _sizes(value: Any) -> list[tuple[int | None, int]]:
-    """The numbers in an attribute, each with its place if it is a sequence."""
+    """Return the numbers in an attribute, each with its position if the attribute is a sequence."""
     if type(value) is int:
         return [(None, value)] if value > 1 else []
     whole = type(value) in (tuple, list) and 0 < len(value) <= MOST and all(type(n) is int for n in value)
@@ -93,7 +93,7 @@ def _sizes(value: Any) -> list[tuple[int | None, int]]:
 
 
 def set_in(values: dict[tuple[str, str], Any], figure: Figure, before: Any, size: Any) -> None:
-    """Note this size for a figure in `{(module, attribute): value}`. before: the attribute's value as it was."""
+    """Set the size of a figure in `{(module, attribute): value}`. before: the attribute's original value."""
     key = figure.module, figure.attribute
     if figure.item is None:
         values[key] = size
@@ -103,7 +103,8 @@ def set_in(values: dict[tuple[str, str], Any], figure: Figure, before: Any, size
 
 
 def steps(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The parts that a module's forward is made of: its children, and in place of a list or a sequence its elements."""
+    """Yield the parts that a module's forward consists of: its children, with the elements of a list or a sequence in its
+    place."""
     for name, child in module._modules.items():
         inner = f"{path}.{name}" if path else name
         if isinstance(child, nn.ModuleList | nn.ModuleDict | nn.Sequential):

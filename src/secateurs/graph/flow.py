@@ -1,5 +1,5 @@
-"""What follows what in a network: the ops of one run in execution order, the values that they pass on, and the modules that
-ran them.
+"""The data flow of a network: the ops of one run in execution order, the values that they pass on, and the modules that ran
+them.
 
     flow = sc.trace(model, inputs).flow
     flow.layers[-1]                        # the layer that runs last
@@ -22,7 +22,7 @@ from secateurs.graph.families import LINEAR, Family, family
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Value:
-    """A tensor at one point of the run. An op in place makes a new value of the same tensor."""
+    """A tensor at one point of the run. An in-place op makes a new value of the same tensor."""
 
     index: int  # values are numbered in the order in which they appear
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Function:
-    """A call in the model's code that one or more ops belong to, for example `F.group_norm`: with values for tensors."""
+    """A call in the model's code that one or more ops belong to, such as `F.group_norm`, with values in place of tensors."""
 
     function: Any
     args: tuple[Any, ...]
@@ -71,7 +71,7 @@ class Op:
 
     @property
     def family(self) -> Family:
-        """Layer, addition, norm, non-linearity, movement …"""
+        """The kind of op: layer, addition, norm, non-linearity, movement …"""
         return Family.OTHER if self.target is None else family(self.target, self.args, dict(self.kwargs))
 
     @property
@@ -106,7 +106,7 @@ class Sum:
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """What follows what in a network; see the module's description."""
+    """The data flow of a network; see the description of this module."""
 
     ops: tuple[Op, ...] = field(repr=False)  # in execution order
     calls: tuple[Call, ...] = field(repr=False)  # of modules, in the order in which they begin
@@ -116,11 +116,11 @@ class Flow:
     # -- single steps ----------------------------------------------------------------------------------------------
 
     def maker(self, value: Value) -> Op | None:
-        """The op that made a value: None for parameters, constants and the model's inputs."""
+        """Return the op that made a value; None for parameters, constants and the model's inputs."""
         return self.ops[value.made] if value.made >= 0 else None
 
     def uses(self, value: Value) -> tuple[Op, ...]:
-        """The ops that take a value, in execution order."""
+        """Return the ops that take a value, in execution order."""
         return tuple(self._uses.get(value, ()))
 
     @cached_property
@@ -132,7 +132,7 @@ class Flow:
         return found
 
     def runs(self, module: str) -> tuple[Call, ...]:
-        """The runs of a module, in order; empty if it does not run."""
+        """Return the runs of a module, in order; empty if it does not run."""
         return tuple(c for c in self.calls if c.module == module)
 
     # -- layers and parameters -------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class Flow:
         return tuple(op for op in self.ops if op.live and self._weights[op.index] and op.family in kinds)
 
     def parameters(self, op: Op) -> tuple[str, ...]:
-        """The parameters and buffers that an op's weights are computed from, in the order of its arguments."""
+        """Return the parameters and buffers that an op's weights are computed from, in the order of its arguments."""
         return self._weights[op.index]
 
     @cached_property
@@ -161,7 +161,7 @@ class Flow:
         return found
 
     def readers(self, names: Iterable[str]) -> tuple[Op, ...]:
-        """The ops that combine an activation with one of these parameters or buffers, in execution order. For a group's
+        """Return the ops that combine an activation with one of these parameters or buffers, in execution order. For a group's
         consumers: `flow.readers(s.param for s in group.slots if s.consumes)`."""
         wanted = set(names)
         return tuple(op for op in self.ops if op.live and not wanted.isdisjoint(self._weights[op.index]))
@@ -169,7 +169,7 @@ class Flow:
     # -- paths -----------------------------------------------------------------------------------------------------
 
     def before(self, *values: Value) -> tuple[Op, ...]:
-        """All ops that these values depend on, in execution order."""
+        """Return all ops that these values depend on, in execution order."""
         needed = {v.made for v in values}
         for op in reversed(self.ops):
             if op.index in needed:
@@ -177,7 +177,7 @@ class Flow:
         return tuple(op for op in self.ops if op.index in needed)
 
     def behind(self, *values: Value) -> tuple[Op, ...]:
-        """All ops that depend on one of these values, in execution order."""
+        """Return all ops that depend on one of these values, in execution order."""
         reached = set(values)
         found = []
         for op in self.ops:
@@ -187,20 +187,20 @@ class Flow:
         return tuple(found)
 
     def between(self, first: Op, last: Op) -> tuple[Op, ...]:
-        """The ops on any path from one op to another, without the two, in execution order; empty if `last` directly
+        """Return the ops on any path from one op to another, without the two, in execution order; empty if `last` directly
         takes what `first` makes, or does not depend on it."""
         reached = set(self.behind(*first.outputs))
         return tuple(op for op in self.before(*last.inputs) if op in reached and op is not first)
 
     def depends_on(self, *values: Value) -> tuple[str, ...]:
-        """The parameters and buffers that these values depend on."""
+        """Return the parameters and buffers that these values depend on."""
         names = [v.name for v in values]
         names += [v.name for op in self.before(*values) for v in op.inputs]
         return tuple(dict.fromkeys(n for n in names if n))
 
     def after(self, layer: Op | Value) -> After:
-        """The normalization and non-linearity right after a layer, or a value: nothing else uses its output, or the normalized
-        one."""
+        """Return the normalization and the non-linearity right after a layer or a value. Each is found only if nothing else
+        uses what it takes."""
         value = layer if isinstance(layer, Value) else layer.outputs[0]
         norm: tuple[Op, ...] = ()
         step, kind = self._step(value)
@@ -212,8 +212,8 @@ class Flow:
         return After(norm, (), value)
 
     def _step(self, value: Value) -> tuple[tuple[Op, ...], str]:
-        """The ops of the only call in the model's code that uses a value, if that is its only activation; and whether it is a
-        `norm`, an `activation`, or else."""
+        """Return the ops of the only call in the model's code that uses a value, if the call takes no other activation; and its
+        kind: `norm`, `activation`, or empty for others."""
         uses = self.uses(value)
         if not uses or value in self.outputs:
             return (), ""
@@ -223,8 +223,8 @@ class Flow:
         return (ops, _kind(ops)) if alone and all(op in ops for op in uses) else ((), "")
 
     def sums(self, layer: Op) -> tuple[Sum, ...]:
-        """The additions that a layer's output flows into through linear maps only, in execution order. The path ends where
-        something else uses a value on it, too; the last of the sums may be used by any number of ops."""
+        """Return the additions that a layer's output flows into through linear maps only, in execution order. The path ends at
+        a value that several ops use; this may be the result of the last addition."""
         found: list[Sum] = []
         through: list[Op] = []
         value = layer.outputs[0]
@@ -258,7 +258,7 @@ class Flow:
 
 
 def values(tree: Any) -> Iterator[Value]:
-    """The values in an op's arguments."""
+    """Yield the values in an op's arguments."""
     for leaf in tree:
         if isinstance(leaf, Value):
             yield leaf
@@ -267,7 +267,7 @@ def values(tree: Any) -> Iterator[Value]:
 
 
 def _together(ops: tuple[Op, ...], op: Op) -> Iterator[Op]:
-    """The ops of the call in the model's code that an op belongs to: they are neighbors."""
+    """Yield the ops of the call in the model's code that an op belongs to. They are neighbors."""
     if op.function is None:
         yield op
         return

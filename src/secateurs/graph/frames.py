@@ -1,4 +1,4 @@
-"""Whose code is running: the user's, or that of PyTorch and of this package."""
+"""Find whose code is running: the user's, or that of PyTorch and this package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NETWORKS = tuple(f"{_PACKAGE}{name}{os.sep}" for name in ("zoo", "testing"))  #
 
 
 def caller() -> str:
-    """The line of the user's code that is running: the innermost frame outside torch and this package. Empty if there
+    """Return the line of the user's code that is running: the innermost frame outside torch and this package. Empty if there
     is none."""
     frame: Any = sys._getframe(2)
     while frame is not None and not (frame.f_code.co_name == "_pass" and frame.f_code.co_filename.startswith(_PACKAGE)):
@@ -28,8 +28,8 @@ def caller() -> str:
 
 
 def running(code: CodeType, known: Container[int], within: bool = False) -> Any:
-    """`self` of the innermost call of this function that runs, if its id is known; None if there is none. within: only of
-    those that the user's line, as `caller` has it, has called."""
+    """Return `self` of the innermost running call of this function whose `self` has a known id; None if there is none.
+    within: only consider calls that the user's line (see `caller`) made."""
     frame: Any = sys._getframe(2)
     while frame is not None and not (within and _users(frame)):
         if frame.f_code is code and id(me := frame.f_locals.get("self")) in known:
@@ -39,8 +39,8 @@ def running(code: CodeType, known: Container[int], within: bool = False) -> Any:
 
 
 def raised_at(trace: TracebackType | None) -> str:
-    """The line of the user's code that raised an error, or that called what did: the innermost on the traceback. Empty if
-    there is none."""
+    """Return the line of the user's code that raised an error, or that called what did: the innermost on the traceback. Empty
+    if there is none."""
     found = ""
     while trace is not None:
         if short := _users(trace.tb_frame):
@@ -50,12 +50,12 @@ def raised_at(trace: TracebackType | None) -> str:
 
 
 def of_the_user(depth: int) -> bool:
-    """Whether the user's code is running, so many frames above the caller."""
+    """Whether the frame that is `depth` frames above the caller runs the user's code."""
     return bool(_users(sys._getframe(depth + 1)))
 
 
 def _users(frame: Any) -> str:
-    """The name of the file that a frame is in, if the user's code is; empty in torch and this package."""
+    """Return the name of the file that a frame is in, if it is the user's; empty in torch and this package."""
     file = frame.f_code.co_filename
     short = _SHORT.get(file)
     if short is None:

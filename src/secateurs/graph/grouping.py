@@ -1,4 +1,4 @@
-"""From the solved labels to channel groups and a cost model, vectorized: time is linear in the number of labels."""
+"""Build channel groups and a cost model from the solved labels. This is vectorized, in time linear in the number of labels."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Grouping:
         self.group = group_of_class[self.class_of]  # group of each label
         of_root = np.full(n, -1, dtype=LABEL)
         of_root[classes.root[self.labels]] = self.group
-        self.of_label = of_root[classes.root]  # the same by label, of whatever it is a channel
+        self.of_label = of_root[classes.root]  # the group of any label, in a parameter or not
         self.channel = self._number_channels(group_of_class)[self.class_of]  # channel of each label within its group
         self.sizes = np.bincount(group_of_class[group_of_class >= 0], minlength=self.groups)
         self._order = np.argsort(self.group, kind="stable")  # positions in `labels`, by group
@@ -68,7 +68,7 @@ class Grouping:
 
     @staticmethod
     def _number_channels(group: Array) -> Array:
-        """Each class's channel within its group: classes counted in the order of their smallest label."""
+        """Number the classes within each group, in the order of their smallest label."""
         order = np.argsort(group, kind="stable")  # by group, then by smallest label
         g = group[order]
         starts = np.flatnonzero(np.r_[True, g[1:] != g[:-1]]) if len(g) else np.zeros(0, LABEL)
@@ -79,7 +79,8 @@ class Grouping:
     def build(
         self, allow_inexact: bool, refuted: Mapping[int, Reason], pairs: Mapping[int, Reason]
     ) -> list[ChannelGroup]:
-        """refuted: groups whose cut failed the check, and why. pairs: those of which two channels must stay, and why."""
+        """Build the groups. refuted: groups whose cut failed the check, and why. pairs: groups that need two channels, and
+        why."""
         # Labels are in the order of (owner, position): sort stably by channel, then by (group, owner).
         inside = np.flatnonzero(self.group >= 0)
         key = self.group[inside].astype(np.int64) * max(len(self.tape.axes), 1) + self.owner[inside]
@@ -129,7 +130,7 @@ class Grouping:
         if not any(s.consumes for s in slots):
             if inexact < 0:
                 return Reason(Kind.UNREAD, "no layer reads it")
-            over = self.classes.reasons[inexact]  # a reduction, and layers may read what it makes of them
+            over = self.classes.reasons[inexact]  # a reduction; layers may read its result
             return Reason(Kind.UNREAD, f"no layer reads its channels one by one: {over.detail}", over.place)
         if inexact >= 0 and not allow_inexact:
             return self.classes.reasons[inexact]
@@ -144,7 +145,7 @@ class Grouping:
         return Reason(Kind.SINGLE, f"its {coupled} channels are all coupled to each other: {how}")
 
     def affine(self, labels: Array) -> Affine:
-        """The number of these labels as the widths change."""
+        """Return the number of these labels as an affine function of the widths."""
         found = self._affine.get(id(labels))
         if found is None:
             group = self.of_label[labels]
@@ -154,7 +155,7 @@ class Grouping:
         return found[1]
 
     def leaf(self, leaf: Leaf) -> Array | int:
-        """The labels that a leaf of an expression counts; or their number, if they are of a parameter that did not run."""
+        """Return the labels that a leaf of an expression counts; only their number, if a parameter did not run, for example."""
         if isinstance(leaf, Figure):
             if id(leaf) not in self._counted:
                 counted = self.owners.counted(leaf, self.classes.root)
@@ -163,16 +164,17 @@ class Grouping:
         return self._axes.get(leaf[:2], leaf[2]) if isinstance(leaf, tuple) else leaf
 
     def groups_at(self, labels: Array) -> frozenset[int]:
-        """The groups that these labels belong to."""
+        """Return the groups that these labels belong to."""
         return frozenset(self.affine(labels)[1])
 
     def groups_of(self, expression: Expression) -> frozenset[int]:
-        """The groups whose widths an expression is made from."""
+        """Return the groups whose widths an expression is made from."""
         found = [self.leaf(leaf) for leaf in expression.leaves()]
         return frozenset().union(*(self.groups_at(labels) for labels in found if not isinstance(labels, int)))
 
     def count(self, copies: Mapping[int, Array]) -> Callable[[Array], int]:
-        """A function that counts labels, with so many copies of each channel of these groups: 0 if it is cut."""
+        """Return a function that counts labels. copies: for each group, how many copies of each channel there are, 0 if it is
+        cut."""
         root = self.classes.root
         number = np.ones(len(root), dtype=np.int64)
         for g, each in copies.items():
@@ -181,7 +183,8 @@ class Grouping:
         return lambda labels: int(number[root[labels]].sum())
 
     def cost_model(self, params: Mapping[str, tuple[int, ...]]) -> CostModel:
-        """MACs from the ops seen, parameters from their axes. `params`: the shape of every parameter of the model."""
+        """Return the cost model: MACs from the recorded ops, parameters from their axes. params: the shape of every parameter
+        of the model."""
         model = CostModel(self.groups)
         by_param: dict[str, dict[int, Array]] = {}
         for axis in self.tape.axes:
@@ -191,7 +194,7 @@ class Grouping:
             return model.form(*self.affine(labels), zero_at_one)
 
         def stripes(kernel: str) -> int:
-            """Filters times positions."""
+            """Return the form that counts filters times positions."""
             positions = int(np.prod(params[kernel][2:]))
             constant, widths = self.affine(by_param[kernel][0]) if 0 in by_param.get(kernel, {}) else (1, {})
             return model.stripes(kernel, positions * constant, {g: positions * m for g, m in widths.items()})

@@ -1,4 +1,4 @@
-"""Parameters that no run used, in eval mode or in training: what they may read must not be cut past without a word."""
+"""Parameters that no run used, in eval mode or in training. Channels that they may read must not be cut silently."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SHOWN = 4  # names in a sentence
 
 
 def kept_whole(runs: Runs, grouping: Grouping, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    """The groups, of which those are not prunable that stay whole for a part of the network that no run used: the training
-    path stopped before it, and of the groups that could be cut only this one has the number of channels that it reads."""
+    """Return the groups. A group becomes not prunable if a part of the network that no run used may read it: the training path
+    stopped before that part, and no other prunable group has the number of channels that the part reads."""
     found = list(groups)
     for head in () if runs.training.failure is None else _heads(runs):
         fitting = [g for g in _fitting(runs, grouping, head) if groups[g].prunable]
@@ -33,7 +33,7 @@ def kept_whole(runs: Runs, grouping: Grouping, groups: Sequence[ChannelGroup]) -
 
 
 def warnings(runs: Runs, grouping: Grouping, groups: Sequence[ChannelGroup]) -> tuple[str, ...]:
-    """What could not be followed, in sentences."""
+    """Return sentences about what could not be followed."""
     told = []
     failure = runs.training.failure
     if failure is not None:
@@ -47,7 +47,7 @@ def warnings(runs: Runs, grouping: Grouping, groups: Sequence[ChannelGroup]) -> 
     for head in _heads(runs):
         fitting = _fitting(runs, grouping, head)
         may = tuple(groups[g].name for g in fitting if groups[g].prunable)
-        if may or not fitting:  # what all of its possible inputs are kept for needs no mention
+        if may or not fitting:  # if all of its possible inputs are kept, it needs no mention
             alike.setdefault(may, []).append(head)
     for may, heads in alike.items():
         what = f" (such as {_listed(may, 'or')})" if may else ""
@@ -66,7 +66,7 @@ def _listed(names: Iterable[str], word: str) -> str:
 
 
 def _heads(runs: Runs) -> list[str]:
-    """The parts of the network that no run used: the outermost modules whose parameters are all idle, or a parameter."""
+    """Return the parts of the network that no run used: the outermost modules whose parameters are all idle, or a parameter."""
     idle = set(runs.training.unused)
     found: dict[str, None] = {}
     for name in runs.training.unused:
@@ -83,7 +83,7 @@ def _counts(runs: Runs, name: str) -> bool:
 
 
 def _fitting(runs: Runs, grouping: Grouping, head: str) -> list[int]:
-    """The groups whose channels this part may read: they are on an axis as long as its inputs."""
+    """Return the groups whose channels this part may read, since they are on an axis as long as its inputs."""
     wanted = _widths(runs, head)
     found: dict[int, None] = {}
     for axis in grouping.tape.axes:
@@ -94,7 +94,8 @@ def _fitting(runs: Runs, grouping: Grouping, head: str) -> list[int]:
 
 
 def _widths(runs: Runs, head: str) -> set[int]:
-    """How many channels a part of the network may read: those of its first layer, and of others that no layer of it makes."""
+    """Return the numbers of channels that a part of the network may read: those that its first layer reads, and those that
+    other layers read but no layer of the part makes."""
     layers = [m for path, m in runs.modules.items() if f"{path}.".startswith(f"{head}.") and _layer(m)]
     made = {_made(m) for m in layers}
     reads = [_read(m) for m in layers]

@@ -18,7 +18,7 @@ from secateurs.graph.wrappers import check_whole
 
 
 def check_model(model: Any) -> None:
-    """Raise TraceError for anything but a model, for example its name or its class, and for one that is sharded."""
+    """Raise TraceError for anything that is not a model, such as its name or its class, and for a sharded model."""
     if isinstance(model, nn.Module):
         check_whole(model)
         return
@@ -34,7 +34,7 @@ def check_model(model: Any) -> None:
 
 
 def check_inputs(example_inputs: Any) -> None:
-    """Raise TraceError for what are no inputs of a network, for example the path of an image."""
+    """Raise TraceError for anything that cannot be the inputs of a network, such as the path of an image."""
     if example_inputs is None or isinstance(example_inputs, str | bytes | PurePath | int | float):
         kind = "a string" if isinstance(example_inputs, str) else a_or_an(type(example_inputs).__name__)
         what = "None" if example_inputs is None else f"{kind}, {example_inputs!r:.60}"
@@ -45,8 +45,8 @@ def check_inputs(example_inputs: Any) -> None:
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
-    """Run the model on its example inputs. What it returns lazily, from a generator, is computed. Raises TraceError for what
-    are no inputs."""
+    """Run the model on its example inputs. Outputs that it computes lazily, in a generator, are computed. Raises TraceError for
+    anything that cannot be inputs."""
     check_inputs(example_inputs)
     if isinstance(example_inputs, Mapping):
         return materialized(model(**example_inputs))
@@ -56,23 +56,23 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
 
 
 def to_model_device(model: nn.Module, example_inputs: Any) -> Any:
-    """The example inputs on the model's device. Tensors that are already there are not copied."""
+    """Move the example inputs to the model's device. Tensors that are already there are not copied."""
     device = device_of(model)
     return map_tensors(lambda x: x.to(device), example_inputs)
 
 
 def rows(inputs: Any) -> int:
-    """The length of the first axis of the first tensor that has one; 0 if none has."""
+    """Return the length of the first axis of the first tensor that has one; 0 if none has."""
     return next((len(x) for x in tensors(inputs) if x.ndim), 0)
 
 
 def fresh(tree: Any, meta: bool) -> Any:
-    """The same structure with new tensors: on meta, or copies, so that nothing of the caller's is written to."""
+    """Return the same structure with new tensors, on meta or copied, so that the caller's tensors are not written to."""
     return map_tensors(lambda x: x.to("meta").detach() if meta else x.detach().clone(), tree)
 
 
 def untracked(tree: Any) -> list[Any]:
-    """The objects in a structure that `map_tensors` passes on as they are."""
+    """Return the objects in a structure that `map_tensors` passes on as they are."""
     found: list[Any] = []
     mapped(tree, lambda x: found.append(x) if not isinstance(x, Tensor) else None)
     return found

@@ -54,7 +54,7 @@ class LabelSpace:
         return np.arange(self.size - n, self.size, dtype=LABEL)
 
     def unify(self, a: Array, b: Array, reason: Reason) -> None:
-        """Make a[i] and b[i] one channel. If one of the two is no channel, freeze the other for `reason`."""
+        """Make a[i] and b[i] one channel. If one of the two is not a channel, freeze the other for `reason`."""
         if a is b:
             return
         if not (a.all() and b.all()):
@@ -79,7 +79,7 @@ class LabelSpace:
         return any(flag == PRODUCED and bool(np.isin(labels, own).any()) for own, flag in self._marks)
 
     def share_marks(self, a: Array, b: Array) -> None:
-        """Apply the marks of a[i] to b[i], too: the weight is their sum."""
+        """Apply the marks of a[i] to b[i] and those of b[i] to a[i], since the weight is their sum."""
         self._kin.append((a, b))
 
     def _reason(self, reason: Reason) -> int:
@@ -87,7 +87,7 @@ class LabelSpace:
 
     @staticmethod
     def last(labels: Array) -> bool:
-        """Whether a single label is what a cut has left of an axis of channels."""
+        """Whether a single label is all that a cut left of an axis of channels."""
         return False
 
     def solve(self) -> Classes:
@@ -120,7 +120,7 @@ class LabelSpace:
 
 
 class KnownLabels:
-    """The interface of `LabelSpace` for a network whose channels are already known: `unify` checks.
+    """The interface of `LabelSpace` for a network whose channels are already known: `unify` only checks.
 
     Tracing a cut network with the labels of the original network verifies that it computes the same
     function minus the channels cut: every sum adds equal channels, every weight reads the channel it was trained on.
@@ -151,8 +151,8 @@ class KnownLabels:
 
 
 def components(n: int, edges: list[tuple[Array, Array]]) -> Array:
-    """Connected components of n nodes as the smallest node of each, (n,): min-label hooking and pointer jumping,
-    vectorized over all edges, in O(log n) rounds."""
+    """Return the connected components of n nodes, as the smallest node of each, (n,). The method is min-label hooking and
+    pointer jumping, vectorized over all edges, in O(log n) rounds."""
     parent = np.arange(n, dtype=LABEL)
     if not edges:
         return parent

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-_MOST = 100_000  # containers to open: far more than any output has, so that no object graph is walked for ever
+_MOST = 100_000  # containers to open: far more than any output has, so that the walk of an object graph ends
 _ATOMS = (
     int, float, str, bytes, bool, complex, type(None), type, torch.dtype, torch.device, torch.Size, torch.Generator,
     nn.Module, ModuleType, FunctionType, BuiltinFunctionType, MethodType, np.ndarray,
@@ -21,16 +21,16 @@ _ATOMS = (
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """All tensors in a structure of any type, in a fixed order: containers, mappings, iterators, dataclasses, and objects with
-    attributes or slots, nested as deep as they are. A container that appears again is not opened twice, so cycles end.
+    """Return all tensors in a structure of any type, in a fixed order: containers, mappings, iterators, dataclasses, and
+    objects with attributes or slots, nested to any depth. A container that appears again is not opened twice, so cycles end.
 
-    An iterator is used up; `materialized` replaces those of a structure.
+    An iterator is consumed; `materialized` replaces the iterators of a structure.
     """
     return [tree] if isinstance(tree, Tensor) else _found(tree, Tensor)
 
 
 def values(tree: Any) -> list[Tensor]:
-    """The same with NumPy's arrays of numbers as tensors, and every tensor dense."""
+    """Return all tensors in a structure (see `tensors`), and NumPy's arrays of numbers as tensors. Every tensor is dense."""
     found = []
     for x in _found(tree, (Tensor, np.ndarray)):
         if isinstance(x, Tensor):
@@ -55,8 +55,8 @@ def _found(tree: Any, kinds: Any) -> list[Any]:
 
 
 def materialized(tree: Any) -> Any:
-    """The structure with a tuple for each iterator in it, so that what computes lazily has computed. Structures without
-    iterators are returned as they are."""
+    """Replace each iterator in a structure by a tuple, so that lazy values are computed. Structures without iterators are
+    returned as they are."""
     if isinstance(tree, Iterator):
         return tuple(materialized(x) for x in tree)
     if type(tree) in (tuple, list):
@@ -86,7 +86,7 @@ def _children(node: Any) -> list[Any]:
 
 
 def _attributes(node: Any, without: Set[str] = frozenset()) -> list[Any]:
-    """The values of an object's attributes and slots."""
+    """Return the values of an object's attributes and slots."""
     slots = [_mangled(s, t) for t in type(node).__mro__ for s in _listed(t.__dict__.get("__slots__", ()))]
     found = [getattr(node, s, None) for s in slots if s not in ("__dict__", "__weakref__") and s not in without]
     own = getattr(node, "__dict__", {})
@@ -98,6 +98,6 @@ def _listed(slots: Any) -> tuple[str, ...]:
 
 
 def _mangled(name: str, owner: type) -> str:
-    """The name that a slot of a class really has: `__x` is private to it."""
+    """Return the actual name of a class's slot: Python mangles a private `__x`."""
     private = name.startswith("__") and not name.endswith("__")
     return f"_{owner.__name__.lstrip('_')}{name}" if private else name

@@ -1,4 +1,4 @@
-"""Modules' modes."""
+"""Modes in which modules run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode. At the end each of its modules is in the mode that it was in, whatever happened."""
+    """Context in which the model is in eval mode. Each module then returns to its previous mode, even after an exception."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield model.eval()
@@ -30,9 +30,9 @@ _watching: dict[int, list[nn.Module]] = {}  # by thread: the modules whose mode 
 
 @contextmanager
 def mode_reads() -> Iterator[list[nn.Module]]:
-    """Context that notes which modules' `training` the code outside of torch reads: the list then has them. Without any, a
-    network runs the same ops in training, but for what torch's own layers do. Modules that have one tensor at hand and
-    no tensors or modules of their own, such as stochastic depth, are left out.
+    """Context that lists the modules whose `training` attribute code outside torch reads. If there are none, a network runs the
+    same ops in training mode, except those of torch's own layers. Modules such as stochastic depth are left out: they have no
+    tensors or submodules, and their code has at most one tensor at hand.
     """
     thread = threading.get_ident()
     before = _watching.get(thread)
@@ -78,8 +78,8 @@ def _tensors_at_hand(frame: Any) -> int:
 
 @contextmanager
 def unwatched() -> Iterator[None]:
-    """Context in which no dispatch mode sees the ops, such as a counter of MACs around it. It is for what is timed: that is not
-    part of the work that is counted, and must take its own time only."""
+    """Context in which no dispatch mode sees the ops, such as a MAC counter around it. It is for code that is timed: it is not
+    part of the counted work, and a mode would slow it down."""
     with _disable_current_modes():
         yield
 

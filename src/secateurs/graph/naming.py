@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Held(NamedTuple):
-    """A parameter or buffer as a module holds it. name: the first of its names, where it has several."""
+    """A parameter or buffer as a module holds it. name: the first of its names, if it has several."""
 
     path: str
     leaf: str
@@ -18,7 +18,8 @@ class Held(NamedTuple):
 
 
 def held(modules: Mapping[str, nn.Module]) -> Iterator[Held]:
-    """The parameters and buffers of these modules by path, in their order; a shared one once for each module that holds it."""
+    """Yield the parameters and buffers of these modules by path, in order. A shared one appears once for each module that holds
+    it."""
     first: dict[int, str] = {}
     for path, module in modules.items():
         for own in (module._parameters, module._buffers):
@@ -28,12 +29,12 @@ def held(modules: Mapping[str, nn.Module]) -> Iterator[Held]:
 
 
 def named_tensors(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
-    """Parameters and buffers by name, shared ones once, in one pass over the modules."""
+    """Return parameters and buffers by name, shared ones once, in one pass over the modules."""
     return {x.name: x.tensor for x in held(modules or _modules(model, "", {}, set()))}
 
 
 def _modules(module: nn.Module, path: str, found: dict[str, nn.Module], seen: set[int]) -> dict[str, nn.Module]:
-    """What `named_modules` yields, in less time than its nested generators take."""
+    """Return what `named_modules` yields, in less time than its nested generators take."""
     if id(module) not in seen:
         seen.add(id(module))
         found[path] = module

@@ -1,4 +1,4 @@
-"""The attributes of a network's modules that repeat a width, whoever owns the tensors: their values after a cut."""
+"""The module attributes that repeat a width, and their values after a cut, whichever module owns the tensors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from secateurs.graph.tape import Tape
 
 Array = np.ndarray
 Count = Callable[[Array], int]  # how many of these channels are left
-_LEAST = 4  # the smallest number that a name such as `dim` makes a width: `dim = 2` is an axis
+_LEAST = 4  # the smallest number that counts as a width under a name such as `dim`: `dim = 2` is an axis
 
 
 class Owners:
-    """The modules of a network whose attributes repeat widths. A module follows the tensors that it computes with, as they
-    were in a run: parameters that it may share with others, or what hooks and parametrizations make of several."""
+    """The modules of a network whose attributes repeat widths. The attributes follow the tensors that a module computed with in
+    a run: parameters that it may share with others, or tensors that hooks and parametrizations compute from several."""
 
     def __init__(self, modules: Mapping[str, nn.Module], tape: Tape) -> None:
         self._modules = modules
         self._weights = tape.weights
         self._figures: list[tuple[Figure, list[Array]]] = []  # what each may count
-        self._groups: list[tuple[Figure, list[str]]] = []  # the layers whose groups each may be
+        self._groups: list[tuple[Figure, list[str]]] = []  # the layers whose number of groups each may be
         held: dict[str, list[Array]] = {}  # by module, the axes of its own parameters
         for axis in tape.axes if tape.figures else ():
             held.setdefault(axis.param.rpartition(".")[0], []).append(axis.labels)
@@ -57,7 +57,7 @@ class Owners:
             self._figures.append((figure, _distinct(found)))
 
     def _grouped(self, path: str, groups: int) -> Iterator[str]:
-        """The layers in a module with this number of groups."""
+        """Yield the layers in a module with this number of groups."""
         prefix = f"{path}." if path else ""
         for name in self._weights:
             module = self._modules[name]
@@ -65,7 +65,7 @@ class Owners:
                 yield name
 
     def rewrites(self, count: Count) -> dict[tuple[str, str], Any]:
-        """`{(module, attribute): value}` for what changes."""
+        """Return `{(module, attribute): value}` for the attributes that change."""
         found = self._known(count)
         own: dict[tuple[str, str], Any] = {}
         for figure, sizes in self._sizes(count, found):
@@ -75,13 +75,13 @@ class Owners:
         return dict(sorted({**found, **own}.items()))
 
     def counted(self, figure: Figure, root: Array) -> Array | None:
-        """The channels that a figure counts, if it is one kind only. root: of each label."""
+        """Return the channels that a figure counts, if they are the same everywhere. root: the root of each label."""
         found = [] if figure.computed else next((x for f, x in self._figures if f is figure), [])
         alike = all(np.array_equal(root[x], root[found[0]]) for x in found[1:])
         return found[0] if found and alike else None
 
     def stale(self, count: Count) -> tuple[str, ...]:
-        """Sentences: which figures of modules' own keep their value, although something that they may count changes."""
+        """Return sentences about figures that keep their value although something that they may count changes."""
         kept: dict[tuple[str, str, int], list[tuple[str, set[int]]]] = {}
         for figure, sizes in self._sizes(count, self._known(count)):
             module = self._modules[figure.module]
@@ -92,7 +92,7 @@ class Owners:
         return tuple(_sentence(*alike, found) for alike, found in kept.items())
 
     def _known(self, count: Count) -> dict[tuple[str, str], Any]:
-        """The attributes of PyTorch's modules that change."""
+        """Return the attributes of PyTorch's modules that change."""
         found: dict[tuple[str, str], Any] = {}
         for path, weights in self._weights.items():
             module = self._modules[path]
@@ -105,7 +105,7 @@ class Owners:
         return found
 
     def _sizes(self, count: Count, known: Mapping[tuple[str, str], Any]) -> Iterator[tuple[Figure, set[int]]]:
-        """For each figure, the sizes that it may have."""
+        """Yield each figure with the sizes that it may have."""
         for figure, channels in self._figures:
             yield figure, {count(x) for x in channels}
         for figure, layers in self._groups:
@@ -113,7 +113,7 @@ class Owners:
 
 
 def holders(modules: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
-    """The modules that hold each parameter or buffer, by its name: several if it is shared."""
+    """Return the modules that hold each parameter or buffer, by its name: several if it is shared."""
     found: dict[str, list[str]] = {}
     for x in held(modules):
         found.setdefault(x.name, []).append(x.path)

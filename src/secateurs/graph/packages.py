@@ -1,4 +1,4 @@
-"""Code: whose it is (the user's, or that of Python, PyTorch and training frameworks), and what it names."""
+"""Find whose code a module is (the user's, or that of Python, PyTorch and training frameworks), and which names code uses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _FOREIGN = frozenset({
 
 @cache
 def foreign(module: str | None) -> bool:
-    """Whether code of this module cannot keep a state of the user's model."""
+    """Whether code of this module cannot hold state of the user's model."""
     return module is None or module.partition(".")[0] in _FOREIGN
 
 
 @lru_cache(maxsize=4096)
 def names_in(code: CodeType) -> tuple[str, ...]:
-    """The attributes and global variables that a function's code, and that of functions inside of it, may look up."""
+    """Return the attributes and global variables that a function and its inner functions may look up."""
     inner = (name for constant in code.co_consts if isinstance(constant, CodeType) for name in names_in(constant))
     return tuple(dict.fromkeys((*code.co_names, *inner)))

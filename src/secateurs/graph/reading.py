@@ -1,4 +1,4 @@
-"""Reads of attributes that hold widths. `x.view(n, self.channels)` and `self.channels // 2` show what becomes of a width;
+"""Note reads of attributes that hold widths. `x.view(n, self.channels)` and `self.channels // 2` show what a width is used for.
 `range(self.channels)`, `layers[self.channels]` and `math.log2(self.channels)` do not: there, Python takes any int as it is.
 """
 
@@ -37,11 +37,11 @@ def watched(attributes: Iterable[tuple[nn.Module, str]], tracer: Context) -> Ite
 
 
 class _Attribute:
-    """An attribute of modules of one class: a descriptor in the class, which Python asks before the module's own dict."""
+    """An attribute of modules of one class: a descriptor in the class, which Python looks up before the module's own dict."""
 
     def __init__(self, name: str, before: Any) -> None:
         self._name, self._before = name, before
-        self.listeners: list[Context] = []  # those of other threads too
+        self.listeners: list[Context] = []  # including those of other threads
 
     def __get__(self, module: nn.Module | None, kind: type | None = None) -> Any:
         own = {} if module is None else module.__dict__
@@ -56,7 +56,7 @@ class _Attribute:
         return value
 
     def _inherited(self, module: nn.Module | None, kind: type) -> Any:
-        """What the class or one of its bases has under this name, as it was before they had descriptors of ours."""
+        """Return what the class or one of its bases had under this name before our descriptors were added."""
         for base in kind.__mro__:
             found = vars(base).get(self._name, _MISSING)
             found = found._before if isinstance(found, _Attribute) else found
@@ -81,7 +81,7 @@ class _Attribute:
 
 
 def _attribute(kind: type, name: str) -> _Attribute:
-    """The descriptor of a class, added if it has none."""
+    """Return the descriptor of a class. It is added if the class has none."""
     found = vars(kind).get(name, _MISSING)
     if not isinstance(found, _Attribute):
         found = _Attribute(name, found)

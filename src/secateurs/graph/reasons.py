@@ -17,14 +17,14 @@ class Kind(Enum):
     RULE = auto()  # a rule freezes them
     CODE = auto()  # the code has a constant that only fits the uncut network, or computes with their number
     UNREAD = auto()  # no layer consumes them
-    UNTRIED = auto()  # what could not be run may read them
+    UNTRIED = auto()  # code that could not be run may read them
     SINGLE = auto()  # there is only one channel, or all are coupled
     INEXACT = auto()  # a normalization computes statistics over them; `allow_inexact` cuts them
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a group is not prunable: `str` of it is a sentence.
+    """Why a group is not prunable. `str(reason)` is a sentence.
 
     place: the line of the user's code that it comes from, `file.py:12`, or "".
     """

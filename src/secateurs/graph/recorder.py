@@ -21,7 +21,7 @@ Place = tuple[int, tuple[int, ...], tuple[int, ...]]  # a view of a storage: off
 
 class Recorder:
     """Notes what happens in one run. A run on meta tensors only collects the events, which takes hardly any time; they are
-    read when the flow is first asked for. A run on real tensors reads each at once, so that no activation is kept.
+    read when the flow is first requested. A run on real tensors reads each event at once, so that no activation is kept.
 
     meta: whether the run is on meta tensors. names: of parameters and buffers, by id. modules: by path.
     """
@@ -44,9 +44,9 @@ class Recorder:
     # -- what the tracer reports ---------------------------------------------------------------------------------------
 
     def start(self, inputs: Iterable[Tensor]) -> None:
-        """The model runs on these inputs. The caller restores its modules, in which this sets attributes to follow which of
-        them runs: their `forward`, or their hooks if there are any, since these may change what goes in and comes out. (Hooks
-        would do for all, but cost seven times as much.)"""
+        """Start to record a run on these inputs. To follow which modules run, this sets their `forward`, or their hooks if
+        there are any, since hooks may change a module's inputs and outputs. The caller restores these attributes. (Hooks would
+        work for all modules, but cost seven times as much.)"""
         self._inputs = [self._new(x, live=True) for x in inputs]
         everywhere = any(getattr(torch.nn.modules.module, f"_global{kind}") for kind in _HOOKS)
         for path, module in self._modules.items():
@@ -59,19 +59,19 @@ class Recorder:
                 own["forward"] = self._watched(module, module.forward)
 
     def prepare(self, op: Any) -> None:
-        """An op will run. Some change the shape of a tensor, which the events before them must be read with."""
+        """Prepare for an op. If it changes the shape of a tensor, the events before it are read now, with the old shape."""
         if _reshapes(op):
             self._read()
 
     def op(self, op: Any, args: Any, kwargs: Any, out: Any, call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> None:
-        """An op ran, in this call in the model's code."""
+        """Record an op that ran, in this call in the model's code."""
         self._events.append((self._op, op, args, kwargs, out, call))
         if not self._meta:
             self._read()
 
     def stop(self, out: Any) -> None:
-        """The model returned this."""
-        self._events = [*self._events, (self._returned, out)]  # later events, of a run in training mode, go nowhere
+        """Record what the model returned, and stop."""
+        self._events = [*self._events, (self._returned, out)]  # later events, of a run in training mode, are dropped
         self._open = False
         if not self._meta:
             self._read()
@@ -138,7 +138,7 @@ class Recorder:
 
     def _leave(self, module: nn.Module, out: Any) -> None:
         path = self._paths[id(module)]
-        while len(self._stack) > 1:  # what was left by an exception that the model's code caught goes, too
+        while len(self._stack) > 1:  # also removes calls left by an exception that the model's code caught
             call = self._calls[self._stack.pop()]
             if call[0] == path:
                 call[3] = self._several(out)
@@ -151,12 +151,12 @@ class Recorder:
 
     def _returned(self, out: Any) -> None:
         self._outputs = self._several(out)
-        self._sources, self._writes = {}, {}  # which hold tensors
+        self._sources, self._writes = {}, {}  # they hold tensors
 
     # -- values --------------------------------------------------------------------------------------------------------
 
     def _noted(self, tree: Any) -> Any:
-        """Arguments with values in place of tensors."""
+        """Return arguments with values in place of tensors."""
         if isinstance(tree, Tensor):
             return self._value(tree)
         if isinstance(tree, list | tuple) and tree and type(tree[0]) is not int:
@@ -174,7 +174,7 @@ class Recorder:
         return value
 
     def _value(self, x: Tensor) -> Value:
-        """The value that a tensor has now."""
+        """Return the value that a tensor has now."""
         source = self._sources.get(id(x))
         if source is not None:
             return source[1]
@@ -188,15 +188,15 @@ class Recorder:
     # -- writes in place, through views ----------------------------------------------------------------------------------
 
     def _written(self, x: Tensor, live: bool, index: int, outputs: list[Value]) -> None:
-        """Whatever shares x's memory has a new value from now on."""
+        """Give x, and whatever shares its memory, a new value from now on."""
         value = self._value(x)
-        if value.made != index:  # it is not among what the op returns
+        if value.made != index:  # the op does not return it
             value = self._new(x, live or value.live, index)
             outputs.append(value)
         self._writes.setdefault(x.untyped_storage()._cdata, []).append((_place(x), value))
 
     def _merged(self, x: Tensor, own: Value) -> Value:
-        """The value of x after later writes to its memory through other tensors."""
+        """Return the value of x after later writes to its memory through other tensors."""
         writes = self._writes.get(x.untyped_storage()._cdata)
         if writes is None or writes[-1][1].index <= own.index:
             return own
@@ -222,7 +222,7 @@ class Recorder:
     # -- the result ----------------------------------------------------------------------------------------------------
 
     def flow(self) -> Flow:
-        """The flow of the run."""
+        """Return the flow of the run."""
         self._read()
         calls = [Call(*call) for call in self._calls]
         ops = [
@@ -234,12 +234,12 @@ class Recorder:
 
 @cache
 def _reshapes(op: Any) -> bool:
-    """Whether an op changes the shape of its operand, in place."""
+    """Whether an op changes the shape of its operand in place."""
     return torch.Tag.inplace_view in op.tags
 
 
 def written(op: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors among its arguments that an op writes to."""
+    """Return the tensors among its arguments that an op writes to."""
     found: list[Tensor] = []
     for i, name in _writes_of(op):
         x = args[i] if i < len(args) else kwargs.get(name)
@@ -249,7 +249,7 @@ def written(op: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 @cache
 def _writes_of(op: Any) -> tuple[tuple[int, str], ...]:
-    """The positions and names of the arguments that an op writes to."""
+    """Return the positions and names of the arguments that an op writes to."""
     return tuple(
         (i, a.name) for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write
     )
@@ -260,7 +260,7 @@ def _place(x: Tensor) -> Place:
 
 
 def _disjoint(a: Place, b: Place) -> bool:
-    """Whether two views of one storage share no element, as pieces of one tensor along an axis; False if in doubt."""
+    """Whether two views of one storage share no element, such as pieces of one tensor along an axis; False if in doubt."""
     (offset, shape, strides), (other, lengths, steps) = sorted((a, b))
     if strides != steps:
         return False
@@ -274,7 +274,7 @@ def _disjoint(a: Place, b: Place) -> bool:
 
 
 def _nested(shape: list[int], strides: tuple[int, ...]) -> bool:
-    """Whether every position in the box has an address of its own."""
+    """Whether every position in the box has its own address."""
     reach = 0
     for stride, n in sorted(zip(strides, shape, strict=True)):
         if n > 1:

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Runs:
-    """Runs of one model on its example inputs, each of which records a tape. The model is not modified."""
+    """Runs of one model on its example inputs. Each run records a tape. The model is not modified."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, example_targets: Any = None) -> None:
         check_inputs(example_inputs)
@@ -68,7 +68,7 @@ class Runs:
         return self._either(self._follow)
 
     def flow(self) -> Flow:
-        """Run the model and note what follows what, without its channels."""
+        """Run the model and record its data flow, without its channels."""
         return self._either(self._flow)
 
     def _either(self, run: Callable[[], T]) -> T:
@@ -115,10 +115,10 @@ class Runs:
         tape: Tape | None = None,
         follow: Follow | None = None,
     ) -> Tape:
-        """One pass under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes).
+        """Run the model once under the tracer, with parameters replaced by those in `cut` (on meta: by their shapes).
 
-        known: the labels of the parameters' axes. rewrites: attributes of modules that change with the parameters. record:
-        the flow of the run in eval mode, too. tape: where to record. follow: see `Calls`.
+        known: the labels of the parameters' axes. rewrites: attributes of modules that change with the parameters. record: also
+        record the flow of the run in eval mode. tape: the tape to record on. follow: see `Calls`.
         """
         names, replaced = self._standins(cut, self.meta)
         tracer = Tracer(space, names, self.modules, self.choices, known, tape, self.depthwise)
@@ -138,7 +138,7 @@ class Runs:
         rewrites: Mapping[tuple[str, str], Any],
         follow: Follow | None,
     ) -> None:
-        """The run in eval mode and, as far as needed, in training."""
+        """Run the model in eval mode and, if needed, in training mode."""
         whole = isinstance(tracer.space, LabelSpace)
         reads: list[nn.Module] = []
         with swapped(self.state, self.modules, replaced, rewrites), ExitStack() as stack:
@@ -161,7 +161,7 @@ class Runs:
                 try:
                     with self._reading(tracer, rewrites):
                         self._pass(tracer, given, meta)
-                finally:  # what has run until then is cut, too
+                finally:  # what ran before a failure is cut, too
                     if whole:
                         tracer.note_weights()
 
@@ -171,21 +171,21 @@ class Runs:
             train(self.training.rehearsal, self.meta)
 
     def _unused(self, tracer: Tracer) -> tuple[str, ...]:
-        """The parameters that no run used, so far."""
+        """Return the parameters that no run has used so far."""
         used = {a.param for a in tracer.tape.axes}
         return tuple(n for n in self.params if n not in used and max(self.shapes[n], default=1) > 1)
 
     def _standins(self, cut: Mapping[str, Tensor], meta: bool) -> tuple[dict[int, str], dict[int, Tensor]]:
-        """What replaces the parameters and buffers in a run: their names by id, and they themselves by the id of the
-        original. A forward may write to any of them, so these are copies."""
+        """Return the tensors that replace the parameters and buffers in a run: their names by id, and they themselves by the id
+        of the original. They are copies, since a forward may write to any of them."""
         standins = {
             n: cut[n] if n in cut else p.to("meta") if meta else copied_tensor(p) for n, p in self.named.items()
         }
         return {id(x): n for n, x in standins.items()}, {id(p): standins[n] for n, p in self.named.items()}
 
     def _watch(self, tracer: Tracer, figured: bool) -> None:
-        """Have noted what modules get whose attributes repeat widths, beside their tensors (if `figured`) or without any. Their
-        attributes are restored, and their hooks with them."""
+        """Add hooks that note the inputs of modules whose attributes repeat widths: those without tensors and, if `figured`,
+        those with figures. The caller restores the modules' attributes, and so their hooks."""
         for path, module in self.modules.items():
             if weightless(module):
                 hook = partial(tracer.note_weightless, path)
@@ -206,7 +206,7 @@ class Runs:
             self.modules[path].__dict__[attribute] = value
 
     def _reading(self, tracer: Tracer, rewrites: Mapping[tuple[str, str], Any]) -> AbstractContextManager[None]:
-        """Have noted which of the attributes that hold widths the model's code reads."""
+        """Return a context that notes which of the attributes that hold widths the model's code reads."""
         names = dict.fromkeys((*rewrites, *((f.module, f.attribute) for f in tracer.tape.figures)))
         return reading.watched([(self.modules[path], attribute) for path, attribute in names], tracer)
 

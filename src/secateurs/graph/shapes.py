@@ -59,7 +59,7 @@ def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum:
 def batch_norm_either(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
 ) -> Any:
-    """In training, as an instance norm runs it, with the statistics of each channel."""
+    """In training, which is how an instance norm runs it, also return the statistics of each channel."""
     found = batch_norm(x, weight, bias, mean, var, momentum, eps)
     return (found[0], *(empty(x, (x.shape[1],)) for _ in range(2))) if training and found else found
 
@@ -79,7 +79,7 @@ def group_norm(x: Tensor, weight: Any, bias: Any, n: int, c: int, hw: int, group
 
 
 def _present(*params: Tensor | None) -> Iterator[torch.Size]:
-    """The shapes of those that there are."""
+    """Return the shapes of those parameters that are not None."""
     return (p.shape for p in params if p is not None)
 
 
@@ -89,7 +89,7 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Tensor | None:
 
 
 def broadcast(a: Tensor, b: Any) -> tuple[int, ...] | None:
-    """The shape of an elementwise op on two tensors, or a tensor and a number, that gives the type of both."""
+    """Return the output shape of an elementwise op on two tensors of one type, or a tensor and a number; None for others."""
     if not isinstance(a, Tensor):
         return None
     if not isinstance(b, Tensor):
@@ -143,14 +143,14 @@ def mm(a: Tensor, b: Tensor) -> Tensor | None:
 
 
 def same(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """As `torch.empty_like`, which takes fifty times as long: the strides are kept if no element is skipped or repeated."""
+    """Do what `torch.empty_like` does, in a fiftieth of its time. Strides are kept if no element is skipped or repeated."""
     if not x.is_contiguous() and sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) == x.numel() - 1:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
     return empty(x, x.shape)
 
 
 def floating(x: Tensor, *_: Any, **__: Any) -> Tensor | None:
-    """A function that gives integers another type."""
+    """Return the output of a function that converts integers to another type; None for integers."""
     return same(x) if x.is_floating_point() else None
 
 
@@ -242,7 +242,7 @@ def _states(state: Any) -> Any:
 
 
 def _widths(state: Any) -> tuple[int, int]:
-    """The numbers of a recurrent layer's outputs and cells."""
+    """Return the numbers of a recurrent layer's outputs and cells."""
     states = _states(state)
     return states[0].shape[-1], states[-1].shape[-1]
 

@@ -1,6 +1,6 @@
 """Sizes as they are written in the user's code: `x.view(n, c // 2, -1)`, `x[:, :c]`, `F.conv2d(…, groups=c)`.
 
-An op shows the sizes, a call how they were written. From the call follow the claims that a cut must not break: a size that is
+An op shows the sizes; a call shows how they were written. The call gives the claims that a cut must not break: a size that is
 computed from widths must count the channels of its axis at any widths, and a constant keeps them whole.
 """
 
@@ -37,7 +37,7 @@ _FILLS = _SHAPED.keys() - _VIEWS.keys() - {"rand", "randn"}  # calls whose outpu
 
 
 def name_of(func: Any) -> str:
-    """The name of a function of PyTorch's: `view` of a method, a function and an op."""
+    """Return the name of a PyTorch function: `view` for a method, a function and an op."""
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         packet = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
         return packet._qualified_op_name.removeprefix("aten::")  # the user's own keep their namespace
@@ -46,7 +46,7 @@ def name_of(func: Any) -> str:
 
 
 def written(call: Call, ndim: int) -> Sizes | None:
-    """The sizes of the output's axes as the call has them. None if it has no shape."""
+    """Return the sizes of the output's axes as written in the call. None if the call has no shape."""
     func, args, kwargs = call
     name = name_of(func)
     if name == "unflatten":
@@ -64,7 +64,7 @@ def written(call: Call, ndim: int) -> Sizes | None:
 
 
 def sections(call: Call) -> Sequence[int] | None:
-    """The sizes of the pieces of a split, if the call has one for each."""
+    """Return the sizes of the pieces of a split, if the call has one for each."""
     func, args, kwargs = call
     if name_of(func) not in _SPLITS:
         return None
@@ -92,7 +92,7 @@ def takes_sizes(func: Any) -> bool:
 
 
 def constants(args: Any) -> Iterator[Any]:
-    """The numbers, strings and bools among the arguments of a call."""
+    """Yield the numbers, strings and bools among the arguments of a call."""
     for a in args.values() if isinstance(args, dict) else args:
         if isinstance(a, int | float | str):
             yield a
@@ -101,7 +101,7 @@ def constants(args: Any) -> Iterator[Any]:
 
 
 def among(args: Any, kind: type[T]) -> Iterator[T]:
-    """What is of this type among the arguments of a call: its tensors, or the widths and what was computed from them."""
+    """Yield the arguments of a call that are of this type: its tensors, or widths and what was computed from them."""
     for a in args.values() if isinstance(args, dict) else args:
         if isinstance(a, kind):
             yield a
@@ -126,8 +126,8 @@ def _shaped(reason: str) -> Reader:
 
 
 def _fill(t: Context, out: Tensor, axis: int, n: int, reason: str, each: int = 1) -> bool:
-    """The same values, `each` of them, for every channel that another tensor has, or that a number counts which a module
-    keeps: they are these channels."""
+    """Label an axis that holds the same values, `each` of them, for every channel of another tensor, or for every channel that
+    a module's number counts: it has these channels. Returns whether it was such an axis."""
     labels = t.counted(n)
     if labels is None or len(labels) * each != out.shape[axis] or len(labels) < 2:
         return False
@@ -150,7 +150,7 @@ def _repeat(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _broadcast(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
-    """One value for as many channels as another of the tensors has: they are these channels."""
+    """Label an axis with one value for as many channels as another of the tensors has: it has these channels."""
     for axis, labels in {a: own for x in out for a, own in t.labels(x).items()}.items():
         for x in out:
             if axis not in t.labels(x) and x.stride(axis) == 0:
@@ -159,7 +159,7 @@ def _broadcast(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _spatial(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
-    """Only the spatial axes count of the shape that it is given."""
+    """Only the spatial axes of the shape that it is given count."""
     return [x[-(out.ndim - 2) :] if isinstance(x, list | tuple) else x for x in (*args, *kwargs.values())]
 
 
@@ -170,7 +170,7 @@ def _split(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     lengths = [piece.shape[dim] for piece in out]
     given = [sizes] * (len(out) - 1) if isinstance(sizes, int) else sizes
     _pieces(t, x, dim, given, [0, *itertools.accumulate(lengths)])
-    if isinstance(sizes, int) and len(out) == 1:  # a split that leaves it whole
+    if isinstance(sizes, int) and len(out) == 1:  # a split that leaves the tensor whole
         t.claim(sizes, t.labels(x).get(dim, lengths[0]), SPLIT, least=True)
     return []
 
@@ -215,7 +215,7 @@ def _index(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def _axes(item: Any) -> int:
-    """How many axes an item of an index takes."""
+    """Return how many axes an item of an index takes."""
     if item is None or item is Ellipsis or isinstance(item, bool):
         return 0
     return item.ndim if isinstance(item, Tensor) and item.dtype == torch.bool else 1
@@ -244,7 +244,7 @@ def _slice(t: Context, x: Tensor, axis: int, item: slice) -> None:
 
 def _pad(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
     amounts = kwargs.get("pad", args[1] if len(args) > 1 else ())
-    for n in amounts:  # what is added stays, whatever is cut beside it
+    for n in amounts:  # the padding stays, whatever is cut next to it
         t.claim(n, plain(n), "the padding is computed from the number of channels")
     return [args[2:], {k: v for k, v in kwargs.items() if k != "pad"}]
 
@@ -278,7 +278,7 @@ def _group_norm(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _attention(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
-    """Its sizes are written inside of PyTorch's function, from the width that it is given."""
+    """PyTorch's function computes its sizes from the width that it is given."""
     query = args[0] if args else kwargs["query"]
     n = kwargs.get("embed_dim_to_check", args[3] if len(args) > 3 else query.shape[-1])
     t.claim(n, t.labels(query).get(query.ndim - 1, plain(n)), SIZE)
@@ -286,7 +286,7 @@ def _attention(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _squeeze(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
-    """A single channel would be squeezed, too."""
+    """Note a condition on the width, since a single channel would be squeezed, too."""
     x, dims = args[0], kwargs.get("dim", args[1] if len(args) > 1 else range(args[0].ndim))
     axes = {d % x.ndim for d in ((dims,) if isinstance(dims, int) else dims)}
     for axis, labels in t.labels(x).items():
@@ -296,7 +296,7 @@ def _squeeze(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _scaled(t: Context, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Any]:
-    """Scaled by the width of the queries, unless by a number that is given."""
+    """The scores are scaled by the width of the queries, unless the call has a scale."""
     query = args[0] if args else kwargs["query"]
     own = t.labels(query).get(query.ndim - 1)
     if own is not None and kwargs.get("scale") is None:

@@ -1,4 +1,4 @@
-"""What a model's code can change, and how it is put back as it was."""
+"""Save what a model's code can change, and restore it."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ _MISSING: Any = object()
 
 
 class State:
-    """Everything that a model's code can reach and change, as it is now: attributes and whatever containers and objects they
-    hold, of instances and of classes; variables of closures, default arguments, and the global variables that functions
+    """Everything that a model's code can reach and change, as it is now: attributes of instances and classes, and the
+    containers and objects that they hold; variables of closures, default arguments, and the global variables that functions
     name; the contents of tensors and arrays, and the state of random generators. `restore` puts it back, object for object.
 
-    The contents of the model's own parameters and buffers are not saved: runs use others in their place, see `replace`.
-    Objects of the standard library and of training frameworks are taken as they are, except containers.
+    The contents of the model's own parameters and buffers are not saved, since runs use other tensors in their place (see
+    `replace`). Objects of the standard library and of training frameworks are not followed, except containers.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], *others: Any) -> None:
         self.tensors: dict[int, Tensor] = {}  # the model's parameters and buffers, by id
         self.scripted: list[str] = []  # where there are TorchScript modules
-        self._held: list[tuple[Any, Any, Any]] = []  # a container, a key, and what it has there: a tensor of these
+        self._held: list[tuple[Any, Any, Any]] = []  # a container, a key, and one of these tensors that is there
         self._iterators: list[tuple[Any, Any, Any]] = []
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._empty: list[Any] = []  # containers
         self._lists: list[tuple[Any, Any]] = []  # lists and bytearrays
         self._variables: list[tuple[Any, Any, Any]] = []  # of an object, a closure or a module: owner, name, value
         self._classes: list[tuple[type, dict[str, Any]]] = []
-        self._contents: list[tuple[Tensor, Tensor, Tensor]] = []  # a tensor, its data, and a copy of these
-        self._caches: dict[Any, int] = {}  # of functions: calls that were not in there
-        self._undo: list[Callable[[], Any]] = []  # of what is rare
+        self._contents: list[tuple[Tensor, Tensor, Tensor]] = []  # a tensor, its data, and a copy of the data
+        self._caches: dict[Any, int] = {}  # of functions, with their number of misses
+        self._undo: list[Callable[[], Any]] = []  # for rare types
         self._seen: dict[int, Any] = {}  # kept, so that no id is reused
         self._known: set[type] = set()
         self._globals: set[tuple[int, str]] = set()
@@ -76,9 +76,9 @@ class State:
     # -- what runs do with it ------------------------------------------------------------------------------------------
 
     def replace(self, tensors: Mapping[int, Tensor]) -> None:
-        """Put these tensors in the place of the model's own, by id, wherever they are held. What functions have cached was
-        computed from the model's own, or from plain numbers: it is computed again, so that a run does not depend on whether
-        the model has run before."""
+        """Put these tensors in place of the model's own, by id, wherever they are held. Caches of functions are cleared, since
+        their values were computed from the model's own tensors, or from plain numbers. So a run does not depend on whether the
+        model has run before."""
         for function in self._caches:
             function.cache_clear()
             self._caches[function] = 0
@@ -90,12 +90,12 @@ class State:
                 _put(own, key, copy.copy(iterator))
 
     def keep(self, tensors: Iterable[Tensor]) -> None:
-        """Also put back the contents of these of the model's own tensors."""
+        """Also restore the contents of these tensors of the model."""
         for x in tensors:
             self._tensor(x)
 
     def copies(self) -> dict[int, Tensor]:
-        """Copies of the model's parameters and buffers, by the id of the original."""
+        """Return copies of the model's parameters and buffers, by the id of the original."""
         return {i: copied_tensor(x) for i, x in self.tensors.items()}
 
     def restore(self) -> None:
@@ -116,7 +116,7 @@ class State:
         for x, data, saved in self._contents:
             _restore_tensor(x, data, saved)
         for function, misses in self._caches.items():
-            if function.cache_info().misses != misses:  # entries cannot be taken out one by one
+            if function.cache_info().misses != misses:  # entries cannot be removed one by one
                 function.cache_clear()
         for undo in self._undo:
             undo()
@@ -168,7 +168,7 @@ class State:
             self._object(value)
 
     def _tensors_of(self, module: nn.Module) -> None:
-        """The parameters and buffers of a module of the model."""
+        """Note the parameters and buffers of a module of the model."""
         for own in (module.__dict__["_parameters"], module.__dict__["_buffers"]):
             if own:
                 self._seen[id(own)] = own
@@ -242,7 +242,7 @@ class State:
             self._known.add(base)
 
     def _rare(self, value: Any) -> bool:
-        """Note a value of a type with a state of its own."""
+        """Note a value of a type that has its own kind of state. Returns False for other types."""
         follow: tuple[Any, ...] = ()
         if isinstance(value, np.ndarray):
             if value.flags.writeable:
@@ -300,13 +300,13 @@ class State:
 
 
 def copied_tensor(x: Tensor) -> Tensor:
-    """A copy of a parameter or buffer, of the same type."""
+    """Return a copy of a parameter or buffer, of the same type."""
     new = x.detach().clone()
     return nn.Parameter(new, x.requires_grad) if type(x) is nn.Parameter else new
 
 
 def slots_of(cls: type) -> Iterator[str]:
-    """The names of a class's slots, as they are stored."""
+    """Yield the names of a class's slots, as they are stored."""
     for base in cls.__mro__:
         for name, member in vars(base).items():
             if type(member).__name__ == "member_descriptor" and not _dunder(name):

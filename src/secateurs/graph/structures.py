@@ -19,10 +19,10 @@ class Done:
 
 
 def mapped(value: Any, of_leaf: Callable[[Any], Any], of_sequence: Callable[[Any], Any] = lambda x: x) -> Any:
-    """The same structure with a function applied to its leaves: tensors, and whatever is not a mapping, tuple, list, dataclass
-    or a type that PyTorch's pytree knows.
+    """Return the same structure with a function applied to its leaves: tensors, and whatever is not a mapping, tuple, list,
+    dataclass or a type that PyTorch's pytree knows.
 
-    of_sequence: is asked before a tuple or list is looked into; what it returns as `Done` takes its place.
+    of_sequence: called before a tuple or list is looked into. If it returns a `Done`, its value replaces the sequence.
     """
 
     def inner(x: Any) -> Any:
@@ -48,7 +48,7 @@ def mapped(value: Any, of_leaf: Callable[[Any], Any], of_sequence: Callable[[Any
 
 
 def _refilled(value: Any, inner: Callable[[Any], Any]) -> Any:
-    """A mapping of the same type, for example a BatchEncoding; a dict if it cannot be copied and filled."""
+    """Return a mapping of the same type, such as a BatchEncoding; a dict if it cannot be copied and filled."""
     items = {name: inner(x) for name, x in value.items()}
     try:
         made = copy.copy(value)
@@ -60,5 +60,5 @@ def _refilled(value: Any, inner: Callable[[Any], Any]) -> Any:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The same structure with the function applied to every tensor. Other values are kept."""
+    """Return the same structure with the function applied to every tensor. Other values are kept."""
     return mapped(value, lambda x: function(x) if isinstance(x, Tensor) else x)

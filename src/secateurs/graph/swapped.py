@@ -1,4 +1,4 @@
-"""A model for the time of a run: with other tensors and attributes in place of its own, and afterward as it was."""
+"""Replace a model's tensors and attributes for the time of a run, and restore the model afterward."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def swapped(
     tensors: Mapping[int, Tensor],
     rewrites: Mapping[tuple[str, str], Any] = {},
 ) -> Iterator[None]:
-    """Context in which a model's tensors (by id) and attributes are replaced, in eval mode without gradients. Whatever its
-    forward does, and however the context ends, the model, what it holds and the random state are then as before."""
+    """Context in which a model's tensors (by id) and attributes are replaced, in eval mode without gradients. Afterward the
+    model, what it holds and the random state are restored, whatever the forward did and however the context ended."""
     with preserve_rng_state(), torch.no_grad():
         try:
             state.replace(tensors)
@@ -40,8 +40,8 @@ def swapped(
 
 
 def untouched(function: F) -> F:
-    """Decorator of a function that runs copies of the model, its first argument: these share hooks, classes and closures with
-    it. Whatever they do there, the model and the random state are then as before."""
+    """Decorate a function that runs copies of the model, its first argument. Copies share hooks, classes and closures with the
+    model. Afterward the model and the random state are restored, whatever the copies changed."""
 
     @wraps(function)
     def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:

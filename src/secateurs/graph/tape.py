@@ -26,14 +26,14 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """A size in the user's code must equal the number of these labels, at any widths. None: it cannot be told where the size
-    comes from, only a trial can tell whether it does."""
+    """A size in the user's code must equal the number of these labels, at any widths. If the size is None, its origin is not
+    known, and only a trial can show whether it does."""
 
     size: Expression | int | None
     counts: Array | int  # labels; or a number that no cut changes
     reason: str
     where: str
-    least: bool = False  # or be greater: the end of a slice
+    least: bool = False  # the size may also be greater: the end of a slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +74,13 @@ class Tape:
 
     axes: list[Axis] = field(default_factory=list)
     costs: list[tuple[int, tuple[Array, ...]]] = field(default_factory=list)  # coefficient, labeled factors
-    kernels: dict[int, str] = field(default_factory=dict)  # the costs that are a convolution's, with its weight
-    vanishing: dict[int, Array] = field(default_factory=dict)  # the costs that are 0 if this factor is 1
+    kernels: dict[int, str] = field(default_factory=dict)  # index of a convolution's cost → its weight
+    vanishing: dict[int, Array] = field(default_factory=dict)  # index of a cost → the factor that makes it 0 if it is 1
     # module → tensor → its axes, as the module computed with it: lengths, or labels
     weights: dict[str, dict[str, tuple[int | Array, ...]]] = field(default_factory=dict)
-    # module → the labels of what goes in and of what comes out
+    # module → the labels of its inputs and of its outputs
     through: dict[str, tuple[list[Array], list[Array]]] = field(default_factory=dict)
-    figures: list[Figure] = field(default_factory=list)  # numbers that modules keep of their own
+    figures: list[Figure] = field(default_factory=list)  # numbers that modules keep
     couplings: list[tuple[Array, str]] = field(default_factory=list)  # coupled labels, and the op that coupled them
     claims: list[Claim] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
@@ -88,16 +88,16 @@ class Tape:
     escapes: list[Seen] = field(default_factory=list)  # … and uses it as a plain number
     uses: list[Seen] = field(default_factory=list)  # … and computes with it
     conditions: list[Seen] = field(default_factory=list)  # … and asks for a condition on it
-    hidden: list[Seen] = field(default_factory=list)  # it read an attribute that holds one, whatever becomes of it
+    hidden: list[Seen] = field(default_factory=list)  # the code read an attribute that holds a width
     calls: list[Called] = field(default_factory=list)
     looked: bool = False  # the code read a value of a tensor
     dynamic: bool = False  # the shape of a tensor depends on values
     failed: tuple[list[Array], str] | None = None  # the call that raised last: the labels it works on, and its line
     random: list[str] = field(default_factory=list)  # lines that draw random numbers
-    recorder: Recorder | None = None  # of the run in eval mode: what follows what
+    recorder: Recorder | None = None  # of the flow of the run in eval mode
 
     def savepoint(self) -> tuple[Any, ...]:
-        """A savepoint for `rollback`, in case what follows turns out to be unusable."""
+        """Return a savepoint for `rollback`, in case what follows turns out to be unusable."""
         return tuple(len(events) for events in self._events())
 
     def rollback(self, point: tuple[Any, ...]) -> None:

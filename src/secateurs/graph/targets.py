@@ -1,4 +1,4 @@
-"""The arguments that a forward takes in training: targets that the caller gives, or a stand-in for those that nobody knows."""
+"""The arguments that a forward takes in training: targets that the caller gives, or stand-ins for unknown ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional, by name
 
 
 def arguments(inputs: Any, targets: Any = None) -> Arguments:
-    """The arguments of a forward: the example inputs, and the targets, if any, after them (a tuple, or one value) or by
-    name (a dict)."""
+    """Return the arguments of a forward: the example inputs, and the targets, if any, after them (a tuple, or one value) or
+    by name (a dict)."""
     given: tuple[Any, ...] = ()
     named: dict[str, Any] = {}
     if isinstance(inputs, Mapping):
@@ -30,8 +30,8 @@ def arguments(inputs: Any, targets: Any = None) -> Arguments:
 
 
 def unknown_targets(model: nn.Module, inputs: Any, meet: Callable[[Tensor], None]) -> dict[str, Unknown]:
-    """A stand-in for each argument of the model's forward that the example inputs leave out and that may be a target: it
-    has no default, or None. `meet` is called with each tensor that is combined with one. Empty if there is none.
+    """Return a stand-in for each argument of the model's forward that the example inputs leave out and that may be a target:
+    its default is None, or it has none. meet: called with each tensor that is combined with a stand-in.
     """
     given, named = arguments(inputs)
     try:
@@ -47,12 +47,12 @@ def unknown_targets(model: nn.Module, inputs: Any, meet: Callable[[Tensor], None
     }
 
 
-_MOST = 1000  # questions, after which a loop is taken to be endless
+_MOST = 1000  # number of conditions after which a loop counts as endless
 
 
 class Unknown(Tensor):
-    """A value that nobody knows: whatever is computed with it is unknown, too. It passes for a tensor of the inputs' batch and
-    spatial size, as a map of classes is, and for a list or a dict."""
+    """An unknown value: whatever is computed with it is unknown, too. It can stand for a tensor of the inputs' batch and
+    spatial size, such as a map of classes, and for a list or a dict."""
 
     meet: Callable[[Tensor], None]
     extent: torch.Size
@@ -60,7 +60,7 @@ class Unknown(Tensor):
 
     @staticmethod
     def of(meet: Callable[[Tensor], None], image: Tensor) -> Unknown:
-        """image: (N, C, *spatial)"""
+        """Create an unknown value. image: (N, C, *spatial)."""
         new = torch.empty(0).as_subclass(Unknown)
         new.meet, new.extent, new.asked = meet, torch.Size((*image.shape[:1], *image.shape[2:])), 0
         return new

@@ -1,4 +1,4 @@
-"""`trace`: from a model and example inputs to its channel graph."""
+"""`trace` creates the channel graph of a model from example inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ G = TypeVar("G", bound=ChannelGraph)
 _RETRIES = 4  # interpretations of an ambiguous split to try before its channels are frozen
 
 
-@torch.inference_mode(False)  # in it, ops arrive undivided, as conv2d and not as convolution
+@torch.inference_mode(False)  # in inference mode, ops arrive as conv2d and not as convolution
 def trace(
     model: nn.Module,
     example_inputs: Any,
@@ -36,10 +36,10 @@ def trace(
     """Find the channels of a network: run it once in eval mode and follow every channel through every op.
 
     example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, as the model takes them.
-    allow_inexact: make channels prunable although a normalization computes its statistics over them (layer norm over
-        channels, group norm), so that a cut changes more than the cut channels.
-    example_targets: what the model's forward takes in training beside the inputs: a tuple of further positional arguments, a
-        dict of keyword arguments, or a single argument of any other type.
+    allow_inexact: make channels prunable even if a normalization computes its statistics over them (layer norm over
+        channels, group norm). A cut then changes more than the cut channels.
+    example_targets: what the model's forward takes in training in addition to the inputs: a tuple of further positional
+        arguments, a dict of keyword arguments, or a single argument of any other type.
 
     The run needs shapes, not values: it uses meta tensors, and real ones if the model needs values (for example, if its
     control flow depends on data). The model is not modified. An op without a rule does not stop the trace: it
@@ -83,8 +83,8 @@ def trace(
 
 
 def flow(model: nn.Module, example_inputs: Any) -> Flow:
-    """What follows what in a network, without its channels: one run in eval mode. The model is not modified. If the network is
-    traced anyway, its graph has the same as `graph.flow`.
+    """Return the data flow of a network, without its channels, from one run in eval mode. The model is not modified. If you
+    trace the network anyway, `graph.flow` is the same.
 
     Raises TraceError if the model cannot be run on these inputs.
     """
@@ -93,7 +93,7 @@ def flow(model: nn.Module, example_inputs: Any) -> Flow:
 
 
 def _doubtful(grouping: Grouping, tried: Mapping[int, Reason]) -> Iterator[Place]:
-    """Places with several interpretations, where the chosen one failed or left nothing to cut."""
+    """Yield the places with several interpretations where the chosen one failed or left nothing to cut."""
     frozen = grouping.classes.frozen
     for place in grouping.tape.places:
         if (frozen[place.labels] >= 0).all() or grouping.groups_at(place.labels) & tried.keys():

@@ -67,7 +67,7 @@ class Tracer(Context, DispatchMode):
                 labels = rules.pointwise.pointwise(self, *args, **kwargs)
             else:
                 self._unknown(*args, **kwargs)
-            if drawn:  # the draws of a smaller network are others
+            if drawn:  # a smaller network draws other numbers
                 for own in labels if isinstance(labels, list) else [labels]:
                     self.freeze(
                         own or _NONE, Reason(Kind.CODE, "random numbers are drawn for each channel", self.where())
@@ -80,7 +80,7 @@ class Tracer(Context, DispatchMode):
         return out
 
     def whole(self, op: Any, args: Any, kwargs: Any) -> Any:
-        """Follow an op as one that would be dispatched as many."""
+        """Follow as one op what would be dispatched as many."""
         with _pop_mode_temporarily():
             return self.__torch_dispatch__(op, (), args, kwargs)
 
@@ -105,7 +105,7 @@ class Tracer(Context, DispatchMode):
                 self._assign(x, one, live)
 
     def note_weightless(self, path: str, module: nn.Module, args: Any) -> None:
-        """Note the channels that a norm without tensors gets: a forward pre-hook."""
+        """Note the channels of the input of a norm without tensors. This is a forward pre-hook."""
         x = args[0] if args else None
         if isinstance(x, Tensor):
             with torch._C.DisableTorchFunction():  # plain numbers: it is not the user's code that reads them
@@ -119,15 +119,15 @@ class Tracer(Context, DispatchMode):
                 module.__dict__.update(attributes.figures(module, {"weight": size}, {"weight": sized}))
 
     def note_through(self, path: str, _: nn.Module, args: Any, out: Any) -> None:
-        """Note the channels that go into a module and come out: a forward hook."""
+        """Note the channels of a module's inputs and outputs. This is a forward hook."""
         for tree, found in zip((args, out), self.tape.through.setdefault(path, ([], [])), strict=True):
             for x in pytree.tree_leaves(tree):
                 if isinstance(x, Tensor):
                     found += self.labels(x).values()
 
     def note_weights(self) -> None:
-        """Note the axes of the tensors that modules computed with. In the end, since a hook or a parametrization may make
-        them of several parameters."""
+        """Note the axes of the tensors that modules computed with. This comes last, since a hook or a parametrization may
+        compute them from several parameters."""
         counting, point = self.counting, self.tape.savepoint()
         self.counting = False
         for path, module in self._modules.items():
@@ -148,17 +148,17 @@ class Tracer(Context, DispatchMode):
         return tuple(labels[a] if a in labels else x.shape[a] for a in axes)
 
     def named(self, tensors: Iterable[Tensor]) -> tuple[str, ...]:
-        """The names of those that are parameters or buffers."""
+        """Return the names of those tensors that are parameters or buffers."""
         names = self._names
         return tuple([names[id(x)] for x in tensors if id(x) in names])
 
     def given(self, tensors: Iterable[Tensor]) -> tuple[str, ...]:
-        """The names of those that are parameters or buffers, or copies of one in another layout or type."""
+        """Return the names of those tensors that are parameters or buffers, or copies of one in another layout or type."""
         found = (self._names.get(id(x)) or self._copied(x) for x in tensors)
         return tuple([name for name in found if name])
 
     def copied(self, args: tuple[Any, ...], out: Any) -> None:
-        """A call returned its operand, or a copy: which of them, as for `contiguous`, may depend on the widths."""
+        """Note a call that returns its operand or a copy of it. Which of these, as for `contiguous`, may depend on widths."""
         if args and isinstance(out, Tensor) and out is not args[0] and (names := self.given(args[:1])):
             out._secateurs_copy = self, names[0]  # type: ignore[attr-defined]
 

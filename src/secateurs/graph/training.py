@@ -1,4 +1,4 @@
-"""What a network does in training only: auxiliary heads, and layers that read other channels then."""
+"""What a network does only in training: auxiliary heads, and layers that read other channels then."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class TargetsError(Exception):
 
 
 class Training:
-    """Follows a model's training path, and what is known about it then."""
+    """Follows a model's training path, and holds what is known about it afterward."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, example_targets: Any) -> None:
         self._model, self._inputs, self._targets = model, example_inputs, example_targets
         self.failure: Exception | None = None  # why the training path could not be followed to its end
         self.unused: tuple[str, ...] = ()  # parameters that no run used
-        self.rehearsal: Arguments | None = None  # with which cut networks have to run in training mode, too
+        self.rehearsal: Arguments | None = None  # arguments with which cut networks must run in training mode, too
 
     def follow(self, tracer: Context, run: Run, meta: bool, unused: Callable[[], tuple[str, ...]], reads: bool) -> None:
-        """Follow the training path after the run in eval mode. What a run has seen that stops half-way holds all the same.
+        """Follow the training path after the run in eval mode. What a run saw before it failed still counts.
 
-        meta: whether the run in eval mode was on meta tensors. unused: the parameters that no run used yet. reads: whether the
-        model's own code reads its mode. If not, and every parameter is used, training runs the same code.
+        meta: whether the run in eval mode was on meta tensors. unused: returns the parameters that no run has used yet. reads:
+        whether the model's own code reads its mode. If not, and every parameter is used, training runs the same code.
         """
         self.failure, self.rehearsal, self.unused = None, None, unused()
         if not (reads or self.unused or self._targets is not None):
@@ -56,7 +56,8 @@ class Training:
         self._judge(tracer, before)
 
     def _attempt(self, run: Run, given: Arguments, meta: bool) -> Exception | None:
-        """Run the model in training mode: on meta tensors if it runs on these in eval mode and, if that fails, on real ones."""
+        """Run the model in training mode, on meta tensors if it runs on them in eval mode and, if that fails, on real tensors.
+        Returns the error of the last run, if it failed."""
         failure: Exception | None = None
         for on_meta in (True, False) if meta else (False,):
             try:
@@ -69,8 +70,8 @@ class Training:
         return failure
 
     def _judge(self, tracer: Context, before: set[str]) -> None:
-        """Only code that runs in training may depend on widths in a way that a cut network has to be tried for. If it cannot
-        be, these channels stay."""
+        """Code that only runs in training may depend on widths in a way that only a trial of a cut network can check. If no cut
+        network can be tried, keep these channels."""
         new = [(where, labels) for where, labels in _doubtful(tracer) if where not in before]
         if not new:
             self.rehearsal = None
@@ -81,13 +82,13 @@ class Training:
 
 
 def _doubts(tape: Tape) -> set[str]:
-    """The lines of code that depend on widths."""
+    """Return the lines of code that depend on widths."""
     seen = (*tape.escapes, *tape.uses, *tape.conditions)
     return {claim.where for claim in tape.claims} | {event.where for event in seen}
 
 
 def _doubtful(tracer: Context) -> Iterator[tuple[str, Array]]:
-    """The labels whose number a cut network has to be tried for, and the line of code that it is for."""
+    """Yield the lines of code that a cut network must be tried for, and the labels whose number they depend on."""
     tape = tracer.tape
     for claim in tape.claims:
         if claim.size is None and not isinstance(claim.counts, int):

@@ -1,4 +1,4 @@
-"""A trial: cut networks run beside the record of the original, and must do what it did, minus the channels that were cut."""
+"""Run a cut network against the record of the original. It must do what the original did, minus the channels that were cut."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FEW = 8  # groups to blame together
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cut network is wrong, and the groups that are to blame: empty if it cannot be told."""
+    """Why a cut network is wrong, and the groups that are to blame; empty if they are not known."""
 
     groups: frozenset[int]
     reason: Reason
 
 
 class Divergence(Exception):
-    """The cut network does something else than the original."""
+    """The cut network does something different from the original."""
 
     def __init__(self, reason: str, where: str, labels: list[Array]) -> None:
         super().__init__(reason)
@@ -41,15 +41,15 @@ class Divergence(Exception):
 
 
 class Trial:
-    """One cut of a network, with these widths by group. Which channels stay is drawn."""
+    """One cut of a network, with these widths by group. The channels that stay are drawn at random."""
 
     def __init__(self, runs: Runs, grouping: Grouping, widths: Mapping[int, int], draw: np.random.Generator) -> None:
         self.runs, self.grouping, self.cut = runs, grouping, frozenset(widths)
         root = grouping.classes.root
         self.dead = np.zeros(len(root), dtype=bool)  # by label
         self._alone = np.zeros_like(self.dead)
-        # The channel of each label. What no layer produces (positions, heads of a table) is none: which axes of it a view keeps
-        # apart depends on how it is coupled, and so may differ between two runs.
+        # The channel of each label. What no layer produces (positions, heads of a table) is not a channel: which of its axes a
+        # view keeps apart depends on how it is coupled, and so may differ between two runs.
         self._channels = np.where(grouping.of_label >= 0, root, 0)
         for g, width in widths.items():
             gone = draw.permutation(int(grouping.sizes[g]))[width:]
@@ -63,7 +63,7 @@ class Trial:
         self._at = 0
 
     def failure(self) -> Failure | None:
-        """Run it."""
+        """Run the cut network, and return what is wrong with it, if anything."""
         failure = self._run(self.grouping.tape.calls)
         if failure is None or self.runs.meta:
             return failure
@@ -96,7 +96,7 @@ class Trial:
             return self._blamed(error)
         return None
 
-    # -- the run beside the record -------------------------------------------------------------------------------------
+    # -- the run against the record ------------------------------------------------------------------------------------
 
     def _follow(self, called: Called, operands: list[Array]) -> None:
         if self._tape.dynamic:  # sizes depend on values, and these on the rounding
@@ -115,7 +115,7 @@ class Trial:
                 raise Divergence(RUNS, caller(), [*wrong, *([] if wrong else operands)])
 
     def _wrong(self, shape: tuple[int, ...], labels: Labels, found: tuple[int, ...], own: Labels) -> list[Array] | None:
-        """The labels of what is not as expected, if anything."""
+        """Return the labels of what is not as expected; None if all is."""
         if len(shape) != len(found):
             return []
         for axis, (n, m) in enumerate(zip(shape, found, strict=True)):
@@ -132,7 +132,7 @@ class Trial:
         return None
 
     def _left(self, labels: Array) -> Array:
-        """What is left of an axis."""
+        """Return the channels that are left of an axis."""
         found = self._known.get(id(labels))
         if found is None:
             found = self._known[id(labels)] = self._channels[labels[~self.dead[labels]]]
@@ -141,7 +141,8 @@ class Trial:
     # -- whom to blame -------------------------------------------------------------------------------------------------
 
     def _blamed(self, error: Exception) -> Failure:
-        """The conditions with another outcome; else what the call that failed works on; else what was asked for last."""
+        """Blame the conditions with another outcome; else what the call that failed works on; else the width that was read
+        last."""
         tape, before = self._tape, self.grouping.tape
         asked = [old for old, new in _matched(before.conditions, tape.conditions) if old.outcome != new.outcome]
         told = [(self.grouping.groups_of(old.expression) & self.cut, old.where) for old in asked]
@@ -155,12 +156,12 @@ class Trial:
             if isinstance(error, Mismatch):
                 labels = [error.labels]
         groups = self._groups(labels)
-        if not groups and where and self._at < len(self._expected):  # what the call that failed gave before
+        if not groups and where and self._at < len(self._expected):  # what this call returned before
             groups = self._groups([own for _, outputs in self._expected[self._at].outputs for own in outputs.values()])
         if reason == DEPENDS and len(read := self._read()) <= FEW:  # `Check` acquits those that are innocent
             groups |= read
         if groups:
-            if reason == NUMBER:  # applied to these channels, and made from those whose width went on as a number
+            if reason == NUMBER:  # applied to these channels, and made from those whose width became a plain number
                 made = {g for seen in tape.escapes for g in self._counted(seen.expression)} & self.cut | self._read()
                 groups = frozenset((groups & made) or made or groups)
             return Failure(frozenset(groups), Reason(Kind.CODE, reason, where))
@@ -172,13 +173,13 @@ class Trial:
         return Failure(frozenset(), Reason(Kind.CODE, reason, where))
 
     def _read(self) -> frozenset[int]:
-        """The groups whose width the attribute holds that was read last; if modules keep it themselves, it is a plain number
-        now, and any of those may be it that the original read."""
+        """Return the groups whose width is held by the attribute that was read last. If modules keep the width themselves, it
+        is a plain number now, and it may be any of those that the original read."""
         seen = self._tape.hidden[-1:] or self.grouping.tape.hidden
         return frozenset().union(*(self._counted(s.expression) for s in seen)) & self.cut
 
     def _counted(self, expression: Any) -> frozenset[int]:
-        """The groups whose widths an expression of this run is made from: its labels are those of the original."""
+        """Return the groups whose widths an expression of this run is made from. Its labels are those of the original."""
         return self.grouping.groups_of(expression)
 
     def _groups(self, labels: Iterable[Array]) -> frozenset[int]:
@@ -196,7 +197,7 @@ class Trial:
         return x
 
     def _masked(self) -> dict[str, Tensor]:
-        """The parameters that consume dead channels, with zeros there."""
+        """Return the parameters that consume dead channels, with zeros there."""
         masked: dict[str, Tensor] = {}
         flags = self.grouping.classes.flags
         for axis in self.grouping.tape.axes:
@@ -208,8 +209,8 @@ class Trial:
 
 
 def _matched(before: Iterable[Seen], after: Iterable[Seen]) -> Iterator[tuple[Seen, Seen]]:
-    """The conditions of a cut run with those that they were in the original: the first, second … of a line of code. Others may
-    be missing, because the size that they ask for is known now."""
+    """Match the conditions of a cut run with those of the original: the first, second … of a line of code. Some may be missing,
+    because the size that they depend on is known now."""
     lines: dict[str, deque[Seen]] = {}
     for old in before:
         lines.setdefault(old.where, deque()).append(old)
@@ -219,8 +220,8 @@ def _matched(before: Iterable[Seen], after: Iterable[Seen]) -> Iterator[tuple[Se
 
 
 def same(before: tuple[Any, ...], after: tuple[Any, ...], tolerance: float) -> bool:
-    """Whether two calls were made with the same numbers and strings. What is computed from widths in both is judged without a
-    run."""
+    """Whether two calls were made with the same numbers and strings. Numbers that are computed from widths in both are judged
+    without a run."""
     return len(before) == len(after) and all(
         (isinstance(a, Traced) and isinstance(b, Traced)) or _alike(plain(a), plain(b), tolerance)
         for a, b in zip(before, after, strict=True)

@@ -1,8 +1,8 @@
 """Sizes that remember which channels they count: `x.shape[1]`, and whatever the user's code computes from it.
 
-A `Width` is an int, and works wherever an int does. It also holds the expression that it was computed by, so that a
-size in a `view` or a `split` is known to follow the width of certain channels, or to be a constant, and the
-expression can be evaluated at other widths.
+A `Width` is an int, and works wherever an int does. It also holds the expression that computed it. So it is known whether
+a size in a `view` or a `split` follows the width of certain channels or is a constant, and the expression can be evaluated
+at other widths.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from secateurs.graph.figures import Figure
 
 Array = np.ndarray
-# The labels that are counted; or a parameter, the axis whose labels are, and its size; or a number that a module keeps.
+# The labels that are counted; or a parameter, the axis whose labels are counted, and its size; or a number that a module keeps.
 Leaf = Array | tuple[str, int, int] | Figure
 
 
@@ -46,24 +46,24 @@ class Expression:
                 yield from a.leaves()
 
     def value(self, count: Callable[[Any], int]) -> Any:
-        """The number, with this many labels at each leaf. Raises what its operations raise, for example for 1 // 0."""
+        """Return the number, with this many labels at each leaf. Raises what the operations raise, for example for 1 // 0."""
         if self.op is None:
             return count(self.args[0])
         return self.op(*[a.value(count) if isinstance(a, Expression) else a for a in self.args])
 
 
 class Listener(Protocol):
-    """Is told what the code does with widths that no expression shows."""
+    """Receives what the code does with widths and no expression shows."""
 
     def compared(self, condition: Expression, outcome: bool) -> None:
         """The code asked for this condition, and may have taken another path for another outcome."""
 
     def escaped(self, expression: Expression) -> None:
-        """The number goes on as a plain int or float, as in `int(c)` or `math.sqrt(c)`."""
+        """The code uses the number as a plain int or float, as in `int(c)` or `math.sqrt(c)`."""
 
 
 class Log:
-    """The run that widths are of: it listens until it is closed. Widths may outlive it, in a cache for example."""
+    """The run that widths belong to. It listens until it is closed. Widths may outlive it, for example in a cache."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener: Listener | None = listener
@@ -132,12 +132,12 @@ class Ratio(Traced, float):
 
 
 def plain(x: Any) -> Any:
-    """A number without its expression; anything else as it is."""
+    """Return a number without its expression; anything else as it is."""
     return int.__int__(x) if isinstance(x, int) else float.__float__(x) if isinstance(x, float) else x
 
 
 def made(value: Any, expression: Expression, log: Log) -> Any:
-    """A number with the expression that it was computed by."""
+    """Return a number with the expression that computed it."""
     if type(value) is int:
         width = int.__new__(Width, value)
         width.expression, width.log = expression, log
@@ -151,12 +151,12 @@ def made(value: Any, expression: Expression, log: Log) -> Any:
 
 
 def width(n: int, leaf: Leaf, log: Log) -> Width:
-    """The number of labels at a leaf."""
+    """Return the number of labels at a leaf, as a `Width`."""
     return made(n, Expression.of(leaf), log)
 
 
 def _term(x: Any, log: Log) -> Any:
-    """An operand: its expression if it is of the same run, else the number."""
+    """Return an operand: its expression if it belongs to the same run, else the number."""
     return x.expression if isinstance(x, Traced) and x.log is log else plain(x)
 
 

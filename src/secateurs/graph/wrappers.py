@@ -1,4 +1,4 @@
-"""Models that are wrapped or sharded: what holds a network's parameters in its own way."""
+"""Detect models that are wrapped or sharded: they hold a network's parameters in their own way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WHOLE = (
 
 
 def check_plain(model: nn.Module) -> None:
-    """Raise TraceError for a wrapper, and say what to pass and what to do with the result."""
+    """Raise TraceError for a wrapper. The message says what to pass instead, and what to do with the result."""
     kind = type(model).__name__
     if hasattr(model, "_orig_mod"):
         raise TraceError(
@@ -57,7 +57,7 @@ def check_whole(model: nn.Module) -> None:
 
 
 def _kinds() -> tuple[Any, Any, Any]:
-    """FSDP's wrapper, its class of sharded modules, and the tensors that they hold; None for what was never imported."""
+    """Return FSDP's wrapper, its class of sharded modules, and the class of their tensors; None for what was never imported."""
     fsdp, tensor = sys.modules.get("torch.distributed.fsdp"), sys.modules.get("torch.distributed.tensor")
     return (
         getattr(fsdp, "FullyShardedDataParallel", None),
@@ -67,7 +67,8 @@ def _kinds() -> tuple[Any, Any, Any]:
 
 
 def part_with(model: nn.Module, names: Any) -> str | None:
-    """The path of the part of a model that has tensors of all these names, as an averaged copy or a trainer's module has."""
+    """Return the path of the part of a model that has tensors of all these names, as in an averaged copy or a trainer's module.
+    None if there is none."""
     own = {
         name
         for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]

@@ -1,4 +1,4 @@
-"""Fold factors of channels into the parameters that a layer's weight is computed from."""
+"""Fold channel factors into the parameters that a layer's weight is computed from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from secateurs.errors import ConfigError, a_or_an
 
 @torch.no_grad()
 def scale_(module: nn.Module, attribute: str, factors: Tensor, axis: int) -> None:
-    """Multiply a computed weight by factors along one of its axes, in place: through the one parameter of its computation for
-    which this is possible (the magnitudes of weight norm, the weight under a pruning mask).
+    """Multiply a computed weight by factors along one of its axes, in place. The factors go into a parameter that the weight
+    scales with, such as the magnitudes of weight norm or the weight under a pruning mask.
 
-    Raises ConfigError, and changes nothing, if there is none.
+    Raises ConfigError, and changes nothing, if no such parameter exists.
     """
     due = _computed(module, attribute).clone()
     shape = [-1 if a == axis else 1 for a in range(due.ndim)]
@@ -26,7 +26,7 @@ def scale_(module: nn.Module, attribute: str, factors: Tensor, axis: int) -> Non
             if torch.allclose(_computed(module, attribute), due, rtol=1e-4, atol=1e-6):
                 return
             part.copy_(old)
-    _computed(module, attribute)  # a hook stores what it computes
+    _computed(module, attribute)  # restores the weight that a hook stores
     raise ConfigError(
         f"The {attribute} of {a_or_an(type(module).__name__)} is computed by what does not scale channel by channel: gates "
         "cannot be folded into its parameters. Make it an ordinary parameter first "

@@ -30,17 +30,17 @@ from secateurs.masking.swaps import Swaps
 class Gates:
     """Gates on channel groups of a model: `with Gates(model, groups) as gates: gates.set({name: factors}); model(x)`.
 
-    factors: per group a tensor of shape (size,), or of shape (N, size) with one row per sample; any device, any
-    floating dtype, with or without gradient. Groups left out are not gated. Factors apply until they are set again,
-    and the network uses them in every forward in between; when the context ends (or after `detach`) the network
-    is restored, even after an exception.
+    factors: for each group a tensor of shape (size,), or of shape (N, size) with one row per sample. They may be on any
+    device, of any floating dtype, with or without gradient. Groups that are left out are not gated. Every forward pass uses
+    the factors until they are set again. When the context ends (or after `detach`), the network is restored, even after an
+    exception.
 
     The parameters' names, values and identities do not change, so optimizers, checkpoints and plans are not affected.
     Works under autocast and torch.compile, and inside DistributedDataParallel. A copy of a gated model (for example its
     EMA) uses the same gates as the model, until they are detached.
 
     A weight that is computed (by a parametrization, weight norm, or the model's own code) is gated where it meets the
-    activations: its parameters would not do. torch.compile does not support this: a ConfigError says so.
+    activations, since gating its parameters would give another result. Such a weight raises ConfigError under torch.compile.
 
     Per-sample gates apply to consumers that are called as modules, not to weights that code reads directly. Recomputation of
     activations in the backward pass (torch.utils.checkpoint) supports per-sample gates, but not per-batch gates.
@@ -63,7 +63,7 @@ class Gates:
         self._swaps = Swaps()
 
     def _sources(self) -> dict[tuple[str, int], np.ndarray]:
-        """For each (parameter, axis) that consumes gated channels: the channel of each index, -1 if not gated."""
+        """Map each (parameter, axis) that consumes gated channels to the channel of each index, -1 if it is not gated."""
         sources: dict[tuple[str, int], np.ndarray] = {}
         start = 0
         for group in self.groups.values():
@@ -77,7 +77,7 @@ class Gates:
         return sources
 
     def _find_places(self) -> dict[str, list[tuple[str, str]]]:
-        """Where each consuming parameter is stored, (module, attribute): a tied one is in several places."""
+        """Return where each consuming parameter is stored, as (module, attribute). A tied parameter has several places."""
         names = {id(parameter(self.model, c.param)): c.param for c in self._consumers}
         places: dict[str, list[tuple[str, str]]] = {c.param: [] for c in self._consumers}
         for path, module in self.model.named_modules():
@@ -87,8 +87,8 @@ class Gates:
         return places
 
     def _layer(self, path: str, leaf: str) -> tuple[str, str]:
-        """The module and the attribute that are computed from a parameter, (module, attribute); the parameter itself, if none
-        is."""
+        """Return the (module, attribute) of the weight that is computed from a parameter, or of the parameter itself if it is
+        used as it is."""
         owner, parametrized, attribute = path.rpartition(".parametrizations.")
         if parametrized or path.startswith("parametrizations."):
             return owner, attribute or path.partition(".")[2]
@@ -99,7 +99,7 @@ class Gates:
         return path, leaf
 
     def _weights(self) -> dict[tuple[str, str, int], _Consumer]:
-        """The weights that consume gated channels, (module, attribute, axis), each with one of the parameters in it."""
+        """Return the weights that consume gated channels, by (module, attribute, axis), each with one of its parameters."""
         found: dict[tuple[str, str, int], _Consumer] = {}
         for consumer in self._consumers:
             for place in self._places[consumer.param]:
@@ -166,14 +166,14 @@ class Gates:
         self.flat(torch.cat(parts, dim=-1))
 
     def flat(self, flat: Tensor | None) -> None:
-        """The factors of all groups at once, in order: (channels,) or (N, channels)."""
+        """Set the factors of all groups at once, in order: (channels,) or (N, channels). None opens all gates."""
         if flat is not None and (flat.ndim not in (1, 2) or flat.shape[-1] != self.channels):
             raise ConfigError(
                 f"Gates of all groups must have shape ({self.channels},) or (N, {self.channels}), "
                 f"not {tuple(flat.shape)}."
             )
         self._flat = flat
-        if flat is not None:  # here, and not in a pass, which may be compiled
+        if flat is not None:  # here and not in the forward pass, which may be compiled
             for consumer in self._consumers:
                 consumer.to(flat.device)
 
@@ -183,11 +183,11 @@ class Gates:
         return self._flat is not None
 
     def fold_(self, factors: Mapping[str, Tensor]) -> None:
-        """Fold per-batch factors into the consumers' weights: the plain network then computes the same as the
+        """Fold per-batch factors into the consumers' weights. The plain network then computes the same as the
         gated one, and a channel with factor zero can be cut exactly.
 
-        Raises ConfigError, and changes nothing, for per-sample factors, and for a weight that is computed by what does not
-        scale channel by channel.
+        Raises ConfigError, and changes nothing, for per-sample factors, and for a weight whose computation does not scale
+        channel by channel.
         """
         if any(f.ndim != 1 for f in factors.values()):
             raise ConfigError("Only per-batch gates can be folded into weights, one factor for each channel.")
@@ -214,7 +214,7 @@ class Gates:
             v = consumer.factors(self._flat).to(w)
             if (path, leaf) not in self._places[consumer.param]:
                 scale_(module, leaf, v, axis)
-            elif (id(w), axis) not in done:  # a tied one is in several places
+            elif (id(w), axis) not in done:  # a tied parameter is in several places
                 done.add((id(w), axis))
                 w.mul_(consumer.along(w, v))
 
@@ -279,7 +279,7 @@ class Gates:
 
 
 def _times(w: Tensor, labels: Labels, factors: Tensor) -> Tensor:
-    """A weight times the factors of the channels on its axes."""
+    """Multiply a weight by the factors of the channels on its axes."""
     for axis, own in labels.items():
         v = factors[torch.from_numpy(own.astype(np.int64)).to(factors.device)].to(w)
         w = w * v.view([-1 if a == axis else 1 for a in range(w.ndim)])
@@ -287,7 +287,7 @@ def _times(w: Tensor, labels: Labels, factors: Tensor) -> Tensor:
 
 
 def input_axis(module: nn.Module, leaf: str, axis: int) -> int | None:
-    """The axis of the module's input that this axis of its parameter reads; None if it is not known."""
+    """Return the axis of the module's input that this axis of its parameter reads; None if it is not known."""
     if leaf == "weight" and isinstance(module, _ConvNd):
         return 1 if axis == (0 if isinstance(module, _ConvTransposeNd) else 1) else None
     if leaf == "weight" and isinstance(module, nn.Linear):
@@ -317,7 +317,7 @@ class _Consumer:
             self.source = self.source.to(device)
 
     def factors(self, flat: Tensor) -> Tensor:
-        """Its factors, (n,) or (N, n), from those of all channels."""
+        """Select the factors of this axis, (n,) or (N, n), from those of all channels."""
         if self.part is not None:
             return flat.narrow(-1, self.start, self.size)
         if self.open:
@@ -325,7 +325,7 @@ class _Consumer:
         return flat.index_select(-1, self.source)
 
     def along(self, w: Tensor, v: Tensor) -> Tensor:
-        """Factors (n,), shaped to multiply its axis of w."""
+        """Reshape factors (n,) to multiply this axis of w."""
         return v.view([-1 if a == self.axis else 1 for a in range(w.ndim)])
 
 
@@ -358,7 +358,7 @@ _CACHED = 1 << 16  # values
 
 
 class _Hook:
-    """A hook that copies of the model share: they are gated by the same gates."""
+    """A hook that copies of the model share, so that the same gates apply to them."""
 
     def __init__(self, gates: Gates) -> None:
         self.gates = gates

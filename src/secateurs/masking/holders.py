@@ -1,4 +1,4 @@
-"""Who holds a weight, and so whether it is read as it is stored."""
+"""Find which modules hold a weight, and whether it is read as it is stored."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from secateurs.graph.channels import named_tensors
 from secateurs.graph.packages import foreign, names_in
 
 _READS = ("LOAD_ATTR", "LOAD_METHOD")
-# Of a tensor, without its values.
+# What code can read of a tensor without reading its values.
 _ABOUT = ("dtype", "device", "shape", "size", "dim", "ndim", "numel", "requires_grad")
 
 
 def held_by(model: nn.Module, names: set[str], kind: Callable[[nn.Module], bool]) -> set[str]:
-    """Those of these parameters that only modules of one kind hold."""
+    """Return the parameters among `names` that only modules of one kind hold."""
     named = named_tensors(model)
     found = {id(named[name]): name for name in names}
     for module in model.modules():
@@ -33,7 +33,7 @@ def held_by(model: nn.Module, names: set[str], kind: Callable[[nn.Module], bool]
 
 
 def reads_directly(module: nn.Module) -> bool:
-    """Whether a module is a layer of PyTorch's, which reads its weights as they are stored."""
+    """Whether a module is a PyTorch layer, which reads its weights as they are stored."""
     kind = type(module)
     if "forward" in module.__dict__ or computes(module) or kind.forward is nn.Module.forward:
         return False
@@ -42,13 +42,13 @@ def reads_directly(module: nn.Module) -> bool:
 
 
 def computes(module: nn.Module) -> bool:
-    """Whether weights may be computed from what a module holds before it runs: by parametrizations, or by a hook."""
+    """Whether a parametrization or a hook may compute weights from what a module holds before it runs."""
     return isinstance(module, ParametrizationList) or bool(module._forward_pre_hooks)
 
 
 def read_as_stored(model: nn.Module, consumes: Iterable[tuple[str, int]]) -> set[str]:
-    """Those of the parameters that consume channels, given as (name, axis), that only PyTorch's layers read, which sum over
-    these axes: not, for example, those of a layer that computes the weight of another."""
+    """Return the consuming parameters that are read only by PyTorch layers that sum over the consuming axes. A parameter of a
+    layer that computes the weight of another layer is not among them, for example. consumes: (name, axis)."""
     by_axis: dict[int, set[str]] = {}
     for name, axis in consumes:
         by_axis.setdefault(axis, set()).add(name)
@@ -64,14 +64,14 @@ def read_as_stored(model: nn.Module, consumes: Iterable[tuple[str, int]]) -> set
 
 
 def _sums_over(module: nn.Module) -> tuple[int, ...]:
-    """The axes of its weights that a layer sums over."""
+    """Return the axes of its weights that a layer sums over."""
     if isinstance(module, nn.Bilinear):
         return 1, 2
     return (0,) if isinstance(module, _ConvTransposeNd) else (1,)
 
 
 def _named_in_code(model: nn.Module) -> set[str]:
-    """What the code looks up, of itself or of other modules, that the user's modules run in a forward pass."""
+    """Return the names that the user's modules look up in a forward pass, in themselves or in other modules."""
     return {name for kind in {type(module) for module in model.modules()} for name in _named_in(kind)}  # type: ignore[arg-type]
 
 
@@ -96,8 +96,8 @@ def _named_in(kind: type) -> frozenset[str]:
 
 
 def _only_asked(code: CodeType) -> set[str]:
-    """The attributes that a function's code, and that of functions inside of it, reads for their dtype, shape or device alone,
-    as in `x.to(self.weight.dtype)`."""
+    """Return the attributes that a function and its inner functions read only for their dtype, shape or device, as in
+    `x.to(self.weight.dtype)`."""
     asked, used = set[str](), set[str]()
     steps = list(dis.get_instructions(code))
     for step, after in zip_longest(steps, steps[1:]):

@@ -21,19 +21,20 @@ from secateurs.plans.stripes import as_mask
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return a new module of the original shape in which the consumers' weights for the cut channels are zero, and so are the
-    cut stripes.
+    """Return a new module of the original shape, in which the cut stripes and the consumers' weights for the cut channels are
+    zero.
 
-    A weight that is computed is masked where it meets the activations: its parameters stay as they are if a parametrization
-    or a hook computes it (weight norm, spectral norm, `torch.nn.utils.prune`), and are stored with the zeros if the model's own
-    code does. The returned module does this in each of its calls; calls of its `forward`, or of a part of it, do not.
+    A computed weight is masked where it meets the activations. If a parametrization or a hook computes it (weight norm,
+    spectral norm, `torch.nn.utils.prune`), its parameters do not change. If the model's own code computes it, its parameters
+    are stored with the zeros. The weight is masked whenever the returned module is called, but not if you call its `forward` or
+    one of its parts.
     """
     return masked_twin(model, plan, {}, everywhere=False)
 
 
 def masked_twin(model: nn.Module, plan: Plan, shared: Mapping[int, Tensor], *, everywhere: bool = True) -> nn.Module:
-    """The masked network, which shares these parameters with the model, by id, as far as they are not masked. everywhere: also
-    mask what code outside of a PyTorch layer computes from the layer's weight."""
+    """Return the masked network. It shares the parameters in `shared` (by id) with the model, except those that are masked.
+    everywhere: also mask what code outside a PyTorch layer computes from the layer's weight."""
     plan.check(model)
     params = named_tensors(model)
     names = {name for name, _ in plan.consumes}
@@ -58,7 +59,7 @@ def masked_twin(model: nn.Module, plan: Plan, shared: Mapping[int, Tensor], *, e
 
 
 def masking(masked: nn.Module) -> AbstractContextManager[Any]:
-    """Context in which the parts of a masked network are masked, too, when they are called by themselves."""
+    """Return a context in which the parts of a masked network are also masked when they are called by themselves."""
     hooks = [h for h in masked._forward_pre_hooks.values() if isinstance(h, _Masks)]
     return hooks[0].reading(masked) if hooks else nullcontext()
 
@@ -70,12 +71,12 @@ def _alive(plan: Plan, name: str, axis: int) -> np.ndarray:
 
 
 def _shaped(values: np.ndarray, axis: int, w: Tensor) -> Tensor:
-    """Values along one axis of w, to be combined with it."""
+    """Reshape values along one axis of w so that they broadcast with it."""
     return torch.from_numpy(values).to(w.device).view([-1 if a == axis else 1 for a in range(w.ndim)])
 
 
 class _Masks:
-    """Masks what a network's ops read, in each of its forward passes: a hook before and after them."""
+    """Hooks before and after each forward pass of a network that mask the weights that its ops read."""
 
     def __init__(self, plan: Plan, stored: frozenset[str]) -> None:
         self._stored = stored  # parameters with zeros

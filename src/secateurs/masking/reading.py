@@ -1,7 +1,7 @@
-"""Change what a network's ops read of its weights, and not what is stored.
+"""Change the weights that a network's ops read, but not the stored ones.
 
 A weight may be computed from a parameter: by a parametrization, a hook of weight norm, or the model's own code. A channel is
-then masked (or gated) in the weight that meets the activations: zeroing the parameter would do something else wherever the
+then masked (or gated) in the weight that meets the activations. Zeroing the parameter would give another result if the
 computation is not zero at zero, or divides by a norm. So the axes are followed from the parameter through the computation, by
 the same rules as in a trace.
 """
@@ -24,15 +24,15 @@ from secateurs.graph.tracer import Tracer
 
 Array = np.ndarray
 Axis = tuple[str, int]  # a parameter and one of its axes
-_ONE_OPERAND = frozenset({Tensor.to, Tensor.type_as})  # what else they are given is only looked at
+_ONE_OPERAND = frozenset({Tensor.to, Tensor.type_as})  # their other arguments only name a dtype or a device
 
 
 class Reading(TorchFunctionMode):
     """Context for one forward pass of a model.
 
-    axes: labels for the axes to follow, from 1. change: returns a weight as it is to be read, given the labels on its axes;
-    these are applied when it meets activations, or is consumed in the computation of another weight.
-    raw: parameters that are right as they are if they are read directly.
+    axes: labels for the axes to follow, from 1. change: returns the weight to read, given the labels on its axes. It is
+    applied when a weight meets activations, or is consumed in the computation of another weight.
+    raw: parameters that need no change when they are read directly.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Reading(TorchFunctionMode):
         super().__init__()
         self._change = change
         named = named_tensors(model)
-        # By id, with the tensors so that no id is reused: what does not depend on the model's input, and the labels of it.
+        # Tensors that do not depend on the model's input, and their labels, by id. Tensors are kept so that no id is reused.
         self._still: dict[int, tuple[Tensor, Labels]] = {id(x): (x, {}) for x in named.values()}
         for (name, axis), labels in axes.items():
             self._still[id(named[name])][1][axis] = labels
@@ -76,7 +76,7 @@ class Reading(TorchFunctionMode):
         return out
 
     def _written(self, x: Tensor) -> None:
-        """From now on, x and what shares its memory depend on the model's input."""
+        """Note that x, and tensors that share its memory, now depend on the model's input."""
         place = _place(x)
         for key in [k for k, (own, _) in self._still.items() if _place(own) == place]:
             del self._still[key]
@@ -89,7 +89,7 @@ class Reading(TorchFunctionMode):
         return self._change(x, labels) if labels and id(x) not in self._raw else x
 
     def _follow(self, func: Any, args: Any, kwargs: Any) -> tuple[list[Labels], set[int]]:
-        """The labels of what a call returns, and those that it consumes: by running it on the shapes."""
+        """Return the labels of a call's outputs, and the labels that it consumes, by running it on meta tensors."""
         space = _Consumed()
         tracer = Tracer(space, {}, {}, {}, {})
         tracer.counting = False
@@ -104,7 +104,7 @@ class Reading(TorchFunctionMode):
                 args, kwargs = _mapped(args, kwargs, shape_of)
                 with tracer:
                     out = func(*args, **kwargs)
-        except Exception:  # it needs values: then only what keeps the shape is followed
+        except Exception:  # the call needs values: assume that its output has the labels of its first labeled operand
             first = next(x for x in _tensors(args, kwargs) if self._labels(x))
             return [self._labels(first)], set()
         return [tracer.labels(x) for x in _tensors((out,), {})], space.labels
@@ -125,18 +125,18 @@ class _Consumed(KnownLabels):
 
 
 def _only(labels: Labels, wanted: set[int]) -> Labels:
-    """The labels with 0 for all but these; axes without any are left out."""
+    """Keep only the wanted labels: the others become 0, and axes without any are left out."""
     kept = {a: np.where(np.isin(own, list(wanted)), own, 0).astype(LABEL) for a, own in labels.items()}
     return {a: own for a, own in kept.items() if own.any()}
 
 
 def _version(x: Tensor) -> int | None:
-    """It grows with every write to the tensor's memory. None: not known."""
+    """Return a number that grows with every write to the tensor's memory; None if it is not known."""
     return None if x.is_inference() else x._version
 
 
 def _place(x: Tensor) -> int:
-    """Its memory; sparse tensors have none that others share."""
+    """Return an id of the tensor's memory. A sparse tensor shares none with others."""
     return int(x.untyped_storage()._cdata) if x.layout is torch.strided else id(x)
 
 

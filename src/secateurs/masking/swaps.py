@@ -21,7 +21,7 @@ class Swaps:
         _holder(module, leaf)[leaf] = tensor
 
     def restore(self) -> None:
-        """Restore them all."""
+        """Restore the modules' own tensors."""
         while self._saved:
             module, leaf, tensor = self._saved.pop()
             _holder(module, leaf)[leaf] = tensor

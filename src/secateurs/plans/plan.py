@@ -43,7 +43,7 @@ class Plan:
     stripes: Mapping[str, Kept] = field(
         default_factory=dict
     )  # weight → kept positions in the flattened (O, *kernel), before the cut
-    least: Mapping[str, int] = field(default_factory=dict)  # group → channels that it needs, if more than one
+    least: Mapping[str, int] = field(default_factory=dict)  # group → channels that must stay, if more than one
 
     def __post_init__(self) -> None:
         for name in ("groups", "shapes", "attributes", "stripes", "least"):
@@ -58,7 +58,7 @@ class Plan:
         )
 
     def check(self, model: nn.Module) -> None:
-        """Raise PlanError unless this plan is for a network with these parameters, TraceError for a wrapper around it."""
+        """Raise PlanError unless the plan fits the model's parameters, and TraceError if the model is a wrapper."""
         check_model(model)
         check_plain(model)
         self._check_least()
@@ -87,9 +87,9 @@ class Plan:
                 )
 
     def then(self, later: Plan) -> Plan:
-        """One plan for two cuts in a row: of the network that this plan is for. `later` is for what this plan leaves of it.
+        """Return one plan that makes two cuts: first this plan, then `later`, which is for the network that this plan leaves.
 
-        Raises PlanError if `later` is for another network, and if this plan cuts stripes: those are cut last.
+        Raises PlanError if `later` is for another network, or if this plan cuts stripes, since stripes must be cut last.
         """
         if self.stripes:
             raise PlanError(f"The first plan cuts stripes of {min(self.stripes)}: only the last of several cuts may.")
@@ -121,12 +121,12 @@ class Plan:
 
     @property
     def _version(self) -> int:
-        """The oldest version that has what this plan needs."""
+        """The oldest format version that supports everything in this plan."""
         known = all(attribute in attributes.NAMES for _, attribute in self.attributes)
         return (2 if self.stripes else 1) if known else 3
 
     def to_json(self) -> str:
-        """The plan as JSON, with a digest of its content."""
+        """Return the plan as JSON, with a digest of its content."""
         body = {
             "format": "secateurs-plan",
             "version": self._version,
@@ -157,8 +157,8 @@ class Plan:
             raise PlanError(str(error)) from None
 
     def _check_content(self) -> None:
-        """Raise PlanError unless the plan is consistent. The plan is untrusted: the check takes no more time or
-        memory than the size of the plan itself, whatever sizes it claims."""
+        """Raise PlanError unless the plan is consistent. The plan is untrusted, so the check takes time and memory in
+        proportion to the plan itself, whatever sizes it claims."""
         for param, axes in self.kept.items():
             shape = self.shapes.get(param)
             for axis, index in axes.items():
@@ -186,7 +186,7 @@ class Plan:
 
 
 def _taken(first: Kept | None, later: Kept) -> Kept:
-    """Kept indices of what was kept before, as indices of the whole axis."""
+    """Return what two cuts in a row keep, as indices of the original axis. first: None if the first cut keeps all of it."""
     return tuple(later) if first is None else tuple(first[i] for i in later)
 
 
@@ -196,7 +196,7 @@ def rewritable(attribute: str) -> bool:
 
 
 def repeats_a_width(module: nn.Module | None, attribute: str) -> bool:
-    """Whether a module has this attribute, as a number or a shape: a plan replaces nothing else."""
+    """Whether this attribute of a module is a number or a shape. A plan replaces nothing else."""
     value = getattr(module, attribute, None) if rewritable(attribute) else None
     sizes = list(value) if isinstance(value, tuple | list) else [value]
     return all(isinstance(n, int) and not isinstance(n, bool) for n in sizes)
@@ -233,7 +233,7 @@ class PlanRecord(BaseModel):
         return body
 
     def plan(self, source: StrPath = "The plan") -> Plan:
-        """The plan itself. Raises PlanError, which names the source, if it is inconsistent."""
+        """Return the plan. Raises PlanError, which names the source, if the plan is inconsistent."""
         plan = Plan(
             groups={g: tuple(v) for g, v in self.groups.items()},
             kept={p: {int(a): tuple(v) for a, v in axes.items()} for p, axes in self.kept.items()},
@@ -262,10 +262,11 @@ class PrunableGraph(ChannelGraph):
         allow_inexact: bool = False,
     ) -> Plan:
         """Create a plan that keeps these channels of these groups: `{group name: kept indices}`; other groups stay whole. A
-        group may also be given by a layer that produces it.
+        group may also be named by a layer that produces it.
 
-        stripes: `{weight of a convolution: what it keeps}`, bools of shape (O, *kernel), or positions in it when flattened;
-            see `kernels` for the available weights. Stripes of filters that are cut with their channels are always cut.
+        stripes: `{weight of a convolution: what it keeps}`, as bools of shape (O, *kernel) or as positions in that shape
+            flattened. See `kernels` for the available weights. Stripes of filters that are cut with their channels are always
+            cut.
         allow_inexact: also accept groups that are not `exact` (see `ChannelGroup`).
 
         Raises PlanError for an unknown or unprunable group, indices that repeat or are out of range, and a selection
@@ -330,7 +331,7 @@ class PrunableGraph(ChannelGraph):
         )
 
     def cost_of(self, plan: Plan) -> Cost:
-        """The cost of the network after this cut."""
+        """Return the cost of the network after this cut."""
         return self.cost({g: len(v) for g, v in plan.groups.items()}, {w: len(v) for w, v in plan.stripes.items()})
 
 
@@ -346,7 +347,7 @@ trace.__doc__ = trace_channels.__doc__
 
 
 def _checked(wanted: Iterable[int], n: int, where: str) -> np.ndarray:
-    """Kept indices as a sorted array, or PlanError."""
+    """Return kept indices as a sorted array. Raises PlanError if they are not valid."""
     try:
         index = np.asarray(list(wanted))
     except (TypeError, ValueError):  # not iterable, or ragged

@@ -19,8 +19,8 @@ Shape = tuple[int, ...]
 
 
 def checked(wanted: Mapping[str, Any], kernels: Mapping[str, Shape], filters: Mapping[str, Array]) -> dict[str, Kept]:
-    """Kept stripes by weight as ascending positions in (O, *kernel), without those of filters that are cut and without layers
-    that lose none.
+    """Return the kept stripes of each weight, as ascending positions in the flattened (O, *kernel). Stripes of filters that are
+    cut are left out, and so are layers that lose no stripe.
 
     wanted: bools of shape (O, *kernel), or positions. filters: the kept filters of layers that lose some.
 
@@ -44,7 +44,7 @@ def checked(wanted: Mapping[str, Any], kernels: Mapping[str, Shape], filters: Ma
 
 
 def _mask(given: Any, shape: Shape, where: str) -> Array:
-    """(O, *kernel) bool."""
+    """Return the kept stripes as a bool array, (O, *kernel)."""
     if isinstance(given, Tensor):
         given = given.cpu().numpy()
     try:
@@ -70,7 +70,7 @@ def _mask(given: Any, shape: Shape, where: str) -> Array:
 def check_content(
     stripes: Mapping[str, Kept], shapes: Mapping[str, Shape], kept: Mapping[str, Mapping[int, Kept]]
 ) -> None:
-    """Raise PlanError unless a plan that was read is consistent."""
+    """Raise PlanError unless the stripes of a plan that was read are consistent."""
     for name, places in stripes.items():
         shape = shapes.get(name)
         if shape is None or len(shape) not in (3, 4, 5):
@@ -99,7 +99,8 @@ def check_modules(stripes: Iterable[str], modules: Mapping[str, nn.Module]) -> N
 
 
 def within(places: Kept, shape: Shape, filters: Kept | None) -> Kept:
-    """Kept positions in a weight of this shape as positions in the weight that it was cut from. filters: those kept then."""
+    """Map kept positions in a weight of this shape to positions in the weight that it was cut from. filters: the filters that
+    the earlier cut kept; None for all."""
     if filters is None:
         return tuple(places)
     per_filter = math.prod(shape[2:])
@@ -107,19 +108,19 @@ def within(places: Kept, shape: Shape, filters: Kept | None) -> Kept:
 
 
 def as_mask(places: Kept, shape: Shape) -> Tensor:
-    """The kept stripes of a weight (O, C, *kernel): (O, *kernel) bool."""
+    """Return the kept stripes of a weight (O, C, *kernel) as a bool tensor, (O, *kernel)."""
     alive = torch.zeros(shape[0] * math.prod(shape[2:]), dtype=torch.bool)
     alive[list(places)] = True
     return alive.view(shape[0], *shape[2:])
 
 
 def summary(plan: Any) -> list[dict[str, Any]]:
-    """What a plan keeps of each layer that it cuts stripes from: JSON-serializable.
+    """Summarize what a plan keeps of each layer that it cuts stripes from. The result is JSON-serializable.
 
-    layer; kernel: its size; filters: those with stripes; of_filters: those kept; stripes, of_stripes:
-    of all the layer's filters; shares: for each position the fraction of the layer's filters that keep it; index: entries
-    that locate the stripes, one for each kept position of each filter (sec. 3 of the paper). They are
-    not parameters, and are not counted as such.
+    layer: its name; kernel: its size; filters: how many have stripes; of_filters: how many are kept; stripes: how many are
+    kept; of_stripes: how many all the layer's filters have; shares: for each position, the fraction of the layer's filters that
+    keep it; index: how many entries locate the stripes, one for each position of each filter that has stripes (sec. 3 of the
+    paper). These entries are not parameters, and are not counted as such.
     """
     found = []
     for name, places in plan.stripes.items():

@@ -13,8 +13,8 @@ Width = tuple[int, int]  # channels before and after
 
 
 def layer_widths(model: nn.Module, plan: Plan) -> dict[str, Width]:
-    """layer → its output channels before and after the plan, in the order of the model's parameters. model: the network cut by
-    the plan. A weight that is not called `weight` has its full name (`lstm.weight_ih_l0`)."""
+    """Return each layer's output channels before and after the plan, in the order of the model's parameters. model: the network
+    after the cut. A weight that is not called `weight` is listed by its full name (`lstm.weight_ih_l0`)."""
     striped = {name.rpartition(".")[0]: name for name in plan.stripes}
     found: dict[str, Width] = {}
     for layer, module in model.named_modules():
@@ -31,7 +31,8 @@ def layer_widths(model: nn.Module, plan: Plan) -> dict[str, Width]:
 
 
 def cut_widths(plan: Plan) -> dict[str, Width]:
-    """The same from the plan alone: of those layers that it cuts, in the order of their groups."""
+    """Return the output channels before and after the plan of each layer that it cuts, in the order of their groups. Unlike
+    `layer_widths`, it needs only the plan."""
     return dict(_cut(plan))
 
 

@@ -20,7 +20,7 @@ Run = Callable[[Layout, Tensor, Tensor | None, Tensor, Cached], Tensor]
 
 @dataclass(frozen=True)
 class Kernel:
-    """run(layout, weight, bias, x, cached) -> (N, O, *out). Without gradients. `usable` tells whether it can run.
+    """A kernel: run(layout, weight, bias, x, cached) -> (N, O, *out), without gradients. `usable` tells whether it can run.
 
     A contiguous input has a contiguous output, unless the kernel is marked as not keeping the memory format.
     """
@@ -35,7 +35,7 @@ def padded(x: Tensor, padding: Size) -> Tensor:
     if not any(padding):
         return x
     sides = pairs(padding)
-    if min(padding) < 0:  # F.pad cannot crop more than there is, as for a map smaller than the dilation
+    if min(padding) < 0:  # F.pad cannot crop more than a whole axis, which a map smaller than the dilation requires
         wanted = [n + before + after for n, (before, after) in zip(x.shape[-len(sides) :], sides, strict=True)]
         axes = list(zip(wanted, sides, strict=True))
         part: Any = (..., *(slice(max(-before, 0), max(n - before, 0)) for n, (before, _) in axes))
@@ -47,7 +47,7 @@ def padded(x: Tensor, padding: Size) -> Tensor:
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
-    """The dense convolution with this weight, (O, C, *kernel)."""
+    """Compute the dense convolution with this weight, (O, C, *kernel)."""
     conv, before = _DENSE[weight.ndim - 3], layout.padding[::2]
     if before == layout.padding[1::2] and min(before) >= 0:
         return conv(x, weight, bias, layout.stride, before, layout.dilation)
@@ -60,7 +60,7 @@ _DENSE: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 def _dense(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
     if "dense" not in cached:
         full = dense(layout.kept, weight)
-        # In the format of the input, which cuDNN would otherwise give it in each call.
+        # In the memory format of the input; otherwise cuDNN would convert it in each call.
         if x.device.type != "cpu" and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
             full = full.contiguous(memory_format=torch.channels_last)
         cached["dense"] = full
@@ -68,9 +68,9 @@ def _dense(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cache
 
 
 def _gemm(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
-    """One product for all stripes over each phase of the stride, then a shifted addition for each position.
+    """Compute one product of all stripes for each phase of the stride, then add it, shifted, for each position.
 
-    A few images at a time, so that the products of all stripes, S/O times the output, fit in the cache.
+    This works on a few images at a time, so that the products of all stripes, S/O times the output, fit in the cache.
     """
     if "gemm" not in cached:
         cached["gemm"] = [
@@ -118,7 +118,7 @@ def _by_phase(layout: Layout) -> dict[tuple[int, int], list[tuple[int, Tensor, T
 
 
 def _fused(fill: str, channels_last: bool = False) -> Run:
-    """cpu/, with pixels, images or filters in registers."""
+    """Return the kernel of cpu/ that holds pixels, images or filters in registers."""
 
     def run(layout: Layout, weight: Tensor, bias: Tensor | None, x: Tensor, cached: Cached) -> Tensor:
         ops, kind = native.load(), "wide" if fill == "filters" else "narrow"

@@ -42,7 +42,7 @@ class Layout:
         return found
 
     def offset(self, position: int) -> Size:
-        """The offset of a position on each axis (to the bottom and right), in pixels of the padded input."""
+        """Return the offset of a position on each axis (to the bottom and right), in pixels of the padded input."""
         found = []
         for size, dilation in zip(self.kernel_size[::-1], self.dilation[::-1], strict=True):
             position, at = divmod(position, size)
@@ -50,18 +50,19 @@ class Layout:
         return tuple(found[::-1])
 
     def out_size(self, *size: int) -> Size:
-        """The output size for an input of this size, for example of (height, width)."""
+        """Return the output size for an input of this size, for example (height, width)."""
         axes = zip(size, pairs(self.padding), self.kernel_size, self.stride, self.dilation, strict=True)
         return tuple((n + sum(sides) - d * (k - 1) - 1) // s + 1 for n, sides, k, s, d in axes)
 
 
 def dense(kept: Tensor, weight: Tensor) -> Tensor:
-    """The weight of the dense convolution that computes the same: (S, C) → (O, C, *kernel), differentiable.
+    """Return the weight of the equivalent dense convolution: (S, C) → (O, C, *kernel), differentiable.
 
-    By ops whose shapes do not depend on values, in both directions: a GPU is not waited for, and the step can be captured.
+    No shape in it depends on values, in the forward or the backward pass. So it does not synchronize with a GPU, and a training
+    step can be captured.
     """
     row = (kept.flatten().cumsum(0) - 1).clamp_min(0)  # (O · positions,): where a stripe is missing, any row
-    rows = torch.cat([weight, weight.new_zeros(1, weight.shape[1])])  # never none at all
+    rows = torch.cat([weight, weight.new_zeros(1, weight.shape[1])])  # so that there is at least one row
     full = rows.index_select(0, row).view(*kept.shape, -1)  # (O, *kernel, C)
     full = full.masked_fill(~kept[..., None], 0).movedim(-1, 1)
     # Not contiguous(): with one channel it would keep the strides, for which PyTorch's convolution returns wrong results
@@ -70,7 +71,7 @@ def dense(kept: Tensor, weight: Tensor) -> Tensor:
 
 
 def shrunk(kept: Tensor, padding: Size, dilation: Size) -> tuple[Tensor, Size]:
-    """Kept stripes and padding without the outer rows and columns of the kernel that no filter uses."""
+    """Remove the outer rows and columns of the kernel that no filter uses. Returns the kept stripes and the padding."""
     box = used(kept)
     sides: list[int] = []
     for at, size, (before, after), d in zip(box, kept.shape[1:], pairs(padding), dilation, strict=True):
@@ -79,8 +80,8 @@ def shrunk(kept: Tensor, padding: Size, dilation: Size) -> tuple[Tensor, Size]:
 
 
 def used(kept: Tensor) -> tuple[slice, ...]:
-    """The smallest box of the kernel, a slice for each axis, with all positions that any filter keeps; the first position if
-    there are none. kept: (O, *kernel)."""
+    """Return the smallest box of the kernel, a slice for each axis, that has all positions that any filter keeps. If no
+    position is kept, the box is the first position. kept: (O, *kernel)."""
     at = kept.any(0).nonzero()  # (positions, axes)
     if not len(at):
         return tuple(slice(0, 1) for _ in kept.shape[1:])
@@ -88,5 +89,5 @@ def used(kept: Tensor) -> tuple[slice, ...]:
 
 
 def pairs(padding: Sequence[int]) -> list[tuple[int, int]]:
-    """The padding of each axis: (before, after)."""
+    """Return the padding of each axis, (before, after)."""
     return list(zip(padding[::2], padding[1::2], strict=True))

@@ -27,11 +27,12 @@ class StripeConv(nn.Module):
     padding: one number, one for each axis of the kernel (vertical, horizontal), or two for each: before and after (top,
     bottom, left, right). Negative values crop.
 
-    Without gradients a layer uses the kernel that `tune` found fastest for inputs of that size. Without tuning for the size,
-    with gradients, under torch.compile, in exports, and over one or three axes it is the dense convolution with zeros. Kernels
-    agree up to rounding, so the last digits depend on `kernels`: a plain dict that is saved with the network.
+    Without gradients, a layer uses the kernel that `tune` found fastest for inputs of that size. With gradients, under
+    torch.compile, in exports, over one or three axes, and for a size that was not tuned, it computes the dense convolution
+    with zeros. Kernels agree up to rounding, so the last digits depend on `kernels`, a plain dict that is saved with the
+    network.
 
-    `StripeConv1d`, `StripeConv2d` and `StripeConv3d` are this for a given number of axes.
+    `StripeConv1d`, `StripeConv2d` and `StripeConv3d` are the classes for each number of axes.
     """
 
     kept: Tensor
@@ -69,8 +70,8 @@ class StripeConv(nn.Module):
 
     @staticmethod
     def of(conv: Conv, kept: Tensor) -> StripeConv:
-        """The stripe convolution of `conv`, an `nn.Conv1d`, `Conv2d` or `Conv3d`, with these stripes. Rows and columns of the
-        kernel that no filter uses are removed.
+        """Create a stripe convolution that has these stripes of `conv`, an `nn.Conv1d`, `Conv2d` or `Conv3d`. Outer rows and
+        columns of the kernel that no filter uses are removed.
 
         kept: (O, *kernel), bool. Raises ConfigError for a grouped convolution, or one whose padding mode is not zeros.
         """
@@ -101,16 +102,17 @@ class StripeConv(nn.Module):
         return Layout(self.kept, self.stride, self.padding, self.dilation)
 
     def dense_weight(self) -> Tensor:
-        """(O, C, *kernel), with zeros for missing stripes; differentiable."""
+        """Return the dense weight, (O, C, *kernel), with zeros for missing stripes. It is differentiable."""
         held = self._buffers.get("held")
         return dense(self.kept, self.weight) if held is None else held
 
     def hold_(self) -> None:
-        """Hold the dense weight as it is now, as a constant: an exporter would have the runtime compute it in every run."""
+        """Hold the current dense weight as a constant. Otherwise an exported network would compute it in every run."""
         self.register_buffer("held", self.dense_weight().detach(), persistent=False)
 
     def to_dense(self) -> nn.Module:
-        """The equivalent dense convolution, including its weights; after a padding with zeros if its sides differ."""
+        """Return the equivalent dense convolution with its weights. If the padding is negative or differs between sides, a
+        module that pads with zeros comes first."""
         before = self.padding[::2]
         even = before == self.padding[1::2] and min(before) >= 0
         kind, pad = _DENSE[self.axes - 1]
@@ -126,7 +128,7 @@ class StripeConv(nn.Module):
         return conv if even else nn.Sequential(pad([p for pair in reversed(pairs(self.padding)) for p in pair]), conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *in) → (N, O, *out)."""
+        """Apply the convolution: (N, C, *in) → (N, O, *out)."""
         # is_compiling is also true while exporting. PyTorch 2.6 has no is_exporting.
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return convolved(x, self.dense_weight(), self.bias, self.layout)
@@ -136,7 +138,7 @@ class StripeConv(nn.Module):
                 bias = self._parameters["bias"]
                 return self.convolve(x, weight, bias, self.stride, ready.sides, self.dilation)
             except (RuntimeError, KeyError):
-                pass  # what follows tells what does not fit
+                pass  # the code below raises an error that says what does not fit
         # For a FLOP counter or torch.fx, for example: one op that they can recognize.
         if _get_current_dispatch_mode() is not None or not isinstance(x, Tensor):
             return op.stripe_conv(x, self.weight, self.bias, self.kept, self.stride, self.padding, self.dilation)
@@ -146,7 +148,7 @@ class StripeConv(nn.Module):
         return self.run(self.kernels.get(size_of(x), "dense"), x)
 
     def as_computed(self, x: Tensor) -> Tensor:
-        """Cast to autocast's precision, else check for that of the weights."""
+        """Cast the input to autocast's precision. Without autocast, check that it has the weights' precision."""
         kind = x.device.type
         if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
             return x.to(torch.get_autocast_dtype(kind))
@@ -174,7 +176,7 @@ class StripeConv(nn.Module):
         return known.run(ready.layout, ready.weight, bias, x, ready.cached)
 
     def _ready(self, dtype: torch.dtype) -> Prepared:
-        """The weights in this dtype, with what kernels computed from them while they are unchanged."""
+        """Return the weights in this dtype, with what kernels computed from them as long as they do not change."""
         ready, weight, kept, layout = self._prepared, self.weight, self.kept, self.layout
         if ready is None or ready.dtype != dtype or not ready.holds(weight, kept) or not ready.layout.like(layout):
             self._prepared = ready = Prepared(weight, kept, layout, dtype)
@@ -227,7 +229,7 @@ _DENSE: tuple[tuple[Any, Any], ...] = (
 
 
 def size_of(x: Tensor) -> str:
-    """The key for the choice of a kernel: 'cpu float32 1x64x56x56'."""
+    """Return the key for the choice of a kernel, such as 'cpu float32 1x64x56x56'."""
     return _size(x.device.type, x.dtype, x.shape)
 
 

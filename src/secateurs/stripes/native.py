@@ -26,11 +26,10 @@ log = logging.getLogger("secateurs")
 
 @functools.cache
 def load() -> Any:
-    """The compiled ops, or None if they are not available; the reason is logged once.
+    """Return the compiled ops, or None if they are not available. The reason is logged once.
 
-    The library is cached in a folder named by the digest of all
-    that it depends on, and moved there atomically: processes that build concurrently don't wait for each other, and one
-    that is killed leaves nothing behind.
+    The library is cached in a file named by the digest of everything that it depends on, and moved there atomically. So
+    processes that build concurrently do not wait for each other, and one that is killed leaves no incomplete library behind.
     """
     try:
         path = library()
@@ -47,7 +46,7 @@ def load() -> Any:
 
 
 def library() -> Path:
-    """The path of the library with the compiled ops."""
+    """Return the path of the library with the compiled ops."""
     return cache_folder() / f"stripes-{_digest()}.so"
 
 

@@ -26,7 +26,10 @@ def stripe_conv(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    """x: (N, C, *in); weight: (S, C); kept: (O, *kernel); padding: for each axis before and after."""
+    """Compute a stripe convolution.
+
+    x: (N, C, *in); weight: (S, C); kept: (O, *kernel); padding: before and after, for each axis.
+    """
     layout = _layout(kept, stride, padding, dilation)
     if x.dtype != weight.dtype:  # under autocast
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
@@ -68,5 +71,5 @@ stripe_conv.register_autograd(_backward, setup_context=_save)
 
 @register_flop_formula(torch.ops.secateurs.stripe_conv)
 def _flops(x: Any, weight: Any, bias: Any, kept: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Twice the multiply-accumulates of the kept stripes: (S, C) at each output position."""
+    """Return twice the multiply-accumulates of the kept stripes: (S, C) at each output position."""
     return int(2 * weight[0] * weight[1] * math.prod(out_shape) // kept[0])

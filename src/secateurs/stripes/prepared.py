@@ -1,4 +1,4 @@
-"""What a stripe convolution computed from its weights, and whether that still holds."""
+"""What a stripe convolution computed from its weights, and whether it is still valid."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 from secateurs.stripes.layout import Layout
 
-SIDE = 8  # about as many rows and columns of the weight are compared
+SIDE = 8  # about this many rows and columns of the weight are compared
 
 
 class Prepared:
     """A layer's weights in one dtype, and what kernels computed from them.
 
-    PyTorch counts the changes of a tensor, except through `data` and in inference mode. On a CPU, where reading them costs
-    little, values are compared as well: a sample of the weight's, or all if a tensor was made in inference mode. On other
-    devices reading would synchronize, so there nothing that was computed from such a tensor holds.
+    PyTorch counts the changes of a tensor, except those through `data` and in inference mode. On a CPU, where reading values
+    costs little, values are compared as well: a sample of the weight's, or all if a tensor was created in inference mode. On
+    other devices reading would synchronize, so results from such a tensor are not reused there.
     """
 
     def __init__(self, weight: Tensor, kept: Tensor, layout: Layout, dtype: torch.dtype) -> None:
-        """weight: (S, C). kept: (O, *kernel) bool. dtype: in which to compute; another than the weight's under autocast."""
+        """weight: (S, C). kept: (O, *kernel) bool. dtype: to compute in; under autocast it differs from the weight's."""
         self.of, self.layout, self.dtype = (weight, kept), layout, dtype
         self.weight = weight.detach().to(dtype)
         self.cached: dict[str, Any] = {}  # by kernel
@@ -38,7 +38,7 @@ class Prepared:
         self._values = [(view, view.tobytes()) for view in views]
 
     def holds(self, weight: Tensor | None, kept: Tensor | None) -> bool:
-        """Whether the layer's tensors are those that this was computed from, and have not changed."""
+        """Whether the layer's tensors are those that this object was computed from, and have not changed."""
         if weight is not self.of[0] or kept is not self.of[1] or weight is None or kept is None or not self._lasts:
             return False
         if self._counted and (weight._version != self._versions[0] or kept._version != self._versions[1]):
@@ -51,8 +51,8 @@ class Prepared:
         return True
 
     def dense(self, layer: Any, x: Any) -> Tensor | None:
-        """The dense weight, (O, C, *kernel), if the layer's output is just the convolution of x with it: so that a call costs
-        no more than one of nn.Conv2d. None if there is more to it."""
+        """Return the dense weight, (O, C, *kernel), if the layer's output is simply the convolution of x with it; else None.
+        With it, a call costs no more than one of nn.Conv2d."""
         weight: Tensor | None = self.cached.get("dense")
         if (
             weight is None
@@ -74,7 +74,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _bits(x: Tensor, side: int | None = None) -> Any:
-    """A NumPy view of the bits of all values, or of about so many rows and columns."""
+    """Return a NumPy view of the bits of all values, or of about `side` rows and columns."""
     x = torch.view_as_real(x.detach()) if x.is_complex() else x.detach()
     bits = x.view(_INTEGERS[x.element_size()]).numpy()
     return bits if side is None else bits[tuple(slice(None, None, max(1, n // side)) for n in bits.shape)]

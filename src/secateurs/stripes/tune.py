@@ -24,10 +24,10 @@ Key = tuple[str, str]  # a layer's name, the size of its input
 def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str, dict[str, float]]:
     """Time every kernel for every stripe convolution at the input sizes that result from these inputs, and set the fastest.
 
-    Times are from one stripe convolution to the next (or the end), since the ops between them take longer in one memory
-    format than in another. Returns for each layer the time of each kernel relative to the dense convolution. Call it once for
-    each input (and batch) size that the network will run on, on the target machine. The model runs
-    in eval mode during the measurement. Raises TraceError if it does not run on them.
+    Times are measured from one stripe convolution to the next (or the end), since the ops between them take longer in one
+    memory format than in another. Returns for each layer the time of each kernel relative to the dense convolution. Call it
+    once for each input (and batch) size that the network will run on, on the target machine. The model runs in eval mode during
+    the measurement. Raises TraceError if the model does not run on these inputs.
     """
     check_model(model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv)}
@@ -47,12 +47,13 @@ def tune(model: nn.Module, example_inputs: Any, *, rounds: int = 7) -> dict[str,
         raise
     finally:
         for layer, mode in training.items():
-            layer.train(mode)  # which kernels do not infer themselves
+            layer.train(mode)  # drops what the kernels prepared
     return {name: {kernel: t / own["dense"] for kernel, t in own.items()} for (name, _), own in times.items()}
 
 
 def _fastest(times: Mapping[Key, Mapping[str, float]], keep_format: bool) -> dict[Key, str]:
-    """The kernel of each layer; with `keep_format`, among those whose output has the input's memory format."""
+    """Return the fastest kernel of each layer. With `keep_format`, choose among those whose output has the input's memory
+    format."""
     chosen = {}
     for key, own in times.items():
         allowed = [name for name in own if KERNELS[name].keeps_format or not keep_format]
@@ -64,7 +65,8 @@ def _fastest(times: Mapping[Key, Mapping[str, float]], keep_format: bool) -> dic
 def _measured(
     model: nn.Module, layers: Mapping[str, StripeConv], inputs: Any, rounds: int
 ) -> dict[Key, dict[str, float]]:
-    """Seconds of each kernel, used in all layers at once. The minimum over several rounds, since other load only adds time."""
+    """Measure the seconds of each kernel, used in all layers at once. Takes the minimum over several rounds, since other load
+    only adds time."""
     times: dict[Key, dict[str, float]] = {}
     kernels = list(KERNELS)
     for turn in range(rounds + 1):  # interleaved, so that other load affects all kernels
@@ -90,7 +92,7 @@ def _if_usable(kernel: str, key: Key, x: Tensor) -> str | None:
 def _seconds(
     model: nn.Module, layers: Mapping[str, StripeConv], inputs: Any, chosen: Mapping[Key, str], rounds: int
 ) -> float:
-    """Seconds of the whole model with these kernels."""
+    """Measure the seconds of the whole model with these kernels."""
     return min(
         sum(_timed(model, layers, inputs, lambda key, _: chosen.get(key, "dense")).values()) for _ in range(rounds)
     )
@@ -99,7 +101,8 @@ def _seconds(
 def _timed(
     model: nn.Module, layers: Mapping[str, StripeConv], inputs: Any, choose: Callable[[Key, Tensor], str | None]
 ) -> dict[Key, float]:
-    """Seconds from each stripe convolution to the next, with the chosen kernels; None leaves a layer out."""
+    """Measure the seconds from each stripe convolution to the next, with the chosen kernels. choose: returns None to leave a
+    layer out."""
     took: dict[Key, float] = {}
     running: Key | None = None
     began = 0.0
@@ -144,7 +147,7 @@ def synchronize(x: Tensor) -> None:
 
 
 def choices(model: nn.Module) -> dict[str, dict[str, str]]:
-    """The kernels that `tune` set, by layer; the input of `choose`."""
+    """Return the kernels that `tune` set, by layer: the input of `choose`."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StripeConv)}
     return {name: dict(layer.kernels) for name, layer in layers.items() if layer.kernels}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateurs.errors import VerificationError
 
-_FILL = 1e4  # equal values above this are taken for a fill (a mask's -1e9), and not for the range of an output
+_FILL = 1e4  # equal values above this count as a fill (a mask's -1e9), not as the range of an output
 
 
 class NotFiniteError(VerificationError):
@@ -17,8 +17,8 @@ class NotFiniteError(VerificationError):
 
 
 def disagreement(found: Sequence[Tensor], due: Sequence[Tensor], what: str) -> float:
-    """max |found - due| / max |due|, the largest over all outputs; inf if their shapes differ. what: the network that the
-    expected outputs come from.
+    """Return the largest max |found - due| / max |due| over all outputs; inf if their shapes differ. what: the network that
+    computed `due`, for messages.
 
     Infinities of the same sign, and NaN in both, are equal. Raises NotFiniteError if no floating-point output has a finite
     value.
@@ -32,7 +32,7 @@ def disagreement(found: Sequence[Tensor], due: Sequence[Tensor], what: str) -> f
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """max |a - b| / max |b|; inf for tensors of different shapes, NaN in one of them, or integers that differ."""
+    """Return max |a - b| / max |b|; inf for tensors of different shapes, NaN in one of them, or integers that differ."""
     if a.shape != b.shape:
         return float("inf")
     if not (b.is_floating_point() or b.is_complex()):
@@ -50,7 +50,7 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 
 def telling(x: Tensor) -> bool:
-    """Whether comparing a tensor shows anything: it has a value that is neither zero nor NaN nor infinite."""
+    """Whether comparing a tensor shows anything: it has a value that is not zero, NaN or infinite."""
     if not x.numel():
         return False
     if not (x.is_floating_point() or x.is_complex()):

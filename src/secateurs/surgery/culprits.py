@@ -12,7 +12,7 @@ _NAMED = 3  # maximum number of groups to name
 
 
 def culprits(graph: PrunableGraph, plan: Plan, fails: Callable[[Plan], bool]) -> str:
-    """The end of an error message: the groups whose cut alone `fails`, found by bisection, and what to do."""
+    """Return the end of an error message: the groups whose cut `fails` on its own, found by bisection, and what to do."""
 
     if not plan.groups:
         return (
@@ -43,13 +43,13 @@ def culprits(graph: PrunableGraph, plan: Plan, fails: Callable[[Plan], bool]) ->
 
 
 def blamed(groups: list[str], fails: Callable[[list[str]], bool]) -> str | None:
-    """'group a' or 'groups a, b': those of these groups that fail on their own, given that all fail together; None if it needs
-    several."""
+    """Return 'group a' or 'groups a, b', the groups that fail on their own. All groups together must fail. None if the failure
+    needs several of them."""
     trials = 0
     found: list[list[str]] = []
 
     def search(names: list[str], known: bool) -> list[list[str]]:
-        """Minimal sets of groups that fail. known: that these fail together."""
+        """Return minimal sets of groups that fail. known: whether it is known that these fail together."""
         nonlocal trials
         if not names or len(found) >= _NAMED or trials >= _TRIALS:
             return []

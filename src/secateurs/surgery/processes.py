@@ -1,4 +1,4 @@
-"""What several processes keep of a network's parameters, which a cut in place replaces."""
+"""Distributed wrappers and optimizers that refer to a network's parameters, which a cut in place replaces."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from secateurs.errors import ConfigError
 def retire_wrappers(model: nn.Module) -> None:
     """Make each `DistributedDataParallel` around the model raise ConfigError when it is called.
 
-    Its reducer waits for gradients of the parameters that it was made with. With `find_unused_parameters=True` it takes them
-    for unused and goes on: the gradients would no longer be averaged, and the processes would drift apart without an error.
+    The wrapper's reducer waits for gradients of the parameters that it was created with. With `find_unused_parameters=True` it
+    treats them as unused and continues: the gradients would no longer be averaged, and the processes would drift apart without
+    an error.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -40,6 +41,6 @@ def _refuse(wrapper: nn.Module, args: Any) -> NoReturn:
 
 
 def sharded(optimizer: Optimizer) -> str | None:
-    """The name of an optimizer that spreads its state over the processes; None for others."""
+    """Return the class name of an optimizer that shards its state across processes; None for other optimizers."""
     zero = getattr(sys.modules.get("torch.distributed.optim"), "ZeroRedundancyOptimizer", None)
     return type(optimizer).__name__ if zero is not None and isinstance(optimizer, zero) else None

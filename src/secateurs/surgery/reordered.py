@@ -1,4 +1,4 @@
-"""The same network in another order of computation: what differs is rounding."""
+"""Run a network in another order of computation, so that only rounding differs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from secateurs.graph.dispatch import DispatchMode
 
 aten = torch.ops.aten
-_SUMMED = {  # where the two factors of a product are among its arguments, and the axes of them that it sums over
+_SUMMED = {  # the positions of a product's two factors among its arguments, and the axis of each that it sums over
     aten.mm.default: (0, 1, 1, 0),
     aten.addmm.default: (1, 2, 1, 0),
     aten.bmm.default: (0, 1, 2, 1),
@@ -20,8 +20,8 @@ _TRANSPOSED, _GROUPS = 6, 8  # arguments of a convolution
 
 
 class Reordered(DispatchMode):
-    """Convolutions and matrix products sum over their channels in an order that is drawn: the same numbers, rounded in
-    another way."""
+    """Context in which convolutions and matrix products sum over their channels in a random order, so that only rounding
+    differs."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

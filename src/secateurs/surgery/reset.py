@@ -21,7 +21,7 @@ def reinitialize(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> 
     keep_raw: keep parameters that no `reset_parameters` sets, instead of raising ConfigError. These are parameters that a
         network holds directly (`nn.Parameter` in a custom module) and those behind a parametrization.
 
-    Raises ConfigError that names them.
+    Raises ConfigError if a parameter is not set by any `reset_parameters`; the message names it.
     """
     check_model(model)
     drawn = copied(model).cpu()

@@ -22,7 +22,8 @@ from secateurs.surgery.processes import retire_wrappers, sharded
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """A new module with what the plan keeps; the given one is not modified. Raises PlanError for another network's plan."""
+    """Return a new module with what the plan keeps. The given module is not modified. Raises PlanError if the plan is for
+    another network."""
     plan.check(model)
     small = remade(model, _slices(model, plan), plan.attributes)
     S.replace_(small, plan.stripes, plan.shapes, plan.kept)
@@ -32,12 +33,12 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> nn.Module:
     """Cut the model in place. Training can continue: gradients and the optimizers' state (momenta,
     moments) are sliced with their parameters, and the optimizers' references point at the new ones. Gradient scalers and
-    learning-rate schedulers, which refer to the optimizers, need nothing.
+    learning-rate schedulers, which refer to the optimizers, need no change.
 
     optimizer: the optimizer of the model's parameters, or several.
 
-    What else refers to the parameters has to be renewed: wrap the model in `DistributedDataParallel` again (one that wraps it
-    now raises ConfigError when it is called), and cut an averaged copy by the same plan: `cut_(ema.module, plan)`.
+    Update everything else that refers to the parameters: wrap the model in `DistributedDataParallel` again (an existing wrapper
+    raises ConfigError when it is called), and cut an averaged copy by the same plan: `cut_(ema.module, plan)`.
 
     If something does not fit, raises PlanError (TraceError for a model that is wrapped or sharded) and changes nothing.
     """
@@ -74,7 +75,8 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | Iterable[Optimizer
 
 
 def _renewed(value: Any, new: Mapping[int, Tensor]) -> Any:
-    """The value, with new tensors (by the id of the old ones) in place of those that it holds: `self.tied = [conv.weight]`."""
+    """Return the value with new tensors in place of those that it holds, as in `self.tied = [conv.weight]`. new: the new
+    tensors by the id of the old ones."""
     if isinstance(value, Tensor):
         return new.get(id(value), value)
     if type(value) is list:
@@ -98,7 +100,7 @@ def _hand_over(optimizer: Optimizer, old: Tensor, new: Tensor, taken: Callable[[
 
 
 def remade(model: nn.Module, new: Mapping[str, Tensor], attributes: Mapping[tuple[str, str], Any]) -> nn.Module:
-    """A copy of the model with these tensors and module attributes replaced. The given model is not modified."""
+    """Return a copy of the model with these tensors and module attributes replaced. The given model is not modified."""
     params = named_tensors(model)
     # Replaced tensors are never copied: deepcopy finds the new tensors in the memo.
     memo: dict[int, Any] = {id(params[name]): _like(params[name], w) for name, w in new.items()}
@@ -109,9 +111,9 @@ def remade(model: nn.Module, new: Mapping[str, Tensor], attributes: Mapping[tupl
 
 
 def take(w: Tensor, axes: Mapping[int, Kept], arrays: dict[int, np.ndarray] | None = None) -> Tensor:
-    """The kept indices of a tensor, axis by axis, as a new tensor in the same memory format.
+    """Select the kept indices of a tensor, axis by axis. Returns a new tensor in the same memory format.
 
-    arrays: caches each tuple of indices as an array, by id, for tensors that share it.
+    arrays: a cache of index tuples as arrays, by id, for tensors that share a tuple.
     """
     arrays = {} if arrays is None else arrays
     channels_last = w.ndim == 4 and not w.is_contiguous() and w.is_contiguous(memory_format=torch.channels_last)
@@ -123,11 +125,11 @@ def take(w: Tensor, axes: Mapping[int, Kept], arrays: dict[int, np.ndarray] | No
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
 
 
-_MANY = 4096  # number of indices from which looking for blocks pays off
+_MANY = 4096  # length of an axis from which looking for blocks pays off
 
 
 def _select(w: Tensor, axis: int, index: np.ndarray) -> Tensor:
-    """`index_select`, by whole blocks if the indices come in blocks (a channel's H·W inputs of a linear layer)."""
+    """Do an `index_select`, by whole blocks if the indices come in blocks (a channel's H·W inputs of a linear layer)."""
     if w.shape[axis] < _MANY:
         return w.index_select(axis, torch.from_numpy(index).to(w.device))
     breaks = np.flatnonzero(np.diff(index) != 1) + 1
@@ -197,8 +199,8 @@ def _rewrite(model: nn.Module, attributes: Mapping[tuple[str, str], Any]) -> Non
 
 
 def _recompute(model: nn.Module) -> None:
-    """Bring weights up to date that hooks compute before each forward: pruning masks, and norms of the older style; and the
-    weights that a recurrent layer also keeps in a list, on GPUs as one block of memory."""
+    """Update what is derived from parameters: the weights that hooks compute before each forward pass (pruning masks, weight
+    norm and spectral norm in the older style), and a recurrent layer's list of weights, on GPUs one block of memory."""
     with torch.no_grad():
         for module in model.modules():
             for hook in module._forward_pre_hooks.values():

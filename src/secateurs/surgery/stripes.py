@@ -14,8 +14,8 @@ from secateurs.stripes.module import Conv
 
 
 def without(conv: Conv, kept: Tensor) -> tuple[nn.Module, Tensor, Callable[[Tensor], Tensor]]:
-    """The replacement of a convolution that keeps these stripes, (O, *kernel); its weight; and the function that
-    maps any tensor of the old weight's shape (a gradient, a momentum) to the new weight's.
+    """Return the replacement of a convolution that keeps these stripes, (O, *kernel); its weight; and a function that
+    maps any tensor of the old weight's shape (a gradient, a momentum) to the new weight's shape.
 
     Rows and columns of the kernel that no filter uses are cut. If every filter uses all the remaining positions, the result
     is a plain convolution, else a stripe convolution.
@@ -35,10 +35,10 @@ def without(conv: Conv, kept: Tensor) -> tuple[nn.Module, Tensor, Callable[[Tens
 def replace_(
     model: nn.Module, stripes: Mapping[str, Kept], shapes: Mapping[str, Shape], kept: Mapping[str, Mapping[int, Kept]]
 ) -> list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
-    """Replace the convolutions of a model whose channels are already cut. Returns for each: its weight, the new one, and the
-    function between them (see `without`).
+    """Replace the convolutions of a model whose channels are already cut. Returns for each convolution its old weight, its new
+    weight, and the function that maps the old one to the new one (see `without`).
 
-    shapes, kept: of the weights before the cut, and what the cut kept of their axes.
+    shapes: the weights' shapes before the cut. kept: what the cut kept of their axes.
     """
     done = []
     for name, places in stripes.items():

@@ -1,8 +1,8 @@
 """Runs of two networks that should compute the same: the masked network leads, the sliced one follows.
 
-Networks that agree to rounding may still return different things: where two boxes suppress each other at almost equal scores, a
-difference of 1e-7 decides which one is left. So what feeds a choice (a sort, a comparison, a suppression, a rounding) is
-compared, and the follower then continues with the leader's choice. Random numbers are drawn from the same seeds. And each run
+Networks that agree up to rounding may still return different results: if two boxes suppress each other at almost equal scores,
+a difference of 1e-7 decides which one remains. So the inputs of a choice (a sort, a comparison, a suppression, a rounding) are
+compared, and the follower then continues with the leader's choice. Random numbers are drawn from the same seeds. Each run also
 notes what it reads: a copy must not read the parameters of the network that it was made from.
 """
 
@@ -35,8 +35,8 @@ Storages = Mapping[int, tuple[str, ...]]  # the names of the tensors in a storag
 
 _INDEXED = frozenset({"topk", "sort", "max", "min", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin"})
 _LITERAL = torch.ops.aten.lift_fresh.default  # torch.tensor(numbers)
-_CLOSE = 1e-2  # what feeds a choice is compared; if it is this close, the follower makes the leader's
-_JUMPS = _INDEXED | {  # those with two results return values and their indices
+_CLOSE = 1e-2  # if the inputs of a choice are this close, the follower makes the leader's choice
+_JUMPS = _INDEXED | {  # the ops in _INDEXED count only where they return values and their indices
     "argmax", "argmin", "argsort", "nonzero", "count_nonzero", "searchsorted", "bucketize", "_unique2", "unique_dim",
     "unique_consecutive", "nms", "multinomial", "gt", "ge", "lt", "le", "eq", "ne", "floor", "ceil", "round", "trunc", "sign",
     "floor_divide", "_local_scalar_dense", "equal", "is_nonzero",
@@ -45,7 +45,7 @@ _JUMPS = _INDEXED | {  # those with two results return values and their indices
 
 @dataclass(frozen=True)
 class Choice:
-    """An op whose result jumps: the shapes of its inputs, those that are floating-point, and the result."""
+    """An op whose result jumps: the shapes of its inputs, its floating-point inputs, and its result."""
 
     op: Any
     shapes: tuple[torch.Size, ...]
@@ -63,11 +63,11 @@ class Run:
     foreign: dict[str, None] = field(default_factory=dict)  # of another network's
     choices: list[Choice] = field(default_factory=list)
     draws: list[tuple[torch.Size, ...]] = field(default_factory=list)
-    uneven: dict[str, None] = field(default_factory=dict)  # lines that draw numbers in another shape than the leader's
-    # The largest relative difference from the leader in what feeds a choice that the outputs depend on.
+    uneven: dict[str, None] = field(default_factory=dict)  # lines that draw numbers of another shape than the leader's
+    # The largest relative difference from the leader in the inputs of a choice that the outputs depend on.
     error: float = 0.0
-    depends: bool = False  # whether an output depends on the network's tensors, as far as could be seen
-    telling: bool = False  # whether one that is not empty or zero does, or something that feeds a choice
+    depends: bool = False  # whether an output was seen to depend on the network's tensors
+    telling: bool = False  # whether an output, or an input of such a choice, is not empty or zero
 
 
 def run(
@@ -80,12 +80,13 @@ def run(
     witness: bool = False,
     order: int | None = None,
 ) -> Run:
-    """One run of a model in eval mode, in this precision. Leaves the model in it; the caller's inputs and the global random
-    state are left as they were. In float64, what the network's code creates in float32 or converts to it is float64, too.
+    """Run a model in eval mode, in this precision. The model stays in that mode and precision; the caller's inputs and the
+    global random state do not change. In float64, tensors that the network's code creates in float32 or converts to float32
+    are float64, too.
 
-    other: the network that it is a copy of, whose tensors it should not read. leader: the run that this one follows.
-    witness: compare the output of every layer that is whole in both networks, too. order: the seed of the order in which
-    products are summed, instead of the usual one.
+    other: the network that the model is a copy of, whose tensors it should not read. leader: the run that this one follows.
+    witness: also compare the output of every layer that is whole in both networks. order: a seed for the order in which
+    products are summed; None for the usual order.
     """
     model = cast_(model, dtype).eval()
     inputs = map_tensors(lambda x: cast(x, dtype).clone(), to_model_device(model, copy.copy(example_inputs)))
@@ -112,7 +113,7 @@ def cast_(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in this precision; complex numbers stay complex, integers as they are."""
+    """Convert a tensor to this precision. Complex numbers stay complex, and integers do not change."""
     if x.is_complex():
         return x.to(dtype.to_complex())
     return x.to(dtype) if x.is_floating_point() else x
@@ -125,9 +126,9 @@ class _Watch(DispatchMode):
         super().__init__()
         self.run, self._leader, self._witness, self._double = Run(), leader, witness, double
         self._own, self._foreign, self._formulas = own, foreign, formulas()
-        # For each choice, the difference of what feeds it, and whether it tells.
+        # For each choice, the difference of its inputs, and whether comparing them shows anything.
         self._fed: list[tuple[float, bool]] = []
-        self._always = 0  # choices that every output stands for, as bits
+        self._always = 0  # choices that count whatever the outputs depend on, as bits
         self._saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
 
@@ -173,8 +174,8 @@ class _Watch(DispatchMode):
     # -- what is read --------------------------------------------------------------------------------------------------
 
     def _reads(self, inputs: list[Tensor]) -> int | None:
-        """Note the parameters and buffers among these. The choices that they depend on, as bits; None if none of them depends
-        on this network's own tensors."""
+        """Note the parameters and buffers among these inputs. Returns the choices that the inputs depend on, as bits; None if
+        no input depends on this network's own tensors."""
         basis = None
         for x in inputs:
             if (own := self._basis(x)) is not None:
@@ -209,7 +210,7 @@ class _Watch(DispatchMode):
         for basis in found:
             relevant |= basis
         for i, (error, tells) in enumerate(self._fed):
-            if relevant >> i & 1 or not found:  # if the outputs went through NumPy, all of them
+            if relevant >> i & 1 or not found:  # if the outputs went through NumPy, all choices count
                 self.run.error = max(self.run.error, error)
                 self.run.telling = self.run.telling or tells
         self.run.telling = self.run.telling or any(map(telling, self.run.outputs))
@@ -217,7 +218,7 @@ class _Watch(DispatchMode):
     # -- random numbers ------------------------------------------------------------------------------------------------
 
     def _seed(self, given: list[Any]) -> None:
-        """Each draw has a seed of its own: it does not matter how many numbers the draws before it took."""
+        """Seed each draw separately, so that it does not depend on how many numbers earlier draws took."""
         seed_all("verify", len(self.run.draws))
         for generator in given:
             if isinstance(generator, torch.Generator):
@@ -231,7 +232,7 @@ class _Watch(DispatchMode):
             self.run.uneven[caller()] = None
 
     def restore(self) -> None:
-        """Restore what the network wrote to itself, and the state of generators that it holds."""
+        """Restore the network's tensors that it wrote to, and the state of the generators that it used."""
         for storage, saved in self._saved.values():
             storage.copy_(saved)
         for generator, state in self._generators.values():
@@ -240,7 +241,7 @@ class _Watch(DispatchMode):
     # -- choices -------------------------------------------------------------------------------------------------------
 
     def _note(self, func: Any, inputs: list[Tensor], fed: tuple[Tensor, ...], out: Any) -> Any:
-        """Note a choice. The follower compares what feeds it, and gets the leader's result; None if there is none that fits."""
+        """Note a choice. For a follower, compare its inputs and return the leader's result; None if no result fits."""
         shapes, at = tuple(x.shape for x in inputs), len(self.run.choices)
         tells = any(map(telling, fed))
         if self._leader is None:
@@ -249,7 +250,7 @@ class _Watch(DispatchMode):
             return None
         self.run.choices.append(Choice(func, shapes))
         due = self._leader.choices[at] if at < len(self._leader.choices) else None
-        if due is None or due.op is not func or due.shapes != shapes:  # in the shape of channels that are cut
+        if due is None or due.op is not func or due.shapes != shapes:  # its shape depends on cut channels
             self._fed.append((0.0, False))
             return None
         error = max(apart(a, b) for a, b in zip(fed, due.fed, strict=True))
@@ -258,7 +259,7 @@ class _Watch(DispatchMode):
 
 
 def _jumps(func: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether a small difference in an op's inputs may be a large one in its result."""
+    """Whether a small difference in an op's inputs may cause a large one in its result."""
     jumps, setting = _jumping(func)
     if setting == "dtype":
         dtype = kwargs.get("dtype")
@@ -268,7 +269,7 @@ def _jumps(func: Any, kwargs: dict[str, Any]) -> bool:
 
 @cache
 def _jumping(func: Any) -> tuple[bool, str | None]:
-    """The same of the op itself, or the setting that decides."""
+    """Return whether an op's result may jump, and the argument that decides it, if there is one."""
     name = func.overloadpacket.__name__.rstrip("_")
     if name in ("_to_copy", "div"):
         return False, "dtype" if name == "_to_copy" else "rounding_mode"
@@ -277,13 +278,13 @@ def _jumping(func: Any) -> tuple[bool, str | None]:
 
 @cache
 def _only_shape(func: Any) -> bool:
-    """Whether an op takes the shape of a tensor, and not its values."""
+    """Whether an op uses the shape of a tensor, but not its values."""
     name = func.overloadpacket.__name__
     return name.startswith("new_") or name.endswith("_like")
 
 
 def _followed(func: Any, args: Any, kwargs: dict[str, Any], out: Any, due: Any) -> Any:
-    """The leader's result for the follower: its choice, and the follower's own values there."""
+    """Put the leader's result in place of the follower's. Where it consists of indices, the values are the follower's own."""
     if isinstance(out, list | tuple):
         if func.overloadpacket.__name__ in _INDEXED:
             x, dim, index = args[0], argument(func, args, kwargs, "dim", -1), due[1]
@@ -318,5 +319,5 @@ def _storages(named: Mapping[str, Tensor]) -> Storages:
 def _storage(x: Tensor) -> int:
     try:
         return x.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # of tensors without one, such as sparse ones
+    except (NotImplementedError, RuntimeError):  # the tensor has no storage, such as a sparse one
         return 0

@@ -1,4 +1,4 @@
-"""Verification: the sliced network computes the same outputs as the masked one."""
+"""Verify that the sliced network computes the same outputs as the masked one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from secateurs.surgery.slice import apply
 from secateurs.surgery.twins import Run, cast, run
 
 TOLERANCE = 1e-5
-ROUNDING = 1e-2  # a larger error is hardly float32 rounding
+ROUNDING = 1e-2  # a larger error is unlikely to be float32 rounding
 OWN_ROUNDING = 10.0  # unless it is at most this many times the masked network's own
-# Where float64 cannot decide: an error up to this many times what another order of computation makes in the masked network is
-# rounding, if it is not larger than this.
+# If the model does not run in float64, an error counts as rounding up to REORDERED times the difference that another order of
+# computation makes in the masked network, and at most LARGEST.
 REORDERED = 3.0
 LARGEST = 3e-4
 
@@ -36,15 +36,16 @@ LARGEST = 3e-4
 def verify(model: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: float = TOLERANCE) -> float:
     """Return the largest relative difference between the outputs of the masked and the sliced network, in eval mode.
 
-    What feeds a choice (a sort, a comparison, a suppression) is compared like an output, and the choice itself is made once
+    The input of a choice (a sort, a comparison, a suppression) is compared like an output, and the choice itself is made once
     for both networks. Random numbers are drawn from the same seeds. Half-precision models are compared in float32. If float32
-    is inconclusive (the error is above the tolerance, but may be rounding), the comparison is repeated in float64; for a model
-    that does not run in float64, the error may be up to three times, at most 3e-4, what another order of computation changes in
-    the masked network. A plan with inexact groups cannot pass: its networks differ.
+    is inconclusive (the error is above the tolerance, but may be rounding), the comparison is repeated in float64. For a model
+    that does not run in float64, the error may be up to three times the change that another order of computation makes in the
+    masked network, and at most 3e-4. A plan with inexact groups cannot pass, because its two networks differ.
 
-    Raises VerificationError above the tolerance, or if the sliced network does not run; the message names the groups that
-    cause it. Also if nothing was compared (the network returns no tensors, or nothing that depends on its parameters), if the
-    sliced network still reads parameters of the given one, and for a model that is nondeterministic in eval mode.
+    Raises VerificationError if the error is above the tolerance, or if the sliced network does not run. The message names the
+    groups that cause it. VerificationError is also raised if nothing was compared (the network returns no tensors, or nothing
+    that depends on its parameters), if the sliced network still reads parameters of the given one, and for a model that is
+    nondeterministic in eval mode.
     """
     return verified(model, plan, example_inputs, tolerance=tolerance)[1]
 
@@ -59,8 +60,8 @@ def verified(
     tolerance: float = TOLERANCE,
     graph: PrunableGraph | None = None,
 ) -> tuple[nn.Module, float]:
-    """The sliced network, and what `verify` says about it: it is the one that was compared, sliced once. graph: also check that
-    the sliced network takes the multiply-accumulates that this graph expects of the plan."""
+    """Return the sliced network that was verified, and the error that `verify` returns. graph: also check that the sliced
+    network takes as many multiply-accumulates as this graph predicts for the plan."""
     small = _sliced(model, plan)
     with explained(model, example_inputs):
         error, wrong = _judged(model, plan, example_inputs, tolerance, small, graph)
@@ -98,7 +99,7 @@ def check_deterministic(model: nn.Module, example_inputs: Any) -> None:
 
 @contextlib.contextmanager
 def explained(model: nn.Module, example_inputs: Any) -> Iterator[None]:
-    """Context of a comparison: says why outputs are not finite, where the model or its inputs are not."""
+    """Context for a comparison. If outputs are not finite because the model or its inputs are not, the error says so."""
     try:
         yield
     except NotFiniteError as failure:
@@ -116,7 +117,7 @@ def explained(model: nn.Module, example_inputs: Any) -> Iterator[None]:
 
 
 def outputs(model: nn.Module, example_inputs: Any, dtype: torch.dtype) -> list[Tensor]:
-    """The model's outputs in eval mode, computed in this precision. Leaves the model in it."""
+    """Return the model's outputs in eval mode, in this precision. The model stays in that mode and precision."""
     return run(model, example_inputs, dtype).outputs
 
 
@@ -145,7 +146,7 @@ def _judged(
     small: nn.Module,
     graph: PrunableGraph | None = None,
 ) -> tuple[float, str]:
-    """The error of the sliced network `small`, and the message about it: empty if the plan passes."""
+    """Return the error of the sliced network `small` and a message about it, which is empty if the plan passes."""
     twins = _Twins(model, plan, example_inputs, small)
     for witness in (False, True):
         try:
@@ -156,13 +157,13 @@ def _judged(
         if tolerance < error < math.inf:
             try:
                 closer, exact, _ = twins.difference(torch.float64, witness)
-                # More than that is rounding only if the masked network's own is as large: it returns a small difference of
-                # large numbers.
+                # A larger error is rounding only if the masked network's own rounding is as large: its output may be a small
+                # difference of large numbers.
                 if error <= ROUNDING or error <= OWN_ROUNDING * disagreement(masked.outputs, exact.outputs, "masked"):
                     error = closer
             except SlicedError as failure:  # only the masked network runs in float64
                 return float("inf"), str(failure)
-            except VerificationError:  # the model insists on float32
+            except VerificationError:  # the model only runs in float32
                 if error <= LARGEST:
                     allowed = max(tolerance, min(LARGEST, REORDERED * twins.rounding(masked, witness)))
         if not error <= allowed:
@@ -194,7 +195,8 @@ _NOTHING = "Nothing can be verified: "
 
 
 def _noise(example_inputs: Any) -> Any:
-    """The inputs with noise in place of zeros, for a network that makes zeros of them; None if no input is all zeros."""
+    """Return the inputs with noise in place of those that are all zeros, for a network that maps zeros to zeros; None if no
+    input is all zeros."""
     generator = torch.Generator().manual_seed(0)
     blank = [x for x in tensors(example_inputs) if x.is_floating_point() and not bool(x.any())]
     if not blank:
@@ -231,8 +233,8 @@ class _Twins:
         self.model, self.plan, self.example_inputs, self.small = model, plan, example_inputs, small
 
     def difference(self, dtype: torch.dtype, witness: bool = False) -> tuple[float, Run, Run]:
-        """max |sliced - masked| / max |masked| over all that is compared, inf if shapes differ; and the two runs.
-        witness: compare the layers, too."""
+        """Return max |sliced - masked| / max |masked| over everything that is compared, inf if shapes differ; and the two runs.
+        witness: also compare the layers."""
         try:
             twin = masked_twin(self.model, self.plan, _shared(self.model, dtype))
             masked = run(twin, self.example_inputs, dtype, other=self.model, witness=witness)
@@ -250,7 +252,8 @@ class _Twins:
         return max(disagreement(sliced.outputs, masked.outputs, "masked"), sliced.error), masked, sliced
 
     def rounding(self, masked: Run, witness: bool) -> float:
-        """What other orders of computation change in the masked network, relative to its outputs: the larger of two."""
+        """Return the change that another order of computation makes in the masked network, relative to its outputs: the larger
+        one of two random orders."""
         found = []
         for order in range(2):
             twin = masked_twin(self.model, self.plan, _shared(self.model, torch.float32))
@@ -259,11 +262,11 @@ class _Twins:
         return max(found)
 
     def _run(self, small: nn.Module, dtype: torch.dtype, **options: Any) -> Run:
-        """A run of a network that is left as it is, whatever its forward does: a copy runs, which shares its parameters."""
+        """Run a copy that shares the network's parameters, so that the network does not change, whatever its forward does."""
         return run(copied(small, dict(_shared(small, dtype))), self.example_inputs, dtype, other=self.model, **options)
 
     def check_own(self, masked: Run, sliced: Run) -> None:
-        """Raise VerificationError if two runs agree although the networks' parameters play no part in it."""
+        """Raise VerificationError if the two runs agree without using the networks' parameters."""
         if not masked.outputs:
             raise VerificationError(
                 f"{_NOTHING}the network returns no tensors that were found. Return tensors, or containers, mappings or objects "
@@ -282,7 +285,7 @@ class _Twins:
             )
 
     def _depends(self, sliced: Run) -> bool:
-        """Whether other parameters give other outputs; for outputs that went through NumPy, for example."""
+        """Whether other parameters give other outputs. This works for outputs that went through NumPy, for example."""
         other = copied(self.small)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -299,8 +302,8 @@ class _Twins:
 
 @untouched
 def check_copy(copy: nn.Module, model: nn.Module, example_inputs: Any) -> None:
-    """Raise VerificationError if a copy of a model runs the model itself, because it shares a function that holds it. Runs the
-    copy only if there are functions that may. The copy is left as it is."""
+    """Raise VerificationError if a copy of a model runs the model itself, because the two share a function that holds the
+    model. The copy only runs if such a function may exist, and does not change."""
     if shared_functions(model):
         try:
             seen = run(copied(copy, dict(_shared(copy, torch.float32))), example_inputs, torch.float32, other=model)
@@ -322,8 +325,9 @@ def check_foreign(model: nn.Module, foreign: Iterable[str], kept: Container[str]
 
 
 def _check_cost(graph: PrunableGraph, plan: Plan, masked: Run, sliced: Run) -> None:
-    """Raise VerificationError if the sliced network does not take the multiply-accumulates that the graph expects. (If the
-    masked one does not, either, they depend on the data: on the number of detections, for example.)"""
+    """Raise VerificationError if the sliced network's multiply-accumulates differ from those that the graph predicts. If the
+    masked network's differ as well, they depend on the data (on the number of detections, for example), and nothing is
+    raised."""
     due = graph.cost_of(plan).macs
     if sliced.macs != due and masked.macs == graph.cost().macs:
         raise VerificationError(
@@ -333,13 +337,14 @@ def _check_cost(graph: PrunableGraph, plan: Plan, masked: Run, sliced: Run) -> N
 
 
 def _shared(model: nn.Module, dtype: torch.dtype) -> dict[int, Tensor]:
-    """The parameters that copies of a model can share in runs of this precision: none, if any needs to be converted."""
+    """Return the parameters, by id, that copies of a model can share in runs of this precision: none if any tensor must be
+    converted."""
     convert = any(cast(x, dtype) is not x for x in named_tensors(model).values())
     return {} if convert else {id(p): p for p in model.parameters()}
 
 
 def shared_functions(model: nn.Module) -> list[str]:
-    """Where a network holds functions that may hold the network, or a part of it."""
+    """Return where a network holds functions that may hold the network or a part of it."""
     found = []
     for path, module in model.named_modules():
         name = path or "the model"
@@ -356,7 +361,7 @@ def shared_functions(model: nn.Module) -> list[str]:
 
 
 def _shared_function(value: Any) -> bool:
-    """Whether a value is a function of the user's, which copies share, with all that it holds or finds in its module."""
+    """Whether a value is a user's function. Copies share it, with everything that it holds or finds in its module."""
     while isinstance(value, partial):
         value = value.func
     return isinstance(value, FunctionType) and bool(
@@ -365,6 +370,6 @@ def _shared_function(value: Any) -> bool:
 
 
 def _see(model: nn.Module) -> str:
-    """Where to look for them, as the end of a sentence."""
+    """Return the end of a sentence that says where the network holds functions."""
     found = shared_functions(model)
     return f": see {', '.join(found[:3])}" if found else ""

@@ -46,7 +46,7 @@ class Growth:
     exact: bool  # no normalization computes its statistics over widened channels
 
     def record(self) -> dict[str, Any]:
-        """The input of `resized`: JSON-serializable."""
+        """Return the input of `resized`, which is JSON-serializable."""
         return {
             "before": dict(self.before),
             "widths": dict(self.widths),
@@ -62,10 +62,9 @@ def wider(
     scope: Literal["internal", "all"] = "internal",
     allow_inexact: bool = False,
 ) -> dict[str, int]:
-    """The target widths of the groups that grow: the validated `widths`, or every
-    group in scope times a factor, rounded.
+    """Return the target widths of the groups that grow. If `widths` is a factor, each group in scope grows by it, rounded.
 
-    Raises PlanError for a factor or a width that widens nothing, and for a named group that cannot be widened.
+    Raises PlanError for a factor that widens no group, a width below the group's own, and a named group that cannot be widened.
     """
     if isinstance(widths, Mapping):
         found = {}
@@ -98,8 +97,8 @@ def wider(
 
 
 def growth(graph: PrunableGraph, widths: Mapping[str, int], *, seed: int = 0) -> Growth:
-    """How the network is widened to these widths, as returned by `wider`. seed: for the choice of the copied channels and the
-    shares."""
+    """Return how the network is widened to these widths, which `wider` returns. seed: for the choice of the copied channels and
+    the shares."""
     # parameter → axis → (3, n): for each position the widened group (or -1), the channel, its number of copies
     slots: dict[str, dict[int, Array]] = {}
     reads: set[tuple[str, int]] = set()
@@ -161,7 +160,8 @@ def widened(
     seed: int = 0,
     example_targets: Any = None,
 ) -> tuple[nn.Module, Growth, PrunableGraph]:
-    """The wider network, its `Growth` and its graph, verified: see `secateurs.widen`. example_targets: as for `trace`."""
+    """Widen and verify a network: see `secateurs.widen`. Returns the wider network, its `Growth` and its graph.
+    example_targets: as for `trace`."""
     graph = trace(model, example_inputs, allow_inexact=allow_inexact, example_targets=example_targets)
     found = wider(graph, widths, scope=scope, allow_inexact=allow_inexact)
     if (params := _cost(graph, found).params) > _MOST:
@@ -182,11 +182,12 @@ def check_widened(
     example_inputs: Any,
     example_targets: Any = None,
 ) -> PrunableGraph:
-    """The graph of the wide network, after comparing the outputs of the two networks in eval mode (if the growth is
-    exact). If float32 is inconclusive, the comparison is repeated in float64.
+    """Compare the outputs of the two networks in eval mode (if the growth is exact), and return the graph of the wide network.
+    If float32 is inconclusive, the comparison is repeated in float64.
 
-    Raises VerificationError if they differ, or if the wide one does not run, has a different cost than the graph predicts, or
-    has other widths than requested; the message names the groups that cause it.
+    Raises VerificationError if the outputs differ, or if the wide network does not run, has a different cost than the graph
+    predicts, or has other widths than requested. If outputs differ or the network does not run, the message names the groups
+    that cause it.
     """
     _, wrong = _judged(model, wide, how.exact, example_inputs)
     if wrong:
@@ -219,7 +220,7 @@ def check_widened(
 
 
 def _judged(model: nn.Module, wide: nn.Module, exact: bool, example_inputs: Any) -> tuple[float, str]:
-    """The difference, and the message about it: empty if there is none, or if the growth is not exact."""
+    """Return the difference and a message about it, which is empty if the networks agree or the growth is not exact."""
     try:
         error = _difference(model, wide, example_inputs, torch.float32)
     except _WideError as failure:
@@ -250,8 +251,8 @@ class Widening(BaseModel):
 
 
 def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module:
-    """A network of the recorded shapes (see `Growth.record`) to load weights into. It needs no trace, and its
-    own weights are arbitrary. Raises PlanError for a record that is damaged or for another network."""
+    """Return a network of the recorded shapes (see `Growth.record`) to load weights into. It needs no trace, and the values of
+    the resized tensors are arbitrary. Raises PlanError for a record that is damaged or for another network."""
     try:
         record = record if isinstance(record, Widening) else Widening.model_validate(record)
     except ValidationError as error:
@@ -285,7 +286,7 @@ def resized(model: nn.Module, record: Mapping[str, Any] | Widening) -> nn.Module
 
 
 def _cost(graph: PrunableGraph, widths: Mapping[str, int]) -> Cost:
-    """`graph.cost` for widths above the network's own."""
+    """Return `graph.cost` for widths above the network's own."""
     vector = graph.sizes.copy()
     for name, width in widths.items():
         vector[graph.index(name)] = width
@@ -293,7 +294,7 @@ def _cost(graph: PrunableGraph, widths: Mapping[str, int]) -> Cost:
 
 
 def _whole(group: ChannelGroup, allow_inexact: bool) -> str | None:
-    """The reason that a group cannot be widened, or None."""
+    """Return the reason that a group cannot be widened, or None."""
     if not group.prunable and not (allow_inexact and group.only_inexact):
         return str(group.reason)
     both = next((s.param for s in group.slots if s.produces and s.consumes), None)
@@ -301,17 +302,17 @@ def _whole(group: ChannelGroup, allow_inexact: bool) -> str | None:
 
 
 def _spread(more: int, size: int, draw: np.random.Generator) -> Array:
-    """The number of additional copies of each of `size` channels: as even as possible, the remainder drawn at random."""
+    """Return the number of additional copies of each of `size` channels: as even as possible, the remainder drawn at random."""
     times = np.full(size, more // size)
     times[draw.permutation(size)[: more % size]] += 1
     return times
 
 
 def _layout(at: Array) -> tuple[Array, Array]:
-    """The old position and copy number of each new position on one axis. `at`: (3, n), as in `growth`.
+    """Return the old position and copy number of each new position on one axis. `at`: (3, n), as in `growth`.
 
-    A channel's contiguous run (its four in a pixel shuffle, its H·W after flattening) is copied as a whole,
-    directly after itself: that is where the ops between the layers put the copies.
+    A channel's contiguous positions (four for a pixel shuffle, H·W after flattening) are copied as a whole, directly
+    after themselves: that is where the ops between the layers put the copies.
     """
     n = at.shape[1]
     fresh = np.r_[True, (at[:2, 1:] != at[:2, :-1]).any(axis=0) | (at[0, 1:] < 0)]
@@ -324,8 +325,8 @@ def _layout(at: Array) -> tuple[Array, Array]:
 
 
 def _shares(times: Array, draw: np.random.Generator) -> Array:
-    """The path to the share of every copy of every channel, (levels, copies): a weight is split in two until each copy
-    has its part. f is the first part of a split, -f the rest, and 1 means no split.
+    """Return the path to the share of every copy of every channel, (levels, copies). A weight is split in two until each copy
+    has its part: f is the first part of a split, -f the rest, and 1 means no split.
 
     The parts are unequal; otherwise copies would get equal gradients and stay equal.
     """
@@ -346,7 +347,7 @@ def _shares(times: Array, draw: np.random.Generator) -> Array:
 
 
 def _shares_of(at: Array, copy: Array, tables: list[tuple[Array, Array]]) -> Array:
-    """The paths of all new positions of one axis, (levels, n). `at`: (3, n), of the new positions."""
+    """Return the paths of all new positions of one axis, (levels, n). `at`: (3, n), as in `growth`, of the new positions."""
     ways = np.ones((max(len(t[1]) for t in tables), at.shape[1]))
     for g, (first, own) in enumerate(tables):
         here = np.flatnonzero(at[0] == g)

@@ -1,4 +1,4 @@
-"""Ops that write or repeat elements at given positions: along the axis of the positions channels are kept whole."""
+"""Ops that write or repeat elements at given positions. Channels on the axis of the positions are kept whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ aten = torch.ops.aten
     aten.scatter_reduce, aten.scatter_reduce_,
 )  # fmt: skip
 def write(t: Context, x: Tensor, dim: int, index: Tensor, *rest: Any, **named: Any) -> Labels:
-    """Written along one axis; along the others x, the positions and the source are aligned."""
+    """Write along one axis. Along the other axes, x, the positions and the source are aligned."""
     dim %= max(x.ndim, 1)
     operands = [o for o in (index, *rest, *named.values()) if isinstance(o, Tensor) and o.ndim == x.ndim]
     kept: Labels = {}
@@ -57,7 +57,7 @@ def put(t: Context, x: Tensor, indices: list[Tensor | None], value: Tensor, *_: 
 
 @rule(aten.repeat_interleave.Tensor, aten.nonzero, aten.masked_select, aten.unique_dim, aten.bincount)
 def positions(t: Context, *operands: Any, **_: Any) -> None:
-    """What comes out depends on values, and so does its shape."""
+    """The output and its shape depend on values."""
     for x in operands:
         if isinstance(x, Tensor):
             t.freeze(t.labels(x), f"{t.op_name} reads it as positions")

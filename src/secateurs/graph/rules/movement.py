@@ -27,13 +27,13 @@ PICKED = "selects single channels by index, a constant in the code"
 
 
 def numbers(x: Tensor, axis: int) -> Tensor:
-    """1…n along one axis of x's shape, stride 0 along the others."""
+    """Return 1…n along one axis of x's shape, with stride 0 along the others."""
     n = x.shape[axis]
     return torch.arange(1, n + 1).view([n if a == axis else 1 for a in range(x.ndim)]).expand(x.shape)
 
 
 def varying(moved: Tensor) -> list[int]:
-    """The axes along which a moved numbering is not constant."""
+    """Return the axes along which a moved numbering is not constant."""
     axes = [a for a in range(moved.ndim) if moved.shape[a] > 1 and moved.stride(a) != 0]
     if len(axes) <= 1:
         return axes
@@ -50,8 +50,8 @@ def gather(labels: np.ndarray, moved: Tensor, axes: list[int]) -> np.ndarray:
 
 
 def move(t: Context, x: Tensor, run: Any, computed: int | None = None) -> list[Labels]:
-    """Labels of each output of a movement op; `run` applies the op to a numbering of x. `computed`: an output axis whose
-    size is known to follow from the others."""
+    """Return the labels of each output of a movement op. run: applies the op to a numbering of x. computed: an output axis
+    whose size is known to follow from the others."""
     result: list[Labels] = []
     for axis, labels in t.labels(x).items():
         moved = run(numbers(x, axis))
@@ -68,8 +68,8 @@ def move(t: Context, x: Tensor, run: Any, computed: int | None = None) -> list[L
 
 
 def settle(t: Context, out: Labels, axis: int | None, labels: np.ndarray) -> None:
-    """Two axes of channels flattened into one: it keeps the labels of the first that a layer produces; the others, such as the
-    heads of a table of positions, are frozen."""
+    """Set the labels of an output axis. If several axes of channels are flattened into it, it keeps the labels of the first
+    that a layer produces. The others, such as the heads of a table of positions, are frozen."""
     if axis in out:
         if t.space.produced(labels) and not t.space.produced(out[axis]):
             out[axis], labels = labels, out[axis]
@@ -122,7 +122,7 @@ def rearrange(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Labels | None
 
 @rule(aten.squeeze_, aten.t_, aten.transpose_, aten.unsqueeze_)
 def rearrange_(t: Context, x: Tensor, *args: Any) -> Labels:
-    """The same in place: x already has its new shape."""
+    """Axes are permuted, added or removed in place: x already has its new shape."""
     labels, op = t.labels(x), t.op.overloadpacket
     if op is aten.unsqueeze_:
         return {a + (a >= args[0] % x.ndim): v for a, v in labels.items()}
@@ -154,7 +154,7 @@ def view(t: Context, x: Tensor, *args: Any, **_: Any) -> Labels | None:
 
 
 def computed_axis(t: Context) -> int | None:
-    """The axis with size -1 in the user's code, so that its size follows from the others."""
+    """Return the axis with size -1 in the user's code. Its size follows from the others."""
     sizes = written(t.call, t.out.ndim) or {}
     return next((a for a, n in sizes.items() if n == -1 and not isinstance(n, Width)), None)
 
@@ -233,7 +233,7 @@ def slice_(
 
 
 def pieces_stay_even(t: Context, labels: np.ndarray, unit: int, interleaved: bool = False) -> None:
-    """The code may have `x[:, : c // 2]`: then the pieces keep their proportions."""
+    """Keep the proportions of pieces, since the code may have `x[:, : c // 2]`."""
     if len(labels) % unit:
         t.freeze(labels, SPLIT)
         return
@@ -256,9 +256,9 @@ def split_(t: Context, x: Tensor, sizes: Any, dim: int = 0) -> list[Labels]:
 
 
 def pieces_apart(t: Context, pieces: list[np.ndarray]) -> bool:
-    """Whether each piece has a size of its own in the code, which follows it: a number that the module keeps. Pieces with the
-    same one stay equal; those of a constant stay whole."""
-    if t.checking:  # the labels of the pieces tell
+    """Whether each piece can be cut by itself, since its size in the code is a number that the module keeps and that follows
+    the cut. Pieces with the same number stay equal. Pieces of a constant size stay whole."""
+    if t.checking:  # the labels of the pieces decide
         return True
     kept: dict[Figure, list[np.ndarray]] = {}
     for n, piece in zip(sections(t.call) or (), pieces, strict=False):
@@ -274,7 +274,7 @@ def pieces_apart(t: Context, pieces: list[np.ndarray]) -> bool:
 
 @rule(aten.gather, aten.take_along_dim)
 def gather_(t: Context, x: Tensor, dim: int, index: Tensor, **_: Any) -> Labels:
-    """Picked along one axis; along the others x and the positions are aligned."""
+    """Pick elements along one axis. Along the other axes, x and the positions are aligned."""
     kept = _without(t, x, {dim % x.ndim, *(a for a in range(x.ndim) if x.shape[a] != index.shape[a])})
     for axis, labels in t.labels(index).items():
         if axis in kept:
@@ -286,7 +286,7 @@ def gather_(t: Context, x: Tensor, dim: int, index: Tensor, **_: Any) -> Labels:
 
 @rule(aten.select, aten.unbind, aten.index, aten.index_select, aten.embedding)
 def pick(t: Context, x: Tensor, *args: Any, **_: Any) -> Any:
-    """Elements picked by position. Along an axis of channels the position is a constant in the user's code: frozen."""
+    """Pick elements by position. On an axis of channels, the position is a constant in the code, so the channels are frozen."""
     if t.op.overloadpacket in (aten.select, aten.unbind):
         dim = (args[0] if args else 0) % x.ndim
         one = _without(t, x, {dim})
@@ -322,7 +322,7 @@ def _without(t: Context, x: Tensor, dims: set[int]) -> Labels:
 
 @rule(aten.cat, aten.concat, aten.stack)
 def cat(t: Context, tensors: list[Tensor], dim: int = 0) -> Labels:
-    """Along an axis of channels labels are concatenated; along any other they are unified."""
+    """Concatenate the labels along `dim`. Along any other axis, they are unified."""
     stacked = t.op.overloadpacket is aten.stack
     ndim = t.out.ndim
     dim %= ndim
@@ -354,7 +354,7 @@ def glu(t: Context, x: Tensor, dim: int = -1) -> Labels:
 
 @rule(aten.view_as_real, aten.view_as_complex)
 def real_view(t: Context, x: Tensor) -> Labels:
-    """Complex numbers as pairs on a last axis."""
+    """View complex numbers as pairs on a last axis, or pairs as complex numbers."""
     labels = t.labels(x)
     if t.op.overloadpacket is aten.view_as_complex:
         t.freeze(labels.get(x.ndim - 1, t.zeros(0)), f"{t.op_name} {PICKED}")

@@ -16,8 +16,8 @@ from secateurs.graph.tape import Labels
 aten = torch.ops.aten
 
 
-# Elementwise ops that some PyTorch release since 2.6 does not tag as pointwise: the tag was extended over time. Ops that all
-# of them tag are handled by `pointwise` without being listed.
+# Elementwise ops that some PyTorch release since 2.6 does not tag as pointwise: the tag was extended over time. Ops that every
+# release tags are handled by `pointwise` without being listed.
 @rule(
     aten._conj, aten._conj_physical, aten._neg_view, aten._to_copy, aten.abs_, aten.alias, aten.bernoulli,
     aten.bernoulli_, aten.celu_, aten.clone, aten.complex, aten.contiguous, aten.copy_, aten.detach, aten.detach_,
@@ -49,8 +49,8 @@ def add(t: Context, x: Any, y: Any, **_: Any) -> Labels:
 
 @rule(aten.new_empty, aten.new_empty_strided, aten.new_full, aten.new_ones, aten.new_zeros)
 def new(t: Context, x: Tensor, size: list[int], *_: Any, **__: Any) -> Labels:
-    """A buffer to be filled. What it holds follows from its size, if that is written in the code; else, if it is as wide as x,
-    it holds x's channels."""
+    """A buffer to be filled. If its size is written in the code, what it holds follows from the size. Otherwise it holds x's
+    channels if it is as wide as x."""
     if written(t.call, len(size)) is not None:
         return {}
     return {a: v for a, v in t.labels(x).items() if a < len(size) and size[a] == x.shape[a]}
@@ -82,7 +82,7 @@ def batch_norm(
 
 @rule(aten._weight_norm_interface, aten._weight_norm)
 def weight_norm(t: Context, v: Tensor, g: Tensor, dim: int = 0) -> Labels:
-    """w = g · v / ‖v‖, the norm over all axes of v but one."""
+    """w = g · v / ‖v‖, where the norm is over all axes of v except `dim`."""
     for axis, labels in t.labels(v).items():
         if axis != dim:
             t.inexact(labels, "weight norm takes a norm over channels")

@@ -1,8 +1,8 @@
-"""Recurrent layers. PyTorch runs them as one kernel or as thousands of small ops, depending on the device and on gradients:
-here each is one op.
+"""Recurrent layers. PyTorch runs them as one kernel or as thousands of small ops, depending on the device and on gradients.
+Here each layer is one op.
 
-The cells of a layer are the k-th rows of all its gates. One state tensor holds those of all layers and directions, so the k-th
-cells of all of them are one channel.
+The k-th cell of a layer is the k-th row of each of its gates. One state tensor holds the cells of all layers and directions, so
+the k-th cells of all of them are one channel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WHOLE = {**_CELLS, torch._pad_packed_sequence: aten._pad_packed_sequence}
 
 
 def whole(function: Any, args: tuple[Any, ...]) -> Any:
-    """The op for a call of this function, if it is to be followed as a whole; else None."""
+    """Return the op for a call of this function, if it is followed as a whole; else None."""
     if function in _WHOLE:
         return _WHOLE[function].default
     if function in _LAYERS:
@@ -50,7 +50,7 @@ class Weights:
 
 
 def unpacked(params: Sequence[Tensor], biases: bool, projected: bool) -> list[Weights]:
-    """The weights of every layer and direction, in order."""
+    """Return the weights of every layer and direction, in order."""
     each = 2 + 2 * biases + projected
     return [
         Weights(p[0], p[1], p[2 : 4 if biases else 2], p[-1] if projected else None)
@@ -59,8 +59,8 @@ def unpacked(params: Sequence[Tensor], biases: bool, projected: bool) -> list[We
 
 
 def follow(t: Context, reads: Array, layers: list[list[Weights]], cells: int, steps: Sequence[Any]) -> list[Array]:
-    """Labels of the outputs of one direction, and of the cells. reads: the channels of the first layer's input; layers: the
-    weights of each by direction; steps: the factors of the number of times that each weight is used."""
+    """Return the labels of the outputs of one direction, and of the cells. reads: the channels of the first layer's input;
+    layers: the weights of each layer by direction; steps: the factors of how often each weight is used."""
     first = layers[0][0]
     rows = t.axis(first.ih, 0)
     gates = rows.reshape(-1, cells)  # (gates, cells)
@@ -88,7 +88,7 @@ def follow(t: Context, reads: Array, layers: list[list[Weights]], cells: int, st
 
 
 def begin(t: Context, state: Tensor, own: Array, batch: Array | None) -> None:
-    """The state that a layer begins with, (*, N, channels), has these channels."""
+    """Declare that the initial state of a layer, (*, N, channels), has these channels."""
     given, last = t.labels(state), state.ndim - 1
     for axis, labels in given.items():
         if axis < last - 1:
@@ -129,7 +129,7 @@ def stacked(
     t: Context, x: Tensor, state: Any, params: Sequence[Tensor], biases: bool, bidirectional: bool, steps: list[Any],
     kept: Labels,
 ) -> list[Labels]:  # fmt: skip
-    """kept: the labels of the axis of the batch."""
+    """kept: the labels of the batch axis."""
     states = [state] if isinstance(state, Tensor) else list(state)
     weights = unpacked(params, biases, states[0].shape[-1] != states[-1].shape[-1])
     directions = 1 + bidirectional

@@ -37,7 +37,7 @@ def reduction(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def reduced_axes(t: Context, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
-    """The axes that an op reduces, from its schema's `dim` argument; all axes if it has none."""
+    """Return the axes that an op reduces, from its schema's `dim` argument; all axes if it has none."""
     schema = t.op._schema.arguments[1:]
     given = {a.name: a.default_value for a in schema if a.has_default_value()}
     given |= {**dict(zip((a.name for a in schema), args, strict=False)), **kwargs}
@@ -52,7 +52,7 @@ def reduced_axes(t: Context, x: Tensor, args: tuple[Any, ...], kwargs: dict[str,
     aten.logcumsumexp, aten.sort, aten.argsort, aten.tril, aten.triu,
 )  # fmt: skip
 def along(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """The output depends on the order along some axes: those are frozen, the others are kept."""
+    """The output depends on the order along some axes. These are frozen, and the others are kept."""
     out = t.out[0] if isinstance(t.out, tuple | list) else t.out
     triangle = t.op.overloadpacket in (aten.tril, aten.triu)
     axes = {x.ndim - 2, x.ndim - 1} if triangle else reduced_axes(t, x, args, kwargs)
@@ -74,7 +74,7 @@ def softmax(t: Context, x: Tensor, dim: int, *_: Any, **__: Any) -> Labels:
 
 
 def resampling(spatial: int) -> Any:
-    """Pooling, resizing, sampling, border padding over `spatial` axes: space changes, channels stay."""
+    """Return a rule for pooling, resizing, sampling or border padding over `spatial` axes: space changes, channels stay."""
 
     def resample(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:  # x: (N, C, *spatial) or (C, *spatial)
         first = x.ndim - spatial

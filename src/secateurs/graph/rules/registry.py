@@ -14,7 +14,7 @@ R = TypeVar("R", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Rule:
-    """The effect of an op on labels; and whether it counts multiply-accumulates, and so is called without labels, too."""
+    """The effect of an op on labels. A rule that counts multiply-accumulates is also called for operands without labels."""
 
     function: Callable[..., Any]
     counts_macs: bool = False
@@ -24,8 +24,8 @@ _RULES: dict[OpOverload | OpOverloadPacket | str, Rule] = {}
 
 
 def rule(*ops: OpOverload | OpOverloadPacket | str, counts_macs: bool = False) -> Callable[[R], R]:
-    """Register a rule for these ops. An overload packet means all its overloads, and so does a name, `library::op`, which can
-    be that of an op that does not exist yet."""
+    """Register a rule for these ops. An overload packet means all its overloads, and so does a name, `library::op`. An op that
+    is given by name need not exist yet."""
 
     def decorate(function: R) -> R:
         for op in ops:
@@ -47,12 +47,12 @@ def register_rule(
     ...     t.unify(t.axis(x, 1), factor)
     ...     return t.labels(x)
 
-    The rule is called as `rule(t, *args, **kwargs)` after the op ran, with the op's own arguments. What it may read from `t`
-    and declare is documented on `secateurs.graph.Context`. It returns the labels of the output, `{axis: labels}`, a list
-    of these for an op of several outputs, or None for an output without channels.
+    The rule is called as `rule(t, *args, **kwargs)` after the op has run, with the op's own arguments. See
+    `secateurs.graph.Context` for what it can read from `t` and declare. It returns the labels of the output,
+    `{axis: labels}`, a list of these for an op with several outputs, or None for an output without channels.
 
     replace: replace an existing rule of the op.
-    counts_macs: the rule calls `t.cost`, and is called for operands without labels, too.
+    counts_macs: the rule calls `t.cost`, and is also called for operands without labels.
 
     Raises ValueError if an op already has a rule and `replace` is not set.
     """
@@ -63,7 +63,7 @@ def register_rule(
 
 
 def present(*names: str) -> list[OpOverloadPacket]:
-    """The aten ops of these that the installed PyTorch has: some are newer than the oldest supported release."""
+    """Return those of these aten ops that the installed PyTorch has. Some are newer than the oldest supported release."""
     return [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
 
 

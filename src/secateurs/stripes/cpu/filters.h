@@ -1,4 +1,4 @@
-// Filters in a register: for single images whose rows are shorter than that. A pixel is a pointer to its channels.
+// Filters in a register: for single images whose rows are shorter than a register. A pixel is a pointer to its channels.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -37,7 +37,7 @@ inline void multiply(const float* const* x, const float* w, int64_t channels, ve
     for (int v = 0; v < V; v++) sums[p * V + v] = sum[p][v];
 }
 
-// x: n pointers to channels, with MANY more to zeros behind them. out: pointers to their outputs.
+// x: n pointers to channels, followed by MANY pointers to zeros. out: pointers to their outputs.
 template <int V>
 void add_wide(const float* const* x, int64_t n, const float* w, int64_t channels, float* const* out,
               const int64_t* filters, int64_t count) {

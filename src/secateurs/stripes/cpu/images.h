@@ -57,7 +57,7 @@ constexpr int64_t IMAGES_BAND = 1 << 20;  // values of the input that are worked
 constexpr int64_t IMAGES_TILE = 2 * LANES;  // pixels of the output that stay in cache
 
 // A band of rows of LANES images: a vector is a pixel's value in one channel, in all of them. Pixels come one after the
-// other, each with its channels, and what lies outside of the images is passed over.
+// other, each with its channels, and what lies outside of the images is skipped.
 void images_in_registers(const Problem& p) {
   const int64_t groups = over(p.images, LANES), size = p.height * p.width, out_size = p.out_h * p.out_w;
   const int64_t image = p.channels * size, out_image = p.outputs * out_size;

@@ -1,5 +1,5 @@
-// Neighbouring pixels in a register. Padding and stride are dealt with once, when an image is copied: with a stride its
-// pixels are dealt out into one plane for each phase, in which neighbouring outputs read neighbouring values, and a
+// Neighboring pixels in a register. Padding and stride are handled once, when an image is copied. With a stride, its
+// pixels are distributed into one plane for each phase, in which neighboring outputs read neighboring values, and a
 // position is an offset.
 #pragma once
 
@@ -16,7 +16,7 @@ constexpr int64_t BAND = 1 << 16;  // values of the copied input that are worked
 // A band of output rows of one image: what it reads is copied, by phases, and its positions are offsets into the copy.
 struct Band {
   int64_t most, below, columns;  // output rows; rows of a phase that they read beyond their own; columns of a phase
-  bool by_row;  // outputs row by row, each in whole vectors; else in one go, the padding between rows computed as well
+  bool by_row;  // outputs row by row, each in whole vectors; else all at once, the padding between rows computed as well
   int64_t out_row, plane, phase, out_plane;
   std::vector<int64_t> shift, from, to;
 
@@ -24,11 +24,11 @@ struct Band {
       : below(p.dh * (p.rows_of_kernel - 1) / p.sh), columns(over(p.padded_w, p.sw)) {
     const int64_t phases = p.sh * p.sw, fits = BAND / (p.channels * phases * columns) - below;
     most = std::clamp<int64_t>(fits, 1, over(p.images * p.out_h, at::get_num_threads()));
-    most = over(p.out_h, over(p.out_h, most));  // bands of one height, as near as can be
+    most = over(p.out_h, over(p.out_h, most));  // bands of nearly equal height
     by_row = up(p.out_w, LANES) <= columns;
     out_row = by_row ? up(p.out_w, LANES) : columns;
     plane = up((most + below) * columns + 2 * LANES, LANES);
-    if (plane % 1024 == 0) plane += LANES;  // or all channels would want the same lines of the cache
+    if (plane % 1024 == 0) plane += LANES;  // otherwise all channels would compete for the same cache lines
     phase = p.channels * plane;
     out_plane = up(most * out_row, LANES) + LANES;
     for (const Block& b : p.blocks) {

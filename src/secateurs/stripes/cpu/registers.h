@@ -1,4 +1,4 @@
-// What all three ways share: the problem, and blocks of filters by vectors of pixels in registers.
+// Shared by all three ways to fill a register: the problem, and blocks of filters by vectors of pixels in registers.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ inline void add_block(const float* x, int64_t plane, int64_t channels, const int
   vec sum[F][V];
   const float* at[V];
   for (int v = 0; v < V; v++) at[v] = x + from[v];
-  // All loops over registers are unrolled: one that is not would send them through memory.
+  // All loops over registers are unrolled; otherwise their values would go through memory.
 #pragma GCC unroll 12
   for (int f = 0; f < F; f++)
 #pragma GCC unroll 12
@@ -49,7 +49,7 @@ inline void add_block(const float* x, int64_t plane, int64_t channels, const int
     for (int v = 0; v < V; v++) *reinterpret_cast<vec*>(out + filters[f] * out_plane + to[v]) += sum[f][v];
 }
 
-// The same for n vectors, a few at a time.
+// `add_block` for n vectors, a few at a time.
 template <int F>
 void add_tile(const float* x, int64_t plane, int64_t channels, const int64_t* from, const float* w, float* out,
               int64_t out_plane, const int64_t* to, const int64_t* filters, int64_t n) {
@@ -68,7 +68,7 @@ const AddTile ADD_TILE[] = {
 #endif
 };
 
-// Reused from call to call: fresh memory would cost more than what is done in it.
+// Reused from call to call: to allocate memory would cost more than the work that is done in it.
 float* buffer(std::vector<float>& memory, int64_t size) {
   if (static_cast<int64_t>(memory.size()) < size) memory.assign(size, 0.f);
   return memory.data();

@@ -2,10 +2,10 @@
 //
 // out[o] = sum over o's kept positions p, over channels c, of weight[o, p, c] * x[c] shifted by p.
 //
-// A filter keeps its own positions, so this is no matrix product as a whole; but for one position it is one, over the
-// filters that keep it. A tile of output pixels stays in cache while all positions add to it, and a block of filters by
-// a few pixels stays in registers while all channels do. There are three ways to fill a register: with neighbouring
-// pixels, with the images of a batch, or with filters.
+// A filter keeps its own positions, so the whole is not a matrix product. But one position is, over the filters that keep
+// it. A tile of output pixels stays in cache while all positions add to it, and a block of filters by a few pixels stays
+// in registers while all channels do. There are three ways to fill a register: with neighboring pixels, with the images
+// of a batch, or with filters.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -28,7 +28,7 @@ at::Tensor stripe_conv2d(c10::string_view fill, const at::Tensor& input, const a
   constexpr auto LAST = at::MemoryFormat::ChannelsLast, FIRST = at::MemoryFormat::Contiguous;
   const auto given = input.suggest_memory_format(), wanted = channels_last ? LAST : given;
   const bool images = fill == "images";
-  const auto own = fill == "filters" ? LAST : FIRST;  // that of the others
+  const auto own = fill == "filters" ? LAST : FIRST;  // the format for the other two
   const at::Tensor x = input.contiguous(images ? given : own);
 
   Problem p;
