@@ -115,8 +115,7 @@ def held(batch: Any, index: int, split: str) -> Any:
 
 def checked(batch: Any, index: int, split: str) -> tuple[Any, Tensor | None]:
     """Split a batch into inputs and targets. Targets are None if the batch is inputs only: a tensor, a dict, or a tuple
-    with one item, which is a tensor, a dict or a tuple of tensors. Raises DataError for anything else and for an empty batch.
-    """
+    with one item, which is a tensor, a dict or a tuple of tensors. Raises DataError for any other or an empty batch."""
     alone = isinstance(batch, (tuple, list)) and len(batch) == 1
     single = batch[0] if alone else batch
     if not isinstance(single, Tensor | Mapping) and not (alone and isinstance(single, (tuple, list))):

@@ -105,7 +105,7 @@ def export(
     size = batch_of(example_inputs) if images is None else None
     if size == 0:
         raise ConfigError("The example inputs are empty: their first axis, the batch, has length 0.")
-    if dynamic.batch and not size and tensors(example_inputs):  # inputs without tensors do not run, which is reported below
+    if dynamic.batch and not size and tensors(example_inputs):  # inputs without tensors fail below
         raise ConfigError(
             "The example inputs have no common first axis that could be a batch: export with ",
             Setting("dynamic_batch", False), ".",

@@ -192,8 +192,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _unsound(tensor: Tensor, parameter: bool) -> str | None:
-    """Name the values that make a tensor invalid: NaN always, infinity in a parameter (a buffer, such as a mask, may hold it).
-    """
+    """Name the values that make a tensor invalid: NaN always, and infinity in a parameter (a mask may hold it)."""
     if _kind(tensor) not in ("float", "complex"):
         return None
     if tensor.dtype.itemsize == 1:

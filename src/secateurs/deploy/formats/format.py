@@ -16,7 +16,7 @@ from secateurs.graph.inputs import tensors
 
 METADATA = "secateurs"  # the key under which a file stores the network's metadata, as JSON
 
-Shapes = dict[str, Any] | tuple[Any, ...] | None  # dynamic shapes of the inputs: {axis: its name, or a Dim} in place of tensors
+Shapes = dict[str, Any] | tuple[Any, ...] | None  # of the inputs: {axis: its name, or a Dim} in place of tensors
 
 
 class ExportedFile(Protocol):

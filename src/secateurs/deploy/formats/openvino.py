@@ -29,7 +29,7 @@ def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs:
     model = ov.convert_model(program)
     fixed = {x.arg.name for x in program.graph_signature.input_specs if isinstance(x.arg, ConstantArgument)}
     for parameter in model.get_parameters():
-        if parameter.get_friendly_name() in fixed:  # an argument that is not a tensor; the runtime would require its value
+        if parameter.get_friendly_name() in fixed:  # not a tensor; the runtime would require its value
             model.remove_parameter(parameter)
     if len(model.outputs) == len(outputs):
         for output, name in zip(model.outputs, outputs, strict=True):
