@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def generator(*key: int) -> torch.Generator:
-    """Return a CPU generator seeded by a tuple of integers, such as (seed, epoch, batch). Nearby seeds are unrelated."""
+    """Return a CPU generator seeded by integers, such as (seed, epoch, batch). Similar tuples give unrelated numbers."""
     state = np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 

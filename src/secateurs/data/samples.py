@@ -1,4 +1,4 @@
-"""Batches of images with targets of their own shape (masks, boxes), which transforms change together."""
+"""Batches of images with structured targets (masks, boxes). Transforms change images and targets together."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class SampleLoader(Loader):
         return super().__len__() if self.augment is not None else len(self._batches(0))
 
     def _batches(self, epoch: int) -> list[Tensor]:
-        """The indices of each batch of whole images, in order."""
+        """Return the indices of each batch of whole images, in order."""
         count = len(self.source)
         order = torch.randperm(count, generator=generator(self.seed, epoch, ORDER)) if self.shuffle else range(count)
         waiting: dict[Any, list[int]] = {}
@@ -137,7 +137,7 @@ class SampleLoader(Loader):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _collect(self, found: list[Sample | Unreadable], seeds: Any) -> list[Sample]:
-        """The samples of a batch, transformed and normalized, on the device."""
+        """Transform the samples of a batch, move them to the device, and normalize them."""
         samples: list[Sample] = []
         for i, one in enumerate(found):
             if isinstance(one, Unreadable):

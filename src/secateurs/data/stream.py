@@ -58,7 +58,7 @@ class StreamSource:
 
 
 class StreamLoader(Loader):
-    """A `Loader` of shards. Here, too, order and augmentation depend only on (seed, epoch, batch index).
+    """A `Loader` of shards. Its order and augmentation also depend only on (seed, epoch, batch index).
 
     Shards are assigned to lanes, and every batch takes the same number of rows from each lane. A process reads only its own
     lanes. When the first lane is exhausted, the rows left in the others form the last batches (the tail), which

@@ -64,7 +64,7 @@ def _wrong(model: nn.Module, step: Callable[[nn.Module], int], inputs: Any, due:
 
 
 def _fastest(model: nn.Module, inputs: Any, seconds: float) -> nn.Module:
-    """Return the network in channels last if that is faster beyond the noise; otherwise as it is."""
+    """Return the network in channels-last format if that is faster beyond the noise; otherwise, return it as it is."""
     last = copied(model)
     channels_last_(last)
     for network in (model, last):

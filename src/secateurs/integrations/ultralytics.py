@@ -73,7 +73,7 @@ def trainer(yolo: Model) -> type[BaseTrainer]:
 
 
 def _trainable(network: nn.Module) -> nn.Module:
-    """Prepare a network as Ultralytics builds it: in float32, with every parameter trainable. Its trainers freeze their own."""
+    """Return a network as Ultralytics builds it: in float32, all parameters trainable. Its trainers choose what to freeze."""
     network.__dict__.pop("criterion", None)  # left by an earlier training, with its settings
     network._modules.pop("criterion", None)
     return network.float().requires_grad_()

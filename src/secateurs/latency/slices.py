@@ -22,7 +22,7 @@ Cut = Callable[[Plan], Program | None]
 
 @contextmanager
 def sliced(model: nn.Module, inputs: Any, target: Target) -> Iterator[tuple[Program | None, Cut]]:
-    """Yield the original's program, or None if the target does not run ONNX files, and a function that makes a program of the
+    """Yield the original's program, or None unless the target is ONNX Runtime, and a function that makes a program of the
     network cut by a plan. The function returns None for a file that cannot be cut this way, because constants other than
     those of layers depend on widths."""
     format = target.format

@@ -87,7 +87,7 @@ def _hub_data(card: Card) -> str | None:
 
 
 def _data_spec(card: Card) -> str:
-    """The spec without the options that say how it is read; empty for data that has none."""
+    """Return the spec without its options; empty for data without a spec."""
     return "" if card.data is None else str(card.data.data or "").partition("?")[0]
 
 

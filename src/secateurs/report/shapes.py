@@ -29,7 +29,7 @@ def masks(plan: Plan) -> dict[str, Array]:
 
 
 def frequencies(mask: Array) -> list[tuple[Array, int]]:
-    """Return the shapes of a layer's filters, (*kernel) of bools, and the filters with each shape, most frequent first."""
+    """Return a layer's filter shapes, (*kernel) of bools, and the number of filters with each, most frequent first."""
     shapes, counts = np.unique(mask, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [(shapes[i], int(counts[i])) for i in order]

@@ -33,7 +33,7 @@ class Engine(TrainingRun):
 
     `data`: an iterable of (inputs, targets) batches, a function that returns one, or an object with `.train`, `.val`.
     `loss(outputs, targets) -> scalar` gets the model's raw outputs (default: cross-entropy, including auxiliary heads). It is
-    short for `objective=Objective(loss=…)`. With other objectives, batches may be anything; see `Objective`.
+    short for `objective=Objective(loss=…)`. With other objectives, batches can hold anything; see `Objective`.
     `folder`: where `metrics.jsonl` is written. `checkpoints` are saved after every epoch, every `save_steps` steps and
     `save_seconds` seconds if set. `track`: accelerate's trackers ("tensorboard", "wandb"…, or objects). `labels=False`: hooks
     provide the whole loss, so batches may be inputs only, as with a recipe that does not read labels.

@@ -35,7 +35,7 @@ class Reporter:
         self._first = self._began = 0.0
 
     def start(self, total: int | None, done: int) -> None:
-        """Start a run of `total` steps, of which `done` were taken before it was resumed."""
+        """Start a run of `total` steps. `done`: the steps taken before it was resumed."""
         self.total, self._first, self._began = total, done, time.perf_counter()
         self._due = self._began + self.interval
         if self.mode == "bar":

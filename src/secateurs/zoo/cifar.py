@@ -147,20 +147,20 @@ class SmallCNN(Network):
 
 
 def vgg16(num_classes: int = 10, in_channels: int = 3) -> VGG16:
-    """VGG-16-BN for CIFAR."""
+    """Build VGG-16-BN for CIFAR."""
     return VGG16(num_classes, in_channels)
 
 
 def googlenet(num_classes: int = 10, in_channels: int = 3) -> GoogLeNet:
-    """GoogLeNet for CIFAR."""
+    """Build GoogLeNet for CIFAR."""
     return GoogLeNet(num_classes, in_channels)
 
 
 def alexnet_bn(num_classes: int = 10, in_channels: int = 3, small: bool = True) -> AlexNetBN:
-    """AlexNet with batch norm."""
+    """Build AlexNet with batch norm."""
     return AlexNetBN(num_classes, in_channels, small)
 
 
 def small_cnn(num_classes: int = 10, in_channels: int = 3) -> SmallCNN:
-    """The network of `secateurs demo`."""
+    """Build the network of `secateurs demo`."""
     return SmallCNN(num_classes, in_channels)

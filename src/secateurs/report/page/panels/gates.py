@@ -1,7 +1,7 @@
 """Histograms of gates over time, and of each group at the end, for a method that learns gates, such as NPN.
 
 Its history has events `open` (step, `macs` or `params`: {open, decided, target}, and `histogram`: the number of gates in each
-of several equal bins between 0 and 1). At the end it has an event `gates` (`histograms`: the same by group; closed, of,
+of several equal bins between 0 and 1). At the end it has an event `gates` (`histograms`: a histogram per group; closed, of,
 undecided, disagree).
 """
 
@@ -100,7 +100,7 @@ def _times(lines: list[OpenGates]) -> dict[str, Any]:
 
 
 def _strip(bins: list[int]) -> list[dict[str, Any]]:
-    """Return a group's histogram as cells. Cells with more gates are darker, by the square root, so that few are visible."""
+    """Return a group's histogram as cells. Shades follow the square root of the counts, so that a few gates are visible."""
     most = max(bins) or 1
     edges = [f"{i / len(bins):.2f} to {(i + 1) / len(bins):.2f}" for i in range(len(bins))]
     return [
